@@ -1,0 +1,204 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::frame::Header;
+use crate::testing::{end, packet, recorded, tcp, udp};
+use crate::{Frame, Packet};
+
+/// What the kernel knows of a packet besides its bytes.
+#[derive(Clone, Copy)]
+struct Beside {
+    ethertype: u16,
+    packet_type: u32,
+    device_type: u32,
+}
+
+impl Beside {
+    fn arriving(ethertype: u16) -> Self {
+        Self { ethertype, packet_type: 0, device_type: 1 }
+    }
+}
+
+/// An interpreter of classic BPF, written after the kernel's Documentation/networking/filter.rst: how many bytes the
+/// program wants. A load beyond the end ends the program with 0.
+fn run(program: &[Instruction], bytes: &[u8], beside: Beside) -> u32 {
+    let load = |place: u32, size: u32| -> Option<u32> {
+        match place {
+            0xffff_f000 => return Some(beside.ethertype.into()),
+            0xffff_f004 => return Some(beside.packet_type),
+            0xffff_f01c => return Some(beside.device_type),
+            _ => {}
+        }
+        let bytes = bytes.get(place as usize..(place + size) as usize)?;
+        Some(bytes.iter().fold(0, |value, &byte| value << 8 | u32::from(byte)))
+    };
+    let (mut a, mut x, mut memory, mut at) = (0_u32, 0_u32, [None; 16], 0);
+    loop {
+        let Instruction { code, then, otherwise, value: k } = program[at];
+        at += 1;
+        let mut branch = |holds: bool| at += usize::from(if holds { then } else { otherwise });
+        let loaded = match code {
+            0x20 => load(k, 4),
+            0x28 => load(k, 2),
+            0x30 => load(k, 1),
+            0x48 => load(x + k, 2),
+            0x50 => load(x + k, 1),
+            0xb1 => load(k, 1),
+            _ => Some(0),
+        };
+        let Some(loaded) = loaded else { return 0 };
+        match code {
+            0x20 | 0x28 | 0x30 | 0x48 | 0x50 => a = loaded,
+            0xb1 => x = (loaded & 0xf) * 4,
+            0x01 => x = k,
+            0x60 => a = memory[k as usize].expect("nothing is recalled that was not stored"),
+            0x02 => memory[k as usize] = Some(a),
+            0x04 => a = a.wrapping_add(k),
+            0x0c => a = a.wrapping_add(x),
+            0x54 => a &= k,
+            0x64 => a <<= k,
+            0x07 => x = a,
+            0x87 => a = x,
+            0x15 => branch(a == k),
+            0x45 => branch(a & k != 0),
+            0x05 => at += k as usize,
+            0x06 => return k,
+            _ => panic!("instruction {code:#x}"),
+        }
+    }
+}
+
+/// How many bytes of a packet that arrives are wanted.
+fn wanted(ports: &[u16], ethertype: u16, bytes: &[u8]) -> u32 {
+    run(&program(ports, 1024), bytes, Beside::arriving(ethertype))
+}
+
+fn samples() -> Vec<(u16, Vec<u8>)> {
+    let (v4, v6) =
+        (["192.0.2.1:40000", "192.0.2.53:53"].map(end), ["[2001:db8::1]:40000", "[2001:db8::53]:53"].map(end));
+    let of = |[client, server]: [crate::Endpoint; 2]| {
+        [
+            udp(client, server, b"x"),
+            udp(server, client, b"x"),
+            tcp(client, server, 1, 2, b""),
+            tcp(server, client, 1, 2, b""),
+        ]
+    };
+    [of(v4), of(v6)].concat()
+}
+
+#[test]
+fn dns_passes() {
+    for (ethertype, bytes) in samples() {
+        let expected = if bytes[9] == 6 || bytes[6] == 6 { WHOLE } else { 1024 };
+        assert_eq!(wanted(&[53], ethertype, &bytes), expected);
+        assert_eq!(wanted(&[5353, 53, 5355], ethertype, &bytes), expected);
+        assert_eq!(wanted(&[54], ethertype, &bytes), 0);
+    }
+}
+
+#[test]
+fn tags_are_passed_over() {
+    for (ethertype, bytes) in samples() {
+        for tag in [[0x00, 5], [0x45, 5], [0x60, 5]] {
+            let one = [&tag[..], &ethertype.to_be_bytes(), &bytes].concat();
+            let two = [&tag[..], &VLAN.to_be_bytes(), &one].concat();
+            for outer in [VLAN, SERVICE_VLAN] {
+                assert_ne!(wanted(&[53], outer, &bytes), 0, "no tag");
+                assert_ne!(wanted(&[53], outer, &one), 0, "tag {tag:x?}");
+                assert_ne!(wanted(&[53], outer, &two), 0, "tags {tag:x?}");
+                assert_eq!(wanted(&[54], outer, &two), 0);
+            }
+        }
+    }
+}
+
+#[test]
+fn loopback_is_seen_once() {
+    let (ethertype, bytes) = samples().swap_remove(0);
+    for (packet_type, device_type, expected) in [(0, 772, 1024), (4, 772, 0), (0, 1, 1024), (4, 1, 1024), (3, 1, 1024)]
+    {
+        let beside = Beside { ethertype, packet_type, device_type };
+        assert_eq!(run(&program(&[53], 1024), &bytes, beside), expected, "{packet_type} {device_type}");
+    }
+}
+
+#[test]
+fn extension_headers_are_passed_over() {
+    let mut bytes = udp(end("[2001:db8::1]:40000"), end("[2001:db8::53]:53"), b"x").1;
+    bytes[6] = 0;
+    bytes.splice(
+        40..40,
+        [[44, 1].as_slice(), &[0; 14], &[60, 0, 0, 1, 0, 0, 0, 0], &[17, 0, 0, 0, 0, 0, 0, 0]].concat(),
+    );
+    assert_eq!(wanted(&[53], IPV6, &bytes), 1024);
+    assert_eq!(wanted(&[54], IPV6, &bytes), 0);
+    // A later fragment has no ports.
+    bytes[40 + 16 + 3] = 8;
+    assert_eq!(wanted(&[53], IPV6, &bytes), 0);
+}
+
+#[test]
+fn ipv4_options_are_passed_over_and_later_fragments_are_not_wanted() {
+    let mut bytes = udp(end("192.0.2.1:40000"), end("192.0.2.53:53"), b"x").1;
+    bytes[0] = 0x47;
+    bytes.splice(20..20, [1; 8]);
+    assert_eq!(wanted(&[53], IPV4, &bytes), 1024);
+    bytes[7] = 1;
+    assert_eq!(wanted(&[53], IPV4, &bytes), 0);
+}
+
+#[test]
+fn other_packets_are_not_wanted() {
+    assert_eq!(wanted(&[53], 0x0806, &[0; 60]), 0);
+    assert_eq!(wanted(&[53], IPV4, &[]), 0);
+    for (ethertype, mut bytes) in samples() {
+        bytes[if ethertype == IPV4 { 9 } else { 6 }] = 132;
+        assert_eq!(wanted(&[53], ethertype, &bytes), 0, "SCTP");
+    }
+}
+
+#[test]
+fn as_many_ports_as_there_may_be_fit() {
+    let ports: Vec<u16> = (1..=32).collect();
+    assert!(program(&ports, 65_535).len() < 300);
+    let (ethertype, bytes) = udp(end("192.0.2.1:40000"), end("192.0.2.53:32"), b"x");
+    assert_eq!(wanted(&ports, ethertype, &bytes), 1024);
+}
+
+proptest! {
+    /// The filter lets through what can be read, and nothing else of it.
+    #[test]
+    fn agrees_with_the_reader(
+        at in 0..recorded().len(),
+        tag in prop::option::of(any::<[u8; 2]>()),
+        changes in prop::collection::vec((0..64_usize, any::<u8>()), 0..3),
+    ) {
+        let (mut ethertype, mut bytes) = recorded().swap_remove(at);
+        for (place, value) in changes {
+            if let Some(byte) = bytes.get_mut(place) {
+                *byte = value;
+            }
+        }
+        if let Some(tag) = tag {
+            bytes = [&tag[..], &ethertype.to_be_bytes(), &bytes].concat();
+            ethertype = VLAN;
+        }
+        let wanted = wanted(&[53], ethertype, &bytes);
+        if let Ok(frame) = Frame::parse(&Packet { ..packet(0, ethertype, &bytes) }) {
+            let dns = [frame.source.port, frame.destination.port].contains(&53);
+            let expected = match frame.header {
+                Header::Udp => 1024,
+                Header::Tcp { .. } => WHOLE,
+            };
+            prop_assert_eq!(wanted, if dns { expected } else { 0 });
+        }
+    }
+
+    #[test]
+    fn any_bytes_are_survived(ethertype in any::<u16>(), bytes in prop::collection::vec(any::<u8>(), 0..100)) {
+        for ethertype in [ethertype, IPV4, IPV6, VLAN] {
+            wanted(&[53], ethertype, &bytes);
+        }
+    }
+}

@@ -1,0 +1,282 @@
+use std::net::IpAddr;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::Frame;
+use crate::testing::{Record, a, cname, packet, query, recorded, response, unhex, wire};
+
+/// The UDP messages among the recorded packets.
+fn messages() -> Vec<Vec<u8>> {
+    let udp = recorded().into_iter().filter(|(_, bytes)| bytes[9] == 17 || bytes[6] == 17);
+    udp.map(|(ethertype, bytes)| Frame::parse(&packet(0, ethertype, &bytes)).unwrap().payload.to_vec()).collect()
+}
+
+fn addresses(bytes: &[u8]) -> Result<Vec<String>, Unusable> {
+    let mut addresses = Vec::new();
+    Message::parse(bytes)?.addresses(false, &mut addresses)?;
+    Ok(addresses.iter().map(|Address { ip, ttl }| format!("{ip} {ttl}")).collect())
+}
+
+fn stray(bytes: &[u8]) -> u32 {
+    Message::parse(bytes).unwrap().addresses(false, &mut Vec::new()).unwrap().stray
+}
+
+#[test]
+fn reads_recorded_messages() {
+    let expected: [(&str, &[&str]); 12] = [
+        ("A www.example.test", &["192.0.2.10 40"]),
+        ("AAAA www.example.test", &["2001:db8::10 40"]),
+        ("A big.example.test", &[]),
+        ("A plain.example.test", &["192.0.2.10 300"]),
+        ("A nothing.example.test", &[]),
+        ("", &[]),
+        ("HTTPS h.ub.test", &["198.51.100.9 90", "198.51.100.10 90", "2001:db8:7::9 90"]),
+        ("HTTPS al.ub.test", &[]),
+        ("A a.ub.test", &["198.51.100.7 120"]),
+        ("A mixed.ub.test", &["198.51.100.8 120"]),
+        (r"A sp\032ace\.dot.ub.test", &["198.51.100.11 60"]),
+        ("A nx.ub.test", &[]),
+    ];
+    let messages = messages();
+    assert_eq!(messages.len(), 2 * expected.len());
+    for (pair, (question, found)) in messages.chunks(2).zip(expected) {
+        if question.is_empty() {
+            assert!(pair.iter().all(|bytes| Message::parse(bytes).err() == Some(Unusable::Uninteresting)));
+            continue;
+        }
+        let [asked, answered] = [0, 1].map(|at| Message::parse(&pair[at]).unwrap());
+        assert!(!asked.is_response() && answered.is_response(), "{question}");
+        assert_eq!(asked.id(), answered.id());
+        for message in [&asked, &answered] {
+            assert_eq!(format!("{} {}", message.kind().name(), message.name()), question);
+        }
+        if answered.is_truncated() {
+            assert_eq!(addresses(&pair[1]).unwrap().len(), 29);
+        } else {
+            assert_eq!(addresses(&pair[1]).unwrap(), found, "{question}");
+        }
+        assert_eq!(answered.rcode(), if question.starts_with("A n") { 3 } else { 0 }, "{question}");
+    }
+}
+
+#[test]
+fn addresses_are_found_in_whatever_order_aliases_come() {
+    let chain = [cname("w", "x"), cname("x", "y"), cname("y", "z"), a("z", "192.0.2.1")];
+    let orders: [[usize; 4]; 4] = [[0, 1, 2, 3], [3, 2, 1, 0], [3, 0, 2, 1], [1, 3, 2, 0]];
+    for order in orders {
+        let records: Vec<Record<'_>> = order.iter().map(|&at| chain[at].clone()).collect();
+        assert_eq!(addresses(&response(1, "w", Kind::A, &records)).unwrap(), ["192.0.2.1 300"], "{order:?}");
+    }
+}
+
+#[test]
+fn the_least_time_to_live_on_the_way_counts() {
+    let mut bytes = response(1, "w", Kind::A, &[cname("w", "z"), a("z", "192.0.2.1")]);
+    // The alias's comes after header, question and pointer, type and class.
+    let at = 12 + 7 + 2 + 4;
+    assert_eq!(bytes[at..at + 4], [0, 0, 1, 44]);
+    bytes[at + 3] = 5;
+    assert_eq!(addresses(&bytes).unwrap(), ["192.0.2.1 261"]);
+    bytes[at] = 0x80;
+    assert_eq!(addresses(&bytes).unwrap(), ["192.0.2.1 0"], "RFC 2181, section 8");
+}
+
+#[test]
+fn addresses_of_other_names_are_ignored() {
+    let bytes = response(1, "w", Kind::A, &[a("bank", "192.0.2.66"), a("w", "192.0.2.1"), a("sub.w", "192.0.2.67")]);
+    assert_eq!(addresses(&bytes).unwrap(), ["192.0.2.1 300"]);
+    assert_eq!(stray(&bytes), 2);
+    let bytes = response(1, "w", Kind::A, &[cname("other", "w2"), a("w2", "192.0.2.66")]);
+    assert!(addresses(&bytes).unwrap().is_empty());
+    let before_the_alias = response(1, "w", Kind::A, &[a("w", "192.0.2.66"), cname("w", "z"), a("z", "192.0.2.1")]);
+    assert_eq!(addresses(&before_the_alias).unwrap(), ["192.0.2.1 300"]);
+}
+
+#[test]
+fn addresses_that_were_not_asked_for_are_ignored() {
+    let six = ("w", 28, vec![0x20; 16]);
+    let both = [a("w", "192.0.2.1"), six];
+    assert_eq!(addresses(&response(1, "w", Kind::A, &both)).unwrap().len(), 1);
+    assert_eq!(addresses(&response(1, "w", Kind::Aaaa, &both)).unwrap().len(), 1);
+    assert_eq!(addresses(&response(1, "w", Kind::Any, &both)).unwrap().len(), 2);
+    assert!(addresses(&response(1, "w", Kind::Https, &both)).unwrap().is_empty());
+}
+
+#[test]
+fn mapped_addresses_are_ipv4() {
+    let mapped = unhex("0000 0000 0000 0000 0000 ffff c000 0201");
+    let bytes = response(1, "w", Kind::Aaaa, &[("w", 28, mapped)]);
+    assert_eq!(addresses(&bytes).unwrap(), ["192.0.2.1 300"]);
+}
+
+#[test]
+fn services_are_followed() {
+    // Priority 0 is an alias; parameter 4 holds IPv4 hints.
+    let alias = ("w", 64, [vec![0, 0], wire("s")].concat());
+    let hints = unhex("0001 00 0001 0003 026832 0004 0004 c0000201");
+    let bytes = response(1, "w", Kind::Svcb, &[alias, ("s", 64, hints)]);
+    assert_eq!(addresses(&bytes).unwrap(), ["192.0.2.1 300"]);
+    let none = ("w", 64, vec![0, 0, 0]);
+    assert!(addresses(&response(1, "w", Kind::Svcb, &[none])).unwrap().is_empty());
+}
+
+#[test]
+fn letters_are_lowered_and_bytes_escaped() {
+    let mut bytes = query(1, "ABCDEF.Z", Kind::A);
+    bytes[13..19].copy_from_slice(b"A. \x07\xff\\");
+    assert_eq!(Message::parse(&bytes).unwrap().name(), r"a\.\032\007\255\\.z");
+    assert_eq!(Message::parse(&query(1, "", Kind::A)).unwrap().name(), ".");
+}
+
+#[test]
+fn the_longest_name_is_1003_bytes_long() {
+    let labels =
+        [63_usize, 63, 63, 61].map(|length| [vec![u8::try_from(length).unwrap()], vec![0xff; length]].concat());
+    let mut bytes = query(1, "", Kind::A);
+    bytes.splice(12..12, labels.concat());
+    assert_eq!(Message::parse(&bytes).unwrap().name().len(), 1_003);
+    bytes[12 + 192] = 62;
+    bytes.insert(12 + 193, 0xff);
+    assert_eq!(Message::parse(&bytes).err(), Some(Unusable::Bad), "256 bytes");
+}
+
+/// What is wrong, and the message.
+fn malformed() -> Vec<(&'static str, Vec<u8>)> {
+    let header = "0001 8180 0001 0001 0000 0000";
+    let question = "0177 00 0001 0001";
+    let of = |rest: &str| unhex(&format!("{header} {question} {rest}"));
+    vec![
+        ("nothing", vec![]),
+        ("half a header", unhex("0001 8180 0001")),
+        ("no question", unhex(header)),
+        ("half a question", unhex(&format!("{header} 0177 00 0001"))),
+        ("a name that points at itself", unhex(&format!("{header} c00c 0001 0001"))),
+        ("a name that points ahead", unhex(&format!("{header} c00e 0001 0001 0177 00"))),
+        ("a label of a reserved type", unhex(&format!("{header} 8177 00 0001 0001"))),
+        ("a label beyond the end", unhex(&format!("{header} 3f77 00 0001 0001"))),
+        ("a promised record that is not there", of("")),
+        ("half a record", of("c00c 0001 0001 0000")),
+        ("data beyond the end", of("c00c 0001 0001 0000 0100 0004 c000 02")),
+        ("an address of three bytes", of("c00c 0001 0001 0000 0100 0003 c000 02")),
+        ("an address of five bytes", of("c00c 0001 0001 0000 0100 0005 c000 0201 01")),
+        ("an owner that points ahead", of("c0ff 0001 0001 0000 0100 0004 c000 0201")),
+        ("owners that point at each other", of("c015 c013 0001 0001 0000 0100 0004 c000 0201")),
+        ("an alias to itself by pointer", of("c00c 0005 0001 0000 0100 0002 c01f")),
+        ("an alias that ends before its data", of("c00c 0005 0001 0000 0100 0005 0178 00 0000")),
+        ("65,535 records", {
+            let mut bytes = response(1, "w", Kind::A, &[a("w", "192.0.2.1")]);
+            bytes[6..8].copy_from_slice(&[0xff, 0xff]);
+            bytes
+        }),
+        ("65,535 records of no bytes", {
+            let mut bytes = of(&"00 0001 0001 0000 0100 0000".repeat(5_000));
+            bytes[6..8].copy_from_slice(&[0xff, 0xff]);
+            bytes
+        }),
+        ("a name of 300 bytes", {
+            let mut bytes = query(1, "", Kind::A);
+            bytes.splice(12..12, b"\x05xxxxx".repeat(50));
+            bytes
+        }),
+        ("pointers to pointers", {
+            // One record of another type with 300 pointers for data, each to the one before; then one that they own.
+            let mut bytes = of("c00c 0063 0001 0000 0100 0258");
+            bytes[7] = 2;
+            let start = u16::try_from(bytes.len()).unwrap();
+            let pointers = (0..300).map(|at| if at == 0 { 12 } else { start + 2 * (at - 1) });
+            bytes.extend(pointers.flat_map(|target| (0xc000 + target).to_be_bytes()));
+            let last = 0xc000 + start + 2 * 299;
+            bytes.extend(last.to_be_bytes());
+            bytes.extend(unhex("0001 0001 0000 0100 0004 c000 0201"));
+            bytes
+        }),
+    ]
+}
+
+#[test]
+fn malformed_messages_name_nothing() {
+    for (what, bytes) in malformed() {
+        assert_eq!(addresses(&bytes), Err(Unusable::Bad), "{what}");
+    }
+}
+
+#[test]
+fn circles_lead_nowhere() {
+    let circles: [&[Record<'_>]; 4] = [
+        &[cname("w", "w")],
+        &[cname("w", "x"), cname("x", "w")],
+        &[cname("x", "w"), cname("w", "x")],
+        &[cname("w", "x"), cname("x", "y"), cname("y", "x"), a("z", "192.0.2.1")],
+    ];
+    for records in circles {
+        let found = addresses(&response(1, "w", Kind::A, records));
+        assert!(matches!(found.as_deref(), Ok([]) | Err(Unusable::Bad)), "{records:?}: {found:?}");
+    }
+}
+
+#[test]
+fn of_a_cut_message_whole_records_count() {
+    let bytes = response(1, "w", Kind::A, &[a("w", "192.0.2.1"), a("w", "192.0.2.2")]);
+    let mut found = Vec::new();
+    let cut = &bytes[..bytes.len() - 1];
+    Message::parse(cut).unwrap().addresses(true, &mut found).unwrap();
+    assert_eq!(found.iter().map(|address| address.ip).collect::<Vec<_>>(), ["192.0.2.1".parse::<IpAddr>().unwrap()]);
+    assert_eq!(addresses(cut), Err(Unusable::Bad));
+}
+
+#[test]
+fn other_messages_are_of_no_interest() {
+    type Change = fn(&mut Vec<u8>);
+    let changes: [(&str, Change); 4] = [
+        ("an update", |b| b[2] |= 5 << 3),
+        ("two questions", |b| b[5] = 2),
+        ("no question", |b| b[5] = 0),
+        ("class CH", |b| *b.last_mut().unwrap() = 3),
+    ];
+    for (what, change) in changes {
+        let mut bytes = query(1, "w", Kind::A);
+        change(&mut bytes);
+        assert_eq!(Message::parse(&bytes).err(), Some(Unusable::Uninteresting), "{what}");
+    }
+}
+
+#[test]
+fn work_is_bounded() {
+    // As many aliases as fit, each leading to the one before it: the worst order.
+    let names: Vec<String> = (0..2_000).map(|at| format!("n{at}")).collect();
+    let records: Vec<Record<'_>> = (1..names.len()).rev().map(|at| cname(&names[at - 1], &names[at])).collect();
+    assert_eq!(addresses(&response(1, "n0", Kind::A, &records)), Err(Unusable::Bad));
+    // As many addresses as fit.
+    let records: Vec<Record<'_>> = (0..1_000).map(|_| a("w", "192.0.2.1")).collect();
+    assert_eq!(addresses(&response(1, "w", Kind::A, &records)).unwrap().len(), 256);
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_are_survived(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        let _ = addresses(&bytes);
+    }
+
+    #[test]
+    fn spoiled_messages_are_survived(
+        at in 0..messages().len(),
+        keep in any::<prop::sample::Index>(),
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..8),
+        cut in any::<bool>(),
+    ) {
+        let mut bytes = messages().swap_remove(at);
+        for (place, value) in changes {
+            let place = place.index(bytes.len());
+            bytes[place] = value;
+        }
+        bytes.truncate(keep.index(bytes.len() + 1));
+        if let Ok(message) = Message::parse(&bytes) {
+            let name = message.name();
+            prop_assert!((1..=1_003).contains(&name.len()) && name.bytes().all(|byte| (b'!'..=b'~').contains(&byte)));
+            let mut found = Vec::new();
+            let _ = message.addresses(cut, &mut found);
+            prop_assert!(found.len() <= 256);
+        }
+    }
+}

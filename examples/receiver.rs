@@ -1,0 +1,62 @@
+//! A stand-in for Elasticsearch, to see what `socktrail agent` sends: answers bulk requests as if all were written, and
+//! writes the documents to standard output, one a line. `receiver PORT`
+
+#![allow(clippy::print_stdout, reason = "documents go to standard output")]
+
+use std::error::Error;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+
+use flate2::read::GzDecoder;
+use serde_json::{Value, json};
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let port = std::env::args().nth(1).ok_or("which port?")?.parse()?;
+    for stream in TcpListener::bind(("127.0.0.1", port))?.incoming() {
+        if let Err(error) = serve(stream?) {
+            println!("{}", json!({ "error": error.to_string() }));
+        }
+    }
+    Ok(())
+}
+
+/// Answers one request after the other until the client goes.
+fn serve(stream: TcpStream) -> Result<(), Box<dyn Error>> {
+    let mut stream = BufReader::new(stream);
+    loop {
+        let (mut line, mut length, mut packed) = (String::new(), 0, false);
+        while stream.read_line(&mut line)? > 0 && !line.ends_with("\r\n\r\n") && line != "\r\n" {
+            let header = line.lines().last().unwrap_or_default().to_lowercase();
+            match header.split_once(": ") {
+                Some(("content-length", value)) => length = value.parse()?,
+                Some(("content-encoding", value)) => packed = value == "gzip",
+                _ => {}
+            }
+        }
+        if line.is_empty() {
+            return Ok(());
+        }
+        let mut body = vec![0; length];
+        stream.read_exact(&mut body)?;
+        let mut text = String::new();
+        if packed {
+            GzDecoder::new(&body[..]).read_to_string(&mut text)?;
+        } else {
+            text = String::from_utf8(body)?;
+        }
+        let answer = take(&text)?.to_string();
+        write!(stream.get_mut(), "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{answer}", answer.len())?;
+    }
+}
+
+/// Writes the documents of a request; what to answer.
+fn take(request: &str) -> Result<Value, serde_json::Error> {
+    let lines: Vec<&str> = request.lines().collect();
+    let mut items = Vec::new();
+    for pair in lines.chunks_exact(2) {
+        let action: Value = serde_json::from_str(pair[0])?;
+        println!("{}", pair[1]);
+        items.push(json!({ "create": { "_id": action["create"]["_id"], "status": 201 } }));
+    }
+    Ok(json!({ "items": items }))
+}

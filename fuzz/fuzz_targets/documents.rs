@@ -1,0 +1,35 @@
+//! A recording to documents, and what holds whatever it says.
+
+use std::collections::HashSet;
+use std::io::sink;
+
+use socktrail::ecs::{Context, Directions};
+use socktrail::output::{Format, Lines};
+use socktrail::recording::{RecordingError, Replay};
+use socktrail::state::Config;
+
+/// Tables are small, so that they get full.
+const MOST: usize = 16;
+
+pub fn replay(recording: &[u8]) {
+    let config = Config { max_flows: MOST, max_sockets: MOST, max_processes: MOST, ..Config::default() };
+    let Ok(replay) = Replay::open(recording, config) else { return };
+    let (host, agent, clock) = (replay.host().clone(), replay.agent().clone(), replay.clock());
+    let mut lines = [Format::Ecs, Format::Text].map(|format| Lines::new(sink(), format));
+    let (mut reported, mut ended) = (0, HashSet::new());
+    let replayed = replay.run(|flow, names| {
+        assert!(flow.start <= flow.end);
+        assert!(!flow.is_final || ended.insert(flow.number), "a flow is final once");
+        reported += 1;
+        let context = Context { host: &host, agent: &agent, clock, names, directions: Directions::default() };
+        lines.iter_mut().try_for_each(|lines| lines.write(&flow, &context)).map_err(RecordingError::from)
+    });
+    if let Ok(replayed) = replayed {
+        let stats = replayed.stats;
+        assert_eq!(stats.flows_reported, reported);
+        assert_eq!(stats.flows_live, 0);
+        let ended = stats.flows_reported + stats.flows_own + stats.flows_filtered + stats.flows_without_socket;
+        assert_eq!(ended, stats.flows_started, "every flow has gone somewhere");
+        assert!(stats.sockets_live <= MOST as u64 && stats.processes_live <= MOST as u64);
+    }
+}

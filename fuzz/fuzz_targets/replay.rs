@@ -1,0 +1,13 @@
+//! Files of any bytes as recordings: `cargo fuzz run replay`.
+//!
+//! With a stable compiler: `RUSTC_BOOTSTRAP=1 cargo fuzz run replay`. Seeds: `python3 fuzz/seeds.py fuzz/corpus`.
+
+#![no_main]
+
+mod documents;
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|data: &[u8]| {
+    documents::replay(data);
+});

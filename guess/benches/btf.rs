@@ -1,0 +1,44 @@
+//! How long it takes, and how much memory, to find everything in the type information of the kernel that runs here, or
+//! of the file named first: `cargo bench -p socktrail-guess --bench btf [-- PATH]`.
+#![allow(clippy::print_stdout)]
+
+use socktrail_guess::find_in_btf;
+use std::time::{Duration, Instant};
+
+const RUNS: usize = 50;
+
+fn main() {
+    let path = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
+    let path = path.unwrap_or_else(|| "/sys/kernel/btf/vmlinux".to_owned());
+    let before = peak_memory();
+    let bytes = match std::fs::read(&path) {
+        Ok(bytes) => bytes,
+        Err(error) => return println!("{path}: {error}: nothing measured"),
+    };
+    let found = find_in_btf(&bytes).expect("type information of a kernel");
+    let memory = peak_memory() - before;
+    let reading = fastest(|| std::fs::read(&path).expect("it was just read").len());
+    let finding = fastest(|| find_in_btf(&bytes).expect("it was just parsed").missing.len());
+    println!("{path}: {} KiB", bytes.len() / 1024);
+    println!("fastest of {RUNS}: {reading:?} to read it, {finding:?} to find everything; {memory} KiB of memory");
+    for (key, why) in &found.missing {
+        println!("not found: {key}: {why}");
+    }
+}
+
+fn fastest(mut run: impl FnMut() -> usize) -> Duration {
+    let time = |_| {
+        let began = Instant::now();
+        std::hint::black_box(run());
+        began.elapsed()
+    };
+    (0..RUNS).map(time).min().expect("at least one run")
+}
+
+/// In KiB.
+fn peak_memory() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("/proc is mounted");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let number = line.and_then(|line| line.split_whitespace().next());
+    number.and_then(|number| number.parse().ok()).expect("a number of KiB")
+}

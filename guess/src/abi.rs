@@ -1,0 +1,68 @@
+//! Layout that is part of the kernel's promise to programs, or of a network standard: known, never guessed.
+//!
+//! Ports and addresses in these structures are in network byte order.
+
+/// `struct.field` and its offset in bytes.
+pub const FIELDS: &[(&str, u32)] = &[
+    ("sockaddr.sa_family", 0),
+    ("sockaddr_in.sin_family", 0),
+    ("sockaddr_in.sin_port", 2),
+    ("sockaddr_in.sin_addr", 4),
+    ("sockaddr_in6.sin6_family", 0),
+    ("sockaddr_in6.sin6_port", 2),
+    ("sockaddr_in6.sin6_addr", 8),
+    ("sockaddr_un.sun_path", 2),
+    ("iphdr.ihl", 0),
+    ("iphdr.tot_len", 2),
+    ("iphdr.protocol", 9),
+    ("iphdr.saddr", 12),
+    ("iphdr.daddr", 16),
+    ("ipv6hdr.version", 0),
+    ("ipv6hdr.payload_len", 4),
+    ("ipv6hdr.nexthdr", 6),
+    ("ipv6hdr.saddr", 8),
+    ("ipv6hdr.daddr", 24),
+    ("tcphdr.source", 0),
+    ("tcphdr.dest", 2),
+    ("tcphdr.seq", 4),
+    ("tcphdr.ack_seq", 8),
+    ("tcphdr.doff", 12),
+    ("tcphdr.flags", 13),
+    ("udphdr.source", 0),
+    ("udphdr.dest", 2),
+    ("udphdr.len", 4),
+];
+
+/// Arguments of functions that stand for a system call, or that the kernel calls its security modules by, and their
+/// positions, the first being 1. They follow the system call or the hook, and have been the same for as long as there
+/// are such functions.
+pub const ARGUMENTS: &[(&str, u8)] = &[
+    ("__sys_socket(family)", 1),
+    ("__sys_socket(type)", 2),
+    ("__sys_socket(protocol)", 3),
+    ("__sys_bind(fd)", 1),
+    ("__sys_listen(fd)", 1),
+    ("__sys_listen(backlog)", 2),
+    ("__sys_accept4(fd)", 1),
+    ("__sys_connect(fd)", 1),
+    ("__sys_setsockopt(fd)", 1),
+    ("security_socket_post_create(sock)", 1),
+    ("security_socket_post_create(protocol)", 4),
+    ("security_socket_post_create(kern)", 5),
+    ("security_socket_bind(sock)", 1),
+    ("security_socket_bind(address)", 2),
+    ("security_socket_bind(addrlen)", 3),
+    ("security_socket_listen(sock)", 1),
+    ("security_socket_listen(backlog)", 2),
+    ("security_socket_accept(sock)", 1),
+    ("security_socket_connect(sock)", 1),
+    ("security_socket_connect(address)", 2),
+    ("security_socket_connect(addrlen)", 3),
+    ("security_socket_setsockopt(sock)", 1),
+    ("security_socket_setsockopt(level)", 2),
+    ("security_socket_setsockopt(optname)", 3),
+    ("__sock_release(sock)", 1),
+    ("__sock_release(inode)", 2),
+    ("sock_release(sock)", 1),
+    ("tcp_connect(sk)", 1),
+];

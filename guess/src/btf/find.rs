@@ -1,0 +1,237 @@
+//! The catalog, looked up in type information.
+
+use super::reader::{Btf, Malformed, Member, Type, kind, starts_with_string};
+use crate::catalog::{self, ArgumentSpec, FieldSpec, FunctionSpec};
+use crate::layout::{Layout, Origin};
+use std::time::Instant;
+
+/// How many members may be looked at for one field: far above what any structure has, far below what takes long.
+const MEMBERS: u32 = 100_000;
+
+/// What type information told.
+#[derive(Debug)]
+pub struct Found {
+    /// Everything that it told.
+    pub layout: Layout,
+    /// What it did not tell, by key, and why.
+    pub missing: Vec<(String, String)>,
+}
+
+/// Looks up every field and argument of the catalog.
+///
+/// # Errors
+///
+/// When the bytes are not type information in this machine's byte order, or contradict themselves.
+pub fn find(bytes: &[u8]) -> Result<Found, Malformed> {
+    let began = Instant::now();
+    let mut names = Names::of_catalog();
+    let btf = Btf::scan(bytes, |kind, id, name| names.note(kind, id, name))?;
+    let mut told = Vec::new();
+    for spec in catalog::FIELDS {
+        told.push((spec.name.to_owned(), find_field(&btf, &names, spec)?));
+    }
+    for spec in catalog::FUNCTIONS {
+        for argument in spec.arguments {
+            let key = catalog::argument_key(spec.name, argument.name);
+            told.push((key, find_argument(&btf, &names, spec, argument)?));
+        }
+    }
+    let took = began.elapsed();
+    let (mut layout, mut missing) = (Layout::new(), Vec::new());
+    for (key, told) in told {
+        match told {
+            Ok(value) => layout.set(&key, value, Origin::Btf, took),
+            Err(why) => missing.push((key, why)),
+        }
+    }
+    Ok(Found { layout, missing })
+}
+
+/// A number, or why there is none.
+type Told = Result<u32, String>;
+
+/// The wanted structures and functions, and the types of those names.
+struct Names {
+    /// Sorted by kind and name.
+    wanted: Vec<(u8, &'static [u8], Vec<u32>)>,
+    /// Whether any wanted name starts with these two bytes: nearly all other names end here.
+    starts: Box<[bool; 1 << 16]>,
+}
+
+impl Names {
+    fn of_catalog() -> Self {
+        let fields = catalog::FIELDS.iter();
+        let paths = fields.flat_map(|spec| spec.forms.iter().copied().chain([spec.name]));
+        let structs = paths.map(|path| (kind::STRUCT, split_path(path).0.as_bytes(), Vec::new()));
+        let functions = catalog::FUNCTIONS.iter();
+        let functions = functions.map(|spec| (kind::FUNC, spec.name.as_bytes(), Vec::new()));
+        let mut wanted: Vec<_> = structs.chain(functions).collect();
+        wanted.sort();
+        wanted.dedup();
+        let mut starts = Box::new([false; 1 << 16]);
+        for (_, name, _) in &wanted {
+            starts[two_bytes(name)] = true;
+        }
+        Self { wanted, starts }
+    }
+
+    /// `name` ends at its first NUL.
+    fn note(&mut self, kind: u8, id: u32, name: &[u8]) {
+        if self.starts[two_bytes(name)] {
+            let same = |wanted: &&mut (u8, &[u8], Vec<u32>)| wanted.0 == kind && starts_with_string(name, wanted.1);
+            if let Some((_, _, ids)) = self.wanted.iter_mut().find(same) {
+                ids.push(id);
+            }
+        }
+    }
+
+    fn ids(&self, kind: u8, name: &str) -> &[u32] {
+        let mut wanted = self.wanted.iter();
+        let found = wanted.find(|wanted| wanted.0 == kind && wanted.1 == name.as_bytes());
+        found.map_or(&[], |(_, _, ids)| ids)
+    }
+}
+
+fn two_bytes(name: &[u8]) -> usize {
+    match name {
+        [first, second, ..] => usize::from(u16::from_ne_bytes([*first, *second])),
+        _ => 0,
+    }
+}
+
+fn split_path(path: &str) -> (&str, &str) {
+    path.split_once('.').expect("the catalog's names are struct.field")
+}
+
+fn find_field(btf: &Btf<'_>, names: &Names, spec: &FieldSpec) -> Result<Told, Malformed> {
+    let mut why = None;
+    for path in [spec.name].iter().chain(spec.forms) {
+        match find_path(btf, names, path, spec.size)? {
+            Ok(offset) => return Ok(Ok(offset)),
+            Err(reason) => why = why.or(Some(reason)),
+        }
+    }
+    Ok(Err(why.expect("at least one path was tried")))
+}
+
+/// Looks `struct.member.member…` up in every structure of that name; those that have it must agree.
+fn find_path(btf: &Btf<'_>, names: &Names, path: &str, size: u32) -> Result<Told, Malformed> {
+    let (structure, members) = split_path(path);
+    let ids = names.ids(kind::STRUCT, structure);
+    if ids.is_empty() {
+        return Ok(Err(format!("there is no struct {structure}")));
+    }
+    let mut offsets = Vec::new();
+    let mut why = format!("struct {structure} has no member {members}");
+    for &id in ids {
+        match follow(btf, id, members, size)? {
+            Some(Ok(offset)) => offsets.push(offset),
+            Some(Err(reason)) => why = reason,
+            None => {}
+        }
+    }
+    offsets.sort_unstable();
+    offsets.dedup();
+    Ok(match offsets[..] {
+        [] => Err(why),
+        [offset] => Ok(offset),
+        _ => Err(format!("the structs {structure} have {members} at different offsets: {offsets:?}")),
+    })
+}
+
+/// The offset of a member of a member of … the structure `id`; none when it has no such member.
+fn follow(btf: &Btf<'_>, id: u32, members: &str, size: u32) -> Result<Option<Told>, Malformed> {
+    let (mut within, mut bits, mut last) = (id, 0u32, None);
+    for name in members.split('.') {
+        let mut budget = MEMBERS;
+        let Some((member, base)) = find_member(btf, &btf.strip(within)?, name, &mut budget)? else {
+            return Ok(None);
+        };
+        bits = bits.saturating_add(base).saturating_add(member.bit_offset);
+        within = member.type_id;
+        last = Some(member);
+    }
+    let member = last.expect("a path has at least one member");
+    if member.bits != 0 || !bits.is_multiple_of(8) || btf.odd_bits(member.type_id)?.is_some() {
+        return Ok(Some(Err(format!("{members} is a bit field"))));
+    }
+    let found = btf.size(member.type_id)?;
+    if found != u64::from(size) {
+        return Ok(Some(Err(format!("{members} has {found} bytes, not {size}"))));
+    }
+    Ok(Some(Ok(bits / 8)))
+}
+
+/// The member of that name, also inside anonymous members, and the bits before the structure that it is in.
+fn find_member(btf: &Btf<'_>, of: &Type, name: &str, budget: &mut u32) -> Result<Option<(Member, u32)>, Malformed> {
+    let mut open = vec![(*of, 0u32)];
+    while let Some((of, base)) = open.pop() {
+        if !matches!(of.kind, kind::STRUCT | kind::UNION) {
+            continue;
+        }
+        for member in btf.members(&of) {
+            let member = member?;
+            let what = "a structure without endless members";
+            let at = member.type_id as usize;
+            *budget = budget.checked_sub(1).ok_or(Malformed { what, at })?;
+            if member.name == 0 {
+                open.push((btf.strip(member.type_id)?, base.saturating_add(member.bit_offset)));
+            } else if btf.is_called(member.name, name)? {
+                return Ok(Some((member, base)));
+            }
+        }
+    }
+    Ok(None)
+}
+
+fn find_argument(
+    btf: &Btf<'_>,
+    names: &Names,
+    function: &FunctionSpec,
+    argument: &ArgumentSpec,
+) -> Result<Told, Malformed> {
+    let mut positions = Vec::new();
+    for &id in names.ids(kind::FUNC, function.name) {
+        let prototype = btf.strip(btf.get(id)?.size_or_type)?;
+        positions.push(position(btf, &prototype, argument)?);
+    }
+    positions.sort_unstable();
+    positions.dedup();
+    Ok(match positions[..] {
+        [] => Err(format!("there is no function {}", function.name)),
+        [Some(position)] => Ok(position),
+        [None] => Err(format!("{} has no argument {}", function.name, argument.name)),
+        _ => Err(format!("the functions {} have different arguments", function.name)),
+    })
+}
+
+/// An argument's position by its name, else by its type when only one is of that type.
+fn position(btf: &Btf<'_>, prototype: &Type, argument: &ArgumentSpec) -> Result<Option<u32>, Malformed> {
+    if prototype.kind != kind::FUNC_PROTO {
+        return Ok(None);
+    }
+    let mut of_type = Vec::new();
+    for (index, parameter) in btf.parameters(prototype).enumerate().take(255) {
+        let parameter = parameter?;
+        let position = index as u32 + 1;
+        let is_pointer = btf.strip(parameter.type_id)?.kind == kind::PTR;
+        if is_pointer == argument.points_to.is_some() && btf.is_called(parameter.name, argument.name)? {
+            return Ok(Some(position));
+        }
+        if let Some(structure) = argument.points_to
+            && points_to(btf, parameter.type_id, structure)?
+        {
+            of_type.push(position);
+        }
+    }
+    Ok(if let [only] = of_type[..] { Some(only) } else { None })
+}
+
+fn points_to(btf: &Btf<'_>, type_id: u32, structure: &str) -> Result<bool, Malformed> {
+    let pointer = btf.strip(type_id)?;
+    if pointer.kind != kind::PTR {
+        return Ok(false);
+    }
+    let target = btf.strip(pointer.size_or_type)?;
+    Ok(matches!(target.kind, kind::STRUCT | kind::FWD) && btf.is_called(target.name, structure)?)
+}

@@ -1,0 +1,220 @@
+//! What is needed of the kernel's layout: the one place that lists it.
+//!
+//! To need one more field or argument, add one line here. BTF then finds it by itself; a guess must say that it
+//! gives it, and a test says so when none does.
+
+/// A structure's field that is needed.
+#[derive(Debug, Clone, Copy)]
+pub struct FieldSpec {
+    /// The name that probes use, `struct.field`.
+    pub name: &'static str,
+    /// Its size in bytes.
+    pub size: u32,
+    /// What else it is called, newest kernel first: other members, or members of members. Empty when the name says it.
+    pub forms: &'static [&'static str],
+    /// Whether only IPv6 needs it.
+    pub ipv6: bool,
+    /// Whether only socket events need it.
+    pub socket_events: bool,
+}
+
+/// A kernel function with the arguments that are needed of it.
+#[derive(Debug, Clone, Copy)]
+pub struct FunctionSpec {
+    /// The kernel's name of it.
+    pub name: &'static str,
+    /// What is needed of its arguments; empty when only its return value or its being called matters.
+    pub arguments: &'static [ArgumentSpec],
+    /// Whether only IPv6 needs it.
+    pub ipv6: bool,
+    /// The release from which on there is no such function any more: to miss it there is no loss.
+    pub until: Option<&'static str>,
+}
+
+/// An argument of a kernel function.
+#[derive(Debug, Clone, Copy)]
+pub struct ArgumentSpec {
+    /// What the kernel and the probes call it.
+    pub name: &'static str,
+    /// The structure that it points to; none for a plain number.
+    pub points_to: Option<&'static str>,
+}
+
+const fn field(name: &'static str, size: u32) -> FieldSpec {
+    FieldSpec { name, size, forms: &[], ipv6: false, socket_events: false }
+}
+
+impl FieldSpec {
+    const fn or(mut self, forms: &'static [&'static str]) -> Self {
+        self.forms = forms;
+        self
+    }
+
+    const fn v6(mut self) -> Self {
+        self.ipv6 = true;
+        self
+    }
+
+    const fn for_socket_events(mut self) -> Self {
+        self.socket_events = true;
+        self
+    }
+}
+
+const fn function(name: &'static str, arguments: &'static [ArgumentSpec]) -> FunctionSpec {
+    FunctionSpec { name, arguments, ipv6: false, until: None }
+}
+
+impl FunctionSpec {
+    const fn v6(mut self) -> Self {
+        self.ipv6 = true;
+        self
+    }
+
+    const fn until(mut self, release: &'static str) -> Self {
+        self.until = Some(release);
+        self
+    }
+}
+
+const fn pointer(name: &'static str, to: &'static str) -> ArgumentSpec {
+    ArgumentSpec { name, points_to: Some(to) }
+}
+
+const fn number(name: &'static str) -> ArgumentSpec {
+    ArgumentSpec { name, points_to: None }
+}
+
+const NET: ArgumentSpec = pointer("net", "net");
+const SK: ArgumentSpec = pointer("sk", "sock");
+const SKB: ArgumentSpec = pointer("skb", "sk_buff");
+const SOCK: ArgumentSpec = pointer("sock", "socket");
+const UADDR: ArgumentSpec = pointer("uaddr", "sockaddr");
+
+/// Every field that is needed.
+pub const FIELDS: &[FieldSpec] = &[
+    field("sock_common.skc_daddr", 4),
+    field("sock_common.skc_rcv_saddr", 4),
+    field("sock_common.skc_dport", 2),
+    field("sock_common.skc_num", 2),
+    field("sock_common.skc_family", 2),
+    field("sock_common.skc_net", 8),
+    field("sock_common.skc_v6_daddr", 16).v6(),
+    field("sock_common.skc_v6_rcv_saddr", 16).v6(),
+    field("sock.sk_err", 4),
+    field("inet_sock.inet_sport", 2),
+    field("tcp_sock.segs_in", 4),
+    field("tcp_sock.segs_out", 4),
+    field("socket.sk", 8),
+    field("sk_buff.len", 4),
+    field("sk_buff.data", 8),
+    field("sk_buff.transport_header", 2),
+    field("sk_buff.network_header", 2),
+    field("sk_buff.dev", 8),
+    field("sk_buff.sk", 8),
+    field("net_device.nd_net", 8),
+    field("flowi6.saddr", 16).v6(),
+    field("flowi6.daddr", 16).v6(),
+    field("flowi6.flowi6_proto", 1).or(&["flowi6.__fl_common.flowic_proto"]).v6(),
+    field("cred.uid", 4),
+    field("cred.gid", 4),
+    field("cred.euid", 4),
+    field("cred.egid", 4),
+    field("linux_binprm.p", 8),
+    field("linux_binprm.filename", 8),
+    field("linux_binprm.interp", 8),
+    field("linux_binprm.argc", 4),
+    field("task_struct.pid", 4),
+    field("task_struct.tgid", 4),
+    field("task_struct.start_boottime", 8).or(&["task_struct.real_start_time"]),
+    field("socket.type", 2).for_socket_events(),
+    field("socket_alloc.i_ino", 8).or(&["socket_alloc.vfs_inode.i_ino"]).for_socket_events(),
+    field("sock_common.skc_state", 1).for_socket_events(),
+    field("sock_common.skc_bound_dev_if", 4).for_socket_events(),
+    field("sock.sk_protocol", 2).for_socket_events(),
+];
+
+/// Every function that is probed, with its arguments by the names that probes use.
+pub const FUNCTIONS: &[FunctionSpec] = &[
+    function("ip_local_out", &[NET, SK, SKB]),
+    function("__ip_local_out", &[NET, SK, SKB]),
+    function("__ip_local_out_sk", &[SK, SKB]).until("4.4"),
+    function("ip_local_out_sk", &[SK, SKB]).until("4.4"),
+    function("ip6_local_out", &[NET, SK, SKB]).v6(),
+    function("__ip6_local_out", &[NET, SK, SKB]).v6(),
+    function("ip6_xmit", &[SK, SKB, pointer("fl6", "flowi6")]).v6(),
+    function("tcp_v4_rcv", &[SKB]),
+    function("tcp_v6_rcv", &[SKB]).v6(),
+    function("udp_queue_rcv_skb", &[SK, SKB]),
+    function("udpv6_queue_rcv_skb", &[SK, SKB]).v6(),
+    function("tcp_v4_connect", &[SK, UADDR]),
+    function("tcp_v6_connect", &[SK, UADDR]).v6(),
+    function("tcp_set_state", &[SK, number("state")]),
+    function("sock_init_data", &[SOCK, SK]),
+    function("security_sock_graft", &[SK, pointer("parent", "socket")]),
+    function("inet_csk_accept", &[]),
+    function("inet_release", &[SOCK]),
+    function("inet_sock_destruct", &[SK]),
+    function("commit_creds", &[pointer("new", "cred")]),
+    function("security_bprm_committed_creds", &[pointer("bprm", "linux_binprm")]),
+    function("wake_up_new_task", &[pointer("p", "task_struct")]),
+];
+
+/// How an argument is written: `function(argument)`.
+pub fn argument_key(function: &str, argument: &str) -> String {
+    format!("{function}({argument})")
+}
+
+/// Splits `function(argument)`.
+pub fn split_argument_key(key: &str) -> Option<(&str, &str)> {
+    key.strip_suffix(')')?.split_once('(')
+}
+
+/// Whether a key is an argument of a function that only older kernels have.
+pub fn is_old(key: &str) -> bool {
+    let function = split_argument_key(key).map(|(function, _)| function);
+    FUNCTIONS.iter().any(|spec| spec.until.is_some() && Some(spec.name) == function)
+}
+
+/// Whether only socket events need a key.
+pub fn is_for_socket_events(key: &str) -> bool {
+    FIELDS.iter().any(|spec| spec.socket_events && spec.name == key)
+}
+
+/// Every key that is needed, and whether only IPv6 needs it: fields as `struct.field`, arguments as
+/// `function(argument)`.
+pub fn keys() -> impl Iterator<Item = (String, bool)> {
+    let fields = FIELDS.iter().map(|spec| (spec.name.to_owned(), spec.ipv6));
+    let arguments = FUNCTIONS.iter().flat_map(|spec| {
+        let key = |argument: &ArgumentSpec| (argument_key(spec.name, argument.name), spec.ipv6);
+        spec.arguments.iter().map(key)
+    });
+    fields.chain(arguments)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn nothing_is_listed_twice() {
+        let all: Vec<_> = keys().map(|(key, _)| key).collect();
+        let distinct: BTreeSet<_> = all.iter().collect();
+        assert_eq!(all.len(), distinct.len());
+    }
+
+    #[test]
+    fn keys_of_arguments_can_be_taken_apart() {
+        assert_eq!(split_argument_key("ip_local_out(skb)"), Some(("ip_local_out", "skb")));
+        assert_eq!(split_argument_key("sock_common.skc_daddr"), None);
+    }
+
+    #[test]
+    fn names_have_the_form_struct_dot_field() {
+        for spec in FIELDS {
+            assert_eq!(spec.name.split('.').count(), 2, "{}", spec.name);
+            assert!(spec.forms.iter().all(|form| form.contains('.')), "{}", spec.name);
+        }
+    }
+}

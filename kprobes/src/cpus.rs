@@ -1,0 +1,64 @@
+//! Which CPUs are online.
+
+use std::collections::BTreeSet;
+use std::{fs, io};
+
+use crate::Error;
+
+/// CPU numbers are below this (`NR_CPUS` is 8192 at most).
+const MOST: u32 = 1 << 16;
+
+/// The CPUs that are online now.
+pub(crate) fn online() -> Result<BTreeSet<u32>, Error> {
+    const PATH: &str = "/sys/devices/system/cpu/online";
+    let failed = |source| Error::io(format!("reading {PATH}"), source);
+    let text = fs::read_to_string(PATH).map_err(failed)?;
+    parse(&text).ok_or_else(|| failed(io::Error::other(format!("{:?} is no list of CPUs", text.trim_ascii()))))
+}
+
+/// Parses `0-3,8,10-11`.
+fn parse(text: &str) -> Option<BTreeSet<u32>> {
+    let mut cpus = BTreeSet::new();
+    for range in text.trim_ascii().split(',') {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let (first, last) = (number(first)?, number(last)?);
+        if first > last {
+            return None;
+        }
+        cpus.extend(first..=last);
+    }
+    Some(cpus)
+}
+
+fn number(text: &str) -> Option<u32> {
+    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+    text.parse().ok().filter(|number| digits && *number < MOST)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists() {
+        let parsed = |text: &str| parse(text).map(|cpus| cpus.into_iter().collect::<Vec<_>>());
+        assert_eq!(parsed("0\n"), Some(vec![0]));
+        assert_eq!(parsed("0-3,8,10-11\n"), Some(vec![0, 1, 2, 3, 8, 10, 11]));
+        assert_eq!(parsed("2-2"), Some(vec![2]));
+        for text in ["", "\n", "a", "3-1", "1-", "-1", "0-3,", "+1", "1-2-3", "0-4294967295", "99999999999"] {
+            assert_eq!(parsed(text), None, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn this_machine_has_one() {
+        assert!(!online().unwrap().is_empty());
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_list_panics(text in "[0-9,\\- a]{0,20}") {
+            let _ = parse(&text);
+        }
+    }
+}

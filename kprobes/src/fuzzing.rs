@@ -1,0 +1,36 @@
+//! What the fuzz targets of `fuzz/` need that is private: rings in plain memory.
+
+use crate::merge::Merge;
+use crate::ring::Ring;
+use crate::ring::fake::Fake;
+use crate::{Drained, Record};
+
+/// Bytes of a ring.
+const CAPACITY: usize = 1 << 10;
+
+/// Rings that anything may be written to, read as those of the kernel are.
+#[derive(Debug)]
+pub struct FakeRings {
+    rings: Vec<Ring<Fake>>,
+    merge: Merge,
+}
+
+impl FakeRings {
+    /// A ring for each of two CPUs and one for a thread; those of CPUs have counted `start` bytes so far.
+    pub fn new(start: u32) -> Self {
+        let start = u64::from(start) * 8;
+        let of_cpu = |cpu| Ring::new(Fake::new(CAPACITY, start), Some(cpu));
+        Self { rings: vec![of_cpu(0), of_cpu(1), Ring::new(Fake::of_thread(CAPACITY), None)], merge: Merge::new() }
+    }
+
+    /// Writes bytes to a ring, as if the kernel had; `false` when they find no room.
+    pub fn write(&mut self, ring: u8, bytes: &[u8]) -> bool {
+        let ring = usize::from(ring) % self.rings.len();
+        self.rings[ring].memory_mut().write(bytes)
+    }
+
+    /// As [`Rings::drain`](crate::Rings::drain).
+    pub fn drain(&mut self, horizon: u64, f: &mut impl FnMut(Record<'_>)) -> Drained {
+        self.merge.drain(&mut self.rings, horizon, CAPACITY as u64 / 2, f)
+    }
+}

@@ -1,0 +1,112 @@
+//! Kernel probes through tracefs and perf rings: text in, time-ordered samples out.
+//!
+//! A text kprobe needs no kernel module, no compiler and no headers on the host: a line written to tracefs names a
+//! kernel function and what to fetch there, and perf delivers what was fetched through rings of shared memory. This
+//! crate is that way from end to end, and knows nothing of what is probed:
+//!
+//! 1. [`Tracefs`] is where the kernel's tracing files are; it is mounted when it is missing.
+//! 2. A [`Group`] names the probes of this process, and sweeps away what dead processes left behind.
+//! 3. A [`sample!`] declares what a probe fetches. The one declaration gives the probe's text and its [`Decoder`],
+//!    so that the two cannot differ. The text names layout (`{sk_buff.len}`, `{skb}`) and a [`Resolver`] fills in
+//!    offsets and registers. [`tracepoint!`] does the same for events that the kernel brings along.
+//! 4. [`Group::install`] writes the line and gives [`Installed`], which removes the probe with its last user.
+//! 5. [`Rings`] hold the samples: one ring for each CPU, or one for a thread. Events are [attached](Rings::attach),
+//!    filtered in the kernel, and [drained](Rings::drain) as one stream, oldest first, up to a [`Horizon`] that no
+//!    sample still on its way can be older than. Records are lent in place: nothing is copied or allocated.
+//! 6. What is lost is counted: a full ring ([`Record::Lost`], [`Rings::losses`]), calls that a kretprobe could not
+//!    follow ([`Group::misses`]), records that came late ([`Drained::late`]).
+//!
+//! Everything put into the kernel is owned by a value whose `Drop` takes it out again; after a `SIGKILL`, the next
+//! [`Group::create`] does. Every [`Error`] names the thing, the cause and the remedy, and [`Error::kind`] tells a
+//! function that this kernel does not have from a lack of privilege.
+//!
+//! # Example
+//!
+//! Who opens what:
+//!
+//! ```no_run
+//! use std::sync::Arc;
+//! use std::time::Duration;
+//!
+//! use socktrail_kprobes::{
+//!     Decoder, Group, Horizon, Record, RingOptions, Rings, Sample, Target, Term, Text, Tracefs, sample,
+//! };
+//!
+//! sample! {
+//!     /// `do_sys_openat2(dfd, filename, how)`
+//!     struct Open {
+//!         dfd: i32 = "{dfd}",
+//!         path: Text = "+u0({filename})",
+//!         flags: u64 = "+{open_how.flags}({how})",
+//!     }
+//! }
+//!
+//! fn layout(_function: &str, name: &str) -> Option<Term> {
+//!     match name {
+//!         "dfd" => Some(Term::Argument(1)),
+//!         "filename" => Some(Term::Argument(2)),
+//!         "how" => Some(Term::Argument(3)),
+//!         "open_how.flags" => Some(Term::Offset(0)),
+//!         _ => None,
+//!     }
+//! }
+//!
+//! let group = Group::create(&Arc::new(Tracefs::find()?), "example")?;
+//! let event = group.install("open", Target::Kprobe { function: "do_sys_openat2" }, Open::FETCHES, &layout)?;
+//! let decoder = Decoder::<Open>::new(event.format())?;
+//!
+//! let mut rings = Rings::per_cpu(&RingOptions::default())?;
+//! rings.attach(&event, Some("flags != 0"))?;
+//!
+//! let mut horizon = Horizon::default();
+//! loop {
+//!     rings.wait(Some(Duration::from_millis(100)))?;
+//!     let until = horizon.next(rings.now());
+//!     rings.drain(until, &mut |record| match record {
+//!         Record::Sample { time, pid, raw, .. } => {
+//!             let Some(open) = decoder.decode(raw) else { return };
+//!             let path = String::from_utf8_lossy(open.path.bytes(raw));
+//!             println!("{time} {pid} opened {path} from {}", open.dfd);
+//!         }
+//!         Record::Lost { cpu, count, .. } => println!("CPU {cpu} lost {count}"),
+//!         _ => {}
+//!     });
+//! }
+//! # #[allow(unreachable_code)]
+//! # Ok::<(), socktrail_kprobes::Error>(())
+//! ```
+//!
+//! Sources: `perf_event_open(2)`, and of the kernel's documentation trace/kprobetrace.rst and trace/events.rst.
+//! The oldest kernel in mind is 3.12; what came later is used where it is there ([`Features`], [`Clock`]).
+
+mod clock;
+mod cpus;
+mod error;
+mod format;
+#[cfg(fuzzing)]
+pub mod fuzzing;
+mod group;
+mod merge;
+mod options;
+mod owner;
+mod probe;
+mod ring;
+mod rings;
+mod sample;
+mod symbols;
+mod sys;
+mod template;
+mod tracefs;
+mod value;
+
+pub use error::{Error, Kind};
+pub use format::{Format, FormatField};
+pub use group::{Group, Installed, Misses};
+pub use merge::{Drained, Horizon, Losses, Record};
+pub use options::{Clock, RingOptions};
+pub use probe::{Fetch, Target};
+pub use rings::{CpuChanges, Rings, Waker};
+pub use sample::{Decoder, Field, Sample};
+pub use template::{Resolver, Term};
+pub use tracefs::{Features, Tracefs};
+pub use value::{Array, Text, Type, Value};

@@ -1,0 +1,188 @@
+//! Records of several rings as one stream, by time.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::collections::binary_heap::PeekMut;
+use std::mem;
+use std::time::Duration;
+
+use crate::ring::{LONGEST, Memory, Ring};
+
+/// A record lent by [`Rings::drain`](crate::Rings::drain).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Record<'a> {
+    /// A probe fired.
+    Sample {
+        /// When, in nanoseconds of the rings' [`clock`](crate::Rings::clock).
+        time: u64,
+        /// On which CPU.
+        cpu: u32,
+        /// The process (thread group) that this CPU was running, as our pid namespace numbers it. In an interrupt
+        /// it is whatever was interrupted.
+        pid: u32,
+        /// The thread, likewise.
+        tid: u32,
+        /// Which event: [`Installed::id`](crate::Installed::id).
+        id: u16,
+        /// The record, `common_type` first: what a [`Decoder`](crate::Decoder) takes. Up to 7 bytes of padding
+        /// follow its last field.
+        raw: &'a [u8],
+    },
+    /// A ring was full.
+    Lost {
+        /// When the kernel next found room, in nanoseconds of the rings' clock.
+        time: u64,
+        /// Whose ring it was.
+        cpu: u32,
+        /// How many records were lost before.
+        count: u64,
+    },
+}
+
+/// What a round of [`Rings::drain`](crate::Rings::drain) did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Drained {
+    /// Records lent.
+    pub records: u64,
+    /// Of these, how many were older than one lent before, in this round or an earlier one.
+    pub late: u64,
+    /// How often a record was no record; the rest of its ring was skipped. Never seen with a sound kernel.
+    pub malformed: u64,
+    /// More than the watermark is left in a ring: the next round should come within a millisecond or so.
+    pub backlog: bool,
+}
+
+/// Records that one CPU's ring lost since it was opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Losses {
+    /// The CPU; `None` for the ring of a thread.
+    pub cpu: Option<u32>,
+    /// Records lost for want of room, as far as has been read.
+    pub records: u64,
+}
+
+/// Up to which time a round may release records: the clock as read when the round before began, and at least the
+/// slack ago. A sample that was still being written while its ring was read is younger than that, so that nothing
+/// can overtake it.
+///
+/// Writing a sample takes a microsecond; but a virtual CPU may be halted amid it for milliseconds, which is what the
+/// slack is for. A sample that is later still is lent all the same and counted in [`Drained::late`].
+///
+/// ```
+/// # use std::time::Duration;
+/// # use socktrail_kprobes::Horizon;
+/// let mut horizon = Horizon::with_slack(Duration::from_nanos(100));
+/// assert_eq!(horizon.next(1_000), 0);
+/// assert_eq!(horizon.next(1_250), 1_000);
+/// assert_eq!(horizon.next(1_260), 1_160);
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct Horizon {
+    previous: u64,
+    slack: u64,
+}
+
+impl Horizon {
+    /// A horizon that stays `slack` behind the clock. Rings must have room for what arrives meanwhile.
+    pub fn with_slack(slack: Duration) -> Self {
+        Self { previous: 0, slack: u64::try_from(slack.as_nanos()).unwrap_or(u64::MAX) }
+    }
+
+    /// The horizon of the round that begins at `now` ([`Rings::now`](crate::Rings::now)).
+    pub fn next(&mut self, now: u64) -> u64 {
+        let previous = mem::replace(&mut self.previous, now);
+        previous.min(now.saturating_sub(self.slack))
+    }
+}
+
+impl Default for Horizon {
+    /// A slack of 10 ms.
+    fn default() -> Self {
+        Self::with_slack(Duration::from_millis(10))
+    }
+}
+
+/// Merges rings. Allocates nothing once it has seen as many rings as there are.
+#[derive(Debug)]
+pub(crate) struct Merge {
+    /// The time of each ring's next record, smallest on top.
+    heads: BinaryHeap<Reverse<(u64, usize)>>,
+    /// For records that wrap.
+    scratch: Box<[u8]>,
+    /// The greatest time lent so far.
+    lent: u64,
+    /// The greatest time seen at a ring's front in the last round.
+    seen: u64,
+}
+
+impl Merge {
+    pub(crate) fn new() -> Self {
+        Self { heads: BinaryHeap::new(), scratch: vec![0; LONGEST].into(), lent: 0, seen: 0 }
+    }
+
+    /// The greatest time that the last round has seen; 0 for none.
+    pub(crate) fn seen(&self) -> u64 {
+        self.seen
+    }
+
+    /// Lends all records older than `horizon`, oldest first, then gives their room back to the kernel: also when
+    /// `f` panics.
+    pub(crate) fn drain<M: Memory>(
+        &mut self,
+        rings: &mut [Ring<M>],
+        horizon: u64,
+        watermark: u64,
+        f: &mut impl FnMut(Record<'_>),
+    ) -> Drained {
+        let rings = Commit(rings);
+        let mut drained = Drained::default();
+        self.seen = 0;
+        self.heads.clear();
+        for (index, ring) in rings.0.iter_mut().enumerate() {
+            ring.refresh();
+            if let Some(time) = ring.peek() {
+                self.seen = self.seen.max(time);
+                self.heads.push(Reverse((time, index)));
+            }
+        }
+        while let Some(mut top) = self.heads.peek_mut() {
+            let Reverse((time, index)) = *top;
+            if time >= horizon {
+                break;
+            }
+            drained.records += 1;
+            drained.late += u64::from(time < self.lent);
+            self.lent = self.lent.max(time);
+            let ring = &mut rings.0[index];
+            ring.take(&mut self.scratch, f);
+            match ring.peek() {
+                Some(time) => {
+                    self.seen = self.seen.max(time);
+                    *top = Reverse((time, index));
+                }
+                None => drop(PeekMut::pop(top)),
+            }
+        }
+        for ring in rings.0.iter_mut() {
+            drained.malformed += ring.take_malformed();
+            drained.backlog |= ring.refresh() > watermark;
+        }
+        drained
+    }
+}
+
+/// Gives back what was read of every ring when it goes out of scope.
+struct Commit<'a, M: Memory>(&'a mut [Ring<M>]);
+
+impl<M: Memory> Drop for Commit<'_, M> {
+    fn drop(&mut self) {
+        for ring in self.0.iter_mut() {
+            ring.commit();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

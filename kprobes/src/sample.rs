@@ -1,0 +1,283 @@
+//! One declaration gives both the text of a probe and the decoder of its records.
+
+use std::marker::PhantomData;
+
+use crate::{Error, Fetch, Format, Type};
+
+/// One field that a sample expects in an event's `format`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Field {
+    /// Its name in the `format`.
+    pub name: &'static str,
+    /// Its type, which fixes its size.
+    pub kind: Type,
+}
+
+/// A typed record, declared with [`sample!`](crate::sample!) or [`tracepoint!`](crate::tracepoint!).
+pub trait Sample: Copy {
+    /// What a probe must fetch; empty for a static tracepoint.
+    const FETCHES: &'static [Fetch<'static>];
+    /// What the event's `format` must hold, in the order of the struct.
+    const FIELDS: &'static [Field];
+    /// Reads the struct, its fields being at `offsets` (as many as [`Self::FIELDS`]). `None` when the record is
+    /// too short.
+    fn read(raw: &[u8], offsets: &[u16]) -> Option<Self>;
+}
+
+/// Decodes the records of one event into `S`. Made once from the event's `format`; decoding allocates nothing.
+#[derive(Clone, Debug)]
+pub struct Decoder<S> {
+    offsets: Box<[u16]>,
+    sample: PhantomData<fn() -> S>,
+}
+
+impl<S: Sample> Decoder<S> {
+    /// Checks that `format` has each field of `S` with its size, and notes where they are.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] names the field that is missing or of another size.
+    pub fn new(format: &Format) -> Result<Self, Error> {
+        let offsets = S::FIELDS.iter().map(|field| offset_in(format, field)).collect::<Result<_, _>>()?;
+        Ok(Self { offsets, sample: PhantomData })
+    }
+
+    /// Decodes a record's raw bytes. `None` when it is shorter than the format says.
+    #[inline]
+    pub fn decode(&self, raw: &[u8]) -> Option<S> {
+        S::read(raw, &self.offsets)
+    }
+}
+
+fn offset_in(format: &Format, field: &Field) -> Result<u16, Error> {
+    let mismatch = |problem| Error::Mismatch { event: format.name.clone(), field: field.name.to_owned(), problem };
+    let found = format.field(field.name).ok_or_else(|| mismatch("missing".to_owned()))?;
+    if usize::from(found.size) != field.kind.size() {
+        return Err(mismatch(format!("{} bytes, expected {}", found.size, field.kind.size())));
+    }
+    Ok(found.offset)
+}
+
+/// Declares samples of kprobes and kretprobes: of each field its name, type and template (see
+/// [`Fetch`]).
+///
+/// Makes a `Copy` struct that is a [`Sample`]: give its `FETCHES` to
+/// [`Group::install`](crate::Group::install), and decode with a [`Decoder`] of it. The types are
+/// those that are a [`Value`](crate::Value); integers are in the machine's byte order, whatever the kernel keeps there.
+///
+/// ```
+/// use socktrail_kprobes::{Array, Sample, Text, Type, sample};
+///
+/// sample! {
+///     /// A program takes the place of another: `security_bprm_committed_creds(bprm)`.
+///     pub struct Exec {
+///         /// How many arguments it was given.
+///         pub argc: i32 = "+{linux_binprm.argc}({bprm})",
+///         /// Its path. A place in the raw record, not the string.
+///         pub path: Text = "+0(+{linux_binprm.filename}({bprm}))",
+///         /// The words at the top of its stack.
+///         pub stack: Array<u64, 64> = "+u0(+{linux_binprm.p}({bprm}))",
+///     }
+/// }
+///
+/// assert_eq!(Exec::FETCHES[0].template, "+{linux_binprm.argc}({bprm})");
+/// assert_eq!(Exec::FIELDS[2].kind, Type::Words(64));
+/// ```
+#[macro_export]
+macro_rules! sample {
+    ($(
+        $(#[$meta:meta])*
+        $vis:vis struct $name:ident {
+            $( $(#[$field_meta:meta])* $field_vis:vis $field:ident : $kind:ty = $template:expr ),* $(,)?
+        }
+    )*) => {$(
+        $crate::__sample! {
+            $(#[$meta])*
+            $vis struct $name {
+                $( $(#[$field_meta])* $field_vis $field : $kind = stringify!($field), $template; )*
+            }
+        }
+    )*};
+}
+
+/// Declares samples of static tracepoints: of each field its name, its type, and its name in the tracepoint's
+/// `format`. Otherwise like [`sample!`](crate::sample!); nothing is fetched, so `FETCHES` is empty.
+///
+/// ```
+/// use socktrail_kprobes::{Decoder, Format, Sample, tracepoint};
+///
+/// tracepoint! {
+///     /// sock:inet_sock_set_state
+///     pub struct State {
+///         /// The kernel's `struct sock`.
+///         pub sock: u64 = "skaddr",
+///         /// In network byte order, as it lies in the record.
+///         pub source_v6: [u8; 16] = "saddr_v6",
+///     }
+/// }
+///
+/// let format = Format::parse(b"name: inet_sock_set_state\nID: 7\nformat:\n\
+///     \tfield:const void * skaddr;\toffset:8;\tsize:8;\tsigned:0;\n\
+///     \tfield:__u8 saddr_v6[16];\toffset:16;\tsize:16;\tsigned:0;\n")?;
+/// let decoder = Decoder::<State>::new(&format)?;
+/// let state = decoder.decode(&[5; 32]).unwrap();
+/// assert_eq!(state.source_v6, [5; 16]);
+/// assert_eq!(decoder.decode(&[5; 31]), None);
+/// # Ok::<(), socktrail_kprobes::Error>(())
+/// ```
+#[macro_export]
+macro_rules! tracepoint {
+    ($(
+        $(#[$meta:meta])*
+        $vis:vis struct $name:ident {
+            $( $(#[$field_meta:meta])* $field_vis:vis $field:ident : $kind:ty = $theirs:expr ),* $(,)?
+        }
+    )*) => {$(
+        $crate::__sample! {
+            $(#[$meta])*
+            $vis struct $name { $( $(#[$field_meta])* $field_vis $field : $kind = $theirs; )* }
+        }
+    )*};
+}
+
+/// The struct and its [`Sample`]: of each field its name in the record, and the template that fetches it, if any.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __sample {
+    (
+        $(#[$meta:meta])*
+        $vis:vis struct $name:ident {
+            $(
+                $(#[$field_meta:meta])*
+                $field_vis:vis $field:ident : $kind:ty = $theirs:expr $(, $template:expr)?;
+            )*
+        }
+    ) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        $vis struct $name { $( $(#[$field_meta])* $field_vis $field: $kind ),* }
+
+        impl $crate::Sample for $name {
+            const FETCHES: &'static [$crate::Fetch<'static>] = &[$($(
+                $crate::Fetch::constant($theirs, $template, <$kind as $crate::Value>::TYPE),
+            )?)*];
+            const FIELDS: &'static [$crate::Field] = &[$(
+                $crate::Field { name: $theirs, kind: <$kind as $crate::Value>::TYPE }
+            ),*];
+            #[inline]
+            fn read(raw: &[u8], offsets: &[u16]) -> Option<Self> {
+                let mut offsets = offsets.iter();
+                Some(Self { $(
+                    $field: <$kind as $crate::Value>::read(raw, usize::from(*offsets.next()?))?
+                ),* })
+            }
+        }
+    };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Array, Text};
+
+    const KPROBE: &[u8] = include_bytes!("formats/kprobe.txt");
+
+    crate::sample! {
+        /// What formats/kprobe.txt has.
+        struct All {
+            a1: Array<u64, 64> = "+0({bprm})",
+            n: u8 = "{bprm}",
+            m: i16 = "{argument}",
+            us: Text = "+u0({bprm})",
+            st: Text = "+0(+8({bprm}))",
+        }
+
+        /// Another in the same declaration, with a field that is of another size there.
+        struct Wrong {
+            m: i32 = "{argument}",
+        }
+
+        struct Missing {
+            nowhere: u8 = "{bprm}",
+        }
+    }
+
+    crate::tracepoint! {
+        struct State {
+            sock: u64 = "skaddr",
+            family: u16 = "family",
+            source: [u8; 4] = "saddr",
+        }
+    }
+
+    fn record() -> Vec<u8> {
+        let mut raw = vec![0; 551];
+        raw[16..24].copy_from_slice(&7_u64.to_ne_bytes());
+        raw[520..528].copy_from_slice(&9_u64.to_ne_bytes());
+        raw[528] = 200;
+        raw[529..531].copy_from_slice(&(-2_i16).to_ne_bytes());
+        raw[531..535].copy_from_slice(&(6_u32 << 16 | 551).to_ne_bytes());
+        raw[547..551].copy_from_slice(&557_u32.to_ne_bytes());
+        raw.extend_from_slice(b"/bin\0x\0\0\0");
+        raw
+    }
+
+    #[test]
+    fn one_declaration_gives_text_and_decoder() {
+        let texts = All::FETCHES.iter().map(|fetch| format!("{}={}:{}", fetch.name, fetch.template, fetch.kind));
+        let texts = texts.collect::<Vec<_>>().join(" ");
+        assert_eq!(
+            texts,
+            "a1=+0({bprm}):x64[64] n={bprm}:u8 m={argument}:s16 us=+u0({bprm}):string st=+0(+8({bprm})):string"
+        );
+        let decoder = Decoder::<All>::new(&Format::parse(KPROBE).unwrap()).unwrap();
+        let raw = record();
+        let all = decoder.decode(&raw).unwrap();
+        assert_eq!((all.n, all.m), (200, -2));
+        let words: Vec<u64> = all.a1.values(&raw).collect();
+        assert_eq!((words.len(), words[0], words[1], words[63]), (64, 7, 0, 9));
+        assert_eq!(all.us.bytes(&raw), b"/bin");
+        assert_eq!(all.st.bytes(&raw), b"");
+    }
+
+    #[test]
+    fn no_length_of_record_panics() {
+        let decoder = Decoder::<All>::new(&Format::parse(KPROBE).unwrap()).unwrap();
+        let raw = record();
+        for len in 0..raw.len() {
+            // The string lies at the end, with padding behind it.
+            let short = &raw[..len];
+            assert_eq!(decoder.decode(short).is_some(), len >= 557, "{len}");
+        }
+        let all = decoder.decode(&raw).unwrap();
+        assert_eq!((all.us.bytes(&[]), all.a1.bytes(&raw[..100])), (&b""[..], &b""[..]));
+    }
+
+    #[test]
+    fn a_string_that_points_outside_is_no_sample() {
+        let decoder = Decoder::<All>::new(&Format::parse(KPROBE).unwrap()).unwrap();
+        let mut raw = record();
+        raw[531..535].copy_from_slice(&u32::MAX.to_ne_bytes());
+        assert_eq!(decoder.decode(&raw), None);
+    }
+
+    #[test]
+    fn tracepoints_have_names_of_their_own() {
+        assert_eq!(State::FETCHES, []);
+        let format = Format::parse(include_bytes!("formats/inet_sock_set_state.txt")).unwrap();
+        let decoder = Decoder::<State>::new(&format).unwrap();
+        let mut raw = [0; 72];
+        raw[8..16].copy_from_slice(&5_u64.to_ne_bytes());
+        raw[28..30].copy_from_slice(&2_u16.to_ne_bytes());
+        raw[32..36].copy_from_slice(&[127, 0, 0, 1]);
+        assert_eq!(decoder.decode(&raw), Some(State { sock: 5, family: 2, source: [127, 0, 0, 1] }));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named() {
+        let format = Format::parse(KPROBE).unwrap();
+        let error = Decoder::<Wrong>::new(&format).unwrap_err().to_string();
+        assert_eq!(error, "event b does not fit its sample: field m: 2 bytes, expected 4");
+        let error = Decoder::<Missing>::new(&format).unwrap_err().to_string();
+        assert_eq!(error, "event b does not fit its sample: field nowhere: missing");
+    }
+}

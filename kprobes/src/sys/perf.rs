@@ -1,0 +1,118 @@
+//! `perf_event_open(2)` and its ioctls.
+
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use perf_event_open_sys as perf;
+use perf_event_open_sys::bindings;
+
+use crate::Clock;
+
+/// What is opened.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Event {
+    /// Nothing: only owns a ring.
+    Dummy,
+    /// The trace event of this id.
+    Trace(u32),
+}
+
+/// Where samples come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// Whatever runs on a CPU.
+    Cpu(u32),
+    /// A thread, on any CPU.
+    Thread(u32),
+}
+
+/// What is the same for every event of one set of rings.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Settings {
+    pub(crate) clock: Clock,
+    /// Whether the kernel knows close-on-exec (Linux 3.14); if not, it is set afterwards.
+    pub(crate) close_on_exec: bool,
+    /// Unread bytes at which a ring wakes its reader.
+    pub(crate) watermark: u32,
+}
+
+/// Opens an event, not yet enabled.
+pub(crate) fn open(event: Event, source: Source, settings: &Settings) -> io::Result<OwnedFd> {
+    let mut attr = bindings::perf_event_attr {
+        size: size_of::<bindings::perf_event_attr>() as u32,
+        sample_type: u64::from(bindings::PERF_SAMPLE_TID | bindings::PERF_SAMPLE_TIME | bindings::PERF_SAMPLE_RAW),
+        read_format: u64::from(bindings::PERF_FORMAT_TOTAL_TIME_ENABLED),
+        ..Default::default()
+    };
+    match event {
+        Event::Dummy => {
+            attr.type_ = bindings::PERF_TYPE_SOFTWARE;
+            attr.config = u64::from(bindings::PERF_COUNT_SW_DUMMY);
+        }
+        Event::Trace(id) => {
+            attr.type_ = bindings::PERF_TYPE_TRACEPOINT;
+            attr.config = u64::from(id);
+        }
+    }
+    attr.__bindgen_anon_1.sample_period = 1;
+    attr.__bindgen_anon_2.wakeup_watermark = settings.watermark;
+    attr.set_watermark(1);
+    attr.set_sample_id_all(1);
+    attr.set_disabled(1);
+    if settings.clock == Clock::Monotonic {
+        attr.set_use_clockid(1);
+        attr.clockid = libc::CLOCK_MONOTONIC;
+    }
+    let (pid, cpu) = match source {
+        Source::Cpu(cpu) => (-1, cpu as libc::c_int),
+        Source::Thread(tid) => {
+            attr.sample_type |= u64::from(bindings::PERF_SAMPLE_CPU);
+            (tid as libc::pid_t, -1)
+        }
+    };
+    let flags = if settings.close_on_exec { libc::c_ulong::from(bindings::PERF_FLAG_FD_CLOEXEC) } else { 0 };
+    // SAFETY: attr is initialised and lives through the call; neither a dummy nor a trace event touches our memory.
+    let fd = check(unsafe { perf::perf_event_open(&mut attr, pid, cpu, -1, flags) })?;
+    // SAFETY: the kernel has just given us this descriptor and nobody else has it.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    if !settings.close_on_exec {
+        fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+    }
+    Ok(fd)
+}
+
+/// Starts an event.
+pub(crate) fn enable(event: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: the descriptor is open, and the argument is a number.
+    check(unsafe { perf::ioctls::ENABLE(event.as_raw_fd(), 0) }).map(drop)
+}
+
+/// Lets an event write into the ring of another.
+pub(crate) fn set_output(event: BorrowedFd<'_>, owner: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: both descriptors are open; the kernel takes its own reference to the ring.
+    check(unsafe { perf::ioctls::SET_OUTPUT(event.as_raw_fd(), owner.as_raw_fd()) }).map(drop)
+}
+
+/// Lets only records through that match, in the filter language of Documentation/trace/events.rst.
+pub(crate) fn set_filter(event: BorrowedFd<'_>, filter: &CStr) -> io::Result<()> {
+    // SAFETY: the string ends in NUL and lives through the call; the kernel copies it and writes nothing.
+    check(unsafe { perf::ioctls::SET_FILTER(event.as_raw_fd(), filter.as_ptr().cast_mut()) }).map(drop)
+}
+
+/// For how many nanoseconds the event has been enabled. Stands still once its CPU has been offline.
+pub(crate) fn time_enabled(event: BorrowedFd<'_>) -> io::Result<u64> {
+    // The count, then the time, as read_format asks.
+    let mut words = [0_u8; 16];
+    let read = nix::unistd::read(event.as_fd(), &mut words)?;
+    let (_, time) = words.split_at(8);
+    match time.first_chunk() {
+        Some(time) if read == words.len() => Ok(u64::from_ne_bytes(*time)),
+        _ => Err(io::ErrorKind::UnexpectedEof.into()),
+    }
+}
+
+fn check(answer: libc::c_int) -> io::Result<libc::c_int> {
+    if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(answer) }
+}

@@ -1,0 +1,266 @@
+//! Fetch arguments that name layout instead of numbers.
+//!
+//! `+{sk_buff.len}({skb})` becomes `+112(%di)` once a [`Resolver`] has said that `sk_buff.len` is at 112 and
+//! that `skb` is the first argument. Whatever stands outside braces is copied.
+
+use std::fmt::Write;
+
+/// What a name in a template stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Term {
+    /// Bytes from the start of a structure: `{sk_buff.len}`.
+    Offset(i64),
+    /// The function's argument of this number, counted from 1: `{skb}`.
+    Argument(u8),
+}
+
+/// Knows what the names in templates mean.
+///
+/// Closures are resolvers too:
+///
+/// ```
+/// use socktrail_kprobes::{Resolver, Term};
+/// let resolver = |_function: &str, name: &str| (name == "skb").then_some(Term::Argument(1));
+/// assert_eq!(resolver.resolve("ip_local_out", "skb"), Some(Term::Argument(1)));
+/// ```
+pub trait Resolver {
+    /// What `{name}` means in a probe on `function`; `None` when it is not known.
+    fn resolve(&self, function: &str, name: &str) -> Option<Term>;
+}
+
+impl<F: Fn(&str, &str) -> Option<Term>> Resolver for F {
+    fn resolve(&self, function: &str, name: &str) -> Option<Term> {
+        self(function, name)
+    }
+}
+
+/// Why a template could not be expanded.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Problem {
+    /// The resolver does not know this name.
+    Unknown(String),
+    /// The template does not follow the syntax.
+    Malformed(String),
+}
+
+/// How a probe reads the arguments of its function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Arguments {
+    /// At the entry of a function on x86_64: registers, then the stack above the return address.
+    X86_64,
+    /// At the entry of a function on aarch64: registers, then the stack.
+    Aarch64,
+    /// `$argN`: the kernel knows. Any other machine, and the return of a function (Linux 6.9).
+    Numbered,
+}
+
+impl Arguments {
+    /// At the entry of a function on this machine.
+    pub(crate) const ENTRY: Self = if cfg!(target_arch = "x86_64") {
+        Self::X86_64
+    } else if cfg!(target_arch = "aarch64") {
+        Self::Aarch64
+    } else {
+        Self::Numbered
+    };
+
+    fn text(self, number: u8) -> String {
+        const X86_64: [&str; 6] = ["%di", "%si", "%dx", "%cx", "%r8", "%r9"];
+        let index = usize::from(number) - 1;
+        match self {
+            Self::X86_64 => match X86_64.get(index) {
+                Some(register) => (*register).to_owned(),
+                None => format!("$stack{}", index - X86_64.len() + 1),
+            },
+            Self::Aarch64 if index < 8 => format!("%x{index}"),
+            Self::Aarch64 => format!("$stack{}", index - 8),
+            Self::Numbered => format!("$arg{number}"),
+        }
+    }
+}
+
+/// Replaces every `{…}` of `template`.
+pub(crate) fn expand(
+    template: &str,
+    arguments: Arguments,
+    resolve: &dyn Fn(&str) -> Option<Term>,
+) -> Result<String, Problem> {
+    let mut text = String::with_capacity(template.len());
+    let mut rest = template;
+    while let Some(open) = rest.find('{') {
+        let (before, braced) = rest.split_at(open);
+        let close = braced.find('}').ok_or_else(|| malformed("a brace is not closed"))?;
+        let inside = &braced[1..close];
+        if let Some((copied, sign, user)) = ends_in_sign(before) {
+            let sum = sum(inside, resolve)?;
+            let sum = if sign == '-' { sum.checked_neg().ok_or_else(overflow)? } else { sum };
+            text.push_str(copied);
+            let sign = if sum < 0 { '-' } else { '+' };
+            let _ = write!(text, "{sign}{user}{}", sum.unsigned_abs());
+        } else {
+            text.push_str(before);
+            match resolve(inside) {
+                None => return Err(Problem::Unknown(inside.to_owned())),
+                Some(Term::Argument(0)) => return Err(malformed("arguments are counted from 1")),
+                Some(Term::Argument(number)) => text.push_str(&arguments.text(number)),
+                Some(Term::Offset(_)) => {
+                    return Err(Problem::Malformed(format!(
+                        "{inside} is an offset: it needs a sign, +{{{inside}}}(…)"
+                    )));
+                }
+            }
+        }
+        rest = &braced[close + 1..];
+    }
+    text.push_str(rest);
+    if text.contains('}') {
+        return Err(malformed("a brace is not opened"));
+    }
+    if text.chars().any(|c| c.is_whitespace() || c.is_control()) {
+        return Err(malformed("white space would begin another argument"));
+    }
+    Ok(text)
+}
+
+/// Splits a trailing `+`, `-`, `+u` or `-u` off.
+fn ends_in_sign(text: &str) -> Option<(&str, char, &'static str)> {
+    let (text, user) = match text.strip_suffix('u') {
+        Some(shorter) => (shorter, "u"),
+        None => (text, ""),
+    };
+    let sign = text.chars().next_back().filter(|c| matches!(c, '+' | '-'))?;
+    Some((&text[..text.len() - 1], sign, user))
+}
+
+/// The value of `name+8-other`: offsets and decimal numbers, added and subtracted.
+fn sum(expression: &str, resolve: &dyn Fn(&str) -> Option<Term>) -> Result<i64, Problem> {
+    let mut total = 0_i64;
+    let mut rest = expression;
+    let mut negative = false;
+    loop {
+        let end = rest.find(['+', '-']).unwrap_or(rest.len());
+        let value = offset(&rest[..end], resolve)?;
+        let value = if negative { value.checked_neg().ok_or_else(overflow)? } else { value };
+        total = total.checked_add(value).ok_or_else(overflow)?;
+        if end == rest.len() {
+            return Ok(total);
+        }
+        negative = rest.as_bytes()[end] == b'-';
+        rest = &rest[end + 1..];
+    }
+}
+
+fn offset(term: &str, resolve: &dyn Fn(&str) -> Option<Term>) -> Result<i64, Problem> {
+    if term.is_empty() {
+        return Err(malformed("a term is empty"));
+    }
+    if term.bytes().all(|byte| byte.is_ascii_digit()) {
+        return term.parse().map_err(|_| overflow());
+    }
+    match resolve(term) {
+        None => Err(Problem::Unknown(term.to_owned())),
+        Some(Term::Offset(value)) => Ok(value),
+        Some(Term::Argument(_)) => {
+            Err(Problem::Malformed(format!("{term} is an argument: no sign before it, none after it")))
+        }
+    }
+}
+
+fn malformed(problem: &str) -> Problem {
+    Problem::Malformed(problem.to_owned())
+}
+
+fn overflow() -> Problem {
+    malformed("an offset does not fit 64 bits")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(name: &str) -> Option<Term> {
+        Some(match name {
+            "skb" => Term::Argument(1),
+            "len" => Term::Argument(3),
+            "seventh" => Term::Argument(7),
+            "zeroth" => Term::Argument(0),
+            "sk_buff.len" => Term::Offset(112),
+            "sk_buff.data" => Term::Offset(208),
+            "before" => Term::Offset(-8),
+            "least" => Term::Offset(i64::MIN),
+            _ => return None,
+        })
+    }
+
+    fn on_x86(template: &str) -> Result<String, Problem> {
+        expand(template, Arguments::X86_64, &names)
+    }
+
+    #[test]
+    fn names_become_numbers_and_registers() {
+        for (template, text) in [
+            ("{skb}", "%di"),
+            ("+{sk_buff.len}({skb})", "+112(%di)"),
+            ("+12(+{sk_buff.data}({skb}))", "+12(+208(%di))"),
+            ("-8(+{sk_buff.data}({skb}))", "-8(+208(%di))"),
+            ("+{sk_buff.data+8}({len})", "+216(%dx)"),
+            ("+{sk_buff.data-sk_buff.len-8}({len})", "+88(%dx)"),
+            ("+{sk_buff.len-sk_buff.data}({skb})", "-96(%di)"),
+            ("+{before}({skb})", "-8(%di)"),
+            ("-{before}({skb})", "+8(%di)"),
+            ("-{before+8}({skb})", "+0(%di)"),
+            ("+u{sk_buff.len}({skb})", "+u112(%di)"),
+            ("-u{sk_buff.len}({skb})", "-u112(%di)"),
+            ("+u0(+{sk_buff.len}({skb}))", "+u0(+112(%di))"),
+            ("{seventh}", "$stack1"),
+            ("$retval", "$retval"),
+        ] {
+            assert_eq!(on_x86(template).as_deref(), Ok(text), "{template}");
+        }
+    }
+
+    #[test]
+    fn each_machine_has_its_own_arguments() {
+        let all = |arguments: Arguments, number| arguments.text(number);
+        assert_eq!(all(Arguments::X86_64, 4), "%cx");
+        assert_eq!(all(Arguments::X86_64, 8), "$stack2");
+        assert_eq!(all(Arguments::Aarch64, 1), "%x0");
+        assert_eq!(all(Arguments::Aarch64, 8), "%x7");
+        assert_eq!(all(Arguments::Aarch64, 9), "$stack0");
+        assert_eq!(all(Arguments::Numbered, 9), "$arg9");
+    }
+
+    #[test]
+    fn a_missing_name_is_named() {
+        for template in ["{sock}", "+{sock}({skb})", "+{sk_buff.len+sock}({skb})"] {
+            assert_eq!(on_x86(template), Err(Problem::Unknown("sock".to_owned())), "{template}");
+        }
+    }
+
+    #[test]
+    fn malformed_templates_are_refused() {
+        for template in [
+            "{skb",
+            "skb}",
+            "+{}({skb})",
+            "+{sk_buff.len+}({skb})",
+            "{sk_buff.len}",
+            "+{skb}({skb})",
+            "{zeroth}",
+            "-{least}({skb})",
+            "+{sk_buff.len+9223372036854775807}({skb})",
+            "+{99999999999999999999}({skb})",
+            "{skb} p:a/b c",
+            "{skb}\n",
+        ] {
+            assert!(matches!(on_x86(template), Err(Problem::Malformed(_))), "{template}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_template_panics(template in "[+\\-u{}()a-z0-9.$ é]{0,40}") {
+            let _ = expand(&template, Arguments::X86_64, &|name| names(name).or(Some(Term::Offset(name.len() as i64))));
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! Where the kernel's tracing files are.
+
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use nix::errno::Errno;
+
+use crate::probe::check_name;
+use crate::sys::files::{self, FileSystem};
+use crate::sys::privileges;
+use crate::{Error, Format};
+
+/// A mounted tracefs.
+///
+/// What had to be mounted for it is mounted nowhere (before Linux 5.2: taken out of sight at once) and lives on through an
+/// open directory, so that nothing is left of it when this process ends, in whatever way.
+#[derive(Debug)]
+pub struct Tracefs {
+    /// Where it is, or was when it was mounted.
+    root: PathBuf,
+    /// Where its files are opened.
+    access: PathBuf,
+    features: OnceLock<Features>,
+    /// Keeps others from unmounting it under us, and alive what is out of sight.
+    pin: File,
+}
+
+/// What this kernel's probes can do, read from tracefs' `README`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Features {
+    /// Arrays (`x64[8]`), Linux 4.20.
+    pub arrays: bool,
+    /// The user's memory by words of its own (`+u0(…)`), Linux 5.3. Without it `+u0(…)` is written as `+0(…)`.
+    pub user_memory: bool,
+    /// `$argN`, Linux 4.20.
+    pub arguments: bool,
+    /// `r16:`, the number of calls in progress that a kretprobe follows, Linux 4.12.
+    pub maxactive: bool,
+}
+
+impl Features {
+    /// Reads them out of the text of `README`.
+    pub(crate) fn parse(readme: &str) -> Self {
+        Self {
+            arrays: readme.contains("\\[<array-size>\\]"),
+            user_memory: readme.contains("ustring"),
+            arguments: readme.contains("$arg<N>"),
+            maxactive: readme.contains("r[maxactive]"),
+        }
+    }
+}
+
+impl Tracefs {
+    /// Finds tracefs at `/sys/kernel/tracing` or `/sys/kernel/debug/tracing`; where neither is mounted, mounts
+    /// tracefs, or debugfs on kernels before 4.1, for this process alone.
+    ///
+    /// # Errors
+    /// [`Error::NoTracefs`] when the kernel has none, [`Error::Permission`] when it is there but not for us.
+    pub fn find() -> Result<Self, Error> {
+        const TRACEFS: &str = "/sys/kernel/tracing";
+        const DEBUGFS: &str = "/sys/kernel/debug";
+        const WITHIN_DEBUGFS: &str = "/sys/kernel/debug/tracing";
+        for path in [TRACEFS, WITHIN_DEBUGFS] {
+            match Self::at(Path::new(path)) {
+                Err(Error::NotTracefs { .. }) => {}
+                found_or_forbidden => return found_or_forbidden,
+            }
+        }
+        // An error that names one of our descriptors would tell a user nothing.
+        if let Ok(mount) = files::detached("tracefs")
+            && let Ok(mut tracefs) = Self::at(&files::by_descriptor(&mount))
+        {
+            tracefs.root = TRACEFS.into();
+            tracefs.access = files::by_descriptor(&tracefs.pin);
+            return Ok(tracefs);
+        }
+        match files::mount("tracefs", Path::new(TRACEFS)) {
+            Ok(()) => return Self::mounted(TRACEFS, TRACEFS),
+            Err(error) if forbids(&error) => return Err(forbidden("mounting tracefs", error)),
+            Err(_) => {}
+        }
+        match files::mount("debugfs", Path::new(DEBUGFS)) {
+            Ok(()) => Self::mounted(DEBUGFS, WITHIN_DEBUGFS),
+            Err(error) if forbids(&error) => Err(forbidden("mounting debugfs", error)),
+            Err(source) => Err(Error::NoTracefs { source }),
+        }
+    }
+
+    /// Uses the tracefs at `path`; mounts nothing.
+    ///
+    /// # Errors
+    /// [`Error::NotTracefs`] when something else or nothing is there, [`Error::Permission`].
+    pub fn at(path: &Path) -> Result<Self, Error> {
+        let not = |problem: &str| Error::NotTracefs { path: path.to_owned(), problem: problem.to_owned() };
+        let unreadable = |error: io::Error| match error.raw_os_error() {
+            Some(libc::ENOENT | libc::ENOTDIR | libc::ELOOP) => not(&error.to_string()),
+            _ if forbids(&error) => forbidden(&format!("reading {}", path.display()), error),
+            _ => Error::io(format!("reading {}", path.display()), error),
+        };
+        let pin = File::open(path).map_err(unreadable)?;
+        match files::file_system(path).map_err(unreadable)? {
+            FileSystem::Tracefs => {}
+            FileSystem::Debugfs if path.join("tracing").exists() => {
+                return Err(not("it is debugfs; its directory tracing would be"));
+            }
+            FileSystem::Debugfs => {}
+            FileSystem::Other => return Err(not("another file system is there")),
+        }
+        if fs::read_dir(path).map_err(unreadable)?.next().is_none() {
+            // That is how a kernel in lockdown=confidentiality shows it, even to root.
+            return Err(forbidden(&format!("tracefs at {}, which is empty", path.display()), Errno::EPERM.into()));
+        }
+        // An instance and any other directory within tracefs lack the one or the other.
+        if !path.join("events").is_dir() || !path.join("README").exists() {
+            return Err(not("it has no events or no README"));
+        }
+        Ok(Self { root: path.to_owned(), access: path.to_owned(), features: OnceLock::new(), pin })
+    }
+
+    fn mounted(mount_point: &str, root: &str) -> Result<Self, Error> {
+        let found = Self::at(Path::new(root));
+        let mount_point = Path::new(mount_point);
+        let unmounted = files::unmount(mount_point);
+        let mut tracefs = found?;
+        unmounted.map_err(|source| Error::io(format!("unmounting {}", mount_point.display()), source))?;
+        tracefs.access = files::by_descriptor(&tracefs.pin);
+        Ok(tracefs)
+    }
+
+    /// Where it is mounted, or was for a moment: for messages. [`Tracefs::path`] is where its files are.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The path to open one of its files by, `kprobe_events` for instance, in this process.
+    pub fn path(&self, file: &str) -> PathBuf {
+        self.access.join(file)
+    }
+
+    /// Whether this kernel has kprobe events.
+    pub fn has_kprobes(&self) -> bool {
+        self.path("kprobe_events").exists()
+    }
+
+    /// What its probes can do. Read once.
+    pub fn features(&self) -> Features {
+        *self.features.get_or_init(|| Features::parse(&fs::read_to_string(self.path("README")).unwrap_or_default()))
+    }
+
+    /// The format of an event, of a static tracepoint for instance.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] of kind [`NoFunction`](crate::Kind::NoFunction) when there is no such event;
+    /// [`Error::Format`] when its format cannot be understood.
+    pub fn format(&self, category: &str, name: &str) -> Result<Format, Error> {
+        check_name("event category", category, 63)?;
+        check_name("event", name, 63)?;
+        let file = format!("events/{category}/{name}/format");
+        let path = self.root.join(&file);
+        let text = fs::read(self.path(&file)).map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => Error::Refused {
+                probe: name.to_owned(),
+                target: format!("tracepoint {category}:{name}"),
+                message: "this kernel has no such event".to_owned(),
+                source,
+            },
+            io::ErrorKind::PermissionDenied => forbidden(&format!("reading {}", path.display()), source),
+            _ => Error::io(format!("reading {}", path.display()), source),
+        })?;
+        Format::parse(&text)
+    }
+
+    /// Which of `functions` are in `available_filter_functions`. A probe on one that is there is a quick one; one
+    /// that is missing there may still take a slower probe, or be no function of this kernel. The file has some
+    /// 50,000 names and is read once a call: ask for all at once.
+    ///
+    /// # Errors
+    /// [`Error::Io`]: the kernel has no function tracer, or the file cannot be read.
+    pub fn traceable<'a>(&self, functions: &[&'a str]) -> Result<HashSet<&'a str>, Error> {
+        let file = "available_filter_functions";
+        let path = self.root.join(file);
+        let failed = |source| Error::io(format!("reading {}", path.display()), source);
+        let wanted: HashSet<&'a str> = functions.iter().copied().collect();
+        let mut found = HashSet::new();
+        let mut lines = BufReader::with_capacity(1 << 16, File::open(self.path(file)).map_err(failed)?);
+        let mut line = Vec::new();
+        while found.len() < wanted.len() && lines.read_until(b'\n', &mut line).map_err(failed)? > 0 {
+            // `name`, or `name [module]`.
+            let name = line.split(u8::is_ascii_whitespace).next().unwrap_or_default();
+            if let Some(known) = std::str::from_utf8(name).ok().and_then(|name| wanted.get(name)) {
+                found.insert(*known);
+            }
+            line.clear();
+        }
+        Ok(found)
+    }
+}
+
+/// Whether an error means that we may not, rather than that it is not there.
+pub(crate) fn forbids(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES))
+}
+
+/// An [`Error::Permission`] about tracefs.
+pub(crate) fn forbidden(what: &str, source: io::Error) -> Error {
+    Error::Permission { what: what.to_owned(), remedy: privileges::remedy("CAP_SYS_ADMIN"), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn features_of_6_1() {
+        let readme = "\t   Format: p[:[<group>/][<event>]] <place> [<args>]\n\
+            \t           r[maxactive][:[<group>/][<event>]] <place> [<args>]\n\
+            \t           $stack<index>, $stack, $retval, $comm, $arg<N>,\n\
+            \t           b<bit-width>@<bit-offset>/<container-size>, ustring,\n\
+            \t           symstr, <type>\\[<array-size>\\]\n";
+        let all = Features { arrays: true, user_memory: true, arguments: true, maxactive: true };
+        assert_eq!(Features::parse(readme), all);
+        assert_eq!(Features::parse("r[:[<group>/]<event>] <place>"), Features::default());
+    }
+
+    #[test]
+    fn what_is_no_tracefs_is_said() {
+        for (path, problem) in [("/proc", "another file system"), ("/no/such/place", "No such file")] {
+            match Tracefs::at(Path::new(path)) {
+                Err(Error::NotTracefs { problem: said, .. }) => assert!(said.contains(problem), "{said}"),
+                other => panic!("{path}: {other:?}"),
+            }
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! Rings: order, losses, wake-ups, threads.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::unistd::gettid;
+use socktrail_kprobes::{Clock, Decoder, Horizon, Record, RingOptions, Rings, Sample};
+
+use crate::help::{OPEN, Open, drain_all, group, here, install, on_cpu, open};
+
+/// Opens `/x/CPU/N` for N below `count`, from each of two CPUs at the same time.
+fn opens_on_two_cpus(count: usize) -> Vec<thread::JoinHandle<()>> {
+    let on = |cpu| {
+        thread::spawn(move || {
+            on_cpu(cpu);
+            (0..count).for_each(|n| open(format!("/x/{cpu}/{n}")));
+        })
+    };
+    [0, 1].map(on).into()
+}
+
+/// For the probes of all threads of this process.
+fn of_this_process() -> String {
+    // The paths that the tests open; `~` matches a pattern.
+    "path ~ \"/x/*\"".to_owned()
+}
+
+#[test]
+#[ignore = "needs a kernel with kprobes"]
+fn two_cpus_make_one_stream() {
+    const COUNT: usize = 3000;
+    let group = group();
+    let event = install(&group, "open", OPEN, Open::FETCHES);
+    let decoder = Decoder::<Open>::new(event.format()).unwrap();
+    let mut rings = Rings::per_cpu(&RingOptions::default()).unwrap();
+    assert_eq!(rings.clock(), Clock::Monotonic);
+    rings.attach(&event, Some(&of_this_process())).unwrap();
+    let before = rings.now();
+    let threads = opens_on_two_cpus(COUNT);
+    let mut horizon = Horizon::default();
+    let mut next = [0, 0];
+    let (mut last, mut late, mut said_late, mut rounds) = (before, 0, 0, 0);
+    let end = Instant::now() + Duration::from_secs(30);
+    while next != [COUNT, COUNT] && Instant::now() < end {
+        rings.wait(Some(Duration::from_millis(5))).unwrap();
+        let now = rings.now();
+        let until = horizon.next(now);
+        let drained = rings.drain(until, &mut |record| {
+            let Record::Sample { time, cpu, raw, .. } = record else { panic!("{record:?}") };
+            assert!(time < until && time <= now);
+            late += u64::from(time < last);
+            last = last.max(time);
+            // Each CPU's samples come in their order, none is missing, none is double.
+            let path = decoder.decode(raw).unwrap().path;
+            let expected = format!("/x/{cpu}/{}", next[cpu as usize]);
+            assert_eq!(String::from_utf8_lossy(path.bytes(raw)), expected);
+            next[cpu as usize] += 1;
+        });
+        assert_eq!(drained.malformed, 0);
+        said_late += drained.late;
+        rounds += 1;
+    }
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    assert_eq!(next, [COUNT, COUNT]);
+    // An emulated CPU may be halted within a sample for longer than any slack.
+    assert!(late < 10, "{late} late");
+    assert_eq!(late, said_late);
+    assert!(rounds > 2);
+    assert!(rings.losses().all(|losses| losses.records == 0));
+}
+
+#[test]
+#[ignore = "needs a kernel with kprobes"]
+fn every_loss_is_counted() {
+    const COUNT: usize = 2000;
+    let group = group();
+    let event = install(&group, "open", OPEN, Open::FETCHES);
+    let mut options = RingOptions::default();
+    options.page_exponent = 0;
+    let mut rings = Rings::per_cpu(&options).unwrap();
+    rings.attach(&event, Some(&of_this_process())).unwrap();
+    opens_on_two_cpus(COUNT).into_iter().for_each(|thread| thread.join().unwrap());
+    let (first, lost) = drain_all(&mut rings);
+    assert_eq!(lost, 0, "the kernel tells with the next sample that finds room");
+    // One more on each CPU brings the news.
+    opens_on_two_cpus(1).into_iter().for_each(|thread| thread.join().unwrap());
+    let (second, lost) = drain_all(&mut rings);
+    assert_eq!(second.len(), 2);
+    assert!(lost > 0);
+    assert_eq!(first.len() as u64 + lost, 2 * COUNT as u64);
+    let by_cpu: Vec<_> = rings.losses().map(|losses| (losses.cpu, losses.records)).collect();
+    assert_eq!(by_cpu.iter().map(|(_, records)| records).sum::<u64>(), lost);
+    assert_eq!(by_cpu.iter().map(|(cpu, _)| *cpu).collect::<Vec<_>>(), [Some(0), Some(1)]);
+}
+
+#[test]
+#[ignore = "needs a kernel with kprobes"]
+fn the_watermark_wakes_and_one_sample_does_not() {
+    let group = group();
+    let event = install(&group, "open", OPEN, Open::FETCHES);
+    let mut options = RingOptions::default();
+    options.page_exponent = 2;
+    options.watermark = Some(4096);
+    let mut rings = Rings::per_cpu(&options).unwrap();
+    rings.attach(&event, Some(&here())).unwrap();
+    on_cpu(1);
+    open("/x");
+    assert!(!rings.wait(Some(Duration::from_millis(50))).unwrap());
+    (0..150).for_each(|_| open("/x"));
+    assert!(rings.wait(Some(Duration::from_secs(5))).unwrap());
+    // Kept back, it is a backlog.
+    assert!(rings.drain(0, &mut |_| ()).backlog);
+    let drained = rings.drain(u64::MAX, &mut |_| ());
+    assert_eq!((drained.records, drained.backlog), (151, false));
+    let _ = rings.wait(Some(Duration::ZERO)).unwrap();
+    assert!(!rings.wait(Some(Duration::from_millis(50))).unwrap());
+}
+
+#[test]
+#[ignore = "needs a kernel with kprobes"]
+fn a_waker_ends_a_wait() {
+    let rings = Rings::per_cpu(&RingOptions::default()).unwrap();
+    let waker = rings.waker();
+    let woken = thread::spawn(move || {
+        thread::sleep(Duration::from_millis(50));
+        waker.wake();
+    });
+    assert!(rings.wait(Some(Duration::from_secs(20))).unwrap());
+    woken.join().unwrap();
+    assert!(!rings.wait(Some(Duration::ZERO)).unwrap());
+}
+
+#[test]
+#[ignore = "needs a kernel with kprobes"]
+fn one_thread_and_no_other() {
+    let group = group();
+    let event = install(&group, "open", OPEN, Open::FETCHES);
+    let decoder = Decoder::<Open>::new(event.format()).unwrap();
+    let mut rings = Rings::for_thread(gettid().as_raw() as u32, &RingOptions::default()).unwrap();
+    rings.attach(&event, None).unwrap();
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopped = Arc::clone(&stop);
+    let other = thread::spawn(move || {
+        while !stopped.load(Ordering::Relaxed) {
+            open("/other");
+        }
+    });
+    for cpu in [0, 1, 0, 1] {
+        on_cpu(cpu);
+        open(format!("/mine/{cpu}"));
+    }
+    stop.store(true, Ordering::Relaxed);
+    other.join().unwrap();
+    let (samples, lost) = drain_all(&mut rings);
+    let seen: Vec<_> = samples
+        .iter()
+        .map(|(_, cpu, raw)| format!("{cpu} {}", String::from_utf8_lossy(decoder.decode(raw).unwrap().path.bytes(raw))))
+        .filter(|seen| seen.contains("/mine") || seen.contains("/other"))
+        .collect();
+    assert_eq!(seen, ["0 /mine/0", "1 /mine/1", "0 /mine/0", "1 /mine/1"]);
+    assert_eq!(lost, 0);
+    assert_eq!(rings.follow_cpus().unwrap(), Default::default());
+}
+
+#[test]
+#[ignore = "needs a kernel with kprobes"]
+fn a_thread_that_has_ended_leaves_its_samples_and_does_not_spin() {
+    let group = group();
+    let event = install(&group, "open", OPEN, Open::FETCHES);
+    let (tell, told) = std::sync::mpsc::channel();
+    let (go, gone) = std::sync::mpsc::channel::<()>();
+    let thread = thread::spawn(move || {
+        tell.send(gettid().as_raw() as u32).unwrap();
+        gone.recv().unwrap();
+        open("/last/words");
+    });
+    let mut rings = Rings::for_thread(told.recv().unwrap(), &RingOptions::default()).unwrap();
+    rings.attach(&event, None).unwrap();
+    go.send(()).unwrap();
+    thread.join().unwrap();
+    let begun = Instant::now();
+    let mut waits = 0;
+    while begun.elapsed() < Duration::from_millis(300) {
+        rings.wait(Some(Duration::from_millis(100))).unwrap();
+        waits += 1;
+    }
+    assert!(waits < 20, "{waits} waits");
+    assert!(!drain_all(&mut rings).0.is_empty());
+}
+
+#[test]
+#[ignore = "needs a kernel with kprobes"]
+fn the_local_clock_is_told_from_records() {
+    let group = group();
+    let event = install(&group, "open", OPEN, Open::FETCHES);
+    let mut options = RingOptions::default();
+    options.clock = Clock::Local;
+    let mut rings = Rings::per_cpu(&options).unwrap();
+    assert_eq!((rings.clock(), rings.now()), (Clock::Local, 0));
+    rings.attach(&event, Some(&here())).unwrap();
+    let mut horizon = Horizon::default();
+    let mut seen = 0;
+    let begun = Instant::now();
+    let mut opened = 0;
+    while seen < 5 && begun.elapsed() < Duration::from_secs(20) {
+        if opened < 5 {
+            open("/x");
+            opened += 1;
+        }
+        let until = horizon.next(rings.now());
+        seen += rings.drain(until, &mut |_| ()).records;
+        thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(seen, 5);
+}

@@ -1,0 +1,232 @@
+//! Numbers for Prometheus, in its text format, for whoever asks on this host.
+//!
+//! Names come from what is counted: a field of the statistics is a metric.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use procfs::process::Process;
+use serde_json::Value;
+use socktrail::config::Listen;
+use socktrail::monitor::Stats;
+use socktrail::output::Reading;
+
+/// How old numbers may be.
+const AGE: Duration = Duration::from_secs(1);
+/// How long a client may take to ask or to listen.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// No request is longer.
+const LONGEST: usize = 4096;
+/// Fields that may go down again.
+const GAUGES: [&str; 3] = ["features_lost", "pending", "spool_bytes"];
+
+/// Serves the numbers that it was last given.
+#[derive(Debug)]
+pub struct Metrics {
+    text: Arc<Mutex<String>>,
+    given: Option<Instant>,
+}
+
+impl Metrics {
+    /// Listens where the configuration says.
+    pub fn start(listen: &Listen) -> anyhow::Result<Self> {
+        let text = Arc::<Mutex<String>>::default();
+        let shared = Arc::clone(&text);
+        match listen {
+            Listen::Tcp(address) => {
+                let listener = tcp(*address).with_context(|| format!("metrics.listen: {address}"))?;
+                spawn(move || {
+                    for stream in listener.incoming() {
+                        // A client that breaks off harms itself alone.
+                        let _ = stream.and_then(|stream| answer_tcp(stream, &shared));
+                    }
+                })?;
+            }
+            Listen::Unix(path) => {
+                let listener = unix(path).with_context(|| format!("metrics.listen: {}", path.display()))?;
+                spawn(move || {
+                    for stream in listener.incoming() {
+                        // A client that breaks off harms itself alone.
+                        let _ = stream.and_then(|stream| answer_unix(stream, &shared));
+                    }
+                })?;
+            }
+        }
+        Ok(Self { text, given: None })
+    }
+
+    /// Takes new numbers when those it has are old.
+    pub fn tick(&mut self, now: Instant, numbers: impl FnOnce() -> (Option<Stats>, Vec<Reading>)) {
+        if self.given.is_some_and(|given| now.saturating_duration_since(given) < AGE) {
+            return;
+        }
+        self.given = Some(now);
+        let (stats, readings) = numbers();
+        let text = render(stats.as_ref(), &readings, &Usage::of_this_process());
+        *self.text.lock().unwrap_or_else(PoisonError::into_inner) = text;
+    }
+}
+
+fn spawn(run: impl FnOnce() + Send + 'static) -> anyhow::Result<()> {
+    std::thread::Builder::new().name("metrics".to_owned()).spawn(run)?;
+    Ok(())
+}
+
+fn tcp(address: SocketAddr) -> io::Result<TcpListener> {
+    TcpListener::bind(address)
+}
+
+/// A socket that a program before has left is replaced; anything else is left alone.
+fn unix(path: &Path) -> io::Result<UnixListener> {
+    if fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket()) {
+        fs::remove_file(path)?;
+    }
+    let listener = UnixListener::bind(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o660))?;
+    Ok(listener)
+}
+
+fn answer_tcp(stream: std::net::TcpStream, text: &Mutex<String>) -> io::Result<()> {
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    answer(stream, text)
+}
+
+fn answer_unix(stream: std::os::unix::net::UnixStream, text: &Mutex<String>) -> io::Result<()> {
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    answer(stream, text)
+}
+
+/// One request, one answer.
+fn answer(mut stream: impl Read + Write, text: &Mutex<String>) -> io::Result<()> {
+    let (mut request, mut buffer) = (Vec::new(), [0; 1024]);
+    let until = Instant::now() + PATIENCE;
+    while !request.windows(4).any(|end| end == b"\r\n\r\n") {
+        let read = stream.read(&mut buffer)?;
+        if read == 0 || request.len() + read > LONGEST || Instant::now() >= until {
+            return Ok(());
+        }
+        request.extend_from_slice(&buffer[..read]);
+    }
+    let (status, body) = if request.starts_with(b"GET /metrics ") {
+        ("200 OK", text.lock().unwrap_or_else(PoisonError::into_inner).clone())
+    } else {
+        ("404 Not Found", "GET /metrics\n".to_owned())
+    };
+    let kind = "text/plain; version=0.0.4; charset=utf-8";
+    let length = body.len();
+    write!(
+        stream,
+        "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+    )
+}
+
+/// What the agent itself uses.
+#[derive(Debug, Default)]
+struct Usage {
+    cpu_seconds: f64,
+    resident_bytes: u64,
+    open_files: usize,
+}
+
+impl Usage {
+    fn of_this_process() -> Self {
+        let Ok(process) = Process::myself() else { return Self::default() };
+        let Ok(stat) = process.stat() else { return Self::default() };
+        Self {
+            cpu_seconds: (stat.utime + stat.stime) as f64 / procfs::ticks_per_second() as f64,
+            resident_bytes: stat.rss * procfs::page_size(),
+            open_files: process.fd_count().unwrap_or_default(),
+        }
+    }
+}
+
+/// All numbers as text.
+fn render(stats: Option<&Stats>, outputs: &[Reading], usage: &Usage) -> String {
+    let mut text = String::new();
+    let stats = stats.and_then(|stats| serde_json::to_value(stats).ok()).unwrap_or_default();
+    for (field, value) in stats.as_object().into_iter().flatten() {
+        match value {
+            Value::Object(by_cpu) => {
+                let samples = by_cpu.iter().map(|(cpu, lost)| (format!("{{cpu=\"{cpu}\"}}"), lost.to_string()));
+                family(&mut text, field, samples.collect());
+            }
+            value => family(&mut text, field, vec![(String::new(), value.to_string())]),
+        }
+    }
+    let readings: Vec<_> = outputs.iter().map(|reading| (reading.output, reading.numbers())).collect();
+    for (at, (field, _)) in readings.first().map(|(_, numbers)| *numbers).into_iter().flatten().enumerate() {
+        let of = |(output, numbers): &(&str, [(&str, u64); 11])| {
+            (format!("{{output=\"{output}\"}}"), numbers[at].1.to_string())
+        };
+        family(&mut text, &format!("output_{field}"), readings.iter().map(of).collect());
+    }
+    for (name, kind, value) in [
+        ("process_cpu_seconds_total", "counter", usage.cpu_seconds.to_string()),
+        ("process_resident_memory_bytes", "gauge", usage.resident_bytes.to_string()),
+        ("process_open_fds", "gauge", usage.open_files.to_string()),
+    ] {
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "# TYPE {name} {kind}\n{name} {value}");
+    }
+    text
+}
+
+/// One metric with a sample for each set of labels.
+fn family(text: &mut String, field: &str, samples: Vec<(String, String)>) {
+    let bare = field.strip_prefix("output_").unwrap_or(field);
+    let gauge = bare.ends_with("_live") || GAUGES.contains(&bare);
+    let (suffix, kind) = if gauge { ("", "gauge") } else { ("_total", "counter") };
+    let _ = writeln!(text, "# TYPE socktrail_{field}{suffix} {kind}");
+    for (labels, value) in samples {
+        let _ = writeln!(text, "socktrail_{field}{suffix}{labels} {value}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use socktrail::output::Meter;
+
+    /// As the text format of Prometheus wants it: a type before the samples of each name, each name once.
+    #[test]
+    fn the_text_is_what_prometheus_reads() {
+        let meter = Meter::default();
+        meter.written.add(7);
+        let mut stats = Stats { flows_dropped: 3, ..Stats::default() };
+        stats.lost_by_cpu.insert(1, 9);
+        let outputs = [meter.read("file"), Meter::default().read("stdout")];
+        let text = render(Some(&stats), &outputs, &Usage { cpu_seconds: 1.5, ..Usage::default() });
+        let mut types = std::collections::HashSet::new();
+        for line in text.lines() {
+            if let Some(declared) = line.strip_prefix("# TYPE ") {
+                let (name, kind) = declared.split_once(' ').unwrap();
+                assert!(types.insert(name) && ["counter", "gauge"].contains(&kind), "{line}");
+                assert_eq!(name.ends_with("_total"), kind == "counter", "{line}");
+            } else {
+                let (sample, value) = line.rsplit_once(' ').unwrap();
+                assert!(types.contains(sample.split('{').next().unwrap()), "{line}");
+                assert!(value.parse::<f64>().is_ok(), "{line}");
+            }
+        }
+        for expected in [
+            "socktrail_flows_dropped_total 3",
+            "socktrail_lost_by_cpu_total{cpu=\"1\"} 9",
+            "socktrail_output_written_total{output=\"file\"} 7",
+            "socktrail_output_written_total{output=\"stdout\"} 0",
+            "socktrail_output_pending{output=\"file\"} 0",
+            "process_cpu_seconds_total 1.5",
+        ] {
+            assert!(text.lines().any(|line| line == expected), "{expected} is not in\n{text}");
+        }
+    }
+}

@@ -1,0 +1,260 @@
+//! `socktrail agent`: from the monitor to every output that a configuration names.
+//!
+//! One thread takes flows from the source, makes documents and hands them to the outputs, which never make it wait. The
+//! same thread hears signals and tells the service manager how things stand.
+
+mod metrics;
+mod notify;
+mod playback;
+mod signals;
+mod source;
+mod wire;
+
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use socktrail::agent::Agent as Identity;
+use socktrail::config::{Config, Loaded, Loader};
+use socktrail::ecs::{self, Context};
+use socktrail::host::Host;
+use socktrail::monitor::Received;
+use socktrail::output::{Batch, Kind, Outputs};
+use socktrail::users::Users;
+
+use self::metrics::Metrics;
+use self::notify::Notify;
+use self::playback::Playback;
+use self::signals::{Ask, Asked};
+use self::source::Source;
+use self::wire::Meters;
+use super::args::AgentArgs;
+use super::config::load;
+use super::exit::Status;
+use super::source::FlowSource;
+
+/// How long a signal may go unnoticed.
+const PAUSE: Duration = Duration::from_millis(100);
+/// Documents that travel together at most.
+const BATCH: usize = 512;
+/// Bytes of them at most, save for the last document.
+const BATCH_BYTES: usize = 256 * 1024;
+/// What can be changed while it runs.
+const LIVE: [&str; 5] = ["output.", "spool.", "document.", "agent.name", "agent.shutdown_timeout"];
+
+/// Runs the command.
+pub fn run(args: &AgentArgs, quiet: bool) -> anyhow::Result<Status> {
+    let loaded = configuration(args)?;
+    loaded.notes.iter().for_each(|note| tracing::info!("{note}"));
+    let asked = Asked::catch().context("catching signals")?;
+    wire::be_nice(loaded.config.agent.nice)?;
+    let meters = Meters::default();
+    let outputs = wire::start(&loaded.config, &meters)?;
+    let source = Source::start(args, &loaded.config)?;
+    source.announce(quiet);
+    let host = source.host();
+    let identity = identity(&host, &loaded.config);
+    let metrics = loaded.config.metrics.listen.as_ref().map(Metrics::start).transpose()?;
+    let notify = Notify::ready();
+    let batch = Batch::with_capacity(BATCH_BYTES);
+    let (users, events, deadline) = (Users::new(), 0, None);
+    let mut agent = Agent {
+        args,
+        loaded,
+        asked,
+        source,
+        outputs,
+        meters,
+        host,
+        identity,
+        users,
+        batch,
+        notify,
+        metrics,
+        events,
+        deadline,
+    };
+    let ended = agent.work();
+    agent.end().and(ended)
+}
+
+fn configuration(args: &AgentArgs) -> anyhow::Result<Loaded> {
+    let loaded = load(Loader::new().file(&args.config), args.set.clone())?;
+    anyhow::ensure!(
+        loaded.config.output.enabled().next().is_some(),
+        "{}: no output is on: set output.elasticsearch.hosts, output.file.path or output.stdout.enabled",
+        args.config.display()
+    );
+    Ok(loaded)
+}
+
+fn identity(host: &Host, config: &Config) -> Identity {
+    let mut identity = Identity::of(host);
+    if !config.agent.name.is_empty() {
+        identity.name = Some(config.agent.name.clone());
+    }
+    identity
+}
+
+/// A running agent.
+struct Agent<'a> {
+    args: &'a AgentArgs,
+    loaded: Loaded,
+    asked: Asked,
+    source: Source,
+    outputs: Outputs,
+    meters: Meters,
+    host: Host,
+    identity: Identity,
+    users: Users,
+    batch: Batch,
+    notify: Notify,
+    metrics: Option<Metrics>,
+    /// Socket events so far.
+    events: u64,
+    /// Set once it is asked to end.
+    deadline: Option<Instant>,
+}
+
+impl Agent<'_> {
+    /// Works until it is asked to end and everything is handed over, or asked twice.
+    fn work(&mut self) -> anyhow::Result<Status> {
+        loop {
+            for ask in self.asked.pending() {
+                match ask {
+                    Ask::End if self.deadline.is_some() => return Ok(Status::Success),
+                    Ask::End => self.begin_to_end(),
+                    Ask::Reload => self.reload()?,
+                    Ask::Tell => self.tell(),
+                }
+            }
+            if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return Ok(Status::Success);
+            }
+            self.notify.tick(Instant::now(), || self.source.status(&self.outputs.readings()));
+            if let Some(metrics) = &mut self.metrics {
+                metrics.tick(Instant::now(), || (self.source.stats(), self.outputs.readings()));
+            }
+            if !self.source.can_lose() && !self.outputs.have_room(BATCH_BYTES) {
+                std::thread::sleep(Duration::from_millis(1));
+                continue;
+            }
+            let timeout = if self.batch.is_empty() { PAUSE } else { Duration::ZERO };
+            match self.source.recv(timeout) {
+                Received::Idle => self.hand_over(),
+                Received::Ended => {
+                    let asked = self.deadline.is_some();
+                    self.hand_over();
+                    self.begin_to_end();
+                    return if asked { Ok(Status::Success) } else { self.source.ended() };
+                }
+                received => self.take(&received),
+            }
+        }
+    }
+
+    fn take(&mut self, received: &Received) {
+        let names = self.users.at(Instant::now());
+        let context = Context {
+            host: &self.host,
+            agent: &self.identity,
+            clock: self.source.clock(),
+            names: self.source.names(&names),
+            directions: self.loaded.config.document.direction,
+        };
+        let pushed = match received {
+            Received::Flow(flow) => self.batch.push(Kind::Flow, &ecs::network_flow(flow, &context)),
+            Received::Socket(event) => {
+                let mut document = ecs::socket_event(event, &context);
+                self.events += 1;
+                document.event.sequence = Some(self.events);
+                self.batch.push(Kind::Event, &document)
+            }
+            _ => Ok(()),
+        };
+        if let Err(error) = pushed {
+            tracing::error!(%error, "a document cannot be written as JSON; this is a bug: please report it");
+        }
+        if self.batch.len() >= BATCH || self.batch.lines().len() >= BATCH_BYTES {
+            self.hand_over();
+        }
+    }
+
+    fn hand_over(&mut self) {
+        if !self.batch.is_empty() {
+            let fresh = Batch::with_capacity(self.batch.lines().len());
+            self.outputs.send(&Arc::new(std::mem::replace(&mut self.batch, fresh)));
+        }
+    }
+
+    fn begin_to_end(&mut self) {
+        let within = Duration::from(self.loaded.config.agent.shutdown_timeout);
+        self.deadline.get_or_insert(Instant::now() + within);
+        self.source.stop();
+        self.notify.stopping();
+    }
+
+    /// Takes over what the file says now, as far as that can be done without missing a flow.
+    fn reload(&mut self) -> anyhow::Result<()> {
+        self.notify.reloading();
+        match configuration(self.args) {
+            Ok(loaded) => {
+                self.tell_of_changes(&loaded);
+                self.hand_over();
+                let within = Duration::from(self.loaded.config.agent.shutdown_timeout);
+                std::mem::take(&mut self.outputs).close(within);
+                self.outputs = match wire::start(&loaded.config, &self.meters) {
+                    Ok(outputs) => {
+                        self.identity.name = identity(&self.host, &loaded.config).name;
+                        self.loaded = loaded;
+                        tracing::info!("the configuration was read again");
+                        outputs
+                    }
+                    Err(error) => {
+                        tracing::error!("the configuration stays as it was: {error:#}");
+                        wire::start(&self.loaded.config, &self.meters).context("going back to the outputs before")?
+                    }
+                };
+            }
+            Err(error) => tracing::error!("the configuration stays as it was: {error:#}"),
+        }
+        self.notify.reloaded();
+        Ok(())
+    }
+
+    fn tell_of_changes(&self, new: &Loaded) {
+        for (before, after) in self.loaded.resolved.iter().zip(&new.resolved) {
+            let live = LIVE.iter().any(|live| after.key.starts_with(live));
+            if before.value != after.value && !live {
+                tracing::warn!("{}: {}: is changed, which takes effect at the next start", after.origin, after.key);
+            }
+        }
+    }
+
+    /// A line of JSON on stderr with what was counted.
+    fn tell(&self) {
+        let line = serde_json::json!({ "monitor": self.source.stats(), "outputs": self.outputs.readings() });
+        // Nobody to tell is no failure.
+        let _ = writeln!(io::stderr(), "socktrail: stats {line}");
+    }
+
+    /// Ends the outputs; each has until the deadline.
+    fn end(mut self) -> anyhow::Result<Status> {
+        self.hand_over();
+        let now = Instant::now();
+        let deadline = self.deadline.unwrap_or(now);
+        let outputs = std::mem::take(&mut self.outputs);
+        let readings = outputs.close(deadline.saturating_duration_since(now));
+        for reading in &readings {
+            if reading.dropped > 0 {
+                tracing::warn!("{}: {} documents were lost", reading.output, reading.dropped);
+            }
+        }
+        if self.args.stats {
+            let line = serde_json::json!({ "monitor": self.source.stats(), "outputs": readings });
+            let _ = writeln!(io::stderr(), "socktrail: stats {line}");
+        }
+        Ok(Status::Success)
+    }
+}

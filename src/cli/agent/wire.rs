@@ -1,0 +1,55 @@
+//! From a configuration to outputs that run.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::Context as _;
+use socktrail::config::Config;
+use socktrail::output::elasticsearch::Elasticsearch;
+use socktrail::output::{FileOutput, Meter, Output, Outputs, Plain};
+
+/// The numbers of each output, which go on when outputs are started anew.
+#[derive(Debug, Default)]
+pub struct Meters(Mutex<BTreeMap<&'static str, Arc<Meter>>>);
+
+impl Meters {
+    fn of(&self, output: &'static str) -> Arc<Meter> {
+        Arc::clone(self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(output).or_default())
+    }
+}
+
+/// Starts every output that is on.
+pub fn start(config: &Config, meters: &Meters) -> anyhow::Result<Outputs> {
+    let mut outputs = Outputs::new();
+    let queue = usize::try_from(config.output.queue_size.0).context("output.queue_size")?;
+    for name in config.output.enabled() {
+        let meter = meters.of(name);
+        let output = open(name, config, &meter).with_context(|| format!("output.{name}"))?;
+        outputs
+            .start(name, output, queue, meter)
+            .context("starting a thread; raise the limit of processes (ulimit -u)")?;
+    }
+    Ok(outputs)
+}
+
+fn open(name: &str, config: &Config, meter: &Arc<Meter>) -> anyhow::Result<Box<dyn Output>> {
+    let meter = Arc::clone(meter);
+    match (name, config.output.file.options()) {
+        ("file", Some(options)) => Ok(Box::new(FileOutput::open(options, meter)?)),
+        ("elasticsearch", _) => {
+            let memory = usize::try_from(config.output.queue_size.0)?;
+            let options = config.output.elasticsearch.options(&config.spool, memory);
+            Ok(Box::new(Elasticsearch::start(options, meter)?))
+        }
+        _ => Ok(Box::new(Plain::new(io::stdout(), "stdout", meter))),
+    }
+}
+
+/// Lets others have the CPU first. Threads that are started later inherit it.
+pub fn be_nice(nice: u8) -> anyhow::Result<()> {
+    if nice > 0 {
+        rustix::process::setpriority_process(None, nice.into()).context("agent.nice: setpriority")?;
+    }
+    Ok(())
+}

@@ -1,0 +1,45 @@
+//! What would be seen, feature by feature, and where the layout comes from.
+
+use std::collections::BTreeMap;
+
+use socktrail::survey::{Capability, CapabilityState, Survey};
+
+use crate::cli::table::aligned;
+
+/// A line for each feature, below those that are not fine what is missing and why, and a line on the layout.
+pub fn table(survey: &Survey) -> String {
+    let rows: Vec<_> = survey.capabilities.iter().map(row).collect();
+    let mut text = String::new();
+    for (capability, line) in survey.capabilities.iter().zip(aligned(&rows).lines()) {
+        text.push_str(line);
+        text.push('\n');
+        if let Some(missing) = capability.missing {
+            text.push_str(&format!("      missing: {missing}\n"));
+        }
+        if !capability.reason.is_empty() {
+            text.push_str(&format!("      why: {}\n", capability.reason));
+        }
+    }
+    text + "\n" + &layout(survey)
+}
+
+fn row(capability: &Capability) -> [String; 3] {
+    let state = match capability.state {
+        CapabilityState::Ok => "ok",
+        CapabilityState::Degraded => "DEGRADED",
+        CapabilityState::Lost => "LOST",
+    };
+    [state.to_owned(), capability.feature.to_string(), capability.function.unwrap_or("-").to_owned()]
+}
+
+/// How many numbers of the layout come from where.
+fn layout(survey: &Survey) -> String {
+    let mut sources = BTreeMap::<String, usize>::new();
+    let fields = survey.layout.layout.fields().map(|(_, field)| field.source);
+    let arguments = survey.layout.layout.arguments().map(|(_, argument)| argument.source);
+    for source in fields.chain(arguments) {
+        *sources.entry(source.to_string()).or_default() += 1;
+    }
+    let told: Vec<_> = sources.iter().map(|(source, count)| format!("{count} from {source}")).collect();
+    format!("layout: {} in {:.1?} (`socktrail layout` shows each)\n", told.join(", "), survey.layout.took)
+}

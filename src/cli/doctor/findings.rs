@@ -1,0 +1,464 @@
+//! What facts mean for seeing flows. Pure.
+
+use serde::Serialize;
+use socktrail::switches::Silenced;
+
+use super::facts::{Facts, Limit, Tracefs, capability};
+use crate::cli::exit::Status;
+
+/// What one property of the host means.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// Which property.
+    pub subject: &'static str,
+    /// Whether it will do.
+    pub state: State,
+    /// How it is.
+    pub found: String,
+    /// What would be missing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub missing: Option<String>,
+    /// What to do about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub remedy: Option<String>,
+    /// How `socktrail flows` would end because of it.
+    #[serde(skip)]
+    pub status: Status,
+}
+
+/// Whether a property will do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// It will do.
+    Ok,
+    /// Something would be missing.
+    Degraded,
+    /// No flow could be seen.
+    Lost,
+}
+
+impl Finding {
+    fn ok(subject: &'static str, found: impl Into<String>) -> Self {
+        let found = found.into();
+        Self { subject, state: State::Ok, found, missing: None, remedy: None, status: Status::Success }
+    }
+
+    fn degraded(
+        subject: &'static str,
+        found: impl Into<String>,
+        missing: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
+        Self {
+            state: State::Degraded,
+            missing: Some(missing.into()),
+            remedy: Some(remedy.into()),
+            ..Self::ok(subject, found)
+        }
+    }
+
+    fn lost(subject: &'static str, status: Status, found: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self {
+            state: State::Lost,
+            missing: Some("all flows".into()),
+            remedy: Some(remedy.into()),
+            status,
+            ..Self::ok(subject, found)
+        }
+    }
+}
+
+/// Looks at everything, in the order of dependence: what comes first makes what follows matter less.
+pub fn findings(facts: &Facts) -> Vec<Finding> {
+    vec![
+        kernel(facts),
+        kprobes(facts),
+        lockdown(facts),
+        privileges(facts),
+        tracefs(facts),
+        perf(facts),
+        limits(facts),
+        ipv6(facts),
+        btf(facts),
+    ]
+}
+
+/// What keeps this host from showing any flow at all, the cause that matters most first.
+pub fn blocking(findings: &[Finding]) -> impl Iterator<Item = &Finding> {
+    findings.iter().filter(|finding| finding.state == State::Lost)
+}
+
+fn kernel(facts: &Facts) -> Finding {
+    let found = format!("Linux {} on {}", facts.release, facts.architecture);
+    let subject = "kernel";
+    match (&*facts.architecture, facts.version()) {
+        ("x86_64" | "aarch64", (3, ..12) | (..3, _)) => Finding::degraded(
+            subject,
+            found,
+            "perhaps all flows: before 3.12 this works only where the distribution has ported the means back",
+            "try it, or boot a kernel from 3.12 on",
+        ),
+        ("x86_64" | "aarch64", (3, _) | (4, 0)) => Finding::degraded(
+            subject,
+            found,
+            "exact times: before 4.1 samples carry a clock that programs cannot read",
+            "boot a kernel from 4.1 on",
+        ),
+        ("x86_64" | "aarch64", _) => Finding::ok(subject, found),
+        _ => Finding::lost(
+            subject,
+            Status::Kernel,
+            found,
+            "use a machine with x86_64 or aarch64: only their calling conventions are known",
+        ),
+    }
+}
+
+fn kprobes(facts: &Facts) -> Finding {
+    let subject = "kprobes";
+    if facts.kprobes == Some(false) {
+        return Finding::lost(
+            subject,
+            Status::Kernel,
+            "this kernel has no kprobes: it was built without CONFIG_KPROBE_EVENTS",
+            "no privilege or setting helps: boot a kernel with CONFIG_KPROBES=y and CONFIG_KPROBE_EVENTS=y, such as any \
+             distribution's, here or in a virtual machine (`cargo demo` does that)",
+        );
+    }
+    if let Some(finding) = switches(facts, subject) {
+        return finding;
+    }
+    match facts.kprobes {
+        Some(_) => Finding::ok(subject, "there"),
+        None => Finding::degraded(
+            subject,
+            "not known: tracefs cannot be read",
+            "perhaps all flows",
+            "run socktrail doctor as root",
+        ),
+    }
+}
+
+/// Switches that let probes be installed and never fire.
+fn switches(facts: &Facts, subject: &'static str) -> Option<Finding> {
+    if let Some(silenced) = facts.switches.silenced(&facts.architecture) {
+        return Some(Finding::lost(subject, Status::Kernel, silenced.to_string(), silenced.remedy()));
+    }
+    let remedy = Silenced::Ftrace.remedy();
+    let degraded = || Finding::degraded(subject, "kernel.ftrace_enabled is 0", "all flows on some kernels", remedy);
+    (facts.switches.ftrace == Some(false)).then(degraded)
+}
+
+/// From 5.4 on. `integrity` lets kprobes be; `confidentiality` refuses kprobes, tracefs and perf.
+fn lockdown(facts: &Facts) -> Finding {
+    let subject = "lockdown";
+    match facts.lockdown.as_deref() {
+        Some("confidentiality") => Finding::lost(
+            subject,
+            Status::Kernel,
+            "the kernel is locked down in mode confidentiality, which refuses kprobes to everyone",
+            "boot without lockdown=confidentiality; where Secure Boot brings it, with lockdown=integrity",
+        ),
+        Some(mode) => Finding::ok(subject, format!("mode {mode}")),
+        None => Finding::ok(subject, "not active"),
+    }
+}
+
+fn privileges(facts: &Facts) -> Finding {
+    let subject = "privileges";
+    let found = match facts.euid {
+        0 => "root".to_owned(),
+        uid => format!("user {uid}"),
+    };
+    let reads_tracefs = facts.euid == 0 || facts.can(capability::DAC_OVERRIDE);
+    let opens_perf = facts.can(capability::SYS_ADMIN | capability::PERFMON);
+    match (reads_tracefs, opens_perf) {
+        (true, true) if facts.can(capability::SYS_PTRACE) => Finding::ok(subject, found),
+        (true, true) => Finding::degraded(
+            subject,
+            format!("{found} without CAP_SYS_PTRACE"),
+            "program, arguments and container of processes that were there before the start",
+            "grant CAP_SYS_PTRACE",
+        ),
+        (true, false) => Finding::lost(
+            subject,
+            Status::Privileges,
+            format!("{found} without CAP_SYS_ADMIN and CAP_PERFMON: no perf event can be opened"),
+            "grant CAP_SYS_ADMIN (from Linux 5.8 on CAP_PERFMON); in a container run it privileged",
+        ),
+        (false, _) => Finding::lost(
+            subject,
+            Status::Privileges,
+            format!("{found}: only root may set probes"),
+            "run as root: sudo socktrail …",
+        ),
+    }
+}
+
+fn tracefs(facts: &Facts) -> Finding {
+    let subject = "tracefs";
+    match &facts.tracefs {
+        Tracefs::Mounted(path) => Finding::ok(subject, format!("mounted on {}", path.display())),
+        Tracefs::Mountable(path) => Finding::ok(
+            subject,
+            format!("not mounted; will be mounted on {} where only socktrail sees it", path.display()),
+        ),
+        Tracefs::Forbidden(what) => {
+            Finding::lost(subject, Status::Privileges, what.clone(), "run as root: sudo socktrail …")
+        }
+        Tracefs::Missing(why) => Finding::lost(
+            subject,
+            Status::Tracefs,
+            why.clone(),
+            "boot a kernel with CONFIG_TRACING=y; in a container, bind-mount the host's /sys",
+        ),
+    }
+}
+
+fn perf(facts: &Facts) -> Finding {
+    let subject = "perf";
+    match facts.perf_event_paranoid {
+        None => Finding::lost(
+            subject,
+            Status::Kernel,
+            "this kernel has no perf events: it was built without CONFIG_PERF_EVENTS",
+            "boot a kernel with CONFIG_PERF_EVENTS=y, such as any distribution's",
+        ),
+        Some(level) if facts.version() < (4, 1) => {
+            Finding::ok(subject, format!("perf_event_paranoid {level}, no use_clockid (Linux 4.1)"))
+        }
+        Some(level) => Finding::ok(subject, format!("perf_event_paranoid {level}, use_clockid")),
+    }
+}
+
+/// A perf event for each probe on each CPU, with some to spare for rings, guesses and outputs.
+const PROBES: u64 = 48;
+const SPARE_FILES: u64 = 64;
+/// Data pages of a ring by default, and its page of control.
+const RING_PAGES: u64 = (1 << 7) + 1;
+
+fn limits(facts: &Facts) -> Finding {
+    let subject = "limits";
+    let files = PROBES * facts.cpus + SPARE_FILES;
+    let may_raise = facts.can(capability::SYS_RESOURCE);
+    if !reaches(facts.files, files, may_raise) {
+        return Finding::lost(
+            subject,
+            Status::Limit,
+            format!("{} open files at most, {files} are needed for {} CPUs", facts.files.hard, facts.cpus),
+            format!("raise the limit: ulimit -n {files}, or LimitNOFILE={files} in the service's unit"),
+        );
+    }
+    let ring = RING_PAGES * facts.page_size;
+    let given = facts.perf_event_mlock_kb.saturating_mul(1024);
+    let locked = ring.saturating_sub(given).saturating_mul(facts.cpus);
+    let unlimited = facts.can(capability::IPC_LOCK);
+    if !unlimited && !reaches(facts.locked_memory, locked, may_raise) {
+        return Finding::lost(
+            subject,
+            Status::Limit,
+            format!(
+                "{} bytes of locked memory at most, {locked} are needed for {} CPUs",
+                facts.locked_memory.hard, facts.cpus
+            ),
+            format!(
+                "raise the limit: ulimit -l {}, or grant CAP_IPC_LOCK, or give a smaller --ring-size-exponent",
+                locked.div_ceil(1024)
+            ),
+        );
+    }
+    let memory = if unlimited { "as much locked memory as asked for" } else { "locked memory enough" };
+    Finding::ok(subject, format!("{files} open files can be had for {} CPUs, {memory}", facts.cpus))
+}
+
+fn reaches(limit: Limit, needed: u64, may_raise: bool) -> bool {
+    may_raise || limit.soft.max(limit.hard) >= needed
+}
+
+fn ipv6(facts: &Facts) -> Finding {
+    let subject = "ipv6";
+    match (facts.ipv6, facts.ipv6_off_on_lo) {
+        (false, _) => Finding::degraded(
+            subject,
+            "this kernel has no IPv6, or its module is not loaded",
+            "IPv6 flows, if there are any",
+            "modprobe ipv6, or leave it at that with --enable-ipv6 false",
+        ),
+        (true, Some(true)) if !facts.btf => Finding::degraded(
+            subject,
+            "switched off on the loopback interface",
+            "IPv6 flows: their layout is guessed over ::1",
+            "sysctl net.ipv6.conf.lo.disable_ipv6=0",
+        ),
+        (true, Some(true)) => Finding::ok(subject, "there; switched off on the loopback interface"),
+        (true, _) => Finding::ok(subject, "there"),
+    }
+}
+
+fn btf(facts: &Facts) -> Finding {
+    let found = if facts.btf { "there: the layout is read" } else { "not there: the layout is guessed at every start" };
+    Finding::ok("btf", found)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use socktrail::switches::Switches;
+
+    use super::*;
+
+    /// A stock Debian 12 with two CPUs, seen by root.
+    fn debian() -> Facts {
+        let unlimited = Limit { soft: u64::MAX, hard: u64::MAX };
+        Facts {
+            release: "6.1.0-28-amd64".into(),
+            architecture: "x86_64".into(),
+            tracefs: Tracefs::Mounted(PathBuf::from("/sys/kernel/tracing")),
+            kprobes: Some(true),
+            switches: Switches { kprobes: Some(true), ftrace: Some(true) },
+            perf_event_paranoid: Some(3),
+            euid: 0,
+            capabilities: u64::MAX,
+            lockdown: Some("none".into()),
+            ipv6: true,
+            ipv6_off_on_lo: Some(false),
+            btf: true,
+            cpus: 2,
+            files: Limit { soft: 1024, hard: 1_048_576 },
+            locked_memory: unlimited,
+            perf_event_mlock_kb: 516,
+            page_size: 4096,
+        }
+    }
+
+    /// What is not fine about a host: subject, state, status.
+    fn ills(facts: &Facts) -> Vec<(&'static str, State, Status)> {
+        let findings = findings(facts);
+        for finding in &findings {
+            assert_eq!(finding.state == State::Ok, finding.missing.is_none(), "{finding:?}");
+            assert_eq!(finding.state == State::Ok, finding.remedy.is_none(), "{finding:?}");
+            assert_eq!(finding.state == State::Lost, finding.status != Status::Success, "{finding:?}");
+        }
+        let ill = findings.into_iter().filter(|finding| finding.state != State::Ok);
+        ill.map(|finding| (finding.subject, finding.state, finding.status)).collect()
+    }
+
+    #[test]
+    fn a_stock_host_lacks_nothing() {
+        assert_eq!(ills(&debian()), []);
+        let tracefs = Tracefs::Mountable("/sys/kernel/tracing".into());
+        assert_eq!(ills(&Facts { tracefs, btf: false, switches: Switches::default(), lockdown: None, ..debian() }), []);
+    }
+
+    #[test]
+    fn a_kernel_without_kprobes_is_the_cause_even_for_a_user() {
+        let facts = Facts {
+            kprobes: Some(false),
+            euid: 1000,
+            capabilities: 0,
+            tracefs: Tracefs::Forbidden("no permission".into()),
+            ..debian()
+        };
+        assert_eq!(
+            blocking(&findings(&facts)).map(|finding| finding.status).collect::<Vec<_>>(),
+            [Status::Kernel, Status::Privileges, Status::Privileges]
+        );
+    }
+
+    #[test]
+    fn switches_that_silence_probes() {
+        let lost = [("kprobes", State::Lost, Status::Kernel)];
+        assert_eq!(ills(&Facts { switches: Switches { kprobes: Some(false), ftrace: Some(true) }, ..debian() }), lost);
+        let off = Facts { switches: Switches { kprobes: Some(true), ftrace: Some(false) }, ..debian() };
+        assert_eq!(ills(&off), lost);
+        let arm = Facts { architecture: "aarch64".into(), ..off };
+        assert_eq!(ills(&arm), [("kprobes", State::Degraded, Status::Success)]);
+        assert_eq!(ills(&Facts { switches: Switches { kprobes: Some(true), ftrace: None }, ..debian() }), []);
+    }
+
+    #[test]
+    fn only_confidentiality_is_too_much_lockdown() {
+        let locked = |mode: &str| ills(&Facts { lockdown: Some(mode.into()), ..debian() });
+        assert_eq!(locked("integrity"), []);
+        assert_eq!(locked("confidentiality"), [("lockdown", State::Lost, Status::Kernel)]);
+    }
+
+    #[test]
+    fn a_user_without_privileges() {
+        let facts = Facts {
+            kprobes: None,
+            euid: 1000,
+            capabilities: 0,
+            tracefs: Tracefs::Forbidden("/sys/kernel/tracing: Permission denied".into()),
+            locked_memory: Limit { soft: 8 << 20, hard: 8 << 20 },
+            ..debian()
+        };
+        assert_eq!(
+            ills(&facts),
+            [
+                ("kprobes", State::Degraded, Status::Success),
+                ("privileges", State::Lost, Status::Privileges),
+                ("tracefs", State::Lost, Status::Privileges),
+            ]
+        );
+    }
+
+    #[test]
+    fn root_in_a_container_with_few_capabilities() {
+        let few = capability::DAC_OVERRIDE;
+        assert_eq!(ills(&Facts { capabilities: few, ..debian() }), [("privileges", State::Lost, Status::Privileges)]);
+        let enough = few | capability::PERFMON;
+        assert_eq!(
+            ills(&Facts { capabilities: enough, ..debian() }),
+            [("privileges", State::Degraded, Status::Success)]
+        );
+    }
+
+    #[test]
+    fn many_cpus_need_many_files_and_much_locked_memory() {
+        let small = Limit { soft: 1024, hard: 4096 };
+        let plain = Facts { capabilities: capability::SYS_ADMIN | capability::SYS_PTRACE, ..debian() };
+        assert_eq!(ills(&Facts { files: small, cpus: 64, ..plain.clone() }), []);
+        assert_eq!(ills(&Facts { files: small, cpus: 128, ..plain.clone() }), [("limits", State::Lost, Status::Limit)]);
+        let tiny = Limit { soft: 65536, hard: 65536 };
+        assert_eq!(ills(&Facts { locked_memory: tiny, ..plain.clone() }), [], "516 KiB a CPU are everyone's");
+        let facts = Facts { locked_memory: tiny, perf_event_mlock_kb: 16, ..plain };
+        assert_eq!(ills(&facts), [("limits", State::Lost, Status::Limit)]);
+        assert_eq!(ills(&Facts { capabilities: u64::MAX, ..facts }), []);
+    }
+
+    #[test]
+    fn no_tracefs_and_no_perf() {
+        let tracefs = Tracefs::Missing("this kernel has no tracefs".into());
+        assert_eq!(
+            ills(&Facts { tracefs, perf_event_paranoid: None, ..debian() }),
+            [("tracefs", State::Lost, Status::Tracefs), ("perf", State::Lost, Status::Kernel)]
+        );
+    }
+
+    #[test]
+    fn ipv6_matters_to_guesses() {
+        let off = Facts { ipv6_off_on_lo: Some(true), ..debian() };
+        assert_eq!(ills(&off), []);
+        assert_eq!(ills(&Facts { btf: false, ..off }), [("ipv6", State::Degraded, Status::Success)]);
+        let none = Facts { ipv6: false, ipv6_off_on_lo: None, ..debian() };
+        assert_eq!(ills(&none), [("ipv6", State::Degraded, Status::Success)]);
+    }
+
+    #[test]
+    fn kernels_by_age_and_machine() {
+        let of = |release: &str, architecture: &str| {
+            let facts = Facts { release: release.into(), architecture: architecture.into(), ..debian() };
+            ills(&facts).first().map(|&(_, state, _)| state)
+        };
+        assert_eq!(of("2.6.32-696.30.1.el6", "x86_64"), Some(State::Degraded));
+        assert_eq!(of("3.10.0-957.1.3.el7", "x86_64"), Some(State::Degraded));
+        assert_eq!(of("3.16.0-6-amd64", "x86_64"), Some(State::Degraded));
+        assert_eq!(of("4.1.0", "x86_64"), None);
+        assert_eq!(of("4.19.0", "aarch64"), None);
+        assert_eq!(of("10.0", "aarch64"), None);
+        assert_eq!(of("6.1", "riscv64"), Some(State::Lost));
+    }
+}

@@ -1,0 +1,138 @@
+//! `socktrail doctor`: what this host offers, what would be missing, and what to do about it.
+
+mod capabilities;
+mod facts;
+mod findings;
+mod gather;
+
+use std::io::Write;
+
+use serde::Serialize;
+use socktrail::monitor::Options;
+use socktrail::survey::{Capability, CapabilityState, Survey};
+use socktrail_guess::Resolved;
+
+use super::args::DoctorArgs;
+use super::exit::Status;
+use super::table::aligned;
+
+pub use findings::{Finding, State};
+
+/// Looks at this host.
+pub fn examine() -> Vec<Finding> {
+    findings::findings(&gather::gather())
+}
+
+/// What keeps this host from showing any flow at all, the cause that matters most first.
+pub fn blocking(findings: &[Finding]) -> Vec<&Finding> {
+    findings::blocking(findings).collect()
+}
+
+/// Runs the command.
+pub fn run(args: &DoctorArgs, mut out: impl Write) -> anyhow::Result<Status> {
+    let findings = examine();
+    // Where nothing can be seen, trying it out would only say so again.
+    let survey = match blocking(&findings).is_empty() {
+        true => Some(Survey::take(&options(args))?),
+        false => None,
+    };
+    let worst = worst(&findings, survey.as_ref());
+    if args.json {
+        let (capabilities, layout) = match &survey {
+            Some(survey) => (&survey.capabilities[..], Some(&survey.layout)),
+            None => (&[][..], None),
+        };
+        serde_json::to_writer_pretty(&mut out, &Report { state: worst, findings: &findings, capabilities, layout })?;
+        writeln!(out)?;
+    } else {
+        out.write_all(table(&findings).as_bytes())?;
+        if let Some(survey) = &survey {
+            write!(out, "\n{}", capabilities::table(survey))?;
+        }
+        writeln!(out, "\n{}", summary(worst))?;
+    }
+    out.flush()?;
+    Ok(match worst {
+        State::Ok => Status::Success,
+        State::Degraded => Status::Failure,
+        State::Lost => Status::Kernel,
+    })
+}
+
+fn options(args: &DoctorArgs) -> Options {
+    let mut options = Options::default();
+    options.tracefs_path = args.tracefs_path.clone();
+    options.source = args.source.source.clone();
+    options.guess_timeout = args.source.guess_timeout.into();
+    options.mask = args.mask.clone();
+    options
+}
+
+/// The worst of all; a lost feature degrades the whole unless no flow could be seen any more.
+fn worst(findings: &[Finding], survey: Option<&Survey>) -> State {
+    let found = findings.iter().map(|finding| finding.state).max().unwrap_or(State::Ok);
+    let tried = survey.map_or(State::Ok, |survey| match survey.shows_flows() {
+        false => State::Lost,
+        true if survey.capabilities.iter().any(|one| one.state != CapabilityState::Ok) => State::Degraded,
+        true => State::Ok,
+    });
+    found.max(tried)
+}
+
+/// What `--json` writes.
+#[derive(Serialize)]
+struct Report<'a> {
+    /// The worst of all.
+    state: State,
+    findings: &'a [Finding],
+    capabilities: &'a [Capability],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    layout: Option<&'a Resolved>,
+}
+
+fn summary(worst: State) -> &'static str {
+    match worst {
+        State::Ok => "All flows can be seen.",
+        State::Degraded => "Flows can be seen, but something would be missing.",
+        State::Lost => "No flow can be seen.",
+    }
+}
+
+/// A line for each finding, and below those that are not fine what would be missing and what to do.
+fn table(findings: &[Finding]) -> String {
+    let rows: Vec<_> = findings
+        .iter()
+        .map(|finding| [word(finding.state), finding.subject.to_owned(), finding.found.clone()])
+        .collect();
+    let mut text = String::new();
+    for (finding, line) in findings.iter().zip(aligned(&rows).lines()) {
+        text.push_str(line);
+        text.push('\n');
+        text.push_str(&advice(finding, "      "));
+    }
+    text
+}
+
+/// What would be missing because of a finding, and what to do about it.
+fn advice(finding: &Finding, indent: &str) -> String {
+    let line = |title: &str, text: &Option<String>| match text {
+        Some(text) => format!("{indent}{title}: {text}\n"),
+        None => String::new(),
+    };
+    line("missing", &finding.missing) + &line("what to do", &finding.remedy)
+}
+
+/// The findings that keep flows from being seen, for a command that failed because of them.
+pub fn explanation(findings: &[Finding]) -> String {
+    let lines = |finding: &Finding| format!("{}: {}\n{}", finding.subject, finding.found, advice(finding, "  "));
+    blocking(findings).into_iter().map(lines).collect()
+}
+
+fn word(state: State) -> String {
+    match state {
+        State::Ok => "ok",
+        State::Degraded => "DEGRADED",
+        State::Lost => "LOST",
+    }
+    .to_owned()
+}

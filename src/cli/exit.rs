@@ -1,0 +1,78 @@
+//! What the exit status means: the only place that says so.
+
+use std::process::ExitCode;
+
+/// How a command ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Status {
+    /// It did what was asked.
+    Success = 0,
+    /// Something else went wrong.
+    Failure = 1,
+    /// The command line or the configuration makes no sense.
+    Usage = 2,
+    /// This kernel cannot show flows.
+    Kernel = 3,
+    /// The user may not see flows.
+    Privileges = 4,
+    /// Tracefs cannot be found.
+    Tracefs = 5,
+    /// A limit is too low.
+    Limit = 6,
+    /// The kernel is not laid out as expected.
+    Layout = 7,
+}
+
+impl Status {
+    const ALL: [Self; 8] = [
+        Self::Success,
+        Self::Failure,
+        Self::Usage,
+        Self::Kernel,
+        Self::Privileges,
+        Self::Tracefs,
+        Self::Limit,
+        Self::Layout,
+    ];
+
+    /// What `--help` says of it.
+    const fn meaning(self) -> &'static str {
+        match self {
+            Self::Success => "success; so is an interrupt, and a reader that closed the pipe",
+            Self::Failure => "another failure; of doctor: something would be missing",
+            Self::Usage => "bad usage, or a configuration that makes no sense",
+            Self::Kernel => "this kernel cannot show flows (no kprobes, lockdown); of doctor: no flow could be seen",
+            Self::Privileges => "privileges are missing",
+            Self::Tracefs => "tracefs is missing, or the path given is none",
+            Self::Limit => "a limit is too low (open files, locked memory, perf events)",
+            Self::Layout => "the kernel's layout could not be found, or a kernel function is missing",
+        }
+    }
+
+    /// The table for `--help`.
+    pub fn help() -> String {
+        let lines = Self::ALL.map(|status| format!("  {}  {}", status as u8, status.meaning()));
+        format!("Exit status:\n{}", lines.join("\n"))
+    }
+}
+
+impl From<Status> for ExitCode {
+    fn from(status: Status) -> Self {
+        Self::from(status as u8)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn help_lists_every_status_at_its_number() {
+        let help = Status::help();
+        for (number, line) in help.lines().skip(1).enumerate() {
+            assert!(line.starts_with(&format!("  {number}  ")), "{line}");
+        }
+        assert_eq!(help.lines().count(), 9);
+    }
+}

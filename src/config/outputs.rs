@@ -1,0 +1,212 @@
+//! What can be configured of outputs and of the agent itself.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+use std::{fmt, iter};
+
+use serde::{Deserialize, Serialize};
+
+use super::elasticsearch::Elasticsearch;
+use super::values::{Size, Time, TimeError};
+use crate::output::{FileOptions, SyncPolicy};
+use crate::socket_event::Actions;
+
+/// `agent.*`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct Agent {
+    /// `agent.name` in documents; empty: the host's name.
+    pub name: String,
+    /// How much less of the CPU than others get the agent asks for: 0 to 19, `nice(2)`.
+    pub nice: u8,
+    /// How long the end may take: what is not sent by then stays in the spool, or is counted as lost.
+    pub shutdown_timeout: Time,
+}
+
+impl Default for Agent {
+    fn default() -> Self {
+        Self { name: String::new(), nice: 0, shutdown_timeout: Duration::from_secs(10).into() }
+    }
+}
+
+/// `events.*`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct Events {
+    /// Calls on sockets that become documents of their own: `create`, `bind`, `listen`, `accept`, `connect`,
+    /// `setsockopt`, `close`; none: no such documents.
+    pub actions: Vec<String>,
+}
+
+impl Events {
+    /// The set of them; a name that is none adds nothing.
+    pub fn set(&self) -> Actions {
+        self.actions.iter().filter_map(|name| Actions::named(name)).fold(Actions::NONE, Actions::or)
+    }
+}
+
+/// `metrics.*`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct Metrics {
+    /// Where numbers are served for Prometheus: an address of this host, or `unix:PATH`; none: nowhere.
+    pub listen: Option<Listen>,
+}
+
+/// Where to listen.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Listen {
+    /// A loopback address and port.
+    Tcp(SocketAddr),
+    /// A socket in the file system.
+    Unix(PathBuf),
+}
+
+impl TryFrom<String> for Listen {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        if let Some(path) = text.strip_prefix("unix:").filter(|path| path.starts_with('/')) {
+            return Ok(Self::Unix(path.into()));
+        }
+        let address: Result<SocketAddr, _> = text.parse();
+        match address {
+            Ok(address) if address.ip().is_loopback() => Ok(Self::Tcp(address)),
+            Ok(_) => Err("expected an address of this host alone, as in 127.0.0.1:9479: put a proxy before it"),
+            Err(_) => Err("expected an address and port, as in 127.0.0.1:9479, or unix:/run/socktrail.sock"),
+        }
+    }
+}
+
+impl From<Listen> for String {
+    fn from(listen: Listen) -> Self {
+        match listen {
+            Listen::Tcp(address) => address.to_string(),
+            Listen::Unix(path) => format!("unix:{}", path.display()),
+        }
+    }
+}
+
+/// `output.*`. Several may be on at once.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct Outputs {
+    /// Bytes of documents that may wait in memory for each output.
+    pub queue_size: Size,
+    /// Standard output.
+    pub stdout: Stdout,
+    /// A file.
+    pub file: FileOutput,
+    /// Elasticsearch or OpenSearch.
+    pub elasticsearch: Elasticsearch,
+}
+
+impl Default for Outputs {
+    fn default() -> Self {
+        Self {
+            queue_size: Size(32 << 20),
+            stdout: Stdout::default(),
+            file: FileOutput::default(),
+            elasticsearch: Elasticsearch::default(),
+        }
+    }
+}
+
+impl Outputs {
+    /// The names of those that are on.
+    pub fn enabled(&self) -> impl Iterator<Item = &'static str> {
+        let stdout = self.stdout.enabled.then_some("stdout");
+        let file = self.file.options().map(|_| "file");
+        let elasticsearch = (!self.elasticsearch.hosts.is_empty()).then_some("elasticsearch");
+        iter::empty().chain(stdout).chain(file).chain(elasticsearch)
+    }
+}
+
+/// `output.stdout.*`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct Stdout {
+    /// Whether documents go to standard output, one a line.
+    pub enabled: bool,
+}
+
+/// `output.file.*`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct FileOutput {
+    /// The file; none: the output is off.
+    pub path: Option<PathBuf>,
+    /// A file is done with before it would be larger.
+    pub rotate_size: Size,
+    /// A file is done with when it is so old; none: however old.
+    pub rotate_every: Option<Time>,
+    /// How many files that are done with are kept.
+    pub keep: usize,
+    /// Whether they are packed.
+    pub gzip: bool,
+    /// When the disk is to have what was written.
+    #[serde(with = "super::values::text")]
+    pub sync: Sync,
+}
+
+impl Default for FileOutput {
+    fn default() -> Self {
+        Self {
+            path: None,
+            rotate_size: Size(100 << 20),
+            rotate_every: None,
+            keep: 7,
+            gzip: false,
+            sync: Sync(SyncPolicy::Every(Duration::from_secs(1))),
+        }
+    }
+}
+
+impl FileOutput {
+    /// What the output is to do, if it is on.
+    pub fn options(&self) -> Option<FileOptions> {
+        Some(FileOptions {
+            path: self.path.clone()?,
+            rotate_size: self.rotate_size.0,
+            rotate_every: self.rotate_every.map(Duration::from),
+            keep: self.keep,
+            gzip: self.gzip,
+            sync: self.sync.0,
+        })
+    }
+}
+
+/// `never`, `always`, or a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sync(pub SyncPolicy);
+
+impl FromStr for Sync {
+    type Err = TimeError;
+
+    fn from_str(text: &str) -> Result<Self, TimeError> {
+        Ok(Self(match text {
+            "never" => SyncPolicy::Never,
+            "always" => SyncPolicy::Always,
+            time => SyncPolicy::Every(time.parse::<Time>()?.into()),
+        }))
+    }
+}
+
+impl fmt::Display for Sync {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            SyncPolicy::Never => f.write_str("never"),
+            SyncPolicy::Always => f.write_str("always"),
+            SyncPolicy::Every(time) => Time::from(time).fmt(f),
+        }
+    }
+}

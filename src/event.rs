@@ -1,0 +1,277 @@
+//! Events: what a source of facts about the host says, freed from how it learned it.
+//!
+//! The state machine knows events and nothing of probes. Today's source is [`probes`](crate::probes); a recording or
+//! a kernel program that adds up counters for itself speaks the same language.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+pub use socktrail_dns::Endpoint;
+use socktrail_dns::Learned;
+
+use crate::socket_event::step::Step;
+
+/// Nanoseconds on the kernel's trace clock (`CLOCK_MONOTONIC` where the kernel takes it). Not wall time.
+pub type KernelTime = u64;
+
+/// The address of a kernel object (`struct sock`, `struct net`). It identifies the object while that lives; zero
+/// stands for "not known".
+pub type KernelAddress = u64;
+
+/// One thing that happened, when, and in which task's context.
+#[derive(Debug, Clone)]
+pub struct Event {
+    /// When.
+    pub time: KernelTime,
+    /// The thread group (what user space calls the process) that was running. Only facts that happen in task context
+    /// may be charged to it: see [`EventKind`].
+    pub pid: u32,
+    /// The thread that was running.
+    pub tid: u32,
+    /// What.
+    pub kind: EventKind,
+}
+
+/// What happened.
+///
+/// All kinds but [`Packet`](Self::Packet), [`Unreadable`](Self::Unreadable), [`TcpState`](Self::TcpState) and
+/// [`SocketFreed`](Self::SocketFreed) happen in the context of the task that caused them, so that [`Event::pid`] names
+/// the actor. Those four run in whatever task was interrupted.
+#[derive(Debug, Clone)]
+pub enum EventKind {
+    /// The running task made another process (threads are no events).
+    Fork(Fork),
+    /// The running task became another program.
+    Exec(Box<Exec>),
+    /// The running thread ends; when it leads its thread group, so does the process.
+    Exit,
+    /// The running task's credentials are these from now on.
+    Credentials(Credentials),
+    /// A `struct sock` was made by the running task.
+    SocketCreated {
+        /// The new `struct sock`.
+        sock: KernelAddress,
+    },
+    /// The running task begins to connect a TCP socket.
+    ConnectBegins {
+        /// The connecting `struct sock`.
+        sock: KernelAddress,
+        /// Whom it wants to reach.
+        remote: Endpoint,
+    },
+    /// What the connect that the running thread began last came back with.
+    ConnectReturns {
+        /// 0 or a negative errno.
+        result: i32,
+    },
+    /// The running task took a TCP connection from a listener's queue.
+    Accepted {
+        /// The connection's own `struct sock`, not the listener's.
+        sock: KernelAddress,
+        /// Its addresses.
+        tuple: Tuple,
+    },
+    /// A TCP socket became established or closed, in any context.
+    TcpState {
+        /// The `struct sock`.
+        sock: KernelAddress,
+        /// Its addresses. The local port of a socket that never got that far is 0.
+        tuple: Tuple,
+        /// The state that it enters.
+        state: TcpState,
+        /// Segments so far.
+        segments: Segments,
+    },
+    /// The running task gave up the last descriptor of a socket.
+    SocketReleased {
+        /// The `struct sock`.
+        sock: KernelAddress,
+    },
+    /// The kernel frees a `struct sock`: the address may be another socket's from now on.
+    SocketFreed {
+        /// The `struct sock`.
+        sock: KernelAddress,
+    },
+    /// A step of a call on a socket; only where socket events are asked for.
+    Step(Box<Step>),
+    /// An IP packet left for, or came from, the network.
+    Packet(Packet),
+    /// A packet passed of which too little could be read to count it.
+    Unreadable(Unreadable),
+    /// Somebody's query for a name was answered. It happens to the host, not in a task.
+    Name(Arc<Learned>),
+    /// The source lost samples of one CPU before this moment.
+    Lost {
+        /// How many.
+        count: u64,
+    },
+}
+
+/// A new process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fork {
+    /// The new thread group.
+    pub child: u32,
+    /// Nanoseconds since boot (`CLOCK_BOOTTIME`) when it began; what `/proc/PID/stat` gives in ticks.
+    pub start: u64,
+}
+
+/// A program starts in an existing process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exec {
+    /// The path given to `execve(2)`, possibly relative.
+    pub filename: Vec<u8>,
+    /// The program that really runs: differs from `filename` for scripts.
+    pub interpreter: Vec<u8>,
+    /// The new argument area, NUL-terminated strings. Environment strings may follow the arguments.
+    pub arguments: Vec<u8>,
+    /// How many of the strings in `arguments` are arguments, where the source knows.
+    pub argument_count: Option<u32>,
+}
+
+/// Who a task acts as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Credentials {
+    /// Real user.
+    pub uid: u32,
+    /// Real group.
+    pub gid: u32,
+    /// Effective user.
+    pub euid: u32,
+    /// Effective group.
+    pub egid: u32,
+}
+
+/// One IP packet, or several of one conversation that the kernel carries as one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Packet {
+    /// Which way it goes.
+    pub way: Way,
+    /// Its transport.
+    pub transport: Transport,
+    /// The `struct sock` that sends or gets it, 0 where it is not known.
+    pub sock: KernelAddress,
+    /// From and to, as the packet's own headers say.
+    pub tuple: Tuple,
+    /// How much of it there is.
+    pub size: Size,
+    /// TCP's flags byte ([`tcp_flags`]), 0 for UDP.
+    pub tcp_flags: u8,
+    /// The socket's segment counters when the packet was seen, where the source knows them.
+    pub segments: Option<Segments>,
+}
+
+/// What is known of a packet with IP options or IPv6 extension headers: its addresses or its ports are not where they
+/// were looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unreadable {
+    /// The `struct net` of this host's end.
+    pub net: KernelAddress,
+    /// Its transport.
+    pub transport: Transport,
+    /// The `struct sock` that sends or gets it, 0 where it is not known.
+    pub sock: KernelAddress,
+    /// The ports of this host's and of the other end, where they are known.
+    pub ports: Option<(u16, u16)>,
+}
+
+/// How much one packet event stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Size {
+    /// One kernel packet. The segments it will become repeat its headers.
+    Packet {
+        /// IP header, transport header and payload, in bytes.
+        bytes: u32,
+        /// IP and transport header, in bytes.
+        headers: u16,
+    },
+    /// The conversation's totals in this direction so far, from a source that adds up in the kernel.
+    Total {
+        /// Wire packets.
+        packets: u64,
+        /// Wire bytes.
+        bytes: u64,
+    },
+}
+
+/// How many wire segments a TCP socket has seen (`tcp_sock.segs_in`, `tcp_sock.segs_out`), modulo 2³².
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Segments {
+    /// Received.
+    pub received: u32,
+    /// Sent.
+    pub sent: u32,
+}
+
+/// The TCP states that matter to a flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TcpState {
+    /// `TCP_ESTABLISHED`: the handshake is done.
+    Established,
+    /// `TCP_CLOSE`: the connection is over, or never came to be.
+    Closed {
+        /// `sock.sk_err`: why, as a positive errno; 0 when nothing went wrong or the source does not know.
+        error: i32,
+    },
+}
+
+/// Which way a packet goes, seen from this host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Way {
+    /// It leaves.
+    Out,
+    /// It arrives.
+    In,
+}
+
+/// A transport protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Transport {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+impl Transport {
+    /// The IANA protocol number.
+    pub const fn iana_number(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+        }
+    }
+
+    /// The name, as ECS writes it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
+}
+
+/// Both ends of a conversation and the network namespace that they belong to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Tuple {
+    /// The `struct net` of this host's end.
+    pub net: KernelAddress,
+    /// This host's end.
+    pub local: Endpoint,
+    /// The other end.
+    pub remote: Endpoint,
+}
+
+/// The bits of TCP's flags byte (RFC 9293, section 3.1).
+pub mod tcp_flags {
+    /// No more data from the sender.
+    pub const FIN: u8 = 0x01;
+    /// Synchronise sequence numbers.
+    pub const SYN: u8 = 0x02;
+    /// Reset the connection.
+    pub const RST: u8 = 0x04;
+    /// The acknowledgement field counts.
+    pub const ACK: u8 = 0x10;
+}

@@ -1,0 +1,182 @@
+//! The bulk API: what is sent, and what the answer means. Nothing here talks to anyone.
+//!
+//! An answer is believed document by document, and only if it is about the documents that were sent: as many, in the same
+//! order, with the same `_id`. Anything else acknowledges nothing.
+
+use std::io::Write;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde::Deserialize;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use crate::output::{Kind, printable};
+
+/// What stands for the kind of a document in the name of an index.
+pub const KIND: &str = "{kind}";
+/// Characters of a reason that are kept.
+const REASON: usize = 300;
+
+/// What the server did with one document.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is in the index.
+    Written,
+    /// It was there already: sent before, and the answer was lost.
+    Duplicate,
+    /// Not now.
+    Retry(String),
+    /// Never.
+    Rejected(u16, String),
+}
+
+/// The id of a document: the same for the same bytes, and nobody can make two documents that share one.
+///
+/// The first 128 bits of the SHA-256, in URL-safe base64.
+pub fn id(document: &[u8]) -> String {
+    URL_SAFE_NO_PAD.encode(&Sha256::digest(document)[..16])
+}
+
+/// The index that documents of a kind go to.
+pub fn index_of(pattern: &str, kind: Kind) -> String {
+    pattern.replace(KIND, kind.name())
+}
+
+/// Appends what creates a document: two lines.
+pub fn create(index: &str, id: &str, document: &[u8], to: &mut Vec<u8>) {
+    // Names of indices and ids hold nothing that JSON would have to escape; writing to memory cannot fail.
+    let _ = writeln!(to, "{{\"create\":{{\"_index\":\"{index}\",\"_id\":\"{id}\"}}}}");
+    to.extend_from_slice(document);
+    to.push(b'\n');
+}
+
+#[derive(Deserialize)]
+struct Answer {
+    items: Vec<Item>,
+}
+
+#[derive(Deserialize)]
+struct Item {
+    create: Created,
+}
+
+#[derive(Deserialize)]
+struct Created {
+    _id: String,
+    status: u16,
+    #[serde(default)]
+    error: Value,
+}
+
+/// What an answer says of each of the documents with these ids.
+///
+/// # Errors
+/// It is no answer to what was sent.
+pub fn judge(answer: &[u8], ids: &[String]) -> Result<Vec<Verdict>, String> {
+    let answer: Answer = serde_json::from_slice(answer)
+        .map_err(|error| format!("the answer is none of the bulk API, or is cut off ({error})"))?;
+    if answer.items.len() != ids.len() {
+        return Err(format!("the answer is about {} documents, {} were sent", answer.items.len(), ids.len()));
+    }
+    if let Some((item, id)) = answer.items.iter().zip(ids).find(|(item, id)| item.create._id != **id) {
+        return Err(format!("the answer is about {:?} where {id} was sent", printable(&item.create._id, 40)));
+    }
+    Ok(answer.items.into_iter().map(|item| verdict(item.create)).collect())
+}
+
+fn verdict(created: Created) -> Verdict {
+    match created.status {
+        200..=299 => Verdict::Written,
+        409 => Verdict::Duplicate,
+        // These are about the index or whoever sends, not about the document: someone can put them right.
+        401 | 403 | 404 | 408 | 429 | 500.. => Verdict::Retry(reason(created.status, &created.error)),
+        status => Verdict::Rejected(status, reason(status, &created.error)),
+    }
+}
+
+/// `status: type: reason`, with the innermost cause.
+fn reason(status: u16, error: &Value) -> String {
+    let said = |error: &Value| match error {
+        Value::String(text) => text.clone(),
+        error => [&error["type"], &error["reason"]].iter().filter_map(|it| it.as_str()).collect::<Vec<_>>().join(": "),
+    };
+    let mut text = format!("{status}: {}", said(error));
+    if error["caused_by"].is_object() {
+        text += &format!(" ({})", said(&error["caused_by"]));
+    }
+    printable(&text, REASON)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ids(count: usize) -> Vec<String> {
+        (0..count).map(|number| format!("id{number}")).collect()
+    }
+
+    #[test]
+    fn an_id_is_the_same_for_the_same_bytes() {
+        // By: printf abc | openssl dgst -sha256 -binary | head -c 16 | basenc --base64url
+        assert_eq!(id(b"abc"), "ungWv48Bz-pBQUDeXa4iIw");
+        assert_ne!(id(b"abd"), id(b"abc"));
+    }
+
+    #[test]
+    fn a_document_is_two_lines() {
+        let mut body = Vec::new();
+        create("logs-socktrail.flow-default", "x", b"{\"a\":1}", &mut body);
+        let expected = "{\"create\":{\"_index\":\"logs-socktrail.flow-default\",\"_id\":\"x\"}}\n{\"a\":1}\n";
+        assert_eq!(String::from_utf8(body).unwrap(), expected);
+        assert_eq!(index_of("logs-socktrail.{kind}-default", Kind::Event), "logs-socktrail.event-default");
+        assert_eq!(index_of("mine", Kind::Event), "mine");
+    }
+
+    /// As in the reference of Elasticsearch's bulk API.
+    #[test]
+    fn each_document_has_its_own_verdict() {
+        let answer = br#"{"took":30,"errors":true,"items":[
+            {"create":{"_index":"i","_id":"id0","_version":1,"result":"created","status":201}},
+            {"create":{"_index":"i","_id":"id1","status":409,"error":{"type":"version_conflict_engine_exception","reason":"[id1]: version conflict"}}},
+            {"create":{"_index":"i","_id":"id2","status":429,"error":{"type":"es_rejected_execution_exception","reason":"queue is full"}}},
+            {"create":{"_index":"i","_id":"id3","status":400,"error":{"type":"document_parsing_exception","reason":"failed to parse field [source.ip]","caused_by":{"type":"illegal_argument_exception","reason":"'x' is not an IP string literal."}}}},
+            {"create":{"_index":"i","_id":"id4","status":403,"error":{"type":"cluster_block_exception","reason":"index [i] blocked"}}},
+            {"create":{"_index":"i","_id":"id5","status":503,"error":"unavailable"}}
+        ]}"#;
+        let expected = [
+            Verdict::Written,
+            Verdict::Duplicate,
+            Verdict::Retry("429: es_rejected_execution_exception: queue is full".into()),
+            Verdict::Rejected(400, "400: document_parsing_exception: failed to parse field [source.ip] (illegal_argument_exception: 'x' is not an IP string literal.)".into()),
+            Verdict::Retry("403: cluster_block_exception: index [i] blocked".into()),
+            Verdict::Retry("503: unavailable".into()),
+        ];
+        assert_eq!(judge(answer, &ids(6)).unwrap(), expected);
+    }
+
+    #[test]
+    fn an_answer_about_something_else_acknowledges_nothing() {
+        for (answer, expected) in [
+            (&br#"{"items":[]}"#[..], "about 0 documents, 1 were sent"),
+            (br#"{"items":[{"create":{"_id":"other","status":201}}]}"#, "\"other\" where id0"),
+            (br#"{"items":[{"index":{"_id":"id0","status":201}}]}"#, "none of the bulk API"),
+            (br#"{"errors":false}"#, "none of the bulk API"),
+            (b"<html>Welcome to our hotel</html>", "none of the bulk API"),
+            (br#"{"items":[{"create":{"_id":"id0","sta"#, "cut off"),
+            (b"", "cut off"),
+        ] {
+            let problem = judge(answer, &ids(1)).unwrap_err();
+            assert!(problem.contains(expected), "{problem}");
+        }
+    }
+
+    #[test]
+    fn a_reason_cannot_steer_a_terminal() {
+        let long = "\u{1b}[2J".repeat(1000);
+        let answer =
+            serde_json::json!({"items": [{"create": {"_id": "id0", "status": 400, "error": long}}]}).to_string();
+        let Verdict::Rejected(400, reason) = &judge(answer.as_bytes(), &ids(1)).unwrap()[0] else { panic!() };
+        assert!(reason.chars().count() <= REASON && !reason.chars().any(char::is_control));
+    }
+}

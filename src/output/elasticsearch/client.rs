@@ -1,0 +1,193 @@
+//! Talks to the servers, one after the other.
+
+use std::fmt;
+use std::io::{self, Write};
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use ureq::unversioned::resolver::DefaultResolver;
+use ureq::unversioned::transport::{Connector as _, TcpConnector};
+use ureq::{Agent, RequestExt as _, http};
+
+use super::tls::{self, TlsConnector, TlsOptions};
+use crate::output::{OutputError, printable};
+
+/// How long a connection may take to come about.
+const CONNECT: Duration = Duration::from_secs(10);
+/// No answer is longer.
+const LONGEST: u64 = 64 << 20;
+/// Characters of an answer that are repeated in an error.
+const EXCERPT: usize = 200;
+
+/// Who we are to the server.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Credentials {
+    /// Nobody.
+    None,
+    /// A user with a password.
+    Basic {
+        /// The user.
+        username: String,
+        /// The password.
+        password: String,
+    },
+    /// An API key, as `id:key` or as the server gives it encoded.
+    ApiKey(String),
+}
+
+/// Secrets are not shown.
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::None => "None",
+            Self::Basic { .. } => "Basic",
+            Self::ApiKey(_) => "ApiKey",
+        })
+    }
+}
+
+impl Credentials {
+    fn header(&self) -> Option<String> {
+        match self {
+            Self::None => None,
+            Self::Basic { username, password } => {
+                Some(format!("Basic {}", STANDARD.encode(format!("{username}:{password}"))))
+            }
+            Self::ApiKey(key) if key.contains(':') => Some(format!("ApiKey {}", STANDARD.encode(key))),
+            Self::ApiKey(key) => Some(format!("ApiKey {key}")),
+        }
+    }
+}
+
+/// Where the servers are and how to talk to them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientOptions {
+    /// `https://host:9200`, at least one.
+    pub hosts: Vec<String>,
+    /// Who we are.
+    pub credentials: Credentials,
+    /// Whom to trust.
+    pub tls: TlsOptions,
+    /// 0, none, to 9.
+    pub compression_level: u32,
+    /// How long a request may take.
+    pub timeout: Duration,
+}
+
+/// An answer.
+#[derive(Debug)]
+pub struct Answer {
+    /// The status.
+    pub status: u16,
+    /// The body.
+    pub body: Vec<u8>,
+}
+
+/// A client of several servers that stays with one while that answers.
+#[derive(Debug)]
+pub struct Client {
+    agent: Agent,
+    options: ClientOptions,
+    authorization: Option<String>,
+    current: usize,
+}
+
+impl Client {
+    /// Prepares; nobody is asked yet.
+    ///
+    /// # Errors
+    /// Certificates cannot be used.
+    pub fn new(options: ClientOptions) -> Result<Self, OutputError> {
+        let needs_tls = options.hosts.iter().any(|host| host.starts_with("https:"));
+        let tls = if needs_tls { Some(tls::config(&options.tls)?) } else { None };
+        let config = Agent::config_builder()
+            .timeout_connect(Some(CONNECT))
+            .timeout_global(Some(options.timeout))
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .proxy(None)
+            .user_agent(concat!("socktrail/", env!("CARGO_PKG_VERSION")))
+            .build();
+        let connector = TcpConnector::default().chain(TlsConnector(tls));
+        let agent = Agent::with_parts(config, connector, DefaultResolver::default());
+        let authorization = options.credentials.header();
+        Ok(Self { agent, options, authorization, current: 0 })
+    }
+
+    /// Asks one server after the other until one answers as one that is well.
+    ///
+    /// # Errors
+    /// None did. The error names the last one that was asked.
+    pub fn ask(&mut self, method: &str, path: &str, kind: &str, body: &[u8]) -> Result<Answer, OutputError> {
+        let packed = self.pack(body).map_err(|error| OutputError::new(format!("packing: {error}"), ""))?;
+        let mut last = OutputError::new("no host is named", "name one in output.elasticsearch.hosts");
+        for _ in 0..self.options.hosts.len() {
+            let host = &self.options.hosts[self.current % self.options.hosts.len()];
+            let answer = self.ask_one(host, method, path, kind, packed.as_deref().unwrap_or(body), packed.is_some());
+            last = match answer {
+                Ok(answer) if !matches!(answer.status, 300..=399 | 500.. | 401 | 403 | 429) => return Ok(answer),
+                Ok(answer) => refusal(host, &answer),
+                Err(error) => failure(host, &error),
+            };
+            self.current = (self.current + 1) % self.options.hosts.len();
+        }
+        Err(last)
+    }
+
+    fn ask_one(
+        &self,
+        host: &str,
+        method: &str,
+        path: &str,
+        kind: &str,
+        body: &[u8],
+        packed: bool,
+    ) -> Result<Answer, ureq::Error> {
+        let request = http::Request::builder().method(method).uri(format!("{}/{path}", host.trim_end_matches('/')));
+        let mut request = request.header("content-type", kind).header("accept", "application/json");
+        if packed {
+            request = request.header("content-encoding", "gzip");
+        }
+        if let Some(authorization) = &self.authorization {
+            request = request.header("authorization", authorization);
+        }
+        let request = request.body(body)?.with_agent(&self.agent);
+        let mut response = request.run()?;
+        let status = response.status().as_u16();
+        let body = response.body_mut().with_config().limit(LONGEST).read_to_vec()?;
+        Ok(Answer { status, body })
+    }
+
+    fn pack(&self, body: &[u8]) -> io::Result<Option<Vec<u8>>> {
+        if self.options.compression_level == 0 || body.is_empty() {
+            return Ok(None);
+        }
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::new(self.options.compression_level));
+        encoder.write_all(body)?;
+        encoder.finish().map(Some)
+    }
+}
+
+/// A server that answers, but not what was hoped for.
+pub fn refusal(host: &str, answer: &Answer) -> OutputError {
+    let remedy = match answer.status {
+        401 => "check output.elasticsearch.api_key, or username and password",
+        403 => "allow the user or the API key to do this: create_doc and auto_configure on the index",
+        404 => "create the index, or allow that it is created; `socktrail setup` prepares it",
+        _ => "",
+    };
+    let said = printable(&String::from_utf8_lossy(&answer.body), EXCERPT);
+    OutputError::new(format!("{host} answers {}: {said}", answer.status), remedy)
+}
+
+fn failure(host: &str, error: &ureq::Error) -> OutputError {
+    let told = error.to_string();
+    if told.contains("certificate") {
+        return OutputError::new(format!("{host}: {told}"), tls::remedy(&told));
+    }
+    OutputError::new(format!("{host}: {told}"), "")
+}

@@ -1,0 +1,247 @@
+//! TLS without a C compiler: rustls over Graviola, and whom to trust.
+
+use std::fmt;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, RootCertStore, SignatureScheme, StreamOwned};
+use sha2::{Digest, Sha256};
+use ureq::unversioned::transport::{
+    Buffers, ConnectionDetails, Connector, Either, LazyBuffers, NextTimeout, Transport, TransportAdapter,
+};
+
+use crate::output::OutputError;
+
+/// Whom to trust, and who we are.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TlsOptions {
+    /// Files of certificates (PEM) of authorities; none: those of the host.
+    pub certificate_authorities: Vec<PathBuf>,
+    /// The SHA-256 of a certificate that the server shows, or of one that vouches for it and that it shows too.
+    pub fingerprint: Option<[u8; 32]>,
+    /// Our certificate and its key (PEM).
+    pub certificate: Option<(PathBuf, PathBuf)>,
+}
+
+/// Reads certificates and prepares what every connection uses.
+///
+/// # Errors
+/// A file cannot be read or holds nothing of use, or this CPU lacks what the cryptography needs.
+pub fn config(options: &TlsOptions) -> Result<Arc<ClientConfig>, OutputError> {
+    if let Some(feature) = missing_feature() {
+        let problem = format!("TLS needs a CPU with {feature}, which this one has not");
+        return Err(OutputError::new(problem, "send by http:// through a TLS proxy on this host"));
+    }
+    let provider = Arc::new(rustls_graviola::default_provider());
+    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions();
+    let builder = builder.map_err(|error| OutputError::new(format!("TLS: {error}"), ""))?;
+    let builder = match options.fingerprint {
+        Some(fingerprint) => {
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(Pinned { fingerprint, provider }))
+        }
+        None => builder.with_root_certificates(authorities(&options.certificate_authorities)?),
+    };
+    let config = match &options.certificate {
+        None => builder.with_no_client_auth(),
+        Some((certificate, key)) => {
+            let chain = certificates(certificate)?;
+            let private = PrivateKeyDer::from_pem_file(key).map_err(|error| unusable(key, &error.to_string()))?;
+            builder.with_client_auth_cert(chain, private).map_err(|error| unusable(key, &error.to_string()))?
+        }
+    };
+    Ok(Arc::new(config))
+}
+
+/// The features that Graviola cannot do without.
+fn missing_feature() -> Option<&'static str> {
+    #[cfg(target_arch = "x86_64")]
+    let has = [
+        ("AES", is_x86_feature_detected!("aes")),
+        ("PCLMULQDQ", is_x86_feature_detected!("pclmulqdq")),
+        ("AVX2", is_x86_feature_detected!("avx2")),
+        ("BMI1", is_x86_feature_detected!("bmi1")),
+        ("BMI2", is_x86_feature_detected!("bmi2")),
+        ("ADX", is_x86_feature_detected!("adx")),
+    ];
+    #[cfg(target_arch = "aarch64")]
+    let has = [
+        ("AES", std::arch::is_aarch64_feature_detected!("aes")),
+        ("PMULL", std::arch::is_aarch64_feature_detected!("pmull")),
+        ("SHA2", std::arch::is_aarch64_feature_detected!("sha2")),
+    ];
+    has.into_iter().find(|(_, there)| !there).map(|(name, _)| name)
+}
+
+fn authorities(files: &[PathBuf]) -> Result<RootCertStore, OutputError> {
+    let mut store = RootCertStore::empty();
+    for file in files {
+        for certificate in certificates(file)? {
+            store.add(certificate).map_err(|error| unusable(file, &error.to_string()))?;
+        }
+    }
+    if files.is_empty() {
+        store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    }
+    if store.is_empty() {
+        let remedy = "name some in output.elasticsearch.ssl.certificate_authorities, or install ca-certificates";
+        return Err(OutputError::new("this host has no certificates of authorities", remedy));
+    }
+    Ok(store)
+}
+
+fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, OutputError> {
+    let error = |error: rustls::pki_types::pem::Error| unusable(file, &error.to_string());
+    let found: Result<Vec<_>, _> = CertificateDer::pem_file_iter(file).map_err(error)?.collect();
+    let found = found.map_err(error)?;
+    if found.is_empty() { Err(unusable(file, "it holds no certificate")) } else { Ok(found) }
+}
+
+fn unusable(file: &Path, problem: &str) -> OutputError {
+    OutputError::new(format!("{}: {problem}", file.display()), "PEM is expected: -----BEGIN …")
+}
+
+/// What to do when a server's certificate is not accepted.
+pub fn remedy(problem: &str) -> &'static str {
+    if problem.contains("UnknownIssuer") {
+        "name the authority that has signed it in output.elasticsearch.ssl.certificate_authorities"
+    } else if problem.contains("not valid for name") || problem.contains("NotValidForName") {
+        "write the host as the certificate names it"
+    } else if problem.contains("fingerprint") {
+        "check output.elasticsearch.ssl.ca_trusted_fingerprint"
+    } else if problem.contains("Expired") || problem.contains("expired") {
+        "renew it, or set the clock"
+    } else {
+        ""
+    }
+}
+
+/// Trusts one certificate by its fingerprint: the server's own, or an authority's that the server shows.
+#[derive(Debug)]
+struct Pinned {
+    fingerprint: [u8; 32],
+    provider: Arc<CryptoProvider>,
+}
+
+impl Pinned {
+    fn is(&self, certificate: &CertificateDer<'_>) -> bool {
+        Sha256::digest(certificate).as_slice() == self.fingerprint
+    }
+}
+
+impl ServerCertVerifier for Pinned {
+    fn verify_server_cert(
+        &self,
+        own: &CertificateDer<'_>,
+        others: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        if self.is(own) {
+            return Ok(ServerCertVerified::assertion());
+        }
+        let Some(authority) = others.iter().find(|other| self.is(other)) else {
+            return Err(rustls::Error::General("no certificate of the server has the fingerprint".to_owned()));
+        };
+        let mut store = RootCertStore::empty();
+        store.add(authority.clone().into_owned())?;
+        let verifier = WebPkiServerVerifier::builder_with_provider(store.into(), Arc::clone(&self.provider)).build();
+        let verifier = verifier.map_err(|error| rustls::Error::General(error.to_string()))?;
+        verifier.verify_server_cert(own, others, name, ocsp, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// Wraps connections to `https` hosts.
+pub struct TlsConnector(pub Option<Arc<ClientConfig>>);
+
+impl fmt::Debug for TlsConnector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TlsConnector").finish_non_exhaustive()
+    }
+}
+
+impl<In: Transport> Connector<In> for TlsConnector {
+    type Out = Either<In, Wrapped>;
+
+    fn connect(&self, details: &ConnectionDetails<'_>, chained: Option<In>) -> Result<Option<Self::Out>, ureq::Error> {
+        let Some(plain) = chained else { return Ok(None) };
+        if !details.needs_tls() {
+            return Ok(Some(Either::A(plain)));
+        }
+        let config = self.0.clone().ok_or(ureq::Error::Tls("it was not prepared"))?;
+        let host = details.uri.host().unwrap_or_default().trim_matches(['[', ']']);
+        let name = ServerName::try_from(host).map_err(|_| ureq::Error::Tls("the host's name is none"))?.to_owned();
+        let mut connection = ClientConnection::new(config, name)?;
+        let mut socket = TransportAdapter::new(plain.boxed(), details.current_time.clone());
+        socket.set_timeout(details.timeout);
+        connection.complete_io(&mut socket)?;
+        let buffers = LazyBuffers::new(details.config.input_buffer_size(), details.config.output_buffer_size());
+        Ok(Some(Either::B(Wrapped { buffers, stream: StreamOwned::new(connection, socket) })))
+    }
+}
+
+/// A connection with TLS.
+pub struct Wrapped {
+    buffers: LazyBuffers,
+    stream: StreamOwned<ClientConnection, TransportAdapter>,
+}
+
+impl fmt::Debug for Wrapped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Wrapped").finish_non_exhaustive()
+    }
+}
+
+impl Transport for Wrapped {
+    fn buffers(&mut self) -> &mut dyn Buffers {
+        &mut self.buffers
+    }
+
+    fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), ureq::Error> {
+        self.stream.get_mut().set_timeout(timeout);
+        Ok(self.stream.write_all(&self.buffers.output()[..amount])?)
+    }
+
+    fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, ureq::Error> {
+        self.stream.get_mut().set_timeout(timeout);
+        let read = self.stream.read(self.buffers.input_append_buf())?;
+        self.buffers.input_appended(read);
+        Ok(read > 0)
+    }
+
+    fn is_open(&mut self) -> bool {
+        self.stream.get_mut().get_mut().is_open()
+    }
+
+    fn is_tls(&self) -> bool {
+        true
+    }
+}

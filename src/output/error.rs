@@ -1,0 +1,43 @@
+//! Why documents cannot be written.
+
+use std::fmt;
+use std::io;
+use std::path::Path;
+
+use nix::errno::Errno;
+
+/// Why something cannot be written now: what it concerns, why, and what to do about it.
+#[derive(Debug)]
+pub struct OutputError {
+    problem: String,
+    remedy: &'static str,
+}
+
+impl OutputError {
+    /// With a remedy.
+    pub fn new(problem: impl Into<String>, remedy: &'static str) -> Self {
+        Self { problem: problem.into(), remedy }
+    }
+
+    /// A refusal of the system; `doing` is what was tried, as in `writing`.
+    pub fn io(doing: &str, path: &Path, error: &io::Error) -> Self {
+        let remedy = match error.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::ENOSPC | Errno::EDQUOT) => "make room on its file system",
+            Some(Errno::EROFS) => "its file system is read-only: remount it, or choose another place",
+            Some(Errno::EACCES | Errno::EPERM) => "allow it, or run as root",
+            Some(Errno::ENOENT | Errno::ENOTDIR) => "create the folder that it lies in",
+            Some(Errno::ELOOP) => "it is a symbolic link, which is not followed: remove it",
+            _ => "",
+        };
+        Self { problem: format!("{doing} {}: {error}", path.display()), remedy }
+    }
+}
+
+impl fmt::Display for OutputError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.problem)?;
+        if self.remedy.is_empty() { Ok(()) } else { write!(f, ": {}", self.remedy) }
+    }
+}
+
+impl std::error::Error for OutputError {}

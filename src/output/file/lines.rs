@@ -1,0 +1,88 @@
+//! A file that holds whole lines only.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use nix::libc::O_NOFOLLOW;
+
+use crate::output::OutputError;
+
+/// How far back the end of the last whole line is looked for at once.
+const WINDOW: u64 = 64 * 1024;
+
+/// A file that lines are appended to.
+#[derive(Debug)]
+pub struct LinesFile {
+    path: PathBuf,
+    file: File,
+    length: u64,
+    torn: bool,
+}
+
+impl LinesFile {
+    /// Opens it, or creates it for its owner alone. A symbolic link is not followed.
+    pub fn open(path: &Path) -> Result<Self, OutputError> {
+        let error = |error| OutputError::io("opening", path, &error);
+        let mut options = OpenOptions::new();
+        options.read(true).append(true).create(true).mode(0o600).custom_flags(O_NOFOLLOW);
+        let mut file = options.open(path).map_err(error)?;
+        let metadata = file.metadata().map_err(error)?;
+        if !metadata.is_file() {
+            return Err(OutputError::new(format!("{} is no regular file", path.display()), "choose another path"));
+        }
+        let length = whole_lines(&mut file, metadata.len()).map_err(error)?;
+        let mut lines = Self { path: path.to_owned(), file, length, torn: length < metadata.len() };
+        lines.mend()?;
+        Ok(lines)
+    }
+
+    /// Bytes in it.
+    pub fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// Writes all of it or, after an error, nothing.
+    pub fn append(&mut self, lines: &[u8]) -> Result<(), OutputError> {
+        self.mend()?;
+        if let Err(error) = self.file.write_all(lines) {
+            self.torn = true;
+            self.mend()?;
+            return Err(OutputError::io("writing", &self.path, &error));
+        }
+        self.length += lines.len() as u64;
+        Ok(())
+    }
+
+    /// Lets the disk have it.
+    pub fn sync(&self) -> Result<(), OutputError> {
+        self.file.sync_data().map_err(|error| OutputError::io("syncing", &self.path, &error))
+    }
+
+    /// Takes back what is no whole line.
+    fn mend(&mut self) -> Result<(), OutputError> {
+        if self.torn {
+            self.file.set_len(self.length).map_err(|error| OutputError::io("truncating", &self.path, &error))?;
+            self.torn = false;
+        }
+        Ok(())
+    }
+}
+
+/// The length up to the end of the last whole line.
+fn whole_lines(file: &mut File, length: u64) -> io::Result<u64> {
+    let mut end = length;
+    let mut window = Vec::new();
+    while end > 0 {
+        let start = end.saturating_sub(WINDOW);
+        file.seek(SeekFrom::Start(start))?;
+        window.clear();
+        Read::by_ref(file).take(end - start).read_to_end(&mut window)?;
+        if let Some(at) = window.iter().rposition(|&byte| byte == b'\n') {
+            return Ok(start + at as u64 + 1);
+        }
+        end = start;
+    }
+    Ok(0)
+}

@@ -1,0 +1,120 @@
+//! Files that are done with: their numbers, and packing them.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{self, BufReader};
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use crossbeam_channel::{Sender, bounded};
+use flate2::Compression;
+use flate2::write::GzEncoder;
+
+use crate::output::OutputError;
+
+/// How many files may wait to be packed; others stay as they are until the next start.
+const WAITING: usize = 64;
+const PACKED: &str = ".gz";
+const UNFINISHED: &str = ".gz.part";
+
+/// A file that is done with.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Numbered {
+    number: u64,
+    path: PathBuf,
+    packed: bool,
+}
+
+impl Numbered {
+    /// All of them beside a file, in order.
+    fn all(file: &Path) -> Result<Vec<Self>, OutputError> {
+        let folder = folder(file);
+        let prefix = format!("{}.", file.file_name().unwrap_or_default().to_string_lossy());
+        let error = |error| OutputError::io("reading", folder, &error);
+        let mut found = Vec::new();
+        for entry in fs::read_dir(folder).map_err(error)? {
+            let path = entry.map_err(error)?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let Some(rest) = name.strip_prefix(&prefix) else { continue };
+            let (digits, packed) = rest.strip_suffix(PACKED).map_or((rest, false), |digits| (digits, true));
+            if let (true, Ok(number)) = (digits.bytes().all(|byte| byte.is_ascii_digit()), digits.parse()) {
+                found.push(Self { number, path, packed });
+            }
+        }
+        found.sort();
+        Ok(found)
+    }
+
+    /// What to call the next one.
+    pub fn next(file: &Path) -> Result<PathBuf, OutputError> {
+        let number = Self::all(file)?.last().map_or(1, |last| last.number.saturating_add(1));
+        Ok(with(file, &format!(".{number:06}")))
+    }
+
+    /// Removes all but the newest `keep`.
+    pub fn prune(file: &Path, keep: usize) -> Result<(), OutputError> {
+        let all = Self::all(file)?;
+        for old in all.iter().rev().skip(keep) {
+            fs::remove_file(&old.path).map_err(|error| OutputError::io("removing", &old.path, &error))?;
+        }
+        Ok(())
+    }
+}
+
+fn folder(file: &Path) -> &Path {
+    file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+fn with(file: &Path, suffix: &str) -> PathBuf {
+    let mut name = OsString::from(file);
+    name.push(suffix);
+    name.into()
+}
+
+/// Packs files on a thread of its own. What it has not come to when the program ends is packed after the next start.
+#[derive(Debug)]
+pub struct Packer {
+    files: Sender<PathBuf>,
+}
+
+impl Packer {
+    /// Begins with what was left over beside `file`.
+    pub fn start(file: &Path) -> Result<Self, OutputError> {
+        let (files, waiting) = bounded::<PathBuf>(WAITING);
+        for left in Numbered::all(file)?.into_iter().filter(|numbered| !numbered.packed) {
+            let _ = files.try_send(left.path);
+        }
+        let run = move || {
+            for path in waiting {
+                match pack(&path) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                        tracing::warn!("{}", OutputError::io("packing", &path, &error));
+                    }
+                    _ => {}
+                }
+            }
+        };
+        let thread = thread::Builder::new().name("output-pack".to_owned()).spawn(run);
+        thread
+            .map_err(|error| OutputError::new(format!("starting a thread: {error}"), "raise the limit of processes"))?;
+        Ok(Self { files })
+    }
+
+    /// Packs a file as soon as possible.
+    pub fn pack(&self, path: PathBuf) {
+        if self.files.try_send(path).is_err() {
+            tracing::debug!("a file stays unpacked until the next start: too many wait");
+        }
+    }
+}
+
+/// The packed file appears whole, and only then does the other go.
+fn pack(path: &Path) -> io::Result<()> {
+    let (unfinished, packed) = (with(path, UNFINISHED), with(path, PACKED));
+    let mut from = BufReader::with_capacity(1 << 16, File::open(path)?);
+    let mut to = GzEncoder::new(File::create(&unfinished)?, Compression::default());
+    io::copy(&mut from, &mut to)?;
+    to.finish()?.sync_all()?;
+    fs::rename(&unfinished, &packed)?;
+    fs::remove_file(path)
+}

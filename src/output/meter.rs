@@ -1,0 +1,144 @@
+//! What an output counts.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use serde::Serialize;
+
+/// A number that only its owner changes and anyone may read.
+#[derive(Debug, Default)]
+pub struct Count(AtomicU64);
+
+impl Count {
+    /// Adds to it.
+    pub fn add(&self, more: usize) {
+        self.0.fetch_add(more as u64, Ordering::Relaxed);
+    }
+
+    /// Sets it.
+    pub fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+
+    /// Reads it.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// The numbers of one output, in documents unless said otherwise.
+#[derive(Debug, Default)]
+pub struct Meter {
+    /// Handed to it.
+    pub offered: Count,
+    /// Refused because too much waited already, or given up at the end.
+    pub dropped: Count,
+    /// Written: taken by the file system, or acknowledged by the server.
+    pub written: Count,
+    /// Times that something could not be written at once.
+    pub failures: Count,
+    /// Of those written, such as the server had already.
+    pub duplicates: Count,
+    /// Refused by the server for what they say; they lie in the dead-letter file.
+    pub rejected: Count,
+    /// Taken into the spool.
+    pub spooled: Count,
+    /// Waiting in the spool.
+    pub pending: Count,
+    /// Bytes of the spool on disk.
+    pub spool_bytes: Count,
+    /// Dropped from the spool because it was full.
+    pub spool_dropped: Count,
+    /// Damaged parts of the spool that were set aside.
+    pub spool_damaged: Count,
+    trouble: Mutex<Option<String>>,
+}
+
+/// [`Meter`] at one moment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[allow(missing_docs, reason = "the fields are those of Meter")]
+pub struct Reading {
+    pub output: &'static str,
+    pub offered: u64,
+    pub dropped: u64,
+    pub written: u64,
+    pub failures: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    pub duplicates: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    pub rejected: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    pub spooled: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    pub pending: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    pub spool_bytes: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    pub spool_dropped: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    pub spool_damaged: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
+}
+
+impl Reading {
+    /// Each number with its name.
+    pub fn numbers(&self) -> [(&'static str, u64); 11] {
+        [
+            ("offered", self.offered),
+            ("dropped", self.dropped),
+            ("written", self.written),
+            ("failures", self.failures),
+            ("duplicates", self.duplicates),
+            ("rejected", self.rejected),
+            ("spooled", self.spooled),
+            ("pending", self.pending),
+            ("spool_bytes", self.spool_bytes),
+            ("spool_dropped", self.spool_dropped),
+            ("spool_damaged", self.spool_damaged),
+        ]
+    }
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
+}
+
+impl Meter {
+    /// Notes that something cannot be written now; the first time, and when the reason changes, it is logged.
+    pub fn failed(&self, output: &str, reason: &str) {
+        self.failures.add(1);
+        let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        if trouble.as_deref() != Some(reason) {
+            tracing::warn!("{output}: {reason}");
+            *trouble = Some(reason.to_owned());
+        }
+    }
+
+    /// Notes that it works.
+    pub fn worked(&self, output: &str) {
+        let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        if trouble.take().is_some() {
+            tracing::info!("{output}: it works again");
+        }
+    }
+
+    /// The numbers so far.
+    pub fn read(&self, output: &'static str) -> Reading {
+        Reading {
+            output,
+            offered: self.offered.get(),
+            dropped: self.dropped.get(),
+            written: self.written.get(),
+            failures: self.failures.get(),
+            duplicates: self.duplicates.get(),
+            rejected: self.rejected.get(),
+            spooled: self.spooled.get(),
+            pending: self.pending.get(),
+            spool_bytes: self.spool_bytes.get(),
+            spool_dropped: self.spool_dropped.get(),
+            spool_damaged: self.spool_damaged.get(),
+            trouble: self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+        }
+    }
+}

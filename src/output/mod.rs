@@ -1,0 +1,30 @@
+//! Where documents go.
+//!
+//! [`Lines`] writes flows to one writer. [`Outputs`] is for several places at once: documents travel in [batches](Batch)
+//! to a bounded queue for each [`Output`], which runs on a thread of its own, so that one that stands still harms no
+//! other, and never the source.
+
+mod batch;
+pub mod elasticsearch;
+mod error;
+mod escape;
+mod fanout;
+mod file;
+mod meter;
+mod plain;
+mod queue;
+mod spool;
+mod stdout;
+mod text;
+
+pub use batch::{Batch, Kind};
+pub use error::OutputError;
+pub(crate) use escape::is_harmless;
+pub use escape::{JsonFormatter, printable};
+pub use fanout::{Output, Outputs};
+pub use file::{FileOptions, FileOutput, SyncPolicy};
+pub use meter::{Count, Meter, Reading};
+pub use plain::Plain;
+pub use spool::{Chunk, Spool, SpoolOptions};
+pub use stdout::{Format, Lines};
+pub use text::{HEADER, line};

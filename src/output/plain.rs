@@ -1,0 +1,40 @@
+//! Documents as lines to any writer: standard output.
+
+use std::io::Write;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::{Batch, Meter, Output, OutputError};
+
+/// Writes documents to a writer, a line each.
+#[derive(Debug)]
+pub struct Plain<W> {
+    writer: W,
+    name: &'static str,
+    meter: Arc<Meter>,
+}
+
+impl<W: Write> Plain<W> {
+    /// To a writer that errors call `name`.
+    pub fn new(writer: W, name: &'static str, meter: Arc<Meter>) -> Self {
+        Self { writer, name, meter }
+    }
+}
+
+impl<W: Write + Send> Output for Plain<W> {
+    fn write(&mut self, batch: &Batch) -> Result<(), OutputError> {
+        let written = self.writer.write_all(batch.lines()).and_then(|()| self.writer.flush());
+        written.map_err(|error| OutputError::io("writing to", Path::new(self.name), &error))?;
+        self.meter.written.add(batch.len());
+        Ok(())
+    }
+
+    fn tick(&mut self, _now: Instant) -> Result<(), OutputError> {
+        Ok(())
+    }
+
+    fn close(self: Box<Self>, _deadline: Instant) -> Result<(), OutputError> {
+        Ok(())
+    }
+}

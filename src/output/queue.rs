@@ -1,0 +1,151 @@
+//! What waits for one output: bounded by memory.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::Batch;
+
+/// Batches between the thread that makes documents and the thread of an output.
+#[derive(Debug)]
+pub struct Queue {
+    most: usize,
+    inner: Mutex<Inner>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    batches: VecDeque<Arc<Batch>>,
+    bytes: usize,
+    closed: bool,
+}
+
+impl Inner {
+    fn has_room(&self, bytes: usize, most: usize) -> bool {
+        self.batches.is_empty() || self.bytes + bytes <= most
+    }
+}
+
+/// What [`Queue::pop`] brings.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Popped {
+    /// The oldest batch.
+    Batch(Arc<Batch>),
+    /// None came within the time given.
+    Idle,
+    /// None is left, and none will come.
+    Closed,
+}
+
+impl Queue {
+    /// Holds at most so many bytes of documents; a single batch always finds room in an empty queue.
+    pub fn new(most: usize) -> Self {
+        Self { most, inner: Mutex::default(), changed: Condvar::new() }
+    }
+
+    /// Adds a batch, or says that there is no room for it. Never waits.
+    pub fn push(&self, batch: &Arc<Batch>) -> bool {
+        let mut inner = self.lock();
+        let bytes = batch.lines().len();
+        if inner.closed || !inner.has_room(bytes, self.most) {
+            return false;
+        }
+        inner.bytes += bytes;
+        inner.batches.push_back(Arc::clone(batch));
+        drop(inner);
+        self.changed.notify_one();
+        true
+    }
+
+    /// Takes the oldest batch, waited for at most `timeout`.
+    pub fn pop(&self, timeout: Duration) -> Popped {
+        let until = Instant::now() + timeout;
+        let mut inner = self.lock();
+        loop {
+            if let Some(batch) = inner.batches.pop_front() {
+                inner.bytes -= batch.lines().len();
+                return Popped::Batch(batch);
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            match (inner.closed, left) {
+                (true, _) => return Popped::Closed,
+                (false, Duration::ZERO) => return Popped::Idle,
+                (false, left) => {
+                    inner = self.changed.wait_timeout(inner, left).unwrap_or_else(PoisonError::into_inner).0;
+                }
+            }
+        }
+    }
+
+    /// Waits, but no longer than until the queue is closed.
+    pub fn pause(&self, time: Duration) {
+        let open = |inner: &mut Inner| !inner.closed;
+        drop(self.changed.wait_timeout_while(self.lock(), time, open));
+    }
+
+    /// Takes nothing more in. What is in it can still be taken.
+    pub fn close(&self) {
+        self.lock().closed = true;
+        self.changed.notify_all();
+    }
+
+    /// Whether it was closed.
+    pub fn is_closed(&self) -> bool {
+        self.lock().closed
+    }
+
+    /// Whether a batch of so many bytes would find room.
+    pub fn has_room(&self, bytes: usize) -> bool {
+        self.lock().has_room(bytes, self.most)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::output::Kind;
+
+    fn batch(text: &[u8]) -> Arc<Batch> {
+        let mut batch = Batch::default();
+        batch.push_json(Kind::Flow, text);
+        Arc::new(batch)
+    }
+
+    #[test]
+    fn it_is_bounded_by_bytes_and_keeps_the_order() {
+        let queue = Queue::new(10);
+        assert!(queue.push(&batch(b"abcd")) && queue.push(&batch(b"efgh")));
+        assert!(!queue.push(&batch(b"i")), "ten bytes are in it");
+        assert_eq!(queue.pop(Duration::ZERO), Popped::Batch(batch(b"abcd")));
+        assert!(queue.push(&batch(b"i")));
+        assert_eq!(queue.pop(Duration::ZERO), Popped::Batch(batch(b"efgh")));
+        assert_eq!(queue.pop(Duration::ZERO), Popped::Batch(batch(b"i")));
+        assert_eq!(queue.pop(Duration::from_millis(1)), Popped::Idle);
+        assert!(queue.push(&batch(b"much longer than the bound")), "else it could never go anywhere");
+    }
+
+    #[test]
+    fn what_is_in_a_closed_queue_can_be_taken() {
+        let queue = Queue::new(10);
+        assert!(queue.push(&batch(b"a")));
+        queue.close();
+        assert!(!queue.push(&batch(b"b")));
+        assert_eq!(queue.pop(Duration::MAX / 4), Popped::Batch(batch(b"a")));
+        assert_eq!(queue.pop(Duration::from_secs(60)), Popped::Closed);
+        queue.pause(Duration::from_secs(60));
+    }
+
+    #[test]
+    fn one_that_waits_is_woken() {
+        let queue = Arc::new(Queue::new(10));
+        let waits = Arc::clone(&queue);
+        let waiting = std::thread::spawn(move || waits.pop(Duration::from_secs(60)));
+        assert!(queue.push(&batch(b"a")));
+        assert_eq!(waiting.join().unwrap(), Popped::Batch(batch(b"a")));
+    }
+}

@@ -1,0 +1,407 @@
+//! Documents on disk until the server has them.
+//!
+//! Every document goes through the spool, so that there is one way and one order, and a crash loses nothing that was
+//! taken in. Segments are appended to and never changed; each start begins a new one, so that what a crash left
+//! unfinished is never written behind. A small file keeps how far the server has acknowledged. What is read is checked:
+//! damaged bytes are set aside in `damaged/` and counted, and reading goes on at the next whole document.
+//!
+//! When the spool is full, its oldest segment is dropped, and counted. When the disk cannot take a document it waits in
+//! memory, within a bound, and is sent from there.
+
+mod position;
+mod record;
+mod segment;
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use nix::fcntl::{Flock, FlockArg};
+
+use self::position::{Place, Position};
+use self::record::Found;
+use self::segment::{Folder, Segment, head};
+use super::{Batch, Kind, Meter, OutputError};
+
+/// How much is read at once at least.
+const WINDOW: usize = 64 << 10;
+
+/// Where and how much.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SpoolOptions {
+    /// A folder of its own.
+    pub path: PathBuf,
+    /// Bytes on disk at most.
+    pub max_size: u64,
+    /// Bytes of one segment: the amount that is dropped at once when the spool is full.
+    pub segment_size: u64,
+    /// Bytes of documents in memory at most, while the disk cannot take them.
+    pub memory: usize,
+}
+
+/// Documents that wait for the server, in the order in which they came.
+#[derive(Debug)]
+pub struct Spool {
+    options: SpoolOptions,
+    folder: Folder,
+    _lock: Flock<File>,
+    segments: VecDeque<Segment>,
+    /// The last of the segments, while it is written to.
+    active: Option<File>,
+    /// The segment that was read last.
+    reading: Option<(u64, File)>,
+    place: Place,
+    position: Position,
+    memory: Memory,
+    meter: Arc<Meter>,
+    buffer: Vec<u8>,
+}
+
+/// What the disk could not take.
+#[derive(Debug, Default)]
+struct Memory {
+    documents: VecDeque<(Kind, Box<[u8]>)>,
+    bytes: usize,
+    /// The number of the first of them, counted from the start of the program.
+    first: u64,
+    /// Whether some of them are being sent.
+    lent: bool,
+}
+
+/// Documents to be sent next.
+#[derive(Debug)]
+pub struct Chunk {
+    /// The documents.
+    pub batch: Batch,
+    end: End,
+}
+
+/// What comes after a chunk.
+#[derive(Debug, Clone, Copy)]
+enum End {
+    Disk(Place),
+    Memory(u64),
+}
+
+impl Spool {
+    /// Opens or creates a spool and counts what it holds.
+    ///
+    /// # Errors
+    /// Its folder cannot be used, or another program uses it.
+    pub fn open(options: SpoolOptions, meter: Arc<Meter>) -> Result<Self, OutputError> {
+        let error = |doing: &str, error: &io::Error| OutputError::io(doing, &options.path, error);
+        let folder = Folder::open(&options.path).map_err(|it| error("opening the spool", &it))?;
+        let lock = folder.file("lock").map_err(|it| error("locking the spool", &it))?;
+        let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|_| {
+            let problem = format!("another program uses the spool {}", options.path.display());
+            OutputError::new(problem, "end it, or give this one another spool.path")
+        })?;
+        let position = folder.file("position").and_then(Position::read);
+        let (position, place) = position.map_err(|it| error("reading the position of the spool", &it))?;
+        let mut segments = VecDeque::new();
+        for number in folder.numbers().map_err(|it| error("reading the spool", &it))? {
+            let from = if number == place.segment { place.offset } else { 0 };
+            if number < place.segment {
+                let _ = folder.remove(number);
+            } else {
+                segments.push_back(folder.count(number, from).map_err(|it| error("reading the spool", &it))?);
+            }
+        }
+        let spool = Self {
+            options,
+            folder,
+            _lock: lock,
+            segments,
+            active: None,
+            reading: None,
+            place,
+            position,
+            memory: Memory::default(),
+            meter,
+            buffer: Vec::new(),
+        };
+        spool.tell();
+        Ok(spool)
+    }
+
+    /// Takes documents in. They are taken in also when this fails: then they wait in memory, and the error says why.
+    ///
+    /// # Errors
+    /// The disk cannot take them.
+    pub fn push(&mut self, batch: &Batch) -> Result<(), OutputError> {
+        self.meter.spooled.add(batch.len());
+        // What is being sent from memory comes before these.
+        let result = if self.memory.lent { Ok(()) } else { self.free_memory().and_then(|()| self.append(batch)) };
+        if result.is_err() || self.memory.lent {
+            self.remember(batch);
+        }
+        self.tell();
+        result.map_err(|error| OutputError::io("writing to the spool", self.folder.path(), &error))
+    }
+
+    /// What is to be sent next: up to so many documents and, after the first, so many bytes. The same again until it is
+    /// [done](Self::done).
+    ///
+    /// # Errors
+    /// The disk cannot be read, or damaged bytes cannot be set aside.
+    pub fn next(&mut self, documents: usize, bytes: usize) -> Result<Option<Chunk>, OutputError> {
+        let chunk = self.next_on_disk(documents, bytes);
+        match chunk.map_err(|error| OutputError::io("reading the spool", self.folder.path(), &error))? {
+            Some(chunk) => Ok(Some(chunk)),
+            None => Ok(self.next_in_memory(documents, bytes)),
+        }
+    }
+
+    /// The server has these documents, or will never have them.
+    ///
+    /// # Errors
+    /// How far it is cannot be written down: after a crash these are sent again.
+    pub fn done(&mut self, chunk: &Chunk) -> Result<(), OutputError> {
+        match chunk.end {
+            End::Memory(end) => self.memory.forget(end),
+            End::Disk(place) => {
+                if let Some(segment) = self.segments.front_mut().filter(|segment| segment.number == place.segment) {
+                    segment.left = segment.left.saturating_sub(chunk.batch.len() as u64);
+                }
+                self.place = place.max(self.place);
+            }
+        }
+        let written = self.position.write(self.place);
+        self.drop_finished();
+        self.tell();
+        written.map_err(|error| OutputError::io("writing the position of the spool", self.folder.path(), &error))
+    }
+
+    /// Writes what waits in memory to the disk, and counts as dropped what that cannot take. The last thing to do.
+    ///
+    /// # Errors
+    /// The disk cannot take it.
+    pub fn close(&mut self) -> Result<(), OutputError> {
+        let freed = self.free_memory();
+        self.meter.spool_dropped.add(self.memory.documents.len());
+        self.memory.forget(u64::MAX);
+        self.active = None;
+        self.drop_finished();
+        self.tell();
+        freed.map_err(|error| OutputError::io("writing to the spool", self.folder.path(), &error))
+    }
+
+    /// What has to be synced for everything so far to survive a loss of power. Syncing takes long: do it without a lock.
+    pub fn to_sync(&self) -> Option<File> {
+        self.active.as_ref().and_then(|file| file.try_clone().ok())
+    }
+
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.memory.documents.is_empty() && self.segments.iter().all(|segment| segment.left == 0)
+    }
+
+    /// Writes what waits in memory to the disk, if that works again.
+    fn free_memory(&mut self) -> io::Result<()> {
+        if self.memory.documents.is_empty() {
+            return Ok(());
+        }
+        let mut batch = Batch::default();
+        self.memory.documents.iter().for_each(|(kind, document)| batch.push_json(*kind, document));
+        self.append(&batch)?;
+        self.memory.forget(u64::MAX);
+        Ok(())
+    }
+
+    fn remember(&mut self, batch: &Batch) {
+        for (kind, document) in batch.documents() {
+            self.memory.bytes += document.len();
+            self.memory.documents.push_back((kind, document.into()));
+        }
+        while self.memory.bytes > self.options.memory && !self.memory.lent {
+            self.memory.forget(self.memory.first + 1);
+            self.meter.spool_dropped.add(1);
+        }
+        while self.memory.bytes > self.options.memory {
+            // The oldest are on their way: the newest have to give way.
+            let Some((_, document)) = self.memory.documents.pop_back() else { return };
+            self.memory.bytes -= document.len();
+            self.meter.spool_dropped.add(1);
+        }
+    }
+
+    /// Writes all of a batch, or nothing.
+    fn append(&mut self, batch: &Batch) -> io::Result<()> {
+        self.buffer.clear();
+        batch.documents().for_each(|(kind, document)| record::encode(kind, document, &mut self.buffer));
+        let length = self.buffer.len() as u64;
+        let fits = |segment: &Segment| segment.length + length <= self.options.segment_size;
+        if self.active.is_none() || !self.segments.back().is_some_and(fits) {
+            self.begin_segment()?;
+        }
+        self.make_room(length);
+        let (Some(file), Some(segment)) = (&mut self.active, self.segments.back_mut()) else {
+            return Err(io::Error::other("no segment is open"));
+        };
+        if let Err(error) = file.write_all(&self.buffer) {
+            // What cannot be taken back is damage at the end of this segment; no document is written behind it.
+            if file.set_len(segment.length).is_err() {
+                self.active = None;
+            }
+            return Err(error);
+        }
+        segment.length += length;
+        segment.left += batch.len() as u64;
+        Ok(())
+    }
+
+    fn begin_segment(&mut self) -> io::Result<()> {
+        let number = self.segments.back().map_or(self.place.segment, |last| last.number) + 1;
+        let file = self.folder.create(number)?;
+        let length = file.metadata()?.len();
+        self.active = Some(file);
+        self.segments.push_back(Segment { number, length, left: 0 });
+        Ok(())
+    }
+
+    /// Drops the oldest segments until there is room.
+    fn make_room(&mut self, length: u64) {
+        while self.size() + length > self.options.max_size && self.segments.len() > 1 {
+            let Some(oldest) = self.segments.pop_front() else { return };
+            self.meter.spool_dropped.add(usize::try_from(oldest.left).unwrap_or(usize::MAX));
+            tracing::warn!(
+                "the spool {} is full: {} documents were dropped; make spool.max_size larger, or the server faster",
+                self.folder.path().display(),
+                oldest.left
+            );
+            let _ = self.folder.remove(oldest.number);
+            self.place = self.place.max(Place { segment: oldest.number + 1, offset: 0 });
+        }
+    }
+
+    fn size(&self) -> u64 {
+        self.segments.iter().map(|segment| segment.length).sum()
+    }
+
+    fn next_on_disk(&mut self, documents: usize, bytes: usize) -> io::Result<Option<Chunk>> {
+        let mut window = WINDOW.max(bytes);
+        loop {
+            let Some(segment) = self.segments.front() else { return Ok(None) };
+            let (number, length) = (segment.number, segment.length);
+            if self.place.segment < number {
+                self.place = Place { segment: number, offset: 0 };
+            }
+            if self.place.offset >= length {
+                if self.segments.len() == 1 {
+                    return Ok(None);
+                }
+                self.place = Place { segment: number + 1, offset: 0 };
+                self.drop_finished();
+                continue;
+            }
+            let read = self.read(number, self.place.offset, window.min((length - self.place.offset) as usize))?;
+            let skip = head(self.place.offset, &read);
+            let is_all = self.place.offset + read.len() as u64 == length;
+            let rest = &read[skip..];
+            if !is_all && record::document(rest).is_none() {
+                window *= 2;
+                continue;
+            }
+            let start = self.place.offset + skip as u64;
+            match record::next(rest) {
+                None => self.place.offset = length,
+                Some((Found::Damage, damaged)) => self.set_aside(number, start, &rest[..damaged])?,
+                Some((Found::Document(..), _)) => {
+                    let (batch, taken) = gather(rest, documents, bytes);
+                    let end = Place { segment: number, offset: start + taken as u64 };
+                    return Ok(Some(Chunk { batch, end: End::Disk(end) }));
+                }
+            }
+        }
+    }
+
+    fn read(&mut self, number: u64, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+        let file = match self.reading.take() {
+            Some((of, file)) if of == number => file,
+            _ => self.folder.read(number)?,
+        };
+        let mut bytes = vec![0; length];
+        let read = file.read_exact_at(&mut bytes, offset);
+        self.reading = Some((number, file));
+        read.map(|()| bytes)
+    }
+
+    fn set_aside(&mut self, number: u64, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let kept = self.folder.set_aside(number, offset, bytes)?;
+        self.meter.spool_damaged.add(1);
+        let segment = self.folder.segment(number);
+        tracing::warn!(
+            "{} is damaged at byte {offset}: {} bytes were set aside in {}; what follows is sent",
+            segment.display(),
+            bytes.len(),
+            kept.display()
+        );
+        self.place = Place { segment: number, offset: offset + bytes.len() as u64 };
+        Ok(())
+    }
+
+    fn next_in_memory(&mut self, documents: usize, bytes: usize) -> Option<Chunk> {
+        let mut batch = Batch::default();
+        for (kind, document) in self.memory.documents.iter().take(documents) {
+            if !batch.is_empty() && batch.lines().len() + document.len() > bytes {
+                break;
+            }
+            batch.push_json(*kind, document);
+        }
+        self.memory.lent = !batch.is_empty();
+        let end = End::Memory(self.memory.first + batch.len() as u64);
+        (!batch.is_empty()).then_some(Chunk { batch, end })
+    }
+
+    /// Removes segments that lie behind the place, and the last one when it is not written to any more.
+    fn drop_finished(&mut self) {
+        while let Some(first) = self.segments.front() {
+            let is_last = self.segments.len() == 1;
+            let behind = first.number < self.place.segment
+                || (first.number == self.place.segment && self.place.offset >= first.length);
+            if !behind || (is_last && self.active.is_some()) {
+                return;
+            }
+            let _ = self.folder.remove(first.number);
+            self.segments.pop_front();
+        }
+    }
+
+    fn tell(&self) {
+        let left: u64 = self.segments.iter().map(|segment| segment.left).sum();
+        self.meter.pending.set(left + self.memory.documents.len() as u64);
+        self.meter.spool_bytes.set(self.size());
+    }
+}
+
+impl Memory {
+    /// Forgets the documents before this number.
+    fn forget(&mut self, end: u64) {
+        while self.first < end {
+            let Some((_, document)) = self.documents.pop_front() else { break };
+            self.bytes -= document.len();
+            self.first += 1;
+        }
+        self.lent = false;
+    }
+}
+
+/// Whole documents from the beginning of `bytes`, and how many bytes they take.
+fn gather(bytes: &[u8], documents: usize, most: usize) -> (Batch, usize) {
+    let (mut batch, mut taken) = (Batch::default(), 0);
+    while batch.len() < documents {
+        let Some((kind, document)) = record::document(&bytes[taken..]) else { break };
+        if !batch.is_empty() && batch.lines().len() + document.len() > most {
+            break;
+        }
+        batch.push_json(kind, document);
+        taken += record::HEAD + document.len();
+    }
+    (batch, taken)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,322 @@
+//! What goes in comes out, in order and once, whatever happens to the files.
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+use super::*;
+
+fn options(folder: &TempDir) -> SpoolOptions {
+    SpoolOptions { path: folder.path().join("spool"), max_size: 1 << 30, segment_size: 1 << 20, memory: 1 << 20 }
+}
+
+fn opened(folder: &TempDir) -> Spool {
+    Spool::open(options(folder), Arc::default()).unwrap()
+}
+
+fn document(number: usize) -> String {
+    format!("{{\"n\":{number},\"pad\":\"{}\"}}", "x".repeat(number % 50))
+}
+
+fn batch(numbers: impl IntoIterator<Item = usize>) -> Batch {
+    let mut batch = Batch::default();
+    numbers.into_iter().for_each(|number| batch.push_json(Kind::Flow, document(number).as_bytes()));
+    batch
+}
+
+fn numbers(batch: &Batch) -> Vec<usize> {
+    let number = |document: &[u8]| {
+        let text = std::str::from_utf8(document).unwrap();
+        text.strip_prefix("{\"n\":").and_then(|rest| rest.split(',').next()?.parse().ok()).unwrap()
+    };
+    batch.documents().map(|(_, document)| number(document)).collect()
+}
+
+/// Everything that is left, acknowledged as it is read.
+fn rest(spool: &mut Spool) -> Vec<usize> {
+    let mut all = Vec::new();
+    while let Some(chunk) = spool.next(7, 1 << 20).unwrap() {
+        all.extend(numbers(&chunk.batch));
+        spool.done(&chunk).unwrap();
+    }
+    all
+}
+
+fn segments(folder: &TempDir) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder.path().join("spool")).unwrap().map(|entry| entry.unwrap().path());
+    let mut segments: Vec<_> = entries.filter(|path| path.extension().is_some_and(|it| it == "spool")).collect();
+    segments.sort();
+    segments
+}
+
+fn set_aside(folder: &TempDir) -> usize {
+    fs::read_dir(folder.path().join("spool/damaged")).map_or(0, Iterator::count)
+}
+
+#[test]
+fn documents_come_in_order_until_they_are_done() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut spool = opened(&folder);
+    assert!(spool.next(10, 1000).unwrap().is_none());
+    spool.push(&batch(0..5)).unwrap();
+    spool.push(&batch(5..9)).unwrap();
+    let chunk = spool.next(3, 1 << 20).unwrap().unwrap();
+    assert_eq!(numbers(&chunk.batch), [0, 1, 2]);
+    assert_eq!(numbers(&spool.next(3, 1 << 20).unwrap().unwrap().batch), [0, 1, 2], "not done yet");
+    spool.done(&chunk).unwrap();
+    assert_eq!(rest(&mut spool), [3, 4, 5, 6, 7, 8]);
+    assert!(spool.is_empty());
+}
+
+#[test]
+fn a_restart_goes_on_behind_what_was_done() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut spool = opened(&folder);
+    spool.push(&batch(0..20)).unwrap();
+    let chunk = spool.next(7, 1 << 20).unwrap().unwrap();
+    spool.done(&chunk).unwrap();
+    let _not_done = spool.next(7, 1 << 20).unwrap();
+    drop(spool);
+
+    let meter = Arc::<Meter>::default();
+    let mut spool = Spool::open(options(&folder), Arc::clone(&meter)).unwrap();
+    assert_eq!(meter.pending.get(), 13);
+    spool.push(&batch(20..22)).unwrap();
+    assert_eq!(rest(&mut spool), (7..22).collect::<Vec<_>>());
+    assert_eq!(meter.pending.get(), 0);
+    drop(spool);
+    assert_eq!(rest(&mut opened(&folder)), [] as [usize; 0]);
+    assert!(segments(&folder).len() <= 1);
+}
+
+#[test]
+fn segments_that_are_done_are_removed() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut spool = Spool::open(SpoolOptions { segment_size: 300, ..options(&folder) }, Arc::default()).unwrap();
+    (0..100).for_each(|number| spool.push(&batch([number])).unwrap());
+    assert!(segments(&folder).len() > 10);
+    assert_eq!(rest(&mut spool), (0..100).collect::<Vec<_>>());
+    assert_eq!(segments(&folder).len(), 1, "only the one that is written to");
+}
+
+#[test]
+fn a_full_spool_drops_its_oldest_and_says_how_many() {
+    let folder = tempfile::tempdir().unwrap();
+    let meter = Arc::<Meter>::default();
+    let small = SpoolOptions { segment_size: 500, max_size: 3000, ..options(&folder) };
+    let mut spool = Spool::open(small, Arc::clone(&meter)).unwrap();
+    for number in 0..1000 {
+        spool.push(&batch([number])).unwrap();
+        let size: u64 = segments(&folder).iter().map(|path| fs::metadata(path).unwrap().len()).sum();
+        assert!(size <= 3000, "{size} bytes");
+        assert_eq!(meter.spool_bytes.get(), size);
+    }
+    let left = rest(&mut spool);
+    assert_eq!(left.last(), Some(&999));
+    assert!(left.windows(2).all(|pair| pair[0] + 1 == pair[1]), "the rest has no gap");
+    assert_eq!(meter.spool_dropped.get() as usize + left.len(), 1000);
+}
+
+#[test]
+fn what_is_being_sent_may_be_dropped_meanwhile() {
+    let folder = tempfile::tempdir().unwrap();
+    let small = SpoolOptions { segment_size: 500, max_size: 1500, ..options(&folder) };
+    let mut spool = Spool::open(small, Arc::default()).unwrap();
+    spool.push(&batch(0..5)).unwrap();
+    let chunk = spool.next(5, 1 << 20).unwrap().unwrap();
+    (5..100).for_each(|number| spool.push(&batch([number])).unwrap());
+    spool.done(&chunk).unwrap();
+    let left = rest(&mut spool);
+    assert!(left[0] > 5 && left.last() == Some(&99), "{left:?}");
+}
+
+/// A crash may cut a write off anywhere.
+#[test]
+fn a_segment_cut_off_at_any_byte_costs_only_what_was_cut() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut spool = opened(&folder);
+    spool.push(&batch(0..4)).unwrap();
+    drop(spool);
+    let [path] = &segments(&folder)[..] else { panic!("one segment") };
+    let whole = fs::read(path).unwrap();
+    for length in 0..=whole.len() {
+        let folder = tempfile::tempdir().unwrap();
+        drop(opened(&folder));
+        fs::write(folder.path().join("spool").join(path.file_name().unwrap()), &whole[..length]).unwrap();
+        let meter = Arc::<Meter>::default();
+        let mut spool = Spool::open(options(&folder), Arc::clone(&meter)).unwrap();
+        spool.push(&batch([9])).unwrap();
+        let left = rest(&mut spool);
+        let kept = left.len() - 1;
+        assert_eq!(left[..kept], (0..kept).collect::<Vec<_>>(), "{length} bytes");
+        assert_eq!(left[kept], 9);
+        let used: usize = 8 + (0..kept).map(|number| record::HEAD + document(number).len()).sum::<usize>();
+        let torn = length > 0 && length != used;
+        assert_eq!((meter.spool_damaged.get(), set_aside(&folder)), (u64::from(torn), usize::from(torn)), "{length}");
+        assert!(kept == 4 || length < whole.len());
+    }
+}
+
+#[test]
+fn one_wrong_byte_costs_one_document_and_is_set_aside() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut spool = opened(&folder);
+    spool.push(&batch(0..4)).unwrap();
+    drop(spool);
+    let path = segments(&folder)[0].clone();
+    let whole = fs::read(&path).unwrap();
+    for at in 8..whole.len() {
+        let folder = tempfile::tempdir().unwrap();
+        drop(opened(&folder));
+        let mut bytes = whole.clone();
+        bytes[at] ^= 0x40;
+        fs::write(folder.path().join("spool").join(path.file_name().unwrap()), &bytes).unwrap();
+        let left = rest(&mut opened(&folder));
+        assert_eq!(left.len(), 3, "byte {at}");
+        assert!(left.windows(2).all(|pair| pair[0] < pair[1]));
+        let aside = fs::read_dir(folder.path().join("spool/damaged")).unwrap().next().unwrap().unwrap().path();
+        let lost = (0..4).find(|number| !left.contains(number)).unwrap();
+        assert_eq!(fs::read(aside).unwrap().len(), record::HEAD + document(lost).len());
+    }
+}
+
+#[test]
+fn a_lost_position_means_sending_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut spool = opened(&folder);
+    spool.push(&batch(0..9)).unwrap();
+    let chunk = spool.next(4, 1 << 20).unwrap().unwrap();
+    spool.done(&chunk).unwrap();
+    drop(spool);
+    fs::write(folder.path().join("spool/position"), "garbage").unwrap();
+    assert_eq!(rest(&mut opened(&folder)), (0..9).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_document_larger_than_all_windows_passes() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut spool = opened(&folder);
+    let large = format!("\"{}\"", "y".repeat(700_000));
+    let mut one = batch([1]);
+    one.push_json(Kind::Event, large.as_bytes());
+    spool.push(&one).unwrap();
+    spool.push(&batch([2])).unwrap();
+    let mut lengths = Vec::new();
+    while let Some(chunk) = spool.next(100, 100).unwrap() {
+        lengths.extend(chunk.batch.documents().map(|(_, document)| document.len()));
+        spool.done(&chunk).unwrap();
+    }
+    assert_eq!(lengths, [document(1).len(), large.len(), document(2).len()]);
+}
+
+#[test]
+fn two_programs_cannot_use_one_spool() {
+    let folder = tempfile::tempdir().unwrap();
+    let spool = opened(&folder);
+    let error = Spool::open(options(&folder), Arc::default()).unwrap_err().to_string();
+    assert!(error.contains("another program uses the spool") && error.contains("spool.path"), "{error}");
+    drop(spool);
+    opened(&folder);
+}
+
+/// A folder in place of the next segment makes the disk refuse: nobody needs root or a small disk for it.
+fn block(folder: &TempDir, number: u64) -> PathBuf {
+    let path = folder.path().join(format!("spool/{number:016}.spool"));
+    fs::create_dir_all(&path).unwrap();
+    path
+}
+
+#[test]
+fn what_the_disk_cannot_take_waits_in_memory_in_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let meter = Arc::<Meter>::default();
+    let small = SpoolOptions { segment_size: 200, ..options(&folder) };
+    let mut spool = Spool::open(small, Arc::clone(&meter)).unwrap();
+    spool.push(&batch(0..3)).unwrap();
+    let blocked = block(&folder, 2);
+    assert!(spool.push(&batch(3..20)).unwrap_err().to_string().contains("spool"));
+    let chunk = spool.next(100, 1 << 20).unwrap().unwrap();
+    assert_eq!(numbers(&chunk.batch), [0, 1, 2], "first what is on disk");
+    spool.done(&chunk).unwrap();
+    let chunk = spool.next(2, 1 << 20).unwrap().unwrap();
+    assert_eq!(numbers(&chunk.batch), [3, 4], "then what is in memory");
+    spool.push(&batch([20])).unwrap();
+    spool.done(&chunk).unwrap();
+    assert!(spool.push(&batch([21])).is_err());
+    fs::remove_dir(blocked).unwrap();
+    spool.push(&batch([22])).unwrap();
+    assert_eq!(rest(&mut spool), (5..23).collect::<Vec<_>>());
+    assert_eq!(meter.spool_dropped.get(), 0);
+}
+
+#[test]
+fn memory_is_bounded_and_what_it_loses_is_counted() {
+    let folder = tempfile::tempdir().unwrap();
+    let meter = Arc::<Meter>::default();
+    let mut spool = Spool::open(SpoolOptions { memory: 1000, ..options(&folder) }, Arc::clone(&meter)).unwrap();
+    block(&folder, 1);
+    for number in 0..500 {
+        assert!(spool.push(&batch([number])).is_err());
+        assert!(spool.memory.bytes <= 1000);
+    }
+    let left = rest(&mut spool);
+    assert_eq!(left.last(), Some(&499));
+    assert_eq!(meter.spool_dropped.get() as usize + left.len(), 500);
+    assert!(spool.push(&batch([500, 501])).is_err());
+    assert!(spool.close().is_err());
+    assert_eq!(meter.spool_dropped.get() as usize + left.len(), 502, "nowhere to keep the last two");
+}
+
+#[test]
+fn an_unusable_folder_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("file");
+    fs::write(&path, "").unwrap();
+    let error = Spool::open(SpoolOptions { path: path.clone(), ..options(&folder) }, Arc::default()).unwrap_err();
+    assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
+}
+
+/// What may happen to a spool.
+#[derive(Debug, Clone)]
+enum Step {
+    Push(usize),
+    Send(usize),
+    Restart,
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn nothing_is_lost_and_nothing_overtakes(steps in proptest::collection::vec(prop_oneof![
+        4 => (1..9_usize).prop_map(Step::Push),
+        3 => (1..9_usize).prop_map(Step::Send),
+        1 => Just(Step::Restart),
+    ], 1..60)) {
+        let folder = tempfile::tempdir().unwrap();
+        let small = SpoolOptions { segment_size: 400, ..options(&folder) };
+        let open = || Spool::open(small.clone(), Arc::default()).unwrap();
+        let (mut spool, mut pushed, mut sent) = (open(), 0, Vec::new());
+        for step in steps {
+            match step {
+                Step::Push(count) => {
+                    spool.push(&batch(pushed..pushed + count)).unwrap();
+                    pushed += count;
+                }
+                Step::Send(count) => if let Some(chunk) = spool.next(count, 1 << 20).unwrap() {
+                    sent.extend(numbers(&chunk.batch));
+                    spool.done(&chunk).unwrap();
+                },
+                Step::Restart => {
+                    drop(spool);
+                    spool = open();
+                }
+            }
+        }
+        sent.extend(rest(&mut spool));
+        prop_assert_eq!(&sent, &(0..pushed).collect::<Vec<_>>());
+        prop_assert_eq!(sent.iter().collect::<BTreeSet<_>>().len(), pushed);
+    }
+}

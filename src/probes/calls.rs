@@ -1,0 +1,385 @@
+//! Calls on sockets: where they begin, where they come to their socket, and what they come back with.
+//!
+//! A system call is seen at its entry, for the descriptor, and at its return. What it does to which socket is seen where
+//! the kernel asks its security modules, which every call passes, io_uring's too: by then addresses are in kernel memory.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use socktrail_kprobes::{Array, sample};
+
+use super::{Decoded, IntoEvent, ipv6_address};
+use crate::event::EventKind;
+use crate::socket_event::step::{Call, Entered, Layer, Reached, Seen, Step};
+use crate::socket_event::{Address, Family, IpEnd, SocketId, SocketState, SocketType};
+
+/// A sample of a `struct socket`: its own fields, and what [`Seen`] takes, of the socket and the sock that the two
+/// templates name.
+macro_rules! socket_sample {
+    ($(
+        $(#[$meta:meta])*
+        pub struct $name:ident of $socket:literal, $sk:literal {
+            $( $(#[$field_meta:meta])* pub $field:ident : $kind:ty = $template:expr ),* $(,)?
+        }
+    )*) => {$(
+        sample! {
+            $(#[$meta])*
+            pub struct $name {
+                $( $(#[$field_meta])* pub $field: $kind = $template, )*
+                /// The inode's number.
+                pub i_ino: u64 = concat!("+{socket_alloc.i_ino}(", $socket, ")"),
+                /// `SOCK_STREAM`, …
+                pub sock_type: u16 = concat!("+{socket.type}(", $socket, ")"),
+                /// The `struct sock`; null when there is none.
+                pub sk: u64 = $sk,
+                /// Address family.
+                pub family: u16 = concat!("+{sock_common.skc_family}(", $sk, ")"),
+                /// Protocol.
+                pub protocol: u16 = concat!("+{sock.sk_protocol}(", $sk, ")"),
+                /// State.
+                pub state: u8 = concat!("+{sock_common.skc_state}(", $sk, ")"),
+                /// The device that it is bound to.
+                pub bound_dev_if: u32 = concat!("+{sock_common.skc_bound_dev_if}(", $sk, ")"),
+                /// Local port, host byte order.
+                pub num: u16 = concat!("+{sock_common.skc_num}(", $sk, ")"),
+                /// Remote port, as it lies in memory.
+                pub dport: u16 = concat!("+{sock_common.skc_dport}(", $sk, ")"),
+                /// Local IPv4 address, as it lies in memory.
+                pub rcv_saddr: u32 = concat!("+{sock_common.skc_rcv_saddr}(", $sk, ")"),
+                /// Remote IPv4 address, as it lies in memory.
+                pub daddr: u32 = concat!("+{sock_common.skc_daddr}(", $sk, ")"),
+                /// Local IPv6 address, as it lies in memory.
+                pub v6_rcv_saddr_high: u64 = concat!("+{sock_common.skc_v6_rcv_saddr}(", $sk, ")"),
+                /// Its second half.
+                pub v6_rcv_saddr_low: u64 = concat!("+{sock_common.skc_v6_rcv_saddr+8}(", $sk, ")"),
+                /// Remote IPv6 address, as it lies in memory.
+                pub v6_daddr_high: u64 = concat!("+{sock_common.skc_v6_daddr}(", $sk, ")"),
+                /// Its second half.
+                pub v6_daddr_low: u64 = concat!("+{sock_common.skc_v6_daddr+8}(", $sk, ")"),
+            }
+        }
+
+        impl $name {
+            fn seen(&self) -> Seen {
+                let ends = Ends {
+                    family: Family(self.family),
+                    bound_dev_if: self.bound_dev_if,
+                    num: self.num,
+                    dport: self.dport,
+                    raw: SocketType(self.sock_type) == SocketType::RAW,
+                    ipv4: [self.rcv_saddr, self.daddr],
+                    ipv6: [
+                        [self.v6_rcv_saddr_high, self.v6_rcv_saddr_low],
+                        [self.v6_daddr_high, self.v6_daddr_low],
+                    ],
+                };
+                Seen {
+                    id: SocketId(self.i_ino),
+                    sock: self.sk,
+                    family: Family(self.family),
+                    kind: SocketType(self.sock_type),
+                    protocol: self.protocol,
+                    state: SocketState(self.state),
+                    local: ends.local(),
+                    remote: ends.remote(),
+                }
+            }
+        }
+    )*};
+}
+
+socket_sample! {
+    /// `security_socket_post_create`: a socket was made.
+    pub struct Created of "{sock}", "+{socket.sk}({sock})" {
+        /// The protocol as it was asked for.
+        pub asked: i32 = "{protocol}",
+        /// Whether for the kernel itself.
+        pub kern: i32 = "{kern}",
+    }
+
+    /// `security_socket_bind`.
+    pub struct Binds of "{sock}", "+{socket.sk}({sock})" {
+        /// Bytes of the address that count.
+        pub addrlen: i32 = "{addrlen}",
+        /// The `struct sockaddr`, whatever family it is of; the kernel keeps room for more than this.
+        pub address: Array<u64, 14> = "+0({address})",
+    }
+
+    /// `security_socket_listen`.
+    pub struct Listens of "{sock}", "+{socket.sk}({sock})" {
+        /// How many connections may wait.
+        pub backlog: i32 = "{backlog}",
+    }
+
+    /// `security_socket_accept`, on the listener.
+    pub struct Accepts of "{sock}", "+{socket.sk}({sock})" {}
+
+    /// `security_sock_graft`: an accepted connection gets its `struct socket`.
+    pub struct Grafted of "{parent}", "{sk}" {}
+
+    /// `security_socket_connect`.
+    pub struct Connects of "{sock}", "+{socket.sk}({sock})" {
+        /// Bytes of the address that count.
+        pub addrlen: i32 = "{addrlen}",
+        /// The `struct sockaddr`, whatever family it is of; the kernel keeps room for more than this.
+        pub address: Array<u64, 14> = "+0({address})",
+    }
+
+    /// `security_socket_setsockopt`.
+    pub struct Sets of "{sock}", "+{socket.sk}({sock})" {
+        /// The layer.
+        pub level: i32 = "{level}",
+        /// The option.
+        pub option: i32 = "{optname}",
+    }
+
+    /// `__sock_release`: the last descriptor of a socket is gone. Without an inode it is one that no program ever had.
+    pub struct Released of "{sock}", "+{socket.sk}({sock})" {
+        /// The `struct inode`.
+        pub inode: u64 = "{inode}",
+    }
+
+    /// `sock_release`: the same before Linux 4.19.
+    pub struct ReleasedWithoutInode of "{sock}", "+{socket.sk}({sock})" {}
+}
+
+sample! {
+    /// `__sys_socket`.
+    pub struct EntersSocket {
+        /// Address family.
+        pub family: i32 = "{family}",
+        /// Type, with flags.
+        pub kind: i32 = "{type}",
+        /// Protocol.
+        pub protocol: i32 = "{protocol}",
+    }
+
+    /// `__sys_listen`.
+    pub struct EntersListen {
+        /// The descriptor.
+        pub fd: i32 = "{fd}",
+        /// The backlog as it was asked for.
+        pub backlog: i32 = "{backlog}",
+    }
+
+    /// `tcp_connect`: the SYN is about to leave; address and port have been chosen by now.
+    pub struct Connecting {
+        /// Its address family.
+        pub family: u16 = "+{sock_common.skc_family}({sk})",
+        /// The device that it is bound to.
+        pub bound_dev_if: u32 = "+{sock_common.skc_bound_dev_if}({sk})",
+        /// Local port, host byte order.
+        pub num: u16 = "+{sock_common.skc_num}({sk})",
+        /// Local IPv4 address, as it lies in memory.
+        pub rcv_saddr: u32 = "+{sock_common.skc_rcv_saddr}({sk})",
+        /// Local IPv6 address, as it lies in memory.
+        pub v6_rcv_saddr_high: u64 = "+{sock_common.skc_v6_rcv_saddr}({sk})",
+        /// Its second half.
+        pub v6_rcv_saddr_low: u64 = "+{sock_common.skc_v6_rcv_saddr+8}({sk})",
+    }
+}
+
+/// Entries of system calls of which the descriptor is all that matters there.
+macro_rules! enters {
+    ($( $(#[$meta:meta])* $name:ident = $call:expr; )*) => {$(
+        sample! {
+            $(#[$meta])*
+            pub struct $name {
+                /// The descriptor.
+                pub fd: i32 = "{fd}",
+            }
+        }
+
+        impl IntoEvent for $name {
+            fn event(&self, _: &[u8]) -> Decoded {
+                step(Step::Entered(Entered::Other { call: $call, fd: self.fd }))
+            }
+        }
+    )*};
+}
+
+enters! {
+    /// `__sys_bind`.
+    EntersBind = Call::Bind;
+    /// `__sys_accept4`.
+    EntersAccept = Call::Accept;
+    /// `__sys_connect`.
+    EntersConnect = Call::Connect;
+    /// `__sys_setsockopt`.
+    EntersSetSockOpt = Call::SetSockOpt;
+}
+
+/// Returns.
+macro_rules! returns {
+    ($( $(#[$meta:meta])* $name:ident = $call:expr, $layer:expr; )*) => {$(
+        sample! {
+            $(#[$meta])*
+            pub struct $name {
+                /// A descriptor, 0 or a negative errno.
+                pub value: i32 = "$retval",
+            }
+        }
+
+        impl IntoEvent for $name {
+            fn event(&self, _: &[u8]) -> Decoded {
+                step(Step::Returned { call: $call, layer: $layer, value: self.value.into() })
+            }
+        }
+    )*};
+}
+
+returns! {
+    /// The return of `__sys_socket`.
+    ReturnsSocket = Call::Create, Layer::SystemCall;
+    /// The return of `__sys_bind`.
+    ReturnsBind = Call::Bind, Layer::SystemCall;
+    /// The return of `__sys_bind_socket`.
+    ReturnsBindSocket = Call::Bind, Layer::Socket;
+    /// The return of `__sys_listen`.
+    ReturnsListen = Call::Listen, Layer::SystemCall;
+    /// The return of `__sys_listen_socket`.
+    ReturnsListenSocket = Call::Listen, Layer::Socket;
+    /// The return of `__sys_accept4`.
+    ReturnsAccept = Call::Accept, Layer::SystemCall;
+    /// The return of `__sys_connect`.
+    ReturnsConnect = Call::Connect, Layer::SystemCall;
+    /// The return of `__sys_connect_file`.
+    ReturnsConnectFile = Call::Connect, Layer::Socket;
+    /// The return of `__sys_setsockopt`.
+    ReturnsSetSockOpt = Call::SetSockOpt, Layer::SystemCall;
+    /// The return of `do_sock_setsockopt`.
+    ReturnsDoSetSockOpt = Call::SetSockOpt, Layer::Socket;
+}
+
+impl IntoEvent for EntersSocket {
+    fn event(&self, _: &[u8]) -> Decoded {
+        let Self { family, kind, protocol } = *self;
+        step(Step::Entered(Entered::Create { family, kind, protocol }))
+    }
+}
+
+impl IntoEvent for EntersListen {
+    fn event(&self, _: &[u8]) -> Decoded {
+        step(Step::Entered(Entered::Listen { fd: self.fd, backlog: self.backlog }))
+    }
+}
+
+impl IntoEvent for Created {
+    fn event(&self, _: &[u8]) -> Decoded {
+        reached(self.seen(), Reached::Create { protocol: self.asked })
+    }
+}
+
+impl IntoEvent for Binds {
+    fn event(&self, raw: &[u8]) -> Decoded {
+        reached(self.seen(), Reached::Bind(address(self.address.bytes(raw), self.addrlen)))
+    }
+}
+
+impl IntoEvent for Listens {
+    fn event(&self, _: &[u8]) -> Decoded {
+        reached(self.seen(), Reached::Listen { backlog: self.backlog })
+    }
+}
+
+impl IntoEvent for Accepts {
+    fn event(&self, _: &[u8]) -> Decoded {
+        reached(self.seen(), Reached::Accept)
+    }
+}
+
+impl IntoEvent for Connects {
+    fn event(&self, raw: &[u8]) -> Decoded {
+        reached(self.seen(), Reached::Connect(address(self.address.bytes(raw), self.addrlen)))
+    }
+}
+
+impl IntoEvent for Sets {
+    fn event(&self, _: &[u8]) -> Decoded {
+        reached(self.seen(), Reached::SetSockOpt { level: self.level, option: self.option })
+    }
+}
+
+impl IntoEvent for Grafted {
+    fn event(&self, _: &[u8]) -> Decoded {
+        step(Step::Accepted { socket: self.seen() })
+    }
+}
+
+impl IntoEvent for Connecting {
+    fn event(&self, _: &[u8]) -> Decoded {
+        let ends = Ends {
+            family: Family(self.family),
+            bound_dev_if: self.bound_dev_if,
+            num: self.num,
+            dport: 0,
+            raw: false,
+            ipv4: [self.rcv_saddr, 0],
+            ipv6: [[self.v6_rcv_saddr_high, self.v6_rcv_saddr_low], [0; 2]],
+        };
+        step(Step::Connecting { local: ends.local() })
+    }
+}
+
+impl IntoEvent for Released {
+    fn event(&self, _: &[u8]) -> Decoded {
+        step(Step::Released { socket: self.seen() })
+    }
+}
+
+impl IntoEvent for ReleasedWithoutInode {
+    fn event(&self, _: &[u8]) -> Decoded {
+        step(Step::Released { socket: self.seen() })
+    }
+}
+
+fn step(step: Step) -> Decoded {
+    Decoded::Event(EventKind::Step(Box::new(step)))
+}
+
+fn reached(socket: Seen, what: Reached) -> Decoded {
+    step(Step::Reached { socket, what })
+}
+
+/// As much of a `struct sockaddr` as counts. The kernel has checked that the length is from 0 to 128.
+fn address(bytes: &[u8], addrlen: i32) -> Option<Address> {
+    let length = usize::try_from(addrlen).ok()?.min(bytes.len());
+    Address::of_sockaddr(bytes.get(..length)?)
+}
+
+/// Both ends of a `struct sock`, own first, as they lie in memory.
+struct Ends {
+    family: Family,
+    bound_dev_if: u32,
+    num: u16,
+    dport: u16,
+    /// Whether it has no ports: the local one is its protocol's number.
+    raw: bool,
+    ipv4: [u32; 2],
+    ipv6: [[u64; 2]; 2],
+}
+
+impl Ends {
+    fn local(&self) -> Option<IpEnd> {
+        self.end(0, if self.raw { 0 } else { self.num })
+    }
+
+    fn remote(&self) -> Option<IpEnd> {
+        // Of a connection that failed the address is left, but not the port.
+        self.end(1, u16::from_be(self.dport)).filter(|end| end.port != 0 || self.raw)
+    }
+
+    fn end(&self, which: usize, port: u16) -> Option<IpEnd> {
+        let ip: IpAddr = match self.family {
+            Family::INET => Ipv4Addr::from(self.ipv4[which].to_ne_bytes()).into(),
+            Family::INET6 => ipv6_address(self.ipv6[which]).into(),
+            _ => return None,
+        };
+        let scope_id = if is_link_local(ip) { self.bound_dev_if } else { 0 };
+        (port != 0 || !ip.is_unspecified()).then_some(IpEnd { ip, port, scope_id, flow_info: 0 })
+    }
+}
+
+/// Whether an address means something on one link only (RFC 4291, section 2.5.6).
+fn is_link_local(ip: IpAddr) -> bool {
+    matches!(ip, IpAddr::V6(ip) if Ipv6Addr::is_unicast_link_local(&ip))
+}

@@ -1,0 +1,307 @@
+//! What is watched in the kernel, and the event that comes of it.
+//!
+//! A probe is declared once, as a [`sample!`](socktrail_kprobes::sample): the text that the kernel gets and the
+//! decoder of its records are made from the same lines. [`TABLE`] says which probe serves which [`Feature`] and which
+//! others may take its place. The templates name layout (`{sk_buff.len}`), not numbers.
+
+mod call_table;
+mod calls;
+mod packets;
+mod processes;
+mod sockets;
+mod table;
+
+use std::fmt;
+use std::net::Ipv6Addr;
+
+use socktrail_guess::Layout;
+use socktrail_kprobes::{
+    Decoder, Error, Format, Group, Installed, Kind, Record, Resolver, Rings, Sample, Target, Term,
+};
+
+pub use self::call_table::CALLS;
+pub use self::table::{Feature, Probe, TABLE};
+use crate::event::{Event, EventKind, Packet, Unreadable};
+use crate::socket_event::Actions;
+
+/// `AF_INET`; ABI.
+const AF_INET: u16 = 2;
+/// `AF_INET6`; ABI.
+const AF_INET6: u16 = 10;
+
+/// What is asked of the kernel.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted<'a> {
+    /// Where the kernel keeps what the probes read.
+    pub layout: &'a Layout,
+    /// Whether IPv6 is watched.
+    pub ipv6: bool,
+    /// Whether flows are.
+    pub flows: bool,
+    /// Of which calls socket events are made.
+    pub socket_events: Actions,
+    /// Functions to do without, as if the kernel did not have them: for tests.
+    pub mask: &'a [String],
+    /// Whether packets of the loopback interface's own addresses are samples at all.
+    pub loopback: bool,
+}
+
+/// How a feature fared.
+#[derive(Debug)]
+pub struct Served {
+    /// Which.
+    pub feature: Feature,
+    /// The probe that serves it, if any.
+    pub by: Option<&'static Probe>,
+    /// Why the better ones do not.
+    pub refusals: Vec<Refusal>,
+    /// Whether this kernel lacks the counters by which packets are told apart that carry several segments.
+    pub uncounted: bool,
+}
+
+/// What the kernel counts the segments of a TCP socket with, since Linux 4.2.
+const SEGMENT_COUNTERS: [&str; 2] = ["tcp_sock.segs_in", "tcp_sock.segs_out"];
+/// What it means to do without.
+const UNCOUNTED: &str = "several TCP segments that the kernel handles as one packet count as one";
+
+/// Why a probe was not installed.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// It was not to be.
+    #[error("{0} is masked")]
+    Masked(&'static str),
+    /// The kernel would not, or the layout does not have what it reads.
+    #[error(transparent)]
+    Kernel(#[from] Error),
+}
+
+/// Every feature with the probes that can serve it.
+fn every() -> impl Iterator<Item = &'static (Feature, &'static [Probe])> {
+    TABLE.iter().chain(CALLS)
+}
+
+impl Served {
+    /// Whether the kernel has none of the functions that would serve it.
+    fn has_no_function(&self) -> bool {
+        let missing = |refusal: &Refusal| matches!(refusal, Refusal::Kernel(error) if error.kind() == Kind::NoFunction);
+        self.refusals.iter().all(missing)
+    }
+
+    /// What is worse than it could be, though the feature is served.
+    pub fn weaker(&self) -> Option<&'static str> {
+        self.by?.weaker.or_else(|| self.uncounted.then_some(UNCOUNTED))
+    }
+
+    /// Why a feature is lost or served less well.
+    pub fn reasons(&self) -> String {
+        self.refusals.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+    }
+}
+
+/// The probes that are installed, and how to read what they write.
+#[derive(Debug)]
+pub struct Probes {
+    /// Every feature that was wanted.
+    pub served: Vec<Served>,
+    installed: Vec<Installed>,
+    decoders: Vec<(u16, Box<dyn Decode>)>,
+    /// Whether the counters of segments are none: the layout does not have them.
+    uncounted: bool,
+    /// Samples that could not be decoded: cut short, or packets with headers that are not understood.
+    pub unreadable: u64,
+}
+
+impl Probes {
+    /// Installs the best probe for each feature, and attaches it to `rings` where there are any. A feature whose
+    /// probes are all refused is lost, and nothing else.
+    pub fn install(group: &mut Group, mut rings: Option<&mut Rings>, wanted: Wanted<'_>) -> Self {
+        let all = every().filter(|(feature, _)| wanted.wants(*feature));
+        group.learn(&all.flat_map(|(_, probes)| probes.iter().map(Probe::function)).collect::<Vec<_>>());
+        let mut probes = Self { uncounted: !counts_segments(wanted.layout), ..Self::none() };
+        for (feature, alternatives) in every().filter(|(feature, _)| wanted.wants(*feature)) {
+            let uncounted = probes.uncounted && feature.counts_segments();
+            let mut served = Served { feature: *feature, by: None, refusals: Vec::new(), uncounted };
+            for probe in *alternatives {
+                match probe.install(*feature, group, rings.as_deref_mut(), wanted) {
+                    Ok((installed, decoder)) => {
+                        // The kernel gives event types of 16 bits: `trace_entry.type`.
+                        probes.decoders.push((installed.id() as u16, decoder));
+                        probes.installed.push(installed);
+                        served.by = Some(probe);
+                        break;
+                    }
+                    Err(refusal) => served.refusals.push(refusal),
+                }
+            }
+            if served.by.is_some() || !(feature.comes_with_its_function() && served.has_no_function()) {
+                probes.served.push(served);
+            }
+        }
+        probes.decoders.sort_by_key(|(id, _)| *id);
+        probes
+    }
+
+    /// No probes: for events that come from elsewhere, by [`Probes::add_recorded`].
+    pub fn none() -> Self {
+        Self { served: Vec::new(), installed: Vec::new(), decoders: Vec::new(), uncounted: false, unreadable: 0 }
+    }
+
+    /// No probes either: for samples of a kernel with this layout.
+    pub fn recorded(layout: &Layout) -> Self {
+        Self { uncounted: !counts_segments(layout), ..Self::none() }
+    }
+
+    /// Makes samples readable that the probe of this feature on this function wrote elsewhere.
+    ///
+    /// # Errors
+    /// There is no such probe, or it does not fetch what the format has.
+    pub fn add_recorded(&mut self, feature: Feature, function: &str, format: &Format) -> Result<(), String> {
+        let (_, alternatives) = every().find(|(one, _)| *one == feature).ok_or("no such feature")?;
+        // Of several on one function, for kernels with other arguments, all write the same.
+        let probe = alternatives.iter().find(|probe| probe.function() == function).ok_or("no such probe")?;
+        let decoder = (probe.decoder)(format).map_err(|error| error.to_string())?;
+        let id = u16::try_from(format.id).map_err(|_| "an event type above 65535")?;
+        self.decoders.push((id, decoder));
+        self.decoders.sort_by_key(|(id, _)| *id);
+        Ok(())
+    }
+
+    /// What is installed: the feature, the function that it sits on, and the format of its samples.
+    pub(crate) fn events(&self) -> Vec<(Feature, &'static str, Format)> {
+        let by = self.served.iter().filter_map(|served| served.by.map(|probe| (served.feature, probe.function())));
+        let formats = self.installed.iter().map(|installed| installed.format().clone());
+        by.zip(formats).map(|((feature, function), format)| (feature, function, format)).collect()
+    }
+
+    /// The features that have a probe.
+    pub fn features(&self) -> impl Iterator<Item = Feature> {
+        self.served.iter().filter(|served| served.by.is_some()).map(|served| served.feature)
+    }
+
+    /// The event that a record stands for, if any.
+    #[inline]
+    pub fn event(&mut self, record: &Record<'_>) -> Option<Event> {
+        match *record {
+            Record::Sample { time, pid, tid, id, raw, .. } => {
+                let at = self.decoders.binary_search_by_key(&id, |(id, _)| *id).ok()?;
+                match self.decoders[at].1.decode(raw) {
+                    Decoded::Event(EventKind::Packet(packet)) if self.uncounted => {
+                        Some(Event { time, pid, tid, kind: EventKind::Packet(Packet { segments: None, ..packet }) })
+                    }
+                    Decoded::Event(kind) => Some(Event { time, pid, tid, kind }),
+                    Decoded::Nothing => None,
+                    Decoded::Unreadable(what) => {
+                        self.unreadable += 1;
+                        what.map(|what| Event { time, pid, tid, kind: EventKind::Unreadable(what) })
+                    }
+                }
+            }
+            Record::Lost { time, count, .. } => Some(Event { time, pid: 0, tid: 0, kind: EventKind::Lost { count } }),
+            _ => None,
+        }
+    }
+}
+
+impl Wanted<'_> {
+    /// Whether anything that is asked for needs this feature.
+    fn wants(&self, feature: Feature) -> bool {
+        match feature.serves() {
+            Some(actions) => self.socket_events.meets(actions),
+            None => {
+                let states = feature == Feature::TcpState && self.socket_events.meets(Actions::STATE);
+                (self.ipv6 || !feature.is_ipv6()) && (self.flows || states || feature.tells_processes())
+            }
+        }
+    }
+}
+
+impl Probe {
+    fn install(
+        &self,
+        feature: Feature,
+        group: &Group,
+        rings: Option<&mut Rings>,
+        wanted: Wanted<'_>,
+    ) -> Result<(Installed, Box<dyn Decode>), Refusal> {
+        if wanted.mask.iter().any(|masked| masked == self.function()) {
+            return Err(Refusal::Masked(self.function()));
+        }
+        let installed = group.install(&feature.to_string(), self.target, self.fetches, &wanted)?;
+        let decoder = (self.decoder)(installed.format())?;
+        if let Some(rings) = rings {
+            let filter = match (self.filter, self.loopback.filter(|_| !wanted.loopback)) {
+                (Some(filter), Some(loopback)) => Some(format!("({filter})&&!({loopback})")),
+                (Some(filter), None) => Some(filter.to_owned()),
+                (None, loopback) => loopback.map(|loopback| format!("!({loopback})")),
+            };
+            rings.attach(&installed, filter.as_deref())?;
+        }
+        Ok((installed, decoder))
+    }
+
+    /// The kernel function or tracepoint that it sits on.
+    pub const fn function(&self) -> &'static str {
+        match self.target {
+            Target::Kprobe { function } | Target::Kretprobe { function, .. } => function,
+            Target::Tracepoint { name, .. } => name,
+        }
+    }
+}
+
+/// What a sample says.
+#[derive(Debug)]
+enum Decoded {
+    /// This happened.
+    Event(EventKind),
+    /// Nothing that matters.
+    Nothing,
+    /// It cannot be told, but perhaps of what.
+    Unreadable(Option<Unreadable>),
+}
+
+/// A sample that stands for an event.
+trait IntoEvent: Sample + fmt::Debug {
+    /// The event; `raw` is the record that the sample was decoded from.
+    fn event(&self, raw: &[u8]) -> Decoded;
+}
+
+/// Decodes one kind of record.
+trait Decode: fmt::Debug + Send {
+    fn decode(&self, raw: &[u8]) -> Decoded;
+}
+
+impl<S: IntoEvent> Decode for Decoder<S>
+where
+    Self: fmt::Debug,
+{
+    fn decode(&self, raw: &[u8]) -> Decoded {
+        match Self::decode(self, raw) {
+            Some(sample) => sample.event(raw),
+            None => Decoded::Unreadable(None),
+        }
+    }
+}
+
+fn counts_segments(layout: &Layout) -> bool {
+    SEGMENT_COUNTERS.iter().all(|name| layout.knows(name))
+}
+
+/// The layout, seen by probes that look at more than every kernel has. A kernel without IPv6 has no place for its
+/// addresses, and no socket of which they would be read; counters that a kernel does not have are ignored: any readable
+/// place will do.
+impl Resolver for Wanted<'_> {
+    fn resolve(&self, function: &str, name: &str) -> Option<Term> {
+        self.layout.resolve(function, name).or_else(|| {
+            let no_ipv6 = !self.ipv6 && name.starts_with("sock_common.skc_v6_");
+            (no_ipv6 || SEGMENT_COUNTERS.contains(&name)).then_some(Term::Offset(0))
+        })
+    }
+}
+
+/// An address out of two words of memory.
+fn ipv6_address(memory: [u64; 2]) -> Ipv6Addr {
+    let mut octets = [0; 16];
+    octets[..8].copy_from_slice(&memory[0].to_ne_bytes());
+    octets[8..].copy_from_slice(&memory[1].to_ne_bytes());
+    Ipv6Addr::from(octets)
+}

@@ -1,0 +1,252 @@
+//! What tasks do with sockets.
+
+use std::net::Ipv4Addr;
+
+use socktrail_kprobes::sample;
+
+use super::{AF_INET, AF_INET6, Decoded, IntoEvent, ipv6_address};
+use crate::event::{Endpoint, EventKind, Segments, TcpState, Tuple};
+
+/// `TCP_ESTABLISHED` of `include/net/tcp_states.h`; part of the ABI through `TCP_INFO`.
+pub const TCP_ESTABLISHED: i32 = 1;
+/// `TCP_CLOSE`.
+pub const TCP_CLOSE: i32 = 7;
+
+sample! {
+    /// `sock_init_data`: a `struct sock` is made for a `struct socket`.
+    pub struct Created {
+        /// The `struct sock`.
+        pub sk: u64 = "{sk}",
+        /// Its address family.
+        pub family: u16 = "+{sock_common.skc_family}({sk})",
+    }
+
+    /// `tcp_v4_connect`: a connect begins; the `sockaddr_in` is in kernel memory by then.
+    pub struct ConnectIpv4 {
+        /// The `struct sock`.
+        pub sk: u64 = "{sk}",
+        /// Port, as it lies in memory.
+        pub port: u16 = "+{sockaddr_in.sin_port}({uaddr})",
+        /// Address, as it lies in memory.
+        pub address: u32 = "+{sockaddr_in.sin_addr}({uaddr})",
+    }
+
+    /// `tcp_v6_connect`: the same with a `sockaddr_in6`.
+    pub struct ConnectIpv6 {
+        /// The `struct sock`.
+        pub sk: u64 = "{sk}",
+        /// Port, as it lies in memory.
+        pub port: u16 = "+{sockaddr_in6.sin6_port}({uaddr})",
+        /// Address, as it lies in memory.
+        pub address_high: u64 = "+{sockaddr_in6.sin6_addr}({uaddr})",
+        /// Its second half.
+        pub address_low: u64 = "+{sockaddr_in6.sin6_addr+8}({uaddr})",
+    }
+
+    /// The return of `tcp_v4_connect` or `tcp_v6_connect`.
+    pub struct ConnectReturned {
+        /// 0 or a negative errno.
+        pub result: i32 = "$retval",
+    }
+
+    /// `security_sock_graft`: an accepted connection gets its `struct socket`, in the context of who accepts.
+    pub struct Accepted {
+        /// The connection's `struct sock`.
+        pub sk: u64 = "{sk}",
+        /// `struct net`.
+        pub net: u64 = "+{sock_common.skc_net}({sk})",
+        /// Its address family.
+        pub family: u16 = "+{sock_common.skc_family}({sk})",
+        /// Local port, host byte order.
+        pub num: u16 = "+{sock_common.skc_num}({sk})",
+        /// Remote port, as it lies in memory.
+        pub dport: u16 = "+{sock_common.skc_dport}({sk})",
+        /// Local IPv4 address, as it lies in memory.
+        pub rcv_saddr: u32 = "+{sock_common.skc_rcv_saddr}({sk})",
+        /// Remote IPv4 address, as it lies in memory.
+        pub daddr: u32 = "+{sock_common.skc_daddr}({sk})",
+        /// Local IPv6 address, as it lies in memory.
+        pub v6_rcv_saddr_high: u64 = "+{sock_common.skc_v6_rcv_saddr}({sk})",
+        /// Its second half.
+        pub v6_rcv_saddr_low: u64 = "+{sock_common.skc_v6_rcv_saddr+8}({sk})",
+        /// Remote IPv6 address, as it lies in memory.
+        pub v6_daddr_high: u64 = "+{sock_common.skc_v6_daddr}({sk})",
+        /// Its second half.
+        pub v6_daddr_low: u64 = "+{sock_common.skc_v6_daddr+8}({sk})",
+    }
+
+    /// The return of `inet_csk_accept`: where [`Accepted`] cannot be had. A null pointer means that nothing was accepted.
+    pub struct AcceptReturned {
+        /// The connection's `struct sock`.
+        pub sk: u64 = "$retval",
+        /// `struct net`.
+        pub net: u64 = "+{sock_common.skc_net}($retval)",
+        /// Its address family.
+        pub family: u16 = "+{sock_common.skc_family}($retval)",
+        /// Local port, host byte order.
+        pub num: u16 = "+{sock_common.skc_num}($retval)",
+        /// Remote port, as it lies in memory.
+        pub dport: u16 = "+{sock_common.skc_dport}($retval)",
+        /// Local IPv4 address, as it lies in memory.
+        pub rcv_saddr: u32 = "+{sock_common.skc_rcv_saddr}($retval)",
+        /// Remote IPv4 address, as it lies in memory.
+        pub daddr: u32 = "+{sock_common.skc_daddr}($retval)",
+        /// Local IPv6 address, as it lies in memory.
+        pub v6_rcv_saddr_high: u64 = "+{sock_common.skc_v6_rcv_saddr}($retval)",
+        /// Its second half.
+        pub v6_rcv_saddr_low: u64 = "+{sock_common.skc_v6_rcv_saddr+8}($retval)",
+        /// Remote IPv6 address, as it lies in memory.
+        pub v6_daddr_high: u64 = "+{sock_common.skc_v6_daddr}($retval)",
+        /// Its second half.
+        pub v6_daddr_low: u64 = "+{sock_common.skc_v6_daddr+8}($retval)",
+    }
+
+    /// `tcp_set_state`: a TCP socket enters a state.
+    pub struct StateSet {
+        /// The `struct sock`.
+        pub sk: u64 = "{sk}",
+        /// The state that it enters.
+        pub state: i32 = "{state}",
+        /// `sock.sk_err`.
+        pub error: i32 = "+{sock.sk_err}({sk})",
+        /// Segments received.
+        pub segs_in: u32 = "+{tcp_sock.segs_in}({sk})",
+        /// Segments sent.
+        pub segs_out: u32 = "+{tcp_sock.segs_out}({sk})",
+        /// `struct net`.
+        pub net: u64 = "+{sock_common.skc_net}({sk})",
+        /// Its address family.
+        pub family: u16 = "+{sock_common.skc_family}({sk})",
+        /// Local port, host byte order.
+        pub num: u16 = "+{sock_common.skc_num}({sk})",
+        /// Remote port, as it lies in memory.
+        pub dport: u16 = "+{sock_common.skc_dport}({sk})",
+        /// Local IPv4 address, as it lies in memory.
+        pub rcv_saddr: u32 = "+{sock_common.skc_rcv_saddr}({sk})",
+        /// Remote IPv4 address, as it lies in memory.
+        pub daddr: u32 = "+{sock_common.skc_daddr}({sk})",
+        /// Local IPv6 address, as it lies in memory.
+        pub v6_rcv_saddr_high: u64 = "+{sock_common.skc_v6_rcv_saddr}({sk})",
+        /// Its second half.
+        pub v6_rcv_saddr_low: u64 = "+{sock_common.skc_v6_rcv_saddr+8}({sk})",
+        /// Remote IPv6 address, as it lies in memory.
+        pub v6_daddr_high: u64 = "+{sock_common.skc_v6_daddr}({sk})",
+        /// Its second half.
+        pub v6_daddr_low: u64 = "+{sock_common.skc_v6_daddr+8}({sk})",
+    }
+
+    /// `inet_release`: the last descriptor of a `struct socket` is gone.
+    pub struct Released {
+        /// The `struct sock`; null when the socket never had one.
+        pub sk: u64 = "+{socket.sk}({sock})",
+    }
+
+    /// `inet_sock_destruct`: a `struct sock` is freed.
+    pub struct Freed {
+        /// The `struct sock`.
+        pub sk: u64 = "{sk}",
+    }
+}
+
+impl IntoEvent for Created {
+    fn event(&self, _: &[u8]) -> Decoded {
+        Decoded::Event(EventKind::SocketCreated { sock: self.sk })
+    }
+}
+
+impl IntoEvent for ConnectIpv4 {
+    fn event(&self, _: &[u8]) -> Decoded {
+        let remote = Endpoint::new(ipv4_address(self.address), u16::from_be(self.port));
+        Decoded::Event(EventKind::ConnectBegins { sock: self.sk, remote })
+    }
+}
+
+impl IntoEvent for ConnectIpv6 {
+    fn event(&self, _: &[u8]) -> Decoded {
+        let address = ipv6_address([self.address_high, self.address_low]);
+        let remote = Endpoint::new(address, u16::from_be(self.port));
+        Decoded::Event(EventKind::ConnectBegins { sock: self.sk, remote })
+    }
+}
+
+impl IntoEvent for ConnectReturned {
+    fn event(&self, _: &[u8]) -> Decoded {
+        Decoded::Event(EventKind::ConnectReturns { result: self.result })
+    }
+}
+
+/// Both ends out of a `struct sock`: the fields of that family count.
+macro_rules! tuple_of {
+    ($sample:expr) => {{
+        let sample = $sample;
+        let (local, remote) = match sample.family {
+            AF_INET => (ipv4_address(sample.rcv_saddr).into(), ipv4_address(sample.daddr).into()),
+            _ => (
+                std::net::IpAddr::from(ipv6_address([sample.v6_rcv_saddr_high, sample.v6_rcv_saddr_low])),
+                std::net::IpAddr::from(ipv6_address([sample.v6_daddr_high, sample.v6_daddr_low])),
+            ),
+        };
+        Tuple {
+            net: sample.net,
+            local: Endpoint::new(local, sample.num),
+            remote: Endpoint::new(remote, u16::from_be(sample.dport)),
+        }
+    }};
+}
+
+/// Whether a socket of this family and remote port is a connection.
+fn is_connection(family: u16, dport: u16) -> bool {
+    matches!(family, AF_INET | AF_INET6) && dport != 0
+}
+
+impl IntoEvent for Accepted {
+    fn event(&self, _: &[u8]) -> Decoded {
+        if !is_connection(self.family, self.dport) {
+            return Decoded::Nothing;
+        }
+        Decoded::Event(EventKind::Accepted { sock: self.sk, tuple: tuple_of!(self) })
+    }
+}
+
+impl IntoEvent for AcceptReturned {
+    fn event(&self, _: &[u8]) -> Decoded {
+        if self.sk == 0 || !is_connection(self.family, self.dport) {
+            return Decoded::Nothing;
+        }
+        Decoded::Event(EventKind::Accepted { sock: self.sk, tuple: tuple_of!(self) })
+    }
+}
+
+impl IntoEvent for StateSet {
+    fn event(&self, _: &[u8]) -> Decoded {
+        let state = match self.state {
+            TCP_ESTABLISHED => TcpState::Established,
+            TCP_CLOSE => TcpState::Closed { error: self.error },
+            _ => return Decoded::Nothing,
+        };
+        if !is_connection(self.family, self.dport) {
+            return Decoded::Nothing;
+        }
+        let segments = Segments { received: self.segs_in, sent: self.segs_out };
+        Decoded::Event(EventKind::TcpState { sock: self.sk, tuple: tuple_of!(self), state, segments })
+    }
+}
+
+impl IntoEvent for Released {
+    fn event(&self, _: &[u8]) -> Decoded {
+        match self.sk {
+            0 => Decoded::Nothing,
+            sock => Decoded::Event(EventKind::SocketReleased { sock }),
+        }
+    }
+}
+
+impl IntoEvent for Freed {
+    fn event(&self, _: &[u8]) -> Decoded {
+        Decoded::Event(EventKind::SocketFreed { sock: self.sk })
+    }
+}
+
+fn ipv4_address(memory: u32) -> Ipv4Addr {
+    Ipv4Addr::from(memory.to_ne_bytes())
+}

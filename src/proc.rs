@@ -1,0 +1,231 @@
+//! What `/proc` knows: the processes that were there before the monitor, and details that no event carries.
+//!
+//! `/proc` answers about a pid as it is now. An answer is taken only when it is provably about the process that was
+//! meant: the same start time before and after, and the same arguments as at its exec.
+
+mod existing;
+#[cfg(fuzzing)]
+pub mod fuzzing;
+mod sockets;
+mod stat;
+
+use std::io::Read;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+
+use procfs::process::{Process as ProcEntry, all_processes};
+
+use crate::event::Credentials;
+use crate::process::{Details, Image, Process};
+use crate::state::Found;
+
+pub use self::existing::existing_sockets;
+pub use self::sockets::sockets;
+use self::stat::Stat;
+
+/// `PF_KTHREAD` of `include/linux/sched.h`.
+const PF_KTHREAD: u32 = 0x0020_0000;
+/// `TASK_COMM_LEN` without its NUL: longer names are cut in `/proc/PID/comm`.
+const COMM_LENGTH: usize = 15;
+/// The most bytes of arguments that are read. The kernel's own limit is a quarter of the stack's, usually 2 MiB.
+const MOST_ARGUMENTS: u64 = 2 << 20;
+/// Hexadecimal digits in a container's id.
+const CONTAINER_ID_LENGTH: usize = 64;
+
+/// Every process that runs now. Those that end meanwhile, or may not be looked at, are left out.
+pub fn processes() -> Vec<Process> {
+    let Ok(all) = all_processes() else { return Vec::new() };
+    all.filter_map(Result::ok).filter_map(|entry| process(&entry)).collect()
+}
+
+/// What `/proc` knows of a process beyond its events; `None` when it is gone or runs something else by now.
+pub fn look_up(process: &Process) -> Option<Found> {
+    let entry = ProcEntry::new(i32::try_from(process.pid).ok()?).ok()?;
+    let before = Stat::of(&entry)?;
+    if process.start.is_some_and(|start| ticks(start) != before.starttime) {
+        return None;
+    }
+    let args = arguments(&entry)?;
+    if !same_program(&process.image, &args) {
+        return None;
+    }
+    let found = Found {
+        start: Some(nanos(&before)),
+        parent_pid: Some(before.ppid),
+        credentials: credentials(&entry),
+        details: details(&entry, &before, args),
+    };
+    // Still the same process and program? Then all of it was about them.
+    let same = Stat::of(&entry)?.starttime == before.starttime && arguments(&entry) == found.details.args;
+    same.then_some(found)
+}
+
+/// Whether this kernel speaks IPv6.
+pub fn has_ipv6() -> bool {
+    std::path::Path::new("/proc/net/if_inet6").exists()
+}
+
+fn process(entry: &ProcEntry) -> Option<Process> {
+    let stat = Stat::of(entry)?;
+    let args = arguments(entry).unwrap_or_default();
+    let details = details(entry, &stat, args.clone());
+    let image = Image {
+        name: details.name.clone().unwrap_or_default(),
+        executable: details.executable.clone(),
+        args,
+        args_cut: false,
+        details: OnceLock::from(details),
+    };
+    Some(Process {
+        pid: u32::try_from(entry.pid()).ok()?,
+        parent_pid: Some(stat.ppid).filter(|pid| *pid != 0),
+        start: Some(nanos(&stat)),
+        kernel: stat.flags & PF_KTHREAD != 0,
+        credentials: credentials(entry),
+        image: Arc::new(image),
+    })
+}
+
+fn details(entry: &ProcEntry, stat: &Stat, args: Vec<String>) -> Details {
+    let executable = entry.exe().ok().filter(|path| path.is_absolute());
+    let container = entry
+        .cgroups()
+        .ok()
+        .and_then(|groups| groups.into_iter().find_map(|group| container_id(&group.pathname).map(str::to_owned)));
+    Details {
+        name: Some(full_name(&stat.comm, executable.as_ref(), args.first())),
+        executable,
+        working_directory: entry.cwd().ok(),
+        container_id: container,
+        args: Some(args),
+    }
+}
+
+/// `/proc/PID/cmdline`: strings ended by NUL, some of which may be empty.
+fn arguments(entry: &ProcEntry) -> Option<Vec<String>> {
+    let mut bytes = Vec::new();
+    entry.open_relative("cmdline").ok()?.take(MOST_ARGUMENTS).read_to_end(&mut bytes).ok()?;
+    Some(split_arguments(&bytes))
+}
+
+fn split_arguments(bytes: &[u8]) -> Vec<String> {
+    let Some(strings) = bytes.strip_suffix(b"\0").or(Some(bytes)).filter(|_| !bytes.is_empty()) else {
+        return Vec::new();
+    };
+    strings.split(|byte| *byte == 0).map(|arg| String::from_utf8_lossy(arg).into_owned()).collect()
+}
+
+fn credentials(entry: &ProcEntry) -> Option<Credentials> {
+    let status = entry.status().ok()?;
+    Some(Credentials { uid: status.ruid, gid: status.rgid, euid: status.euid, egid: status.egid })
+}
+
+/// Whether a process with these arguments may still run that program: it was executed with them. A process that
+/// rewrote its arguments does not pass, and keeps what was captured at its exec.
+fn same_program(image: &Image, args: &[String]) -> bool {
+    if image.args.is_empty() {
+        return true; // nothing is known that it could contradict
+    }
+    match image.args.split_last() {
+        Some((cut, whole)) if image.args_cut => {
+            args.starts_with(whole) && args.get(whole.len()).is_some_and(|arg| arg.starts_with(cut.as_str()))
+        }
+        _ => image.args == args,
+    }
+}
+
+/// The name without the cut at 15 bytes, when the executable or the first argument begins with it.
+fn full_name(comm: &str, executable: Option<&PathBuf>, first_arg: Option<&String>) -> String {
+    if comm.len() < COMM_LENGTH {
+        return comm.to_owned();
+    }
+    let of_executable = executable.and_then(|path| path.file_name()).map(|name| name.to_string_lossy().into_owned());
+    let of_arg = first_arg.and_then(|arg| arg.rsplit('/').next()).map(str::to_owned);
+    [of_executable, of_arg].into_iter().flatten().find(|name| name.starts_with(comm)).unwrap_or_else(|| comm.to_owned())
+}
+
+/// The container's id in a control group's path: the last run of exactly 64 hexadecimal digits.
+fn container_id(path: &str) -> Option<&str> {
+    path.rsplit(|c: char| !c.is_ascii_hexdigit()).find(|run| run.len() == CONTAINER_ID_LENGTH)
+}
+
+/// `/proc` counts in ticks of `_SC_CLK_TCK`.
+fn nanos(stat: &Stat) -> u64 {
+    stat.starttime.saturating_mul(1_000_000_000 / procfs::ticks_per_second())
+}
+
+fn ticks(nanos: u64) -> u64 {
+    nanos / (1_000_000_000 / procfs::ticks_per_second())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image(args: &[&str], args_cut: bool) -> Image {
+        Image { args: args.iter().map(ToString::to_string).collect(), args_cut, ..Image::default() }
+    }
+
+    fn strings(args: &[&str]) -> Vec<String> {
+        args.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn another_program_under_the_same_pid_is_recognised() {
+        let curl = image(&["curl", "http://h/"], false);
+        assert!(same_program(&curl, &strings(&["curl", "http://h/"])));
+        assert!(!same_program(&curl, &strings(&["sh"])));
+        assert!(!same_program(&curl, &strings(&["curl", "http://h/", "more"])));
+    }
+
+    #[test]
+    fn arguments_that_were_cut_are_compared_as_far_as_they_go() {
+        let long = image(&["java", "-cp", "/opt/li"], true);
+        assert!(same_program(&long, &strings(&["java", "-cp", "/opt/lib/a.jar", "Main"])));
+        assert!(!same_program(&long, &strings(&["java", "-jar", "/opt/lib/a.jar"])));
+        assert!(!same_program(&long, &strings(&["java", "-cp"])));
+    }
+
+    #[test]
+    fn empty_arguments_are_arguments() {
+        assert_eq!(split_arguments(b"curl\0\0-s\0\0"), ["curl", "", "-s", ""]);
+        assert_eq!(split_arguments(b"renamed: worker 3"), ["renamed: worker 3"]);
+        assert!(split_arguments(b"").is_empty());
+    }
+
+    #[test]
+    fn cut_names_are_completed() {
+        let path = PathBuf::from("/usr/lib/systemd/systemd-resolved");
+        assert_eq!(full_name("systemd-resolve", Some(&path), None), "systemd-resolved");
+        assert_eq!(full_name("systemd-resolve", None, None), "systemd-resolve");
+        assert_eq!(full_name("sh", Some(&PathBuf::from("/bin/shell")), None), "sh");
+    }
+
+    #[test]
+    fn container_ids_are_found_in_the_paths_of_runtimes() {
+        let id = "0123456789abcdef".repeat(4);
+        for path in [
+            format!("/docker/{id}"),
+            format!("/system.slice/docker-{id}.scope"),
+            format!("/kubepods.slice/kubepods-pod1234_abcd.slice/cri-containerd-{id}.scope"),
+            format!("/machine.slice/libpod-{id}.scope/container"),
+        ] {
+            assert_eq!(container_id(&path), Some(id.as_str()), "{path}");
+        }
+        assert_eq!(container_id("/user.slice/user-1000.slice"), None);
+        assert_eq!(container_id(&format!("/docker/{id}0")), None);
+    }
+
+    #[test]
+    fn this_very_process_is_found_as_it_is() {
+        let own = processes().into_iter().find(|p| p.pid == std::process::id()).expect("it runs");
+        assert_eq!(own.image.executable().cloned(), std::env::current_exe().ok());
+        assert_eq!(own.image.args(), std::env::args().collect::<Vec<_>>());
+        assert_eq!(own.credentials.map(|c| c.uid), Some(nix::unistd::getuid().as_raw()));
+        assert!(!own.kernel);
+        let found = look_up(&own).expect("it still runs");
+        assert_eq!(found.details.working_directory, std::env::current_dir().ok());
+        let other = Process { start: own.start.map(|start| start + 1_000_000_000), ..own };
+        assert!(look_up(&other).is_none(), "another process had this pid");
+    }
+}

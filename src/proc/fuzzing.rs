@@ -1,0 +1,18 @@
+//! What the fuzz targets of `fuzz/` need that is private: a folder that is read as a process's in `/proc`.
+
+use std::path::PathBuf;
+
+use procfs::process::Process as ProcEntry;
+
+use super::{arguments, process, sockets};
+use crate::process::Process;
+
+/// What is read of a process and of its sockets' list; the folder's name is the pid.
+pub fn read(folder: PathBuf) -> (Option<Process>, usize) {
+    let Ok(entry) = ProcEntry::new_with_root(folder) else { return (None, 0) };
+    let process = process(&entry);
+    if let (Some(process), Some(args)) = (&process, arguments(&entry)) {
+        assert!(super::same_program(&process.image, &args), "it was read twice, and is the same");
+    }
+    (process, sockets::listed(&entry).len())
+}

@@ -1,0 +1,329 @@
+//! The inner layer: what a recording says, entry by entry.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+
+use serde::{Deserialize, Serialize};
+use socktrail_dns::Packet;
+use socktrail_kprobes::Record;
+
+use crate::clock::Clock;
+use crate::event::{Credentials, Endpoint, KernelTime, Transport};
+use crate::host::Host;
+use crate::probes::Feature;
+use crate::process::{Details, Image, Process};
+use crate::state::{Found, OldSocket};
+
+/// What every recording begins with.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Header {
+    /// The version of the program that recorded.
+    pub recorder: String,
+    /// The host.
+    pub host: Host,
+    /// See [`Agent::ephemeral_id`](crate::agent::Agent::ephemeral_id).
+    pub ephemeral_id: String,
+    /// How kernel time relates to wall time.
+    pub clock: Clock,
+    /// The recorder's own process.
+    pub own_pid: u32,
+    /// The ports of the name servers whose packets are in the recording.
+    pub dns_ports: Vec<u16>,
+    /// Where the kernel kept what the probes read: for people, a replay needs none of it.
+    pub layout: serde_json::Value,
+}
+
+/// An event whose samples are in the recording.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct EventEntry {
+    /// What it is for.
+    pub feature: Feature,
+    /// The kernel function or tracepoint.
+    pub function: String,
+    /// Its `format`, as the kernel writes it.
+    pub format: String,
+}
+
+/// A process, as it was there at the start or as `/proc` found it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ProcessEntry {
+    /// See [`Process`]; likewise the others.
+    pub pid: u32,
+    pub parent_pid: Option<u32>,
+    pub start: Option<u64>,
+    pub kernel: bool,
+    pub credentials: Option<Credentials>,
+    pub name: String,
+    pub executable: Option<PathBuf>,
+    pub args: Vec<String>,
+    pub args_cut: bool,
+    pub details: Option<Details>,
+}
+
+/// A socket that was there at the start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SocketEntry {
+    /// See [`OldSocket`]; likewise the others.
+    pub namespace: u64,
+    pub transport: Transport,
+    pub local: SocketAddr,
+    pub remote: Option<SocketAddr>,
+    pub pid: u32,
+}
+
+/// What `/proc` answered about the process that was asked for last and not answered yet.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LearnedEntry {
+    /// Nothing when it was gone.
+    pub found: Option<FoundEntry>,
+}
+
+/// See [`Found`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct FoundEntry {
+    pub start: Option<u64>,
+    pub parent_pid: Option<u32>,
+    pub credentials: Option<Credentials>,
+    pub details: Details,
+}
+
+/// The name of a user or group.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NameEntry {
+    /// Whether it is a group's.
+    pub group: bool,
+    /// The id.
+    pub id: u32,
+    /// The name, if it has one.
+    pub name: Option<String>,
+}
+
+/// One entry.
+#[derive(Debug)]
+pub enum Entry<'a> {
+    Header(Box<Header>),
+    Event(EventEntry),
+    Process(ProcessEntry),
+    Socket(SocketEntry),
+    Record(Record<'a>),
+    /// A packet to or from a name server.
+    Packet(Packet<'a>),
+    /// All that happened before this time has been said.
+    Until(KernelTime),
+    Learned(LearnedEntry),
+    Name(NameEntry),
+    /// The recording was ended, not broken off.
+    End,
+}
+
+const HEADER: u8 = 1;
+const EVENT: u8 = 2;
+const PROCESS: u8 = 3;
+const SAMPLE: u8 = 4;
+const LOST: u8 = 5;
+const UNTIL: u8 = 6;
+const LEARNED: u8 = 7;
+const NAME: u8 = 8;
+const END: u8 = 9;
+const SOCKET: u8 = 10;
+const PACKET: u8 = 11;
+
+impl Entry<'_> {
+    /// Appends the entry to a block.
+    pub fn write(&self, to: &mut Vec<u8>) {
+        match self {
+            Self::Header(header) => json(to, HEADER, header),
+            Self::Event(event) => json(to, EVENT, event),
+            Self::Process(process) => json(to, PROCESS, process),
+            Self::Socket(socket) => json(to, SOCKET, socket),
+            Self::Learned(learned) => json(to, LEARNED, learned),
+            Self::Name(name) => json(to, NAME, name),
+            Self::Record(record) => write_record(to, record),
+            Self::Packet(packet) => write_packet(to, packet),
+            Self::Until(time) => {
+                to.push(UNTIL);
+                to.extend_from_slice(&time.to_le_bytes());
+            }
+            Self::End => to.push(END),
+        }
+    }
+}
+
+fn json(to: &mut Vec<u8>, tag: u8, value: &impl Serialize) {
+    // These are plain structures with text keys: they serialize.
+    let text = serde_json::to_vec(value).unwrap_or_default();
+    to.push(tag);
+    to.extend_from_slice(&u32::try_from(text.len()).unwrap_or(0).to_le_bytes());
+    to.extend_from_slice(&text);
+}
+
+fn write_record(to: &mut Vec<u8>, record: &Record<'_>) {
+    match *record {
+        Record::Sample { time, cpu, pid, tid, id, raw } => {
+            to.push(SAMPLE);
+            to.extend_from_slice(&time.to_le_bytes());
+            for number in [cpu, pid, tid] {
+                to.extend_from_slice(&number.to_le_bytes());
+            }
+            to.extend_from_slice(&id.to_le_bytes());
+            // A ring's record has a 16-bit length, so has what is in it.
+            to.extend_from_slice(&u16::try_from(raw.len()).unwrap_or(0).to_le_bytes());
+            to.extend_from_slice(raw);
+        }
+        Record::Lost { time, cpu, count } => {
+            to.push(LOST);
+            to.extend_from_slice(&time.to_le_bytes());
+            to.extend_from_slice(&cpu.to_le_bytes());
+            to.extend_from_slice(&count.to_le_bytes());
+        }
+        _ => {}
+    }
+}
+
+fn write_packet(to: &mut Vec<u8>, packet: &Packet<'_>) {
+    let Packet { time, interface, ethertype, length, bytes } = *packet;
+    // What is captured of a packet is cut well below this.
+    let bytes = &bytes[..bytes.len().min(usize::from(u16::MAX))];
+    to.push(PACKET);
+    to.extend_from_slice(&time.to_le_bytes());
+    to.extend_from_slice(&interface.to_le_bytes());
+    to.extend_from_slice(&ethertype.to_le_bytes());
+    to.extend_from_slice(&u32::try_from(length).unwrap_or(u32::MAX).to_le_bytes());
+    to.extend_from_slice(&u16::try_from(bytes.len()).unwrap_or(0).to_le_bytes());
+    to.extend_from_slice(bytes);
+}
+
+/// Reads the entries of a block.
+#[derive(Debug)]
+pub struct Entries<'a> {
+    left: &'a [u8],
+}
+
+impl<'a> Entries<'a> {
+    /// Of a block's plain bytes.
+    pub fn new(plain: &'a [u8]) -> Self {
+        Self { left: plain }
+    }
+
+    /// The next entry, `None` at the block's end, or what is wrong with it.
+    pub fn next(&mut self) -> Option<Result<Entry<'a>, String>> {
+        (!self.left.is_empty()).then(|| self.entry())
+    }
+
+    fn entry(&mut self) -> Result<Entry<'a>, String> {
+        let [tag] = self.fixed()?;
+        Ok(match tag {
+            HEADER => Entry::Header(self.json()?),
+            EVENT => Entry::Event(self.json()?),
+            PROCESS => Entry::Process(self.json()?),
+            SOCKET => Entry::Socket(self.json()?),
+            PACKET => Entry::Packet(self.packet()?),
+            LEARNED => Entry::Learned(self.json()?),
+            NAME => Entry::Name(self.json()?),
+            SAMPLE => Entry::Record(self.sample()?),
+            LOST => {
+                let time = u64::from_le_bytes(self.fixed()?);
+                let cpu = u32::from_le_bytes(self.fixed()?);
+                Entry::Record(Record::Lost { time, cpu, count: u64::from_le_bytes(self.fixed()?) })
+            }
+            UNTIL => Entry::Until(u64::from_le_bytes(self.fixed()?)),
+            END => Entry::End,
+            other => return Err(format!("an entry of unknown kind {other}")),
+        })
+    }
+
+    fn sample(&mut self) -> Result<Record<'a>, String> {
+        let time = u64::from_le_bytes(self.fixed()?);
+        let cpu = u32::from_le_bytes(self.fixed()?);
+        let pid = u32::from_le_bytes(self.fixed()?);
+        let tid = u32::from_le_bytes(self.fixed()?);
+        let id = u16::from_le_bytes(self.fixed()?);
+        let length = u16::from_le_bytes(self.fixed()?);
+        Ok(Record::Sample { time, cpu, pid, tid, id, raw: self.bytes(usize::from(length))? })
+    }
+
+    fn packet(&mut self) -> Result<Packet<'a>, String> {
+        let time = u64::from_le_bytes(self.fixed()?);
+        let interface = u32::from_le_bytes(self.fixed()?);
+        let ethertype = u16::from_le_bytes(self.fixed()?);
+        let length = u32::from_le_bytes(self.fixed()?) as usize;
+        let captured = u16::from_le_bytes(self.fixed()?);
+        Ok(Packet { time, interface, ethertype, length, bytes: self.bytes(usize::from(captured))? })
+    }
+
+    fn json<T: Deserialize<'a>>(&mut self) -> Result<T, String> {
+        let length = u32::from_le_bytes(self.fixed()?);
+        let text = self.bytes(length as usize)?;
+        serde_json::from_slice(text).map_err(|error| error.to_string())
+    }
+
+    fn bytes(&mut self, length: usize) -> Result<&'a [u8], String> {
+        let (bytes, left) = self.left.split_at_checked(length).ok_or("an entry is longer than its block")?;
+        self.left = left;
+        Ok(bytes)
+    }
+
+    fn fixed<const N: usize>(&mut self) -> Result<[u8; N], String> {
+        let (bytes, left) = self.left.split_first_chunk().ok_or("an entry is longer than its block")?;
+        self.left = left;
+        Ok(*bytes)
+    }
+}
+
+impl From<&Process> for ProcessEntry {
+    fn from(process: &Process) -> Self {
+        let Process { pid, parent_pid, start, kernel, credentials, ref image } = *process;
+        Self {
+            pid,
+            parent_pid,
+            start,
+            kernel,
+            credentials,
+            name: image.name.clone(),
+            executable: image.executable.clone(),
+            args: image.args.clone(),
+            args_cut: image.args_cut,
+            details: image.details.get().cloned(),
+        }
+    }
+}
+
+impl From<ProcessEntry> for Process {
+    fn from(entry: ProcessEntry) -> Self {
+        let ProcessEntry { pid, parent_pid, start, kernel, credentials, name, executable, args, args_cut, details } =
+            entry;
+        let details = details.map_or_else(OnceLock::new, OnceLock::from);
+        let image = Arc::new(Image { name, executable, args, args_cut, details });
+        Self { pid, parent_pid, start, kernel, credentials, image }
+    }
+}
+
+impl From<&OldSocket> for SocketEntry {
+    fn from(socket: &OldSocket) -> Self {
+        let OldSocket { namespace, transport, local, remote, pid } = *socket;
+        let address = |end: Endpoint| SocketAddr::new(end.ip, end.port);
+        Self { namespace, transport, local: address(local), remote: remote.map(address), pid }
+    }
+}
+
+impl From<SocketEntry> for OldSocket {
+    fn from(entry: SocketEntry) -> Self {
+        let SocketEntry { namespace, transport, local, remote, pid } = entry;
+        Self { namespace, transport, local: local.into(), remote: remote.map(Endpoint::from), pid }
+    }
+}
+
+impl From<&Found> for FoundEntry {
+    fn from(found: &Found) -> Self {
+        let Found { start, parent_pid, credentials, details } = found.clone();
+        Self { start, parent_pid, credentials, details }
+    }
+}
+
+impl From<FoundEntry> for Found {
+    fn from(entry: FoundEntry) -> Self {
+        let FoundEntry { start, parent_pid, credentials, details } = entry;
+        Self { start, parent_pid, credentials, details }
+    }
+}

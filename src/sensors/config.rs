@@ -1,0 +1,375 @@
+//! Sensor files: YAML, as sysinspect's `net.socket` has it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde::de::{Deserializer, Error, Visitor};
+use serde_saphyr::{DefaultMessageFormatter, MessageFormatter};
+
+use super::pattern::{Pattern, Patterns};
+use crate::config::Time;
+
+/// The listener that sensors name.
+pub const LISTENER: &str = "net.socket";
+
+/// No file is longer, in bytes.
+const LONGEST: u64 = 1 << 20;
+/// No file has more sensors.
+const MOST: usize = 64;
+/// How long an id or a tag may be, in bytes.
+const LONGEST_NAME: usize = 128;
+/// `dns-ttl` where it is left out.
+const DNS_TTL: Duration = Duration::from_secs(60);
+
+/// What is wrong with a sensor file, and where.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// It cannot be read.
+    #[error("cannot read {}: {source}", file.display())]
+    Io {
+        /// The file.
+        file: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// It says something that makes no sense.
+    #[error("{}{}: {problem}", file.display(), problem.line.map_or_else(String::new, |line| format!(":{line}")))]
+    Bad {
+        /// The file.
+        file: PathBuf,
+        /// What, and on which line.
+        problem: Problem,
+    },
+}
+
+/// What is wrong with the text of a sensor file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// On which line, from 1.
+    pub line: Option<u64>,
+    /// Under which key, as in `sockets.args.patterns[1]`; empty where there is none.
+    pub key: String,
+    /// What.
+    pub message: String,
+}
+
+impl fmt::Display for Problem {
+    /// Without the line.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &*self.key {
+            "" => f.write_str(&self.message),
+            key => write!(f, "{key}: {}", self.message),
+        }
+    }
+}
+
+/// One sensor: what to watch, and what to say of it.
+#[derive(Debug, Clone)]
+pub struct Sensor {
+    /// Its name in the file, and the first part of the ids of its events.
+    pub id: String,
+    /// The profiles that it belongs to; empty: to all.
+    pub profiles: Vec<String>,
+    /// Whether sockets that appear are events.
+    pub opened: bool,
+    /// Whether sockets that disappear are events.
+    pub closed: bool,
+    /// What is watched; `None`: all sockets.
+    pub patterns: Option<Patterns>,
+    /// What is not, though a pattern matches.
+    pub ignore: Patterns,
+    /// Whether remote hosts are looked up, and how.
+    pub dns: Option<Dns>,
+    /// Whether an event is said once only, until it is unlocked.
+    pub locked: bool,
+    /// The second half of the listener's part of event ids.
+    pub tag: Option<String>,
+}
+
+/// How remote hosts are looked up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Dns {
+    /// How long an answer counts.
+    pub ttl: Duration,
+    /// Whether hosts that no server outside can know are not asked for.
+    pub skip_non_routable: bool,
+}
+
+impl Sensor {
+    /// Whether it is wanted where one of these profiles is. No profile: everything is.
+    pub fn is_of(&self, profiles: &[String]) -> bool {
+        let wanted = |own: &String| profiles.iter().any(|profile| profile.eq_ignore_ascii_case(own));
+        profiles.is_empty() || self.profiles.is_empty() || self.profiles.iter().any(wanted)
+    }
+}
+
+/// Reads a sensor file.
+///
+/// # Errors
+/// It cannot be read, is longer than 1 MiB, or says something that makes no sense: [`parse`].
+pub fn read(path: &Path) -> Result<Vec<Sensor>, FileError> {
+    let io = |source| FileError::Io { file: path.to_owned(), source };
+    let bad = |problem| FileError::Bad { file: path.to_owned(), problem };
+    let mut bytes = Vec::new();
+    File::open(path).map_err(io)?.take(LONGEST + 1).read_to_end(&mut bytes).map_err(io)?;
+    if bytes.len() as u64 > LONGEST {
+        return Err(bad(Problem::of_all(format!("it is longer than {LONGEST} bytes"))));
+    }
+    let text = std::str::from_utf8(&bytes).map_err(|error| {
+        let line = 1 + bytes[..error.valid_up_to()].iter().filter(|byte| **byte == b'\n').count();
+        bad(Problem { line: Some(line as u64), key: String::new(), message: "it is no UTF-8 text".to_owned() })
+    })?;
+    parse(text).map_err(bad)
+}
+
+/// Understands the text of a sensor file: sensors in the order of their ids.
+///
+/// # Errors
+/// No YAML, an unknown or repeated key, a value of the wrong type, a bad glob, more than 64 sensors, or none.
+pub fn parse(text: &str) -> Result<Vec<Sensor>, Problem> {
+    let options = serde_saphyr::options! { with_snippet: false, strict_booleans: true, no_schema: true };
+    let mut key = String::new();
+    let parsed = serde_saphyr::with_deserializer_from_str_with_options(text, options, |deserializer| {
+        serde_path_to_error::deserialize::<_, BTreeMap<Name, RawSensor>>(deserializer).map_err(|error| {
+            key = error.path().to_string();
+            error.into_inner()
+        })
+    });
+    let sensors = parsed.map_err(|error| Problem {
+        line: error.location().map(|location| location.line()).filter(|line| *line > 0),
+        // The top of the document, or a key that could not be read, has no name.
+        key: key.trim_end_matches(['.', '?']).to_owned(),
+        message: message(&error),
+    })?;
+    match sensors.len() {
+        0 => Err(Problem::of_all("no sensor is defined: expected an id with a listener below it".to_owned())),
+        1..=MOST => sensors.into_iter().map(|(id, raw)| raw.sensor(id.0)).collect(),
+        many => Err(Problem::of_all(format!("{many} sensors are more than {MOST}"))),
+    }
+}
+
+/// What is wrong with the YAML, in this program's words where the crate speaks to programmers.
+fn message(error: &serde_saphyr::Error) -> String {
+    use serde_saphyr::Error as E;
+    match error {
+        E::Unexpected { expected: "sequence start", .. } => "expected a list, as in [a, b]".to_owned(),
+        E::Unexpected { expected: "mapping start", .. } => "expected keys with values".to_owned(),
+        E::DuplicateMappingKey { key: Some(key), .. } => format!("the key {key} is there already"),
+        E::MultipleDocuments { .. } => "a second document begins: expected all sensors in one".to_owned(),
+        other => DefaultMessageFormatter.format_message(other).into_owned(),
+    }
+}
+
+impl Problem {
+    fn of_all(message: String) -> Self {
+        Self { line: None, key: String::new(), message }
+    }
+}
+
+/// A sensor as it is written.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawSensor {
+    profile: Option<Vec<String>>,
+    /// For people.
+    #[serde(rename = "description")]
+    _description: Option<String>,
+    #[serde(rename = "listener")]
+    _listener: Listener,
+    opts: Option<Vec<Opt>>,
+    args: Option<RawArgs>,
+    tag: Option<Name>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct RawArgs {
+    patterns: Option<Vec<Pattern>>,
+    ignore: Option<Vec<Pattern>>,
+    dns: Option<Switch>,
+    dns_ttl: Option<Time>,
+    #[serde(alias = "skip_reverse_dns")]
+    skip_reverse_dns: Option<Switch>,
+    locked: Option<Switch>,
+}
+
+#[derive(Deserialize, PartialEq)]
+#[serde(rename_all = "lowercase")]
+enum Opt {
+    Opened,
+    Closed,
+}
+
+impl RawSensor {
+    fn sensor(self, id: String) -> Result<Sensor, Problem> {
+        let args = self.args.unwrap_or_default();
+        let is_on = |switch: Option<Switch>| switch.is_some_and(|Switch(on)| on);
+        let set = |key: &str, patterns: Vec<Pattern>| {
+            Patterns::new(&patterns).map_err(|error| {
+                let key = format!("{id}.args.{key}");
+                Problem { line: None, key, message: error.to_string() }
+            })
+        };
+        let wants = |opt| self.opts.as_ref().is_none_or(|opts| opts.is_empty() || opts.contains(&opt));
+        let dns =
+            Dns { ttl: args.dns_ttl.map_or(DNS_TTL, Duration::from), skip_non_routable: is_on(args.skip_reverse_dns) };
+        Ok(Sensor {
+            profiles: self.profile.unwrap_or_default(),
+            opened: wants(Opt::Opened),
+            closed: wants(Opt::Closed),
+            patterns: args.patterns.filter(|list| !list.is_empty()).map(|list| set("patterns", list)).transpose()?,
+            ignore: set("ignore", args.ignore.unwrap_or_default())?,
+            dns: is_on(args.dns).then_some(dns),
+            locked: is_on(args.locked),
+            tag: self.tag.map(|Name(tag)| tag),
+            id,
+        })
+    }
+}
+
+/// Defines how a value is read: from which types, and what is expected.
+macro_rules! value {
+    ($type:ident, $expected:literal, $($visit:item)+) => {
+        impl<'de> Deserialize<'de> for $type {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                struct Value;
+                impl Visitor<'_> for Value {
+                    type Value = $type;
+
+                    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                        f.write_str($expected)
+                    }
+
+                    $($visit)+
+                }
+                deserializer.deserialize_any(Value)
+            }
+        }
+    };
+}
+
+/// The name of a listener that is known.
+struct Listener;
+
+value! { Listener, "the name of a listener",
+    fn visit_str<E: Error>(self, text: &str) -> Result<Listener, E> {
+        match text {
+            LISTENER => Ok(Listener),
+            other => Err(E::custom(format_args!("unknown listener {other:?}, expected {LISTENER}"))),
+        }
+    }
+}
+
+/// A part of event ids: an id or a tag.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Name(String);
+
+value! { Name, "a name in quotes",
+    fn visit_str<E: Error>(self, text: &str) -> Result<Name, E> {
+        if text.is_empty() || text.len() > LONGEST_NAME || text.contains('|') || text.contains(char::is_control) {
+            let expected = format_args!("1 to {LONGEST_NAME} bytes without | and control characters");
+            return Err(E::custom(format_args!("{text:?} cannot be part of an event id: {expected}")));
+        }
+        Ok(Name(text.to_owned()))
+    }
+}
+
+/// `true` or `false`, not in quotes.
+struct Switch(bool);
+
+value! { Switch, "true or false",
+    fn visit_bool<E: Error>(self, on: bool) -> Result<Switch, E> {
+        Ok(Switch(on))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SAMPLE: &str = include_str!("../../tests/data/net-socket.yaml");
+
+    fn one(text: &str) -> Sensor {
+        let mut sensors = parse(text).unwrap();
+        assert_eq!(sensors.len(), 1);
+        sensors.remove(0)
+    }
+
+    #[test]
+    fn the_sample_is_understood() {
+        let sensor = one(SAMPLE);
+        assert_eq!((&*sensor.id, sensor.tag.as_deref()), ("sockets", Some("net-sockets")));
+        assert!(sensor.opened && sensor.closed && !sensor.locked);
+        assert_eq!(sensor.dns, Some(Dns { ttl: Duration::from_secs(60), skip_non_routable: true }));
+        let patterns = sensor.patterns.unwrap();
+        assert!(patterns.match_tuple("tcp 10.0.0.1:1 192.0.2.1:2 - ESTABLISHED"));
+        assert!(!patterns.match_tuple("tcp 10.0.0.1:1 192.0.2.1:2 - LISTEN"));
+        assert!(sensor.ignore.match_tuple("udp 10.0.0.1:1 192.0.2.1:2 - -"));
+    }
+
+    #[test]
+    fn defaults_are_as_documented() {
+        for text in [
+            "a:\n  listener: net.socket\n",
+            "a:\n  listener: net.socket\n  opts: []\n  args:\n    patterns: []\n",
+            "a:\n  listener: net.socket\n  opts:\n  args:\n  tag:\n  profile:\n  description:\n",
+            "a:\n  listener: net.socket\n  args:\n    patterns:\n    ignore:\n    dns:\n    dns-ttl:\n    locked:\n",
+        ] {
+            let sensor = one(text);
+            assert!(sensor.opened && sensor.closed, "both events: {text}");
+            assert!(sensor.patterns.is_none() && !sensor.ignore.match_tuple("x"), "all sockets: {text}");
+            assert!(sensor.dns.is_none() && !sensor.locked && sensor.tag.is_none(), "{text}");
+        }
+        let with_dns = one("a:\n  listener: net.socket\n  args:\n    dns: true\n");
+        assert_eq!(with_dns.dns, Some(Dns { ttl: Duration::from_secs(60), skip_non_routable: false }));
+    }
+
+    #[test]
+    fn both_spellings_mean_the_same() {
+        for key in ["skip-reverse-dns", "skip_reverse_dns"] {
+            let text = format!("a:\n  listener: net.socket\n  args: {{ dns: true, dns-ttl: 5min, {key}: true }}\n");
+            let dns = Dns { ttl: Duration::from_secs(300), skip_non_routable: true };
+            assert_eq!(one(&text).dns, Some(dns), "{key}");
+        }
+    }
+
+    #[test]
+    fn one_event_or_both() {
+        for (opts, opened, closed) in [("opened", true, false), ("closed", false, true), ("closed, opened", true, true)]
+        {
+            let sensor = one(&format!("a:\n  listener: net.socket\n  opts: [{opts}]\n"));
+            assert_eq!((sensor.opened, sensor.closed), (opened, closed), "{opts}");
+        }
+    }
+
+    #[test]
+    fn profiles_choose_sensors() {
+        let own = |profile: &str| one(&format!("a:\n  listener: net.socket\n  profile: [{profile}]\n"));
+        let wanted = |profiles: &[&str]| profiles.iter().map(|profile| (*profile).to_owned()).collect::<Vec<_>>();
+        assert!(own("web, db").is_of(&wanted(&["DB"])));
+        assert!(!own("web").is_of(&wanted(&["db"])));
+        assert!(own("web").is_of(&[]) && own("").is_of(&wanted(&["db"])), "neither side has to name any");
+    }
+
+    #[test]
+    fn several_sensors_in_one_file() {
+        let sensors = parse("b:\n  listener: net.socket\na:\n  listener: net.socket\n").unwrap();
+        assert_eq!(sensors.iter().map(|sensor| &*sensor.id).collect::<Vec<_>>(), ["a", "b"]);
+        let many =
+            |count| (0..count).map(|number| format!("s{number}: {{ listener: net.socket }}\n")).collect::<String>();
+        assert_eq!(parse(&many(MOST)).unwrap().len(), MOST);
+        assert_eq!(parse(&many(MOST + 1)).unwrap_err().message, "65 sensors are more than 64");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn nothing_panics(text in "(a:|listener:|net.socket|args:|patterns:|\\PC|[ \\n\\[\\]{}&*!|>\"'-]){0,40}") {
+            let _ = parse(&text);
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! What a sensor says, in sysinspect's form.
+
+use std::borrow::Cow;
+
+use serde::Serialize;
+
+use super::config::{LISTENER, Sensor};
+use super::row::Row;
+
+/// What happened to a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SensorAction {
+    /// It appeared.
+    Opened,
+    /// It disappeared.
+    Closed,
+}
+
+/// An event of a sensor. What is not known of the socket is null.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SensorEvent {
+    /// `<sensor-id>|net.socket[@tag]|<action>@<remote-ip:port>|0`.
+    pub eid: String,
+    /// The sensor's id.
+    pub sensor: String,
+    /// [`LISTENER`].
+    pub listener: &'static str,
+    /// The socket.
+    pub data: Data,
+}
+
+/// A socket, as it is told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Data {
+    /// What happened to it.
+    pub action: SensorAction,
+    /// `tcp`, `tcp6`, `udp` or `udp6`.
+    pub proto: &'static str,
+    /// Its own end: `192.0.2.1:80`, `[2001:db8::1]:80`.
+    pub local: String,
+    /// The other end.
+    pub remote: String,
+    /// The name of the other end's host, where it was asked for and has one.
+    pub remote_host: Option<String>,
+    /// The state of a TCP socket.
+    pub state: Option<Cow<'static, str>>,
+    /// Whose it is.
+    pub process: Option<ProcessFields>,
+}
+
+/// A process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ProcessFields {
+    /// Its id.
+    pub pid: u32,
+    /// Its name.
+    pub name: Option<String>,
+}
+
+impl SensorEvent {
+    /// What a sensor says of a socket.
+    pub fn new(sensor: &Sensor, action: SensorAction, row: &Row, remote_host: Option<&str>) -> Self {
+        let process = row.process.as_ref();
+        Self {
+            eid: eid(sensor, action, row),
+            sensor: sensor.id.clone(),
+            listener: LISTENER,
+            data: Data {
+                action,
+                proto: row.proto(),
+                local: row.local.to_string(),
+                remote: row.remote.to_string(),
+                remote_host: remote_host.map(str::to_owned),
+                state: row.state_name(),
+                process: process
+                    .map(|process| ProcessFields { pid: process.pid, name: process.image.name().map(str::to_owned) }),
+            },
+        }
+    }
+}
+
+fn eid(sensor: &Sensor, action: SensorAction, row: &Row) -> String {
+    let (at, tag) = sensor.tag.as_deref().map_or(("", ""), |tag| ("@", tag));
+    let action = match action {
+        SensorAction::Opened => "opened",
+        SensorAction::Closed => "closed",
+    };
+    format!("{}|{LISTENER}{at}{tag}|{action}@{}|0", sensor.id, row.remote)
+}

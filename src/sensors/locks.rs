@@ -1,0 +1,108 @@
+//! Event ids that are muted until somebody unlocks them.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
+
+use super::pattern::{BadPattern, Pattern};
+
+/// The ids that are locked, the oldest of which is forgotten when there is no room.
+#[derive(Debug)]
+pub struct Locks {
+    locked: HashSet<Arc<str>>,
+    /// The same, oldest first.
+    order: VecDeque<Arc<str>>,
+    limit: usize,
+    /// How many were forgotten before anybody unlocked them.
+    pub evicted: u64,
+}
+
+impl Locks {
+    /// Nothing is locked; at most `limit` ids ever are.
+    pub fn new(limit: usize) -> Self {
+        Self { locked: HashSet::new(), order: VecDeque::new(), limit, evicted: 0 }
+    }
+
+    /// Locks an id. `false` when it was locked already.
+    pub fn lock(&mut self, eid: &str) -> bool {
+        if self.locked.contains(eid) {
+            return false;
+        }
+        if self.order.len() >= self.limit
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.locked.remove(&oldest);
+            self.evicted += 1;
+        }
+        let eid: Arc<str> = eid.into();
+        self.order.push_back(Arc::clone(&eid));
+        self.locked.insert(eid);
+        true
+    }
+
+    /// Unlocks the id that is `text`, or else all that the pattern `text` matches. Returns how many were locked.
+    ///
+    /// # Errors
+    /// It is neither.
+    pub fn unlock(&mut self, text: &str) -> Result<usize, BadPattern> {
+        if self.locked.remove(text) {
+            self.order.retain(|eid| **eid != *text);
+            return Ok(1);
+        }
+        let matches = Pattern::new(text)?.matcher();
+        let before = self.order.len();
+        self.order.retain(|eid| !matches(eid));
+        self.locked.retain(|eid| !matches(eid));
+        Ok(before - self.order.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HTTP: &str = "web|net.socket@x|opened@198.51.100.7:80|0";
+    const IPV6: &str = "web|net.socket@x|opened@[2001:db8::1]:80|0";
+
+    #[test]
+    fn an_id_is_locked_until_it_is_unlocked() {
+        let mut locks = Locks::new(9);
+        assert!(locks.lock(HTTP) && !locks.lock(HTTP) && locks.lock(IPV6));
+        assert_eq!(locks.unlock(HTTP), Ok(1));
+        assert_eq!(locks.unlock(HTTP), Ok(0), "not any more");
+        assert!(locks.lock(HTTP) && !locks.lock(IPV6), "the other one still is");
+    }
+
+    #[test]
+    fn an_ipv6_id_is_a_pattern_for_itself() {
+        let mut locks = Locks::new(9);
+        locks.lock(IPV6);
+        assert_eq!(locks.unlock("web|*[2001:db8::1]:80|0"), Ok(1));
+    }
+
+    #[test]
+    fn patterns_unlock_all_that_they_match() {
+        let mut locks = Locks::new(9);
+        for eid in [HTTP, IPV6, "db|net.socket|closed@192.0.2.1:1|0"] {
+            locks.lock(eid);
+        }
+        assert_eq!(locks.unlock("web|*"), Ok(2));
+        assert!(locks.unlock("[").is_err());
+        assert_eq!(locks.unlock("*"), Ok(1));
+    }
+
+    #[test]
+    fn an_id_with_special_characters_is_first_of_all_itself() {
+        let mut locks = Locks::new(9);
+        assert!(locks.lock("a*|x") && locks.lock("ab|x"));
+        assert_eq!(locks.unlock("a*|x"), Ok(1));
+        assert!(!locks.lock("ab|x"));
+    }
+
+    #[test]
+    fn the_oldest_makes_room() {
+        let mut locks = Locks::new(2);
+        assert!(locks.lock("a") && locks.lock("b") && locks.lock("c"));
+        assert_eq!((locks.evicted, locks.locked.len(), locks.order.len()), (1, 2, 2));
+        assert!(locks.lock("a") && !locks.lock("c"));
+    }
+}

@@ -1,0 +1,158 @@
+//! Sockets as sensors see them: rows of `/proc/net/{tcp,tcp6,udp,udp6}`, and whose they are.
+
+use std::borrow::Cow;
+use std::fmt::Write;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+use crate::event::{Endpoint, Transport};
+use crate::process::Process;
+use crate::socket_event::{Family, Socket, SocketState};
+
+/// A socket as it is at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    /// Its transport.
+    pub transport: Transport,
+    /// Its own end.
+    pub local: Endpoint,
+    /// The other end; the unspecified address and port 0 where there is none, as in `/proc`.
+    pub remote: Endpoint,
+    /// The state of a TCP socket; a UDP socket has none.
+    pub state: Option<SocketState>,
+    /// Whose it is, where known.
+    pub process: Option<Arc<Process>>,
+}
+
+impl Row {
+    /// The row of a socket; `None` for one that has none: it is neither TCP's nor UDP's, or nobody could reach it by
+    /// now. `process` is whose it is if nobody knows who made it.
+    pub fn of(socket: &Socket, process: Option<&Arc<Process>>) -> Option<Self> {
+        let end = |address: &Option<_>| address.as_ref().and_then(crate::socket_event::Address::endpoint);
+        let (local, remote) = (end(&socket.local), end(&socket.remote));
+        let (transport, state) = match socket.protocol? {
+            6 => (Transport::Tcp, Some(socket.state.filter(|state| *state != SocketState::CLOSE)?)),
+            17 => (Transport::Udp, None),
+            _ => return None,
+        };
+        if transport == Transport::Udp && local.or(remote).is_none() {
+            return None;
+        }
+        // Of an IPv6 socket that speaks IPv4, the missing end is IPv4's.
+        let family = local.or(remote).map(|end| end.ip).filter(|ip| !ip.is_unspecified());
+        let unspecified = match (socket.family, family) {
+            (Family::INET, _) | (Family::INET6, Some(IpAddr::V4(_))) => Endpoint::new(Ipv4Addr::UNSPECIFIED, 0),
+            (Family::INET6, _) => Endpoint::new(Ipv6Addr::UNSPECIFIED, 0),
+            _ => return None,
+        };
+        Some(Self {
+            transport,
+            local: local.unwrap_or(unspecified),
+            remote: remote.unwrap_or(unspecified),
+            state,
+            process: socket.owner.as_ref().or(process).cloned(),
+        })
+    }
+
+    /// `tcp`, `tcp6`, `udp` or `udp6`. What an IPv6 socket says over IPv4 is IPv4.
+    pub fn proto(&self) -> &'static str {
+        match (self.transport, self.local.ip.is_ipv6() || self.remote.ip.is_ipv6()) {
+            (Transport::Tcp, false) => "tcp",
+            (Transport::Tcp, true) => "tcp6",
+            (Transport::Udp, false) => "udp",
+            (Transport::Udp, true) => "udp6",
+        }
+    }
+
+    /// The name of its state.
+    pub fn state_name(&self) -> Option<Cow<'static, str>> {
+        self.state.map(SocketState::name)
+    }
+
+    /// Writes `<proto> <local> <remote> <remote-host> <state>`, what patterns match, to the emptied `out`; `-` for what
+    /// is missing.
+    pub fn write_tuple(&self, remote_host: Option<&str>, out: &mut String) {
+        out.clear();
+        let (host, state) = (remote_host.unwrap_or("-"), self.state_name().unwrap_or("-".into()));
+        // Writing to a string cannot fail.
+        let _ = write!(out, "{} {} {} {host} {state}", self.proto(), self.local, self.remote);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use super::*;
+    use crate::socket_event::{Address, IpEnd, SocketId, SocketType};
+
+    fn socket(family: Family, protocol: u16, ends: [&str; 2], state: SocketState) -> Socket {
+        let end = |text: &str| {
+            let parsed = text.parse::<SocketAddr>().ok()?;
+            Some(Address::Ip(IpEnd::new(parsed.ip(), parsed.port())))
+        };
+        Socket {
+            id: SocketId(1),
+            sock: 1,
+            family,
+            kind: Some(SocketType::STREAM),
+            protocol: Some(protocol),
+            local: end(ends[0]),
+            remote: end(ends[1]),
+            state: Some(state),
+            owner: None,
+            existing: false,
+        }
+    }
+
+    fn tuple(socket: &Socket) -> Option<String> {
+        let mut out = "what was there".to_owned();
+        Row::of(socket, None)?.write_tuple(None, &mut out);
+        Some(out)
+    }
+
+    #[test]
+    fn tuples_have_five_parts() {
+        use SocketState as S;
+        for (family, protocol, ends, state, expected) in [
+            (
+                Family::INET,
+                6,
+                ["192.0.2.1:4", "198.51.100.7:443"],
+                S::ESTABLISHED,
+                "tcp 192.0.2.1:4 198.51.100.7:443 - ESTABLISHED",
+            ),
+            (Family::INET6, 6, ["[::]:80", "-"], S::LISTEN, "tcp6 [::]:80 [::]:0 - LISTEN"),
+            (Family::INET, 6, ["0.0.0.0:80", "-"], S::LISTEN, "tcp 0.0.0.0:80 0.0.0.0:0 - LISTEN"),
+            (Family::INET6, 17, ["[::1]:53", "[::1]:5353"], S::ESTABLISHED, "udp6 [::1]:53 [::1]:5353 - -"),
+            (Family::INET, 17, ["-", "192.0.2.1:53"], S::ESTABLISHED, "udp 0.0.0.0:0 192.0.2.1:53 - -"),
+            (
+                Family::INET6,
+                6,
+                ["[::ffff:192.0.2.1]:80", "[::ffff:192.0.2.9]:99"],
+                S::ESTABLISHED,
+                "tcp 192.0.2.1:80 192.0.2.9:99 - ESTABLISHED",
+            ),
+            (Family::INET6, 17, ["-", "[::ffff:192.0.2.9]:99"], S::ESTABLISHED, "udp 0.0.0.0:0 192.0.2.9:99 - -"),
+        ] {
+            assert_eq!(tuple(&socket(family, protocol, ends, state)).as_deref(), Some(expected));
+        }
+    }
+
+    #[test]
+    fn a_name_has_its_place() {
+        let row = Row::of(&socket(Family::INET, 6, ["192.0.2.1:4", "192.0.2.2:80"], SocketState::ESTABLISHED), None);
+        let mut out = String::new();
+        row.unwrap().write_tuple(Some("www.example.org"), &mut out);
+        assert_eq!(out, "tcp 192.0.2.1:4 192.0.2.2:80 www.example.org ESTABLISHED");
+    }
+
+    #[test]
+    fn what_proc_does_not_list_has_no_row() {
+        let bound = socket(Family::INET, 6, ["192.0.2.1:80", "-"], SocketState::CLOSE);
+        assert_eq!(tuple(&bound), None, "TCP that is bound only");
+        assert_eq!(tuple(&socket(Family::INET, 17, ["-", "-"], SocketState::CLOSE)), None, "UDP without a port");
+        assert_eq!(tuple(&socket(Family::INET, 1, ["192.0.2.1:1", "-"], SocketState::CLOSE)), None, "ICMP");
+        assert_eq!(tuple(&Socket { protocol: None, ..bound }), None);
+    }
+}

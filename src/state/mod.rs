@@ -1,0 +1,322 @@
+//! The state machine: events in, flows out.
+//!
+//! Pure: no clock but the events' own, no threads, nothing read or written. Whoever drives it calls
+//! [`State::ingest`] with each event in order of time, [`State::expire`] with the time up to which all events have
+//! been given, and takes finished flows with [`State::finished`].
+
+mod adopted;
+mod calls;
+mod counting;
+mod flows;
+mod names;
+mod packets;
+mod processes;
+#[cfg(test)]
+mod properties;
+mod socket_events;
+mod sockets;
+#[cfg(test)]
+mod tests;
+mod unread;
+mod wheel;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hashbrown::HashMap;
+use serde::Serialize;
+use socktrail_dns::NamesOptions;
+
+pub use self::adopted::OldSocket;
+pub use self::names::NameLearned;
+pub use self::processes::Found;
+
+use self::adopted::Adopted;
+use self::calls::Connecting;
+use self::flows::{FlowKey, Flows};
+use self::names::Correlation;
+use self::processes::Processes;
+use self::socket_events::SocketEvents;
+use self::sockets::{SocketKey, Sockets};
+use self::unread::Unread;
+use self::wheel::Wheel;
+use crate::event::{Event, EventKind, Fork, KernelTime};
+use crate::filter::Filter;
+use crate::flow::{Flow, Reason};
+use crate::process::Process;
+use crate::socket_event::{Actions, Socket, SocketEvent};
+
+/// When flows end, and how much may be kept.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// A flow without traffic for so long is over.
+    pub flow_inactive_timeout: Duration,
+    /// A flow whose socket was closed is over when no packet came for so long.
+    pub flow_termination_timeout: Duration,
+    /// How often a flow with traffic is reported while it lives; `None`: only when it is over.
+    pub flow_report_interval: Option<Duration>,
+    /// A socket without flows and without a known owner is forgotten after so long; when the table of sockets is
+    /// crowded, any idle socket.
+    pub socket_inactive_timeout: Duration,
+    /// Live flows at most; beyond, the flow closest to its timeout is reported early.
+    pub max_flows: usize,
+    /// Sockets at most; beyond, new sockets have no known owner.
+    pub max_sockets: usize,
+    /// Processes at most; beyond, new processes are not known.
+    pub max_processes: usize,
+    /// The monitor's own process id: what it does is not reported.
+    pub own_pid: u32,
+    /// What else is not reported.
+    pub filter: Filter,
+    /// The ports that servers of names listen on.
+    pub dns_ports: Vec<u16>,
+    /// How much is remembered of what was looked up.
+    pub names: NamesOptions,
+    /// Whether names are handed out as they are learned.
+    pub report_names: bool,
+    /// Of which calls socket events are handed out.
+    pub socket_events: Actions,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            flow_inactive_timeout: Duration::from_secs(30),
+            flow_termination_timeout: Duration::from_secs(5),
+            flow_report_interval: None,
+            socket_inactive_timeout: Duration::from_secs(60),
+            max_flows: 1_000_000,
+            max_sockets: 1_000_000,
+            max_processes: 262_144,
+            own_pid: 0,
+            filter: Filter::default(),
+            dns_ports: vec![53],
+            names: NamesOptions::default(),
+            report_names: false,
+            socket_events: Actions::NONE,
+        }
+    }
+}
+
+/// What happened so far, in numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct Stats {
+    /// Events taken in.
+    pub events: u64,
+    /// Of these, packets.
+    pub packets: u64,
+    /// Packets that name neither a socket nor a live flow.
+    pub packets_without_flow: u64,
+    /// Packets that the filter left out.
+    pub packets_filtered: u64,
+    /// Conversations with packets that could not be read, and that were too many to be remembered.
+    pub unread_forgotten: u64,
+    /// Samples that the source lost.
+    pub samples_lost: u64,
+    /// Flows begun.
+    pub flows_started: u64,
+    /// Flows handed out, final or not.
+    pub flows_reported: u64,
+    /// Flows that the filter left out for their owner.
+    pub flows_filtered: u64,
+    /// Flows of the monitor itself.
+    pub flows_own: u64,
+    /// Conversations that no socket of this host took part in, such as a knock on a closed port.
+    pub flows_without_socket: u64,
+    /// Flows reported early because there were too many.
+    pub flows_evicted: u64,
+    /// Live flows now.
+    pub flows_live: u64,
+    /// Sockets known now.
+    pub sockets_live: u64,
+    /// Sockets that found no room.
+    pub sockets_refused: u64,
+    /// Idle sockets forgotten.
+    pub sockets_evicted: u64,
+    /// Answers with names whose asker is known.
+    pub names_learned: u64,
+    /// Answers with names that nobody here is known to have asked for.
+    pub names_without_owner: u64,
+    /// Processes known now.
+    pub processes_live: u64,
+    /// Processes that found no room.
+    pub processes_refused: u64,
+    /// Socket events handed out.
+    pub socket_events: u64,
+    /// Sockets of which earlier calls are known now, for socket events.
+    pub event_sockets_live: u64,
+    /// Sockets that found no room there: their events tell less.
+    pub event_sockets_refused: u64,
+    /// Calls whose return was not seen.
+    pub calls_unfinished: u64,
+}
+
+/// The state machine. See the [module](self).
+#[derive(Debug)]
+pub struct State {
+    config: Config,
+    processes: Processes,
+    sockets: Sockets,
+    flows: Flows,
+    flow_timers: Wheel<FlowKey>,
+    socket_timers: Wheel<SocketKey>,
+    connecting: HashMap<u32, Connecting, foldhash::fast::RandomState>,
+    last_loss: Option<KernelTime>,
+    unread: Unread,
+    adopted: Adopted,
+    correlation: Correlation,
+    socket_events: SocketEvents,
+    finished: Vec<Flow>,
+    names: Vec<NameLearned>,
+    stats: Stats,
+}
+
+impl State {
+    /// An empty machine.
+    pub fn new(config: Config) -> Self {
+        Self {
+            processes: Processes::new(config.max_processes),
+            sockets: Sockets::new(config.max_sockets),
+            flows: Flows::default(),
+            flow_timers: Wheel::new(),
+            socket_timers: Wheel::new(),
+            connecting: HashMap::default(),
+            last_loss: None,
+            unread: Unread::default(),
+            correlation: Correlation::new(config.dns_ports.clone(), &config.names),
+            adopted: Adopted::default(),
+            socket_events: SocketEvents::new(config.socket_events, config.own_pid, config.max_sockets),
+            finished: Vec::new(),
+            names: Vec::new(),
+            stats: Stats::default(),
+            config,
+        }
+    }
+
+    /// Takes in what happened. Events come in order of their time.
+    pub fn ingest(&mut self, event: &Event) {
+        self.stats.events += 1;
+        let (now, pid) = (event.time, event.pid);
+        match &event.kind {
+            EventKind::Packet(packet) => self.packet(now, packet),
+            EventKind::Unreadable(packet) => self.unreadable(now, packet),
+            EventKind::Fork(fork) => self.forked(pid, *fork),
+            EventKind::Name(learned) => self.learned(learned),
+            EventKind::Exec(exec) => self.processes.exec(pid, exec),
+            EventKind::Exit => self.exit(event),
+            EventKind::Credentials(credentials) => self.processes.credentials(pid, *credentials),
+            EventKind::SocketCreated { sock } => self.created(now, pid, *sock),
+            EventKind::ConnectBegins { sock, remote } => self.connect_begins(event, *sock, *remote),
+            EventKind::ConnectReturns { result } => self.connect_returns(now, event.tid, *result),
+            EventKind::Accepted { sock, tuple } => self.accepted(now, pid, *sock, tuple),
+            EventKind::TcpState { sock, tuple, state, segments } => {
+                self.socket_events.tcp_state(event, *sock, tuple, *state);
+                self.tcp_state(now, *sock, tuple, *state, *segments);
+            }
+            EventKind::SocketReleased { sock } => self.closed(now, *sock, false),
+            EventKind::SocketFreed { sock } => self.closed(now, *sock, true),
+            EventKind::Step(step) => self.socket_events.step(event, step, &mut self.processes),
+            EventKind::Lost { count } => {
+                self.stats.samples_lost = self.stats.samples_lost.saturating_add(*count);
+                self.last_loss = Some(now);
+            }
+        }
+    }
+
+    /// Ends what is due. All events up to `now` have been taken in.
+    pub fn expire(&mut self, now: KernelTime) {
+        while let Some((tick, key)) = self.flow_timers.pop(now) {
+            self.flow_timer(now, tick, key);
+        }
+        while let Some((tick, key)) = self.socket_timers.pop(now) {
+            self.socket_timer(now, tick, key);
+        }
+        self.processes.expire(now);
+        self.correlation.expire(now);
+    }
+
+    /// Hands out every live flow, because the monitor stops.
+    pub fn shutdown(&mut self) {
+        for key in self.flows.keys() {
+            let over = self.flows.get(key).is_some_and(|live| live.closing);
+            self.finish(key, if over { Reason::Closed } else { Reason::Shutdown });
+        }
+    }
+
+    /// Takes the flows that ended since the last call.
+    pub fn finished(&mut self) -> std::vec::Drain<'_, Flow> {
+        self.finished.drain(..)
+    }
+
+    /// Takes the names that were learned since the last call, if they are to be handed out.
+    pub fn names(&mut self) -> std::vec::Drain<'_, NameLearned> {
+        self.names.drain(..)
+    }
+
+    fn forked(&mut self, parent: u32, fork: Fork) {
+        self.correlation.fork(self.processes.get(parent), fork.child, fork.start);
+        self.processes.fork(parent, fork);
+    }
+
+    fn exit(&mut self, event: &Event) {
+        self.socket_events.exit(event.tid);
+        if event.tid == event.pid {
+            self.processes.exit(event.pid, event.time);
+        }
+    }
+
+    /// Takes the socket events that were made since the last call.
+    pub fn socket_events(&mut self) -> std::vec::Drain<'_, SocketEvent> {
+        self.socket_events.events()
+    }
+
+    /// Takes in a socket that was there before events were, for socket events, and says whose it is.
+    pub fn adopt_event_socket(&mut self, mut socket: Socket, pid: Option<u32>) -> Socket {
+        socket.owner = pid.and_then(|pid| self.processes.known(pid));
+        self.socket_events.adopt(socket.clone());
+        socket
+    }
+
+    /// Takes in a process that was there before events were.
+    pub fn adopt(&mut self, process: Process) {
+        self.processes.adopt(process);
+    }
+
+    /// Takes in a socket that was there before events were. Its process must have been [adopted](Self::adopt) before.
+    pub fn adopt_socket(&mut self, socket: &OldSocket) {
+        if let Some(process) = self.processes.known(socket.pid) {
+            self.adopted.add(socket, process);
+        }
+    }
+
+    /// A process that has come to matter and whose details somebody should look up; answer with [`State::learn`].
+    pub fn next_wanted(&mut self) -> Option<Arc<Process>> {
+        self.processes.next_wanted()
+    }
+
+    /// Takes in what was looked up. It must be about that very process running that very program.
+    pub fn learn(&mut self, process: &Arc<Process>, found: Found) {
+        self.processes.learn(process, found);
+    }
+
+    /// The numbers so far.
+    pub fn stats(&self) -> Stats {
+        Stats {
+            flows_live: self.flows.len() as u64,
+            sockets_live: self.sockets.len() as u64,
+            sockets_refused: self.sockets.refused,
+            unread_forgotten: self.unread.forgotten,
+            processes_live: self.processes.len() as u64,
+            processes_refused: self.processes.refused,
+            event_sockets_live: self.socket_events.len() as u64,
+            event_sockets_refused: self.socket_events.refused,
+            calls_unfinished: self.socket_events.unfinished,
+            socket_events: self.socket_events.told,
+            ..self.stats
+        }
+    }
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,363 @@
+//! Packets: which flow they belong to, and how a flow begins and ends.
+
+use std::sync::Arc;
+
+use super::flows::{FlowId, FlowKey, Headers, Live};
+use super::sockets::SocketKey;
+use super::unread::Ports;
+use super::wheel::Tick;
+use super::{State, counting, nanos};
+use crate::event::{KernelAddress, KernelTime, Packet, Transport, Unreadable, Way, tcp_flags};
+use crate::flow::{Counters, Direction, Flow, Inexact, Outcome, Owner, Reason};
+
+impl State {
+    pub(super) fn packet(&mut self, now: KernelTime, packet: &Packet) {
+        self.stats.packets += 1;
+        if !self.config.filter.lets_tuple_pass(&packet.tuple) {
+            self.stats.packets_filtered += 1;
+            return;
+        }
+        let id = FlowId::of(packet);
+        let mut found = self.flows.find(&id);
+        if let Some(flow) = found.filter(|flow| self.starts_anew(*flow, packet)) {
+            self.finish(flow, Reason::Replaced);
+            found = None;
+        }
+        let Some(flow) = found.or_else(|| self.begin(now, id, packet)) else {
+            self.stats.packets_without_flow += 1;
+            return;
+        };
+        if packet.transport == Transport::Tcp && packet.way == Way::Out {
+            self.sender(now, flow, packet);
+        }
+        let by_own_socket = self.flows.get(flow).is_some_and(|live| self.sock_of(live) == packet.sock);
+        let Some(live) = self.flows.get_mut(flow) else { return };
+        live.last = live.last.max(now);
+        counting::add(live, packet, by_own_socket);
+        if packet.transport == Transport::Tcp {
+            note_flags(live, packet);
+        } else if live.sent.packets > 0 && live.received.packets > 0 {
+            live.outcome = Outcome::Success;
+        }
+        if let Some(socket) = live.socket.and_then(|key| self.sockets.get_mut(key)) {
+            socket.last = socket.last.max(now);
+        }
+    }
+
+    /// Whether a packet with a live flow's addresses belongs to another conversation.
+    fn starts_anew(&self, flow: FlowKey, packet: &Packet) -> bool {
+        let Some(live) = self.flows.get(flow) else { return false };
+        match packet.transport {
+            Transport::Udp => live.socket != self.sockets.at(packet.sock),
+            Transport::Tcp => {
+                let syn = packet.tcp_flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN;
+                let other_socket = packet.way == Way::Out && live.bound && self.sock_of(live) != packet.sock;
+                syn && (live.closing || other_socket)
+            }
+        }
+    }
+
+    /// The `struct sock` of a flow's socket, 0 while that is not known.
+    pub(super) fn sock_of(&self, live: &Live) -> KernelAddress {
+        live.socket.and_then(|key| self.sockets.get(key)).map_or(0, |socket| socket.sock)
+    }
+
+    /// Begins the flow that a packet is the first of.
+    fn begin(&mut self, now: KernelTime, id: FlowId, packet: &Packet) -> Option<FlowKey> {
+        let flags = packet.tcp_flags;
+        let syn = flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN;
+        if packet.transport == Transport::Tcp && flags & tcp_flags::RST != 0 {
+            return None; // the end of something that nobody watched, or the kernel's answer to a stray
+        }
+        let socket = match packet.transport {
+            Transport::Udp => Some(self.socket_at(now, packet.sock)?),
+            Transport::Tcp => None, // the sender is looked at for every packet
+        };
+        // The first packet of a new socket is the first of its flow, unless one before could not be read.
+        let young = socket.and_then(|key| self.sockets.get(key)).is_some_and(|socket| socket.created && !socket.unread)
+            && !self.was_unread(now, &id, packet.tuple.net);
+        let first = match (packet.transport, packet.way) {
+            (Transport::Tcp, Way::Out) if syn => Direction::Egress,
+            (Transport::Tcp, Way::In) if syn => Direction::Ingress,
+            (Transport::Udp, Way::Out) if young => Direction::Egress,
+            (Transport::Udp, Way::In) if young => Direction::Ingress,
+            _ => Direction::Unknown,
+        };
+        Some(self.open(now, id, packet.tuple.net, socket, first, syn || young))
+    }
+
+    /// A packet was seen, and no more can be said than whose it may be.
+    pub(super) fn unreadable(&mut self, now: KernelTime, packet: &Unreadable) {
+        if let Some(ports) = Ports::of(packet) {
+            self.unread.note(now, ports);
+            return;
+        }
+        let Some(socket) = self.sockets.at(packet.sock).and_then(|key| self.sockets.get_mut(key)) else { return };
+        socket.unread = true;
+        let flows: Vec<_> = self.flows.chain(socket.flows).collect();
+        for flow in flows {
+            if let Some(live) = self.flows.get_mut(flow) {
+                live.inexact.headers_unread = true;
+            }
+        }
+    }
+
+    /// Whether a packet of a conversation that begins at `start` could not be read, then or shortly before.
+    pub(super) fn was_unread(&self, start: KernelTime, id: &FlowId, net: KernelAddress) -> bool {
+        let since = start.saturating_sub(nanos(self.config.flow_inactive_timeout));
+        self.unread.touches(Ports::of_flow(id, net), since)
+    }
+
+    fn inexact(&self, live: &Live) -> Inexact {
+        Inexact {
+            samples_lost: self.last_loss.is_some_and(|loss| live.start <= loss),
+            headers_unread: live.inexact.headers_unread || self.was_unread(live.start, &live.id, live.net),
+            ..live.inexact
+        }
+    }
+
+    /// Ties a TCP flow to the socket that sends its packets. A reset or the last word of a connection may come from
+    /// a socket of the kernel's own: it does not take over a flow that has one.
+    fn sender(&mut self, now: KernelTime, flow: FlowKey, packet: &Packet) {
+        let Some(live) = self.flows.get(flow) else { return };
+        if packet.sock == 0 || live.bound || self.sock_of(live) == packet.sock || packet.tcp_flags & tcp_flags::RST != 0
+        {
+            return;
+        }
+        let syn_ack = tcp_flags::SYN | tcp_flags::ACK;
+        let Some(key) = self.socket_at(now, packet.sock) else { return };
+        if packet.tcp_flags & syn_ack == syn_ack {
+            // The listener speaks for a connection that has no socket yet, in this way or the other.
+            self.flows.link(flow, key, &mut self.sockets);
+            let owner = self.sockets.get(key).and_then(|listener| listener.owner.clone());
+            if let (Some(live), Some(owner)) = (self.flows.get_mut(flow), owner) {
+                live.owner = Some(self.processes.latest(&owner));
+            }
+        } else {
+            self.bind(flow, key);
+        }
+    }
+
+    /// A flow has found its own socket.
+    pub(super) fn bind(&mut self, flow: FlowKey, key: SocketKey) {
+        self.flows.link(flow, key, &mut self.sockets);
+        let (Some(live), Some(socket)) = (self.flows.get_mut(flow), self.sockets.get(key)) else { return };
+        live.bound = true;
+        live.inexact.headers_unread |= socket.unread;
+        if let Some(owner) = &socket.owner {
+            live.owner = Some(self.processes.latest(owner));
+        }
+        if socket.direction != Direction::Unknown {
+            live.direction = socket.direction;
+        }
+        self.name_flow(flow);
+    }
+
+    pub(super) fn open(
+        &mut self,
+        now: KernelTime,
+        id: FlowId,
+        net: KernelAddress,
+        socket: Option<SocketKey>,
+        direction: Direction,
+        complete: bool,
+    ) -> FlowKey {
+        self.make_room();
+        self.stats.flows_started += 1;
+        let flow = self.flows.insert(Live {
+            id,
+            net,
+            number: self.stats.flows_started,
+            socket: None,
+            bound: false,
+            owner: None,
+            direction,
+            start: now,
+            last: now,
+            reported: now,
+            closing: false,
+            sent: Counters::default(),
+            received: Counters::default(),
+            segments: None,
+            received_headers: Headers::default(),
+            syns: 0,
+            inexact: Inexact::default(),
+            complete,
+            outcome: Outcome::Unknown,
+            domain: None,
+            armed: Tick::default(),
+            previous: None,
+            next: None,
+        });
+        if let Some(key) = socket {
+            self.bind(flow, key);
+            if let Some(live) = self.flows.get_mut(flow).filter(|_| id.transport == Transport::Udp) {
+                live.direction = direction;
+            }
+        }
+        self.look_among_old(flow, complete);
+        if let Some(live) = self.flows.get(flow) {
+            self.correlation.begins(flow, live);
+        }
+        self.arm_flow(flow);
+        flow
+    }
+
+    /// A flow of a socket older than the monitor: somebody may have been found to hold it.
+    fn look_among_old(&mut self, flow: FlowKey, complete: bool) {
+        let Some(live) = self.flows.get_mut(flow).filter(|live| live.owner.is_none()) else { return };
+        // A connection that begins now is not an old one, but may be an old listener's.
+        if complete && live.direction != Direction::Ingress {
+            return;
+        }
+        live.owner = self.adopted.owner(&live.id).map(|owner| self.processes.latest(&owner));
+        if live.direction == Direction::Unknown && self.adopted.listens(&live.id) {
+            live.direction = Direction::Ingress;
+        }
+    }
+
+    fn make_room(&mut self) {
+        while self.flows.len() >= self.config.max_flows.max(1) {
+            let Some((tick, key)) = self.flow_timers.pop_earliest() else { return };
+            if self.flows.get(key).is_some_and(|live| live.armed == tick) {
+                self.stats.flows_evicted += 1;
+                self.finish(key, Reason::Evicted);
+            }
+        }
+    }
+
+    pub(super) fn begin_to_close(&mut self, now: KernelTime, flow: FlowKey) {
+        if let Some(live) = self.flows.get_mut(flow) {
+            live.closing = true;
+            live.last = live.last.max(now);
+            self.arm_flow(flow);
+        }
+    }
+
+    /// When a flow is over if nothing more is heard of it.
+    fn deadline(&self, live: &Live) -> KernelTime {
+        let timeout = match live.closing {
+            true => self.config.flow_termination_timeout.min(self.config.flow_inactive_timeout),
+            false => self.config.flow_inactive_timeout,
+        };
+        live.last.saturating_add(nanos(timeout))
+    }
+
+    /// When its next report while it lives is due.
+    fn report_due(&self, live: &Live) -> KernelTime {
+        let interval = self.config.flow_report_interval.filter(|_| !live.closing);
+        interval.map_or(KernelTime::MAX, |interval| live.reported.saturating_add(nanos(interval)))
+    }
+
+    fn arm_flow(&mut self, flow: FlowKey) {
+        let due = |live| self.deadline(live).min(self.report_due(live));
+        let Some(due) = self.flows.get(flow).map(due) else { return };
+        let tick = self.flow_timers.set(due, flow);
+        if let Some(live) = self.flows.get_mut(flow) {
+            live.armed = tick;
+        }
+    }
+
+    pub(super) fn flow_timer(&mut self, now: KernelTime, tick: Tick, flow: FlowKey) {
+        if self.flows.get(flow).is_none_or(|live| live.armed != tick) {
+            return;
+        }
+        self.name_flow(flow);
+        let Some(live) = self.flows.get(flow) else { return };
+        if self.deadline(live) <= now {
+            let reason = if live.closing { Reason::Closed } else { Reason::Inactive };
+            self.finish(flow, reason);
+            return;
+        }
+        if self.report_due(live) <= now {
+            let news = live.last > live.reported;
+            if news && self.is_of_interest(live) {
+                let report = self.report(live, self.sock_of(live), Reason::Interim);
+                self.stats.flows_reported += 1;
+                self.finished.push(report);
+            }
+            if let Some(live) = self.flows.get_mut(flow) {
+                live.reported = now;
+            }
+        }
+        self.arm_flow(flow);
+    }
+
+    /// Whether anybody wants to know of a flow.
+    fn is_of_interest(&self, live: &Live) -> bool {
+        let own = live.owner.as_ref().is_some_and(|owner| owner.pid == self.config.own_pid);
+        live.socket.is_some() && !own && self.config.filter.lets_owner_pass(live.owner.as_deref())
+    }
+
+    /// Takes a flow out of the tables and, if it is anybody's business, hands it out.
+    pub(super) fn finish(&mut self, flow: FlowKey, reason: Reason) {
+        self.name_flow(flow);
+        let Some(live) = self.flows.get(flow) else { return };
+        let (socket, sock) = (live.socket, self.sock_of(live));
+        let Some(live) = self.flows.remove(flow, &mut self.sockets) else { return };
+        self.correlation.ends(&live);
+        if let Some(key) = socket
+            && self.sockets.get(key).is_some_and(|socket| socket.closed && socket.flows.is_none())
+        {
+            self.sockets.remove(key);
+        }
+        if socket.is_none() {
+            self.stats.flows_without_socket += 1;
+        } else if live.owner.as_ref().is_some_and(|owner| owner.pid == self.config.own_pid) {
+            self.stats.flows_own += 1;
+        } else if !self.config.filter.lets_owner_pass(live.owner.as_deref()) {
+            self.stats.flows_filtered += 1;
+        } else {
+            self.stats.flows_reported += 1;
+            let report = self.report(&live, sock, reason);
+            self.finished.push(report);
+        }
+    }
+
+    fn report(&self, live: &Live, sock: KernelAddress, reason: Reason) -> Flow {
+        let owner = match &live.owner {
+            Some(process) if process.kernel => Owner::Kernel,
+            Some(process) => Owner::Process(Arc::clone(process)),
+            None => Owner::Unknown,
+        };
+        Flow {
+            number: live.number,
+            transport: live.id.transport,
+            local: live.id.local,
+            remote: live.id.remote,
+            sock,
+            net: live.net,
+            direction: live.direction,
+            owner,
+            start: live.start,
+            end: live.last.max(live.start),
+            sent: live.sent,
+            received: live.received,
+            complete: live.complete,
+            is_final: !matches!(reason, Reason::Shutdown | Reason::Interim),
+            domain: live.domain.as_deref().cloned(),
+            outcome: live.outcome,
+            reason,
+            inexact: self.inexact(live),
+        }
+    }
+}
+
+/// What a TCP packet's flags say of its flow.
+fn note_flags(live: &mut Live, packet: &Packet) {
+    let syn_ack = tcp_flags::SYN | tcp_flags::ACK;
+    if live.direction == Direction::Unknown && packet.tcp_flags & syn_ack == syn_ack {
+        live.direction = match packet.way {
+            Way::Out => Direction::Ingress,
+            Way::In => Direction::Egress,
+        };
+    }
+    let refused =
+        packet.tcp_flags & tcp_flags::RST != 0 && packet.way == Way::In && live.direction == Direction::Egress;
+    if refused && live.outcome == Outcome::Unknown && live.complete && live.received.packets == 1 {
+        live.outcome = Outcome::Failure(ECONNREFUSED);
+    }
+}
+
+/// `errno(3)` on every architecture that is supported.
+const ECONNREFUSED: i32 = 111;

@@ -1,0 +1,198 @@
+//! What holds for any events in any order: lost, doubled, late, of reused addresses.
+
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use super::*;
+use crate::event::{Endpoint, Fork, Packet, Segments, Size, TcpState, Transport, Tuple, Unreadable, Way};
+
+const SECOND: u64 = 1_000_000_000;
+const LIMIT: usize = 12;
+
+/// Few enough of everything that events meet each other.
+fn tuples() -> impl Strategy<Value = Tuple> {
+    (0..2_u64, 1..4_u16, 1..4_u16).prop_map(|(net, local, remote)| Tuple {
+        net,
+        local: Endpoint::new(Ipv4Addr::LOCALHOST, local),
+        remote: Endpoint::new(Ipv4Addr::LOCALHOST, 1000 + remote),
+    })
+}
+
+fn socks() -> impl Strategy<Value = u64> {
+    0..6_u64
+}
+
+fn packets() -> impl Strategy<Value = EventKind> {
+    let way = prop_oneof![Just(Way::Out), Just(Way::In)];
+    let transport = prop_oneof![Just(Transport::Tcp), Just(Transport::Udp)];
+    let segments = proptest::option::of((any::<u32>(), any::<u32>()));
+    (way, transport, socks(), tuples(), 40..2000_u32, any::<u8>(), segments).prop_map(
+        |(way, transport, sock, tuple, bytes, tcp_flags, segments)| {
+            // A datagram always has a socket.
+            let sock = if transport == Transport::Udp { sock.max(1) } else { sock };
+            let segments = segments.map(|(received, sent)| Segments { received, sent });
+            let size = Size::Packet { bytes, headers: 40 };
+            EventKind::Packet(Packet { way, transport, sock, tuple, size, tcp_flags, segments })
+        },
+    )
+}
+
+fn kinds() -> impl Strategy<Value = EventKind> {
+    let states = prop_oneof![Just(TcpState::Established), (0..120).prop_map(|error| TcpState::Closed { error })];
+    prop_oneof![
+        8 => packets(),
+        1 => (1..20_u32, any::<u64>()).prop_map(|(child, start)| EventKind::Fork(Fork { child, start })),
+        1 => Just(EventKind::Exit),
+        2 => socks().prop_map(|sock| EventKind::SocketCreated { sock }),
+        1 => (socks(), tuples()).prop_map(|(sock, t)| EventKind::ConnectBegins { sock, remote: t.remote }),
+        1 => (-120..1).prop_map(|result| EventKind::ConnectReturns { result }),
+        1 => (socks(), tuples()).prop_map(|(sock, tuple)| EventKind::Accepted { sock, tuple }),
+        1 => (socks(), tuples(), states).prop_map(|(sock, tuple, state)| EventKind::TcpState {
+            sock,
+            tuple,
+            state,
+            segments: Segments::default()
+        }),
+        2 => socks().prop_map(|sock| EventKind::SocketReleased { sock }),
+        1 => socks().prop_map(|sock| EventKind::SocketFreed { sock }),
+        1 => (1..9_u64).prop_map(|count| EventKind::Lost { count }),
+        1 => (socks(), tuples(), any::<bool>()).prop_map(|(sock, tuple, ports)| EventKind::Unreadable(Unreadable {
+            net: tuple.net,
+            transport: Transport::Tcp,
+            sock,
+            ports: ports.then_some((tuple.local.port, tuple.remote.port)),
+        })),
+    ]
+}
+
+/// Milliseconds since the event before (sometimes negative: late), the actor, and what happened.
+fn stories() -> impl Strategy<Value = Vec<(i64, u32, EventKind)>> {
+    vec((prop_oneof![20 => 0..50_i64, 1 => -20..0_i64, 1 => 0..40_000_i64], 1..20_u32, kinds()), 0..400)
+}
+
+fn run(story: &[(i64, u32, EventKind)], config: Config) -> (State, Vec<Flow>, KernelTime) {
+    let mut state = State::new(config);
+    let mut flows = Vec::new();
+    let mut now = 100 * SECOND;
+    for (step, pid, kind) in story {
+        now = now.saturating_add_signed(step * 1_000_000);
+        state.ingest(&Event { time: now, pid: *pid, tid: *pid, kind: kind.clone() });
+        state.expire(now);
+        flows.extend(state.finished());
+    }
+    (state, flows, now)
+}
+
+fn small() -> Config {
+    Config {
+        max_flows: LIMIT,
+        max_sockets: LIMIT,
+        max_processes: LIMIT,
+        flow_report_interval: Some(Duration::from_secs(3)),
+        ..Config::default()
+    }
+}
+
+proptest! {
+    #[test]
+    fn each_flow_ends_once_and_nothing_is_said_after_its_end(story in stories()) {
+        let (mut state, mut flows, _) = run(&story, small());
+        state.shutdown();
+        flows.extend(state.finished());
+        let mut last: HashMap<u64, Flow> = HashMap::new();
+        for flow in flows {
+            prop_assert!(flow.end >= flow.start);
+            if let Some(before) = last.get(&flow.number) {
+                prop_assert_eq!(before.reason, Reason::Interim, "after the end of {}", flow.number);
+                prop_assert!(before.sent.packets <= flow.sent.packets && before.sent.bytes <= flow.sent.bytes);
+                prop_assert!(before.received.packets <= flow.received.packets);
+            }
+            last.insert(flow.number, flow);
+        }
+        prop_assert!(last.values().all(|flow| flow.reason != Reason::Interim), "every flow has an end");
+        prop_assert_eq!(state.stats().flows_live, 0);
+    }
+
+    #[test]
+    fn tables_are_bounded_and_empty_once_all_is_quiet(story in stories()) {
+        let (mut state, _, mut now) = run(&story, small());
+        let stats = state.stats();
+        prop_assert!(stats.flows_live <= LIMIT as u64 && stats.sockets_live <= LIMIT as u64);
+        prop_assert!(stats.processes_live <= LIMIT as u64);
+        for _ in 0..10 {
+            now += 50 * SECOND;
+            state.expire(now);
+        }
+        prop_assert_eq!(state.stats().flows_live, 0);
+    }
+
+    /// Without loss by refusal, and when no conversation lacks a socket, what came in comes out.
+    #[test]
+    fn packets_add_up(story in stories()) {
+        let plain = |kind: &EventKind| matches!(kind, EventKind::Packet(packet) if packet.segments.is_none());
+        let story: Vec<_> = story.into_iter()
+            .filter(|(_, _, kind)| plain(kind) || !matches!(kind, EventKind::Packet(_)))
+            .collect();
+        let (mut state, mut flows, _) = run(&story, Config::default());
+        state.shutdown();
+        flows.extend(state.finished());
+        let stats = state.stats();
+        let counted: u64 = flows.iter().map(|flow| flow.sent.packets + flow.received.packets).sum();
+        let expected = stats.packets - stats.packets_without_flow;
+        prop_assert!(counted <= expected);
+        if stats.flows_without_socket == 0 {
+            prop_assert_eq!(counted, expected);
+        }
+    }
+
+    #[test]
+    fn the_same_events_give_the_same_flows(story in stories()) {
+        prop_assert_eq!(run(&story, small()).1, run(&story, small()).1);
+    }
+}
+
+/// Ten million events of short connections: nothing is left behind.
+#[test]
+#[cfg_attr(debug_assertions, ignore = "slow without optimisation: cargo test --release")]
+fn memory_stays_flat() {
+    let mut state = State::new(Config::default());
+    let mut now = 100 * SECOND;
+    let mut most = 0;
+    for round in 0..1_250_000_u64 {
+        let port = u16::try_from(round % 60_000).unwrap() + 1;
+        let tuple = Tuple {
+            net: 1,
+            local: Endpoint::new(Ipv4Addr::LOCALHOST, port),
+            remote: Endpoint::new(Ipv4Addr::LOCALHOST, 80),
+        };
+        let sock = round % 50_000 * 64 + 64;
+        let packet = |way| {
+            let size = Size::Packet { bytes: 60, headers: 40 };
+            let (transport, tcp_flags) = (Transport::Tcp, 0x10);
+            EventKind::Packet(Packet { way, transport, sock, tuple, size, tcp_flags, segments: None })
+        };
+        for kind in [
+            EventKind::SocketCreated { sock },
+            EventKind::ConnectBegins { sock, remote: tuple.remote },
+            packet(Way::Out),
+            EventKind::ConnectReturns { result: 0 },
+            packet(Way::In),
+            packet(Way::Out),
+            EventKind::SocketReleased { sock },
+            EventKind::SocketFreed { sock },
+        ] {
+            now += 12_500;
+            state.ingest(&Event { time: now, pid: 7, tid: 7, kind });
+        }
+        state.expire(now);
+        state.finished().for_each(drop);
+        most = most.max(state.stats().flows_live);
+    }
+    assert_eq!(state.stats().events, 10_000_000);
+    // 10,000 connections a second that linger for 5 s, and a tick.
+    assert!(most <= 52_000, "{most} live flows");
+    assert!(state.stats().sockets_live <= 52_000);
+}

@@ -1,0 +1,356 @@
+//! Calls step by step, as the kernel tells of them.
+
+use super::*;
+use crate::event::{Endpoint, EventKind, Segments, TcpState, Tuple};
+use crate::socket_event::UnixName;
+
+const PID: u32 = 100;
+const ANY: Option<Address> = None;
+
+struct Machine {
+    events: SocketEvents,
+    processes: Processes,
+    time: u64,
+}
+
+impl Machine {
+    fn new(wanted: Actions) -> Self {
+        Self { events: SocketEvents::new(wanted, 1, 4), processes: Processes::new(100), time: 0 }
+    }
+
+    fn step(&mut self, tid: u32, step: Step) {
+        self.time += 1;
+        let event = Event { time: self.time, pid: PID, tid, kind: EventKind::Step(Box::new(step.clone())) };
+        self.events.step(&event, &step, &mut self.processes);
+    }
+
+    fn enter(&mut self, call: Call, fd: i32) {
+        self.step(7, Step::Entered(Entered::Other { call, fd }));
+    }
+
+    fn back(&mut self, call: Call, layer: Layer, value: i64) {
+        self.step(7, Step::Returned { call, layer, value });
+    }
+
+    fn told(&mut self) -> Vec<SocketEvent> {
+        self.events.events().collect()
+    }
+
+    /// The only event.
+    fn one(&mut self) -> SocketEvent {
+        let mut told = self.told();
+        assert_eq!(told.len(), 1, "{told:#?}");
+        told.remove(0)
+    }
+}
+
+fn tcp(id: u64) -> Seen {
+    Seen {
+        id: SocketId(id),
+        sock: id * 64,
+        family: Family::INET,
+        kind: SocketType::STREAM,
+        protocol: 6,
+        state: SocketState::CLOSE,
+        local: None,
+        remote: None,
+    }
+}
+
+fn unix(id: u64) -> Seen {
+    Seen { family: Family::UNIX, protocol: 0, ..tcp(id) }
+}
+
+fn end(port: u16) -> IpEnd {
+    IpEnd::new([127, 0, 0, 1], port)
+}
+
+fn reach(socket: Seen, what: Reached) -> Step {
+    Step::Reached { socket, what }
+}
+
+fn path(name: &[u8]) -> Address {
+    Address::Unix(UnixName::Path(name.into()))
+}
+
+#[test]
+fn a_socket_is_made_with_its_descriptor() {
+    let mut machine = Machine::new(Actions::ALL);
+    machine.step(7, Step::Entered(Entered::Create { family: 2, kind: 1 | 0o2_000_000, protocol: 0 }));
+    machine.step(7, reach(tcp(5), Reached::Create { protocol: 0 }));
+    machine.back(Call::Create, Layer::SystemCall, 3);
+    let event = machine.one();
+    assert_eq!(
+        (&event.action, event.result, event.fd),
+        (&Action::Create { protocol: 0 }, CallResult::Success, Some(3))
+    );
+    assert_eq!((event.socket.id, event.socket.owner.unwrap().pid), (SocketId(5), PID));
+    assert_eq!((event.before, event.process.unwrap().pid, event.tid), (None, PID, 7));
+}
+
+#[test]
+fn a_socket_that_is_not_made_is_told_as_it_was_asked_for() {
+    let mut machine = Machine::new(Actions::ALL);
+    machine.step(7, Step::Entered(Entered::Create { family: 2, kind: 3 | 0o4000, protocol: 1 }));
+    machine.back(Call::Create, Layer::SystemCall, -1);
+    let event = machine.one();
+    assert_eq!((event.result, event.fd, event.socket.id), (CallResult::Failure(1), None, SocketId(0)));
+    assert_eq!((event.socket.kind, event.socket.protocol), (Some(SocketType::RAW), Some(1)));
+    assert_eq!(machine.events.len(), 0);
+}
+
+#[test]
+fn both_ends_of_a_pair_are_made_without_a_descriptor() {
+    let mut machine = Machine::new(Actions::ALL);
+    machine.step(7, reach(unix(5), Reached::Create { protocol: 0 }));
+    machine.step(7, reach(unix(6), Reached::Create { protocol: 0 }));
+    let told = machine.told();
+    assert_eq!(told.iter().map(|event| (event.socket.id.0, event.fd)).collect::<Vec<_>>(), [(5, None), (6, None)]);
+}
+
+#[test]
+fn a_bind_that_fails_leaves_the_socket_nameless() {
+    let mut machine = Machine::new(Actions::ALL);
+    for (name, value) in [(b"/a", -98), (b"/b", 0)] {
+        machine.enter(Call::Bind, 4);
+        machine.step(7, reach(unix(5), Reached::Bind(Some(path(name)))));
+        machine.back(Call::Bind, Layer::Socket, value);
+        machine.back(Call::Bind, Layer::SystemCall, value);
+        let event = machine.one();
+        assert_eq!((event.result, event.fd), (CallResult::of(value), Some(4)));
+        assert_eq!(event.socket.local, Some(path(name)));
+    }
+    machine.step(7, Step::Released { socket: unix(5) });
+    assert_eq!(machine.one().socket.local, Some(path(b"/b")));
+}
+
+#[test]
+fn a_call_through_io_uring_ends_where_it_comes_back_to_io_uring() {
+    let mut machine = Machine::new(Actions::ALL);
+    machine.step(7, reach(tcp(5), Reached::Connect(Some(Address::Ip(end(80))))));
+    machine.step(7, Step::Connecting { local: Some(end(4000)) });
+    machine.back(Call::Connect, Layer::Socket, -115);
+    let event = machine.one();
+    assert_eq!((event.fd, event.result), (None, CallResult::Failure(115)));
+    assert_eq!((event.before, event.socket.state), (Some(SocketState::CLOSE), Some(SocketState::SYN_SENT)));
+    assert_eq!(event.socket.local, Some(Address::Ip(end(4000))));
+    assert_eq!(event.socket.remote, Some(Address::Ip(end(80))));
+}
+
+#[test]
+fn a_refused_connect_says_whom_it_wanted_and_the_socket_forgets_it() {
+    let mut machine = Machine::new(Actions::ALL);
+    machine.enter(Call::Connect, 3);
+    machine.step(7, reach(tcp(5), Reached::Connect(Some(Address::Ip(end(1))))));
+    machine.step(7, Step::Connecting { local: Some(end(4000)) });
+    machine.back(Call::Connect, Layer::SystemCall, -111);
+    let event = machine.one();
+    assert_eq!(event.socket.remote, Some(Address::Ip(end(1))));
+    assert_eq!(event.socket.state, Some(SocketState::CLOSE));
+    machine.step(7, Step::Released { socket: tcp(5) });
+    let event = machine.one();
+    assert_eq!((event.socket.local, event.socket.remote), (None, None));
+}
+
+#[test]
+fn an_accept_tells_of_the_connection_and_its_listener() {
+    let mut machine = Machine::new(Actions::ALL);
+    machine.step(7, Step::Entered(Entered::Listen { fd: 3, backlog: 9999 }));
+    let listener = Seen { local: Some(end(80)), ..tcp(5) };
+    machine.step(7, reach(listener, Reached::Listen { backlog: 4096 }));
+    machine.back(Call::Listen, Layer::SystemCall, 0);
+    let event = machine.one();
+    assert_eq!(event.action, Action::Listen { backlog: 9999 });
+    assert_eq!(event.socket.state, Some(SocketState::LISTEN));
+
+    machine.enter(Call::Accept, 3);
+    machine.step(7, reach(Seen { state: SocketState::LISTEN, ..listener }, Reached::Accept));
+    let connection = Seen { state: SocketState::ESTABLISHED, remote: Some(end(4000)), ..listener };
+    machine.step(7, Step::Accepted { socket: Seen { id: SocketId(6), ..connection } });
+    machine.back(Call::Accept, Layer::SystemCall, 8);
+    let event = machine.one();
+    let of = Listener { id: SocketId(5), local: Some(Address::Ip(end(80))) };
+    assert_eq!(event.action, Action::Accept { listener: of, accepted: Some(8) });
+    assert_eq!((event.fd, event.socket.id, event.before), (Some(3), SocketId(6), None));
+    assert_eq!(event.socket.remote, Some(Address::Ip(end(4000))));
+    assert_eq!(event.socket.owner.unwrap().pid, PID);
+}
+
+#[test]
+fn an_accept_that_gets_nothing_tells_of_the_listener() {
+    let mut machine = Machine::new(Actions::ALL);
+    machine.enter(Call::Accept, 3);
+    machine.step(7, reach(Seen { state: SocketState::LISTEN, ..tcp(5) }, Reached::Accept));
+    machine.back(Call::Accept, Layer::SystemCall, -11);
+    machine.step(7, Step::Released { socket: Seen { sock: 0, ..tcp(6) } });
+    let event = machine.one();
+    assert_eq!((event.result, event.socket.id), (CallResult::Failure(11), SocketId(5)));
+    assert!(matches!(event.action, Action::Accept { accepted: None, .. }));
+}
+
+#[test]
+fn what_is_no_socket_is_no_event_and_what_is_not_wanted_is_not_told() {
+    let mut machine = Machine::new(Actions::CLOSE);
+    machine.enter(Call::Bind, 99);
+    machine.back(Call::Bind, Layer::SystemCall, -9);
+    machine.enter(Call::Bind, 4);
+    machine.step(7, reach(unix(5), Reached::Bind(Some(path(b"/b")))));
+    machine.back(Call::Bind, Layer::SystemCall, 0);
+    assert!(machine.told().is_empty());
+    machine.step(7, Step::Released { socket: unix(5) });
+    let event = machine.one();
+    assert_eq!((event.before, event.socket.state), (Some(SocketState::CLOSE), Some(SocketState::CLOSE)));
+    assert_eq!(event.socket.local, Some(path(b"/b")));
+}
+
+#[test]
+fn a_missed_return_is_told_with_the_next_call_and_counted() {
+    let mut machine = Machine::new(Actions::ALL);
+    machine.enter(Call::Connect, 3);
+    machine.step(7, reach(tcp(5), Reached::Connect(ANY)));
+    machine.enter(Call::Bind, 3);
+    assert_eq!(machine.one().result, CallResult::Unknown);
+    assert_eq!(machine.events.unfinished, 1);
+}
+
+#[test]
+fn threads_do_not_disturb_each_other() {
+    let mut machine = Machine::new(Actions::ALL);
+    for tid in [7, 8] {
+        machine.step(tid, Step::Entered(Entered::Other { call: Call::Connect, fd: tid as i32 }));
+        let to = Some(Address::Ip(end(tid as u16)));
+        machine.step(tid, reach(tcp(u64::from(tid)), Reached::Connect(to)));
+    }
+    for tid in [8, 7] {
+        machine.step(tid, Step::Returned { call: Call::Connect, layer: Layer::SystemCall, value: 0 });
+    }
+    let told: Vec<_> = machine.told().iter().map(|event| (event.fd, event.socket.id.0)).collect();
+    assert_eq!(told, [(Some(8), 8), (Some(7), 7)]);
+}
+
+#[test]
+fn sockets_that_were_there_are_known_and_said_to_be() {
+    let mut machine = Machine::new(Actions::ALL);
+    let old = Socket { existing: true, local: Some(path(b"/old")), ..of_sample(&unix(5)) };
+    machine.events.adopt(old);
+    assert!(machine.told().is_empty());
+    machine.step(7, Step::Released { socket: unix(5) });
+    let event = machine.one();
+    assert!(event.socket.existing);
+    assert_eq!(event.socket.local, Some(path(b"/old")));
+}
+
+#[test]
+fn a_socket_that_proc_showed_before_its_creation_was_read_is_new() {
+    let mut machine = Machine::new(Actions::ALL);
+    machine.events.adopt(Socket { existing: true, ..of_sample(&unix(5)) });
+    machine.step(7, reach(unix(5), Reached::Create { protocol: 0 }));
+    assert!(!machine.one().socket.existing);
+    machine.step(7, Step::Released { socket: unix(5) });
+    assert!(!machine.one().socket.existing);
+}
+
+#[test]
+fn what_finds_no_room_is_told_all_the_same() {
+    let mut machine = Machine::new(Actions::ALL);
+    for id in 1..=6 {
+        machine.step(7, reach(unix(id), Reached::Create { protocol: 0 }));
+    }
+    assert_eq!((machine.told().len(), machine.events.len(), machine.events.refused), (6, 4, 2));
+    machine.step(7, Step::Released { socket: unix(6) });
+    assert_eq!(machine.one().socket.id, SocketId(6));
+}
+
+#[test]
+fn a_known_scope_and_a_port_that_was_given_back_are_kept() {
+    let known = IpEnd { ip: "fe80::1".parse().unwrap(), port: 80, scope_id: 2, flow_info: 0 };
+    let now = |port| Some(IpEnd { scope_id: 0, port, ..known });
+    assert_eq!(merged(now(80), Some(Address::Ip(known))), Some(Address::Ip(known)));
+    assert_eq!(merged(now(0), Some(Address::Ip(known))), Some(Address::Ip(known)));
+    assert_eq!(merged(now(81), Some(Address::Ip(known))), Some(Address::Ip(IpEnd { port: 81, ..known })));
+    assert_eq!(merged(Some(end(9)), Some(Address::Ip(known))), Some(Address::Ip(end(9))));
+}
+
+/// The `struct sock` at this address enters a state, while something else runs.
+fn enters(machine: &mut Machine, sock: KernelAddress, state: TcpState) {
+    let tuple = Tuple { net: 1, local: Endpoint::new([127, 0, 0, 1], 9), remote: Endpoint::new([127, 0, 0, 1], 80) };
+    machine.time += 1;
+    let kind = EventKind::TcpState { sock, tuple, state, segments: Segments::default() };
+    let event = Event { time: machine.time, pid: 0, tid: 0, kind };
+    machine.events.tcp_state(&event, sock, &tuple, state);
+}
+
+/// Makes socket 5 and begins to connect it.
+fn connecting(wanted: Actions) -> Machine {
+    let mut machine = Machine::new(wanted);
+    machine.step(7, reach(tcp(5), Reached::Create { protocol: 0 }));
+    machine.enter(Call::Connect, 3);
+    machine.step(7, reach(tcp(5), Reached::Connect(Some(Address::Ip(end(80))))));
+    machine
+}
+
+fn told_states(machine: &mut Machine) -> Vec<(&'static str, Option<SocketState>, Option<SocketState>)> {
+    machine.told().into_iter().map(|event| (event.action.name(), event.before, event.socket.state)).collect()
+}
+
+const STATES: Actions = Actions::CONNECT.or(Actions::STATE);
+const CLOSE: Option<SocketState> = Some(SocketState::CLOSE);
+const SYN_SENT: Option<SocketState> = Some(SocketState::SYN_SENT);
+const ESTABLISHED: Option<SocketState> = Some(SocketState::ESTABLISHED);
+
+#[test]
+fn a_connect_that_does_not_wait_is_established_later() {
+    let mut machine = connecting(STATES);
+    machine.back(Call::Connect, Layer::SystemCall, -115);
+    enters(&mut machine, 5 * 64, TcpState::Established);
+    let told = machine.told();
+    let [connect, state] = &told[..] else { panic!("{told:#?}") };
+    assert_eq!((connect.socket.state, &connect.action), (SYN_SENT, &Action::Connect));
+    assert_eq!((state.before, state.socket.state, &state.action), (SYN_SENT, ESTABLISHED, &Action::State));
+    assert_eq!(state.socket.remote, Some(Address::Ip(end(80))));
+    assert_eq!(state.socket.local, Some(Address::Ip(end(9))));
+    assert_eq!(state.socket.owner.as_ref().map(|owner| owner.pid), Some(PID));
+    assert!(state.process.is_none(), "whoever was interrupted");
+}
+
+#[test]
+fn it_may_be_established_before_the_call_is_back() {
+    let mut machine = connecting(STATES);
+    enters(&mut machine, 5 * 64, TcpState::Established);
+    machine.back(Call::Connect, Layer::SystemCall, -115);
+    enters(&mut machine, 5 * 64, TcpState::Closed { error: 104 });
+    let expected = [("state", CLOSE, ESTABLISHED), ("connect", CLOSE, ESTABLISHED), ("state", ESTABLISHED, CLOSE)];
+    assert_eq!(told_states(&mut machine), expected);
+}
+
+#[test]
+fn states_of_sockets_that_nobody_has_are_nobodys() {
+    let mut machine = connecting(STATES);
+    enters(&mut machine, 6 * 64, TcpState::Established);
+    machine.back(Call::Connect, Layer::SystemCall, 0);
+    machine.step(7, Step::Released { socket: tcp(5) });
+    enters(&mut machine, 5 * 64, TcpState::Closed { error: 0 });
+    assert_eq!(told_states(&mut machine), [("connect", CLOSE, ESTABLISHED)]);
+    assert!(machine.events.by_sock.is_empty());
+}
+
+#[test]
+fn states_cost_nothing_unless_they_are_asked_for() {
+    let mut machine = connecting(Actions::CONNECT);
+    enters(&mut machine, 5 * 64, TcpState::Established);
+    machine.back(Call::Connect, Layer::SystemCall, -115);
+    assert_eq!(told_states(&mut machine), [("connect", CLOSE, SYN_SENT)]);
+    assert!(machine.events.by_sock.is_empty());
+}
+
+#[test]
+fn an_accept_that_waited_before_calls_were_watched_is_told_without_its_listener() {
+    let mut machine = Machine::new(Actions::ALL);
+    machine
+        .step(7, Step::Accepted { socket: Seen { state: SocketState::ESTABLISHED, local: Some(end(80)), ..tcp(6) } });
+    let event = machine.one();
+    let listener = Listener { id: SocketId(0), local: None };
+    assert_eq!((event.action, event.fd, event.before), (Action::Accept { listener, accepted: None }, None, None));
+    assert_eq!((event.socket.id, event.socket.owner.map(|owner| owner.pid)), (SocketId(6), Some(PID)));
+    assert_eq!(machine.events.len(), 1);
+}

@@ -1,0 +1,130 @@
+//! The table of sockets: by which kernel address, whose, and with which flows.
+
+use std::hash::BuildHasher;
+use std::sync::Arc;
+
+use hashbrown::HashTable;
+use slotmap::{SlotMap, new_key_type};
+
+use super::flows::FlowKey;
+use super::wheel::Tick;
+use crate::event::{KernelAddress, KernelTime};
+use crate::flow::Direction;
+use crate::process::Process;
+
+new_key_type! {
+    /// Names a socket for as long as it is known: the generation of a `struct sock` address.
+    pub struct SocketKey;
+}
+
+/// One socket.
+#[derive(Debug)]
+pub struct Socket {
+    /// Its `struct sock`.
+    pub sock: KernelAddress,
+    /// Who made, connected or accepted it.
+    pub owner: Option<Arc<Process>>,
+    /// Who began its conversations: a connected or accepted TCP socket knows.
+    pub direction: Direction,
+    /// Whether its creation was seen.
+    pub created: bool,
+    /// Whether its last descriptor is gone, or the kernel freed it.
+    pub closed: bool,
+    /// Whether it had a packet of which nothing else could be read.
+    pub unread: bool,
+    /// When something was last heard of it.
+    pub last: KernelTime,
+    /// The first of its flows; each flow knows its neighbours.
+    pub flows: Option<FlowKey>,
+    /// When its timer comes up.
+    pub armed: Tick,
+}
+
+/// Sockets, by the address that they have now.
+#[derive(Debug)]
+pub struct Sockets {
+    slots: SlotMap<SocketKey, Socket>,
+    by_sock: HashTable<SocketKey>,
+    hasher: foldhash::fast::RandomState,
+    limit: usize,
+    /// Sockets that found no room.
+    pub refused: u64,
+}
+
+impl Sockets {
+    /// An empty table for at most `limit` sockets.
+    pub fn new(limit: usize) -> Self {
+        Self {
+            slots: SlotMap::with_key(),
+            by_sock: HashTable::new(),
+            hasher: foldhash::fast::RandomState::default(),
+            limit,
+            refused: 0,
+        }
+    }
+
+    /// How many are known.
+    pub fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Whether the table is so full that idle sockets should leave.
+    pub fn crowded(&self) -> bool {
+        self.slots.len() >= self.limit / 4 * 3
+    }
+
+    /// The socket that has this address now.
+    pub fn at(&self, sock: KernelAddress) -> Option<SocketKey> {
+        self.by_sock.find(self.hasher.hash_one(sock), |key| self.slots[*key].sock == sock).copied()
+    }
+
+    /// A socket by its key.
+    pub fn get(&self, key: SocketKey) -> Option<&Socket> {
+        self.slots.get(key)
+    }
+
+    /// A socket by its key, to be changed.
+    pub fn get_mut(&mut self, key: SocketKey) -> Option<&mut Socket> {
+        self.slots.get_mut(key)
+    }
+
+    /// Puts a socket of which nothing else is known at an address. What was there before loses the address.
+    /// `None` when the table is full.
+    pub fn insert(&mut self, sock: KernelAddress, now: KernelTime) -> Option<SocketKey> {
+        if self.slots.len() >= self.limit {
+            self.refused += 1;
+            return None;
+        }
+        if let Some(old) = self.at(sock) {
+            self.unmap(old);
+        }
+        let key = self.slots.insert(Socket {
+            sock,
+            owner: None,
+            direction: Direction::Unknown,
+            created: false,
+            closed: false,
+            unread: false,
+            last: now,
+            flows: None,
+            armed: Tick::default(),
+        });
+        let hash = self.hasher.hash_one(sock);
+        self.by_sock.insert_unique(hash, key, |key| self.hasher.hash_one(self.slots[*key].sock));
+        Some(key)
+    }
+
+    /// The address is no longer this socket's.
+    pub fn unmap(&mut self, key: SocketKey) {
+        let Some(socket) = self.slots.get(key) else { return };
+        if let Ok(found) = self.by_sock.find_entry(self.hasher.hash_one(socket.sock), |other| *other == key) {
+            found.remove();
+        }
+    }
+
+    /// Forgets a socket.
+    pub fn remove(&mut self, key: SocketKey) {
+        self.unmap(key);
+        self.slots.remove(key);
+    }
+}

@@ -1,0 +1,153 @@
+//! What a flow says of its own counters.
+
+use super::*;
+use crate::event::Unreadable;
+
+#[test]
+fn a_loss_marks_the_flows_that_were_open() {
+    let mut story = Story::new();
+    story.conversation(CURL, 0xa, tuple(40000, 80));
+    story.wait(6);
+    assert!(!story.only().inexact.samples_lost);
+    story.conversation(CURL, 0xb, tuple(40001, 80));
+    story.say(0, EventKind::Lost { count: 7 });
+    story.wait(6);
+    assert!(story.only().inexact.samples_lost);
+    story.conversation(CURL, 0xc, tuple(40002, 80));
+    story.wait(6);
+    assert!(!story.only().inexact.samples_lost);
+    assert_eq!(story.state.stats().samples_lost, 7);
+}
+
+#[test]
+fn what_finds_no_room_is_counted() {
+    let mut story = Story::with(Config { max_sockets: 1, max_flows: 1, ..Config::default() });
+    story.say(CURL, EventKind::SocketCreated { sock: 0xa });
+    story.udp(Way::Out, 0xa, tuple(40000, 1), 60);
+    story.udp(Way::Out, 0xa, tuple(40000, 2), 60);
+    assert_eq!((story.only().reason, story.state.stats().flows_evicted), (Reason::Evicted, 1));
+    story.say(SHELL, EventKind::SocketCreated { sock: 0xb });
+    story.udp(Way::Out, 0xb, tuple(40001, 1), 60);
+    let stats = story.state.stats();
+    assert!(stats.sockets_refused > 0);
+    assert_eq!((stats.sockets_live, stats.packets_without_flow), (1, 1));
+}
+
+/// A packet of TCP whose socket had counted so many segments by then.
+fn counted(way: Way, tuple: Tuple, bytes: u32, headers: u16, (flags, received, sent): (u8, u32, u32)) -> EventKind {
+    let segments = (way == Way::Out).then_some(Segments { received, sent });
+    let (size, sock) = (Size::Packet { bytes, headers }, if way == Way::Out { 0xa } else { 0 });
+    EventKind::Packet(Packet { way, transport: Transport::Tcp, sock, tuple, size, tcp_flags: flags, segments })
+}
+
+#[test]
+fn merged_segments_are_exact_unless_their_headers_differ() {
+    for (headers, inexact) in [(52, false), (64, true)] {
+        let mut story = Story::new();
+        story.say(CURL, EventKind::SocketCreated { sock: 0xa });
+        let tuple = tuple(40000, 80);
+        story.say(CURL, counted(Way::Out, tuple, 60, 60, (SYN, 0, 1)));
+        // Its header is another's, but it was alone.
+        story.say(CURL, counted(Way::In, tuple, 60, 60, (SYN | ACK, 0, 0)));
+        story.state_is(0xa, tuple, TcpState::Established);
+        story.say(CURL, counted(Way::Out, tuple, 52, 52, (ACK, 1, 2)));
+        // Four segments, in two packets.
+        story.say(CURL, counted(Way::In, tuple, 52 + 3000, 52, (ACK, 0, 0)));
+        story.say(CURL, counted(Way::In, tuple, u32::from(headers), headers, (ACK, 0, 0)));
+        story.say(CURL, counted(Way::Out, tuple, 52, 52, (ACK, 5, 3)));
+        story.wait(31);
+        let flow = story.only();
+        assert_eq!(flow.received.packets, 5);
+        assert_eq!(flow.inexact, Inexact { merged_segments: inexact, ..Inexact::default() });
+    }
+}
+
+#[test]
+fn a_syn_that_comes_twice_is_counted_twice_beside_merged_segments() {
+    let mut story = Story::new();
+    let tuple = tuple(80, 40000);
+    for _ in 0..2 {
+        story.say(0, counted(Way::In, tuple, 60, 60, (SYN, 0, 0)));
+    }
+    story.state_is(0xa, tuple, TcpState::Established);
+    story.say(0, counted(Way::In, tuple, 52, 52, (ACK, 0, 0)));
+    story.say(0, counted(Way::In, tuple, 52 + 2000, 52, (ACK, 0, 0)));
+    // The new socket has counted a SYN, the ACK, and two segments of data.
+    story.say(0, counted(Way::Out, tuple, 52, 52, (ACK, 4, 1)));
+    story.wait(31);
+    let flow = story.only();
+    assert_eq!(flow.received, counters(5, 60 + 60 + 52 + 52 + 52 + 2000));
+    assert_eq!(flow.inexact, Inexact::default());
+}
+
+#[test]
+fn datagrams_larger_than_a_frame_may_have_been_several() {
+    for (bytes, large_datagrams) in [(1500, false), (1501, true)] {
+        let mut story = Story::new();
+        story.say(CURL, EventKind::SocketCreated { sock: 0xa });
+        story.udp(Way::Out, 0xa, tuple(40000, 53), bytes);
+        story.wait(31);
+        assert_eq!(story.only().inexact, Inexact { large_datagrams, ..Inexact::default() });
+    }
+}
+
+/// A packet of which only this could be read.
+fn unreadable(transport: Transport, sock: u64, ports: Option<(u16, u16)>) -> EventKind {
+    EventKind::Unreadable(Unreadable { net: NET, transport, sock, ports })
+}
+
+#[test]
+fn a_packet_that_cannot_be_read_marks_its_flow_and_no_other() {
+    let mut story = Story::new();
+    story.conversation(CURL, 0xa, tuple(40000, 80));
+    story.conversation(CURL, 0xb, tuple(40001, 80));
+    story.say(0, unreadable(Transport::Tcp, 0, Some((40001, 80))));
+    story.wait(6);
+    for flow in &story.out {
+        assert_eq!(flow.inexact.headers_unread, flow.local.port == 40001, "{flow:#?}");
+        assert_eq!(flow.inexact.reasons().count(), usize::from(flow.inexact.headers_unread));
+    }
+    assert_eq!(story.out.len(), 2);
+}
+
+#[test]
+fn a_datagram_after_one_that_could_not_be_read_is_not_the_first() {
+    let mut story = Story::new();
+    story.say(CURL, EventKind::SocketCreated { sock: 0xa });
+    story.say(0, unreadable(Transport::Udp, 0xa, None));
+    story.udp(Way::In, 0xa, tuple(40000, 53), 100);
+    story.wait(31);
+    let flow = story.only();
+    assert_eq!((flow.direction, flow.complete, flow.inexact.headers_unread), (Direction::Unknown, false, true));
+}
+
+#[test]
+fn a_connection_of_which_nothing_could_be_read_is_a_flow_all_the_same() {
+    let mut story = Story::new();
+    let tuple = tuple(40000, 80);
+    story.say(CURL, EventKind::SocketCreated { sock: 0xa });
+    story.say(CURL, EventKind::ConnectBegins { sock: 0xa, remote: tuple.remote });
+    story.say(0, unreadable(Transport::Tcp, 0xa, Some((40000, 80))));
+    story.state_is(0xa, tuple, TcpState::Established);
+    story.say(CURL, EventKind::SocketReleased { sock: 0xa });
+    story.wait(6);
+    let flow = story.only();
+    assert_eq!((owner(&flow).0, flow.direction, flow.outcome), (CURL, Direction::Egress, Outcome::Success));
+    assert!(!flow.complete && flow.inexact.headers_unread);
+}
+
+#[test]
+fn a_socket_has_no_part_in_what_its_address_was_before() {
+    let mut story = Story::new();
+    story.say(CURL, EventKind::SocketCreated { sock: 0xa });
+    story.udp(Way::Out, 0xa, tuple(40000, 53), 100);
+    story.say(0, unreadable(Transport::Udp, 0xa, None));
+    story.say(0, EventKind::SocketFreed { sock: 0xa });
+    story.wait(6);
+    assert!(story.only().inexact.headers_unread);
+    story.say(CURL, EventKind::SocketCreated { sock: 0xa });
+    story.udp(Way::Out, 0xa, tuple(40001, 53), 100);
+    story.wait(31);
+    let flow = story.only();
+    assert_eq!((flow.complete, flow.inexact), (true, Inexact::default()));
+}

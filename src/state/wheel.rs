@@ -1,0 +1,134 @@
+//! Timers: which things may be due by now, at a cost that does not depend on how many there are.
+
+use crate::event::KernelTime;
+
+/// How precise timers are: a tenth of a second.
+const TICK: KernelTime = 100_000_000;
+/// How many ticks ahead a timer can be set. What lies further ahead comes up early and is set again.
+const SLOTS: usize = 1024;
+
+/// A moment, rounded up to the wheel's precision. A timer that was set again is recognised by it as stale.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Tick(u32);
+
+/// A timing wheel of keys.
+///
+/// It does not know which of its keys still matter: whoever takes a key out looks, and sets it again when it is not
+/// due yet. So activity costs nothing here; a key is touched once per timeout.
+#[derive(Debug)]
+pub struct Wheel<K> {
+    slots: Vec<Vec<K>>,
+    /// All ticks before this one are empty; in ticks since the clock began.
+    next: u64,
+    len: usize,
+}
+
+impl<K> Wheel<K> {
+    /// An empty wheel.
+    pub fn new() -> Self {
+        Self { slots: (0..SLOTS).map(|_| Vec::new()).collect(), next: 0, len: 0 }
+    }
+
+    /// Sets a timer. Returns when it comes up: at `deadline` rounded up, earlier when that is too far ahead, and
+    /// never in a moment that has already been emptied.
+    pub fn set(&mut self, deadline: KernelTime, key: K) -> Tick {
+        let wanted = deadline.div_ceil(TICK);
+        if self.len == 0 && self.next + (SLOTS as u64) <= wanted {
+            // Nothing to step over: after a long silence (or at the very start) do not walk empty slots.
+            self.next = wanted - (SLOTS as u64) + 1;
+        }
+        let tick = wanted.clamp(self.next, self.next + (SLOTS as u64) - 1);
+        self.slots[slot(tick)].push(key);
+        self.len += 1;
+        Tick::of(tick)
+    }
+
+    /// Takes one key out whose time has come by `now`, with that time.
+    pub fn pop(&mut self, now: KernelTime) -> Option<(Tick, K)> {
+        let last = now / TICK;
+        while self.len > 0 && self.next <= last {
+            if let Some(key) = self.slots[slot(self.next)].pop() {
+                self.len -= 1;
+                return Some((Tick::of(self.next), key));
+            }
+            self.next += 1;
+        }
+        None
+    }
+
+    /// Takes out the key that would come up next, however far ahead. Time does not move by it.
+    pub fn pop_earliest(&mut self) -> Option<(Tick, K)> {
+        let ahead = (self.next..).take(if self.len > 0 { SLOTS } else { 0 });
+        let tick = ahead.into_iter().find(|tick| !self.slots[slot(*tick)].is_empty())?;
+        let key = self.slots[slot(tick)].pop()?;
+        self.len -= 1;
+        Some((Tick::of(tick), key))
+    }
+}
+
+impl Tick {
+    /// The lower half tells timers apart for 13 years.
+    fn of(tick: u64) -> Self {
+        Self(tick as u32)
+    }
+}
+
+fn slot(tick: u64) -> usize {
+    // SLOTS is far below u32::MAX, so the remainder fits any usize.
+    (tick % SLOTS as u64) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn due(wheel: &mut Wheel<u32>, now: KernelTime) -> Vec<u32> {
+        let mut all: Vec<_> = std::iter::from_fn(|| wheel.pop(now)).map(|(_, key)| key).collect();
+        all.sort_unstable();
+        all
+    }
+
+    #[test]
+    fn comes_up_at_its_deadline_and_not_before() {
+        let mut wheel = Wheel::new();
+        wheel.set(1_000_000_000, 1);
+        wheel.set(3_000_000_001, 3);
+        assert!(due(&mut wheel, 999_999_999).is_empty());
+        assert_eq!(due(&mut wheel, 1_000_000_000), [1]);
+        assert!(due(&mut wheel, 3_000_000_001).is_empty(), "rounded up, never early");
+        assert_eq!(due(&mut wheel, 3_100_000_000), [3]);
+        assert!(due(&mut wheel, u64::MAX).is_empty());
+    }
+
+    #[test]
+    fn a_deadline_in_the_past_comes_up_at_once() {
+        let mut wheel = Wheel::new();
+        wheel.set(50_000_000_000, 1);
+        assert_eq!(due(&mut wheel, 60_000_000_000), [1]);
+        wheel.set(10, 2);
+        assert_eq!(due(&mut wheel, 60_000_000_000), [2]);
+    }
+
+    #[test]
+    fn what_is_too_far_ahead_comes_up_early_rather_than_never() {
+        let mut wheel = Wheel::new();
+        wheel.set(0, 0);
+        let hour = 3_600_000_000_000;
+        let early = wheel.set(hour, 1);
+        assert!(early < Tick::of(hour / TICK));
+        assert_eq!(due(&mut wheel, 0), [0]);
+        assert_eq!(due(&mut wheel, hour / 2), [1]);
+    }
+
+    #[test]
+    fn the_earliest_goes_first_when_room_is_needed() {
+        let mut wheel = Wheel::new();
+        wheel.set(9_000_000_000, 9);
+        wheel.set(4_000_000_000, 4);
+        assert_eq!(wheel.pop_earliest().map(|(_, key)| key), Some(4));
+        wheel.set(1_000_000_000, 1);
+        assert_eq!(due(&mut wheel, 1_000_000_000), [1], "what is due sooner still comes up in time");
+        assert_eq!(wheel.pop_earliest().map(|(_, key)| key), Some(9));
+        assert_eq!(wheel.pop_earliest().map(|(_, key)| key), None);
+    }
+}

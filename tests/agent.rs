@@ -1,0 +1,232 @@
+//! `socktrail agent`, fed with a recording: outputs, signals, the service manager.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use support::{Agent, RECORDING, eventually, json_lines, text};
+
+/// What `socktrail replay` makes of the recording, without what differs by the run.
+fn replayed() -> Vec<Value> {
+    let output = Command::new(env!("CARGO_BIN_EXE_socktrail")).args(["replay", "--format", "ecs", RECORDING]).output();
+    json_lines(text(&output.expect("the binary was built").stdout)).into_iter().map(without_run).collect()
+}
+
+/// The agent is another run, and knows no names of the recorded host's users.
+fn without_run(mut document: Value) -> Value {
+    document["agent"]["ephemeral_id"].take();
+    document["flow"]["id"].take();
+    for set in ["user", "group", "related"] {
+        document[set].take();
+    }
+    document
+}
+
+#[test]
+fn every_output_gets_every_document() {
+    let agent = Agent::configured(&format!("output.stdout.enabled: true\noutput.file.path: {FOLDER}/flows.json\n"));
+    let ended = agent.start(&["--replay", RECORDING]).finish();
+    assert!(ended.status.success(), "{}", ended.stderr);
+    assert!(ended.stderr.contains("socktrail: ready"), "{}", ended.stderr);
+    let expected = replayed();
+    assert!(expected.len() > 8);
+    let written: Vec<_> = json_lines(&ended.stdout).into_iter().map(without_run).collect();
+    assert_eq!(written, expected);
+    assert_eq!(ended.stdout, fs::read_to_string(ended.folder().join("flows.json")).expect("the file"));
+}
+
+/// Stands for the folder of the test in configurations.
+const FOLDER: &str = "{folder}";
+
+#[test]
+fn flows_of_different_runs_and_passes_have_different_names() {
+    let agent =
+        Agent::configured("output.stdout.enabled: true\nagent.name: number seven\ndocument.direction: inbound\n");
+    let (one, other) = (
+        agent.start(&["--replay", RECORDING, "--replay-times", "3"]).finish(),
+        agent.start(&["--replay", RECORDING]).finish(),
+    );
+    let mut seen = BTreeMap::new();
+    for document in json_lines(&one.stdout).into_iter().chain(json_lines(&other.stdout)) {
+        *seen.entry(document["flow"]["id"].to_string()).or_insert(0) += 1;
+        assert_eq!(document["agent"]["name"], "number seven");
+        let direction = document["network"]["direction"].as_str().expect("a direction");
+        assert!(["inbound", "outbound", "unknown"].contains(&direction), "{direction}");
+    }
+    assert_eq!(seen.len(), 4 * replayed().len());
+    assert!(seen.values().all(|&times| times == 1));
+}
+
+#[test]
+fn a_signal_to_end_writes_what_was_taken_and_ends_in_time() {
+    let agent = Agent::configured(&format!("output.file.path: {FOLDER}/flows.json\nagent.shutdown_timeout: 5s\n"));
+    let running = agent.start(&["--stats", "--replay", RECORDING, "--replay-times", "1000000", "--replay-rate", "500"]);
+    eventually("documents are written", || running.lines("flows.json") > 100);
+    let ended = running.end(Signal::SIGTERM);
+    assert!(ended.status.success() && ended.took < Duration::from_secs(5), "{:?} {}", ended.took, ended.stderr);
+    let stats = ended.stats();
+    let file = &stats["outputs"][0];
+    assert_eq!(file["offered"], file["written"], "{stats}");
+    let content = fs::read_to_string(ended.folder().join("flows.json")).expect("the file");
+    assert_eq!(file["written"], content.lines().count());
+    assert!(content.ends_with("}\n"));
+}
+
+#[test]
+fn a_changed_configuration_is_taken_over_without_a_gap_and_a_wrong_one_is_not() {
+    let agent = Agent::configured(&format!("output.file.path: {FOLDER}/a.json\n"));
+    let running = agent.start(&["--replay", RECORDING, "--replay-times", "1000000", "--replay-rate", "500"]);
+    eventually("documents are in the first file", || running.lines("a.json") > 20);
+
+    running.reconfigure("output.file.path: [1]\n");
+    running.signal(Signal::SIGHUP);
+    running.wait_for_log("the configuration stays as it was");
+    let before = running.lines("a.json");
+    eventually("more documents are in the first file", || running.lines("a.json") > before);
+
+    running.reconfigure(&format!("output.file.path: {FOLDER}/b.json\nsocket.max_flows: 7\n"));
+    running.signal(Signal::SIGHUP);
+    running.wait_for_log("socket.max_flows: is changed, which takes effect at the next start");
+    eventually("documents are in the second file", || running.lines("b.json") > 20);
+
+    running.reconfigure("output.file.path: /no/such/folder/c.json\n");
+    running.signal(Signal::SIGHUP);
+    running.wait_for_log("create the folder that it lies in");
+    let before = running.lines("b.json");
+    eventually("it went back to the second file", || running.lines("b.json") > before);
+
+    let ended = running.end(Signal::SIGTERM);
+    assert!(ended.status.success(), "{}", ended.stderr);
+    let read = |name: &str| json_lines(&fs::read_to_string(ended.folder().join(name)).expect("a file"));
+    let numbers = |documents: Vec<Value>| -> Vec<String> {
+        documents.iter().map(|document| document["flow"]["id"].to_string()).collect()
+    };
+    let both = [numbers(read("a.json")), numbers(read("b.json"))].concat();
+    // Played again and again, the flows follow each other like the first time, with higher numbers.
+    let number = |id: &String| id.rsplit('-').next().and_then(|text| text.trim_matches('"').parse::<u64>().ok());
+    let mut found: Vec<_> = both.iter().map(|id| number(id).expect("a number")).collect();
+    assert_eq!(found.len(), both.len());
+    found.sort_unstable();
+    let all = found.windows(2).all(|pair| pair[0] < pair[1]);
+    assert!(all, "a document was written twice");
+    let passes = found.len() / replayed().len();
+    let whole = found.iter().filter(|&&number| number <= (passes * replayed().len()) as u64).count();
+    assert!(whole >= passes.saturating_sub(1) * replayed().len(), "{whole} of {passes} passes");
+}
+
+#[test]
+fn the_service_manager_is_told() {
+    let agent = Agent::configured(&format!("output.file.path: {FOLDER}/a.json\n"));
+    let socket = agent.folder().join("notify");
+    let manager = UnixDatagram::bind(&socket).expect("a socket");
+    manager.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout");
+    let environment = [("NOTIFY_SOCKET", socket.to_str().expect("UTF-8")), ("WATCHDOG_USEC", "400000")];
+    let running =
+        agent.start_with(&["--replay", RECORDING, "--replay-times", "1000000", "--replay-rate", "100"], &environment);
+    let heard = |wanted: &str| {
+        let mut buffer = [0; 4096];
+        loop {
+            let length = manager.recv(&mut buffer).unwrap_or_else(|error| panic!("waiting for {wanted}: {error}"));
+            let said = text(&buffer[..length]);
+            if said.lines().any(|line| line.starts_with(wanted)) {
+                return said.to_owned();
+            }
+        }
+    };
+    heard("READY=1");
+    assert!(heard("STATUS=").contains("0 samples or flows lost; file: "));
+    heard("WATCHDOG=1");
+    heard("WATCHDOG=1");
+    running.signal(Signal::SIGHUP);
+    assert!(heard("RELOADING=1").contains("MONOTONIC_USEC="));
+    heard("READY=1");
+    running.signal(Signal::SIGTERM);
+    heard("STOPPING=1");
+    assert!(running.finish().status.success());
+}
+
+#[test]
+fn numbers_are_told_on_demand() {
+    let agent = Agent::configured(&format!("output.file.path: {FOLDER}/a.json\nagent.nice: 5\n"));
+    let running = agent.start(&["--replay", RECORDING, "--replay-times", "1000000", "--replay-rate", "100"]);
+    eventually("something is written", || running.lines("a.json") > 0);
+    running.signal(Signal::SIGUSR1);
+    running.wait_for_log("socktrail: stats ");
+    let stat = fs::read_to_string(format!("/proc/{}/stat", running.pid())).expect("it runs");
+    let nice = stat.rsplit(") ").next().and_then(|rest| rest.split(' ').nth(16)).expect("proc(5): field 19");
+    assert_eq!(nice, "5");
+    running.end(Signal::SIGINT);
+}
+
+#[test]
+fn what_cannot_be_done_is_told_and_nothing_is_started() {
+    for (configuration, status, expected) in [
+        ("", 1, "no output is on: set "),
+        ("output.file.path: /no/such/flows.json\n", 1, "create the folder that it lies in"),
+        ("output.file.path: /tmp\n", 1, "output.file: opening /tmp: Is a directory"),
+        ("output.fil.path: /x\n", 2, "output.fil.path: is not known"),
+    ] {
+        let ended = Agent::configured(configuration).start(&["--replay", RECORDING]).finish();
+        assert_eq!(ended.status.code(), Some(status), "{configuration}: {}", ended.stderr);
+        assert!(ended.stderr.contains(expected), "{configuration}: {}", ended.stderr);
+        assert!(ended.stdout.is_empty());
+    }
+    let agent = Agent::configured("output.stdout.enabled: true\n");
+    let damaged = agent.folder().join("damaged.strec");
+    let mut bytes = fs::read(Path::new(RECORDING)).expect("the recording");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&damaged, bytes).expect("a writable folder");
+    let ended = agent.start(&["--replay", damaged.to_str().expect("UTF-8")]).finish();
+    assert_eq!(ended.status.code(), Some(1));
+    assert!(ended.stderr.contains("the recording is damaged at byte"), "{}", ended.stderr);
+}
+
+/// The numbers that are served, by name and labels.
+fn scraped(mut stream: impl Read + Write, request: &str) -> (String, BTreeMap<String, f64>) {
+    stream.write_all(request.as_bytes()).expect("it listens");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("UTF-8");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
+    let samples = body.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.rsplit_once(' '));
+    let numbers = samples.map(|(name, value)| (name.to_owned(), value.parse().unwrap_or(f64::NAN)));
+    (head.lines().next().unwrap_or_default().to_owned(), numbers.collect())
+}
+
+#[test]
+fn numbers_are_served_to_this_host() {
+    const GET: &str = "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let port = TcpListener::bind(("127.0.0.1", 0)).and_then(|it| it.local_addr()).expect("a free port").port();
+    let endless = ["--replay", RECORDING, "--replay-times", "1000000", "--replay-rate", "200"];
+    let tcp = format!("output.file.path: {FOLDER}/a.json\nmetrics.listen: 127.0.0.1:{port}\n");
+    let unix = format!("output.file.path: {FOLDER}/a.json\nmetrics.listen: unix:{FOLDER}/metrics\n");
+    for configuration in [tcp, unix] {
+        let running = Agent::configured(&configuration).start(&endless);
+        running.wait_for_log("socktrail: ready");
+        let socket = running.folder().join("metrics");
+        let listens = || UnixStream::connect(&socket).is_ok() || TcpStream::connect(("127.0.0.1", port)).is_ok();
+        eventually("it listens", listens);
+        let ask = |request: &str| match UnixStream::connect(&socket) {
+            Ok(stream) => scraped(stream, request),
+            Err(_) => scraped(TcpStream::connect(("127.0.0.1", port)).expect("it listens"), request),
+        };
+        let written = "socktrail_output_written_total{output=\"file\"}";
+        eventually("some are written", || ask(GET).1.get(written).is_some_and(|&number| number > 50.0));
+        let (status, numbers) = ask(GET);
+        assert_eq!(status, "HTTP/1.1 200 OK");
+        assert!(numbers[written] <= running.lines("a.json") as f64, "no more than is in the file");
+        assert!(numbers["process_resident_memory_bytes"] > 1e6 && numbers["process_open_fds"] > 3.0);
+        assert_eq!(numbers["socktrail_output_dropped_total{output=\"file\"}"], 0.0);
+        assert_eq!(ask("GET /etc/passwd HTTP/1.1\r\n\r\n").0, "HTTP/1.1 404 Not Found");
+        running.end(Signal::SIGTERM);
+    }
+}

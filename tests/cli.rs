@@ -1,0 +1,157 @@
+//! The command as a user meets it: exit statuses, stdout, stderr. True on machines with kprobes and without.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+fn socktrail(arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_socktrail"));
+    command.env_remove("RUST_LOG").args(arguments).output().expect("the binary was built")
+}
+
+fn status(output: &Output) -> i32 {
+    output.status.code().expect("no signal ended it")
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).expect("UTF-8")
+}
+
+/// Whether this kernel has kprobe events; `None` where it is too old to say so to everyone.
+fn has_kprobes() -> Option<bool> {
+    let sources = Path::new("/sys/bus/event_source/devices");
+    match (sources.join("kprobe").exists(), sources.join("uprobe").exists()) {
+        (true, _) => Some(true),
+        (false, true) => Some(false),
+        (false, false) => None,
+    }
+}
+
+#[test]
+fn flows_end_with_an_explanation_where_there_are_none() {
+    let output = socktrail(&["flows", "--duration", "100ms"]);
+    let said = text(&output.stderr);
+    assert_eq!(text(&output.stdout).lines().filter(|line| !line.starts_with('{')).count(), 0, "only documents");
+    match (has_kprobes(), nix::unistd::geteuid().is_root()) {
+        (Some(false), _) => {
+            assert_eq!(status(&output), 3, "{said}");
+            assert!(said.contains("this kernel has no kprobes"), "{said}");
+            assert!(said.contains("CONFIG_KPROBE_EVENTS"), "{said}");
+            assert!(said.contains("what to do: "), "{said}");
+            assert!(output.stdout.is_empty());
+        }
+        (Some(true), false) => assert!([0, 4].contains(&status(&output)), "{said}"),
+        _ if status(&output) == 0 => assert!(said.contains("socktrail: ready"), "{said}"),
+        _ => {
+            assert!((3..=7).contains(&status(&output)), "{said}");
+            assert!(said.contains("socktrail: error: "), "{said}");
+        }
+    }
+    assert!(!said.contains("panicked"), "{said}");
+}
+
+#[test]
+fn a_path_that_is_no_tracefs_is_named() {
+    for path in ["/proc", "/no/such/place"] {
+        let output = socktrail(&["flows", "--tracefs-path", path]);
+        assert_eq!(status(&output), 5);
+        assert!(text(&output.stderr).contains(path));
+    }
+}
+
+#[test]
+fn help_documents_the_exit_statuses() {
+    let output = socktrail(&["--help"]);
+    assert_eq!(status(&output), 0);
+    let help = text(&output.stdout);
+    let (_, statuses) = help.split_once("Exit status:").expect("a section of its own");
+    for (number, word) in
+        [(0, "success"), (2, "usage"), (3, "kprobes"), (4, "privileges"), (5, "tracefs"), (6, "limit"), (7, "layout")]
+    {
+        let line = statuses.lines().find(|line| line.trim_start().starts_with(&number.to_string()));
+        assert!(line.is_some_and(|line| line.contains(word)), "{number} {word}: {statuses}");
+    }
+}
+
+#[test]
+fn bad_usage_is_2_and_says_what_would_be_right() {
+    for (arguments, expected) in [
+        (&["flows", "--duration", "30"][..], "30s"),
+        (&["flows", "--duration", "soon"], "soon"),
+        (&["flows", "--count", "0"], "0"),
+        (&["flows", "--format", "xml"], "ecs"),
+        (&["flows", "--source", "gues"], "file:PATH"),
+        (&["flows", "--flow-inactive-timeout", "0s"], "more than nothing"),
+        (&["flows", "--ring-size-exponent", "99"], "99"),
+        (&["flows", "--enable-ipv6", "maybe"], "false"),
+        (&["layout", "--diff", "one"], "2"),
+        (&["flowz"], "flows"),
+        (&["-q", "-v", "doctor"], "cannot be used with"),
+        (&[], "Usage"),
+    ] {
+        let output = socktrail(arguments);
+        assert_eq!(status(&output), 2, "{arguments:?}");
+        assert!(text(&output.stderr).contains(expected), "{arguments:?}: {}", text(&output.stderr));
+        assert!(output.stdout.is_empty(), "{arguments:?}");
+    }
+}
+
+#[test]
+fn doctor_says_the_same_in_both_forms() {
+    let (table, json) = (socktrail(&["doctor"]), socktrail(&["doctor", "--json"]));
+    assert_eq!(status(&table), status(&json));
+    let report: Value = serde_json::from_slice(&json.stdout).expect("JSON");
+    let state = report["state"].as_str().expect("a state");
+    let expected = match state {
+        "ok" => 0,
+        "degraded" => 1,
+        _ => 3,
+    };
+    assert_eq!(status(&json), expected, "{state}");
+    for finding in report["findings"].as_array().expect("findings") {
+        let subject = finding["subject"].as_str().expect("a subject");
+        assert!(text(&table.stdout).contains(subject), "{subject}");
+        assert_eq!(finding["state"] == "ok", finding.get("remedy").is_none(), "{finding}");
+    }
+    if has_kprobes() == Some(false) {
+        assert_eq!(state, "lost");
+    }
+}
+
+/// In a mount namespace of its own, where nobody else mounts anything meanwhile. Only root can make one, but then
+/// only root can mount.
+#[test]
+fn doctor_leaves_no_mount_behind() {
+    let script = "cp /proc/self/mounts \"$1/before\"; \"$0\" doctor >\"$1/said\"; cmp /proc/self/mounts \"$1/before\"";
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let program: &[&str] = if nix::unistd::geteuid().is_root() { &["unshare", "--mount"] } else { &["env"] };
+    let output = Command::new(program[0])
+        .args(&program[1..])
+        .args(["sh", "-c", script, env!("CARGO_BIN_EXE_socktrail")])
+        .arg(folder.path())
+        .output()
+        .expect("a shell");
+    assert_eq!(status(&output), 0, "{}{}", text(&output.stdout), text(&output.stderr));
+    assert!(std::fs::read_to_string(folder.path().join("said")).expect("a table").contains("tracefs"));
+}
+
+#[test]
+fn a_layout_file_that_is_missing_or_none_is_named() {
+    for arguments in
+        [["layout", "--diff", "/no/such", "/no/such"], ["layout", "--diff", "/proc/self/comm", "/proc/self/comm"]]
+    {
+        let output = socktrail(&arguments);
+        assert_eq!(status(&output), 7);
+        assert!(text(&output.stderr).contains(arguments[2]), "{}", text(&output.stderr));
+    }
+}
+
+#[test]
+fn a_closed_pipe_is_a_success() {
+    for arguments in ["--help", "doctor", "doctor --json"] {
+        let script = format!("(sleep 0.2; \"$0\" {arguments}; echo $? >&2) | true");
+        let output = Command::new("sh").args(["-c", &script, env!("CARGO_BIN_EXE_socktrail")]).output().expect("sh");
+        assert_eq!(text(&output.stderr), "0\n", "{arguments}");
+    }
+}

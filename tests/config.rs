@@ -1,0 +1,133 @@
+//! `socktrail config`: what is right is ok, what is wrong is told with its place.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+fn socktrail(arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_socktrail"));
+    command.env_clear().args(arguments).output().expect("the binary was built")
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).expect("UTF-8")
+}
+
+fn data(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/config").join(name)
+}
+
+fn check(file: &Path) -> Output {
+    socktrail(&["config", "check", file.to_str().expect("a path in UTF-8")])
+}
+
+#[test]
+fn the_options_of_auditbeat_are_ok_as_they_are() {
+    let file = data("auditbeat.yml");
+    let output = check(&file);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let said = text(&output.stdout);
+    assert_eq!(said.lines().last(), Some(&*format!("{}: ok", file.display())));
+    for key in ["socket.lost_queue_size", "socket.clock_sync_period"] {
+        assert!(said.contains(&format!("{key}: is accepted and has no effect")), "{said}");
+    }
+    assert_eq!(said.lines().count(), 3, "{said}");
+}
+
+/// Each file says in its first line at which line there is what error.
+#[test]
+fn each_broken_file_has_the_error_that_it_says() {
+    let mut files = 0;
+    for entry in fs::read_dir(data("broken")).expect("the folder is there") {
+        let file = entry.expect("the folder can be read").path();
+        let content = fs::read_to_string(&file).expect("a file");
+        let expected = content.lines().next().and_then(|line| line.strip_prefix("# ")).expect("what is expected");
+        let (line, problem) = expected.split_once(": ").expect("LINE: PROBLEM");
+        let output = check(&file);
+        let (said, begin) = (text(&output.stderr), format!("{}:{line}: {problem}", file.display()));
+        assert_eq!(output.status.code(), Some(2), "{}: {said}", file.display());
+        assert!(said.contains(begin.trim_end()), "{said:?} does not say {begin:?}");
+        assert!(output.stdout.is_empty());
+        // Values may be secrets: those of these files are `secret` and `12345`.
+        assert!(!said.contains(": secret") && !said.contains("secret@") && !said.contains("12345"), "{said}");
+        files += 1;
+    }
+    assert!(files > 15, "{files} broken files");
+}
+
+#[test]
+fn what_is_shown_can_be_read_again_and_is_the_same() {
+    let file = data("auditbeat.yml");
+    let show = |file: &Path| socktrail(&["config", "show", "--config", file.to_str().expect("UTF-8")]);
+    let shown = show(&file);
+    let line = text(&shown.stdout).lines().find(|line| line.starts_with("socket.enable_ipv6: true ")).expect("the key");
+    assert!(line.ends_with(&format!(" # {}:3", file.display())), "{line}");
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let again = folder.path().join("again.yml");
+    fs::write(&again, &shown.stdout).expect("a writable directory");
+    let values = |output: &Output| -> Vec<String> {
+        text(&output.stdout)
+            .lines()
+            .map(|line| line.split(" # ").next().unwrap_or_default().trim().to_owned())
+            .collect()
+    };
+    let shown_again = show(&again);
+    assert_eq!(values(&shown_again), values(&shown), "{}", text(&shown_again.stderr));
+}
+
+#[test]
+fn the_environment_lies_over_the_file_and_the_command_line_over_that() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_socktrail"));
+    let output = command
+        .env_clear()
+        .envs([("SOCKTRAIL_SOCKET_GUESS_TIMEOUT", "1s"), ("SOCKTRAIL_SOCKET_PERF_QUEUE_SIZE", "1")])
+        .args(["config", "show", "--set", "socket.perf_queue_size=2", "--config"])
+        .arg(data("auditbeat.yml"))
+        .output()
+        .expect("the binary was built");
+    let line = |key: &str| {
+        let line = text(&output.stdout).lines().find(|line| line.starts_with(key)).expect("the key is shown");
+        line.split_whitespace().skip(1).collect::<Vec<_>>().join(" ")
+    };
+    let expected = "\"1s\" # environment variable SOCKTRAIL_SOCKET_GUESS_TIMEOUT";
+    assert_eq!(line("socket.guess_timeout"), expected);
+    assert_eq!(line("socket.perf_queue_size"), "2 # command line");
+}
+
+/// Without its remarks, the example is the built-in configuration, every key of it.
+#[test]
+fn the_example_holds_every_key_with_its_default() {
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("socktrail.example.yml");
+    let output = check(&example);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+
+    let content = fs::read_to_string(&example).expect("the example");
+    let bare: String = content.lines().map(|line| line.strip_prefix('#').unwrap_or(line).to_owned() + "\n").collect();
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let file = folder.path().join("bare.yml");
+    fs::write(&file, bare).expect("a writable directory");
+    let (shown, built_in) =
+        (socktrail(&["config", "show", "--config", file.to_str().expect("UTF-8")]), socktrail(&["config", "show"]));
+    let parts =
+        |line: &'_ str| line.split_once(" # ").map(|(pair, origin)| (pair.trim().to_owned(), origin.to_owned()));
+    for (with, without) in text(&shown.stdout).lines().zip(text(&built_in.stdout).lines()) {
+        let ((pair, origin), (default, _)) = (parts(with).expect("an origin"), parts(without).expect("an origin"));
+        assert_eq!(pair, default);
+        let nothing = pair.ends_with(": null");
+        let (key, _) = pair.split_once(':').expect("a key");
+        assert!(nothing || origin.contains("bare.yml"), "{key} is not in the example");
+        assert!(content.contains(&format!("#{key}:")), "{key} is not in the example");
+    }
+    assert!(shown.status.success(), "{}", text(&shown.stderr));
+}
+
+/// The reference names every key.
+#[test]
+fn the_reference_names_every_key() {
+    let reference = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/configuration.md");
+    let reference = fs::read_to_string(reference).expect("the reference");
+    for line in text(&socktrail(&["config", "show"]).stdout).lines() {
+        let (key, _) = line.split_once(':').expect("a key");
+        assert!(reference.contains(&format!("`{key}`")), "{key} is not in docs/configuration.md");
+    }
+}

@@ -1,0 +1,421 @@
+//! Documents to a server that misbehaves in every way: none is lost, none is there twice.
+
+#[path = "support/fake.rs"]
+mod fake;
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::time::Duration;
+
+use fake::{CERTIFICATES, Fake, Fault};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use support::{Agent, Ended, RECORDING, eventually, json_lines};
+
+/// The flows of one pass through the recording: a line each of what it is known to be replayed to.
+const PASS: usize = lines(include_bytes!("data/recordings/6.1-x86_64.json"));
+
+const fn lines(text: &[u8]) -> usize {
+    let (mut count, mut at) = (0, 0);
+    while at < text.len() {
+        count += (text[at] == b'\n') as usize;
+        at += 1;
+    }
+    count
+}
+
+/// An agent that sends to these hosts and does not wait long after a failure.
+fn agent(hosts: &[String], more: &str) -> Agent {
+    Agent::configured(&format!(
+        "output.elasticsearch:
+  hosts: {hosts:?}
+  backoff: {{init: 20ms, max: 100ms}}
+  bulk_max_size: 25
+spool.path: {{folder}}/spool
+{more}"
+    ))
+}
+
+fn arguments(times: usize) -> Vec<String> {
+    ["--stats", "--replay", RECORDING, "--replay-times", &times.to_string()].map(str::to_owned).into()
+}
+
+/// Replays so many passes and waits for the end.
+fn replayed(agent: &Agent, times: usize) -> Ended {
+    replayed_with(agent, arguments(times))
+}
+
+/// The same with time enough at the end to send what has been waiting.
+fn replayed_at_leisure(agent: &Agent, times: usize) -> Ended {
+    replayed_with(agent, [arguments(times), ["--set", "agent.shutdown_timeout=50s"].map(str::to_owned).into()].concat())
+}
+
+fn replayed_with(agent: &Agent, arguments: Vec<String>) -> Ended {
+    let ended = agent.start(&arguments.iter().map(String::as_str).collect::<Vec<_>>()).finish();
+    assert!(ended.status.success(), "{}", ended.stderr);
+    ended
+}
+
+fn number(id: &str) -> u64 {
+    id.rsplit('-').next().and_then(|number| number.parse().ok()).expect("RUN-NUMBER")
+}
+
+/// Every document of so many passes is there once, and they came in order.
+fn assert_whole(server: &Fake, times: usize) {
+    let seen = server.seen();
+    assert_eq!(seen.violations, [] as [&str; 0]);
+    assert_eq!(seen.documents.len(), times * PASS);
+    let ids: BTreeSet<_> = seen.documents.values().map(|document| document["flow"]["id"].to_string()).collect();
+    assert_eq!(ids.len(), times * PASS, "a document is there twice under two names");
+}
+
+fn assert_in_order(server: &Fake) {
+    let seen = server.seen();
+    let passes: Vec<_> = seen.order.iter().map(|id| (number(id) - 1) / PASS as u64).collect();
+    assert!(passes.is_sorted(), "{passes:?}");
+}
+
+#[test]
+fn documents_arrive_as_they_are_and_only_once() {
+    let server = Fake::start();
+    let agent = agent(&[server.url()], "output.file.path: {folder}/flows.json\n");
+    let ended = replayed(&agent, 7);
+    assert_whole(&server, 7);
+    assert_in_order(&server);
+    let seen = server.seen();
+    assert_eq!(seen.packed, seen.requests, "requests are packed");
+    assert!(seen.documents.keys().all(|(index, _)| index == "logs-socktrail.flow-default"));
+    let by_id = |documents: Vec<Value>| {
+        let mut documents: Vec<_> = documents.into_iter().map(|document| document.to_string()).collect();
+        documents.sort();
+        documents
+    };
+    let file = json_lines(&fs::read_to_string(ended.folder().join("flows.json")).expect("the file"));
+    assert_eq!(by_id(seen.documents.values().cloned().collect()), by_id(file), "the same as in the file");
+    let stats = ended.stats();
+    let output = &stats["outputs"][1];
+    assert_eq!((&output["output"], &output["written"]), (&"elasticsearch".into(), &(7 * PASS).into()), "{stats}");
+    assert_eq!((&output["pending"], &output["dropped"]), (&Value::Null, &0.into()), "{stats}");
+}
+
+#[test]
+fn an_index_of_ones_own_and_plain_requests() {
+    let server = Fake::start();
+    let more = "output.elasticsearch.index: mine-{kind}\noutput.elasticsearch.compression_level: 0\n";
+    replayed(&agent(&[server.url()], more), 1);
+    assert_whole(&server, 1);
+    let seen = server.seen();
+    assert!(seen.documents.keys().all(|(index, _)| index == "mine-flow"));
+    assert_eq!(seen.packed, 0);
+}
+
+#[test]
+fn whatever_goes_wrong_once_nothing_is_lost_and_nothing_twice() {
+    for fault in [
+        Fault::Unheard,
+        Fault::Unanswered,
+        Fault::Truncated,
+        Fault::Slow(Duration::from_millis(300)),
+        Fault::Status(429),
+        Fault::Status(500),
+        Fault::Status(503),
+        Fault::Status(401),
+        Fault::Status(403),
+        Fault::Status(404),
+        Fault::Status(301),
+        Fault::Status(400),
+        Fault::EverySecond(429),
+        Fault::EverySecond(503),
+        Fault::EverySecond(403),
+        Fault::Lie("{\"items\":[]}"),
+        Fault::Lie("{\"errors\":false,\"items\":[{\"create\":{\"_id\":\"x\",\"status\":201}}]}"),
+        Fault::Lie("<html>Welcome to our hotel</html>"),
+    ] {
+        let server = Fake::start();
+        server.seen().faults = [fault.clone(), fault.clone()].into();
+        let ended = replayed(&agent(&[server.url()], ""), 6);
+        assert_whole(&server, 6);
+        let done_twice = matches!(fault, Fault::Unanswered | Fault::Truncated);
+        let stats = ended.stats();
+        let output = &stats["outputs"][0];
+        // Of the answers that came: those that did not may have been about duplicates too.
+        let duplicates = output["duplicates"].as_u64().unwrap_or(0);
+        assert_eq!(duplicates > 0, done_twice, "{fault:?}: {stats}");
+        assert!(duplicates <= server.seen().duplicates as u64, "{fault:?}: {stats}");
+        assert_eq!(output["written"], 6 * PASS, "{fault:?}: {stats}");
+        let slow = matches!(fault, Fault::Slow(_));
+        assert_eq!(output["failures"].as_u64(), Some(if slow { 0 } else { 2 }), "{fault:?}: {stats}");
+    }
+}
+
+#[test]
+fn a_server_that_is_too_slow_is_asked_again() {
+    let server = Fake::start();
+    server.seen().faults = [Fault::Slow(Duration::from_secs(3))].into();
+    let ended = replayed(&agent(&[server.url()], "output.elasticsearch.timeout: 300ms\n"), 2);
+    assert_whole(&server, 2);
+    assert!(ended.stderr.contains("timeout"), "{}", ended.stderr);
+}
+
+#[test]
+fn requests_that_are_too_large_are_cut_in_halves() {
+    let server = Fake::start();
+    server.seen().faults = [Fault::Status(413), Fault::Status(413), Fault::Status(413)].into();
+    replayed(&agent(&[server.url()], ""), 3);
+    assert_whole(&server, 3);
+    assert!(server.seen().requests > 4);
+}
+
+#[test]
+fn what_the_server_refuses_for_good_lies_in_the_dead_letter_file_with_the_reason() {
+    let server = Fake::start();
+    server.seen().unwanted = Some("curl".to_owned());
+    let ended = replayed(&agent(&[server.url()], ""), 3);
+    let file = fs::read_to_string(ended.folder().join("spool/elasticsearch/rejected.json")).expect("dead letters");
+    let dead = json_lines(&file);
+    assert_eq!(dead.len() + server.count(), 3 * PASS);
+    assert!(dead.len() > 3);
+    for letter in &dead {
+        assert_eq!(letter["document"]["process"]["name"], "curl");
+        assert_eq!((&letter["status"], &letter["index"]), (&400.into(), &"logs-socktrail.flow-default".into()));
+        assert!(letter["reason"].as_str().expect("text").starts_with("400: document_parsing_exception: about "));
+    }
+    assert_eq!(ended.stats()["outputs"][0]["rejected"], dead.len());
+}
+
+#[test]
+fn a_server_that_is_down_at_the_start_gets_everything_later() {
+    let port = Fake::free_port();
+    let agent = agent(&[format!("http://127.0.0.1:{port}")], "agent.shutdown_timeout: 30s\n");
+    let running = agent.start(&["--replay", RECORDING, "--replay-times", "1000000", "--replay-rate", "200"]);
+    running.wait_for_log(&format!("http://127.0.0.1:{port}"));
+    let server = Fake::start_at(port, None);
+    eventually("documents arrive", || server.count() > 100);
+    let ended = running.end(Signal::SIGTERM);
+    assert!(ended.status.success() && ended.stderr.contains("it works again"), "{}", ended.stderr);
+    let whole = server.count();
+    let highest = server.seen().order.iter().map(|id| number(id)).max();
+    assert_eq!(highest, Some(whole as u64), "no gap");
+    assert_in_order(&server);
+}
+
+#[test]
+fn what_is_not_sent_at_the_end_is_sent_after_the_next_start() {
+    let port = Fake::free_port();
+    let agent = agent(&[format!("http://127.0.0.1:{port}")], "agent.shutdown_timeout: 300ms\n");
+    let first = replayed(&agent, 5);
+    assert!(first.stderr.contains(&format!("{} documents wait in the spool", 5 * PASS)), "{}", first.stderr);
+    assert_eq!(first.stats()["outputs"][0]["pending"], 5 * PASS);
+    let server = Fake::start_at(port, None);
+    let second = replayed_at_leisure(&agent, 1);
+    assert_eq!(server.count(), 6 * PASS, "{}", second.stderr);
+    assert_eq!(server.seen().duplicates, 0);
+}
+
+#[test]
+fn when_a_server_dies_in_the_middle_another_takes_over() {
+    let (one, other) = (Fake::start(), Fake::start());
+    one.seen().faults = [Fault::Unanswered].into();
+    one.seen().always = Some(Fault::Unheard);
+    let agent = agent(&["http://127.0.0.1:1".to_owned(), one.url(), other.url()], "");
+    let ended = replayed(&agent, 8);
+    // Two servers of one cluster would share their documents; these do not, so what the first took is there twice.
+    assert_eq!(other.count(), 8 * PASS, "{}", ended.stderr);
+    assert_eq!(one.count(), 25);
+}
+
+#[test]
+fn a_full_spool_loses_its_oldest_documents_and_counts_them() {
+    let port = Fake::free_port();
+    let more = "spool.max_size: 256KiB\nspool.segment_size: 64KiB\nagent.shutdown_timeout: 300ms\n";
+    let agent = agent(&[format!("http://127.0.0.1:{port}")], more);
+    let first = replayed(&agent, 100);
+    let stats = first.stats();
+    let output = &stats["outputs"][0];
+    let (dropped, pending) =
+        (output["spool_dropped"].as_u64().expect("a number"), output["pending"].as_u64().expect("a number"));
+    assert!(dropped > 0 && dropped + pending == 100 * PASS as u64, "{stats}");
+    assert!(first.stderr.contains("make spool.max_size larger"), "{}", first.stderr);
+    let server = Fake::start_at(port, None);
+    let second = replayed_at_leisure(&agent, 1);
+    // What comes now may drive out more of what waits, even of what is on its way.
+    let more = second.stats()["outputs"][0]["spool_dropped"].as_u64().unwrap_or(0);
+    assert!(server.count() as u64 + more >= pending + PASS as u64, "{}", second.stderr);
+    let numbers: Vec<_> = server.seen().order.iter().map(|id| number(id)).collect();
+    let of_first = numbers.len() - PASS;
+    assert!(!numbers[..of_first].contains(&1), "the oldest went");
+    assert_eq!(numbers[of_first..], (1..=PASS as u64).collect::<Vec<_>>(), "what came last is there");
+}
+
+/// A limit on the size of files stands for a full disk: the spool cannot take more than a few documents.
+#[test]
+fn on_a_full_disk_documents_go_through_memory() {
+    let server = Fake::start();
+    server.seen().faults = vec![Fault::Status(503); 3].into();
+    let agent = agent(&[server.url()], "");
+    let ended = agent.start_under("trap '' XFSZ; ulimit -f 8; exec \"$@\"", &arguments(20));
+    assert!(ended.status.success(), "{}", ended.stderr);
+    assert!(ended.stderr.contains("writing to the spool"), "{}", ended.stderr);
+    assert_whole(&server, 20);
+    assert_in_order(&server);
+}
+
+#[test]
+fn a_damaged_spool_gives_what_can_be_saved_and_the_rest_is_set_aside() {
+    let port = Fake::free_port();
+    let agent = agent(&[format!("http://127.0.0.1:{port}")], "agent.shutdown_timeout: 300ms\n");
+    replayed(&agent, 5);
+    let spool = agent.folder().join("spool/elasticsearch");
+    let segment = fs::read_dir(&spool).expect("the spool").map(|entry| entry.expect("an entry").path());
+    let segment = segment.filter(|path| path.extension().is_some_and(|it| it == "spool")).min().expect("a segment");
+    let mut bytes = fs::read(&segment).expect("it can be read");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&segment, bytes).expect("it can be written");
+    let server = Fake::start_at(port, None);
+    let ended = replayed_at_leisure(&agent, 1);
+    assert_eq!(server.count(), 6 * PASS - 1);
+    assert_eq!(ended.stats()["outputs"][0]["spool_damaged"], 1);
+    let told = format!("{} is damaged at byte", segment.display());
+    assert!(ended.stderr.contains(&told), "{}", ended.stderr);
+    assert_eq!(fs::read_dir(spool.join("damaged")).expect("set aside").count(), 1);
+}
+
+#[test]
+fn tls_trusts_only_whom_it_was_told_to() {
+    let fingerprint = "output.elasticsearch.ssl.ca_trusted_fingerprint: ";
+    let of = |name: &str| {
+        use rustls::pki_types::pem::PemObject;
+        use sha2::{Digest, Sha256};
+        let file = format!("{CERTIFICATES}/{name}.pem");
+        let certificate = rustls::pki_types::CertificateDer::from_pem_file(file).expect("a certificate");
+        Sha256::digest(&certificate).iter().map(|byte| format!("{byte:02X}")).collect::<Vec<_>>().join(":")
+    };
+    let authority =
+        |name: &str| format!("output.elasticsearch.ssl.certificate_authorities: [{CERTIFICATES}/{name}.pem]\n");
+    let pinned = |name: &str| format!("{fingerprint}'{}'\n", of(name));
+    let client = format!(
+        "output.elasticsearch.ssl.certificate: {CERTIFICATES}/client.pem\noutput.elasticsearch.ssl.key: {CERTIFICATES}/client.key\n"
+    );
+    for (clients, more, refused) in [
+        (false, authority("authority"), None),
+        (false, pinned("authority"), None),
+        (false, pinned("server"), None),
+        (true, authority("authority") + &client, None),
+        (
+            false,
+            authority("stranger"),
+            Some("name the authority that has signed it in output.elasticsearch.ssl.certificate_authorities"),
+        ),
+        (false, pinned("stranger"), Some("check output.elasticsearch.ssl.ca_trusted_fingerprint")),
+        (true, authority("authority"), Some("ertificate")),
+    ] {
+        let server = Fake::with_tls(clients);
+        let url = format!("https://127.0.0.1:{}", server.port);
+        let ended = replayed(&agent(&[url], &format!("{more}agent.shutdown_timeout: 2s\n")), 2);
+        match refused {
+            None => assert_whole(&server, 2),
+            Some(told) => {
+                assert_eq!(server.count(), 0, "{more}");
+                assert!(ended.stderr.contains(told), "{more}: {}", ended.stderr);
+                assert_eq!(ended.stats()["outputs"][0]["pending"], 2 * PASS);
+            }
+        }
+    }
+}
+
+#[test]
+fn secrets_go_to_the_server_and_nowhere_else() {
+    for (more, header) in [
+        ("output.elasticsearch.api_key: 'name:s3cr3t'\n", "ApiKey bmFtZTpzM2NyM3Q="),
+        ("output.elasticsearch.api_key: s3cr3t==\n", "ApiKey s3cr3t=="),
+        ("output.elasticsearch.username: me\noutput.elasticsearch.password: s3cr3t\n", "Basic bWU6czNjcjN0"),
+    ] {
+        let server = Fake::start();
+        server.seen().faults = [Fault::Status(401)].into();
+        let agent = agent(&[server.url()], more);
+        let arguments = arguments(1);
+        let mut arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
+        arguments.insert(0, "-vv");
+        let ended = agent.start(&arguments).finish();
+        assert_eq!(server.seen().authorization.as_deref(), Some(header));
+        assert_whole(&server, 1);
+        assert!(ended.stderr.contains("check output.elasticsearch.api_key"), "{}", ended.stderr);
+        let encoded = header.split(' ').nth(1).expect("two words");
+        assert!(!ended.stderr.contains("s3cr3t") && !ended.stderr.contains(encoded), "{}", ended.stderr);
+        let shown = agent.command(&["config", "show", "--config"]);
+        let shown = String::from_utf8(shown.stdout).expect("UTF-8");
+        assert!(shown.contains("\"********\"") && !shown.contains("s3cr3t"), "{shown}");
+    }
+}
+
+#[test]
+fn setup_installs_templates_and_a_policy() {
+    let server = Fake::start();
+    let agent = agent(&[server.url()], "");
+    let output = agent.command(&["setup", "--config"]);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(said, "index templates socktrail-flow, socktrail-event, socktrail-sensor; lifecycle policy socktrail\n");
+    let seen = server.seen();
+    let puts: Vec<_> = seen.others.iter().filter(|(method, ..)| method == "PUT").map(|(_, path, _)| &**path).collect();
+    let templates = ["flow", "event", "sensor"].map(|kind| format!("/_index_template/socktrail-{kind}"));
+    assert_eq!(puts[0], "/_ilm/policy/socktrail");
+    assert_eq!(puts[1..], templates);
+}
+
+/// Killed at any moment, again and again. What a run has taken in arrives, from the first flow on without a gap.
+fn killed(times: usize) {
+    let server = Fake::start();
+    let agent = agent(&[server.url()], "agent.shutdown_timeout: 50s\n");
+    let mut taken = Vec::new();
+    for round in 0..times {
+        {
+            let mut seen = server.seen();
+            seen.faults.clear();
+            let faults = [Fault::Unanswered, Fault::EverySecond(429), Fault::Truncated, Fault::Status(503)];
+            seen.faults.extend(faults.into_iter().cycle().skip(round).take(3));
+        }
+        let rate = ["300", "1000", "3000", "20000"][round % 4];
+        let name = format!("agent.name=round {round}");
+        let endless = ["--replay", RECORDING, "--replay-times", "1000000", "--replay-rate", rate];
+        let running = agent.start(&[&["--set", &*name], &endless[..]].concat());
+        running.wait_for_log("socktrail: ready");
+        // A different moment in each round, without a clock in the test's outcome.
+        let moment = Duration::from_micros((round as u64 * 7919) % 250_000);
+        std::thread::sleep(moment);
+        running.signal(Signal::SIGUSR1);
+        eventually("it tells how much it has taken", || running.log().contains("stats ") || running.has_ended());
+        std::thread::sleep(moment / 7);
+        let ended = running.end(Signal::SIGKILL);
+        taken.push(ended.stats()["outputs"][0]["spooled"].as_u64().unwrap_or(0));
+    }
+    let last = replayed(&agent, 1);
+    assert_eq!(last.stats()["outputs"][0]["pending"], Value::Null, "{}", last.stderr);
+    let seen = server.seen();
+    assert_eq!(seen.violations, [] as [&str; 0]);
+    let mut rounds: BTreeMap<&str, BTreeSet<u64>> = BTreeMap::new();
+    for document in seen.documents.values() {
+        let (name, id) = (document["agent"]["name"].as_str(), document["flow"]["id"].as_str());
+        let numbers = rounds.entry(name.expect("a name")).or_default();
+        assert!(numbers.insert(number(id.expect("an id"))), "{id:?} is there twice");
+    }
+    for (round, taken) in taken.into_iter().enumerate() {
+        let numbers = rounds.remove(&*format!("round {round}")).unwrap_or_default();
+        assert!(numbers.len() as u64 >= taken, "round {round}: {} of at least {taken} documents", numbers.len());
+        let whole = numbers.len() - numbers.len() % PASS;
+        let expected: Vec<u64> = (1..=whole as u64).collect();
+        assert_eq!(numbers.into_iter().take(whole).collect::<Vec<_>>(), expected, "round {round} has a gap");
+    }
+}
+
+#[test]
+fn killed_at_any_moment_nothing_is_lost_and_nothing_twice() {
+    killed(4);
+}
+
+#[test]
+#[ignore = "takes a minute; scripts/test runs it"]
+fn killed_fifty_times_nothing_is_lost_and_nothing_twice() {
+    killed(50);
+}

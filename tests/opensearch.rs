@@ -1,0 +1,201 @@
+//! A real server: a node of OpenSearch, put together from its published parts by Maven, gets documents from the agent and
+//! is asked for them.
+//!
+//! Needs a JDK and Maven, which fetches the parts once, from wherever it is told to; they are kept in the cache.
+
+#[path = "support/mod.rs"]
+mod support;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+use support::{Agent, RECORDING, eventually, json_lines};
+use tempfile::TempDir;
+
+const PARTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/node");
+/// Of Maven's plugin for dependencies: the one that the parts were first fetched with.
+const COPY: &str = "org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy-dependencies";
+
+/// A node that runs; it is killed when it is dropped.
+struct Node {
+    process: Child,
+    port: u16,
+    _home: TempDir,
+}
+
+fn run(command: &mut Command) {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}: install a JDK and Maven"));
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stdout));
+}
+
+/// The folder with the node's parts and its launcher.
+fn parts() -> PathBuf {
+    let cache = std::env::var_os("SOCKTRAIL_VM_CACHE").map(PathBuf::from);
+    let home = || PathBuf::from(std::env::var_os("HOME").expect("HOME")).join(".cache/socktrail");
+    let folder = cache.unwrap_or_else(home).join("opensearch-2.17.0");
+    if !folder.join("complete").exists() {
+        let jars = format!("-DoutputDirectory={}", folder.join("lib").display());
+        run(Command::new("mvn").args(["-q", "-B", COPY, &jars, "-f"]).arg(Path::new(PARTS).join("pom.xml")));
+        fs::write(folder.join("complete"), "").expect("a writable cache");
+    }
+    let classes = folder.join("classes");
+    run(Command::new("javac")
+        .arg("-cp")
+        .arg(folder.join("lib/*"))
+        .arg("-d")
+        .arg(classes)
+        .arg(Path::new(PARTS).join("Node.java")));
+    folder
+}
+
+impl Node {
+    fn start() -> Self {
+        let parts = parts();
+        let home = tempfile::tempdir().expect("a temporary directory");
+        fs::create_dir(home.path().join("config")).expect("a writable folder");
+        let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
+        let port = listener.local_addr().expect("an address").port();
+        drop(listener);
+        let mut java = Command::new("java");
+        java.args(["-Xms256m", "-Xmx512m", "-cp"]);
+        java.arg(format!("{0}/classes:{0}/lib/*", parts.display())).arg("Node").arg(home.path()).arg(port.to_string());
+        let process = java.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("java");
+        let node = Self { process, port, _home: home };
+        let mut waited = 0;
+        eventually("the node answers", || {
+            waited += 1;
+            node.try_ask("GET", "_cluster/health?wait_for_status=yellow", None).is_some()
+        });
+        node
+    }
+
+    fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    fn try_ask(&self, method: &str, path: &str, body: Option<Value>) -> Option<Value> {
+        use ureq::http::Request;
+        let request = Request::builder().method(method).uri(format!("{}/{path}", self.url()));
+        let request = request.header("content-type", "application/json");
+        let body = body.map(|body| body.to_string()).unwrap_or_default();
+        let agent = ureq::Agent::new_with_config(
+            ureq::Agent::config_builder().timeout_global(Some(Duration::from_secs(60))).build(),
+        );
+        let mut answer = agent.run(request.body(body).expect("a request")).ok()?;
+        serde_json::from_reader(answer.body_mut().as_reader()).ok()
+    }
+
+    fn ask(&self, method: &str, path: &str, body: Option<Value>) -> Value {
+        self.try_ask(method, path, body).unwrap_or_else(|| panic!("{method} {path}"))
+    }
+
+    /// Documents of an index that match, by `_id`.
+    fn search(&self, index: &str, query: &Value) -> BTreeMap<String, Value> {
+        self.ask("POST", &format!("{index}/_refresh"), None);
+        let found = self.ask("POST", &format!("{index}/_search"), Some(json!({ "size": 10_000, "query": query })));
+        let hits = found["hits"]["hits"].as_array().unwrap_or_else(|| panic!("{found}"));
+        hits.iter().map(|hit| (hit["_id"].to_string(), hit["_source"].clone())).collect()
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn by_flow(documents: impl IntoIterator<Item = Value>) -> BTreeMap<String, Value> {
+    documents.into_iter().map(|document| (document["flow"]["id"].to_string(), document)).collect()
+}
+
+/// One node for all, for it takes long to start.
+#[test]
+#[ignore = "needs a JDK, Maven and a minute; scripts/test runs it"]
+fn a_real_server_has_each_document_once_as_it_was_sent() {
+    let node = Node::start();
+    let hosts = format!("output.elasticsearch.hosts: ['{}']\n", node.url());
+    let common = "output.file.path: {folder}/flows.json\nspool.path: {folder}/spool\nagent.shutdown_timeout: 60s\n";
+    let agent = Agent::configured(&(hosts.clone() + common));
+    let setup = agent.command(&["setup", "--config"]);
+    assert!(setup.status.success(), "{}", String::from_utf8_lossy(&setup.stderr));
+
+    let ended = agent.start(&["--stats", "--replay", RECORDING, "--replay-times", "100"]).finish();
+    let index = "logs-socktrail.flow-default";
+    let found = node.search(index, &json!({ "match_all": {} }));
+    let sent = by_flow(json_lines(&fs::read_to_string(ended.folder().join("flows.json")).expect("the file")));
+    assert!(sent.len() >= 1000, "{}", sent.len());
+    assert_eq!(ended.stats()["outputs"][1]["written"], sent.len(), "{}", ended.stderr);
+    assert_eq!(found.len(), sent.len());
+    assert_eq!(by_flow(found.into_values()), sent, "field by field");
+
+    // Types are those of ECS: networks, numbers and times can be asked for.
+    let count = |query: Value| node.search(index, &query).len();
+    let expected = |is: &dyn Fn(&Value) -> bool| sent.values().filter(|document| is(document)).count();
+    let loopback = expected(&|document| document["source"]["ip"].as_str().is_some_and(|ip| ip.starts_with("127.")));
+    assert!(loopback > 0 && loopback < sent.len());
+    assert_eq!(count(json!({ "term": { "source.ip": "127.0.0.0/8" } })), loopback);
+    let small = expected(&|document| document["network"]["bytes"].as_u64().is_some_and(|bytes| bytes < 500));
+    assert!(small > 0 && small < sent.len());
+    assert_eq!(count(json!({ "range": { "network.bytes": { "lt": 500 } } })), small);
+    let curl = expected(&|document| document["process"]["name"] == "curl");
+    assert_eq!(count(json!({ "term": { "process.name": "curl" } })), curl);
+    assert_eq!(
+        count(json!({ "term": { "flow.final": true } })),
+        expected(&|document| document["flow"]["final"] == true)
+    );
+    assert_eq!(count(json!({ "range": { "@timestamp": { "gte": "2100-01-01T00:00:00Z" } } })), 0);
+
+    killed(&node, &agent, sent.len());
+    refused(&node, &hosts);
+}
+
+/// Killed while it sends; the next start goes on.
+fn killed(node: &Node, agent: &Agent, before: usize) {
+    for _ in 0..5 {
+        let running = agent.start(&["--replay", RECORDING, "--replay-times", "100000", "--replay-rate", "3000"]);
+        let written = running.lines("flows.json");
+        eventually("it writes", || running.lines("flows.json") > written + 300);
+        running.end(Signal::SIGKILL);
+    }
+    let ended = agent.start(&["--stats", "--replay", RECORDING]).finish();
+    assert_eq!(ended.stats()["outputs"][1]["pending"], Value::Null, "{}", ended.stderr);
+    let index = "logs-socktrail.flow-default";
+    node.ask("POST", &format!("{index}/_refresh"), None);
+    let counts = node.ask(
+        "POST",
+        &format!("{index}/_search"),
+        Some(json!({ "size": 0, "track_total_hits": true, "aggs": {
+            "flows": { "terms": { "field": "flow.id", "size": 60_000, "min_doc_count": 2 } }
+        } })),
+    );
+    let total = counts["hits"]["total"]["value"].as_u64().expect("a number");
+    assert!(total > (before + 5 * 300) as u64, "{total}");
+    assert_eq!(counts["aggregations"]["flows"]["buckets"], json!([]), "a flow is there twice");
+}
+
+/// An index in which names are addresses refuses most documents, each by itself.
+fn refused(node: &Node, hosts: &str) {
+    let mappings =
+        json!({ "mappings": { "properties": { "process": { "properties": { "name": { "type": "ip" } } } } } });
+    node.ask("PUT", "narrow", Some(mappings));
+    let more = "output.elasticsearch.index: narrow\nspool.path: {folder}/spool\nagent.shutdown_timeout: 60s\n";
+    let agent = Agent::configured(&format!("{hosts}{more}"));
+    let ended = agent.start(&["--stats", "--replay", RECORDING, "--replay-times", "3"]).finish();
+    let dead = fs::read_to_string(ended.folder().join("spool/elasticsearch/rejected.json")).expect("dead letters");
+    let dead = json_lines(&dead);
+    assert!(dead.len() > 10, "{}", ended.stderr);
+    for letter in &dead {
+        let reason = letter["reason"].as_str().expect("text");
+        assert!(reason.starts_with("400: mapper_parsing_exception: failed to parse field [process.name]"), "{reason}");
+        assert!(letter["document"]["process"]["name"].is_string());
+    }
+    let sent = 3 * include_str!("data/recordings/6.1-x86_64.json").lines().count();
+    assert_eq!(node.search("narrow", &json!({ "match_all": {} })).len() + dead.len(), sent);
+}

@@ -1,0 +1,66 @@
+//! `socktrail sensors` and `socktrail unlock` as far as they go without a kernel that has kprobes.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+fn socktrail(arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_socktrail"));
+    command.env_remove("RUST_LOG").args(arguments).output().expect("the binary was built")
+}
+
+fn said(output: &Output) -> &str {
+    std::str::from_utf8(&output.stderr).expect("UTF-8")
+}
+
+/// Beside each file lies what is to be said of it after its name: a colon and the line where there is one, the key, and
+/// what is wrong.
+#[test]
+fn each_broken_file_is_refused_with_its_line_and_key() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/bad-sensors");
+    let entries = fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path());
+    let files: Vec<PathBuf> = entries.filter(|path| path.extension().is_some_and(|end| end == "yaml")).collect();
+    assert!(files.len() > 20, "{files:?}");
+    for file in files {
+        let expected = fs::read_to_string(file.with_extension("error")).expect("what is to be said of it");
+        let path = file.to_str().expect("UTF-8");
+        let output = socktrail(&["sensors", path]);
+        assert_eq!(said(&output), format!("socktrail: error: {path}{expected}"));
+        assert_eq!(output.status.code(), Some(2), "{path}");
+        assert!(output.stdout.is_empty(), "{path}");
+    }
+}
+
+#[test]
+fn a_file_that_cannot_be_read_or_is_too_long_is_named() {
+    for (path, why) in [("/no/such/file.yaml", "No such file"), ("/dev/zero", "longer than 1048576 bytes")] {
+        let output = socktrail(&["sensors", path]);
+        assert_eq!(output.status.code(), Some(2));
+        assert!(said(&output).contains(path) && said(&output).contains(why), "{}", said(&output));
+    }
+}
+
+#[test]
+fn the_sample_is_taken_and_only_the_kernel_may_be_in_the_way() {
+    let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/net-socket.yaml");
+    let output = socktrail(&["sensors", sample.to_str().expect("UTF-8"), "--duration", "100ms"]);
+    assert!(!said(&output).contains("net-socket.yaml"), "{}", said(&output));
+    assert_ne!(output.status.code(), Some(2));
+}
+
+#[test]
+fn a_profile_that_no_sensor_has_is_an_error() {
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let file = folder.path().join("web.yaml");
+    fs::write(&file, "a:\n  profile: [web]\n  listener: net.socket\n").expect("a file");
+    let output = socktrail(&["sensors", file.to_str().expect("UTF-8"), "--profile", "db"]);
+    assert!(said(&output).contains("no sensor of this profile"), "{}", said(&output));
+}
+
+#[test]
+fn unlock_says_when_nobody_listens() {
+    let output = socktrail(&["unlock", "web|*", "--control", "/no/such/control.sock"]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = said(&output);
+    assert!(said.contains("/no/such/control.sock") && said.contains("socktrail sensors"), "{said}");
+}

@@ -1,0 +1,151 @@
+//! `vm bench`: what a packet costs, in instructions.
+
+use std::io::{self, Write};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use crate::binaries::{Profile, Program};
+use crate::guest::{Guest, Outcome};
+use crate::matrix::Arch;
+use crate::options::{BenchOptions, MachineOptions};
+
+/// Measures, and prints a table in Markdown.
+pub fn run(options: &BenchOptions) -> Result<u8> {
+    let mut machine = MachineOptions::standard(options.kernel, Arch::X86_64);
+    machine.icount = true;
+    let lines = Lines::default();
+    let guest = Guest {
+        machine: &machine,
+        packages: &[],
+        programs: &[Program::Socktrail, Program::GuestBench],
+        profile: Profile::Release,
+        additions: &[],
+        out: None,
+        timeout: options.timeout,
+        command: &format!("guest-bench {}", options.arguments.join(" ")),
+    };
+    let outcome = guest.boot(Box::new(lines.clone()), Box::new(io::stderr()))?;
+    if outcome == Outcome::Ended(0) {
+        let with = options.arguments.join(" ");
+        println!("Linux {} (x86_64), `socktrail flows {with}`, instructions per packet:\n", options.kernel);
+        print!("{}", table(&measurements(&lines.text())?));
+    } else {
+        eprintln!("vm: nothing was measured: {outcome}");
+    }
+    Ok(outcome.exit_status())
+}
+
+/// What the guest's program prints, kept for the table.
+#[derive(Debug, Clone, Default)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl Lines {
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock().unwrap_or_else(PoisonError::into_inner)).into_owned()
+    }
+}
+
+impl Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// All rounds of one load.
+#[derive(Debug, Default)]
+struct Load {
+    name: String,
+    /// Packets of one datagram, exchange or connection.
+    packets: f64,
+    alone: Rounds,
+    probes: Rounds,
+    threads: Rounds,
+    user: Rounds,
+}
+
+/// One number, measured several times.
+#[derive(Debug, Default)]
+struct Rounds(Vec<f64>);
+
+impl Rounds {
+    fn mean(&self) -> f64 {
+        self.0.iter().sum::<f64>() / self.0.len() as f64
+    }
+
+    /// How far the rounds lie from their mean at most, as a share of it.
+    fn spread(&self) -> f64 {
+        let mean = self.mean();
+        let farthest = self.0.iter().map(|one| (one - mean).abs()).fold(0.0, f64::max);
+        if farthest == 0.0 { 0.0 } else { farthest / mean.abs() }
+    }
+
+    /// `12345 ± 0.6 %`
+    fn text(&self) -> String {
+        format!("{:.0} ± {:.1} %", self.mean(), 100.0 * self.spread())
+    }
+}
+
+/// Reads the guest's lines, one JSON object a round.
+fn measurements(text: &str) -> Result<Vec<Load>> {
+    let mut loads: Vec<Load> = Vec::new();
+    for line in text.lines() {
+        let value: Value = serde_json::from_str(line).with_context(|| format!("no JSON: {line}"))?;
+        let number = |name: &str| value[name].as_f64().with_context(|| format!("no {name}: {line}"));
+        let name = value["load"].as_str().with_context(|| format!("no load: {line}"))?;
+        if loads.last().is_none_or(|last| last.name != name) {
+            loads.push(Load { name: name.to_owned(), ..Load::default() });
+        }
+        let load = loads.last_mut().context("a load was begun")?;
+        load.packets = number("packets")?;
+        load.alone.0.push(number("alone")?);
+        load.probes.0.push(number("probes")?);
+        load.threads.0.push(number("threads")?);
+        load.user.0.push(number("user")?);
+    }
+    Ok(loads)
+}
+
+/// A line for each load: numbers for one packet, means of all rounds with the farthest from it.
+fn table(loads: &[Load]) -> String {
+    let mut text = String::from(
+        "| traffic over loopback | packets each | without monitor | added by the probes, in the kernel | \
+         added by socktrail's threads | of that in user space | in all |\n|---|---|---|---|---|---|---|\n",
+    );
+    for load in loads {
+        let all = load.alone.mean() + load.probes.mean() + load.threads.mean();
+        text.push_str(&format!(
+            "| {} | {:.1} | {} | {} | {} | {:.0} % | {all:.0} |\n",
+            load.name,
+            load.packets,
+            load.alone.text(),
+            load.probes.text(),
+            load.threads.text(),
+            100.0 * load.user.mean(),
+        ));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounds_become_a_line() {
+        let text = r#"{"load":"UDP","packets":1.0,"alone":1000,"probes":300,"threads":100,"user":0.5}
+            {"load":"UDP","packets":1.0,"alone":1100,"probes":300,"threads":100,"user":0.7}
+            {"load":"TCP","packets":7.0,"alone":2000,"probes":600,"threads":100,"user":0.5}"#;
+        let table = table(&measurements(text).unwrap());
+        let lines: Vec<_> = table.lines().collect();
+        assert_eq!(lines.len(), 4);
+        assert_eq!(lines[2], "| UDP | 1.0 | 1050 ± 4.8 % | 300 ± 0.0 % | 100 ± 0.0 % | 60 % | 1450 |");
+        assert_eq!(Rounds(vec![0.0, 0.0]).text(), "0 ± 0.0 %");
+        assert!(measurements("{}").is_err());
+    }
+}

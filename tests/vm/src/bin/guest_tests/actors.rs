@@ -1,0 +1,177 @@
+//! What the tests' own child processes do.
+//!
+//! `guest-tests act PART ARGUMENTS...` plays a part in the process of a test: one that is neither the test itself nor
+//! a program of Debian's, and does exactly what is written here.
+
+mod calls;
+mod sharing;
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrStorage, sockopt};
+
+use crate::helpers::sys::drop_capability;
+
+/// The name of this program in the guest.
+pub(crate) const PROGRAM: &str = "guest-tests";
+/// Where it lies.
+pub(crate) const EXECUTABLE: &str = "/usr/local/bin/guest-tests";
+
+/// The word that turns this program into an actor.
+pub(crate) const ACT: &str = "act";
+
+/// What an actor waits for at most.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// `linux/capability.h`: to raise limits.
+const CAP_SYS_RESOURCE: i32 = 24;
+
+type Part = fn(&[String]) -> Result<()>;
+
+const PARTS: &[(&str, Part)] = &[
+    ("udp-answer", udp_answer),
+    ("udp-ask", udp_ask),
+    ("tcp-serve", tcp_serve),
+    ("tcp-ask", tcp_ask),
+    ("connect-without-waiting", connect_without_waiting),
+    ("with-few-files", with_few_files),
+    ("fork-with-socket", sharing::fork_with_socket),
+    ("exec-with-socket", sharing::exec_with_socket),
+    ("connect-inherited", sharing::connect_inherited),
+    ("pass-socket", sharing::pass_socket),
+    ("pass-accepted", sharing::pass_accepted),
+    ("accept-many", sharing::accept_many),
+    ("connect-in-thread", sharing::connect_in_thread),
+    ("setuid-then-connect", sharing::setuid_then_connect),
+    ("connect-then-setuid", sharing::connect_then_setuid),
+    ("seteuid-then-connect", sharing::seteuid_then_connect),
+    ("setuid-then-send", sharing::setuid_then_send),
+    ("hog", sharing::hog),
+    ("tcp-serve-all", sharing::tcp_serve_all),
+    ("calls-tcp", calls::tcp),
+    ("calls-refused", calls::refused),
+    ("calls-ipv6", calls::ipv6),
+    ("calls-unix", calls::unix),
+    ("calls-netlink", calls::netlink),
+    ("calls-io-uring", calls::io_uring),
+    ("calls-ends", calls::ends),
+    ("short-connections", calls::short_connections),
+    ("hold", calls::hold),
+];
+
+/// Plays the part that the arguments name.
+pub(crate) fn act(arguments: &[String]) -> ExitCode {
+    match play(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "{arguments:?}: {error:?}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn play(arguments: &[String]) -> Result<()> {
+    let (name, rest) = arguments.split_first().context("the name of a part is missing")?;
+    match PARTS.iter().find(|(part, _)| part == name) {
+        Some((_, play)) => play(rest),
+        None => bail!("there is no part `{name}`"),
+    }
+}
+
+/// `udp-answer ADDRESS`: says its own address, and answers one datagram with its double.
+fn udp_answer(arguments: &[String]) -> Result<()> {
+    let socket = UdpSocket::bind(address(arguments)?).context("bind")?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    say(socket.local_addr()?)?;
+    let mut datagram = [0; 2048];
+    let (length, from) = socket.recv_from(&mut datagram).context("receive")?;
+    socket.send_to(&datagram[..length].repeat(2), from).context("answer")?;
+    Ok(())
+}
+
+/// `udp-ask ADDRESS`: says its own address, sends a datagram and waits for the answer.
+fn udp_ask(arguments: &[String]) -> Result<()> {
+    let there = address(arguments)?;
+    let socket = UdpSocket::bind(any_port(there)).context("bind")?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.connect(there).context("connect")?;
+    say(socket.local_addr()?)?;
+    socket.send(b"question").context("send")?;
+    socket.recv(&mut [0; 2048]).context("receive")?;
+    Ok(())
+}
+
+/// `tcp-serve ADDRESS COUNT`: says its own address, and answers so many connections, each until it ends.
+fn tcp_serve(arguments: &[String]) -> Result<()> {
+    let listener = TcpListener::bind(address(arguments)?).context("listen")?;
+    say(listener.local_addr()?)?;
+    let count: usize = arguments.get(1).context("a count is missing")?.parse()?;
+    for connection in listener.incoming().take(count) {
+        let mut connection = connection.context("accept")?;
+        io::copy(&mut connection.try_clone()?, &mut connection).context("answer")?;
+    }
+    Ok(())
+}
+
+/// `tcp-ask ADDRESS MILLISECONDS ...`: says its own address, sends a question, reads the answer, and waits before it
+/// closes. Further arguments are only there to be seen.
+fn tcp_ask(arguments: &[String]) -> Result<()> {
+    let pause: u64 = arguments.get(1).context("a pause is missing")?.parse()?;
+    let mut connection = TcpStream::connect(address(arguments)?).context("connect")?;
+    say(connection.local_addr()?)?;
+    connection.write_all(b"question").context("send")?;
+    connection.read_exact(&mut [0; 8]).context("receive")?;
+    std::thread::sleep(Duration::from_millis(pause));
+    Ok(())
+}
+
+/// `connect-without-waiting ADDRESS`: connects by a call that comes back at once, waits until that is done, and closes.
+fn connect_without_waiting(arguments: &[String]) -> Result<()> {
+    let there = address(arguments)?;
+    let family = if there.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket::socket(family, SockType::Stream, flags, None).context("make a socket")?;
+    match socket::connect(socket.as_raw_fd(), &SockaddrStorage::from(there)) {
+        Ok(()) | Err(Errno::EINPROGRESS) => {}
+        Err(errno) => return Err(errno).context("connect"),
+    }
+    let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)];
+    poll(&mut fds, PollTimeout::try_from(PATIENCE)?).context("wait for the connection")?;
+    match socket::getsockopt(&socket, sockopt::SocketError)? {
+        0 => Ok(()),
+        error => Err(Errno::from_raw(error)).context("connect"),
+    }
+}
+
+/// `with-few-files COUNT PROGRAM ...`: becomes a program that can open so many files and cannot change that.
+fn with_few_files(arguments: &[String]) -> Result<()> {
+    let [count, program, rest @ ..] = arguments else { bail!("a count or a program is missing") };
+    let count = count.parse()?;
+    setrlimit(Resource::RLIMIT_NOFILE, count, count).context("limit open files")?;
+    drop_capability(CAP_SYS_RESOURCE)?;
+    Err(Command::new(program).args(rest).exec()).with_context(|| format!("become {program}"))
+}
+
+fn address(arguments: &[String]) -> Result<SocketAddr> {
+    let text = arguments.first().context("an address is missing")?;
+    text.parse().with_context(|| format!("`{text}` is no address"))
+}
+
+/// Any port of the address that a packet to `there` leaves from, on loopback.
+fn any_port(there: SocketAddr) -> SocketAddr {
+    SocketAddr::new(there.ip(), 0)
+}
+
+/// Tells the test something, in a line.
+fn say(what: impl std::fmt::Display) -> Result<()> {
+    writeln!(io::stdout(), "{what}").context("say it")
+}

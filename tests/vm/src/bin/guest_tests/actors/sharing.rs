@@ -1,0 +1,193 @@
+//! Actors whose sockets, programs or users change hands.
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::thread;
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, connect, socket};
+use nix::sys::wait::{WaitStatus, wait};
+use nix::unistd::{Gid, Uid, setegid, seteuid, setgid, setuid};
+
+use super::{ACT, EXECUTABLE, PATIENCE, PROGRAM, address, any_port, say};
+use crate::helpers::sys::{fork, inherited, receive_descriptor, send_descriptor};
+
+/// `fork-with-socket ADDRESS`: makes a socket; a child connects it, says its address, and talks.
+pub(super) fn fork_with_socket(arguments: &[String]) -> Result<()> {
+    let there = address(arguments)?;
+    let socket = stream_socket(SockFlag::SOCK_CLOEXEC)?;
+    // This process has one thread only, so that its child may do anything.
+    fork(|| told(connect_and_ask(&socket, there)))?;
+    await_children(1)
+}
+
+/// `exec-with-socket ADDRESS`: makes a socket and becomes `connect-inherited` with it.
+pub(super) fn exec_with_socket(arguments: &[String]) -> Result<()> {
+    let there = address(arguments)?;
+    let socket = stream_socket(SockFlag::empty())?;
+    let number = socket.as_raw_fd().to_string();
+    let error =
+        Command::new(EXECUTABLE).arg0(PROGRAM).args([ACT, "connect-inherited", &there.to_string(), &number]).exec();
+    Err(error).context("become another program")
+}
+
+/// `connect-inherited ADDRESS NUMBER`: connects the socket with this descriptor, says its address, and talks.
+pub(super) fn connect_inherited(arguments: &[String]) -> Result<()> {
+    let number = arguments.get(1).context("a descriptor is missing")?.parse()?;
+    connect_and_ask(&inherited(number)?, address(arguments)?)
+}
+
+/// `pass-socket ADDRESS`: makes a socket and passes it to a child, which connects it, says its address, and talks.
+pub(super) fn pass_socket(arguments: &[String]) -> Result<()> {
+    let there = address(arguments)?;
+    let (here, child) = UnixStream::pair()?;
+    fork(|| told(receive_descriptor(&child).and_then(|socket| connect_and_ask(&socket, there))))?;
+    let socket = stream_socket(SockFlag::SOCK_CLOEXEC)?;
+    send_descriptor(&here, &socket)?;
+    drop(socket);
+    await_children(1)
+}
+
+/// `pass-accepted ADDRESS`: listens, says where, accepts one connection, and lets a child answer it.
+pub(super) fn pass_accepted(arguments: &[String]) -> Result<()> {
+    let (here, child) = UnixStream::pair()?;
+    fork(|| told(receive_descriptor(&child).and_then(|socket| answer(&socket.into()))))?;
+    let listener = TcpListener::bind(address(arguments)?).context("listen")?;
+    say(listener.local_addr()?)?;
+    let (connection, _) = listener.accept().context("accept")?;
+    send_descriptor(&here, &OwnedFd::from(connection))?;
+    await_children(1)
+}
+
+/// `accept-many ADDRESS COUNT`: says where it listens; so many children wait in `accept(2)` at once; each says its
+/// process id and whom it got, and answers.
+pub(super) fn accept_many(arguments: &[String]) -> Result<()> {
+    let count = arguments.get(1).context("a count is missing")?.parse()?;
+    let listener = TcpListener::bind(address(arguments)?).context("listen")?;
+    for _ in 0..count {
+        fork(|| {
+            told(listener.accept().context("accept").and_then(|(connection, from)| {
+                say(format_args!("{} {from}", std::process::id()))?;
+                answer(&connection)
+            }))
+        })?;
+    }
+    say(listener.local_addr()?)?;
+    await_children(count)
+}
+
+/// `connect-in-thread ADDRESS`: connects in a thread that has a name of its own, says its address, and talks.
+pub(super) fn connect_in_thread(arguments: &[String]) -> Result<()> {
+    let there = address(arguments)?;
+    let thread = thread::Builder::new().name("a-thread".to_owned());
+    let connecting = thread.spawn(move || connect_and_ask(&stream_socket(SockFlag::SOCK_CLOEXEC)?, there))?;
+    connecting.join().map_err(|_| anyhow::anyhow!("the thread panicked"))?
+}
+
+/// `setuid-then-connect ADDRESS USER`: makes a socket, becomes another user, connects, says its address, and talks.
+pub(super) fn setuid_then_connect(arguments: &[String]) -> Result<()> {
+    let there = address(arguments)?;
+    let socket = stream_socket(SockFlag::SOCK_CLOEXEC)?;
+    become_user(arguments)?;
+    connect_and_ask(&socket, there)
+}
+
+/// `connect-then-setuid ADDRESS USER`: connects, says its address, becomes another user, and talks.
+pub(super) fn connect_then_setuid(arguments: &[String]) -> Result<()> {
+    let connection = TcpStream::connect(address(arguments)?).context("connect")?;
+    say(connection.local_addr()?)?;
+    become_user(arguments)?;
+    ask(&connection)
+}
+
+/// `seteuid-then-connect ADDRESS USER`: acts as another user, connects, says its address, and talks.
+pub(super) fn seteuid_then_connect(arguments: &[String]) -> Result<()> {
+    let user = user(arguments)?;
+    setegid(Gid::from_raw(user)).context("act as another group")?;
+    seteuid(Uid::from_raw(user)).context("act as another user")?;
+    connect_and_ask(&stream_socket(SockFlag::SOCK_CLOEXEC)?, address(arguments)?)
+}
+
+/// `setuid-then-send ADDRESS USER`: makes a UDP socket, becomes another user, says its address, sends and receives.
+pub(super) fn setuid_then_send(arguments: &[String]) -> Result<()> {
+    let there = address(arguments)?;
+    let socket = UdpSocket::bind(any_port(there)).context("bind")?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    become_user(arguments)?;
+    say(socket.local_addr()?)?;
+    socket.send_to(b"question", there).context("send")?;
+    socket.recv(&mut [0; 64]).context("receive")?;
+    Ok(())
+}
+
+/// `hog`: keeps a processor busy until it is killed.
+pub(super) fn hog(_: &[String]) -> Result<()> {
+    loop {
+        std::hint::spin_loop();
+    }
+}
+
+/// `tcp-serve-all ADDRESS`: says its own address, and answers every connection in a thread of its own.
+pub(super) fn tcp_serve_all(arguments: &[String]) -> Result<()> {
+    let listener = TcpListener::bind(address(arguments)?).context("listen")?;
+    say(listener.local_addr()?)?;
+    for connection in listener.incoming() {
+        let connection = connection.context("accept")?;
+        thread::spawn(move || answer(&connection));
+    }
+    Ok(())
+}
+
+fn stream_socket(flags: SockFlag) -> Result<OwnedFd> {
+    socket(AddressFamily::Inet, SockType::Stream, flags, None).context("make a socket")
+}
+
+fn connect_and_ask(socket: &OwnedFd, there: SocketAddr) -> Result<()> {
+    connect(socket.as_raw_fd(), &SockaddrStorage::from(there)).context("connect")?;
+    let connection = TcpStream::from(socket.try_clone()?);
+    say(connection.local_addr()?)?;
+    ask(&connection)
+}
+
+/// A question, and its answer.
+fn ask(mut connection: &TcpStream) -> Result<()> {
+    connection.write_all(b"question").context("send")?;
+    connection.read_exact(&mut [0; 8]).context("receive")
+}
+
+/// Sends back what comes, until the other side has closed.
+fn answer(mut connection: &TcpStream) -> Result<()> {
+    io::copy(&mut connection.try_clone()?, &mut connection).context("answer")?;
+    Ok(())
+}
+
+fn user(arguments: &[String]) -> Result<u32> {
+    Ok(arguments.get(1).context("a user is missing")?.parse()?)
+}
+
+/// Becomes a user for good.
+fn become_user(arguments: &[String]) -> Result<()> {
+    let user = user(arguments)?;
+    setgid(Gid::from_raw(user)).context("become another group")?;
+    setuid(Uid::from_raw(user)).context("become another user")
+}
+
+/// What a child says of its end.
+fn told(result: Result<()>) -> bool {
+    if let Err(error) = &result {
+        let _ = writeln!(io::stderr(), "child: {error:?}");
+    }
+    result.is_ok()
+}
+
+fn await_children(count: usize) -> Result<()> {
+    for _ in 0..count {
+        let status = wait().context("wait for a child")?;
+        ensure!(matches!(status, WaitStatus::Exited(_, 0)), "a child ended with {status:?}");
+    }
+    Ok(())
+}

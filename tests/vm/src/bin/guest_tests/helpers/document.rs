@@ -1,0 +1,106 @@
+//! Reading documents: what they should say, and the difference.
+
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+
+/// What a document should have at a path such as `/event/start`; `null` stands for nothing at all.
+pub(crate) type Wanted = Vec<(&'static str, Value)>;
+
+/// Fails with all that differs.
+pub(crate) fn expect(document: &Value, wanted: &Wanted) -> Result<()> {
+    let nothing = Value::Null;
+    let differences: Vec<_> = wanted
+        .iter()
+        .filter_map(|(path, value)| {
+            let found = document.pointer(path).unwrap_or(&nothing);
+            (found != value).then(|| format!("{path} is {found}, not {value}"))
+        })
+        .collect();
+    if !differences.is_empty() {
+        bail!("{}\nin {document:#}", differences.join("\n"));
+    }
+    Ok(())
+}
+
+/// A number.
+pub(crate) fn number(document: &Value, path: &str) -> Result<u64> {
+    at(document, path)?.as_u64().with_context(|| format!("{path} is no number in {document:#}"))
+}
+
+/// A time of day.
+pub(crate) fn time(document: &Value, path: &str) -> Result<SystemTime> {
+    let text = at(document, path)?.as_str().with_context(|| format!("{path} is no text in {document:#}"))?;
+    humantime::parse_rfc3339(text).with_context(|| format!("{path} is no time: {text}"))
+}
+
+/// An end of a flow: `source`, `destination`, `client` or `server`.
+pub(crate) fn end(document: &Value, name: &str) -> Option<SocketAddr> {
+    let ip = document.pointer(&format!("/{name}/ip"))?.as_str()?.parse().ok()?;
+    let port = document.pointer(&format!("/{name}/port"))?.as_u64()?;
+    Some(SocketAddr::new(ip, u16::try_from(port).ok()?))
+}
+
+/// Whether a document is about a flow between these ends, seen from either.
+pub(crate) fn is_between(document: &Value, one: SocketAddr, other: SocketAddr) -> bool {
+    let ends = (end(document, "source"), end(document, "destination"));
+    ends == (Some(one), Some(other)) || ends == (Some(other), Some(one))
+}
+
+/// Fails unless the flow lies within the clock readings, and its duration is the time from start to end.
+pub(crate) fn expect_times(document: &Value, earliest: SystemTime, latest: SystemTime) -> Result<()> {
+    let (start, end) = (time(document, "/event/start")?, time(document, "/event/end")?);
+    let readings = || format!("{:?} to {:?}", earliest.duration_since(UNIX_EPOCH), latest.duration_since(UNIX_EPOCH));
+    ensure!(earliest <= start && start <= end && end <= latest, "not from {} in {document:#}", readings());
+    let duration = Duration::from_nanos(number(document, "/event/duration")?);
+    ensure!(end.duration_since(start)? == duration, "{duration:?} is not from start to end in {document:#}");
+    Ok(())
+}
+
+fn at<'a>(document: &'a Value, path: &str) -> Result<&'a Value> {
+    document.pointer(path).with_context(|| format!("there is no {path} in {document:#}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn document() -> Value {
+        json!({
+            "event": {"start": "2025-01-01T00:00:01.000000001Z", "end": "2025-01-01T00:00:02Z", "duration": 999_999_999},
+            "source": {"ip": "::1", "port": 9},
+            "destination": {"ip": "::1", "port": 80},
+        })
+    }
+
+    #[test]
+    fn differences_are_told() {
+        expect(&document(), &vec![("/source/port", json!(9)), ("/error", Value::Null)]).unwrap();
+        let error = expect(&document(), &vec![("/source/port", json!(7)), ("/event", Value::Null)]).unwrap_err();
+        assert!(error.to_string().starts_with("/source/port is 9, not 7\n/event is {"), "{error}");
+    }
+
+    #[test]
+    fn ends_are_found_in_either_order() {
+        let (one, other) = ("[::1]:80".parse().unwrap(), "[::1]:9".parse().unwrap());
+        assert!(is_between(&document(), one, other) && is_between(&document(), other, one));
+        assert!(!is_between(&document(), one, one));
+    }
+
+    #[test]
+    fn times_must_lie_within_the_readings_and_agree() {
+        let reading = |text| humantime::parse_rfc3339(text).unwrap();
+        let (before, within) = (reading("2025-01-01T00:00:01Z"), reading("2025-01-01T00:00:01.5Z"));
+        let after = reading("2025-01-01T00:00:02Z");
+        expect_times(&document(), before, after).unwrap();
+        expect_times(&document(), within, after).unwrap_err();
+        expect_times(&document(), before, within).unwrap_err();
+        let mut odd = document();
+        odd["event"]["duration"] = json!(1);
+        expect_times(&odd, before, after).unwrap_err();
+    }
+}

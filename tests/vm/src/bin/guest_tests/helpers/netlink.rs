@@ -1,0 +1,144 @@
+//! What only netlink can do: pairs of interfaces across namespaces, and networks that lose packets.
+//!
+//! `struct nlmsghdr`, `ifinfomsg`, `tcmsg` and the numbers are those of `linux/netlink.h`, `rtnetlink.h`, `if_link.h`,
+//! `veth.h` and `pkt_sched.h`.
+
+use std::os::fd::{AsFd, AsRawFd};
+
+use anyhow::{Context, Result, ensure};
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send, socket,
+};
+
+use super::netns::Netns;
+
+const RTM_NEWLINK: u16 = 16;
+const RTM_NEWQDISC: u16 = 36;
+const NLM_F_REQUEST: u16 = 0x1;
+const NLM_F_ACK: u16 = 0x4;
+const NLM_F_REPLACE: u16 = 0x100;
+const NLM_F_CREATE: u16 = 0x400;
+const NLMSG_ERROR: u16 = 2;
+
+const IFLA_IFNAME: u16 = 3;
+const IFLA_LINKINFO: u16 = 18;
+const IFLA_NET_NS_FD: u16 = 28;
+const IFLA_GSO_MAX_SEGS: u16 = 40;
+const IFLA_INFO_KIND: u16 = 1;
+const IFLA_INFO_DATA: u16 = 2;
+const VETH_INFO_PEER: u16 = 1;
+
+const TC_H_ROOT: u32 = 0xffff_ffff;
+const TCA_KIND: u16 = 1;
+const TCA_OPTIONS: u16 = 2;
+const TCA_NETEM_REORDER: u16 = 3;
+
+/// Makes a pair of interfaces; the first is in the namespace of the calling thread.
+pub(crate) fn veth_pair(name: &str, peer: &str, peer_netns: &Netns) -> Result<()> {
+    let mut of_peer = Attributes(vec![0; 16]); // struct ifinfomsg
+    of_peer.string(IFLA_IFNAME, peer);
+    of_peer.put(IFLA_NET_NS_FD, &peer_netns.as_fd().as_raw_fd().to_ne_bytes());
+    let mut data = Attributes::default();
+    data.put(VETH_INFO_PEER, &of_peer.0);
+    let mut info = Attributes::default();
+    info.string(IFLA_INFO_KIND, "veth");
+    info.put(IFLA_INFO_DATA, &data.0);
+    let mut request = Attributes(vec![0; 16]);
+    request.string(IFLA_IFNAME, name);
+    request.put(IFLA_LINKINFO, &info.0);
+    ask(RTM_NEWLINK, NLM_F_CREATE, &request.0).with_context(|| format!("make the interfaces {name} and {peer}"))
+}
+
+/// Switches an interface of the calling thread's namespace on or off.
+pub(crate) fn set_up(interface: &str, up: bool) -> Result<()> {
+    const IFF_UP: u32 = 1;
+    let index = nix::net::if_::if_nametoindex(interface)?;
+    let header = [0, index, u32::from(up) * IFF_UP, IFF_UP]; // struct ifinfomsg, as below
+    let request: Vec<u8> = header.into_iter().flat_map(u32::to_ne_bytes).collect();
+    ask(RTM_NEWLINK, 0, &request).with_context(|| format!("set {interface} {}", if up { "up" } else { "down" }))
+}
+
+/// Sets how many packets an interface of the calling thread's namespace takes as one.
+pub(crate) fn limit_segments(interface: &str, most: u32) -> Result<()> {
+    let index = nix::net::if_::if_nametoindex(interface)?;
+    let header = [0, index, 0, 0]; // struct ifinfomsg: family and type, index, flags, change
+    let mut request = Attributes(header.into_iter().flat_map(u32::to_ne_bytes).collect());
+    request.put(IFLA_GSO_MAX_SEGS, &most.to_ne_bytes());
+    ask(RTM_NEWLINK, 0, &request.0).with_context(|| format!("limit the segments of {interface}"))
+}
+
+/// A network's faults; all but the delay as a share of its packets.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Faults {
+    pub(crate) delay_ms: u32,
+    pub(crate) loss: f64,
+    pub(crate) duplicates: f64,
+    /// Of packets that overtake those before them.
+    pub(crate) reordered: f64,
+}
+
+impl Faults {
+    pub(crate) const NONE: Self = Self { delay_ms: 0, loss: 0.0, duplicates: 0.0, reordered: 0.0 };
+
+    pub(crate) fn is_none(&self) -> bool {
+        *self == Self::NONE
+    }
+}
+
+/// Makes an interface of the calling thread's namespace deliver what it sends with faults.
+pub(crate) fn degrade(interface: &str, faults: Faults) -> Result<()> {
+    let share = |share: f64| (share * f64::from(u32::MAX)) as u32;
+    let ticks = faults.delay_ms * (1_000_000 / 64); // of 64 ns
+    let limit = 10_000;
+    let qopt = [ticks, limit, share(faults.loss), 0, share(faults.duplicates), 0]; // struct tc_netem_qopt
+    let mut options = Attributes(qopt.into_iter().flat_map(u32::to_ne_bytes).collect());
+    if faults.reordered > 0.0 {
+        options.put(TCA_NETEM_REORDER, &[share(faults.reordered), 0].map(u32::to_ne_bytes).concat());
+    }
+
+    let index = nix::net::if_::if_nametoindex(interface)?;
+    let header = [0, index, 0, TC_H_ROOT, 0]; // struct tcmsg: family, interface, handle, parent, info
+    let mut request = Attributes(header.into_iter().flat_map(u32::to_ne_bytes).collect());
+    request.string(TCA_KIND, "netem");
+    request.put(TCA_OPTIONS, &options.0);
+    ask(RTM_NEWQDISC, NLM_F_CREATE | NLM_F_REPLACE, &request.0).with_context(|| format!("degrade {interface}"))
+}
+
+/// A message's fixed part and its attributes.
+#[derive(Default)]
+struct Attributes(Vec<u8>);
+
+impl Attributes {
+    fn put(&mut self, kind: u16, value: &[u8]) {
+        let length = 4 + value.len();
+        self.0.extend((length as u16).to_ne_bytes());
+        self.0.extend(kind.to_ne_bytes());
+        self.0.extend(value);
+        self.0.resize(self.0.len().next_multiple_of(4), 0);
+    }
+
+    fn string(&mut self, kind: u16, value: &str) {
+        self.put(kind, format!("{value}\0").as_bytes());
+    }
+}
+
+/// Sends a request and waits for the kernel's yes.
+fn ask(kind: u16, flags: u16, body: &[u8]) -> Result<()> {
+    let mut message = ((16 + body.len()) as u32).to_ne_bytes().to_vec();
+    message.extend(kind.to_ne_bytes());
+    message.extend((flags | NLM_F_REQUEST | NLM_F_ACK).to_ne_bytes());
+    message.extend([0; 8]); // sequence number, port
+    message.extend(body);
+
+    let route = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute)?;
+    bind(route.as_raw_fd(), &NetlinkAddr::new(0, 0)).context("bind a netlink socket")?;
+    send(route.as_raw_fd(), &message, MsgFlags::empty()).context("send")?;
+    let mut answer = [0; 4096];
+    let length = recv(route.as_raw_fd(), &mut answer, MsgFlags::empty()).context("receive")?;
+    ensure!(length >= 20 && answer[4..6] == NLMSG_ERROR.to_ne_bytes(), "not an answer: {:?}", &answer[..length]);
+    match i32::from_ne_bytes([answer[16], answer[17], answer[18], answer[19]]) {
+        0 => Ok(()),
+        error => Err(Errno::from_raw(-error)).context("the kernel's answer"),
+    }
+}

@@ -1,0 +1,92 @@
+//! Guesses and the kernel's own type information agree on where everything is.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Value, json};
+use socktrail_vm::{LAYOUT_FILE, OUT_DIR};
+
+use crate::helpers::process::Process;
+
+tests![guesses_equal_type_information];
+
+/// Key by key, on this kernel; what was found is left for the runner's table.
+fn guesses_equal_type_information() -> Result<()> {
+    let (guess, btf) = (Found::by("guess")?, Found::by("btf")?);
+    // Both lists could be empty, and agree.
+    for key in ["sock_common.skc_num", "sk_buff.data", "tcp_sock.segs_in", "cred.euid", "tcp_v4_connect(uaddr)"] {
+        ensure!(btf.values.contains_key(key), "type information has no {key}");
+    }
+
+    let keys: BTreeSet<_> = guess.values.keys().chain(btf.values.keys()).collect();
+    let ipv6 = Path::new("/proc/net/if_inet6").exists();
+    let differences: Vec<_> = keys
+        .into_iter()
+        .filter(|key| guess.values.get(*key) != btf.values.get(*key))
+        .filter(|key| !guess.may_lack(key, ipv6))
+        .map(|key| (key.clone(), guess.values.get(key), btf.values.get(key), guess.skipped.get(key)))
+        .collect();
+    let found = guess.values.iter().filter(|(key, value)| btf.values.get(*key) == Some(*value)).count();
+    let uncalled = guess.skipped.iter().filter(|(_, kind)| *kind == "never_called");
+    let inlined: BTreeSet<_> = uncalled.filter_map(|(key, _)| key.split('(').next()).collect();
+    let facts = json!({
+        "found": found,
+        "differ": differences.iter().map(|(key, ..)| key).collect::<Vec<_>>(),
+        "inlined": inlined,
+        "guess_seconds": guess.seconds,
+        "btf_seconds": btf.seconds,
+    });
+    fs::write(Path::new(OUT_DIR).join(LAYOUT_FILE), facts.to_string()).context("leave the facts")?;
+    ensure!(differences.is_empty(), "(key, guess, type information, why there is no guess): {differences:#?}");
+
+    let without_ipv6 = guess.skipped.values().any(|kind| kind == "no_ipv6");
+    ensure!(without_ipv6 != ipv6, "IPv6 is {ipv6}, and of it was guessed: {:?}", guess.skipped);
+    Ok(())
+}
+
+/// What `socktrail layout --json` says.
+#[derive(Debug)]
+struct Found {
+    /// Offsets of fields and positions of arguments.
+    values: BTreeMap<String, u64>,
+    /// What was not found, and the kind of reason.
+    skipped: BTreeMap<String, String>,
+    seconds: f64,
+}
+
+impl Found {
+    fn by(source: &str) -> Result<Self> {
+        let layout = Process::start(&["socktrail", "layout", "--source", source, "--json"])?.finish()?;
+        ensure!(layout.status == 0, "{layout:?}");
+        let json: Value = serde_json::from_str(&layout.stdout).with_context(|| format!("no JSON: {layout:?}"))?;
+        let mut values = BTreeMap::new();
+        for (kind, number) in [("fields", "offset"), ("arguments", "position")] {
+            for (key, value) in json[kind].as_object().with_context(|| format!("no {kind}: {json:#}"))? {
+                let origin = value["source"].as_str().unwrap_or_default();
+                if origin != source && origin != "abi" {
+                    bail!("{key} was asked of {source} and comes from {origin}");
+                }
+                values.insert(key.clone(), value[number].as_u64().with_context(|| format!("{key}: {value}"))?);
+            }
+        }
+        let text = |value: &Value| value.as_str().map(str::to_owned).with_context(|| format!("{value} is no text"));
+        let skipped = json["skipped"].as_array().context("nothing is said of what was skipped")?;
+        Ok(Self {
+            values,
+            skipped: skipped.iter().map(|one| Ok((text(&one["key"])?, text(&one["kind"])?))).collect::<Result<_>>()?,
+            seconds: json["took_ns"].as_f64().context("nothing is said of the time")? / 1e9,
+        })
+    }
+
+    /// Whether a guess may be missing: of IPv6 where there is none, and of the arguments of a function that the
+    /// compiler has made part of its callers, which type information still lists though a probe there never fires.
+    fn may_lack(&self, key: &str, ipv6: bool) -> bool {
+        match self.skipped.get(key).map(String::as_str) {
+            Some("no_ipv6") => !ipv6,
+            Some("never_called") => key.ends_with(')'),
+            _ => false,
+        }
+    }
+}

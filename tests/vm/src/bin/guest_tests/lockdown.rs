@@ -1,0 +1,31 @@
+//! A kernel that is locked down. This cannot be undone, so it comes last in a guest.
+
+use std::fs;
+
+use anyhow::{Context, Result, ensure};
+use nix::mount::{MsFlags, mount};
+
+use crate::helpers::process::Process;
+use crate::lifetime::refusal;
+
+// Whether a probe is left cannot be seen either: reading `kprobe_events` is not permitted any more.
+tests![a_kernel_that_is_locked_down];
+
+const SECURITYFS: &str = "/sys/kernel/security";
+/// The exit status for a kernel that cannot show flows, as `--help` has it.
+const KERNEL: i32 = 3;
+
+fn a_kernel_that_is_locked_down() -> Result<()> {
+    mount(Some("securityfs"), SECURITYFS, Some("securityfs"), MsFlags::empty(), None::<&str>)
+        .context("mount securityfs")?;
+    let switch = format!("{SECURITYFS}/lockdown");
+    fs::write(&switch, "confidentiality").with_context(|| format!("write to {switch}"))?;
+    let modes = fs::read_to_string(&switch)?;
+    ensure!(modes.contains("[confidentiality]"), "the kernel is not locked down: {modes}");
+    let refused = Process::start(&["socktrail", "flows"])?.finish()?;
+    refusal(
+        &refused,
+        KERNEL,
+        &["kprobe_events", "not permitted", "locked down", "boot without lockdown=confidentiality"],
+    )
+}

@@ -1,0 +1,127 @@
+//! A kernel that lacks a function costs what that function serves, and nothing else.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+
+use crate::helpers::document::{end, expect, number};
+use crate::helpers::process::Process;
+use crate::helpers::requests::Seen;
+
+tests![
+    each_function_in_turn,
+    without_connects_over_ipv4,
+    without_what_tcp_receives_over_ipv6,
+    without_programs_that_start,
+    without_grafted_sockets,
+    without_what_udp_receives_over_ipv4,
+];
+
+/// The functions with a substitute, what that is, and the state of the feature then; all others have none.
+const SUBSTITUTES: &[(&str, &str, &str)] = &[
+    ("__ip_local_out", "ip_local_out", "degraded"),
+    ("__ip6_local_out", "ip6_local_out", "degraded"),
+    ("security_sock_graft", "inet_csk_accept", "degraded"),
+    ("sched_process_exit", "do_exit", "ok"),
+];
+
+/// Exactly the features of a masked function are lost or served by its substitute.
+fn each_function_in_turn() -> Result<()> {
+    let (status, whole) = doctor(&[])?;
+    ensure!(status == 0 && whole.values().all(|served| served.0 == "ok"), "status {status}: {whole:#?}");
+    let functions: BTreeSet<_> = whole.values().filter_map(|served| served.1.clone()).collect();
+    ensure!(functions.len() >= 15, "no more than these? {functions:?}");
+    for function in functions {
+        let (status, found) = doctor(&["--mask", &function])?;
+        let wanted: Capabilities =
+            whole.iter().map(|(name, served)| (name.clone(), masked(served, &function))).collect();
+        ensure!(found == wanted, "without {function}: {found:#?}, not {wanted:#?}");
+        let all_is_well = wanted.values().all(|served| served.0 == "ok");
+        ensure!((status == 0) == all_is_well, "without {function} the exit status is {status}");
+    }
+    Ok(())
+}
+
+/// The state of each feature and the function that serves it.
+pub(crate) type Capabilities = BTreeMap<String, (String, Option<String>)>;
+
+/// What becomes of a feature without a function.
+fn masked(served: &(String, Option<String>), function: &str) -> (String, Option<String>) {
+    if served.1.as_deref() != Some(function) {
+        return served.clone();
+    }
+    match SUBSTITUTES.iter().find(|(of, ..)| *of == function) {
+        Some((_, substitute, state)) => ((*state).to_owned(), Some((*substitute).to_owned())),
+        None => ("lost".to_owned(), None),
+    }
+}
+
+/// The exit status of `socktrail doctor`, and what it says.
+pub(crate) fn doctor(more: &[&str]) -> Result<(i32, Capabilities)> {
+    let doctor = Process::start(&[&["socktrail", "doctor", "--json"], more].concat())?.finish()?;
+    let json: Value = serde_json::from_str(&doctor.stdout).with_context(|| format!("no JSON: {doctor:?}"))?;
+    let text = |value: &Value| value.as_str().map(str::to_owned);
+    let mut capabilities = Capabilities::new();
+    for one in json["capabilities"].as_array().context("doctor names no capabilities")? {
+        let feature = text(&one["feature"]).with_context(|| format!("no feature: {one}"))?;
+        let state = text(&one["state"]).with_context(|| format!("no state: {one}"))?;
+        capabilities.insert(feature, (state, text(&one["function"])));
+    }
+    Ok((doctor.status, capabilities))
+}
+
+/// The other family is whole, and the owner of an IPv4 connection is still known from its socket's creation.
+fn without_connects_over_ipv4() -> Result<()> {
+    let seen = without("tcp_v4_connect")?;
+    seen.v6.check(&seen.watched)?;
+    seen.v4.check(&seen.watched)
+}
+
+/// Nothing is known of what arrives over IPv6; IPv4 is whole.
+fn without_what_tcp_receives_over_ipv6() -> Result<()> {
+    let seen = without("tcp_v6_rcv")?;
+    seen.v4.check(&seen.watched)?;
+    let document = seen.watched.only_of_pid(seen.v6.pid)?;
+    ensure!(number(document, "/source/packets")? > 0, "what leaves is still seen: {document:#}");
+    let received = document.pointer("/destination/packets").and_then(Value::as_u64).unwrap_or(0);
+    ensure!(received == 0, "what arrives cannot be seen: {document:#}");
+    Ok(())
+}
+
+/// Which process is still known, and what was sent and received.
+fn without_programs_that_start() -> Result<()> {
+    let seen = without("security_bprm_committed_creds")?;
+    for client in [&seen.v4, &seen.v6] {
+        expect(seen.watched.only_of_pid(client.pid)?, &client.wanted()?)?;
+    }
+    Ok(())
+}
+
+/// The substitute names the owners of accepted connections.
+fn without_grafted_sockets() -> Result<()> {
+    let seen = without("security_sock_graft")?;
+    for client in [&seen.v4, &seen.v6] {
+        client.check(&seen.watched)?;
+        let from_there = |document: &&&Value| end(document, "source") == Some(client.here);
+        let of_server = seen.watched.of_pid(seen.server);
+        let accepted: Vec<_> = of_server.iter().filter(from_there).collect();
+        ensure!(accepted.len() == 1, "the server's documents: {of_server:#?}");
+        expect(accepted[0], &vec![("/network/direction", json!("ingress")), ("/process/name", json!("httpd"))])?;
+    }
+    Ok(())
+}
+
+/// TCP is whole.
+fn without_what_udp_receives_over_ipv4() -> Result<()> {
+    let seen = without("udp_queue_rcv_skb")?;
+    seen.v4.check(&seen.watched)?;
+    seen.v6.check(&seen.watched)
+}
+
+/// What a monitor sees without a function, of which it tells.
+fn without(function: &str) -> Result<Seen> {
+    let seen = Seen::with(&["--mask", function])?;
+    ensure!(seen.watched.log.contains(function), "the log is silent about {function}:\n{}", seen.watched.log);
+    Ok(seen)
+}

@@ -1,0 +1,174 @@
+//! The programs of this repository, built to run in a guest: static, so that they need nothing there.
+
+use std::env;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::matrix::Arch;
+use crate::process;
+
+/// Rust's standard library for an architecture cannot be had here.
+#[derive(Debug)]
+pub struct NoTarget(Arch);
+
+impl fmt::Display for NoTarget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "programs for {} cannot be built with this Rust toolchain", self.0)
+    }
+}
+
+/// A program of the workspace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Program {
+    /// What all of this is about.
+    Socktrail,
+    /// Process 1 of a guest.
+    Init,
+    /// The kernel tests.
+    GuestTests,
+    /// Traffic for measurements.
+    GuestBench,
+}
+
+impl Program {
+    const fn package(self) -> &'static str {
+        match self {
+            Self::Socktrail => "socktrail",
+            Self::Init | Self::GuestTests | Self::GuestBench => "socktrail-vm",
+        }
+    }
+
+    const fn binary(self) -> &'static str {
+        match self {
+            Self::Socktrail => "socktrail",
+            Self::Init => "vm-init",
+            Self::GuestTests => "guest-tests",
+            Self::GuestBench => "guest-bench",
+        }
+    }
+}
+
+/// How programs are built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Profile {
+    /// Quickly, and not too slow.
+    Guest,
+    /// As users build them.
+    Release,
+}
+
+impl Profile {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Guest => "guest",
+            Self::Release => "release",
+        }
+    }
+}
+
+/// Builds programs and returns where they lie, in the same order.
+pub fn build(arch: Arch, profile: Profile, programs: &[Program]) -> Result<Vec<PathBuf>> {
+    let target = target(arch)?;
+    let mut cargo = Command::new(cargo());
+    cargo
+        .args(["build", "--quiet", "--profile", profile.name(), "--message-format", "json-render-diagnostics"])
+        .args(["--target", &target])
+        .current_dir(workspace())
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit());
+    if target.ends_with("-gnu") {
+        cargo.env("RUSTFLAGS", "-C target-feature=+crt-static");
+    }
+    for program in programs {
+        cargo.args(["--package", program.package(), "--bin", program.binary()]);
+    }
+    eprintln!("vm: building for the guest ({target})");
+    let output = cargo.output().context("start cargo")?;
+    if !output.status.success() {
+        bail!("the guest's programs do not build for {target}, see above");
+    }
+    let messages = String::from_utf8(output.stdout).context("cargo's messages are not text")?;
+    programs
+        .iter()
+        .map(|program| {
+            executable(&messages, program.binary())
+                .with_context(|| format!("cargo did not say where it put {}", program.binary()))
+        })
+        .collect()
+}
+
+/// The path of a built program in cargo's messages, one JSON object a line.
+fn executable(messages: &str, name: &str) -> Option<PathBuf> {
+    messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()).find_map(|message| {
+        (message["target"]["name"] == name).then(|| message["executable"].as_str().map(PathBuf::from)).flatten()
+    })
+}
+
+/// The target to build for: musl, or, where rustup cannot have that for this machine's architecture, static glibc.
+fn target(arch: Arch) -> Result<String> {
+    let musl = format!("{arch}-unknown-linux-musl");
+    let Err(error) = ensure_target(&musl) else { return Ok(musl) };
+    if arch.name() == env::consts::ARCH {
+        eprintln!("vm: {error:#}; building with a static glibc instead");
+        return Ok(format!("{arch}-unknown-linux-gnu"));
+    }
+    Err(error).context(NoTarget(arch))
+}
+
+/// Makes sure that the toolchain has a standard library for the target.
+fn ensure_target(target: &str) -> Result<()> {
+    let libraries = process::output(Command::new(rustc()).args(["--print", "target-libdir", "--target", target]))?;
+    if Path::new(libraries.trim()).is_dir() {
+        return Ok(());
+    }
+    process::visible(Command::new("rustup").args(["target", "add", target]))
+        .with_context(|| format!("install Rust's standard library for {target}"))
+}
+
+/// The cargo that runs us.
+fn cargo() -> PathBuf {
+    env::var_os("CARGO").map_or_else(|| "cargo".into(), PathBuf::from)
+}
+
+/// The compiler that cargo would use.
+fn rustc() -> PathBuf {
+    env::var_os("RUSTC").map_or_else(|| "rustc".into(), PathBuf::from)
+}
+
+/// Builds and runs socktrail on this machine, and returns what it writes to standard output.
+pub fn socktrail_here(arguments: &[&str]) -> Result<String> {
+    let mut cargo = Command::new(cargo());
+    cargo.args(["run", "--quiet", "--package", "socktrail", "--bin", "socktrail", "--"]).args(arguments);
+    process::output(cargo.current_dir(workspace()))
+}
+
+/// The root of the repository.
+pub fn workspace() -> PathBuf {
+    let package = env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
+    package.join("../..")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_are_found_in_cargo_messages() {
+        let messages = r#"
+            {"reason":"compiler-artifact","target":{"name":"socktrail"},"executable":null}
+            {"reason":"compiler-artifact","target":{"name":"socktrail"},"executable":"/t/guest/socktrail"}
+            {"reason":"build-finished","success":true}
+        "#;
+        assert_eq!(executable(messages, "socktrail"), Some("/t/guest/socktrail".into()));
+        assert_eq!(executable(messages, "vm-init"), None);
+    }
+
+    #[test]
+    fn the_workspace_is_the_root_of_the_repository() {
+        assert!(workspace().join("Cargo.lock").exists());
+    }
+}

@@ -1,0 +1,30 @@
+//! What the runner on the host (`vm`) and process 1 of the guest (`vm-init`) must agree on.
+//!
+//! A guest talks to its host over virtio ports, one a purpose, so that what a command writes arrives byte for
+//! byte; the kernel's console has a serial line of its own. See [`Port`] for the ports and [`Ending`] for the
+//! one line that ends a run.
+
+mod ending;
+mod port;
+
+pub use ending::{Ending, ParseEndingError};
+pub use port::{ALL_PORTS, Port};
+
+/// The file of the initramfs that holds the command that the guest is to run.
+pub const COMMAND_FILE: &str = "/etc/vm-command";
+
+/// The folder of the guest that comes back to the host.
+pub const OUT_DIR: &str = "/out";
+
+/// What the host writes to [`Port::Status`] once everything has arrived, and the guest may power off.
+pub const ACKNOWLEDGED: &[u8] = b"ok\n";
+
+/// The environment variable that tells the guest's tests which of them to run: the beginnings of their names, with
+/// spaces between them.
+pub const TESTS_VARIABLE: &str = "GUEST_TESTS";
+
+/// The file of [`OUT_DIR`] in which the tests leave how many of them passed.
+pub const RESULT_FILE: &str = "result.json";
+
+/// The file of [`OUT_DIR`] in which the test of the kernel's layout leaves what it found.
+pub const LAYOUT_FILE: &str = "layout.json";

@@ -1,0 +1,71 @@
+//! `vm record`: the demo's traffic as each kernel of the matrix tells of it, for tests that need no kernel.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use tempfile::TempDir;
+
+use crate::binaries::{Profile, Program, socktrail_here, workspace};
+use crate::demo;
+use crate::guest::{Guest, Outcome};
+use crate::matrix::{Arch, Kernel, MATRIX};
+use crate::options::{MachineOptions, RecordOptions};
+
+/// Where the recordings lie in the repository.
+const FOLDER: &str = "tests/data/recordings";
+/// A file that is fetched with every clone must be small.
+const MOST_BYTES: u64 = 64 << 10;
+
+/// Records and replays on each kernel; the status is 0 or that of the first guest that failed.
+pub fn run(options: &RecordOptions) -> Result<u8> {
+    let folder = workspace().join(FOLDER);
+    fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+    for (kernel, arch) in machines(options) {
+        let file = folder.join(format!("{kernel}-{arch}.strec"));
+        if !options.replay_only {
+            let outcome = record(options, kernel, arch, &file)?;
+            if outcome != Outcome::Ended(0) {
+                eprintln!("vm: nothing was recorded on {kernel} ({arch}): {outcome}");
+                return Ok(outcome.exit_status());
+            }
+        }
+        let documents = socktrail_here(&["replay", "--format", "ecs", &file.display().to_string()])?;
+        ensure!(!documents.is_empty(), "the recording {} holds no flow", file.display());
+        let expected = file.with_extension("json");
+        fs::write(&expected, &documents).with_context(|| format!("write {}", expected.display()))?;
+        eprintln!("vm: {}: {} documents", file.display(), documents.lines().count());
+    }
+    Ok(0)
+}
+
+fn machines(options: &RecordOptions) -> impl Iterator<Item = (Kernel, Arch)> {
+    MATRIX.iter().copied().filter(|(kernel, arch)| {
+        (options.kernels.is_empty() || options.kernels.contains(kernel)) && options.arch.is_none_or(|one| one == *arch)
+    })
+}
+
+/// Runs the demo's script with a monitor that records, and puts the recording where it belongs.
+fn record(options: &RecordOptions, kernel: Kernel, arch: Arch, file: &Path) -> Result<Outcome> {
+    let machine = MachineOptions::standard(kernel, arch);
+    let out = TempDir::new().context("create a temporary folder")?;
+    let guest = Guest {
+        machine: &machine,
+        packages: &demo::PACKAGES.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        programs: &[Program::Socktrail],
+        profile: Profile::Guest,
+        additions: &[],
+        out: Some(out.path()),
+        timeout: options.timeout,
+        command: &demo::script("record /out/recording"),
+    };
+    let outcome = guest.boot(Box::new(io::stdout()), Box::new(io::stderr()))?;
+    if outcome == Outcome::Ended(0) {
+        let made = out.path().join("recording");
+        let length = fs::metadata(&made).context("the guest left no recording")?.len();
+        ensure!(length < MOST_BYTES, "the recording takes {length} bytes, and may take {MOST_BYTES}");
+        fs::copy(&made, file).with_context(|| format!("write {}", file.display()))?;
+    }
+    Ok(outcome)
+}

@@ -1,0 +1,28 @@
+//! `vm run`: one command in a guest.
+
+use std::io;
+
+use anyhow::Result;
+
+use crate::binaries::{Profile, Program};
+use crate::guest::{Guest, Outcome};
+use crate::options::RunOptions;
+
+/// Boots, runs, and returns the command's exit status.
+pub fn run(options: &RunOptions) -> Result<u8> {
+    let guest = Guest {
+        machine: &options.machine,
+        packages: &options.packages,
+        programs: &[Program::Socktrail],
+        profile: Profile::Guest,
+        additions: &options.add,
+        out: options.out.as_deref(),
+        timeout: options.timeout,
+        command: &options.command.join(" "),
+    };
+    let outcome = guest.boot(Box::new(io::stdout()), Box::new(io::stderr()))?;
+    if outcome == Outcome::Interrupted {
+        eprintln!("vm: {outcome}");
+    }
+    Ok(outcome.exit_status())
+}

@@ -1,0 +1,447 @@
+//! `vm test`: the kernel tests, on every kernel of the matrix.
+
+use std::fmt;
+use std::fs;
+use std::io::{self, Write};
+use std::num::NonZero;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, available_parallelism};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+use socktrail_vm::{LAYOUT_FILE, RESULT_FILE, TESTS_VARIABLE};
+use tempfile::TempDir;
+
+use crate::binaries::{NoTarget, Profile, Program};
+use crate::guest::{Guest, Outcome, Unavailable};
+use crate::layout_facts::LayoutFacts;
+use crate::matrix::{Arch, Kernel, MATRIX};
+use crate::options::{EXIT_INTERRUPTED, MachineOptions, TestOptions};
+
+/// Debian packages that the tests use in the guest.
+const PACKAGES: &[&str] = &["curl", "dnsmasq-base", "netcat-openbsd"];
+
+/// Runs the tests on each kernel, several guests at once; the status is 0 when all of them passed.
+pub fn run(options: &TestOptions) -> Result<u8> {
+    let start = Instant::now();
+    let boots = boots(options);
+    let jobs = options.jobs.map_or_else(|| available_parallelism().map_or(1, NonZero::get), usize::from);
+    let next = AtomicUsize::new(0);
+    let rows = Mutex::new(Vec::new());
+    let interrupted = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..jobs.min(boots.len()) {
+            scope.spawn(|| {
+                while let Some(&boot) = boots.get(next.fetch_add(1, Relaxed)) {
+                    match row(options, boot, boots.len() > 1) {
+                        Some(row) => rows.lock().unwrap_or_else(PoisonError::into_inner).push(row),
+                        None => interrupted.store(true, Relaxed),
+                    }
+                    if interrupted.load(Relaxed) {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    if interrupted.into_inner() {
+        return Ok(EXIT_INTERRUPTED);
+    }
+    let mut rows = rows.into_inner().unwrap_or_else(PoisonError::into_inner);
+    rows.sort_by_key(|row| boots.iter().position(|boot| *boot == row.boot));
+    print!("\n{}", report(&rows, start.elapsed()));
+    Ok(if rows.iter().all(|row| row.verdict.is_good()) { 0 } else { 1 })
+}
+
+/// Runs the tests in one guest; nothing when the user interrupted. Where other guests run beside it, what it says is
+/// kept until it has ended.
+fn row(options: &TestOptions, boot: Boot, beside_others: bool) -> Option<Row> {
+    let start = Instant::now();
+    let kept = beside_others.then(Kept::default);
+    println!("\n{boot}{}", if beside_others { ": started" } else { "" });
+    let verdict = match tested(options, boot, kept.as_ref()) {
+        Ok(verdict) => verdict?,
+        // What the user asked for by name must work, and what can be had everywhere.
+        Err(error) if options.arch.is_none() && boot.arch == Arch::Aarch64 && is_out_of_reach(&error) => {
+            Verdict::NotRun(format!("{error:#}"))
+        }
+        Err(error) => Verdict::Broken(format!("{error:#}")),
+    };
+    if let Some(kept) = kept {
+        println!("\n{boot}:\n{}", kept.text());
+    }
+    Some(Row { boot, verdict, took: start.elapsed() })
+}
+
+/// What a guest said, for later.
+#[derive(Clone, Default)]
+struct Kept(Arc<Mutex<Vec<u8>>>);
+
+impl Kept {
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock().unwrap_or_else(PoisonError::into_inner)).into_owned()
+    }
+}
+
+impl Write for Kept {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Whether it is this machine's fault, not the tests'.
+fn is_out_of_reach(error: &anyhow::Error) -> bool {
+    error.is::<NoTarget>() || error.is::<Unavailable>()
+}
+
+/// One guest to test in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Boot {
+    kernel: Kernel,
+    arch: Arch,
+    tests: Tests,
+}
+
+impl fmt::Display for Boot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Linux {} ({}): {}", self.kernel, self.arch, self.tests.name())
+    }
+}
+
+/// Which tests run in a guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tests {
+    /// All of them.
+    All,
+    /// Those that depend on the kernel most: that the layout is found, and that flows and socket events come out right.
+    Kernels,
+    /// Those that make sense on a kernel that was told to do without IPv6.
+    WithoutIpv6,
+}
+
+impl Tests {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::All => "every test",
+            Self::Kernels => "boot, layout, flows, events, sensors",
+            Self::WithoutIpv6 => "without IPv6",
+        }
+    }
+
+    /// The beginnings of their names; nothing for all.
+    const fn prefixes(self) -> Option<&'static str> {
+        match self {
+            Self::All => None,
+            Self::Kernels => Some("boot:: layout:: flows:: events:: sensors::"),
+            Self::WithoutIpv6 => Some(
+                "boot::loopback_v4 layout:: flows::curl_over_ipv4 flows::curl_of_a_normal_user_over_ipv4 \
+                 flows::udp_over_ipv4 flows::a_refused_connect_over_ipv4 flows::a_program_that_lives_for_milliseconds \
+                 flows::the_whole_story",
+            ),
+        }
+    }
+
+    const fn kernel_arguments(self) -> Option<&'static str> {
+        match self {
+            Self::All | Self::Kernels => None,
+            Self::WithoutIpv6 => Some("ipv6.disable=1"),
+        }
+    }
+}
+
+/// The guests to boot, the one that takes longest first, so that it does not run alone at the end.
+///
+/// Every test on every kernel takes half an hour on two processors, too long for a check before each commit. Whoever names
+/// a kernel or asks for all of it gets all of it, and a filter without a kernel asks for one guest, not for seven.
+fn boots(options: &TestOptions) -> Vec<Boot> {
+    let (first, first_arch) = MATRIX[0];
+    let every = |(kernel, arch)| Boot { kernel, arch, tests: Tests::All };
+    let mut boots: Vec<Boot> = if !options.kernels.is_empty() {
+        let arch = options.arch.unwrap_or(Arch::X86_64);
+        options.kernels.iter().map(|&kernel| every((kernel, arch))).collect()
+    } else if options.full || options.arch.is_some() {
+        let wanted = |arch| options.arch.is_none_or(|wanted| wanted == arch);
+        MATRIX.iter().copied().filter(|&(_, arch)| wanted(arch)).map(every).collect()
+    } else if options.filter.is_some() {
+        vec![every(MATRIX[0])]
+    } else {
+        let others = |&(kernel, arch): &(Kernel, Arch)| Boot { kernel, arch, tests: Tests::Kernels };
+        std::iter::once(every(MATRIX[0])).chain(MATRIX[1..].iter().map(others)).collect()
+    };
+    let is_first = |boot: &Boot| (boot.kernel, boot.arch) == (first, first_arch);
+    if options.filter.is_none()
+        && let Some(boot) = boots.iter().copied().find(is_first)
+    {
+        boots.push(Boot { tests: Tests::WithoutIpv6, ..boot });
+    }
+    boots
+}
+
+/// Boots one kernel and runs the tests; nothing when the user interrupted.
+fn tested(options: &TestOptions, boot: Boot, kept: Option<&Kept>) -> Result<Option<Verdict>> {
+    let mut machine = MachineOptions::standard(boot.kernel, boot.arch);
+    machine.append = boot.tests.kernel_arguments().map(str::to_owned);
+    let out = TempDir::new().context("create a temporary folder")?;
+    let guest = Guest {
+        machine: &machine,
+        packages: &PACKAGES.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        programs: &[Program::Socktrail, Program::GuestTests],
+        profile: Profile::Guest,
+        additions: &[],
+        out: Some(out.path()),
+        timeout: options.timeout,
+        command: &command(boot.tests, options.filter.as_deref())?,
+    };
+    let [stdout, stderr]: [Box<dyn Write + Send>; 2] = match kept {
+        Some(kept) => [Box::new(kept.clone()), Box::new(kept.clone())],
+        None => [Box::new(io::stdout()), Box::new(io::stderr())],
+    };
+    match guest.boot(stdout, stderr)? {
+        Outcome::Interrupted => Ok(None),
+        Outcome::Ended(_) => {
+            let counts = Counts::read(&out.path().join(RESULT_FILE))?;
+            Ok(Some(Verdict::Ran(counts, LayoutFacts::read(&out.path().join(LAYOUT_FILE))?)))
+        }
+        outcome => Ok(Some(Verdict::Broken(outcome.to_string()))),
+    }
+}
+
+/// The command line of the tests in the guest.
+fn command(tests: Tests, filter: Option<&str>) -> Result<String> {
+    let mut command = tests.prefixes().map_or_else(String::new, |names| format!("{TESTS_VARIABLE}='{names}' "));
+    command.push_str("guest-tests");
+    if let Some(filter) = filter {
+        if !filter.chars().all(|c| c.is_ascii_alphanumeric() || "_:".contains(c)) {
+            bail!("`{filter}` is no part of a test's name");
+        }
+        command.push(' ');
+        command.push_str(filter);
+    }
+    Ok(command)
+}
+
+/// What became of the tests in one guest.
+struct Row {
+    boot: Boot,
+    verdict: Verdict,
+    took: Duration,
+}
+
+/// How the tests ended.
+#[derive(Debug)]
+enum Verdict {
+    /// To their end.
+    Ran(Counts, Option<LayoutFacts>),
+    /// The guest could not be booted or broke.
+    Broken(String),
+    /// They were left out, for a reason.
+    NotRun(String),
+}
+
+impl Verdict {
+    fn is_good(&self) -> bool {
+        match self {
+            Self::Ran(counts, _) => counts.failed == 0,
+            Self::Broken(_) => false,
+            Self::NotRun(_) => true,
+        }
+    }
+
+    /// A guest that broke counts as one failed test, whatever had passed before.
+    fn counts(&self) -> Counts {
+        match self {
+            Self::Ran(counts, _) => *counts,
+            Self::Broken(_) => Counts { failed: 1, ..Counts::default() },
+            Self::NotRun(_) => Counts::default(),
+        }
+    }
+
+    fn layout(&self) -> Option<&LayoutFacts> {
+        match self {
+            Self::Ran(_, facts) => facts.as_ref(),
+            Self::Broken(_) | Self::NotRun(_) => None,
+        }
+    }
+}
+
+/// How many tests ended how.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Counts {
+    passed: u64,
+    failed: u64,
+    ignored: u64,
+    filtered: u64,
+}
+
+impl Counts {
+    /// Reads the file in which the tests leave their counts.
+    fn read(path: &Path) -> Result<Self> {
+        let text = fs::read_to_string(path).context("the tests left no result: did they panic?")?;
+        let value: Value = serde_json::from_str(&text).context("understand the tests' result")?;
+        let count = |name: &str| value[name].as_u64().with_context(|| format!("the tests' result has no `{name}`"));
+        Ok(Self {
+            passed: count("passed")?,
+            failed: count("failed")?,
+            ignored: count("ignored")?,
+            filtered: count("filtered")?,
+        })
+    }
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            passed: self.passed + other.passed,
+            failed: self.failed + other.failed,
+            ignored: self.ignored + other.ignored,
+            filtered: self.filtered + other.filtered,
+        }
+    }
+}
+
+/// The table at the end, a line as cargo's own tests end with, and the two numbers that matter.
+fn report(rows: &[Row], took: Duration) -> String {
+    let mut text = format!(
+        "{:7}{:9}{:>6}  {:11}{:>7}{:>7}{:>8}{:>8}{:>9}  {}\n",
+        "kernel", "arch", "found", "guess = BTF", "guess", "BTF", "passed", "failed", "seconds", "tests"
+    );
+    for Row { boot, verdict, took } in rows {
+        let Counts { passed, failed, ignored, filtered } = verdict.counts();
+        let mut note = match verdict {
+            Verdict::Ran(..) if ignored + filtered == 0 => boot.tests.name().to_owned(),
+            Verdict::Ran(..) => format!("{}; {ignored} ignored, {filtered} filtered out", boot.tests.name()),
+            Verdict::Broken(why) => format!("the guest failed: {why}"),
+            Verdict::NotRun(why) => format!("not run: {why}"),
+        };
+        let inlined = verdict.layout().map_or(&[][..], |facts| &facts.inlined);
+        if !inlined.is_empty() {
+            note.push_str(&format!("; inlined here: {}", inlined.join(", ")));
+        }
+        let [found, agree, guess, btf] = match verdict.layout() {
+            Some(facts) => [
+                facts.found.to_string(),
+                facts.verdict(),
+                format!("{:.2} s", facts.guess_seconds),
+                format!("{:.2} s", facts.btf_seconds),
+            ],
+            None => ["-"; 4].map(str::to_owned),
+        };
+        let line = format!(
+            "{:7}{:9}{found:>6}  {agree:11}{guess:>7}{btf:>7}{passed:>8}{failed:>8}{:>9.1}  {note}",
+            boot.kernel,
+            boot.arch,
+            took.as_secs_f64()
+        );
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    let Counts { passed, failed, ignored, filtered } =
+        rows.iter().fold(Counts::default(), |sum, row| sum.add(row.verdict.counts()));
+    let result = if rows.iter().all(|row| row.verdict.is_good()) { "ok" } else { "FAILED" };
+    text.push_str(&format!(
+        "\ntest result: {result}. {passed} passed; {failed} failed; {ignored} ignored; 0 measured; \
+         {filtered} filtered out; finished in {:.2}s\n{passed} passed, {failed} failed\n",
+        took.as_secs_f64()
+    ));
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(kernels: &[Kernel], arch: Option<Arch>) -> TestOptions {
+        TestOptions { kernels: kernels.to_vec(), arch, full: false, jobs: None, timeout: Duration::ZERO, filter: None }
+    }
+
+    fn boot(kernel: Kernel, arch: Arch, tests: Tests) -> Boot {
+        Boot { kernel, arch, tests }
+    }
+
+    #[test]
+    fn by_default_the_whole_matrix_is_booted_and_one_kernel_gets_every_test() {
+        let all = boots(&options(&[], None));
+        assert_eq!(all[0], boot(Kernel::V6_1, Arch::X86_64, Tests::All));
+        assert_eq!(all.len(), MATRIX.len() + 1);
+        for &(kernel, arch) in &MATRIX[1..] {
+            assert!(all.contains(&boot(kernel, arch, Tests::Kernels)), "{kernel} {arch}");
+        }
+        assert_eq!(all[MATRIX.len()..], [boot(Kernel::V6_1, Arch::X86_64, Tests::WithoutIpv6)]);
+        let full = boots(&TestOptions { full: true, ..options(&[], None) });
+        assert_eq!(full.iter().filter(|boot| boot.tests == Tests::All).count(), MATRIX.len());
+    }
+
+    #[test]
+    fn what_is_named_is_what_runs() {
+        let every = |kernel, arch| boot(kernel, arch, Tests::All);
+        assert_eq!(boots(&options(&[Kernel::V5_10], None)), [every(Kernel::V5_10, Arch::X86_64)]);
+        let arm = Some(Arch::Aarch64);
+        let named = boots(&options(&[Kernel::V6_12, Kernel::V6_1], arm));
+        assert_eq!(named, [every(Kernel::V6_12, Arch::Aarch64), every(Kernel::V6_1, Arch::Aarch64)]);
+        assert!(boots(&options(&[], arm)).iter().all(|boot| boot.arch == Arch::Aarch64));
+        let filtered = TestOptions { filter: Some("x".into()), ..options(&[], None) };
+        assert_eq!(boots(&filtered), [every(Kernel::V6_1, Arch::X86_64)]);
+    }
+
+    #[test]
+    fn a_filter_is_no_shell_command() {
+        assert_eq!(command(Tests::All, Some("boot::lo")).unwrap(), "guest-tests boot::lo");
+        let kernels = "GUEST_TESTS='boot:: layout:: flows:: events:: sensors::' guest-tests";
+        assert_eq!(command(Tests::Kernels, None).unwrap(), kernels);
+        assert!(command(Tests::All, Some("x; reboot")).is_err());
+    }
+
+    #[test]
+    fn only_what_cannot_be_had_is_out_of_reach() {
+        let error = |offline: bool| {
+            let error = anyhow::anyhow!("no route to the mirror").context("get kernel 6.1");
+            if offline { error.context(Unavailable) } else { error }.context("outer")
+        };
+        assert!(is_out_of_reach(&error(true)));
+        assert!(!is_out_of_reach(&error(false)));
+    }
+
+    #[test]
+    fn counts_are_read() {
+        let folder = TempDir::new().unwrap();
+        let path = folder.path().join("result.json");
+        fs::write(&path, r#"{"passed":3,"failed":1,"ignored":0,"filtered":2}"#).unwrap();
+        assert_eq!(Counts::read(&path).unwrap(), Counts { passed: 3, failed: 1, ignored: 0, filtered: 2 });
+        fs::write(&path, r#"{"passed":3}"#).unwrap();
+        assert!(Counts::read(&path).is_err());
+    }
+
+    #[test]
+    fn the_last_lines_sum_up() {
+        let row = |kernel, verdict| Row {
+            boot: boot(kernel, Arch::X86_64, Tests::All),
+            verdict,
+            took: Duration::from_millis(2500),
+        };
+        let good = Counts { passed: 4, failed: 0, ignored: 1, filtered: 0 };
+        let inlined = vec!["ip_local_out".to_owned()];
+        let facts = LayoutFacts { found: 80, differ: Vec::new(), inlined, guess_seconds: 1.25, btf_seconds: 0.04 };
+        let ran = || Verdict::Ran(good, Some(facts.clone()));
+        let rows = vec![row(Kernel::V6_1, ran()), row(Kernel::V6_12, Verdict::NotRun("no std".into()))];
+        let text = report(&rows, Duration::from_secs(5));
+        assert_eq!(
+            text,
+            "kernel arch      found  guess = BTF  guess    BTF  passed  failed  seconds  tests\n\
+             6.1    x86_64       80  yes         1.25 s 0.04 s       4       0      2.5  every test; 1 ignored, 0 \
+             filtered out; inlined here: ip_local_out\n\
+             6.12   x86_64        -  -                -      -       0       0      2.5  not run: no std\n\n\
+             test result: ok. 4 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 5.00s\n\
+             4 passed, 0 failed\n"
+        );
+
+        let rows = vec![row(Kernel::V6_1, ran()), row(Kernel::V6_12, Verdict::Broken("oops".into()))];
+        let text = report(&rows, Duration::from_secs(5));
+        assert!(text.contains("test result: FAILED. 4 passed; 1 failed;"), "{text}");
+        assert_eq!(text.lines().last(), Some("4 passed, 1 failed"));
+    }
+}
