@@ -4,6 +4,7 @@
 //! the bridge: a pair of differences, taken at one moment, so that the same clock always gives the same answer.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use nix::time::{ClockId, clock_gettime};
@@ -168,17 +169,64 @@ impl Clock {
     }
 }
 
+/// Where the time of day comes from: the system's wall clock, or one of your own, for tests.
+///
+/// ```
+/// use socktrail::clock::{TimeSource, Timestamp};
+///
+/// let noon = TimeSource::new(|| Timestamp::from_unix_nanos(1_000_000_000_000_000_000));
+/// assert_eq!(noon.now().to_string(), "2001-09-09T01:46:40.000000000Z");
+/// ```
+#[derive(Clone)]
+pub struct TimeSource(Option<Arc<dyn Fn() -> Timestamp + Send + Sync>>);
+
+impl TimeSource {
+    /// A time source that asks `now`, from any thread.
+    pub fn new(now: impl Fn() -> Timestamp + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(now)))
+    }
+
+    /// What it shows.
+    pub fn now(&self) -> Timestamp {
+        match &self.0 {
+            Some(now) => now(),
+            None => Timestamp(nanos(ClockId::CLOCK_REALTIME).unwrap_or(0)),
+        }
+    }
+}
+
+impl Default for TimeSource {
+    /// The system's wall clock.
+    fn default() -> Self {
+        Self(None)
+    }
+}
+
+impl fmt::Debug for TimeSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() { "TimeSource(own)" } else { "TimeSource(system)" })
+    }
+}
+
 impl Readings {
-    /// Reads the clocks; `kernel` is the one that the samples' times are of.
+    /// Reads the system's clocks; `kernel` is the one that the samples' times are of.
     ///
     /// They are read one after the other, so another task may run in between. The quickest of a few rounds counts.
     ///
     /// # Errors
     /// The kernel lacks one of the clocks.
     pub fn now(kernel: impl Fn() -> KernelTime) -> nix::Result<Self> {
-        let mut best = read_clocks(&kernel)?;
+        Self::by(&TimeSource::default(), kernel)
+    }
+
+    /// As [`Readings::now`], with the time of day from elsewhere.
+    ///
+    /// # Errors
+    /// The kernel lacks one of the clocks.
+    pub fn by(wall: &TimeSource, kernel: impl Fn() -> KernelTime) -> nix::Result<Self> {
+        let mut best = read_clocks(wall, &kernel)?;
         for _ in 0..4 {
-            let round = read_clocks(&kernel)?;
+            let round = read_clocks(wall, &kernel)?;
             if round.0 < best.0 {
                 best = round;
             }
@@ -199,13 +247,13 @@ fn timestamp(nanos: i128) -> Timestamp {
 }
 
 /// One round of readings, and how many nanoseconds it took.
-fn read_clocks(kernel: &impl Fn() -> KernelTime) -> nix::Result<(u64, Readings)> {
+fn read_clocks(wall: &TimeSource, kernel: &impl Fn() -> KernelTime) -> nix::Result<(u64, Readings)> {
     let before = kernel();
-    let wall = nanos(ClockId::CLOCK_REALTIME)?;
+    let wall = wall.now();
     let boot = nanos(ClockId::CLOCK_BOOTTIME)?;
     let took = kernel().saturating_sub(before);
     let halfway = took / 2;
-    Ok((took, Readings { kernel: before + halfway, boot, wall: Timestamp(wall) }))
+    Ok((took, Readings { kernel: before + halfway, boot, wall }))
 }
 
 fn nanos(clock: ClockId) -> nix::Result<u64> {

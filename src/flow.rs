@@ -1,5 +1,6 @@
 //! Flows: what the state machine hands out.
 
+use std::fmt;
 use std::sync::Arc;
 
 use crate::event::{Endpoint, KernelAddress, KernelTime, Transport};
@@ -103,6 +104,17 @@ pub enum Owner {
     Kernel,
     /// Not known: the socket is older than the monitor, or the event that names its owner was lost.
     Unknown,
+}
+
+impl fmt::Display for Owner {
+    /// A process as `name[pid]`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Process(process) => write!(f, "{}[{}]", process.image.name().unwrap_or("?"), process.pid),
+            Self::Kernel => f.write_str("kernel"),
+            Self::Unknown => f.write_str("unknown"),
+        }
+    }
 }
 
 /// What became of a flow.

@@ -22,7 +22,7 @@ impl fmt::Display for NoTarget {
 }
 
 /// A program of the workspace.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Program {
     /// What all of this is about.
     Socktrail,
@@ -32,22 +32,37 @@ pub enum Program {
     GuestTests,
     /// Traffic for measurements.
     GuestBench,
+    /// A program outside the workspace that uses the library.
+    Embedding,
+    /// An example of the library.
+    Example(String),
 }
 
 impl Program {
-    const fn package(self) -> &'static str {
+    const fn package(&self) -> &'static str {
         match self {
-            Self::Socktrail => "socktrail",
+            Self::Socktrail | Self::Example(_) => "socktrail",
             Self::Init | Self::GuestTests | Self::GuestBench => "socktrail-vm",
+            Self::Embedding => "embedding",
         }
     }
 
-    const fn binary(self) -> &'static str {
+    /// Where it is, if not in the workspace.
+    const fn manifest(&self) -> Option<&'static str> {
+        match self {
+            Self::Embedding => Some("tests/embedding/Cargo.toml"),
+            _ => None,
+        }
+    }
+
+    fn binary(&self) -> &str {
         match self {
             Self::Socktrail => "socktrail",
             Self::Init => "vm-init",
             Self::GuestTests => "guest-tests",
             Self::GuestBench => "guest-bench",
+            Self::Embedding => "embedding",
+            Self::Example(name) => name,
         }
     }
 }
@@ -73,25 +88,12 @@ impl Profile {
 /// Builds programs and returns where they lie, in the same order.
 pub fn build(arch: Arch, profile: Profile, programs: &[Program]) -> Result<Vec<PathBuf>> {
     let target = target(arch)?;
-    let mut cargo = Command::new(cargo());
-    cargo
-        .args(["build", "--quiet", "--profile", profile.name(), "--message-format", "json-render-diagnostics"])
-        .args(["--target", &target])
-        .current_dir(workspace())
-        .stdin(Stdio::null())
-        .stderr(Stdio::inherit());
-    if target.ends_with("-gnu") {
-        cargo.env("RUSTFLAGS", "-C target-feature=+crt-static");
-    }
-    for program in programs {
-        cargo.args(["--package", program.package(), "--bin", program.binary()]);
-    }
     eprintln!("vm: building for the guest ({target})");
-    let output = cargo.output().context("start cargo")?;
-    if !output.status.success() {
-        bail!("the guest's programs do not build for {target}, see above");
+    let (outside, inside): (Vec<_>, Vec<_>) = programs.iter().partition(|program| program.manifest().is_some());
+    let mut messages = cargo_build(&target, profile, None, &inside)?;
+    for program in outside {
+        messages.push_str(&cargo_build(&target, profile, program.manifest(), &[program])?);
     }
-    let messages = String::from_utf8(output.stdout).context("cargo's messages are not text")?;
     programs
         .iter()
         .map(|program| {
@@ -99,6 +101,37 @@ pub fn build(arch: Arch, profile: Profile, programs: &[Program]) -> Result<Vec<P
                 .with_context(|| format!("cargo did not say where it put {}", program.binary()))
         })
         .collect()
+}
+
+/// Builds programs of one workspace; returns cargo's messages.
+fn cargo_build(target: &str, profile: Profile, manifest: Option<&str>, programs: &[&Program]) -> Result<String> {
+    let mut cargo = Command::new(cargo());
+    cargo
+        .args(["build", "--quiet", "--profile", profile.name(), "--message-format", "json-render-diagnostics"])
+        .args(["--target", target])
+        .current_dir(workspace())
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit());
+    if target.ends_with("-gnu") {
+        cargo.env("RUSTFLAGS", "-C target-feature=+crt-static");
+    }
+    if let Some(manifest) = manifest {
+        cargo.args(["--locked", "--manifest-path", manifest, "--target-dir"]).arg(target_folder());
+    }
+    for program in programs {
+        let kind = if matches!(program, Program::Example(_)) { "--example" } else { "--bin" };
+        cargo.args(["--package", program.package(), kind, program.binary()]);
+    }
+    let output = cargo.output().context("start cargo")?;
+    if !output.status.success() {
+        bail!("the guest's programs do not build for {target}, see above");
+    }
+    String::from_utf8(output.stdout).context("cargo's messages are not text")
+}
+
+/// Where the workspace's own builds go: what several workspaces have in common is built there once.
+fn target_folder() -> PathBuf {
+    env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from)
 }
 
 /// The path of a built program in cargo's messages, one JSON object a line.

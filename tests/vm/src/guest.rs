@@ -111,7 +111,7 @@ impl Guest<'_> {
         let starting = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
         qemu::ensure_installed(arch).context(Unavailable)?;
         let mut programs = vec![Program::Init];
-        programs.extend(self.programs);
+        programs.extend_from_slice(self.programs);
         let built = binaries::build(arch, self.profile, &programs)?;
         let cache = Cache::open()?;
         let kernel = kernel::image(&cache, self.machine.kernel, arch).context(Unavailable)?;

@@ -10,10 +10,12 @@ use crate::options::RunOptions;
 
 /// Boots, runs, and returns the command's exit status.
 pub fn run(options: &RunOptions) -> Result<u8> {
+    let mut programs = vec![Program::Socktrail];
+    programs.extend(options.examples.iter().cloned().map(Program::Example));
     let guest = Guest {
         machine: &options.machine,
         packages: &options.packages,
-        programs: &[Program::Socktrail],
+        programs: &programs,
         profile: Profile::Guest,
         additions: &options.add,
         out: options.out.as_deref(),

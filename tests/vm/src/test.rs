@@ -192,7 +192,7 @@ fn tested(options: &TestOptions, boot: Boot, kept: Option<&Kept>) -> Result<Opti
     let guest = Guest {
         machine: &machine,
         packages: &PACKAGES.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        programs: &[Program::Socktrail, Program::GuestTests],
+        programs: &[Program::Socktrail, Program::GuestTests, Program::Embedding],
         profile: Profile::Guest,
         additions: &[],
         out: Some(out.path()),

@@ -17,6 +17,7 @@ mod known;
 
 mod boot;
 mod capture;
+mod embedding;
 mod ends;
 mod events;
 mod flows;
@@ -52,6 +53,7 @@ fn all() -> Vec<Trial> {
         masks::tests(),
         names::tests(),
         lifetime::tests(),
+        embedding::tests(),
         hazards::tests(),
         owners::tests(),
         sensors::tests(),

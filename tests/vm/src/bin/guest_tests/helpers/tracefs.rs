@@ -6,17 +6,18 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-const PLACE: &str = "/sys/kernel/tracing";
-
 /// tracefs, mounted by the test and unmounted when dropped; guests boot without.
 #[derive(Debug)]
 pub(crate) struct Tracefs(());
 
 impl Tracefs {
+    /// Where it is mounted.
+    pub(crate) const PLACE: &str = "/sys/kernel/tracing";
+
     /// Mounts it.
     pub(crate) fn mount() -> Result<Self> {
-        mount(Some("tracefs"), PLACE, Some("tracefs"), MsFlags::empty(), None::<&str>)
-            .with_context(|| format!("mount tracefs at {PLACE}"))?;
+        mount(Some("tracefs"), Self::PLACE, Some("tracefs"), MsFlags::empty(), None::<&str>)
+            .with_context(|| format!("mount tracefs at {}", Self::PLACE))?;
         Ok(Self(()))
     }
 
@@ -37,13 +38,13 @@ impl Tracefs {
 
     /// The content of a file.
     pub(crate) fn read(&self, name: &str) -> Result<String> {
-        let path = Path::new(PLACE).join(name);
+        let path = Path::new(Self::PLACE).join(name);
         fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))
     }
 }
 
 impl Drop for Tracefs {
     fn drop(&mut self) {
-        umount2(PLACE, MntFlags::MNT_DETACH).ok();
+        umount2(Self::PLACE, MntFlags::MNT_DETACH).ok();
     }
 }

@@ -1,0 +1,24 @@
+//! The flows of a recording, in a program of your own: on any machine, without root.
+//!
+//! `cargo run --example replay -- tests/data/recordings/6.1-x86_64.strec`; recordings are made by `socktrail record FILE`.
+
+#![allow(clippy::print_stdout, reason = "a program prints")]
+
+use std::error::Error;
+use std::fs::File;
+use std::io::BufReader;
+
+use socktrail::recording::{RecordingError, Replay};
+use socktrail::state::Config;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let path = std::env::args().nth(1).ok_or("which recording? give a path")?;
+    let replay = Replay::open(BufReader::new(File::open(path)?), Config::default())?;
+    let clock = replay.clock();
+    let replayed = replay.run(|flow, _names| {
+        println!("{} {} -> {} {}", clock.wall(flow.end), flow.local, flow.remote, flow.owner);
+        Ok::<(), RecordingError>(())
+    })?;
+    println!("{}", if replayed.complete { "that was all" } else { "the recording breaks off here" });
+    Ok(())
+}

@@ -1,0 +1,95 @@
+//! The state thread: events to flows.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crossbeam_channel::{Receiver, Sender, TrySendError};
+use socktrail_dns::Learned;
+
+use super::stats::{Counts, locked};
+use super::{Batch, Received};
+use crate::event::Event;
+use crate::proc;
+use crate::recording::Waiting;
+use crate::state::State;
+
+/// How many processes to look up in `/proc` between two batches.
+const LOOK_UPS: usize = 64;
+
+/// Owns the state machine.
+pub(super) struct Keeper {
+    pub(super) state: State,
+    pub(super) events: Receiver<Batch>,
+    pub(super) spare: Sender<Vec<Event>>,
+    pub(super) names: Receiver<Arc<Learned>>,
+    /// Names that wait for the events before them.
+    pub(super) waiting: Waiting,
+    /// Whether socket events are made.
+    pub(super) watches_calls: bool,
+    pub(super) results: Sender<Received>,
+    pub(super) counts: Arc<Counts>,
+}
+
+impl Keeper {
+    pub(super) fn run(mut self) {
+        // The probes are in place by now: who comes after this look is seen by them.
+        for process in proc::processes() {
+            self.state.adopt(process);
+        }
+        for socket in proc::sockets() {
+            self.state.adopt_socket(&socket);
+        }
+        if self.watches_calls {
+            let existing = proc::existing_sockets().into_iter();
+            let existing = existing.map(|(socket, pid)| self.state.adopt_event_socket(socket, pid)).collect();
+            self.hand_over(Received::Existing(existing));
+        }
+        let mut now = 0;
+        while let Ok(Batch { mut events, until }) = self.events.recv() {
+            for event in events.drain(..) {
+                self.state.ingest(&event);
+            }
+            let _ = self.spare.try_send(events);
+            if let Some(until) = until {
+                now = until.max(now);
+                self.waiting.extend(self.names.try_iter());
+                self.waiting.release(now, &mut self.state);
+                self.state.expire(now);
+            }
+            self.look_up();
+            self.hand_out();
+            *locked(&self.counts.state) = self.state.stats();
+        }
+        self.state.shutdown();
+        self.hand_out();
+        *locked(&self.counts.state) = self.state.stats();
+    }
+
+    /// Looks up processes that have come to own a socket.
+    fn look_up(&mut self) {
+        for _ in 0..LOOK_UPS {
+            let Some(process) = self.state.next_wanted() else { return };
+            if let Some(found) = proc::look_up(&process) {
+                self.state.learn(&process, found);
+            }
+        }
+    }
+
+    fn hand_out(&mut self) {
+        let flows = self.state.finished().map(|flow| Received::Flow(Box::new(flow))).collect::<Vec<_>>();
+        let names = self.state.names().map(|name| Received::Name(Box::new(name)));
+        let results = flows.into_iter().chain(names).collect::<Vec<_>>();
+        results.into_iter().for_each(|result| self.hand_over(result));
+        let events = self.state.socket_events().map(|event| Received::Socket(Box::new(event))).collect::<Vec<_>>();
+        events.into_iter().for_each(|event| self.hand_over(event));
+    }
+
+    fn hand_over(&self, result: Received) {
+        match self.results.try_send(result) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
+                self.counts.dropped.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+}

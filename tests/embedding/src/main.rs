@@ -1,0 +1,159 @@
+//! What a program can rely on that has the library inside: it gets flows; two monitors in it get the same; dropping one
+//! leaves the other alone, and neither a probe nor a thread of its own.
+//!
+//! `embedding TRACEFS` runs as root, ends with status 0 if all of that holds, and says what does not.
+
+use std::collections::BTreeSet;
+use std::error::Error;
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use socktrail::clock::{Clock, TimeSource, Timestamp};
+use socktrail::event::Endpoint;
+use socktrail::flow::{Flow, Owner};
+use socktrail::monitor::{Handler, Monitor, Received};
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+/// How long anything may take.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// 2001-09-09T01:46:40Z, by `date -u -d @1000000000`.
+const LONG_AGO: u64 = 1_000_000_000_000_000_000;
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => {
+            println!("embedding: all holds");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            println!("embedding: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
+    let tracefs: PathBuf = std::env::args_os().nth(1).ok_or("where is tracefs?")?.into();
+    refused_with_a_reason()?;
+
+    let builder = Monitor::builder()
+        .tracefs_path(&tracefs)
+        .flow_termination_timeout(Duration::from_millis(200))
+        .own_process(true);
+    let first = builder.clone().time(TimeSource::new(|| Timestamp::from_unix_nanos(LONG_AGO))).start()?;
+    let threads_of_one = threads()?;
+    let second = builder.start()?;
+    expect(groups(&tracefs)?.len() == 2, "each monitor has probes of its own")?;
+
+    let ends = converse()?;
+    let (by_first, by_second) = (both_sides(&first, ends)?, both_sides(&second, ends)?);
+    for (one, other) in by_first.iter().zip(&by_second) {
+        let facts = |flow: &Flow| (flow.local, flow.remote, flow.sent, flow.received, flow.direction, flow.complete);
+        expect(facts(one) == facts(other), &format!("they see the same: {one:?} and {other:?}"))?;
+        expect(is_ours(one) && is_ours(other), "both flows are this process's")?;
+    }
+    let told = first.clock().wall(by_first[0].end).unix_nanos();
+    expect(told.abs_diff(LONG_AGO) < 60_000_000_000, "its own time source is what a monitor's clock goes by")?;
+    let told = second.clock().wall(by_second[0].end).unix_nanos();
+    expect(told > LONG_AGO + 1_000_000_000_000_000, "and no other monitor's")?;
+
+    let both = groups(&tracefs)?;
+    drop(first);
+    let left = groups(&tracefs)?;
+    expect(left.len() == 1 && left.is_subset(&both), &format!("one group of {both:?} is left, not {left:?}"))?;
+    expect(threads()? == threads_of_one, "its threads are gone")?;
+
+    let ends = converse()?;
+    let mut wanted = Wanted { ends, seen: 0, deadline: Instant::now() + PATIENCE };
+    second.run(&mut wanted);
+    expect(wanted.seen == 2, "the other one goes on, and hands both sides to a handler")?;
+
+    second.stop();
+    expect(second.flows().count() < 100, "a monitor that was stopped comes to its end")?;
+    drop(second);
+    expect(groups(&tracefs)?.is_empty(), "no probe is left")?;
+    expect(threads()? == 1, "no thread is left")
+}
+
+/// An error is a value, says what was wrong, and ends nothing but the start.
+fn refused_with_a_reason() -> Result<()> {
+    let error = Monitor::builder().tracefs_path("/proc").start().err().ok_or("/proc was taken for a tracefs")?;
+    expect(matches!(error, socktrail::Error::Kprobes(_)), "an error has a type")?;
+    expect(error.to_string().contains("/proc"), "and names what is wrong")
+}
+
+/// Waits for the client's and the server's flow of a conversation, in this order.
+fn both_sides(monitor: &Monitor, (client, server): (Endpoint, Endpoint)) -> Result<[Flow; 2]> {
+    let (mut of_client, mut of_server) = (None, None);
+    let deadline = Instant::now() + PATIENCE;
+    while Instant::now() < deadline {
+        let Received::Flow(flow) = monitor.recv(Duration::from_millis(100)) else { continue };
+        match (flow.local, flow.remote) {
+            ends if ends == (client, server) => of_client = Some(*flow),
+            ends if ends == (server, client) => of_server = Some(*flow),
+            _ => {}
+        }
+        if let (Some(_), Some(_)) = (&of_client, &of_server) {
+            break;
+        }
+    }
+    Ok([of_client.ok_or("the client's flow did not come")?, of_server.ok_or("the server's flow did not come")?])
+}
+
+fn is_ours(flow: &Flow) -> bool {
+    matches!(&flow.owner, Owner::Process(process) if process.pid == std::process::id())
+}
+
+/// Counts the sides of one conversation that it is handed.
+struct Wanted {
+    ends: (Endpoint, Endpoint),
+    seen: usize,
+    deadline: Instant,
+}
+
+impl Handler for Wanted {
+    fn flow(&mut self, flow: Flow, _clock: Clock) -> ControlFlow<()> {
+        let (client, server) = self.ends;
+        self.seen += usize::from([(client, server), (server, client)].contains(&(flow.local, flow.remote)));
+        if self.seen == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+
+    fn idle(&mut self) -> ControlFlow<()> {
+        if Instant::now() < self.deadline { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    }
+}
+
+/// A TCP connection to ourselves, with something to say.
+fn converse() -> Result<(Endpoint, Endpoint)> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let mut client = TcpStream::connect(listener.local_addr()?)?;
+    let (mut server, from) = listener.accept()?;
+    client.write_all(b"what is the time?")?;
+    let mut question = [0; 17];
+    server.read_exact(&mut question)?;
+    let endpoint = |address: SocketAddr| Endpoint::new(address.ip(), address.port());
+    Ok((endpoint(from), endpoint(listener.local_addr()?)))
+}
+
+/// The groups of probes that the kernel knows.
+fn groups(tracefs: &Path) -> Result<BTreeSet<String>> {
+    let probes = fs::read_to_string(tracefs.join("kprobe_events"))?;
+    // `p:GROUP/EVENT function arguments`
+    let group = |line: &str| Some(line.split_once(':')?.1.split_once('/')?.0.to_owned());
+    Ok(probes.lines().filter_map(group).collect())
+}
+
+/// How many threads this process has.
+fn threads() -> Result<usize> {
+    Ok(fs::read_dir("/proc/self/task")?.count())
+}
+
+fn expect(holds: bool, what: &str) -> Result<()> {
+    if holds { Ok(()) } else { Err(format!("does not hold: {what}").into()) }
+}
