@@ -61,7 +61,7 @@ pub enum ControlError {
         source: io::Error,
     },
     /// It is not safe, or not free.
-    #[error("control socket {}: {problem}; name another place with --control", path.display())]
+    #[error("control socket {}: {problem}; name another place with --control, or sensors.control", path.display())]
     Place {
         /// The socket.
         path: PathBuf,
@@ -69,7 +69,7 @@ pub enum ControlError {
         problem: String,
     },
     /// Nobody listens there.
-    #[error("nobody listens at {}: is `socktrail sensors` running, with a sensor that locks? --control names another place", path.display())]
+    #[error("nobody listens at {}: is `socktrail sensors` or `socktrail agent` running, with a sensor that locks? --control names another place", path.display())]
     Nobody {
         /// The socket.
         path: PathBuf,

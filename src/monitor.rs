@@ -137,6 +137,7 @@ impl Monitor {
         let (to_reader, from_state) = bounded(options.perf_queue_size.div_ceil(BATCH) + 1);
         let (to_user, results) = bounded(options.flow_queue_size);
         let (names_to_state, names) = bounded(NAME_QUEUE);
+        let (learning, is_ready) = bounded(0);
         let stopping = Arc::new(AtomicBool::new(false));
         let counts = Arc::new(Counts::default());
         let clock = Arc::new(Mutex::new(clock));
@@ -176,6 +177,7 @@ impl Monitor {
             watches_calls: !options.socket_events.is_empty(),
             results: to_user,
             counts: Arc::clone(&counts),
+            learning: Some(learning),
         };
 
         let name_waker = capture.as_ref().map(Capture::waker);
@@ -192,6 +194,8 @@ impl Monitor {
         if let Some(listener) = listener {
             monitor.threads.push(thread("socktrail-names", move || listener.run())?);
         }
+        // Nothing is ever sent: it ends when the state thread has learned what was there before.
+        let _ = is_ready.recv();
         Ok(monitor)
     }
 }

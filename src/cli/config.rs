@@ -13,6 +13,7 @@ pub fn run(args: ConfigArgs, out: impl Write) -> anyhow::Result<Status> {
     match args.command {
         ConfigCommand::Check(args) => {
             let loaded = load(Loader::new().file(&args.file), args.set)?;
+            loaded.config.sensors.read()?;
             check(&loaded, &args.file.display().to_string(), out).context("writing to stdout")?;
         }
         ConfigCommand::Show(args) => {

@@ -1,13 +1,13 @@
 //! `socktrail names`: names as they are looked up, by whom.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use serde::Serialize;
 use socktrail::clock::Clock;
 use socktrail::monitor::{Monitor, Options, Received};
-use socktrail::output::{JsonFormatter, printable};
+use socktrail::output::{LineBuffer, printable};
 use socktrail::state::NameLearned;
 
 use super::args::{FormatArg, NamesArgs};
@@ -32,19 +32,15 @@ pub fn run(args: NamesArgs, quiet: bool) -> anyhow::Result<Status> {
 
     let stdout = io::stdout();
     let text = args.format.map_or(stdout.is_terminal(), |format| matches!(format, FormatArg::Text));
-    let (mut out, started) = (stdout.lock(), Instant::now());
+    let (mut lines, started) = (LineBuffer::new(stdout.lock()), Instant::now());
     while interrupts.count() == 0 && args.duration.is_none_or(|duration| started.elapsed() < duration.into()) {
         match monitor.recv(PAUSE) {
-            Received::Name(name) if text => writeln!(out, "{}", line(&name, monitor.clock()))?,
-            Received::Name(name) => {
-                let mut json = serde_json::Serializer::with_formatter(&mut out, JsonFormatter);
-                Report::of(&name, monitor.clock()).serialize(&mut json)?;
-                writeln!(out)?;
-            }
+            Received::Name(name) if text => lines.text(&line(&name, monitor.clock()))?,
+            Received::Name(name) => lines.json(&Report::of(&name, monitor.clock()))?,
             Received::Ended => anyhow::bail!("the monitor ended by itself; this is a bug: please report it"),
             _ => {}
         }
-        out.flush()?;
+        lines.flush()?;
     }
     Ok(Status::Success)
 }

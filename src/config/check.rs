@@ -4,7 +4,7 @@ use ureq::http::Uri;
 
 use super::elasticsearch::{Elasticsearch, Spool, Ssl};
 use super::options::Config;
-use super::outputs::{FileOutput, Outputs};
+use super::outputs::{FileOutput, Outputs, Sensors};
 use super::values::Size;
 use crate::Error;
 use crate::output::elasticsearch::KIND;
@@ -37,6 +37,13 @@ pub fn check(config: &Config, is_set: impl Fn(&str) -> bool) -> Checked {
         let problem = format!("{name:?} is none of create, bind, listen, accept, connect, setsockopt, close");
         checked.problems.push(("events.actions".to_owned(), problem));
     }
+    if let Err(error) = config.events.condition() {
+        checked.problems.push(("events.where".to_owned(), error.to_string()));
+    }
+    if config.events.condition.is_some() && config.events.actions.is_empty() {
+        checked.problems.push(("events.where".to_owned(), "has no effect without events.actions".to_owned()));
+    }
+    checked.problems.extend(sensors(&config.sensors));
     checked.problems.extend(outputs(&config.output));
     checked.problems.extend(elasticsearch(&config.output.elasticsearch));
     checked.problems.extend(spool(&config.spool));
@@ -51,6 +58,24 @@ pub fn check(config: &Config, is_set: impl Fn(&str) -> bool) -> Checked {
         checked.problems.push(("agent.nice".to_owned(), format!("{} is not within 0 to 19", config.agent.nice)));
     }
     checked
+}
+
+/// What makes no sense of sensors; the files themselves are read later.
+fn sensors(sensors: &Sensors) -> Vec<(String, String)> {
+    let mut problems = Vec::new();
+    let mut wrong = |key: &str, problem: &str| problems.push((format!("sensors.{key}"), problem.to_owned()));
+    let default = Sensors::default();
+    for (key, changed) in
+        [("profiles", sensors.profiles != default.profiles), ("control", sensors.control != default.control)]
+    {
+        if changed && sensors.files.is_empty() {
+            wrong(key, "has no effect without sensors.files");
+        }
+    }
+    if !sensors.control.is_absolute() {
+        wrong("control", "must begin with /: `socktrail unlock` must find it from anywhere");
+    }
+    problems
 }
 
 /// What makes no sense of the outputs.

@@ -7,11 +7,12 @@ use serde::{Deserialize, Serialize};
 use socktrail_guess::Source;
 
 use super::elasticsearch::Spool;
-use super::outputs::{Agent, Events, Metrics, Outputs};
+use super::outputs::{Agent, Events, Metrics, Outputs, Sensors};
 use super::values::Time;
 use crate::ecs::Directions;
 use crate::filter::Filter;
 use crate::monitor::Options;
+use crate::socket_event::Actions;
 
 /// All of it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -22,6 +23,8 @@ pub struct Config {
     pub socket: Socket,
     /// Which calls on sockets are told beside flows.
     pub events: Events,
+    /// Which sensors tell of sockets.
+    pub sensors: Sensors,
     /// Which flows are of no interest.
     pub filter: Filter,
     /// How documents are written.
@@ -173,6 +176,7 @@ impl Config {
     /// What the monitor is to do.
     pub fn monitor(&self) -> Options {
         let socket = self.socket.clone();
+        let of_sensors = if self.sensors.files.is_empty() { Actions::NONE } else { Actions::SENSORS };
         let dns = socktrail_dns::Options::from(socket.dns);
         Options {
             tracefs_path: socket.tracefs_path,
@@ -191,7 +195,7 @@ impl Config {
             max_processes: socket.max_processes,
             mask: socket.mask,
             filter: self.filter.clone(),
-            socket_events: self.events.set(),
+            socket_events: self.events.set().or(of_sensors),
             dns,
             ..Options::default()
         }

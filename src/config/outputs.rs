@@ -10,8 +10,11 @@ use serde::{Deserialize, Serialize};
 
 use super::elasticsearch::Elasticsearch;
 use super::values::{Size, Time, TimeError};
+use crate::control::CONTROL_PATH;
 use crate::output::{FileOptions, SyncPolicy};
+use crate::sensors::{self, FileError, Sensor};
 use crate::socket_event::Actions;
+use crate::socket_event::condition::{Condition, ConditionError};
 
 /// `agent.*`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,12 +43,61 @@ pub struct Events {
     /// Calls on sockets that become documents of their own: `create`, `bind`, `listen`, `accept`, `connect`,
     /// `setsockopt`, `close`; none: no such documents.
     pub actions: Vec<String>,
+    /// Only events that fulfil this [condition](Condition); none: all of them.
+    #[serde(rename = "where")]
+    pub condition: Option<String>,
 }
 
 impl Events {
     /// The set of them; a name that is none adds nothing.
     pub fn set(&self) -> Actions {
         self.actions.iter().filter_map(|name| Actions::named(name)).fold(Actions::NONE, Actions::or)
+    }
+
+    /// The condition, understood.
+    ///
+    /// # Errors
+    /// It is none, and where.
+    pub fn condition(&self) -> Result<Option<Condition>, ConditionError> {
+        self.condition.as_deref().map(str::parse).transpose()
+    }
+}
+
+/// `sensors.*`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct Sensors {
+    /// Sensor files, whose sensors' events become documents of their own; none: no sensors.
+    pub files: Vec<PathBuf>,
+    /// Only sensors of these profiles, and those that name none; none: all sensors.
+    pub profiles: Vec<String>,
+    /// Where locked events are unlocked.
+    pub control: PathBuf,
+}
+
+impl Default for Sensors {
+    fn default() -> Self {
+        Self { files: Vec::new(), profiles: Vec::new(), control: CONTROL_PATH.into() }
+    }
+}
+
+impl Sensors {
+    /// Reads the files: the sensors that are wanted.
+    ///
+    /// # Errors
+    /// A file cannot be read or makes no sense, or no sensor is left.
+    pub fn read(&self) -> Result<Vec<Sensor>, FileError> {
+        let mut sensors = sensors::read_all(&self.files)?;
+        sensors.retain(|sensor| sensor.is_of(&self.profiles));
+        match self.files.last() {
+            Some(file) if sensors.is_empty() => {
+                let message = "no sensor is of one of sensors.profiles".to_owned();
+                let problem = sensors::Problem { line: None, key: String::new(), message };
+                Err(FileError::Bad { file: file.clone(), problem })
+            }
+            _ => Ok(sensors),
+        }
     }
 }
 

@@ -126,6 +126,15 @@ events.actions: [bind, close]
 }
 
 #[test]
+fn sensors_hear_of_what_they_need_beside_what_is_written() {
+    let written = file("a.yml", "events.actions: [setsockopt]\nsensors.files: [/etc/sensors.yml]\n");
+    let config = written.loader().load().unwrap().config;
+    assert_eq!(config.monitor().socket_events, Actions::SENSORS.or(Actions::SETSOCKOPT));
+    assert_eq!(config.events.set(), Actions::SETSOCKOPT);
+    assert!(config.sensors.read().unwrap_err().to_string().contains("/etc/sensors.yml"));
+}
+
+#[test]
 fn nothing_set_is_what_the_monitor_does_by_itself() {
     let (ours, theirs) = (Config::default().monitor(), crate::monitor::Options::default());
     assert_eq!(format!("{ours:?}"), format!("{theirs:?}"));

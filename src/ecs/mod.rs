@@ -23,6 +23,7 @@ mod identity;
 mod network;
 mod network_flow;
 mod process;
+mod sensor_event;
 mod socket_event;
 mod system;
 
@@ -32,6 +33,7 @@ use crate::agent::Agent;
 use crate::clock::Clock;
 use crate::flow::Flow;
 use crate::host::Host;
+use crate::sensors::SensorEvent;
 use crate::socket_event::SocketEvent;
 use crate::users::Names;
 
@@ -42,6 +44,7 @@ pub use identity::{Effective, Group, User};
 pub use network::Network;
 pub use network_flow::{Ecs, FlowFields, NetworkFlow, Related, Service};
 pub use process::{Container, Parent, Process};
+pub use sensor_event::{SensorDocument, SensorEnd, SensorEventFields};
 pub use socket_event::{
     End, RelatedToSocket, SocketAudit, SocketDocument, SocketEventFields, SocketFields, SocketNetwork, SocketSystem,
 };
@@ -106,4 +109,9 @@ pub fn network_flow<'a>(flow: &'a Flow, context: &Context<'a>) -> NetworkFlow<'a
 /// The document of a socket event.
 pub fn socket_event<'a>(event: &'a SocketEvent, context: &Context<'a>) -> SocketDocument<'a> {
     SocketDocument::new(event, context)
+}
+
+/// The document of a sensor event: sysinspect's form as it is, and ECS around it.
+pub fn sensor_event<'a>(event: &'a SensorEvent, context: &Context<'a>) -> SensorDocument<'a> {
+    SensorDocument::new(event, context)
 }

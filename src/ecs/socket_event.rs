@@ -310,7 +310,7 @@ impl SocketFields {
 }
 
 impl RelatedToSocket {
-    fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.ip.is_empty() && self.user.is_empty()
     }
 }

@@ -102,7 +102,7 @@ impl Builder {
         self.with(|options| options.own_process = reported)
     }
 
-    /// Finds out the kernel's layout, installs the probes and begins to watch.
+    /// Finds out the kernel's layout, installs the probes, begins to watch and learns what was there before.
     ///
     /// # Errors
     /// The kernel has no kprobes or they are switched off, something is not permitted or a limit too low, the layout

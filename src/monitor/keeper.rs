@@ -28,6 +28,8 @@ pub(super) struct Keeper {
     pub(super) watches_calls: bool,
     pub(super) results: Sender<Received>,
     pub(super) counts: Arc<Counts>,
+    /// Dropped once what was there before is known.
+    pub(super) learning: Option<Sender<()>>,
 }
 
 impl Keeper {
@@ -44,6 +46,7 @@ impl Keeper {
             let existing = existing.map(|(socket, pid)| self.state.adopt_event_socket(socket, pid)).collect();
             self.hand_over(Received::Existing(existing));
         }
+        self.learning = None;
         let mut now = 0;
         while let Ok(Batch { mut events, until }) = self.events.recv() {
             for event in events.drain(..) {

@@ -76,7 +76,7 @@ impl Prepared {
         &self.tracefs
     }
 
-    /// Starts the threads.
+    /// Starts the threads, and waits until they have learned what was there before.
     ///
     /// # Errors
     /// [`Error::Thread`]. What had been installed is removed.

@@ -4,7 +4,7 @@ use std::io;
 
 use serde::Serialize;
 
-use super::JsonFormatter;
+use super::escape::append_json;
 
 /// What a document tells of. Outputs may keep the kinds apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -56,12 +56,7 @@ impl Batch {
     /// # Errors
     /// It cannot be written as JSON; then the batch is as it was.
     pub fn push(&mut self, kind: Kind, document: &impl Serialize) -> io::Result<()> {
-        let before = self.lines.len();
-        let written = document.serialize(&mut serde_json::Serializer::with_formatter(&mut self.lines, JsonFormatter));
-        if let Err(error) = written {
-            self.lines.truncate(before);
-            return Err(error.into());
-        }
+        append_json(&mut self.lines, document)?;
         self.end_line(kind);
         Ok(())
     }

@@ -3,6 +3,8 @@
 use std::fmt::Write;
 use std::io;
 
+use serde::Serialize;
+
 /// `text` for a terminal: at most `most` characters (the last of them `…` where there were more), with control
 /// characters, invisible ones and those that turn the direction of writing escaped as in Rust (`\u{1b}`), and the
 /// backslash doubled.
@@ -71,10 +73,21 @@ impl serde_json::ser::Formatter for JsonFormatter {
     }
 }
 
+/// Appends a document in JSON.
+///
+/// # Errors
+/// It cannot be written as JSON; then `to` is as it was.
+pub(super) fn append_json(to: &mut Vec<u8>, document: &impl Serialize) -> io::Result<()> {
+    let before = to.len();
+    let written = document.serialize(&mut serde_json::Serializer::with_formatter(&mut *to, JsonFormatter));
+    written.map_err(|error| {
+        to.truncate(before);
+        error.into()
+    })
+}
+
 #[cfg(test)]
 mod tests {
-    use serde::Serialize;
-
     use super::*;
 
     #[test]

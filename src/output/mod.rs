@@ -1,6 +1,6 @@
 //! Where documents go.
 //!
-//! [`Lines`] writes flows to one writer. [`Outputs`] is for several places at once: documents travel in [batches](Batch)
+//! [`LineBuffer`] writes lines to one writer, [`Lines`] flows. [`Outputs`] is for several places at once: documents travel in [batches](Batch)
 //! to a bounded queue for each [`Output`], which runs on a thread of its own, so that one that stands still harms no
 //! other, and never the source.
 
@@ -10,6 +10,7 @@ mod error;
 mod escape;
 mod fanout;
 mod file;
+mod line_buffer;
 mod meter;
 mod plain;
 mod queue;
@@ -23,6 +24,7 @@ pub(crate) use escape::is_harmless;
 pub use escape::{JsonFormatter, printable};
 pub use fanout::{Output, Outputs};
 pub use file::{FileOptions, FileOutput, SyncPolicy};
+pub use line_buffer::LineBuffer;
 pub use meter::{Count, Meter, Reading};
 pub use plain::Plain;
 pub use spool::{Chunk, Spool, SpoolOptions};

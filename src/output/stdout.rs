@@ -2,12 +2,10 @@
 
 use std::io::{self, Write};
 
-use serde::Serialize;
-
 use crate::ecs::{self, Context};
 use crate::flow::Flow;
 
-use super::{HEADER, JsonFormatter, line};
+use super::{HEADER, LineBuffer, line};
 
 /// What the lines are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,19 +19,14 @@ pub enum Format {
 /// Writes flows as lines. The caller decides when to flush: writes reach a reader in order, and whole lines only.
 #[derive(Debug)]
 pub struct Lines<W: Write> {
-    writer: W,
+    lines: LineBuffer<W>,
     format: Format,
-    buffer: Vec<u8>,
-    unflushed: bool,
 }
 
 impl<W: Write> Lines<W> {
-    /// How much is kept before it is written unasked.
-    const ENOUGH: usize = 64 * 1024;
-
     /// Lines to `writer`, which should not buffer for itself.
     pub fn new(writer: W, format: Format) -> Self {
-        Self { writer, format, buffer: Vec::with_capacity(Self::ENOUGH), unflushed: false }
+        Self { lines: LineBuffer::new(writer), format }
     }
 
     /// Writes the names of the columns, in a format that has columns.
@@ -41,11 +34,7 @@ impl<W: Write> Lines<W> {
     /// # Errors
     /// The writer's.
     pub fn header(&mut self) -> io::Result<()> {
-        if self.format == Format::Text {
-            self.buffer.extend_from_slice(HEADER.as_bytes());
-            self.end_line()?;
-        }
-        Ok(())
+        if self.format == Format::Text { self.lines.text(HEADER) } else { Ok(()) }
     }
 
     /// Writes one flow.
@@ -54,20 +43,14 @@ impl<W: Write> Lines<W> {
     /// The writer's; [`io::ErrorKind::BrokenPipe`] means that nobody reads any more.
     pub fn write(&mut self, flow: &Flow, context: &Context<'_>) -> io::Result<()> {
         match self.format {
-            Format::Ecs => {
-                let mut json = serde_json::Serializer::with_formatter(&mut self.buffer, JsonFormatter);
-                ecs::network_flow(flow, context).serialize(&mut json)?;
-            }
-            Format::Text => {
-                self.buffer.extend_from_slice(line(flow, context.clock, context.names).as_bytes());
-            }
+            Format::Ecs => self.lines.json(&ecs::network_flow(flow, context)),
+            Format::Text => self.lines.text(&line(flow, context.clock, context.names)),
         }
-        self.end_line()
     }
 
     /// Whether anything waits to be flushed.
     pub fn is_unflushed(&self) -> bool {
-        self.unflushed
+        self.lines.is_unflushed()
     }
 
     /// Hands all lines to the reader.
@@ -75,22 +58,7 @@ impl<W: Write> Lines<W> {
     /// # Errors
     /// The writer's.
     pub fn flush(&mut self) -> io::Result<()> {
-        self.write_out()?;
-        self.unflushed = false;
-        self.writer.flush()
-    }
-
-    fn end_line(&mut self) -> io::Result<()> {
-        self.buffer.push(b'\n');
-        self.unflushed = true;
-        if self.buffer.len() >= Self::ENOUGH { self.write_out() } else { Ok(()) }
-    }
-
-    /// What was buffered is gone after this, also when it could not be written: no line is ever written twice.
-    fn write_out(&mut self) -> io::Result<()> {
-        let result = self.writer.write_all(&self.buffer);
-        self.buffer.clear();
-        result
+        self.lines.flush()
     }
 }
 
@@ -135,53 +103,24 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_written_before_it_is_flushed_and_then_whole_lines() {
-        let mut written = Vec::new();
-        with_context(|context| {
-            let mut lines = Lines::new(&mut written, Format::Ecs);
-            lines.header().unwrap();
-            lines.write(&flow(1), context).unwrap();
-            lines.write(&flow(2), context).unwrap();
-            assert!(lines.is_unflushed());
-            assert!(lines.writer.is_empty());
-            lines.flush().unwrap();
-            assert!(!lines.is_unflushed());
-        });
-        let text = String::from_utf8(written).unwrap();
-        let documents: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-        assert_eq!(documents.len(), 2);
-        assert!(text.ends_with("}\n"));
-    }
-
-    #[test]
-    fn much_is_written_unasked() {
-        let mut written = Vec::new();
-        with_context(|context| {
-            let mut lines = Lines::new(&mut written, Format::Text);
-            for number in 0..1000 {
-                lines.write(&flow(number), context).unwrap();
-            }
-            assert!(lines.writer.len() > 64 * 1024);
-            assert!(lines.buffer.len() < 64 * 1024);
-        });
-    }
-
-    #[test]
-    fn a_broken_pipe_is_told_and_nothing_is_kept_for_it() {
-        struct Broken;
-        impl Write for Broken {
-            fn write(&mut self, _bytes: &[u8]) -> io::Result<usize> {
-                Err(io::ErrorKind::BrokenPipe.into())
-            }
-            fn flush(&mut self) -> io::Result<()> {
-                Ok(())
-            }
-        }
-        with_context(|context| {
-            let mut lines = Lines::new(Broken, Format::Ecs);
-            lines.write(&flow(1), context).unwrap();
-            assert_eq!(lines.flush().unwrap_err().kind(), io::ErrorKind::BrokenPipe);
-            assert!(lines.buffer.is_empty());
-        });
+    fn each_format_has_its_lines() {
+        let written = |format| {
+            let mut written = Vec::new();
+            with_context(|context| {
+                let mut lines = Lines::new(&mut written, format);
+                lines.header().unwrap();
+                lines.write(&flow(1), context).unwrap();
+                lines.write(&flow(2), context).unwrap();
+                assert!(lines.is_unflushed());
+                lines.flush().unwrap();
+            });
+            String::from_utf8(written).unwrap()
+        };
+        let documents = written(Format::Ecs);
+        assert!(documents.ends_with("}\n"));
+        let ends = documents.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        assert_eq!(ends.map(|document| document["destination"]["port"].clone()).collect::<Vec<_>>(), [53, 53]);
+        let text = written(Format::Text);
+        assert!(text.starts_with(HEADER) && text.lines().count() == 3, "{text}");
     }
 }

@@ -127,6 +127,29 @@ pub fn read(path: &Path) -> Result<Vec<Sensor>, FileError> {
     parse(text).map_err(bad)
 }
 
+/// Reads several sensor files as if they were one.
+///
+/// # Errors
+/// One of them cannot be read or makes no sense ([`read`]), two define a sensor of one id, or all together define more
+/// than 64.
+pub fn read_all(files: &[PathBuf]) -> Result<Vec<Sensor>, FileError> {
+    let mut all: Vec<Sensor> = Vec::new();
+    for (at, file) in files.iter().enumerate() {
+        let bad = |problem| FileError::Bad { file: file.clone(), problem };
+        let sensors = read(file)?;
+        if let Some(twice) = sensors.iter().find(|sensor| all.iter().any(|other| other.id == sensor.id)) {
+            let message = "another file defines a sensor of this id, too".to_owned();
+            return Err(bad(Problem { line: None, key: twice.id.clone(), message }));
+        }
+        all.extend(sensors);
+        if all.len() > MOST {
+            let message = format!("with those of the {at} files before, {} sensors are more than {MOST}", all.len());
+            return Err(bad(Problem::of_all(message)));
+        }
+    }
+    Ok(all)
+}
+
 /// Understands the text of a sensor file: sensors in the order of their ids.
 ///
 /// # Errors
@@ -354,6 +377,25 @@ mod tests {
         assert!(own("web, db").is_of(&wanted(&["DB"])));
         assert!(!own("web").is_of(&wanted(&["db"])));
         assert!(own("web").is_of(&[]) && own("").is_of(&wanted(&["db"])), "neither side has to name any");
+    }
+
+    #[test]
+    fn several_files_are_as_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str, ids: std::ops::Range<usize>| {
+            let text: String = ids.map(|number| format!("s{number}: {{ listener: net.socket }}\n")).collect();
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path
+        };
+        let (one, other) = (file("one.yaml", 0..40), file("other.yaml", 40..64));
+        assert_eq!(read_all(&[one.clone(), other.clone()]).unwrap().len(), MOST);
+        let said = |files: &[PathBuf]| read_all(files).unwrap_err().to_string();
+        let twice = said(&[one.clone(), file("twice.yaml", 39..41)]);
+        assert!(twice.ends_with("twice.yaml: s39: another file defines a sensor of this id, too"), "{twice}");
+        let many = said(&[one, other, file("many.yaml", 64..65)]);
+        assert!(many.ends_with("many.yaml: with those of the 2 files before, 65 sensors are more than 64"), "{many}");
+        assert!(said(&["/no/such.yaml".into()]).contains("/no/such.yaml"));
     }
 
     #[test]

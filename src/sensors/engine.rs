@@ -19,6 +19,7 @@ use super::locks::Locks;
 use super::pattern::BadPattern;
 use super::reverse::{ReverseLimits, ReverseNames, is_non_routable};
 use super::row::Row;
+use crate::event::KernelTime;
 use crate::socket_event::{Action, CallResult, Socket, SocketEvent, SocketId, SocketState};
 
 /// How much is kept at most.
@@ -96,6 +97,7 @@ impl Followers {
 struct Moment {
     sensor: usize,
     what: What,
+    time: KernelTime,
     row: Row,
     followers: Followers,
 }
@@ -130,14 +132,14 @@ impl Engine {
     pub fn existing(&mut self, sockets: &[Socket], now: Instant) {
         for socket in sockets {
             if let Some(row) = Row::of(socket, None) {
-                self.row(socket.id, row, What::Known, now);
+                self.row(socket.id, row, What::Known, 0, now);
             }
         }
     }
 
     /// Takes in what was done to a socket.
     pub fn ingest(&mut self, event: &SocketEvent, now: Instant) {
-        let SocketEvent { action, result, socket, .. } = event;
+        let SocketEvent { time, action, result, socket, .. } = event;
         if *result == CallResult::Success && matches!(action, Action::Create { .. } | Action::Accept { .. }) {
             // Should it have been found when one looked for those that were there before, it was not.
             self.sockets.remove(&socket.id);
@@ -146,8 +148,8 @@ impl Engine {
         match (row, result) {
             // A call that failed changes nothing, but for a connect that goes on by itself.
             (Some(_), CallResult::Failure(_)) if socket.state != Some(SocketState::SYN_SENT) => {}
-            (Some(row), _) => self.row(socket.id, row, What::Seen, now),
-            (None, _) => self.gone(socket.id, event.before, now),
+            (Some(row), _) => self.row(socket.id, row, What::Seen, *time, now),
+            (None, _) => self.gone(socket.id, event.before, *time, now),
         }
     }
 
@@ -199,7 +201,7 @@ impl Engine {
         Stats { locks_evicted: self.locks.evicted, reverse_lookups_unanswered: self.names.unanswered, ..self.stats }
     }
 
-    fn row(&mut self, id: SocketId, row: Row, what: What, now: Instant) {
+    fn row(&mut self, id: SocketId, row: Row, what: What, time: KernelTime, now: Instant) {
         if row.process.as_ref().is_some_and(|process| process.pid == self.own_pid) {
             return;
         }
@@ -220,22 +222,22 @@ impl Engine {
                 followers
             }
         };
-        self.tell(what, &row, &followers, now);
+        self.tell(what, time, &row, &followers, now);
     }
 
     /// The socket has left the table; `last` is the state that it was in.
-    fn gone(&mut self, id: SocketId, last: Option<SocketState>, now: Instant) {
+    fn gone(&mut self, id: SocketId, last: Option<SocketState>, time: KernelTime, now: Instant) {
         let Some(Tracked { mut row, followers }) = self.sockets.remove(&id) else { return };
         if let Some(last) = last.filter(|last| row.state.is_some() && *last != SocketState::CLOSE) {
             row.state = Some(last);
         }
-        self.tell(What::Gone, &row, &followers, now);
+        self.tell(What::Gone, time, &row, &followers, now);
     }
 
     /// Tells every sensor.
-    fn tell(&mut self, what: What, row: &Row, followers: &Followers, now: Instant) {
+    fn tell(&mut self, what: What, time: KernelTime, row: &Row, followers: &Followers, now: Instant) {
         for sensor in 0..self.sensors.len() {
-            self.submit(Moment { sensor, what, row: row.clone(), followers: followers.clone() }, now);
+            self.submit(Moment { sensor, what, time, row: row.clone(), followers: followers.clone() }, now);
         }
     }
 
@@ -275,10 +277,10 @@ impl Engine {
     }
 
     fn decide(&mut self, moment: Moment, name: Option<&str>) {
-        let Moment { sensor: index, what, row, followers } = moment;
+        let Moment { sensor: index, what, time, row, followers } = moment;
         let sensor = &self.sensors[index];
         match (what, followers.has(index)) {
-            (What::Gone, true) if sensor.closed => self.say(index, SensorAction::Closed, &row, name),
+            (What::Gone, true) if sensor.closed => self.say(index, SensorAction::Closed, time, &row, name),
             (What::Gone, _) | (What::Known | What::Seen, true) => {}
             (What::Known | What::Seen, false) => {
                 row.write_tuple(name, &mut self.tuple);
@@ -287,16 +289,16 @@ impl Engine {
                 if is_wanted {
                     followers.add(index);
                     if what == What::Seen && sensor.opened {
-                        self.say(index, SensorAction::Opened, &row, name);
+                        self.say(index, SensorAction::Opened, time, &row, name);
                     }
                 }
             }
         }
     }
 
-    fn say(&mut self, sensor: usize, action: SensorAction, row: &Row, name: Option<&str>) {
+    fn say(&mut self, sensor: usize, action: SensorAction, time: KernelTime, row: &Row, name: Option<&str>) {
         let sensor = &self.sensors[sensor];
-        let event = SensorEvent::new(sensor, action, row, name);
+        let event = SensorEvent::new(sensor, action, time, row, name);
         if sensor.locked && !self.locks.lock(&event.eid) {
             self.stats.sensor_events_muted += 1;
             return;

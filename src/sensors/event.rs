@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::config::{LISTENER, Sensor};
 use super::row::Row;
+use crate::event::KernelTime;
 
 /// What happened to a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -28,6 +29,12 @@ pub struct SensorEvent {
     pub listener: &'static str,
     /// The socket.
     pub data: Data,
+    /// When the call came back, or the socket went, that this is about; not part of sysinspect's form.
+    #[serde(skip)]
+    pub time: KernelTime,
+    /// The socket, in types; not part of sysinspect's form.
+    #[serde(skip)]
+    pub row: Row,
 }
 
 /// A socket, as it is told.
@@ -60,7 +67,7 @@ pub struct ProcessFields {
 
 impl SensorEvent {
     /// What a sensor says of a socket.
-    pub fn new(sensor: &Sensor, action: SensorAction, row: &Row, remote_host: Option<&str>) -> Self {
+    pub fn new(sensor: &Sensor, action: SensorAction, time: KernelTime, row: &Row, remote_host: Option<&str>) -> Self {
         let process = row.process.as_ref();
         Self {
             eid: eid(sensor, action, row),
@@ -76,6 +83,8 @@ impl SensorEvent {
                 process: process
                     .map(|process| ProcessFields { pid: process.pid, name: process.image.name().map(str::to_owned) }),
             },
+            time,
+            row: row.clone(),
         }
     }
 }

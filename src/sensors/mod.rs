@@ -13,7 +13,7 @@
 //! let mut engine = Engine::new(sensors, std::process::id(), Limits::default());
 //! let mut options = Options::default();
 //! options.flows = false;
-//! options.socket_events = Actions::ALL.or(Actions::STATE);
+//! options.socket_events = Actions::SENSORS;
 //! let monitor = Monitor::start(&options)?;
 //! loop {
 //!     match monitor.recv(Duration::from_millis(100)) {
@@ -36,9 +36,10 @@ mod resolver;
 mod reverse;
 mod row;
 
-pub use config::{Dns, FileError, LISTENER, Problem, Sensor, parse, read};
+pub use config::{Dns, FileError, LISTENER, Problem, Sensor, parse, read, read_all};
 pub use engine::{Engine, Limits, Stats};
 pub use event::{Data, ProcessFields, SensorAction, SensorEvent};
 pub use pattern::{BadPattern, Pattern, Patterns};
 pub use resolver::Resolver;
 pub use reverse::ReverseLimits;
+pub use row::Row;

@@ -242,6 +242,9 @@ impl Actions {
     pub const STATE: Self = Self(1 << 7);
     /// All calls, and the close.
     pub const ALL: Self = Self(0x7f);
+    /// What [sensors](crate::sensors) need to hear of. Creation says whose a socket is.
+    pub const SENSORS: Self =
+        Self::CREATE.or(Self::BIND).or(Self::LISTEN).or(Self::ACCEPT).or(Self::CONNECT).or(Self::CLOSE).or(Self::STATE);
 
     /// What is in either.
     #[must_use]

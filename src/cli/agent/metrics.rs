@@ -16,7 +16,6 @@ use anyhow::Context as _;
 use procfs::process::Process;
 use serde_json::Value;
 use socktrail::config::Listen;
-use socktrail::monitor::Stats;
 use socktrail::output::Reading;
 
 /// How old numbers may be.
@@ -63,14 +62,14 @@ impl Metrics {
         Ok(Self { text, given: None })
     }
 
-    /// Takes new numbers when those it has are old.
-    pub fn tick(&mut self, now: Instant, numbers: impl FnOnce() -> (Option<Stats>, Vec<Reading>)) {
+    /// Takes new numbers when those it has are old: objects with a field for each, and those of outputs.
+    pub fn tick(&mut self, now: Instant, numbers: impl FnOnce() -> ([Value; 2], Vec<Reading>)) {
         if self.given.is_some_and(|given| now.saturating_duration_since(given) < AGE) {
             return;
         }
         self.given = Some(now);
         let (stats, readings) = numbers();
-        let text = render(stats.as_ref(), &readings, &Usage::of_this_process());
+        let text = render(&stats, &readings, &Usage::of_this_process());
         *self.text.lock().unwrap_or_else(PoisonError::into_inner) = text;
     }
 }
@@ -151,10 +150,9 @@ impl Usage {
 }
 
 /// All numbers as text.
-fn render(stats: Option<&Stats>, outputs: &[Reading], usage: &Usage) -> String {
+fn render(stats: &[Value], outputs: &[Reading], usage: &Usage) -> String {
     let mut text = String::new();
-    let stats = stats.and_then(|stats| serde_json::to_value(stats).ok()).unwrap_or_default();
-    for (field, value) in stats.as_object().into_iter().flatten() {
+    for (field, value) in stats.iter().filter_map(Value::as_object).flatten() {
         match value {
             Value::Object(by_cpu) => {
                 let samples = by_cpu.iter().map(|(cpu, lost)| (format!("{{cpu=\"{cpu}\"}}"), lost.to_string()));
@@ -195,7 +193,9 @@ fn family(text: &mut String, field: &str, samples: Vec<(String, String)>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use socktrail::monitor::Stats;
     use socktrail::output::Meter;
+    use socktrail::sensors;
 
     /// As the text format of Prometheus wants it: a type before the samples of each name, each name once.
     #[test]
@@ -205,7 +205,9 @@ mod tests {
         let mut stats = Stats { flows_dropped: 3, ..Stats::default() };
         stats.lost_by_cpu.insert(1, 9);
         let outputs = [meter.read("file"), Meter::default().read("stdout")];
-        let text = render(Some(&stats), &outputs, &Usage { cpu_seconds: 1.5, ..Usage::default() });
+        let sensors = sensors::Stats { sensor_events: 5, ..sensors::Stats::default() };
+        let stats = [serde_json::to_value(&stats).unwrap(), serde_json::to_value(sensors).unwrap(), Value::Null];
+        let text = render(&stats, &outputs, &Usage { cpu_seconds: 1.5, ..Usage::default() });
         let mut types = std::collections::HashSet::new();
         for line in text.lines() {
             if let Some(declared) = line.strip_prefix("# TYPE ") {
@@ -220,6 +222,7 @@ mod tests {
         }
         for expected in [
             "socktrail_flows_dropped_total 3",
+            "socktrail_sensor_events_total 5",
             "socktrail_lost_by_cpu_total{cpu=\"1\"} 9",
             "socktrail_output_written_total{output=\"file\"} 7",
             "socktrail_output_written_total{output=\"stdout\"} 0",

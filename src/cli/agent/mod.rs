@@ -1,8 +1,9 @@
 //! `socktrail agent`: from the monitor to every output that a configuration names.
 //!
-//! One thread takes flows from the source, makes documents and hands them to the outputs, which never make it wait. The
-//! same thread hears signals and tells the service manager how things stand.
+//! One thread takes flows and socket events from the source, makes documents and hands them to the outputs, which never
+//! make it wait. The same thread hears signals and tells the service manager how things stand.
 
+mod documents;
 mod metrics;
 mod notify;
 mod playback;
@@ -15,14 +16,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use socktrail::agent::Agent as Identity;
-use socktrail::config::{Config, Loaded, Loader};
-use socktrail::ecs::{self, Context};
-use socktrail::host::Host;
+use socktrail::config::{Loaded, Loader};
 use socktrail::monitor::Received;
-use socktrail::output::{Batch, Kind, Outputs};
-use socktrail::users::Users;
+use socktrail::output::{Outputs, Reading};
 
+use self::documents::{BATCH_BYTES, Documents};
 use self::metrics::Metrics;
 use self::notify::Notify;
 use self::playback::Playback;
@@ -36,12 +34,8 @@ use super::source::FlowSource;
 
 /// How long a signal may go unnoticed.
 const PAUSE: Duration = Duration::from_millis(100);
-/// Documents that travel together at most.
-const BATCH: usize = 512;
-/// Bytes of them at most, save for the last document.
-const BATCH_BYTES: usize = 256 * 1024;
 /// What can be changed while it runs.
-const LIVE: [&str; 5] = ["output.", "spool.", "document.", "agent.name", "agent.shutdown_timeout"];
+const LIVE: [&str; 6] = ["output.", "spool.", "document.", "events.where", "agent.name", "agent.shutdown_timeout"];
 
 /// Runs the command.
 pub fn run(args: &AgentArgs, quiet: bool) -> anyhow::Result<Status> {
@@ -52,29 +46,13 @@ pub fn run(args: &AgentArgs, quiet: bool) -> anyhow::Result<Status> {
     let meters = Meters::default();
     let outputs = wire::start(&loaded.config, &meters)?;
     let source = Source::start(args, &loaded.config)?;
-    source.announce(quiet);
-    let host = source.host();
-    let identity = identity(&host, &loaded.config);
+    let documents = Documents::open(&loaded.config, source.host())?;
     let metrics = loaded.config.metrics.listen.as_ref().map(Metrics::start).transpose()?;
+    // All is up: what is not, has said so.
+    source.announce(quiet);
     let notify = Notify::ready();
-    let batch = Batch::with_capacity(BATCH_BYTES);
-    let (users, events, deadline) = (Users::new(), 0, None);
-    let mut agent = Agent {
-        args,
-        loaded,
-        asked,
-        source,
-        outputs,
-        meters,
-        host,
-        identity,
-        users,
-        batch,
-        notify,
-        metrics,
-        events,
-        deadline,
-    };
+    let deadline = None;
+    let mut agent = Agent { args, loaded, asked, source, documents, outputs, meters, notify, metrics, deadline };
     let ended = agent.work();
     agent.end().and(ended)
 }
@@ -89,30 +67,17 @@ fn configuration(args: &AgentArgs) -> anyhow::Result<Loaded> {
     Ok(loaded)
 }
 
-fn identity(host: &Host, config: &Config) -> Identity {
-    let mut identity = Identity::of(host);
-    if !config.agent.name.is_empty() {
-        identity.name = Some(config.agent.name.clone());
-    }
-    identity
-}
-
 /// A running agent.
 struct Agent<'a> {
     args: &'a AgentArgs,
     loaded: Loaded,
     asked: Asked,
     source: Source,
+    documents: Documents,
     outputs: Outputs,
     meters: Meters,
-    host: Host,
-    identity: Identity,
-    users: Users,
-    batch: Batch,
     notify: Notify,
     metrics: Option<Metrics>,
-    /// Socket events so far.
-    events: u64,
     /// Set once it is asked to end.
     deadline: Option<Instant>,
 }
@@ -134,57 +99,32 @@ impl Agent<'_> {
             }
             self.notify.tick(Instant::now(), || self.source.status(&self.outputs.readings()));
             if let Some(metrics) = &mut self.metrics {
-                metrics.tick(Instant::now(), || (self.source.stats(), self.outputs.readings()));
+                metrics.tick(Instant::now(), || (counted(&self.source, &self.documents), self.outputs.readings()));
             }
             if !self.source.can_lose() && !self.outputs.have_room(BATCH_BYTES) {
                 std::thread::sleep(Duration::from_millis(1));
                 continue;
             }
-            let timeout = if self.batch.is_empty() { PAUSE } else { Duration::ZERO };
-            match self.source.recv(timeout) {
-                Received::Idle => self.hand_over(),
+            let timeout = if self.documents.is_empty() { PAUSE } else { Duration::ZERO };
+            let received = self.source.recv(timeout);
+            self.documents.take(&received, &self.source);
+            match received {
                 Received::Ended => {
                     let asked = self.deadline.is_some();
                     self.hand_over();
                     self.begin_to_end();
                     return if asked { Ok(Status::Success) } else { self.source.ended() };
                 }
-                received => self.take(&received),
+                Received::Idle => self.hand_over(),
+                _ if self.documents.is_full() => self.hand_over(),
+                _ => {}
             }
-        }
-    }
-
-    fn take(&mut self, received: &Received) {
-        let names = self.users.at(Instant::now());
-        let context = Context {
-            host: &self.host,
-            agent: &self.identity,
-            clock: self.source.clock(),
-            names: self.source.names(&names),
-            directions: self.loaded.config.document.direction,
-        };
-        let pushed = match received {
-            Received::Flow(flow) => self.batch.push(Kind::Flow, &ecs::network_flow(flow, &context)),
-            Received::Socket(event) => {
-                let mut document = ecs::socket_event(event, &context);
-                self.events += 1;
-                document.event.sequence = Some(self.events);
-                self.batch.push(Kind::Event, &document)
-            }
-            _ => Ok(()),
-        };
-        if let Err(error) = pushed {
-            tracing::error!(%error, "a document cannot be written as JSON; this is a bug: please report it");
-        }
-        if self.batch.len() >= BATCH || self.batch.lines().len() >= BATCH_BYTES {
-            self.hand_over();
         }
     }
 
     fn hand_over(&mut self) {
-        if !self.batch.is_empty() {
-            let fresh = Batch::with_capacity(self.batch.lines().len());
-            self.outputs.send(&Arc::new(std::mem::replace(&mut self.batch, fresh)));
+        if !self.documents.is_empty() {
+            self.outputs.send(&Arc::new(self.documents.take_batch()));
         }
     }
 
@@ -206,7 +146,7 @@ impl Agent<'_> {
                 std::mem::take(&mut self.outputs).close(within);
                 self.outputs = match wire::start(&loaded.config, &self.meters) {
                     Ok(outputs) => {
-                        self.identity.name = identity(&self.host, &loaded.config).name;
+                        self.documents.configure(&loaded.config)?;
                         self.loaded = loaded;
                         tracing::info!("the configuration was read again");
                         outputs
@@ -234,7 +174,12 @@ impl Agent<'_> {
 
     /// A line of JSON on stderr with what was counted.
     fn tell(&self) {
-        let line = serde_json::json!({ "monitor": self.source.stats(), "outputs": self.outputs.readings() });
+        self.say(&self.outputs.readings());
+    }
+
+    fn say(&self, outputs: &[Reading]) {
+        let [monitor, sensors] = counted(&self.source, &self.documents);
+        let line = serde_json::json!({ "monitor": monitor, "sensors": sensors, "outputs": outputs });
         // Nobody to tell is no failure.
         let _ = writeln!(io::stderr(), "socktrail: stats {line}");
     }
@@ -252,9 +197,15 @@ impl Agent<'_> {
             }
         }
         if self.args.stats {
-            let line = serde_json::json!({ "monitor": self.source.stats(), "outputs": readings });
-            let _ = writeln!(io::stderr(), "socktrail: stats {line}");
+            self.say(&readings);
         }
         Ok(Status::Success)
     }
+}
+
+/// What the monitor and the sensors have counted; null where there are none.
+fn counted(source: &Source, documents: &Documents) -> [serde_json::Value; 2] {
+    // Numbers always serialize.
+    [serde_json::to_value(source.stats()), serde_json::to_value(documents.sensor_stats())]
+        .map(Result::unwrap_or_default)
 }

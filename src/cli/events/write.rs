@@ -7,7 +7,7 @@ use socktrail::agent::Agent;
 use socktrail::clock::Clock;
 use socktrail::ecs::{self, Context, Directions};
 use socktrail::host::Host;
-use socktrail::output::JsonFormatter;
+use socktrail::output::LineBuffer;
 use socktrail::socket_event::car::CarSocket;
 use socktrail::socket_event::tracee::TraceeEvent;
 use socktrail::socket_event::tracee::legacy::TraceEvent;
@@ -31,85 +31,51 @@ pub enum Form {
 
 /// Writes events as lines.
 pub struct Lines<W: io::Write> {
-    writer: W,
+    lines: LineBuffer<W>,
     form: Form,
     host: Host,
     agent: Agent,
-    buffer: Vec<u8>,
-    unflushed: bool,
 }
 
 impl<W: io::Write> Lines<W> {
-    /// How much is kept before it is written unasked.
-    const ENOUGH: usize = 64 * 1024;
-
     /// Lines to `writer`, which should not buffer for itself.
     pub fn new(writer: W, form: Form) -> Self {
         let host = Host::gather();
         let agent = Agent::of(&host);
-        Self { writer, form, host, agent, buffer: Vec::with_capacity(Self::ENOUGH), unflushed: false }
+        Self { lines: LineBuffer::new(writer), form, host, agent }
     }
 
     /// Writes the names of the columns, in a form that has columns.
     pub fn header(&mut self) -> io::Result<()> {
-        if self.form == Form::Text {
-            self.buffer.extend_from_slice(text::HEADER.as_bytes());
-            self.end_line()?;
-        }
-        Ok(())
+        if self.form == Form::Text { self.lines.text(text::HEADER) } else { Ok(()) }
     }
 
     /// Writes an event, if the form has a line for it; says whether it had.
     pub fn write(&mut self, event: &SocketEvent, clock: Clock, names: &dyn Names) -> io::Result<bool> {
-        let Self { host, agent, .. } = self;
-        let to = &mut self.buffer;
-        let written = match self.form {
+        let Self { lines, host, agent, .. } = self;
+        match self.form {
             Form::Ecs => {
                 let context = Context { host, agent, clock, names, directions: Directions::default() };
-                json(to, Some(ecs::socket_event(event, &context)))?
+                json(lines, Some(ecs::socket_event(event, &context)))
             }
-            Form::Car => json(to, CarSocket::of(event, clock))?,
-            Form::Tracee => json(to, TraceeEvent::of(event, clock))?,
-            Form::TraceeLegacy => json(to, TraceEvent::of(event, clock, host.name.as_deref().unwrap_or_default()))?,
-            Form::Text => {
-                to.extend_from_slice(text::line(event, clock, names).as_bytes());
-                true
-            }
-        };
-        if written {
-            self.end_line()?;
+            Form::Car => json(lines, CarSocket::of(event, clock)),
+            Form::Tracee => json(lines, TraceeEvent::of(event, clock)),
+            Form::TraceeLegacy => json(lines, TraceEvent::of(event, clock, host.name.as_deref().unwrap_or_default())),
+            Form::Text => lines.text(&text::line(event, clock, names)).map(|()| true),
         }
-        Ok(written)
     }
 
     /// Whether anything waits to be flushed.
     pub fn is_unflushed(&self) -> bool {
-        self.unflushed
+        self.lines.is_unflushed()
     }
 
     /// Hands all lines to the reader.
     pub fn flush(&mut self) -> io::Result<()> {
-        self.write_out()?;
-        self.unflushed = false;
-        self.writer.flush()
-    }
-
-    fn end_line(&mut self) -> io::Result<()> {
-        self.buffer.push(b'\n');
-        self.unflushed = true;
-        if self.buffer.len() >= Self::ENOUGH { self.write_out() } else { Ok(()) }
-    }
-
-    /// What was buffered is gone after this, also when it could not be written: no line is ever written twice.
-    fn write_out(&mut self) -> io::Result<()> {
-        let result = self.writer.write_all(&self.buffer);
-        self.buffer.clear();
-        result
+        self.lines.flush()
     }
 }
 
-fn json(to: &mut Vec<u8>, document: Option<impl Serialize>) -> io::Result<bool> {
-    let Some(document) = document else { return Ok(false) };
-    document.serialize(&mut serde_json::Serializer::with_formatter(to, JsonFormatter))?;
-    Ok(true)
+fn json<W: io::Write>(to: &mut LineBuffer<W>, document: Option<impl Serialize>) -> io::Result<bool> {
+    document.map_or(Ok(false), |document| to.json(&document).map(|()| true))
 }

@@ -63,10 +63,7 @@ impl SensorsArgs {
         let mut options = Options::default();
         options.flows = false;
         options.dns.enabled = false;
-        // Creation says whose a socket is.
-        options.socket_events = [Actions::BIND, Actions::LISTEN, Actions::ACCEPT, Actions::CONNECT, Actions::CLOSE]
-            .into_iter()
-            .fold(Actions::CREATE.or(Actions::STATE), Actions::or);
+        options.socket_events = Actions::SENSORS;
         options.tracefs_path = self.tracefs_path.clone();
         options.source = self.source.source.clone();
         options.guess_timeout = self.source.guess_timeout.into();
@@ -83,7 +80,7 @@ pub struct UnlockArgs {
     /// The event's id, or a pattern for several, as in 'web|*'
     pub eid: String,
 
-    /// The control socket of the `socktrail sensors` that is meant
+    /// The control socket of the `socktrail sensors` or `socktrail agent` that is meant
     #[arg(long, value_name = "PATH", default_value = CONTROL_PATH)]
     pub control: PathBuf,
 }

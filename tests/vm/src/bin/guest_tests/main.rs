@@ -15,6 +15,7 @@ mod actors;
 mod helpers;
 mod known;
 
+mod agent;
 mod boot;
 mod capture;
 mod embedding;
@@ -57,6 +58,7 @@ fn all() -> Vec<Trial> {
         hazards::tests(),
         owners::tests(),
         sensors::tests(),
+        agent::tests(),
         events::tests(),
         ends::tests(),
         losses::tests(),

@@ -1,6 +1,7 @@
 //! What tests need to make things happen and to know what happened.
 #![allow(dead_code, reason = "a toolbox: each test takes what it needs")]
 
+pub(crate) mod bulk;
 pub(crate) mod community_id;
 pub(crate) mod document;
 pub(crate) mod netlink;
