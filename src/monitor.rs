@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use socktrail_dns::{Capture, Tracker};
 use socktrail_kprobes::Waker;
 
@@ -79,6 +79,11 @@ struct Batch {
     until: Option<KernelTime>,
 }
 
+/// The way from the reader to the state thread.
+fn samples(options: &Options) -> (Sender<Batch>, Receiver<Batch>) {
+    bounded(options.perf_queue_size.div_ceil(BATCH))
+}
+
 impl Monitor {
     /// Says step by step how to monitor.
     pub fn builder() -> Builder {
@@ -133,7 +138,7 @@ impl Monitor {
         summary: Summary,
         clock: Clock,
     ) -> Result<Self, Error> {
-        let (to_state, from_reader) = bounded(options.perf_queue_size.div_ceil(BATCH));
+        let (to_state, from_reader) = samples(options);
         let (to_reader, from_state) = bounded(options.perf_queue_size.div_ceil(BATCH) + 1);
         let (to_user, results) = bounded(options.flow_queue_size);
         let (names_to_state, names) = bounded(NAME_QUEUE);
@@ -212,4 +217,19 @@ impl Drop for Monitor {
 
 fn thread(name: &'static str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, Error> {
     std::thread::Builder::new().name(name.to_owned()).spawn(run).map_err(|source| Error::Thread { name, source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_samples_wait_than_may() {
+        for (perf_queue_size, most) in [(1, BATCH), (4096, 4096), (5000, 5120)] {
+            let (to_state, _from_reader) = samples(&Options { perf_queue_size, ..Options::default() });
+            let batch = || Batch { events: Vec::with_capacity(BATCH), until: None };
+            let taken = (0..).take_while(|_| to_state.try_send(batch()).is_ok()).count();
+            assert_eq!(taken * BATCH, most, "whole batches travel");
+        }
+    }
 }

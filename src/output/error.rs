@@ -23,6 +23,7 @@ impl OutputError {
     pub fn io(doing: &str, path: &Path, error: &io::Error) -> Self {
         let remedy = match error.raw_os_error().map(Errno::from_raw) {
             Some(Errno::ENOSPC | Errno::EDQUOT) => "make room on its file system",
+            Some(Errno::EFBIG) => "raise the limit of a file's size (ulimit -f)",
             Some(Errno::EROFS) => "its file system is read-only: remount it, or choose another place",
             Some(Errno::EACCES | Errno::EPERM) => "allow it, or run as root",
             Some(Errno::ENOENT | Errno::ENOTDIR) => "create the folder that it lies in",

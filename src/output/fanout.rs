@@ -242,12 +242,12 @@ mod tests {
         let mut outputs = Outputs::new();
         let (stuck, well) = (started(&mut outputs, "stuck", usize::MAX), started(&mut outputs, "well", 0));
         let long = "x".repeat(300);
-        for _ in 0..20 {
+        for sent in 1..=20 {
             outputs.send(&batch(&long));
-            while outputs.readings()[1].offered > 0 && well.lock().unwrap().len() < 301 {
+            // Its queue is as small as the other's.
+            while well.lock().unwrap().len() < sent * 301 {
                 std::thread::yield_now();
             }
-            std::thread::sleep(Duration::from_millis(2));
         }
         let readings = outputs.close(Duration::from_millis(100));
         assert_eq!(well.lock().unwrap().len(), 20 * 301);

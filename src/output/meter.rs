@@ -41,6 +41,8 @@ pub struct Meter {
     pub duplicates: Count,
     /// Refused by the server for what they say; they lie in the dead-letter file.
     pub rejected: Count,
+    /// Of those, such as had to go from the dead-letter file to make room.
+    pub rejected_dropped: Count,
     /// Taken into the spool.
     pub spooled: Count,
     /// Waiting in the spool.
@@ -51,6 +53,8 @@ pub struct Meter {
     pub spool_dropped: Count,
     /// Damaged parts of the spool that were set aside.
     pub spool_damaged: Count,
+    /// Of those, such as had to go to make room.
+    pub spool_damaged_dropped: Count,
     trouble: Mutex<Option<String>>,
 }
 
@@ -68,6 +72,8 @@ pub struct Reading {
     #[serde(skip_serializing_if = "is_zero")]
     pub rejected: u64,
     #[serde(skip_serializing_if = "is_zero")]
+    pub rejected_dropped: u64,
+    #[serde(skip_serializing_if = "is_zero")]
     pub spooled: u64,
     #[serde(skip_serializing_if = "is_zero")]
     pub pending: u64,
@@ -77,13 +83,15 @@ pub struct Reading {
     pub spool_dropped: u64,
     #[serde(skip_serializing_if = "is_zero")]
     pub spool_damaged: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    pub spool_damaged_dropped: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trouble: Option<String>,
 }
 
 impl Reading {
     /// Each number with its name.
-    pub fn numbers(&self) -> [(&'static str, u64); 11] {
+    pub fn numbers(&self) -> [(&'static str, u64); 13] {
         [
             ("offered", self.offered),
             ("dropped", self.dropped),
@@ -91,11 +99,13 @@ impl Reading {
             ("failures", self.failures),
             ("duplicates", self.duplicates),
             ("rejected", self.rejected),
+            ("rejected_dropped", self.rejected_dropped),
             ("spooled", self.spooled),
             ("pending", self.pending),
             ("spool_bytes", self.spool_bytes),
             ("spool_dropped", self.spool_dropped),
             ("spool_damaged", self.spool_damaged),
+            ("spool_damaged_dropped", self.spool_damaged_dropped),
         ]
     }
 }
@@ -133,11 +143,13 @@ impl Meter {
             failures: self.failures.get(),
             duplicates: self.duplicates.get(),
             rejected: self.rejected.get(),
+            rejected_dropped: self.rejected_dropped.get(),
             spooled: self.spooled.get(),
             pending: self.pending.get(),
             spool_bytes: self.spool_bytes.get(),
             spool_dropped: self.spool_dropped.get(),
             spool_damaged: self.spool_damaged.get(),
+            spool_damaged_dropped: self.spool_damaged_dropped.get(),
             trouble: self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         }
     }

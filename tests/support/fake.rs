@@ -1,6 +1,8 @@
 //! A server that speaks Elasticsearch's bulk API and takes nothing that Elasticsearch would not: lines of JSON in pairs,
 //! `create` with an id, each id once. It can be told to misbehave.
 
+#![allow(dead_code, reason = "each test uses its part of it")]
+
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};

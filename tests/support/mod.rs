@@ -60,10 +60,15 @@ impl Agent {
 
     /// Runs to its end under a shell script, which is to execute its arguments.
     pub fn start_under(&self, script: &str, arguments: &[String]) -> Ended {
+        self.spawn_under(script, arguments).finish()
+    }
+
+    /// Runs under a shell script, which is to execute its arguments.
+    pub fn spawn_under(&self, script: &str, arguments: &[String]) -> Running {
         let mut command = Command::new("sh");
         command.args(["-c", script, "sh", env!("CARGO_BIN_EXE_socktrail"), "agent", "--config"]);
         command.arg(self.folder().join("socktrail.yml")).args(arguments).env_clear();
-        self.spawn(command).finish()
+        self.spawn(command)
     }
 
     /// Runs another command, which takes the configuration last.
@@ -185,7 +190,12 @@ impl Ended {
 
     /// The last line of numbers.
     pub fn stats(&self) -> Value {
-        let line = self.stderr.lines().rev().find_map(|line| line.strip_prefix("socktrail: stats "));
-        serde_json::from_str(line.expect("a line of numbers")).expect("JSON")
+        last_stats(&self.stderr)
     }
+}
+
+/// The last line of numbers in a log.
+pub fn last_stats(log: &str) -> Value {
+    let line = log.lines().rev().find_map(|line| line.strip_prefix("socktrail: stats "));
+    serde_json::from_str(line.expect("a line of numbers")).expect("JSON")
 }

@@ -163,7 +163,7 @@ fn render(stats: &[Value], outputs: &[Reading], usage: &Usage) -> String {
     }
     let readings: Vec<_> = outputs.iter().map(|reading| (reading.output, reading.numbers())).collect();
     for (at, (field, _)) in readings.first().map(|(_, numbers)| *numbers).into_iter().flatten().enumerate() {
-        let of = |(output, numbers): &(&str, [(&str, u64); 11])| {
+        let of = |(output, numbers): &(&str, [(&str, u64); 13])| {
             (format!("{{output=\"{output}\"}}"), numbers[at].1.to_string())
         };
         family(&mut text, &format!("output_{field}"), readings.iter().map(of).collect());

@@ -97,7 +97,12 @@ fn of_flows(options: Options) -> state::Config {
         flow_inactive_timeout: options.flow_inactive_timeout,
         flow_termination_timeout: options.flow_termination_timeout,
         flow_report_interval: options.flow_report_interval,
+        socket_inactive_timeout: options.socket_inactive_timeout,
+        max_flows: options.max_flows,
+        max_sockets: options.max_sockets,
+        max_processes: options.max_processes,
         filter: options.filter,
+        dns_ports: options.dns.ports,
         ..state::Config::default()
     }
 }

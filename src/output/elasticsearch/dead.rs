@@ -11,49 +11,119 @@ const ROTATE: u64 = 16 << 20;
 /// How many of them are kept.
 const KEEP: usize = 4;
 
+/// A document that the server refuses for good.
+#[derive(Debug)]
+pub struct DeadLetter<'a> {
+    /// What it tells of.
+    pub kind: Kind,
+    /// Itself.
+    pub document: &'a [u8],
+    /// What the server answered.
+    pub status: u16,
+    /// Why.
+    pub reason: String,
+}
+
 /// The dead-letter file: a line of JSON for each document.
 #[derive(Debug)]
 pub struct DeadLetters {
     path: PathBuf,
     index: String,
+    meter: Arc<Meter>,
     file: Option<FileOutput>,
 }
 
 impl DeadLetters {
     /// In this file, which is created when it is needed.
-    pub fn new(path: PathBuf, index: String) -> Self {
-        Self { path, index, file: None }
+    pub fn new(path: PathBuf, index: String, meter: Arc<Meter>) -> Self {
+        Self { path, index, meter, file: None }
     }
 
-    /// Keeps a document.
+    /// Keeps all of these documents, or none.
     ///
     /// # Errors
-    /// It cannot be written.
-    pub fn keep(&mut self, kind: Kind, document: &[u8], status: u16, reason: &str) -> Result<(), OutputError> {
-        let file = match &mut self.file {
-            Some(file) => file,
-            none => none.insert(FileOutput::open(
-                FileOptions {
-                    path: self.path.clone(),
-                    rotate_size: ROTATE,
-                    rotate_every: None,
-                    keep: KEEP,
-                    gzip: false,
-                    sync: SyncPolicy::Always,
-                },
-                Arc::<Meter>::default(),
-            )?),
+    /// They cannot be written.
+    pub fn keep(&mut self, letters: &[DeadLetter<'_>]) -> Result<(), OutputError> {
+        if letters.is_empty() {
+            return Ok(());
+        }
+        let mut batch = Batch::default();
+        letters.iter().for_each(|letter| batch.push_json(letter.kind, &self.line(letter)));
+        self.file()?.write(&batch)?;
+        self.meter.rejected.add(letters.len());
+        // They are kept: that older ones cannot go does not mean that these are to be written again.
+        match FileOutput::prune(&self.path, KEEP) {
+            Ok(0) => {}
+            Ok(lost) => {
+                self.meter.rejected_dropped.add(lost);
+                tracing::warn!("{}: the oldest {lost} dead letters went to make room", self.path.display());
+            }
+            Err(error) => tracing::warn!("{error}"),
+        }
+        Ok(())
+    }
+
+    fn file(&mut self) -> Result<&mut FileOutput, OutputError> {
+        let options = FileOptions {
+            path: self.path.clone(),
+            rotate_size: ROTATE,
+            rotate_every: None,
+            // What goes is counted here.
+            keep: usize::MAX,
+            gzip: false,
+            sync: SyncPolicy::Always,
         };
-        let head =
-            serde_json::json!({ "index": index_of(&self.index, kind), "status": status, "reason": reason }).to_string();
+        Ok(match &mut self.file {
+            Some(file) => file,
+            none => none.insert(FileOutput::open(options, Arc::default())?),
+        })
+    }
+
+    fn line(&self, letter: &DeadLetter<'_>) -> Vec<u8> {
+        let (index, status, reason) = (index_of(&self.index, letter.kind), letter.status, &letter.reason);
+        let mut line =
+            serde_json::json!({ "index": index, "status": status, "reason": reason }).to_string().into_bytes();
         // The document is JSON already; it goes in as the last member.
-        let mut line = head.into_bytes();
         line.pop();
         line.extend_from_slice(b",\"document\":");
-        line.extend_from_slice(document);
+        line.extend_from_slice(letter.document);
         line.push(b'}');
-        let mut batch = Batch::default();
-        batch.push_json(kind, &line);
-        file.write(&batch)
+        line
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_file_is_bounded_and_what_goes_is_counted() {
+        let folder = tempfile::tempdir().unwrap();
+        let meter = Arc::<Meter>::default();
+        let path = folder.path().join("rejected.json");
+        let mut dead = DeadLetters::new(path.clone(), "i".to_owned(), Arc::clone(&meter));
+        let document = format!("\"{}\"", "x".repeat(4 << 20));
+        let letter =
+            || DeadLetter { kind: Kind::Flow, document: document.as_bytes(), status: 400, reason: "no".into() };
+        for _ in 0..5 {
+            dead.keep(&[letter(), letter(), letter(), letter(), letter()]).unwrap();
+        }
+        assert_eq!((meter.rejected.get(), meter.rejected_dropped.get()), (25, 0));
+        dead.keep(&[letter()]).unwrap();
+        dead.keep(&[letter()]).unwrap();
+        assert_eq!((meter.rejected.get(), meter.rejected_dropped.get()), (27, 5));
+        let left =
+            |name: &str| std::fs::read_to_string(folder.path().join(name)).map_or(0, |text| text.lines().count());
+        assert_eq!(["rejected.json", "rejected.json.000002", "rejected.json.000005"].map(left), [2, 5, 5]);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1 + KEEP);
+    }
+
+    #[test]
+    fn of_letters_that_cannot_be_kept_none_is_counted() {
+        let meter = Arc::<Meter>::default();
+        let mut dead = DeadLetters::new("/no/such/rejected.json".into(), "i".to_owned(), Arc::clone(&meter));
+        let letter = DeadLetter { kind: Kind::Flow, document: b"{}", status: 400, reason: String::new() };
+        assert!(dead.keep(&[letter]).unwrap_err().to_string().contains("/no/such/rejected.json"));
+        assert_eq!(meter.rejected.get(), 0);
     }
 }

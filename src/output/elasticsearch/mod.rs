@@ -108,7 +108,7 @@ impl Elasticsearch {
         let sender = Sender {
             shared: Arc::clone(&shared),
             client,
-            dead_letters: DeadLetters::new(options.dead_letters, options.index.clone()),
+            dead_letters: DeadLetters::new(options.dead_letters, options.index.clone(), Arc::clone(&shared.meter)),
             index: options.index,
             bulk_max_size: options.bulk_max_size,
             backoff: Backoff::new(options.backoff_init, options.backoff_max),

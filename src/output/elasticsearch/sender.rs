@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::backoff::Backoff;
 use super::bulk::{self, Verdict};
 use super::client::{Client, refusal};
-use super::dead::DeadLetters;
+use super::dead::{DeadLetter, DeadLetters};
 use super::{NAME, Shared};
 use crate::output::{Batch, Chunk, Kind, OutputError};
 
@@ -135,7 +135,7 @@ impl Sender {
 
     /// Does what the verdicts ask for. Documents that have to be sent again are told by their place.
     fn settle(&mut self, letters: &[Letter<'_>], verdicts: Vec<Verdict>) -> Sent {
-        let (mut retry, mut trouble) = (Vec::new(), None);
+        let (mut retry, mut dead, mut trouble) = (Vec::new(), Vec::new(), None);
         for (at, (letter, verdict)) in letters.iter().zip(verdicts).enumerate() {
             match verdict {
                 Verdict::Written => self.shared.meter.written.add(1),
@@ -148,15 +148,16 @@ impl Sender {
                     trouble = Some(reason);
                 }
                 Verdict::Rejected(status, reason) => {
-                    match self.dead_letters.keep(letter.kind, letter.document, status, &reason) {
-                        Ok(()) => self.shared.meter.rejected.add(1),
-                        Err(error) => {
-                            retry.push(at);
-                            trouble = Some(error.to_string());
-                        }
-                    }
+                    let Letter { kind, document, .. } = *letter;
+                    dead.push((at, DeadLetter { kind, document, status, reason }));
                 }
             }
+        }
+        let (places, dead): (Vec<_>, Vec<_>) = dead.into_iter().unzip();
+        if let Err(error) = self.dead_letters.keep(&dead) {
+            retry.extend(places);
+            retry.sort_unstable();
+            trouble = Some(error.to_string());
         }
         match trouble {
             Some(reason) => drop(self.failed(&format!("{} documents are not taken: {reason}", retry.len()))),

@@ -8,7 +8,7 @@ mod lines;
 mod pack;
 
 use std::io::ErrorKind;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -79,7 +79,18 @@ impl FileOutput {
         if let Some(packer) = &self.packer {
             packer.pack(done);
         }
-        Numbered::prune(&self.options.path, self.options.keep)
+        Numbered::prune(&self.options.path, self.options.keep, |_| ())
+    }
+
+    /// Removes all but the newest `keep` of the files that are done with; returns how many lines those had.
+    ///
+    /// # Errors
+    /// One of them cannot be removed.
+    pub fn prune(path: &Path, keep: usize) -> Result<usize, OutputError> {
+        let mut lines = 0;
+        // A file that cannot be read goes uncounted.
+        Numbered::prune(path, keep, |old| lines += lines::count(old).unwrap_or(0))?;
+        Ok(lines)
     }
 
     fn sync(&mut self) -> Result<(), OutputError> {

@@ -51,10 +51,11 @@ impl Numbered {
         Ok(with(file, &format!(".{number:06}")))
     }
 
-    /// Removes all but the newest `keep`.
-    pub fn prune(file: &Path, keep: usize) -> Result<(), OutputError> {
+    /// Removes all but the newest `keep`, each after `going` was told of it.
+    pub fn prune(file: &Path, keep: usize, mut going: impl FnMut(&Path)) -> Result<(), OutputError> {
         let all = Self::all(file)?;
         for old in all.iter().rev().skip(keep) {
+            going(&old.path);
             fs::remove_file(&old.path).map_err(|error| OutputError::io("removing", &old.path, &error))?;
         }
         Ok(())
@@ -81,6 +82,7 @@ impl Packer {
     /// Begins with what was left over beside `file`.
     pub fn start(file: &Path) -> Result<Self, OutputError> {
         let (files, waiting) = bounded::<PathBuf>(WAITING);
+        remove_unfinished(file);
         for left in Numbered::all(file)?.into_iter().filter(|numbered| !numbered.packed) {
             let _ = files.try_send(left.path);
         }
@@ -108,6 +110,21 @@ impl Packer {
     }
 }
 
+/// Removes what a program before was packing when it ended.
+fn remove_unfinished(file: &Path) {
+    let prefix = format!("{}.", file.file_name().unwrap_or_default().to_string_lossy());
+    let is_ours = |name: &str| {
+        let number = name.strip_prefix(&*prefix).and_then(|rest| rest.strip_suffix(UNFINISHED));
+        number.is_some_and(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()))
+    };
+    for entry in fs::read_dir(folder(file)).into_iter().flatten().flatten() {
+        if entry.file_name().to_str().is_some_and(is_ours) {
+            // It is only in the way of nobody: the next one may try again.
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
 /// The packed file appears whole, and only then does the other go.
 fn pack(path: &Path) -> io::Result<()> {
     let (unfinished, packed) = (with(path, UNFINISHED), with(path, PACKED));
@@ -116,5 +133,9 @@ fn pack(path: &Path) -> io::Result<()> {
     io::copy(&mut from, &mut to)?;
     to.finish()?.sync_all()?;
     fs::rename(&unfinished, &packed)?;
-    fs::remove_file(path)
+    match fs::remove_file(path) {
+        // It was one too many, and went meanwhile.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => fs::remove_file(&packed),
+        removed => removed,
+    }
 }

@@ -97,6 +97,7 @@ fn what_is_done_with_is_packed_also_what_was_left_over() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("flows.json.000007"), "{\"n\":70}\n").unwrap();
     fs::write(folder.path().join("flows.json.old"), "of someone else").unwrap();
+    fs::write(folder.path().join("flows.json.000006.gz.part"), "unfinished").unwrap();
     let options = FileOptions { rotate_size: 10, gzip: true, ..options(&folder) };
     let mut output = FileOutput::open(options, Arc::default()).unwrap();
     output.write(&batch([1])).unwrap();

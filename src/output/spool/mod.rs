@@ -3,7 +3,8 @@
 //! Every document goes through the spool, so that there is one way and one order, and a crash loses nothing that was
 //! taken in. Segments are appended to and never changed; each start begins a new one, so that what a crash left
 //! unfinished is never written behind. A small file keeps how far the server has acknowledged. What is read is checked:
-//! damaged bytes are set aside in `damaged/` and counted, and reading goes on at the next whole document.
+//! damaged bytes are set aside in `damaged/` and counted, and reading goes on at the next whole document. When that folder
+//! holds a quarter of what the spool may, its oldest files go, and are counted and named.
 //!
 //! When the spool is full, its oldest segment is dropped, and counted. When the disk cannot take a document it waits in
 //! memory, within a bound, and is sent from there.
@@ -15,6 +16,7 @@ mod segment;
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Write};
+use std::iter::Peekable;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -29,6 +31,9 @@ use super::{Batch, Kind, Meter, OutputError};
 /// How much is read at once at least.
 const WINDOW: usize = 64 << 10;
 
+/// Of the bytes that the spool may have, the share that damage which was set aside may have beside them.
+const DAMAGED_SHARE: u64 = 4;
+
 /// Where and how much.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SpoolOptions {
@@ -36,7 +41,8 @@ pub struct SpoolOptions {
     pub path: PathBuf,
     /// Bytes on disk at most.
     pub max_size: u64,
-    /// Bytes of one segment: the amount that is dropped at once when the spool is full.
+    /// Bytes of one segment, save for a larger document, which has one alone: the amount that is dropped at once when the
+    /// spool is full.
     pub segment_size: u64,
     /// Bytes of documents in memory at most, while the disk cannot take them.
     pub memory: usize,
@@ -134,10 +140,12 @@ impl Spool {
     pub fn push(&mut self, batch: &Batch) -> Result<(), OutputError> {
         self.meter.spooled.add(batch.len());
         // What is being sent from memory comes before these.
-        let result = if self.memory.lent { Ok(()) } else { self.free_memory().and_then(|()| self.append(batch)) };
-        if result.is_err() || self.memory.lent {
-            self.remember(batch);
-        }
+        let (on_disk, result) = match (self.memory.lent, self.free_memory()) {
+            (true, _) => (0, Ok(())),
+            (false, Ok(())) => self.append(batch.documents()),
+            (false, Err(error)) => (0, Err(error)),
+        };
+        self.remember(batch.documents().skip(on_disk));
         self.tell();
         result.map_err(|error| OutputError::io("writing to the spool", self.folder.path(), &error))
     }
@@ -199,20 +207,20 @@ impl Spool {
         self.memory.documents.is_empty() && self.segments.iter().all(|segment| segment.left == 0)
     }
 
-    /// Writes what waits in memory to the disk, if that works again.
+    /// Writes what waits in memory to the disk, if that works again. Not while some of it is being sent.
     fn free_memory(&mut self) -> io::Result<()> {
-        if self.memory.documents.is_empty() {
+        if self.memory.lent || self.memory.documents.is_empty() {
             return Ok(());
         }
-        let mut batch = Batch::default();
-        self.memory.documents.iter().for_each(|(kind, document)| batch.push_json(*kind, document));
-        self.append(&batch)?;
-        self.memory.forget(u64::MAX);
-        Ok(())
+        let documents = std::mem::take(&mut self.memory.documents);
+        let (on_disk, result) = self.append(documents.iter().map(|(kind, document)| (*kind, &**document)));
+        self.memory.documents = documents;
+        self.memory.forget(self.memory.first + on_disk as u64);
+        result
     }
 
-    fn remember(&mut self, batch: &Batch) {
-        for (kind, document) in batch.documents() {
+    fn remember<'a>(&mut self, documents: impl Iterator<Item = (Kind, &'a [u8])>) {
+        for (kind, document) in documents {
             self.memory.bytes += document.len();
             self.memory.documents.push_back((kind, document.into()));
         }
@@ -228,15 +236,53 @@ impl Spool {
         }
     }
 
-    /// Writes all of a batch, or nothing.
-    fn append(&mut self, batch: &Batch) -> io::Result<()> {
-        self.buffer.clear();
-        batch.documents().for_each(|(kind, document)| record::encode(kind, document, &mut self.buffer));
-        let length = self.buffer.len() as u64;
-        let fits = |segment: &Segment| segment.length + length <= self.options.segment_size;
-        if self.active.is_none() || !self.segments.back().is_some_and(fits) {
+    /// Writes documents, as many in a segment as it holds. Returns how many are on disk: all of them, or, when it fails,
+    /// those before the first that is not.
+    fn append<'a>(&mut self, documents: impl Iterator<Item = (Kind, &'a [u8])>) -> (usize, io::Result<()>) {
+        let mut documents = documents.peekable();
+        let mut on_disk = 0;
+        while documents.peek().is_some() {
+            match self.append_to_segment(&mut documents) {
+                Ok(count) => on_disk += count,
+                Err(error) => return (on_disk, Err(error)),
+            }
+        }
+        (on_disk, Ok(()))
+    }
+
+    /// Writes the first documents, as many as the segment has room for, or begins the next; at least one. Returns how
+    /// many; when it fails, none of them is on disk.
+    fn append_to_segment<'a>(
+        &mut self,
+        documents: &mut Peekable<impl Iterator<Item = (Kind, &'a [u8])>>,
+    ) -> io::Result<usize> {
+        let size = self.options.segment_size;
+        let room = |segment: &Segment| size.saturating_sub(segment.length);
+        let open = self.active.as_ref().and(self.segments.back());
+        let next = documents.peek().map_or(0, |(_, document)| record::length(document));
+        let is_full = open.is_none_or(|segment| next > room(segment));
+        if is_full {
             self.begin_segment()?;
         }
+        let room = self.segments.back().map_or(0, room);
+        let fits = |buffer: &Vec<u8>, document: &[u8]| (buffer.len() as u64 + record::length(document)) <= room;
+        self.buffer.clear();
+        let mut count = 0;
+        while let Some((kind, document)) = documents.next_if(|(_, document)| count == 0 || fits(&self.buffer, document))
+        {
+            record::encode(kind, document, &mut self.buffer);
+            count += 1;
+        }
+        self.write_buffer()?;
+        if let Some(segment) = self.segments.back_mut() {
+            segment.left += count as u64;
+        }
+        Ok(count)
+    }
+
+    /// Writes the buffer to the segment that is open: all of it, or nothing.
+    fn write_buffer(&mut self) -> io::Result<()> {
+        let length = self.buffer.len() as u64;
         self.make_room(length);
         let (Some(file), Some(segment)) = (&mut self.active, self.segments.back_mut()) else {
             return Err(io::Error::other("no segment is open"));
@@ -249,7 +295,6 @@ impl Spool {
             return Err(error);
         }
         segment.length += length;
-        segment.left += batch.len() as u64;
         Ok(())
     }
 
@@ -340,6 +385,12 @@ impl Spool {
             kept.display()
         );
         self.place = Place { segment: number, offset: offset + bytes.len() as u64 };
+        // Should this fail, the same bytes are set aside under the same name after the next start.
+        let _ = self.position.write(self.place);
+        for removed in self.folder.prune_damaged(self.options.max_size / DAMAGED_SHARE)? {
+            self.meter.spool_damaged_dropped.add(1);
+            tracing::warn!("{} was removed: too much damage was set aside; look at its disk", removed.display());
+        }
         Ok(())
     }
 

@@ -25,6 +25,11 @@ pub enum Found<'a> {
     Damage,
 }
 
+/// How many bytes a document takes.
+pub fn length(document: &[u8]) -> u64 {
+    (HEAD + document.len()) as u64
+}
+
 /// Appends a document.
 pub fn encode(kind: Kind, document: &[u8], to: &mut Vec<u8>) {
     let mut crc = crc32fast::Hasher::new();

@@ -110,11 +110,34 @@ impl Folder {
     pub fn set_aside(&self, number: u64, offset: u64, bytes: &[u8]) -> io::Result<PathBuf> {
         let folder = self.0.join(DAMAGED);
         DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
-        let path = folder.join(format!("{number:016}-{offset}"));
+        let path = folder.join(format!("{number:016}-{offset:012}"));
         let mut options = OpenOptions::new();
         options.write(true).create(true).truncate(true).mode(0o600).custom_flags(O_NOFOLLOW);
         options.open(&path)?.write_all(bytes)?;
         Ok(path)
+    }
+
+    /// Removes the oldest of what was set aside until the rest is within `most` bytes, save for the newest. Returns what
+    /// was removed.
+    pub fn prune_damaged(&self, most: u64) -> io::Result<Vec<PathBuf>> {
+        let mut files = Vec::new();
+        for entry in fs::read_dir(self.0.join(DAMAGED))? {
+            let entry = entry?;
+            files.push((entry.path(), entry.metadata()?.len()));
+        }
+        files.sort();
+        let mut size: u64 = files.iter().map(|(_, length)| length).sum();
+        let mut removed = Vec::new();
+        files.pop();
+        for (path, length) in files {
+            if size <= most {
+                break;
+            }
+            fs::remove_file(&path)?;
+            size -= length;
+            removed.push(path);
+        }
+        Ok(removed)
     }
 }
 

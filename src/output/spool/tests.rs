@@ -119,6 +119,51 @@ fn a_full_spool_drops_its_oldest_and_says_how_many() {
     assert_eq!(meter.spool_dropped.get() as usize + left.len(), 1000);
 }
 
+/// A batch is cut where a segment ends: what is dropped at once is never more than a segment.
+#[test]
+fn a_batch_larger_than_segments_is_cut() {
+    let folder = tempfile::tempdir().unwrap();
+    let meter = Arc::<Meter>::default();
+    let small = SpoolOptions { segment_size: 500, max_size: 3000, ..options(&folder) };
+    let mut spool = Spool::open(small, Arc::clone(&meter)).unwrap();
+    spool.push(&batch(0..40)).unwrap();
+    let sizes: Vec<_> = segments(&folder).iter().map(|path| fs::metadata(path).unwrap().len()).collect();
+    assert!(sizes.len() > 3 && sizes.iter().all(|&size| size <= 500), "{sizes:?}");
+    let least = 500 - document(49).len() as u64 - record::HEAD as u64;
+    assert!(sizes[..sizes.len() - 1].iter().all(|&size| size > least), "segments are filled: {sizes:?}");
+    assert_eq!(meter.spool_dropped.get(), 0);
+    let mut before = 0;
+    while meter.spool_dropped.get() < 20 {
+        spool.push(&batch([1])).unwrap();
+        let dropped = meter.spool_dropped.get() - before;
+        assert!(dropped <= 500 / record::HEAD as u64, "a segment holds no more: {dropped}");
+        before += dropped;
+    }
+    assert!(rest(&mut spool).len() > 10, "and the others stay");
+    let mut huge = batch([1]);
+    huge.push_json(Kind::Flow, format!("{{\"n\":2,\"pad\":\"{}\"}}", "x".repeat(900)).as_bytes());
+    huge.push_json(Kind::Flow, document(3).as_bytes());
+    spool.push(&huge).unwrap();
+    assert_eq!(rest(&mut spool), [1, 2, 3], "a document larger than a segment passes");
+}
+
+#[test]
+fn of_a_batch_that_the_disk_takes_in_part_the_rest_waits_in_memory() {
+    let folder = tempfile::tempdir().unwrap();
+    let small = SpoolOptions { segment_size: 300, ..options(&folder) };
+    let mut spool = Spool::open(small, Arc::default()).unwrap();
+    let blocked = block(&folder, 3);
+    assert!(spool.push(&batch(0..30)).is_err());
+    let on_disk: u64 = spool.segments.iter().map(|segment| segment.left).sum();
+    assert!(on_disk > 3 && on_disk < 27, "{on_disk}");
+    assert_eq!(spool.memory.documents.len() as u64, 30 - on_disk);
+    assert!(spool.push(&batch([30])).is_err());
+    fs::remove_dir(blocked).unwrap();
+    spool.push(&batch([31])).unwrap();
+    assert!(spool.memory.documents.is_empty());
+    assert_eq!(rest(&mut spool), (0..32).collect::<Vec<_>>());
+}
+
 #[test]
 fn what_is_being_sent_may_be_dropped_meanwhile() {
     let folder = tempfile::tempdir().unwrap();
@@ -182,6 +227,30 @@ fn one_wrong_byte_costs_one_document_and_is_set_aside() {
     }
 }
 
+/// Damage may come again and again; what is kept of it is bounded, and what goes is counted.
+#[test]
+fn damage_set_aside_is_bounded_and_what_goes_is_counted() {
+    let folder = tempfile::tempdir().unwrap();
+    let meter = Arc::<Meter>::default();
+    let small = SpoolOptions { segment_size: 1000, max_size: 4000, ..options(&folder) };
+    for round in 0..10_u8 {
+        let mut spool = Spool::open(small.clone(), Arc::clone(&meter)).unwrap();
+        spool.push(&batch([1])).unwrap();
+        let path = segments(&folder).pop().unwrap();
+        let noise = [b"STSPOOL\x01".to_vec(), vec![b'a' + round; 392]].concat();
+        drop(spool);
+        fs::write(path, noise).unwrap();
+        assert_eq!(rest(&mut Spool::open(small.clone(), Arc::clone(&meter)).unwrap()), [] as [usize; 0]);
+    }
+    let mut kept: Vec<_> = fs::read_dir(folder.path().join("spool/damaged"))
+        .unwrap()
+        .map(|entry| fs::read(entry.unwrap().path()).unwrap()[0])
+        .collect();
+    kept.sort_unstable();
+    assert_eq!(kept, [b'i', b'j'], "a quarter of 4000 bytes holds the last two");
+    assert_eq!((meter.spool_damaged.get(), meter.spool_damaged_dropped.get()), (10, 8));
+}
+
 #[test]
 fn a_lost_position_means_sending_again() {
     let folder = tempfile::tempdir().unwrap();
@@ -232,7 +301,7 @@ fn block(folder: &TempDir, number: u64) -> PathBuf {
 fn what_the_disk_cannot_take_waits_in_memory_in_order() {
     let folder = tempfile::tempdir().unwrap();
     let meter = Arc::<Meter>::default();
-    let small = SpoolOptions { segment_size: 200, ..options(&folder) };
+    let small = SpoolOptions { segment_size: 110, ..options(&folder) };
     let mut spool = Spool::open(small, Arc::clone(&meter)).unwrap();
     spool.push(&batch(0..3)).unwrap();
     let blocked = block(&folder, 2);

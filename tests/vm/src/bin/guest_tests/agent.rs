@@ -25,7 +25,8 @@ tests![
     flows_events_and_sensors_reach_a_file_and_a_server,
     a_reload_misses_no_flow,
     locked_events_of_sensors_are_unlocked,
-    full_and_read_only_disks_lose_nothing,
+    a_full_disk_loses_nothing,
+    a_read_only_disk_is_named,
 ];
 
 const FOLDER: &str = "/tmp/agent";
@@ -170,9 +171,9 @@ fn locked_events_of_sensors_are_unlocked() -> Result<()> {
     Ok(())
 }
 
-/// A file system of 64 KiB holds both the file and the spool; there is no server at first. It fills up, gets room, is
-/// made read-only and writable again. In the end every document is in both places.
-fn full_and_read_only_disks_lose_nothing() -> Result<()> {
+/// A file system of 64 KiB holds both the file and the spool; there is no server at first. It fills up, and gets room. In
+/// the end every document is in both places.
+fn a_full_disk_loses_nothing() -> Result<()> {
     let _web = WebServer::start(PORT)?;
     let small = Small::mount()?;
     let free = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
@@ -196,12 +197,6 @@ socket.flow_termination_timeout: 50ms
         let documents = read(&format!("{SMALL}/documents.json"))?;
         Ok(pids.iter().rev().skip(4).all(|pid| documents.iter().any(|document| document["process"]["pid"] == *pid)))
     })?;
-    small.remount("", MsFlags::MS_RDONLY)?;
-    until("the file system is read-only", || {
-        pids.push(curl()?.pid);
-        Ok(said("its file system is read-only"))
-    })?;
-    small.remount("", MsFlags::empty())?;
     let server = BulkServer::start(free)?;
     let last = *pids.last().context("curl has run")?;
     until("the last flow", || {
@@ -215,6 +210,24 @@ socket.flow_termination_timeout: 50ms
             let times = documents.iter().filter(|document| document["process"]["pid"] == *pid).count();
             ensure!(times == 1, "{times} documents of {pid} in {place}:\n{}", ended.log);
         }
+    }
+    Ok(())
+}
+
+/// Neither a file nor a spool can be there: that is said, and nothing is started.
+fn a_read_only_disk_is_named() -> Result<()> {
+    let small = Small::mount()?;
+    small.remount("", MsFlags::MS_RDONLY)?;
+    for (configuration, place) in [
+        (format!("output.file.path: {SMALL}/documents.json\n"), "documents.json"),
+        (format!("output.elasticsearch.hosts: ['http://127.0.0.1:1']\nspool.path: {SMALL}/spool\n"), "spool"),
+    ] {
+        write("socktrail.yml", &configuration)?;
+        let config = format!("{FOLDER}/socktrail.yml");
+        let refused = Process::start(&["socktrail", "agent", "--config", &config])?.finish()?;
+        ensure!(refused.status == 1, "{refused:?}");
+        let said = format!("{SMALL}/{place}");
+        ensure!(refused.stderr.contains(&said) && refused.stderr.contains("read-only: remount it"), "{refused:?}");
     }
     Ok(())
 }

@@ -29,6 +29,7 @@ mod lockdown;
 mod losses;
 mod masks;
 mod names;
+mod options;
 mod owners;
 mod sensors;
 mod sources;
@@ -59,6 +60,7 @@ fn all() -> Vec<Trial> {
         owners::tests(),
         sensors::tests(),
         agent::tests(),
+        options::tests(),
         events::tests(),
         ends::tests(),
         losses::tests(),

@@ -99,7 +99,7 @@ fn is_between(document: &Value, (client, server): (SocketAddr, SocketAddr)) -> b
 }
 
 /// Puts the wall clock back when it is dropped, for the tests that follow.
-struct Back(i64);
+pub(crate) struct Back(i64);
 
 impl Drop for Back {
     fn drop(&mut self) {
@@ -107,7 +107,8 @@ impl Drop for Back {
     }
 }
 
-fn set_clock(seconds: i64) -> Result<Back> {
+/// Moves the wall clock until what this returns is dropped.
+pub(crate) fn set_clock(seconds: i64) -> Result<Back> {
     move_clock(seconds)?;
     Ok(Back(seconds))
 }

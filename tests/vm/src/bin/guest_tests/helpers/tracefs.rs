@@ -36,6 +36,12 @@ impl Tracefs {
         misses.sum()
     }
 
+    /// Writes to a file.
+    pub(crate) fn write(&self, name: &str, text: &str) -> Result<()> {
+        let path = Path::new(PLACE).join(name);
+        fs::write(&path, text).with_context(|| format!("write {}", path.display()))
+    }
+
     /// The content of a file.
     pub(crate) fn read(&self, name: &str) -> Result<String> {
         let path = Path::new(Self::PLACE).join(name);
