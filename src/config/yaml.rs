@@ -1,7 +1,7 @@
 //! YAML to settings.
 
 use figment::value::{Empty, Tag, Value};
-use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, Span, StrInput};
+use serde_saphyr::granit_parser::{Event, Parser, ScalarStyle, ScanError, Span, StrInput};
 
 use super::setting::{Mistake, Setting, join};
 
@@ -15,7 +15,7 @@ pub fn parse(text: &str) -> Result<Vec<Setting>, Mistake> {
         match reader.next()? {
             (Event::MappingStart(..), _) => reader.section("", 0)?,
             (Event::DocumentEnd | Event::StreamEnd, _) => return Ok(reader.settings),
-            (Event::StreamStart | Event::DocumentStart(_) | Event::Nothing, _) => {}
+            (Event::StreamStart | Event::DocumentStart(..), _) => {}
             (Event::Scalar(text, ScalarStyle::Plain, ..), _) if plain(&text).is_none() => {}
             (_, span) => return Err(mistake(span, "expected keys with values, as in `socket.enable_ipv6: true`")),
         }
@@ -29,9 +29,13 @@ struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     fn next(&mut self) -> Result<(Event<'a>, Span), Mistake> {
-        let broken = |error: ScanError| Mistake { line: error.marker().line(), problem: error.info().to_owned() };
-        let event = self.events.next().transpose().map_err(broken)?;
-        Ok(event.unwrap_or((Event::StreamEnd, Span::default())))
+        let broken = |error: ScanError| Mistake { line: error.marker().line(), problem: error.info() };
+        loop {
+            match self.events.next().transpose().map_err(broken)? {
+                Some((Event::Comment(..), _)) => {}
+                event => return Ok(event.unwrap_or((Event::StreamEnd, Span::default()))),
+            }
+        }
     }
 
     /// What follows the start of a mapping, up to its end.

@@ -100,7 +100,7 @@ impl Agent {
             BufReader::new(stdout).read_to_string(&mut text).expect("documents are UTF-8");
             text
         });
-        Running { child, log, logger, reader, folder: Arc::clone(&self.folder) }
+        Running { child: Killed(child), log, logger, reader, folder: Arc::clone(&self.folder) }
     }
 }
 
@@ -109,9 +109,20 @@ fn configure(folder: &Path, yaml: &str) {
     fs::write(folder.join("socktrail.yml"), yaml).expect("a writable folder");
 }
 
+/// A process that does not outlive a test that fails.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        // Should it have ended, all the better.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// An agent that runs.
 pub struct Running {
-    child: Child,
+    child: Killed,
     log: Arc<Mutex<String>>,
     logger: JoinHandle<()>,
     reader: JoinHandle<String>,
@@ -130,7 +141,7 @@ pub struct Ended {
 
 impl Running {
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.child.0.id()
     }
 
     pub fn folder(&self) -> &Path {
@@ -159,7 +170,7 @@ impl Running {
     }
 
     pub fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(self.child.id().cast_signed()), signal).expect("it runs");
+        kill(Pid::from_raw(self.child.0.id().cast_signed()), signal).expect("it runs");
     }
 
     pub fn end(self, signal: Signal) -> Ended {
@@ -172,7 +183,7 @@ impl Running {
         let asked = Instant::now();
         let mut status = None;
         eventually("the agent ends", || {
-            status = self.child.try_wait().expect("it is ours");
+            status = self.child.0.try_wait().expect("it is ours");
             status.is_some()
         });
         let took = asked.elapsed();

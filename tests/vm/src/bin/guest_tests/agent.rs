@@ -42,6 +42,7 @@ fn flows_events_and_sensors_reach_a_file_and_a_server() -> Result<()> {
 sensors.files: [{FOLDER}/sensors.yaml]
 output.file.path: {FOLDER}/documents.json
 {}metrics.listen: {METRICS}
+agent.shutdown_timeout: 25s
 ",
         to_server(&server)
     ))?;
@@ -84,10 +85,17 @@ output.file.path: {FOLDER}/documents.json
     )?;
     let ends = [alive.ends.0.port(), alive.ends.1.port()];
     let live: Vec<_> = flows.iter().filter(|document| ends.iter().all(|port| has_port(document, *port))).collect();
-    ensure!(live.len() == 2 && live.iter().all(|document| document["flow"]["final"] == false), "{live:#?}");
+    let is_live = live.len() == 2 && live.iter().all(|document| document["flow"]["final"] == false);
+    ensure!(
+        is_live,
+        "the flows that were alive: {live:#?}
+{}",
+        ended.log
+    );
 
     let events = in_index(&server, "event")?;
-    ensure!(!events.is_empty() && events.iter().all(|event| event["process"]["name"] == "curl"), "{events:#?}");
+    let of_curl_alone = !events.is_empty() && events.iter().all(|event| event["process"]["name"] == "curl");
+    ensure!(of_curl_alone, "events: {events:#?}\n{}", ended.log);
     let of_connect = |event: &&Value| of_curl(event) && event["event"]["action"] == "socket_connect";
     let connects: Vec<_> = events.iter().filter(of_connect).filter(|event| has_port(event, PORT)).collect();
     ensure!(connects.len() == 1, "{connects:#?}");
