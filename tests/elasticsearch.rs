@@ -333,7 +333,8 @@ fn secrets_go_to_the_server_and_nowhere_else() {
         ("output.elasticsearch.username: me\noutput.elasticsearch.password: s3cr3t\n", "Basic bWU6czNjcjN0"),
     ] {
         let server = Fake::start();
-        server.seen().faults = [Fault::Status(401)].into();
+        // Whoever answers may repeat what it was told.
+        server.seen().faults = [Fault::Status(401), Fault::Echo(403)].into();
         let agent = agent(&[server.url()], more);
         let arguments = arguments(1);
         let mut arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
@@ -342,6 +343,7 @@ fn secrets_go_to_the_server_and_nowhere_else() {
         assert_eq!(server.seen().authorization.as_deref(), Some(header));
         assert_whole(&server, 1);
         assert!(ended.stderr.contains("check output.elasticsearch.api_key"), "{}", ended.stderr);
+        assert!(ended.stderr.contains("answers 403: you said "), "{}", ended.stderr);
         let encoded = header.split(' ').nth(1).expect("two words");
         assert!(!ended.stderr.contains("s3cr3t") && !ended.stderr.contains(encoded), "{}", ended.stderr);
         let shown = agent.command(&["config", "show", "--config"]);

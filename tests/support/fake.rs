@@ -31,6 +31,8 @@ pub enum Fault {
     Slow(Duration),
     /// Nothing is done, the status says so.
     Status(u16),
+    /// Nothing is done, the status says so, and the answer repeats the `authorization`.
+    Echo(u16),
     /// Every second document is refused for now, with this status.
     EverySecond(u16),
     /// Nothing is done, and the answer is about something else.
@@ -212,6 +214,10 @@ fn answer(stream: &mut BufReader<Box<dyn Stream>>, request: &Request, seen: &Mut
     match &fault {
         Some(Fault::Unheard) => return false,
         Some(Fault::Status(status)) => return respond(stream, *status, b"{\"error\":\"not now\"}", None),
+        Some(Fault::Echo(status)) => {
+            let echo = format!("you said {}", seen.authorization.as_deref().unwrap_or_default());
+            return respond(stream, *status, echo.as_bytes(), None);
+        }
         Some(Fault::Lie(lie)) => return respond(stream, 200, lie.as_bytes(), None),
         _ => {}
     }

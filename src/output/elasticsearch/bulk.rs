@@ -3,7 +3,7 @@
 //! An answer is believed document by document, and only if it is about the documents that were sent: as many, in the same
 //! order, with the same `_id`. Anything else acknowledges nothing.
 
-use std::io::Write;
+use std::borrow::Cow;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -43,27 +43,48 @@ pub fn index_of(pattern: &str, kind: Kind) -> String {
     pattern.replace(KIND, kind.name())
 }
 
+/// The index of each kind of documents.
+#[derive(Debug)]
+pub struct Indices(Vec<(Kind, String)>);
+
+impl Indices {
+    /// As the pattern says.
+    pub fn new(pattern: &str) -> Self {
+        Self(Kind::ALL.into_iter().map(|kind| (kind, index_of(pattern, kind))).collect())
+    }
+
+    /// Where documents of this kind go.
+    pub fn of(&self, kind: Kind) -> &str {
+        self.0.iter().find(|(of, _)| *of == kind).map_or("", |(_, index)| index)
+    }
+}
+
 /// Appends what creates a document: two lines.
 pub fn create(index: &str, id: &str, document: &[u8], to: &mut Vec<u8>) {
-    // Names of indices and ids hold nothing that JSON would have to escape; writing to memory cannot fail.
-    let _ = writeln!(to, "{{\"create\":{{\"_index\":\"{index}\",\"_id\":\"{id}\"}}}}");
+    // Names of indices and ids hold nothing that JSON would have to escape.
+    for part in ["{\"create\":{\"_index\":\"", index, "\",\"_id\":\"", id, "\"}}\n"] {
+        to.extend_from_slice(part.as_bytes());
+    }
     to.extend_from_slice(document);
     to.push(b'\n');
 }
 
 #[derive(Deserialize)]
-struct Answer {
-    items: Vec<Item>,
+struct Answer<'a> {
+    #[serde(borrow)]
+    items: Vec<Item<'a>>,
 }
 
 #[derive(Deserialize)]
-struct Item {
-    create: Created,
+struct Item<'a> {
+    #[serde(borrow)]
+    create: Created<'a>,
 }
 
 #[derive(Deserialize)]
-struct Created {
-    _id: String,
+struct Created<'a> {
+    #[serde(borrow)]
+    _id: Cow<'a, str>,
     status: u16,
     #[serde(default)]
     error: Value,
@@ -73,19 +94,19 @@ struct Created {
 ///
 /// # Errors
 /// It is no answer to what was sent.
-pub fn judge(answer: &[u8], ids: &[String]) -> Result<Vec<Verdict>, String> {
-    let answer: Answer = serde_json::from_slice(answer)
+pub fn judge<'a>(answer: &[u8], ids: impl ExactSizeIterator<Item = &'a str>) -> Result<Vec<Verdict>, String> {
+    let answer: Answer<'_> = serde_json::from_slice(answer)
         .map_err(|error| format!("the answer is none of the bulk API, or is cut off ({error})"))?;
     if answer.items.len() != ids.len() {
         return Err(format!("the answer is about {} documents, {} were sent", answer.items.len(), ids.len()));
     }
-    if let Some((item, id)) = answer.items.iter().zip(ids).find(|(item, id)| item.create._id != **id) {
+    if let Some((item, id)) = answer.items.iter().zip(ids).find(|(item, id)| item.create._id != *id) {
         return Err(format!("the answer is about {:?} where {id} was sent", printable(&item.create._id, 40)));
     }
     Ok(answer.items.into_iter().map(|item| verdict(item.create)).collect())
 }
 
-fn verdict(created: Created) -> Verdict {
+fn verdict(created: Created<'_>) -> Verdict {
     match created.status {
         200..=299 => Verdict::Written,
         409 => Verdict::Duplicate,
@@ -152,7 +173,7 @@ mod tests {
             Verdict::Retry("403: cluster_block_exception: index [i] blocked".into()),
             Verdict::Retry("503: unavailable".into()),
         ];
-        assert_eq!(judge(answer, &ids(6)).unwrap(), expected);
+        assert_eq!(judge(answer, ids(6).iter().map(String::as_str)).unwrap(), expected);
     }
 
     #[test]
@@ -166,7 +187,7 @@ mod tests {
             (br#"{"items":[{"create":{"_id":"id0","sta"#, "cut off"),
             (b"", "cut off"),
         ] {
-            let problem = judge(answer, &ids(1)).unwrap_err();
+            let problem = judge(answer, ids(1).iter().map(String::as_str)).unwrap_err();
             assert!(problem.contains(expected), "{problem}");
         }
     }
@@ -176,7 +197,10 @@ mod tests {
         let long = "\u{1b}[2J".repeat(1000);
         let answer =
             serde_json::json!({"items": [{"create": {"_id": "id0", "status": 400, "error": long}}]}).to_string();
-        let Verdict::Rejected(400, reason) = &judge(answer.as_bytes(), &ids(1)).unwrap()[0] else { panic!() };
+        let Verdict::Rejected(400, reason) = &judge(answer.as_bytes(), ids(1).iter().map(String::as_str)).unwrap()[0]
+        else {
+            panic!()
+        };
         assert!(reason.chars().count() <= REASON && !reason.chars().any(char::is_control));
     }
 }

@@ -19,6 +19,8 @@ use crate::output::{OutputError, printable};
 const CONNECT: Duration = Duration::from_secs(10);
 /// No answer is longer.
 const LONGEST: u64 = 64 << 20;
+/// What is shown in the place of a secret.
+const HIDDEN: &str = "********";
 /// Characters of an answer that are repeated in an error.
 const EXCERPT: usize = 200;
 
@@ -59,6 +61,19 @@ impl Credentials {
             Self::ApiKey(key) if key.contains(':') => Some(format!("ApiKey {}", STANDARD.encode(key))),
             Self::ApiKey(key) => Some(format!("ApiKey {key}")),
         }
+    }
+
+    /// A text that somebody else wrote, with our secrets hidden in it.
+    fn hidden_in(&self, text: &str) -> String {
+        let header = self.header();
+        let token = header.as_deref().and_then(|header| header.split_once(' ')).map(|(_, token)| token);
+        let secret = match self {
+            Self::None => None,
+            Self::Basic { password, .. } => Some(&**password),
+            Self::ApiKey(key) => key.rsplit(':').next(),
+        };
+        let secrets = [token, secret].into_iter().flatten().filter(|secret| !secret.is_empty());
+        secrets.fold(text.to_owned(), |text, secret| text.replace(secret, HIDDEN))
     }
 }
 
@@ -130,7 +145,7 @@ impl Client {
             let answer = self.ask_one(host, method, path, kind, packed.as_deref().unwrap_or(body), packed.is_some());
             last = match answer {
                 Ok(answer) if !matches!(answer.status, 300..=399 | 500.. | 401 | 403 | 429) => return Ok(answer),
-                Ok(answer) => refusal(host, &answer),
+                Ok(answer) => self.refusal(host, &answer),
                 Err(error) => failure(host, &error),
             };
             self.current = (self.current + 1) % self.options.hosts.len();
@@ -162,6 +177,18 @@ impl Client {
         Ok(Answer { status, body })
     }
 
+    /// What a server that answers, but not what was hoped for, has said; without our secrets, should it repeat them.
+    pub fn refusal(&self, whom: &str, answer: &Answer) -> OutputError {
+        let remedy = match answer.status {
+            401 => "check output.elasticsearch.api_key, or username and password",
+            403 => "allow the user or the API key to do this: create_doc and auto_configure on the index",
+            404 => "create the index, or allow that it is created; `socktrail setup` prepares it",
+            _ => "",
+        };
+        let said = self.options.credentials.hidden_in(&String::from_utf8_lossy(&answer.body));
+        OutputError::new(format!("{whom} answers {}: {}", answer.status, printable(&said, EXCERPT)), remedy)
+    }
+
     fn pack(&self, body: &[u8]) -> io::Result<Option<Vec<u8>>> {
         if self.options.compression_level == 0 || body.is_empty() {
             return Ok(None);
@@ -172,22 +199,29 @@ impl Client {
     }
 }
 
-/// A server that answers, but not what was hoped for.
-pub fn refusal(host: &str, answer: &Answer) -> OutputError {
-    let remedy = match answer.status {
-        401 => "check output.elasticsearch.api_key, or username and password",
-        403 => "allow the user or the API key to do this: create_doc and auto_configure on the index",
-        404 => "create the index, or allow that it is created; `socktrail setup` prepares it",
-        _ => "",
-    };
-    let said = printable(&String::from_utf8_lossy(&answer.body), EXCERPT);
-    OutputError::new(format!("{host} answers {}: {said}", answer.status), remedy)
-}
-
 fn failure(host: &str, error: &ureq::Error) -> OutputError {
     let told = error.to_string();
     if told.contains("certificate") {
         return OutputError::new(format!("{host}: {told}"), tls::remedy(&told));
     }
     OutputError::new(format!("{host}: {told}"), "")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_are_hidden_in_what_others_say() {
+        let basic = Credentials::Basic { username: "me".to_owned(), password: "s3cr3t".to_owned() };
+        let [pair, encoded] = ["id:s3cr3t", "s3cr3t=="].map(|key| Credentials::ApiKey(key.to_owned()));
+        for (credentials, said, hidden) in [
+            (&basic, "Basic bWU6czNjcjN0, of me and s3cr3t", "Basic ********, of me and ********"),
+            (&pair, "ApiKey aWQ6czNjcjN0, of id and s3cr3t", "ApiKey ********, of id and ********"),
+            (&encoded, "ApiKey s3cr3t==", "ApiKey ********"),
+            (&Credentials::None, "as it is", "as it is"),
+        ] {
+            assert_eq!(credentials.hidden_in(said), hidden);
+        }
+    }
 }

@@ -29,6 +29,7 @@ pub use self::setup::{Installed, setup};
 pub use self::tls::TlsOptions;
 
 use self::backoff::Backoff;
+use self::bulk::Indices;
 use self::client::Client;
 use self::dead::DeadLetters;
 use self::sender::Sender;
@@ -109,7 +110,7 @@ impl Elasticsearch {
             shared: Arc::clone(&shared),
             client,
             dead_letters: DeadLetters::new(options.dead_letters, options.index.clone(), Arc::clone(&shared.meter)),
-            index: options.index,
+            indices: Indices::new(&options.index),
             bulk_max_size: options.bulk_max_size,
             backoff: Backoff::new(options.backoff_init, options.backoff_max),
         };

@@ -6,8 +6,8 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::backoff::Backoff;
-use super::bulk::{self, Verdict};
-use super::client::{Client, refusal};
+use super::bulk::{self, Indices, Verdict};
+use super::client::Client;
 use super::dead::{DeadLetter, DeadLetters};
 use super::{NAME, Shared};
 use crate::output::{Batch, Chunk, Kind, OutputError};
@@ -25,7 +25,7 @@ pub(super) struct Sender {
     pub(super) shared: Arc<Shared>,
     pub(super) client: Client,
     pub(super) dead_letters: DeadLetters,
-    pub(super) index: String,
+    pub(super) indices: Indices,
     pub(super) bulk_max_size: usize,
     pub(super) backoff: Backoff,
 }
@@ -117,17 +117,19 @@ impl Sender {
     fn send(&mut self, letters: &[Letter<'_>]) -> Sent {
         let mut body = Vec::with_capacity(letters.iter().map(|letter| letter.document.len() + 128).sum());
         for letter in letters {
-            bulk::create(&bulk::index_of(&self.index, letter.kind), &letter.id, letter.document, &mut body);
+            bulk::create(self.indices.of(letter.kind), &letter.id, letter.document, &mut body);
         }
         let answer = match self.client.ask("POST", BULK, "application/x-ndjson", &body) {
             Ok(answer) if answer.status == 413 && letters.len() > 1 => return Sent::TooLarge,
             Ok(answer) if answer.status == 413 => return self.settle(letters, vec![too_large()]),
             Ok(answer) if answer.status == 200 => answer,
-            Ok(answer) => return self.failed_to_send(&refusal("the server", &answer)),
+            Ok(answer) => {
+                let error = self.client.refusal("the server", &answer);
+                return self.failed_to_send(&error);
+            }
             Err(error) => return self.failed_to_send(&error),
         };
-        let ids: Vec<_> = letters.iter().map(|letter| letter.id.clone()).collect();
-        match bulk::judge(&answer.body, &ids) {
+        match bulk::judge(&answer.body, letters.iter().map(|letter| &*letter.id)) {
             Ok(verdicts) => self.settle(letters, verdicts),
             Err(problem) => self.failed_to_send(&OutputError::new(problem, "is it Elasticsearch that answers there?")),
         }

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::bulk::{KIND, index_of};
-use super::client::{Answer, Client, ClientOptions, refusal};
+use super::client::{Answer, Client, ClientOptions};
 use crate::output::{Kind, OutputError};
 
 /// The name of the policy, and the first part of the templates'.
@@ -44,7 +44,7 @@ pub fn setup(options: ClientOptions, index: &str, data_stream: bool) -> Result<I
 
 fn put(client: &mut Client, path: &str, body: &Value) -> Result<(), OutputError> {
     let answer = client.ask("PUT", path, "application/json", body.to_string().as_bytes())?;
-    if answer.status == 200 { Ok(()) } else { Err(refusal(path, &answer)) }
+    if answer.status == 200 { Ok(()) } else { Err(client.refusal(path, &answer)) }
 }
 
 /// Whether the server manages the life of indices as Elasticsearch does.
@@ -52,7 +52,7 @@ fn has_policies(client: &mut Client) -> Result<bool, OutputError> {
     let answer: Answer = client.ask("GET", "", "application/json", b"")?;
     let about: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
     if !about["version"]["number"].is_string() {
-        return Err(refusal("the server", &answer));
+        return Err(client.refusal("the server", &answer));
     }
     Ok(about["version"]["distribution"] != "opensearch")
 }
