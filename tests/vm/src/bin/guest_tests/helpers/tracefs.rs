@@ -38,7 +38,7 @@ impl Tracefs {
 
     /// Writes to a file.
     pub(crate) fn write(&self, name: &str, text: &str) -> Result<()> {
-        let path = Path::new(PLACE).join(name);
+        let path = Path::new(Self::PLACE).join(name);
         fs::write(&path, text).with_context(|| format!("write {}", path.display()))
     }
 
