@@ -10,6 +10,7 @@ mod packets;
 mod processes;
 mod sockets;
 mod table;
+mod trial;
 
 use std::fmt;
 use std::net::Ipv6Addr;
@@ -70,6 +71,9 @@ pub enum Refusal {
     /// It was not to be.
     #[error("{0} is masked")]
     Masked(&'static str),
+    /// The kernel has it and does not use it.
+    #[error("the compiler has put {0} into all of its callers")]
+    Inlined(&'static str),
     /// The kernel would not, or the layout does not have what it reads.
     #[error(transparent)]
     Kernel(#[from] Error),
@@ -228,6 +232,11 @@ impl Probe {
         }
         let installed = group.install(&feature.to_string(), self.target, self.fetches, &wanted)?;
         let decoder = (self.decoder)(installed.format())?;
+        if let Some(trial) = self.trial
+            && !trial::is_hit(&installed, trial)?
+        {
+            return Err(Refusal::Inlined(self.function()));
+        }
         if let Some(rings) = rings {
             let filter = match (self.filter, self.loopback.filter(|_| !wanted.loopback)) {
                 (Some(filter), Some(loopback)) => Some(format!("({filter})&&!({loopback})")),

@@ -7,6 +7,7 @@ use socktrail_kprobes::{Decoder, Error, Fetch, Format, Target};
 
 use crate::socket_event::Actions;
 
+use super::trial::{self, Trial};
 use super::{Decode, IntoEvent, packets, processes, sockets};
 
 /// What a probe is for: what is lost when none of its alternatives can be installed.
@@ -248,6 +249,8 @@ pub struct Probe {
     pub fetches: &'static [Fetch<'static>],
     /// What is worse about it than about those before it.
     pub weaker: Option<&'static str>,
+    /// How to find out whether the function is ever called, where that is doubtful.
+    pub(super) trial: Option<Trial>,
     pub(super) decoder: fn(&Format) -> Result<Box<dyn Decode>, Error>,
 }
 
@@ -259,6 +262,7 @@ impl Probe {
             loopback: None,
             fetches: S::FETCHES,
             weaker: None,
+            trial: None,
             decoder: |format| Ok(Box::new(Decoder::<S>::new(format)?)),
         }
     }
@@ -279,6 +283,12 @@ impl Probe {
     pub(super) const fn but(mut self, weaker: &'static str) -> Self {
         self.weaker = Some(weaker);
         self
+    }
+
+    /// It may be inlined into some of its callers, or into all of them.
+    const fn unless_inlined(mut self, trial: Trial) -> Self {
+        self.trial = Some(trial);
+        self.but("what is sent by functions that it was inlined into is not seen")
     }
 
     pub(super) const fn only(mut self, filter: &'static str) -> Self {
@@ -304,7 +314,6 @@ pub const TABLE: &[(Feature, &[Probe])] = {
     // Extension headers: routing, fragment, destination options (RFC 8200). Hop-by-hop options are those of multicast's
     // own messages.
     const UDP_OR_EXTENSION: &str = "next_header==17||next_header==43||next_header==44||next_header==60";
-    const SOME_INLINED: &str = "what is sent by functions that it was inlined into is not seen";
     // 127.0.0.1 twice, as it lies in the memory of a little-endian machine; ::1 twice.
     const LOOPBACK_IPV4: &str = "addresses==0x0100007f0100007f";
     const LOOPBACK_IPV6: &str =
@@ -346,11 +355,14 @@ pub const TABLE: &[(Feature, &[Probe])] = {
                 Probe::entry::<Ipv4Out>("__ip_local_out").loopback(LOOPBACK_IPV4).only(TCP_OR_UDP),
                 Probe::entry::<Ipv4OutWithoutNet>("__ip_local_out_sk").loopback(LOOPBACK_IPV4).only(TCP_OR_UDP),
                 Probe::entry::<Ipv4OutOfSender>("__ip_local_out").loopback(LOOPBACK_IPV4).only(TCP_OR_UDP),
-                Probe::entry::<Ipv4Out>("ip_local_out").loopback(LOOPBACK_IPV4).only(TCP_OR_UDP).but(SOME_INLINED),
+                Probe::entry::<Ipv4Out>("ip_local_out")
+                    .loopback(LOOPBACK_IPV4)
+                    .only(TCP_OR_UDP)
+                    .unless_inlined(trial::send_ipv4),
                 Probe::entry::<Ipv4OutWithoutNet>("ip_local_out_sk")
                     .loopback(LOOPBACK_IPV4)
                     .only(TCP_OR_UDP)
-                    .but(SOME_INLINED),
+                    .unless_inlined(trial::send_ipv4),
             ],
         ),
         (Feature::TcpIpv4In, &[Probe::entry::<TcpIpv4In>("tcp_v4_rcv").loopback(LOOPBACK_IPV4)]),
@@ -364,7 +376,7 @@ pub const TABLE: &[(Feature, &[Probe])] = {
                 Probe::entry::<UdpIpv6Out>("ip6_local_out")
                     .loopback(LOOPBACK_IPV6)
                     .only(UDP_OR_EXTENSION)
-                    .but(SOME_INLINED),
+                    .unless_inlined(trial::send_udp_ipv6),
             ],
         ),
         (Feature::TcpIpv6In, &[Probe::entry::<TcpIpv6In>("tcp_v6_rcv").loopback(LOOPBACK_IPV6)]),

@@ -19,7 +19,6 @@ pub(crate) struct Board {
     group: Group,
     /// Whether probes may share an event, as far as is known.
     merges: bool,
-    /// Where functions begin, as far as that is known.
     /// How many names of events were given out so far.
     count: usize,
 }

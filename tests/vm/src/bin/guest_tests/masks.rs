@@ -1,6 +1,7 @@
 //! A kernel that lacks a function costs what that function serves, and nothing else.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{TcpListener, TcpStream, UdpSocket};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -8,6 +9,7 @@ use serde_json::{Value, json};
 use crate::helpers::document::{end, expect, number};
 use crate::helpers::process::Process;
 use crate::helpers::requests::Seen;
+use crate::helpers::tracefs::Tracefs;
 
 tests![
     each_function_in_turn,
@@ -16,9 +18,11 @@ tests![
     without_programs_that_start,
     without_grafted_sockets,
     without_what_udp_receives_over_ipv4,
+    without_what_leaves_over_ipv4,
 ];
 
-/// The functions with a substitute, what that is, and the state of the feature then; all others have none.
+/// The functions with a substitute, what that is, and the state of the feature then; all others have none. A substitute
+/// that this kernel never calls is none.
 const SUBSTITUTES: &[(&str, &str, &str)] = &[
     ("__ip_local_out", "ip_local_out", "degraded"),
     ("__ip6_local_out", "ip6_local_out", "degraded"),
@@ -30,12 +34,13 @@ const SUBSTITUTES: &[(&str, &str, &str)] = &[
 fn each_function_in_turn() -> Result<()> {
     let (status, whole) = doctor(&[])?;
     ensure!(status == 0 && whole.values().all(|served| served.0 == "ok"), "status {status}: {whole:#?}");
+    let uncalled = uncalled()?;
     let functions: BTreeSet<_> = whole.values().filter_map(|served| served.1.clone()).collect();
     ensure!(functions.len() >= 15, "no more than these? {functions:?}");
     for function in functions {
         let (status, found) = doctor(&["--mask", &function])?;
         let wanted: Capabilities =
-            whole.iter().map(|(name, served)| (name.clone(), masked(served, &function))).collect();
+            whole.iter().map(|(name, served)| (name.clone(), masked(served, &function, &uncalled))).collect();
         ensure!(found == wanted, "without {function}: {found:#?}, not {wanted:#?}");
         let all_is_well = wanted.values().all(|served| served.0 == "ok");
         ensure!((status == 0) == all_is_well, "without {function} the exit status is {status}");
@@ -46,12 +51,30 @@ fn each_function_in_turn() -> Result<()> {
 /// The state of each feature and the function that serves it.
 pub(crate) type Capabilities = BTreeMap<String, (String, Option<String>)>;
 
+/// The substitutes that were inlined into all of their callers, as the kernel counts calls.
+fn uncalled() -> Result<Vec<&'static str>> {
+    let tracefs = Tracefs::mount()?;
+    let mut uncalled = Vec::new();
+    for (function, ip) in [("ip_local_out", "127.0.0.1"), ("ip6_local_out", "::1")] {
+        let send = || {
+            let (udp, tcp) = (UdpSocket::bind((ip, 0))?, TcpListener::bind((ip, 0))?);
+            UdpSocket::bind((ip, 0))?.send_to(b"?", udp.local_addr()?)?;
+            TcpStream::connect(tcp.local_addr()?)?;
+            Ok(())
+        };
+        if tracefs.hits(function, send)? == 0 {
+            uncalled.push(function);
+        }
+    }
+    Ok(uncalled)
+}
+
 /// What becomes of a feature without a function.
-fn masked(served: &(String, Option<String>), function: &str) -> (String, Option<String>) {
+fn masked(served: &(String, Option<String>), function: &str, uncalled: &[&str]) -> (String, Option<String>) {
     if served.1.as_deref() != Some(function) {
         return served.clone();
     }
-    match SUBSTITUTES.iter().find(|(of, ..)| *of == function) {
+    match SUBSTITUTES.iter().find(|(of, by, _)| *of == function && !uncalled.contains(by)) {
         Some((_, substitute, state)) => ((*state).to_owned(), Some((*substitute).to_owned())),
         None => ("lost".to_owned(), None),
     }
@@ -117,6 +140,20 @@ fn without_what_udp_receives_over_ipv4() -> Result<()> {
     let seen = without("udp_queue_rcv_skb")?;
     seen.v4.check(&seen.watched)?;
     seen.v6.check(&seen.watched)
+}
+
+/// What leaves is seen just when doctor says that it is.
+fn without_what_leaves_over_ipv4() -> Result<()> {
+    const FUNCTION: &str = "__ip_local_out";
+    let (_, capabilities) = doctor(&["--mask", FUNCTION])?;
+    let is_lost = capabilities.get("ipv4_out").context("no ipv4_out")?.0 == "lost";
+    let seen = without(FUNCTION)?;
+    seen.v6.check(&seen.watched)?;
+    let document = seen.watched.only_of_pid(seen.v4.pid)?;
+    ensure!(number(document, "/destination/packets")? > 0, "what arrives is still seen: {document:#}");
+    let sent = document.pointer("/source/packets").and_then(Value::as_u64).unwrap_or(0);
+    ensure!((sent == 0) == is_lost, "lost: {is_lost}, and yet: {document:#}");
+    Ok(())
 }
 
 /// What a monitor sees without a function, of which it tells.
