@@ -203,14 +203,15 @@ mod tests {
     #[test]
     fn documents_and_log_are_collected_until_the_end() {
         let script = r#"
-            trap 'echo "{\"process\":{\"pid\":8}}"; exit 0' INT
+            trap 'echo "{\"process\":{\"pid\":8}}"; exit 0' TERM
             echo starting >&2; echo ready >&2
             echo '{"process":{"pid":7}}'
             while :; do sleep 0.01; done
         "#;
         let socktrail = start(script).unwrap();
         socktrail.wait_for("process 7", |document| document["process"]["pid"] == 7).unwrap();
-        let watched = socktrail.stop().unwrap();
+        // Not SIGINT: a shell cannot trap that where it was ignored from the start, as for a job in the background.
+        let watched = socktrail.end(Signal::SIGTERM).unwrap();
         assert!(watched.status.success());
         assert_eq!(watched.log, "starting\nready");
         assert_eq!(watched.only_of_pid(8).unwrap()["process"]["pid"], 8);
