@@ -59,17 +59,20 @@ pub struct Inexact {
     /// Segments that arrived merged may have had headers of other lengths than was assumed. Bytes may be off either
     /// way; packets are exact.
     pub merged_segments: bool,
+    /// Data arrived when its socket was closed and counted no more: what came merged counts as one packet.
+    pub late_data: bool,
 }
 
 impl Inexact {
     /// The reasons by name, as they are written.
     pub fn reasons(self) -> impl Iterator<Item = &'static str> {
-        let Self { samples_lost, headers_unread, large_datagrams, merged_segments } = self;
+        let Self { samples_lost, headers_unread, large_datagrams, merged_segments, late_data } = self;
         let all = [
             (samples_lost, "samples_lost"),
             (headers_unread, "headers_unread"),
             (large_datagrams, "large_datagrams"),
             (merged_segments, "merged_segments"),
+            (late_data, "late_data"),
         ];
         all.into_iter().filter_map(|(applies, name)| applies.then_some(name))
     }

@@ -39,6 +39,7 @@ mod prepared;
 mod reader;
 mod received;
 mod stats;
+mod sync;
 
 pub use builder::Builder;
 pub use options::Options;

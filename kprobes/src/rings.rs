@@ -7,6 +7,7 @@ use std::time::Duration;
 use std::{fmt, io, thread};
 
 use nix::sys::eventfd::EventFd;
+use nix::unistd::gettid;
 
 use crate::clock::Teller;
 use crate::cpus;
@@ -165,6 +166,28 @@ impl Rings {
     /// records drained, a little too early, and is 0 before the first.
     pub fn now(&self) -> u64 {
         self.teller.at(monotonic())
+    }
+
+    /// Compares [`Clock::Local`] with the monotonic clock, by samples of `event` that `cause` has this thread write: from
+    /// then on [`Rings::now`] is too early by no more than the quickest `cause` takes. A clock that can be read needs none.
+    ///
+    /// # Errors
+    /// As [`Rings::attach`].
+    pub fn synchronise(&mut self, event: &Installed, cause: impl Fn()) -> Result<(), Error> {
+        const ROUNDS: usize = 4;
+        if self.clock() == Clock::Monotonic {
+            return Ok(());
+        }
+        let options = RingOptions { page_exponent: 0, clock: Clock::Local, watermark: None };
+        let mut ring = Self::for_thread(gettid().as_raw().cast_unsigned(), &options)?;
+        ring.attach(event, None)?;
+        for _ in 0..ROUNDS {
+            cause();
+            let after = monotonic();
+            ring.merge.drain(&mut ring.rings, u64::MAX, 0, &mut |_| {});
+            self.teller.note(ring.merge.seen(), after);
+        }
+        Ok(())
     }
 
     /// Waits until a ring has passed its watermark or a [`Waker`] is used (`true`), or until `timeout` is over

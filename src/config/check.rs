@@ -22,13 +22,10 @@ pub struct Checked {
 /// Looks at the whole. `is_set` says whether someone has set a key.
 pub fn check(config: &Config, is_set: impl Fn(&str) -> bool) -> Checked {
     let mut checked = Checked::default();
-    for (key, why) in [
-        ("socket.lost_queue_size", "losses are counted where they happen, and wait in no queue"),
-        ("socket.clock_sync_period", "the clocks are compared ten times a second"),
-    ] {
-        if is_set(key) {
-            checked.notes.push((key.to_owned(), format!("is accepted and has no effect: {why}")));
-        }
+    let unused = "socket.lost_queue_size";
+    if is_set(unused) {
+        let note = "is accepted and has no effect: losses are counted where they happen, and wait in no queue";
+        checked.notes.push((unused.to_owned(), note.to_owned()));
     }
     if let Err(Error::Option { name, problem }) = config.monitor().validate() {
         checked.problems.push((key_of(name), problem));

@@ -62,7 +62,7 @@ pub struct Socket {
     pub ring_size_exponent: u8,
     /// By how much the wall clock may move against the kernel's before times follow it.
     pub clock_max_drift: Time,
-    /// Without effect: the clocks are compared ten times a second, which costs next to nothing.
+    /// How often the kernel's clock is compared with ours where programs cannot read it.
     pub clock_sync_period: Time,
     /// The time that one guess may take.
     pub guess_timeout: Time,
@@ -144,7 +144,7 @@ impl Default for Socket {
             lost_queue_size: 128,
             ring_size_exponent: options.ring_size_exponent,
             clock_max_drift: options.clock_max_drift.into(),
-            clock_sync_period: Duration::from_secs(10).into(),
+            clock_sync_period: options.clock_sync_period.into(),
             guess_timeout: options.guess_timeout.into(),
             dns: Dns::default(),
             flow_report_interval: options.flow_report_interval.map(Time::from),
@@ -187,6 +187,7 @@ impl Config {
             perf_queue_size: socket.perf_queue_size,
             ring_size_exponent: socket.ring_size_exponent,
             clock_max_drift: socket.clock_max_drift.into(),
+            clock_sync_period: socket.clock_sync_period.into(),
             guess_timeout: socket.guess_timeout.into(),
             flow_report_interval: socket.flow_report_interval.map(Duration::from),
             source: socket.source,

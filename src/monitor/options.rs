@@ -47,6 +47,8 @@ pub struct Options {
     pub time: TimeSource,
     /// By how much the wall clock may move against the kernel's before that is a step: times after it follow.
     pub clock_max_drift: Duration,
+    /// How often to compare the kernel's clock with ours where programs cannot read it: before Linux 4.1.
+    pub clock_sync_period: Duration,
     /// What is of no interest.
     pub filter: Filter,
     /// Whether and how names are learned.
@@ -62,7 +64,8 @@ pub struct Options {
     /// Whether what this very process does is reported, too. By default it is not: a program that sends each flow somewhere
     /// would report that it does, without end.
     pub own_process: bool,
-    /// Kernel functions to do without, as if the kernel did not have them: to see what would be lost.
+    /// Kernel functions to do without, as if the kernel did not have them: to see what would be lost. `use_clockid` stands
+    /// for samples' times of a clock that programs can read.
     pub mask: Vec<String>,
 }
 
@@ -86,6 +89,7 @@ impl Default for Options {
             max_processes: config.max_processes,
             time: TimeSource::default(),
             clock_max_drift: Duration::from_millis(100),
+            clock_sync_period: Duration::from_secs(10),
             filter: config.filter,
             dns: socktrail_dns::Options::default(),
             names: config.names,
@@ -116,6 +120,7 @@ impl Options {
             ("flow_inactive_timeout", Some(self.flow_inactive_timeout)),
             ("flow_termination_timeout", Some(self.flow_termination_timeout)),
             ("flow_report_interval", self.flow_report_interval),
+            ("clock_sync_period", Some(self.clock_sync_period)),
         ] {
             if time.is_some_and(|time| time.is_zero()) {
                 return Err(Error::Option { name, problem: "must be longer than nothing".to_owned() });

@@ -8,6 +8,7 @@ use socktrail_dns::Capture;
 use socktrail_guess::{ResolveOptions, Resolved, resolve};
 use socktrail_kprobes::{Group, RingOptions, Rings, Tracefs};
 
+use super::sync::{self, Sync};
 use super::{GROUP, Monitor, Options, names};
 use crate::clock::{Clock, Readings};
 use crate::error::Error;
@@ -41,6 +42,7 @@ impl Prepared {
         let layout = layout(options, &tracefs, ipv6)?.layout;
         let mut ring_options = RingOptions::default();
         ring_options.page_exponent = options.ring_size_exponent;
+        ring_options.clock = sync::wanted(&options.mask);
         let mut rings = Rings::per_cpu(&ring_options)?;
         let wanted = Wanted {
             layout: &layout,
@@ -54,6 +56,8 @@ impl Prepared {
         if options.flows && !probes.features().any(Feature::shows_flows) {
             return Err(Error::NothingToSee(probes.served));
         }
+        let mut sync = Sync::every(options.clock_sync_period);
+        sync.compare(&mut rings, &probes);
         let readings = Readings::by(&options.time, || rings.now()).map_err(Error::Clock)?;
         let clock = Clock::from_readings(readings);
         let mut summary = Summary::of(&probes, &rings, ipv6);
@@ -61,7 +65,7 @@ impl Prepared {
             summary.lost.push(format!("names that are looked up: {error}"));
             None
         });
-        let watch = Watch { rings, probes, group };
+        let watch = Watch { rings, probes, group, sync };
         Ok(Self { options: options.clone(), watch, capture, summary, clock, tracefs: tracefs.path("") })
     }
 
@@ -141,4 +145,5 @@ pub(super) struct Watch {
     pub(super) rings: Rings,
     pub(super) probes: Probes,
     pub(super) group: Group,
+    pub(super) sync: Sync,
 }

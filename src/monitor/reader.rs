@@ -45,6 +45,7 @@ impl Reader {
                 tracing::warn!(%error, "waiting for samples");
                 std::thread::sleep(pause);
             }
+            self.watch.sync.compare(&mut self.watch.rings, &self.watch.probes);
             self.follow_clock();
             let stopping = self.stopping.load(Ordering::Acquire);
             let until = if stopping { u64::MAX } else { horizon.next(self.watch.rings.now()) };

@@ -177,6 +177,12 @@ impl Probes {
         by.zip(formats).map(|((feature, function), format)| (feature, function, format)).collect()
     }
 
+    /// What serves a feature, if anything does.
+    pub(crate) fn installed(&self, feature: Feature) -> Option<&Installed> {
+        let mut features = self.features();
+        self.installed.get(features.position(|one| one == feature)?)
+    }
+
     /// The features that have a probe.
     pub fn features(&self) -> impl Iterator<Item = Feature> {
         self.served.iter().filter(|served| served.by.is_some()).map(|served| served.feature)

@@ -124,6 +124,7 @@ impl State {
                 if live.bound {
                     counting::settle(live, segments);
                 }
+                live.uncounted = true;
                 if live.outcome == Outcome::Unknown && error != 0 {
                     live.outcome = Outcome::Failure(error);
                 }

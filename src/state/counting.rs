@@ -33,6 +33,7 @@ pub fn add(live: &mut Live, packet: &Packet, by_own_socket: bool) {
                 (Transport::Tcp, Way::In) => {
                     live.received_headers.note(headers, packet.tcp_flags & tcp_flags::SYN == 0);
                     let first = packet.tcp_flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN;
+                    live.inexact.late_data |= live.uncounted && bytes > u32::from(headers);
                     live.syns = live.syns.saturating_add(u8::from(first && !live.bound));
                 }
                 (Transport::Tcp, Way::Out) if by_own_socket => further_segments(live, packet, headers),

@@ -82,6 +82,8 @@ pub struct Live {
     pub received: Counters,
     /// The socket's segment counters, from the first packet on that showed them.
     pub segments: Option<Watched>,
+    /// Whether the socket is closed and its counters are gone.
+    pub uncounted: bool,
     /// The headers of what was received.
     pub received_headers: Headers,
     /// How often the other side's first SYN came, before the socket was there that counts.

@@ -179,6 +179,7 @@ impl State {
             sent: Counters::default(),
             received: Counters::default(),
             segments: None,
+            uncounted: false,
             received_headers: Headers::default(),
             syns: 0,
             inexact: Inexact::default(),

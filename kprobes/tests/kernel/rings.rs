@@ -192,6 +192,29 @@ fn a_thread_that_has_ended_leaves_its_samples_and_does_not_spin() {
 
 #[test]
 #[ignore = "needs a kernel with kprobes"]
+fn the_local_clock_can_be_synchronised() {
+    let group = group();
+    let event = install(&group, "open", OPEN, Open::FETCHES);
+    let mut options = RingOptions::default();
+    options.clock = Clock::Local;
+    let mut rings = Rings::per_cpu(&options).unwrap();
+    rings.attach(&event, Some(&here())).unwrap();
+    rings.synchronise(&event, || open("/x")).unwrap();
+    drain_all(&mut rings);
+    // A sample is written between two looks at the clock, the earlier of which may be a little early.
+    const EARLY: u64 = 5_000_000;
+    for _ in 0..5 {
+        let before = rings.now();
+        open("/x");
+        let after = rings.now();
+        let (samples, _) = drain_all(&mut rings);
+        let [(time, ..)] = samples[..] else { panic!("{} samples", samples.len()) };
+        assert!(before <= time && time <= after + EARLY, "{before} {time} {after}");
+    }
+}
+
+#[test]
+#[ignore = "needs a kernel with kprobes"]
 fn the_local_clock_is_told_from_records() {
     let group = group();
     let event = install(&group, "open", OPEN, Open::FETCHES);

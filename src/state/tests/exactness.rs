@@ -63,6 +63,19 @@ fn merged_segments_are_exact_unless_their_headers_differ() {
 }
 
 #[test]
+fn data_that_comes_after_the_end_may_have_been_several_segments() {
+    for (bytes, late_data) in [(52, false), (53, true)] {
+        let mut story = Story::new();
+        story.conversation(CURL, 0xa, tuple(40000, 80));
+        story.say(0, counted(Way::In, tuple(40000, 80), 3000, 52, (ACK, 0, 0)));
+        story.state_is(0xa, tuple(40000, 80), TcpState::Closed { error: 0 });
+        story.say(0, counted(Way::In, tuple(40000, 80), bytes, 52, (ACK, 0, 0)));
+        story.wait(31);
+        assert_eq!(story.only().inexact, Inexact { late_data, ..Inexact::default() });
+    }
+}
+
+#[test]
 fn a_syn_that_comes_twice_is_counted_twice_beside_merged_segments() {
     let mut story = Story::new();
     let tuple = tuple(80, 40000);

@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::helpers::document::{end, number, time};
 use crate::helpers::socktrail::Socktrail;
 
-tests![an_hour_forward, an_hour_back];
+tests![an_hour_forward, an_hour_back, a_clock_that_programs_cannot_read];
 
 const HOUR: i64 = 3600;
 /// How long a step may go unnoticed, and more.
@@ -62,6 +62,27 @@ fn a_step_of(seconds: i64) -> Result<()> {
             ensure!(duration <= took, "{duration:?} of {took:?}: {document:#}");
             let least = if ends == through { NOTICED * 2 } else { Duration::ZERO };
             ensure!(duration >= least, "{duration:?}, though it lived for {least:?}: {document:#}");
+        }
+    }
+    Ok(())
+}
+
+/// As before Linux 4.1: times are right to within a few milliseconds, also when the clocks have been compared again.
+fn a_clock_that_programs_cannot_read() -> Result<()> {
+    const PERIOD: Duration = Duration::from_secs(10);
+    const OFF: Duration = Duration::from_millis(5);
+    let watch = Socktrail::flows(&["--mask", "use_clockid", "--flow-termination-timeout", "500ms"])?;
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    for wait in [Duration::ZERO, PERIOD + NOTICED] {
+        sleep(wait);
+        let before = SystemTime::now() - OFF;
+        let ends = Talk::begin(&listener)?.end()?;
+        let after = SystemTime::now() + OFF;
+        for direction in ["egress", "ingress"] {
+            let is_of = |document: &Value| is_between(document, ends) && document["network"]["direction"] == direction;
+            let document = watch.wait_for(&format!("the document of {ends:?}, {direction}"), is_of)?;
+            let [start, end] = [time(&document, "/event/start")?, time(&document, "/event/end")?];
+            ensure!(before <= start && start <= end && end <= after, "not {before:?} to {after:?}: {document:#}");
         }
     }
     Ok(())

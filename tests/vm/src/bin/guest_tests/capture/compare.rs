@@ -92,6 +92,8 @@ const UNREAD: &str = "headers_unread";
 const LARGE: &str = "large_datagrams";
 /// Merged segments may have had other headers.
 const MERGED: &str = "merged_segments";
+/// Data came when the socket was closed, perhaps several segments as one.
+const LATE: &str = "late_data";
 /// The most bytes of options that a TCP header has.
 const MOST_OPTIONS: i128 = 40;
 /// What a frame of Ethernet holds.
@@ -134,7 +136,8 @@ fn differing(document: &Value, flow: &Expected, captured: &Captured, marks: &[&s
         // That the headers of merged segments are guessed is said, and how far off that can be is known.
         let most = MOST_OPTIONS * i128::from(captured.packets);
         let is_told = what == "received" && marks.contains(&MERGED) && more == 0 && larger.abs() <= most;
-        if (more, larger) != (0, 0) && !is_told {
+        let is_late = what == "received" && marks.contains(&LATE) && more <= 0 && larger <= 0;
+        if (more, larger) != (0, 0) && !is_told && !is_late {
             let (name, Count { packets, bytes }) = (name(flow), captured);
             let text = format!("{name} {what}: {more:+} packets, {larger:+} bytes (of {packets}, {bytes})");
             differences.push((text, more <= 0 && larger <= 0));
@@ -146,6 +149,7 @@ fn differing(document: &Value, flow: &Expected, captured: &Captured, marks: &[&s
         (UNREAD, !is_exact),
         (LARGE, flow.transport == Transport::Udp && (!is_exact || captured.largest(flow) > FRAME)),
         (MERGED, flow.transport == Transport::Tcp),
+        (LATE, flow.transport == Transport::Tcp),
     ] {
         if marks.contains(&mark) && !is_right {
             differences.push((format!("{}: {mark}, and yet it is exact", name(flow)), false));

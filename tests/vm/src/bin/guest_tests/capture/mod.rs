@@ -28,9 +28,6 @@ pub(crate) fn tests() -> Vec<Trial> {
         let name = case.name();
         named(name.clone(), move || play::verdict(&name))
     });
-    let of_misses = [
-        named("capture::what_probes_have_missed_is_told".to_owned(), missed::what_probes_have_missed_is_told),
-        named("capture::what_was_seen_is_not_lossy".to_owned(), missed::what_was_seen_is_not_lossy),
-    ];
+    let of_misses = [named("capture::what_was_seen_is_not_lossy".to_owned(), missed::what_was_seen_is_not_lossy)];
     of_cases.chain(of_misses).collect()
 }

@@ -157,6 +157,14 @@ pub(crate) const PHASES: &[Phase] = &[
         learn: Learn::FromKernel,
     },
     Phase {
+        name: "veth_reordered_offloaded",
+        routed: true,
+        conditions: Conditions { faults: Faults { reordered: 0.25, delay_ms: 2, ..Faults::NONE }, ..OFFLOADED },
+        play: &[Play::Faulty],
+        players: 1,
+        learn: Learn::FromKernel,
+    },
+    Phase {
         name: "veth_doubled_offloaded",
         routed: true,
         conditions: Conditions { faults: Faults { duplicates: 1.0, ..Faults::NONE }, ..OFFLOADED },

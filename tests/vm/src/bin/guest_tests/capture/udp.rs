@@ -89,11 +89,6 @@ pub(crate) fn many(stage: &Stage<'_>) -> Result<Vec<Expected>> {
     send_many(stage, 1000, None)
 }
 
-/// So many that a delayed network delivers some while others are sent.
-pub(crate) fn hasty(stage: &Stage<'_>) -> Result<Vec<Expected>> {
-    send_many(stage, 3000, None)
-}
-
 /// A few at a time, so that even a delayed network has delivered them before the next are sent.
 pub(crate) fn unhurried(stage: &Stage<'_>) -> Result<Vec<Expected>> {
     send_many(stage, 300, Some(Duration::from_millis(5)))
