@@ -173,6 +173,7 @@ impl Monitor {
             names: options.names.clone(),
             report_names: options.report_names,
             socket_events: options.socket_events,
+            flows: options.flows,
         };
         let keeper = Keeper {
             state: State::new(config),

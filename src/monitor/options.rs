@@ -57,7 +57,7 @@ pub struct Options {
     pub names: socktrail_dns::NamesOptions,
     /// Whether [`Received::Name`](super::Received::Name) is wanted.
     pub report_names: bool,
-    /// Whether flows are wanted. Without them no packet is sampled.
+    /// Whether flows are wanted. Without them no packet is sampled, but for [`Actions::STATE`] the datagrams that leave.
     pub flows: bool,
     /// Of which calls [`Received::Socket`](super::Received::Socket) is wanted: none, unless asked for.
     pub socket_events: Actions,

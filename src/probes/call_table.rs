@@ -2,9 +2,9 @@
 
 use super::calls::{
     Accepts, Binds, Connecting, Connects, Created, EntersAccept, EntersBind, EntersConnect, EntersListen,
-    EntersSetSockOpt, EntersSocket, Grafted, Listens, Released, ReleasedWithoutInode, ReturnsAccept, ReturnsBind,
-    ReturnsBindSocket, ReturnsConnect, ReturnsConnectFile, ReturnsDoSetSockOpt, ReturnsListen, ReturnsListenSocket,
-    ReturnsSetSockOpt, ReturnsSocket, Sets,
+    EntersSetSockOpt, EntersSocket, EntersSocketFile, Grafted, Listens, Released, ReleasedWithoutInode, ReturnsAccept,
+    ReturnsAcceptFile, ReturnsBind, ReturnsBindSocket, ReturnsConnect, ReturnsConnectFile, ReturnsDoAccept,
+    ReturnsDoSetSockOpt, ReturnsListen, ReturnsListenSocket, ReturnsSetSockOpt, ReturnsSocket, ReturnsSocketFile, Sets,
 };
 use super::table::{Feature, Probe};
 
@@ -13,6 +13,8 @@ pub const CALLS: &[(Feature, &[Probe])] = &[
     (Feature::CreateCall, &[Probe::entry::<EntersSocket>("__sys_socket")]),
     (Feature::CreateSocket, &[Probe::entry::<Created>("security_socket_post_create").only("kern==0")]),
     (Feature::CreateResult, &[Probe::exit::<ReturnsSocket>("__sys_socket")]),
+    (Feature::CreateUringCall, &[Probe::entry::<EntersSocketFile>("__sys_socket_file")]),
+    (Feature::CreateUringResult, &[Probe::exit::<ReturnsSocketFile>("__sys_socket_file")]),
     (Feature::BindCall, &[Probe::entry::<EntersBind>("__sys_bind")]),
     (Feature::BindSocket, &[Probe::entry::<Binds>("security_socket_bind")]),
     (Feature::BindResult, &[Probe::exit::<ReturnsBind>("__sys_bind")]),
@@ -25,6 +27,10 @@ pub const CALLS: &[(Feature, &[Probe])] = &[
     (Feature::AcceptSocket, &[Probe::entry::<Accepts>("security_socket_accept")]),
     (Feature::AcceptConnection, &[Probe::entry::<Grafted>("security_sock_graft")]),
     (Feature::AcceptResult, &[Probe::exit::<ReturnsAccept>("__sys_accept4")]),
+    (
+        Feature::AcceptUringResult,
+        &[Probe::exit::<ReturnsDoAccept>("do_accept"), Probe::exit::<ReturnsAcceptFile>("__sys_accept4_file")],
+    ),
     (Feature::ConnectCall, &[Probe::entry::<EntersConnect>("__sys_connect")]),
     (Feature::ConnectSocket, &[Probe::entry::<Connects>("security_socket_connect")]),
     (Feature::ConnectLocal, &[Probe::entry::<Connecting>("tcp_connect")]),

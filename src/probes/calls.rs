@@ -153,6 +153,16 @@ sample! {
         pub protocol: i32 = "{protocol}",
     }
 
+    /// `__sys_socket_file`: what io_uring calls instead.
+    pub struct EntersSocketFile {
+        /// Address family.
+        pub family: i32 = "{family}",
+        /// Type, with flags.
+        pub kind: i32 = "{type}",
+        /// Protocol.
+        pub protocol: i32 = "{protocol}",
+    }
+
     /// `__sys_listen`.
     pub struct EntersListen {
         /// The descriptor.
@@ -210,50 +220,71 @@ enters! {
 
 /// Returns.
 macro_rules! returns {
-    ($( $(#[$meta:meta])* $name:ident = $call:expr, $layer:expr; )*) => {$(
+    ($( $(#[$meta:meta])* $name:ident: $kind:ty = $call:expr, $layer:expr; )*) => {$(
         sample! {
             $(#[$meta])*
             pub struct $name {
-                /// A descriptor, 0 or a negative errno.
-                pub value: i32 = "$retval",
+                /// A descriptor, 0, a pointer, or a negative errno.
+                pub value: $kind = "$retval",
             }
         }
 
         impl IntoEvent for $name {
             fn event(&self, _: &[u8]) -> Decoded {
-                step(Step::Returned { call: $call, layer: $layer, value: self.value.into() })
+                step(Step::Returned { call: $call, layer: $layer, value: without_pointer(self.value.into()) })
             }
         }
     )*};
 }
 
+/// `MAX_ERRNO` of `include/linux/err.h`: what is negative and not so far from zero is no pointer.
+const MAX_ERRNO: i64 = 4095;
+
+/// 0 for a pointer.
+fn without_pointer(value: i64) -> i64 {
+    if value < -MAX_ERRNO { 0 } else { value }
+}
+
 returns! {
     /// The return of `__sys_socket`.
-    ReturnsSocket = Call::Create, Layer::SystemCall;
+    ReturnsSocket: i32 = Call::Create, Layer::SystemCall;
+    /// The return of `__sys_socket_file`, a `struct file`.
+    ReturnsSocketFile: i64 = Call::Create, Layer::Socket;
     /// The return of `__sys_bind`.
-    ReturnsBind = Call::Bind, Layer::SystemCall;
+    ReturnsBind: i32 = Call::Bind, Layer::SystemCall;
     /// The return of `__sys_bind_socket`.
-    ReturnsBindSocket = Call::Bind, Layer::Socket;
+    ReturnsBindSocket: i32 = Call::Bind, Layer::Socket;
     /// The return of `__sys_listen`.
-    ReturnsListen = Call::Listen, Layer::SystemCall;
+    ReturnsListen: i32 = Call::Listen, Layer::SystemCall;
     /// The return of `__sys_listen_socket`.
-    ReturnsListenSocket = Call::Listen, Layer::Socket;
+    ReturnsListenSocket: i32 = Call::Listen, Layer::Socket;
     /// The return of `__sys_accept4`.
-    ReturnsAccept = Call::Accept, Layer::SystemCall;
+    ReturnsAccept: i32 = Call::Accept, Layer::SystemCall;
+    /// The return of `do_accept`, a `struct file`.
+    ReturnsDoAccept: i64 = Call::Accept, Layer::Socket;
+    /// The return of `__sys_accept4_file`, a descriptor.
+    ReturnsAcceptFile: i32 = Call::Accept, Layer::Socket;
     /// The return of `__sys_connect`.
-    ReturnsConnect = Call::Connect, Layer::SystemCall;
+    ReturnsConnect: i32 = Call::Connect, Layer::SystemCall;
     /// The return of `__sys_connect_file`.
-    ReturnsConnectFile = Call::Connect, Layer::Socket;
+    ReturnsConnectFile: i32 = Call::Connect, Layer::Socket;
     /// The return of `__sys_setsockopt`.
-    ReturnsSetSockOpt = Call::SetSockOpt, Layer::SystemCall;
+    ReturnsSetSockOpt: i32 = Call::SetSockOpt, Layer::SystemCall;
     /// The return of `do_sock_setsockopt`.
-    ReturnsDoSetSockOpt = Call::SetSockOpt, Layer::Socket;
+    ReturnsDoSetSockOpt: i32 = Call::SetSockOpt, Layer::Socket;
 }
 
 impl IntoEvent for EntersSocket {
     fn event(&self, _: &[u8]) -> Decoded {
         let Self { family, kind, protocol } = *self;
-        step(Step::Entered(Entered::Create { family, kind, protocol }))
+        step(Step::Entered(Entered::Create { layer: Layer::SystemCall, family, kind, protocol }))
+    }
+}
+
+impl IntoEvent for EntersSocketFile {
+    fn event(&self, _: &[u8]) -> Decoded {
+        let Self { family, kind, protocol } = *self;
+        step(Step::Entered(Entered::Create { layer: Layer::Socket, family, kind, protocol }))
     }
 }
 

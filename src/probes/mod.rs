@@ -218,7 +218,7 @@ impl Wanted<'_> {
         match feature.serves() {
             Some(actions) => self.socket_events.meets(actions),
             None => {
-                let states = feature == Feature::TcpState && self.socket_events.meets(Actions::STATE);
+                let states = feature.tells_states() && self.socket_events.meets(Actions::STATE);
                 (self.ipv6 || !feature.is_ipv6()) && (self.flows || states || feature.tells_processes())
             }
         }
@@ -244,7 +244,8 @@ impl Probe {
             return Err(Refusal::Inlined(self.function()));
         }
         if let Some(rings) = rings {
-            let filter = match (self.filter, self.loopback.filter(|_| !wanted.loopback)) {
+            let only = if wanted.flows { self.filter } else { self.datagrams.or(self.filter) };
+            let filter = match (only, self.loopback.filter(|_| !wanted.loopback)) {
                 (Some(filter), Some(loopback)) => Some(format!("({filter})&&!({loopback})")),
                 (Some(filter), None) => Some(filter.to_owned()),
                 (None, loopback) => loopback.map(|loopback| format!("!({loopback})")),

@@ -61,6 +61,10 @@ pub enum Feature {
     CreateSocket,
     /// What it came back with.
     CreateResult,
+    /// Creations by io_uring.
+    CreateUringCall,
+    /// What one came back with.
+    CreateUringResult,
     /// Calls of `bind(2)`.
     BindCall,
     /// The socket and address of one.
@@ -85,6 +89,8 @@ pub enum Feature {
     AcceptConnection,
     /// What it came back with.
     AcceptResult,
+    /// What an accept through io_uring came back with.
+    AcceptUringResult,
     /// Calls of `connect(2)`.
     ConnectCall,
     /// The socket and address of one.
@@ -156,6 +162,8 @@ impl Feature {
             | Self::AcceptResult
             | Self::ConnectResult
             | Self::SetSockOptResult => "what calls come back with",
+            Self::CreateUringCall | Self::CreateUringResult => "creations through io_uring that fail",
+            Self::AcceptUringResult => "accepts through io_uring that fail",
             Self::BindUringResult
             | Self::ListenUringResult
             | Self::ConnectUringResult
@@ -183,13 +191,17 @@ impl Feature {
     /// accepts, with those events that tell the name of an `AF_UNIX` socket, which only its listener's bind said.
     pub const fn serves(self) -> Option<Actions> {
         Some(match self {
-            Self::CreateCall | Self::CreateSocket | Self::CreateResult => Actions::CREATE,
+            Self::CreateCall
+            | Self::CreateSocket
+            | Self::CreateResult
+            | Self::CreateUringCall
+            | Self::CreateUringResult => Actions::CREATE,
             Self::BindCall | Self::BindSocket | Self::BindResult | Self::BindUringResult => {
                 Actions::BIND.or(Actions::LISTEN).or(Actions::ACCEPT).or(Actions::CLOSE)
             }
             Self::ListenCall | Self::ListenSocket | Self::ListenResult | Self::ListenUringResult => Actions::LISTEN,
             Self::AcceptSocket | Self::AcceptConnection => Actions::ACCEPT.or(Actions::CLOSE),
-            Self::AcceptCall | Self::AcceptResult => Actions::ACCEPT,
+            Self::AcceptCall | Self::AcceptResult | Self::AcceptUringResult => Actions::ACCEPT,
             Self::ConnectCall
             | Self::ConnectSocket
             | Self::ConnectLocal
@@ -207,13 +219,24 @@ impl Feature {
     pub const fn comes_with_its_function(self) -> bool {
         matches!(
             self,
-            Self::BindUringResult | Self::ListenUringResult | Self::ConnectUringResult | Self::SetSockOptUringResult
+            Self::CreateUringCall
+                | Self::CreateUringResult
+                | Self::AcceptUringResult
+                | Self::BindUringResult
+                | Self::ListenUringResult
+                | Self::ConnectUringResult
+                | Self::SetSockOptUringResult
         )
     }
 
     /// Whether it says who is who: whatever is watched needs that.
     pub const fn tells_processes(self) -> bool {
         matches!(self, Self::ProcessFork | Self::ProcessExec | Self::ProcessExit | Self::Credentials)
+    }
+
+    /// Whether it says what becomes of a socket without a call.
+    pub(super) const fn tells_states(self) -> bool {
+        matches!(self, Self::TcpState | Self::Ipv4Out | Self::UdpIpv6Out)
     }
 
     /// Whether its samples tell how many segments a socket has sent and received.
@@ -243,6 +266,8 @@ pub struct Probe {
     pub target: Target<'static>,
     /// Which of its hits become samples, in the language of trace event filters.
     pub filter: Option<&'static str>,
+    /// The same where only datagrams matter.
+    pub datagrams: Option<&'static str>,
     /// Which packets go from a loopback address to the same one: what can be said of it in that language.
     pub loopback: Option<&'static str>,
     /// What it fetches.
@@ -259,6 +284,7 @@ impl Probe {
         Self {
             target,
             filter: None,
+            datagrams: None,
             loopback: None,
             fetches: S::FETCHES,
             weaker: None,
@@ -283,6 +309,12 @@ impl Probe {
     pub(super) const fn but(mut self, weaker: &'static str) -> Self {
         self.weaker = Some(weaker);
         self
+    }
+
+    /// Packets of TCP and UDP.
+    const fn of_tcp_or_udp(mut self) -> Self {
+        self.datagrams = Some("protocol==17");
+        self.only("protocol==6||protocol==17")
     }
 
     /// It may be inlined into some of its callers, or into all of them.
@@ -310,7 +342,6 @@ pub const TABLE: &[(Feature, &[Probe])] = {
     use sockets::{
         AcceptReturned, Accepted, ConnectIpv4, ConnectIpv6, ConnectReturned, Created, Freed, Released, StateSet,
     };
-    const TCP_OR_UDP: &str = "protocol==6||protocol==17";
     // Extension headers: routing, fragment, destination options (RFC 8200). Hop-by-hop options are those of multicast's
     // own messages.
     const UDP_OR_EXTENSION: &str = "next_header==17||next_header==43||next_header==44||next_header==60";
@@ -352,16 +383,16 @@ pub const TABLE: &[(Feature, &[Probe])] = {
             &[
                 // The outer function is small enough to be inlined into some of its callers (on 6.1 where SYN-ACKs
                 // are sent), the inner one is not.
-                Probe::entry::<Ipv4Out>("__ip_local_out").loopback(LOOPBACK_IPV4).only(TCP_OR_UDP),
-                Probe::entry::<Ipv4OutWithoutNet>("__ip_local_out_sk").loopback(LOOPBACK_IPV4).only(TCP_OR_UDP),
-                Probe::entry::<Ipv4OutOfSender>("__ip_local_out").loopback(LOOPBACK_IPV4).only(TCP_OR_UDP),
+                Probe::entry::<Ipv4Out>("__ip_local_out").loopback(LOOPBACK_IPV4).of_tcp_or_udp(),
+                Probe::entry::<Ipv4OutWithoutNet>("__ip_local_out_sk").loopback(LOOPBACK_IPV4).of_tcp_or_udp(),
+                Probe::entry::<Ipv4OutOfSender>("__ip_local_out").loopback(LOOPBACK_IPV4).of_tcp_or_udp(),
                 Probe::entry::<Ipv4Out>("ip_local_out")
                     .loopback(LOOPBACK_IPV4)
-                    .only(TCP_OR_UDP)
+                    .of_tcp_or_udp()
                     .unless_inlined(trial::send_ipv4),
                 Probe::entry::<Ipv4OutWithoutNet>("ip_local_out_sk")
                     .loopback(LOOPBACK_IPV4)
-                    .only(TCP_OR_UDP)
+                    .of_tcp_or_udp()
                     .unless_inlined(trial::send_ipv4),
             ],
         ),

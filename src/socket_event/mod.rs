@@ -238,7 +238,7 @@ impl Actions {
     pub const SETSOCKOPT: Self = Self(1 << 5);
     /// [`Action::Close`].
     pub const CLOSE: Self = Self(1 << 6);
-    /// [`Action::State`].
+    /// [`Action::State`]. For the ports that sending gives, each datagram that leaves is sampled.
     pub const STATE: Self = Self(1 << 7);
     /// All calls, and the close.
     pub const ALL: Self = Self(0x7f);

@@ -8,7 +8,7 @@ use crate::event::KernelAddress;
 /// What happened on the way of a call, in the thread that made it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
-    /// A system call begins.
+    /// A call begins.
     Entered(Entered),
     /// A call has come to its socket, by whatever way.
     Reached {
@@ -33,7 +33,7 @@ pub enum Step {
         call: Call,
         /// From where.
         layer: Layer,
-        /// With what: a descriptor, zero, a pointer, or a negative errno.
+        /// With what: a descriptor, zero, or a negative errno.
         value: i64,
     },
     /// The last descriptor of a socket is gone.
@@ -69,11 +69,13 @@ pub enum Layer {
     Socket,
 }
 
-/// The beginning of a system call, with the arguments that are not seen where it comes to its socket.
+/// The beginning of a call, with the arguments that are not seen where it comes to its socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Entered {
-    /// `socket(2)`.
+    /// `socket(2)`, or what io_uring does in its place.
     Create {
+        /// Who is told by its return.
+        layer: Layer,
         /// Family.
         family: i32,
         /// Type, with flags.
@@ -98,6 +100,14 @@ pub enum Entered {
 }
 
 impl Entered {
+    /// Who is told what comes of it.
+    pub const fn layer(&self) -> Layer {
+        match self {
+            Self::Create { layer, .. } => *layer,
+            Self::Listen { .. } | Self::Other { .. } => Layer::SystemCall,
+        }
+    }
+
     /// Which call begins.
     pub const fn call(&self) -> Call {
         match self {

@@ -76,6 +76,8 @@ pub struct Config {
     pub report_names: bool,
     /// Of which calls socket events are handed out.
     pub socket_events: Actions,
+    /// Whether flows are made of packets.
+    pub flows: bool,
 }
 
 impl Default for Config {
@@ -94,6 +96,7 @@ impl Default for Config {
             names: NamesOptions::default(),
             report_names: false,
             socket_events: Actions::NONE,
+            flows: true,
         }
     }
 }
@@ -198,7 +201,12 @@ impl State {
         self.stats.events += 1;
         let (now, pid) = (event.time, event.pid);
         match &event.kind {
-            EventKind::Packet(packet) => self.packet(now, packet),
+            EventKind::Packet(packet) => {
+                self.socket_events.datagram(event, packet);
+                if self.config.flows {
+                    self.packet(now, packet);
+                }
+            }
             EventKind::Unreadable(packet) => self.unreadable(now, packet),
             EventKind::Fork(fork) => self.forked(pid, *fork),
             EventKind::Name(learned) => self.learned(learned),

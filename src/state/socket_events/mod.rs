@@ -7,6 +7,8 @@ mod tests;
 
 use std::sync::Arc;
 
+use nix::libc;
+
 use hashbrown::HashMap;
 
 use self::pending::{Aim, Pending};
@@ -183,11 +185,15 @@ impl SocketEvents {
 
     fn back(&mut self, moment: Moment, call: Call, layer: Layer, value: i64) {
         let Some(pending) = self.pending.get(&moment.tid) else { return };
-        let outermost = if pending.entered.is_some() { Layer::SystemCall } else { Layer::Socket };
-        if pending.call == call && layer == outermost {
-            let descriptor = i32::try_from(value).ok().filter(|fd| *fd >= 0);
-            self.end(moment, CallResult::of(value), descriptor);
+        if pending.call != call || layer != pending.outermost() {
+            return;
         }
+        if (call, layer, value) == (Call::Accept, Layer::Socket, -i64::from(libc::EAGAIN)) {
+            self.pending.remove(&moment.tid); // io_uring asks again when a connection has come
+            return;
+        }
+        let descriptor = i32::try_from(value).ok().filter(|fd| layer == Layer::SystemCall && *fd >= 0);
+        self.end(moment, CallResult::of(value), descriptor);
     }
 
     fn released(&mut self, moment: Moment, seen: &Seen) {

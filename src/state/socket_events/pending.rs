@@ -5,7 +5,7 @@ use std::sync::Arc;
 use nix::libc;
 
 use super::{
-    Action, Address, Call, CallResult, Entered, Family, Listener, Moment, Process, Reached, Socket, SocketState,
+    Action, Address, Call, CallResult, Entered, Family, Layer, Listener, Moment, Process, Reached, Socket, SocketState,
     SocketType,
 };
 
@@ -55,6 +55,11 @@ pub struct Outcome {
 }
 
 impl Pending {
+    /// Whose return is the call's end.
+    pub fn outermost(&self) -> Layer {
+        self.entered.map_or(Layer::Socket, |begun| begun.entered.layer())
+    }
+
     pub fn entered(entered: Entered) -> Self {
         let begun = Begun { entered, descriptor: None };
         Self { call: entered.call(), entered: Some(begun), aim: None }
@@ -72,7 +77,7 @@ impl Begun {
 
     /// Family, type and protocol of the socket that is to be made.
     pub fn asked(self) -> Option<(Family, SocketType, i32)> {
-        let Entered::Create { family, kind, protocol } = self.entered else { return None };
+        let Entered::Create { family, kind, protocol, .. } = self.entered else { return None };
         let number = |number: i32| u16::try_from(number).unwrap_or(u16::MAX);
         Some((Family(number(family)), SocketType(number(kind & SOCK_TYPE_MASK)), protocol))
     }

@@ -1,10 +1,12 @@
-//! States that TCP sockets enter without a call: the answer to a connect that did not wait, a reset.
+//! What sockets become without a call: the answer to a connect that did not wait, a reset, the port that sending gives.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::{SocketEvents, merged};
-use crate::event::{Endpoint, Event, KernelAddress, TcpState, Tuple};
-use crate::socket_event::{Action, Actions, CallResult, Family, IpEnd, Socket, SocketEvent, SocketId, SocketState};
+use crate::event::{Endpoint, Event, KernelAddress, Packet, TcpState, Transport, Tuple, Way};
+use crate::socket_event::{
+    Action, Actions, Address, CallResult, Family, IpEnd, Socket, SocketEvent, SocketId, SocketState,
+};
 
 impl SocketEvents {
     /// The `struct sock` at this address has entered a state, in whatever context. Sockets of which nothing else is
@@ -24,6 +26,32 @@ impl SocketEvents {
             socket.remote = merged(Some(end(tuple.remote, socket.family)), socket.remote.take());
         }
         let socket = socket.clone();
+        self.tell_state(event, socket, before);
+    }
+
+    /// A datagram leaves: a socket that had no port has one now, and one that is connected has an address.
+    pub fn datagram(&mut self, event: &Event, packet: &Packet) {
+        if (packet.transport, packet.way) != (Transport::Udp, Way::Out) {
+            return;
+        }
+        let Some(socket) = self.by_sock.get(&packet.sock).and_then(|id| self.sockets.get_mut(id)) else { return };
+        let known = match &socket.local {
+            Some(Address::Ip(end)) if end.port != 0 => return,
+            Some(Address::Ip(end)) => Some(end.ip),
+            _ => None,
+        };
+        let local = end(packet.tuple.local, socket.family);
+        let ip = match socket.family {
+            _ if socket.remote.is_some() => local.ip,
+            Family::INET6 => known.unwrap_or(Ipv6Addr::UNSPECIFIED.into()),
+            _ => known.unwrap_or(Ipv4Addr::UNSPECIFIED.into()),
+        };
+        socket.local = merged(Some(IpEnd::new(ip, local.port)), socket.local.take());
+        let (socket, before) = (socket.clone(), socket.state);
+        self.tell_state(event, socket, before);
+    }
+
+    fn tell_state(&mut self, event: &Event, socket: Socket, before: Option<SocketState>) {
         self.tell(SocketEvent {
             time: event.time,
             action: Action::State,

@@ -76,7 +76,10 @@ fn path(name: &[u8]) -> Address {
 #[test]
 fn a_socket_is_made_with_its_descriptor() {
     let mut machine = Machine::new(Actions::ALL);
-    machine.step(7, Step::Entered(Entered::Create { family: 2, kind: 1 | 0o2_000_000, protocol: 0 }));
+    machine.step(
+        7,
+        Step::Entered(Entered::Create { layer: Layer::SystemCall, family: 2, kind: 1 | 0o2_000_000, protocol: 0 }),
+    );
     machine.step(7, reach(tcp(5), Reached::Create { protocol: 0 }));
     machine.back(Call::Create, Layer::SystemCall, 3);
     let event = machine.one();
@@ -91,7 +94,8 @@ fn a_socket_is_made_with_its_descriptor() {
 #[test]
 fn a_socket_that_is_not_made_is_told_as_it_was_asked_for() {
     let mut machine = Machine::new(Actions::ALL);
-    machine.step(7, Step::Entered(Entered::Create { family: 2, kind: 3 | 0o4000, protocol: 1 }));
+    machine
+        .step(7, Step::Entered(Entered::Create { layer: Layer::SystemCall, family: 2, kind: 3 | 0o4000, protocol: 1 }));
     machine.back(Call::Create, Layer::SystemCall, -1);
     let event = machine.one();
     assert_eq!((event.result, event.fd, event.socket.id), (CallResult::Failure(1), None, SocketId(0)));
@@ -353,4 +357,61 @@ fn an_accept_that_waited_before_calls_were_watched_is_told_without_its_listener(
     assert_eq!((event.action, event.fd, event.before), (Action::Accept { listener, accepted: None }, None, None));
     assert_eq!((event.socket.id, event.socket.owner.map(|owner| owner.pid)), (SocketId(6), Some(PID)));
     assert_eq!(machine.events.len(), 1);
+}
+
+#[test]
+fn io_uring_tells_of_creations_and_accepts_that_fail() {
+    let mut machine = Machine::new(Actions::ALL);
+    let create = Entered::Create { layer: Layer::Socket, family: 2, kind: 3, protocol: 1 };
+    machine.step(7, Step::Entered(create));
+    machine.back(Call::Create, Layer::Socket, -93);
+    let event = machine.one();
+    assert_eq!((event.result, event.fd, event.socket.kind), (CallResult::Failure(93), None, Some(SocketType::RAW)));
+
+    machine.step(7, Step::Entered(create));
+    machine.step(7, Step::Reached { socket: tcp(5), what: Reached::Create { protocol: 1 } });
+    machine.back(Call::Create, Layer::Socket, 0);
+    let event = machine.one();
+    assert_eq!((event.result, event.fd, event.socket.id), (CallResult::Success, None, SocketId(5)));
+
+    for (value, told) in [(-11, None), (-22, Some(CallResult::Failure(22)))] {
+        machine.step(7, Step::Reached { socket: tcp(6), what: Reached::Accept });
+        machine.back(Call::Accept, Layer::Socket, value);
+        assert_eq!(machine.told().first().map(|event| event.result), told);
+    }
+}
+
+/// A datagram leaves from this port of 192.0.2.1.
+fn sends(machine: &mut Machine, sock: u64, port: u16) {
+    use crate::event::{Packet, Size, Transport, Way};
+    let address = |port| Endpoint { ip: "192.0.2.1".parse().unwrap(), port };
+    let packet = Packet {
+        way: Way::Out,
+        transport: Transport::Udp,
+        sock,
+        tuple: Tuple { net: 1, local: address(port), remote: address(53) },
+        size: Size::Packet { bytes: 60, headers: 28 },
+        tcp_flags: 0,
+        segments: None,
+    };
+    let event = Event { time: 99, pid: 0, tid: 0, kind: EventKind::Packet(packet) };
+    machine.events.datagram(&event, &packet);
+}
+
+#[test]
+fn sending_gives_a_port_and_to_a_connected_socket_an_address() {
+    let udp = |id, remote| Seen { kind: SocketType::DGRAM, protocol: 17, remote, ..tcp(id) };
+    let mut machine = Machine::new(Actions::CREATE.or(Actions::STATE));
+    for (id, remote, ip) in [(5, None, "0.0.0.0"), (6, Some(end(53)), "192.0.2.1")] {
+        machine.step(7, Step::Reached { socket: udp(id, remote), what: Reached::Create { protocol: 17 } });
+        sends(&mut machine, id * 64, 4000);
+        sends(&mut machine, id * 64, 4000);
+        let told = machine.told();
+        let [create, state] = &told[..] else { panic!("{told:#?}") };
+        assert_eq!((&create.socket.local, &state.action), (&ANY, &Action::State));
+        assert_eq!(state.socket.local, Some(Address::Ip(IpEnd::new(ip.parse::<std::net::IpAddr>().unwrap(), 4000))));
+        assert_eq!(state.socket.owner.as_ref().map(|owner| owner.pid), Some(PID));
+    }
+    sends(&mut machine, 7 * 64, 4000);
+    assert!(machine.told().is_empty(), "nobody knows of it");
 }

@@ -63,6 +63,7 @@ const PARTS: &[(&str, Part)] = &[
     ("calls-unix", calls::unix),
     ("calls-netlink", calls::netlink),
     ("calls-io-uring", calls::io_uring),
+    ("calls-io-uring-failing", calls::io_uring_failing),
     ("calls-ends", calls::ends),
     ("short-connections", calls::short_connections),
     ("hold", calls::hold),

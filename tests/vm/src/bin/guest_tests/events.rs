@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::TcpListener;
 
 use anyhow::{Context, Result, ensure};
+use nix::libc;
 use serde_json::Value;
 
 use crate::actors::{ACT, PROGRAM};
@@ -25,6 +26,7 @@ tests![
     unix_calls,
     other_families,
     io_uring_calls,
+    io_uring_calls_that_fail,
     every_way_to_end,
     a_thousand_short_connections,
     sockets_from_before,
@@ -139,6 +141,35 @@ fn io_uring_calls() -> Result<()> {
     let closes = connects.iter().filter(|event| key(event).0 == "socket_close").count();
     ensure!(closes == 1, "{closes} closes");
     Ok(())
+}
+
+/// Each is told with the errno that the ring gave; a kernel whose io_uring makes no sockets tells of none.
+fn io_uring_calls_that_fail() -> Result<()> {
+    let (watched, actor) = play(&["calls-io-uring-failing"], false)?;
+    let told = &lines(&actor)?[0];
+    let result = |name: &str| told[name].as_i64().with_context(|| format!("no {name}: {told}"));
+    let (accepted, refused, made) = (result("accepted")?, result("refused")?, result("made")?);
+    ensure!(accepted == -i64::from(libc::EINVAL), "{told}");
+    let accepts = of_socket(&watched, told["inode"].as_u64().context("an inode")?);
+    let accepts: Vec<_> = accepts.into_iter().filter(|event| key(event).0 == "socket_accept").collect();
+    ensure!(accepts.len() == 1 && failure(accepts[0]) == Some("EINVAL"), "{accepts:#?}");
+    let by_actor = |event: &&Value| key(event).0 == "socket_create" && event["process"]["pid"] == actor.pid;
+    let creations: Vec<_> = watched.documents.iter().filter(by_actor).collect();
+    let failed: Vec<_> = creations.iter().filter(|event| failure(event).is_some()).collect();
+    if made < 0 {
+        ensure!(failed.is_empty(), "this kernel's io_uring makes no sockets: {failed:#?}");
+        return Ok(());
+    }
+    ensure!(refused == -i64::from(libc::EPROTONOSUPPORT), "{told}");
+    ensure!(failed.len() == 1 && failure(failed[0]) == Some("EPROTONOSUPPORT"), "{creations:#?}");
+    let is_new = |event: &&&Value| event["system"]["audit"]["socket"]["type"] == "SOCK_DGRAM";
+    let new: Vec<_> = creations.iter().filter(is_new).collect();
+    ensure!(new.len() == 1 && new[0]["system"]["audit"]["socket"]["fd"].is_null(), "{creations:#?}");
+    Ok(())
+}
+
+fn failure(event: &Value) -> Option<&str> {
+    event["error"]["code"].as_str()
 }
 
 fn of_socket(watched: &Watched, inode: u64) -> Vec<&Value> {

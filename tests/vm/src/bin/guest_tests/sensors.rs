@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::Read;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -24,6 +25,7 @@ tests![
     the_sample_as_it_is,
     over_ipv6,
     listeners_and_datagrams,
+    a_socket_that_only_sends,
     a_thousand_short_connections,
     sockets_that_were_there_before,
     the_state_of_each_end,
@@ -113,6 +115,39 @@ fn listeners_and_datagrams() -> Result<()> {
         }
     }
     stop(watch).map(drop)
+}
+
+/// It was never bound nor connected: sending gives it a port, as `getsockname(2)` has it.
+fn a_socket_that_only_sends() -> Result<()> {
+    use nix::sys::socket::{
+        AddressFamily, MsgFlags, SockFlag, SockType, SockaddrIn, SockaddrIn6, SockaddrStorage, getsockname, sendto,
+        socket,
+    };
+    for (family, proto, there, any) in
+        [(AddressFamily::Inet, "udp", "127.0.0.1:9", "0.0.0.0"), (AddressFamily::Inet6, "udp6", "[::1]:9", "[::]")]
+    {
+        let watch = sensors(&sensor(""), &[])?;
+        let sender = socket(family, SockType::Datagram, SockFlag::empty(), None)?;
+        let there = SockaddrStorage::from(there.parse::<SocketAddr>()?);
+        for _ in 0..3 {
+            sendto(sender.as_raw_fd(), b"x", &there, MsgFlags::empty())?;
+        }
+        let name: SockaddrStorage = getsockname(sender.as_raw_fd())?;
+        let port = name.as_sockaddr_in().map(SockaddrIn::port).or(name.as_sockaddr_in6().map(SockaddrIn6::port));
+        let local = format!("{any}:{}", port.context("a port")?);
+        drop(sender);
+        let remote = format!("{any}:0");
+        for action in ["opened", "closed"] {
+            let what = format!("{action} of {local}");
+            let event =
+                watch.wait_for(&what, |event| is(event, action, &remote) && event["data"]["local"] == *local)?;
+            expect(&event, &of_this_process(proto, local.parse()?, remote.parse()?))?;
+        }
+        let watched = stop(watch)?;
+        let of_it = watched.documents.iter().filter(|event| event["data"]["local"] == *local).count();
+        ensure!(of_it == 2, "{of_it} events of it: {:#?}", watched.documents);
+    }
+    Ok(())
 }
 
 fn a_thousand_short_connections() -> Result<()> {

@@ -16,6 +16,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::libc;
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockProtocol, SockType, SockaddrStorage, UnixAddr, accept4, bind, connect,
     getsockname, listen, setsockopt, socket, socketpair, sockopt,
@@ -23,7 +24,7 @@ use nix::sys::socket::{
 use serde_json::{Map, Value, json};
 
 use super::say;
-use crate::helpers::sys::{connect_by_io_uring, fork, owned};
+use crate::helpers::sys::{accept_by_io_uring, connect_by_io_uring, fork, owned, socket_by_io_uring};
 
 const SOCKET: &str = "/system/audit/socket";
 
@@ -345,6 +346,15 @@ pub(super) fn io_uring(arguments: &[String]) -> Result<()> {
     let result = connect_by_io_uring(&fd, there)?;
     let sock = Sock::quietly(fd, ("AF_INET", "SOCK_STREAM"))?;
     say(json!({ "inode": sock.inode, "local": sock.name().map(|name| name.to_string()), "result": result }))
+}
+
+/// Fails through io_uring to accept, and to make a socket and then makes one; says what the ring said.
+pub(super) fn io_uring_failing(_: &[String]) -> Result<()> {
+    let stream = socket(AddressFamily::Inet, SockType::Stream, SockFlag::empty(), None)?;
+    let accepted = accept_by_io_uring(&stream)?;
+    let refused = socket_by_io_uring(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_UDP)?;
+    let made = socket_by_io_uring(libc::AF_INET, libc::SOCK_DGRAM, 0)?;
+    say(json!({ "inode": inode(&stream)?, "accepted": accepted, "refused": refused, "made": made }))
 }
 
 /// Sockets that end in every way there is; says for each its inode and how it ends. The last ends with an exec.

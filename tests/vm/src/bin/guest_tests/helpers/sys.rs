@@ -148,11 +148,26 @@ pub(crate) fn owned(number: i32) -> Result<OwnedFd> {
 pub(crate) fn connect_by_io_uring(socket: &OwnedFd, to: std::net::SocketAddr) -> Result<i32> {
     use nix::sys::socket::{SockaddrLike, SockaddrStorage};
     let to = SockaddrStorage::from(to);
-    let mut ring = io_uring::IoUring::new(2).context("make a ring")?;
     let descriptor = io_uring::types::Fd(socket.as_raw_fd());
-    let connect = io_uring::opcode::Connect::new(descriptor, to.as_ptr(), to.len()).build();
-    // SAFETY: the address and the descriptor live until the ring has answered, which is waited for.
-    unsafe { ring.submission().push(&connect) }.context("there is room for one entry")?;
+    by_io_uring(&io_uring::opcode::Connect::new(descriptor, to.as_ptr(), to.len()).build())
+}
+
+/// Accepts by `IORING_OP_ACCEPT`.
+pub(crate) fn accept_by_io_uring(socket: &OwnedFd) -> Result<i32> {
+    let descriptor = io_uring::types::Fd(socket.as_raw_fd());
+    by_io_uring(&io_uring::opcode::Accept::new(descriptor, std::ptr::null_mut(), std::ptr::null_mut()).build())
+}
+
+/// Makes a socket by `IORING_OP_SOCKET` (Linux 5.19).
+pub(crate) fn socket_by_io_uring(family: i32, kind: i32, protocol: i32) -> Result<i32> {
+    by_io_uring(&io_uring::opcode::Socket::new(family, kind, protocol).build())
+}
+
+/// What a ring answers: a descriptor, 0 or a negative errno.
+fn by_io_uring(entry: &io_uring::squeue::Entry) -> Result<i32> {
+    let mut ring = io_uring::IoUring::new(2).context("make a ring")?;
+    // SAFETY: what the entry points to lives, in the callers, until the ring has answered, which is waited for here.
+    unsafe { ring.submission().push(entry) }.context("there is room for one entry")?;
     ring.submit_and_wait(1).context("submit")?;
     let answer = ring.completion().next().context("the ring has answered")?;
     Ok(answer.result())
