@@ -14,8 +14,8 @@ pub enum Error {
     /// Where kernel structures keep their fields could not be found out.
     #[error(transparent)]
     Layout(#[from] socktrail_guess::Error),
-    /// Not one probe that shows flows could be installed.
-    #[error("no flow could be seen on this kernel: {}", refusals(.0))]
+    /// Not one probe that shows what is asked for could be installed.
+    #[error("nothing could be seen on this kernel: {}", refusals(.0))]
     NothingToSee(Vec<Served>),
     /// Probes can be installed, but a switch of the kernel keeps them from firing.
     #[error("{0}; {remedy}", remedy = .0.remedy())]
@@ -47,7 +47,7 @@ pub enum Error {
 fn refusals(served: &[Served]) -> String {
     served
         .iter()
-        .filter(|served| served.feature.shows_flows())
+        .filter(|served| served.feature.shows_flows() || served.feature.serves().is_some())
         .map(|served| format!("{}: {}", served.feature.loss(), served.reasons()))
         .collect::<Vec<_>>()
         .join("; ")

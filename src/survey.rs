@@ -10,9 +10,8 @@ use socktrail_kprobes::Group;
 
 use crate::error::Error;
 use crate::monitor::{GROUP, Options, layout, tracefs};
-use crate::probes::{Feature, Probe, Probes, Served, TABLE, Wanted};
+use crate::probes::{Feature, Probe, Probes, Served, Wanted, every};
 use crate::proc;
-use crate::socket_event::Actions;
 use symbols::Symbols;
 
 /// What it means when a probe may sit on another function than the one that is meant.
@@ -71,7 +70,7 @@ impl Survey {
             layout: &layout.layout,
             ipv6,
             flows: true,
-            socket_events: Actions::NONE,
+            socket_events: options.socket_events,
             mask: &options.mask,
             loopback: true,
         };
@@ -119,6 +118,6 @@ impl Capability {
 
 /// The functions that can serve a feature.
 fn alternatives(feature: Feature) -> impl Iterator<Item = &'static str> {
-    let of_feature = TABLE.iter().filter(move |(one, _)| *one == feature);
+    let of_feature = every().filter(move |(one, _)| *one == feature);
     of_feature.flat_map(|(_, probes)| probes.iter().map(Probe::function))
 }

@@ -343,6 +343,10 @@ pub struct DoctorArgs {
     #[arg(long)]
     pub json: bool,
 
+    /// Tries out socket events, too
+    #[arg(long)]
+    pub events: bool,
+
     /// The mount point of tracefs, or the tracing directory of debugfs [default: found, else mounted]
     #[arg(long, value_name = "PATH")]
     pub tracefs_path: Option<PathBuf>,

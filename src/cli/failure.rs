@@ -83,7 +83,7 @@ fn status(error: &anyhow::Error) -> Status {
             let refusals = missing.iter().flat_map(|served| &served.refusals);
             let kernels = refusals.filter_map(|refusal| match refusal {
                 Refusal::Kernel(error) => Some(of_kprobes(error)),
-                Refusal::Masked(_) | Refusal::Inlined(_) => None,
+                Refusal::Masked(_) | Refusal::Uncalled(_) => None,
             });
             kernels.into_iter().find(|status| *status != Status::Layout).unwrap_or(Status::Layout)
         }

@@ -53,7 +53,7 @@ impl Prepared {
             loopback: !options.filter.exclude_loopback,
         };
         let probes = Probes::install(&mut group, Some(&mut rings), wanted);
-        if options.flows && !probes.features().any(Feature::shows_flows) {
+        if !probes.show_something(wanted) {
             return Err(Error::NothingToSee(probes.served));
         }
         let mut sync = Sync::every(options.clock_sync_period);

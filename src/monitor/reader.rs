@@ -52,10 +52,12 @@ impl Reader {
             let mut missed = 0;
             if stopping || checked.elapsed() >= CHECK {
                 checked = Instant::now();
-                missed = self.count_losses();
+                missed = self.count_misses();
                 self.follow_cpus();
             }
-            let Some(backlog) = self.round(until, missed) else { return };
+            let handed_over = self.round(until, missed);
+            self.count_losses();
+            let Some(backlog) = handed_over else { return };
             if stopping {
                 return;
             }
@@ -96,13 +98,21 @@ impl Reader {
         }
     }
 
-    /// How often probes have missed since this was last asked.
-    fn count_losses(&self) -> u64 {
+    /// What the rings have told so far of what they had no room for.
+    fn count_losses(&self) {
+        let losses = || self.watch.rings.losses().filter(|loss| loss.records > 0);
+        if losses().next().is_none() {
+            return;
+        }
         let mut lost = BTreeMap::new();
-        for loss in self.watch.rings.losses().filter(|loss| loss.records > 0) {
+        for loss in losses() {
             *lost.entry(loss.cpu.unwrap_or_default()).or_default() += loss.records;
         }
         *locked(&self.counts.lost) = lost;
+    }
+
+    /// How often probes have missed since this was last asked.
+    fn count_misses(&self) -> u64 {
         match self.watch.group.misses() {
             Ok(misses) => {
                 // A socket that never came to be has no sock to read from, and before Linux 5.14 a read that faults counts

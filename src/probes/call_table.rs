@@ -7,6 +7,7 @@ use super::calls::{
     ReturnsDoSetSockOpt, ReturnsListen, ReturnsListenSocket, ReturnsSetSockOpt, ReturnsSocket, ReturnsSocketFile, Sets,
 };
 use super::table::{Feature, Probe};
+use super::trial;
 
 /// Every feature of socket events with the probes that can serve it, the best first.
 pub const CALLS: &[(Feature, &[Probe])] = &[
@@ -44,7 +45,8 @@ pub const CALLS: &[(Feature, &[Probe])] = &[
         Feature::SocketClose,
         &[
             Probe::entry::<Released>("__sock_release").only("inode!=0"),
-            Probe::entry::<ReleasedWithoutInode>("sock_release"),
+            // Before Linux 4.19 a close comes here, too.
+            Probe::entry::<ReleasedWithoutInode>("sock_release").tried_by(trial::close_socket),
         ],
     ),
 ];

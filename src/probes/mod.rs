@@ -72,15 +72,15 @@ pub enum Refusal {
     #[error("{0} is masked")]
     Masked(&'static str),
     /// The kernel has it and does not use it.
-    #[error("the compiler has put {0} into all of its callers")]
-    Inlined(&'static str),
+    #[error("nothing calls {0}: its callers do without it, or the compiler has put it into them")]
+    Uncalled(&'static str),
     /// The kernel would not, or the layout does not have what it reads.
     #[error(transparent)]
     Kernel(#[from] Error),
 }
 
 /// Every feature with the probes that can serve it.
-fn every() -> impl Iterator<Item = &'static (Feature, &'static [Probe])> {
+pub(crate) fn every() -> impl Iterator<Item = &'static (Feature, &'static [Probe])> {
     TABLE.iter().chain(CALLS)
 }
 
@@ -183,6 +183,14 @@ impl Probes {
         self.installed.get(features.position(|one| one == feature)?)
     }
 
+    /// Whether anything that is wanted, but for the processes that it is about, can be seen.
+    pub(crate) fn show_something(&self, wanted: Wanted<'_>) -> bool {
+        let flows = |feature: Feature| wanted.flows && feature.shows_flows();
+        let events = |feature: Feature| feature.serves().is_some_and(|actions| wanted.socket_events.meets(actions));
+        (!wanted.flows && wanted.socket_events.is_empty())
+            || self.features().any(|feature| flows(feature) || events(feature))
+    }
+
     /// The features that have a probe.
     pub fn features(&self) -> impl Iterator<Item = Feature> {
         self.served.iter().filter(|served| served.by.is_some()).map(|served| served.feature)
@@ -241,7 +249,7 @@ impl Probe {
         if let Some(trial) = self.trial
             && !trial::is_hit(&installed, trial)?
         {
-            return Err(Refusal::Inlined(self.function()));
+            return Err(Refusal::Uncalled(self.function()));
         }
         if let Some(rings) = rings {
             let only = if wanted.flows { self.filter } else { self.datagrams.or(self.filter) };

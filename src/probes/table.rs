@@ -317,10 +317,15 @@ impl Probe {
         self.only("protocol==6||protocol==17")
     }
 
-    /// It may be inlined into some of its callers, or into all of them.
-    const fn unless_inlined(mut self, trial: Trial) -> Self {
+    /// Not every kernel that has the function passes by there.
+    pub(super) const fn tried_by(mut self, trial: Trial) -> Self {
         self.trial = Some(trial);
-        self.but("what is sent by functions that it was inlined into is not seen")
+        self
+    }
+
+    /// It may be inlined into some of its callers, or into all of them.
+    const fn unless_inlined(self, trial: Trial) -> Self {
+        self.tried_by(trial).but("what is sent by functions that it was inlined into is not seen")
     }
 
     pub(super) const fn only(mut self, filter: &'static str) -> Self {

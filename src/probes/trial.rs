@@ -1,4 +1,4 @@
-//! Whether the kernel passes by a function at all: one that it has may be inlined into all of its callers.
+//! Whether the kernel passes by a function at all: one that it has may be inlined into all of its callers, or be for others.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, TcpStream, UdpSocket};
@@ -21,6 +21,11 @@ pub(super) fn send_ipv4() -> io::Result<()> {
 pub(super) fn send_udp_ipv6() -> io::Result<()> {
     let receiver = UdpSocket::bind((Ipv6Addr::LOCALHOST, 0))?;
     UdpSocket::bind((Ipv6Addr::LOCALHOST, 0))?.send_to(&[0], receiver.local_addr()?).map(drop)
+}
+
+/// Makes a socket and closes it.
+pub(super) fn close_socket() -> io::Result<()> {
+    UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).map(drop)
 }
 
 /// Whether the probe is hit. What cannot be tried counts as hit: nothing speaks against it.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 
-use crate::probes::{Probe, TABLE};
+use crate::probes::{Probe, every};
 
 /// What `/proc/kallsyms` says of the functions that may be probed.
 #[derive(Debug, Default)]
@@ -18,7 +18,7 @@ pub(super) struct Symbols {
 impl Symbols {
     /// Of the kernel that runs here; nothing where they cannot be read.
     pub(super) fn read() -> Self {
-        let probes = TABLE.iter().flat_map(|(_, probes)| probes.iter());
+        let probes = every().flat_map(|(_, probes)| probes.iter());
         let wanted: BTreeSet<_> = probes.map(Probe::function).collect();
         File::open("/proc/kallsyms").map(|list| Self::parse(BufReader::new(list), &wanted)).unwrap_or_default()
     }

@@ -9,6 +9,7 @@ use std::io::Write;
 
 use serde::Serialize;
 use socktrail::monitor::Options;
+use socktrail::socket_event::Actions;
 use socktrail::survey::{Capability, CapabilityState, Survey};
 use socktrail_guess::Resolved;
 
@@ -65,6 +66,9 @@ fn options(args: &DoctorArgs) -> Options {
     options.source = args.source.source.clone();
     options.guess_timeout = args.source.guess_timeout.into();
     options.mask = args.mask.clone();
+    if args.events {
+        options.socket_events = Actions::ALL;
+    }
     options
 }
 

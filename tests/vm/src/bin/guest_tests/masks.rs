@@ -19,6 +19,7 @@ tests![
     without_grafted_sockets,
     without_what_udp_receives_over_ipv4,
     without_what_leaves_over_ipv4,
+    socket_events_that_cannot_be_seen,
 ];
 
 /// The functions with a substitute, what that is, and the state of the feature then; all others have none. A substitute
@@ -153,6 +154,26 @@ fn without_what_leaves_over_ipv4() -> Result<()> {
     ensure!(number(document, "/destination/packets")? > 0, "what arrives is still seen: {document:#}");
     let sent = document.pointer("/source/packets").and_then(Value::as_u64).unwrap_or(0);
     ensure!((sent == 0) == is_lost, "lost: {is_lost}, and yet: {document:#}");
+    Ok(())
+}
+
+/// `doctor --events` says what serves them, and what is lost; where nothing of what is asked for is left, `events` ends.
+fn socket_events_that_cannot_be_seen() -> Result<()> {
+    let (status, whole) = doctor(&["--events"])?;
+    ensure!(status == 0 && whole.values().all(|served| served.0 == "ok"), "status {status}: {whole:#?}");
+    for (function, feature) in [("security_socket_bind", "bind_socket"), ("__sock_release", "socket_close")] {
+        let (status, found) = doctor(&["--events", "--mask", function])?;
+        let mut wanted = whole.clone();
+        wanted.insert(feature.to_owned(), ("lost".to_owned(), None)).with_context(|| format!("no {feature}"))?;
+        ensure!(status == 1 && found == wanted, "without {function}, status {status}: {found:#?}");
+    }
+    let listens = whole.iter().filter(|(name, _)| name.starts_with("listen_") || name.starts_with("bind_"));
+    let mut functions: Vec<_> = listens.filter_map(|(_, served)| served.1.as_deref()).collect();
+    functions.extend(["__sock_release", "sock_release"]);
+    let masks = functions.into_iter().flat_map(|function| ["--mask", function]);
+    let events = ["socktrail", "events", "--only", "listen"].into_iter().chain(masks).collect::<Vec<_>>();
+    let ended = Process::start(&events)?.finish()?;
+    ensure!(ended.status != 0 && ended.stderr.contains("nothing could be seen on this kernel"), "{ended:?}");
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 /// How long anything may take in a guest, which is slow and may share its processor.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
 
 /// Waits until the condition holds.
 pub(crate) fn until(what: &str, condition: impl FnMut() -> Result<bool>) -> Result<()> {
