@@ -41,17 +41,23 @@ impl Tracefs {
     pub(crate) fn hits(&self, function: &str, doing: impl FnOnce() -> Result<()>) -> Result<u64> {
         const EVENT: &str = "socktrail_tests/counted";
         let switch = format!("events/{EVENT}/enable");
-        self.write("kprobe_events", &format!("p:{EVENT} {function}"))?;
+        self.append("kprobe_events", &format!("p:{EVENT} {function}"))?;
         let counted = self.write(&switch, "1").and_then(|()| doing()).and_then(|()| self.read("kprobe_profile"));
         self.write(&switch, "0")?;
-        self.write("kprobe_events", &format!("-:{EVENT}"))?;
+        self.append("kprobe_events", &format!("-:{EVENT}"))?;
         let profile = counted?;
         let hits = profile.lines().find_map(|line| line.trim().strip_prefix("counted")?.split_whitespace().next());
         hits.with_context(|| format!("no hits in {profile}"))?.parse().context("a number of hits")
     }
 
-    /// Writes to a file, behind what is there.
+    /// Writes to a file.
     pub(crate) fn write(&self, name: &str, text: &str) -> Result<()> {
+        let path = Path::new(Self::PLACE).join(name);
+        fs::write(&path, text).with_context(|| format!("write {}", path.display()))
+    }
+
+    /// Adds to what a file has; writing to it anew would take away other monitors' probes.
+    fn append(&self, name: &str, text: &str) -> Result<()> {
         let path = Path::new(Self::PLACE).join(name);
         let file = fs::OpenOptions::new().append(true).open(&path);
         file.and_then(|mut file| file.write_all(text.as_bytes()))
