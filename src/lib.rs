@@ -27,7 +27,7 @@
 //! | where documents go: lines, files, Elasticsearch, or an [`Output`](output::Output) of your own | [`output`] |
 //!
 //! What leaves the kernel can be kept and played again, without root and on any machine: [`recording`]. Which flows are of
-//! no interest says a [`filter`]; what a host offers and what would be lost says a [`survey`]. Under all of it lie three
+//! no interest says a [`filter`]; what a running program can do without says [`privileges`]; what a host offers and what would be lost says a [`survey`]. Under all of it lie three
 //! libraries of their own: `socktrail-kprobes`, `socktrail-guess` and `socktrail-dns`.
 //!
 //! # What a program can rely on
@@ -59,6 +59,7 @@ pub mod flow;
 pub mod host;
 pub mod monitor;
 pub mod output;
+pub mod privileges;
 pub mod probes;
 #[cfg(not(fuzzing))]
 mod proc;

@@ -25,13 +25,15 @@ pub struct Agent {
     pub name: String,
     /// How much less of the CPU than others get the agent asks for: 0 to 19, `nice(2)`.
     pub nice: u8,
+    /// Whether the agent gives up, once it watches, what it does not need any more: capabilities, system calls, files.
+    pub harden: bool,
     /// How long the end may take: what is not sent by then stays in the spool, or is counted as lost.
     pub shutdown_timeout: Time,
 }
 
 impl Default for Agent {
     fn default() -> Self {
-        Self { name: String::new(), nice: 0, shutdown_timeout: Duration::from_secs(10).into() }
+        Self { name: String::new(), nice: 0, harden: true, shutdown_timeout: Duration::from_secs(10).into() }
     }
 }
 

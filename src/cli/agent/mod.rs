@@ -4,6 +4,7 @@
 //! make it wait. The same thread hears signals and tells the service manager how things stand.
 
 mod documents;
+mod harden;
 mod metrics;
 mod notify;
 mod playback;
@@ -25,7 +26,7 @@ use self::metrics::Metrics;
 use self::notify::Notify;
 use self::playback::Playback;
 use self::signals::{Ask, Asked};
-use self::source::Source;
+use self::source::{Prepared, Source};
 use self::wire::Meters;
 use super::args::AgentArgs;
 use super::config::load;
@@ -44,8 +45,11 @@ pub fn run(args: &AgentArgs, quiet: bool) -> anyhow::Result<Status> {
     let asked = Asked::catch().context("catching signals")?;
     wire::be_nice(loaded.config.agent.nice)?;
     let meters = Meters::default();
+    let prepared = Prepared::new(args, &loaded.config)?;
+    harden::before_the_monitor(&loaded.config);
+    let source = prepared.start()?;
+    harden::before_the_outputs(&loaded.config);
     let outputs = wire::start(&loaded.config, &meters)?;
-    let source = Source::start(args, &loaded.config)?;
     let documents = Documents::open(&loaded.config, source.host())?;
     let metrics = loaded.config.metrics.listen.as_ref().map(Metrics::start).transpose()?;
     // All is up: what is not, has said so.
@@ -152,7 +156,8 @@ impl Agent<'_> {
                         outputs
                     }
                     Err(error) => {
-                        tracing::error!("the configuration stays as it was: {error:#}");
+                        let remedy = harden::remedy(&loaded.config, &error);
+                        tracing::error!("the configuration stays as it was: {error:#}{remedy}");
                         wire::start(&self.loaded.config, &self.meters).context("going back to the outputs before")?
                     }
                 };

@@ -6,7 +6,7 @@ use std::time::Duration;
 use socktrail::clock::Clock;
 use socktrail::config::Config;
 use socktrail::host::Host;
-use socktrail::monitor::{Monitor, Received, Stats};
+use socktrail::monitor::{self, Monitor, Received, Stats};
 use socktrail::output::Reading;
 use socktrail::users::Names;
 
@@ -24,15 +24,33 @@ pub enum Source {
     Recording(Box<Playback>),
 }
 
-impl Source {
-    /// Starts what the command line and the configuration ask for.
-    pub fn start(args: &AgentArgs, config: &Config) -> anyhow::Result<Self> {
+/// A source that takes no more privileges to start.
+pub enum Prepared<'a> {
+    /// Probes are in place.
+    Kernel(Box<monitor::Prepared>),
+    /// A recording is there to be played.
+    Recording(&'a AgentArgs, &'a Config),
+}
+
+impl<'a> Prepared<'a> {
+    /// Prepares what the command line and the configuration ask for.
+    pub fn new(args: &'a AgentArgs, config: &'a Config) -> anyhow::Result<Self> {
         if args.replay.is_some() {
-            return Ok(Self::Recording(Box::new(Playback::start(args, config)?)));
+            return Ok(Self::Recording(args, config));
         }
-        Ok(Self::Kernel(Monitor::start(&config.monitor())?))
+        Ok(Self::Kernel(Box::new(Monitor::builder().options(config.monitor()).prepare()?)))
     }
 
+    /// Starts it.
+    pub fn start(self) -> anyhow::Result<Source> {
+        Ok(match self {
+            Self::Kernel(prepared) => Source::Kernel(prepared.start()?),
+            Self::Recording(args, config) => Source::Recording(Box::new(Playback::start(args, config)?)),
+        })
+    }
+}
+
+impl Source {
     /// Says what is watched. The line that begins with `socktrail: ready` can be waited for.
     pub fn announce(&self, quiet: bool) {
         match self {

@@ -23,6 +23,10 @@ pub struct Facts {
     pub euid: u32,
     /// The effective capabilities, a bit each.
     pub capabilities: u64,
+    /// What an agent could give up here once it watches: told by having tried.
+    pub confinement: String,
+    /// What agents that run now keep, a line for each.
+    pub agents: Vec<String>,
     /// The mode of `/sys/kernel/security/lockdown`; `None` where the kernel has no lockdown or does not show it.
     pub lockdown: Option<String>,
     /// Whether the kernel has IPv6: built in, or its module is loaded.

@@ -71,7 +71,7 @@ impl Finding {
 
 /// Looks at everything, in the order of dependence: what comes first makes what follows matter less.
 pub fn findings(facts: &Facts) -> Vec<Finding> {
-    vec![
+    let mut findings = vec![
         kernel(facts),
         kprobes(facts),
         lockdown(facts),
@@ -81,7 +81,10 @@ pub fn findings(facts: &Facts) -> Vec<Finding> {
         limits(facts),
         ipv6(facts),
         btf(facts),
-    ]
+        Finding::ok("confinement", format!("an agent can give up: {}", facts.confinement)),
+    ];
+    findings.extend(facts.agents.iter().map(|agent| Finding::ok("agent", agent)));
+    findings
 }
 
 /// What keeps this host from showing any flow at all, the cause that matters most first.
@@ -321,6 +324,8 @@ mod tests {
             perf_event_paranoid: Some(3),
             euid: 0,
             capabilities: u64::MAX,
+            confinement: "all".into(),
+            agents: vec!["process 1 keeps none".into()],
             lockdown: Some("none".into()),
             ipv6: true,
             ipv6_off_on_lo: Some(false),

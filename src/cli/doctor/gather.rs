@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::utsname::{UtsName, uname};
 use nix::unistd::{SysconfVar, sysconf};
-use procfs::process::{LimitValue, Process};
+use procfs::process::{LimitValue, Process, all_processes};
+use socktrail::privileges::{Kept, Trial};
 use socktrail::switches::Switches;
 use socktrail_kprobes::{self as kprobes, Kind};
 
@@ -28,6 +29,8 @@ pub fn gather() -> Facts {
         perf_event_paranoid: number("/proc/sys/kernel/perf_event_paranoid"),
         euid: nix::unistd::geteuid().as_raw(),
         capabilities: status.map_or(0, |status| status.capeff),
+        confinement: Trial::take().map_or_else(|error| error.to_string(), |trial| trial.to_string()),
+        agents: agents(),
         lockdown: fs::read_to_string("/sys/kernel/security/lockdown").ok().and_then(|modes| chosen(&modes)),
         ipv6: Path::new("/proc/sys/net/ipv6").exists(),
         ipv6_off_on_lo: number("/proc/sys/net/ipv6/conf/lo/disable_ipv6").map(|off: u8| off != 0),
@@ -65,6 +68,24 @@ fn mount_points() -> Vec<PathBuf> {
     let mounts = mounts.map(|mounts| mounts.0).unwrap_or_default();
     let ours = mounts.into_iter().filter(|mount| matches!(&*mount.fs_type, "tracefs" | "debugfs"));
     ours.map(|mount| mount.mount_point).collect()
+}
+
+/// What each `socktrail agent` that runs now may still do, as the kernel has it.
+fn agents() -> Vec<String> {
+    let processes = all_processes().into_iter().flatten().filter_map(Result::ok);
+    let is_agent = |process: &Process| {
+        let arguments = process.cmdline().unwrap_or_default();
+        let program = arguments.first().map(Path::new).and_then(Path::file_name);
+        program == Some(OsStr::new("socktrail")) && arguments.iter().any(|argument| argument == "agent")
+    };
+    let told = |process: Process| {
+        let status = process.status().ok()?;
+        let (kept, pid) = (Kept::from_bits(status.capeff), process.pid());
+        let filtered = if status.seccomp == Some(2) { "system calls filtered" } else { "system calls not filtered" };
+        let privileges = if status.nonewprivs == Some(1) { "no new privileges" } else { "new privileges possible" };
+        Some(format!("process {pid} keeps {kept}; {filtered}; {privileges}"))
+    };
+    processes.filter(is_agent).filter_map(told).collect()
 }
 
 /// Kernels from 4.17 on show anyone whether they have kprobe events.

@@ -2,6 +2,7 @@
 
 use std::env;
 use std::fmt;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -116,7 +117,10 @@ fn cargo_build(target: &str, profile: Profile, manifest: Option<&str>, programs:
         cargo.env("RUSTFLAGS", "-C target-feature=+crt-static");
     }
     if let Some(manifest) = manifest {
-        cargo.args(["--locked", "--manifest-path", manifest, "--target-dir"]).arg(target_folder());
+        // The versions of the workspace, which have been fetched and tested.
+        let lock = workspace().join(manifest).with_file_name("Cargo.lock");
+        fs::copy(workspace().join("Cargo.lock"), &lock).with_context(|| format!("write {}", lock.display()))?;
+        cargo.args(["--manifest-path", manifest, "--target-dir"]).arg(target_folder());
     }
     for program in programs {
         let kind = if matches!(program, Program::Example(_)) { "--example" } else { "--bin" };

@@ -193,16 +193,16 @@ fn a_cpu_that_goes_offline_loses_nothing() -> Result<()> {
 }
 
 /// A CPU that was switched off; it is switched on again when this is dropped.
-struct Offline(String);
+pub(crate) struct Offline(String);
 
 impl Offline {
-    fn take(cpu: usize) -> Result<Self> {
+    pub(crate) fn take(cpu: usize) -> Result<Self> {
         let switch = format!("/sys/devices/system/cpu/cpu{cpu}/online");
         fs::write(&switch, "0").with_context(|| format!("write 0 to {switch}"))?;
         Ok(Self(switch))
     }
 
-    fn back(&self) -> Result<()> {
+    pub(crate) fn back(&self) -> Result<()> {
         fs::write(&self.0, "1").with_context(|| format!("write 1 to {}", self.0))
     }
 }
@@ -260,19 +260,19 @@ fn nothing_is_left() -> Result<()> {
     no_probes(&Tracefs::mount()?)
 }
 
-fn no_probes(tracefs: &Tracefs) -> Result<()> {
+pub(crate) fn no_probes(tracefs: &Tracefs) -> Result<()> {
     let left = tracefs.kprobe_events()?;
     ensure!(left.is_empty(), "probes are left:\n{left}");
     Ok(())
 }
 
-fn ended_well(watched: &Watched) -> Result<()> {
+pub(crate) fn ended_well(watched: &Watched) -> Result<()> {
     ensure!(watched.status.success(), "socktrail ended with {}:\n{}", watched.status, watched.log);
     Ok(())
 }
 
 /// The documents of the client's and of the server's side of a conversation.
-fn both_sides(documents: &[Value], (client, server): (SocketAddr, SocketAddr)) -> Option<[Value; 2]> {
+pub(crate) fn both_sides(documents: &[Value], (client, server): (SocketAddr, SocketAddr)) -> Option<[Value; 2]> {
     let of = |direction: &str| {
         let is_it =
             |document: &&Value| is_between(document, client, server) && document["network"]["direction"] == direction;

@@ -31,6 +31,7 @@ mod masks;
 mod names;
 mod options;
 mod owners;
+mod privileges;
 mod sensors;
 mod sources;
 mod wall_clock;
@@ -56,6 +57,7 @@ fn all() -> Vec<Trial> {
         names::tests(),
         lifetime::tests(),
         embedding::tests(),
+        privileges::tests(),
         hazards::tests(),
         owners::tests(),
         sensors::tests(),
