@@ -214,7 +214,7 @@ fn numbers_are_served_to_this_host() {
         running.wait_for_log("socktrail: ready");
         let socket = running.folder().join("metrics");
         let listens = || UnixStream::connect(&socket).is_ok() || TcpStream::connect(("127.0.0.1", port)).is_ok();
-        eventually("it listens", listens);
+        assert!(listens(), "it listens once it is ready");
         let ask = |request: &str| match UnixStream::connect(&socket) {
             Ok(stream) => scraped(stream, request),
             Err(_) => scraped(TcpStream::connect(("127.0.0.1", port)).expect("it listens"), request),

@@ -166,11 +166,12 @@ impl Run {
         );
     }
 
-    /// What is in memory in the second half is no more than in the first.
+    /// However many documents there were: no more than the program and two full queues were ever in memory.
     fn assert_flat(&self) {
-        let (first, second) = self.memory.split_at(self.memory.len() / 2);
-        let most = |part: &[u64]| part.iter().max().copied().unwrap_or(0);
-        assert!(most(second) <= most(first) + (16 << 10), "{:?}", self.memory);
+        const PROGRAM: u64 = 32 << 10;
+        const QUEUES: u64 = 2 * (32 << 10);
+        let most = self.memory.iter().max().copied().unwrap_or(0);
+        assert!(most > 0 && most <= PROGRAM + QUEUES, "{most} KiB");
     }
 }
 
@@ -188,7 +189,7 @@ fn fifty_thousand_a_second_into_a_file_and_a_server() {
     assert_eq!(sink.count() + run.number(1, "pending"), documents, "each once");
     run.assert_flat();
     let late = run.took.as_secs_f64() - seconds as f64;
-    assert!(late < 3.0, "{late:.1} s late");
+    assert!(late < 1.0 + seconds as f64 / 20.0, "{late:.1} s late");
 }
 
 #[test]

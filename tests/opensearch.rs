@@ -11,10 +11,22 @@ use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
+use socktrail::agent::Agent as Identity;
+use socktrail::clock::Clock;
+use socktrail::config::Loader;
+use socktrail::ecs::{self, Context, Directions};
+use socktrail::host::Host;
+use socktrail::output::elasticsearch::Elasticsearch;
+use socktrail::output::{Batch, Kind, Meter, Outputs};
+use socktrail::sensors::{self, Engine, Limits};
+use socktrail::socket_event::{
+    Action, Address, CallResult, Family, IpEnd, Socket, SocketEvent, SocketId, SocketState, SocketType,
+};
 use support::{Agent, RECORDING, eventually, json_lines};
 use tempfile::TempDir;
 
@@ -152,8 +164,73 @@ fn a_real_server_has_each_document_once_as_it_was_sent() {
     );
     assert_eq!(count(json!({ "range": { "@timestamp": { "gte": "2100-01-01T00:00:00Z" } } })), 0);
 
+    events_and_sensors(&node);
     killed(&node, &agent, sent.len());
     refused(&node, &hosts);
+}
+
+/// Documents of socket events and of sensors, which a recording does not have: as they come out of the library.
+fn events_and_sensors(node: &Node) {
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let host = Host::gather();
+    let agent = Identity::of(&host);
+    let clock = Clock::now().expect("a clock");
+    let context = Context { host: &host, agent: &agent, clock, names: &(), directions: Directions::default() };
+    let sensors = sensors::parse("web:\n  listener: net.socket\n  tag: out\n").expect("a sensor");
+    let mut engine = Engine::new(sensors, std::process::id(), Limits::default());
+    let mut batch = Batch::default();
+    for (event, number) in [connect([192, 0, 2, 7]), connect([198, 51, 100, 7])].into_iter().zip(1..) {
+        let mut document = ecs::socket_event(&event, &context);
+        document.event.sequence = Some(number);
+        batch.push(Kind::Event, &document).expect("JSON");
+        engine.ingest(&event, Instant::now());
+    }
+    for said in engine.take_events() {
+        batch.push(Kind::Sensor, &ecs::sensor_event(&said, &context)).expect("JSON");
+    }
+    let set = [
+        format!("output.elasticsearch.hosts={}", node.url()),
+        format!("spool.path={}", folder.path().join("spool").display()),
+    ];
+    let config = Loader::new().set(set).load().expect("it makes sense").config;
+    let options = config.output.elasticsearch.options(&config.spool, 1 << 20);
+    let meter = Arc::<Meter>::default();
+    let output = Elasticsearch::start(options, Arc::clone(&meter)).expect("a spool");
+    let mut outputs = Outputs::new();
+    outputs.start("elasticsearch", Box::new(output), 1 << 20, meter).expect("a thread");
+    let sent: Vec<Value> = batch.documents().map(|(_, json)| serde_json::from_slice(json).expect("JSON")).collect();
+    outputs.send(&Arc::new(batch));
+    let readings = outputs.close(Duration::from_secs(60));
+    assert_eq!((readings[0].written, readings[0].rejected), (4, 0), "{readings:?}");
+    for (index, sent) in ["logs-socktrail.event-default", "logs-socktrail.sensor-default"].iter().zip(sent.chunks(2)) {
+        let found: Vec<Value> = node.search(index, &json!({ "match_all": {} })).into_values().collect();
+        assert_eq!(found.len(), 2);
+        assert!(sent.iter().all(|document| found.contains(document)), "{found:#?}");
+        // Addresses are addresses, numbers numbers.
+        assert_eq!(node.search(index, &json!({ "term": { "destination.ip": "192.0.2.0/24" } })).len(), 1);
+        assert_eq!(node.search(index, &json!({ "range": { "destination.port": { "gte": 443 } } })).len(), 2);
+    }
+    let opened = json!({ "term": { "eid": "web|net.socket@out|opened@192.0.2.7:443|0" } });
+    assert_eq!(node.search("logs-socktrail.sensor-default", &opened).len(), 1);
+}
+
+/// A call that has connected.
+fn connect(remote: [u8; 4]) -> SocketEvent {
+    let end = |ip: [u8; 4], port| Some(Address::Ip(IpEnd::new(ip, port)));
+    let socket = Socket {
+        id: SocketId(u64::from(remote[0])),
+        sock: 1,
+        family: Family::INET,
+        kind: Some(SocketType::STREAM),
+        protocol: Some(6),
+        local: end([192, 0, 2, 1], 40_000),
+        remote: end(remote, 443),
+        state: Some(SocketState::ESTABLISHED),
+        owner: None,
+        existing: false,
+    };
+    let (action, result) = (Action::Connect, CallResult::Success);
+    SocketEvent { time: 1, action, result, fd: Some(3), socket, before: None, process: None, tid: 0 }
 }
 
 /// Killed while it sends; the next start goes on.

@@ -11,6 +11,8 @@ use super::{Batch, OutputError};
 
 /// How often an output that has nothing to do looks at the time.
 const TICK: Duration = Duration::from_millis(200);
+/// How often to look whether all have ended.
+const POLL: Duration = Duration::from_millis(5);
 /// How long to wait before something is tried again.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -41,7 +43,16 @@ struct Running {
     queue: Arc<Queue>,
     meter: Arc<Meter>,
     deadline: Arc<std::sync::OnceLock<Instant>>,
-    thread: JoinHandle<()>,
+    /// Comes to its end with what could not be written by the deadline.
+    thread: JoinHandle<Vec<Arc<Batch>>>,
+}
+
+/// What an output that was closed could not write, for the one that takes its place.
+#[derive(Debug)]
+pub struct Unwritten {
+    output: &'static str,
+    batches: Vec<Arc<Batch>>,
+    meter: Arc<Meter>,
 }
 
 /// All outputs that run.
@@ -107,20 +118,52 @@ impl Outputs {
         self.running.iter().map(|running| running.meter.read(running.name)).collect()
     }
 
-    /// Ends all of them: what was handed over is written, within the time given.
+    /// Ends all of them: what was handed over is written, within the time given, or else counted as lost.
     pub fn close(self, within: Duration) -> Vec<Reading> {
+        let lose = |unwritten: Unwritten| {
+            unwritten.lose();
+            unwritten.meter.read(unwritten.output)
+        };
+        self.end(within, || ()).into_iter().map(lose).collect()
+    }
+
+    /// Ends all of them, for others to take their place: what cannot be written within the time given is returned, for
+    /// them to [go on](Self::go_on) with. `meanwhile` is called many times a second.
+    pub fn end(self, within: Duration, mut meanwhile: impl FnMut()) -> Vec<Unwritten> {
         let deadline = Instant::now() + within;
         for running in &self.running {
             let _ = running.deadline.set(deadline);
             running.queue.close();
         }
+        while self.running.iter().any(|running| !running.thread.is_finished()) {
+            meanwhile();
+            std::thread::sleep(POLL);
+        }
         let join = |running: Running| {
-            if running.thread.join().is_err() {
+            let batches = running.thread.join().unwrap_or_else(|_| {
                 tracing::error!("{}: its thread has failed; this is a bug: please report it", running.name);
-            }
-            running.meter.read(running.name)
+                Vec::new()
+            });
+            Unwritten { output: running.name, batches, meter: running.meter }
         };
         self.running.into_iter().map(join).collect()
+    }
+
+    /// Goes on with what others before could not write. To be called before anything is [sent](Self::send). What was for an
+    /// output that there is no more is counted as lost.
+    pub fn go_on(&self, unwritten: Vec<Unwritten>) {
+        for unwritten in unwritten {
+            match self.running.iter().find(|running| running.name == unwritten.output) {
+                Some(running) => running.queue.restore(unwritten.batches),
+                None => unwritten.lose(),
+            }
+        }
+    }
+}
+
+impl Unwritten {
+    fn lose(&self) {
+        self.meter.dropped.add(self.batches.iter().map(|batch| batch.len()).sum());
     }
 }
 
@@ -134,11 +177,17 @@ struct Worker {
 }
 
 impl Worker {
-    fn run(mut self) {
+    /// Returns what could not be written by the deadline.
+    fn run(mut self) -> Vec<Arc<Batch>> {
+        let mut unwritten = Vec::new();
         loop {
             match self.queue.pop(TICK) {
-                Popped::Batch(batch) => self.write(&batch),
-                Popped::Idle => {}
+                Popped::Batch(batch) if !self.write(&batch) => {
+                    unwritten = self.queue.rest();
+                    unwritten.insert(0, batch);
+                    break;
+                }
+                Popped::Batch(_) | Popped::Idle => {}
                 Popped::Closed => break,
             }
             if let Err(error) = self.output.tick(Instant::now()) {
@@ -149,21 +198,21 @@ impl Worker {
         if let Err(error) = self.output.close(deadline) {
             self.meter.failed(self.name, &error.to_string());
         }
+        unwritten
     }
 
-    /// Writes a batch, however often that has to be tried, unless the time has come to end.
-    fn write(&mut self, batch: &Batch) {
+    /// Writes a batch, however often that has to be tried, unless the time has come to end. Whether it is written.
+    fn write(&mut self, batch: &Batch) -> bool {
         loop {
             match self.output.write(batch) {
                 Ok(()) => {
                     self.meter.worked(self.name);
-                    return;
+                    return true;
                 }
                 Err(error) => self.meter.failed(self.name, &error.to_string()),
             }
             if self.deadline.get().is_some_and(|deadline| Instant::now() >= *deadline) {
-                self.meter.dropped.add(batch.len());
-                return;
+                return false;
             }
             if self.queue.is_closed() {
                 std::thread::sleep(RETRY.min(Duration::from_millis(50)));
@@ -255,5 +304,30 @@ mod tests {
         assert_eq!((readings[0].offered, readings[0].dropped), (20, 20));
         assert_eq!(readings[0].trouble.as_deref(), Some("no room: make some"));
         assert_eq!(readings[1].dropped, 0);
+    }
+
+    #[test]
+    fn what_one_could_not_write_another_goes_on_with() {
+        let mut before = Outputs::new();
+        let meter = Arc::<Meter>::default();
+        let stuck = Kept { failures: usize::MAX, lines: Arc::default(), closed: false };
+        before.start("one", Box::new(stuck), 1000, Arc::clone(&meter)).unwrap();
+        started(&mut before, "other", usize::MAX);
+        for text in ["a", "b", "c"] {
+            before.send(&batch(text));
+        }
+        let mut meanwhile = 0;
+        let unwritten = before.end(Duration::from_millis(100), || meanwhile += 1);
+        assert!(meanwhile > 3);
+        assert_eq!(meter.dropped.get(), 0);
+        let gone = Arc::clone(&unwritten[1].meter);
+
+        let mut after = Outputs::new();
+        let lines = started(&mut after, "one", 0);
+        after.go_on(unwritten);
+        after.send(&batch("d"));
+        after.close(Duration::from_secs(60));
+        assert_eq!(*lines.lock().unwrap(), b"a\nb\nc\nd\n", "in order");
+        assert_eq!(gone.dropped.get(), 3, "nobody goes on with the other's");
     }
 }

@@ -22,7 +22,7 @@ pub use batch::{Batch, Kind};
 pub use error::OutputError;
 pub(crate) use escape::is_harmless;
 pub use escape::{JsonFormatter, printable};
-pub use fanout::{Output, Outputs};
+pub use fanout::{Output, Outputs, Unwritten};
 pub use file::{FileOptions, FileOutput, SyncPolicy};
 pub use line_buffer::LineBuffer;
 pub use meter::{Count, Meter, Reading};

@@ -78,6 +78,24 @@ impl Queue {
         }
     }
 
+    /// Puts batches before all others, however full it is.
+    pub fn restore(&self, batches: Vec<Arc<Batch>>) {
+        let mut inner = self.lock();
+        for batch in batches.into_iter().rev() {
+            inner.bytes += batch.lines().len();
+            inner.batches.push_front(batch);
+        }
+        drop(inner);
+        self.changed.notify_one();
+    }
+
+    /// Takes all that is in it.
+    pub fn rest(&self) -> Vec<Arc<Batch>> {
+        let mut inner = self.lock();
+        inner.bytes = 0;
+        std::mem::take(&mut inner.batches).into()
+    }
+
     /// Waits, but no longer than until the queue is closed.
     pub fn pause(&self, time: Duration) {
         let open = |inner: &mut Inner| !inner.closed;

@@ -35,6 +35,9 @@ use super::source::FlowSource;
 
 /// How long a signal may go unnoticed.
 const PAUSE: Duration = Duration::from_millis(100);
+/// How long outputs that are changed for others have to write what they were given: what they cannot, the others go on
+/// with.
+const CHANGE: Duration = Duration::from_secs(1);
 /// What can be changed while it runs.
 const LIVE: [&str; 6] = ["output.", "spool.", "document.", "events.where", "agent.name", "agent.shutdown_timeout"];
 
@@ -52,11 +55,12 @@ pub fn run(args: &AgentArgs, quiet: bool) -> anyhow::Result<Status> {
     let outputs = wire::start(&loaded.config, &meters)?;
     let documents = Documents::open(&loaded.config, source.host())?;
     let metrics = loaded.config.metrics.listen.as_ref().map(Metrics::start).transpose()?;
-    // All is up: what is not, has said so.
-    source.announce(quiet);
-    let notify = Notify::ready();
-    let deadline = None;
+    let (notify, deadline) = (Notify::new(), None);
     let mut agent = Agent { args, loaded, asked, source, documents, outputs, meters, notify, metrics, deadline };
+    agent.tell_metrics();
+    // All is up: what is not, has said so.
+    agent.source.announce(quiet);
+    agent.notify.ready();
     let ended = agent.work();
     agent.end().and(ended)
 }
@@ -102,9 +106,7 @@ impl Agent<'_> {
                 return Ok(Status::Success);
             }
             self.notify.tick(Instant::now(), || self.source.status(&self.outputs.readings()));
-            if let Some(metrics) = &mut self.metrics {
-                metrics.tick(Instant::now(), || (counted(&self.source, &self.documents), self.outputs.readings()));
-            }
+            self.tell_metrics();
             if !self.source.can_lose() && !self.outputs.have_room(BATCH_BYTES) {
                 std::thread::sleep(Duration::from_millis(1));
                 continue;
@@ -123,6 +125,12 @@ impl Agent<'_> {
                 _ if self.documents.is_full() => self.hand_over(),
                 _ => {}
             }
+        }
+    }
+
+    fn tell_metrics(&mut self) {
+        if let Some(metrics) = &mut self.metrics {
+            metrics.tick(Instant::now(), || (counted(&self.source, &self.documents), self.outputs.readings()));
         }
     }
 
@@ -146,8 +154,8 @@ impl Agent<'_> {
             Ok(loaded) => {
                 self.tell_of_changes(&loaded);
                 self.hand_over();
-                let within = Duration::from(self.loaded.config.agent.shutdown_timeout);
-                std::mem::take(&mut self.outputs).close(within);
+                let notify = &mut self.notify;
+                let unwritten = std::mem::take(&mut self.outputs).end(CHANGE, || notify.feed_watchdog(Instant::now()));
                 self.outputs = match wire::start(&loaded.config, &self.meters) {
                     Ok(outputs) => {
                         self.documents.configure(&loaded.config)?;
@@ -161,10 +169,11 @@ impl Agent<'_> {
                         wire::start(&self.loaded.config, &self.meters).context("going back to the outputs before")?
                     }
                 };
+                self.outputs.go_on(unwritten);
             }
             Err(error) => tracing::error!("the configuration stays as it was: {error:#}"),
         }
-        self.notify.reloaded();
+        self.notify.ready();
         Ok(())
     }
 

@@ -17,25 +17,35 @@ pub struct Notify {
 }
 
 impl Notify {
-    /// Says that all is up.
-    pub fn ready() -> Self {
-        say(&[NotifyState::Ready]);
+    /// Says nothing yet.
+    pub fn new() -> Self {
         // Half of what is allowed, as sd_watchdog_enabled(3) recommends.
         let watchdog = sd_notify::watchdog_enabled().map(|most| most / 2);
         Self { watchdog, fed: Instant::now(), told: None }
     }
 
+    /// Says that all is up, or that the configuration was read again.
+    pub fn ready(&mut self) {
+        self.told = None;
+        say(&[NotifyState::Ready]);
+    }
+
     /// Says what is due.
     pub fn tick(&mut self, now: Instant, status: impl FnOnce() -> String) {
-        if self.watchdog.is_some_and(|often| now.saturating_duration_since(self.fed) >= often) {
-            self.fed = now;
-            say(&[NotifyState::Watchdog]);
-        }
+        self.feed_watchdog(now);
         if self.told.is_none_or(|told| now.saturating_duration_since(told) >= STATUS) {
             self.told = Some(now);
             if std::env::var_os("NOTIFY_SOCKET").is_some() {
                 say(&[NotifyState::Status(&status())]);
             }
+        }
+    }
+
+    /// Tells the watchdog, if there is one and it is due, that all is well.
+    pub fn feed_watchdog(&mut self, now: Instant) {
+        if self.watchdog.is_some_and(|often| now.saturating_duration_since(self.fed) >= often) {
+            self.fed = now;
+            say(&[NotifyState::Watchdog]);
         }
     }
 
@@ -45,12 +55,6 @@ impl Notify {
             Ok(now) => say(&[NotifyState::Reloading, now]),
             Err(_) => say(&[NotifyState::Reloading]),
         }
-    }
-
-    /// Says that it was.
-    pub fn reloaded(&mut self) {
-        self.told = None;
-        say(&[NotifyState::Ready]);
     }
 
     /// Says that it ends.

@@ -9,7 +9,6 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::Deserialize;
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 
 use crate::output::{Kind, printable};
 
@@ -33,9 +32,10 @@ pub enum Verdict {
 
 /// The id of a document: the same for the same bytes, and nobody can make two documents that share one.
 ///
-/// The first 128 bits of the SHA-256, in URL-safe base64.
+/// The first 128 bits of the BLAKE3 hash, in URL-safe base64. (SHA-256 would do as well, and costs ten times as much on a
+/// processor that has no instructions for it.)
 pub fn id(document: &[u8]) -> String {
-    URL_SAFE_NO_PAD.encode(&Sha256::digest(document)[..16])
+    URL_SAFE_NO_PAD.encode(&blake3::hash(document).as_bytes()[..16])
 }
 
 /// The index that documents of a kind go to.
@@ -139,8 +139,8 @@ mod tests {
 
     #[test]
     fn an_id_is_the_same_for_the_same_bytes() {
-        // By: printf abc | openssl dgst -sha256 -binary | head -c 16 | basenc --base64url
-        assert_eq!(id(b"abc"), "ungWv48Bz-pBQUDeXa4iIw");
+        // By: printf abc | b3sum --raw | head -c 16 | basenc --base64url
+        assert_eq!(id(b"abc"), "ZDezrDhGUTP_tjt1JzqNtQ");
         assert_ne!(id(b"abd"), id(b"abc"));
     }
 

@@ -63,7 +63,10 @@ pub struct Spool {
     position: Position,
     memory: Memory,
     meter: Arc<Meter>,
+    /// What is written next.
     buffer: Vec<u8>,
+    /// What was read last.
+    window: Vec<u8>,
 }
 
 /// What the disk could not take.
@@ -128,6 +131,7 @@ impl Spool {
             memory: Memory::default(),
             meter,
             buffer: Vec::new(),
+            window: Vec::new(),
         };
         spool.tell();
         Ok(spool)
@@ -327,6 +331,13 @@ impl Spool {
     }
 
     fn next_on_disk(&mut self, documents: usize, bytes: usize) -> io::Result<Option<Chunk>> {
+        let mut read = std::mem::take(&mut self.window);
+        let chunk = self.look_on_disk(&mut read, documents, bytes);
+        self.window = read;
+        chunk
+    }
+
+    fn look_on_disk(&mut self, read: &mut Vec<u8>, documents: usize, bytes: usize) -> io::Result<Option<Chunk>> {
         let mut window = WINDOW.max(bytes);
         loop {
             let Some(segment) = self.segments.front() else { return Ok(None) };
@@ -342,8 +353,9 @@ impl Spool {
                 self.drop_finished();
                 continue;
             }
-            let read = self.read(number, self.place.offset, window.min((length - self.place.offset) as usize))?;
-            let skip = head(self.place.offset, &read);
+            read.resize(window.min((length - self.place.offset) as usize), 0);
+            self.read(number, self.place.offset, read)?;
+            let skip = head(self.place.offset, read);
             let is_all = self.place.offset + read.len() as u64 == length;
             let rest = &read[skip..];
             if !is_all && record::document(rest).is_none() {
@@ -363,15 +375,14 @@ impl Spool {
         }
     }
 
-    fn read(&mut self, number: u64, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+    fn read(&mut self, number: u64, offset: u64, to: &mut [u8]) -> io::Result<()> {
         let file = match self.reading.take() {
             Some((of, file)) if of == number => file,
             _ => self.folder.read(number)?,
         };
-        let mut bytes = vec![0; length];
-        let read = file.read_exact_at(&mut bytes, offset);
+        let read = file.read_exact_at(to, offset);
         self.reading = Some((number, file));
-        read.map(|()| bytes)
+        read
     }
 
     fn set_aside(&mut self, number: u64, offset: u64, bytes: &[u8]) -> io::Result<()> {

@@ -26,6 +26,7 @@ tests![
     a_reload_misses_no_flow,
     locked_events_of_sensors_are_unlocked,
     a_full_disk_loses_nothing,
+    a_full_disk_is_left_for_another,
     a_read_only_disk_is_named,
 ];
 
@@ -218,6 +219,30 @@ socket.flow_termination_timeout: 50ms
             let times = documents.iter().filter(|document| document["process"]["pid"] == *pid).count();
             ensure!(times == 1, "{times} documents of {pid} in {place}:\n{}", ended.log);
         }
+    }
+    Ok(())
+}
+
+/// What found no room in one file goes to the one that a reload puts in its place.
+fn a_full_disk_is_left_for_another() -> Result<()> {
+    let _web = WebServer::start(PORT)?;
+    let _small = Small::mount()?;
+    let agent = agent(&format!("output.file.path: {SMALL}/documents.json\nsocket.flow_termination_timeout: 50ms\n"))?;
+    let mut pids = Vec::new();
+    until("the file system is full", || {
+        pids.push(curl()?.pid);
+        Ok(agent.log().contains("make room on its file system"))
+    })?;
+    write("socktrail.yml", &format!("output.file.path: {FOLDER}/after.json\n"))?;
+    kill(Pid::from_raw(agent.pid.cast_signed()), Signal::SIGHUP)?;
+    until("the reload", || Ok(agent.log().contains("the configuration was read again")))?;
+    pids.push(curl()?.pid);
+    let ended = agent.end(Signal::SIGTERM)?;
+    ensure!(ended.status.success() && !ended.log.contains("were lost"), "{}", ended.log);
+    let (before, after) = (read(&format!("{SMALL}/documents.json"))?, read(&format!("{FOLDER}/after.json"))?);
+    for pid in pids {
+        let times = before.iter().chain(&after).filter(|document| document["process"]["pid"] == pid).count();
+        ensure!(times == 1, "{times} documents of {pid}:\n{}", ended.log);
     }
     Ok(())
 }
