@@ -11,6 +11,8 @@ use super::{Batch, OutputError};
 
 /// How often an output that has nothing to do looks at the time.
 const TICK: Duration = Duration::from_millis(200);
+/// How long after the deadline an output may take to notice it.
+const GRACE: Duration = Duration::from_secs(1);
 /// How often to look whether all have ended.
 const POLL: Duration = Duration::from_millis(5);
 /// How long to wait before something is tried again.
@@ -128,18 +130,25 @@ impl Outputs {
     }
 
     /// Ends all of them, for others to take their place: what cannot be written within the time given is returned, for
-    /// them to [go on](Self::go_on) with. `meanwhile` is called many times a second.
+    /// them to [go on](Self::go_on) with. `meanwhile` is called many times a second. An output that hangs in the system
+    /// beyond that is left to itself.
     pub fn end(self, within: Duration, mut meanwhile: impl FnMut()) -> Vec<Unwritten> {
         let deadline = Instant::now() + within;
         for running in &self.running {
             let _ = running.deadline.set(deadline);
             running.queue.close();
         }
-        while self.running.iter().any(|running| !running.thread.is_finished()) {
+        let hangs = |running: &Running| !running.thread.is_finished();
+        while self.running.iter().any(hangs) && Instant::now() < deadline + GRACE {
             meanwhile();
             std::thread::sleep(POLL);
         }
         let join = |running: Running| {
+            if hangs(&running) {
+                tracing::warn!("{}: it hangs, and is left to itself", running.name);
+                let batches = running.queue.rest();
+                return Unwritten { output: running.name, batches, meter: running.meter };
+            }
             let batches = running.thread.join().unwrap_or_else(|_| {
                 tracing::error!("{}: its thread has failed; this is a bug: please report it", running.name);
                 Vec::new()
@@ -182,7 +191,7 @@ impl Worker {
         let mut unwritten = Vec::new();
         loop {
             match self.queue.pop(TICK) {
-                Popped::Batch(batch) if !self.write(&batch) => {
+                Popped::Batch(batch) if self.is_late() || !self.write(&batch) => {
                     unwritten = self.queue.rest();
                     unwritten.insert(0, batch);
                     break;
@@ -201,6 +210,10 @@ impl Worker {
         unwritten
     }
 
+    fn is_late(&self) -> bool {
+        self.deadline.get().is_some_and(|deadline| Instant::now() >= *deadline)
+    }
+
     /// Writes a batch, however often that has to be tried, unless the time has come to end. Whether it is written.
     fn write(&mut self, batch: &Batch) -> bool {
         loop {
@@ -211,7 +224,7 @@ impl Worker {
                 }
                 Err(error) => self.meter.failed(self.name, &error.to_string()),
             }
-            if self.deadline.get().is_some_and(|deadline| Instant::now() >= *deadline) {
+            if self.is_late() {
                 return false;
             }
             if self.queue.is_closed() {
@@ -304,6 +317,39 @@ mod tests {
         assert_eq!((readings[0].offered, readings[0].dropped), (20, 20));
         assert_eq!(readings[0].trouble.as_deref(), Some("no room: make some"));
         assert_eq!(readings[1].dropped, 0);
+    }
+
+    /// Takes its time.
+    struct Slow(Duration);
+
+    impl Output for Slow {
+        fn write(&mut self, _batch: &Batch) -> Result<(), OutputError> {
+            std::thread::sleep(self.0);
+            Ok(())
+        }
+
+        fn tick(&mut self, _now: Instant) -> Result<(), OutputError> {
+            Ok(())
+        }
+
+        fn close(self: Box<Self>, _deadline: Instant) -> Result<(), OutputError> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn the_end_waits_neither_for_what_is_slow_nor_for_what_hangs() {
+        for (pace, least) in [(Duration::from_millis(40), 80), (Duration::from_secs(3600), 98)] {
+            let mut outputs = Outputs::new();
+            outputs.start("slow", Box::new(Slow(pace)), 100_000, Arc::default()).unwrap();
+            for _ in 0..100 {
+                outputs.send(&batch("a"));
+            }
+            let started = Instant::now();
+            let readings = outputs.close(Duration::from_millis(200));
+            assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
+            assert!(readings[0].dropped >= least, "{pace:?}: {} are counted as lost", readings[0].dropped);
+        }
     }
 
     #[test]

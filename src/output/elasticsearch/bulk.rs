@@ -32,7 +32,7 @@ pub enum Verdict {
 
 /// The id of a document: the same for the same bytes, and nobody can make two documents that share one.
 ///
-/// The first 128 bits of the BLAKE3 hash, in URL-safe base64. (SHA-256 would do as well, and costs ten times as much on a
+/// The first 128 bits of the BLAKE3 hash, in URL-safe base64. (SHA-256 would do as well, and costs seven times as much on a
 /// processor that has no instructions for it.)
 pub fn id(document: &[u8]) -> String {
     URL_SAFE_NO_PAD.encode(&blake3::hash(document).as_bytes()[..16])
