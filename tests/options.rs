@@ -22,7 +22,8 @@ use support::{Agent, RECORDING, eventually, json_lines, text};
 
 /// Each key, and where its effect is shown: a file and a function in it. That all of them get from a file to the monitor
 /// is shown by `every_option_reaches_the_monitor` in `src/config/tests.rs`.
-const EFFECTS: [(&str, &str, &str); 68] = [
+const EFFECTS: [(&str, &str, &str); 69] = [
+    ("agent.harden", GUEST_PRIVILEGES, "an_agent_can_be_told_to_keep_everything"),
     ("agent.name", "tests/agent.rs", "flows_of_different_runs_and_passes_have_different_names"),
     ("agent.nice", "tests/agent.rs", "numbers_are_told_on_demand"),
     ("agent.shutdown_timeout", HERE, "the_end_takes_no_longer_than_it_may"),
@@ -96,6 +97,7 @@ const EFFECTS: [(&str, &str, &str); 68] = [
 const HERE: &str = "tests/options.rs";
 const ELASTICSEARCH: &str = "tests/elasticsearch.rs";
 const GUEST_AGENT: &str = "tests/vm/src/bin/guest_tests/agent.rs";
+const GUEST_PRIVILEGES: &str = "tests/vm/src/bin/guest_tests/privileges.rs";
 const GUEST_OPTIONS: &str = "tests/vm/src/bin/guest_tests/options.rs";
 
 #[test]

@@ -227,7 +227,9 @@ socket.flow_termination_timeout: 50ms
 fn a_full_disk_is_left_for_another() -> Result<()> {
     let _web = WebServer::start(PORT)?;
     let _small = Small::mount()?;
-    let agent = agent(&format!("output.file.path: {SMALL}/documents.json\nsocket.flow_termination_timeout: 50ms\n"))?;
+    // Else no folder is open to it that was not configured at the start.
+    let open = "agent.harden: false\nsocket.flow_termination_timeout: 50ms\n";
+    let agent = agent(&format!("output.file.path: {SMALL}/documents.json\n{open}"))?;
     let mut pids = Vec::new();
     until("the file system is full", || {
         pids.push(curl()?.pid);
