@@ -6,6 +6,7 @@
 use std::error::Error;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::thread;
 
 use flate2::read::GzDecoder;
 use serde_json::{Value, json};
@@ -13,9 +14,12 @@ use serde_json::{Value, json};
 fn main() -> Result<(), Box<dyn Error>> {
     let port = std::env::args().nth(1).ok_or("which port?")?.parse()?;
     for stream in TcpListener::bind(("127.0.0.1", port))?.incoming() {
-        if let Err(error) = serve(stream?) {
-            println!("{}", json!({ "error": error.to_string() }));
-        }
+        let stream = stream?;
+        thread::spawn(move || {
+            if let Err(error) = serve(stream) {
+                println!("{}", json!({ "error": error.to_string() }));
+            }
+        });
     }
     Ok(())
 }
