@@ -3,11 +3,14 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use anyhow::{Context, Result, anyhow, ensure};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{Shutdown, shutdown};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
@@ -78,7 +81,11 @@ const WAITING: usize = RETURNS + 40;
 fn returns_that_the_kernel_set_no_room_aside_for() -> Result<()> {
     let tracefs = Tracefs::mount()?;
     let watch = Socktrail::flows(&["--stats", "--mask", "security_sock_graft", "--flow-termination-timeout", "3s"])?;
+    // Before Linux 5.13 a task that waits has its new descriptor already.
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, most.min(4 * WAITING as u64), most)?;
     let listener = Arc::new(TcpListener::bind("127.0.0.1:0")?);
+    let _end = Ended(Arc::clone(&listener));
     let there = listener.local_addr()?;
     let before = TcpStream::connect(there)?;
     let (_accepted, open) = listener.accept()?;
@@ -109,6 +116,15 @@ fn returns_that_the_kernel_set_no_room_aside_for() -> Result<()> {
     let told = number(&stats(&watch.stop()?)?, "/probe_misses")?;
     ensure!(told >= missed, "{told} of {missed} missed returns are told");
     Ok(())
+}
+
+/// Ends what still waits to accept, once it is dropped.
+struct Ended(Arc<TcpListener>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        shutdown(self.0.as_raw_fd(), Shutdown::Both).ok();
+    }
 }
 
 /// A thread that accepts one connection and answers it.
