@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use anyhow::{Context, Result, anyhow, ensure};
+use nix::libc;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{Shutdown, shutdown};
@@ -140,8 +141,9 @@ fn answer_one(listener: Arc<TcpListener>) -> Result<JoinHandle<Result<()>>> {
 /// How many of this process's threads sleep in accept(2).
 fn waiting_in_accept() -> Result<usize> {
     let threads = fs::read_dir("/proc/self/task")?.flatten();
-    let places = threads.filter_map(|thread| fs::read_to_string(thread.path().join("wchan")).ok());
-    Ok(places.filter(|place| place == "inet_csk_accept").count())
+    let calls = threads.filter_map(|thread| fs::read_to_string(thread.path().join("syscall")).ok());
+    let accept = libc::SYS_accept4.to_string();
+    Ok(calls.filter(|call| call.split(' ').next() == Some(&*accept)).count())
 }
 
 /// The last line of `--stats`.
