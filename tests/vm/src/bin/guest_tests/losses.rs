@@ -1,5 +1,6 @@
 //! What the rings had no room for, and what probes missed, is counted, and said of the flows that were open then.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -105,8 +106,14 @@ fn returns_that_the_kernel_set_no_room_aside_for() -> Result<()> {
         server.join().map_err(|_| anyhow!("a server panicked"))??;
     }
     let ours = json!(std::process::id());
+    let mut documents = Vec::new();
+    until("a document of each", || {
+        documents = watch.documents()?;
+        Ok(documents.iter().filter(|one| is_direction(one, "ingress")).count() >= WAITING)
+    })?;
+    let accepted: BTreeMap<_, _> = documents.iter().filter(|one| is_direction(one, "ingress")).map(by_source).collect();
     for client in clients {
-        let document = document(&watch, (client, there), "ingress")?;
+        let document = accepted.get(&Some(client)).with_context(|| format!("no document of {client}"))?;
         let owner = &document["process"]["pid"];
         ensure!(owner.is_null() || *owner == ours, "not ours: {document:#}");
     }
@@ -126,6 +133,10 @@ impl Drop for Ended {
     fn drop(&mut self) {
         shutdown(self.0.as_raw_fd(), Shutdown::Both).ok();
     }
+}
+
+fn by_source(document: &Value) -> (Option<SocketAddr>, &Value) {
+    (end(document, "source"), document)
 }
 
 /// A thread that accepts one connection and answers it.
@@ -180,10 +191,14 @@ fn signal(watch: &Socktrail, signal: Signal) -> Result<()> {
     kill(Pid::from_raw(watch.pid.cast_signed()), signal).with_context(|| format!("send {signal}"))
 }
 
+fn is_direction(document: &Value, direction: &str) -> bool {
+    document["network"]["direction"] == direction
+}
+
 fn document(watch: &Socktrail, (from, to): (SocketAddr, SocketAddr), direction: &str) -> Result<Value> {
     watch.wait_for(&format!("the document of {from} to {to}, {direction}"), |document| {
         end(document, "source") == Some(from)
             && end(document, "destination") == Some(to)
-            && document["network"]["direction"] == direction
+            && is_direction(document, direction)
     })
 }
