@@ -48,6 +48,8 @@ pub struct Stats {
     pub sensor_events_muted: u64,
     /// Locks forgotten before anybody unlocked them, to make room.
     pub locks_evicted: u64,
+    /// Sockets that are known at this moment.
+    pub sensor_sockets_live: u64,
     /// Sockets that found no room.
     pub sensor_sockets_refused: u64,
     /// Host names that could not be asked for.
@@ -198,7 +200,12 @@ impl Engine {
 
     /// What was counted so far.
     pub fn stats(&self) -> Stats {
-        Stats { locks_evicted: self.locks.evicted, reverse_lookups_unanswered: self.names.unanswered, ..self.stats }
+        Stats {
+            locks_evicted: self.locks.evicted,
+            sensor_sockets_live: self.sockets.len() as u64,
+            reverse_lookups_unanswered: self.names.unanswered,
+            ..self.stats
+        }
     }
 
     fn row(&mut self, id: SocketId, row: Row, what: What, time: KernelTime, now: Instant) {

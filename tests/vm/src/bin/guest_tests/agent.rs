@@ -37,7 +37,8 @@ const METRICS: &str = "127.0.0.1:9479";
 /// All kinds of documents, both outputs, numbers as soon as it is ready, and what is alive at the end.
 fn flows_events_and_sensors_reach_a_file_and_a_server() -> Result<()> {
     let (web, server) = (WebServer::start(PORT)?, BulkServer::start(0)?);
-    write("sensors.yaml", &sensor("web", PORT, ""))?;
+    write("sensors.yaml", &sensor("web", PORT, ", dns: true"))?;
+    let _hosts = Hosts::with(&format!("127.0.0.1 {HOST}\n"))?;
     let agent = agent(&format!(
         "events: {{actions: [connect, close], where: 'process.name == \"curl\"'}}
 sensors.files: [{FOLDER}/sensors.yaml]
@@ -119,9 +120,33 @@ fn of_sensor(action: &str, pid: u32) -> Wanted {
         ("/event/action", json!(format!("socket_{action}"))),
         ("/destination/ip", json!("127.0.0.1")),
         ("/destination/port", json!(PORT)),
+        ("/destination/domain", json!(HOST)),
+        ("/data/remote_host", json!(HOST)),
         ("/process/args/0", json!("curl")),
         ("/network/transport", json!("tcp")),
     ]
+}
+
+/// What this machine calls itself.
+const HOST: &str = "here.example.test";
+
+/// Another list of hosts, until it is dropped.
+struct Hosts(String);
+
+impl Hosts {
+    const PLACE: &str = "/etc/hosts";
+
+    fn with(text: &str) -> Result<Self> {
+        let before = fs::read_to_string(Self::PLACE).unwrap_or_default();
+        fs::write(Self::PLACE, text).context("write the list of hosts")?;
+        Ok(Self(before))
+    }
+}
+
+impl Drop for Hosts {
+    fn drop(&mut self) {
+        fs::write(Self::PLACE, &self.0).ok();
+    }
 }
 
 /// Outputs change while curl goes on: the document of each is in one of both files.
