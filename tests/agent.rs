@@ -81,6 +81,33 @@ fn a_signal_to_end_writes_what_was_taken_and_ends_in_time() {
     assert!(content.ends_with("}\n"));
 }
 
+/// Nobody answers at the host, so that what is spooled would be sent until the time is up.
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    let agent = Agent::configured(&format!(
+        "output.elasticsearch.hosts: ['http://127.0.0.1:1']\nspool.path: {FOLDER}/spool\nagent.shutdown_timeout: 10m\n"
+    ));
+    let running = agent.start(&["--stats", "--replay", RECORDING, "--replay-times", "1000000", "--replay-rate", "500"]);
+    running.wait_for_log("http://127.0.0.1:1");
+    running.signal(Signal::SIGTERM);
+    // Whether the first has been noticed is not to be seen from outside: both at once count as one.
+    let mut ended = false;
+    eventually("it ends", || {
+        ended = ended || running.has_ended();
+        if !ended {
+            running.signal(Signal::SIGTERM);
+        }
+        ended
+    });
+    let ended = running.finish();
+    assert!(ended.status.success(), "{}", ended.stderr);
+    assert!(
+        ended.stats()["outputs"][0]["pending"].as_u64() > Some(0),
+        "they wait for the next start: {}",
+        ended.stderr
+    );
+}
+
 #[test]
 fn a_changed_configuration_is_taken_over_without_a_gap_and_a_wrong_one_is_not() {
     let agent = Agent::configured(&format!("output.file.path: {FOLDER}/a.json\n"));

@@ -122,30 +122,38 @@ impl Outputs {
 
     /// Ends all of them: what was handed over is written, within the time given, or else counted as lost.
     pub fn close(self, within: Duration) -> Vec<Reading> {
+        self.close_while(within, || true)
+    }
+
+    /// The same, as long as `patience` says so; it is asked many times a second.
+    pub fn close_while(self, within: Duration, patience: impl FnMut() -> bool) -> Vec<Reading> {
         let lose = |unwritten: Unwritten| {
             unwritten.lose();
             unwritten.meter.read(unwritten.output)
         };
-        self.end(within, || ()).into_iter().map(lose).collect()
+        self.end(within, patience).into_iter().map(lose).collect()
     }
 
     /// Ends all of them, for others to take their place: what cannot be written within the time given is returned, for
-    /// them to [go on](Self::go_on) with. `meanwhile` is called many times a second. An output that hangs in the system
-    /// beyond that is left to itself.
-    pub fn end(self, within: Duration, mut meanwhile: impl FnMut()) -> Vec<Unwritten> {
+    /// them to [go on](Self::go_on) with. An output that hangs in the system beyond that, or when `patience` says that it is
+    /// enough, is left to itself.
+    pub fn end(self, within: Duration, mut patience: impl FnMut() -> bool) -> Vec<Unwritten> {
         let deadline = Instant::now() + within;
         for running in &self.running {
             let _ = running.deadline.set(deadline);
             running.queue.close();
         }
         let hangs = |running: &Running| !running.thread.is_finished();
-        while self.running.iter().any(hangs) && Instant::now() < deadline + GRACE {
-            meanwhile();
+        let mut until = deadline + GRACE;
+        while self.running.iter().any(hangs) && Instant::now() < until {
+            if !patience() {
+                until = until.min(Instant::now() + GRACE);
+            }
             std::thread::sleep(POLL);
         }
         let join = |running: Running| {
             if hangs(&running) {
-                tracing::warn!("{}: it hangs, and is left to itself", running.name);
+                tracing::warn!("{}: it is not done yet, and is left to itself", running.name);
                 let batches = running.queue.rest();
                 return Unwritten { output: running.name, batches, meter: running.meter };
             }
@@ -353,6 +361,16 @@ mod tests {
     }
 
     #[test]
+    fn the_end_waits_no_longer_than_there_is_patience() {
+        let mut outputs = Outputs::new();
+        outputs.start("slow", Box::new(Slow(Duration::from_secs(3600))), 1000, Arc::default()).unwrap();
+        outputs.send(&batch("a"));
+        let started = Instant::now();
+        outputs.close_while(Duration::from_secs(3600), || started.elapsed() < Duration::from_millis(50));
+        assert!(started.elapsed() < Duration::from_secs(60), "{:?}", started.elapsed());
+    }
+
+    #[test]
     fn what_one_could_not_write_another_goes_on_with() {
         let mut before = Outputs::new();
         let meter = Arc::<Meter>::default();
@@ -363,7 +381,10 @@ mod tests {
             before.send(&batch(text));
         }
         let mut meanwhile = 0;
-        let unwritten = before.end(Duration::from_millis(100), || meanwhile += 1);
+        let unwritten = before.end(Duration::from_millis(100), || {
+            meanwhile += 1;
+            true
+        });
         assert!(meanwhile > 3);
         assert_eq!(meter.dropped.get(), 0);
         let gone = Arc::clone(&unwritten[1].meter);

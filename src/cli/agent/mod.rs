@@ -96,7 +96,10 @@ impl Agent<'_> {
         loop {
             for ask in self.asked.pending() {
                 match ask {
-                    Ask::End if self.deadline.is_some() => return Ok(Status::Success),
+                    Ask::End if self.deadline.is_some() => {
+                        self.deadline = Some(Instant::now());
+                        return Ok(Status::Success);
+                    }
                     Ask::End => self.begin_to_end(),
                     Ask::Reload => self.reload()?,
                     Ask::Tell => self.tell(),
@@ -155,7 +158,10 @@ impl Agent<'_> {
                 self.tell_of_changes(&loaded);
                 self.hand_over();
                 let notify = &mut self.notify;
-                let unwritten = std::mem::take(&mut self.outputs).end(CHANGE, || notify.feed_watchdog(Instant::now()));
+                let unwritten = std::mem::take(&mut self.outputs).end(CHANGE, || {
+                    notify.feed_watchdog(Instant::now());
+                    true
+                });
                 self.outputs = match wire::start(&loaded.config, &self.meters) {
                     Ok(outputs) => {
                         self.documents.configure(&loaded.config)?;
@@ -204,7 +210,9 @@ impl Agent<'_> {
         let now = Instant::now();
         let deadline = self.deadline.unwrap_or(now);
         let outputs = std::mem::take(&mut self.outputs);
-        let readings = outputs.close(deadline.saturating_duration_since(now));
+        let asked = &mut self.asked;
+        let within = deadline.saturating_duration_since(now);
+        let readings = outputs.close_while(within, || !asked.pending().contains(&Ask::End));
         for reading in &readings {
             if reading.dropped > 0 {
                 tracing::warn!("{}: {} documents were lost", reading.output, reading.dropped);
