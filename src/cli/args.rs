@@ -54,6 +54,9 @@ pub enum Command {
     Unlock(UnlockArgs),
     /// Installs index templates and a lifecycle policy in Elasticsearch
     Setup(SetupArgs),
+    /// Writes manual pages and completions for shells into a folder; for packages
+    #[command(hide = true)]
+    Generate(GenerateArgs),
     /// Checks a configuration, or shows what it comes down to
     Config(ConfigArgs),
 }
@@ -398,6 +401,13 @@ pub struct SetupArgs {
     /// Sets a key over the file and the environment; may be given several times
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
+}
+
+/// `socktrail generate`.
+#[derive(Debug, Args)]
+pub struct GenerateArgs {
+    /// The folder; it is made where it is missing
+    pub folder: PathBuf,
 }
 
 /// `socktrail config`.

@@ -10,6 +10,7 @@ mod events;
 mod exit;
 mod failure;
 mod flows;
+mod generate;
 mod interrupt;
 mod layout;
 mod log;
@@ -47,6 +48,7 @@ pub fn main() -> Status {
         Command::Layout(args) => layout::run(&args, io::stdout().lock()),
         Command::Agent(args) => agent::run(&args, cli.quiet),
         Command::Setup(args) => setup::run(args, io::stdout().lock()),
+        Command::Generate(args) => generate::run(&args, command()),
         Command::Config(args) => config::run(args, io::stdout().lock()),
         Command::Doctor(args) => doctor::run(&args, io::stdout().lock()),
         Command::Sensors(args) => sensors::run(&args, cli.quiet),
@@ -56,8 +58,11 @@ pub fn main() -> Status {
 }
 
 fn parse() -> Result<Cli, clap::Error> {
-    let command = Cli::command().after_help(Status::help());
-    Cli::from_arg_matches(&command.try_get_matches()?)
+    Cli::from_arg_matches(&command().try_get_matches()?)
+}
+
+fn command() -> clap::Command {
+    Cli::command().after_help(Status::help())
 }
 
 fn fail(error: &anyhow::Error) -> Status {

@@ -13,6 +13,9 @@ pub use port::{ALL_PORTS, Port};
 /// The file of the initramfs that holds the command that the guest is to run.
 pub const COMMAND_FILE: &str = "/etc/vm-command";
 
+/// The kernel argument that makes systemd, of the package of this name, process 1 of the guest.
+pub const SYSTEMD: &str = "socktrail.systemd";
+
 /// The folder of the guest that comes back to the host.
 pub const OUT_DIR: &str = "/out";
 

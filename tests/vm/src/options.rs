@@ -58,6 +58,9 @@ pub struct RunOptions {
     /// A Debian package to unpack in the guest, with everything it depends on; no maintainer script runs.
     #[arg(long = "package", value_name = "DEBIAN_PACKAGE")]
     pub packages: Vec<String>,
+    /// Let systemd (with --package systemd) be process 1 and manage services while the command runs beside it.
+    #[arg(long)]
+    pub systemd: bool,
     /// An example of the library to put into the guest's PATH, such as `embed`; may be repeated.
     #[arg(long = "example", value_name = "NAME")]
     pub examples: Vec<String>,

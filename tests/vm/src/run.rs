@@ -3,6 +3,7 @@
 use std::io;
 
 use anyhow::Result;
+use socktrail_vm::SYSTEMD;
 
 use crate::binaries::{Profile, Program};
 use crate::guest::{Guest, Outcome};
@@ -12,8 +13,12 @@ use crate::options::RunOptions;
 pub fn run(options: &RunOptions) -> Result<u8> {
     let mut programs = vec![Program::Socktrail];
     programs.extend(options.examples.iter().cloned().map(Program::Example));
+    let mut machine = options.machine.clone();
+    if options.systemd {
+        machine.append = Some([machine.append.as_deref().unwrap_or_default(), SYSTEMD].join(" "));
+    }
     let guest = Guest {
-        machine: &options.machine,
+        machine: &machine,
         packages: &options.packages,
         programs: &programs,
         profile: Profile::Guest,

@@ -5,17 +5,24 @@ mod command;
 mod ports;
 mod setup;
 
-use std::process::ExitCode;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use nix::sys::reboot::{RebootMode, reboot};
+use socktrail_vm::SYSTEMD;
+
+/// The argument of the process that runs the command where process 1 is systemd.
+const BESIDE_SYSTEMD: &str = "--beside-systemd";
 
 fn main() -> ExitCode {
-    if std::process::id() != 1 {
+    let beside_systemd = std::env::args().nth(1).is_some_and(|argument| argument == BESIDE_SYSTEMD);
+    if std::process::id() != 1 && !beside_systemd {
         eprintln!("vm-init is process 1 of a guest; on a host use `cargo vm run`");
         return ExitCode::FAILURE;
     }
-    if let Err(error) = run() {
+    let result = if beside_systemd { run_command() } else { run() };
+    if let Err(error) = result {
         eprintln!("vm-init: {error:#}");
     }
     // What the host has not acknowledged, it reports as a guest that ended early.
@@ -29,6 +36,16 @@ fn main() -> ExitCode {
 /// Everything between power on and power off.
 fn run() -> Result<()> {
     setup::machine()?;
+    if std::fs::read_to_string("/proc/cmdline")?.split_ascii_whitespace().any(|word| word == SYSTEMD) {
+        Command::new("/init").arg(BESIDE_SYSTEMD).spawn().context("start the command's process")?;
+        // Only comes back when it fails.
+        return Err(Command::new("/lib/systemd/systemd").exec()).context("become systemd");
+    }
+    run_command()
+}
+
+/// What is the same whoever is process 1.
+fn run_command() -> Result<()> {
     let ports = ports::open()?;
     command::run(ports)
 }
