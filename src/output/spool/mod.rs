@@ -62,6 +62,8 @@ pub struct Spool {
     place: Place,
     position: Position,
     memory: Memory,
+    /// The documents from the disk that are being sent.
+    on_their_way: Option<OnTheirWay>,
     meter: Arc<Meter>,
     /// What is written next.
     buffer: Vec<u8>,
@@ -78,6 +80,15 @@ struct Memory {
     first: u64,
     /// Whether some of them are being sent.
     lent: bool,
+}
+
+/// Documents that are being sent.
+#[derive(Debug)]
+struct OnTheirWay {
+    segment: u64,
+    count: u64,
+    /// Whether their segment was dropped meanwhile: unless they arrive they are lost.
+    dropped: bool,
 }
 
 /// Documents to be sent next.
@@ -129,6 +140,7 @@ impl Spool {
             place,
             position,
             memory: Memory::default(),
+            on_their_way: None,
             meter,
             buffer: Vec::new(),
             window: Vec::new(),
@@ -175,6 +187,7 @@ impl Spool {
         match chunk.end {
             End::Memory(end) => self.memory.forget(end),
             End::Disk(place) => {
+                self.on_their_way = None;
                 if let Some(segment) = self.segments.front_mut().filter(|segment| segment.number == place.segment) {
                     segment.left = segment.left.saturating_sub(chunk.batch.len() as u64);
                 }
@@ -192,6 +205,7 @@ impl Spool {
     /// # Errors
     /// The disk cannot take it.
     pub fn close(&mut self) -> Result<(), OutputError> {
+        self.give_up();
         let freed = self.free_memory();
         self.meter.spool_dropped.add(self.memory.documents.len());
         self.memory.forget(u64::MAX);
@@ -315,15 +329,26 @@ impl Spool {
     fn make_room(&mut self, length: u64) {
         while self.size() + length > self.options.max_size && self.segments.len() > 1 {
             let Some(oldest) = self.segments.pop_front() else { return };
-            self.meter.spool_dropped.add(usize::try_from(oldest.left).unwrap_or(usize::MAX));
+            let mut lost = oldest.left;
+            if let Some(on_their_way) = self.on_their_way.as_mut().filter(|it| it.segment == oldest.number) {
+                on_their_way.dropped = true;
+                lost = lost.saturating_sub(on_their_way.count);
+            }
+            self.meter.spool_dropped.add(usize::try_from(lost).unwrap_or(usize::MAX));
             tracing::warn!(
                 "the spool {} is full: {} documents were dropped; make spool.max_size larger, or the server faster",
                 self.folder.path().display(),
-                oldest.left
+                lost
             );
             let _ = self.folder.remove(oldest.number);
             self.place = self.place.max(Place { segment: oldest.number + 1, offset: 0 });
         }
+    }
+
+    /// Counts as lost what has not arrived and is not on disk any more.
+    fn give_up(&mut self) {
+        let lost = self.on_their_way.take().filter(|it| it.dropped).map_or(0, |it| it.count);
+        self.meter.spool_dropped.add(usize::try_from(lost).unwrap_or(usize::MAX));
     }
 
     fn size(&self) -> u64 {
@@ -368,6 +393,8 @@ impl Spool {
                 Some((Found::Damage, damaged)) => self.set_aside(number, start, &rest[..damaged])?,
                 Some((Found::Document(..), _)) => {
                     let (batch, taken) = gather(rest, documents, bytes);
+                    self.give_up();
+                    self.on_their_way = Some(OnTheirWay { segment: number, count: batch.len() as u64, dropped: false });
                     let end = Place { segment: number, offset: start + taken as u64 };
                     return Ok(Some(Chunk { batch, end: End::Disk(end) }));
                 }

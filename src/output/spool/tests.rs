@@ -164,17 +164,25 @@ fn of_a_batch_that_the_disk_takes_in_part_the_rest_waits_in_memory() {
     assert_eq!(rest(&mut spool), (0..32).collect::<Vec<_>>());
 }
 
+/// What is on its way counts as lost only if it does not arrive.
 #[test]
 fn what_is_being_sent_may_be_dropped_meanwhile() {
-    let folder = tempfile::tempdir().unwrap();
-    let small = SpoolOptions { segment_size: 500, max_size: 1500, ..options(&folder) };
-    let mut spool = Spool::open(small, Arc::default()).unwrap();
-    spool.push(&batch(0..5)).unwrap();
-    let chunk = spool.next(5, 1 << 20).unwrap().unwrap();
-    (5..100).for_each(|number| spool.push(&batch([number])).unwrap());
-    spool.done(&chunk).unwrap();
-    let left = rest(&mut spool);
-    assert!(left[0] > 5 && left.last() == Some(&99), "{left:?}");
+    for arrives in [true, false] {
+        let folder = tempfile::tempdir().unwrap();
+        let meter = Arc::<Meter>::default();
+        let small = SpoolOptions { segment_size: 500, max_size: 1500, ..options(&folder) };
+        let mut spool = Spool::open(small, Arc::clone(&meter)).unwrap();
+        spool.push(&batch(0..5)).unwrap();
+        let chunk = spool.next(4, 1 << 20).unwrap().unwrap();
+        (5..100).for_each(|number| spool.push(&batch([number])).unwrap());
+        if arrives {
+            spool.done(&chunk).unwrap();
+        }
+        let left = rest(&mut spool);
+        assert!(left[0] > 5 && left.last() == Some(&99), "{left:?}");
+        let arrived = if arrives { 4 } else { 0 };
+        assert_eq!(meter.spool_dropped.get() as usize + left.len() + arrived, 100);
+    }
 }
 
 /// A crash may cut a write off anywhere.
