@@ -41,7 +41,8 @@ impl BulkServer {
                     Ok((stream, _)) => {
                         let taken = Arc::clone(&taken);
                         thread::spawn(move || {
-                            if let Err(error) = serve(stream, &taken) {
+                            // It is told before the connection is closed: a client may ask as soon as that is.
+                            if let Err(error) = serve(&stream, &taken) {
                                 locked(&taken).violation = Some(format!("{error:#}"));
                             }
                         });
@@ -79,7 +80,7 @@ fn locked(taken: &Mutex<Taken>) -> std::sync::MutexGuard<'_, Taken> {
 }
 
 /// Answers one request after the other until the client goes.
-fn serve(stream: TcpStream, taken: &Mutex<Taken>) -> Result<()> {
+fn serve(stream: &TcpStream, taken: &Mutex<Taken>) -> Result<()> {
     stream.set_nonblocking(false)?;
     let mut stream = BufReader::new(stream);
     while let Some((first, body)) = request(&mut stream)? {
@@ -87,7 +88,8 @@ fn serve(stream: TcpStream, taken: &Mutex<Taken>) -> Result<()> {
         let items = locked(taken).take(&body)?;
         let answer = json!({ "items": items }).to_string();
         let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", answer.len());
-        stream.get_mut().write_all((head + &answer).as_bytes())?;
+        let mut answering: &TcpStream = stream.get_ref();
+        answering.write_all((head + &answer).as_bytes())?;
     }
     Ok(())
 }
