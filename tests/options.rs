@@ -67,7 +67,7 @@ const EFFECTS: [(&str, &str, &str); 69] = [
     ("sensors.files", GUEST_AGENT, "flows_events_and_sensors_reach_a_file_and_a_server"),
     ("sensors.profiles", HERE, "sensor_files_are_checked_with_the_configuration"),
     ("socket.clock_max_drift", GUEST_OPTIONS, "how_far_the_wall_clock_may_move"),
-    ("socket.clock_sync_period", "tests/config.rs", "the_options_of_auditbeat_are_ok_as_they_are"),
+    ("socket.clock_sync_period", GUEST_OPTIONS, "how_often_clocks_are_compared"),
     ("socket.dns.af_packet.interface", GUEST_OPTIONS, "where_names_are_listened_to"),
     ("socket.dns.af_packet.snaplen", "dns/tests/capture.rs", "long_datagrams_are_cut"),
     ("socket.dns.enabled", GUEST_OPTIONS, "where_names_are_listened_to"),

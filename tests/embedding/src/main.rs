@@ -67,7 +67,7 @@ fn run() -> Result<()> {
     drop(first);
     let left = groups(&tracefs)?;
     expect(left.len() == 1 && left.is_subset(&both), &format!("one group of {both:?} is left, not {left:?}"))?;
-    expect(threads()? == threads_of_one, "its threads are gone")?;
+    expect(threads_become(threads_of_one)?, "its threads are gone")?;
 
     let ends = converse()?;
     let mut wanted = Wanted { ends, seen: 0, deadline: Instant::now() + PATIENCE };
@@ -78,7 +78,7 @@ fn run() -> Result<()> {
     expect(second.flows().count() < 100, "a monitor that was stopped comes to its end")?;
     drop(second);
     expect(groups(&tracefs)?.is_empty(), "no probe is left")?;
-    expect(threads()? == 1, "no thread is left")
+    expect(threads_become(1)?, "no thread is left")
 }
 
 /// An error is a value, says what was wrong, and ends nothing but the start.
@@ -152,6 +152,18 @@ fn groups(tracefs: &Path) -> Result<BTreeSet<String>> {
 /// How many threads this process has.
 fn threads() -> Result<usize> {
     Ok(fs::read_dir("/proc/self/task")?.count())
+}
+
+/// Whether this process comes to have so many: who is waited for has ended, and is in the kernel's list a moment longer.
+fn threads_become(count: usize) -> Result<bool> {
+    let deadline = Instant::now() + PATIENCE;
+    while threads()? != count {
+        if Instant::now() > deadline {
+            return Ok(false);
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(true)
 }
 
 fn expect(holds: bool, what: &str) -> Result<()> {

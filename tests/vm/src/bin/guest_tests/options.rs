@@ -21,6 +21,7 @@ tests![
     where_the_layout_comes_from,
     where_names_are_listened_to,
     how_far_the_wall_clock_may_move,
+    how_often_clocks_are_compared,
     the_disk_gets_it_when_it_should,
 ];
 
@@ -116,6 +117,25 @@ fn how_far_the_wall_clock_may_move() -> Result<()> {
         ensure!((time(&document, "/event/start")? > half_an_hour) == follows, "{document:#}");
         agent.stop()?;
     }
+    Ok(())
+}
+
+/// Where programs cannot read the kernel's clock, each comparison begins threads, which the kernel counts; so it does
+/// after privileges were given up.
+fn how_often_clocks_are_compared() -> Result<()> {
+    let tracefs = Tracefs::mount()?;
+    let threads = |period: &str| -> Result<u64> {
+        let agent = agent(&format!("socket: {{mask: [use_clockid], clock_sync_period: {period}}}\n"))?;
+        let begun = tracefs.hits("wake_up_new_task", || {
+            std::thread::sleep(Duration::from_secs(2));
+            Ok(())
+        })?;
+        ensure!(!agent.log().contains("clock cannot be compared"), "{}", agent.log());
+        agent.stop()?;
+        Ok(begun)
+    };
+    let [often, seldom] = [threads("100ms")?, threads("1h")?];
+    ensure!(often >= seldom + 10, "{often} threads with every 100 ms, {seldom} with every hour");
     Ok(())
 }
 
