@@ -1,6 +1,5 @@
 //! The probes of one process, and what earlier ones left behind.
 
-use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -8,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::owner::Owner;
 use crate::probe::{Line, check_name, line};
-use crate::symbols;
+use crate::symbols::Addresses;
 use crate::tracefs::{forbidden, forbids};
 use crate::{Error, Fetch, Format, Resolver, Target, Tracefs};
 
@@ -22,7 +21,7 @@ pub struct Group {
     name: String,
     events: Arc<KprobeEvents>,
     /// Where functions begin that [`Group::learn`] has looked up.
-    addresses: BTreeMap<String, u64>,
+    addresses: Addresses,
 }
 
 /// Hits and misses of one probe, from `kprobe_profile`.
@@ -51,13 +50,13 @@ impl Group {
         events.sweep(prefix);
         let owner = Owner::this().map_err(|source| Error::io("reading /proc/self/stat", source))?;
         let name = owner.group(prefix, GROUPS.fetch_add(1, Ordering::Relaxed));
-        Ok(Self { name, events, addresses: BTreeMap::new() })
+        Ok(Self { name, events, addresses: Addresses::default() })
     }
 
     /// Looks functions up all at once, on kernels that take long to do so for each probe. What is not found is left to the
     /// kernel.
     pub fn learn(&mut self, functions: &[&str]) {
-        self.addresses = symbols::addresses(functions);
+        self.addresses = Addresses::of(functions);
     }
 
     /// The group's name.
@@ -89,9 +88,8 @@ impl Group {
         let features = self.events.tracefs.features();
         let line = |place: &str| line(&self.name, name, function, place, at_return, fetches, resolver, features);
         let by_name = line(function)?;
-        let address = self.addresses.get(function).map(|address| format!("{address:#x}"));
-        let by_address = address.and_then(|address| line(&address).ok());
-        let is_added = by_address.is_some_and(|line| self.events.add(name, function, &line).is_ok());
+        let quicker = self.addresses.place(function, at_return.is_some()).and_then(|place| line(&place).ok());
+        let is_added = quicker.is_some_and(|line| self.events.add(name, function, &line).is_ok());
         if !is_added {
             self.events.add(name, function, &by_name)?;
         }

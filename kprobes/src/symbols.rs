@@ -1,7 +1,7 @@
 //! Where kernel functions begin, for kernels that take long to find that out.
 //!
 //! Before Linux 6.1 a kernel looks for a function's name among all its hundred thousand, and does so four times for each
-//! probe: together some 90 million instructions. Reading the whole list once takes less than two probes do.
+//! probe: together some 100 million instructions. Reading the list of functions once takes less than two probes do.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
@@ -9,13 +9,34 @@ use std::io::{BufRead, BufReader};
 
 /// The kernel fills it at once.
 const BUFFER: usize = 64 << 10;
+/// Where the kernel's functions begin: a symbol among the first, so that it is quickly found.
+const FIRST: &str = "_stext";
+/// The line where they end; more than half of the list comes after it.
+const END: &[u8] = b" _etext\n";
 
-/// The addresses of those of `functions` that have one, if that is of use to the kernel that runs here.
-pub(crate) fn addresses(functions: &[&str]) -> BTreeMap<String, u64> {
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    match File::open("/proc/kallsyms") {
-        Ok(list) if is_slow(&release) => parse(BufReader::with_capacity(BUFFER, list), functions),
-        _ => BTreeMap::new(),
+/// Where functions begin.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Addresses(BTreeMap<String, u64>);
+
+impl Addresses {
+    /// Those of `functions` that have one, if that is of use to the kernel that runs here.
+    pub(crate) fn of(functions: &[&str]) -> Self {
+        let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        match File::open("/proc/kallsyms") {
+            Ok(list) if is_slow(&release) => Self(parse(BufReader::with_capacity(BUFFER, list), functions)),
+            _ => Self::default(),
+        }
+    }
+
+    /// What a probe's line can have in the function's place, for the kernel to find it quickly.
+    pub(crate) fn place(&self, function: &str, at_return: bool) -> Option<String> {
+        let address = *self.0.get(function)?;
+        if !at_return {
+            return Some(format!("{address:#x}"));
+        }
+        // A return is probed by a symbol only, but any will do that has the function's first instruction behind it.
+        let first = *self.0.get(FIRST)?;
+        Some(format!("{FIRST}+{}", address.checked_sub(first)?))
     }
 }
 
@@ -29,12 +50,12 @@ fn is_slow(release: &str) -> bool {
 /// Lines such as `ffffffff81a4ab80 T ip_local_out`. A name that two functions have is of neither; and who may not know
 /// addresses is told that all are 0.
 fn parse(mut list: impl BufRead, functions: &[&str]) -> BTreeMap<String, u64> {
-    let wanted: HashSet<&[u8]> = functions.iter().map(|function| function.as_bytes()).collect();
+    let wanted: HashSet<&[u8]> = functions.iter().chain([&FIRST]).map(|function| function.as_bytes()).collect();
     let mut found: BTreeMap<&[u8], Vec<u64>> = BTreeMap::new();
     let mut line = Vec::new();
     while list.read_until(b'\n', &mut line).is_ok_and(|read| read > 0) {
-        // Functions of modules come last, with the name of the module behind.
-        if line.contains(&b'\t') {
+        // Functions of modules have the module's name behind.
+        if line.ends_with(END) || line.contains(&b'\t') {
             break;
         }
         if let Some((address, name)) = function(&line)
@@ -68,18 +89,34 @@ mod tests {
         ffffffff81a4ab80 T ip_local_out\n\
         ffffffff81a5ab80 t twice\n\
         ffffffff81a6ab80 t twice\n\
-        ffffffff81b6ab80 D data\n\
-        ffffffffc0000000 t ip_rcv\t[module]\n";
+        ffffffff81b6ab80 D data\n";
+    const ASKED: [&str; 5] = ["ip_local_out", "twice", "data", "tcp_init", "absent"];
 
     #[test]
     fn functions_of_one_place_have_an_address() {
-        let found = parse(LIST.as_bytes(), &["ip_local_out", "twice", "data", "ip_rcv", "absent"]);
-        assert_eq!(found, BTreeMap::from([("ip_local_out".to_owned(), 0xffff_ffff_81a4_ab80)]));
+        let found = BTreeMap::from([
+            ("_stext".to_owned(), 0xffff_ffff_8100_0000),
+            ("ip_local_out".to_owned(), 0xffff_ffff_81a4_ab80),
+        ]);
+        for after in
+            ["", "ffffffff82000000 T _etext\nffffffff82a6ab80 t tcp_init\n", "ffffffffc0000000 t tcp_init\t[module]\n"]
+        {
+            assert_eq!(parse(format!("{LIST}{after}").as_bytes(), &ASKED), found, "{after}");
+        }
     }
 
     #[test]
     fn hidden_addresses_are_none() {
-        assert!(parse("0000000000000000 T ip_local_out\n".as_bytes(), &["ip_local_out"]).is_empty());
+        assert!(parse("0000000000000000 T ip_local_out\n".as_bytes(), &ASKED).is_empty());
+    }
+
+    #[test]
+    fn a_return_is_found_from_the_first_function() {
+        let addresses = Addresses(parse(LIST.as_bytes(), &ASKED));
+        assert_eq!(addresses.place("ip_local_out", false).unwrap(), "0xffffffff81a4ab80");
+        assert_eq!(addresses.place("ip_local_out", true).unwrap(), "_stext+10791808");
+        assert_eq!(addresses.place("twice", true), None);
+        assert_eq!(0xffff_ffff_8100_0000_u64 + 10_791_808, 0xffff_ffff_81a4_ab80);
     }
 
     #[test]
