@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 pub use socktrail_dns::Endpoint;
 use socktrail_dns::Learned;
 
+use crate::loss::LossCause;
 use crate::socket_event::step::Step;
 
 /// Nanoseconds on the kernel's trace clock (`CLOCK_MONOTONIC` where the kernel takes it). Not wall time.
@@ -100,8 +101,10 @@ pub enum EventKind {
     Unreadable(Unreadable),
     /// Somebody's query for a name was answered. It happens to the host, not in a task.
     Name(Arc<Learned>),
-    /// The source lost samples of one CPU before this moment.
+    /// Samples were lost before this moment.
     Lost {
+        /// Where.
+        cause: LossCause,
         /// How many.
         count: u64,
     },

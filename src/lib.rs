@@ -39,7 +39,7 @@
 //!   process is never ended.
 //! - Every [`Error`] names the thing, the cause and, where there is one, the remedy.
 //! - Memory is bounded. What finds no room is counted, in the kernel ([`Stats::lost_by_cpu`](monitor::Stats::lost_by_cpu))
-//!   as well as here ([`Stats::flows_dropped`](monitor::Stats::flows_dropped)).
+//!   as well as here ([`Stats::flows_dropped`](monitor::Stats::flows_dropped)), and told as it happens: [`loss`].
 //! - Time and tracefs can be given: [`Options::time`](monitor::Options::time),
 //!   [`Options::tracefs_path`](monitor::Options::tracefs_path).
 //!
@@ -57,6 +57,7 @@ pub mod event;
 pub mod filter;
 pub mod flow;
 pub mod host;
+pub mod loss;
 pub mod monitor;
 pub mod output;
 pub mod privileges;

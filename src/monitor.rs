@@ -28,11 +28,13 @@ use socktrail_kprobes::Waker;
 use crate::clock::Clock;
 use crate::error::Error;
 use crate::event::{Event, KernelTime};
+use crate::loss::Loss;
 use crate::recording::Waiting;
 use crate::state::{Config, State};
 
 mod builder;
 mod keeper;
+mod losses;
 pub(crate) mod names;
 mod options;
 mod prepared;
@@ -49,6 +51,7 @@ pub use received::{Handler, Iter, Received};
 pub use stats::Stats;
 
 use keeper::Keeper;
+use losses::Teller;
 use prepared::Watch;
 use reader::Reader;
 use stats::{Counts, locked};
@@ -64,6 +67,7 @@ const NAME_QUEUE: usize = 4096;
 #[derive(Debug)]
 pub struct Monitor {
     results: Receiver<Received>,
+    losses: Receiver<Loss>,
     stopping: Arc<AtomicBool>,
     waker: Waker,
     name_waker: Option<socktrail_dns::Waker>,
@@ -99,12 +103,16 @@ impl Monitor {
         Prepared::new(options)?.start()
     }
 
-    /// The next flow, waited for at most `timeout`.
+    /// The next flow, or what else was asked for, waited for at most `timeout`.
     pub fn recv(&self, timeout: Duration) -> Received {
+        if let Ok(loss) = self.losses.try_recv() {
+            return Received::Loss(loss);
+        }
         match self.results.recv_timeout(timeout) {
             Ok(received) => received,
             Err(RecvTimeoutError::Timeout) => Received::Idle,
-            Err(RecvTimeoutError::Disconnected) => Received::Ended,
+            // The last losses are told at the very end.
+            Err(RecvTimeoutError::Disconnected) => self.losses.try_recv().map_or(Received::Ended, Received::Loss),
         }
     }
 
@@ -142,6 +150,7 @@ impl Monitor {
         let (to_state, from_reader) = samples(options);
         let (to_reader, from_state) = bounded(options.perf_queue_size.div_ceil(BATCH) + 1);
         let (to_user, results) = bounded(options.flow_queue_size);
+        let (losses_to_user, losses) = bounded(options.lost_queue_size);
         let (names_to_state, names) = bounded(NAME_QUEUE);
         let (learning, is_ready) = bounded(0);
         let stopping = Arc::new(AtomicBool::new(false));
@@ -183,6 +192,7 @@ impl Monitor {
             waiting: Waiting::default(),
             watches_calls: !options.socket_events.is_empty(),
             results: to_user,
+            losses: Teller::new(losses_to_user),
             counts: Arc::clone(&counts),
             learning: Some(learning),
         };
@@ -195,7 +205,8 @@ impl Monitor {
             stopping: Arc::clone(&stopping),
             counts: Arc::clone(&counts),
         });
-        let mut monitor = Self { results, stopping, waker, name_waker, threads: Vec::new(), counts, summary, clock };
+        let mut monitor =
+            Self { results, losses, stopping, waker, name_waker, threads: Vec::new(), counts, summary, clock };
         monitor.threads.push(thread("socktrail-state", move || keeper.run())?);
         monitor.threads.push(thread("socktrail-rings", move || reader.run())?);
         if let Some(listener) = listener {

@@ -358,10 +358,13 @@ fn setup_installs_templates_and_a_policy() {
     let agent = agent(&[server.url()], "");
     let output = agent.command(&["setup", "--config"]);
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert_eq!(said, "index templates socktrail-flow, socktrail-event, socktrail-sensor; lifecycle policy socktrail\n");
+    assert_eq!(
+        said,
+        "index templates socktrail-flow, socktrail-event, socktrail-sensor, socktrail-loss; lifecycle policy socktrail\n"
+    );
     let seen = server.seen();
     let puts: Vec<_> = seen.others.iter().filter(|(method, ..)| method == "PUT").map(|(_, path, _)| &**path).collect();
-    let templates = ["flow", "event", "sensor"].map(|kind| format!("/_index_template/socktrail-{kind}"));
+    let templates = ["flow", "event", "sensor", "loss"].map(|kind| format!("/_index_template/socktrail-{kind}"));
     assert_eq!(puts[0], "/_ilm/policy/socktrail");
     assert_eq!(puts[1..], templates);
 }

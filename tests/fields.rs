@@ -8,10 +8,11 @@ use std::sync::{Arc, OnceLock};
 use serde_json::Value;
 use socktrail::agent::Agent;
 use socktrail::clock::{Clock, Readings, Timestamp};
-use socktrail::ecs::{Context, Directions, network_flow};
+use socktrail::ecs::{Context, Directions, loss, network_flow};
 use socktrail::event::{Credentials, Endpoint, Transport};
 use socktrail::flow::{Counters, Direction, Flow, Inexact, Outcome, Owner, Reason};
 use socktrail::host::{Boot, Host, Os};
+use socktrail::loss::{Loss, LossCause};
 use socktrail::process::{Details, Image, Process};
 use socktrail::users::Names;
 
@@ -49,6 +50,22 @@ fn fields_of_socket_events_are_on_the_page() {
     assert_eq!(missing, Vec::<&String>::new());
     let of_agents_alone = "event.sequence";
     let invented: Vec<_> = events.iter().filter(|field| !there.contains(*field) && *field != of_agents_alone).collect();
+    assert_eq!(invented, Vec::<&String>::new());
+}
+
+#[test]
+fn fields_of_losses_are_on_the_page() {
+    let (flows, losses) = (named("## Flows"), named("## Losses"));
+    let host = Host::default();
+    let agent = Agent::of(&host);
+    let clock = Clock::from_readings(Readings { kernel: 0, boot: 0, wall: Timestamp::from_unix_nanos(0) });
+    let context = Context { host: &host, agent: &agent, clock, names: &(), directions: Directions::Ingress };
+    let lost = Loss { cause: LossCause::Ring { cpu: 1 }, count: 1, first: 1, last: 1 };
+    let there = fields(&serde_json::to_value(loss(&lost, &context)).unwrap());
+    let missing: Vec<_> = there.iter().filter(|field| !flows.contains(*field) && !losses.contains(*field)).collect();
+    assert_eq!(missing, Vec::<&String>::new());
+    let of_agents_alone = "event.sequence";
+    let invented: Vec<_> = losses.iter().filter(|field| !there.contains(*field) && *field != of_agents_alone).collect();
     assert_eq!(invented, Vec::<&String>::new());
 }
 

@@ -78,7 +78,7 @@ const EFFECTS: [(&str, &str, &str); 69] = [
     ("socket.flow_report_interval", HERE, "flows_end_and_are_reported_when_they_should"),
     ("socket.flow_termination_timeout", HERE, "closed_flows_and_idle_sockets_go_when_they_should"),
     ("socket.guess_timeout", GUEST_OPTIONS, "where_the_layout_comes_from"),
-    ("socket.lost_queue_size", "tests/config.rs", "the_options_of_auditbeat_are_ok_as_they_are"),
+    ("socket.lost_queue_size", "src/monitor/losses.rs", "a_full_queue_joins_losses_and_forgets_none"),
     ("socket.mask", GUEST_OPTIONS, "what_is_watched"),
     ("socket.max_flows", HERE, "tables_are_no_larger_than_they_may_be"),
     ("socket.max_processes", HERE, "tables_are_no_larger_than_they_may_be"),

@@ -108,6 +108,10 @@ pub struct FlowsArgs {
     #[arg(long, value_name = "N", default_value_t = defaults().perf_queue_size)]
     pub perf_queue_size: usize,
 
+    /// How many reports of losses may wait; beyond, they are joined
+    #[arg(long, value_name = "N", default_value_t = defaults().lost_queue_size)]
+    pub lost_queue_size: usize,
+
     /// Live flows at most; beyond, those closest to their end are written early
     #[arg(long, value_name = "N", default_value_t = defaults().max_flows)]
     pub max_flows: usize,

@@ -71,6 +71,7 @@ fn options(args: FlowsArgs) -> Options {
     options.ring_size_exponent = args.ring_size_exponent;
     options.flow_report_interval = args.flow_report_interval.map(Duration::from);
     options.perf_queue_size = args.perf_queue_size;
+    options.lost_queue_size = args.lost_queue_size;
     options.max_flows = args.max_flows;
     options.max_sockets = args.max_sockets;
     options.max_processes = args.max_processes;
@@ -190,6 +191,7 @@ fn pump<W: Write>(
                     break;
                 }
             }
+            Received::Loss(loss) => tracing::warn!("{loss}"),
             Received::Idle if lines.is_unflushed() => lines.flush()?,
             Received::Idle if (ends.reader_is_gone)() => break,
             Received::Idle | Received::Name(_) | Received::Socket(_) | Received::Existing(_) => {}

@@ -19,14 +19,9 @@ pub struct Checked {
     pub notes: Vec<(String, String)>,
 }
 
-/// Looks at the whole. `is_set` says whether someone has set a key.
-pub fn check(config: &Config, is_set: impl Fn(&str) -> bool) -> Checked {
+/// Looks at the whole.
+pub fn check(config: &Config) -> Checked {
     let mut checked = Checked::default();
-    let unused = "socket.lost_queue_size";
-    if is_set(unused) {
-        let note = "is accepted and has no effect: losses are counted where they happen, and wait in no queue";
-        checked.notes.push((unused.to_owned(), note.to_owned()));
-    }
     if let Err(Error::Option { name, problem }) = config.monitor().validate() {
         checked.problems.push((key_of(name), problem));
     }

@@ -133,7 +133,7 @@ impl Loader {
         let origin = |key: &str| origins.get(key).map_or(Origin::Default, |origin| (*origin).clone());
 
         let config = extract(figment, &keys, origin, &mut problems);
-        let checked = check::check(&config, |key| origins.contains_key(key));
+        let checked = check::check(&config);
         problems.extend(checked.problems.into_iter().map(|(key, problem)| Problem::of(origin(&key), &key, problem)));
         if !problems.is_empty() {
             problems.sort_by(|one, other| one.origin.cmp(&other.origin));

@@ -56,7 +56,7 @@ pub struct Socket {
     pub socket_inactive_timeout: Time,
     /// How many samples may wait to be taken in.
     pub perf_queue_size: usize,
-    /// Without effect: losses are counted where they happen, and wait in no queue.
+    /// How many reports of losses may wait; beyond, they are joined.
     pub lost_queue_size: usize,
     /// Each CPU's ring has 2^n pages.
     pub ring_size_exponent: u8,
@@ -141,7 +141,7 @@ impl Default for Socket {
             flow_termination_timeout: options.flow_termination_timeout.into(),
             socket_inactive_timeout: options.socket_inactive_timeout.into(),
             perf_queue_size: options.perf_queue_size,
-            lost_queue_size: 128,
+            lost_queue_size: options.lost_queue_size,
             ring_size_exponent: options.ring_size_exponent,
             clock_max_drift: options.clock_max_drift.into(),
             clock_sync_period: options.clock_sync_period.into(),
@@ -185,6 +185,7 @@ impl Config {
             flow_termination_timeout: socket.flow_termination_timeout.into(),
             socket_inactive_timeout: socket.socket_inactive_timeout.into(),
             perf_queue_size: socket.perf_queue_size,
+            lost_queue_size: socket.lost_queue_size,
             ring_size_exponent: socket.ring_size_exponent,
             clock_max_drift: socket.clock_max_drift.into(),
             clock_sync_period: socket.clock_sync_period.into(),

@@ -226,10 +226,12 @@ fn a_file_that_cannot_be_read_is_named() {
 }
 
 #[test]
-fn what_is_accepted_without_effect_is_said() {
-    let written = file("a.yml", "socket.lost_queue_size: 256\n");
+fn what_is_worth_knowing_is_said() {
+    let written = file("a.yml", "output.elasticsearch:\n  hosts: ['http://localhost:9200']\n  api_key: 'a:b'\n");
     let notes = written.loader().load().unwrap().notes;
     assert_eq!(notes.len(), 1);
-    assert!(notes[0].to_string().contains(":1: socket.lost_queue_size: is accepted and has no effect"));
+    assert!(
+        notes[0].to_string().contains(":2: output.elasticsearch.hosts: the password or API key is sent unencrypted")
+    );
     assert_eq!(Loader::new().load().unwrap().notes, []);
 }

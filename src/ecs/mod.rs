@@ -20,6 +20,7 @@
 mod endpoint;
 mod event;
 mod identity;
+mod loss;
 mod network;
 mod network_flow;
 mod process;
@@ -33,6 +34,7 @@ use crate::agent::Agent;
 use crate::clock::Clock;
 use crate::flow::Flow;
 use crate::host::Host;
+use crate::loss::Loss;
 use crate::sensors::SensorEvent;
 use crate::socket_event::SocketEvent;
 use crate::users::Names;
@@ -41,6 +43,7 @@ pub use endpoint::Endpoint;
 pub(crate) use event::errno_name;
 pub use event::{ErrorFields, EventFields};
 pub use identity::{Effective, Group, User};
+pub use loss::{LossDocument, LossEventFields, LossFields, LossOwn};
 pub use network::Network;
 pub use network_flow::{Ecs, FlowFields, NetworkFlow, Related, Service};
 pub use process::{Container, Parent, Process};
@@ -114,4 +117,9 @@ pub fn socket_event<'a>(event: &'a SocketEvent, context: &Context<'a>) -> Socket
 /// The document of a sensor event: sysinspect's form as it is, and ECS around it.
 pub fn sensor_event<'a>(event: &'a SensorEvent, context: &Context<'a>) -> SensorDocument<'a> {
     SensorDocument::new(event, context)
+}
+
+/// The document of a loss.
+pub fn loss<'a>(loss: &Loss, context: &Context<'a>) -> LossDocument<'a> {
+    LossDocument::new(loss, context)
 }

@@ -6,9 +6,11 @@ use std::sync::atomic::Ordering;
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 use socktrail_dns::Learned;
 
+use super::losses::Teller;
 use super::stats::{Counts, locked};
 use super::{Batch, Received};
-use crate::event::Event;
+use crate::event::{Event, KernelTime};
+use crate::loss::{Loss, LossCause};
 use crate::proc;
 use crate::recording::Waiting;
 use crate::state::State;
@@ -27,6 +29,7 @@ pub(super) struct Keeper {
     /// Whether socket events are made.
     pub(super) watches_calls: bool,
     pub(super) results: Sender<Received>,
+    pub(super) losses: Teller,
     pub(super) counts: Arc<Counts>,
     /// Dropped once what was there before is known.
     pub(super) learning: Option<Sender<()>>,
@@ -44,7 +47,7 @@ impl Keeper {
         if self.watches_calls {
             let existing = proc::existing_sockets().into_iter();
             let existing = existing.map(|(socket, pid)| self.state.adopt_event_socket(socket, pid)).collect();
-            self.hand_over(Received::Existing(existing));
+            self.hand_over(Received::Existing(existing), 0);
         }
         self.learning = None;
         let mut now = 0;
@@ -60,11 +63,13 @@ impl Keeper {
                 self.state.expire(now);
             }
             self.look_up();
-            self.hand_out();
+            self.hand_out(now);
+            self.losses.tell(now);
             *locked(&self.counts.state) = self.state.stats();
         }
         self.state.shutdown();
-        self.hand_out();
+        self.hand_out(now);
+        self.losses.tell(KernelTime::MAX);
         *locked(&self.counts.state) = self.state.stats();
     }
 
@@ -78,20 +83,22 @@ impl Keeper {
         }
     }
 
-    fn hand_out(&mut self) {
+    fn hand_out(&mut self, now: KernelTime) {
         let flows = self.state.finished().map(|flow| Received::Flow(Box::new(flow))).collect::<Vec<_>>();
         let names = self.state.names().map(|name| Received::Name(Box::new(name)));
         let results = flows.into_iter().chain(names).collect::<Vec<_>>();
-        results.into_iter().for_each(|result| self.hand_over(result));
+        results.into_iter().for_each(|result| self.hand_over(result, now));
         let events = self.state.socket_events().map(|event| Received::Socket(Box::new(event))).collect::<Vec<_>>();
-        events.into_iter().for_each(|event| self.hand_over(event));
+        events.into_iter().for_each(|event| self.hand_over(event, now));
+        self.state.losses().for_each(|loss| self.losses.add(loss));
     }
 
-    fn hand_over(&self, result: Received) {
+    fn hand_over(&mut self, result: Received, now: KernelTime) {
         match self.results.try_send(result) {
             Ok(()) => {}
             Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
                 self.counts.dropped.fetch_add(1, Ordering::Relaxed);
+                self.losses.add(Loss { cause: LossCause::Results, count: 1, first: now, last: now });
             }
         }
     }

@@ -37,6 +37,9 @@ pub struct Options {
     pub perf_queue_size: usize,
     /// How many flows may wait for whoever receives them.
     pub flow_queue_size: usize,
+    /// How many [losses](crate::loss::Loss) may wait for whoever receives them. While there is no room, those of one cause are
+    /// joined into one: then it is told less closely when they happened, and none is forgotten.
+    pub lost_queue_size: usize,
     /// See [`Config::max_flows`].
     pub max_flows: usize,
     /// See [`Config::max_sockets`].
@@ -84,6 +87,7 @@ impl Default for Options {
             ring_size_exponent: 7,
             perf_queue_size: 4096,
             flow_queue_size: 65_536,
+            lost_queue_size: 128,
             max_flows: config.max_flows,
             max_sockets: config.max_sockets,
             max_processes: config.max_processes,
@@ -112,6 +116,7 @@ impl Options {
         within("ring_size_exponent", self.ring_size_exponent.into(), 1, 14)?;
         size("perf_queue_size", self.perf_queue_size)?;
         size("flow_queue_size", self.flow_queue_size)?;
+        size("lost_queue_size", self.lost_queue_size)?;
         size("max_flows", self.max_flows)?;
         size("max_sockets", self.max_sockets)?;
         size("max_processes", self.max_processes)?;

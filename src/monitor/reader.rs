@@ -13,6 +13,7 @@ use super::stats::{Counts, locked};
 use super::{BATCH, Batch};
 use crate::clock::{Clock, Readings, TimeSource};
 use crate::event::{Event, EventKind, KernelTime};
+use crate::loss::LossCause;
 use crate::probes::Feature;
 
 /// How long samples may rest in a ring that has not reached its watermark.
@@ -84,7 +85,8 @@ impl Reader {
         self.counts.malformed.fetch_add(drained.malformed, Ordering::Relaxed);
         let until = if until == u64::MAX { rings.now() } else { until };
         if missed > 0 {
-            events.push(Event { time: until, pid: 0, tid: 0, kind: EventKind::Lost { count: missed } });
+            let kind = EventKind::Lost { cause: LossCause::Probes, count: missed };
+            events.push(Event { time: until, pid: 0, tid: 0, kind });
         }
         gone |= self.to_state.send(Batch { events, until: Some(until) }).is_err();
         (!gone).then_some(drained.backlog)

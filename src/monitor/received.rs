@@ -6,11 +6,14 @@ use std::time::Duration;
 use super::Monitor;
 use crate::clock::Clock;
 use crate::flow::Flow;
+use crate::loss::Loss;
 use crate::socket_event::{Socket, SocketEvent};
 use crate::state::NameLearned;
 
 /// How long [`Monitor::run`] waits before it says that nothing came.
 const PAUSE: Duration = Duration::from_millis(100);
+/// How often an iterator that waits looks for losses.
+const ROUND: Duration = Duration::from_secs(1);
 
 /// What [`Monitor::recv`] brings.
 #[derive(Debug)]
@@ -24,6 +27,8 @@ pub enum Received {
     /// The sockets that were there before the monitor, where [`Options::socket_events`](super::Options::socket_events)
     /// asks for any: once, before any [`Received::Socket`].
     Existing(Box<[Socket]>),
+    /// Something was missed. Comes before what else waits, at most once a second for each cause.
+    Loss(Loss),
     /// Nothing within the time given.
     Idle,
     /// The monitor has stopped and everything was handed out.
@@ -60,6 +65,12 @@ pub trait Handler {
         ControlFlow::Continue(())
     }
 
+    /// Something was missed.
+    fn loss(&mut self, loss: Loss, clock: Clock) -> ControlFlow<()> {
+        let _ = (loss, clock);
+        ControlFlow::Continue(())
+    }
+
     /// Nothing came for a tenth of a second: time to flush, or to see whether to go on.
     fn idle(&mut self) -> ControlFlow<()> {
         ControlFlow::Continue(())
@@ -75,6 +86,7 @@ impl Monitor {
                 Received::Name(name) => handler.name(*name, self.clock()),
                 Received::Socket(event) => handler.socket_event(*event, self.clock()),
                 Received::Existing(sockets) => handler.existing_sockets(sockets.into_vec()),
+                Received::Loss(loss) => handler.loss(loss, self.clock()),
                 Received::Idle => handler.idle(),
                 Received::Ended => return,
             };
@@ -111,7 +123,13 @@ impl Iterator for Iter<'_> {
     type Item = Received;
 
     fn next(&mut self) -> Option<Received> {
-        self.monitor.results.recv().ok()
+        loop {
+            match self.monitor.recv(ROUND) {
+                Received::Idle => {}
+                Received::Ended => return None,
+                received => return Some(received),
+            }
+        }
     }
 }
 

@@ -17,11 +17,13 @@ pub enum Kind {
     Event = 2,
     /// What a sensor noticed.
     Sensor = 3,
+    /// What was missed.
+    Loss = 4,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Flow, Self::Event, Self::Sensor];
+    pub const ALL: [Self; 4] = [Self::Flow, Self::Event, Self::Sensor, Self::Loss];
 
     /// As it stands in names of indices.
     pub const fn name(self) -> &'static str {
@@ -29,6 +31,7 @@ impl Kind {
             Self::Flow => "flow",
             Self::Event => "event",
             Self::Sensor => "sensor",
+            Self::Loss => "loss",
         }
     }
 

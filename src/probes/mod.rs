@@ -23,6 +23,7 @@ use socktrail_kprobes::{
 pub use self::call_table::CALLS;
 pub use self::table::{Feature, Probe, TABLE};
 use crate::event::{Event, EventKind, Packet, Unreadable};
+use crate::loss::LossCause;
 use crate::socket_event::Actions;
 
 /// `AF_INET`; ABI.
@@ -214,7 +215,10 @@ impl Probes {
                     }
                 }
             }
-            Record::Lost { time, count, .. } => Some(Event { time, pid: 0, tid: 0, kind: EventKind::Lost { count } }),
+            Record::Lost { time, cpu, count } => {
+                let kind = EventKind::Lost { cause: LossCause::Ring { cpu }, count };
+                Some(Event { time, pid: 0, tid: 0, kind })
+            }
             _ => None,
         }
     }

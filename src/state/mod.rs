@@ -43,6 +43,7 @@ use self::wheel::Wheel;
 use crate::event::{Event, EventKind, Fork, KernelTime};
 use crate::filter::Filter;
 use crate::flow::{Flow, Reason};
+use crate::loss::{Loss, Losses};
 use crate::process::Process;
 use crate::socket_event::{Actions, Socket, SocketEvent};
 
@@ -171,6 +172,7 @@ pub struct State {
     socket_events: SocketEvents,
     finished: Vec<Flow>,
     names: Vec<NameLearned>,
+    losses: Losses,
     stats: Stats,
 }
 
@@ -191,6 +193,7 @@ impl State {
             socket_events: SocketEvents::new(config.socket_events, config.own_pid, config.max_sockets),
             finished: Vec::new(),
             names: Vec::new(),
+            losses: Losses::default(),
             stats: Stats::default(),
             config,
         }
@@ -224,7 +227,8 @@ impl State {
             EventKind::SocketReleased { sock } => self.closed(now, *sock, false),
             EventKind::SocketFreed { sock } => self.closed(now, *sock, true),
             EventKind::Step(step) => self.socket_events.step(event, step, &mut self.processes),
-            EventKind::Lost { count } => {
+            EventKind::Lost { cause, count } => {
+                self.losses.add(Loss { cause: *cause, count: *count, first: now, last: now });
                 self.stats.samples_lost = self.stats.samples_lost.saturating_add(*count);
                 self.last_loss = Some(now);
             }
@@ -259,6 +263,11 @@ impl State {
     /// Takes the names that were learned since the last call, if they are to be handed out.
     pub fn names(&mut self) -> std::vec::Drain<'_, NameLearned> {
         self.names.drain(..)
+    }
+
+    /// Takes what the source lost since the last call: one entry for each cause.
+    pub fn losses(&mut self) -> std::vec::Drain<'_, Loss> {
+        self.losses.drain()
     }
 
     fn forked(&mut self, parent: u32, fork: Fork) {

@@ -8,6 +8,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::event::{Endpoint, Fork, Packet, Segments, Size, TcpState, Transport, Tuple, Unreadable, Way};
+use crate::loss::LossCause;
 
 const SECOND: u64 = 1_000_000_000;
 const LIMIT: usize = 12;
@@ -58,7 +59,7 @@ fn kinds() -> impl Strategy<Value = EventKind> {
         }),
         2 => socks().prop_map(|sock| EventKind::SocketReleased { sock }),
         1 => socks().prop_map(|sock| EventKind::SocketFreed { sock }),
-        1 => (1..9_u64).prop_map(|count| EventKind::Lost { count }),
+        1 => (1..9_u64).prop_map(|count| EventKind::Lost { cause: LossCause::Probes, count }),
         1 => (socks(), tuples(), any::<bool>()).prop_map(|(sock, tuple, ports)| EventKind::Unreadable(Unreadable {
             net: tuple.net,
             transport: Transport::Tcp,

@@ -24,7 +24,7 @@ const BATCH: usize = 512;
 /// Bytes of them at most, save for the last document.
 pub const BATCH_BYTES: usize = 256 * 1024;
 
-/// Makes documents of flows, of socket events, and of what sensors say to them.
+/// Makes documents of flows, of socket events, of what sensors say to them, and of losses.
 pub struct Documents {
     host: Host,
     identity: Identity,
@@ -39,6 +39,8 @@ pub struct Documents {
     events: u64,
     /// Documents of sensors so far.
     sensor_events: u64,
+    /// Documents of losses so far.
+    losses: u64,
 }
 
 impl Documents {
@@ -62,6 +64,7 @@ impl Documents {
             batch: Batch::with_capacity(BATCH_BYTES),
             events: 0,
             sensor_events: 0,
+            losses: 0,
         };
         documents.configure(config)?;
         Ok(documents)
@@ -93,6 +96,13 @@ impl Documents {
                 self.events += 1;
                 document.event.sequence = Some(self.events);
                 push(batch, Kind::Event, &document);
+            }
+            Received::Loss(loss) => {
+                tracing::warn!("{loss}");
+                let mut document = ecs::loss(loss, &context);
+                self.losses += 1;
+                document.event.sequence = Some(self.losses);
+                push(batch, Kind::Loss, &document);
             }
             _ => {}
         }

@@ -111,6 +111,7 @@ const FIELDS: [(&str, &str); 4] = [
         "long",
         "event.duration source.port source.packets source.bytes destination.port destination.packets destination.bytes
          client.port client.packets client.bytes server.port server.packets server.bytes network.packets network.bytes
+         socktrail.loss.count socktrail.loss.cpu event.sequence
          process.pid process.parent.pid process.args_count system.audit.socket.uid system.audit.socket.gid
          system.audit.socket.euid system.audit.socket.egid",
     ),

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::event::Unreadable;
+use crate::loss::LossCause;
 
 #[test]
 fn a_loss_marks_the_flows_that_were_open() {
@@ -10,13 +11,15 @@ fn a_loss_marks_the_flows_that_were_open() {
     story.wait(6);
     assert!(!story.only().inexact.samples_lost);
     story.conversation(CURL, 0xb, tuple(40001, 80));
-    story.say(0, EventKind::Lost { count: 7 });
+    story.say(0, EventKind::Lost { cause: LossCause::Ring { cpu: 3 }, count: 7 });
     story.wait(6);
     assert!(story.only().inexact.samples_lost);
     story.conversation(CURL, 0xc, tuple(40002, 80));
     story.wait(6);
     assert!(!story.only().inexact.samples_lost);
     assert_eq!(story.state.stats().samples_lost, 7);
+    let told: Vec<_> = story.state.losses().map(|loss| (loss.cause, loss.count)).collect();
+    assert_eq!(told, [(LossCause::Ring { cpu: 3 }, 7)]);
 }
 
 #[test]

@@ -1,9 +1,9 @@
 //! The agent: real traffic, from the kernel to a file and to a server.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
@@ -14,17 +14,18 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::helpers::bulk::BulkServer;
-use crate::helpers::document::{Wanted, expect};
+use crate::helpers::document::{Wanted, expect, number};
 use crate::helpers::patience::until;
 use crate::helpers::process::{Finished, Process};
 use crate::helpers::socktrail::Socktrail;
-use crate::helpers::traffic::Connection;
+use crate::helpers::traffic::{Connection, on_cpu};
 use crate::helpers::web::WebServer;
 
 tests![
     flows_events_and_sensors_reach_a_file_and_a_server,
     a_reload_misses_no_flow,
     locked_events_of_sensors_are_unlocked,
+    losses_become_documents,
     a_full_disk_loses_nothing,
     a_full_disk_is_left_for_another,
     a_read_only_disk_is_named,
@@ -271,6 +272,43 @@ fn a_full_disk_is_left_for_another() -> Result<()> {
         let times = before.iter().chain(&after).filter(|document| document["process"]["pid"] == pid).count();
         ensure!(times == 1, "{times} documents of {pid}:\n{}", ended.log);
     }
+    Ok(())
+}
+
+/// What found no room while the agent stood still is said in documents, as often as the agent counts it.
+fn losses_become_documents() -> Result<()> {
+    const CPU: usize = 1;
+    const DATAGRAMS: usize = 2000;
+    let path = format!("{FOLDER}/documents.json");
+    let agent = agent(&format!("socket.ring_size_exponent: 1\noutput.file.path: {path}\n"))?;
+    let signal = |signal| kill(Pid::from_raw(agent.pid.cast_signed()), signal);
+    on_cpu(CPU, || {
+        let (from, to) = (UdpSocket::bind("127.0.0.1:0")?, UdpSocket::bind("127.0.0.1:0")?);
+        signal(Signal::SIGSTOP)?;
+        for _ in 0..DATAGRAMS {
+            from.send_to(b"x", to.local_addr()?)?;
+            to.recv(&mut [0])?;
+        }
+        signal(Signal::SIGCONT)?;
+        // A loss is told with the first sample that finds room again.
+        from.send_to(b"x", to.local_addr()?)?;
+        Ok(())
+    })?;
+    let of_ring = |document: &Value| document["socktrail"]["loss"]["cause"] == "ring";
+    until("a document of the loss", || Ok(read(&path)?.iter().any(of_ring)))?;
+    let ended = agent.end(Signal::SIGTERM)?;
+    ensure!(ended.log.contains("samples found no room in the ring of CPU 1"), "{}", ended.log);
+    let mut said = BTreeMap::new();
+    for document in read(&path)?.iter().filter(|document| of_ring(document)) {
+        ensure!(document["event"]["kind"] == "pipeline_error", "{document:#}");
+        let cpu = number(document, "/socktrail/loss/cpu")?.to_string();
+        *said.entry(cpu).or_default() += number(document, "/socktrail/loss/count")?;
+    }
+    let (_, stats) = ended.log.rsplit_once("stats ").context("no line of statistics")?;
+    let stats: Value = serde_json::from_str(stats.lines().next().unwrap_or_default())?;
+    let counted: BTreeMap<String, u64> = serde_json::from_value(stats["lost_by_cpu"].clone())?;
+    ensure!(said == counted, "{said:?} is said, {counted:?} counted");
+    ensure!(said.get("1").is_some_and(|count| *count > DATAGRAMS as u64 / 2), "of {DATAGRAMS}: {said:?}");
     Ok(())
 }
 

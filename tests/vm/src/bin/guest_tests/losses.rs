@@ -61,7 +61,10 @@ fn a_full_ring() -> Result<()> {
         ensure!(document["flow"]["inexact"].is_null(), "nothing was lost any more: {document:#}");
     }
 
-    let stats = stats(&watch.stop()?)?;
+    let watched = watch.stop()?;
+    let said = format!("samples found no room in the ring of CPU {CPU}");
+    ensure!(watched.log.contains(&said), "{}", watched.log);
+    let stats = stats(&watched)?;
     let lost = number(&stats, "/samples_lost")?;
     let misses = number(&stats, "/probe_misses")?;
     let by_cpu = stats["lost_by_cpu"].as_object().context("losses by CPU")?;

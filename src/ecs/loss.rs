@@ -1,0 +1,135 @@
+//! The document of a loss: that, where and when other documents are missing or tell too little.
+
+use serde::Serialize;
+
+use super::{Context, ECS_VERSION, Ecs, Service};
+use crate::agent::Agent;
+use crate::clock::{Millis, Timestamp};
+use crate::host::Host;
+use crate::loss::{Loss, LossCause};
+
+/// A loss as an ECS document. Serialize it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LossDocument<'a> {
+    /// When the last of it was noticed.
+    #[serde(rename = "@timestamp")]
+    pub timestamp: Millis,
+    /// What this is.
+    pub event: LossEventFields,
+    /// The loss in a sentence, with the remedy.
+    pub message: String,
+    /// `socktrail.*`.
+    pub socktrail: LossOwn,
+    /// What kind of service the data is of.
+    pub service: Service,
+    /// Where it was seen.
+    pub host: &'a Host,
+    /// Who saw it.
+    pub agent: &'a Agent,
+    /// The schema.
+    pub ecs: Ecs,
+}
+
+/// `event.*` of a loss.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct LossEventFields {
+    /// `pipeline_error`.
+    pub kind: &'static str,
+    /// `loss`.
+    pub action: &'static str,
+    /// `[network]`.
+    pub category: [&'static str; 1],
+    /// `[error]`.
+    #[serde(rename = "type")]
+    pub kinds: [&'static str; 1],
+    /// `system`.
+    pub module: &'static str,
+    /// `socket`.
+    pub dataset: &'static str,
+    /// When the first of it was noticed.
+    pub start: Timestamp,
+    /// When the last of it was.
+    pub end: Timestamp,
+    /// Counts up within a run, where the writer counts: it tells losses apart that are alike in everything.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sequence: Option<u64>,
+}
+
+/// `socktrail.*` of a loss.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct LossOwn {
+    /// `socktrail.loss.*`.
+    pub loss: LossFields,
+}
+
+/// `socktrail.loss.*`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct LossFields {
+    /// `ring`, `probes` or `results`.
+    pub cause: LossCause,
+    /// How much.
+    pub count: u64,
+    /// Whose ring was full.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<u32>,
+}
+
+impl<'a> LossDocument<'a> {
+    pub(super) fn new(loss: &Loss, context: &Context<'a>) -> Self {
+        let (start, end) = (context.clock.wall(loss.first), context.clock.wall(loss.last));
+        let cpu = match loss.cause {
+            LossCause::Ring { cpu } => Some(cpu),
+            _ => None,
+        };
+        Self {
+            timestamp: end.millis(),
+            event: LossEventFields {
+                kind: "pipeline_error",
+                action: "loss",
+                category: ["network"],
+                kinds: ["error"],
+                module: "system",
+                dataset: "socket",
+                start,
+                end,
+                sequence: None,
+            },
+            message: loss.to_string(),
+            socktrail: LossOwn { loss: LossFields { cause: loss.cause, count: loss.count, cpu } },
+            service: Service { kind: "system" },
+            host: context.host,
+            agent: context.agent,
+            ecs: Ecs { version: ECS_VERSION },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{json, to_value};
+
+    use super::*;
+    use crate::clock::{Clock, Readings};
+    use crate::ecs::{self, Directions};
+
+    #[test]
+    fn a_loss_names_cause_count_and_moments() {
+        let (host, directions) = (Host::default(), Directions::Ingress);
+        let agent = Agent::of(&host);
+        let clock = Clock::from_readings(Readings { kernel: 0, boot: 0, wall: Timestamp::default() });
+        let context = Context { host: &host, agent: &agent, clock, names: &(), directions };
+        let document = |cause| {
+            let loss = Loss { cause, count: 7, first: 1_000_000_000, last: 2_500_000_000 };
+            to_value(ecs::loss(&loss, &context)).unwrap()
+        };
+        let ring = document(LossCause::Ring { cpu: 3 });
+        assert_eq!(ring["@timestamp"], "1970-01-01T00:00:02.500Z");
+        assert_eq!(ring["event"]["kind"], "pipeline_error");
+        assert_eq!(ring["event"]["start"], "1970-01-01T00:00:01.000000000Z");
+        assert_eq!(ring["socktrail"]["loss"], json!({"cause": "ring", "count": 7, "cpu": 3}));
+        let said =
+            "7 samples found no room in the ring of CPU 3: a larger ring_size_exponent gives each ring more room";
+        assert_eq!(ring["message"], said);
+        assert_eq!(document(LossCause::Probes)["socktrail"]["loss"], json!({"cause": "probes", "count": 7}));
+    }
+}
