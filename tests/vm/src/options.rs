@@ -130,6 +130,9 @@ pub struct TestOptions {
     /// Run every test on every kernel of the matrix.
     #[arg(long)]
     pub full: bool,
+    /// Also run the tests that take many minutes, and that others leave out.
+    #[arg(long)]
+    pub long: bool,
     /// How many guests run at once; each keeps one processor busy [default: as many as there are processors].
     #[arg(long, value_parser = clap::value_parser!(u8).range(1..))]
     pub jobs: Option<u8>,

@@ -197,7 +197,7 @@ fn tested(options: &TestOptions, boot: Boot, kept: Option<&Kept>) -> Result<Opti
         additions: &[],
         out: Some(out.path()),
         timeout: options.timeout,
-        command: &command(boot.tests, options.filter.as_deref())?,
+        command: &command(boot.tests, options.filter.as_deref(), options.long)?,
     };
     let [stdout, stderr]: [Box<dyn Write + Send>; 2] = match kept {
         Some(kept) => [Box::new(kept.clone()), Box::new(kept.clone())],
@@ -214,9 +214,12 @@ fn tested(options: &TestOptions, boot: Boot, kept: Option<&Kept>) -> Result<Opti
 }
 
 /// The command line of the tests in the guest.
-fn command(tests: Tests, filter: Option<&str>) -> Result<String> {
+fn command(tests: Tests, filter: Option<&str>, long: bool) -> Result<String> {
     let mut command = tests.prefixes().map_or_else(String::new, |names| format!("{TESTS_VARIABLE}='{names}' "));
     command.push_str("guest-tests");
+    if long {
+        command.push_str(" --include-ignored");
+    }
     if let Some(filter) = filter {
         if !filter.chars().all(|c| c.is_ascii_alphanumeric() || "_:".contains(c)) {
             bail!("`{filter}` is no part of a test's name");
@@ -356,7 +359,15 @@ mod tests {
     use super::*;
 
     fn options(kernels: &[Kernel], arch: Option<Arch>) -> TestOptions {
-        TestOptions { kernels: kernels.to_vec(), arch, full: false, jobs: None, timeout: Duration::ZERO, filter: None }
+        TestOptions {
+            kernels: kernels.to_vec(),
+            arch,
+            full: false,
+            long: false,
+            jobs: None,
+            timeout: Duration::ZERO,
+            filter: None,
+        }
     }
 
     fn boot(kernel: Kernel, arch: Arch, tests: Tests) -> Boot {
@@ -390,10 +401,11 @@ mod tests {
 
     #[test]
     fn a_filter_is_no_shell_command() {
-        assert_eq!(command(Tests::All, Some("boot::lo")).unwrap(), "guest-tests boot::lo");
+        assert_eq!(command(Tests::All, Some("boot::lo"), false).unwrap(), "guest-tests boot::lo");
+        assert_eq!(command(Tests::All, Some("boot::lo"), true).unwrap(), "guest-tests --include-ignored boot::lo");
         let kernels = "GUEST_TESTS='boot:: layout:: flows:: events:: sensors::' guest-tests";
-        assert_eq!(command(Tests::Kernels, None).unwrap(), kernels);
-        assert!(command(Tests::All, Some("x; reboot")).is_err());
+        assert_eq!(command(Tests::Kernels, None, false).unwrap(), kernels);
+        assert!(command(Tests::All, Some("x; reboot"), false).is_err());
     }
 
     #[test]

@@ -5,12 +5,17 @@ use libtest_mimic::{Failed, Trial};
 
 use crate::known;
 
-/// Defines a module's `tests()`: one test for each function named, called `module::function`.
+/// Defines a module's `tests()`: one test for each function named, called `module::function`. Those behind `long:` run when
+/// they are asked for (`--long`).
 macro_rules! tests {
-    ($($function:ident),* $(,)?) => {
+    ($($function:ident),* $(,)? $(; long: $($long:ident),*)?) => {
         /// The tests of this subject.
         pub(crate) fn tests() -> Vec<libtest_mimic::Trial> {
-            vec![$(crate::harness::trial(module_path!(), stringify!($function), $function)),*]
+            let trial = |name, test| crate::harness::trial(module_path!(), name, test);
+            vec![
+                $(trial(stringify!($function), $function),)*
+                $($(trial(stringify!($long), $long).with_ignored_flag(true),)*)?
+            ]
         }
     };
 }

@@ -13,11 +13,15 @@ use crate::helpers::socktrail::Socktrail;
 use crate::helpers::tracefs::Tracefs;
 use crate::lifetime::refusal;
 
-tests![a_tracefs_that_is_read_only, kprobes_that_are_switched_off, a_hundred_ends_without_warning];
+tests![
+    a_tracefs_that_is_read_only, kprobes_that_are_switched_off, a_hundred_ends_without_warning;
+    long: no_number_left_for_an_event
+];
 
 /// Exit statuses, as `--help` has them.
 const KERNEL: i32 = 3;
 const PRIVILEGES: i32 = 4;
+const LIMIT: i32 = 6;
 
 fn a_tracefs_that_is_read_only() -> Result<()> {
     let place = "/tmp/read-only-tracefs";
@@ -63,6 +67,31 @@ fn a_hundred_ends_without_warning() -> Result<()> {
     ensure!(watched.status.success(), "it ended with {}:\n{}", watched.status, watched.log);
     let left = tracefs.kprobe_events()?;
     ensure!(left.is_empty(), "probes are left:\n{left}");
+    Ok(())
+}
+
+/// All 65,535 numbers that the kernel has for trace events are taken. That is said, and nothing is left behind. The kernel
+/// compares each new event with all before it, so it takes minutes to get there.
+fn no_number_left_for_an_event() -> Result<()> {
+    let (tracefs, events) = (Tracefs::mount()?, "uprobe_events");
+    let program = std::env::current_exe()?;
+    let mut taken = 0;
+    let full = loop {
+        let line = format!("p:socktrail_tests/of_others_{taken} {}:0x1000", program.display());
+        match tracefs.append(events, &line) {
+            Ok(()) => taken += 1,
+            Err(error) => break error,
+        }
+    };
+    let [flows, doctor] = ["flows", "doctor"].map(|command| Process::start(&["socktrail", command])?.finish());
+    tracefs.write(events, "")?;
+    ensure!(taken > 50_000, "{taken} events could be made, and then: {full:?}");
+    refusal(&flows?, LIMIT, &["the number of trace events", "all are taken", "remove probes that nobody needs"])?;
+    let doctor = doctor?;
+    ensure!(doctor.status == KERNEL && doctor.stdout.contains("all are taken"), "{doctor:?}");
+    ensure!(tracefs.kprobe_events()?.is_empty(), "probes are left");
+    let watched = Socktrail::flows(&[])?.stop()?;
+    ensure!(watched.status.success(), "it ended with {}:\n{}", watched.status, watched.log);
     Ok(())
 }
 
