@@ -57,6 +57,7 @@ pub mod event;
 pub mod filter;
 pub mod flow;
 pub mod host;
+mod links;
 pub mod loss;
 pub mod monitor;
 pub mod output;

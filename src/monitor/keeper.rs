@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 use socktrail_dns::Learned;
@@ -10,6 +11,7 @@ use super::losses::Teller;
 use super::stats::{Counts, locked};
 use super::{Batch, Received};
 use crate::event::{Event, KernelTime};
+use crate::links;
 use crate::loss::{Loss, LossCause};
 use crate::proc;
 use crate::recording::Waiting;
@@ -17,6 +19,8 @@ use crate::state::State;
 
 /// How many processes to look up in `/proc` between two batches.
 const LOOK_UPS: usize = 64;
+/// How often to look for links that came or changed: there may be hundreds.
+const LINKS: Duration = Duration::from_secs(10);
 
 /// Owns the state machine.
 pub(super) struct Keeper {
@@ -50,12 +54,16 @@ impl Keeper {
             self.hand_over(Received::Existing(existing), 0);
         }
         self.learning = None;
-        let mut now = 0;
+        let (mut now, mut links_known) = (0, None);
         while let Ok(Batch { mut events, until }) = self.events.recv() {
             for event in events.drain(..) {
                 self.state.ingest(&event);
             }
             let _ = self.spare.try_send(events);
+            if links_known.is_none_or(|then: Instant| then.elapsed() >= LINKS) {
+                links_known = Some(Instant::now());
+                links::smallest_mtu().into_iter().for_each(|mtu| self.state.learn_smallest_mtu(mtu));
+            }
             if let Some(until) = until {
                 now = until.max(now);
                 self.waiting.extend(self.names.try_iter());

@@ -12,11 +12,11 @@ use crate::flow::Counters;
 const PLAUSIBLE: u32 = 1 << 16;
 
 /// What an Ethernet frame holds (RFC 894), in bytes: a larger datagram has most likely travelled as several packets.
-const LARGE: u32 = 1500;
+pub const FRAME: u32 = 1500;
 
-/// Adds a packet to its flow's counters. Sent by another socket than the flow's, such as the kernel's own, which sends the
+/// Adds a packet to its flow's counters; a datagram larger than `whole` bytes may have been several. Sent by another socket than the flow's, such as the kernel's own, which sends the
 /// last words of connections that have none any more, it tells nothing of the flow's segments.
-pub fn add(live: &mut Live, packet: &Packet, by_own_socket: bool) {
+pub fn add(live: &mut Live, packet: &Packet, by_own_socket: bool, whole: u32) {
     let counters = match packet.way {
         Way::Out => &mut live.sent,
         Way::In => &mut live.received,
@@ -29,7 +29,7 @@ pub fn add(live: &mut Live, packet: &Packet, by_own_socket: bool) {
         Size::Packet { bytes, headers } => {
             *counters = counters.plus(1, u64::from(bytes));
             match (packet.transport, packet.way) {
-                (Transport::Udp, _) => live.inexact.large_datagrams |= bytes > LARGE,
+                (Transport::Udp, _) => live.inexact.large_datagrams |= bytes > whole,
                 (Transport::Tcp, Way::In) => {
                     live.received_headers.note(headers, packet.tcp_flags & tcp_flags::SYN == 0);
                     let first = packet.tcp_flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN;

@@ -173,6 +173,8 @@ pub struct State {
     finished: Vec<Flow>,
     names: Vec<NameLearned>,
     losses: Losses,
+    /// Bytes that a datagram may have and still travel as one packet, on any link.
+    whole: u32,
     stats: Stats,
 }
 
@@ -194,6 +196,7 @@ impl State {
             finished: Vec::new(),
             names: Vec::new(),
             losses: Losses::default(),
+            whole: counting::FRAME,
             stats: Stats::default(),
             config,
         }
@@ -314,6 +317,12 @@ impl State {
     /// Takes in what was looked up. It must be about that very process running that very program.
     pub fn learn(&mut self, process: &Arc<Process>, found: Found) {
         self.processes.learn(process, found);
+    }
+
+    /// Takes in the smallest MTU of the host's links, in bytes: a larger datagram may travel as several packets. One that
+    /// does not fit an Ethernet frame may anyway, somewhere.
+    pub fn learn_smallest_mtu(&mut self, mtu: u32) {
+        self.whole = mtu.min(counting::FRAME);
     }
 
     /// The numbers so far.

@@ -33,7 +33,7 @@ impl State {
         let by_own_socket = self.flows.get(flow).is_some_and(|live| self.sock_of(live) == packet.sock);
         let Some(live) = self.flows.get_mut(flow) else { return };
         live.last = live.last.max(now);
-        counting::add(live, packet, by_own_socket);
+        counting::add(live, packet, by_own_socket, self.whole);
         if packet.transport == Transport::Tcp {
             note_flags(live, packet);
         } else if live.sent.packets > 0 && live.received.packets > 0 {

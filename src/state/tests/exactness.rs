@@ -107,6 +107,20 @@ fn datagrams_larger_than_a_frame_may_have_been_several() {
     }
 }
 
+#[test]
+fn datagrams_larger_than_some_link_takes_may_have_been_several() {
+    for (mtu, bytes, large_datagrams) in
+        [(1420, 1420, false), (1420, 1421, true), (9000, 1500, false), (9000, 1501, true)]
+    {
+        let mut story = Story::new();
+        story.state.learn_smallest_mtu(mtu);
+        story.say(CURL, EventKind::SocketCreated { sock: 0xa });
+        story.udp(Way::Out, 0xa, tuple(40000, 53), bytes);
+        story.wait(31);
+        assert_eq!(story.only().inexact, Inexact { large_datagrams, ..Inexact::default() }, "{mtu} {bytes}");
+    }
+}
+
 /// A packet of which only this could be read.
 fn unreadable(transport: Transport, sock: u64, ports: Option<(u16, u16)>) -> EventKind {
     EventKind::Unreadable(Unreadable { net: NET, transport, sock, ports })

@@ -1,7 +1,9 @@
 //! The documents of real programs' flows say what was run.
 
 use std::collections::HashSet;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::fs;
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -25,6 +27,7 @@ tests![
     curl_of_a_normal_user_over_ipv6,
     udp_over_ipv4,
     udp_over_ipv6,
+    a_datagram_that_a_link_cuts,
     long_and_empty_arguments,
     arguments_beyond_a_sample,
     empty_arguments_beyond_a_sample,
@@ -95,6 +98,55 @@ fn udp_over_ipv4() -> Result<()> {
 
 fn udp_over_ipv6() -> Result<()> {
     udp("[::1]:0")
+}
+
+/// What loopback has to cut is marked, though it would fit an Ethernet frame; what it carries whole is not.
+fn a_datagram_that_a_link_cuts() -> Result<()> {
+    let _small = LoopbackMtu::set(1280)?;
+    let watch = Socktrail::flows(&["--flow-termination-timeout", "500ms"])?;
+    for (payload, fragments, marks) in [(1400, 2, json!(["large_datagrams"])), (1200, 0, Value::Null)] {
+        let (from, to) = (UdpSocket::bind("127.0.0.1:0")?, UdpSocket::bind("127.0.0.1:0")?);
+        let before = fragments_made()?;
+        from.send_to(&vec![0; payload], to.local_addr()?)?;
+        to.recv(&mut [0])?;
+        let made = fragments_made()? - before;
+        ensure!(made == fragments, "the kernel made {made} fragments of {payload} bytes");
+        let ends = (Some(from.local_addr()?), Some(to.local_addr()?));
+        drop((from, to));
+        let document = watch.wait_for("the datagram's flow", |document| {
+            (end(document, "source"), end(document, "destination")) == ends
+                && document["network"]["direction"] == "egress"
+        })?;
+        ensure!(document["flow"]["inexact"] == marks, "{payload} bytes: {document:#}");
+    }
+    Ok(())
+}
+
+/// `FragCreates` of `/proc/net/snmp`.
+fn fragments_made() -> Result<u64> {
+    let snmp = fs::read_to_string("/proc/net/snmp")?;
+    let mut of_ip = snmp.lines().filter_map(|line| line.strip_prefix("Ip: "));
+    let (names, values) = of_ip.next().zip(of_ip.next()).context("two lines of Ip")?;
+    let mut pairs = names.split(' ').zip(values.split(' '));
+    let (_, value) = pairs.find(|(name, _)| *name == "FragCreates").context("FragCreates")?;
+    Ok(value.parse()?)
+}
+
+/// Another MTU of loopback, until it is dropped.
+struct LoopbackMtu;
+
+impl LoopbackMtu {
+    fn set(mtu: u32) -> Result<Self> {
+        let changed = Command::new("ip").args(["link", "set", "lo", "mtu", &mtu.to_string()]).status()?;
+        ensure!(changed.success(), "ip ended with {changed}");
+        Ok(Self)
+    }
+}
+
+impl Drop for LoopbackMtu {
+    fn drop(&mut self) {
+        let _ = Self::set(65_536).map(std::mem::forget);
+    }
 }
 
 /// A question and its answer, both of processes that the monitor sees start.
