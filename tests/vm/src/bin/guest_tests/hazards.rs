@@ -75,9 +75,11 @@ fn a_hundred_ends_without_warning() -> Result<()> {
 fn no_number_left_for_an_event() -> Result<()> {
     let (tracefs, events) = (Tracefs::mount()?, "uprobe_events");
     let program = std::env::current_exe()?;
-    let mut taken = 0;
+    let mut taken = 0_u32;
     let full = loop {
-        let line = format!("p:socktrail_tests/of_others_{taken} {}:0x1000", program.display());
+        // Names that begin differently are told apart sooner.
+        let name = format!("{}_{taken}", char::from(b'a' + (taken % 26) as u8));
+        let line = format!("p:socktrail_tests/{name} {}:0x1000", program.display());
         match tracefs.append(events, &line) {
             Ok(()) => taken += 1,
             Err(error) => break error,
