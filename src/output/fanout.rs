@@ -32,11 +32,11 @@ pub trait Output: Send {
     /// It is not possible now.
     fn tick(&mut self, now: Instant) -> Result<(), OutputError>;
 
-    /// Ends: whatever is still on its way has until `deadline`.
+    /// Ends: whatever is still on its way has until `deadline`. What it has taken, and can keep nowhere, it adds to `left`.
     ///
     /// # Errors
     /// Something could not be written.
-    fn close(self: Box<Self>, deadline: Instant) -> Result<(), OutputError>;
+    fn close(self: Box<Self>, deadline: Instant, left: &mut Batch) -> Result<(), OutputError>;
 }
 
 /// One output that runs.
@@ -212,8 +212,13 @@ impl Worker {
             }
         }
         let deadline = self.deadline.get().copied().unwrap_or_else(Instant::now);
-        if let Err(error) = self.output.close(deadline) {
+        let mut left = Batch::default();
+        if let Err(error) = self.output.close(deadline, &mut left) {
             self.meter.failed(self.name, &error.to_string());
+        }
+        if !left.is_empty() {
+            // It had taken them before the others.
+            unwritten.insert(0, Arc::new(left));
         }
         unwritten
     }
@@ -272,7 +277,7 @@ mod tests {
             Ok(())
         }
 
-        fn close(mut self: Box<Self>, _deadline: Instant) -> Result<(), OutputError> {
+        fn close(mut self: Box<Self>, _deadline: Instant, _left: &mut Batch) -> Result<(), OutputError> {
             self.closed = true;
             Ok(())
         }
@@ -340,7 +345,7 @@ mod tests {
             Ok(())
         }
 
-        fn close(self: Box<Self>, _deadline: Instant) -> Result<(), OutputError> {
+        fn close(self: Box<Self>, _deadline: Instant, _left: &mut Batch) -> Result<(), OutputError> {
             Ok(())
         }
     }

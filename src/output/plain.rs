@@ -34,7 +34,7 @@ impl<W: Write + Send> Output for Plain<W> {
         Ok(())
     }
 
-    fn close(self: Box<Self>, _deadline: Instant) -> Result<(), OutputError> {
+    fn close(self: Box<Self>, _deadline: Instant, _left: &mut Batch) -> Result<(), OutputError> {
         Ok(())
     }
 }

@@ -49,7 +49,9 @@ fn open(name: &str, config: &Config, meter: &Arc<Meter>) -> anyhow::Result<Box<d
 /// Lets others have the CPU first. Threads that are started later inherit it.
 pub fn be_nice(nice: u8) -> anyhow::Result<()> {
     if nice > 0 {
-        rustix::process::setpriority_process(None, nice.into()).context("agent.nice: setpriority")?;
+        rustix::process::setpriority_process(None, nice.into()).context(
+            "agent.nice: not permitted here; where a service manager starts it, that can do so: Nice= of systemd",
+        )?;
     }
     Ok(())
 }

@@ -143,8 +143,8 @@ impl Output for Elasticsearch {
         synced.map_err(|error| OutputError::new(format!("syncing the spool: {error}"), "check its disk"))
     }
 
-    /// The sender has until the deadline; what is not sent by then stays in the spool.
-    fn close(self: Box<Self>, deadline: Instant) -> Result<(), OutputError> {
+    /// The sender has until the deadline; what is not sent by then stays in the spool, and is left where its disk is full.
+    fn close(self: Box<Self>, deadline: Instant, left: &mut Batch) -> Result<(), OutputError> {
         *self.shared.deadline.lock().unwrap_or_else(PoisonError::into_inner) = Some(deadline);
         let mut spool = self.shared.spool();
         self.shared.changed.notify_all();
@@ -162,7 +162,7 @@ impl Output for Elasticsearch {
             tracing::error!("the sender has failed; this is a bug: please report it");
         }
         let Some(mut spool) = spool_left else { return Ok(()) };
-        let closed = spool.close();
+        let closed = spool.close(left);
         let waiting = self.shared.meter.pending.get();
         if waiting > 0 {
             tracing::info!("{NAME}: {waiting} documents wait in the spool for the next start");

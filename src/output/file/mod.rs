@@ -133,7 +133,7 @@ impl Output for FileOutput {
         Ok(())
     }
 
-    fn close(mut self: Box<Self>, _deadline: Instant) -> Result<(), OutputError> {
+    fn close(mut self: Box<Self>, _deadline: Instant, _left: &mut Batch) -> Result<(), OutputError> {
         self.sync()
     }
 }

@@ -200,14 +200,16 @@ impl Spool {
         written.map_err(|error| OutputError::io("writing the position of the spool", self.folder.path(), &error))
     }
 
-    /// Writes what waits in memory to the disk, and counts as dropped what that cannot take. The last thing to do.
+    /// Writes what waits in memory to the disk, and adds to `left` what that cannot take. The last thing to do.
     ///
     /// # Errors
     /// The disk cannot take it.
-    pub fn close(&mut self) -> Result<(), OutputError> {
+    pub fn close(&mut self, left: &mut Batch) -> Result<(), OutputError> {
         self.give_up();
         let freed = self.free_memory();
-        self.meter.spool_dropped.add(self.memory.documents.len());
+        for (kind, document) in &self.memory.documents {
+            left.push_json(*kind, document);
+        }
         self.memory.forget(u64::MAX);
         self.active = None;
         self.drop_finished();
