@@ -35,7 +35,7 @@ pub const FIELDS: &[(&str, u32)] = &[
 
 /// Arguments of functions that stand for a system call, or that the kernel calls its security modules by, and their
 /// positions, the first being 1. They follow the system call or the hook, and have been the same for as long as there
-/// are such functions.
+/// are such functions. So have those that add IPv6's extension headers.
 pub const ARGUMENTS: &[(&str, u8)] = &[
     ("__sys_socket(family)", 1),
     ("__sys_socket(type)", 2),
@@ -68,4 +68,6 @@ pub const ARGUMENTS: &[(&str, u8)] = &[
     ("__sock_release(inode)", 2),
     ("sock_release(sock)", 1),
     ("tcp_connect(sk)", 1),
+    ("ipv6_push_frag_opts(skb)", 1),
+    ("ipv6_push_nfrag_opts(skb)", 1),
 ];

@@ -225,6 +225,22 @@ sample! {
     }
 }
 
+sample! {
+    /// `ipv6_push_frag_opts`, `ipv6_push_nfrag_opts`: a packet that leaves gets extension headers, behind [`TcpIpv6Out`].
+    pub struct Ipv6Headers {
+        /// The sender's `struct sock`.
+        pub sk: u64 = "+{sk_buff.sk}({skb})",
+    }
+}
+
+impl IntoEvent for Ipv6Headers {
+    fn event(&self, _: &[u8]) -> Decoded {
+        // The packet itself is counted, or counted as unreadable, where it is sampled.
+        let marked = Unreadable { net: 0, transport: Transport::Tcp, sock: self.sk, ports: None };
+        Decoded::Event(EventKind::Unreadable(marked))
+    }
+}
+
 /// What was fetched of an IPv4 packet that leaves: see [`Ipv4Out`].
 struct Ipv4Header {
     net: u64,

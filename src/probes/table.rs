@@ -29,6 +29,10 @@ pub enum Feature {
     TcpIpv6In,
     /// UDP over IPv6 that arrives.
     UdpIpv6In,
+    /// Destination options that leave over IPv6.
+    Ipv6DestinationOptions,
+    /// Hop-by-hop options and routing headers that leave over IPv6.
+    Ipv6RoutingHeaders,
     /// Who made a socket.
     SocketCreate,
     /// Who connects over IPv4, and to whom.
@@ -131,6 +135,10 @@ impl Feature {
             Self::UdpIpv6Out => "what is sent by UDP over IPv6",
             Self::TcpIpv6In => "what is received by TCP over IPv6",
             Self::UdpIpv6In => "what is received by UDP over IPv6",
+            Self::Ipv6DestinationOptions => {
+                "whether TCP over IPv6 sends destination options, whose bytes are not counted"
+            }
+            Self::Ipv6RoutingHeaders => "whether TCP over IPv6 sends routing headers, whose bytes are not counted",
             Self::SocketCreate => "the owners of UDP sockets and listeners",
             Self::ConnectIpv4 => "the owners of IPv4 connections of sockets older than the monitor",
             Self::ConnectIpv4Result => "IPv4 connects that fail before a packet leaves",
@@ -180,6 +188,8 @@ impl Feature {
                 | Self::UdpIpv6Out
                 | Self::TcpIpv6In
                 | Self::UdpIpv6In
+                | Self::Ipv6DestinationOptions
+                | Self::Ipv6RoutingHeaders
                 | Self::ConnectIpv6
                 | Self::ConnectIpv6Result
         )
@@ -340,8 +350,8 @@ const MAXACTIVE: u32 = 1024;
 /// Every feature with the probes that can serve it, the best first.
 pub const TABLE: &[(Feature, &[Probe])] = {
     use packets::{
-        Ipv4Out, Ipv4OutOfSender, Ipv4OutWithoutNet, TcpIpv4In, TcpIpv6In, TcpIpv6Out, UdpIpv4In, UdpIpv6In,
-        UdpIpv6Out, UdpIpv6OutOfSender,
+        Ipv4Out, Ipv4OutOfSender, Ipv4OutWithoutNet, Ipv6Headers, TcpIpv4In, TcpIpv6In, TcpIpv6Out, UdpIpv4In,
+        UdpIpv6In, UdpIpv6Out, UdpIpv6OutOfSender,
     };
     use processes::{Committed, Credited, Exited, Woken};
     use sockets::{
@@ -417,5 +427,8 @@ pub const TABLE: &[(Feature, &[Probe])] = {
         ),
         (Feature::TcpIpv6In, &[Probe::entry::<TcpIpv6In>("tcp_v6_rcv").loopback(LOOPBACK_IPV6)]),
         (Feature::UdpIpv6In, &[Probe::entry::<UdpIpv6In>("udpv6_queue_rcv_skb").loopback(LOOPBACK_IPV6)]),
+        // Next to never called: no sample for each packet is spent on headers that hardly any has.
+        (Feature::Ipv6DestinationOptions, &[Probe::entry::<Ipv6Headers>("ipv6_push_frag_opts")]),
+        (Feature::Ipv6RoutingHeaders, &[Probe::entry::<Ipv6Headers>("ipv6_push_nfrag_opts")]),
     ]
 };
