@@ -1,4 +1,4 @@
-//! What a sample costs in user space: decoded, taken in, timed out, written. `cargo bench --bench pipeline`.
+//! What a sample costs in user space: decoded, taken in, timed out, replayed, written. `cargo bench --bench pipeline`.
 
 use std::net::Ipv4Addr;
 
@@ -12,6 +12,7 @@ use socktrail::flow::Flow;
 use socktrail::host::Host;
 use socktrail::output::{Format as LineFormat, Lines};
 use socktrail::probes::{Feature, Probes};
+use socktrail::recording::{RecordingError, Replay};
 use socktrail::state::{Config, State};
 use socktrail_kprobes::{Format, Record};
 
@@ -144,6 +145,17 @@ fn flow() -> Flow {
     state.shutdown();
     let flow = state.finished().next();
     flow.expect("a flow")
+}
+
+/// A whole recording, from its bytes on disk to flows.
+#[divan::bench]
+fn replay(bencher: Bencher<'_, '_>) {
+    let recording = include_bytes!("../tests/data/recordings/6.1-x86_64.strec");
+    let run = || {
+        let replay = Replay::open(&recording[..], Config::default()).expect("a recording");
+        replay.run(|flow, _| Ok::<_, RecordingError>(drop(black_box(flow)))).expect("it is whole")
+    };
+    bencher.counter(ItemsCount::new(run().stats.events)).bench_local(run);
 }
 
 #[divan::bench]

@@ -197,7 +197,12 @@ fn fifty_thousand_a_second_into_a_file_and_a_server() {
 fn what_a_slow_server_cannot_take_is_spooled() {
     let (rate, seconds) = (setting("SOCKTRAIL_LOAD_RATE", 50_000), setting("SOCKTRAIL_LOAD_SECONDS", 10));
     let sink = Sink::start(Some(rate / 5));
-    let run = run(&sink, rate, rate * seconds, "agent.shutdown_timeout: 1s\nspool.max_size: 4GiB\n");
+    let run = run(
+        &sink,
+        rate,
+        rate * seconds,
+        &format!("agent.shutdown_timeout: 1s\nspool.max_size: {}MiB\n", rate * seconds / 250),
+    );
     run.tell("a server that takes a fifth");
     let documents = run.number(0, "offered");
     assert_eq!((run.number(0, "dropped"), run.number(1, "dropped"), run.number(1, "spool_dropped")), (0, 0, 0));
