@@ -153,7 +153,11 @@ fn replay(bencher: Bencher<'_, '_>) {
     let recording = include_bytes!("../tests/data/recordings/6.1-x86_64.strec");
     let run = || {
         let replay = Replay::open(&recording[..], Config::default()).expect("a recording");
-        replay.run(|flow, _| Ok::<_, RecordingError>(drop(black_box(flow)))).expect("it is whole")
+        let taken = replay.run(|flow, _| {
+            black_box(flow);
+            Ok::<_, RecordingError>(())
+        });
+        taken.expect("it is whole")
     };
     bencher.counter(ItemsCount::new(run().stats.events)).bench_local(run);
 }
