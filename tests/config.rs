@@ -4,6 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use socktrail::config::reference;
+
 fn socktrail(arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_socktrail"));
     command.env_clear().args(arguments).output().expect("the binary was built")
@@ -118,13 +120,21 @@ fn the_example_holds_every_key_with_its_default() {
     assert!(shown.status.success(), "{}", text(&shown.stderr));
 }
 
-/// The reference names every key.
+/// The page and the example are what the code says. With `BLESS` set, they are written.
 #[test]
-fn the_reference_names_every_key() {
-    let reference = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/configuration.md");
-    let reference = fs::read_to_string(reference).expect("the reference");
-    for line in text(&socktrail(&["config", "show"]).stdout).lines() {
-        let (key, _) = line.split_once(':').expect("a key");
-        assert!(reference.contains(&format!("`{key}`")), "{key} is not in docs/configuration.md");
+fn the_reference_is_made_from_the_code() {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (page, example) = (here.join("docs/configuration.md"), here.join("socktrail.example.yml"));
+    let written = |path: &Path| fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let (new_page, new_example) = (reference::page(&written(&page)), reference::example());
+    if std::env::var_os("BLESS").is_some() {
+        fs::write(&page, &new_page).expect("a writable page");
+        fs::write(&example, &new_example).expect("a writable example");
+    }
+    assert_eq!(written(&page), new_page, "BLESS=1 cargo test --test config");
+    assert_eq!(written(&example), new_example, "BLESS=1 cargo test --test config");
+    assert_eq!(new_page.matches("<!-- keys of ").count(), reference::SECTIONS.len(), "each section has its table");
+    for section in reference::SECTIONS {
+        assert!(new_page.contains(&reference::table(section)), "{}", section.name);
     }
 }

@@ -114,29 +114,6 @@ fn every_key_has_a_test_that_shows_its_effect() {
     }
 }
 
-/// What the reference says of a key is what is built in.
-#[test]
-fn the_reference_has_the_defaults() {
-    let reference = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/configuration.md");
-    let reference = fs::read_to_string(reference).expect("the reference");
-    let mut rows = 0;
-    for resolved in Loader::new().load().expect("what is built in makes sense").resolved {
-        let prefix = format!("| `{}` | ", resolved.key);
-        let Some(row) = reference.lines().find_map(|line| line.strip_prefix(&*prefix)) else { continue };
-        let written = row.split(" | ").next().expect("a default");
-        let default = match &*resolved.value {
-            "null" => "none",
-            "\"\"" => "empty",
-            value => value.trim_matches('"'),
-        };
-        if !resolved.key.starts_with("filter.") {
-            assert_eq!(written, default, "{}", resolved.key);
-            rows += 1;
-        }
-    }
-    assert!(rows > 50, "{rows} rows");
-}
-
 /// The documents of one pass through the recording, with these settings.
 fn replayed(settings: &[&str]) -> Vec<Value> {
     let agent = Agent::configured("output.stdout.enabled: true\n");

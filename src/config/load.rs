@@ -241,7 +241,8 @@ fn extract(mut figment: Figment, keys: &Keys, origin: impl Fn(&str) -> Origin, p
     Config::default()
 }
 
-fn resolved(config: &Config, keys: &Keys, origin: impl Fn(&str) -> Origin) -> Vec<Resolved> {
+/// Every key with its value.
+pub(super) fn resolved(config: &Config, keys: &Keys, origin: impl Fn(&str) -> Origin) -> Vec<Resolved> {
     let json = serde_json::to_value(config).unwrap_or_default();
     let resolve = |key: &str| {
         let value = key.split('.').fold(&json, |value, part| &value[part]).to_string();

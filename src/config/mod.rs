@@ -7,7 +7,7 @@
 //! A key is written with dots (`socket.dns.enabled: true`) or nested (`socket: {dns: {enabled: true}}`), so that the
 //! lines of an `auditbeat.yml` that begin with `socket.` can be pasted in. What is built in is what
 //! [`Config::default`] says, and that takes it from the options of the parts that are configured: there is no list of
-//! keys or defaults beside the structures themselves.
+//! defaults beside the structures themselves. What a key is about, in the words of the documentation, says [`reference`].
 //!
 //! Every mistake is reported, not only the first, each with its place and its key.
 
@@ -19,6 +19,7 @@ mod keys;
 mod load;
 mod options;
 mod outputs;
+pub mod reference;
 mod setting;
 mod toml;
 mod values;

@@ -35,6 +35,8 @@ pub enum Fault {
     Echo(u16),
     /// Every second document is refused for now, with this status.
     EverySecond(u16),
+    /// Nothing is done of requests with more bytes than these, and the status says so.
+    LargerThan(usize),
     /// Nothing is done, and the answer is about something else.
     Lie(&'static str),
 }
@@ -50,6 +52,8 @@ pub struct Seen {
     pub duplicates: usize,
     /// What Elasticsearch would not have taken.
     pub violations: Vec<String>,
+    /// Bulk requests that were too large.
+    pub too_large: usize,
     /// Bulk requests.
     pub requests: usize,
     /// Of those, packed ones.
@@ -217,6 +221,10 @@ fn answer(stream: &mut BufReader<Box<dyn Stream>>, request: &Request, seen: &Mut
         Some(Fault::Echo(status)) => {
             let echo = format!("you said {}", seen.authorization.as_deref().unwrap_or_default());
             return respond(stream, *status, echo.as_bytes(), None);
+        }
+        Some(Fault::LargerThan(most)) if request.body.len() > *most => {
+            seen.too_large += 1;
+            return respond(stream, 413, b"{}", None);
         }
         Some(Fault::Lie(lie)) => return respond(stream, 200, lie.as_bytes(), None),
         _ => {}

@@ -93,7 +93,6 @@ impl Sender {
             let (now, later) = letters.split_at(at_once.min(letters.len()));
             match self.send(now) {
                 Sent::Answered(retry) => {
-                    at_once = batch.len();
                     let retry: Vec<_> = retry.into_iter().chain(now.len()..now.len() + later.len()).collect();
                     let mut keep = retry.iter().peekable();
                     let mut at = 0;
