@@ -16,7 +16,7 @@ use crate::output::elasticsearch::{ClientOptions, Credentials, ElasticsearchOpti
 pub struct Elasticsearch {
     /// Where to, as in `https://host:9200`; none: the output is off. When one fails, the next is asked.
     pub hosts: Vec<String>,
-    /// The index or data stream; `{kind}` stands for `flow`, `event` or `sensor`.
+    /// The index or data stream; `{kind}` stands for `flow`, `event`, `sensor` or `loss`.
     pub index: String,
     /// Whether it is a data stream: what `socktrail setup` makes of it.
     pub data_stream: bool,

@@ -7,7 +7,7 @@
 //! A key is written with dots (`socket.dns.enabled: true`) or nested (`socket: {dns: {enabled: true}}`), so that the
 //! lines of an `auditbeat.yml` that begin with `socket.` can be pasted in. What is built in is what
 //! [`Config::default`] says, and that takes it from the options of the parts that are configured: there is no list of
-//! defaults beside the structures themselves. What a key is about, in the words of the documentation, says [`reference`].
+//! defaults beside the structures themselves. What a key is about, in the words of the documentation, says [`mod@reference`].
 //!
 //! Every mistake is reported, not only the first, each with its place and its key.
 
