@@ -25,6 +25,9 @@ pub struct Flow {
     pub direction: Direction,
     /// Whose it is.
     pub owner: Owner,
+    /// Who gave up the socket's last descriptor, where that is known and another than the owner: a child that went on with
+    /// the socket, or a process that it was passed to.
+    pub last_user: Option<Arc<Process>>,
     /// Its first packet, or the call that began it.
     pub start: KernelTime,
     /// Its last packet, or the call that ended it. Never before `start`.

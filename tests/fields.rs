@@ -138,6 +138,7 @@ fn document(direction: Direction) -> Value {
         sock: 1,
         net: 2,
         direction,
+        last_user: Some(Arc::new(Process { pid: 8, ..process.clone() })),
         owner: Owner::Process(Arc::new(process)),
         start: 1,
         end: 2,

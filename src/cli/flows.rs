@@ -271,6 +271,7 @@ mod tests {
             outcome: Outcome::Success,
             reason: Reason::Inactive,
             inexact: Inexact::default(),
+            last_user: None,
             domain: None,
         }))
     }

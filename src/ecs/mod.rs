@@ -51,7 +51,7 @@ pub use sensor_event::{SensorDocument, SensorEnd, SensorEventFields};
 pub use socket_event::{
     End, RelatedToSocket, SocketAudit, SocketDocument, SocketEventFields, SocketFields, SocketNetwork, SocketSystem,
 };
-pub use system::{Audit, Owner, Socket, System};
+pub use system::{Audit, LastUser, Owner, Socket, System};
 
 /// The ECS release whose field names and types the documents have.
 pub const ECS_VERSION: &str = "8.17.0";
@@ -87,7 +87,7 @@ pub enum Directions {
 /// ```
 /// # use socktrail::{agent::Agent, clock::Clock, ecs, event::*, flow::*, host::Host};
 /// # let flow = Flow {
-/// #     number: 1, transport: Transport::Udp, sock: 0, net: 0, direction: Direction::Egress, owner: Owner::Unknown,
+/// #     number: 1, transport: Transport::Udp, sock: 0, net: 0, direction: Direction::Egress, owner: Owner::Unknown, last_user: None,
 /// #     local: Endpoint::new([192, 0, 2, 1], 4000), remote: Endpoint::new([192, 0, 2, 2], 53), start: 0, end: 0,
 /// #     sent: Counters::default(), received: Counters::default(), complete: true, is_final: true,
 /// #     outcome: Outcome::Success, reason: Reason::Inactive, inexact: Default::default(), domain: None,

@@ -52,7 +52,7 @@ pub struct NetworkFlow<'a> {
     /// All addresses and users of the document.
     pub related: Related,
     /// What ECS has no name for.
-    pub system: System,
+    pub system: System<'a>,
     /// What kind of service the data is of.
     pub service: Service,
     /// Where it was seen.
@@ -135,7 +135,7 @@ impl<'a> NetworkFlow<'a> {
             source,
             destination,
             user,
-            system: System::of(flow),
+            system: System::of(flow, context),
             service: Service { kind: "system" },
             host: context.host,
             agent: context.agent,

@@ -1,28 +1,31 @@
 //! `system.audit.socket.*`: what ECS has no name for.
 
+use std::borrow::Cow;
+
 use serde::{Serialize, Serializer};
 
+use super::Context;
 use crate::event::KernelAddress;
 use crate::flow::{self, Flow};
 use crate::process::Process;
 
 /// `system.*`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct System {
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct System<'a> {
     /// `system.audit.*`.
-    pub audit: Audit,
+    pub audit: Audit<'a>,
 }
 
 /// `system.audit.*`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Audit {
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Audit<'a> {
     /// `system.audit.socket.*`.
-    pub socket: Socket,
+    pub socket: Socket<'a>,
 }
 
 /// `system.audit.socket.*`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Socket {
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Socket<'a> {
     /// The address of the flow's `struct sock`, in hexadecimal. It tells sockets apart, for as long as they live.
     #[serde(serialize_with = "address", skip_serializing_if = "is_null")]
     pub kernel_sock_address: KernelAddress,
@@ -31,6 +34,9 @@ pub struct Socket {
     pub kernel_net_address: KernelAddress,
     /// Whose the flow is.
     pub owner: Owner,
+    /// Who gave the socket up, where that is another than its owner.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_user: Option<LastUser<'a>>,
     /// The owner's real user id.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uid: Option<u32>,
@@ -49,6 +55,22 @@ pub struct Socket {
     pub args_cut: bool,
 }
 
+/// `system.audit.socket.last_user.*`: who that was, as under `process`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LastUser<'a> {
+    /// The process id.
+    pub pid: u32,
+    /// The program's name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<&'a str>,
+    /// The program's absolute path.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub executable: Option<Cow<'a, str>>,
+    /// Names this process among all of all hosts and boots.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub entity_id: Option<String>,
+}
+
 /// Whose a flow is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -61,8 +83,8 @@ pub enum Owner {
     Unknown,
 }
 
-impl System {
-    pub(super) fn of(flow: &Flow) -> Self {
+impl<'a> System<'a> {
+    pub(super) fn of(flow: &'a Flow, context: &Context<'_>) -> Self {
         let process = match &flow.owner {
             flow::Owner::Process(process) => Some(&**process),
             flow::Owner::Kernel | flow::Owner::Unknown => None,
@@ -76,6 +98,7 @@ impl System {
                 (_, Some(_)) => Owner::Process,
                 (_, None) => Owner::Unknown,
             },
+            last_user: flow.last_user.as_deref().map(|process| LastUser::of(process, context)),
             uid: credentials.map(|credentials| credentials.uid),
             gid: credentials.map(|credentials| credentials.gid),
             euid: credentials.map(|credentials| credentials.euid),
@@ -83,6 +106,13 @@ impl System {
             args_cut: process.is_some_and(is_cut),
         };
         Self { audit: Audit { socket } }
+    }
+}
+
+impl<'a> LastUser<'a> {
+    fn of(process: &'a Process, context: &Context<'_>) -> Self {
+        let super::Process { pid, name, executable, entity_id, .. } = super::Process::of(process, context);
+        Self { pid, name, executable, entity_id }
     }
 }
 

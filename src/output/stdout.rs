@@ -91,6 +91,7 @@ mod tests {
             outcome: Outcome::Success,
             reason: Reason::Inactive,
             inexact: Inexact::default(),
+            last_user: None,
             domain: None,
         }
     }

@@ -146,6 +146,7 @@ mod tests {
             outcome: Outcome::Success,
             reason: Reason::Closed,
             inexact: Inexact::default(),
+            last_user: None,
             domain: None,
         }
     }

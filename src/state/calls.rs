@@ -9,6 +9,7 @@ use super::wheel::Tick;
 use super::{State, counting, nanos};
 use crate::event::{Endpoint, Event, KernelAddress, KernelTime, Segments, TcpState, Transport, Tuple};
 use crate::flow::{Direction, Outcome, Reason};
+use crate::process::Process;
 
 /// How many connects may be under way at once, each in a thread of its own.
 const MAX_CONNECTING: usize = 65_536;
@@ -24,7 +25,7 @@ pub struct Connecting {
 
 impl State {
     pub(super) fn created(&mut self, now: KernelTime, pid: u32, sock: KernelAddress) {
-        self.closed(now, sock, true); // the address is a new socket's: whatever was there is over
+        self.closed(now, sock, true, None); // the address is a new socket's: whatever was there is over
         let owner = self.processes.actor(pid);
         if let Some(socket) = self.new_socket(now, sock).and_then(|key| self.sockets.get_mut(key)) {
             socket.created = true;
@@ -133,8 +134,15 @@ impl State {
         }
     }
 
-    /// A socket's last descriptor is gone; when `freed`, its address too.
-    pub(super) fn closed(&mut self, now: KernelTime, sock: KernelAddress, freed: bool) {
+    /// A task gives up a socket's last descriptor.
+    pub(super) fn released(&mut self, now: KernelTime, pid: u32, sock: KernelAddress) {
+        // Descriptors on their way to nobody are closed by a thread of the kernel, which has used nothing.
+        let user = self.processes.known(pid).filter(|user| !user.kernel);
+        self.closed(now, sock, false, user);
+    }
+
+    /// A socket's last descriptor is gone, given up by `user`; when `freed`, its address too.
+    pub(super) fn closed(&mut self, now: KernelTime, sock: KernelAddress, freed: bool, user: Option<Arc<Process>>) {
         let Some(key) = self.sockets.at(sock) else { return };
         if freed {
             self.sockets.unmap(key);
@@ -149,6 +157,10 @@ impl State {
         }
         let flows: Vec<_> = self.flows.chain(head).collect();
         for flow in flows {
+            if let (Some(user), Some(live)) = (&user, self.flows.get_mut(flow)) {
+                let is_owner = live.owner.as_ref().is_some_and(|owner| is_same(owner, user));
+                live.last_user = (!is_owner).then(|| Arc::clone(user));
+            }
             self.begin_to_close(now, flow);
         }
     }
@@ -194,4 +206,9 @@ fn unspecified(like: Endpoint) -> IpAddr {
         IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     }
+}
+
+/// Whether both are one process, whatever programs it runs.
+fn is_same(one: &Process, other: &Process) -> bool {
+    one.pid == other.pid && (one.start == other.start || one.start.is_none() || other.start.is_none())
 }

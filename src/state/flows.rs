@@ -66,6 +66,8 @@ pub struct Live {
     pub bound: bool,
     /// Whose it is.
     pub owner: Option<Arc<Process>>,
+    /// Who gave its socket up, if that is another.
+    pub last_user: Option<Arc<Process>>,
     /// Who began it.
     pub direction: Direction,
     /// First packet or call.

@@ -227,8 +227,8 @@ impl State {
                 self.socket_events.tcp_state(event, *sock, tuple, *state);
                 self.tcp_state(now, *sock, tuple, *state, *segments);
             }
-            EventKind::SocketReleased { sock } => self.closed(now, *sock, false),
-            EventKind::SocketFreed { sock } => self.closed(now, *sock, true),
+            EventKind::SocketReleased { sock } => self.released(now, pid, *sock),
+            EventKind::SocketFreed { sock } => self.closed(now, *sock, true, None),
             EventKind::Step(step) => self.socket_events.step(event, step, &mut self.processes),
             EventKind::Lost { cause, count } => {
                 self.losses.add(Loss { cause: *cause, count: *count, first: now, last: now });

@@ -98,6 +98,7 @@ fn flow() -> Flow {
         outcome: Outcome::Success,
         reason: Reason::Closed,
         inexact: Inexact::default(),
+        last_user: None,
         domain: None,
     }
 }

@@ -112,6 +112,7 @@ const FIELDS: [(&str, &str); 4] = [
         "event.duration source.port source.packets source.bytes destination.port destination.packets destination.bytes
          client.port client.packets client.bytes server.port server.packets server.bytes network.packets network.bytes
          socktrail.loss.count socktrail.loss.cpu event.sequence
+         system.audit.socket.last_user.pid
          process.pid process.parent.pid process.args_count system.audit.socket.uid system.audit.socket.gid
          system.audit.socket.euid system.audit.socket.egid",
     ),

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::actors::{ACT, EXECUTABLE, PROGRAM};
 use crate::helpers::document::{Wanted, end, expect, is_between, time};
-use crate::helpers::process::{Process, USER};
+use crate::helpers::process::{Finished, Process, USER};
 use crate::helpers::socktrail::Socktrail;
 
 tests![
@@ -90,8 +90,29 @@ fn an_exec_between_socket_and_connect() -> Result<()> {
     stage.check(&client, &[])
 }
 
+/// It stays its creator's, and who it was passed to is told beside.
 fn a_socket_that_was_passed_on() -> Result<()> {
-    one("pass-socket", &[], &[])
+    let stage = stage()?;
+    let mut parent = Process::start(&[PROGRAM, ACT, "pass-socket", &stage.there.to_string()])?;
+    let here = parent.first_line()?.parse()?;
+    let parent = parent.finish()?;
+    let child = said_last(&parent)?;
+    let client = Client { pid: parent.pid, args: parent.args, here, started: parent.started };
+    stage.check(&client, &last_user(child))
+}
+
+/// The process id that a child said before it ended.
+fn said_last(finished: &Finished) -> Result<u32> {
+    let line = finished.stdout.lines().nth(1).with_context(|| format!("two lines: {finished:?}"))?;
+    line.parse().with_context(|| format!("a process id: {line}"))
+}
+
+fn last_user(pid: u32) -> Wanted {
+    vec![
+        ("/system/audit/socket/last_user/pid", json!(pid)),
+        ("/system/audit/socket/last_user/name", json!(PROGRAM)),
+        ("/system/audit/socket/last_user/executable", json!(EXECUTABLE)),
+    ]
 }
 
 /// A connection belongs to whom it was accepted by, whoever answers.
@@ -101,7 +122,9 @@ fn a_connection_that_was_passed_on() -> Result<()> {
     let there: SocketAddr = server.first_line()?.parse()?;
     let client = Client::of(Process::start(&[PROGRAM, ACT, "tcp-ask", &there.to_string(), "0"])?)?;
     let document = stage.wait_for("ingress", &client, there)?;
-    expect(&document, &of_process(server.pid, &server.args))
+    let server = server.finish()?;
+    expect(&document, &of_process(server.pid, &server.args))?;
+    expect(&document, &last_user(said_last(&server)?))
 }
 
 /// Tens of tasks are in `accept(2)` when the connections come: each is the owner of what it got.
@@ -266,7 +289,10 @@ impl Stage {
         let document = self.document_of(client)?;
         expect(&document, &of_process(client.pid, &client.args))?;
         expect(&document, &wanted.to_vec())?;
+        let passed_on = wanted.iter().any(|(path, _)| path.contains("last_user"));
+        ensure!(passed_on || has_no_other_user(&document), "it was not passed on: {document:#}");
         let document = self.wait_for("ingress", client, self.there)?;
+        ensure!(has_no_other_user(&document), "nor was this one: {document:#}");
         expect(&document, &of_process(self.server.pid, &self.server.args))
     }
 
@@ -283,6 +309,10 @@ impl Stage {
                 && time(document, "/event/start").is_ok_and(|start| start >= started)
         })
     }
+}
+
+fn has_no_other_user(document: &Value) -> bool {
+    document.pointer("/system/audit/socket/last_user").is_none()
 }
 
 /// What documents say of an actor's process.

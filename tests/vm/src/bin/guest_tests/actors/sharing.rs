@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::process::Command;
+use std::process::{Command, id};
 use std::thread;
 
 use anyhow::{Context, Result, ensure};
@@ -41,21 +41,24 @@ pub(super) fn connect_inherited(arguments: &[String]) -> Result<()> {
     connect_and_ask(&inherited(number)?, address(arguments)?)
 }
 
-/// `pass-socket ADDRESS`: makes a socket and passes it to a child, which connects it, says its address, and talks.
+/// `pass-socket ADDRESS`: makes a socket and passes it to a child, which connects it, says its address, talks, and says its
+/// process id.
 pub(super) fn pass_socket(arguments: &[String]) -> Result<()> {
     let there = address(arguments)?;
     let (here, child) = UnixStream::pair()?;
-    fork(|| told(receive_descriptor(&child).and_then(|socket| connect_and_ask(&socket, there))))?;
+    fork(|| {
+        told(receive_descriptor(&child).and_then(|socket| connect_and_ask(&socket, there)).and_then(|()| say(id())))
+    })?;
     let socket = stream_socket(SockFlag::SOCK_CLOEXEC)?;
     send_descriptor(&here, &socket)?;
     drop(socket);
     await_children(1)
 }
 
-/// `pass-accepted ADDRESS`: listens, says where, accepts one connection, and lets a child answer it.
+/// `pass-accepted ADDRESS`: listens, says where, accepts one connection, and lets a child answer it and say its process id.
 pub(super) fn pass_accepted(arguments: &[String]) -> Result<()> {
     let (here, child) = UnixStream::pair()?;
-    fork(|| told(receive_descriptor(&child).and_then(|socket| answer(&socket.into()))))?;
+    fork(|| told(receive_descriptor(&child).and_then(|socket| answer(&socket.into())).and_then(|()| say(id()))))?;
     let listener = TcpListener::bind(address(arguments)?).context("listen")?;
     say(listener.local_addr()?)?;
     let (connection, _) = listener.accept().context("accept")?;
@@ -71,7 +74,7 @@ pub(super) fn accept_many(arguments: &[String]) -> Result<()> {
     for _ in 0..count {
         fork(|| {
             told(listener.accept().context("accept").and_then(|(connection, from)| {
-                say(format_args!("{} {from}", std::process::id()))?;
+                say(format_args!("{} {from}", id()))?;
                 answer(&connection)
             }))
         })?;
