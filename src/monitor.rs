@@ -6,7 +6,7 @@
 //! wire --names thread: answers to queries -------------------------------------------+   |
 //! /proc: what was there before, details ----------------------------------------> state thread: the state machine
 //!                                                                                         |
-//!                                           flows --> whoever calls Monitor::recv, or is a Handler
+//!                                   flows, losses --> whoever calls Monitor::recv, or is a Handler
 //! ```
 //!
 //! The reader thread (`monitor/reader.rs`) owns the rings and the probes; the state thread (`monitor/keeper.rs`) owns the state machine, so
