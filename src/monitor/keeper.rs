@@ -53,16 +53,18 @@ impl Keeper {
             let existing = existing.map(|(socket, pid)| self.state.adopt_event_socket(socket, pid)).collect();
             self.hand_over(Received::Existing(existing), 0);
         }
+        self.learn_links();
         self.learning = None;
-        let (mut now, mut links_known) = (0, None);
+        let (mut now, mut links_known) = (0, Instant::now());
         while let Ok(Batch { mut events, until }) = self.events.recv() {
+            let reached = events.last().map_or(now, |event| event.time.max(now));
             for event in events.drain(..) {
                 self.state.ingest(&event);
             }
             let _ = self.spare.try_send(events);
-            if links_known.is_none_or(|then: Instant| then.elapsed() >= LINKS) {
-                links_known = Some(Instant::now());
-                links::smallest_mtu().into_iter().for_each(|mtu| self.state.learn_smallest_mtu(mtu));
+            if links_known.elapsed() >= LINKS {
+                links_known = Instant::now();
+                self.learn_links();
             }
             if let Some(until) = until {
                 now = until.max(now);
@@ -71,14 +73,18 @@ impl Keeper {
                 self.state.expire(now);
             }
             self.look_up();
-            self.hand_out(now);
-            self.losses.tell(now);
+            self.hand_out(reached.max(now));
+            self.losses.tell(reached.max(now));
             *locked(&self.counts.state) = self.state.stats();
         }
         self.state.shutdown();
         self.hand_out(now);
         self.losses.tell(KernelTime::MAX);
         *locked(&self.counts.state) = self.state.stats();
+    }
+
+    fn learn_links(&mut self) {
+        links::smallest_mtu().into_iter().for_each(|mtu| self.state.learn_smallest_mtu(mtu));
     }
 
     /// Looks up processes that have come to own a socket.
