@@ -306,7 +306,7 @@ fn losses_become_documents() -> Result<()> {
     }
     let (_, stats) = ended.log.rsplit_once("stats ").context("no line of statistics")?;
     let stats: Value = serde_json::from_str(stats.lines().next().unwrap_or_default())?;
-    let counted: BTreeMap<String, u64> = serde_json::from_value(stats["lost_by_cpu"].clone())?;
+    let counted: BTreeMap<String, u64> = serde_json::from_value(stats["monitor"]["lost_by_cpu"].clone())?;
     ensure!(said == counted, "{said:?} is said, {counted:?} counted");
     ensure!(said.get("1").is_some_and(|count| *count > DATAGRAMS as u64 / 2), "of {DATAGRAMS}: {said:?}");
     Ok(())
