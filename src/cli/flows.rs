@@ -191,10 +191,9 @@ fn pump<W: Write>(
                     break;
                 }
             }
-            Received::Loss(loss) => tracing::warn!("{loss}"),
             Received::Idle if lines.is_unflushed() => lines.flush()?,
             Received::Idle if (ends.reader_is_gone)() => break,
-            Received::Idle | Received::Name(_) | Received::Socket(_) | Received::Existing(_) => {}
+            Received::Idle | Received::Name(_) | Received::Socket(_) | Received::Existing(_) | Received::Loss(_) => {}
             Received::Ended if stopping => break,
             Received::Ended => {
                 lines.flush()?;

@@ -37,7 +37,6 @@ pub fn run(args: NamesArgs, quiet: bool) -> anyhow::Result<Status> {
         match monitor.recv(PAUSE) {
             Received::Name(name) if text => lines.text(&line(&name, monitor.clock()))?,
             Received::Name(name) => lines.json(&Report::of(&name, monitor.clock()))?,
-            Received::Loss(loss) => tracing::warn!("{loss}"),
             Received::Ended => anyhow::bail!("the monitor ended by itself; this is a bug: please report it"),
             _ => {}
         }

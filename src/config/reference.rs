@@ -52,8 +52,8 @@ pub const SECTIONS: &[Section] = &[
             ),
             ("socket.guess_timeout", "the time that one guess may take"),
             ("socket.dns.enabled", "whether names that processes look up are listened to"),
-            ("socket.dns.type", "how; there is no other way"),
-            ("socket.dns.af_packet.interface", "only this interface"),
+            ("socket.dns.type", "how they are listened to; there is no other way"),
+            ("socket.dns.af_packet.interface", "only this interface is listened to"),
             ("socket.dns.af_packet.snaplen", "bytes read of each packet"),
             ("socket.dns.ports", "ports that servers of names listen on"),
             (
@@ -61,7 +61,10 @@ pub const SECTIONS: &[Section] = &[
                 "how often a flow with traffic is reported while it lives, with `flow.final` false; never when left out",
             ),
             ("socket.source", "where the kernel's layout comes from: `auto`, `guess`, `btf`, `btf:PATH`, `file:PATH`"),
-            ("socket.max_flows", "live flows at most; beyond, those closest to their end are written early"),
+            (
+                "socket.max_flows",
+                "live flows at most, of at most 400 bytes each with its socket; beyond, those closest to their end are written early",
+            ),
             ("socket.max_sockets", "known sockets at most"),
             ("socket.max_processes", "known processes at most"),
             ("socket.mask", "kernel functions to do without, as if the kernel did not have them"),
@@ -75,7 +78,10 @@ pub const SECTIONS: &[Section] = &[
                 "events.actions",
                 "calls that become documents of their own beside flows: `create`, `bind`, `listen`, `accept`, `connect`, `setsockopt`, `close`. Each has an `event.sequence` that counts up within a run",
             ),
-            ("events.where", "only events that fulfil this [condition](events.md#conditions)"),
+            (
+                "events.where",
+                "only events that fulfil this [condition](events.md#conditions), as in `remote.port == 443 && process.name in [\"curl\", \"wget\"]`",
+            ),
         ],
     },
     Section {
@@ -123,7 +129,7 @@ pub const SECTIONS: &[Section] = &[
             ("output.file.rotate_size", "a file is done with before it would be larger"),
             ("output.file.rotate_every", "a file is done with when it is so old"),
             ("output.file.keep", "how many files that are done with are kept"),
-            ("output.file.gzip", "whether they are packed"),
+            ("output.file.gzip", "whether files that are done with are packed"),
             (
                 "output.file.sync",
                 "when the disk is to have what was written: `never`, `always` (before the next documents are taken), or after so long at the latest",
@@ -145,7 +151,10 @@ pub const SECTIONS: &[Section] = &[
             ("output.elasticsearch.data_stream", "whether it is a data stream: what `socktrail setup` makes of it"),
             ("output.elasticsearch.username", "a user"),
             ("output.elasticsearch.password", "the user's password"),
-            ("output.elasticsearch.api_key", "an API key in place of a user, as `id:key` or encoded"),
+            (
+                "output.elasticsearch.api_key",
+                "an API key in place of a user, as `id:key` or encoded; better in the environment, as `SOCKTRAIL_OUTPUT_ELASTICSEARCH_API_KEY`",
+            ),
             (
                 "output.elasticsearch.ssl.certificate_authorities",
                 "files (PEM) of certificates of authorities; those of the host when empty",
@@ -196,25 +205,6 @@ pub const SECTIONS: &[Section] = &[
     },
 ];
 
-/// Where a section's table begins in the page, and where it ends.
-const END: &str = "<!-- end of keys -->\n";
-
-fn begin(section: &Section) -> String {
-    format!("<!-- keys of {}: `BLESS=1 cargo test --test config` writes them -->\n", section.name)
-}
-
-/// The tables of a page, each between its two comments, as they should be. What is around them stays.
-pub fn page(page: &str) -> String {
-    SECTIONS.iter().fold(page.to_owned(), |page, section| {
-        let begin = begin(section);
-        let parts = page.split_once(&begin).and_then(|(before, rest)| Some((before, rest.split_once(END)?.1)));
-        match parts {
-            Some((before, after)) => format!("{before}{begin}{}{END}{after}", table(section)),
-            None => page,
-        }
-    })
-}
-
 /// A section's keys with defaults, as a Markdown table.
 pub fn table(section: &Section) -> String {
     let mut table = String::from("| key | default | what it does |\n|---|---|---|\n");
@@ -234,7 +224,7 @@ pub fn table(section: &Section) -> String {
 pub fn example() -> String {
     let mut example = String::from(
         "## Configuration of `socktrail agent`. Every key is here with what is built in; take the `#` away to change it.\n\
-         ## `socktrail config check FILE` says what is wrong with a file.\n",
+         ## `socktrail config check FILE` says what is wrong with a file, docs/configuration.md what is around the keys.\n",
     );
     let defaults = defaults();
     for section in SECTIONS {
@@ -262,7 +252,7 @@ fn defaults() -> BTreeMap<String, String> {
     all.map(|resolved| (resolved.key, in_yaml(resolved.value))).collect()
 }
 
-/// Without Markdown, from a capital letter to a full stop.
+/// Without Markdown, up to a full stop.
 fn sentence(markdown: &str) -> String {
     let mut plain = String::with_capacity(markdown.len() + 1);
     let mut rest = markdown;
@@ -277,8 +267,13 @@ fn sentence(markdown: &str) -> String {
     }
     plain.push_str(rest);
     plain.retain(|letter| letter != '`');
-    let first = plain.chars().next().map(|first| first.to_uppercase().to_string()).unwrap_or_default();
-    format!("{first}{}.", plain.chars().skip(1).collect::<String>())
+    // What is code keeps its letters.
+    if !markdown.starts_with('`')
+        && let Some(first) = plain.get_mut(..1)
+    {
+        first.make_ascii_uppercase();
+    }
+    plain + "."
 }
 
 #[cfg(test)]
@@ -303,16 +298,14 @@ mod tests {
             sentence("only what fulfils this [condition](events.md#c), `a` or [b](c)"),
             "Only what fulfils this condition, a or b."
         );
+        assert_eq!(sentence("`agent.name` in documents"), "agent.name in documents.");
         assert_eq!(sentence("[unclosed](x"), "[unclosed](x.");
     }
 
     #[test]
-    fn a_page_gets_its_tables() {
-        let section = &SECTIONS[0];
-        let old = format!("before\n{}old\n{END}after\n", begin(section));
-        let new = page(&old);
-        assert_eq!(new, format!("before\n{}{}{END}after\n", begin(section), table(section)));
-        assert_eq!(page(&new), new);
-        assert!(new.contains("| `socket.flow_inactive_timeout` | 30s | "), "{new}");
+    fn a_table_has_what_is_built_in() {
+        let table = table(&SECTIONS[0]);
+        assert!(table.contains("| `socket.flow_inactive_timeout` | 30s | "), "{table}");
+        assert!(table.contains("| `socket.tracefs_path` | none | "), "{table}");
     }
 }

@@ -63,6 +63,49 @@ impl EventFields {
     }
 }
 
+/// `event.*` of what a sensor or the monitor itself has noticed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct NoticeFields {
+    /// `event` of a sensor's, `pipeline_error` of a loss.
+    pub kind: &'static str,
+    /// `socket_opened`, `socket_closed`, `loss`.
+    pub action: &'static str,
+    /// `[network]`.
+    pub category: [&'static str; 1],
+    /// `[start]`, `[end]`, `[error]`.
+    #[serde(rename = "type")]
+    pub kinds: [&'static str; 1],
+    /// `system`.
+    pub module: &'static str,
+    /// `socket`.
+    pub dataset: &'static str,
+    /// Of a loss, when the first of it was noticed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub start: Option<Timestamp>,
+    /// Of a loss, when the last of it was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub end: Option<Timestamp>,
+    /// Counts up within a run, where the writer counts: it tells apart what is alike in everything.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sequence: Option<u64>,
+}
+
+impl NoticeFields {
+    pub(super) const fn new(kind: &'static str, action: &'static str, of_type: &'static str) -> Self {
+        Self {
+            kind,
+            action,
+            category: ["network"],
+            kinds: [of_type],
+            module: "system",
+            dataset: "socket",
+            start: None,
+            end: None,
+            sequence: None,
+        }
+    }
+}
+
 /// `error.*`: why a connection did not come to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct ErrorFields {

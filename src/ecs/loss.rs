@@ -2,9 +2,9 @@
 
 use serde::Serialize;
 
-use super::{Context, ECS_VERSION, Ecs, Service};
+use super::{Context, ECS_VERSION, Ecs, NoticeFields, Service};
 use crate::agent::Agent;
-use crate::clock::{Millis, Timestamp};
+use crate::clock::Millis;
 use crate::host::Host;
 use crate::loss::{Loss, LossCause};
 
@@ -15,7 +15,7 @@ pub struct LossDocument<'a> {
     #[serde(rename = "@timestamp")]
     pub timestamp: Millis,
     /// What this is.
-    pub event: LossEventFields,
+    pub event: NoticeFields,
     /// The loss in a sentence, with the remedy.
     pub message: String,
     /// `socktrail.*`.
@@ -28,31 +28,6 @@ pub struct LossDocument<'a> {
     pub agent: &'a Agent,
     /// The schema.
     pub ecs: Ecs,
-}
-
-/// `event.*` of a loss.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct LossEventFields {
-    /// `pipeline_error`.
-    pub kind: &'static str,
-    /// `loss`.
-    pub action: &'static str,
-    /// `[network]`.
-    pub category: [&'static str; 1],
-    /// `[error]`.
-    #[serde(rename = "type")]
-    pub kinds: [&'static str; 1],
-    /// `system`.
-    pub module: &'static str,
-    /// `socket`.
-    pub dataset: &'static str,
-    /// When the first of it was noticed.
-    pub start: Timestamp,
-    /// When the last of it was.
-    pub end: Timestamp,
-    /// Counts up within a run, where the writer counts: it tells losses apart that are alike in everything.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub sequence: Option<u64>,
 }
 
 /// `socktrail.*` of a loss.
@@ -83,16 +58,10 @@ impl<'a> LossDocument<'a> {
         };
         Self {
             timestamp: end.millis(),
-            event: LossEventFields {
-                kind: "pipeline_error",
-                action: "loss",
-                category: ["network"],
-                kinds: ["error"],
-                module: "system",
-                dataset: "socket",
-                start,
-                end,
-                sequence: None,
+            event: NoticeFields {
+                start: Some(start),
+                end: Some(end),
+                ..NoticeFields::new("pipeline_error", "loss", "error")
             },
             message: loss.to_string(),
             socktrail: LossOwn { loss: LossFields { cause: loss.cause, count: loss.count, cpu } },
@@ -109,7 +78,7 @@ mod tests {
     use serde_json::{json, to_value};
 
     use super::*;
-    use crate::clock::{Clock, Readings};
+    use crate::clock::{Clock, Readings, Timestamp};
     use crate::ecs::{self, Directions};
 
     #[test]

@@ -41,13 +41,13 @@ use crate::users::Names;
 
 pub use endpoint::Endpoint;
 pub(crate) use event::errno_name;
-pub use event::{ErrorFields, EventFields};
+pub use event::{ErrorFields, EventFields, NoticeFields};
 pub use identity::{Effective, Group, User};
-pub use loss::{LossDocument, LossEventFields, LossFields, LossOwn};
+pub use loss::{LossDocument, LossFields, LossOwn};
 pub use network::Network;
 pub use network_flow::{Ecs, FlowFields, NetworkFlow, Related, Service};
 pub use process::{Container, Parent, Process};
-pub use sensor_event::{SensorDocument, SensorEnd, SensorEventFields};
+pub use sensor_event::{SensorDocument, SensorEnd};
 pub use socket_event::{
     End, RelatedToSocket, SocketAudit, SocketDocument, SocketEventFields, SocketFields, SocketNetwork, SocketSystem,
 };

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
 
-use super::{Container, Context, ECS_VERSION, Ecs, Group, Process, RelatedToSocket, Service, SocketNetwork, User};
+use super::{
+    Container, Context, ECS_VERSION, Ecs, Group, NoticeFields, Process, RelatedToSocket, Service, SocketNetwork, User,
+};
 use crate::agent::Agent;
 use crate::clock::Millis;
 use crate::event::{self, Transport};
@@ -19,7 +21,7 @@ pub struct SensorDocument<'a> {
     #[serde(rename = "@timestamp")]
     pub timestamp: Millis,
     /// What happened to it.
-    pub event: SensorEventFields,
+    pub event: NoticeFields,
     /// The event itself, under the names that it has on standard output: `eid`, `sensor`, `listener`, `data`.
     #[serde(flatten)]
     pub said: &'a SensorEvent,
@@ -56,27 +58,6 @@ pub struct SensorDocument<'a> {
     pub ecs: Ecs,
 }
 
-/// `event.*` of a sensor event.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct SensorEventFields {
-    /// `event`.
-    pub kind: &'static str,
-    /// `socket_opened` or `socket_closed`.
-    pub action: &'static str,
-    /// `[network]`.
-    pub category: [&'static str; 1],
-    /// `[start]` or `[end]`.
-    #[serde(rename = "type")]
-    pub kinds: [&'static str; 1],
-    /// `system`.
-    pub module: &'static str,
-    /// `socket`.
-    pub dataset: &'static str,
-    /// Counts up within a run, where the writer counts: it tells events apart that are alike in everything.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub sequence: Option<u64>,
-}
-
 /// `source.*` or `destination.*`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct SensorEnd {
@@ -104,7 +85,7 @@ impl<'a> SensorDocument<'a> {
         ip.dedup();
         Self {
             timestamp: context.clock.wall(event.time).millis(),
-            event: SensorEventFields::of(event.data.action),
+            event: noticed(event.data.action),
             said: event,
             source,
             destination,
@@ -122,14 +103,11 @@ impl<'a> SensorDocument<'a> {
     }
 }
 
-impl SensorEventFields {
-    fn of(action: SensorAction) -> Self {
-        let (action, kind) = match action {
-            SensorAction::Opened => ("socket_opened", "start"),
-            SensorAction::Closed => ("socket_closed", "end"),
-        };
-        let (module, dataset) = ("system", "socket");
-        Self { kind: "event", action, category: ["network"], kinds: [kind], module, dataset, sequence: None }
+/// What happened to the socket, in ECS's words.
+const fn noticed(action: SensorAction) -> NoticeFields {
+    match action {
+        SensorAction::Opened => NoticeFields::new("event", "socket_opened", "start"),
+        SensorAction::Closed => NoticeFields::new("event", "socket_closed", "end"),
     }
 }
 

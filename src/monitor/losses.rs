@@ -31,7 +31,13 @@ impl Teller {
     pub(super) fn tell(&mut self, now: KernelTime) {
         if now >= self.next {
             self.next = now.saturating_add(PERIOD);
-            self.untold.offer(|loss| self.to_user.try_send(loss).is_ok());
+            self.untold.offer(|loss| {
+                let taken = self.to_user.try_send(loss).is_ok();
+                if taken {
+                    tracing::warn!("{loss}");
+                }
+                taken
+            });
         }
     }
 }

@@ -14,8 +14,10 @@ const PLAUSIBLE: u32 = 1 << 16;
 /// What an Ethernet frame holds (RFC 894), in bytes: a larger datagram has most likely travelled as several packets.
 pub const FRAME: u32 = 1500;
 
-/// Adds a packet to its flow's counters; a datagram larger than `whole` bytes may have been several. Sent by another socket than the flow's, such as the kernel's own, which sends the
-/// last words of connections that have none any more, it tells nothing of the flow's segments.
+/// Adds a packet to its flow's counters; a datagram larger than `whole` bytes may have been several.
+///
+/// Sent by another socket than the flow's, such as the kernel's own, which sends the last words of connections that have none
+/// any more, it tells nothing of the flow's segments.
 pub fn add(live: &mut Live, packet: &Packet, by_own_socket: bool, whole: u32) {
     let counters = match packet.way {
         Way::Out => &mut live.sent,

@@ -98,7 +98,6 @@ impl Documents {
                 push(batch, Kind::Event, &document);
             }
             Received::Loss(loss) => {
-                tracing::warn!("{loss}");
                 let mut document = ecs::loss(loss, &context);
                 self.losses += 1;
                 document.event.sequence = Some(self.losses);

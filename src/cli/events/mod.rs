@@ -98,7 +98,6 @@ fn pump<W: io::Write>(
                     break;
                 }
             }
-            Received::Loss(loss) => tracing::warn!("{loss}"),
             Received::Idle if lines.is_unflushed() => lines.flush()?,
             Received::Idle if reader_is_gone() => break,
             Received::Ended if stopping => break,

@@ -48,9 +48,6 @@ pub fn run(args: &SensorsArgs, quiet: bool) -> anyhow::Result<Status> {
         stats.iter().for_each(|stats| stats.tell_if_asked(|| Counted::of(&monitor, &desk)));
         let timeout = if writer.lines.is_unflushed() { Duration::ZERO } else { PAUSE };
         let received = monitor.recv(timeout);
-        if let Received::Loss(loss) = received {
-            tracing::warn!("{loss}");
-        }
         match writer.write(&desk.take(&received, now), &received) {
             Ok(End::Limit) => break Ok(()),
             Ok(End::Source) if stopping => break Ok(()),

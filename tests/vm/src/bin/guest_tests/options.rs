@@ -3,7 +3,7 @@
 use std::fs;
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::DirBuilderExt;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
@@ -124,17 +124,21 @@ fn how_far_the_wall_clock_may_move() -> Result<()> {
 /// after privileges were given up.
 fn how_often_clocks_are_compared() -> Result<()> {
     let tracefs = Tracefs::mount()?;
-    let threads = |period: &str| -> Result<u64> {
+    let threads = |period: &str, meanwhile: &dyn Fn() -> Result<()>| -> Result<u64> {
         let agent = agent(&format!("socket: {{mask: [use_clockid], clock_sync_period: {period}}}\n"))?;
-        let begun = tracefs.hits("wake_up_new_task", || {
-            std::thread::sleep(Duration::from_secs(2));
-            Ok(())
-        })?;
+        let begun = tracefs.hits("wake_up_new_task", meanwhile)?;
         ensure!(!agent.log().contains("clock cannot be compared"), "{}", agent.log());
         agent.stop()?;
         Ok(begun)
     };
-    let [often, seldom] = [threads("100ms")?, threads("1h")?];
+    let started = Instant::now();
+    let often = threads("100ms", &|| until("twenty threads", || Ok(tracefs.hits_so_far()? >= 20)))?;
+    // That nothing happens takes a while to see: as long as all of that took.
+    let as_long = started.elapsed();
+    let seldom = threads("1h", &|| {
+        std::thread::sleep(as_long);
+        Ok(())
+    })?;
     ensure!(often >= seldom + 10, "{often} threads with every 100 ms, {seldom} with every hour");
     Ok(())
 }

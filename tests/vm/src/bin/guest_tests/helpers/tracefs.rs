@@ -45,9 +45,12 @@ impl Tracefs {
         let counted = self.write(&switch, "1").and_then(|()| doing()).and_then(|()| self.read("kprobe_profile"));
         self.write(&switch, "0")?;
         self.append("kprobe_events", &format!("-:{EVENT}"))?;
-        let profile = counted?;
-        let hits = profile.lines().find_map(|line| line.trim().strip_prefix("counted")?.split_whitespace().next());
-        hits.with_context(|| format!("no hits in {profile}"))?.parse().context("a number of hits")
+        hits_in(&counted?)
+    }
+
+    /// How often it has come by so far, while that is [counted](Self::hits).
+    pub(crate) fn hits_so_far(&self) -> Result<u64> {
+        hits_in(&self.read("kprobe_profile")?)
     }
 
     /// Writes to a file.
@@ -69,6 +72,11 @@ impl Tracefs {
         let path = Path::new(Self::PLACE).join(name);
         fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))
     }
+}
+
+fn hits_in(profile: &str) -> Result<u64> {
+    let hits = profile.lines().find_map(|line| line.trim().strip_prefix("counted")?.split_whitespace().next());
+    hits.with_context(|| format!("no hits in {profile}"))?.parse().context("a number of hits")
 }
 
 impl Drop for Tracefs {
