@@ -99,7 +99,7 @@ fn datagram(number: u32) -> Event {
     };
     let size = Size::Packet { bytes: 100, headers: 28 };
     let (way, transport, sock) = (Way::Out, Transport::Udp, u64::from(number) * 64 + 64);
-    let packet = Packet { way, transport, sock, tuple, size, tcp_flags: 0, segments: None };
+    let packet = Packet::new(way, transport, sock, tuple, size);
     Event { time: SECOND, pid: 1, tid: 1, kind: EventKind::Packet(packet) }
 }
 
@@ -135,12 +135,13 @@ fn flow() -> Flow {
     let mut state = State::new(Config::default());
     let at = |time, kind| Event { time, pid: 42, tid: 42, kind };
     state.ingest(&at(1, EventKind::Fork(Fork { child: 42, start: 5 })));
-    state.ingest(&at(2, EventKind::SocketCreated { sock: 64 }));
+    state.ingest(&at(2, EventKind::SocketCreated { sock: 64, for_program: true }));
     let (local, remote) = (Endpoint::new([10, 0, 0, 1], 40_000), Endpoint::new([192, 0, 2, 1], 443));
     let tuple = Tuple { net: 1, local, remote };
     let size = Size::Packet { bytes: 60, headers: 60 };
     let (way, transport, tcp_flags) = (Way::Out, Transport::Tcp, tcp_flags::SYN);
-    let packet = Packet { way, transport, sock: 64, tuple, size, tcp_flags, segments: None };
+    let packet =
+        Packet { way, transport, sock: 64, tuple, size, tcp_flags, segments: None, pieces: Pieces::One, fragment: 0 };
     state.ingest(&at(3, EventKind::Packet(packet)));
     state.shutdown();
     let flow = state.finished().next();

@@ -35,9 +35,9 @@ pub struct Event {
 
 /// What happened.
 ///
-/// All kinds but [`Packet`](Self::Packet), [`Unreadable`](Self::Unreadable), [`TcpState`](Self::TcpState) and
-/// [`SocketFreed`](Self::SocketFreed) happen in the context of the task that caused them, so that [`Event::pid`] names
-/// the actor. Those four run in whatever task was interrupted.
+/// All kinds but [`Packet`](Self::Packet), [`Fragmented`](Self::Fragmented), [`Unreadable`](Self::Unreadable),
+/// [`TcpState`](Self::TcpState) and [`SocketFreed`](Self::SocketFreed) happen in the context of the task that caused them,
+/// so that [`Event::pid`] names the actor. Those five run in whatever task was interrupted.
 #[derive(Debug, Clone)]
 pub enum EventKind {
     /// The running task made another process (threads are no events).
@@ -51,6 +51,13 @@ pub enum EventKind {
     /// A `struct sock` was made by the running task.
     SocketCreated {
         /// The new `struct sock`.
+        sock: KernelAddress,
+        /// Whether it is for a program, not for the kernel itself, as a tunnel's is.
+        for_program: bool,
+    },
+    /// The running task asked for datagrams as GRO merged them (`UDP_GRO` of `udp(7)`).
+    TakesMerged {
+        /// Its `struct sock`.
         sock: KernelAddress,
     },
     /// The running task begins to connect a TCP socket.
@@ -97,6 +104,8 @@ pub enum EventKind {
     Step(Box<Step>),
     /// An IP packet left for, or came from, the network.
     Packet(Packet),
+    /// A packet that left is cut into fragments. It has been told as a [`Packet`](Self::Packet) before.
+    Fragmented(Fragmented),
     /// A packet passed of which too little could be read to count it.
     Unreadable(Unreadable),
     /// Somebody's query for a name was answered. It happens to the host, not in a task.
@@ -162,6 +171,43 @@ pub struct Packet {
     pub tcp_flags: u8,
     /// The socket's segment counters when the packet was seen, where the source knows them.
     pub segments: Option<Segments>,
+    /// How its data lies in memory. Of TCP it does not matter.
+    pub pieces: Pieces,
+    /// The largest of the fragments that it arrived in, in bytes with its IP header; 0 when it came whole.
+    pub fragment: u16,
+}
+
+impl Packet {
+    /// One that came or goes whole and in one piece, with no flags, of a socket whose counters are not known.
+    pub const fn new(way: Way, transport: Transport, sock: KernelAddress, tuple: Tuple, size: Size) -> Self {
+        Self { way, transport, sock, tuple, size, tcp_flags: 0, segments: None, pieces: Pieces::One, fragment: 0 }
+    }
+}
+
+/// How a packet's data lies in memory: what the kernel carries as one and is several does not lie in one piece.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pieces {
+    /// In one.
+    One,
+    /// In several.
+    Some,
+    /// All of it apart from its headers, as datagrams lie that `UDP_SEGMENT` joins.
+    Apart,
+}
+
+/// A packet that is cut into fragments as it leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fragmented {
+    /// Its transport.
+    pub transport: Transport,
+    /// The `struct sock` that sends it.
+    pub sock: KernelAddress,
+    /// From and to, as its headers say by then: a translation of addresses may have come before.
+    pub tuple: Tuple,
+    /// IP header, transport header and payload, in bytes.
+    pub bytes: u32,
+    /// The first fragment, in bytes with its IP header; 0 where that is not known.
+    pub first: u16,
 }
 
 /// What is known of a packet with IP options or IPv6 extension headers: its addresses or its ports are not where they

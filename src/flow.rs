@@ -57,8 +57,10 @@ pub struct Inexact {
     pub samples_lost: bool,
     /// Some of its packets had IP options or IPv6 extension headers, and were not counted.
     pub headers_unread: bool,
-    /// It had datagrams that may have travelled as several packets, counted as one: IP fragments, `UDP_SEGMENT`, GRO.
-    pub large_datagrams: bool,
+    /// Some of its packets travelled as IP fragments. How many is reckoned from the size of one of them.
+    pub fragments: bool,
+    /// What was counted as one datagram may have been several: `UDP_SEGMENT`, `UDP_GRO`, a tunnel of the kernel's.
+    pub datagram_segments: bool,
     /// Segments that arrived merged may have had headers of other lengths than was assumed. Bytes may be off either
     /// way; packets are exact.
     pub merged_segments: bool,
@@ -69,11 +71,12 @@ pub struct Inexact {
 impl Inexact {
     /// The reasons by name, as they are written.
     pub fn reasons(self) -> impl Iterator<Item = &'static str> {
-        let Self { samples_lost, headers_unread, large_datagrams, merged_segments, late_data } = self;
+        let Self { samples_lost, headers_unread, fragments, datagram_segments, merged_segments, late_data } = self;
         let all = [
             (samples_lost, "samples_lost"),
             (headers_unread, "headers_unread"),
-            (large_datagrams, "large_datagrams"),
+            (fragments, "fragments"),
+            (datagram_segments, "datagram_segments"),
             (merged_segments, "merged_segments"),
             (late_data, "late_data"),
         ];

@@ -57,7 +57,6 @@ pub mod event;
 pub mod filter;
 pub mod flow;
 pub mod host;
-mod links;
 pub mod loss;
 pub mod monitor;
 pub mod output;

@@ -47,7 +47,7 @@ fn a_live_flow_with_its_socket_weighs_at_most_400_bytes() {
         };
         let size = Size::Packet { bytes: 100, headers: 28 };
         let (way, transport) = (Way::Out, Transport::Udp);
-        let packet = Packet { way, transport, sock, tuple, size, tcp_flags: 0, segments: None };
+        let packet = Packet::new(way, transport, sock, tuple, size);
         state.ingest(&Event { time: 1_000_000_000, pid: 1, tid: 1, kind: EventKind::Packet(packet) });
     }
     assert_eq!(state.stats().flows_live, u64::from(flows));

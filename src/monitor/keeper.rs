@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 use socktrail_dns::Learned;
@@ -11,7 +10,6 @@ use super::losses::Teller;
 use super::stats::{Counts, locked};
 use super::{Batch, Received};
 use crate::event::{Event, KernelTime};
-use crate::links;
 use crate::loss::{Loss, LossCause};
 use crate::proc;
 use crate::recording::Waiting;
@@ -19,8 +17,6 @@ use crate::state::State;
 
 /// How many processes to look up in `/proc` between two batches.
 const LOOK_UPS: usize = 64;
-/// How often to look for links that came or changed: there may be hundreds.
-const LINKS: Duration = Duration::from_secs(10);
 
 /// Owns the state machine.
 pub(super) struct Keeper {
@@ -53,19 +49,14 @@ impl Keeper {
             let existing = existing.map(|(socket, pid)| self.state.adopt_event_socket(socket, pid)).collect();
             self.hand_over(Received::Existing(existing), 0);
         }
-        self.learn_links();
         self.learning = None;
-        let (mut now, mut links_known) = (0, Instant::now());
+        let mut now = 0;
         while let Ok(Batch { mut events, until }) = self.events.recv() {
             let reached = events.last().map_or(now, |event| event.time.max(now));
             for event in events.drain(..) {
                 self.state.ingest(&event);
             }
             let _ = self.spare.try_send(events);
-            if links_known.elapsed() >= LINKS {
-                links_known = Instant::now();
-                self.learn_links();
-            }
             if let Some(until) = until {
                 now = until.max(now);
                 self.waiting.extend(self.names.try_iter());
@@ -81,10 +72,6 @@ impl Keeper {
         self.hand_out(now);
         self.losses.tell(KernelTime::MAX);
         *locked(&self.counts.state) = self.state.stats();
-    }
-
-    fn learn_links(&mut self) {
-        links::smallest_mtu().into_iter().for_each(|mtu| self.state.learn_smallest_mtu(mtu));
     }
 
     /// Looks up processes that have come to own a socket.

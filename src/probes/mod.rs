@@ -6,6 +6,7 @@
 
 mod call_table;
 mod calls;
+mod lacking;
 mod packets;
 mod processes;
 mod sockets;
@@ -21,8 +22,9 @@ use socktrail_kprobes::{
 };
 
 pub use self::call_table::CALLS;
+use self::lacking::Lacking;
 pub use self::table::{Feature, Probe, TABLE};
-use crate::event::{Event, EventKind, Packet, Unreadable};
+use crate::event::{Event, EventKind, Unreadable};
 use crate::loss::LossCause;
 use crate::socket_event::Actions;
 
@@ -57,14 +59,9 @@ pub struct Served {
     pub by: Option<&'static Probe>,
     /// Why the better ones do not.
     pub refusals: Vec<Refusal>,
-    /// Whether this kernel lacks the counters by which packets are told apart that carry several segments.
-    pub uncounted: bool,
+    /// What its samples do not tell, since this kernel does not have it.
+    pub lacks: Option<&'static str>,
 }
-
-/// What the kernel counts the segments of a TCP socket with, since Linux 4.2.
-const SEGMENT_COUNTERS: [&str; 2] = ["tcp_sock.segs_in", "tcp_sock.segs_out"];
-/// What it means to do without.
-const UNCOUNTED: &str = "several TCP segments that the kernel handles as one packet count as one";
 
 /// Why a probe was not installed.
 #[derive(Debug, thiserror::Error)]
@@ -94,7 +91,7 @@ impl Served {
 
     /// What is worse than it could be, though the feature is served.
     pub fn weaker(&self) -> Option<&'static str> {
-        self.by?.weaker.or_else(|| self.uncounted.then_some(UNCOUNTED))
+        self.by?.weaker.or(self.lacks)
     }
 
     /// Why a feature is lost or served less well.
@@ -110,8 +107,8 @@ pub struct Probes {
     pub served: Vec<Served>,
     installed: Vec<Installed>,
     decoders: Vec<(u16, Box<dyn Decode>)>,
-    /// Whether the counters of segments are none: the layout does not have them.
-    uncounted: bool,
+    /// What the layout does not have: what samples say of it is nothing.
+    lacking: Lacking,
     /// Samples that could not be decoded: cut short, or packets with headers that are not understood.
     pub unreadable: u64,
 }
@@ -122,10 +119,10 @@ impl Probes {
     pub fn install(group: &mut Group, mut rings: Option<&mut Rings>, wanted: Wanted<'_>) -> Self {
         let all = every().filter(|(feature, _)| wanted.wants(*feature));
         group.learn(&all.flat_map(|(_, probes)| probes.iter().map(Probe::function)).collect::<Vec<_>>());
-        let mut probes = Self { uncounted: !counts_segments(wanted.layout), ..Self::none() };
+        let mut probes = Self { lacking: Lacking::of(wanted.layout), ..Self::none() };
         for (feature, alternatives) in every().filter(|(feature, _)| wanted.wants(*feature)) {
-            let uncounted = probes.uncounted && feature.counts_segments();
-            let mut served = Served { feature: *feature, by: None, refusals: Vec::new(), uncounted };
+            let lacks = probes.lacking.matters_to(*feature);
+            let mut served = Served { feature: *feature, by: None, refusals: Vec::new(), lacks };
             for probe in *alternatives {
                 match probe.install(*feature, group, rings.as_deref_mut(), wanted) {
                     Ok((installed, decoder)) => {
@@ -148,12 +145,13 @@ impl Probes {
 
     /// No probes: for events that come from elsewhere, by [`Probes::add_recorded`].
     pub fn none() -> Self {
-        Self { served: Vec::new(), installed: Vec::new(), decoders: Vec::new(), uncounted: false, unreadable: 0 }
+        let lacking = Lacking::NOTHING;
+        Self { served: Vec::new(), installed: Vec::new(), decoders: Vec::new(), lacking, unreadable: 0 }
     }
 
     /// No probes either: for samples of a kernel with this layout.
     pub fn recorded(layout: &Layout) -> Self {
-        Self { uncounted: !counts_segments(layout), ..Self::none() }
+        Self { lacking: Lacking::of(layout), ..Self::none() }
     }
 
     /// Makes samples readable that the probe of this feature on this function wrote elsewhere.
@@ -204,8 +202,8 @@ impl Probes {
             Record::Sample { time, pid, tid, id, raw, .. } => {
                 let at = self.decoders.binary_search_by_key(&id, |(id, _)| *id).ok()?;
                 match self.decoders[at].1.decode(raw) {
-                    Decoded::Event(EventKind::Packet(packet)) if self.uncounted => {
-                        Some(Event { time, pid, tid, kind: EventKind::Packet(Packet { segments: None, ..packet }) })
+                    Decoded::Event(EventKind::Packet(packet)) if self.lacking != Lacking::NOTHING => {
+                        Some(Event { time, pid, tid, kind: EventKind::Packet(self.lacking.without(packet)) })
                     }
                     Decoded::Event(kind) => Some(Event { time, pid, tid, kind }),
                     Decoded::Nothing => None,
@@ -310,18 +308,13 @@ where
     }
 }
 
-fn counts_segments(layout: &Layout) -> bool {
-    SEGMENT_COUNTERS.iter().all(|name| layout.knows(name))
-}
-
 /// The layout, seen by probes that look at more than every kernel has. A kernel without IPv6 has no place for its
-/// addresses, and no socket of which they would be read; counters that a kernel does not have are ignored: any readable
-/// place will do.
+/// addresses, and no socket of which they would be read; what a kernel does not have is ignored: any readable place will do.
 impl Resolver for Wanted<'_> {
     fn resolve(&self, function: &str, name: &str) -> Option<Term> {
         self.layout.resolve(function, name).or_else(|| {
             let no_ipv6 = !self.ipv6 && name.starts_with("sock_common.skc_v6_");
-            (no_ipv6 || SEGMENT_COUNTERS.contains(&name)).then_some(Term::Offset(0))
+            (no_ipv6 || lacking::may_be_missing(name)).then_some(Term::Offset(0))
         })
     }
 }

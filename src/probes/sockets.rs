@@ -12,6 +12,12 @@ pub const TCP_ESTABLISHED: i32 = 1;
 /// `TCP_CLOSE`.
 pub const TCP_CLOSE: i32 = 7;
 
+/// `sock_common.skc_net_refcnt`: a bit behind four of `skc_reuse`, one of `skc_reuseport` and one of `skc_ipv6only`, on a
+/// little-endian machine.
+const SKC_NET_REFCNT: u8 = 1 << 6;
+/// Of `linux/udp.h`; ABI.
+const UDP_GRO: i32 = 104;
+
 sample! {
     /// `sock_init_data`: a `struct sock` is made for a `struct socket`.
     pub struct Created {
@@ -19,6 +25,16 @@ sample! {
         pub sk: u64 = "{sk}",
         /// Its address family.
         pub family: u16 = "+{sock_common.skc_family}({sk})",
+        /// The bits behind `skc_state`, which follows the family: `skc_net_refcnt` among them.
+        pub bits: u8 = "+{sock_common.skc_family+3}({sk})",
+    }
+
+    /// `setsockopt(2)` of a UDP socket's own options, `udp_lib_setsockopt`.
+    pub struct DatagramOption {
+        /// The `struct sock`.
+        pub sk: u64 = "{sk}",
+        /// Which option.
+        pub optname: i32 = "{optname}",
     }
 
     /// `tcp_v4_connect`: a connect begins; the `sockaddr_in` is in kernel memory by then.
@@ -150,7 +166,18 @@ sample! {
 
 impl IntoEvent for Created {
     fn event(&self, _: &[u8]) -> Decoded {
-        Decoded::Event(EventKind::SocketCreated { sock: self.sk })
+        // A socket of the kernel's own does not keep its network namespace alive. The bit is there since Linux 4.2.
+        let for_program = self.bits & SKC_NET_REFCNT != 0;
+        Decoded::Event(EventKind::SocketCreated { sock: self.sk, for_program })
+    }
+}
+
+impl IntoEvent for DatagramOption {
+    fn event(&self, _: &[u8]) -> Decoded {
+        match self.optname {
+            UDP_GRO => Decoded::Event(EventKind::TakesMerged { sock: self.sk }),
+            _ => Decoded::Nothing,
+        }
     }
 }
 

@@ -33,6 +33,12 @@ pub enum Feature {
     Ipv6DestinationOptions,
     /// Hop-by-hop options and routing headers that leave over IPv6.
     Ipv6RoutingHeaders,
+    /// IPv4 packets that are cut as they leave.
+    Ipv4Fragments,
+    /// IPv6 packets that are cut as they leave.
+    Ipv6Fragments,
+    /// UDP sockets that take datagrams as GRO merged them.
+    MergedDatagrams,
     /// Who made a socket.
     SocketCreate,
     /// Who connects over IPv4, and to whom.
@@ -139,6 +145,9 @@ impl Feature {
                 "whether TCP over IPv6 sends destination options, whose bytes are not counted"
             }
             Self::Ipv6RoutingHeaders => "whether TCP over IPv6 sends routing headers, whose bytes are not counted",
+            Self::Ipv4Fragments => "which IPv4 packets are cut as they leave: they count as one",
+            Self::Ipv6Fragments => "which IPv6 packets are cut as they leave: they count as one",
+            Self::MergedDatagrams => "which sockets take several datagrams as one: they count as one",
             Self::SocketCreate => "the owners of UDP sockets and listeners",
             Self::ConnectIpv4 => "the owners of IPv4 connections of sockets older than the monitor",
             Self::ConnectIpv4Result => "IPv4 connects that fail before a packet leaves",
@@ -190,6 +199,7 @@ impl Feature {
                 | Self::UdpIpv6In
                 | Self::Ipv6DestinationOptions
                 | Self::Ipv6RoutingHeaders
+                | Self::Ipv6Fragments
                 | Self::ConnectIpv6
                 | Self::ConnectIpv6Result
         )
@@ -247,11 +257,6 @@ impl Feature {
     /// Whether it says what becomes of a socket without a call.
     pub(super) const fn tells_states(self) -> bool {
         matches!(self, Self::TcpState | Self::Ipv4Out | Self::UdpIpv6Out)
-    }
-
-    /// Whether its samples tell how many segments a socket has sent and received.
-    pub(super) const fn counts_segments(self) -> bool {
-        matches!(self, Self::Ipv4Out | Self::TcpIpv6Out)
     }
 
     /// Whether flows can be seen by it: without any of these there is nothing to watch for.
@@ -350,12 +355,13 @@ const MAXACTIVE: u32 = 1024;
 /// Every feature with the probes that can serve it, the best first.
 pub const TABLE: &[(Feature, &[Probe])] = {
     use packets::{
-        Ipv4Out, Ipv4OutOfSender, Ipv4OutWithoutNet, Ipv6Headers, TcpIpv4In, TcpIpv6In, TcpIpv6Out, UdpIpv4In,
-        UdpIpv6In, UdpIpv6Out, UdpIpv6OutOfSender,
+        Ipv4Cut, Ipv4Out, Ipv4OutOfSender, Ipv4OutWithoutNet, Ipv6Cut, Ipv6Headers, TcpIpv4In, TcpIpv6In, TcpIpv6Out,
+        UdpIpv4In, UdpIpv6In, UdpIpv6Out, UdpIpv6OutOfSender,
     };
     use processes::{Committed, Credited, Exited, Woken};
     use sockets::{
-        AcceptReturned, Accepted, ConnectIpv4, ConnectIpv6, ConnectReturned, Created, Freed, Released, StateSet,
+        AcceptReturned, Accepted, ConnectIpv4, ConnectIpv6, ConnectReturned, Created, DatagramOption, Freed, Released,
+        StateSet,
     };
     // Extension headers: routing, fragment, destination options (RFC 8200). Hop-by-hop options are those of multicast's
     // own messages.
@@ -364,6 +370,9 @@ pub const TABLE: &[(Feature, &[Probe])] = {
     const LOOPBACK_IPV4: &str = "addresses==0x0100007f0100007f";
     const LOOPBACK_IPV6: &str =
         "source_high==0&&source_low==0x0100000000000000&&destination_high==0&&destination_low==0x0100000000000000";
+    // What is forwarded has no socket.
+    const OF_A_SOCKET: &str = "sk!=0";
+    const MERGED: &str = "datagrams that arrive merged, as they may since Linux 5.0, count as one";
     const INET: &str = "family==2||family==10";
     &[
         // Processes first: a socket's owner is better known before its socket.
@@ -412,7 +421,13 @@ pub const TABLE: &[(Feature, &[Probe])] = {
             ],
         ),
         (Feature::TcpIpv4In, &[Probe::entry::<TcpIpv4In>("tcp_v4_rcv").loopback(LOOPBACK_IPV4)]),
-        (Feature::UdpIpv4In, &[Probe::entry::<UdpIpv4In>("udp_queue_rcv_skb").loopback(LOOPBACK_IPV4)]),
+        (
+            Feature::UdpIpv4In,
+            &[
+                Probe::entry::<UdpIpv4In>("udp_queue_rcv_one_skb").loopback(LOOPBACK_IPV4),
+                Probe::entry::<UdpIpv4In>("udp_queue_rcv_skb").loopback(LOOPBACK_IPV4).but(MERGED),
+            ],
+        ),
         (Feature::TcpIpv6Out, &[Probe::entry::<TcpIpv6Out>("ip6_xmit").loopback(LOOPBACK_IPV6).only("protocol==6")]),
         (
             Feature::UdpIpv6Out,
@@ -426,9 +441,24 @@ pub const TABLE: &[(Feature, &[Probe])] = {
             ],
         ),
         (Feature::TcpIpv6In, &[Probe::entry::<TcpIpv6In>("tcp_v6_rcv").loopback(LOOPBACK_IPV6)]),
-        (Feature::UdpIpv6In, &[Probe::entry::<UdpIpv6In>("udpv6_queue_rcv_skb").loopback(LOOPBACK_IPV6)]),
+        (
+            Feature::UdpIpv6In,
+            &[
+                Probe::entry::<UdpIpv6In>("udpv6_queue_rcv_one_skb").loopback(LOOPBACK_IPV6),
+                Probe::entry::<UdpIpv6In>("udpv6_queue_rcv_skb").loopback(LOOPBACK_IPV6).but(MERGED),
+            ],
+        ),
         // Next to never called: no sample for each packet is spent on headers that hardly any has.
         (Feature::Ipv6DestinationOptions, &[Probe::entry::<Ipv6Headers>("ipv6_push_frag_opts")]),
         (Feature::Ipv6RoutingHeaders, &[Probe::entry::<Ipv6Headers>("ipv6_push_nfrag_opts")]),
+        (
+            Feature::Ipv4Fragments,
+            &[
+                Probe::entry::<Ipv4Cut>("ip_do_fragment").only(OF_A_SOCKET),
+                Probe::entry::<Ipv4Cut>("ip_fragment").only(OF_A_SOCKET),
+            ],
+        ),
+        (Feature::Ipv6Fragments, &[Probe::entry::<Ipv6Cut>("ip6_fragment").only(OF_A_SOCKET)]),
+        (Feature::MergedDatagrams, &[Probe::entry::<DatagramOption>("udp_lib_setsockopt").only("optname==104")]),
     ]
 };

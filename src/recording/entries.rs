@@ -30,9 +30,6 @@ pub struct Header {
     pub own_pid: u32,
     /// The ports of the name servers whose packets are in the recording.
     pub dns_ports: Vec<u16>,
-    /// The smallest MTU of the host's links, in bytes; older recordings do not say.
-    #[serde(default)]
-    pub smallest_mtu: Option<u32>,
     /// Where the kernel kept what the probes read: for people, a replay needs none of it.
     pub layout: serde_json::Value,
 }

@@ -21,7 +21,6 @@ use crate::error::Error;
 use crate::event::KernelTime;
 use crate::flow::{Flow, Owner};
 use crate::host::Host;
-use crate::links;
 use crate::monitor::{GROUP, Options, layout, names, tracefs};
 use crate::probes::{Feature, Probes, Wanted};
 use crate::proc;
@@ -87,7 +86,6 @@ pub fn record(
         clock: Clock::now().map_err(Error::Clock)?,
         own_pid,
         dns_ports: options.dns.ports.clone(),
-        smallest_mtu: links::smallest_mtu(),
         layout: serde_json::to_value(&resolved.layout).unwrap_or_default(),
     };
     let mut recorder = Recorder {

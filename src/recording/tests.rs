@@ -45,7 +45,6 @@ fn header() -> Header {
         clock: Clock::from_readings(Readings { kernel: 0, boot: 0, wall: Timestamp::default() }),
         own_pid: 1,
         dns_ports: vec![53],
-        smallest_mtu: None,
         layout: serde_json::Value::Null,
     }
 }

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use super::flows::FlowId;
-use super::sockets::SocketKey;
+use super::sockets::{Datagrams, SocketKey};
 use super::wheel::Tick;
 use super::{State, counting, nanos};
 use crate::event::{Endpoint, Event, KernelAddress, KernelTime, Segments, TcpState, Transport, Tuple};
@@ -24,12 +24,21 @@ pub struct Connecting {
 }
 
 impl State {
-    pub(super) fn created(&mut self, now: KernelTime, pid: u32, sock: KernelAddress) {
+    pub(super) fn created(&mut self, now: KernelTime, pid: u32, sock: KernelAddress, for_program: bool) {
         self.closed(now, sock, true, None); // the address is a new socket's: whatever was there is over
         let owner = self.processes.actor(pid);
         if let Some(socket) = self.new_socket(now, sock).and_then(|key| self.sockets.get_mut(key)) {
             socket.created = true;
+            if for_program {
+                socket.datagrams = Datagrams::Single;
+            }
             socket.owner = Some(owner);
+        }
+    }
+
+    pub(super) fn takes_merged(&mut self, now: KernelTime, sock: KernelAddress) {
+        if let Some(socket) = self.socket_at(now, sock).and_then(|key| self.sockets.get_mut(key)) {
+            socket.datagrams = Datagrams::Merged;
         }
     }
 

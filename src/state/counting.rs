@@ -4,21 +4,23 @@
 //! many there were; every further segment repeats the headers of the first.
 
 use super::flows::{Headers, Live, Watched};
-use crate::event::{Packet, Segments, Size, Transport, Way, tcp_flags};
+use crate::event::{Fragmented, Packet, Segments, Size, Transport, Way, tcp_flags};
 use crate::flow::Counters;
 
 /// More segments than this between two samples is no super-packet but another socket's counter: 2 MB of 32-byte
 /// segments.
 const PLAUSIBLE: u32 = 1 << 16;
 
-/// What an Ethernet frame holds (RFC 894), in bytes: a larger datagram has most likely travelled as several packets.
-pub const FRAME: u32 = 1500;
+/// IP headers of fragments, in bytes: IPv4's without options (RFC 791); IPv6's with a fragment header (RFC 8200).
+const IPV4_FRAGMENT: u32 = 20;
+/// See [`IPV4_FRAGMENT`].
+const IPV6_FRAGMENT: u32 = 40 + 8;
 
-/// Adds a packet to its flow's counters; a datagram larger than `whole` bytes may have been several.
+/// Adds a packet to its flow's counters.
 ///
 /// Sent by another socket than the flow's, such as the kernel's own, which sends the last words of connections that have none
 /// any more, it tells nothing of the flow's segments.
-pub fn add(live: &mut Live, packet: &Packet, by_own_socket: bool, whole: u32) {
+pub fn add(live: &mut Live, packet: &Packet, by_own_socket: bool) {
     let counters = match packet.way {
         Way::Out => &mut live.sent,
         Way::In => &mut live.received,
@@ -30,8 +32,12 @@ pub fn add(live: &mut Live, packet: &Packet, by_own_socket: bool, whole: u32) {
         }
         Size::Packet { bytes, headers } => {
             *counters = counters.plus(1, u64::from(bytes));
+            if packet.fragment > 0 {
+                *counters = counters.fragments(bytes, packet.fragment, packet.tuple.remote.ip.is_ipv4());
+                live.inexact.fragments = true;
+            }
             match (packet.transport, packet.way) {
-                (Transport::Udp, _) => live.inexact.large_datagrams |= bytes > whole,
+                (Transport::Udp, _) => {}
                 (Transport::Tcp, Way::In) => {
                     live.received_headers.note(headers, packet.tcp_flags & tcp_flags::SYN == 0);
                     let first = packet.tcp_flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN;
@@ -43,6 +49,12 @@ pub fn add(live: &mut Live, packet: &Packet, by_own_socket: bool, whole: u32) {
             }
         }
     }
+}
+
+/// Counts what a packet that was counted as one becomes when it is cut.
+pub fn further_fragments(live: &mut Live, packet: &Fragmented) {
+    live.sent = live.sent.fragments(packet.bytes, packet.first, packet.tuple.remote.ip.is_ipv4());
+    live.inexact.fragments = true;
 }
 
 /// Counts what else a packet that leaves carries, and what has arrived meanwhile.
@@ -112,5 +124,15 @@ fn since(before: u32, now: u32) -> u64 {
 impl Counters {
     fn plus(self, packets: u64, bytes: u64) -> Self {
         Self { packets: self.packets.saturating_add(packets), bytes: self.bytes.saturating_add(bytes) }
+    }
+
+    /// Adds to a packet of `bytes`, of which the largest fragment has `largest` bytes, all but the first. All are as large
+    /// as the largest, but the last. Two, where it is not known how large that is.
+    fn fragments(self, bytes: u32, largest: u16, ipv4: bool) -> Self {
+        let (plain, header) = if ipv4 { (IPV4_FRAGMENT, IPV4_FRAGMENT) } else { (IPV6_FRAGMENT - 8, IPV6_FRAGMENT) };
+        let payload = bytes.saturating_sub(plain);
+        let each = u32::from(largest).saturating_sub(header);
+        let count = if each == 0 { 2 } else { payload.div_ceil(each).max(2) };
+        self.plus(u64::from(count - 1), u64::from(count) * u64::from(header) - u64::from(plain))
     }
 }

@@ -8,7 +8,7 @@ use slotmap::{SlotMap, new_key_type};
 
 use super::sockets::{SocketKey, Sockets};
 use super::wheel::Tick;
-use crate::event::{Endpoint, KernelAddress, KernelTime, Packet, Segments, Transport, Tuple};
+use crate::event::{Endpoint, Fragmented, KernelAddress, KernelTime, Packet, Segments, Transport, Tuple};
 use crate::flow::{Counters, Direction, Inexact, Outcome};
 use crate::process::Process;
 
@@ -39,14 +39,18 @@ impl FlowId {
 
     /// Of a packet.
     pub fn of(packet: &Packet) -> Self {
-        match packet.transport {
-            Transport::Tcp => Self::tcp(&packet.tuple),
-            Transport::Udp => Self {
-                scope: packet.sock,
-                transport: Transport::Udp,
-                local: packet.tuple.local,
-                remote: packet.tuple.remote,
-            },
+        Self::between(packet.transport, packet.sock, &packet.tuple)
+    }
+
+    /// Of a packet that is cut.
+    pub fn of_fragmented(packet: &Fragmented) -> Self {
+        Self::between(packet.transport, packet.sock, &packet.tuple)
+    }
+
+    fn between(transport: Transport, sock: KernelAddress, tuple: &Tuple) -> Self {
+        match transport {
+            Transport::Tcp => Self::tcp(tuple),
+            Transport::Udp => Self { scope: sock, transport, local: tuple.local, remote: tuple.remote },
         }
     }
 }

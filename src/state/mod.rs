@@ -173,8 +173,6 @@ pub struct State {
     finished: Vec<Flow>,
     names: Vec<NameLearned>,
     losses: Losses,
-    /// Bytes that a datagram may have and still travel as one packet, on any link.
-    whole: u32,
     stats: Stats,
 }
 
@@ -196,7 +194,6 @@ impl State {
             finished: Vec::new(),
             names: Vec::new(),
             losses: Losses::default(),
-            whole: counting::FRAME,
             stats: Stats::default(),
             config,
         }
@@ -213,13 +210,15 @@ impl State {
                     self.packet(now, packet);
                 }
             }
+            EventKind::Fragmented(packet) => self.fragmented(packet),
             EventKind::Unreadable(packet) => self.unreadable(now, packet),
             EventKind::Fork(fork) => self.forked(pid, *fork),
             EventKind::Name(learned) => self.learned(learned),
             EventKind::Exec(exec) => self.processes.exec(pid, exec),
             EventKind::Exit => self.exit(event),
             EventKind::Credentials(credentials) => self.processes.credentials(pid, *credentials),
-            EventKind::SocketCreated { sock } => self.created(now, pid, *sock),
+            EventKind::SocketCreated { sock, for_program } => self.created(now, pid, *sock, *for_program),
+            EventKind::TakesMerged { sock } => self.takes_merged(now, *sock),
             EventKind::ConnectBegins { sock, remote } => self.connect_begins(event, *sock, *remote),
             EventKind::ConnectReturns { result } => self.connect_returns(now, event.tid, *result),
             EventKind::Accepted { sock, tuple } => self.accepted(now, pid, *sock, tuple),
@@ -317,12 +316,6 @@ impl State {
     /// Takes in what was looked up. It must be about that very process running that very program.
     pub fn learn(&mut self, process: &Arc<Process>, found: Found) {
         self.processes.learn(process, found);
-    }
-
-    /// Takes in the smallest MTU of the host's links, in bytes: a larger datagram may travel as several packets. One that
-    /// does not fit an Ethernet frame may anyway, somewhere.
-    pub fn learn_smallest_mtu(&mut self, mtu: u32) {
-        self.whole = mtu.min(counting::FRAME);
     }
 
     /// The numbers so far.

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use super::flows::{FlowId, FlowKey, Headers, Live};
-use super::sockets::SocketKey;
+use super::sockets::{Datagrams, SocketKey};
 use super::unread::Ports;
 use super::wheel::Tick;
 use super::{State, counting, nanos};
-use crate::event::{KernelAddress, KernelTime, Packet, Transport, Unreadable, Way, tcp_flags};
+use crate::event::{Fragmented, KernelAddress, KernelTime, Packet, Pieces, Transport, Unreadable, Way, tcp_flags};
 use crate::flow::{Counters, Direction, Flow, Inexact, Outcome, Owner, Reason};
 
 impl State {
@@ -31,9 +31,11 @@ impl State {
             self.sender(now, flow, packet);
         }
         let by_own_socket = self.flows.get(flow).is_some_and(|live| self.sock_of(live) == packet.sock);
+        let may_be_several = self.may_be_several(flow, packet);
         let Some(live) = self.flows.get_mut(flow) else { return };
         live.last = live.last.max(now);
-        counting::add(live, packet, by_own_socket, self.whole);
+        counting::add(live, packet, by_own_socket);
+        live.inexact.datagram_segments |= may_be_several;
         if packet.transport == Transport::Tcp {
             note_flags(live, packet);
         } else if live.sent.packets > 0 && live.received.packets > 0 {
@@ -41,6 +43,36 @@ impl State {
         }
         if let Some(socket) = live.socket.and_then(|key| self.sockets.get_mut(key)) {
             socket.last = socket.last.max(now);
+        }
+    }
+
+    /// Whether a datagram may be several that travel through the kernel as one.
+    fn may_be_several(&self, flow: FlowKey, packet: &Packet) -> bool {
+        if packet.transport == Transport::Tcp {
+            return false; // its segments are counted
+        }
+        let socket = self.flows.get(flow).and_then(|live| self.sockets.get(live.socket?));
+        match (packet.way, packet.pieces, socket.map_or(Datagrams::Unknown, |socket| socket.datagrams)) {
+            // Not every device that merges leaves them in pieces.
+            (Way::In, _, Datagrams::Merged) | (Way::Out, Pieces::Apart, _) => true,
+            (_, pieces, Datagrams::Unknown) => pieces != Pieces::One,
+            _ => false,
+        }
+    }
+
+    /// A packet that has been counted turns out to travel as several.
+    pub(super) fn fragmented(&mut self, packet: &Fragmented) {
+        if let Some(live) = self.flows.find(&FlowId::of_fragmented(packet)).and_then(|flow| self.flows.get_mut(flow)) {
+            counting::further_fragments(live, packet);
+            return;
+        }
+        // Addresses were translated: it is one of this socket's.
+        let Some(socket) = self.sockets.at(packet.sock).and_then(|key| self.sockets.get(key)) else { return };
+        let flows: Vec<_> = self.flows.chain(socket.flows).collect();
+        for flow in flows {
+            if let Some(live) = self.flows.get_mut(flow) {
+                live.inexact.fragments = true;
+            }
         }
     }
 

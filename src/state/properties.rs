@@ -7,7 +7,9 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
-use crate::event::{Endpoint, Fork, Packet, Segments, Size, TcpState, Transport, Tuple, Unreadable, Way};
+use crate::event::{
+    Endpoint, Fork, Fragmented, Packet, Pieces, Segments, Size, TcpState, Transport, Tuple, Unreadable, Way,
+};
 use crate::loss::LossCause;
 
 const SECOND: u64 = 1_000_000_000;
@@ -30,13 +32,16 @@ fn packets() -> impl Strategy<Value = EventKind> {
     let way = prop_oneof![Just(Way::Out), Just(Way::In)];
     let transport = prop_oneof![Just(Transport::Tcp), Just(Transport::Udp)];
     let segments = proptest::option::of((any::<u32>(), any::<u32>()));
-    (way, transport, socks(), tuples(), 40..2000_u32, any::<u8>(), segments).prop_map(
-        |(way, transport, sock, tuple, bytes, tcp_flags, segments)| {
+    let pieces = prop_oneof![Just(Pieces::One), Just(Pieces::Some), Just(Pieces::Apart)];
+    let fragment = prop_oneof![4 => Just(0), 1 => any::<u16>()];
+    (way, transport, socks(), tuples(), 40..2000_u32, any::<u8>(), segments, pieces, fragment).prop_map(
+        |(way, transport, sock, tuple, bytes, tcp_flags, segments, pieces, fragment)| {
             // A datagram always has a socket.
             let sock = if transport == Transport::Udp { sock.max(1) } else { sock };
             let segments = segments.map(|(received, sent)| Segments { received, sent });
             let size = Size::Packet { bytes, headers: 40 };
-            EventKind::Packet(Packet { way, transport, sock, tuple, size, tcp_flags, segments })
+            let packet = Packet::new(way, transport, sock, tuple, size);
+            EventKind::Packet(Packet { tcp_flags, segments, pieces, fragment, ..packet })
         },
     )
 }
@@ -47,7 +52,11 @@ fn kinds() -> impl Strategy<Value = EventKind> {
         8 => packets(),
         1 => (1..20_u32, any::<u64>()).prop_map(|(child, start)| EventKind::Fork(Fork { child, start })),
         1 => Just(EventKind::Exit),
-        2 => socks().prop_map(|sock| EventKind::SocketCreated { sock }),
+        2 => (socks(), any::<bool>()).prop_map(|(sock, for_program)| EventKind::SocketCreated { sock, for_program }),
+        1 => socks().prop_map(|sock| EventKind::TakesMerged { sock }),
+        1 => (socks(), tuples(), any::<u32>(), any::<u16>()).prop_map(|(sock, tuple, bytes, first)| {
+            EventKind::Fragmented(Fragmented { transport: Transport::Udp, sock, tuple, bytes, first })
+        }),
         1 => (socks(), tuples()).prop_map(|(sock, t)| EventKind::ConnectBegins { sock, remote: t.remote }),
         1 => (-120..1).prop_map(|result| EventKind::ConnectReturns { result }),
         1 => (socks(), tuples()).prop_map(|(sock, tuple)| EventKind::Accepted { sock, tuple }),
@@ -133,10 +142,12 @@ proptest! {
     /// Without loss by refusal, and when no conversation lacks a socket, what came in comes out.
     #[test]
     fn packets_add_up(story in stories()) {
-        let plain = |kind: &EventKind| matches!(kind, EventKind::Packet(packet) if packet.segments.is_none());
-        let story: Vec<_> = story.into_iter()
-            .filter(|(_, _, kind)| plain(kind) || !matches!(kind, EventKind::Packet(_)))
-            .collect();
+        let plain = |kind: &EventKind| match kind {
+            EventKind::Packet(packet) => packet.segments.is_none() && packet.fragment == 0,
+            EventKind::Fragmented(_) => false,
+            _ => true,
+        };
+        let story: Vec<_> = story.into_iter().filter(|(_, _, kind)| plain(kind)).collect();
         let (mut state, mut flows, _) = run(&story, Config::default());
         state.shutdown();
         flows.extend(state.finished());
@@ -173,10 +184,10 @@ fn memory_stays_flat() {
         let packet = |way| {
             let size = Size::Packet { bytes: 60, headers: 40 };
             let (transport, tcp_flags) = (Transport::Tcp, 0x10);
-            EventKind::Packet(Packet { way, transport, sock, tuple, size, tcp_flags, segments: None })
+            EventKind::Packet(Packet { tcp_flags, ..Packet::new(way, transport, sock, tuple, size) })
         };
         for kind in [
-            EventKind::SocketCreated { sock },
+            EventKind::SocketCreated { sock, for_program: true },
             EventKind::ConnectBegins { sock, remote: tuple.remote },
             packet(Way::Out),
             EventKind::ConnectReturns { result: 0 },

@@ -28,6 +28,8 @@ pub struct Socket {
     pub direction: Direction,
     /// Whether its creation was seen.
     pub created: bool,
+    /// Whether a datagram that it takes may be several.
+    pub datagrams: Datagrams,
     /// Whether its last descriptor is gone, or the kernel freed it.
     pub closed: bool,
     /// Whether it had a packet of which nothing else could be read.
@@ -38,6 +40,17 @@ pub struct Socket {
     pub flows: Option<FlowKey>,
     /// When its timer comes up.
     pub armed: Tick,
+}
+
+/// What a UDP socket takes as one datagram.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Datagrams {
+    /// One: a program made it, and did not ask for more.
+    Single,
+    /// Nobody knows: it is older than the monitor, or the kernel's own.
+    Unknown,
+    /// Several, if they came together: `UDP_GRO`.
+    Merged,
 }
 
 /// Sockets, by the address that they have now.
@@ -103,6 +116,7 @@ impl Sockets {
             owner: None,
             direction: Direction::Unknown,
             created: false,
+            datagrams: Datagrams::Unknown,
             closed: false,
             unread: false,
             last: now,

@@ -51,7 +51,7 @@ impl Story {
         let headers = if tuple.local.ip.is_ipv4() { 20 } else { 40 } + if flags == 0 { 8 } else { 20 };
         // Whatever task was interrupted: its pid must not matter.
         let size = Size::Packet { bytes, headers };
-        let packet = Packet { way, transport, sock, tuple, size, tcp_flags: flags, segments: None };
+        let packet = Packet { tcp_flags: flags, ..Packet::new(way, transport, sock, tuple, size) };
         self.say(4_000_000, EventKind::Packet(packet));
     }
 
@@ -65,7 +65,7 @@ impl Story {
 
     /// A client's whole connection: 3 packets out, 2 in.
     fn conversation(&mut self, pid: u32, sock: u64, tuple: Tuple) {
-        self.say(pid, EventKind::SocketCreated { sock });
+        self.say(pid, EventKind::SocketCreated { sock, for_program: true });
         self.say(pid, EventKind::ConnectBegins { sock, remote: tuple.remote });
         self.tcp(Way::Out, sock, tuple, 60, SYN);
         self.say(pid, EventKind::ConnectReturns { result: 0 });
@@ -152,8 +152,8 @@ fn both_ends_on_one_host_are_two_flows() {
     let mut story = Story::new();
     let (client, server) = (tuple(40000, 80), tuple(80, 40000));
     let (a, listener, child) = (0xa, 0x1, 0xb);
-    story.say(SERVER, EventKind::SocketCreated { sock: listener });
-    story.say(CURL, EventKind::SocketCreated { sock: a });
+    story.say(SERVER, EventKind::SocketCreated { sock: listener, for_program: true });
+    story.say(CURL, EventKind::SocketCreated { sock: a, for_program: true });
     story.say(CURL, EventKind::ConnectBegins { sock: a, remote: client.remote });
     story.tcp(Way::Out, a, client, 60, SYN);
     story.tcp(Way::In, 0, server, 60, SYN);
@@ -217,7 +217,7 @@ fn a_knock_on_a_closed_port_is_nobodys_flow() {
 fn a_refused_connect_fails_with_its_reason() {
     let mut story = Story::new();
     let client = tuple(40000, 1);
-    story.say(CURL, EventKind::SocketCreated { sock: 0xa });
+    story.say(CURL, EventKind::SocketCreated { sock: 0xa, for_program: true });
     story.say(CURL, EventKind::ConnectBegins { sock: 0xa, remote: client.remote });
     story.tcp(Way::Out, 0xa, client, 60, SYN);
     story.say(CURL, EventKind::ConnectReturns { result: 0 });
@@ -233,7 +233,7 @@ fn a_refused_connect_fails_with_its_reason() {
 fn a_connect_that_sends_nothing_is_still_a_flow() {
     let mut story = Story::new();
     let remote = Endpoint::new(Ipv6Addr::LOCALHOST, 80);
-    story.say(CURL, EventKind::SocketCreated { sock: 0xa });
+    story.say(CURL, EventKind::SocketCreated { sock: 0xa, for_program: true });
     story.say(CURL, EventKind::ConnectBegins { sock: 0xa, remote });
     story.say(CURL, EventKind::ConnectReturns { result: -101 });
     let flow = story.only();
@@ -244,7 +244,7 @@ fn a_connect_that_sends_nothing_is_still_a_flow() {
 #[test]
 fn a_udp_socket_has_a_flow_for_each_remote_and_who_sent_first_began_it() {
     let mut story = Story::new();
-    story.say(SERVER, EventKind::SocketCreated { sock: 0x5 });
+    story.say(SERVER, EventKind::SocketCreated { sock: 0x5, for_program: true });
     story.udp(Way::In, 0x5, tuple(53, 40000), 60);
     story.udp(Way::Out, 0x5, tuple(53, 40000), 90);
     story.udp(Way::Out, 0x5, tuple(53, 50000), 70);
@@ -262,7 +262,7 @@ fn a_udp_socket_has_a_flow_for_each_remote_and_who_sent_first_began_it() {
 fn a_datagram_for_two_sockets_counts_for_each() {
     let mut story = Story::new();
     for (pid, sock) in [(SERVER, 0x5), (SHELL, 0x6)] {
-        story.say(pid, EventKind::SocketCreated { sock });
+        story.say(pid, EventKind::SocketCreated { sock, for_program: true });
     }
     for sock in [0x5, 0x6] {
         story.udp(Way::In, sock, tuple(5353, 40000), 60);
@@ -276,7 +276,7 @@ fn a_datagram_for_two_sockets_counts_for_each() {
 #[test]
 fn an_idle_socket_keeps_its_owner() {
     let mut story = Story::new();
-    story.say(SERVER, EventKind::SocketCreated { sock: 0x5 });
+    story.say(SERVER, EventKind::SocketCreated { sock: 0x5, for_program: true });
     story.wait(100_000);
     story.udp(Way::In, 0x5, tuple(53, 40000), 60);
     story.wait(31);
@@ -301,7 +301,7 @@ fn a_socket_older_than_the_monitor_has_an_unknown_owner_and_leaves_the_cache() {
 #[test]
 fn a_passed_on_socket_keeps_its_creator() {
     let mut story = Story::new();
-    story.say(SHELL, EventKind::SocketCreated { sock: 0xa });
+    story.say(SHELL, EventKind::SocketCreated { sock: 0xa, for_program: true });
     story.say(CURL, EventKind::ConnectBegins { sock: 0xa, remote: tuple(40000, 80).remote });
     story.tcp(Way::Out, 0xa, tuple(40000, 80), 60, SYN);
     story.wait(31);
@@ -320,7 +320,7 @@ fn the_monitors_own_traffic_is_not_reported() {
 #[test]
 fn live_flows_are_handed_out_at_the_end_and_are_not_final() {
     let mut story = Story::new();
-    story.say(CURL, EventKind::SocketCreated { sock: 0xa });
+    story.say(CURL, EventKind::SocketCreated { sock: 0xa, for_program: true });
     story.tcp(Way::Out, 0xa, tuple(40000, 80), 60, SYN);
     story.conversation(SHELL, 0xb, tuple(40001, 80));
     story.state.shutdown();
@@ -334,7 +334,7 @@ fn live_flows_are_handed_out_at_the_end_and_are_not_final() {
 #[test]
 fn a_full_table_reports_early_instead_of_growing() {
     let mut story = Story::with(Config { max_flows: 2, ..Config::default() });
-    story.say(CURL, EventKind::SocketCreated { sock: 0xa });
+    story.say(CURL, EventKind::SocketCreated { sock: 0xa, for_program: true });
     for port in 1..=3 {
         story.udp(Way::Out, 0xa, tuple(40000, port), 60);
         story.wait(1);
@@ -348,18 +348,13 @@ fn a_full_table_reports_early_instead_of_growing() {
 fn super_packets_count_as_the_segments_that_they_carry() {
     let mut story = Story::new();
     let client = tuple(40000, 80);
-    story.say(CURL, EventKind::SocketCreated { sock: 0xa });
+    story.say(CURL, EventKind::SocketCreated { sock: 0xa, for_program: true });
     story.say(CURL, EventKind::ConnectBegins { sock: 0xa, remote: client.remote });
     let send_by = |story: &mut Story, sock, bytes, flags, sent, received| {
-        let packet = Packet {
-            way: Way::Out,
-            transport: Transport::Tcp,
-            sock,
-            tuple: client,
-            size: Size::Packet { bytes, headers: 40 },
-            tcp_flags: flags,
-            segments: Some(Segments { sent, received }),
-        };
+        let size = Size::Packet { bytes, headers: 40 };
+        let segments = Some(Segments { sent, received });
+        let packet = Packet::new(Way::Out, Transport::Tcp, sock, client, size);
+        let packet = Packet { tcp_flags: flags, segments, ..packet };
         story.say(0, EventKind::Packet(packet));
     };
     let send = |story: &mut Story, bytes, flags, sent, received| send_by(story, 0xa, bytes, flags, sent, received);
@@ -384,7 +379,7 @@ fn super_packets_count_as_the_segments_that_they_carry() {
 fn a_long_flow_is_reported_while_it_lives_and_the_last_report_agrees() {
     let interval = Some(Duration::from_secs(10));
     let mut story = Story::with(Config { flow_report_interval: interval, ..Config::default() });
-    story.say(CURL, EventKind::SocketCreated { sock: 0xa });
+    story.say(CURL, EventKind::SocketCreated { sock: 0xa, for_program: true });
     for _ in 0..25 {
         story.udp(Way::Out, 0xa, tuple(40000, 53), 100);
         story.wait(1);
@@ -432,7 +427,7 @@ fn answer(story: &mut Story, client: Tuple, name: &str, address: &str) {
 fn a_flow_has_the_name_that_its_owner_looked_up_and_nobody_elses() {
     let mut story = Story::new();
     for (pid, sock, port, name) in [(CURL, 0x51, 5001, "a.example"), (SHELL, 0x52, 5002, "b.example")] {
-        story.say(pid, EventKind::SocketCreated { sock });
+        story.say(pid, EventKind::SocketCreated { sock, for_program: true });
         story.udp(Way::Out, sock, tuple(port, 53), 60);
         answer(&mut story, tuple(port, 53), name, "127.0.0.1");
     }
@@ -452,7 +447,7 @@ fn a_flow_has_the_name_that_its_owner_looked_up_and_nobody_elses() {
 #[test]
 fn an_answer_that_comes_late_still_names_the_flow() {
     let mut story = Story::new();
-    story.say(CURL, EventKind::SocketCreated { sock: 0x51 });
+    story.say(CURL, EventKind::SocketCreated { sock: 0x51, for_program: true });
     story.udp(Way::Out, 0x51, tuple(5001, 53), 60);
     story.conversation(CURL, 0xa, tuple(40000, 80));
     answer(&mut story, tuple(5001, 53), "late.example", "127.0.0.1");
@@ -464,7 +459,7 @@ fn an_answer_that_comes_late_still_names_the_flow() {
 fn when_two_namespaces_ask_from_the_same_ends_nobody_is_named() {
     let mut story = Story::new();
     for (pid, sock) in [(CURL, 0x51), (SHELL, 0x52)] {
-        story.say(pid, EventKind::SocketCreated { sock });
+        story.say(pid, EventKind::SocketCreated { sock, for_program: true });
         story.udp(Way::Out, sock, tuple(5001, 53), 60);
     }
     answer(&mut story, tuple(5001, 53), "whose.example", "127.0.0.1");

@@ -256,11 +256,11 @@ fn a_refused_connection() {
 
 #[test]
 fn a_flow_that_goes_on_with_losses() {
-    let inexact = Inexact { samples_lost: true, large_datagrams: true, ..Inexact::default() };
+    let inexact = Inexact { samples_lost: true, datagram_segments: true, ..Inexact::default() };
     let document = document(&Flow { is_final: false, complete: false, inexact, reason: Reason::Shutdown, ..flow() });
     assert_eq!(document["event"]["type"], json!(["connection", "info"]));
     assert_eq!(document["event"]["reason"], "shutdown");
-    let inexact = json!(["samples_lost", "large_datagrams"]);
+    let inexact = json!(["samples_lost", "datagram_segments"]);
     let flow = json!({"id": "f7b0ab1ada9e4525-7", "final": false, "complete": false, "inexact": inexact});
     assert_eq!(document["flow"], flow);
 }

@@ -385,15 +385,8 @@ fn io_uring_tells_of_creations_and_accepts_that_fail() {
 fn sends(machine: &mut Machine, sock: u64, port: u16) {
     use crate::event::{Packet, Size, Transport, Way};
     let address = |port| Endpoint { ip: "192.0.2.1".parse().unwrap(), port };
-    let packet = Packet {
-        way: Way::Out,
-        transport: Transport::Udp,
-        sock,
-        tuple: Tuple { net: 1, local: address(port), remote: address(53) },
-        size: Size::Packet { bytes: 60, headers: 28 },
-        tcp_flags: 0,
-        segments: None,
-    };
+    let tuple = Tuple { net: 1, local: address(port), remote: address(53) };
+    let packet = Packet::new(Way::Out, Transport::Udp, sock, tuple, Size::Packet { bytes: 60, headers: 28 });
     let event = Event { time: 99, pid: 0, tid: 0, kind: EventKind::Packet(packet) };
     machine.events.datagram(&event, &packet);
 }

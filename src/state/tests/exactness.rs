@@ -1,7 +1,9 @@
 //! What a flow says of its own counters.
 
+use std::net::IpAddr;
+
 use super::*;
-use crate::event::Unreadable;
+use crate::event::{Fragmented, Pieces, Unreadable};
 use crate::loss::LossCause;
 
 #[test]
@@ -25,11 +27,11 @@ fn a_loss_marks_the_flows_that_were_open() {
 #[test]
 fn what_finds_no_room_is_counted() {
     let mut story = Story::with(Config { max_sockets: 1, max_flows: 1, ..Config::default() });
-    story.say(CURL, EventKind::SocketCreated { sock: 0xa });
+    story.say(CURL, EventKind::SocketCreated { sock: 0xa, for_program: true });
     story.udp(Way::Out, 0xa, tuple(40000, 1), 60);
     story.udp(Way::Out, 0xa, tuple(40000, 2), 60);
     assert_eq!((story.only().reason, story.state.stats().flows_evicted), (Reason::Evicted, 1));
-    story.say(SHELL, EventKind::SocketCreated { sock: 0xb });
+    story.say(SHELL, EventKind::SocketCreated { sock: 0xb, for_program: true });
     story.udp(Way::Out, 0xb, tuple(40001, 1), 60);
     let stats = story.state.stats();
     assert!(stats.sockets_refused > 0);
@@ -40,14 +42,14 @@ fn what_finds_no_room_is_counted() {
 fn counted(way: Way, tuple: Tuple, bytes: u32, headers: u16, (flags, received, sent): (u8, u32, u32)) -> EventKind {
     let segments = (way == Way::Out).then_some(Segments { received, sent });
     let (size, sock) = (Size::Packet { bytes, headers }, if way == Way::Out { 0xa } else { 0 });
-    EventKind::Packet(Packet { way, transport: Transport::Tcp, sock, tuple, size, tcp_flags: flags, segments })
+    EventKind::Packet(Packet { tcp_flags: flags, segments, ..Packet::new(way, Transport::Tcp, sock, tuple, size) })
 }
 
 #[test]
 fn merged_segments_are_exact_unless_their_headers_differ() {
     for (headers, inexact) in [(52, false), (64, true)] {
         let mut story = Story::new();
-        story.say(CURL, EventKind::SocketCreated { sock: 0xa });
+        story.say(CURL, EventKind::SocketCreated { sock: 0xa, for_program: true });
         let tuple = tuple(40000, 80);
         story.say(CURL, counted(Way::Out, tuple, 60, 60, (SYN, 0, 1)));
         // Its header is another's, but it was alone.
@@ -96,29 +98,84 @@ fn a_syn_that_comes_twice_is_counted_twice_beside_merged_segments() {
     assert_eq!(flow.inexact, Inexact::default());
 }
 
+/// A datagram that lies in memory so, and came in fragments so large.
+fn datagram(way: Way, bytes: u32, pieces: Pieces, fragment: u16) -> EventKind {
+    let (size, tuple) = (Size::Packet { bytes, headers: 28 }, tuple(40000, 53));
+    let (sock, transport) = (0xa, Transport::Udp);
+    EventKind::Packet(Packet { pieces, fragment, ..Packet::new(way, transport, sock, tuple, size) })
+}
+
 #[test]
-fn datagrams_larger_than_a_frame_may_have_been_several() {
-    for (bytes, large_datagrams) in [(1500, false), (1501, true)] {
+fn a_datagram_in_pieces_may_be_several_where_its_socket_deals_in_such() {
+    use Pieces::{Apart, One, Some};
+    let made = |for_program| vec![EventKind::SocketCreated { sock: 0xa, for_program }];
+    let (program, kernel, older) = (made(true), made(false), Vec::new());
+    let merging = [made(true), vec![EventKind::TakesMerged { sock: 0xa }]].concat();
+    for (before, way, pieces, several) in [
+        (&program, Way::Out, One, false),
+        (&program, Way::Out, Some, false),
+        (&program, Way::Out, Apart, true),
+        (&program, Way::In, Apart, false),
+        (&kernel, Way::Out, One, false),
+        (&kernel, Way::Out, Some, true),
+        (&kernel, Way::In, Some, true),
+        (&older, Way::In, One, false),
+        (&older, Way::In, Some, true),
+        (&merging, Way::In, One, true),
+        (&merging, Way::Out, Some, false),
+    ] {
         let mut story = Story::new();
-        story.say(CURL, EventKind::SocketCreated { sock: 0xa });
-        story.udp(Way::Out, 0xa, tuple(40000, 53), bytes);
+        before.iter().for_each(|event| story.say(CURL, event.clone()));
+        story.say(CURL, datagram(way, 1000, pieces, 0));
         story.wait(31);
-        assert_eq!(story.only().inexact, Inexact { large_datagrams, ..Inexact::default() });
+        let flow = story.only();
+        assert_eq!(flow.inexact.datagram_segments, several, "{before:?} {way:?} {pieces:?}");
+        assert_eq!(flow.inexact.reasons().count(), usize::from(several));
     }
 }
 
 #[test]
-fn datagrams_larger_than_some_link_takes_may_have_been_several() {
-    for (mtu, bytes, large_datagrams) in
-        [(1420, 1420, false), (1420, 1421, true), (9000, 1500, false), (9000, 1501, true)]
-    {
+fn fragments_that_arrive_are_counted() {
+    // 4000 bytes over Ethernet, as `tcpdump` shows them: 1480, 1480 and 1048 bytes behind 20 of IPv4.
+    let mut story = Story::new();
+    story.say(CURL, EventKind::SocketCreated { sock: 0xa, for_program: true });
+    story.say(CURL, datagram(Way::In, 4028, Pieces::Some, 1500));
+    story.wait(31);
+    let flow = story.only();
+    assert_eq!(flow.received, counters(3, 1500 + 1500 + 1068));
+    assert_eq!(flow.inexact, Inexact { fragments: true, ..Inexact::default() });
+}
+
+#[test]
+fn fragments_that_leave_are_counted() {
+    let cut = |tuple, first| {
+        let (transport, sock, bytes) = (Transport::Udp, 0xa, 4028);
+        EventKind::Fragmented(Fragmented { transport, sock, tuple, bytes, first })
+    };
+    // What is not known counts as two; what is another's, by its addresses, is marked only.
+    for (first, port, packets, bytes) in [(1500, 53, 3, 4068), (0, 53, 2, 4048), (1500, 54, 1, 4028)] {
         let mut story = Story::new();
-        story.state.learn_smallest_mtu(mtu);
-        story.say(CURL, EventKind::SocketCreated { sock: 0xa });
-        story.udp(Way::Out, 0xa, tuple(40000, 53), bytes);
+        story.say(CURL, EventKind::SocketCreated { sock: 0xa, for_program: true });
+        story.say(CURL, datagram(Way::Out, 4028, Pieces::Some, 0));
+        story.say(CURL, cut(tuple(40000, port), first));
         story.wait(31);
-        assert_eq!(story.only().inexact, Inexact { large_datagrams, ..Inexact::default() }, "{mtu} {bytes}");
+        let flow = story.only();
+        assert_eq!(flow.sent, counters(packets, bytes));
+        assert_eq!(flow.inexact, Inexact { fragments: true, ..Inexact::default() });
     }
+}
+
+#[test]
+fn fragments_of_ipv6_have_a_header_more() {
+    let (local, remote) = ("2001:db8::1".parse::<IpAddr>().unwrap(), "2001:db8::2".parse::<IpAddr>().unwrap());
+    let tuple = Tuple { net: NET, local: Endpoint::new(local, 1), remote: Endpoint::new(remote, 2) };
+    let mut story = Story::new();
+    story.say(CURL, EventKind::SocketCreated { sock: 0xa, for_program: true });
+    let EventKind::Packet(packet) = datagram(Way::In, 4048, Pieces::Some, 1496) else { unreachable!() };
+    story.say(CURL, EventKind::Packet(Packet { tuple, ..packet }));
+    story.wait(31);
+    // 1448, 1448 and 1112 bytes behind 48.
+    assert_eq!(story.only().received, counters(3, 1496 + 1496 + 1160));
 }
 
 /// A packet of which only this could be read.
@@ -143,7 +200,7 @@ fn a_packet_that_cannot_be_read_marks_its_flow_and_no_other() {
 #[test]
 fn a_datagram_after_one_that_could_not_be_read_is_not_the_first() {
     let mut story = Story::new();
-    story.say(CURL, EventKind::SocketCreated { sock: 0xa });
+    story.say(CURL, EventKind::SocketCreated { sock: 0xa, for_program: true });
     story.say(0, unreadable(Transport::Udp, 0xa, None));
     story.udp(Way::In, 0xa, tuple(40000, 53), 100);
     story.wait(31);
@@ -155,7 +212,7 @@ fn a_datagram_after_one_that_could_not_be_read_is_not_the_first() {
 fn a_connection_of_which_nothing_could_be_read_is_a_flow_all_the_same() {
     let mut story = Story::new();
     let tuple = tuple(40000, 80);
-    story.say(CURL, EventKind::SocketCreated { sock: 0xa });
+    story.say(CURL, EventKind::SocketCreated { sock: 0xa, for_program: true });
     story.say(CURL, EventKind::ConnectBegins { sock: 0xa, remote: tuple.remote });
     story.say(0, unreadable(Transport::Tcp, 0xa, Some((40000, 80))));
     story.state_is(0xa, tuple, TcpState::Established);
@@ -169,13 +226,13 @@ fn a_connection_of_which_nothing_could_be_read_is_a_flow_all_the_same() {
 #[test]
 fn a_socket_has_no_part_in_what_its_address_was_before() {
     let mut story = Story::new();
-    story.say(CURL, EventKind::SocketCreated { sock: 0xa });
+    story.say(CURL, EventKind::SocketCreated { sock: 0xa, for_program: true });
     story.udp(Way::Out, 0xa, tuple(40000, 53), 100);
     story.say(0, unreadable(Transport::Udp, 0xa, None));
     story.say(0, EventKind::SocketFreed { sock: 0xa });
     story.wait(6);
     assert!(story.only().inexact.headers_unread);
-    story.say(CURL, EventKind::SocketCreated { sock: 0xa });
+    story.say(CURL, EventKind::SocketCreated { sock: 0xa, for_program: true });
     story.udp(Way::Out, 0xa, tuple(40001, 53), 100);
     story.wait(31);
     let flow = story.only();

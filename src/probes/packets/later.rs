@@ -1,0 +1,94 @@
+//! What becomes of packets that leave, behind the place where they are sampled.
+
+use socktrail_kprobes::sample;
+
+use super::{IPPROTO_TCP, IPPROTO_UDP, Lengths, ipv4, ipv6};
+use crate::event::{EventKind, Fragmented, Transport, Tuple, Unreadable};
+use crate::probes::{Decoded, IntoEvent};
+
+/// The fragment header that each piece gets (RFC 8200, section 4.5), in bytes.
+const FRAGMENT_HEADER: u32 = 8;
+
+sample! {
+    /// `ipv6_push_frag_opts`, `ipv6_push_nfrag_opts`: a packet that leaves gets extension headers, behind
+    /// [`TcpIpv6Out`](super::TcpIpv6Out).
+    pub struct Ipv6Headers {
+        /// The sender's `struct sock`.
+        pub sk: u64 = "+{sk_buff.sk}({skb})",
+    }
+
+    /// `ip_do_fragment`, before Linux 4.2 `ip_fragment`: an IPv4 packet is cut. `skb->data` is at its IP header.
+    pub struct Ipv4Cut {
+        /// `struct net`.
+        pub net: u64 = "+{sock_common.skc_net}(+{sk_buff.sk}({skb}))",
+        /// The sender's `struct sock`; null for what is forwarded.
+        pub sk: u64 = "+{sk_buff.sk}({skb})",
+        /// The whole packet, and what does not lie in the piece that becomes the first fragment: see [`Lengths`].
+        pub lengths: u64 = "+{sk_buff.len}({skb})",
+        /// 6 or 17.
+        pub protocol: u8 = "+9(+{sk_buff.data}({skb}))",
+        /// Source and destination address, as they lie in memory.
+        pub addresses: u64 = "+12(+{sk_buff.data}({skb}))",
+        /// Source and destination port, as they lie in memory behind a header without options.
+        pub ports: u32 = "+20(+{sk_buff.data}({skb}))",
+    }
+
+    /// `ip6_fragment`: an IPv6 packet is cut. `skb->data` is at its IPv6 header, the fragment headers do not exist yet.
+    pub struct Ipv6Cut {
+        /// `struct net`.
+        pub net: u64 = "+{sock_common.skc_net}(+{sk_buff.sk}({skb}))",
+        /// The sender's `struct sock`; null for what is forwarded.
+        pub sk: u64 = "+{sk_buff.sk}({skb})",
+        /// The whole packet, and what does not lie in the piece that becomes the first fragment: see [`Lengths`].
+        pub lengths: u64 = "+{sk_buff.len}({skb})",
+        /// 6, 17, or the kind of an extension header.
+        pub protocol: u8 = "+6(+{sk_buff.data}({skb}))",
+        /// Source address, as it lies in memory.
+        pub source_high: u64 = "+8(+{sk_buff.data}({skb}))",
+        /// Its second half.
+        pub source_low: u64 = "+16(+{sk_buff.data}({skb}))",
+        /// Destination address, as it lies in memory.
+        pub destination_high: u64 = "+24(+{sk_buff.data}({skb}))",
+        /// Its second half.
+        pub destination_low: u64 = "+32(+{sk_buff.data}({skb}))",
+        /// Source and destination port, as they lie in memory.
+        pub ports: u32 = "+40(+{sk_buff.data}({skb}))",
+    }
+}
+
+impl IntoEvent for Ipv6Headers {
+    fn event(&self, _: &[u8]) -> Decoded {
+        // The packet itself is counted, or counted as unreadable, where it is sampled.
+        let marked = Unreadable { net: 0, transport: Transport::Tcp, sock: self.sk, ports: None };
+        Decoded::Event(EventKind::Unreadable(marked))
+    }
+}
+
+impl IntoEvent for Ipv4Cut {
+    fn event(&self, _: &[u8]) -> Decoded {
+        let (source, destination) = ipv4(self.addresses, self.ports);
+        let tuple = Tuple { net: self.net, local: source, remote: destination };
+        cut(self.protocol, self.sk, tuple, &Lengths::of(self.lengths), 0)
+    }
+}
+
+impl IntoEvent for Ipv6Cut {
+    fn event(&self, _: &[u8]) -> Decoded {
+        let from = [self.source_high, self.source_low];
+        let (source, destination) = ipv6(from, [self.destination_high, self.destination_low], self.ports);
+        let tuple = Tuple { net: self.net, local: source, remote: destination };
+        cut(self.protocol, self.sk, tuple, &Lengths::of(self.lengths), FRAGMENT_HEADER)
+    }
+}
+
+/// `more` is what a fragment has beside what it has of the packet.
+fn cut(protocol: u8, sock: u64, tuple: Tuple, lengths: &Lengths, more: u32) -> Decoded {
+    let transport = match protocol {
+        IPPROTO_TCP => Transport::Tcp,
+        IPPROTO_UDP => Transport::Udp,
+        _ => return Decoded::Nothing,
+    };
+    // A packet that was made for a larger MTU lies in one piece, or in pieces that have nothing to do with fragments.
+    let first = u16::try_from(lengths.first() + more).ok().filter(|_| lengths.apart > 0).unwrap_or(0);
+    Decoded::Event(EventKind::Fragmented(Fragmented { transport, sock, tuple, bytes: lengths.all, first }))
+}

@@ -1,0 +1,303 @@
+//! Packets, where they leave for IP and where they arrive from it.
+//!
+//! Both ways the packet's own headers say whose it is: a socket may have no remote (UDP), and what a listener or the
+//! kernel's control socket sends belongs to another conversation. Before netfilter's hooks for what leaves, after
+//! them for what arrives, so that the addresses are the socket's and not those of a translation.
+
+mod arriving;
+mod later;
+mod leaving;
+
+use std::net::Ipv4Addr;
+
+pub(super) use self::arriving::{TcpIpv4In, TcpIpv6In, UdpIpv4In, UdpIpv6In};
+pub(super) use self::later::{Ipv4Cut, Ipv6Cut, Ipv6Headers};
+pub(super) use self::leaving::{
+    Ipv4Out, Ipv4OutOfSender, Ipv4OutWithoutNet, TcpIpv6Out, UdpIpv6Out, UdpIpv6OutOfSender,
+};
+use super::Decoded;
+use crate::event::{Endpoint, EventKind, Packet, Pieces, Segments, Size, Transport, Tuple, Way};
+
+const IPV4_HEADER: u16 = 20;
+const IPV6_HEADER: u16 = 40;
+const UDP_HEADER: u16 = 8;
+const IPPROTO_TCP: u8 = 6;
+const IPPROTO_UDP: u8 = 17;
+
+/// What TCP's header adds.
+struct Tcp {
+    header: u16,
+    flags: u8,
+    segments: Option<Segments>,
+}
+
+impl Tcp {
+    const NONE: Self = Self { header: UDP_HEADER, flags: 0, segments: None };
+
+    /// From the two bytes of data offset and flags, and the socket's counters.
+    fn of(memory: u16, counters: Option<(u32, u32)>) -> Self {
+        let [offset, flags] = memory.to_ne_bytes();
+        let segments = counters.map(|(received, sent)| Segments { received, sent });
+        Self { header: u16::from(offset >> 4) * 4, flags, segments }
+    }
+}
+
+/// `sk_buff.len` and `sk_buff.data_len`, two numbers of 4 bytes next to each other: how long a packet is, and how much of
+/// that lies apart from the piece with its headers.
+struct Lengths {
+    all: u32,
+    apart: u32,
+}
+
+impl Lengths {
+    /// As they lie in memory.
+    fn of(memory: u64) -> Self {
+        let [a, b, c, d, e, f, g, h] = memory.to_ne_bytes();
+        Self { all: u32::from_ne_bytes([a, b, c, d]), apart: u32::from_ne_bytes([e, f, g, h]) }
+    }
+
+    /// The piece with the headers.
+    fn first(&self) -> u32 {
+        self.all.saturating_sub(self.apart)
+    }
+
+    /// Of a packet with so many bytes of headers.
+    fn pieces(&self, headers: u16) -> Pieces {
+        match self.apart {
+            0 => Pieces::One,
+            _ if self.first() == u32::from(headers) => Pieces::Apart,
+            _ => Pieces::Some,
+        }
+    }
+}
+
+/// A packet that is whole, and in one piece.
+fn packet(way: Way, transport: Transport, sock: u64, tuple: Tuple, bytes: u32, ip_header: u16, tcp: Tcp) -> Packet {
+    let size = Size::Packet { bytes, headers: ip_header + tcp.header };
+    let Tcp { flags: tcp_flags, segments, .. } = tcp;
+    Packet { tcp_flags, segments, ..Packet::new(way, transport, sock, tuple, size) }
+}
+
+fn seen(packet: Packet) -> Decoded {
+    Decoded::Event(EventKind::Packet(packet))
+}
+
+/// Source and destination out of memory: two addresses in network order, two ports in network order.
+fn ipv4(addresses: u64, ports: u32) -> (Endpoint, Endpoint) {
+    let [a, b, c, d, e, f, g, h] = addresses.to_ne_bytes();
+    let (from, to) = split_ports(ports);
+    (Endpoint::new(Ipv4Addr::new(a, b, c, d), from), Endpoint::new(Ipv4Addr::new(e, f, g, h), to))
+}
+
+fn ipv6(source: [u64; 2], destination: [u64; 2], ports: u32) -> (Endpoint, Endpoint) {
+    let (from, to) = split_ports(ports);
+    (Endpoint::new(super::ipv6_address(source), from), Endpoint::new(super::ipv6_address(destination), to))
+}
+
+fn split_ports(ports: u32) -> (u16, u16) {
+    let [a, b, c, d] = ports.to_ne_bytes();
+    (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv6Addr;
+
+    use super::*;
+    use crate::event::{Fragmented, Unreadable};
+    use crate::probes::IntoEvent;
+
+    fn decoded(sample: &impl IntoEvent) -> Packet {
+        match sample.event(&[]) {
+            Decoded::Event(EventKind::Packet(packet)) => packet,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// A SYN of curl's to 127.0.0.1:80 as `tcpdump -x` showed it.
+    const SYN: &[u8] = &[
+        0x45, 0x00, 0x00, 0x3c, 0x4e, 0x4a, 0x40, 0x00, 0x40, 0x06, 0xee, 0x6f, 0x7f, 0x00, 0x00, 0x01, 0x7f, 0x00,
+        0x00, 0x01, 0xa8, 0x0c, 0x00, 0x50, 0x0c, 0xe1, 0x2b, 0x67, 0x00, 0x00, 0x00, 0x00, 0xa0, 0x02, 0xff, 0xd7,
+    ];
+
+    fn at<const N: usize>(offset: usize) -> [u8; N] {
+        SYN[offset..offset + N].try_into().unwrap()
+    }
+
+    /// `sk_buff.len` and `sk_buff.data_len` as they lie in memory.
+    fn in_pieces(len: u32, data_len: u32) -> u64 {
+        let mut memory = [0; 8];
+        memory[..4].copy_from_slice(&len.to_ne_bytes());
+        memory[4..].copy_from_slice(&data_len.to_ne_bytes());
+        u64::from_ne_bytes(memory)
+    }
+
+    fn in_one_piece(len: u32) -> u64 {
+        in_pieces(len, 0)
+    }
+
+    /// A datagram from port 1 to port 2, with an IP header of 20 bytes.
+    fn datagram(lengths: u64) -> Ipv4Out {
+        let mut behind = [0; 8];
+        behind[..4].copy_from_slice(&[0, 1, 0, 2]);
+        Ipv4Out {
+            net: 1,
+            sk: 2,
+            lengths,
+            version_ihl: 0x45,
+            protocol: 17,
+            addresses: u64::from_ne_bytes(at(12)),
+            behind: u64::from_ne_bytes(behind),
+            further_behind: 0,
+            segs_in: 0,
+            segs_out: 0,
+        }
+    }
+
+    #[test]
+    fn pieces_are_told_from_one() {
+        for (len, data_len, pieces) in
+            [(1028, 0, Pieces::One), (1028, 500, Pieces::Some), (1028, 1000, Pieces::Apart), (28, 0, Pieces::One)]
+        {
+            let packet = decoded(&datagram(in_pieces(len, data_len)));
+            assert_eq!(packet.pieces, pieces, "{len} {data_len}");
+            assert_eq!(packet.size, Size::Packet { bytes: len, headers: 28 });
+        }
+    }
+
+    #[test]
+    fn what_is_cut_tells_the_size_of_the_first_fragment() {
+        let ports = u32::from_ne_bytes([0, 1, 0, 2]);
+        let whole =
+            |lengths| Ipv4Cut { net: 1, sk: 2, lengths, protocol: 17, addresses: u64::from_ne_bytes(at(12)), ports };
+        let of = |decoded: Decoded| match decoded {
+            Decoded::Event(EventKind::Fragmented(cut)) => cut,
+            other => panic!("{other:?}"),
+        };
+        let Fragmented { transport, sock, tuple, bytes, first } = of(whole(in_pieces(4028, 2528)).event(&[]));
+        assert_eq!((transport, sock, bytes, first), (Transport::Udp, 2, 4028, 1500));
+        assert_eq!((tuple.net, tuple.local.port, tuple.remote.port), (1, 1, 2));
+        assert_eq!(of(whole(in_one_piece(4028)).event(&[])).first, 0, "made for a larger MTU");
+        let (lengths, protocol) = (in_pieces(4048, 2556), 17);
+        let ipv6 = Ipv6Cut {
+            net: 1,
+            sk: 2,
+            lengths,
+            protocol,
+            source_high: 0,
+            source_low: 0,
+            destination_high: 0,
+            destination_low: 0,
+            ports,
+        };
+        assert_eq!(of(ipv6.event(&[])).first, 1500, "with the fragment header that it gets");
+        assert!(matches!(Ipv4Cut { protocol: 1, ..whole(0) }.event(&[]), Decoded::Nothing));
+    }
+
+    #[test]
+    fn headers_that_leave_are_read_as_they_lie_in_memory() {
+        let sample = Ipv4Out {
+            net: 1,
+            sk: 2,
+            lengths: in_one_piece(60),
+            version_ihl: SYN[0],
+            protocol: SYN[9],
+            addresses: u64::from_ne_bytes(at(12)),
+            behind: u64::from_ne_bytes(at(20)),
+            further_behind: u64::from_ne_bytes(at(28)),
+            segs_in: 0,
+            segs_out: 1,
+        };
+        let packet = decoded(&sample);
+        assert_eq!(packet.tuple.local, Endpoint::new(Ipv4Addr::LOCALHOST, 0xa80c));
+        assert_eq!(packet.tuple.remote, Endpoint::new(Ipv4Addr::LOCALHOST, 80));
+        assert_eq!(packet.size, Size::Packet { bytes: 60, headers: 60 });
+        assert_eq!((packet.way, packet.transport, packet.tcp_flags), (Way::Out, Transport::Tcp, 0x02));
+        assert_eq!(packet.segments, Some(Segments { received: 0, sent: 1 }));
+    }
+
+    #[test]
+    fn ports_are_found_behind_options() {
+        // A datagram from port 1 to port 2, behind so many words of options; of the rest nothing is to be read.
+        let sample = |words: u8| {
+            let mut behind = [0xee; 16 + 40];
+            let place = usize::from(words) * 4;
+            behind[place..place + 8].copy_from_slice(&[0, 1, 0, 2, 0, 72, 0, 0]);
+            Ipv4Out {
+                net: 1,
+                sk: 2,
+                lengths: in_one_piece(92 + u32::from(words) * 4),
+                version_ihl: 0x45 + words,
+                protocol: 17,
+                addresses: u64::from_ne_bytes(at(12)),
+                behind: u64::from_ne_bytes(behind[..8].try_into().unwrap()),
+                further_behind: u64::from_ne_bytes(behind[8..16].try_into().unwrap()),
+                segs_in: 0,
+                segs_out: 0,
+            }
+        };
+        for words in 0..=3 {
+            let packet = decoded(&sample(words));
+            assert_eq!((packet.tuple.local.port, packet.tuple.remote.port), (1, 2), "{words}");
+            let headers = 28 + u16::from(words) * 4;
+            assert_eq!(packet.size, Size::Packet { bytes: 64 + u32::from(headers), headers });
+        }
+        let unreadable = |ports, transport| Unreadable { net: 1, transport, sock: 2, ports };
+        for (sample, wanted) in [
+            (sample(4), unreadable(None, Transport::Udp)),
+            (Ipv4Out { protocol: 6, ..sample(1) }, unreadable(Some((1, 2)), Transport::Tcp)),
+        ] {
+            assert!(matches!(sample.event(&[]), Decoded::Unreadable(Some(what)) if what == wanted), "{sample:?}");
+        }
+        assert!(matches!(Ipv4Out { version_ihl: 0x44, ..sample(0) }.event(&[]), Decoded::Unreadable(_)));
+    }
+
+    #[test]
+    fn what_arrives_is_seen_from_this_host() {
+        let sample = TcpIpv4In {
+            net: 1,
+            len: 40,
+            network_header: 78,
+            transport_header: 98,
+            addresses: u64::from_ne_bytes(at(12)),
+            ports: u32::from_ne_bytes(at(20)),
+            tcp: u16::from_ne_bytes(at(32)),
+            fragment: 0,
+        };
+        let packet = decoded(&sample);
+        assert_eq!((packet.tuple.local.port, packet.tuple.remote.port), (80, 0xa80c));
+        assert_eq!(packet.size, Size::Packet { bytes: 60, headers: 60 });
+        let wanted = Unreadable { net: 1, transport: Transport::Tcp, sock: 0, ports: Some((80, 0xa80c)) };
+        let with_options = TcpIpv4In { transport_header: 102, ..sample };
+        assert!(matches!(with_options.event(&[]), Decoded::Unreadable(Some(what)) if what == wanted));
+    }
+
+    #[test]
+    fn a_mapped_address_is_ipv4() {
+        let mapped = Ipv4Addr::new(192, 0, 2, 1).to_ipv6_mapped().octets();
+        let halves = [0, 8].map(|at| u64::from_ne_bytes(mapped[at..at + 8].try_into().unwrap()));
+        let (source, _) = ipv6(halves, [0, 0], 0);
+        assert_eq!(source.to_string(), "192.0.2.1:0");
+    }
+
+    #[test]
+    fn the_ipv6_header_that_does_not_exist_yet_counts() {
+        let sample = TcpIpv6Out {
+            net: 1,
+            sk: 2,
+            len: 40,
+            protocol: 6,
+            source_high: 0,
+            source_low: u64::from_ne_bytes(Ipv6Addr::LOCALHOST.octets()[8..].try_into().unwrap()),
+            destination_high: 0,
+            destination_low: 0,
+            ports: 0,
+            tcp: u16::from_ne_bytes([0xa0, 0x02]),
+            segs_in: 0,
+            segs_out: 1,
+        };
+        let packet = decoded(&sample);
+        assert_eq!(packet.tuple.local.ip, Ipv6Addr::LOCALHOST);
+        assert_eq!(packet.size, Size::Packet { bytes: 80, headers: 80 });
+    }
+}
