@@ -24,18 +24,20 @@ const CREATED: &str = "name: socket_create\nID: 1500\nformat:\n\
     \tfield:unsigned short common_type;\toffset:0;\tsize:2;\tsigned:0;\n\
     \tfield:unsigned long __probe_ip;\toffset:8;\tsize:8;\tsigned:0;\n\
     \tfield:u64 sk;\toffset:16;\tsize:8;\tsigned:0;\n\
-    \tfield:u16 family;\toffset:24;\tsize:2;\tsigned:0;\n";
+    \tfield:u16 family;\toffset:24;\tsize:2;\tsigned:0;\n\
+    \tfield:u8 bits;\toffset:26;\tsize:1;\tsigned:0;\n";
 
-/// `udp_queue_rcv_skb`'s.
+/// `udp_queue_rcv_one_skb`'s.
 const UDP_IN: &str = "name: udp_ipv4_in\nID: 1501\nformat:\n\
     \tfield:unsigned short common_type;\toffset:0;\tsize:2;\tsigned:0;\n\
     \tfield:u64 net;\toffset:16;\tsize:8;\tsigned:0;\n\
     \tfield:u64 sk;\toffset:24;\tsize:8;\tsigned:0;\n\
-    \tfield:u32 len;\toffset:32;\tsize:4;\tsigned:0;\n\
-    \tfield:u16 network_header;\toffset:36;\tsize:2;\tsigned:0;\n\
-    \tfield:u16 transport_header;\toffset:38;\tsize:2;\tsigned:0;\n\
-    \tfield:u64 addresses;\toffset:40;\tsize:8;\tsigned:0;\n\
-    \tfield:u32 ports;\toffset:48;\tsize:4;\tsigned:0;\n";
+    \tfield:u64 lengths;\toffset:32;\tsize:8;\tsigned:0;\n\
+    \tfield:u16 network_header;\toffset:40;\tsize:2;\tsigned:0;\n\
+    \tfield:u16 transport_header;\toffset:42;\tsize:2;\tsigned:0;\n\
+    \tfield:u64 addresses;\toffset:44;\tsize:8;\tsigned:0;\n\
+    \tfield:u32 ports;\toffset:52;\tsize:4;\tsigned:0;\n\
+    \tfield:u16 fragment;\toffset:56;\tsize:2;\tsigned:0;\n";
 
 fn header() -> Header {
     Header {
@@ -55,13 +57,13 @@ fn event(feature: Feature, function: &str, format: &str) -> Entry<'static> {
 
 /// One datagram of 100 bytes from 192.0.2.1:53 to 192.0.2.2:4000.
 fn datagram() -> Vec<u8> {
-    let mut raw = vec![0; 52];
+    let mut raw = vec![0; 58];
     raw[24..32].copy_from_slice(&SOCK.to_ne_bytes());
     raw[32..36].copy_from_slice(&80_u32.to_ne_bytes());
-    raw[36..38].copy_from_slice(&100_u16.to_ne_bytes());
-    raw[38..40].copy_from_slice(&120_u16.to_ne_bytes());
-    raw[40..48].copy_from_slice(&[192, 0, 2, 1, 192, 0, 2, 2]);
-    raw[48..52].copy_from_slice(&[0, 53, 0x0f, 0xa0]);
+    raw[40..42].copy_from_slice(&100_u16.to_ne_bytes());
+    raw[42..44].copy_from_slice(&120_u16.to_ne_bytes());
+    raw[44..52].copy_from_slice(&[192, 0, 2, 1, 192, 0, 2, 2]);
+    raw[52..56].copy_from_slice(&[0, 53, 0x0f, 0xa0]);
     raw
 }
 
@@ -85,13 +87,13 @@ fn sample(time: u64, id: u16, raw: &[u8]) -> Entry<'_> {
 }
 
 fn recording() -> Vec<u8> {
-    let mut created = vec![0; 26];
+    let mut created = vec![0; 27];
     created[16..24].copy_from_slice(&SOCK.to_ne_bytes());
     let datagram = datagram();
     written(&[
         Entry::Header(Box::new(header())),
         event(Feature::SocketCreate, "sock_init_data", CREATED),
-        event(Feature::UdpIpv4In, "udp_queue_rcv_skb", UDP_IN),
+        event(Feature::UdpIpv4In, "udp_queue_rcv_one_skb", UDP_IN),
         process(),
         Entry::Name(NameEntry { group: false, id: 53, name: Some("bind".into()) }),
         sample(SECOND, 1500, &created),
@@ -148,7 +150,7 @@ fn a_socket_older_than_the_recording_has_its_owner() {
     let datagram = datagram();
     let recording = written(&[
         Entry::Header(Box::new(header())),
-        event(Feature::UdpIpv4In, "udp_queue_rcv_skb", UDP_IN),
+        event(Feature::UdpIpv4In, "udp_queue_rcv_one_skb", UDP_IN),
         process(),
         Entry::Socket(socket),
         Entry::Name(NameEntry { group: false, id: 53, name: Some("bind".into()) }),
