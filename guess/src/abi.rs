@@ -64,6 +64,9 @@ pub const ARGUMENTS: &[(&str, u8)] = &[
     ("security_socket_setsockopt(sock)", 1),
     ("security_socket_setsockopt(level)", 2),
     ("security_socket_setsockopt(optname)", 3),
+    ("udp_lib_setsockopt(sk)", 1),
+    ("udp_lib_setsockopt(level)", 2),
+    ("udp_lib_setsockopt(optname)", 3),
     ("__sock_release(sock)", 1),
     ("__sock_release(inode)", 2),
     ("sock_release(sock)", 1),
@@ -71,3 +74,19 @@ pub const ARGUMENTS: &[(&str, u8)] = &[
     ("ipv6_push_frag_opts(skb)", 1),
     ("ipv6_push_nfrag_opts(skb)", 1),
 ];
+
+/// Functions that have `net`, `sk` and `skb`, as far as they have them, where others have them, and these others: the
+/// kernel changed them together. Of the others the first counts that is known to have `skb`.
+///
+/// They are `(skb)` before Linux 4.1, `(sk, skb)` up to 4.3 and `(net, sk, skb)` since. `__ip_local_out_sk` comes first,
+/// since 4.1 to 4.3, which alone have it, have `__ip_local_out(skb)` as well. `ip_local_out_sk` is none of them: it was
+/// `(sk, skb)` since 3.15 already.
+pub const FOLLOWERS: &[(&str, &[&str])] = &[
+    ("ip_do_fragment", OUTPUT),
+    ("ip_fragment", OUTPUT),
+    ("ip6_fragment", OUTPUT),
+    ("udp_queue_rcv_one_skb", &["udp_queue_rcv_skb"]),
+    ("udpv6_queue_rcv_one_skb", &["udpv6_queue_rcv_skb"]),
+];
+
+const OUTPUT: &[&str] = &["__ip_local_out_sk", "__ip_local_out", "ip_local_out"];

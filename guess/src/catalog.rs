@@ -16,6 +16,9 @@ pub struct FieldSpec {
     pub ipv6: bool,
     /// Whether only socket events need it.
     pub socket_events: bool,
+    /// Whether its structure is what a protocol keeps in the control block of an `sk_buff` (`sk_buff.cb`). Its offset
+    /// is then the one from the start of the `sk_buff`, since that is what probes are given.
+    pub control_block: bool,
 }
 
 /// A kernel function with the arguments that are needed of it.
@@ -41,7 +44,7 @@ pub struct ArgumentSpec {
 }
 
 const fn field(name: &'static str, size: u32) -> FieldSpec {
-    FieldSpec { name, size, forms: &[], ipv6: false, socket_events: false }
+    FieldSpec { name, size, forms: &[], ipv6: false, socket_events: false, control_block: false }
 }
 
 impl FieldSpec {
@@ -57,6 +60,12 @@ impl FieldSpec {
 
     const fn for_socket_events(mut self) -> Self {
         self.socket_events = true;
+        self
+    }
+
+    /// Its structure lies in the control block of an `sk_buff`: the offset is counted from the start of that.
+    const fn in_control_block(mut self) -> Self {
+        self.control_block = true;
         self
     }
 }
@@ -112,6 +121,8 @@ pub const FIELDS: &[FieldSpec] = &[
     field("sk_buff.network_header", 2),
     field("sk_buff.dev", 8),
     field("sk_buff.sk", 8),
+    field("inet_skb_parm.frag_max_size", 2).in_control_block(),
+    field("inet6_skb_parm.frag_max_size", 2).in_control_block().v6(),
     field("net_device.nd_net", 8),
     field("flowi6.saddr", 16).v6(),
     field("flowi6.daddr", 16).v6(),

@@ -125,9 +125,18 @@ impl Layout {
         self.arguments.get(&catalog::argument_key(function, name))
     }
 
-    /// The position of a function's argument of that name; the first one is 1.
+    /// The position of a function's argument of that name; the first one is 1. Where nothing is known of the function
+    /// itself, it is the position in another function that is given the same in every release.
     pub fn position(&self, function: &str, name: &str) -> Option<u8> {
-        self.argument(function, name).map(|argument| argument.position)
+        let argument = self.argument(function, name);
+        let argument = argument.or_else(|| self.argument(self.followed_by(function)?, name));
+        argument.map(|argument| argument.position)
+    }
+
+    /// The function that is given the same as another, where there is one and its packet is known.
+    fn followed_by(&self, function: &str) -> Option<&'static str> {
+        let (_, others) = abi::FOLLOWERS.iter().find(|(follower, _)| *follower == function)?;
+        others.iter().copied().find(|other| self.argument(other, "skb").is_some())
     }
 
     /// The offset or the position of a key.
@@ -291,6 +300,51 @@ mod tests {
         assert_eq!(resolve("skb"), Some(Term::Argument(3)));
         assert_eq!(resolve("sk"), None);
         assert_eq!(layout.resolve("tcp_v4_rcv", "skb"), None);
+    }
+
+    /// A layout that knows these arguments.
+    fn passing(arguments: &[(&str, u32)]) -> Layout {
+        let mut layout = Layout::new();
+        for &(key, position) in arguments {
+            layout.set(key, position, Origin::Guess, Duration::ZERO);
+        }
+        layout
+    }
+
+    #[test]
+    fn some_functions_are_given_what_others_are_given() {
+        let since_4_4 = [("__ip_local_out(net)", 1), ("__ip_local_out(sk)", 2), ("__ip_local_out(skb)", 3)];
+        let since_4_1 = [("__ip_local_out(skb)", 1), ("__ip_local_out_sk(sk)", 1), ("__ip_local_out_sk(skb)", 2)];
+        let before = [("ip_local_out_sk(sk)", 1), ("ip_local_out_sk(skb)", 2), ("__ip_local_out(skb)", 1)];
+        let inlined = [("ip_local_out(net)", 1), ("ip_local_out(sk)", 2), ("ip_local_out(skb)", 3)];
+        for function in ["ip_do_fragment", "ip_fragment", "ip6_fragment"] {
+            for (known, expected) in [
+                (&since_4_4, [Some(1), Some(2), Some(3)]),
+                (&since_4_1, [None, Some(1), Some(2)]),
+                (&before, [None, None, Some(1)]),
+                (&inlined, [Some(1), Some(2), Some(3)]),
+            ] {
+                let layout = passing(known);
+                assert_eq!(["net", "sk", "skb"].map(|name| layout.position(function, name)), expected, "{known:?}");
+            }
+            assert_eq!(passing(&before[..2]).position(function, "skb"), None, "it cannot be told from this alone");
+        }
+        let layout = passing(&[("udp_queue_rcv_skb(sk)", 1), ("udp_queue_rcv_skb(skb)", 2)]);
+        assert_eq!(layout.resolve("udp_queue_rcv_one_skb", "skb"), Some(Term::Argument(2)));
+        assert_eq!(layout.resolve("udpv6_queue_rcv_one_skb", "skb"), None);
+        assert_eq!(layout.resolve("udp_lib_setsockopt", "optname"), Some(Term::Argument(3)));
+    }
+
+    #[test]
+    fn what_follows_others_is_no_key() {
+        let layout = passing(&[("udp_queue_rcv_skb(skb)", 2)]);
+        assert!(
+            !layout.knows("udp_queue_rcv_one_skb(skb)") && layout.argument("udp_queue_rcv_one_skb", "skb").is_none()
+        );
+        assert!(!serde_json::to_string(&layout).unwrap().contains("one_skb"));
+        assert!(!layout.missing(true).iter().any(|key| key.contains("one_skb")));
+        let own = passing(&[("udp_queue_rcv_skb(skb)", 2), ("udp_queue_rcv_one_skb(skb)", 4)]);
+        assert_eq!(own.position("udp_queue_rcv_one_skb", "skb"), Some(4), "what is known of itself comes first");
     }
 
     #[test]

@@ -38,7 +38,9 @@
 //!
 //! ```text
 //! socket -> sock, sock6, tcp, net_device -+
-//! sk_buff --------------------------------+-> arguments, arguments6, flow6
+//! sk_buff --------------------------------+-> arguments, flow6
+//!    |                                    +-> arguments6 -> fragments6
+//!    +-> fragments
 //! cred, binprm, task
 //! ```
 //!

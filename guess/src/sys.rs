@@ -85,10 +85,19 @@ pub(crate) fn tcp_info(socket: impl AsFd) -> io::Result<Vec<u8>> {
 
 /// Makes a UDP socket send without checksums.
 pub(crate) fn no_checksums(socket: impl AsFd) -> io::Result<()> {
+    switch_on(socket, libc::SOL_SOCKET, libc::SO_NO_CHECK)
+}
+
+/// Makes a raw IPv4 socket send fragments as they are, also where connections are tracked.
+pub(crate) fn keep_fragments(socket: impl AsFd) -> io::Result<()> {
+    switch_on(socket, libc::IPPROTO_IP, libc::IP_NODEFRAG)
+}
+
+fn switch_on(socket: impl AsFd, level: c_int, option: c_int) -> io::Result<()> {
     let on: c_int = 1;
     let (fd, from, size) = (socket.as_fd().as_raw_fd(), (&raw const on).cast::<c_void>(), size_of::<c_int>());
     // SAFETY: `from` is to `size` bytes that live through the call.
-    let result = unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_NO_CHECK, from, size as libc::socklen_t) };
+    let result = unsafe { libc::setsockopt(fd, level, option, from, size as libc::socklen_t) };
     answer(result.into()).map(drop)
 }
 

@@ -8,6 +8,10 @@ use std::time::Instant;
 /// How many members may be looked at for one field: far above what any structure has, far below what takes long.
 const MEMBERS: u32 = 100_000;
 
+/// The control block of an `sk_buff`, an array of bytes: whatever protocol has the packet keeps a structure of its own
+/// in it. Its size is that of all kernels since 2.6.
+const CONTROL_BLOCK: (&str, u32) = ("sk_buff.cb", 48);
+
 /// What type information told.
 #[derive(Debug)]
 pub struct Found {
@@ -62,6 +66,7 @@ impl Names {
     fn of_catalog() -> Self {
         let fields = catalog::FIELDS.iter();
         let paths = fields.flat_map(|spec| spec.forms.iter().copied().chain([spec.name]));
+        let paths = paths.chain([CONTROL_BLOCK.0]);
         let structs = paths.map(|path| (kind::STRUCT, split_path(path).0.as_bytes(), Vec::new()));
         let functions = catalog::FUNCTIONS.iter();
         let functions = functions.map(|spec| (kind::FUNC, spec.name.as_bytes(), Vec::new()));
@@ -104,10 +109,15 @@ fn split_path(path: &str) -> (&str, &str) {
 }
 
 fn find_field(btf: &Btf<'_>, names: &Names, spec: &FieldSpec) -> Result<Told, Malformed> {
+    let base = if spec.control_block { find_path(btf, names, CONTROL_BLOCK.0, CONTROL_BLOCK.1)? } else { Ok(0) };
+    let base = match base {
+        Ok(base) => base,
+        Err(why) => return Ok(Err(why)),
+    };
     let mut why = None;
     for path in [spec.name].iter().chain(spec.forms) {
         match find_path(btf, names, path, spec.size)? {
-            Ok(offset) => return Ok(Ok(offset)),
+            Ok(offset) => return Ok(Ok(base.saturating_add(offset))),
             Err(reason) => why = why.or(Some(reason)),
         }
     }

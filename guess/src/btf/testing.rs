@@ -120,7 +120,9 @@ fn full() -> Builder {
     let flow = b.structure("flowi_common", 8, &[("x", u32_, 0), ("flowic_proto", u8_, 48)]);
     b.structure("flowi6", 48, &[("__fl_common", flow, 64), ("daddr", in6, 128)]);
     b.structure("task_struct", 64, &[("pid", u32_, 32), ("real_start_time", u64_, 256)]);
-    let skb = b.structure("sk_buff", 8, &[("len", u32_, 0)]);
+    let block = b.array(u8_, 48);
+    let skb = b.structure("sk_buff", 64, &[("len", u32_, 0), ("cb", block, 5 * 64)]);
+    b.structure("inet_skb_parm", 24, &[("iif", u32_, 0), ("frag_max_size", u16_, 22 * 8)]);
     let sock = b.structure("sock", 8, &[("x", u64_, 0)]);
     let const_skb = b.to(kind::CONST, skb);
     let (to_skb, to_sock) = (b.to(kind::PTR, const_skb), b.to(kind::PTR, sock));
@@ -144,6 +146,17 @@ fn other_names_and_nested_members_are_found() {
     let layout = layout_of(full());
     assert_eq!(layout.offset("task_struct.start_boottime"), Some(32));
     assert_eq!(layout.offset("flowi6.flowi6_proto"), Some(14));
+}
+
+#[test]
+fn what_lies_in_the_control_block_is_counted_from_the_start_of_its_packet() {
+    assert_eq!(layout_of(full()).offset("inet_skb_parm.frag_max_size"), Some(40 + 22));
+    let mut b = Builder::new();
+    let u16_ = b.int(2);
+    b.structure("inet_skb_parm", 24, &[("frag_max_size", u16_, 22 * 8)]);
+    b.structure("sk_buff", 8, &[("cb", u16_, 0)]);
+    assert_eq!(why_missing(b, "inet_skb_parm.frag_max_size"), "cb has 2 bytes, not 48");
+    assert_eq!(why_missing(full(), "inet6_skb_parm.frag_max_size"), "there is no struct inet6_skb_parm");
 }
 
 #[test]

@@ -3,10 +3,12 @@
 use crate::engine::Random;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrStorage, setsockopt, sockopt};
+use nix::sys::socket::{
+    self, AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, setsockopt, sockopt,
+};
 use nix::sys::time::TimeVal;
 use std::io::{self, Read, Write};
-use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
@@ -147,10 +149,30 @@ fn too_late(error: Errno) -> io::Error {
 /// Sends a datagram of `length` bytes from one socket to the other and waits until it is there.
 pub(super) fn datagram(from: &UdpSocket, to: &UdpSocket, length: usize) -> io::Result<()> {
     from.send_to(&vec![0xa5; length], to.local_addr()?)?;
-    let received = to
+    receive(to, length)
+}
+
+/// Waits until a datagram of `length` bytes is there.
+pub(super) fn receive(at: &UdpSocket, length: usize) -> io::Result<()> {
+    let received = at
         .recv(&mut vec![0; length + 1])
         .map_err(|error| if error.kind() == io::ErrorKind::WouldBlock { too_late(Errno::EAGAIN) } else { error })?;
     if received == length { Ok(()) } else { Err(io::Error::other("another datagram came")) }
+}
+
+/// A socket that sends packets to `remote` as they are, with the IP headers that they come with. It takes CAP_NET_RAW.
+pub(super) fn raw(remote: IpAddr) -> io::Result<OwnedFd> {
+    // The port would be taken for another protocol.
+    let remote = SocketAddr::new(remote, 0);
+    let socket = socket::socket(family(remote), SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Raw)?;
+    connect(&socket, remote)?;
+    Ok(socket)
+}
+
+/// Sends a packet through such a socket.
+pub(super) fn packet(through: impl AsFd, packet: &[u8]) -> io::Result<()> {
+    let sent = socket::send(through.as_fd().as_raw_fd(), packet, MsgFlags::empty())?;
+    if sent == packet.len() { Ok(()) } else { Err(io::Error::other("a packet was cut short")) }
 }
 
 /// Why this host cannot talk to itself, if it cannot.
