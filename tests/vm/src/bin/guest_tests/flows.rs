@@ -100,11 +100,11 @@ fn udp_over_ipv6() -> Result<()> {
     udp("[::1]:0")
 }
 
-/// What loopback has to cut is marked, though it would fit an Ethernet frame; what it carries whole is not.
+/// What loopback has to cut is counted so and marked, though it would fit an Ethernet frame; what it carries whole is not.
 fn a_datagram_that_a_link_cuts() -> Result<()> {
     let _small = LoopbackMtu::set(1280)?;
     let watch = Socktrail::flows(&["--flow-termination-timeout", "500ms"])?;
-    for (payload, fragments, marks) in [(1400, 2, json!(["large_datagrams"])), (1200, 0, Value::Null)] {
+    for (payload, fragments, marks) in [(1400, 2, json!(["fragments"])), (1200, 0, Value::Null)] {
         let (from, to) = (UdpSocket::bind("127.0.0.1:0")?, UdpSocket::bind("127.0.0.1:0")?);
         let before = fragments_made()?;
         from.send_to(&vec![0; payload], to.local_addr()?)?;
@@ -118,6 +118,7 @@ fn a_datagram_that_a_link_cuts() -> Result<()> {
                 && document["network"]["direction"] == "egress"
         })?;
         ensure!(document["flow"]["inexact"] == marks, "{payload} bytes: {document:#}");
+        ensure!(document["source"]["packets"] == made.max(1), "{made} fragments: {document:#}");
     }
     Ok(())
 }

@@ -29,6 +29,12 @@ impl Captured {
         keys.map(|key| wire.largest(key)).into_iter().max().unwrap_or(0)
     }
 
+    /// Whether fragments of a flow were captured.
+    fn had_fragments(&self, flow: &Expected) -> bool {
+        let (wire, keys) = self.wire_of(flow);
+        keys.into_iter().any(|key| wire.had_fragments(key))
+    }
+
     /// The interface of a flow's host, and the flow's two directions there.
     fn wire_of(&self, flow: &Expected) -> (&Wire, [Key; 2]) {
         let wire = match flow.side {
@@ -88,8 +94,10 @@ pub(crate) fn documents_of(documents: &[Value], flow: &Expected) -> Vec<Value> {
 const LOST: &str = "samples_lost";
 /// Packets had headers that could not be read.
 const UNREAD: &str = "headers_unread";
-/// Datagrams may have been several packets.
-const LARGE: &str = "large_datagrams";
+/// Packets travelled as fragments.
+const FRAGMENTS: &str = "fragments";
+/// What counted as one datagram may have been several.
+const SEGMENTS: &str = "datagram_segments";
 /// Merged segments may have had other headers.
 const MERGED: &str = "merged_segments";
 /// Data came when the socket was closed, perhaps several segments as one.
@@ -98,8 +106,8 @@ const LATE: &str = "late_data";
 const MOST_OPTIONS: i128 = 40;
 /// The most bytes of IPv6's header and TCP's.
 const MOST_HEADERS: i128 = 40 + 60;
-/// What a frame of Ethernet holds.
-const FRAME: u64 = 1500;
+/// A datagram that is larger lies in memory as segments do: `SKB_MAX_ALLOC` of the kernel, four pages, less what is not data.
+const PIECES: u64 = 15_000;
 
 /// Why a document says it may not be exact.
 fn marks(document: &Value) -> Vec<&str> {
@@ -152,13 +160,17 @@ fn differing(document: &Value, flow: &Expected, captured: &Captured, marks: &[&s
         // What was missed elsewhere may have been this flow's, as far as anybody knows.
         (LOST, true),
         (UNREAD, !is_exact),
-        (LARGE, flow.transport == Transport::Udp && (!is_exact || captured.largest(flow) > FRAME)),
+        (FRAGMENTS, captured.had_fragments(flow)),
+        (SEGMENTS, flow.transport == Transport::Udp && (!is_exact || captured.largest(flow) > PIECES)),
         (MERGED, flow.transport == Transport::Tcp),
         (LATE, flow.transport == Transport::Tcp),
     ] {
         if marks.contains(&mark) && !is_right {
             differences.push((format!("{}: {mark}, and yet it is exact", name(flow)), false));
         }
+    }
+    if captured.had_fragments(flow) && !marks.contains(&FRAGMENTS) {
+        differences.push((format!("{}: its fragments are not told", name(flow)), false));
     }
     for path in ["/flow/final", "/flow/complete"] {
         if document.pointer(path) != Some(&Value::Bool(true)) {
@@ -265,11 +277,11 @@ mod tests {
             compared(&[right.clone(), other]).err().map(|difference| difference.text.lines().next().unwrap().to_owned())
         };
         assert_eq!(told(1, 128, "samples_lost"), None);
-        for mark in ["headers_unread", "large_datagrams", "merged_segments"] {
+        for mark in ["headers_unread", "fragments", "datagram_segments", "merged_segments"] {
             assert_eq!(told(1, 128, mark), Some(format!("server's: {mark}, and yet it is exact, marked {mark}")));
         }
-        let short = "server's received: -1 packets, -128 bytes (of 1, 128), marked large_datagrams";
-        assert_eq!(told(0, 0, "large_datagrams"), Some(short.to_owned()));
+        let short = "server's received: -1 packets, -128 bytes (of 1, 128), marked datagram_segments";
+        assert_eq!(told(0, 0, "datagram_segments"), Some(short.to_owned()));
     }
 
     #[test]

@@ -45,6 +45,8 @@ impl Host {
 pub(crate) struct Conditions {
     /// The largest packet.
     pub(crate) mtu: u32,
+    /// The same behind the router, where the server is.
+    pub(crate) far_mtu: u32,
     /// Whether interfaces take several packets as one.
     pub(crate) merged_out: bool,
     /// Whether interfaces give several packets as one, that came one by one.
@@ -109,9 +111,10 @@ impl Routed {
 
     /// Brings all interfaces into a state.
     pub(crate) fn set(&self, conditions: Conditions) -> Result<()> {
+        let far = Conditions { mtu: conditions.far_mtu, ..conditions };
         self.link.client.set(conditions)?;
-        self.link.server.set(conditions)?;
-        for interface in [TO_CLIENT, TO_SERVER] {
+        self.link.server.set(far)?;
+        for (interface, conditions) in [(TO_CLIENT, conditions), (TO_SERVER, far)] {
             set(&self.router, interface, conditions)?;
             self.router.run(|| degrade(interface, conditions.faults))?;
         }

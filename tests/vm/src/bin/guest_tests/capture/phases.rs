@@ -46,13 +46,15 @@ enum Play {
     Segments,
     /// One that sends both ways at once, some of it.
     BothWays,
+    /// Those for a network that has smaller packets farther on.
+    Narrow,
     /// Those for a host that talks to itself.
     Alone,
 }
 
 /// Every packet is on its own.
 const PLAIN: Conditions =
-    Conditions { mtu: 1500, merged_out: false, merged_in: false, cut: false, faults: Faults::NONE };
+    Conditions { mtu: 1500, far_mtu: 1500, merged_out: false, merged_in: false, cut: false, faults: Faults::NONE };
 /// Interfaces carry many packets as one.
 const OFFLOADED: Conditions = Conditions { merged_out: true, merged_in: true, ..PLAIN };
 const FAULTS: Faults = Faults { delay_ms: 2, loss: 0.02, duplicates: 0.03, reordered: 0.05 };
@@ -141,6 +143,14 @@ pub(crate) const PHASES: &[Phase] = &[
         learn: Learn::FromKernel,
     },
     Phase {
+        name: "veth_narrow",
+        routed: true,
+        conditions: Conditions { far_mtu: 1280, ..PLAIN },
+        play: &[Play::Narrow],
+        players: PLAYERS,
+        learn: Learn::FromKernel,
+    },
+    Phase {
         name: "veth_faulty",
         routed: true,
         conditions: Conditions { faults: FAULTS, ..PLAIN },
@@ -194,6 +204,7 @@ const SCENARIOS: &[(&str, &[Play], bool, Scenario)] = {
     const FAULTY: &[Play] = &[Play::Faulty];
     const ALL_AND_FAULTY: &[Play] = &[Play::All, Play::Faulty];
     const SEGMENTS: &[Play] = &[Play::Segments];
+    const NARROW: &[Play] = &[Play::Narrow];
     const ALONE: &[Play] = &[Play::Alone];
     &[
         ("tcp_nothing_but_a_handshake", ALL, false, tcp::nothing_but_a_handshake),
@@ -237,6 +248,11 @@ const SCENARIOS: &[(&str, &[Play], bool, Scenario)] = {
         ("udp_multicast", ALONE, true, udp::multicast),
         ("udp_segmented", SEGMENTS, false, udp::segmented),
         ("udp_segmented_and_merged", SEGMENTS, false, udp::segmented_and_merged),
+        ("udp_segmented_a_little", SEGMENTS, false, udp::segmented_a_little),
+        ("udp_segmented_by_message", SEGMENTS, false, udp::segmented_by_message),
+        ("udp_segmented_a_little_and_merged", SEGMENTS, false, udp::segmented_a_little_and_merged),
+        ("udp_path_mtu", NARROW, false, udp::path_mtu),
+        ("udp_cut_on_the_way", NARROW, true, udp::cut_on_the_way),
     ]
 };
 

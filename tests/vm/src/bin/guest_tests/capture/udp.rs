@@ -1,5 +1,6 @@
 //! What UDP can do.
 
+use std::io::IoSlice;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
@@ -7,9 +8,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockType, SockaddrStorage, bind, send, setsockopt, socket, sockopt,
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, SockaddrStorage, bind, send, sendmsg, setsockopt,
+    socket, sockopt,
 };
 
 use super::stage::{Expected, Side, Stage, both, of_client, of_server};
@@ -19,6 +21,8 @@ use crate::helpers::sys::set_option;
 
 /// The size of the segments that the kernel is asked to cut.
 pub(crate) const SEGMENT: u16 = 1000;
+/// Two segments, and together no more than a packet can hold.
+const A_LITTLE: usize = 1300;
 
 pub(crate) fn connected(stage: &Stage<'_>) -> Result<Vec<Expected>> {
     let (client, server) = sockets(stage)?;
@@ -184,10 +188,71 @@ pub(crate) fn segmented_and_merged(stage: &Stage<'_>) -> Result<Vec<Expected>> {
     flows(&client, &server)
 }
 
+/// Two segments that would fit one packet.
+pub(crate) fn segmented_a_little(stage: &Stage<'_>) -> Result<Vec<Expected>> {
+    let (client, server) = sockets(stage)?;
+    ask_for_segments(&client)?;
+    client.send_to(&[0; A_LITTLE], server.local_addr()?)?;
+    received(&server, SEGMENT.into())?;
+    received(&server, A_LITTLE - usize::from(SEGMENT))?;
+    flows(&client, &server)
+}
+
+/// The same, asked for with the data.
+pub(crate) fn segmented_by_message(stage: &Stage<'_>) -> Result<Vec<Expected>> {
+    let (client, server) = sockets(stage)?;
+    let there = SockaddrStorage::from(server.local_addr()?);
+    let asked = [ControlMessage::UdpGsoSegments(&SEGMENT)];
+    sendmsg(client.as_raw_fd(), &[IoSlice::new(&[0; A_LITTLE])], &asked, MsgFlags::empty(), Some(&there))?;
+    received(&server, SEGMENT.into())?;
+    received(&server, A_LITTLE - usize::from(SEGMENT))?;
+    flows(&client, &server)
+}
+
+/// The same, to a socket that takes both at once.
+pub(crate) fn segmented_a_little_and_merged(stage: &Stage<'_>) -> Result<Vec<Expected>> {
+    let (client, server) = sockets(stage)?;
+    set_option(&server, nix::libc::SOL_UDP, nix::libc::UDP_GRO, &1_i32.to_ne_bytes())?;
+    ask_for_segments(&client)?;
+    client.send_to(&[0; A_LITTLE], server.local_addr()?)?;
+    let mut total = 0;
+    while total < A_LITTLE {
+        total += server.recv(&mut vec![0; 65_536])?;
+    }
+    flows(&client, &server)
+}
+
+/// A packet that is too large farther on: a router says so, and from then on the sender cuts.
+pub(crate) fn path_mtu(stage: &Stage<'_>) -> Result<Vec<Expected>> {
+    let (client, server) = sockets(stage)?;
+    server.set_read_timeout(Some(Duration::from_millis(100)))?;
+    for _ in 0..100 {
+        client.send_to(&[0; 1400], server.local_addr()?)?;
+        if server.recv(&mut [0; 2048]).is_ok_and(|length| length == 1400) {
+            return flows(&client, &server);
+        }
+    }
+    bail!("nothing came through")
+}
+
+/// The same, where the router is allowed to cut.
+pub(crate) fn cut_on_the_way(stage: &Stage<'_>) -> Result<Vec<Expected>> {
+    let (client, server) = sockets(stage)?;
+    let always = nix::libc::IP_PMTUDISC_INTERFACE.to_ne_bytes();
+    set_option(&client, nix::libc::IPPROTO_IP, nix::libc::IP_MTU_DISCOVER, &always)?;
+    client.send_to(&[0; 1400], server.local_addr()?)?;
+    received(&server, 1400)?;
+    flows(&client, &server)
+}
+
+fn ask_for_segments(client: &UdpSocket) -> Result<()> {
+    set_option(client, nix::libc::SOL_UDP, nix::libc::UDP_SEGMENT, &i32::from(SEGMENT).to_ne_bytes())
+}
+
 /// Ten full segments and a short one.
 fn send_segments(client: &UdpSocket, server: &UdpSocket) -> Result<()> {
     client.connect(server.local_addr()?)?;
-    set_option(client, nix::libc::SOL_UDP, nix::libc::UDP_SEGMENT, &i32::from(SEGMENT).to_ne_bytes())?;
+    ask_for_segments(client)?;
     client.send(&[0; 10_300]).context("send segments")?;
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! From captured bytes to counts: what an interface carried, flow by flow, in wire packets.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::ops::AddAssign;
 
@@ -59,6 +59,8 @@ pub(crate) struct Wire {
     counts: HashMap<Key, Count>,
     /// The largest datagram of each, as it was captured.
     largest: HashMap<Key, u64>,
+    /// Which conversations had fragments.
+    in_fragments: HashSet<Key>,
     /// The datagrams whose first fragment was seen: the others have no ports.
     fragmented: HashMap<(Way, Datagram), Key>,
     /// Fragments that came before the first one.
@@ -134,6 +136,11 @@ impl Wire {
         self.largest.get(&key).copied().unwrap_or_default()
     }
 
+    /// Whether fragments of one direction were seen.
+    pub(crate) fn had_fragments(&self, key: Key) -> bool {
+        self.in_fragments.contains(&key)
+    }
+
     fn count(&mut self, key: Key, count: Count) {
         *self.counts.entry(key).or_default() += count;
     }
@@ -141,6 +148,7 @@ impl Wire {
     fn fragment(&mut self, datagram: (Way, Datagram), first: Option<Key>, count: Count) {
         if let Some(key) = first {
             self.fragmented.insert(datagram, key);
+            self.in_fragments.insert(key);
             if let Some(early) = self.early.remove(&datagram) {
                 self.count(key, early);
             }
@@ -276,8 +284,9 @@ mod tests {
             for packet in order {
                 wire.add(Way::Out, packet, Segments::One).unwrap();
             }
-            let count = wire.of(key(Transport::Udp, "10.0.0.1:1000", "10.0.0.2:53"));
-            assert_eq!(count, Count { packets: 2, bytes: 20 + 16 + 20 + 5 });
+            let key = key(Transport::Udp, "10.0.0.1:1000", "10.0.0.2:53");
+            assert_eq!(wire.of(key), Count { packets: 2, bytes: 20 + 16 + 20 + 5 });
+            assert!(wire.had_fragments(key));
         }
     }
 }
