@@ -82,13 +82,7 @@ impl Guess for Fragments {
         let from = SocketAddr::new(talk::address(random, self.ipv6).ip(), talk::port(random));
         let receiver = talk::udp(talk::address(random, self.ipv6))?;
         let datagram = Datagram::random(random, from, receiver.local_addr()?);
-        let sender = talk::raw(datagram.to.ip())?;
-        if !self.ipv6 {
-            sys::keep_fragments(&sender)?;
-        }
-        for fragment in datagram.fragments() {
-            talk::packet(&sender, &fragment)?;
-        }
+        datagram.send()?;
         talk::receive(&receiver, usize::from(datagram.length() - UDP_HEADER))?;
         Ok(datagram)
     }
@@ -111,6 +105,23 @@ impl Datagram {
     fn random(random: &mut Random, from: SocketAddr, to: SocketAddr) -> Self {
         let id = random.within(1..=0xffff) as u16;
         Self { from, to, id, first: 8 * random.within(FIRST) as u16, second: random.within(SECOND) as u16 }
+    }
+
+    /// Sends both fragments. What tracks connections is not to put them together, since before Linux 4.2 it sends them as
+    /// one packet then. A firewall may let nothing pass that is not tracked; then they go as all others.
+    fn send(&self) -> io::Result<()> {
+        match self.send_as(self.to.is_ipv4()) {
+            Err(error) if self.to.is_ipv4() && error.kind() == io::ErrorKind::PermissionDenied => self.send_as(false),
+            sent => sent,
+        }
+    }
+
+    fn send_as(&self, keep_fragments: bool) -> io::Result<()> {
+        let through = talk::raw(self.to.ip())?;
+        if keep_fragments {
+            sys::keep_fragments(&through)?;
+        }
+        self.fragments().iter().try_for_each(|fragment| talk::packet(&through, fragment))
     }
 
     /// How long it is with UDP's header.
