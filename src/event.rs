@@ -52,7 +52,7 @@ pub enum EventKind {
     SocketCreated {
         /// The new `struct sock`.
         sock: KernelAddress,
-        /// Whether it is for a program, not for the kernel itself, as a tunnel's is.
+        /// Whether it is for a program, not for the kernel itself, as a tunnel's is. Never where the source cannot tell.
         for_program: bool,
     },
     /// The running task asked for datagrams as GRO merged them (`UDP_GRO` of `udp(7)`).

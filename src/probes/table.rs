@@ -455,7 +455,9 @@ pub const TABLE: &[(Feature, &[Probe])] = {
             Feature::Ipv4Fragments,
             &[
                 Probe::entry::<Ipv4Cut>("ip_do_fragment").only(OF_A_SOCKET),
-                Probe::entry::<Ipv4Cut>("ip_fragment").only(OF_A_SOCKET),
+                Probe::entry::<Ipv4Cut>("ip_fragment")
+                    .only(OF_A_SOCKET)
+                    .but("before Linux 4.2, IPv4 packets count as one that arrive in fragments without the DF flag"),
             ],
         ),
         (Feature::Ipv6Fragments, &[Probe::entry::<Ipv6Cut>("ip6_fragment").only(OF_A_SOCKET)]),

@@ -27,11 +27,15 @@ impl State {
     pub(super) fn created(&mut self, now: KernelTime, pid: u32, sock: KernelAddress, for_program: bool) {
         self.closed(now, sock, true, None); // the address is a new socket's: whatever was there is over
         let owner = self.processes.actor(pid);
+        self.tells_programs |= for_program;
+        let datagrams = match (for_program, self.tells_programs) {
+            (true, _) => Datagrams::Single,
+            (false, true) => Datagrams::Kernel,
+            (false, false) => Datagrams::Unknown,
+        };
         if let Some(socket) = self.new_socket(now, sock).and_then(|key| self.sockets.get_mut(key)) {
             socket.created = true;
-            if for_program {
-                socket.datagrams = Datagrams::Single;
-            }
+            socket.datagrams = datagrams;
             socket.owner = Some(owner);
         }
     }
@@ -168,7 +172,8 @@ impl State {
         for flow in flows {
             if let (Some(user), Some(live)) = (&user, self.flows.get_mut(flow)) {
                 let is_owner = live.owner.as_ref().is_some_and(|owner| is_same(owner, user));
-                live.last_user = (!is_owner).then(|| Arc::clone(user));
+                let is_kernels = live.owner.as_ref().is_some_and(|owner| owner.kernel);
+                live.last_user = (!is_owner && !is_kernels).then(|| Arc::clone(user));
             }
             self.begin_to_close(now, flow);
         }

@@ -127,12 +127,12 @@ impl Counters {
     }
 
     /// Adds to a packet of `bytes`, of which the largest fragment has `largest` bytes, all but the first. All are as large
-    /// as the largest, but the last. Two, where it is not known how large that is.
+    /// as the largest, but the last. Two, where it is not known how large that is; one, for a fragment that is all there is.
     fn fragments(self, bytes: u32, largest: u16, ipv4: bool) -> Self {
         let (plain, header) = if ipv4 { (IPV4_FRAGMENT, IPV4_FRAGMENT) } else { (IPV6_FRAGMENT - 8, IPV6_FRAGMENT) };
         let payload = bytes.saturating_sub(plain);
         let each = u32::from(largest).saturating_sub(header);
-        let count = if each == 0 { 2 } else { payload.div_ceil(each).max(2) };
+        let count = if each == 0 { 2 } else { payload.div_ceil(each).max(1) };
         self.plus(u64::from(count - 1), u64::from(count) * u64::from(header) - u64::from(plain))
     }
 }

@@ -173,6 +173,8 @@ pub struct State {
     finished: Vec<Flow>,
     names: Vec<NameLearned>,
     losses: Losses,
+    /// Whether the source tells sockets of programs from the kernel's own: it has called one a program's.
+    tells_programs: bool,
     stats: Stats,
 }
 
@@ -194,6 +196,7 @@ impl State {
             finished: Vec::new(),
             names: Vec::new(),
             losses: Losses::default(),
+            tells_programs: false,
             stats: Stats::default(),
             config,
         }

@@ -55,7 +55,7 @@ impl State {
         match (packet.way, packet.pieces, socket.map_or(Datagrams::Unknown, |socket| socket.datagrams)) {
             // Not every device that merges leaves them in pieces.
             (Way::In, _, Datagrams::Merged) | (Way::Out, Pieces::Apart, _) => true,
-            (_, pieces, Datagrams::Unknown) => pieces != Pieces::One,
+            (_, pieces, Datagrams::Kernel | Datagrams::Unknown) => pieces != Pieces::One,
             _ => false,
         }
     }
@@ -176,7 +176,10 @@ impl State {
         let (Some(live), Some(socket)) = (self.flows.get_mut(flow), self.sockets.get(key)) else { return };
         live.bound = true;
         live.inexact.headers_unread |= socket.unread;
-        if let Some(owner) = &socket.owner {
+        if live.id.transport == Transport::Udp && socket.datagrams == Datagrams::Kernel {
+            // Made by whoever set a tunnel up. The kernel's own sockets for TCP may be a program's all the same (MPTCP).
+            live.owner = Some(self.processes.actor(0));
+        } else if let Some(owner) = &socket.owner {
             live.owner = Some(self.processes.latest(owner));
         }
         if socket.direction != Direction::Unknown {

@@ -28,7 +28,7 @@ pub struct Socket {
     pub direction: Direction,
     /// Whether its creation was seen.
     pub created: bool,
-    /// Whether a datagram that it takes may be several.
+    /// Whose it is as a UDP socket, and whether a datagram that it takes may be several.
     pub datagrams: Datagrams,
     /// Whether its last descriptor is gone, or the kernel freed it.
     pub closed: bool,
@@ -42,15 +42,17 @@ pub struct Socket {
     pub armed: Tick,
 }
 
-/// What a UDP socket takes as one datagram.
+/// What kind of UDP socket it is, as to what it takes as one datagram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Datagrams {
     /// One: a program made it, and did not ask for more.
     Single,
-    /// Nobody knows: it is older than the monitor, or the kernel's own.
-    Unknown,
     /// Several, if they came together: `UDP_GRO`.
     Merged,
+    /// Several, if it is a tunnel's: it is the kernel's own.
+    Kernel,
+    /// Nobody knows: it is older than the monitor.
+    Unknown,
 }
 
 /// Sockets, by the address that they have now.

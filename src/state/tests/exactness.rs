@@ -125,12 +125,28 @@ fn a_datagram_in_pieces_may_be_several_where_its_socket_deals_in_such() {
         (&merging, Way::Out, Some, false),
     ] {
         let mut story = Story::new();
+        story.say(SHELL, EventKind::SocketCreated { sock: 0xb, for_program: true });
         before.iter().for_each(|event| story.say(CURL, event.clone()));
         story.say(CURL, datagram(way, 1000, pieces, 0));
         story.wait(31);
         let flow = story.only();
         assert_eq!(flow.inexact.datagram_segments, several, "{before:?} {way:?} {pieces:?}");
         assert_eq!(flow.inexact.reasons().count(), usize::from(several));
+    }
+}
+
+#[test]
+fn a_datagram_of_the_kernels_own_socket_is_nobodys() {
+    for tells_programs in [true, false] {
+        let mut story = Story::new();
+        story.say(SHELL, EventKind::SocketCreated { sock: 0xb, for_program: tells_programs });
+        story.say(CURL, EventKind::SocketCreated { sock: 0xa, for_program: false });
+        story.say(0, datagram(Way::Out, 1000, Pieces::One, 0));
+        story.say(SHELL, EventKind::SocketReleased { sock: 0xa });
+        story.wait(31);
+        let flow = story.only();
+        assert_eq!(flow.owner == Owner::Kernel, tells_programs);
+        assert_eq!(flow.last_user.is_none(), tells_programs);
     }
 }
 
@@ -169,13 +185,15 @@ fn fragments_that_leave_are_counted() {
 fn fragments_of_ipv6_have_a_header_more() {
     let (local, remote) = ("2001:db8::1".parse::<IpAddr>().unwrap(), "2001:db8::2".parse::<IpAddr>().unwrap());
     let tuple = Tuple { net: NET, local: Endpoint::new(local, 1), remote: Endpoint::new(remote, 2) };
-    let mut story = Story::new();
-    story.say(CURL, EventKind::SocketCreated { sock: 0xa, for_program: true });
-    let EventKind::Packet(packet) = datagram(Way::In, 4048, Pieces::Some, 1496) else { unreachable!() };
-    story.say(CURL, EventKind::Packet(Packet { tuple, ..packet }));
-    story.wait(31);
-    // 1448, 1448 and 1112 bytes behind 48.
-    assert_eq!(story.only().received, counters(3, 1496 + 1496 + 1160));
+    // 1448, 1448 and 1112 bytes behind 48; and one fragment that is all there is (RFC 6946).
+    for (bytes, largest, packets, on_the_wire) in [(4048, 1496, 3, 1496 + 1496 + 1160), (1240, 1248, 1, 1248)] {
+        let mut story = Story::new();
+        story.say(CURL, EventKind::SocketCreated { sock: 0xa, for_program: true });
+        let EventKind::Packet(packet) = datagram(Way::In, bytes, Pieces::Some, largest) else { unreachable!() };
+        story.say(CURL, EventKind::Packet(Packet { tuple, ..packet }));
+        story.wait(31);
+        assert_eq!(story.only().received, counters(packets, on_the_wire));
+    }
 }
 
 /// A packet of which only this could be read.
