@@ -320,10 +320,14 @@ impl State {
         self.arm_flow(flow);
     }
 
+    /// Whether it is the monitor's own.
+    fn is_own(&self, live: &Live) -> bool {
+        live.owner.as_ref().is_some_and(|owner| owner.pid == self.config.own_pid && !owner.kernel)
+    }
+
     /// Whether anybody wants to know of a flow.
     fn is_of_interest(&self, live: &Live) -> bool {
-        let own = live.owner.as_ref().is_some_and(|owner| owner.pid == self.config.own_pid);
-        live.socket.is_some() && !own && self.config.filter.lets_owner_pass(live.owner.as_deref())
+        live.socket.is_some() && !self.is_own(live) && self.config.filter.lets_owner_pass(live.owner.as_deref())
     }
 
     /// Takes a flow out of the tables and, if it is anybody's business, hands it out.
@@ -340,7 +344,7 @@ impl State {
         }
         if socket.is_none() {
             self.stats.flows_without_socket += 1;
-        } else if live.owner.as_ref().is_some_and(|owner| owner.pid == self.config.own_pid) {
+        } else if self.is_own(&live) {
             self.stats.flows_own += 1;
         } else if !self.config.filter.lets_owner_pass(live.owner.as_deref()) {
             self.stats.flows_filtered += 1;

@@ -34,6 +34,7 @@ mod owners;
 mod privileges;
 mod sensors;
 mod sources;
+mod tunnels;
 mod wall_clock;
 
 use std::fs;
@@ -68,6 +69,7 @@ fn all() -> Vec<Trial> {
         losses::tests(),
         wall_clock::tests(),
         capture::tests(),
+        tunnels::tests(),
         lockdown::tests(),
     ];
     all.into_iter().flatten().collect()

@@ -3,6 +3,7 @@
 //! `struct nlmsghdr`, `ifinfomsg`, `tcmsg` and the numbers are those of `linux/netlink.h`, `rtnetlink.h`, `if_link.h`,
 //! `veth.h` and `pkt_sched.h`.
 
+use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, AsRawFd};
 
 use anyhow::{Context, Result, ensure};
@@ -28,6 +29,9 @@ const IFLA_GSO_MAX_SEGS: u16 = 40;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 const VETH_INFO_PEER: u16 = 1;
+const IFLA_VXLAN_ID: u16 = 1;
+const IFLA_VXLAN_GROUP: u16 = 2;
+const IFLA_VXLAN_PORT: u16 = 15;
 
 const TC_H_ROOT: u32 = 0xffff_ffff;
 const TCA_KIND: u16 = 1;
@@ -48,6 +52,21 @@ pub(crate) fn veth_pair(name: &str, peer: &str, peer_netns: &Netns) -> Result<()
     request.string(IFLA_IFNAME, name);
     request.put(IFLA_LINKINFO, &info.0);
     ask(RTM_NEWLINK, NLM_F_CREATE, &request.0).with_context(|| format!("make the interfaces {name} and {peer}"))
+}
+
+/// Makes one end of a VXLAN tunnel (RFC 7348) in the namespace of the calling thread.
+pub(crate) fn vxlan(name: &str, id: u32, remote: Ipv4Addr, port: u16) -> Result<()> {
+    let mut data = Attributes::default();
+    data.put(IFLA_VXLAN_ID, &id.to_ne_bytes());
+    data.put(IFLA_VXLAN_GROUP, &remote.octets());
+    data.put(IFLA_VXLAN_PORT, &port.to_be_bytes());
+    let mut info = Attributes::default();
+    info.string(IFLA_INFO_KIND, "vxlan");
+    info.put(IFLA_INFO_DATA, &data.0);
+    let mut request = Attributes(vec![0; 16]);
+    request.string(IFLA_IFNAME, name);
+    request.put(IFLA_LINKINFO, &info.0);
+    ask(RTM_NEWLINK, NLM_F_CREATE, &request.0).with_context(|| format!("make the tunnel {name}"))
 }
 
 /// Switches an interface of the calling thread's namespace on or off.

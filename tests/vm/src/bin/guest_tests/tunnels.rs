@@ -1,0 +1,131 @@
+//! Tunnels of the kernel's: their datagrams are no process's, and may be several.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::process::Command;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, ensure};
+use serde_json::{Value, json};
+
+use crate::helpers::document::end;
+use crate::helpers::netlink::{veth_pair, vxlan};
+use crate::helpers::netns::Netns;
+use crate::helpers::socktrail::Socktrail;
+
+tests![a_datagram_in_a_tunnel, a_connection_in_a_tunnel];
+
+const PORT: u16 = 4789;
+/// What a tunnel puts around an Ethernet frame: IPv4, UDP and VXLAN (RFC 7348).
+const AROUND: u64 = 20 + 8 + 8;
+const ETHERNET: u64 = 14;
+
+/// A tunnel between two hosts. It is set up under the eyes of the monitor, by programs that it must not be charged to.
+struct Tunnel {
+    near: Arc<Netns>,
+    far: Arc<Netns>,
+}
+
+/// The hosts' addresses outside the tunnel, and inside.
+const OUTSIDE: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 8, 0, 1), Ipv4Addr::new(10, 8, 0, 2)];
+const INSIDE: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 7, 0, 1), Ipv4Addr::new(10, 7, 0, 2)];
+
+impl Tunnel {
+    fn new() -> Result<Self> {
+        for module in ["veth", "vxlan"] {
+            run(Command::new("modprobe").arg(module))?;
+        }
+        let (near, far) = (Arc::new(Netns::new()?), Arc::new(Netns::new()?));
+        near.run(|| veth_pair("outside", "outside", &far))?;
+        for (netns, number, other) in [(&near, 0, 1), (&far, 1, 0)] {
+            ip(netns, &format!("addr add {}/24 dev outside", OUTSIDE[number]))?;
+            ip(netns, "link set outside up")?;
+            netns.run(|| vxlan("inside", 42, OUTSIDE[other], PORT))?;
+            ip(netns, &format!("addr add {}/24 dev inside", INSIDE[number]))?;
+            // What it adds has to fit outside.
+            ip(netns, "link set inside mtu 1450 up")?;
+        }
+        Ok(Self { near, far })
+    }
+}
+
+/// Nobody's, and counted to the byte.
+fn a_datagram_in_a_tunnel() -> Result<()> {
+    let watch = Socktrail::flows(&["--flow-termination-timeout", "500ms"])?;
+    let tunnel = Tunnel::new()?;
+    let server = tunnel.far.run(|| Ok(UdpSocket::bind((INSIDE[1], 0))?))?;
+    let client = tunnel.near.run(|| Ok(UdpSocket::bind((INSIDE[0], 0))?))?;
+    server.set_read_timeout(Some(Duration::from_secs(20)))?;
+    client.send_to(&[0; 500], server.local_addr()?)?;
+    server.recv(&mut [0; 1000]).context("receive")?;
+    drop(tunnel);
+    let watched = watch.stop()?;
+    let bytes = AROUND + ETHERNET + 20 + 8 + 500;
+    for direction in ["egress", "ingress"] {
+        let of_tunnel = |document: &&Value| {
+            is_of_tunnel(document)
+                && document["network"]["direction"] == direction
+                && document["source"]["bytes"] == bytes
+        };
+        let document = watched.documents.iter().find(of_tunnel);
+        let document =
+            document.with_context(|| format!("no {direction} of {bytes} bytes: {:#?}", watched.documents))?;
+        ensure!(document["source"]["packets"] == 1, "{document:#}");
+        ensure!(document["flow"]["inexact"] == Value::Null, "{document:#}");
+    }
+    are_the_kernels(&watched.documents)
+}
+
+/// Where the tunnel carries several segments of a connection as one, that is told.
+fn a_connection_in_a_tunnel() -> Result<()> {
+    const BYTES: usize = 1_000_000;
+    let watch = Socktrail::flows(&["--flow-termination-timeout", "500ms"])?;
+    let tunnel = Tunnel::new()?;
+    let listener = tunnel.far.run(|| Ok(TcpListener::bind((INSIDE[1], 0))?))?;
+    let there = listener.local_addr()?;
+    let reader = thread::spawn(move || -> Result<usize> {
+        let mut all = Vec::new();
+        Ok(listener.accept()?.0.read_to_end(&mut all)?)
+    });
+    let mut client = tunnel.near.run(|| Ok(TcpStream::connect(there)?))?;
+    client.write_all(&vec![0; BYTES])?;
+    drop(client);
+    ensure!(reader.join().map_err(|_| anyhow!("the reader panicked"))?? == BYTES);
+    drop(tunnel);
+    let watched = watch.stop()?;
+    let large = |document: &&Value| is_of_tunnel(document) && document["source"]["bytes"].as_u64() > Some(BYTES as u64);
+    let large: Vec<_> = watched.documents.iter().filter(large).collect();
+    ensure!(large.len() == 2, "not one for each host: {:#?}", watched.documents);
+    for document in large {
+        let few = document["source"]["packets"].as_u64() < Some((BYTES / 1500) as u64);
+        ensure!(few, "the tunnel carried every segment on its own, so that there was nothing to test: {document:#}");
+        ensure!(document["flow"]["inexact"] == json!(["datagram_segments"]), "not marked: {document:#}");
+    }
+    are_the_kernels(&watched.documents)
+}
+
+fn is_of_tunnel(document: &Value) -> bool {
+    end(document, "destination") == Some(SocketAddr::new(OUTSIDE[1].into(), PORT))
+}
+
+fn are_the_kernels(documents: &[Value]) -> Result<()> {
+    for document in documents.iter().filter(|document| is_of_tunnel(document)) {
+        ensure!(document["system"]["audit"]["socket"]["owner"] == "kernel", "{document:#}");
+        ensure!(document["process"]["name"] == Value::Null, "{document:#}");
+        ensure!(document["system"]["audit"]["socket"]["last_user"] == Value::Null, "{document:#}");
+    }
+    Ok(())
+}
+
+/// busybox's `ip` in a namespace.
+fn ip(netns: &Netns, arguments: &str) -> Result<()> {
+    netns.run(|| run(Command::new("ip").args(arguments.split(' '))))
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let status = command.status().with_context(|| format!("start {command:?}"))?;
+    ensure!(status.success(), "{command:?} ended with {status}");
+    Ok(())
+}
