@@ -308,10 +308,21 @@ where
     }
 }
 
+/// Two fields of an `sk_buff` that one read gets, where they lie next to each other; in all kernels that are known they do.
+const BOTH_HEADERS: &str = "sk_buff.headers";
+
+fn both_headers(layout: &Layout) -> Option<Term> {
+    let [transport, network] = ["sk_buff.transport_header", "sk_buff.network_header"].map(|name| layout.offset(name));
+    transport.filter(|transport| network == Some(transport + 2)).map(|transport| Term::Offset(transport.into()))
+}
+
 /// The layout, seen by probes that look at more than every kernel has. A kernel without IPv6 has no place for its
 /// addresses, and no socket of which they would be read; what a kernel does not have is ignored: any readable place will do.
 impl Resolver for Wanted<'_> {
     fn resolve(&self, function: &str, name: &str) -> Option<Term> {
+        if name == BOTH_HEADERS {
+            return both_headers(self.layout);
+        }
         self.layout.resolve(function, name).or_else(|| {
             let no_ipv6 = !self.ipv6 && name.starts_with("sock_common.skc_v6_");
             (no_ipv6 || lacking::may_be_missing(name)).then_some(Term::Offset(0))

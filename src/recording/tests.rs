@@ -33,8 +33,7 @@ const UDP_IN: &str = "name: udp_ipv4_in\nID: 1501\nformat:\n\
     \tfield:u64 net;\toffset:16;\tsize:8;\tsigned:0;\n\
     \tfield:u64 sk;\toffset:24;\tsize:8;\tsigned:0;\n\
     \tfield:u64 lengths;\toffset:32;\tsize:8;\tsigned:0;\n\
-    \tfield:u16 network_header;\toffset:40;\tsize:2;\tsigned:0;\n\
-    \tfield:u16 transport_header;\toffset:42;\tsize:2;\tsigned:0;\n\
+    \tfield:u32 headers;\toffset:40;\tsize:4;\tsigned:0;\n\
     \tfield:u64 addresses;\toffset:44;\tsize:8;\tsigned:0;\n\
     \tfield:u32 ports;\toffset:52;\tsize:4;\tsigned:0;\n\
     \tfield:u16 fragment;\toffset:56;\tsize:2;\tsigned:0;\n";
@@ -60,8 +59,8 @@ fn datagram() -> Vec<u8> {
     let mut raw = vec![0; 58];
     raw[24..32].copy_from_slice(&SOCK.to_ne_bytes());
     raw[32..36].copy_from_slice(&80_u32.to_ne_bytes());
-    raw[40..42].copy_from_slice(&100_u16.to_ne_bytes());
-    raw[42..44].copy_from_slice(&120_u16.to_ne_bytes());
+    raw[40..42].copy_from_slice(&120_u16.to_ne_bytes());
+    raw[42..44].copy_from_slice(&100_u16.to_ne_bytes());
     raw[44..52].copy_from_slice(&[192, 0, 2, 1, 192, 0, 2, 2]);
     raw[52..56].copy_from_slice(&[0, 53, 0x0f, 0xa0]);
     raw

@@ -13,10 +13,8 @@ sample! {
         pub net: u64 = "+{net_device.nd_net}(+{sk_buff.dev}({skb}))",
         /// TCP header and payload, in bytes.
         pub len: u32 = "+{sk_buff.len}({skb})",
-        /// Where the IP header begins, from the start of the buffer.
-        pub network_header: u16 = "+{sk_buff.network_header}({skb})",
-        /// Where the TCP header begins, from the start of the buffer.
-        pub transport_header: u16 = "+{sk_buff.transport_header}({skb})",
+        /// Where the headers begin, as it lies in memory: see [`Headers`].
+        pub headers: u32 = "+{sk_buff.headers}({skb})",
         /// Source and destination address, as they lie in memory; of a header without options.
         pub addresses: u64 = "-8(+{sk_buff.data}({skb}))",
         /// Source and destination port, as they lie in memory.
@@ -33,10 +31,8 @@ sample! {
         pub net: u64 = "+{net_device.nd_net}(+{sk_buff.dev}({skb}))",
         /// TCP header and payload, in bytes.
         pub len: u32 = "+{sk_buff.len}({skb})",
-        /// Where the IPv6 header begins, from the start of the buffer.
-        pub network_header: u16 = "+{sk_buff.network_header}({skb})",
-        /// Where the TCP header begins, from the start of the buffer.
-        pub transport_header: u16 = "+{sk_buff.transport_header}({skb})",
+        /// Where the headers begin, as it lies in memory: see [`Headers`].
+        pub headers: u32 = "+{sk_buff.headers}({skb})",
         /// Source address, as it lies in memory; of a header without extensions.
         pub source_high: u64 = "-32(+{sk_buff.data}({skb}))",
         /// Its second half.
@@ -62,10 +58,8 @@ sample! {
         pub sk: u64 = "{sk}",
         /// UDP header and payload, in bytes, and what of it does not lie in one piece: see [`Lengths`].
         pub lengths: u64 = "+{sk_buff.len}({skb})",
-        /// Where the IP header begins, from the start of the buffer.
-        pub network_header: u16 = "+{sk_buff.network_header}({skb})",
-        /// Where the UDP header begins, from the start of the buffer.
-        pub transport_header: u16 = "+{sk_buff.transport_header}({skb})",
+        /// Where the headers begin, as it lies in memory: see [`Headers`].
+        pub headers: u32 = "+{sk_buff.headers}({skb})",
         /// Source and destination address, as they lie in memory; of a header without options.
         pub addresses: u64 = "-8(+{sk_buff.data}({skb}))",
         /// Source and destination port, as they lie in memory.
@@ -82,10 +76,8 @@ sample! {
         pub sk: u64 = "{sk}",
         /// UDP header and payload, in bytes, and what of it does not lie in one piece: see [`Lengths`].
         pub lengths: u64 = "+{sk_buff.len}({skb})",
-        /// Where the IPv6 header begins, from the start of the buffer.
-        pub network_header: u16 = "+{sk_buff.network_header}({skb})",
-        /// Where the UDP header begins, from the start of the buffer.
-        pub transport_header: u16 = "+{sk_buff.transport_header}({skb})",
+        /// Where the headers begin, as it lies in memory: see [`Headers`].
+        pub headers: u32 = "+{sk_buff.headers}({skb})",
         /// Source address, as it lies in memory; of a header without extensions.
         pub source_high: u64 = "-32(+{sk_buff.data}({skb}))",
         /// Its second half.
@@ -105,8 +97,7 @@ impl IntoEvent for TcpIpv4In {
     fn event(&self, _: &[u8]) -> Decoded {
         let (source, destination) = ipv4(self.addresses, self.ports);
         let tuple = Tuple { net: self.net, local: destination, remote: source };
-        let &Self { len, network_header, transport_header, fragment, .. } = self;
-        let headers = (network_header, transport_header);
+        let &Self { len, headers, fragment, .. } = self;
         Arrived { transport: Transport::Tcp, sock: 0, tuple, len, headers, fragment }.event(
             IPV4_HEADER,
             Tcp::of(self.tcp, None),
@@ -120,8 +111,7 @@ impl IntoEvent for TcpIpv6In {
         let from = [self.source_high, self.source_low];
         let (source, destination) = ipv6(from, [self.destination_high, self.destination_low], self.ports);
         let tuple = Tuple { net: self.net, local: destination, remote: source };
-        let &Self { len, network_header, transport_header, fragment, .. } = self;
-        let headers = (network_header, transport_header);
+        let &Self { len, headers, fragment, .. } = self;
         Arrived { transport: Transport::Tcp, sock: 0, tuple, len, headers, fragment }.event(
             IPV6_HEADER,
             Tcp::of(self.tcp, None),
@@ -134,8 +124,8 @@ impl IntoEvent for UdpIpv4In {
     fn event(&self, _: &[u8]) -> Decoded {
         let (source, destination) = ipv4(self.addresses, self.ports);
         let tuple = Tuple { net: self.net, local: destination, remote: source };
-        let &Self { sk: sock, network_header, transport_header, fragment, .. } = self;
-        let (lengths, headers) = (Lengths::of(self.lengths), (network_header, transport_header));
+        let &Self { sk: sock, headers, fragment, .. } = self;
+        let lengths = Lengths::of(self.lengths);
         Arrived { transport: Transport::Udp, sock, tuple, len: lengths.all, headers, fragment }.event(
             IPV4_HEADER,
             Tcp::NONE,
@@ -149,13 +139,33 @@ impl IntoEvent for UdpIpv6In {
         let from = [self.source_high, self.source_low];
         let (source, destination) = ipv6(from, [self.destination_high, self.destination_low], self.ports);
         let tuple = Tuple { net: self.net, local: destination, remote: source };
-        let &Self { sk: sock, network_header, transport_header, fragment, .. } = self;
-        let (lengths, headers) = (Lengths::of(self.lengths), (network_header, transport_header));
+        let &Self { sk: sock, headers, fragment, .. } = self;
+        let lengths = Lengths::of(self.lengths);
         Arrived { transport: Transport::Udp, sock, tuple, len: lengths.all, headers, fragment }.event(
             IPV6_HEADER,
             Tcp::NONE,
             lengths.pieces(UDP_HEADER),
         )
+    }
+}
+
+/// `sk_buff.transport_header` and `sk_buff.network_header`, two numbers of 2 bytes next to each other: where these headers
+/// begin, from the start of the buffer. One read of both costs the kernel half of what two cost.
+struct Headers {
+    transport: u16,
+    network: u16,
+}
+
+impl Headers {
+    /// As they lie in memory.
+    fn of(memory: u32) -> Self {
+        let [a, b, c, d] = memory.to_ne_bytes();
+        Self { transport: u16::from_ne_bytes([a, b]), network: u16::from_ne_bytes([c, d]) }
+    }
+
+    /// The bytes of the IP header.
+    fn ip(&self) -> u16 {
+        self.transport.wrapping_sub(self.network)
     }
 }
 
@@ -166,16 +176,16 @@ struct Arrived {
     tuple: Tuple,
     /// From the transport header on.
     len: u32,
-    /// Where the network header begins, and the transport header.
-    headers: (u16, u16),
+    /// Where they begin: see [`Headers`].
+    headers: u32,
     fragment: u16,
 }
 
 impl Arrived {
     /// `plain` is the length of an IP header without options.
     fn event(self, plain: u16, tcp: Tcp, pieces: Pieces) -> Decoded {
-        let Self { transport, sock, tuple, len, headers: (network, transport_header), fragment } = self;
-        if transport_header.wrapping_sub(network) != plain {
+        let Self { transport, sock, tuple, len, headers, fragment } = self;
+        if Headers::of(headers).ip() != plain {
             // Options or extensions: the addresses are not where they were looked for.
             let ports = Some((tuple.local.port, tuple.remote.port));
             return Decoded::Unreadable(Some(Unreadable { net: tuple.net, transport, sock, ports }));

@@ -132,6 +132,14 @@ mod tests {
         u64::from_ne_bytes(memory)
     }
 
+    /// `sk_buff.transport_header` and `sk_buff.network_header` as they lie in memory.
+    fn headers(transport: u16, network: u16) -> u32 {
+        let mut memory = [0; 4];
+        memory[..2].copy_from_slice(&transport.to_ne_bytes());
+        memory[2..].copy_from_slice(&network.to_ne_bytes());
+        u32::from_ne_bytes(memory)
+    }
+
     fn in_one_piece(len: u32) -> u64 {
         in_pieces(len, 0)
     }
@@ -257,8 +265,7 @@ mod tests {
         let sample = TcpIpv4In {
             net: 1,
             len: 40,
-            network_header: 78,
-            transport_header: 98,
+            headers: headers(98, 78),
             addresses: u64::from_ne_bytes(at(12)),
             ports: u32::from_ne_bytes(at(20)),
             tcp: u16::from_ne_bytes(at(32)),
@@ -268,7 +275,7 @@ mod tests {
         assert_eq!((packet.tuple.local.port, packet.tuple.remote.port), (80, 0xa80c));
         assert_eq!(packet.size, Size::Packet { bytes: 60, headers: 60 });
         let wanted = Unreadable { net: 1, transport: Transport::Tcp, sock: 0, ports: Some((80, 0xa80c)) };
-        let with_options = TcpIpv4In { transport_header: 102, ..sample };
+        let with_options = TcpIpv4In { headers: headers(102, 78), ..sample };
         assert!(matches!(with_options.event(&[]), Decoded::Unreadable(Some(what)) if what == wanted));
     }
 
