@@ -21,6 +21,13 @@ pub enum Error {
         /// The system's answer.
         source: io::Error,
     },
+    /// Guesses read through what may be no pointer, which some kernels warn of, and this one panics at a warning.
+    #[error(
+        "guessing the kernel's layout: this kernel panics at a warning (kernel.panic_on_warn), and may warn when guesses \
+         read through what is no pointer; use type information, or a layout saved on this kernel while that was off \
+         (`socktrail layout --save`)"
+    )]
+    PanicOnWarn,
     /// A thread for a guess could not be started.
     #[error("guessing the kernel's layout: starting a thread: {source}")]
     Thread {

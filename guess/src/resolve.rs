@@ -225,6 +225,9 @@ fn guess_all(options: &ResolveOptions) -> Result<(Layout, Vec<Skipped>), Error> 
 
 /// Guesses what is wanted and not known yet.
 fn guess(mut layout: Layout, wanted: &[String], options: &ResolveOptions) -> Result<(Layout, Vec<Skipped>), Error> {
+    if panics_on_warning() {
+        return Err(Error::PanicOnWarn);
+    }
     let tracefs = match &options.tracefs {
         Some(tracefs) => Arc::clone(tracefs),
         None => Arc::new(Tracefs::find()?),
@@ -237,6 +240,12 @@ fn guess(mut layout: Layout, wanted: &[String], options: &ResolveOptions) -> Res
     let terms = Terms { timeout: options.guess_timeout, no_ipv6 };
     let skipped = engine::run_all(guesses::all(), wanted, &mut layout, &mut board, &terms);
     Ok((layout, skipped.map_err(|source| Error::Thread { source })?))
+}
+
+/// Whether the kernel ends at a warning. Linux 5.10 for one warns of a read through a word that is no address at all, where
+/// the processor has longer addresses than the kernel uses (`ex_handler_uaccess`).
+fn panics_on_warning() -> bool {
+    std::fs::read_to_string("/proc/sys/kernel/panic_on_warn").is_ok_and(|setting| setting.trim() != "0")
 }
 
 /// Every key that is missing and wanted, with the reason where one is known.

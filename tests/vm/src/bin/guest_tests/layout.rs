@@ -10,7 +10,7 @@ use socktrail_vm::{LAYOUT_FILE, OUT_DIR};
 
 use crate::helpers::process::Process;
 
-tests![guesses_equal_type_information];
+tests![guesses_equal_type_information, nothing_is_guessed_where_a_warning_is_the_end];
 
 /// Key by key, on this kernel; what was found is left for the runner's table.
 fn guesses_equal_type_information() -> Result<()> {
@@ -43,6 +43,19 @@ fn guesses_equal_type_information() -> Result<()> {
 
     let without_ipv6 = guess.skipped.values().any(|kind| kind == "no_ipv6");
     ensure!(without_ipv6 != ipv6, "IPv6 is {ipv6}, and of it was guessed: {:?}", guess.skipped);
+    Ok(())
+}
+
+/// A guess may make the kernel warn.
+fn nothing_is_guessed_where_a_warning_is_the_end() -> Result<()> {
+    const SETTING: &str = "/proc/sys/kernel/panic_on_warn";
+    fs::write(SETTING, "1").context("set panic_on_warn")?;
+    let [guess, btf] = ["guess", "btf"].map(|source| Process::start(&["socktrail", "layout", "--source", source]));
+    let [guess, btf] = [guess?.finish(), btf?.finish()];
+    fs::write(SETTING, "0").context("set panic_on_warn back")?;
+    let (guess, btf) = (guess?, btf?);
+    ensure!(guess.status != 0 && guess.stderr.contains("kernel.panic_on_warn"), "{guess:?}");
+    ensure!(btf.status == 0, "{btf:?}");
     Ok(())
 }
 
