@@ -6,8 +6,10 @@ use super::{IPPROTO_TCP, IPPROTO_UDP, Lengths, ipv4, ipv6};
 use crate::event::{EventKind, Fragmented, Transport, Tuple, Unreadable};
 use crate::probes::{Decoded, IntoEvent};
 
-/// The fragment header that each piece gets (RFC 8200, section 4.5), in bytes.
-const FRAGMENT_HEADER: u32 = 8;
+/// What IPv4 puts before each fragment, and the least that a route carries: `ip_rt_min_pmtu`.
+const IPV4: Fragments = Fragments { added: 0, header: 20, least: 552 };
+/// The same of IPv6, with the fragment header that it adds (RFC 8200, sections 4.5 and 5).
+const IPV6: Fragments = Fragments { added: 8, header: 48, least: 1280 };
 
 sample! {
     /// `ipv6_push_frag_opts`, `ipv6_push_nfrag_opts`: a packet that leaves gets extension headers, behind
@@ -68,7 +70,7 @@ impl IntoEvent for Ipv4Cut {
     fn event(&self, _: &[u8]) -> Decoded {
         let (source, destination) = ipv4(self.addresses, self.ports);
         let tuple = Tuple { net: self.net, local: source, remote: destination };
-        cut(self.protocol, self.sk, tuple, &Lengths::of(self.lengths), 0)
+        cut(self.protocol, self.sk, tuple, &Lengths::of(self.lengths), &IPV4)
     }
 }
 
@@ -77,18 +79,36 @@ impl IntoEvent for Ipv6Cut {
         let from = [self.source_high, self.source_low];
         let (source, destination) = ipv6(from, [self.destination_high, self.destination_low], self.ports);
         let tuple = Tuple { net: self.net, local: source, remote: destination };
-        cut(self.protocol, self.sk, tuple, &Lengths::of(self.lengths), FRAGMENT_HEADER)
+        cut(self.protocol, self.sk, tuple, &Lengths::of(self.lengths), &IPV6)
     }
 }
 
-/// `more` is what a fragment has beside what it has of the packet.
-fn cut(protocol: u8, sock: u64, tuple: Tuple, lengths: &Lengths, more: u32) -> Decoded {
+fn cut(protocol: u8, sock: u64, tuple: Tuple, lengths: &Lengths, fragments: &Fragments) -> Decoded {
     let transport = match protocol {
         IPPROTO_TCP => Transport::Tcp,
         IPPROTO_UDP => Transport::Udp,
         _ => return Decoded::Nothing,
     };
-    // A packet that was made for a larger MTU lies in one piece, or in pieces that have nothing to do with fragments.
-    let first = u16::try_from(lengths.first() + more).ok().filter(|_| lengths.apart > 0).unwrap_or(0);
+    let first = fragments.first(lengths).unwrap_or(0);
     Decoded::Event(EventKind::Fragmented(Fragmented { transport, sock, tuple, bytes: lengths.all, first }))
+}
+
+/// What fragments of a protocol have in common, in bytes.
+struct Fragments {
+    /// What is added to the packet's header.
+    added: u32,
+    /// The header of each.
+    header: u32,
+    /// The smallest MTU.
+    least: u32,
+}
+
+impl Fragments {
+    /// How large the first one is, if the piece with the headers is made to be that. It is not where a packet was made for a
+    /// larger MTU, and lies in one piece; nor where it was written bit by bit, and the first bit was no fragment's size.
+    fn first(&self, lengths: &Lengths) -> Option<u16> {
+        let first = lengths.first().saturating_add(self.added);
+        let is_whole = first > self.least - 8 && (first - self.header).is_multiple_of(8);
+        u16::try_from(first).ok().filter(|_| lengths.apart > 0 && is_whole)
+    }
 }

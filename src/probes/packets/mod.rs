@@ -186,6 +186,9 @@ mod tests {
         assert_eq!((transport, sock, bytes, first), (Transport::Udp, 2, 4028, 1500));
         assert_eq!((tuple.net, tuple.local.port, tuple.remote.port), (1, 1, 2));
         assert_eq!(of(whole(in_one_piece(4028)).event(&[])).first, 0, "made for a larger MTU");
+        assert_eq!(of(whole(in_pieces(4028, 3900)).event(&[])).first, 0, "the first 100 bytes of many");
+        assert_eq!(of(whole(in_pieces(4028, 2604)).event(&[])).first, 0, "no multiple of 8 behind the header");
+        assert_eq!(of(whole(u64::MAX).event(&[])).first, 0, "nothing that can be");
         let (lengths, protocol) = (in_pieces(4048, 2556), 17);
         let ipv6 = Ipv6Cut {
             net: 1,

@@ -243,6 +243,7 @@ const SCENARIOS: &[(&str, &[Play], bool, Scenario)] = {
         ("udp_closed_port", ALL, false, udp::closed_port),
         ("udp_too_large_to_send", ALL, false, udp::too_large_to_send),
         ("udp_corked", ALL, false, udp::corked),
+        ("udp_corked_large", MUCH, false, udp::corked_large),
         ("udp_ip_options", ALL, false, udp::ip_options),
         ("udp_mapped", ALL, true, udp::mapped),
         ("udp_multicast", ALONE, true, udp::multicast),

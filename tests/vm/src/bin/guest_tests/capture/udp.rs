@@ -165,6 +165,19 @@ pub(crate) fn corked(stage: &Stage<'_>) -> Result<Vec<Expected>> {
     flows(&client, &server)
 }
 
+/// Many writes, one datagram, several fragments.
+pub(crate) fn corked_large(stage: &Stage<'_>) -> Result<Vec<Expected>> {
+    let (client, server) = sockets(stage)?;
+    client.connect(server.local_addr()?)?;
+    set_option(&client, nix::libc::SOL_UDP, nix::libc::UDP_CORK, &1_i32.to_ne_bytes())?;
+    for _ in 0..40 {
+        client.send(&[0; 104])?;
+    }
+    set_option(&client, nix::libc::SOL_UDP, nix::libc::UDP_CORK, &0_i32.to_ne_bytes())?;
+    received(&server, 40 * 104)?;
+    flows(&client, &server)
+}
+
 /// One write, several datagrams: `UDP_SEGMENT`.
 pub(crate) fn segmented(stage: &Stage<'_>) -> Result<Vec<Expected>> {
     let (client, server) = sockets(stage)?;
