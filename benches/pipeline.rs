@@ -140,8 +140,7 @@ fn flow() -> Flow {
     let tuple = Tuple { net: 1, local, remote };
     let size = Size::Packet { bytes: 60, headers: 60 };
     let (way, transport, tcp_flags) = (Way::Out, Transport::Tcp, tcp_flags::SYN);
-    let packet =
-        Packet { way, transport, sock: 64, tuple, size, tcp_flags, segments: None, pieces: Pieces::One, fragment: 0 };
+    let packet = Packet { tcp_flags, ..Packet::new(way, transport, 64, tuple, size) };
     state.ingest(&at(3, EventKind::Packet(packet)));
     state.shutdown();
     let flow = state.finished().next();

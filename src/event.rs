@@ -60,6 +60,11 @@ pub enum EventKind {
         /// Its `struct sock`.
         sock: KernelAddress,
     },
+    /// The running task asked the kernel to send what it writes as several datagrams (`UDP_SEGMENT` of `udp(7)`).
+    SendsJoined {
+        /// Its `struct sock`.
+        sock: KernelAddress,
+    },
     /// The running task begins to connect a TCP socket.
     ConnectBegins {
         /// The connecting `struct sock`.
@@ -171,8 +176,9 @@ pub struct Packet {
     pub tcp_flags: u8,
     /// The socket's segment counters when the packet was seen, where the source knows them.
     pub segments: Option<Segments>,
-    /// How its data lies in memory. Of TCP it does not matter.
-    pub pieces: Pieces,
+    /// How much of it lies apart from the piece of memory with its headers, in bytes: what the kernel carries as one and is
+    /// several does not lie in one piece. Of TCP it does not matter.
+    pub apart: u32,
     /// The largest of the fragments that it arrived in, in bytes with its IP header; 0 when it came whole.
     pub fragment: u16,
 }
@@ -180,19 +186,8 @@ pub struct Packet {
 impl Packet {
     /// One that came or goes whole and in one piece, with no flags, of a socket whose counters are not known.
     pub const fn new(way: Way, transport: Transport, sock: KernelAddress, tuple: Tuple, size: Size) -> Self {
-        Self { way, transport, sock, tuple, size, tcp_flags: 0, segments: None, pieces: Pieces::One, fragment: 0 }
+        Self { way, transport, sock, tuple, size, tcp_flags: 0, segments: None, apart: 0, fragment: 0 }
     }
-}
-
-/// How a packet's data lies in memory: what the kernel carries as one and is several does not lie in one piece.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pieces {
-    /// In one.
-    One,
-    /// In several.
-    Some,
-    /// All of it apart from its headers, as datagrams lie that `UDP_SEGMENT` joins.
-    Apart,
 }
 
 /// A packet that is cut into fragments as it leaves.

@@ -157,6 +157,7 @@ impl Monitor {
         let counts = Arc::new(Counts::default());
         let clock = Arc::new(Mutex::new(clock));
         let waker = watch.rings.waker();
+        let joined_head = watch.probes.joined_head;
 
         let reader = Reader {
             watch,
@@ -184,8 +185,10 @@ impl Monitor {
             socket_events: options.socket_events,
             flows: options.flows,
         };
+        let mut state = State::new(config);
+        state.learn_joined_head(joined_head);
         let keeper = Keeper {
-            state: State::new(config),
+            state,
             events: from_reader,
             spare: to_reader,
             names,

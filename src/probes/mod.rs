@@ -109,6 +109,9 @@ pub struct Probes {
     decoders: Vec<(u16, Box<dyn Decode>)>,
     /// What the layout does not have: what samples say of it is nothing.
     lacking: Lacking,
+    /// What this kernel leaves in one piece of datagrams that are sent as one: see
+    /// [`State::learn_joined_head`](crate::state::State::learn_joined_head).
+    pub(crate) joined_head: u32,
     /// Samples that could not be decoded: cut short, or packets with headers that are not understood.
     pub unreadable: u64,
 }
@@ -124,7 +127,7 @@ impl Probes {
             let lacks = probes.lacking.matters_to(*feature);
             let mut served = Served { feature: *feature, by: None, refusals: Vec::new(), lacks };
             for probe in *alternatives {
-                match probe.install(*feature, group, rings.as_deref_mut(), wanted) {
+                match probes.try_to_serve(*feature, probe, group, rings.as_deref_mut(), wanted) {
                     Ok((installed, decoder)) => {
                         // The kernel gives event types of 16 bits: `trace_entry.type`.
                         probes.decoders.push((installed.id() as u16, decoder));
@@ -143,10 +146,33 @@ impl Probes {
         probes
     }
 
+    /// Installs a probe, learns by it what is to be learnt, and attaches it.
+    fn try_to_serve(
+        &mut self,
+        feature: Feature,
+        probe: &Probe,
+        group: &Group,
+        rings: Option<&mut Rings>,
+        wanted: Wanted<'_>,
+    ) -> Result<(Installed, Box<dyn Decode>), Refusal> {
+        let (installed, decoder) = probe.install(feature, group, wanted)?;
+        if let Some(rings) = rings {
+            if feature == Feature::Ipv4Out && wanted.flows {
+                // Without, some flows are not marked that should be: no reason to go without all of them.
+                self.joined_head = trial::joined_head(&installed, &*decoder).unwrap_or_else(|error| {
+                    tracing::debug!(%error, "how datagrams are joined is not known");
+                    0
+                });
+            }
+            probe.attach(&installed, rings, wanted)?;
+        }
+        Ok((installed, decoder))
+    }
+
     /// No probes: for events that come from elsewhere, by [`Probes::add_recorded`].
     pub fn none() -> Self {
         let lacking = Lacking::NOTHING;
-        Self { served: Vec::new(), installed: Vec::new(), decoders: Vec::new(), lacking, unreadable: 0 }
+        Self { served: Vec::new(), installed: Vec::new(), decoders: Vec::new(), lacking, joined_head: 0, unreadable: 0 }
     }
 
     /// No probes either: for samples of a kernel with this layout.
@@ -240,7 +266,6 @@ impl Probe {
         &self,
         feature: Feature,
         group: &Group,
-        rings: Option<&mut Rings>,
         wanted: Wanted<'_>,
     ) -> Result<(Installed, Box<dyn Decode>), Refusal> {
         if wanted.mask.iter().any(|masked| masked == self.function()) {
@@ -253,16 +278,17 @@ impl Probe {
         {
             return Err(Refusal::Uncalled(self.function()));
         }
-        if let Some(rings) = rings {
-            let only = if wanted.flows { self.filter } else { self.datagrams.or(self.filter) };
-            let filter = match (only, self.loopback.filter(|_| !wanted.loopback)) {
-                (Some(filter), Some(loopback)) => Some(format!("({filter})&&!({loopback})")),
-                (Some(filter), None) => Some(filter.to_owned()),
-                (None, loopback) => loopback.map(|loopback| format!("!({loopback})")),
-            };
-            rings.attach(&installed, filter.as_deref())?;
-        }
         Ok((installed, decoder))
+    }
+
+    fn attach(&self, installed: &Installed, rings: &mut Rings, wanted: Wanted<'_>) -> Result<(), Error> {
+        let only = if wanted.flows { self.filter } else { self.datagrams.or(self.filter) };
+        let filter = match (only, self.loopback.filter(|_| !wanted.loopback)) {
+            (Some(filter), Some(loopback)) => Some(format!("({filter})&&!({loopback})")),
+            (Some(filter), None) => Some(filter.to_owned()),
+            (None, loopback) => loopback.map(|loopback| format!("!({loopback})")),
+        };
+        rings.attach(installed, filter.as_deref())
     }
 
     /// The kernel function or tracepoint that it sits on.

@@ -17,6 +17,8 @@ pub const TCP_CLOSE: i32 = 7;
 const SKC_NET_REFCNT: u8 = 1 << 6;
 /// Of `linux/udp.h`; ABI.
 const UDP_GRO: i32 = 104;
+/// The same.
+const UDP_SEGMENT: i32 = 103;
 
 sample! {
     /// `sock_init_data`: a `struct sock` is made for a `struct socket`.
@@ -176,6 +178,7 @@ impl IntoEvent for DatagramOption {
     fn event(&self, _: &[u8]) -> Decoded {
         match self.optname {
             UDP_GRO => Decoded::Event(EventKind::TakesMerged { sock: self.sk }),
+            UDP_SEGMENT => Decoded::Event(EventKind::SendsJoined { sock: self.sk }),
             _ => Decoded::Nothing,
         }
     }

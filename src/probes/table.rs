@@ -37,8 +37,8 @@ pub enum Feature {
     Ipv4Fragments,
     /// IPv6 packets that are cut as they leave.
     Ipv6Fragments,
-    /// UDP sockets that take datagrams as GRO merged them.
-    MergedDatagrams,
+    /// UDP sockets that send several datagrams as one, or take them so.
+    DatagramOptions,
     /// Who made a socket.
     SocketCreate,
     /// Who connects over IPv4, and to whom.
@@ -147,7 +147,7 @@ impl Feature {
             Self::Ipv6RoutingHeaders => "whether TCP over IPv6 sends routing headers, whose bytes are not counted",
             Self::Ipv4Fragments => "which IPv4 packets are cut as they leave: they count as one",
             Self::Ipv6Fragments => "which IPv6 packets are cut as they leave: they count as one",
-            Self::MergedDatagrams => "which sockets take several datagrams as one: they count as one",
+            Self::DatagramOptions => "which sockets take several datagrams as one: they count as one",
             Self::SocketCreate => "the owners of UDP sockets and listeners",
             Self::ConnectIpv4 => "the owners of IPv4 connections of sockets older than the monitor",
             Self::ConnectIpv4Result => "IPv4 connects that fail before a packet leaves",
@@ -372,6 +372,8 @@ pub const TABLE: &[(Feature, &[Probe])] = {
         "source_high==0&&source_low==0x0100000000000000&&destination_high==0&&destination_low==0x0100000000000000";
     // What is forwarded has no socket.
     const OF_A_SOCKET: &str = "sk!=0";
+    // UDP_SEGMENT, UDP_GRO.
+    const JOINED_OR_MERGED: &str = "optname==103||optname==104";
     const MERGED: &str = "datagrams that arrive merged, as they may since Linux 5.0, count as one";
     const INET: &str = "family==2||family==10";
     &[
@@ -461,6 +463,6 @@ pub const TABLE: &[(Feature, &[Probe])] = {
             ],
         ),
         (Feature::Ipv6Fragments, &[Probe::entry::<Ipv6Cut>("ip6_fragment").only(OF_A_SOCKET)]),
-        (Feature::MergedDatagrams, &[Probe::entry::<DatagramOption>("udp_lib_setsockopt").only("optname==104")]),
+        (Feature::DatagramOptions, &[Probe::entry::<DatagramOption>("udp_lib_setsockopt").only(JOINED_OR_MERGED)]),
     ]
 };

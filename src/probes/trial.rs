@@ -3,8 +3,12 @@
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, TcpStream, UdpSocket};
 
+use nix::sys::socket::{setsockopt, sockopt};
 use nix::unistd::gettid;
-use socktrail_kprobes::{Error, Installed, RingOptions, Rings};
+use socktrail_kprobes::{Error, Installed, Record, RingOptions, Rings};
+
+use super::{Decode, Decoded};
+use crate::event::{EventKind, Size, Transport};
 
 /// Makes the kernel do what a probe is to see, in the thread that calls it, over loopback.
 pub(super) type Trial = fn() -> io::Result<()>;
@@ -26,6 +30,40 @@ pub(super) fn send_udp_ipv6() -> io::Result<()> {
 /// Makes a socket and closes it.
 pub(super) fn close_socket() -> io::Result<()> {
     UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).map(drop)
+}
+
+/// How many bytes the kernel leaves in one piece of datagrams that it is asked to send as one (`UDP_SEGMENT`), if it is more
+/// than their headers: `MAX_HEADER` in Linux 4.18 to 5.19, which depends on its configuration. 0 where it is not, or where
+/// that cannot be seen. The probe is on what leaves over IPv4.
+pub(super) fn joined_head(installed: &Installed, decoder: &dyn Decode) -> Result<u32, Error> {
+    const SEGMENT: u16 = 400;
+    const WRITTEN: u16 = 3 * SEGMENT;
+    const HEADERS: u32 = 28;
+    let mut options = RingOptions::default();
+    options.page_exponent = 0;
+    let mut rings = Rings::for_thread(gettid().as_raw() as u32, &options)?;
+    rings.attach(installed, None)?;
+    if send_joined(WRITTEN, SEGMENT).is_err() {
+        return Ok(0);
+    }
+    let mut head = 0;
+    rings.drain(u64::MAX, &mut |record| {
+        if let Record::Sample { raw, .. } = record
+            && let Decoded::Event(EventKind::Packet(packet)) = decoder.decode(raw)
+            && let (Transport::Udp, Size::Packet { bytes, .. }) = (packet.transport, packet.size)
+            && (bytes == u32::from(WRITTEN) + HEADERS && packet.apart > 0)
+        {
+            head = bytes - packet.apart;
+        }
+    });
+    Ok(if head == HEADERS { 0 } else { head })
+}
+
+fn send_joined(written: u16, segment: u16) -> io::Result<()> {
+    let receiver = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let sender = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+    setsockopt(&sender, sockopt::UdpGsoSegment, &segment.into())?;
+    sender.send_to(&vec![0; written.into()], receiver.local_addr()?).map(drop)
 }
 
 /// Whether the probe is hit. What cannot be tried counts as hit: nothing speaks against it.

@@ -30,6 +30,8 @@ pub struct Header {
     pub own_pid: u32,
     /// The ports of the name servers whose packets are in the recording.
     pub dns_ports: Vec<u16>,
+    /// See [`State::learn_joined_head`](crate::state::State::learn_joined_head).
+    pub joined_head: u32,
     /// Where the kernel kept what the probes read: for people, a replay needs none of it.
     pub layout: serde_json::Value,
 }

@@ -46,6 +46,7 @@ fn header() -> Header {
         clock: Clock::from_readings(Readings { kernel: 0, boot: 0, wall: Timestamp::default() }),
         own_pid: 1,
         dns_ports: vec![53],
+        joined_head: 0,
         layout: serde_json::Value::Null,
     }
 }

@@ -46,6 +46,12 @@ impl State {
         }
     }
 
+    pub(super) fn sends_joined(&mut self, now: KernelTime, sock: KernelAddress) {
+        if let Some(socket) = self.socket_at(now, sock).and_then(|key| self.sockets.get_mut(key)) {
+            socket.joins = true;
+        }
+    }
+
     pub(super) fn connect_begins(&mut self, event: &Event, sock: KernelAddress, remote: Endpoint) {
         let Some(key) = self.socket_at(event.time, sock) else { return };
         let actor = self.processes.actor(event.pid);

@@ -175,6 +175,8 @@ pub struct State {
     losses: Losses,
     /// Whether the source tells sockets of programs from the kernel's own: it has called one a program's.
     tells_programs: bool,
+    /// See [`State::learn_joined_head`].
+    joined_head: u32,
     stats: Stats,
 }
 
@@ -197,6 +199,7 @@ impl State {
             names: Vec::new(),
             losses: Losses::default(),
             tells_programs: false,
+            joined_head: 0,
             stats: Stats::default(),
             config,
         }
@@ -222,6 +225,7 @@ impl State {
             EventKind::Credentials(credentials) => self.processes.credentials(pid, *credentials),
             EventKind::SocketCreated { sock, for_program } => self.created(now, pid, *sock, *for_program),
             EventKind::TakesMerged { sock } => self.takes_merged(now, *sock),
+            EventKind::SendsJoined { sock } => self.sends_joined(now, *sock),
             EventKind::ConnectBegins { sock, remote } => self.connect_begins(event, *sock, *remote),
             EventKind::ConnectReturns { result } => self.connect_returns(now, event.tid, *result),
             EventKind::Accepted { sock, tuple } => self.accepted(now, pid, *sock, tuple),
@@ -319,6 +323,12 @@ impl State {
     /// Takes in what was looked up. It must be about that very process running that very program.
     pub fn learn(&mut self, process: &Arc<Process>, found: Found) {
         self.processes.learn(process, found);
+    }
+
+    /// Takes in how many bytes, headers included, the kernel leaves in one piece of datagrams that `UDP_SEGMENT` joins; 0
+    /// where that is the headers alone.
+    pub fn learn_joined_head(&mut self, bytes: u32) {
+        self.joined_head = bytes;
     }
 
     /// The numbers so far.

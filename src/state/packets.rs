@@ -7,7 +7,7 @@ use super::sockets::{Datagrams, SocketKey};
 use super::unread::Ports;
 use super::wheel::Tick;
 use super::{State, counting, nanos};
-use crate::event::{Fragmented, KernelAddress, KernelTime, Packet, Pieces, Transport, Unreadable, Way, tcp_flags};
+use crate::event::{Fragmented, KernelAddress, KernelTime, Packet, Size, Transport, Unreadable, Way, tcp_flags};
 use crate::flow::{Counters, Direction, Flow, Inexact, Outcome, Owner, Reason};
 
 impl State {
@@ -48,14 +48,19 @@ impl State {
 
     /// Whether a datagram may be several that travel through the kernel as one.
     fn may_be_several(&self, flow: FlowKey, packet: &Packet) -> bool {
-        if packet.transport == Transport::Tcp {
-            return false; // its segments are counted
-        }
-        let socket = self.flows.get(flow).and_then(|live| self.sockets.get(live.socket?));
-        match (packet.way, packet.pieces, socket.map_or(Datagrams::Unknown, |socket| socket.datagrams)) {
+        let (Transport::Udp, Size::Packet { bytes, headers }) = (packet.transport, packet.size) else {
+            return false; // TCP's segments are counted
+        };
+        let Some(socket) = self.flows.get(flow).and_then(|live| self.sockets.get(live.socket?)) else { return false };
+        match (packet.way, socket.datagrams) {
             // Not every device that merges leaves them in pieces.
-            (Way::In, _, Datagrams::Merged) | (Way::Out, Pieces::Apart, _) => true,
-            (_, pieces, Datagrams::Kernel | Datagrams::Unknown) => pieces != Pieces::One,
+            (Way::In, Datagrams::Merged) => true,
+            (_, Datagrams::Kernel | Datagrams::Unknown) if packet.apart > 0 => true,
+            (Way::Out, _) => {
+                let head = self.joined_head.max(u32::from(headers));
+                let is_joined = packet.apart > 0 && bytes.saturating_sub(packet.apart) == head;
+                is_joined || (socket.joins && bytes <= self.joined_head)
+            }
             _ => false,
         }
     }

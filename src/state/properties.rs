@@ -7,9 +7,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
-use crate::event::{
-    Endpoint, Fork, Fragmented, Packet, Pieces, Segments, Size, TcpState, Transport, Tuple, Unreadable, Way,
-};
+use crate::event::{Endpoint, Fork, Fragmented, Packet, Segments, Size, TcpState, Transport, Tuple, Unreadable, Way};
 use crate::loss::LossCause;
 
 const SECOND: u64 = 1_000_000_000;
@@ -32,16 +30,16 @@ fn packets() -> impl Strategy<Value = EventKind> {
     let way = prop_oneof![Just(Way::Out), Just(Way::In)];
     let transport = prop_oneof![Just(Transport::Tcp), Just(Transport::Udp)];
     let segments = proptest::option::of((any::<u32>(), any::<u32>()));
-    let pieces = prop_oneof![Just(Pieces::One), Just(Pieces::Some), Just(Pieces::Apart)];
+    let apart = prop_oneof![Just(0), any::<u32>()];
     let fragment = prop_oneof![4 => Just(0), 1 => any::<u16>()];
-    (way, transport, socks(), tuples(), 40..2000_u32, any::<u8>(), segments, pieces, fragment).prop_map(
-        |(way, transport, sock, tuple, bytes, tcp_flags, segments, pieces, fragment)| {
+    (way, transport, socks(), tuples(), 40..2000_u32, any::<u8>(), segments, apart, fragment).prop_map(
+        |(way, transport, sock, tuple, bytes, tcp_flags, segments, apart, fragment)| {
             // A datagram always has a socket.
             let sock = if transport == Transport::Udp { sock.max(1) } else { sock };
             let segments = segments.map(|(received, sent)| Segments { received, sent });
             let size = Size::Packet { bytes, headers: 40 };
             let packet = Packet::new(way, transport, sock, tuple, size);
-            EventKind::Packet(Packet { tcp_flags, segments, pieces, fragment, ..packet })
+            EventKind::Packet(Packet { tcp_flags, segments, apart, fragment, ..packet })
         },
     )
 }
@@ -54,6 +52,7 @@ fn kinds() -> impl Strategy<Value = EventKind> {
         1 => Just(EventKind::Exit),
         2 => (socks(), any::<bool>()).prop_map(|(sock, for_program)| EventKind::SocketCreated { sock, for_program }),
         1 => socks().prop_map(|sock| EventKind::TakesMerged { sock }),
+        1 => socks().prop_map(|sock| EventKind::SendsJoined { sock }),
         1 => (socks(), tuples(), any::<u32>(), any::<u16>()).prop_map(|(sock, tuple, bytes, first)| {
             EventKind::Fragmented(Fragmented { transport: Transport::Udp, sock, tuple, bytes, first })
         }),

@@ -30,6 +30,8 @@ pub struct Socket {
     pub created: bool,
     /// Whose it is as a UDP socket, and whether a datagram that it takes may be several.
     pub datagrams: Datagrams,
+    /// Whether it may send several datagrams as one: `UDP_SEGMENT`.
+    pub joins: bool,
     /// Whether its last descriptor is gone, or the kernel freed it.
     pub closed: bool,
     /// Whether it had a packet of which nothing else could be read.
@@ -119,6 +121,7 @@ impl Sockets {
             direction: Direction::Unknown,
             created: false,
             datagrams: Datagrams::Unknown,
+            joins: false,
             closed: false,
             unread: false,
             last: now,

@@ -2,8 +2,8 @@
 
 use socktrail_kprobes::sample;
 
-use super::{IPV4_HEADER, IPV6_HEADER, Lengths, Tcp, UDP_HEADER, ipv4, ipv6, packet, seen};
-use crate::event::{Packet, Pieces, Transport, Tuple, Unreadable, Way};
+use super::{IPV4_HEADER, IPV6_HEADER, Lengths, Tcp, ipv4, ipv6, packet, seen};
+use crate::event::{Packet, Transport, Tuple, Unreadable, Way};
 use crate::probes::{Decoded, IntoEvent};
 
 sample! {
@@ -101,7 +101,7 @@ impl IntoEvent for TcpIpv4In {
         Arrived { transport: Transport::Tcp, sock: 0, tuple, len, headers, fragment }.event(
             IPV4_HEADER,
             Tcp::of(self.tcp, None),
-            Pieces::One,
+            0,
         )
     }
 }
@@ -115,7 +115,7 @@ impl IntoEvent for TcpIpv6In {
         Arrived { transport: Transport::Tcp, sock: 0, tuple, len, headers, fragment }.event(
             IPV6_HEADER,
             Tcp::of(self.tcp, None),
-            Pieces::One,
+            0,
         )
     }
 }
@@ -129,7 +129,7 @@ impl IntoEvent for UdpIpv4In {
         Arrived { transport: Transport::Udp, sock, tuple, len: lengths.all, headers, fragment }.event(
             IPV4_HEADER,
             Tcp::NONE,
-            lengths.pieces(UDP_HEADER),
+            lengths.apart,
         )
     }
 }
@@ -144,7 +144,7 @@ impl IntoEvent for UdpIpv6In {
         Arrived { transport: Transport::Udp, sock, tuple, len: lengths.all, headers, fragment }.event(
             IPV6_HEADER,
             Tcp::NONE,
-            lengths.pieces(UDP_HEADER),
+            lengths.apart,
         )
     }
 }
@@ -183,7 +183,7 @@ struct Arrived {
 
 impl Arrived {
     /// `plain` is the length of an IP header without options.
-    fn event(self, plain: u16, tcp: Tcp, pieces: Pieces) -> Decoded {
+    fn event(self, plain: u16, tcp: Tcp, apart: u32) -> Decoded {
         let Self { transport, sock, tuple, len, headers, fragment } = self;
         if Headers::of(headers).ip() != plain {
             // Options or extensions: the addresses are not where they were looked for.
@@ -191,6 +191,6 @@ impl Arrived {
             return Decoded::Unreadable(Some(Unreadable { net: tuple.net, transport, sock, ports }));
         }
         let bytes = len.saturating_add(u32::from(plain));
-        seen(Packet { pieces, fragment, ..packet(Way::In, transport, sock, tuple, bytes, plain, tcp) })
+        seen(Packet { apart, fragment, ..packet(Way::In, transport, sock, tuple, bytes, plain, tcp) })
     }
 }

@@ -2,7 +2,7 @@
 
 use socktrail_kprobes::sample;
 
-use super::{IPPROTO_TCP, IPPROTO_UDP, IPV6_HEADER, Lengths, Tcp, UDP_HEADER, ipv4, ipv6, packet, seen};
+use super::{IPPROTO_TCP, IPPROTO_UDP, IPV6_HEADER, Lengths, Tcp, ipv4, ipv6, packet, seen};
 use crate::event::{Packet, Transport, Tuple, Unreadable, Way};
 use crate::probes::{Decoded, IntoEvent};
 
@@ -163,7 +163,7 @@ impl Ipv4Header {
             (Transport::Tcp, None) => return self.unreadable(transport, Some((source.port, destination.port))),
         };
         let packet = packet(Way::Out, transport, self.sk, tuple, self.lengths.all, header, tcp);
-        seen(Packet { pieces: self.lengths.pieces(header + UDP_HEADER), ..packet })
+        seen(Packet { apart: self.lengths.apart, ..packet })
     }
 
     /// Bytes of the transport header, if they were fetched: `at` so many bytes of it, behind an IP header so long.
@@ -188,7 +188,7 @@ fn datagram_out(next_header: u8, sock: u64, tuple: Tuple, lengths: &Lengths) -> 
         return Decoded::Unreadable(Some(Unreadable { net: tuple.net, transport: Transport::Udp, sock, ports: None }));
     }
     let packet = packet(Way::Out, Transport::Udp, sock, tuple, lengths.all, IPV6_HEADER, Tcp::NONE);
-    seen(Packet { pieces: lengths.pieces(IPV6_HEADER + UDP_HEADER), ..packet })
+    seen(Packet { apart: lengths.apart, ..packet })
 }
 
 impl IntoEvent for TcpIpv6Out {

@@ -16,7 +16,7 @@ pub(super) use self::leaving::{
     Ipv4Out, Ipv4OutOfSender, Ipv4OutWithoutNet, TcpIpv6Out, UdpIpv6Out, UdpIpv6OutOfSender,
 };
 use super::Decoded;
-use crate::event::{Endpoint, EventKind, Packet, Pieces, Segments, Size, Transport, Tuple, Way};
+use crate::event::{Endpoint, EventKind, Packet, Segments, Size, Transport, Tuple, Way};
 
 const IPV4_HEADER: u16 = 20;
 const IPV6_HEADER: u16 = 40;
@@ -59,15 +59,6 @@ impl Lengths {
     /// The piece with the headers.
     fn first(&self) -> u32 {
         self.all.saturating_sub(self.apart)
-    }
-
-    /// Of a packet with so many bytes of headers.
-    fn pieces(&self, headers: u16) -> Pieces {
-        match self.apart {
-            0 => Pieces::One,
-            _ if self.first() == u32::from(headers) => Pieces::Apart,
-            _ => Pieces::Some,
-        }
     }
 }
 
@@ -163,13 +154,10 @@ mod tests {
     }
 
     #[test]
-    fn pieces_are_told_from_one() {
-        for (len, data_len, pieces) in
-            [(1028, 0, Pieces::One), (1028, 500, Pieces::Some), (1028, 1000, Pieces::Apart), (28, 0, Pieces::One)]
-        {
+    fn what_lies_apart_is_told() {
+        for (len, data_len) in [(1028, 0), (1028, 500)] {
             let packet = decoded(&datagram(in_pieces(len, data_len)));
-            assert_eq!(packet.pieces, pieces, "{len} {data_len}");
-            assert_eq!(packet.size, Size::Packet { bytes: len, headers: 28 });
+            assert_eq!((packet.size, packet.apart), (Size::Packet { bytes: len, headers: 28 }, data_len));
         }
     }
 

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use super::*;
-use crate::event::{Fragmented, Pieces, Unreadable};
+use crate::event::{Fragmented, Unreadable};
 use crate::loss::LossCause;
 
 #[test]
@@ -98,39 +98,47 @@ fn a_syn_that_comes_twice_is_counted_twice_beside_merged_segments() {
     assert_eq!(flow.inexact, Inexact::default());
 }
 
-/// A datagram that lies in memory so, and came in fragments so large.
-fn datagram(way: Way, bytes: u32, pieces: Pieces, fragment: u16) -> EventKind {
+/// A datagram of which so much lies apart, and that came in fragments so large.
+fn datagram(way: Way, bytes: u32, apart: u32, fragment: u16) -> EventKind {
     let (size, tuple) = (Size::Packet { bytes, headers: 28 }, tuple(40000, 53));
     let (sock, transport) = (0xa, Transport::Udp);
-    EventKind::Packet(Packet { pieces, fragment, ..Packet::new(way, transport, sock, tuple, size) })
+    EventKind::Packet(Packet { apart, fragment, ..Packet::new(way, transport, sock, tuple, size) })
 }
 
 #[test]
 fn a_datagram_in_pieces_may_be_several_where_its_socket_deals_in_such() {
-    use Pieces::{Apart, One, Some};
     let made = |for_program| vec![EventKind::SocketCreated { sock: 0xa, for_program }];
     let (program, kernel, older) = (made(true), made(false), Vec::new());
     let merging = [made(true), vec![EventKind::TakesMerged { sock: 0xa }]].concat();
-    for (before, way, pieces, several) in [
-        (&program, Way::Out, One, false),
-        (&program, Way::Out, Some, false),
-        (&program, Way::Out, Apart, true),
-        (&program, Way::In, Apart, false),
-        (&kernel, Way::Out, One, false),
-        (&kernel, Way::Out, Some, true),
-        (&kernel, Way::In, Some, true),
-        (&older, Way::In, One, false),
-        (&older, Way::In, Some, true),
-        (&merging, Way::In, One, true),
-        (&merging, Way::Out, Some, false),
+    let joining = [made(true), vec![EventKind::SendsJoined { sock: 0xa }]].concat();
+    // What is joined lies apart from headers of 28 bytes; or, where the kernel leaves so many in one piece, from 176 bytes.
+    for (before, head, way, bytes, apart, several) in [
+        (&program, 0, Way::Out, 1000, 0, false),
+        (&program, 0, Way::Out, 1000, 500, false),
+        (&program, 0, Way::Out, 1000, 972, true),
+        (&program, 176, Way::Out, 1000, 972, false),
+        (&program, 176, Way::Out, 1000, 824, true),
+        (&program, 176, Way::Out, 170, 0, false),
+        (&joining, 176, Way::Out, 170, 0, true),
+        (&joining, 176, Way::Out, 180, 0, false),
+        (&joining, 0, Way::Out, 170, 0, false),
+        (&program, 0, Way::In, 1000, 972, false),
+        (&kernel, 0, Way::Out, 1000, 0, false),
+        (&kernel, 0, Way::Out, 1000, 500, true),
+        (&kernel, 0, Way::In, 1000, 500, true),
+        (&older, 0, Way::In, 1000, 0, false),
+        (&older, 0, Way::In, 1000, 500, true),
+        (&merging, 0, Way::In, 1000, 0, true),
+        (&merging, 0, Way::Out, 1000, 500, false),
     ] {
         let mut story = Story::new();
+        story.state.learn_joined_head(head);
         story.say(SHELL, EventKind::SocketCreated { sock: 0xb, for_program: true });
         before.iter().for_each(|event| story.say(CURL, event.clone()));
-        story.say(CURL, datagram(way, 1000, pieces, 0));
+        story.say(CURL, datagram(way, bytes, apart, 0));
         story.wait(31);
         let flow = story.only();
-        assert_eq!(flow.inexact.datagram_segments, several, "{before:?} {way:?} {pieces:?}");
+        assert_eq!(flow.inexact.datagram_segments, several, "{before:?} {head} {way:?} {bytes} {apart}");
         assert_eq!(flow.inexact.reasons().count(), usize::from(several));
     }
 }
@@ -141,7 +149,7 @@ fn a_datagram_of_the_kernels_own_socket_is_nobodys() {
         let mut story = Story::new();
         story.say(SHELL, EventKind::SocketCreated { sock: 0xb, for_program: tells_programs });
         story.say(CURL, EventKind::SocketCreated { sock: 0xa, for_program: false });
-        story.say(0, datagram(Way::Out, 1000, Pieces::One, 0));
+        story.say(0, datagram(Way::Out, 1000, 0, 0));
         story.say(SHELL, EventKind::SocketReleased { sock: 0xa });
         story.wait(31);
         let flow = story.only();
@@ -155,7 +163,7 @@ fn fragments_that_arrive_are_counted() {
     // 4000 bytes over Ethernet, as `tcpdump` shows them: 1480, 1480 and 1048 bytes behind 20 of IPv4.
     let mut story = Story::new();
     story.say(CURL, EventKind::SocketCreated { sock: 0xa, for_program: true });
-    story.say(CURL, datagram(Way::In, 4028, Pieces::Some, 1500));
+    story.say(CURL, datagram(Way::In, 4028, 2528, 1500));
     story.wait(31);
     let flow = story.only();
     assert_eq!(flow.received, counters(3, 1500 + 1500 + 1068));
@@ -172,7 +180,7 @@ fn fragments_that_leave_are_counted() {
     for (first, port, packets, bytes) in [(1500, 53, 3, 4068), (0, 53, 2, 4048), (1500, 54, 1, 4028)] {
         let mut story = Story::new();
         story.say(CURL, EventKind::SocketCreated { sock: 0xa, for_program: true });
-        story.say(CURL, datagram(Way::Out, 4028, Pieces::Some, 0));
+        story.say(CURL, datagram(Way::Out, 4028, 2528, 0));
         story.say(CURL, cut(tuple(40000, port), first));
         story.wait(31);
         let flow = story.only();
@@ -189,7 +197,7 @@ fn fragments_of_ipv6_have_a_header_more() {
     for (bytes, largest, packets, on_the_wire) in [(4048, 1496, 3, 1496 + 1496 + 1160), (1240, 1248, 1, 1248)] {
         let mut story = Story::new();
         story.say(CURL, EventKind::SocketCreated { sock: 0xa, for_program: true });
-        let EventKind::Packet(packet) = datagram(Way::In, bytes, Pieces::Some, largest) else { unreachable!() };
+        let EventKind::Packet(packet) = datagram(Way::In, bytes, 100, largest) else { unreachable!() };
         story.say(CURL, EventKind::Packet(Packet { tuple, ..packet }));
         story.wait(31);
         assert_eq!(story.only().received, counters(packets, on_the_wire));
