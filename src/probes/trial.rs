@@ -33,8 +33,8 @@ pub(super) fn close_socket() -> io::Result<()> {
 }
 
 /// How many bytes the kernel leaves in one piece of datagrams that it is asked to send as one (`UDP_SEGMENT`), if it is more
-/// than their headers: `MAX_HEADER` in Linux 4.18 to 5.19, which depends on its configuration. 0 where it is not, or where
-/// that cannot be seen. The probe is on what leaves over IPv4.
+/// than their headers: `MAX_HEADER` in older kernels such as 5.10, which depends on their configuration. 0 where it is not, or
+/// where that cannot be seen. The probe is on what leaves over IPv4.
 pub(super) fn joined_head(installed: &Installed, decoder: &dyn Decode) -> Result<u32, Error> {
     const SEGMENT: u16 = 400;
     const WRITTEN: u16 = 3 * SEGMENT;
