@@ -27,6 +27,8 @@ tests![
 const SUBSTITUTES: &[(&str, &str, &str)] = &[
     ("__ip_local_out", "ip_local_out", "degraded"),
     ("__ip6_local_out", "ip6_local_out", "degraded"),
+    ("udp_queue_rcv_one_skb", "udp_queue_rcv_skb", "degraded"),
+    ("udpv6_queue_rcv_one_skb", "udpv6_queue_rcv_skb", "degraded"),
     ("security_sock_graft", "inet_csk_accept", "degraded"),
     ("sched_process_exit", "do_exit", "ok"),
 ];
@@ -138,7 +140,9 @@ fn without_grafted_sockets() -> Result<()> {
 
 /// TCP is whole.
 fn without_what_udp_receives_over_ipv4() -> Result<()> {
-    let seen = without("udp_queue_rcv_skb")?;
+    const FUNCTIONS: [&str; 2] = ["udp_queue_rcv_one_skb", "udp_queue_rcv_skb"];
+    let seen = Seen::with(&["--mask", FUNCTIONS[0], "--mask", FUNCTIONS[1]])?;
+    ensure!(FUNCTIONS.iter().all(|function| seen.watched.log.contains(function)), "{}", seen.watched.log);
     seen.v4.check(&seen.watched)?;
     seen.v6.check(&seen.watched)
 }
