@@ -52,7 +52,7 @@ pub enum EventKind {
     SocketCreated {
         /// The new `struct sock`.
         sock: KernelAddress,
-        /// Whether it is for a program, not for the kernel itself, as a tunnel's is. Never where the source cannot tell.
+        /// Whether it is for a program, not for the kernel itself, as a tunnel's is; see [`Sight::programs`].
         for_program: bool,
     },
     /// The running task asked for datagrams as GRO merged them (`UDP_GRO` of `udp(7)`).
@@ -188,6 +188,19 @@ impl Packet {
     pub const fn new(way: Way, transport: Transport, sock: KernelAddress, tuple: Tuple, size: Size) -> Self {
         Self { way, transport, sock, tuple, size, tcp_flags: 0, segments: None, apart: 0, fragment: 0 }
     }
+}
+
+/// What a source can tell of sockets and datagrams: learnt when it begins, and the same for all of its events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Sight {
+    /// Whether it tells sockets of programs from the kernel's own.
+    pub programs: bool,
+    /// Whether a socket that did not ask for more takes single datagrams: what comes merged is counted when it has been cut
+    /// again, and it is seen who asks for more.
+    pub single_datagrams: bool,
+    /// How many bytes, headers included, the kernel leaves in one piece of datagrams that `UDP_SEGMENT` joins; 0 where that
+    /// is the headers alone.
+    pub joined_head: u32,
 }
 
 /// A packet that is cut into fragments as it leaves.

@@ -157,7 +157,7 @@ impl Monitor {
         let counts = Arc::new(Counts::default());
         let clock = Arc::new(Mutex::new(clock));
         let waker = watch.rings.waker();
-        let joined_head = watch.probes.joined_head;
+        let sight = watch.probes.sight;
 
         let reader = Reader {
             watch,
@@ -186,7 +186,7 @@ impl Monitor {
             flows: options.flows,
         };
         let mut state = State::new(config);
-        state.learn_joined_head(joined_head);
+        state.learn_sight(sight);
         let keeper = Keeper {
             state,
             events: from_reader,

@@ -65,7 +65,6 @@ pub const ARGUMENTS: &[(&str, u8)] = &[
     ("security_socket_setsockopt(level)", 2),
     ("security_socket_setsockopt(optname)", 3),
     ("udp_lib_setsockopt(sk)", 1),
-    ("udp_lib_setsockopt(level)", 2),
     ("udp_lib_setsockopt(optname)", 3),
     ("__sock_release(sock)", 1),
     ("__sock_release(inode)", 2),

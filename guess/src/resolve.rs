@@ -196,7 +196,8 @@ fn told_or_guessed(options: &ResolveOptions) -> Result<(Layout, Vec<Skipped>), E
         // What type information told is worth having all the same.
         Err(error) => {
             tracing::debug!("{error}");
-            Ok((layout, skipped))
+            let why = |skipped: Skipped| Skipped { reason: format!("{}; {error}", skipped.reason), ..skipped };
+            Ok((layout, skipped.into_iter().map(why).collect()))
         }
     }
 }

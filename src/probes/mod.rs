@@ -23,8 +23,9 @@ use socktrail_kprobes::{
 
 pub use self::call_table::CALLS;
 use self::lacking::Lacking;
+use self::table::MERGED;
 pub use self::table::{Feature, Probe, TABLE};
-use crate::event::{Event, EventKind, Unreadable};
+use crate::event::{Event, EventKind, Sight, Unreadable};
 use crate::loss::LossCause;
 use crate::socket_event::Actions;
 
@@ -61,6 +62,8 @@ pub struct Served {
     pub refusals: Vec<Refusal>,
     /// What its samples do not tell, since this kernel does not have it.
     pub lacks: Option<&'static str>,
+    /// Whether this kernel gives several datagrams as one to a socket that asks for it (`UDP_GRO`).
+    pub merges: bool,
 }
 
 /// Why a probe was not installed.
@@ -91,7 +94,8 @@ impl Served {
 
     /// What is worse than it could be, though the feature is served.
     pub fn weaker(&self) -> Option<&'static str> {
-        self.by?.weaker.or(self.lacks)
+        // What is merged only by newer kernels is no loss on others.
+        self.by?.weaker.filter(|weaker| *weaker != MERGED || self.merges).or(self.lacks)
     }
 
     /// Why a feature is lost or served less well.
@@ -109,9 +113,8 @@ pub struct Probes {
     decoders: Vec<(u16, Box<dyn Decode>)>,
     /// What the layout does not have: what samples say of it is nothing.
     lacking: Lacking,
-    /// What this kernel leaves in one piece of datagrams that are sent as one: see
-    /// [`State::learn_joined_head`](crate::state::State::learn_joined_head).
-    pub(crate) joined_head: u32,
+    /// What can be told of sockets and datagrams.
+    pub(crate) sight: Sight,
     /// Samples that could not be decoded: cut short, or packets with headers that are not understood.
     pub unreadable: u64,
 }
@@ -123,9 +126,10 @@ impl Probes {
         let all = every().filter(|(feature, _)| wanted.wants(*feature));
         group.learn(&all.flat_map(|(_, probes)| probes.iter().map(Probe::function)).collect::<Vec<_>>());
         let mut probes = Self { lacking: Lacking::of(wanted.layout), ..Self::none() };
+        let merges = trial::merges_datagrams();
         for (feature, alternatives) in every().filter(|(feature, _)| wanted.wants(*feature)) {
             let lacks = probes.lacking.matters_to(*feature);
-            let mut served = Served { feature: *feature, by: None, refusals: Vec::new(), lacks };
+            let mut served = Served { feature: *feature, by: None, refusals: Vec::new(), lacks, merges };
             for probe in *alternatives {
                 match probes.try_to_serve(*feature, probe, group, rings.as_deref_mut(), wanted) {
                     Ok((installed, decoder)) => {
@@ -143,7 +147,14 @@ impl Probes {
             }
         }
         probes.decoders.sort_by_key(|(id, _)| *id);
+        probes.sight.single_datagrams = !merges || probes.see_single_datagrams();
         probes
+    }
+
+    /// Whether it is seen who takes several datagrams as one, and what the others get one by one.
+    fn see_single_datagrams(&self) -> bool {
+        self.features().any(|feature| feature == Feature::DatagramOptions)
+            && self.served.iter().all(|served| served.by.is_none_or(|probe| probe.weaker != Some(MERGED)))
     }
 
     /// Installs a probe, learns by it what is to be learnt, and attaches it.
@@ -157,12 +168,10 @@ impl Probes {
     ) -> Result<(Installed, Box<dyn Decode>), Refusal> {
         let (installed, decoder) = probe.install(feature, group, wanted)?;
         if let Some(rings) = rings {
-            if feature == Feature::Ipv4Out && wanted.flows {
-                // Without, some flows are not marked that should be: no reason to go without all of them.
-                self.joined_head = trial::joined_head(&installed, &*decoder).unwrap_or_else(|error| {
-                    tracing::debug!(%error, "how datagrams are joined is not known");
-                    0
-                });
+            match feature {
+                Feature::SocketCreate => self.sight.programs = trial::tells_programs(&installed, &*decoder)?,
+                Feature::Ipv4Out => self.sight.joined_head = trial::joined_head(&installed, &*decoder)?,
+                _ => {}
             }
             probe.attach(&installed, rings, wanted)?;
         }
@@ -172,7 +181,14 @@ impl Probes {
     /// No probes: for events that come from elsewhere, by [`Probes::add_recorded`].
     pub fn none() -> Self {
         let lacking = Lacking::NOTHING;
-        Self { served: Vec::new(), installed: Vec::new(), decoders: Vec::new(), lacking, joined_head: 0, unreadable: 0 }
+        Self {
+            served: Vec::new(),
+            installed: Vec::new(),
+            decoders: Vec::new(),
+            lacking,
+            sight: Sight::default(),
+            unreadable: 0,
+        }
     }
 
     /// No probes either: for samples of a kernel with this layout.

@@ -352,11 +352,14 @@ impl Probe {
 /// How many tasks may be inside a function whose return is probed. Connects are short, accepts may block for ever.
 const MAXACTIVE: u32 = 1024;
 
+/// What it means to see datagrams before those are cut again that came merged.
+pub(super) const MERGED: &str = "datagrams that arrive merged count as one";
+
 /// Every feature with the probes that can serve it, the best first.
 pub const TABLE: &[(Feature, &[Probe])] = {
     use packets::{
-        Ipv4Cut, Ipv4Out, Ipv4OutOfSender, Ipv4OutWithoutNet, Ipv6Cut, Ipv6Headers, TcpIpv4In, TcpIpv6In, TcpIpv6Out,
-        UdpIpv4In, UdpIpv6In, UdpIpv6Out, UdpIpv6OutOfSender,
+        Ipv4Cut, Ipv4CutOfSender, Ipv4Out, Ipv4OutOfSender, Ipv4OutWithoutNet, Ipv6Cut, Ipv6CutOfSender, Ipv6Headers,
+        TcpIpv4In, TcpIpv6In, TcpIpv6Out, UdpIpv4In, UdpIpv6In, UdpIpv6Out, UdpIpv6OutOfSender,
     };
     use processes::{Committed, Credited, Exited, Woken};
     use sockets::{
@@ -372,9 +375,9 @@ pub const TABLE: &[(Feature, &[Probe])] = {
         "source_high==0&&source_low==0x0100000000000000&&destination_high==0&&destination_low==0x0100000000000000";
     // What is forwarded has no socket.
     const OF_A_SOCKET: &str = "sk!=0";
+    const BEFORE_4_2: &str = "IPv4 packets count as one that arrive in fragments without the DF flag";
     // UDP_SEGMENT, UDP_GRO.
     const JOINED_OR_MERGED: &str = "optname==103||optname==104";
-    const MERGED: &str = "datagrams that arrive merged, as they may since Linux 5.0, count as one";
     const INET: &str = "family==2||family==10";
     &[
         // Processes first: a socket's owner is better known before its socket.
@@ -456,13 +459,21 @@ pub const TABLE: &[(Feature, &[Probe])] = {
         (
             Feature::Ipv4Fragments,
             &[
-                Probe::entry::<Ipv4Cut>("ip_do_fragment").only(OF_A_SOCKET),
-                Probe::entry::<Ipv4Cut>("ip_fragment")
+                Probe::entry::<Ipv4Cut>("ip_do_fragment").loopback(LOOPBACK_IPV4).only(OF_A_SOCKET),
+                Probe::entry::<Ipv4Cut>("ip_fragment").loopback(LOOPBACK_IPV4).only(OF_A_SOCKET).but(BEFORE_4_2),
+                Probe::entry::<Ipv4CutOfSender>("ip_fragment")
+                    .loopback(LOOPBACK_IPV4)
                     .only(OF_A_SOCKET)
-                    .but("before Linux 4.2, IPv4 packets count as one that arrive in fragments without the DF flag"),
+                    .but(BEFORE_4_2),
             ],
         ),
-        (Feature::Ipv6Fragments, &[Probe::entry::<Ipv6Cut>("ip6_fragment").only(OF_A_SOCKET)]),
+        (
+            Feature::Ipv6Fragments,
+            &[
+                Probe::entry::<Ipv6Cut>("ip6_fragment").loopback(LOOPBACK_IPV6).only(OF_A_SOCKET),
+                Probe::entry::<Ipv6CutOfSender>("ip6_fragment").loopback(LOOPBACK_IPV6).only(OF_A_SOCKET),
+            ],
+        ),
         (Feature::DatagramOptions, &[Probe::entry::<DatagramOption>("udp_lib_setsockopt").only(JOINED_OR_MERGED)]),
     ]
 };

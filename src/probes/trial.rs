@@ -39,24 +39,38 @@ pub(super) fn joined_head(installed: &Installed, decoder: &dyn Decode) -> Result
     const SEGMENT: u16 = 400;
     const WRITTEN: u16 = 3 * SEGMENT;
     const HEADERS: u32 = 28;
-    let mut options = RingOptions::default();
-    options.page_exponent = 0;
-    let mut rings = Rings::for_thread(gettid().as_raw() as u32, &options)?;
-    rings.attach(installed, None)?;
-    if send_joined(WRITTEN, SEGMENT).is_err() {
-        return Ok(0);
-    }
     let mut head = 0;
-    rings.drain(u64::MAX, &mut |record| {
-        if let Record::Sample { raw, .. } = record
-            && let Decoded::Event(EventKind::Packet(packet)) = decoder.decode(raw)
-            && let (Transport::Udp, Size::Packet { bytes, .. }) = (packet.transport, packet.size)
-            && (bytes == u32::from(WRITTEN) + HEADERS && packet.apart > 0)
-        {
-            head = bytes - packet.apart;
-        }
-    });
+    watch(
+        installed,
+        || send_joined(WRITTEN, SEGMENT),
+        |raw| {
+            if let Decoded::Event(EventKind::Packet(packet)) = decoder.decode(raw)
+                && let (Transport::Udp, Size::Packet { bytes, .. }) = (packet.transport, packet.size)
+                && (bytes == u32::from(WRITTEN) + HEADERS && packet.apart > 0)
+            {
+                head = bytes - packet.apart;
+            }
+        },
+    )?;
     Ok(if head == HEADERS { 0 } else { head })
+}
+
+/// Whether the kernel says of a socket that a program makes that it is for one: since Linux 4.2. The probe is on where sockets
+/// are made.
+pub(super) fn tells_programs(installed: &Installed, decoder: &dyn Decode) -> Result<bool, Error> {
+    let mut tells = false;
+    watch(installed, close_socket, |raw| {
+        let made = decoder.decode(raw);
+        tells |= matches!(made, Decoded::Event(EventKind::SocketCreated { for_program: true, .. }));
+    })?;
+    Ok(tells)
+}
+
+/// Whether the kernel gives several datagrams as one to a socket that asks for it (`UDP_GRO`): since Linux 5.0.
+pub(super) fn merges_datagrams() -> bool {
+    let asked =
+        UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).map(|socket| setsockopt(&socket, sockopt::UdpGroSegment, &true));
+    matches!(asked, Ok(Ok(())))
 }
 
 fn send_joined(written: u16, segment: u16) -> io::Result<()> {
@@ -68,14 +82,26 @@ fn send_joined(written: u16, segment: u16) -> io::Result<()> {
 
 /// Whether the probe is hit. What cannot be tried counts as hit: nothing speaks against it.
 pub(super) fn is_hit(installed: &Installed, trial: Trial) -> Result<bool, Error> {
+    let mut hits = 0;
+    let tried = watch(installed, trial, |_| hits += 1)?;
+    Ok(hits > 0 || !tried)
+}
+
+/// Does something, and shows what the probe wrote of it. Says whether it could be done.
+fn watch(
+    installed: &Installed,
+    trial: impl FnOnce() -> io::Result<()>,
+    mut sample: impl FnMut(&[u8]),
+) -> Result<bool, Error> {
     let mut options = RingOptions::default();
     options.page_exponent = 0;
     let mut rings = Rings::for_thread(gettid().as_raw() as u32, &options)?;
     rings.attach(installed, None)?;
-    if trial().is_err() {
-        return Ok(true);
-    }
-    let mut hits = 0;
-    rings.drain(u64::MAX, &mut |_| hits += 1);
-    Ok(hits > 0)
+    let tried = trial().is_ok();
+    rings.drain(u64::MAX, &mut |record| {
+        if let Record::Sample { raw, .. } = record {
+            sample(raw);
+        }
+    });
+    Ok(tried)
 }

@@ -10,7 +10,7 @@ use super::RecordingError;
 
 const MAGIC: &[u8; 7] = b"SOCKTRL";
 /// The version that is written, and the only one that is read.
-pub const VERSION: u8 = 2;
+pub const VERSION: u8 = 3;
 /// A block is written once it has so many plain bytes.
 const ENOUGH: usize = 256 * 1024;
 /// The most plain bytes a block may claim to have: the last entry of a block may be long.

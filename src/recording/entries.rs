@@ -9,7 +9,7 @@ use socktrail_dns::Packet;
 use socktrail_kprobes::Record;
 
 use crate::clock::Clock;
-use crate::event::{Credentials, Endpoint, KernelTime, Transport};
+use crate::event::{Credentials, Endpoint, KernelTime, Sight, Transport};
 use crate::host::Host;
 use crate::probes::Feature;
 use crate::process::{Details, Image, Process};
@@ -30,8 +30,8 @@ pub struct Header {
     pub own_pid: u32,
     /// The ports of the name servers whose packets are in the recording.
     pub dns_ports: Vec<u16>,
-    /// See [`State::learn_joined_head`](crate::state::State::learn_joined_head).
-    pub joined_head: u32,
+    /// What could be told of sockets and datagrams.
+    pub sight: Sight,
     /// Where the kernel kept what the probes read: for people, a replay needs none of it.
     pub layout: serde_json::Value,
 }

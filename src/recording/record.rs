@@ -86,7 +86,7 @@ pub fn record(
         clock: Clock::now().map_err(Error::Clock)?,
         own_pid,
         dns_ports: options.dns.ports.clone(),
-        joined_head: probes.joined_head,
+        sight: probes.sight,
         layout: serde_json::to_value(&resolved.layout).unwrap_or_default(),
     };
     let mut recorder = Recorder {

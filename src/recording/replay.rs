@@ -64,7 +64,7 @@ impl<R: Read> Replay<R> {
         let agent = Agent::in_run(&header.host, header.ephemeral_id.clone());
         let listener = Listener::new(&header.dns_ports);
         let mut state = State::new(Config { own_pid: header.own_pid, dns_ports: header.dns_ports.clone(), ..config });
-        state.learn_joined_head(header.joined_head);
+        state.learn_sight(header.sight);
         let probes = Layout::deserialize(&header.layout).map_or_else(|_| Probes::none(), |of| Probes::recorded(&of));
         let names = RecordedNames::default();
         Ok(Self { blocks, agent, header, names, listener, state, probes, rest, at: 8 })

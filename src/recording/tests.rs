@@ -7,7 +7,7 @@ use super::blocks::{BlockReader, BlockWriter};
 use super::entries::{Entries, Entry, EventEntry, Header, NameEntry, ProcessEntry, SocketEntry};
 use super::*;
 use crate::clock::{Clock, Readings, Timestamp};
-use crate::event::Transport;
+use crate::event::{Sight, Transport};
 use crate::flow::Owner;
 use crate::host::Host;
 use crate::probes::Feature;
@@ -46,7 +46,7 @@ fn header() -> Header {
         clock: Clock::from_readings(Readings { kernel: 0, boot: 0, wall: Timestamp::default() }),
         own_pid: 1,
         dns_ports: vec![53],
-        joined_head: 0,
+        sight: Sight::default(),
         layout: serde_json::Value::Null,
     }
 }
@@ -205,7 +205,7 @@ fn what_is_no_recording_is_refused() {
     assert!(matches!(replay(b"{\"a\": 1}\n{\"b\": 2}\n"), Err(RecordingError::Foreign)));
     assert!(matches!(replay(b"SOCKTRL\xff"), Err(RecordingError::Version(255))));
     assert!(matches!(replay(b"SOCKTRL\x01"), Err(RecordingError::Version(1))));
-    assert!(matches!(replay(b"SOCKTRL\x02"), Err(RecordingError::NoHeader)));
+    assert!(matches!(replay(b"SOCKTRL\x03"), Err(RecordingError::NoHeader)));
 }
 
 #[test]
@@ -232,7 +232,7 @@ proptest::proptest! {
     fn no_bytes_make_the_readers_panic(bytes: Vec<u8>) {
         let mut entries = Entries::new(&bytes);
         while let Some(Ok(_)) = entries.next() {}
-        let mut file = b"SOCKTRL\x02".to_vec();
+        let mut file = b"SOCKTRL\x03".to_vec();
         file.extend_from_slice(&bytes);
         if let Ok(mut reader) = BlockReader::new(&file[..]) {
             while let Ok(Some(_)) = reader.next() {}

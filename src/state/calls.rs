@@ -7,7 +7,7 @@ use super::flows::FlowId;
 use super::sockets::{Datagrams, SocketKey};
 use super::wheel::Tick;
 use super::{State, counting, nanos};
-use crate::event::{Endpoint, Event, KernelAddress, KernelTime, Segments, TcpState, Transport, Tuple};
+use crate::event::{Endpoint, Event, KernelAddress, KernelTime, Segments, Sight, TcpState, Transport, Tuple};
 use crate::flow::{Direction, Outcome, Reason};
 use crate::process::Process;
 
@@ -27,11 +27,10 @@ impl State {
     pub(super) fn created(&mut self, now: KernelTime, pid: u32, sock: KernelAddress, for_program: bool) {
         self.closed(now, sock, true, None); // the address is a new socket's: whatever was there is over
         let owner = self.processes.actor(pid);
-        self.tells_programs |= for_program;
-        let datagrams = match (for_program, self.tells_programs) {
-            (true, _) => Datagrams::Single,
-            (false, true) => Datagrams::Kernel,
-            (false, false) => Datagrams::Unknown,
+        let datagrams = match self.sight {
+            Sight { programs: true, .. } if !for_program => Datagrams::Kernel,
+            Sight { single_datagrams: true, .. } => Datagrams::Single,
+            _ => Datagrams::Unknown,
         };
         if let Some(socket) = self.new_socket(now, sock).and_then(|key| self.sockets.get_mut(key)) {
             socket.created = true;

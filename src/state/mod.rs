@@ -40,7 +40,7 @@ use self::socket_events::SocketEvents;
 use self::sockets::{SocketKey, Sockets};
 use self::unread::Unread;
 use self::wheel::Wheel;
-use crate::event::{Event, EventKind, Fork, KernelTime};
+use crate::event::{Event, EventKind, Fork, KernelTime, Sight};
 use crate::filter::Filter;
 use crate::flow::{Flow, Reason};
 use crate::loss::{Loss, Losses};
@@ -173,10 +173,7 @@ pub struct State {
     finished: Vec<Flow>,
     names: Vec<NameLearned>,
     losses: Losses,
-    /// Whether the source tells sockets of programs from the kernel's own: it has called one a program's.
-    tells_programs: bool,
-    /// See [`State::learn_joined_head`].
-    joined_head: u32,
+    sight: Sight,
     stats: Stats,
 }
 
@@ -198,8 +195,7 @@ impl State {
             finished: Vec::new(),
             names: Vec::new(),
             losses: Losses::default(),
-            tells_programs: false,
-            joined_head: 0,
+            sight: Sight::default(),
             stats: Stats::default(),
             config,
         }
@@ -325,10 +321,9 @@ impl State {
         self.processes.learn(process, found);
     }
 
-    /// Takes in how many bytes, headers included, the kernel leaves in one piece of datagrams that `UDP_SEGMENT` joins; 0
-    /// where that is the headers alone.
-    pub fn learn_joined_head(&mut self, bytes: u32) {
-        self.joined_head = bytes;
+    /// Takes in what the source of events can tell; without, it is nothing.
+    pub fn learn_sight(&mut self, sight: Sight) {
+        self.sight = sight;
     }
 
     /// The numbers so far.

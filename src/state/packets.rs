@@ -57,9 +57,9 @@ impl State {
             (Way::In, Datagrams::Merged) => true,
             (_, Datagrams::Kernel | Datagrams::Unknown) if packet.apart > 0 => true,
             (Way::Out, _) => {
-                let head = self.joined_head.max(u32::from(headers));
+                let head = self.sight.joined_head.max(u32::from(headers));
                 let is_joined = packet.apart > 0 && bytes.saturating_sub(packet.apart) == head;
-                is_joined || (socket.joins && bytes <= self.joined_head)
+                is_joined || (socket.joins && bytes <= self.sight.joined_head)
             }
             _ => false,
         }
@@ -72,12 +72,8 @@ impl State {
             return;
         }
         // Addresses were translated: it is one of this socket's.
-        let Some(socket) = self.sockets.at(packet.sock).and_then(|key| self.sockets.get(key)) else { return };
-        let flows: Vec<_> = self.flows.chain(socket.flows).collect();
-        for flow in flows {
-            if let Some(live) = self.flows.get_mut(flow) {
-                live.inexact.fragments = true;
-            }
+        if let Some(socket) = self.sockets.at(packet.sock).and_then(|key| self.sockets.get_mut(key)) {
+            socket.cut = true;
         }
     }
 
@@ -145,8 +141,14 @@ impl State {
         self.unread.touches(Ports::of_flow(id, net), since)
     }
 
+    /// Whether its socket had a packet cut of which the flow is not known.
+    fn may_be_cut(&self, live: &Live) -> bool {
+        live.socket.and_then(|key| self.sockets.get(key)).is_some_and(|socket| socket.cut)
+    }
+
     fn inexact(&self, live: &Live) -> Inexact {
         Inexact {
+            fragments: live.inexact.fragments || self.may_be_cut(live),
             samples_lost: self.last_loss.is_some_and(|loss| live.start <= loss),
             headers_unread: live.inexact.headers_unread || self.was_unread(live.start, &live.id, live.net),
             ..live.inexact
@@ -339,8 +341,9 @@ impl State {
     pub(super) fn finish(&mut self, flow: FlowKey, reason: Reason) {
         self.name_flow(flow);
         let Some(live) = self.flows.get(flow) else { return };
-        let (socket, sock) = (live.socket, self.sock_of(live));
-        let Some(live) = self.flows.remove(flow, &mut self.sockets) else { return };
+        let (socket, sock, cut) = (live.socket, self.sock_of(live), self.may_be_cut(live));
+        let Some(mut live) = self.flows.remove(flow, &mut self.sockets) else { return };
+        live.inexact.fragments |= cut;
         self.correlation.ends(&live);
         if let Some(key) = socket
             && self.sockets.get(key).is_some_and(|socket| socket.closed && socket.flows.is_none())

@@ -32,6 +32,8 @@ pub struct Socket {
     pub datagrams: Datagrams,
     /// Whether it may send several datagrams as one: `UDP_SEGMENT`.
     pub joins: bool,
+    /// Whether a packet of it was cut into fragments, of which flow is not known.
+    pub cut: bool,
     /// Whether its last descriptor is gone, or the kernel freed it.
     pub closed: bool,
     /// Whether it had a packet of which nothing else could be read.
@@ -53,7 +55,7 @@ pub enum Datagrams {
     Merged,
     /// Several, if it is a tunnel's: it is the kernel's own.
     Kernel,
-    /// Nobody knows: it is older than the monitor.
+    /// Nobody knows: it is older than the monitor, or who asks for more is not seen.
     Unknown,
 }
 
@@ -122,6 +124,7 @@ impl Sockets {
             created: false,
             datagrams: Datagrams::Unknown,
             joins: false,
+            cut: false,
             closed: false,
             unread: false,
             last: now,

@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::*;
 use crate::event::{
-    Credentials, Endpoint, Exec, Fork, Packet, Segments, Size, TcpState, Transport, Tuple, Way, tcp_flags,
+    Credentials, Endpoint, Exec, Fork, Packet, Segments, Sight, Size, TcpState, Transport, Tuple, Way, tcp_flags,
 };
 use crate::flow::{Counters, Direction, Inexact, Outcome, Owner};
 
@@ -16,6 +16,9 @@ const NET: u64 = 0xffff_0000;
 const SHELL: u32 = 100;
 const CURL: u32 = 101;
 const SERVER: u32 = 200;
+
+/// A source that tells all that one can.
+const SIGHT: Sight = Sight { programs: true, single_datagrams: true, joined_head: 0 };
 
 /// A machine and the moment that the story has reached.
 struct Story {
@@ -31,6 +34,7 @@ impl Story {
 
     fn with(config: Config) -> Self {
         let mut story = Self { state: State::new(config), now: 100 * SECOND, out: Vec::new() };
+        story.state.learn_sight(SIGHT);
         story.say(1, EventKind::Fork(Fork { child: SHELL, start: 1 }));
         story.say(SHELL, exec("/bin/sh", b"sh\0"));
         story.say(SHELL, EventKind::Credentials(Credentials { uid: 1000, gid: 1000, euid: 1000, egid: 1000 }));

@@ -6,7 +6,7 @@ use super::{IPPROTO_TCP, IPPROTO_UDP, Lengths, ipv4, ipv6};
 use crate::event::{EventKind, Fragmented, Transport, Tuple, Unreadable};
 use crate::probes::{Decoded, IntoEvent};
 
-/// What IPv4 puts before each fragment, and the least that a route carries: `ip_rt_min_pmtu`.
+/// What IPv4 puts before each fragment, and the least that a path is taken to carry: `ip_rt_min_pmtu`. Devices may carry less.
 const IPV4: Fragments = Fragments { added: 0, header: 20, least: 552 };
 /// The same of IPv6, with the fragment header that it adds (RFC 8200, sections 4.5 and 5).
 const IPV6: Fragments = Fragments { added: 8, header: 48, least: 1280 };
@@ -18,44 +18,90 @@ sample! {
         /// The sender's `struct sock`.
         pub sk: u64 = "+{sk_buff.sk}({skb})",
     }
+}
 
-    /// `ip_do_fragment`, before Linux 4.2 `ip_fragment`: an IPv4 packet is cut. `skb->data` is at its IP header.
-    pub struct Ipv4Cut {
-        /// `struct net`.
-        pub net: u64 = "+{sock_common.skc_net}(+{sk_buff.sk}({skb}))",
-        /// The sender's `struct sock`; null for what is forwarded.
-        pub sk: u64 = "+{sk_buff.sk}({skb})",
-        /// The whole packet, and what does not lie in the piece that becomes the first fragment: see [`Lengths`].
-        pub lengths: u64 = "+{sk_buff.len}({skb})",
-        /// 6 or 17.
-        pub protocol: u8 = "+9(+{sk_buff.data}({skb}))",
-        /// Source and destination address, as they lie in memory.
-        pub addresses: u64 = "+12(+{sk_buff.data}({skb}))",
-        /// Source and destination port, as they lie in memory behind a header without options.
-        pub ports: u32 = "+20(+{sk_buff.data}({skb}))",
-    }
+/// Samples of IPv4 packets that are cut, which differ by where the sender is found: a tunnel's socket is given beside the
+/// packet, which is still that of the socket whose packet is inside.
+macro_rules! ipv4_cut {
+    ($( $(#[$meta:meta])* pub struct $name:ident of $sk:literal; )*) => {
+        sample! {$(
+            $(#[$meta])*
+            pub struct $name {
+                /// `struct net`.
+                pub net: u64 = concat!("+{sock_common.skc_net}(", $sk, ")"),
+                /// The sender's `struct sock`; null for what is forwarded.
+                pub sk: u64 = $sk,
+                /// The whole packet, and what does not lie in the piece that becomes the first fragment: see [`Lengths`].
+                pub lengths: u64 = "+{sk_buff.len}({skb})",
+                /// 6 or 17.
+                pub protocol: u8 = "+9(+{sk_buff.data}({skb}))",
+                /// Source and destination address, as they lie in memory.
+                pub addresses: u64 = "+12(+{sk_buff.data}({skb}))",
+                /// Source and destination port, as they lie in memory behind a header without options.
+                pub ports: u32 = "+20(+{sk_buff.data}({skb}))",
+            }
+        )*}
 
+        $(impl IntoEvent for $name {
+            fn event(&self, _: &[u8]) -> Decoded {
+                let (source, destination) = ipv4(self.addresses, self.ports);
+                let tuple = Tuple { net: self.net, local: source, remote: destination };
+                cut(self.protocol, self.sk, tuple, &Lengths::of(self.lengths), &IPV4)
+            }
+        })*
+    };
+}
+
+ipv4_cut! {
+    /// `ip_do_fragment`, `ip_fragment` before Linux 4.2: an IPv4 packet is cut. `skb->data` is at its IP header.
+    pub struct Ipv4Cut of "{sk}";
+    /// `ip_fragment`: the same before Linux 4.1, when the packet was the only argument that tells.
+    pub struct Ipv4CutOfSender of "+{sk_buff.sk}({skb})";
+}
+
+/// The same of IPv6.
+macro_rules! ipv6_cut {
+    ($( $(#[$meta:meta])* pub struct $name:ident of $sk:literal; )*) => {
+        sample! {$(
+            $(#[$meta])*
+            pub struct $name {
+                /// `struct net`.
+                pub net: u64 = concat!("+{sock_common.skc_net}(", $sk, ")"),
+                /// The sender's `struct sock`; null for what is forwarded.
+                pub sk: u64 = $sk,
+                /// The whole packet, and what does not lie in the piece that becomes the first fragment: see [`Lengths`].
+                pub lengths: u64 = "+{sk_buff.len}({skb})",
+                /// 6, 17, or the kind of an extension header.
+                pub protocol: u8 = "+6(+{sk_buff.data}({skb}))",
+                /// Source address, as it lies in memory.
+                pub source_high: u64 = "+8(+{sk_buff.data}({skb}))",
+                /// Its second half.
+                pub source_low: u64 = "+16(+{sk_buff.data}({skb}))",
+                /// Destination address, as it lies in memory.
+                pub destination_high: u64 = "+24(+{sk_buff.data}({skb}))",
+                /// Its second half.
+                pub destination_low: u64 = "+32(+{sk_buff.data}({skb}))",
+                /// Source and destination port, as they lie in memory.
+                pub ports: u32 = "+40(+{sk_buff.data}({skb}))",
+            }
+        )*}
+
+        $(impl IntoEvent for $name {
+            fn event(&self, _: &[u8]) -> Decoded {
+                let from = [self.source_high, self.source_low];
+                let (source, destination) = ipv6(from, [self.destination_high, self.destination_low], self.ports);
+                let tuple = Tuple { net: self.net, local: source, remote: destination };
+                cut(self.protocol, self.sk, tuple, &Lengths::of(self.lengths), &IPV6)
+            }
+        })*
+    };
+}
+
+ipv6_cut! {
     /// `ip6_fragment`: an IPv6 packet is cut. `skb->data` is at its IPv6 header, the fragment headers do not exist yet.
-    pub struct Ipv6Cut {
-        /// `struct net`.
-        pub net: u64 = "+{sock_common.skc_net}(+{sk_buff.sk}({skb}))",
-        /// The sender's `struct sock`; null for what is forwarded.
-        pub sk: u64 = "+{sk_buff.sk}({skb})",
-        /// The whole packet, and what does not lie in the piece that becomes the first fragment: see [`Lengths`].
-        pub lengths: u64 = "+{sk_buff.len}({skb})",
-        /// 6, 17, or the kind of an extension header.
-        pub protocol: u8 = "+6(+{sk_buff.data}({skb}))",
-        /// Source address, as it lies in memory.
-        pub source_high: u64 = "+8(+{sk_buff.data}({skb}))",
-        /// Its second half.
-        pub source_low: u64 = "+16(+{sk_buff.data}({skb}))",
-        /// Destination address, as it lies in memory.
-        pub destination_high: u64 = "+24(+{sk_buff.data}({skb}))",
-        /// Its second half.
-        pub destination_low: u64 = "+32(+{sk_buff.data}({skb}))",
-        /// Source and destination port, as they lie in memory.
-        pub ports: u32 = "+40(+{sk_buff.data}({skb}))",
-    }
+    pub struct Ipv6Cut of "{sk}";
+    /// `ip6_fragment`: the same before Linux 4.1.
+    pub struct Ipv6CutOfSender of "+{sk_buff.sk}({skb})";
 }
 
 impl IntoEvent for Ipv6Headers {
@@ -63,23 +109,6 @@ impl IntoEvent for Ipv6Headers {
         // The packet itself is counted, or counted as unreadable, where it is sampled.
         let marked = Unreadable { net: 0, transport: Transport::Tcp, sock: self.sk, ports: None };
         Decoded::Event(EventKind::Unreadable(marked))
-    }
-}
-
-impl IntoEvent for Ipv4Cut {
-    fn event(&self, _: &[u8]) -> Decoded {
-        let (source, destination) = ipv4(self.addresses, self.ports);
-        let tuple = Tuple { net: self.net, local: source, remote: destination };
-        cut(self.protocol, self.sk, tuple, &Lengths::of(self.lengths), &IPV4)
-    }
-}
-
-impl IntoEvent for Ipv6Cut {
-    fn event(&self, _: &[u8]) -> Decoded {
-        let from = [self.source_high, self.source_low];
-        let (source, destination) = ipv6(from, [self.destination_high, self.destination_low], self.ports);
-        let tuple = Tuple { net: self.net, local: source, remote: destination };
-        cut(self.protocol, self.sk, tuple, &Lengths::of(self.lengths), &IPV6)
     }
 }
 

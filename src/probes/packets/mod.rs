@@ -11,7 +11,7 @@ mod leaving;
 use std::net::Ipv4Addr;
 
 pub(super) use self::arriving::{TcpIpv4In, TcpIpv6In, UdpIpv4In, UdpIpv6In};
-pub(super) use self::later::{Ipv4Cut, Ipv6Cut, Ipv6Headers};
+pub(super) use self::later::{Ipv4Cut, Ipv4CutOfSender, Ipv6Cut, Ipv6CutOfSender, Ipv6Headers};
 pub(super) use self::leaving::{
     Ipv4Out, Ipv4OutOfSender, Ipv4OutWithoutNet, TcpIpv6Out, UdpIpv6Out, UdpIpv6OutOfSender,
 };

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use super::*;
-use crate::event::{Fragmented, Unreadable};
+use crate::event::{Fragmented, Sight, Unreadable};
 use crate::loss::LossCause;
 
 #[test]
@@ -132,8 +132,7 @@ fn a_datagram_in_pieces_may_be_several_where_its_socket_deals_in_such() {
         (&merging, 0, Way::Out, 1000, 500, false),
     ] {
         let mut story = Story::new();
-        story.state.learn_joined_head(head);
-        story.say(SHELL, EventKind::SocketCreated { sock: 0xb, for_program: true });
+        story.state.learn_sight(Sight { joined_head: head, ..SIGHT });
         before.iter().for_each(|event| story.say(CURL, event.clone()));
         story.say(CURL, datagram(way, bytes, apart, 0));
         story.wait(31);
@@ -144,10 +143,20 @@ fn a_datagram_in_pieces_may_be_several_where_its_socket_deals_in_such() {
 }
 
 #[test]
+fn a_datagram_in_pieces_may_be_several_where_it_is_not_seen_who_deals_in_such() {
+    let mut story = Story::new();
+    story.state.learn_sight(Sight { single_datagrams: false, ..SIGHT });
+    story.say(CURL, EventKind::SocketCreated { sock: 0xa, for_program: true });
+    story.say(CURL, datagram(Way::In, 1000, 500, 0));
+    story.wait(31);
+    assert_eq!(story.only().inexact, Inexact { datagram_segments: true, ..Inexact::default() });
+}
+
+#[test]
 fn a_datagram_of_the_kernels_own_socket_is_nobodys() {
     for tells_programs in [true, false] {
         let mut story = Story::new();
-        story.say(SHELL, EventKind::SocketCreated { sock: 0xb, for_program: tells_programs });
+        story.state.learn_sight(Sight { programs: tells_programs, ..SIGHT });
         story.say(CURL, EventKind::SocketCreated { sock: 0xa, for_program: false });
         story.say(0, datagram(Way::Out, 1000, 0, 0));
         story.say(SHELL, EventKind::SocketReleased { sock: 0xa });
@@ -176,7 +185,7 @@ fn fragments_that_leave_are_counted() {
         let (transport, sock, bytes) = (Transport::Udp, 0xa, 4028);
         EventKind::Fragmented(Fragmented { transport, sock, tuple, bytes, first })
     };
-    // What is not known counts as two; what is another's, by its addresses, is marked only.
+    // What is not known counts as two; what has other addresses, after a translation, is marked only.
     for (first, port, packets, bytes) in [(1500, 53, 3, 4068), (0, 53, 2, 4048), (1500, 54, 1, 4028)] {
         let mut story = Story::new();
         story.say(CURL, EventKind::SocketCreated { sock: 0xa, for_program: true });

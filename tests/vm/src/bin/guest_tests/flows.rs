@@ -123,9 +123,9 @@ fn a_datagram_that_a_link_cuts() -> Result<()> {
     Ok(())
 }
 
-/// `FragCreates` of `/proc/net/snmp`.
-fn fragments_made() -> Result<u64> {
-    let snmp = fs::read_to_string("/proc/net/snmp")?;
+/// `FragCreates` of `/proc/net/snmp`, of this thread's network namespace.
+pub(crate) fn fragments_made() -> Result<u64> {
+    let snmp = fs::read_to_string("/proc/thread-self/net/snmp")?;
     let mut of_ip = snmp.lines().filter_map(|line| line.strip_prefix("Ip: "));
     let (names, values) = of_ip.next().zip(of_ip.next()).context("two lines of Ip")?;
     let mut pairs = names.split(' ').zip(values.split(' '));

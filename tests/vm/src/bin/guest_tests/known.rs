@@ -24,26 +24,26 @@ pub(crate) const KNOWN: &[Known] = &[
         tests: "capture::*_v4_tcp_ip_options",
         always: true,
         difference: "client's: /flow/complete is not true, marked headers_unread\nserver's sent: -",
-        cause: "src/probes/packets.rs: of TCP behind IPv4 options nothing but the ports is fetched",
+        cause: "src/probes/packets/leaving.rs: of TCP behind IPv4 options nothing but the ports is fetched",
     },
     Known {
         tests: "capture::*_v6_tcp_ip_options",
         always: true,
         difference: "), marked headers_unread\nserver's: /flow/complete is not true, marked headers_unread",
-        cause: "src/probes/packets.rs: what arrives with extension headers is not understood; \
+        cause: "src/probes/packets/arriving.rs: what arrives with extension headers is not understood; \
                 what leaves gets them behind ip6_xmit and lacks their bytes",
     },
     Known {
         tests: "capture::*_v4_udp_ip_options",
         always: true,
         difference: "server's: 0 documents instead of 1\nin\n",
-        cause: "src/probes/packets.rs: what arrives with options is not understood, so that it is not known who began",
+        cause: "src/probes/packets/arriving.rs: what arrives with options is not understood, so that it is not known who began",
     },
     Known {
         tests: "capture::*_v6_udp_ip_options",
         always: true,
         difference: "client's: 0 documents instead of 1\nserver's: 0 documents instead of 1",
-        cause: "src/probes/packets.rs: headers with extensions are not understood, so that it is not known who began",
+        cause: "src/probes/packets: headers with extensions are not understood, so that it is not known who began",
     },
     Known {
         tests: "capture::loopback_*_v4_udp_corked_large",
@@ -108,7 +108,7 @@ pub(crate) const KNOWN: &[Known] = &[
 ];
 
 const CORKED: &str = "src/probes/packets/later.rs: what was written bit by bit does not show how it is cut";
-const SEGMENTS: &str = "src/probes/packets.rs: datagrams that travel as one are counted as one";
+const SEGMENTS: &str = "src/probes/packets/leaving.rs: datagrams that travel as one are counted as one";
 
 impl Known {
     /// Whether a test is among those meant.

@@ -48,15 +48,28 @@ fn guesses_equal_type_information() -> Result<()> {
 
 /// A guess may make the kernel warn.
 fn nothing_is_guessed_where_a_warning_is_the_end() -> Result<()> {
-    const SETTING: &str = "/proc/sys/kernel/panic_on_warn";
-    fs::write(SETTING, "1").context("set panic_on_warn")?;
-    let [guess, btf] = ["guess", "btf"].map(|source| Process::start(&["socktrail", "layout", "--source", source]));
-    let [guess, btf] = [guess?.finish(), btf?.finish()];
-    fs::write(SETTING, "0").context("set panic_on_warn back")?;
-    let (guess, btf) = (guess?, btf?);
+    let _ends = PanicOnWarn::set("1")?;
+    let run = |source| Process::start(&["socktrail", "layout", "--source", source])?.finish();
+    let (guess, btf) = (run("guess")?, run("btf")?);
     ensure!(guess.status != 0 && guess.stderr.contains("kernel.panic_on_warn"), "{guess:?}");
     ensure!(btf.status == 0, "{btf:?}");
     Ok(())
+}
+
+/// `kernel.panic_on_warn`, until it is dropped.
+struct PanicOnWarn;
+
+impl PanicOnWarn {
+    fn set(to: &str) -> Result<Self> {
+        fs::write("/proc/sys/kernel/panic_on_warn", to).context("set panic_on_warn")?;
+        Ok(Self)
+    }
+}
+
+impl Drop for PanicOnWarn {
+    fn drop(&mut self) {
+        let _ = Self::set("0").map(std::mem::forget);
+    }
 }
 
 /// What `socktrail layout --json` says.

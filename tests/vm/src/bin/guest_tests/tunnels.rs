@@ -10,12 +10,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::{Value, json};
 
+use crate::flows::fragments_made;
 use crate::helpers::document::end;
 use crate::helpers::netlink::{veth_pair, vxlan};
 use crate::helpers::netns::Netns;
 use crate::helpers::socktrail::Socktrail;
 
-tests![a_datagram_in_a_tunnel, a_connection_in_a_tunnel];
+tests![a_datagram_in_a_tunnel, a_datagram_that_a_tunnel_cuts, a_connection_in_a_tunnel];
 
 const PORT: u16 = 4789;
 /// What a tunnel puts around an Ethernet frame: IPv4, UDP and VXLAN (RFC 7348).
@@ -28,12 +29,16 @@ struct Tunnel {
     far: Arc<Netns>,
 }
 
+/// What an Ethernet frame holds less what the tunnel puts around that.
+const FITTING: u32 = 1450;
+
 /// The hosts' addresses outside the tunnel, and inside.
 const OUTSIDE: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 8, 0, 1), Ipv4Addr::new(10, 8, 0, 2)];
 const INSIDE: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 7, 0, 1), Ipv4Addr::new(10, 7, 0, 2)];
 
 impl Tunnel {
-    fn new() -> Result<Self> {
+    /// `mtu` is what fits inside.
+    fn new(mtu: u32) -> Result<Self> {
         for module in ["veth", "vxlan"] {
             run(Command::new("modprobe").arg(module))?;
         }
@@ -44,8 +49,7 @@ impl Tunnel {
             ip(netns, "link set outside up")?;
             netns.run(|| vxlan("inside", 42, OUTSIDE[other], PORT))?;
             ip(netns, &format!("addr add {}/24 dev inside", INSIDE[number]))?;
-            // What it adds has to fit outside.
-            ip(netns, "link set inside mtu 1450 up")?;
+            ip(netns, &format!("link set inside mtu {mtu} up"))?;
         }
         Ok(Self { near, far })
     }
@@ -54,7 +58,7 @@ impl Tunnel {
 /// Nobody's, and counted to the byte.
 fn a_datagram_in_a_tunnel() -> Result<()> {
     let watch = Socktrail::flows(&["--flow-termination-timeout", "500ms"])?;
-    let tunnel = Tunnel::new()?;
+    let tunnel = Tunnel::new(FITTING)?;
     let server = tunnel.far.run(|| Ok(UdpSocket::bind((INSIDE[1], 0))?))?;
     let client = tunnel.near.run(|| Ok(UdpSocket::bind((INSIDE[0], 0))?))?;
     server.set_read_timeout(Some(Duration::from_secs(20)))?;
@@ -62,7 +66,7 @@ fn a_datagram_in_a_tunnel() -> Result<()> {
     server.recv(&mut [0; 1000]).context("receive")?;
     drop(tunnel);
     let watched = watch.stop()?;
-    let bytes = AROUND + ETHERNET + 20 + 8 + 500;
+    let bytes = around(500);
     for direction in ["egress", "ingress"] {
         let of_tunnel = |document: &&Value| {
             is_of_tunnel(document)
@@ -78,11 +82,50 @@ fn a_datagram_in_a_tunnel() -> Result<()> {
     are_the_kernels(&watched.documents)
 }
 
+/// What is too large outside is cut there: that is the tunnel's flow's, and no business of the socket's inside.
+fn a_datagram_that_a_tunnel_cuts() -> Result<()> {
+    const PAYLOAD: usize = 1460;
+    let watch = Socktrail::flows(&["--flow-termination-timeout", "500ms"])?;
+    let tunnel = Tunnel::new(1500)?;
+    let server = tunnel.far.run(|| Ok(UdpSocket::bind((INSIDE[1], 0))?))?;
+    let client = tunnel.near.run(|| Ok(UdpSocket::bind((INSIDE[0], 0))?))?;
+    server.set_read_timeout(Some(Duration::from_secs(20)))?;
+    let there = server.local_addr()?;
+    client.send_to(&[0; PAYLOAD], there)?;
+    server.recv(&mut [0; 2000]).context("receive")?;
+    let made = tunnel.near.run(fragments_made)?;
+    ensure!(made == 2, "the kernel made {made} fragments");
+    drop((client, server, tunnel));
+    let watched = watch.stop()?;
+    for direction in ["egress", "ingress"] {
+        let of = |bytes: u64, to: SocketAddr| {
+            let mut all = watched.documents.iter();
+            let found = all.find(|document| {
+                end(document, "destination") == Some(to)
+                    && document["network"]["direction"] == direction
+                    && document["source"]["bytes"] == bytes
+            });
+            found.with_context(|| format!("no {direction} of {bytes} bytes: {:#?}", watched.documents))
+        };
+        let outside = of(around(PAYLOAD as u64) + 20, SocketAddr::new(OUTSIDE[1].into(), PORT))?;
+        ensure!(outside["source"]["packets"] == made, "{outside:#}");
+        ensure!(outside["flow"]["inexact"] == json!(["fragments"]), "{outside:#}");
+        let inside = of(PAYLOAD as u64 + 28, there)?;
+        ensure!(inside["flow"]["inexact"] == Value::Null, "{inside:#}");
+    }
+    are_the_kernels(&watched.documents)
+}
+
+/// What a datagram of so many bytes has in the tunnel.
+fn around(payload: u64) -> u64 {
+    AROUND + ETHERNET + 20 + 8 + payload
+}
+
 /// Where the tunnel carries several segments of a connection as one, that is told.
 fn a_connection_in_a_tunnel() -> Result<()> {
     const BYTES: usize = 1_000_000;
     let watch = Socktrail::flows(&["--flow-termination-timeout", "500ms"])?;
-    let tunnel = Tunnel::new()?;
+    let tunnel = Tunnel::new(FITTING)?;
     let listener = tunnel.far.run(|| Ok(TcpListener::bind((INSIDE[1], 0))?))?;
     let there = listener.local_addr()?;
     let reader = thread::spawn(move || -> Result<usize> {
