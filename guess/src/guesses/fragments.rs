@@ -226,14 +226,12 @@ mod tests {
 
     #[test]
     fn the_size_of_the_first_fragment_is_found() {
-        for (ipv6, sizes) in [(false, &[1260][..]), (true, &[1288, 1328][..])] {
+        for (ipv6, size) in [(false, 1260_u16), (true, 1288)] {
             let guess = Fragments { ipv6 };
-            for &size in sizes {
-                let mut shot = shot(&guess, size, 66);
-                shot.put("skb", 120, &size.to_ne_bytes());
-                shot.put("skb", 113, &size.to_ne_bytes());
-                assert_eq!(guess.solve(&sent(ipv6), &[shot]).of(guess.key()), [66, 120]);
-            }
+            let mut shot = shot(&guess, size, 66);
+            shot.put("skb", 120, &size.to_ne_bytes());
+            shot.put("skb", 113, &size.to_ne_bytes());
+            assert_eq!(guess.solve(&sent(ipv6), &[shot]).of(guess.key()), [66, 120]);
         }
     }
 
