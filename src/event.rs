@@ -60,7 +60,7 @@ pub enum EventKind {
         /// Its `struct sock`.
         sock: KernelAddress,
     },
-    /// The running task asked the kernel to send what it writes as several datagrams (`UDP_SEGMENT` of `udp(7)`).
+    /// The running task asked the kernel to send what it writes as several datagrams (`UDP_SEGMENT` of `udp(7)`), or may have.
     SendsJoined {
         /// Its `struct sock`.
         sock: KernelAddress,

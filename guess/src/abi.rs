@@ -64,6 +64,7 @@ pub const ARGUMENTS: &[(&str, u8)] = &[
     ("security_socket_setsockopt(sock)", 1),
     ("security_socket_setsockopt(level)", 2),
     ("security_socket_setsockopt(optname)", 3),
+    ("udp_cmsg_send(sk)", 1),
     ("udp_lib_setsockopt(sk)", 1),
     ("udp_lib_setsockopt(optname)", 3),
     ("__sock_release(sock)", 1),

@@ -128,6 +128,9 @@ impl Probes {
         let mut probes = Self { lacking: Lacking::of(wanted.layout), ..Self::none() };
         let merges = trial::merges_datagrams();
         for (feature, alternatives) in every().filter(|(feature, _)| wanted.wants(*feature)) {
+            if feature.is_for_joined_heads() && probes.sight.joined_head == 0 {
+                continue;
+            }
             let lacks = probes.lacking.matters_to(*feature);
             let mut served = Served { feature: *feature, by: None, refusals: Vec::new(), lacks, merges };
             for probe in *alternatives {

@@ -39,6 +39,12 @@ sample! {
         pub optname: i32 = "{optname}",
     }
 
+    /// `udp_cmsg_send`: a datagram is sent with control messages.
+    pub struct SendsControl {
+        /// The `struct sock`.
+        pub sk: u64 = "{sk}",
+    }
+
     /// `tcp_v4_connect`: a connect begins; the `sockaddr_in` is in kernel memory by then.
     pub struct ConnectIpv4 {
         /// The `struct sock`.
@@ -181,6 +187,13 @@ impl IntoEvent for DatagramOption {
             UDP_SEGMENT => Decoded::Event(EventKind::SendsJoined { sock: self.sk }),
             _ => Decoded::Nothing,
         }
+    }
+}
+
+impl IntoEvent for SendsControl {
+    fn event(&self, _: &[u8]) -> Decoded {
+        // What they ask for is not looked at.
+        Decoded::Event(EventKind::SendsJoined { sock: self.sk })
     }
 }
 

@@ -39,6 +39,8 @@ pub enum Feature {
     Ipv6Fragments,
     /// UDP sockets that send several datagrams as one, or take them so.
     DatagramOptions,
+    /// UDP sockets that send with control messages, which may ask for the same.
+    ControlMessages,
     /// Who made a socket.
     SocketCreate,
     /// Who connects over IPv4, and to whom.
@@ -148,6 +150,9 @@ impl Feature {
             Self::Ipv4Fragments => "which IPv4 packets are cut as they leave: they count as one",
             Self::Ipv6Fragments => "which IPv6 packets are cut as they leave: they count as one",
             Self::DatagramOptions => "which sockets take several datagrams as one: they count as one",
+            Self::ControlMessages => {
+                "which sockets may send small datagrams as one, by control messages: they count as one"
+            }
             Self::SocketCreate => "the owners of UDP sockets and listeners",
             Self::ConnectIpv4 => "the owners of IPv4 connections of sockets older than the monitor",
             Self::ConnectIpv4Result => "IPv4 connects that fail before a packet leaves",
@@ -233,6 +238,11 @@ impl Feature {
             Self::SocketClose => Actions::ALL,
             _ => return None,
         })
+    }
+
+    /// Whether it is of use only where the kernel joins small datagrams so that nothing shows it.
+    pub(super) const fn is_for_joined_heads(self) -> bool {
+        matches!(self, Self::ControlMessages)
     }
 
     /// Whether a kernel without the function has nothing to see there either.
@@ -364,7 +374,7 @@ pub const TABLE: &[(Feature, &[Probe])] = {
     use processes::{Committed, Credited, Exited, Woken};
     use sockets::{
         AcceptReturned, Accepted, ConnectIpv4, ConnectIpv6, ConnectReturned, Created, DatagramOption, Freed, Released,
-        StateSet,
+        SendsControl, StateSet,
     };
     // Extension headers: routing, fragment, destination options (RFC 8200). Hop-by-hop options are those of multicast's
     // own messages.
@@ -474,6 +484,7 @@ pub const TABLE: &[(Feature, &[Probe])] = {
                 Probe::entry::<Ipv6CutOfSender>("ip6_fragment").loopback(LOOPBACK_IPV6).only(OF_A_SOCKET),
             ],
         ),
+        (Feature::ControlMessages, &[Probe::entry::<SendsControl>("udp_cmsg_send")]),
         (Feature::DatagramOptions, &[Probe::entry::<DatagramOption>("udp_lib_setsockopt").only(JOINED_OR_MERGED)]),
     ]
 };

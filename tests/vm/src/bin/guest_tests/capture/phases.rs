@@ -46,6 +46,8 @@ enum Play {
     Segments,
     /// One that sends both ways at once, some of it.
     BothWays,
+    /// Those whose segments only an interface that gets them one by one shows.
+    Cut,
     /// Those for a network that has smaller packets farther on.
     Narrow,
     /// Those for a host that talks to itself.
@@ -82,7 +84,7 @@ pub(crate) const PHASES: &[Phase] = &[
         name: "loopback_cut_datagrams",
         routed: false,
         conditions: Conditions { cut: true, ..OFFLOADED },
-        play: &[Play::Segments],
+        play: &[Play::Segments, Play::Cut],
         players: PLAYERS,
         learn: Learn::FromKernel,
     },
@@ -138,7 +140,7 @@ pub(crate) const PHASES: &[Phase] = &[
         name: "veth_cut_datagrams",
         routed: true,
         conditions: Conditions { cut: true, ..OFFLOADED },
-        play: &[Play::Segments],
+        play: &[Play::Segments, Play::Cut],
         players: PLAYERS,
         learn: Learn::FromKernel,
     },
@@ -204,6 +206,7 @@ const SCENARIOS: &[(&str, &[Play], bool, Scenario)] = {
     const FAULTY: &[Play] = &[Play::Faulty];
     const ALL_AND_FAULTY: &[Play] = &[Play::All, Play::Faulty];
     const SEGMENTS: &[Play] = &[Play::Segments];
+    const CUT: &[Play] = &[Play::Cut];
     const NARROW: &[Play] = &[Play::Narrow];
     const ALONE: &[Play] = &[Play::Alone];
     &[
@@ -252,6 +255,8 @@ const SCENARIOS: &[(&str, &[Play], bool, Scenario)] = {
         ("udp_segmented_a_little", SEGMENTS, false, udp::segmented_a_little),
         ("udp_segmented_by_message", SEGMENTS, false, udp::segmented_by_message),
         ("udp_segmented_a_little_and_merged", SEGMENTS, false, udp::segmented_a_little_and_merged),
+        ("udp_segmented_tiny", CUT, false, udp::segmented_tiny),
+        ("udp_segmented_tiny_by_message", CUT, false, udp::segmented_tiny_by_message),
         ("udp_path_mtu", NARROW, false, udp::path_mtu),
         ("udp_cut_on_the_way", NARROW, true, udp::cut_on_the_way),
     ]

@@ -23,6 +23,8 @@ use crate::helpers::sys::set_option;
 pub(crate) const SEGMENT: u16 = 1000;
 /// Two segments, and together no more than a packet can hold.
 const A_LITTLE: usize = 1300;
+/// A segment's size, so small that two and their headers fit in next to nothing.
+const TINY: u16 = 10;
 
 pub(crate) fn connected(stage: &Stage<'_>) -> Result<Vec<Expected>> {
     let (client, server) = sockets(stage)?;
@@ -214,12 +216,36 @@ pub(crate) fn segmented_a_little(stage: &Stage<'_>) -> Result<Vec<Expected>> {
 /// The same, asked for with the data.
 pub(crate) fn segmented_by_message(stage: &Stage<'_>) -> Result<Vec<Expected>> {
     let (client, server) = sockets(stage)?;
-    let there = SockaddrStorage::from(server.local_addr()?);
-    let asked = [ControlMessage::UdpGsoSegments(&SEGMENT)];
-    sendmsg(client.as_raw_fd(), &[IoSlice::new(&[0; A_LITTLE])], &asked, MsgFlags::empty(), Some(&there))?;
+    send_by_message(&client, &server, A_LITTLE, SEGMENT)?;
     received(&server, SEGMENT.into())?;
     received(&server, A_LITTLE - usize::from(SEGMENT))?;
     flows(&client, &server)
+}
+
+/// Two segments that fit what older kernels keep beside the headers.
+pub(crate) fn segmented_tiny(stage: &Stage<'_>) -> Result<Vec<Expected>> {
+    let (client, server) = sockets(stage)?;
+    set_option(&client, nix::libc::SOL_UDP, nix::libc::UDP_SEGMENT, &i32::from(TINY).to_ne_bytes())?;
+    client.send_to(&[0; 2 * TINY as usize], server.local_addr()?)?;
+    received(&server, TINY.into())?;
+    received(&server, TINY.into())?;
+    flows(&client, &server)
+}
+
+/// The same, asked for with the data.
+pub(crate) fn segmented_tiny_by_message(stage: &Stage<'_>) -> Result<Vec<Expected>> {
+    let (client, server) = sockets(stage)?;
+    send_by_message(&client, &server, 2 * usize::from(TINY), TINY)?;
+    received(&server, TINY.into())?;
+    received(&server, TINY.into())?;
+    flows(&client, &server)
+}
+
+fn send_by_message(client: &UdpSocket, server: &UdpSocket, length: usize, segment: u16) -> Result<()> {
+    let there = SockaddrStorage::from(server.local_addr()?);
+    let asked = [ControlMessage::UdpGsoSegments(&segment)];
+    sendmsg(client.as_raw_fd(), &[IoSlice::new(&vec![0; length])], &asked, MsgFlags::empty(), Some(&there))?;
+    Ok(())
 }
 
 /// The same, to a socket that takes both at once.
