@@ -171,14 +171,22 @@ impl Probes {
     ) -> Result<(Installed, Box<dyn Decode>), Refusal> {
         let (installed, decoder) = probe.install(feature, group, wanted)?;
         if let Some(rings) = rings {
-            match feature {
-                Feature::SocketCreate => self.sight.programs = trial::tells_programs(&installed, &*decoder)?,
-                Feature::Ipv4Out => self.sight.joined_head = trial::joined_head(&installed, &*decoder)?,
-                _ => {}
+            // What cannot be learnt is not told, and flows are marked for it: no reason to go without the feature.
+            if let Err(error) = self.learn_by(feature, &installed, &*decoder) {
+                tracing::warn!(%error, %feature, "what this kernel tells of sockets and datagrams could not be tried out");
             }
             probe.attach(&installed, rings, wanted)?;
         }
         Ok((installed, decoder))
+    }
+
+    fn learn_by(&mut self, feature: Feature, installed: &Installed, decoder: &dyn Decode) -> Result<(), Error> {
+        match feature {
+            Feature::SocketCreate => self.sight.programs = trial::tells_programs(installed, decoder)?,
+            Feature::Ipv4Out => self.sight.joined_head = trial::joined_head(installed, decoder)?,
+            _ => {}
+        }
+        Ok(())
     }
 
     /// No probes: for events that come from elsewhere, by [`Probes::add_recorded`].
