@@ -470,6 +470,7 @@ pub const TABLE: &[(Feature, &[Probe])] = {
             Feature::Ipv4Fragments,
             &[
                 Probe::entry::<Ipv4Cut>("ip_do_fragment").loopback(LOOPBACK_IPV4).only(OF_A_SOCKET),
+                Probe::entry::<Ipv4CutOfSender>("ip_do_fragment").loopback(LOOPBACK_IPV4).only(OF_A_SOCKET),
                 Probe::entry::<Ipv4Cut>("ip_fragment").loopback(LOOPBACK_IPV4).only(OF_A_SOCKET).but(BEFORE_4_2),
                 Probe::entry::<Ipv4CutOfSender>("ip_fragment")
                     .loopback(LOOPBACK_IPV4)

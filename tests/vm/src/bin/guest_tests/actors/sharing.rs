@@ -46,24 +46,35 @@ pub(super) fn connect_inherited(arguments: &[String]) -> Result<()> {
 pub(super) fn pass_socket(arguments: &[String]) -> Result<()> {
     let there = address(arguments)?;
     let (here, child) = UnixStream::pair()?;
-    fork(|| {
-        told(receive_descriptor(&child).and_then(|socket| connect_and_ask(&socket, there)).and_then(|()| say(id())))
-    })?;
+    fork(|| told(taken(&child).and_then(|socket| connect_and_ask(&socket, there)).and_then(|()| say(id()))))?;
     let socket = stream_socket(SockFlag::SOCK_CLOEXEC)?;
-    send_descriptor(&here, &socket)?;
-    drop(socket);
+    pass_on(&here, socket)?;
     await_children(1)
 }
 
 /// `pass-accepted ADDRESS`: listens, says where, accepts one connection, and lets a child answer it and say its process id.
 pub(super) fn pass_accepted(arguments: &[String]) -> Result<()> {
     let (here, child) = UnixStream::pair()?;
-    fork(|| told(receive_descriptor(&child).and_then(|socket| answer(&socket.into())).and_then(|()| say(id()))))?;
+    fork(|| told(taken(&child).and_then(|socket| answer(&socket.into())).and_then(|()| say(id()))))?;
     let listener = TcpListener::bind(address(arguments)?).context("listen")?;
     say(listener.local_addr()?)?;
     let (connection, _) = listener.accept().context("accept")?;
-    send_descriptor(&here, &OwnedFd::from(connection))?;
+    pass_on(&here, connection.into())?;
     await_children(1)
+}
+
+/// Gives a descriptor away, and says so once it has none any more: the last one is the other's.
+fn pass_on(mut to: &UnixStream, descriptor: OwnedFd) -> Result<()> {
+    send_descriptor(to, &descriptor)?;
+    drop(descriptor);
+    to.write_all(b".").context("say that it is passed on")
+}
+
+/// Takes a descriptor that nobody else has any more.
+fn taken(mut from: &UnixStream) -> Result<OwnedFd> {
+    let descriptor = receive_descriptor(from)?;
+    from.read_exact(&mut [0]).context("wait until it is passed on")?;
+    Ok(descriptor)
 }
 
 /// `accept-many ADDRESS COUNT`: says where it listens; so many children wait in `accept(2)` at once; each says its
