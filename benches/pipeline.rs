@@ -28,14 +28,14 @@ const FORMAT: &str = "name: ipv4_out\nID: 1500\nformat:\n\
     \tfield:unsigned short common_type;\toffset:0;\tsize:2;\tsigned:0;\n\
     \tfield:u64 net;\toffset:16;\tsize:8;\tsigned:0;\n\
     \tfield:u64 sk;\toffset:24;\tsize:8;\tsigned:0;\n\
-    \tfield:u32 len;\toffset:32;\tsize:4;\tsigned:0;\n\
-    \tfield:u8 version_ihl;\toffset:36;\tsize:1;\tsigned:0;\n\
-    \tfield:u8 protocol;\toffset:37;\tsize:1;\tsigned:0;\n\
-    \tfield:u64 addresses;\toffset:38;\tsize:8;\tsigned:0;\n\
-    \tfield:u64 behind;\toffset:46;\tsize:8;\tsigned:0;\n\
-    \tfield:u64 further_behind;\toffset:54;\tsize:8;\tsigned:0;\n\
-    \tfield:u32 segs_in;\toffset:62;\tsize:4;\tsigned:0;\n\
-    \tfield:u32 segs_out;\toffset:66;\tsize:4;\tsigned:0;\n";
+    \tfield:u64 lengths;\toffset:32;\tsize:8;\tsigned:0;\n\
+    \tfield:u8 version_ihl;\toffset:40;\tsize:1;\tsigned:0;\n\
+    \tfield:u8 protocol;\toffset:41;\tsize:1;\tsigned:0;\n\
+    \tfield:u64 addresses;\toffset:42;\tsize:8;\tsigned:0;\n\
+    \tfield:u64 behind;\toffset:50;\tsize:8;\tsigned:0;\n\
+    \tfield:u64 further_behind;\toffset:58;\tsize:8;\tsigned:0;\n\
+    \tfield:u32 segs_in;\toffset:66;\tsize:4;\tsigned:0;\n\
+    \tfield:u32 segs_out;\toffset:70;\tsize:4;\tsigned:0;\n";
 
 fn probes() -> Probes {
     let mut probes = Probes::none();
@@ -45,18 +45,18 @@ fn probes() -> Probes {
 }
 
 /// Samples of as many connections as given, in turns.
-fn samples(connections: usize) -> Vec<[u8; 70]> {
+fn samples(connections: usize) -> Vec<[u8; 74]> {
     let sample = |number: usize| {
         let connection = number % connections;
-        let mut raw = [0; 70];
+        let mut raw = [0; 74];
         raw[24..32].copy_from_slice(&(connection as u64 * 64 + 64).to_ne_bytes());
         raw[32..36].copy_from_slice(&1500_u32.to_ne_bytes());
-        raw[36] = 0x45;
-        raw[37] = 6;
-        raw[38..42].copy_from_slice(&[10, 0, 0, 1]);
-        raw[42..46].copy_from_slice(&(connection as u32).to_be_bytes());
-        raw[46..50].copy_from_slice(&[0x9c, 0x40, 0, 80]);
-        raw[58..60].copy_from_slice(&[0x80, 0x10]);
+        raw[40] = 0x45;
+        raw[41] = 6;
+        raw[42..46].copy_from_slice(&[10, 0, 0, 1]);
+        raw[46..50].copy_from_slice(&(connection as u32).to_be_bytes());
+        raw[50..54].copy_from_slice(&[0x9c, 0x40, 0, 80]);
+        raw[62..64].copy_from_slice(&[0x80, 0x10]);
         raw
     };
     (0..SAMPLES).map(sample).collect()
