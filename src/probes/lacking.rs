@@ -61,3 +61,39 @@ impl Lacking {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+    use std::time::Duration;
+
+    use socktrail_guess::Origin;
+
+    use super::*;
+    use crate::event::{Endpoint, Segments, Size, Transport, Tuple, Way};
+
+    #[test]
+    fn what_a_kernel_does_not_have_is_not_told() {
+        let packet = |ip: IpAddr| {
+            let tuple = Tuple { net: 1, local: Endpoint::new(ip, 1), remote: Endpoint::new(ip, 2) };
+            let size = Size::Packet { bytes: 3000, headers: 28 };
+            let packet = Packet::new(Way::In, Transport::Udp, 1, tuple, size);
+            Packet { fragment: 1500, segments: Some(Segments::default()), ..packet }
+        };
+        let (v4, v6) = (packet(Ipv4Addr::LOCALHOST.into()), packet(Ipv6Addr::LOCALHOST.into()));
+        let mut layout = Layout::new();
+        let none = Lacking::of(&layout);
+        assert_eq!([v4, v6].map(|packet| none.without(packet).fragment), [0, 0]);
+        assert_eq!(none.without(v4).segments, None);
+        assert_eq!(none.matters_to(Feature::UdpIpv6In), Some(WHOLE));
+        layout.set(FRAGMENT_SIZES[0], 62, Origin::Btf, Duration::ZERO);
+        let some = Lacking::of(&layout);
+        assert_eq!([v4, v6].map(|packet| some.without(packet).fragment), [1500, 0]);
+        assert_eq!((some.matters_to(Feature::TcpIpv4In), some.matters_to(Feature::Ipv4Out)), (None, Some(UNCOUNTED)));
+        for name in SEGMENT_COUNTERS.into_iter().chain(FRAGMENT_SIZES) {
+            layout.set(name, 8, Origin::Btf, Duration::ZERO);
+        }
+        assert_eq!(Lacking::of(&layout), Lacking::NOTHING);
+        assert_eq!(Lacking::NOTHING.without(v6), v6);
+    }
+}
