@@ -134,7 +134,7 @@ fn expire_nothing_of_a_million(bencher: Bencher<'_, '_>) {
 fn flow() -> Flow {
     let mut state = State::new(Config::default());
     let at = |time, kind| Event { time, pid: 42, tid: 42, kind };
-    state.ingest(&at(1, EventKind::Fork(Fork { child: 42, start: 5 })));
+    state.ingest(&at(1, EventKind::Fork(Fork { child: 42, start: Some(5) })));
     state.ingest(&at(2, EventKind::SocketCreated { sock: 64, for_program: true }));
     let (local, remote) = (Endpoint::new([10, 0, 0, 1], 40_000), Endpoint::new([192, 0, 2, 1], 443));
     let tuple = Tuple { net: 1, local, remote };

@@ -31,7 +31,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let (host, users) = (Host::gather(), Users::new());
     let agent = Agent::of(&host);
-    let monitor = Monitor::builder().flow_termination_timeout(Duration::from_secs(1)).start()?;
+    users.start(None)?;
+    let monitor = Monitor::builder().users(users.clone()).flow_termination_timeout(Duration::from_secs(1)).start()?;
     while Instant::now() < until {
         let Received::Flow(flow) = monitor.recv(Duration::from_millis(100)) else { continue };
         let names = users.at(Instant::now());

@@ -152,6 +152,18 @@ impl Clock {
         Some(moved)
     }
 
+    /// The same for a kernel's clock that only samples show: it is at least as far as they say. If it seems to leap and the
+    /// other two do not, it had been so far all along, and is better known now.
+    pub(crate) fn follow_shown(&mut self, readings: Readings, max_drift: Duration) -> Option<i128> {
+        let most = i128::try_from(max_drift.as_nanos()).unwrap_or(i128::MAX);
+        let (now, last) = (Epoch::of(readings), &mut self.epochs[self.known - 1]);
+        if now.kernel < last.kernel && (now.boot - last.boot).abs() <= most {
+            last.kernel = now.kernel;
+            return None;
+        }
+        self.follow(readings, max_drift)
+    }
+
     /// What the wall clock showed when the kernel's clock showed `time`.
     pub fn wall(&self, time: KernelTime) -> Timestamp {
         timestamp(self.epoch(|epoch| epoch.since <= time).kernel + i128::from(time))
@@ -322,6 +334,32 @@ mod tests {
         assert_eq!(clock.wall(12_000_000_000).to_string(), "2019-08-22T20:56:37.000000000Z");
         assert_eq!(clock.wall(10_500_000_000).to_string(), "2019-08-22T20:46:35.500000000Z");
         assert_eq!(clock.wall_of_boot(632_000_000_000).to_string(), "2019-08-22T20:56:37.000000000Z");
+    }
+
+    #[test]
+    fn a_clock_that_is_better_known_was_not_set() {
+        const SECOND: u64 = 1_000_000_000;
+        let drift = Duration::from_millis(100);
+        let at = |passed: u64, kernel: u64, wall: u64| Readings {
+            kernel,
+            boot: (30 + passed) * SECOND,
+            wall: Timestamp::from_unix_nanos(THEN + wall * SECOND),
+        };
+        // Nothing had shown it at the start, and the first sample that did had waited for a while.
+        let mut clock = Clock::from_readings(at(0, 0, 0));
+        for kernel in [10_200_000_000, 11_000_000_000, 11_000_000_000 - 50_000_000] {
+            assert_eq!(clock.follow_shown(at(1, kernel, 1), drift), None);
+        }
+        assert_eq!(clock.wall(10 * SECOND).unix_nanos(), THEN);
+        // The wall clock is set back by an hour.
+        let hour = 3600 * SECOND;
+        let set = Readings { wall: Timestamp::from_unix_nanos(THEN + 2 * SECOND - hour), ..at(2, 12 * SECOND, 2) };
+        assert_eq!(clock.follow_shown(set, drift), Some(-i128::from(hour)));
+        assert_eq!(clock.wall(10 * SECOND).unix_nanos(), THEN);
+        // It sleeps for ten minutes.
+        let woken =
+            Readings { wall: Timestamp::from_unix_nanos(THEN + 603 * SECOND - hour), ..at(603, 13 * SECOND, 2) };
+        assert_eq!(clock.follow_shown(woken, drift), Some(i128::from(600 * SECOND)));
     }
 
     #[test]

@@ -3,13 +3,15 @@
 //! The state machine knows events and nothing of probes. Today's source is [`probes`](crate::probes); a recording or
 //! a kernel program that adds up counters for itself speaks the same language.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 pub use socktrail_dns::Endpoint;
 use socktrail_dns::Learned;
 
-use crate::loss::LossCause;
+use crate::loss::{Harm, LossCause};
+use crate::socket_event::ThreadName;
 use crate::socket_event::step::Step;
 
 /// Nanoseconds on the kernel's trace clock (`CLOCK_MONOTONIC` where the kernel takes it). Not wall time.
@@ -35,17 +37,36 @@ pub struct Event {
 
 /// What happened.
 ///
-/// All kinds but [`Packet`](Self::Packet), [`Fragmented`](Self::Fragmented), [`Unreadable`](Self::Unreadable),
-/// [`TcpState`](Self::TcpState) and [`SocketFreed`](Self::SocketFreed) happen in the context of the task that caused them,
-/// so that [`Event::pid`] names the actor. Those five run in whatever task was interrupted.
+/// All kinds but [`Packet`](Self::Packet), [`Fragmented`](Self::Fragmented), [`Dropped`](Self::Dropped),
+/// [`Unreadable`](Self::Unreadable), [`ConnectionRequested`](Self::ConnectionRequested), [`TcpState`](Self::TcpState),
+/// [`SocketError`](Self::SocketError), [`IcmpError`](Self::IcmpError), [`Subflow`](Self::Subflow) and
+/// [`SocketFreed`](Self::SocketFreed) happen in the context of the task that caused them, so that [`Event::pid`] names the
+/// actor. Those ten run in whatever task was interrupted.
 #[derive(Debug, Clone)]
 pub enum EventKind {
-    /// The running task made another process (threads are no events).
+    /// The running task created a process.
     Fork(Fork),
+    /// The running task created a thread.
+    ThreadStarted(ThreadStarted),
     /// The running task became another program.
     Exec(Box<Exec>),
-    /// The running thread ends; when it leads its thread group, so does the process.
+    /// The file that the running task executed. It comes right before or right after [`Exec`](Self::Exec).
+    Ran(Box<Ran>),
+    /// The running thread ends. If it is the last one of its thread group, the process ends. The leading thread may end
+    /// before others. An exec ends all threads but the one that calls it, which takes the leading one's id.
     Exit,
+    /// The running task creates a process that starts in another control group than its own (`CLONE_INTO_CGROUP` of
+    /// `clone3(2)`): the one that it looked up last, see [`ControlGroupLookup`](Self::ControlGroupLookup). The
+    /// process's [`Fork`](Self::Fork) follows.
+    ForkElsewhere {
+        /// The new thread group.
+        child: u32,
+    },
+    /// The running task passed a descriptor of a control group to the kernel, which looked the group up: for a child
+    /// that starts there, or for something else.
+    ControlGroupLookup(FoundGroup),
+    /// The running task moved a task, perhaps itself, into a control group.
+    Moved(Box<Moved>),
     /// The running task's credentials are these from now on.
     Credentials(Credentials),
     /// A `struct sock` was made by the running task.
@@ -84,6 +105,13 @@ pub enum EventKind {
         /// Its addresses.
         tuple: Tuple,
     },
+    /// A SYN arrived at a listener. The [`Packet`](Self::Packet) event of the SYN comes first.
+    ConnectionRequested {
+        /// The listener's `struct sock`.
+        listener: KernelAddress,
+        /// The addresses of the connection.
+        tuple: Tuple,
+    },
     /// A TCP socket became established or closed, in any context.
     TcpState {
         /// The `struct sock`.
@@ -92,13 +120,37 @@ pub enum EventKind {
         tuple: Tuple,
         /// The state that it enters.
         state: TcpState,
-        /// Segments so far.
-        segments: Segments,
+        /// Segments so far, where the source knows them.
+        segments: Option<Segments>,
+    },
+    /// A TCP socket is a subflow of an MPTCP socket (RFC 8684), in any context.
+    Subflow {
+        /// The `struct sock` of the TCP connection, which its packets are seen with.
+        sock: KernelAddress,
+        /// The `struct sock` of the MPTCP socket, the one that the program has.
+        mptcp: KernelAddress,
+        /// Whether it joined an existing connection. If not, it may be the first.
+        joined: bool,
     },
     /// The running task gave up the last descriptor of a socket.
     SocketReleased {
         /// The `struct sock`.
         sock: KernelAddress,
+    },
+    /// The kernel reports an error to a socket's program, in any context: an ICMP error came, or a timer ran out.
+    SocketError {
+        /// The `struct sock`.
+        sock: KernelAddress,
+        /// `sock.sk_err`: a positive errno.
+        error: i32,
+    },
+    /// An ICMP error about a TCP packet of this host arrived. The kernel either reports it to the program
+    /// ([`SocketError`](Self::SocketError) follows), or only notes it, or ignores it.
+    IcmpError {
+        /// The addresses of the packet.
+        tuple: Tuple,
+        /// The errno that the kernel would report, positive.
+        error: i32,
     },
     /// The kernel frees a `struct sock`: the address may be another socket's from now on.
     SocketFreed {
@@ -106,21 +158,38 @@ pub enum EventKind {
         sock: KernelAddress,
     },
     /// A step of a call on a socket; only where socket events are asked for.
-    Step(Box<Step>),
+    Step {
+        /// Which.
+        step: Box<Step>,
+        /// The running thread's name, if the source knows it.
+        thread_name: Option<ThreadName>,
+    },
     /// An IP packet left for, or came from, the network.
     Packet(Packet),
     /// A packet that left is cut into fragments. It has been told as a [`Packet`](Self::Packet) before.
     Fragmented(Fragmented),
+    /// This host drops an outgoing packet, which was reported as a [`Packet`](Self::Packet) before.
+    Dropped(Dropped),
     /// A packet passed of which too little could be read to count it.
     Unreadable(Unreadable),
-    /// Somebody's query for a name was answered. It happens to the host, not in a task.
+    /// A query for a name was answered. It happens to the host, not in a task. Answers are reported somewhat late,
+    /// after other events that are newer: only [`Event::time`] says when they came.
     Name(Arc<Learned>),
+    /// Answers that came between this time and the event's own may have been lost.
+    NamesMissed {
+        /// Since when.
+        since: KernelTime,
+    },
     /// Samples were lost before this moment.
     Lost {
         /// Where.
         cause: LossCause,
         /// How many.
         count: u64,
+        /// The last time at which nothing had been lost.
+        since: KernelTime,
+        /// What the lost samples would have been about.
+        harm: Harm,
     },
 }
 
@@ -129,8 +198,40 @@ pub enum EventKind {
 pub struct Fork {
     /// The new thread group.
     pub child: u32,
-    /// Nanoseconds since boot (`CLOCK_BOOTTIME`) when it began; what `/proc/PID/stat` gives in ticks.
-    pub start: u64,
+    /// Nanoseconds since boot (`CLOCK_BOOTTIME`) when it began; what `/proc/PID/stat` gives in ticks. `None` where it is
+    /// not known where the kernel keeps that.
+    pub start: Option<u64>,
+}
+
+/// A new thread of an existing process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ThreadStarted {
+    /// Its thread group.
+    pub process: u32,
+    /// Its own id.
+    pub thread: u32,
+}
+
+/// A task is moved into another control group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Moved {
+    /// The thread that is moved; if it is the thread group leader, the process is moved.
+    pub tid: u32,
+    /// The number of the hierarchy: 0 for cgroup v2, see `cgroups(7)`.
+    pub hierarchy: u32,
+    /// The container that the new group's path names.
+    pub container: Option<String>,
+}
+
+/// The container of a control group that the kernel looked up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FoundGroup {
+    /// Its path names this container.
+    InContainer(String),
+    /// Its path names no container.
+    OutsideContainers,
+    /// Its path is deeper, or has longer parts, than is captured; or samples were lost.
+    Unknown,
 }
 
 /// A program starts in an existing process.
@@ -144,6 +245,16 @@ pub struct Exec {
     pub arguments: Vec<u8>,
     /// How many of the strings in `arguments` are arguments, where the source knows.
     pub argument_count: Option<u32>,
+}
+
+/// The file that a process runs: for a script, its interpreter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ran {
+    /// Its path at the exec, as in `/proc/PID/exe`: links resolved, from the root of its mount namespace, with `
+    /// (deleted)` at the end if the file had been removed. A file in memory only is `/memfd:NAME (deleted)`.
+    Path(PathBuf),
+    /// Its path has more parts, or longer ones, than are captured.
+    TooDeep,
 }
 
 /// Who a task acts as.
@@ -201,6 +312,25 @@ pub struct Sight {
     /// How many bytes, headers included, the kernel leaves in one piece of datagrams that `UDP_SEGMENT` joins; 0 where that
     /// is the headers alone.
     pub joined_head: u32,
+    /// Whether moves of processes into other control groups are seen.
+    #[serde(default)]
+    pub moves: bool,
+    /// How it shows that a process runs another program. Not part of a recording, whose events tell it.
+    #[serde(skip)]
+    pub execs: Execs,
+}
+
+/// How a source shows that a process runs another program; the best way is the greatest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum Execs {
+    /// Nothing shows it.
+    Unseen,
+    /// Only new credentials are events. The kernel commits some at each exec (`commit_creds`), even if they are equal
+    /// to the old ones.
+    AsCredentials,
+    /// Each exec is an event.
+    #[default]
+    Seen,
 }
 
 /// A packet that is cut into fragments as it leaves.
@@ -216,6 +346,28 @@ pub struct Fragmented {
     pub bytes: u32,
     /// The first fragment, in bytes with its IP header; 0 where that is not known.
     pub first: u16,
+}
+
+/// An outgoing packet that this host drops, because of a firewall, a queue, or a neighbour that does not answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Dropped {
+    /// The `struct sock` that sent it. 0 for some of the kernel's own resets and answers.
+    pub sock: KernelAddress,
+    /// Its transport; `None` if it is of another protocol (`other_protocol`), or was dropped before it came to IP, and
+    /// so was never reported as a [`Packet`].
+    pub transport: Option<Transport>,
+    /// Whether something other than TCP or UDP follows its IP header, such as ESP (RFC 4303) or an IPv6 extension
+    /// header. Its ports are then not known.
+    pub other_protocol: bool,
+    /// Source and destination in its headers, which address translation (NAT) may have changed by then. `None` if they
+    /// could not be read, as in a fragment that is not the first.
+    pub ends: Option<(Endpoint, Endpoint)>,
+    /// IP header, transport header and payload, in bytes.
+    pub bytes: u32,
+    /// Whether more packets were dropped together with it, which are not reported.
+    pub with_others: bool,
+    /// Whether it may be an arriving packet: without a link header the two look alike. Its addresses decide.
+    pub may_have_arrived: bool,
 }
 
 /// What is known of a packet with IP options or IPv6 extension headers: its addresses or its ports are not where they

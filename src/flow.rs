@@ -36,6 +36,9 @@ pub struct Flow {
     pub sent: Counters,
     /// What arrived.
     pub received: Counters,
+    /// Outgoing packets that this host dropped, because of a firewall, a queue, or a neighbour that did not answer.
+    /// They are not in `sent`.
+    pub dropped: Counters,
     /// Whether it was watched from its first packet on.
     pub complete: bool,
     /// Whether this is its last report.
@@ -53,7 +56,8 @@ pub struct Flow {
 /// Why a flow's counters may not be those of the wire; nothing where they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Inexact {
-    /// Samples were lost, or probes missed, while it was open: packets and bytes are a lower bound.
+    /// Samples of it may have been lost or missed by probes: packets and bytes are a lower bound, and what is known of
+    /// its owner may be out of date.
     pub samples_lost: bool,
     /// Some of its packets had IP options or IPv6 extension headers, and were not counted.
     pub headers_unread: bool,
@@ -66,12 +70,22 @@ pub struct Inexact {
     pub merged_segments: bool,
     /// Data arrived when its socket was closed and counted no more: what came merged counts as one packet.
     pub late_data: bool,
+    /// This host dropped outgoing packets that could not be counted exactly: some may be counted as sent.
+    pub dropped_locally: bool,
 }
 
 impl Inexact {
     /// The reasons by name, as they are written.
     pub fn reasons(self) -> impl Iterator<Item = &'static str> {
-        let Self { samples_lost, headers_unread, fragments, datagram_segments, merged_segments, late_data } = self;
+        let Self {
+            samples_lost,
+            headers_unread,
+            fragments,
+            datagram_segments,
+            merged_segments,
+            late_data,
+            dropped_locally,
+        } = self;
         let all = [
             (samples_lost, "samples_lost"),
             (headers_unread, "headers_unread"),
@@ -79,6 +93,7 @@ impl Inexact {
             (datagram_segments, "datagram_segments"),
             (merged_segments, "merged_segments"),
             (late_data, "late_data"),
+            (dropped_locally, "dropped_locally"),
         ];
         all.into_iter().filter_map(|(applies, name)| applies.then_some(name))
     }

@@ -8,7 +8,8 @@ use std::fmt;
 
 use serde::Serialize;
 
-use crate::event::KernelTime;
+use crate::event::{KernelTime, Transport};
+use crate::feature::Feature;
 
 /// What was missed for one cause.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,8 +34,12 @@ pub enum LossCause {
         /// The CPU.
         cpu: u32,
     },
-    /// Probes were hit and could not write a sample: returns of too many calls at once, or a hit within another's.
-    Probes,
+    /// A probe was hit and could not write a sample: too many probed calls were in progress at once, or an interrupt
+    /// hit it during another probe's hit.
+    Probes {
+        /// What the probe is for.
+        feature: Feature,
+    },
     /// Flows, names or socket events found no room, because nobody took those before them; see
     /// [`Options::flow_queue_size`](crate::monitor::Options::flow_queue_size).
     Results,
@@ -45,7 +50,7 @@ impl LossCause {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Ring { .. } => "ring",
-            Self::Probes => "probes",
+            Self::Probes { .. } => "probes",
             Self::Results => "results",
         }
     }
@@ -60,13 +65,61 @@ impl fmt::Display for Loss {
                 let remedy = "a larger ring_size_exponent gives each ring more room";
                 write!(f, "{count} samples found no room in the ring of CPU {cpu}: {remedy}")
             }
-            LossCause::Probes => {
-                write!(f, "{count} hits of probes were missed: too many calls were in progress at once")
+            LossCause::Probes { feature } => {
+                let why = "an interrupt came within another probe's hit, or too many calls were in progress at once";
+                write!(f, "{count} hits of the probe {feature} were missed: {why}")
             }
             LossCause::Results => {
                 let remedy = "a larger flow_queue_size helps over short bursts";
                 write!(f, "{count} flows, names or socket events were not taken in time: {remedy}")
             }
+        }
+    }
+}
+
+/// The kinds of facts that a loss may affect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Harm(u8);
+
+impl Harm {
+    /// Nothing that flows report.
+    pub const NONE: Self = Self(0);
+    /// Packets of TCP over IPv4.
+    pub const TCP_IPV4: Self = Self(1);
+    /// Packets of UDP over IPv4.
+    pub const UDP_IPV4: Self = Self(1 << 1);
+    /// Packets of TCP over IPv6.
+    pub const TCP_IPV6: Self = Self(1 << 2);
+    /// Packets of UDP over IPv6.
+    pub const UDP_IPV6: Self = Self(1 << 3);
+    /// The outcome of a connection, and when its socket was closed.
+    pub const OUTCOMES: Self = Self(1 << 4);
+    /// Who owns a socket, and whether another socket has its address by now.
+    pub const OWNERS: Self = Self(1 << 5);
+    /// Which program a process runs, and as which user.
+    pub const PROCESSES: Self = Self(1 << 6);
+    /// Which process accepts a connection.
+    pub const ACCEPTS: Self = Self(1 << 7);
+    /// Everything.
+    pub const ALL: Self = Self(u8::MAX);
+
+    /// Both.
+    pub const fn or(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// Whether the two have anything in common.
+    pub const fn intersects(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
+
+    /// Packets of this transport, over IPv4 or IPv6.
+    pub const fn packets(transport: Transport, is_ipv4: bool) -> Self {
+        match (transport, is_ipv4) {
+            (Transport::Tcp, true) => Self::TCP_IPV4,
+            (Transport::Udp, true) => Self::UDP_IPV4,
+            (Transport::Tcp, false) => Self::TCP_IPV6,
+            (Transport::Udp, false) => Self::UDP_IPV6,
         }
     }
 }
@@ -109,6 +162,8 @@ impl Losses {
 mod tests {
     use super::*;
 
+    const PROBES: LossCause = LossCause::Probes { feature: Feature::Accept };
+
     fn loss(cause: LossCause, count: u64, first: u64, last: u64) -> Loss {
         Loss { cause, count, first, last }
     }
@@ -119,12 +174,12 @@ mod tests {
         for (cpu, count, at) in [(0, 5, 10), (1, 2, 11), (0, 7, 30), (0, u64::MAX, 20)] {
             losses.add(loss(LossCause::Ring { cpu }, count, at, at));
         }
-        losses.add(loss(LossCause::Probes, 1, 12, 12));
+        losses.add(loss(PROBES, 1, 12, 12));
         let all: Vec<_> = losses.drain().collect();
         let expected = [
             loss(LossCause::Ring { cpu: 0 }, u64::MAX, 10, 30),
             loss(LossCause::Ring { cpu: 1 }, 2, 11, 11),
-            loss(LossCause::Probes, 1, 12, 12),
+            loss(PROBES, 1, 12, 12),
         ];
         assert_eq!(all, expected);
         assert_eq!(losses.drain().count(), 0);
@@ -133,15 +188,15 @@ mod tests {
     #[test]
     fn what_is_not_taken_is_offered_again() {
         let mut losses = Losses::default();
-        losses.add(loss(LossCause::Probes, 1, 1, 1));
+        losses.add(loss(PROBES, 1, 1, 1));
         losses.offer(|_| false);
-        losses.add(loss(LossCause::Probes, 2, 5, 5));
+        losses.add(loss(PROBES, 2, 5, 5));
         let mut taken = Vec::new();
         losses.offer(|loss| {
             taken.push(loss);
             true
         });
-        assert_eq!(taken, [loss(LossCause::Probes, 3, 1, 5)]);
+        assert_eq!(taken, [loss(PROBES, 3, 1, 5)]);
         assert_eq!(losses.drain().count(), 0);
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! kernel --probes--> rings (one per CPU) --> reader thread: decode, order by time --> batches of events
+//! wire: packets of name servers -----------> the same: answers to queries                 |
 //!                                                                                         |
-//! wire --names thread: answers to queries -------------------------------------------+   |
 //! /proc: what was there before, details ----------------------------------------> state thread: the state machine
 //!                                                                                         |
 //!                                   flows, losses --> whoever calls Monitor::recv, or is a Handler
@@ -22,16 +22,17 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
-use socktrail_dns::{Capture, Tracker};
+use socktrail_dns::Capture;
 use socktrail_kprobes::Waker;
 
 use crate::clock::Clock;
 use crate::error::Error;
 use crate::event::{Event, KernelTime};
 use crate::loss::Loss;
-use crate::recording::Waiting;
 use crate::state::{Config, State};
+use crate::users::Users;
 
+mod as_of;
 mod builder;
 mod keeper;
 mod losses;
@@ -41,8 +42,9 @@ mod prepared;
 mod reader;
 mod received;
 mod stats;
-mod sync;
+pub(crate) mod sync;
 
+pub use as_of::{NoRelease, Release};
 pub use builder::Builder;
 pub use options::Options;
 pub use prepared::{Prepared, Summary};
@@ -52,6 +54,7 @@ pub use stats::Stats;
 
 use keeper::Keeper;
 use losses::Teller;
+use names::Names;
 use prepared::Watch;
 use reader::Reader;
 use stats::{Counts, locked};
@@ -60,8 +63,6 @@ use stats::{Counts, locked};
 pub(crate) const GROUP: &str = "socktrail";
 /// How many events go from thread to thread at once.
 const BATCH: usize = 512;
-/// How many answers may wait between the capture and the state machine.
-const NAME_QUEUE: usize = 4096;
 
 /// A running monitor. Dropping it removes its probes and ends its threads.
 #[derive(Debug)]
@@ -70,7 +71,6 @@ pub struct Monitor {
     losses: Receiver<Loss>,
     stopping: Arc<AtomicBool>,
     waker: Waker,
-    name_waker: Option<socktrail_dns::Waker>,
     threads: Vec<JoinHandle<()>>,
     counts: Arc<Counts>,
     summary: Summary,
@@ -80,6 +80,8 @@ pub struct Monitor {
 /// What the reader hands to the state thread.
 struct Batch {
     events: Vec<Event>,
+    /// Answers that came before `until`; they must be handled after the events.
+    answers: Vec<Event>,
     /// When set, every event before this time has been handed over.
     until: Option<KernelTime>,
 }
@@ -100,7 +102,7 @@ impl Monitor {
     /// # Errors
     /// As [`Builder::start`].
     pub fn start(options: &Options) -> Result<Self, Error> {
-        Prepared::new(options)?.start()
+        Prepared::new(options, None)?.start()
     }
 
     /// The next flow, or what else was asked for, waited for at most `timeout`.
@@ -121,7 +123,6 @@ impl Monitor {
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::Release);
         self.waker.wake();
-        self.name_waker.iter().for_each(socktrail_dns::Waker::wake);
     }
 
     /// How the times of flows relate to wall time; with every flow that was received, ask again.
@@ -142,6 +143,7 @@ impl Monitor {
     /// Wires the threads together and starts them.
     fn spawn(
         options: &Options,
+        users: Option<Users>,
         watch: Watch,
         capture: Option<Capture>,
         summary: Summary,
@@ -151,7 +153,6 @@ impl Monitor {
         let (to_reader, from_state) = bounded(options.perf_queue_size.div_ceil(BATCH) + 1);
         let (to_user, results) = bounded(options.flow_queue_size);
         let (losses_to_user, losses) = bounded(options.lost_queue_size);
-        let (names_to_state, names) = bounded(NAME_QUEUE);
         let (learning, is_ready) = bounded(0);
         let stopping = Arc::new(AtomicBool::new(false));
         let counts = Arc::new(Counts::default());
@@ -161,6 +162,7 @@ impl Monitor {
 
         let reader = Reader {
             watch,
+            names: capture.map(|capture| Names::new(capture, &options.dns)),
             to_state,
             spare: from_state,
             stopping: Arc::clone(&stopping),
@@ -168,6 +170,7 @@ impl Monitor {
             clock: Arc::clone(&clock),
             time: options.time.clone(),
             max_drift: options.clock_max_drift,
+            missed: Vec::new(),
         };
         let config = Config {
             flow_inactive_timeout: options.flow_inactive_timeout,
@@ -191,30 +194,17 @@ impl Monitor {
             state,
             events: from_reader,
             spare: to_reader,
-            names,
-            waiting: Waiting::default(),
             watches_calls: !options.socket_events.is_empty(),
             results: to_user,
             losses: Teller::new(losses_to_user),
             counts: Arc::clone(&counts),
             learning: Some(learning),
+            users,
         };
 
-        let name_waker = capture.as_ref().map(Capture::waker);
-        let listener = capture.map(|capture| names::Listener {
-            capture,
-            tracker: Tracker::new(&options.dns),
-            to_state: names_to_state,
-            stopping: Arc::clone(&stopping),
-            counts: Arc::clone(&counts),
-        });
-        let mut monitor =
-            Self { results, losses, stopping, waker, name_waker, threads: Vec::new(), counts, summary, clock };
+        let mut monitor = Self { results, losses, stopping, waker, threads: Vec::new(), counts, summary, clock };
         monitor.threads.push(thread("socktrail-state", move || keeper.run())?);
         monitor.threads.push(thread("socktrail-rings", move || reader.run())?);
-        if let Some(listener) = listener {
-            monitor.threads.push(thread("socktrail-names", move || listener.run())?);
-        }
         // Nothing is ever sent: it ends when the state thread has learned what was there before.
         let _ = is_ready.recv();
         Ok(monitor)
@@ -243,7 +233,7 @@ mod tests {
     fn no_more_samples_wait_than_may() {
         for (perf_queue_size, most) in [(1, BATCH), (4096, 4096), (5000, 5120)] {
             let (to_state, _from_reader) = samples(&Options { perf_queue_size, ..Options::default() });
-            let batch = || Batch { events: Vec::with_capacity(BATCH), until: None };
+            let batch = || Batch { events: Vec::with_capacity(BATCH), answers: Vec::new(), until: None };
             let taken = (0..).take_while(|_| to_state.try_send(batch()).is_ok()).count();
             assert_eq!(taken * BATCH, most, "whole batches travel");
         }

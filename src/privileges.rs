@@ -24,6 +24,7 @@
 mod capabilities;
 mod files;
 mod syscalls;
+mod user;
 
 use std::fmt;
 use std::io;
@@ -32,6 +33,7 @@ use std::thread;
 pub use self::capabilities::{Extra, Kept, drop_capabilities};
 pub use self::files::{Confined, restrict_files};
 pub use self::syscalls::filter_syscalls;
+pub use self::user::{UNPRIVILEGED, drop_all_privileges};
 
 /// What could not be given up, and why.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +45,9 @@ pub enum PrivilegesError {
     /// `PR_SET_NO_NEW_PRIVS` was refused.
     #[error("no_new_privs cannot be set: {0}")]
     NoNewPrivileges(io::Error),
+    /// The user stays as it was.
+    #[error("the user cannot be changed: {0}; it takes CAP_SETUID and CAP_SETGID")]
+    User(io::Error),
     /// System calls stay as they were.
     #[error("system calls cannot be filtered: {0}; the kernel needs CONFIG_SECCOMP_FILTER")]
     Syscalls(String),

@@ -6,6 +6,7 @@
 mod existing;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+mod living;
 mod sockets;
 mod stat;
 
@@ -13,13 +14,16 @@ use std::io::Read;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
-use procfs::process::{Process as ProcEntry, all_processes};
+use procfs::ProcError;
+use procfs::process::Process as ProcEntry;
 
-use crate::event::Credentials;
+use crate::container::Containers;
+use crate::event::{Credentials, KernelTime};
 use crate::process::{Details, Image, Process};
-use crate::state::Found;
+use crate::state::{Found, OldProcess};
 
 pub use self::existing::existing_sockets;
+use self::living::Living;
 pub use self::sockets::sockets;
 use self::stat::Stat;
 
@@ -29,35 +33,53 @@ const PF_KTHREAD: u32 = 0x0020_0000;
 const COMM_LENGTH: usize = 15;
 /// The most bytes of arguments that are read. The kernel's own limit is a quarter of the stack's, usually 2 MiB.
 const MOST_ARGUMENTS: u64 = 2 << 20;
-/// Hexadecimal digits in a container's id.
-const CONTAINER_ID_LENGTH: usize = 64;
+/// The maximum number of bytes read of `/proc/PID/cgroup`: more than the paths of all hierarchies need.
+const MOST_CGROUPS: u64 = 128 << 10;
 
-/// Every process that runs now. Those that end meanwhile, or may not be looked at, are left out.
-pub fn processes() -> Vec<Process> {
-    let Ok(all) = all_processes() else { return Vec::new() };
-    all.filter_map(Result::ok).filter_map(|entry| process(&entry)).collect()
+/// All living processes. Those that end meanwhile, or may not be read, are left out.
+pub fn processes() -> Vec<OldProcess> {
+    Living::all().iter().map(process).collect()
 }
 
-/// What `/proc` knows of a process beyond its events; `None` when it is gone or runs something else by now.
-pub fn look_up(process: &Process) -> Option<Found> {
-    let entry = ProcEntry::new(i32::try_from(process.pid).ok()?).ok()?;
-    let before = Stat::of(&entry)?;
-    if process.start.is_some_and(|start| ticks(start) != before.starttime) {
+/// What `/proc` knows of a process beyond its events; `None` when it is gone or runs something else by now. `now` is the
+/// kernel's time, read once `/proc` has answered.
+pub fn look_up(process: &Process, now: impl FnOnce() -> KernelTime) -> Option<Found> {
+    let living = Living::of(ProcEntry::new(i32::try_from(process.pid).ok()?).ok()?)?;
+    if process.start.is_some_and(|start| ticks(start) != living.stat.starttime) {
         return None;
     }
-    let args = arguments(&entry)?;
+    let args = arguments(living.folder())?;
     if !same_program(&process.image, &args) {
         return None;
     }
-    let found = Found {
-        start: Some(nanos(&before)),
-        parent_pid: Some(before.ppid),
-        credentials: credentials(&entry),
-        details: details(&entry, &before, args),
+    let containers = containers(living.folder());
+    let mut found = Found {
+        read: 0,
+        start: Some(nanos(&living.stat)),
+        parent_pid: Some(living.stat.ppid),
+        credentials: credentials(living.folder()),
+        details: details(living.folder(), &living.stat, &containers, args),
+        containers,
     };
     // Still the same process and program? Then all of it was about them.
-    let same = Stat::of(&entry)?.starttime == before.starttime && arguments(&entry) == found.details.args;
+    let same = living.is_there() && arguments(living.folder()) == found.details.args;
+    found.read = now();
     same.then_some(found)
+}
+
+/// Whether a process has certainly ended, or another has its id.
+pub fn is_gone(process: &Process) -> bool {
+    let Ok(pid) = i32::try_from(process.pid) else { return false };
+    match ProcEntry::new(pid) {
+        Ok(entry) => match Stat::of(&entry) {
+            Some(stat) if process.start.is_some_and(|start| ticks(start) != stat.starttime) => true,
+            Some(stat) if stat.has_ended() => Living::of(entry).is_none(),
+            _ => false,
+        },
+        // If `/proc` hides other users' processes (`hidepid`), it hides process 1, too.
+        Err(ProcError::NotFound(_)) => ProcEntry::new(1).is_ok(),
+        Err(_) => false,
+    }
 }
 
 /// Whether this kernel speaks IPv6.
@@ -65,40 +87,47 @@ pub fn has_ipv6() -> bool {
     std::path::Path::new("/proc/net/if_inet6").exists()
 }
 
-fn process(entry: &ProcEntry) -> Option<Process> {
-    let stat = Stat::of(entry)?;
+fn process(living: &Living) -> OldProcess {
+    let Living { pid, ref stat, ref threads, .. } = *living;
+    let entry = living.folder();
     let args = arguments(entry).unwrap_or_default();
-    let details = details(entry, &stat, args.clone());
+    let containers = containers(entry);
+    let details = details(entry, stat, &containers, args.clone());
     let image = Image {
         name: details.name.clone().unwrap_or_default(),
         executable: details.executable.clone(),
         args,
-        args_cut: false,
         details: OnceLock::from(details),
+        ..Image::default()
     };
-    Some(Process {
-        pid: u32::try_from(entry.pid()).ok()?,
+    let process = Process {
+        pid,
         parent_pid: Some(stat.ppid).filter(|pid| *pid != 0),
-        start: Some(nanos(&stat)),
+        start: Some(nanos(stat)),
         kernel: stat.flags & PF_KTHREAD != 0,
         credentials: credentials(entry),
+        containers: Some(Arc::new(containers)),
         image: Arc::new(image),
-    })
+    };
+    OldProcess { process, threads: threads.clone() }
 }
 
-fn details(entry: &ProcEntry, stat: &Stat, args: Vec<String>) -> Details {
+fn details(entry: &ProcEntry, stat: &Stat, containers: &Containers, args: Vec<String>) -> Details {
     let executable = entry.exe().ok().filter(|path| path.is_absolute());
-    let container = entry
-        .cgroups()
-        .ok()
-        .and_then(|groups| groups.into_iter().find_map(|group| container_id(&group.pathname).map(str::to_owned)));
     Details {
         name: Some(full_name(&stat.comm, executable.as_ref(), args.first())),
         executable,
         working_directory: entry.cwd().ok(),
-        container_id: container,
+        container_id: containers.id().map(str::to_owned),
         args: Some(args),
     }
+}
+
+fn containers(entry: &ProcEntry) -> Containers {
+    let mut text = Vec::new();
+    // If it cannot be read, no container is known.
+    let _ = entry.open_relative("cgroup").map(|file| file.take(MOST_CGROUPS).read_to_end(&mut text));
+    Containers::of_proc(&text)
 }
 
 /// `/proc/PID/cmdline`: strings ended by NUL, some of which may be empty.
@@ -142,11 +171,6 @@ fn full_name(comm: &str, executable: Option<&PathBuf>, first_arg: Option<&String
     let of_executable = executable.and_then(|path| path.file_name()).map(|name| name.to_string_lossy().into_owned());
     let of_arg = first_arg.and_then(|arg| arg.rsplit('/').next()).map(str::to_owned);
     [of_executable, of_arg].into_iter().flatten().find(|name| name.starts_with(comm)).unwrap_or_else(|| comm.to_owned())
-}
-
-/// The container's id in a control group's path: the last run of exactly 64 hexadecimal digits.
-fn container_id(path: &str) -> Option<&str> {
-    path.rsplit(|c: char| !c.is_ascii_hexdigit()).find(|run| run.len() == CONTAINER_ID_LENGTH)
 }
 
 /// `/proc` counts in ticks of `_SC_CLK_TCK`.
@@ -202,30 +226,18 @@ mod tests {
     }
 
     #[test]
-    fn container_ids_are_found_in_the_paths_of_runtimes() {
-        let id = "0123456789abcdef".repeat(4);
-        for path in [
-            format!("/docker/{id}"),
-            format!("/system.slice/docker-{id}.scope"),
-            format!("/kubepods.slice/kubepods-pod1234_abcd.slice/cri-containerd-{id}.scope"),
-            format!("/machine.slice/libpod-{id}.scope/container"),
-        ] {
-            assert_eq!(container_id(&path), Some(id.as_str()), "{path}");
-        }
-        assert_eq!(container_id("/user.slice/user-1000.slice"), None);
-        assert_eq!(container_id(&format!("/docker/{id}0")), None);
-    }
-
-    #[test]
     fn this_very_process_is_found_as_it_is() {
-        let own = processes().into_iter().find(|p| p.pid == std::process::id()).expect("it runs");
+        let OldProcess { process: own, threads } =
+            processes().into_iter().find(|old| old.process.pid == std::process::id()).expect("it runs");
+        assert!(threads.contains(&own.pid) && threads.contains(&(nix::unistd::gettid().as_raw() as u32)));
         assert_eq!(own.image.executable().cloned(), std::env::current_exe().ok());
         assert_eq!(own.image.args(), std::env::args().collect::<Vec<_>>());
         assert_eq!(own.credentials.map(|c| c.uid), Some(nix::unistd::getuid().as_raw()));
         assert!(!own.kernel);
-        let found = look_up(&own).expect("it still runs");
+        let found = look_up(&own, || 0).expect("it still runs");
         assert_eq!(found.details.working_directory, std::env::current_dir().ok());
-        let other = Process { start: own.start.map(|start| start + 1_000_000_000), ..own };
-        assert!(look_up(&other).is_none(), "another process had this pid");
+        let other = Process { start: own.start.map(|start| start + 1_000_000_000), ..own.clone() };
+        assert!(look_up(&other, || 0).is_none(), "another process had this pid");
+        assert!(is_gone(&other) && !is_gone(&own));
     }
 }

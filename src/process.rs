@@ -5,7 +5,8 @@ use std::sync::{Arc, OnceLock};
 
 use serde::{Deserialize, Serialize};
 
-use crate::event::Credentials;
+use crate::container::Containers;
+use crate::event::{Credentials, Ran};
 
 /// A process (a thread group, not a thread) as it was at one moment.
 ///
@@ -22,6 +23,9 @@ pub struct Process {
     pub kernel: bool,
     /// Who it acts as, where known.
     pub credentials: Option<Credentials>,
+    /// The containers that it is in, known from the kernel's events of forks and moves. `None` if there are no such
+    /// events, or if its start was not seen: then `/proc` is used, see [`Process::container_id`].
+    pub containers: Option<Arc<Containers>>,
     /// What it runs.
     pub image: Arc<Image>,
 }
@@ -31,10 +35,15 @@ pub struct Process {
 pub struct Image {
     /// The full name: of the file that was executed, not cut at 15 bytes. Empty where unknown.
     pub name: String,
-    /// The absolute path of the program that runs, as given to the kernel, where that was absolute.
+    /// The file that runs, as the kernel names it at the exec: see [`Ran`]. Known with the exec, or right after it.
+    pub file: OnceLock<Ran>,
+    /// The path of the program that runs, as given to the kernel, if that was absolute. It may be a link, and is used
+    /// only if the file is not known.
     pub executable: Option<PathBuf>,
     /// All arguments, the program's own name first. Empty where unknown.
     pub args: Vec<String>,
+    /// How many arguments there are, including those missing in `args`, if known from the kernel.
+    pub argument_count: Option<u32>,
     /// Whether `args` were cut, because they were longer than what is captured at exec.
     pub args_cut: bool,
     /// What only `/proc` knows; read while the process was alive, or never.
@@ -52,20 +61,45 @@ pub struct Details {
     pub args: Option<Vec<String>>,
     /// `/proc/PID/cwd`.
     pub working_directory: Option<PathBuf>,
-    /// The container's id, from `/proc/PID/cgroup`.
+    /// The container's id, from `/proc/PID/cgroup`: see [`Process::container_id`].
     pub container_id: Option<String>,
 }
 
+impl Process {
+    /// The container that it is in: its id, or its name if the runtime has no ids. Events take precedence over `/proc`,
+    /// whose answer is about just one of the processes that share an [`Image`].
+    pub fn container_id(&self) -> Option<&str> {
+        match &self.containers {
+            Some(containers) => containers.id(),
+            None => self.image.details.get()?.container_id.as_deref(),
+        }
+    }
+}
+
 impl Image {
-    /// The best known name: of the file that was executed, else what `/proc` says.
+    /// The best known name: of the executed file, else of the file that runs, else what `/proc` says.
     pub fn name(&self) -> Option<&str> {
-        let found = self.details.get().and_then(|d| d.name.as_deref());
-        Some(self.name.as_str()).filter(|name| !name.is_empty()).or(found)
+        let executed = Some(self.name.as_str()).filter(|name| !name.is_empty());
+        let found = || self.details.get().and_then(|details| details.name.as_deref());
+        executed.or_else(|| self.file_name()).or_else(found)
     }
 
-    /// The best known path of the program: what `/proc` resolved, else what was executed.
+    /// The name of the file that runs, whether or not it has been removed.
+    fn file_name(&self) -> Option<&str> {
+        let Some(Ran::Path(path)) = self.file.get() else { return None };
+        let name = path.file_name()?.to_str()?;
+        Some(name.strip_suffix(" (deleted)").unwrap_or(name))
+    }
+
+    /// The best known path of the program: the kernel's at the exec, else what `/proc` resolved later, else the
+    /// executed path, unless that is known to be another file's.
     pub fn executable(&self) -> Option<&PathBuf> {
-        self.details.get().and_then(|d| d.executable.as_ref()).or(self.executable.as_ref())
+        let resolved = self.details.get().and_then(|details| details.executable.as_ref());
+        match self.file.get() {
+            Some(Ran::Path(path)) => Some(path),
+            Some(Ran::TooDeep) => resolved,
+            None => resolved.or(self.executable.as_ref()),
+        }
     }
 
     /// The best known arguments: those captured at exec, unless they were cut and `/proc` had them whole.
@@ -74,5 +108,16 @@ impl Image {
             Some(whole) if self.args_cut || self.args.is_empty() => whole,
             _ => &self.args,
         }
+    }
+
+    /// How many arguments it was given, even if [`args`](Self::args) does not have them all.
+    pub fn args_count(&self) -> usize {
+        self.argument_count.map_or_else(|| self.args().len(), |count| count as usize)
+    }
+
+    /// Whether [`args`](Self::args) has fewer arguments than the program was given.
+    pub fn lacks_args(&self) -> bool {
+        let whole = self.details.get().and_then(|details| details.args.as_ref());
+        self.args_cut && whole.is_none_or(|args| args.len() < self.args_count())
     }
 }

@@ -10,7 +10,7 @@ use socktrail_kprobes::Group;
 
 use crate::error::Error;
 use crate::monitor::{GROUP, Options, layout, tracefs};
-use crate::probes::{Feature, Probe, Probes, Served, Wanted, every};
+use crate::probes::{Feature, Probe, Probes, SelfTest, Served, Wanted, every};
 use crate::proc;
 use symbols::Symbols;
 
@@ -30,6 +30,8 @@ pub struct Capability {
     /// What is lost without it, or worse with a substitute.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub missing: Option<&'static str>,
+    /// Whether the self-test has hit its probe; `false` also if none of its traffic reaches this probe.
+    pub hit: bool,
     /// Why the better probes do not serve it.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub reason: String,
@@ -52,12 +54,15 @@ pub enum CapabilityState {
 pub struct Survey {
     /// Every feature.
     pub capabilities: Vec<Capability>,
+    /// What came of the self-test.
+    pub self_test: SelfTest,
     /// Where its structures keep what is read.
     pub layout: Resolved,
 }
 
 impl Survey {
-    /// Installs every probe without switching it on, and removes it again.
+    /// Installs every probe, switches it on for this thread alone, tests it by traffic of its own over loopback, and removes it
+    /// again.
     ///
     /// # Errors
     /// As [`Monitor::start`](crate::monitor::Monitor::start), except that it is no error when there is nothing to see.
@@ -76,7 +81,13 @@ impl Survey {
         };
         let probes = Probes::install(&mut group, None, wanted);
         let symbols = Symbols::read();
-        Ok(Self { capabilities: probes.served.iter().map(|served| Capability::of(served, &symbols)).collect(), layout })
+        let capabilities = probes.served.iter().map(|served| Capability::of(served, &symbols)).collect();
+        Ok(Self { capabilities, self_test: probes.self_test, layout })
+    }
+
+    /// How many probes the self-test has hit.
+    pub fn hits(&self) -> usize {
+        self.capabilities.iter().filter(|one| one.hit).count()
     }
 
     /// Whether any flow could be seen.
@@ -93,7 +104,8 @@ impl Capability {
             (Some(_), None) => (CapabilityState::Ok, None),
         };
         let function = served.by.map(Probe::function);
-        let mut one = Self { feature: served.feature, state, function, missing, reason: served.reasons() };
+        let Served { feature, hit, .. } = *served;
+        let mut one = Self { feature, state, function, missing, hit, reason: served.reasons() };
         if let Some(function) = function.filter(|function| symbols.of(function) > 1) {
             one.state = CapabilityState::Degraded;
             one.missing = Some(AMBIGUOUS);

@@ -155,3 +155,46 @@ fn a_closed_pipe_is_a_success() {
         assert_eq!(text(&output.stderr), "0\n", "{arguments}");
     }
 }
+
+/// The getent helper: what the kernel says that it may do, what it answers, and when it ends.
+#[test]
+fn the_getent_helper_has_no_privileges_and_ends_with_its_asker() {
+    use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
+    use std::os::fd::AsRawFd;
+
+    let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_socktrail"));
+    let mut child = command.arg("ask-getent").stdin(theirs).spawn().unwrap();
+    drop(command);
+    // A letter, the user's number; the same again, n, the name.
+    send(ours.as_raw_fd(), b"u\0\0\0\0", MsgFlags::MSG_NOSIGNAL).unwrap();
+    let mut answer = [0; 300];
+    let count = recv(ours.as_raw_fd(), &mut answer, MsgFlags::empty()).unwrap();
+    let has_getent = socktrail::users::Sources::system().getent().is_some();
+    let expected: &[u8] = if has_getent { b"u\0\0\0\0nroot" } else { b"u\0\0\0\0-" };
+    assert_eq!(&answer[..count], expected);
+
+    let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+    let value = |key: &str| status.lines().find_map(|line| line.strip_prefix(key)).unwrap().trim();
+    assert_eq!(
+        (value("CapEff:"), value("CapPrm:"), value("CapAmb:")),
+        ("0000000000000000", "0000000000000000", "0000000000000000")
+    );
+    assert_eq!(value("NoNewPrivs:"), "1");
+    if nix::unistd::geteuid().is_root() {
+        assert_eq!(value("Uid:"), ["2100044411"; 4].join("\t"));
+        assert_eq!((value("Gid:"), value("Groups:")), (&*["2100044411"; 4].join("\t"), ""));
+    }
+    assert!(
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id().cast_signed()), nix::sys::signal::SIGTERM).is_ok()
+    );
+    send(ours.as_raw_fd(), b"u\xff\xff\xff\x7f", MsgFlags::MSG_NOSIGNAL).unwrap();
+    let count = recv(ours.as_raw_fd(), &mut answer, MsgFlags::empty()).unwrap();
+    assert_eq!(
+        &answer[..count],
+        if has_getent { b"u\xff\xff\xff\x7fu" } else { b"u\xff\xff\xff\x7f-" },
+        "SIGTERM does not end it"
+    );
+    drop(ours);
+    assert!(child.wait().unwrap().success());
+}

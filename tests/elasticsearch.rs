@@ -6,12 +6,18 @@ mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use fake::{CERTIFICATES, Fake, Fault};
 use nix::sys::signal::Signal;
 use serde_json::Value;
-use support::{Agent, Ended, RECORDING, eventually, json_lines};
+use socktrail::output::elasticsearch::{ClientOptions, Credentials, Elasticsearch, ElasticsearchOptions, TlsOptions};
+use socktrail::output::{Batch, Kind, Outputs, Reading, SpoolOptions};
+use support::{Agent, Ended, RECORDING, Running, eventually, json_lines, last_stats};
 
 /// The flows of one pass through the recording: a line each of what it is known to be replayed to.
 const PASS: usize = lines(include_bytes!("data/recordings/6.1-x86_64.json"));
@@ -267,7 +273,7 @@ fn a_damaged_spool_gives_what_can_be_saved_and_the_rest_is_set_aside() {
     let port = Fake::free_port();
     let agent = agent(&[format!("http://127.0.0.1:{port}")], "agent.shutdown_timeout: 300ms\n");
     replayed(&agent, 5);
-    let spool = agent.folder().join("spool/elasticsearch");
+    let spool = agent.folder().join("spool/elasticsearch/flow");
     let segment = fs::read_dir(&spool).expect("the spool").map(|entry| entry.expect("an entry").path());
     let segment = segment.filter(|path| path.extension().is_some_and(|it| it == "spool")).min().expect("a segment");
     let mut bytes = fs::read(&segment).expect("it can be read");
@@ -336,9 +342,9 @@ fn secrets_go_to_the_server_and_nowhere_else() {
     ] {
         let server = Fake::start();
         // Whoever answers may repeat what it was told.
-        server.seen().faults = [Fault::Status(401), Fault::Echo(403)].into();
+        server.seen().faults = [vec![Fault::Status(401); 30], vec![Fault::Echo(403); 30]].concat().into();
         let agent = agent(&[server.url()], more);
-        let arguments = arguments(1);
+        let arguments = [arguments(1), ["--set", "agent.shutdown_timeout=1m"].map(str::to_owned).into()].concat();
         let mut arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
         arguments.insert(0, "-vv");
         let ended = agent.start(&arguments).finish();
@@ -426,4 +432,298 @@ fn killed_at_any_moment_nothing_is_lost_and_nothing_twice() {
 #[ignore = "takes a minute; scripts/test runs it"]
 fn killed_fifty_times_nothing_is_lost_and_nothing_twice() {
     killed(50);
+}
+
+/// Lines of the log about the server.
+fn told(log: &str) -> Vec<&str> {
+    log.lines().filter(|line| line.contains("elasticsearch: ")).collect()
+}
+
+/// What `--stats` says about the output at this moment.
+fn asked(running: &Running) -> Value {
+    let before = running.log().matches("socktrail: stats ").count();
+    running.signal(Signal::SIGUSR1);
+    eventually("it tells", || running.log().matches("socktrail: stats ").count() > before);
+    last_stats(&running.log())["outputs"][0].clone()
+}
+
+const ENDLESS: [&str; 5] = ["--replay", RECORDING, "--replay-times", "1000000", "--replay-rate"];
+
+#[test]
+fn a_server_that_is_down_under_traffic_is_two_lines_and_one_state() {
+    let port = Fake::free_port();
+    let metrics = "metrics.listen: unix:{folder}/metrics\nagent.shutdown_timeout: 30s\n";
+    let running = agent(&[format!("http://127.0.0.1:{port}")], metrics).start(&[&ENDLESS[..], &["100"]].concat());
+    running.wait_for_log(&format!("http://127.0.0.1:{port}"));
+    let troubled = || {
+        let mut stream = UnixStream::connect(running.folder().join("metrics")).expect("it listens");
+        stream.write_all(b"GET /metrics HTTP/1.1\r\n\r\n").expect("it listens");
+        let mut text = String::new();
+        stream.read_to_string(&mut text).expect("UTF-8");
+        let line = "socktrail_output_troubles{output=\"elasticsearch\"} ";
+        text.lines().find_map(|it| it.strip_prefix(line)).expect("the metric").to_owned()
+    };
+    eventually("the metrics are those of now", || troubled() == "1");
+    for _ in 0..20 {
+        std::thread::sleep(Duration::from_millis(200));
+        let output = asked(&running);
+        assert_eq!((troubled(), &output["troubles"]), ("1".to_owned(), &1.into()), "{output}");
+        assert!(output["trouble"].as_str().is_some_and(|it| it.contains("Connection refused")), "{output}");
+    }
+    let waited = asked(&running)["pending"].as_u64().expect("a number");
+    let server = Fake::start_at(port, None);
+    running.wait_for_log("it works again");
+    eventually("the metrics say so", || troubled() == "0");
+    let output = asked(&running);
+    assert_eq!((&output["troubles"], &output["trouble"]), (&Value::Null, &Value::Null), "{output}");
+    let ended = running.end(Signal::SIGTERM);
+    let lines = told(&ended.stderr);
+    assert_eq!(lines.len(), 2, "{lines:#?}");
+    assert!(lines[0].contains("WARN") && lines[0].contains(&format!("http://127.0.0.1:{port}: ")), "{lines:#?}");
+    let figure = |line: &str, after: &str| line.split(after).nth(1)?.split(' ').next()?.parse::<f64>().ok();
+    assert!(figure(lines[1], "works again after ").is_some_and(|seconds| seconds >= 4.0), "{lines:#?}");
+    assert!(figure(lines[1], "s; ").is_some_and(|documents| documents >= waited as f64), "{waited} {lines:#?}");
+    let highest = server.seen().order.iter().map(|id| number(id)).max();
+    assert_eq!(highest, Some(server.count() as u64), "no gap");
+}
+
+#[test]
+fn a_server_that_refuses_now_and_then_is_one_trouble() {
+    let server = Fake::start();
+    let answers = [Fault::Status(503), Fault::Slow(Duration::ZERO)];
+    server.seen().faults = answers.into_iter().cycle().take(60).collect();
+    let running = agent(&[server.url()], "").start(&[&ENDLESS[..], &["500"]].concat());
+    eventually("it had to try often", || server.seen().faults.is_empty());
+    let ended = running.end(Signal::SIGTERM);
+    // On a busy machine some documents are not sent in time for the end, and that is said as well.
+    let is_of_trouble = |line: &&str| !line.contains("for the next start");
+    let lines: Vec<_> = told(&ended.stderr).into_iter().filter(is_of_trouble).collect();
+    assert!(lines.len() <= 2 && lines[0].contains("answers 503"), "{lines:#?}");
+}
+
+#[test]
+fn a_reload_does_not_say_that_documents_wait_for_the_next_start() {
+    let port = Fake::free_port();
+    let running = agent(&[format!("http://127.0.0.1:{port}")], "agent.shutdown_timeout: 300ms\n")
+        .start(&[&ENDLESS[..], &["200"]].concat());
+    running.wait_for_log(&format!("http://127.0.0.1:{port}"));
+    for reload in 1..3 {
+        running.signal(Signal::SIGHUP);
+        eventually("it reloads", || running.log().matches("the configuration was read again").count() == reload);
+        assert!(asked(&running)["pending"].as_u64() > Some(0));
+    }
+    assert!(!running.log().contains("for the next start"), "{}", running.log());
+    let ended = running.end(Signal::SIGTERM);
+    assert_eq!(ended.stderr.matches("documents wait in the spool for the next start").count(), 1, "{}", ended.stderr);
+}
+
+#[test]
+fn a_document_that_a_proxy_does_not_like_is_found_and_set_aside() {
+    for (status, bad) in [(400, 1), (401, 30), (403, 17), (404, 25), (413, 26), (422, 59)] {
+        let server = Fake::start();
+        server.seen().disliked = Some((format!("-{bad}\""), status));
+        let ended = replayed_at_leisure(&agent(&[server.url()], ""), 6);
+        let dead = fs::read_to_string(ended.folder().join("spool/elasticsearch/rejected.json")).expect("dead letters");
+        let dead = json_lines(&dead);
+        let [letter] = &dead[..] else { panic!("{status}: {} dead letters: {}", dead.len(), ended.stderr) };
+        assert_eq!(number(letter["document"]["flow"]["id"].as_str().expect("an id")), bad);
+        let (index, id) = ("logs-socktrail.flow-default", letter["id"].as_str().expect("its id"));
+        assert_eq!((&letter["status"], &letter["index"]), (&status.into(), &index.into()));
+        let reason = letter["reason"].as_str().expect("a reason");
+        assert!(reason.contains(&format!("{} answers {status}: <html>Blocked", server.url())), "{reason}");
+        assert!(
+            ended.stderr.contains(&format!("index {index}: the document {id} is refused for good")),
+            "{}",
+            ended.stderr
+        );
+        assert_eq!(server.count(), 6 * PASS - 1, "the others are there");
+        assert_eq!(server.seen().violations, [] as [&str; 0]);
+        assert_eq!(server.seen().duplicates, 0);
+        let stats = ended.stats();
+        let output = &stats["outputs"][0];
+        assert_eq!((&output["written"], &output["rejected"]), (&(6 * PASS - 1).into(), &1.into()), "{stats}");
+        assert_eq!((&output["pending"], &output["troubles"]), (&Value::Null, &Value::Null), "{stats}");
+        assert!(server.seen().refusals < 20, "{}", server.seen().refusals);
+    }
+}
+
+/// Until another document is taken, a document at fault looks the same as a wrong key.
+#[test]
+fn the_last_document_is_at_fault_once_another_comes() {
+    let server = Fake::start();
+    server.seen().disliked = Some((format!("-{PASS}\""), 403));
+    let agent = agent(&[server.url()], "agent.shutdown_timeout: 4s\n");
+    let first = replayed(&agent, 1);
+    assert_eq!((server.count(), &first.stats()["outputs"][0]["pending"]), (PASS - 1, &1.into()), "{}", first.stderr);
+    let rejected = agent.folder().join("spool/elasticsearch/rejected.json");
+    assert!(!rejected.exists());
+    assert!(first.stderr.contains("index logs-socktrail.flow-default: "), "{}", first.stderr);
+    let second = replayed(&agent, 1);
+    // Only the first run's document was set aside. The second run's last one is refused too, and no other comes after
+    // it.
+    assert_eq!(json_lines(&fs::read_to_string(rejected).expect("dead letters")).len(), 1, "{}", second.stderr);
+    assert_eq!(server.count(), 2 * PASS - 2);
+}
+
+#[test]
+fn where_everything_is_refused_nothing_is_at_fault() {
+    for status in [400, 401, 403, 404, 413] {
+        let server = Fake::start();
+        server.seen().always = Some(Fault::Status(status));
+        let running = agent(&[server.url()], "agent.shutdown_timeout: 30s\n").start(&[&ENDLESS[..], &["300"]].concat());
+        running.wait_for_log(&format!("answers {status}: "));
+        eventually("it was tried again and again", || server.seen().requests > 40);
+        assert_eq!(server.count(), 0);
+        server.seen().always = None;
+        running.wait_for_log("it works again");
+        let ended = running.end(Signal::SIGTERM);
+        assert!(!ended.folder().join("spool/elasticsearch/rejected.json").exists(), "{status}: {}", ended.stderr);
+        assert_eq!(told(&ended.stderr).len(), 2, "{}", ended.stderr);
+        let highest = server.seen().order.iter().map(|id| number(id)).max();
+        assert_eq!(highest, Some(server.count() as u64), "{status}: no gap: {}", ended.stderr);
+    }
+}
+
+/// The library's outputs, to send documents of all kinds.
+struct Library {
+    outputs: Outputs,
+    sent: BTreeMap<&'static str, usize>,
+}
+
+impl Library {
+    fn start(server: &Fake, folder: &Path, index: &str, max_size: u64) -> Self {
+        let options = ElasticsearchOptions {
+            client: ClientOptions {
+                hosts: vec![server.url()],
+                credentials: Credentials::None,
+                tls: TlsOptions::default(),
+                compression_level: 1,
+                timeout: Duration::from_secs(10),
+            },
+            index: index.to_owned(),
+            bulk_max_size: 25,
+            backoff_init: Duration::from_millis(20),
+            backoff_max: Duration::from_millis(100),
+            spool: SpoolOptions { path: folder.to_owned(), max_size, segment_size: 2000, memory: 1 << 20 },
+            sync: Duration::from_secs(1),
+            dead_letters: folder.join("rejected.json"),
+        };
+        let meter = Arc::default();
+        let output = Elasticsearch::start(options, Arc::clone(&meter)).expect("a spool");
+        let mut outputs = Outputs::new();
+        outputs.start("elasticsearch", Box::new(output), 1 << 20, meter).expect("a thread");
+        Self { outputs, sent: BTreeMap::new() }
+    }
+
+    /// Sends documents with these numbers, of each of these kinds.
+    fn send(&mut self, kinds: &[Kind], numbers: std::ops::Range<usize>) {
+        for number in numbers {
+            let mut batch = Batch::default();
+            for kind in kinds {
+                let name = kind.name();
+                let document = format!("{{\"@timestamp\":\"x\",\"flow\":{{\"id\":\"{name}-{number}\"}}}}");
+                batch.push_json(*kind, document.as_bytes());
+                *self.sent.entry(name).or_default() += 1;
+            }
+            self.outputs.send(&Arc::new(batch));
+        }
+    }
+
+    fn reading(&self) -> Reading {
+        self.outputs.readings().remove(0)
+    }
+}
+
+/// The numbers of a kind's documents in the order in which they came.
+fn order(server: &Fake, kind: &str) -> Vec<u64> {
+    server.seen().order.iter().filter(|id| id.starts_with(&format!("{kind}-"))).map(|id| number(id)).collect()
+}
+
+#[test]
+fn an_index_that_refuses_holds_up_no_other() {
+    for whole in [false, true] {
+        let (server, folder) = (Fake::start(), tempfile::tempdir().expect("a temporary directory"));
+        let refuse = |status| match whole {
+            true => server.seen().disliked = Some(("\"logs.flow\"".to_owned(), status)),
+            false => server.seen().forbidden = Some(("logs.flow".to_owned(), status)),
+        };
+        refuse(403);
+        let mut library = Library::start(&server, folder.path(), "logs.{kind}", 1 << 20);
+        library.send(&Kind::ALL, 0..100);
+        eventually("the others are there", || server.count() == 300);
+        eventually("it is told", || library.reading().troubles == 1);
+        let trouble = library.reading().trouble.expect("a trouble");
+        assert!(trouble.starts_with("index logs.flow: ") && trouble.contains("403"), "{trouble}");
+        assert!(trouble.contains(&server.url()), "{trouble}");
+        eventually("they are acknowledged", || library.reading().pending == 100);
+        // Another run finds them in the spool, and waits as well.
+        library.outputs.close(Duration::from_millis(200));
+        let mut library = Library::start(&server, folder.path(), "logs.{kind}", 1 << 20);
+        library.send(&Kind::ALL, 100..150);
+        eventually("the others are there", || server.count() == 450);
+        eventually("they are acknowledged", || library.reading().pending == 150);
+        server.seen().forbidden = None;
+        server.seen().disliked = None;
+        eventually("all are there", || server.count() == 600);
+        let reading = library.outputs.close(Duration::from_secs(30)).remove(0);
+        assert_eq!((reading.pending, reading.troubles, reading.rejected), (0, 0, 0), "{reading:?}");
+        for kind in Kind::ALL {
+            let mut numbers = order(&server, kind.name());
+            if whole && kind == Kind::Flow {
+                // A document that was refused alone comes after the witness that was sent in its place.
+                numbers.sort_unstable();
+            }
+            assert_eq!(numbers, (0..150).collect::<Vec<_>>(), "{}", kind.name());
+        }
+        assert_eq!(server.seen().duplicates, 0);
+    }
+}
+
+#[test]
+fn an_index_that_refuses_takes_no_room_from_the_others() {
+    let (server, folder) = (Fake::start(), tempfile::tempdir().expect("a temporary directory"));
+    server.seen().forbidden = Some(("logs.flow".to_owned(), 403));
+    let mut library = Library::start(&server, folder.path(), "logs.{kind}", 30_000);
+    for round in 0..20 {
+        library.send(&Kind::ALL, round * 50..(round + 1) * 50);
+        eventually("the others are there", || server.count() == (round + 1) * 150);
+        let files = |folder: &Path| -> u64 {
+            let entries = fs::read_dir(folder).into_iter().flatten().map(|entry| entry.expect("an entry").path());
+            entries
+                .filter(|path| path.extension().is_some_and(|it| it == "spool"))
+                .map(|it| it.metadata().map_or(0, |it| it.len()))
+                .sum()
+        };
+        let size: u64 = Kind::ALL.iter().map(|kind| files(&folder.path().join(kind.name()))).sum();
+        assert!(size <= 30_000, "{size}");
+    }
+    let before = library.reading();
+    // Of what is being sent it is not known yet whether it is lost.
+    assert!((975..=1000).contains(&(before.spool_dropped + before.pending)), "{before:?}");
+    assert!(before.spool_dropped > 0 && before.pending > 50, "{before:?}");
+    server.seen().forbidden = None;
+    eventually("the rest comes", || library.reading().pending == 0);
+    let flows = order(&server, "flow");
+    assert_eq!(flows, (1000 - flows.len() as u64..1000).collect::<Vec<_>>(), "the oldest went");
+    let after = library.outputs.close(Duration::from_secs(30)).remove(0);
+    assert_eq!(after.spool_dropped + flows.len() as u64, 1000, "{after:?}");
+}
+
+#[test]
+fn what_waits_is_sent_also_when_indices_are_called_otherwise() {
+    let (server, folder) = (Fake::start(), tempfile::tempdir().expect("a temporary directory"));
+    for (round, index) in ["mine", "logs.{kind}", "mine", "logs.{kind}"].into_iter().enumerate() {
+        server.seen().always = Some(Fault::Status(503));
+        let mut library = Library::start(&server, folder.path(), index, 1 << 20);
+        library.send(&Kind::ALL, round * 10..(round + 1) * 10);
+        library.outputs.close(Duration::from_millis(50));
+    }
+    server.seen().always = None;
+    let library = Library::start(&server, folder.path(), "logs.{kind}", 1 << 20);
+    eventually("all are there", || server.count() == 160);
+    let reading = library.outputs.close(Duration::from_secs(30)).remove(0);
+    assert_eq!(reading.pending, 0);
+    let seen = server.seen();
+    let indices: BTreeSet<_> = seen.documents.keys().map(|(index, _)| index.as_str()).collect();
+    assert_eq!(indices, BTreeSet::from(["logs.event", "logs.flow", "logs.loss", "logs.sensor"]));
 }

@@ -21,7 +21,7 @@ use socktrail::socket_event::tracee::TraceeEvent;
 use socktrail::socket_event::tracee::legacy::TraceEvent;
 use socktrail::socket_event::{
     Action, Address, CallResult, Family, IpEnd, Listener, Socket, SocketEvent, SocketId, SocketState, SocketType,
-    UnixName, text,
+    ThreadName, UnixName, text,
 };
 
 const SECOND: u64 = 1_000_000_000;
@@ -49,12 +49,13 @@ fn process() -> Arc<Process> {
         start: Some(SECOND),
         kernel: false,
         credentials: Some(Credentials { uid: 1000, gid: 100, euid: 0, egid: 100 }),
+        containers: None,
         image: Arc::new(Image {
             name: "ev\u{1b}il".into(),
             executable: Some("/opt/ev\u{1b}il".into()),
             args: vec!["evil".into()],
-            args_cut: false,
             details: OnceLock::from(details),
+            ..Image::default()
         }),
     })
 }
@@ -87,6 +88,7 @@ fn event(action: Action, result: CallResult, fd: Option<i32>, socket: Socket) ->
         before: Some(SocketState::CLOSE),
         process: Some(process()),
         tid: 4243,
+        thread_name: Some(ThreadName::new(b"\x1bworker \xff")),
         socket,
     }
 }

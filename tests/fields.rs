@@ -13,6 +13,7 @@ use socktrail::event::{Credentials, Endpoint, Transport};
 use socktrail::flow::{Counters, Direction, Flow, Inexact, Outcome, Owner, Reason};
 use socktrail::host::{Boot, Host, Os};
 use socktrail::loss::{Loss, LossCause};
+use socktrail::probes::Feature;
 use socktrail::process::{Details, Image, Process};
 use socktrail::users::Names;
 
@@ -60,8 +61,12 @@ fn fields_of_losses_are_on_the_page() {
     let agent = Agent::of(&host);
     let clock = Clock::from_readings(Readings { kernel: 0, boot: 0, wall: Timestamp::from_unix_nanos(0) });
     let context = Context { host: &host, agent: &agent, clock, names: &(), directions: Directions::Ingress };
-    let lost = Loss { cause: LossCause::Ring { cpu: 1 }, count: 1, first: 1, last: 1 };
-    let there = fields(&serde_json::to_value(loss(&lost, &context)).unwrap());
+    let causes = [LossCause::Ring { cpu: 1 }, LossCause::Probes { feature: Feature::TcpState }];
+    let there = causes.map(|cause| {
+        let lost = Loss { cause, count: 1, first: 1, last: 1 };
+        fields(&serde_json::to_value(loss(&lost, &context)).unwrap())
+    });
+    let there: BTreeSet<_> = there.into_iter().flatten().collect();
     let missing: Vec<_> = there.iter().filter(|field| !flows.contains(*field) && !losses.contains(*field)).collect();
     assert_eq!(missing, Vec::<&String>::new());
     let of_agents_alone = "event.sequence";
@@ -121,6 +126,7 @@ fn document(direction: Direction) -> Value {
         args: vec!["curl".into()],
         args_cut: true,
         details: OnceLock::from(details),
+        ..Image::default()
     };
     let process = Process {
         pid: 7,
@@ -128,6 +134,7 @@ fn document(direction: Direction) -> Value {
         start: Some(1),
         kernel: false,
         credentials: Some(Credentials { uid: 1, gid: 2, euid: 3, egid: 4 }),
+        containers: None,
         image: Arc::new(image),
     };
     let flow = Flow {
@@ -144,6 +151,7 @@ fn document(direction: Direction) -> Value {
         end: 2,
         sent: Counters { packets: 1, bytes: 60 },
         received: Counters { packets: 1, bytes: 40 },
+        dropped: Counters { packets: 1, bytes: 40 },
         complete: true,
         is_final: true,
         domain: Some("example.org".into()),

@@ -34,7 +34,7 @@ static COUNTING: Counting = Counting;
 
 /// At the default limit of live flows. (Tables grow by doubling: right after they have grown a flow weighs more.)
 #[test]
-fn a_live_flow_with_its_socket_weighs_at_most_400_bytes() {
+fn a_live_flow_with_its_socket_weighs_at_most_440_bytes() {
     let flows = 1_000_000_u32;
     let before = LIVE.load(Ordering::Relaxed);
     let mut state = State::new(Config::default());
@@ -50,9 +50,11 @@ fn a_live_flow_with_its_socket_weighs_at_most_400_bytes() {
         let packet = Packet::new(way, transport, sock, tuple, size);
         state.ingest(&Event { time: 1_000_000_000, pid: 1, tid: 1, kind: EventKind::Packet(packet) });
     }
+    // By then each of them has its name, if it has one.
+    state.expire(2_000_000_000);
     assert_eq!(state.stats().flows_live, u64::from(flows));
     let each = (LIVE.load(Ordering::Relaxed) - before) / flows as usize;
     println!("{flows} flows: {each} bytes each");
-    assert!(each <= 400, "{flows} flows: {each} bytes each");
+    assert!(each <= 440, "{flows} flows: {each} bytes each");
     drop(state);
 }

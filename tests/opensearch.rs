@@ -230,7 +230,7 @@ fn connect(remote: [u8; 4]) -> SocketEvent {
         existing: false,
     };
     let (action, result) = (Action::Connect, CallResult::Success);
-    SocketEvent { time: 1, action, result, fd: Some(3), socket, before: None, process: None, tid: 0 }
+    SocketEvent { time: 1, action, result, fd: Some(3), socket, before: None, process: None, tid: 0, thread_name: None }
 }
 
 /// Killed while it sends; the next start goes on.

@@ -305,7 +305,7 @@ agent.shutdown_timeout: 100ms
 "
     ));
     agent.start(&["--replay", RECORDING, "--replay-times", "50"]).finish();
-    let entries = fs::read_dir(agent.folder().join("spool/elasticsearch")).expect("the spool");
+    let entries = fs::read_dir(agent.folder().join("spool/elasticsearch/flow")).expect("the spool");
     let paths = entries.map(|entry| entry.expect("an entry").path());
     let segments = paths.filter(|path| path.extension().is_some_and(|extension| extension == "spool"));
     let sizes: Vec<_> = segments.map(|path| fs::metadata(path).expect("a segment").len()).collect();

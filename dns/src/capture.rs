@@ -134,6 +134,11 @@ impl Capture {
         drained.take(most).count()
     }
 
+    /// How many packets the ring has room for.
+    pub fn room(&self) -> usize {
+        self.ring.frames()
+    }
+
     /// Packets that the kernel had no room for since the beginning.
     pub fn lost(&mut self) -> u64 {
         self.lost += sys::drops(self.socket.as_fd()).unwrap_or_default();

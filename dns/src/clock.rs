@@ -3,6 +3,10 @@
 use nix::time::{ClockId, clock_gettime};
 
 const SECOND: i64 = 1_000_000_000;
+/// Two clock readings are close enough if they are at most this many nanoseconds apart.
+const CLOSE: i64 = 500;
+/// How many times to try for a close pair.
+const READINGS: usize = 8;
 
 /// Now, in nanoseconds of `CLOCK_MONOTONIC`.
 pub(crate) fn now() -> u64 {
@@ -23,11 +27,24 @@ pub(crate) struct Conversion {
 }
 
 impl Conversion {
-    /// As things are now.
+    /// The clocks as they are now. The closest of several readings is taken, because microseconds decide whether an
+    /// answer came before the connect that follows it.
     pub(crate) fn read() -> Self {
-        let (before, wall) = (read(ClockId::CLOCK_MONOTONIC), read(ClockId::CLOCK_REALTIME));
-        let after = read(ClockId::CLOCK_MONOTONIC);
-        Self { offset: wall - (before + (after - before) / 2), now: after.unsigned_abs() }
+        let mut closest = i64::MAX;
+        let mut conversion = Self::default();
+        for _ in 0..READINGS {
+            let (before, wall) = (read(ClockId::CLOCK_MONOTONIC), read(ClockId::CLOCK_REALTIME));
+            let after = read(ClockId::CLOCK_MONOTONIC);
+            conversion.now = after.unsigned_abs();
+            if after - before < closest {
+                closest = after - before;
+                conversion.offset = wall - (before + closest / 2);
+            }
+            if closest < CLOSE {
+                break;
+            }
+        }
+        conversion
     }
 
     /// Whether it was read after a packet came.

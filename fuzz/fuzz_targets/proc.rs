@@ -46,7 +46,7 @@ fuzz_target!(|data: &[u8]| {
     if let Some(process) = process {
         assert!(process.parent_pid != Some(0));
         let details = process.image.details.get().expect("they were read along with it");
-        assert!(details.container_id.as_ref().is_none_or(|id| id.len() == 64));
+        assert!(details.container_id.as_ref().is_none_or(|id| !id.is_empty()));
         assert_eq!(details.args.as_ref(), Some(&process.image.args));
     }
 });

@@ -2,7 +2,8 @@
 //!
 //! Ports and addresses in these structures are in network byte order.
 
-/// `struct.field` and its offset in bytes.
+/// `struct.field` and its offset in bytes. `kernel_clone_args` is the kernel's own copy of the arguments of
+/// `clone3(2)`, and begins with the same fields.
 pub const FIELDS: &[(&str, u32)] = &[
     ("sockaddr.sa_family", 0),
     ("sockaddr_in.sin_family", 0),
@@ -31,24 +32,36 @@ pub const FIELDS: &[(&str, u32)] = &[
     ("udphdr.source", 0),
     ("udphdr.dest", 2),
     ("udphdr.len", 4),
+    ("kernel_clone_args.flags", 0),
 ];
 
 /// Arguments of functions that stand for a system call, or that the kernel calls its security modules by, and their
 /// positions, the first being 1. They follow the system call or the hook, and have been the same for as long as there
-/// are such functions. So have those that add IPv6's extension headers.
+/// are such functions. The same holds for the functions that add IPv6's extension headers, MPTCP's, those that TCP
+/// receives ICMP errors by, those that free packets, the one that puts a new task into its control group, since Linux 5.7
+/// gave it `kargs`, and the one that finds the control group of a directory, since it has its name (3.16).
 pub const ARGUMENTS: &[(&str, u8)] = &[
     ("__sys_socket(family)", 1),
+    ("sys_socket(family)", 1),
     ("__sys_socket(type)", 2),
+    ("sys_socket(type)", 2),
     ("__sys_socket(protocol)", 3),
+    ("sys_socket(protocol)", 3),
     ("__sys_socket_file(family)", 1),
     ("__sys_socket_file(type)", 2),
     ("__sys_socket_file(protocol)", 3),
     ("__sys_bind(fd)", 1),
+    ("sys_bind(fd)", 1),
     ("__sys_listen(fd)", 1),
+    ("sys_listen(fd)", 1),
     ("__sys_listen(backlog)", 2),
+    ("sys_listen(backlog)", 2),
     ("__sys_accept4(fd)", 1),
+    ("sys_accept4(fd)", 1),
     ("__sys_connect(fd)", 1),
+    ("sys_connect(fd)", 1),
     ("__sys_setsockopt(fd)", 1),
+    ("sys_setsockopt(fd)", 1),
     ("security_socket_post_create(sock)", 1),
     ("security_socket_post_create(protocol)", 4),
     ("security_socket_post_create(kern)", 5),
@@ -64,6 +77,15 @@ pub const ARGUMENTS: &[(&str, u8)] = &[
     ("security_socket_setsockopt(sock)", 1),
     ("security_socket_setsockopt(level)", 2),
     ("security_socket_setsockopt(optname)", 3),
+    ("security_inet_conn_request(sk)", 1),
+    ("security_inet_conn_request(req)", 3),
+    ("security_mptcp_add_subflow(sk)", 1),
+    ("security_mptcp_add_subflow(ssk)", 2),
+    ("mptcp_sockopt_sync(sk)", 1),
+    ("mptcp_sockopt_sync(ssk)", 2),
+    ("mptcp_event(type)", 1),
+    ("mptcp_event(sk)", 2),
+    ("mptcp_event(ssk)", 3),
     ("udp_cmsg_send(sk)", 1),
     ("udp_lib_setsockopt(sk)", 1),
     ("udp_lib_setsockopt(optname)", 3),
@@ -71,8 +93,21 @@ pub const ARGUMENTS: &[(&str, u8)] = &[
     ("__sock_release(inode)", 2),
     ("sock_release(sock)", 1),
     ("tcp_connect(sk)", 1),
+    ("tcp_v4_err(skb)", 1),
+    ("tcp_v6_err(skb)", 1),
+    ("cgroup_post_fork(child)", 1),
+    ("cgroup_post_fork(kargs)", 2),
+    ("css_tryget_online_from_dir(dentry)", 1),
+    ("css_tryget_online_from_dir(ss)", 2),
     ("ipv6_push_frag_opts(skb)", 1),
     ("ipv6_push_nfrag_opts(skb)", 1),
+    ("kfree_skb(skb)", 1),
+    ("kfree_skb_reason(skb)", 1),
+    ("kfree_skb_reason(reason)", 2),
+    ("sk_skb_reason_drop(skb)", 2),
+    ("sk_skb_reason_drop(reason)", 3),
+    ("kfree_skb_list(segs)", 1),
+    ("kfree_skb_list_reason(segs)", 1),
 ];
 
 /// Functions that have `net`, `sk` and `skb`, as far as they have them, where others have them, and these others: the

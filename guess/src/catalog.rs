@@ -3,6 +3,8 @@
 //! To need one more field or argument, add one line here. BTF then finds it by itself; a guess must say that it
 //! gives it, and a test says so when none does.
 
+use std::ops::Range;
+
 /// A structure's field that is needed.
 #[derive(Debug, Clone, Copy)]
 pub struct FieldSpec {
@@ -19,7 +21,22 @@ pub struct FieldSpec {
     /// Whether its structure is what a protocol keeps in the control block of an `sk_buff` (`sk_buff.cb`). Its offset
     /// is then the one from the start of the `sk_buff`, since that is what probes are given.
     pub control_block: bool,
+    /// The key of what newer kernels have in its place: a kernel has one of the two, and only that is needed of it.
+    pub replaced_by: Option<&'static str>,
+    /// How many bits it has, of a bit-field that begins with a byte. Its name ends with that, as in a declaration:
+    /// `sock.sk_protocol:8`.
+    pub bits: Option<u8>,
 }
+
+/// The control block of an `sk_buff`, an array of bytes: whatever protocol has the packet keeps a structure of its own
+/// in it.
+pub(crate) const CONTROL_BLOCK: &str = "sk_buff.cb";
+/// Its size in bytes, that of all kernels since 2.6.
+pub(crate) const CONTROL_BLOCK_SIZE: u32 = 48;
+/// Where it begins, where there is no type information to tell it. Before it are four pointers (two neighbours, socket and
+/// device) and a time of 8 bytes, in whatever order, on all kernels since 3.12; `cargo vm test` compares this with type
+/// information.
+const CONTROL_BLOCK_START: u32 = 4 * size_of::<usize>() as u32 + 8;
 
 /// A kernel function with the arguments that are needed of it.
 #[derive(Debug, Clone, Copy)]
@@ -44,7 +61,16 @@ pub struct ArgumentSpec {
 }
 
 const fn field(name: &'static str, size: u32) -> FieldSpec {
-    FieldSpec { name, size, forms: &[], ipv6: false, socket_events: false, control_block: false }
+    FieldSpec {
+        name,
+        size,
+        forms: &[],
+        ipv6: false,
+        socket_events: false,
+        control_block: false,
+        replaced_by: None,
+        bits: None,
+    }
 }
 
 impl FieldSpec {
@@ -67,6 +93,27 @@ impl FieldSpec {
     const fn in_control_block(mut self) -> Self {
         self.control_block = true;
         self
+    }
+
+    /// Newer kernels have that in its place.
+    const fn replaced_by(mut self, key: &'static str) -> Self {
+        self.replaced_by = Some(key);
+        self
+    }
+
+    const fn bit_field(mut self, bits: u8) -> Self {
+        self.bits = Some(bits);
+        self
+    }
+
+    /// Where a guess may find it: the first offset, and the first behind the last. What is in a control block ends with
+    /// that; other structures are no larger than what their guesses look at.
+    fn places(&self) -> Range<u32> {
+        if self.control_block {
+            CONTROL_BLOCK_START..CONTROL_BLOCK_START + CONTROL_BLOCK_SIZE + 1 - self.size
+        } else {
+            0..u32::MAX
+        }
     }
 }
 
@@ -135,14 +182,28 @@ pub const FIELDS: &[FieldSpec] = &[
     field("linux_binprm.filename", 8),
     field("linux_binprm.interp", 8),
     field("linux_binprm.argc", 4),
+    field("linux_binprm.file", 8),
+    field("file.dentry", 8).or(&["file.f_path.dentry"]),
+    field("file.mnt", 8).or(&["file.f_path.mnt"]),
+    field("dentry.name", 8).or(&["dentry.d_name.name"]),
+    field("dentry.d_parent", 8),
+    field("dentry.pprev", 8).or(&["dentry.d_hash.pprev"]),
+    field("vfsmount.mnt_root", 8),
+    field("mount.mnt_root", 8).or(&["mount.mnt.mnt_root"]),
+    field("mount.mnt_parent", 8),
+    field("mount.mnt_mountpoint", 8),
     field("task_struct.pid", 4),
     field("task_struct.tgid", 4),
     field("task_struct.start_boottime", 8).or(&["task_struct.real_start_time"]),
+    // A `struct timespec`, before Linux 3.17.
+    field("task_struct.real_start_time", 16).replaced_by("task_struct.start_boottime"),
     field("socket.type", 2).for_socket_events(),
     field("socket_alloc.i_ino", 8).or(&["socket_alloc.vfs_inode.i_ino"]).for_socket_events(),
     field("sock_common.skc_state", 1).for_socket_events(),
     field("sock_common.skc_bound_dev_if", 4).for_socket_events(),
     field("sock.sk_protocol", 2).for_socket_events(),
+    // Before Linux 5.6.
+    field("sock.sk_protocol:8", 1).bit_field(8).for_socket_events().replaced_by("sock.sk_protocol"),
 ];
 
 /// Every function that is probed, with its arguments by the names that probes use.
@@ -166,6 +227,7 @@ pub const FUNCTIONS: &[FunctionSpec] = &[
     function("inet_csk_accept", &[]),
     function("inet_release", &[SOCK]),
     function("inet_sock_destruct", &[SK]),
+    function("sock_def_error_report", &[SK]),
     function("commit_creds", &[pointer("new", "cred")]),
     function("security_bprm_committed_creds", &[pointer("bprm", "linux_binprm")]),
     function("wake_up_new_task", &[pointer("p", "task_struct")]),
@@ -181,10 +243,30 @@ pub fn split_argument_key(key: &str) -> Option<(&str, &str)> {
     key.strip_suffix(')')?.split_once('(')
 }
 
-/// Whether a key is an argument of a function that only older kernels have.
+/// Whether only older kernels have a key: a field that was replaced, or an argument of a function that is gone.
 pub fn is_old(key: &str) -> bool {
     let function = split_argument_key(key).map(|(function, _)| function);
     FUNCTIONS.iter().any(|spec| spec.until.is_some() && Some(spec.name) == function)
+        || FIELDS.iter().any(|spec| spec.replaced_by.is_some() && spec.name == key)
+}
+
+/// The other form of this field. Each kernel has one of the two, so a layout with one does not need the other.
+pub fn other_form(key: &str) -> Option<&'static str> {
+    FIELDS.iter().find_map(|spec| match spec.replaced_by {
+        Some(newer) if spec.name == key => Some(newer),
+        Some(newer) if newer == key => Some(spec.name),
+        _ => None,
+    })
+}
+
+/// The bit-field that older kernels have in place of this field, and how many bits it has.
+pub(crate) fn as_bit_field(key: &str) -> Option<(&'static str, u8)> {
+    FIELDS.iter().find(|spec| spec.replaced_by == Some(key)).and_then(|spec| Some((spec.name, spec.bits?)))
+}
+
+/// Whether a guess may find a key to have this value.
+pub(crate) fn may_be(key: &str, value: u32) -> bool {
+    FIELDS.iter().find(|spec| spec.name == key).is_none_or(|spec| spec.places().contains(&value))
 }
 
 /// Whether only socket events need a key.
@@ -219,6 +301,36 @@ mod tests {
     fn keys_of_arguments_can_be_taken_apart() {
         assert_eq!(split_argument_key("ip_local_out(skb)"), Some(("ip_local_out", "skb")));
         assert_eq!(split_argument_key("sock_common.skc_daddr"), None);
+    }
+
+    #[test]
+    fn a_field_that_was_replaced_is_needed_of_old_kernels_alone() {
+        let (new, old) = ("task_struct.start_boottime", "task_struct.real_start_time");
+        assert_eq!((other_form(new), other_form(old), other_form("task_struct.pid")), (Some(old), Some(new), None));
+        assert!(is_old(old) && !is_old(new));
+        for newer in FIELDS.iter().filter_map(|spec| spec.replaced_by) {
+            assert!(FIELDS.iter().any(|spec| spec.name == newer && spec.replaced_by.is_none()), "{newer}");
+        }
+    }
+
+    #[test]
+    fn what_is_in_a_control_block_ends_with_it() {
+        for key in ["inet_skb_parm.frag_max_size", "inet6_skb_parm.frag_max_size"] {
+            let end = CONTROL_BLOCK_START + CONTROL_BLOCK_SIZE;
+            let places = [CONTROL_BLOCK_START - 2, CONTROL_BLOCK_START, end - 2, end];
+            assert_eq!(places.map(|value| may_be(key, value)), [false, true, true, false], "{key}");
+        }
+        assert!(may_be("sk_buff.len", 128) && may_be("ip_local_out(skb)", 3));
+    }
+
+    #[test]
+    fn a_bit_field_is_named_by_its_declaration() {
+        assert_eq!(as_bit_field("sock.sk_protocol"), Some(("sock.sk_protocol:8", 8)));
+        assert_eq!((as_bit_field("sock.sk_err"), as_bit_field("task_struct.start_boottime")), (None, None));
+        for spec in FIELDS {
+            let bits = spec.name.split_once(':').map(|(_, bits)| bits.parse().unwrap());
+            assert_eq!(spec.bits, bits, "{}", spec.name);
+        }
     }
 
     #[test]

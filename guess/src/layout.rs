@@ -185,11 +185,16 @@ impl Layout {
         self.arguments.iter().map(|(key, argument)| (key.as_str(), argument))
     }
 
-    /// What the catalog needs and this layout does not have: without arguments of functions that only older kernels
-    /// have, and without what only IPv6 needs when that is not wanted.
+    /// Whether a key need not be looked for: it is known, or its other form is, and no kernel has both.
+    pub(crate) fn needs_no(&self, key: &str) -> bool {
+        self.knows(key) || catalog::other_form(key).is_some_and(|other| self.knows(other))
+    }
+
+    /// What the catalog needs and this layout does not have: without what only older kernels have, and without what only
+    /// IPv6 needs when that is not wanted.
     pub fn missing(&self, ipv6: bool) -> Vec<String> {
         let wanted = catalog::keys().filter(|&(_, only_ipv6)| ipv6 || !only_ipv6).map(|(key, _)| key);
-        wanted.filter(|key| !self.knows(key) && !catalog::is_old(key)).collect()
+        wanted.filter(|key| !self.needs_no(key) && !catalog::is_old(key)).collect()
     }
 
     /// Takes from `other` what is not known yet.
@@ -227,11 +232,16 @@ impl Layout {
     }
 }
 
-/// In a probe's template `{struct.field}` is an offset and `{name}` the argument of that name of the probed function.
+/// In a probe's template `{struct.field}` is an offset, or a bit-field if an older kernel has one instead, and `{name}` is an
+/// argument of the probed function.
 impl Resolver for Layout {
     fn resolve(&self, function: &str, name: &str) -> Option<Term> {
         if name.contains('.') {
-            return self.offset(name).map(|offset| Term::Offset(i64::from(offset)));
+            let bit_field = || {
+                let (key, bits) = catalog::as_bit_field(name)?;
+                self.offset(key).map(|offset| Term::BitField { offset: i64::from(offset), bits })
+            };
+            return self.offset(name).map(|offset| Term::Offset(i64::from(offset))).or_else(bit_field);
         }
         self.position(function, name).map(Term::Argument)
     }
@@ -293,6 +303,17 @@ mod tests {
     }
 
     #[test]
+    fn of_two_forms_of_a_field_one_is_enough() {
+        let (new, old) = ("task_struct.start_boottime", "task_struct.real_start_time");
+        let missing = |layout: &Layout| layout.missing(true).into_iter().filter(|key| [new, old].contains(&&**key));
+        let mut layout = Layout::new();
+        assert_eq!(missing(&layout).collect::<Vec<_>>(), [new]);
+        layout.set(old, 1184, Origin::Guess, Duration::ZERO);
+        assert_eq!(missing(&layout).count(), 0);
+        assert!(layout.needs_no(new) && layout.needs_no(old) && !layout.needs_no("task_struct.pid"));
+    }
+
+    #[test]
     fn templates_name_fields_and_arguments() {
         let layout = sample();
         let resolve = |name| layout.resolve("ip_local_out", name);
@@ -300,6 +321,19 @@ mod tests {
         assert_eq!(resolve("skb"), Some(Term::Argument(3)));
         assert_eq!(resolve("sk"), None);
         assert_eq!(layout.resolve("tcp_v4_rcv", "skb"), None);
+    }
+
+    #[test]
+    fn a_field_may_be_of_fewer_bits_on_an_older_kernel() {
+        let mut layout = Layout::new();
+        layout.set("sock.sk_protocol:8", 517, Origin::Guess, Duration::ZERO);
+        let resolve = |layout: &Layout| layout.resolve("tcp_connect", "sock.sk_protocol");
+        assert_eq!(resolve(&layout), Some(Term::BitField { offset: 517, bits: 8 }));
+        assert!(!layout.missing(true).iter().any(|key| key.starts_with("sock.sk_protocol")));
+        let text = serde_json::to_string(&layout).unwrap();
+        assert_eq!(serde_json::from_str::<Layout>(&text).unwrap(), layout);
+        layout.set("sock.sk_protocol", 534, Origin::Guess, Duration::ZERO);
+        assert_eq!(resolve(&layout), Some(Term::Offset(534)));
     }
 
     /// A layout that knows these arguments.

@@ -233,7 +233,9 @@ fn guess(mut layout: Layout, wanted: &[String], options: &ResolveOptions) -> Res
         Some(tracefs) => Arc::clone(tracefs),
         None => Arc::new(Tracefs::find()?),
     };
-    let mut board = Board::new(Group::create(&tracefs, &options.group)?, options.share_events);
+    // Probes that share an event tell themselves apart by a constant.
+    let shares = options.share_events && tracefs.features().constants;
+    let mut board = Board::new(Group::create(&tracefs, &options.group)?, shares);
     if let Some(source) = guesses::no_loopback() {
         return Err(Error::NoLoopback { source });
     }

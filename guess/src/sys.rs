@@ -1,10 +1,12 @@
 //! System calls that have no safe wrapper: the one module that is unsafe.
 
 use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 use std::ffi::{CStr, CString, c_char, c_int, c_long, c_void};
 use std::fs::File;
 use std::io::{self, Write};
+use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::ptr;
 
@@ -101,10 +103,34 @@ fn switch_on(socket: impl AsFd, level: c_int, option: c_int) -> io::Result<()> {
     answer(result.into()).map(drop)
 }
 
+/// What two clocks of the kernel show, in nanoseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd)]
+pub(crate) struct Clocks {
+    /// `CLOCK_MONOTONIC`: without the time that the machine was suspended.
+    pub(crate) monotonic: u64,
+    /// `CLOCK_BOOTTIME`: with it.
+    pub(crate) boottime: u64,
+}
+
+/// A span of time on both clocks.
+pub(crate) type Between = RangeInclusive<Clocks>;
+
+impl Clocks {
+    /// Reads both.
+    pub(crate) fn now() -> io::Result<Self> {
+        let nanos = |clock| {
+            let time = clock_gettime(clock)?;
+            Ok::<_, io::Error>(time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64)
+        };
+        Ok(Self { monotonic: nanos(ClockId::CLOCK_MONOTONIC)?, boottime: nanos(ClockId::CLOCK_BOOTTIME)? })
+    }
+}
+
 /// A process that will execute a program once it is told to, and ends if it never is.
 #[derive(Debug)]
 pub(crate) struct PausedChild {
     pid: Pid,
+    born: Between,
     /// Both ends, so that writing never raises SIGPIPE. Without a word the child sees the end of the pipe.
     gate: Option<(OwnedFd, File)>,
 }
@@ -119,6 +145,7 @@ impl PausedChild {
         let (arguments, environment) = (list(arguments), list(environment));
         let (word, gate) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
         let (word_fd, gate_fd) = (word.as_raw_fd(), gate.as_raw_fd());
+        let before = Clocks::now()?;
         // SAFETY: with no flag but an exit signal, here none, the call makes a copy of the process with only this
         // thread, like fork(2). Without a signal its end disturbs nobody who handles SIGCHLD or waits for any child.
         let pid = answer(unsafe { libc::syscall(libc::SYS_clone, 0, 0, 0, 0, 0) })?;
@@ -127,7 +154,16 @@ impl PausedChild {
             // system calls follow, on memory that was prepared before and on descriptors that are open.
             unsafe { execute_when_told(gate_fd, word_fd, program, &arguments, &environment) }
         }
-        Ok(Self { pid: Pid::from_raw(pid as i32), gate: Some((word, gate.into())) })
+        let pid = Pid::from_raw(pid as i32);
+        // From here on it is waited for, whatever fails.
+        let mut child = Self { pid, born: before..=before, gate: Some((word, gate.into())) };
+        child.born = before..=Clocks::now()?;
+        Ok(child)
+    }
+
+    /// What the clocks showed before it was made and after.
+    pub(crate) fn born(&self) -> &Between {
+        &self.born
     }
 
     /// Its process id.

@@ -4,6 +4,9 @@ use crate::Clock;
 
 /// For how long an estimate is kept, in nanoseconds: the two clocks drift apart by some 0.5 ms in it at worst.
 const KEPT: u64 = 5_000_000_000;
+/// The same for one that comes of a comparison, which the next comparison replaces: records alone tell the time worse than
+/// any drift makes it.
+const COMPARISON_KEPT: u64 = 60_000_000_000;
 
 /// Tells the time of a [`Clock`], given `CLOCK_MONOTONIC`.
 ///
@@ -16,11 +19,12 @@ pub(crate) struct Teller {
     /// The greatest leads in the present and the previous period.
     leads: [Option<i128>; 2],
     period_began: u64,
+    period: u64,
 }
 
 impl Teller {
     pub(crate) fn new(clock: Clock) -> Self {
-        Self { clock, leads: [None; 2], period_began: 0 }
+        Self { clock, leads: [None; 2], period_began: 0, period: KEPT }
     }
 
     pub(crate) fn clock(&self) -> Clock {
@@ -32,12 +36,27 @@ impl Teller {
         if self.clock == Clock::Monotonic || seen == 0 {
             return;
         }
-        if monotonic.saturating_sub(self.period_began) > KEPT {
+        if monotonic.saturating_sub(self.period_began) > self.period {
             self.leads = [None, self.leads[0]];
-            self.period_began = monotonic;
+            (self.period_began, self.period) = (monotonic, KEPT);
         }
         let lead = i128::from(seen) - i128::from(monotonic);
         self.leads[0] = self.leads[0].max(Some(lead));
+    }
+
+    /// Begins anew with records that were caused and read at once, each as [`Teller::note`] takes it. Says whether there
+    /// were any; else all stays as it is.
+    pub(crate) fn compare(&mut self, records: &[(u64, u64)]) -> bool {
+        let mut anew = Self { period_began: u64::MAX, period: COMPARISON_KEPT, ..Self::new(self.clock) };
+        for (seen, monotonic) in records.iter().filter(|(seen, _)| *seen != 0) {
+            anew.note(*seen, *monotonic);
+            anew.period_began = *monotonic;
+        }
+        let is_known = anew.leads[0].is_some();
+        if is_known {
+            *self = anew;
+        }
+        is_known
     }
 
     /// The clock's time at `monotonic`; 0 as long as nothing is known of it.
@@ -79,5 +98,31 @@ mod tests {
             teller.note(now + 300, now);
         }
         assert_eq!(teller.at(20_000_000_000), 20_000_000_300);
+    }
+
+    #[test]
+    fn a_comparison_holds_until_the_next_however_late_records_are_read() {
+        const SECOND: u64 = 1_000_000_000;
+        let mut teller = Teller::new(Clock::Local);
+        assert!(!teller.compare(&[(0, 900)]), "no record was there");
+        assert_eq!(teller.at(1_000), 0);
+        let mut lead = 5_000_000;
+        for comparison in 1..4 {
+            let begins = comparison * 10 * SECOND;
+            assert!(teller.compare(&[(begins + lead - 700, begins), (begins + lead - 30, begins), (0, begins)]));
+            // Ten times a second, of records that are 20 ms old by then.
+            for round in 0..100 {
+                let now = begins + round * SECOND / 10;
+                teller.note(now + lead - 20_000_000, now);
+                assert_eq!(teller.at(now), now + lead - 30);
+            }
+            lead -= 1_000; // the clocks drift apart
+        }
+        // Without any more comparisons records tell it.
+        for round in 0..700 {
+            let now = 30 * SECOND + round * SECOND / 10;
+            teller.note(now + 1_000_000, now);
+        }
+        assert_eq!(teller.at(100 * SECOND), 100 * SECOND + 1_000_000);
     }
 }

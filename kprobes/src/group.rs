@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::owner::Owner;
-use crate::probe::{Line, check_name, line};
+use crate::pieces::{self, PIECE, Pieces};
+use crate::probe::{Event, Line, Request, check_name};
+use crate::sweep::Leftovers;
 use crate::symbols::Addresses;
 use crate::tracefs::{forbidden, forbids};
 use crate::{Error, Fetch, Format, Resolver, Target, Tracefs};
@@ -22,7 +24,13 @@ pub struct Group {
     events: Arc<KprobeEvents>,
     /// Where functions begin that [`Group::learn`] has looked up.
     addresses: Addresses,
+    leftovers: Leftovers,
+    /// What every probe on this kernel had missed when [`Group::new_misses`] looked last.
+    missed: Vec<Missed>,
 }
+
+/// The name of a probe, whatever its group, and how many hits it missed.
+type Missed = (String, u64);
 
 /// Hits and misses of one probe, from `kprobe_profile`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,7 +46,8 @@ pub struct Misses {
 
 impl Group {
     /// Names a group `PREFIX_PID_STARTTIME_N`, after removing the probes in groups of this prefix whose process is
-    /// dead. Probes that are still in use are left where they are: the kernel refuses to remove them.
+    /// dead. Probes that are still in use are left where they are, since the kernel refuses to remove them, until
+    /// [`Group::sweep_again`].
     ///
     /// # Errors
     /// [`Error::NoKprobes`], [`Error::Permission`], [`Error::ReadOnly`], and [`Error::BadName`] for a prefix that
@@ -47,14 +56,24 @@ impl Group {
         // Leaves room for three numbers of up to 13 digits.
         check_name("prefix of groups", prefix, 20)?;
         let events = Arc::new(KprobeEvents::open(tracefs)?);
-        events.sweep(prefix);
         let owner = Owner::this().map_err(|source| Error::io("reading /proc/self/stat", source))?;
+        let list = events.read("kprobe_events").unwrap_or_default();
+        let leftovers = Leftovers::among(list.lines().filter_map(event_of), prefix, owner);
         let name = owner.group(prefix, GROUPS.fetch_add(1, Ordering::Relaxed));
-        Ok(Self { name, events, addresses: Addresses::default() })
+        let mut group = Self { name, events, addresses: Addresses::default(), leftovers, missed: Vec::new() };
+        group.sweep_again();
+        Ok(group)
     }
 
-    /// Looks functions up all at once, on kernels that take long to do so for each probe. What is not found is left to the
-    /// kernel.
+    /// Tries again to remove what was there when the group was created and belongs to dead processes: a process that is
+    /// killed uses its probes while it is dying. To be called now and then; costs nothing once nothing is left, and gives
+    /// up after 300 calls.
+    pub fn sweep_again(&mut self) {
+        self.leftovers.sweep(Owner::is_dead, |event| self.events.remove(event));
+    }
+
+    /// Looks functions up all at once, on kernels that take long to do so for each probe, or that write into their log
+    /// that they do not have it. What is not known then is left to the kernel.
     pub fn learn(&mut self, functions: &[&str]) {
         self.addresses = Addresses::of(functions);
     }
@@ -64,7 +83,8 @@ impl Group {
         &self.name
     }
 
-    /// Installs a probe named `name`, or looks a tracepoint up: then `name`, `fetches` and `resolver` are not used.
+    /// Installs a probe named `name`, or looks a tracepoint up: then `name`, `fetches` and `resolver` are not used. On kernels
+    /// without arrays, a probe with arrays may take several events; its records are the same.
     ///
     /// # Errors
     /// Before the kernel is asked: [`Error::Unresolved`], [`Error::BadTemplate`], [`Error::BadName`],
@@ -82,20 +102,43 @@ impl Group {
             Target::Kretprobe { function, maxactive } => (function, Some(maxactive)),
             Target::Tracepoint { category, name } => {
                 let format = self.events.tracefs.format(category, name)?;
-                return Ok(Installed { format, probe: None });
+                return Ok(Installed { format, pieces: Pieces::default(), probes: Vec::new() });
             }
         };
-        let features = self.events.tracefs.features();
-        let line = |place: &str| line(&self.name, name, function, place, at_return, fetches, resolver, features);
-        let by_name = line(function)?;
-        let quicker = self.addresses.place(function, at_return.is_some()).and_then(|place| line(&place).ok());
-        let is_added = quicker.is_some_and(|line| self.events.add(name, function, &line).is_ok());
-        if !is_added {
-            self.events.add(name, function, &by_name)?;
+        if self.addresses.lack(function) {
+            let source = io::Error::from_raw_os_error(libc::ENOENT);
+            return Err(Error::Refused {
+                probe: name.to_owned(),
+                target: function.to_owned(),
+                message: String::new(),
+                source,
+            });
         }
-        let probe = Arc::new(Probe { event: format!("{}/{name}", self.name), events: Arc::clone(&self.events) });
-        let format = self.events.tracefs.format(&self.name, name)?;
-        Ok(Installed { format, probe: Some(probe) })
+        let features = self.events.tracefs.features();
+        let request = Request { group: &self.name, name, function, at_return, fetches, resolver, features };
+        let by_name = request.events(function)?;
+        // A return is probed at an offset from a symbol since Linux 4.12, which also brought `maxactive`.
+        let place = self.addresses.place(function, at_return.is_some());
+        let place = place.filter(|_| at_return.is_none() || features.maxactive);
+        let quicker = place.and_then(|place| request.events(&place).ok());
+        let (probes, events) = either(quicker, by_name, |events| self.add(function, events))?;
+        let format = |event: &Event| Ok((self.events.tracefs.format(&self.name, &event.name)?, event.count));
+        let formats = events.iter().map(format).collect::<Result<Vec<_>, Error>>()?;
+        let (format, pieces) = match &formats[..] {
+            [(format, _)] if features.arrays => (format.clone(), Pieces::default()),
+            formats => pieces::joined(&request.asked(), formats)?,
+        };
+        Ok(Installed { format, pieces, probes })
+    }
+
+    /// Installs the events of one probe: all of them or none.
+    fn add(&self, function: &str, events: &[Event]) -> Result<Vec<Arc<Probe>>, Error> {
+        let add = |event: &Event| {
+            self.events.add(&event.name, function, &event.line)?;
+            let name = format!("{}/{}", self.name, event.name);
+            Ok(Arc::new(Probe { event: name, events: Arc::clone(&self.events) }))
+        };
+        events.iter().map(add).collect()
     }
 
     /// Hits and misses of this group's probes since each was installed.
@@ -114,6 +157,21 @@ impl Group {
         let source = io::Error::other("it changed each time it was read");
         Err(Error::io("reading kprobe_profile", source))
     }
+
+    /// The same, if any probe has missed a hit since the last call, and `None` otherwise. Asked often, this costs much
+    /// less than [`Group::misses`]: the kernel need not write out what each probe fetches.
+    ///
+    /// # Errors
+    /// Those of [`Group::misses`].
+    pub fn new_misses(&mut self) -> Result<Option<Vec<Misses>>, Error> {
+        let missed = missed_in(&self.events.read("kprobe_profile")?);
+        if missed == self.missed {
+            return Ok(None);
+        }
+        let misses = self.misses()?;
+        self.missed = missed;
+        Ok(Some(misses))
+    }
 }
 
 /// A probe that is installed, or a tracepoint.
@@ -123,7 +181,8 @@ impl Group {
 #[derive(Debug)]
 pub struct Installed {
     format: Format,
-    probe: Option<Arc<Probe>>,
+    pieces: Pieces,
+    probes: Vec<Arc<Probe>>,
 }
 
 impl Installed {
@@ -142,9 +201,20 @@ impl Installed {
         &self.format.name
     }
 
+    /// The types of all events that it is made of.
+    pub(crate) fn ids(&self) -> Vec<u32> {
+        let pieces = &self.pieces.pieces;
+        if pieces.is_empty() { vec![self.id()] } else { pieces.iter().map(|piece| piece.id).collect() }
+    }
+
+    /// What its records are made of.
+    pub(crate) fn pieces(&self) -> &Pieces {
+        &self.pieces
+    }
+
     /// Keeps the probe installed while it is held.
-    pub(crate) fn hold(&self) -> Option<Arc<Probe>> {
-        self.probe.clone()
+    pub(crate) fn hold(&self) -> Vec<Arc<Probe>> {
+        self.probes.clone()
     }
 }
 
@@ -158,7 +228,7 @@ pub(crate) struct Probe {
 impl Drop for Probe {
     fn drop(&mut self) {
         // Refused only when another process has opened it meanwhile. Then the next sweep finds it.
-        let _ = self.events.write(&format!("-:{}", self.event));
+        let _ = self.events.remove(&self.event);
     }
 }
 
@@ -222,15 +292,9 @@ impl KprobeEvents {
         })
     }
 
-    /// Removes the probes of dead processes. Others may do so at the same time: then they are simply gone.
-    fn sweep(&self, prefix: &str) {
-        let Ok(list) = self.read("kprobe_events") else { return };
-        for event in list.lines().filter_map(event_of) {
-            let owner = event.split_once('/').and_then(|(group, _)| Owner::of_group(prefix, group));
-            if owner.is_some_and(Owner::is_dead) {
-                let _ = self.write(&format!("-:{event}"));
-            }
-        }
+    /// Removes a probe, `GROUP/NAME`. Fails with `ENOENT` where there is none, with `EBUSY` while it is in use.
+    fn remove(&self, event: &str) -> io::Result<()> {
+        self.write(&format!("-:{event}"))
     }
 }
 
@@ -257,6 +321,26 @@ fn reason_in<'a>(log: &'a str, line: &str) -> Option<&'a str> {
     Some(said.split_once("error: ").map_or(*said, |(_, reason)| reason))
 }
 
+/// Whether this event is a further piece of that probe.
+fn is_piece_of(event: &str, probe: &str) -> bool {
+    event.strip_prefix(probe).is_some_and(|rest| rest.starts_with(PIECE))
+}
+
+/// Adds the `quicker` events or else the others, and says which. An address is not as long as a symbol, so the two may be
+/// divided in different places.
+fn either<T, E>(
+    quicker: Option<Vec<Event>>,
+    others: Vec<Event>,
+    mut add: impl FnMut(&[Event]) -> Result<T, E>,
+) -> Result<(T, Vec<Event>), E> {
+    if let Some(events) = quicker
+        && let Ok(added) = add(&events)
+    {
+        return Ok((added, events));
+    }
+    Ok((add(&others)?, others))
+}
+
 /// The lines of `profile` that belong to `group`, or nothing if the two do not list the same probes.
 fn misses_of(group: &str, events: &str, profile: &str) -> Option<Vec<Misses>> {
     let mut misses = Vec::new();
@@ -268,16 +352,40 @@ fn misses_of(group: &str, events: &str, profile: &str) -> Option<Vec<Misses>> {
             return None;
         }
         let (hits, missed) = (columns.next()?.parse().ok()?, columns.next()?.parse().ok()?);
-        if its_group == group {
-            misses.push(Misses { name: name.to_owned(), hits, misses: missed });
+        if its_group != group {
+            continue;
+        }
+        match misses.last_mut().filter(|last: &&mut Misses| is_piece_of(name, &last.name)) {
+            // A hit that is missed is missed by every piece.
+            Some(last) => last.misses = last.misses.max(missed),
+            None => misses.push(Misses { name: name.to_owned(), hits, misses: missed }),
         }
     }
     profile.next().is_none().then_some(misses)
 }
 
+/// What each probe in `kprobe_profile` has missed.
+fn missed_in(profile: &str) -> Vec<Missed> {
+    let missed = |line: &str| {
+        let mut columns = line.split_ascii_whitespace();
+        Some((columns.next()?.to_owned(), columns.nth(1)?.parse().ok()?))
+    };
+    profile.lines().filter_map(missed).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_profile_with_more_hits_has_no_more_misses() {
+        let before = missed_in("  connect 7 1\n  close 9 0\n");
+        assert_eq!(before, [("connect".to_owned(), 1), ("close".to_owned(), 0)]);
+        assert_eq!(missed_in("  connect 8 1\n  close 11 0\n"), before);
+        assert_ne!(missed_in("  connect 8 1\n  close 11 1\n"), before);
+        assert_ne!(missed_in("  connect 8 1\n"), before);
+        assert_ne!(missed_in("  connect 8 1\n  open 11 0\n"), before);
+    }
 
     #[test]
     fn the_reason_is_the_newest_of_the_same_line() {
@@ -288,6 +396,40 @@ mod tests {
         assert_eq!(reason_in(log, "p:a/e other"), Some("Failed to register probe event"));
         assert_eq!(reason_in(log, "p:a/d"), None);
         assert_eq!(reason_in("  Command: p:a/d", "p:a/d"), None);
+    }
+
+    /// An address is shorter than most symbols, so the first event may have room for one value more.
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn values_are_counted_in_the_events_that_were_added() {
+        use crate::{Features, Term, Type};
+        let template = format!("{}{{a}}{}", "+24(".repeat(8), ")".repeat(8));
+        let fetches = [Fetch::new("name", template, Type::Words(120))];
+        let resolver = |_: &str, _: &str| Some(Term::Argument(1));
+        let function = &"f".repeat(100);
+        let features = Features::default();
+        let request = Request {
+            group: "g",
+            name: "e",
+            function,
+            at_return: None,
+            fetches: &fetches,
+            resolver: &resolver,
+            features,
+        };
+        let events = |place| request.events(place).unwrap();
+        let counts = |events: &[Event]| events.iter().map(|event| event.count).collect::<Vec<_>>();
+        let (quicker, others) = (counts(&events("0xffff")), counts(&events(function)));
+        assert_ne!(quicker, others);
+        let added = |accepts: fn(&str) -> bool| {
+            let add = |events: &[Event]| {
+                if events.iter().all(|event| accepts(&event.line.text())) { Ok(counts(events)) } else { Err(()) }
+            };
+            either(Some(events("0xffff")), events(function), add).map(|(added, events)| (added, counts(&events)))
+        };
+        assert_eq!(added(|_| true), Ok((quicker.clone(), quicker)));
+        assert_eq!(added(|text| !text.contains("0xffff")), Ok((others.clone(), others)));
+        assert_eq!(added(|_| false), Err(()));
     }
 
     #[test]
@@ -302,5 +444,14 @@ mod tests {
         assert_eq!(misses_of("b_1_2_0", events, profile.split_once("close").unwrap().0), None);
         assert_eq!(misses_of("b_1_2_0", events, &format!("{profile}  more 0 0\n")), None);
         assert_eq!(misses_of("b_1_2_0", events, &profile.replace("close", "open")), None);
+    }
+
+    #[test]
+    fn what_the_events_of_one_probe_missed_is_not_added_up() {
+        let events = "p:a_1_2_0/exec f\np:a_1_2_0/exec_piece_1 f\np:a_1_2_0/exec_piece_2 f\np:a_1_2_0/exec_result g\n";
+        let profile = "  exec 7 1\n  exec_piece_1 6 3\n  exec_piece_2 6 2\n  exec_result 5 4\n";
+        let misses = |name: &str, hits, misses| Misses { name: name.to_owned(), hits, misses };
+        let both = vec![misses("exec", 7, 3), misses("exec_result", 5, 4)];
+        assert_eq!(misses_of("a_1_2_0", events, profile), Some(both));
     }
 }

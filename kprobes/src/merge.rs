@@ -31,7 +31,9 @@ pub enum Record<'a> {
     },
     /// A ring was full.
     Lost {
-        /// When the kernel next found room, in nanoseconds of the rings' clock.
+        /// When the last record before the loss was written; 0 if there was none. In nanoseconds of the rings' clock.
+        since: u64,
+        /// When the kernel next found room.
         time: u64,
         /// Whose ring it was.
         cpu: u32,

@@ -1,9 +1,9 @@
 //! What is probed, what is fetched there, and the line of text that says so.
 
 use std::borrow::Cow;
-use std::fmt::Write;
 
-use crate::template::{Arguments, Problem, expand};
+use crate::pieces::{PIECE, is_array, single_values};
+use crate::template::{Arguments, Expression, Problem, expand};
 use crate::{Error, Features, Resolver, Type};
 
 /// Fetch arguments of one probe (`MAX_TRACE_ARGS` of the kernel).
@@ -12,6 +12,14 @@ const MOST_FETCHES: usize = 128;
 const MOST_TEXT: usize = 4094;
 /// Bytes of a record's fixed part: what perf's buffer takes on the oldest kernels, less what stands around it.
 const MOST_RECORD: usize = 2000;
+/// Bytes before its first value: `common_type` to `__probe_ip`.
+const HEAD: usize = 16;
+/// Why an array cannot be fetched word by word.
+const NO_OFFSET: &str = "without arrays, an array's template must begin with +offset(";
+/// The template of where a function returns to.
+const CALLER: &str = "$caller";
+/// Why a bit-field cannot be fetched as it is declared.
+const BITS: &str = "a bit-field is fetched as an unsigned number that has room for it";
 /// Calls in progress that a kretprobe may follow (`KRETPROBE_MAXACTIVE_MAX`).
 const MOST_ACTIVE: u32 = 4096;
 
@@ -52,6 +60,10 @@ pub enum Target<'a> {
 /// | `+{sock.a+b.c-8}({sk})` | memory at a sum of offsets and numbers; `-{…}(…)` subtracts it |
 /// | `+u0({filename})` | the user's memory |
 /// | `$retval` | what the kernel calls by this name |
+/// | `$caller` | the return address at the function's entry: a register or the top of the stack, because the kernel has no such word |
+/// | `$comm` | the name of the running thread, from Linux 4.8 on |
+///
+/// Where a name stands for a [bit-field](crate::Term::BitField), only its bits are fetched.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fetch<'a> {
     /// Its name: at most 31 letters, digits and underscores.
@@ -60,19 +72,37 @@ pub struct Fetch<'a> {
     pub template: Cow<'a, str>,
     /// The type.
     pub kind: Type,
+    /// Whether the probe does without it where the resolver does not know a name in its template, or the kernel does not
+    /// take what the template asks for. The field is then missing in the record.
+    pub optional: bool,
 }
 
 impl<'a> Fetch<'a> {
     /// A fetch of parts known only at run time.
     pub fn new(name: impl Into<Cow<'a, str>>, template: impl Into<Cow<'a, str>>, kind: Type) -> Self {
-        Self { name: name.into(), template: template.into(), kind }
+        Self { name: name.into(), template: template.into(), kind, optional: false }
+    }
+
+    /// The same, and whether the probe does without it.
+    #[must_use]
+    pub const fn optional(mut self, optional: bool) -> Self {
+        self.optional = optional;
+        self
+    }
+}
+
+impl Fetch<'_> {
+    /// Whether the resolver knows every name in its template, in a probe on `function`.
+    pub fn is_resolved(&self, function: &str, resolver: &dyn Resolver) -> bool {
+        let expanded = expand(&self.template, Arguments::ENTRY, &|term| resolver.resolve(function, term));
+        !matches!(expanded, Err(Problem::Unknown(_)))
     }
 }
 
 impl Fetch<'static> {
     /// A fetch known at compile time: what [`sample!`](crate::sample!) writes.
     pub const fn constant(name: &'static str, template: &'static str, kind: Type) -> Self {
-        Self { name: Cow::Borrowed(name), template: Cow::Borrowed(template), kind }
+        Self { name: Cow::Borrowed(name), template: Cow::Borrowed(template), kind, optional: false }
     }
 }
 
@@ -99,38 +129,121 @@ impl Line {
     }
 }
 
-/// The line that installs `group`/`name` on a function, which begins at `place`: its symbol or its address. Checks
-/// everything that can be checked without the kernel.
-#[allow(clippy::too_many_arguments, reason = "the parts of a line, each of its own kind")]
-pub(crate) fn line(
-    group: &str,
-    name: &str,
-    function: &str,
-    place: &str,
-    at_return: Option<Option<u32>>,
-    fetches: &[Fetch<'_>],
-    resolver: &dyn Resolver,
-    features: Features,
-) -> Result<Line, Error> {
-    check_name("probe", name, 63)?;
-    check_function(place)?;
-    check_most(name, "fetch arguments", fetches.len(), MOST_FETCHES)?;
-    let record = 16 + fetches.iter().map(|fetch| fetch.kind.size()).sum::<usize>();
-    check_most(name, "bytes in a record", record, MOST_RECORD)?;
+/// A probe that is asked for.
+#[derive(Clone, Copy)]
+pub(crate) struct Request<'a> {
+    pub(crate) group: &'a str,
+    pub(crate) name: &'a str,
+    pub(crate) function: &'a str,
+    /// Of a kretprobe, its maxactive.
+    pub(crate) at_return: Option<Option<u32>>,
+    pub(crate) fetches: &'a [Fetch<'a>],
+    pub(crate) resolver: &'a dyn Resolver,
+    pub(crate) features: Features,
+}
 
-    let arguments = if at_return.is_some() { Arguments::Numbered } else { Arguments::ENTRY };
-    let mut rest = format!(":{group}/{name} {place}");
-    for fetch in fetches {
-        check_name("fetch argument", &fetch.name, 31)?;
-        let expression = expand(&fetch.template, arguments, &|term| resolver.resolve(function, term))
-            .map_err(|problem| template_error(name, function, fetch, problem))?;
-        let expression = if features.user_memory { expression } else { of_kernel_memory(&expression) };
-        let _ = write!(rest, " {}={expression}:{}", fetch.name, fetch.kind);
+/// One event of a probe: its name, its line, and how many values it fetches.
+#[derive(Debug)]
+pub(crate) struct Event {
+    pub(crate) name: String,
+    pub(crate) line: Line,
+    pub(crate) count: usize,
+}
+
+impl Request<'_> {
+    /// What can be fetched of it: all but what it does without here.
+    pub(crate) fn asked(&self) -> Vec<Fetch<'_>> {
+        self.fetches.iter().filter(|fetch| !fetch.optional || self.can_fetch(fetch)).cloned().collect()
     }
-    let maxactive = at_return.flatten().filter(|_| features.maxactive).map(|count| count.clamp(1, MOST_ACTIVE));
-    let line = Line { letter: if at_return.is_some() { 'r' } else { 'p' }, maxactive, rest };
-    check_most(name, "bytes of text", line.text().len(), MOST_TEXT)?;
-    Ok(line)
+
+    /// Whether the kernel takes it, and all names in it are known.
+    fn can_fetch(&self, fetch: &Fetch<'_>) -> bool {
+        let is_taken = self.features.comm || fetch.template != "$comm";
+        is_taken && fetch.is_resolved(self.function, self.resolver)
+    }
+
+    /// The events that it takes: one if the kernel has arrays, or if there are none in it. `place` is where the function
+    /// begins: its symbol or its address. Checks everything that can be checked without the kernel.
+    pub(crate) fn events(&self, place: &str) -> Result<Vec<Event>, Error> {
+        check_name("probe", self.name, 63)?;
+        check_function(place)?;
+        let mut fetches = self.asked();
+        let may_divide = !self.features.arrays && fetches.iter().any(|fetch| is_array(fetch.kind));
+        if may_divide {
+            fetches = single_values(&fetches).map_err(|fetch| {
+                template_error(self.name, self.function, fetch, Problem::Malformed(NO_OFFSET.to_owned()))
+            })?;
+        }
+        let mut events: Vec<Draft> = Vec::new();
+        for fetch in &fetches {
+            let (text, size) = (self.argument(fetch)?, fetch.kind.size());
+            match events.last_mut().filter(|event| !may_divide || event.has_room(text.len(), size)) {
+                Some(event) => event.add(&text, size),
+                None => events.push(self.draft(events.len(), place, &text, size)),
+            }
+        }
+        if events.is_empty() {
+            events.push(self.draft(0, place, "", 0));
+        }
+        events.into_iter().map(|event| self.checked(event)).collect()
+    }
+
+    /// ` name=expression:type`
+    fn argument(&self, fetch: &Fetch<'_>) -> Result<String, Error> {
+        check_name("fetch argument", &fetch.name, 31)?;
+        let failed = |problem| template_error(self.name, self.function, fetch, problem);
+        let arguments = if self.at_return.is_some() { Arguments::Numbered } else { Arguments::ENTRY };
+        let template = match (&*fetch.template, arguments.caller()) {
+            (CALLER, Some(caller)) => caller,
+            (CALLER, None) => return Err(failed(Problem::Unknown(CALLER.to_owned()))),
+            (template, _) => template,
+        };
+        let names = |term: &str| self.resolver.resolve(self.function, term);
+        let Expression { text, bits } = expand(template, arguments, &names).map_err(failed)?;
+        let text = if self.features.user_memory { text } else { of_kernel_memory(&text) };
+        let kind = match bits {
+            None => fetch.kind.to_string(),
+            Some(bits) => fetch.kind.of_bits(bits).ok_or_else(|| failed(Problem::Malformed(BITS.to_owned())))?,
+        };
+        Ok(format!(" {}={text}:{kind}", fetch.name))
+    }
+
+    fn draft(&self, number: usize, place: &str, argument: &str, size: usize) -> Draft {
+        let piece = if number == 0 { String::new() } else { format!("{PIECE}{number}") };
+        let name = format!("{}{piece}", self.name);
+        let rest = format!(":{}/{name} {place}{argument}", self.group);
+        Draft { name, rest, count: usize::from(!argument.is_empty()), record: HEAD + size }
+    }
+
+    fn checked(&self, Draft { name, rest, count, record }: Draft) -> Result<Event, Error> {
+        check_most(&name, "fetch arguments", count, MOST_FETCHES)?;
+        check_most(&name, "bytes in a record", record, MOST_RECORD)?;
+        let most = |count: u32| count.clamp(1, MOST_ACTIVE);
+        let maxactive = self.at_return.flatten().filter(|_| self.features.maxactive).map(most);
+        let line = Line { letter: if self.at_return.is_some() { 'r' } else { 'p' }, maxactive, rest };
+        check_most(&name, "bytes of text", line.text().len(), MOST_TEXT)?;
+        Ok(Event { name, line, count })
+    }
+}
+
+/// An event whose arguments are not complete.
+struct Draft {
+    name: String,
+    rest: String,
+    count: usize,
+    record: usize,
+}
+
+impl Draft {
+    fn has_room(&self, text: usize, size: usize) -> bool {
+        self.count < MOST_FETCHES && self.record + size <= MOST_RECORD && 1 + self.rest.len() + text <= MOST_TEXT
+    }
+
+    fn add(&mut self, text: &str, size: usize) {
+        self.rest.push_str(text);
+        self.count += 1;
+        self.record += size;
+    }
 }
 
 /// Checks what becomes an identifier in the kernel.
@@ -179,18 +292,27 @@ mod tests {
     use super::*;
     use crate::{Kind, Term};
 
-    const ALL: Features = Features { arrays: true, user_memory: true, arguments: true, maxactive: true };
+    const ALL: Features =
+        Features { arrays: true, user_memory: true, arguments: true, maxactive: true, comm: true, constants: true };
 
     fn names(_: &str, name: &str) -> Option<Term> {
         match name {
             "a" => Some(Term::Argument(1)),
             "s.f" => Some(Term::Offset(16)),
+            "s.bits" => Some(Term::BitField { offset: 17, bits: 8 }),
             _ => None,
         }
     }
 
     fn built(at_return: Option<Option<u32>>, fetches: &[Fetch<'_>], features: Features) -> Result<Line, Error> {
-        line("g_1_2_0", "probe", "ip_local_out", "ip_local_out", at_return, fetches, &names, features)
+        let mut events = request(at_return, fetches, features).events("ip_local_out")?;
+        assert_eq!(events.len(), 1);
+        Ok(events.remove(0).line)
+    }
+
+    fn request<'a>(at_return: Option<Option<u32>>, fetches: &'a [Fetch<'a>], features: Features) -> Request<'a> {
+        let (group, name, function) = ("g_1_2_0", "probe", "ip_local_out");
+        Request { group, name, function, at_return, fetches, resolver: &names, features }
     }
 
     #[test]
@@ -210,8 +332,39 @@ mod tests {
              five=+u0(+16(%di)):string"
         );
         assert_eq!(line.without_maxactive(), None);
+        let comm = [Fetch::new("comm", "$comm", Type::String).optional(true)];
+        assert_eq!(built(None, &comm, ALL).unwrap().text(), "p:g_1_2_0/probe ip_local_out comm=$comm:string");
+        assert_eq!(built(None, &comm, Features::default()).unwrap().text(), "p:g_1_2_0/probe ip_local_out");
         let line = built(None, &fetches[4..], Features::default()).unwrap();
         assert_eq!(line.text(), "p:g_1_2_0/probe ip_local_out five=+0(+16(%di)):string");
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn what_a_probe_may_do_without_is_left_out_where_it_is_not_known() {
+        let fetches = [
+            Fetch::new("one", "{a}", Type::U64),
+            Fetch::new("two", "+{s.no_such}({a})", Type::U32).optional(true),
+            Fetch::new("three", "+{s.f}({a})", Type::U32).optional(true),
+        ];
+        let line = built(None, &fetches, ALL).unwrap();
+        assert_eq!(line.text(), "p:g_1_2_0/probe ip_local_out one=%di:u64 three=+16(%di):u32");
+        let needed = [fetches[1].clone().optional(false)];
+        assert_eq!(built(None, &needed, ALL).unwrap_err().kind(), Kind::Unresolved);
+        let malformed = [Fetch::new("two", "+{s.f+}({a})", Type::U32).optional(true)];
+        assert_eq!(built(None, &malformed, ALL).unwrap_err().kind(), Kind::Declaration, "a mistake stays one");
+    }
+
+    /// As `parse_probe_arg` of the kernel's trace_probe.c reads it: width, first bit, and the number that it is fetched as.
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn of_a_bit_field_its_bits_are_fetched() {
+        let of = |kind| built(None, &[Fetch::new("one", "+{s.bits}({a})", kind)], ALL).map(|line| line.text());
+        assert_eq!(of(Type::U16).unwrap(), "p:g_1_2_0/probe ip_local_out one=+17(%di):b8@0/16");
+        assert_eq!(of(Type::U8).unwrap(), "p:g_1_2_0/probe ip_local_out one=+17(%di):b8@0/8");
+        for kind in [Type::S16, Type::Words(2), Type::String] {
+            assert_eq!(of(kind).unwrap_err().kind(), Kind::Declaration, "{kind}");
+        }
     }
 
     #[test]
@@ -244,6 +397,33 @@ mod tests {
     }
 
     #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn without_arrays_a_probe_is_as_many_events_as_it_takes() {
+        let fetches = [
+            Fetch::new("count", "+8({a})", Type::S32),
+            Fetch::new("path", "+0(+{s.f}({a}))", Type::Words(64)),
+            Fetch::new("more", "+u512(+{s.f}({a}))", Type::Words(64)),
+            Fetch::new("odd", "+{s.f}({a})", Type::Bytes(7)),
+        ];
+        let events = request(None, &fetches, Features::default()).events("ip_local_out").unwrap();
+        let counts: Vec<_> = events.iter().map(|event| (event.name.as_str(), event.count)).collect();
+        assert_eq!(counts, [("probe", 128), ("probe_piece_1", 4)]);
+        let text = events[0].line.text();
+        assert!(
+            text.starts_with("p:g_1_2_0/probe ip_local_out count=+8(%di):s32 path_0=+0(+16(%di)):u64 path_8=+8("),
+            "{text}"
+        );
+        assert!(text.ends_with(" more_496=+1008(+16(%di)):u64"), "{text}");
+        assert_eq!(
+            events[1].line.text(),
+            "p:g_1_2_0/probe_piece_1 ip_local_out more_504=+1016(+16(%di)):u64 \
+             odd_0=+16(%di):u32 odd_4=+20(%di):u16 odd_6=+22(%di):u8"
+        );
+        assert!(events.iter().all(|event| event.line.text().len() <= MOST_TEXT));
+        assert_eq!(request(None, &fetches[1..2], ALL).events("ip_local_out").unwrap().len(), 1);
+    }
+
+    #[test]
     fn errors_name_probe_argument_and_field() {
         let error = built(None, &[Fetch::new("dport", "+{sock.dport}({a})", Type::U16)], ALL).unwrap_err();
         assert_eq!(error.kind(), Kind::Unresolved);
@@ -259,9 +439,9 @@ mod tests {
         }
         assert!(check_name("probe", &"x".repeat(63), 63).is_ok());
         for function in ["", "a b", "a\np:x/y z"] {
-            assert!(line("g", "p", "f", function, None, &[], &names, ALL).is_err(), "{function:?}");
+            assert!(request(None, &[], ALL).events(function).is_err(), "{function:?}");
         }
-        assert!(line("g", "p", "tcp_v4_rcv", "tcp_v4_rcv.isra.0", None, &[], &names, ALL).is_ok());
+        assert!(request(None, &[], ALL).events("tcp_v4_rcv.isra.0").is_ok());
         assert!(built(None, &[Fetch::new("x".repeat(32), "{a}", Type::U8)], ALL).is_err());
     }
 }

@@ -11,6 +11,9 @@ const LOST: u32 = 2;
 const SAMPLE: u32 = 9;
 /// Type (32 bits), misc (16), size (16).
 const HEADER: usize = 8;
+/// A ring is crowded when more than this fraction (1/n) of it is used. A record that found no room is hardly ever
+/// larger than the rest of the ring, and neither is what is written while the ring is being read.
+const CROWDED: u64 = 2;
 /// As much of a record as there is to know before its raw bytes.
 type Start = [u8; HEADER + 40];
 /// The longest record that a 16-bit size can describe, and a bit.
@@ -48,8 +51,12 @@ pub(crate) struct Ring<M> {
     cursor: u64,
     head: u64,
     next: Option<Next>,
+    /// The time of the record that was read last.
+    last: u64,
     lost: u64,
     malformed: u64,
+    /// The end of the ring's records when it was last found crowded: see [`Ring::may_hide_loss`].
+    crowded_at: Option<u64>,
 }
 
 /// What the next record is, read once when it is looked at.
@@ -71,7 +78,7 @@ impl<M: Memory> Ring<M> {
     /// Reads `memory`; `cpu` is whose it is, `None` when its samples carry `PERF_SAMPLE_CPU`.
     pub(crate) fn new(memory: M, cpu: Option<u32>) -> Self {
         let cursor = memory.tail();
-        Self { memory, cpu, cursor, head: cursor, next: None, lost: 0, malformed: 0 }
+        Self { memory, cpu, cursor, head: cursor, next: None, last: 0, lost: 0, malformed: 0, crowded_at: None }
     }
 
     /// Its memory, to be written to in the kernel's place.
@@ -132,18 +139,23 @@ impl<M: Memory> Ring<M> {
             return None;
         }
         match kind {
+            SAMPLE if usize::from(size) == self.raw_len_at() => Some(Err(size)),
             SAMPLE => self.sample(size, &start).map(Ok),
             LOST => self.loss(size, &start).map(Ok),
             _ => Some(Err(size)),
         }
     }
 
+    /// The offset at which a sample says how long its raw part is. A sample that ends there has no raw part: only
+    /// events without a probe, the timers, write such samples.
+    fn raw_len_at(&self) -> usize {
+        HEADER + if self.cpu.is_some() { 16 } else { 24 }
+    }
+
     /// pid, tid, time, cpu where it is asked for, length of the raw part, raw part.
     fn sample(&self, size: u16, start: &Start) -> Option<Next> {
-        let (cpu, raw_len_at) = match self.cpu {
-            Some(cpu) => (cpu, HEADER + 16),
-            None => (word(start, HEADER + 16), HEADER + 24),
-        };
+        let cpu = self.cpu.unwrap_or_else(|| word(start, HEADER + 16));
+        let raw_len_at = self.raw_len_at();
         let (raw_len, raw_at) = (word(start, raw_len_at), raw_len_at + 4);
         if raw_at + raw_len as usize > usize::from(size) {
             return None;
@@ -184,10 +196,11 @@ impl<M: Memory> Ring<M> {
         let Some(Next { size, time, cpu, body }) = self.next.take() else { return };
         let record = self.cursor;
         self.cursor += u64::from(size);
+        let since = std::mem::replace(&mut self.last, time).min(time);
         match body {
             Body::Lost { count } => {
                 self.lost = self.lost.saturating_add(count);
-                f(Record::Lost { time, cpu, count });
+                f(Record::Lost { since, time, cpu, count });
             }
             Body::Sample { pid, tid, raw_at, raw_len } => {
                 let (first, rest) = self.memory.unread(record + u64::from(raw_at), usize::from(raw_len));
@@ -200,9 +213,25 @@ impl<M: Memory> Ring<M> {
 
     /// Gives what was read back to the kernel.
     pub(crate) fn commit(&mut self) {
-        if self.memory.tail() != self.cursor {
+        let tail = self.memory.tail();
+        if tail != self.cursor {
             self.memory.release(self.cursor);
         }
+        // Read after the release: every record that found no room before the release is older than this.
+        let end = self.memory.refresh();
+        if end - tail > self.memory.capacity() as u64 / CROWDED {
+            self.crowded_at = Some(end);
+        } else if self.crowded_at.is_some_and(|at| at != end) {
+            self.crowded_at = None;
+        }
+    }
+
+    /// Whether records may have been lost that the kernel has not reported yet. It reports a loss only when it writes
+    /// the next record. True if the ring was crowded when it was last read, nothing has been written since, and there
+    /// is now room for a record.
+    pub(crate) fn may_hide_loss(&mut self) -> bool {
+        let end = self.memory.refresh();
+        self.crowded_at == Some(end) && end - self.memory.tail() <= self.memory.capacity() as u64 / CROWDED
     }
 }
 

@@ -13,6 +13,7 @@ use crate::clock::Teller;
 use crate::cpus;
 use crate::group::Probe;
 use crate::merge::Merge;
+use crate::pieces::Joiner;
 use crate::ring::Ring;
 use crate::sys::limits;
 use crate::sys::mapping::Mapping;
@@ -34,6 +35,7 @@ pub struct Rings {
     /// Losses of rings that are gone, one entry for each CPU.
     past: Vec<Losses>,
     merge: Merge,
+    joiner: Joiner,
     teller: Teller,
     poller: Poller,
     settings: Settings,
@@ -48,6 +50,9 @@ struct Post {
     owner: OwnedFd,
     /// The events that write into it, by the id of their trace event.
     events: Vec<(u32, OwnedFd)>,
+    /// A timer that writes one sample on request, so that the kernel also reports pending losses. A thread's ring has
+    /// none, because its timer would run only while the thread does.
+    timer: Option<OwnedFd>,
     /// Its CPU went offline: to be dropped once it is empty.
     retired: bool,
 }
@@ -58,7 +63,7 @@ struct Attachment {
     id: u32,
     name: String,
     filter: Option<CString>,
-    _probe: Option<Arc<Probe>>,
+    _probes: Vec<Arc<Probe>>,
 }
 
 /// Ends a [`Rings::wait`], from another thread or a signal handler's thread.
@@ -105,6 +110,7 @@ impl Rings {
             attachments: Vec::new(),
             past: Vec::new(),
             merge: Merge::new(),
+            joiner: Joiner::default(),
             teller: Teller::new(settings.clock),
             poller,
             settings,
@@ -120,19 +126,31 @@ impl Rings {
     /// The rings keep the probe installed until [`Rings::detach`] or until they are dropped.
     ///
     /// # Errors
-    /// As [`Rings::per_cpu`]; [`Error::Filter`] when the kernel does not take the filter. Then nothing is attached.
+    /// As [`Rings::per_cpu`]; [`Error::Filter`] when the kernel does not take the filter, or when the probe takes several
+    /// events because the kernel has no arrays: such a probe cannot have a filter. Then nothing is attached.
     pub fn attach(&mut self, event: &Installed, filter: Option<&str>) -> Result<(), Error> {
         let not_a_filter = |source| Error::Filter {
             event: event.name().to_owned(),
             filter: filter.unwrap_or_default().to_owned(),
             source,
         };
-        let attachment = Attachment {
-            id: event.id(),
-            name: event.name().to_owned(),
-            filter: filter.map(CString::new).transpose().map_err(|error| not_a_filter(error.into()))?,
-            _probe: event.hold(),
-        };
+        let filter = filter.map(CString::new).transpose().map_err(|error| not_a_filter(error.into()))?;
+        if filter.is_some() && event.ids().len() > 1 {
+            // Each of the events would need all the fields of the filter.
+            return Err(not_a_filter(io::Error::from(io::ErrorKind::Unsupported)));
+        }
+        let attached = event.ids().into_iter().try_for_each(|id| {
+            let (name, filter) = (event.name().to_owned(), filter.clone());
+            self.attach_one(Attachment { id, name, filter, _probes: event.hold() })
+        });
+        match attached {
+            Ok(()) => self.joiner.add(event.pieces()),
+            Err(_) => self.detach(event),
+        }
+        attached
+    }
+
+    fn attach_one(&mut self, attachment: Attachment) -> Result<(), Error> {
         // All of them are opened before the first of them starts.
         let mut opened = Vec::with_capacity(self.posts.len());
         for post in &self.posts {
@@ -151,10 +169,12 @@ impl Rings {
 
     /// Closes the perf events on `event`. What it has written stays in the rings.
     pub fn detach(&mut self, event: &Installed) {
+        let ids = event.ids();
         for post in &mut self.posts {
-            post.events.retain(|(id, _)| *id != event.id());
+            post.events.retain(|(id, _)| !ids.contains(id));
         }
-        self.attachments.retain(|attachment| attachment.id != event.id());
+        self.attachments.retain(|attachment| !ids.contains(&attachment.id));
+        self.joiner.remove(event.pieces());
     }
 
     /// Which clock the records carry. [`Clock::Local`] when the kernel did not take the one asked for.
@@ -170,24 +190,25 @@ impl Rings {
 
     /// Compares [`Clock::Local`] with the monotonic clock, by samples of `event` that `cause` has this thread write: from
     /// then on [`Rings::now`] is too early by no more than the quickest `cause` takes. A clock that can be read needs none.
+    /// Says whether it is known now: `false` where `cause` has not made a sample.
     ///
     /// # Errors
     /// As [`Rings::attach`].
-    pub fn synchronise(&mut self, event: &Installed, cause: impl Fn()) -> Result<(), Error> {
+    pub fn synchronise(&mut self, event: &Installed, cause: impl Fn()) -> Result<bool, Error> {
         const ROUNDS: usize = 4;
         if self.clock() == Clock::Monotonic {
-            return Ok(());
+            return Ok(true);
         }
         let options = RingOptions { page_exponent: 0, clock: Clock::Local, watermark: None };
         let mut ring = Self::for_thread(gettid().as_raw().cast_unsigned(), &options)?;
         ring.attach(event, None)?;
-        for _ in 0..ROUNDS {
+        let records = [(); ROUNDS].map(|()| {
             cause();
             let after = monotonic();
             ring.merge.drain(&mut ring.rings, u64::MAX, 0, &mut |_| {});
-            self.teller.note(ring.merge.seen(), after);
-        }
-        Ok(())
+            (ring.merge.seen(), after)
+        });
+        Ok(self.teller.compare(&records))
     }
 
     /// Waits until a ring has passed its watermark or a [`Waker`] is used (`true`), or until `timeout` is over
@@ -214,11 +235,44 @@ impl Rings {
     /// for all of them; see [`Horizon`](crate::Horizon) for a stream without gaps.
     ///
     /// Their room in the rings is given back at the end, also when `f` panics. Nothing is allocated.
+    ///
+    /// The kernel reports a loss only with the next record that finds room. If none has come since a ring was found
+    /// crowded, a timer is made to write one, so that a loss at the end of a burst is reported in one of the next
+    /// rounds. Before the last round, call [`Rings::settle`].
     pub fn drain(&mut self, horizon: u64, f: &mut impl FnMut(Record<'_>)) -> Drained {
+        self.ask_for_losses();
         let watermark = u64::from(self.settings.watermark);
-        let drained = self.merge.drain(&mut self.rings, horizon, watermark, f);
+        let Self { merge, joiner, rings, .. } = self;
+        let drained = if joiner.is_idle() {
+            merge.drain(rings, horizon, watermark, f)
+        } else {
+            merge.drain(rings, horizon, watermark, &mut |record| joiner.take(record, f))
+        };
         self.teller.note(self.merge.seen(), monotonic());
         drained
+    }
+
+    /// Makes the kernel report pending losses, as [`Rings::drain`] does, and waits a moment for them. Returns whether
+    /// there may be any: then drain once more.
+    pub fn settle(&mut self) -> bool {
+        /// Much longer than the timers need.
+        const MOMENT: Duration = Duration::from_millis(5);
+        let asked = self.ask_for_losses();
+        if asked {
+            thread::sleep(MOMENT);
+        }
+        asked
+    }
+
+    /// Makes the timers of rings that may hide a loss write a sample. Returns whether there are such rings.
+    fn ask_for_losses(&mut self) -> bool {
+        let mut asked = false;
+        for (ring, post) in self.rings.iter_mut().zip(&self.posts) {
+            let Some(timer) = post.timer.as_ref().filter(|_| !post.retired && ring.may_hide_loss()) else { continue };
+            // This fails if the CPU is offline; what it lost is then not known.
+            asked |= perf::enable_once(timer.as_fd()).is_ok();
+        }
+        asked
     }
 
     /// Opens rings, with all that is attached, for CPUs that came online, and lets go of those that left once
@@ -272,7 +326,8 @@ impl Rings {
         };
         let memory = map(&owner, self.page_exponent)
             .map_err(|error| limits::why_not_map(&what, crate::options::bytes(self.page_exponent), error))?;
-        let mut post = Post { source, owner, events: Vec::new(), retired: false };
+        let timer = Post::timer(source, &owner, &self.settings, more);
+        let mut post = Post { source, owner, events: Vec::new(), timer, retired: false };
         for attachment in &self.attachments {
             let Some(fd) = post.open(attachment, &self.settings, more)? else { return Ok(false) };
             post.events.push((attachment.id, fd));
@@ -325,6 +380,14 @@ impl Post {
         Ok(Some(fd))
     }
 
+    /// The timer of a CPU's ring. Without it losses are still reported, but only with the next sample.
+    fn timer(source: Source, owner: &OwnedFd, settings: &Settings, more: usize) -> Option<OwnedFd> {
+        let Source::Cpu(_) = source else { return None };
+        let timer = open(Event::Timer, source, settings, more).ok()?;
+        perf::set_output(timer.as_fd(), owner.as_fd()).ok()?;
+        Some(timer)
+    }
+
     /// Whether its events still run. They stop for good when their CPU goes offline, even if it returns: then the
     /// time for which they have been enabled stands still.
     fn is_alive(&self) -> bool {
@@ -343,24 +406,24 @@ impl Post {
     fn retire(&mut self) {
         self.retired = true;
         self.events.clear();
+        self.timer = None;
     }
 }
 
 /// Finds out what the kernel takes, by opening one event that does nothing.
 fn settings(options: &RingOptions, sources: &[Source]) -> Result<Settings, Error> {
     let watermark = options.watermark_bytes()?;
-    let asked = Settings { clock: options.clock, close_on_exec: true, watermark };
-    // Older kernels refuse flags that they do not know.
-    let fallbacks = [
-        asked,
-        Settings { clock: Clock::Local, ..asked },
-        Settings { clock: Clock::Local, close_on_exec: false, watermark },
-    ];
+    let asked = Settings { clock: options.clock, close_on_exec: true, dummy: true, watermark };
+    // Older kernels refuse flags and events that they do not know.
+    let with_flags = Settings { clock: Clock::Local, ..asked };
+    let with_dummy = Settings { close_on_exec: false, ..with_flags };
+    let fallbacks = [asked, with_flags, with_dummy, Settings { dummy: false, ..with_dummy }];
+    let is_unknown = |error: &io::Error| matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOENT));
     let mut refusal = io::Error::from_raw_os_error(libc::ENODEV);
     for (source, settings) in sources.iter().flat_map(|source| fallbacks.map(|settings| (*source, settings))) {
         match open(Event::Dummy, source, &settings, 1) {
             Ok(_) => return Ok(settings),
-            Err(error) if has_gone(source, &error) || error.raw_os_error() == Some(libc::EINVAL) => refusal = error,
+            Err(error) if has_gone(source, &error) || is_unknown(&error) => refusal = error,
             Err(error) => return Err(limits::why_not_open(&format!("the ring of {source}"), error)),
         }
     }

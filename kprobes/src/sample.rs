@@ -11,7 +11,12 @@ pub struct Field {
     pub name: &'static str,
     /// Its type, which fixes its size.
     pub kind: Type,
+    /// Whether the field may be missing in the `format`.
+    pub optional: bool,
 }
+
+/// The offset of a field that is missing in the `format`.
+pub(crate) const NOWHERE: u16 = u16::MAX;
 
 /// A typed record, declared with [`sample!`](crate::sample!) or [`tracepoint!`](crate::tracepoint!).
 pub trait Sample: Copy {
@@ -50,6 +55,9 @@ impl<S: Sample> Decoder<S> {
 
 fn offset_in(format: &Format, field: &Field) -> Result<u16, Error> {
     let mismatch = |problem| Error::Mismatch { event: format.name.clone(), field: field.name.to_owned(), problem };
+    if field.optional && format.field(field.name).is_none() {
+        return Ok(NOWHERE);
+    }
     let found = format.field(field.name).ok_or_else(|| mismatch("missing".to_owned()))?;
     if usize::from(found.size) != field.kind.size() {
         return Err(mismatch(format!("{} bytes, expected {}", found.size, field.kind.size())));
@@ -63,6 +71,9 @@ fn offset_in(format: &Format, field: &Field) -> Result<u16, Error> {
 /// Makes a `Copy` struct that is a [`Sample`]: give its `FETCHES` to
 /// [`Group::install`](crate::Group::install), and decode with a [`Decoder`] of it. The types are
 /// those that are a [`Value`](crate::Value); integers are in the machine's byte order, whatever the kernel keeps there.
+///
+/// A field of type `Option` is one that the sample may do without: where the layout does not know it, or the kernel does
+/// not take what it asks for, the probe is installed without it, and the field is `None`. This is the one place that says so.
 ///
 /// ```
 /// use socktrail_kprobes::{Array, Sample, Text, Type, sample};
@@ -158,10 +169,15 @@ macro_rules! __sample {
 
         impl $crate::Sample for $name {
             const FETCHES: &'static [$crate::Fetch<'static>] = &[$($(
-                $crate::Fetch::constant($theirs, $template, <$kind as $crate::Value>::TYPE),
+                $crate::Fetch::constant($theirs, $template, <$kind as $crate::Value>::TYPE)
+                    .optional(<$kind as $crate::Value>::OPTIONAL),
             )?)*];
             const FIELDS: &'static [$crate::Field] = &[$(
-                $crate::Field { name: $theirs, kind: <$kind as $crate::Value>::TYPE }
+                $crate::Field {
+                    name: $theirs,
+                    kind: <$kind as $crate::Value>::TYPE,
+                    optional: <$kind as $crate::Value>::OPTIONAL,
+                }
             ),*];
             #[inline]
             fn read(raw: &[u8], offsets: &[u16]) -> Option<Self> {
@@ -198,6 +214,12 @@ mod tests {
 
         struct Missing {
             nowhere: u8 = "{bprm}",
+        }
+
+        /// A field that only newer kernels have.
+        struct Optional {
+            us: Option<Text> = "+u0({bprm})",
+            nowhere: Option<u8> = "{bprm}",
         }
     }
 
@@ -237,6 +259,15 @@ mod tests {
         assert_eq!((words.len(), words[0], words[1], words[63]), (64, 7, 0, 9));
         assert_eq!(all.us.bytes(&raw), b"/bin");
         assert_eq!(all.st.bytes(&raw), b"");
+    }
+
+    #[test]
+    fn what_a_format_may_be_without_is_none() {
+        let decoder = Decoder::<Optional>::new(&Format::parse(KPROBE).unwrap()).unwrap();
+        let raw = record();
+        let Optional { us, nowhere } = decoder.decode(&raw).unwrap();
+        assert_eq!((us.map(|us| us.bytes(&raw)), nowhere), (Some(&b"/bin"[..]), None));
+        assert_eq!(decoder.decode(&raw[..540]), None, "it is there, and cut");
     }
 
     #[test]

@@ -10,6 +10,14 @@ use std::fmt::Write;
 pub enum Term {
     /// Bytes from the start of a structure: `{sk_buff.len}`.
     Offset(i64),
+    /// A bit-field that starts at a byte boundary: the offset of that byte, and the width in bits. A template that begins
+    /// with it fetches these bits alone.
+    BitField {
+        /// Bytes from the start of the structure.
+        offset: i64,
+        /// How many bits it has.
+        bits: u8,
+    },
     /// The function's argument of this number, counted from 1: `{skb}`.
     Argument(u8),
 }
@@ -64,6 +72,15 @@ impl Arguments {
         Self::Numbered
     };
 
+    /// Where the function returns to, at its entry; `None` where it is not known how to read that.
+    pub(crate) const fn caller(self) -> Option<&'static str> {
+        match self {
+            Self::X86_64 => Some("$stack0"),
+            Self::Aarch64 => Some("%lr"),
+            Self::Numbered => None,
+        }
+    }
+
     fn text(self, number: u8) -> String {
         const X86_64: [&str; 6] = ["%di", "%si", "%dx", "%cx", "%r8", "%r9"];
         let index = usize::from(number) - 1;
@@ -79,20 +96,37 @@ impl Arguments {
     }
 }
 
+/// What a template has become.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Expression {
+    /// As the kernel reads it.
+    pub(crate) text: String,
+    /// How many bits of the value count, where it is a bit-field.
+    pub(crate) bits: Option<u8>,
+}
+
 /// Replaces every `{…}` of `template`.
 pub(crate) fn expand(
     template: &str,
     arguments: Arguments,
     resolve: &dyn Fn(&str) -> Option<Term>,
-) -> Result<String, Problem> {
+) -> Result<Expression, Problem> {
     let mut text = String::with_capacity(template.len());
     let mut rest = template;
+    let mut bits = None;
     while let Some(open) = rest.find('{') {
         let (before, braced) = rest.split_at(open);
         let close = braced.find('}').ok_or_else(|| malformed("a brace is not closed"))?;
         let inside = &braced[1..close];
         if let Some((copied, sign, user)) = ends_in_sign(before) {
-            let sum = sum(inside, resolve)?;
+            let sum = match resolve(inside) {
+                // What comes first in the text is fetched last: its bits are the value.
+                Some(Term::BitField { offset, bits: width }) if text.is_empty() && copied.is_empty() => {
+                    bits = Some(width);
+                    offset
+                }
+                _ => sum(inside, resolve)?,
+            };
             let sum = if sign == '-' { sum.checked_neg().ok_or_else(overflow)? } else { sum };
             text.push_str(copied);
             let sign = if sum < 0 { '-' } else { '+' };
@@ -103,7 +137,7 @@ pub(crate) fn expand(
                 None => return Err(Problem::Unknown(inside.to_owned())),
                 Some(Term::Argument(0)) => return Err(malformed("arguments are counted from 1")),
                 Some(Term::Argument(number)) => text.push_str(&arguments.text(number)),
-                Some(Term::Offset(_)) => {
+                Some(Term::Offset(_) | Term::BitField { .. }) => {
                     return Err(Problem::Malformed(format!(
                         "{inside} is an offset: it needs a sign, +{{{inside}}}(…)"
                     )));
@@ -119,7 +153,7 @@ pub(crate) fn expand(
     if text.chars().any(|c| c.is_whitespace() || c.is_control()) {
         return Err(malformed("white space would begin another argument"));
     }
-    Ok(text)
+    Ok(Expression { text, bits })
 }
 
 /// Splits a trailing `+`, `-`, `+u` or `-u` off.
@@ -159,7 +193,10 @@ fn offset(term: &str, resolve: &dyn Fn(&str) -> Option<Term>) -> Result<i64, Pro
     }
     match resolve(term) {
         None => Err(Problem::Unknown(term.to_owned())),
-        Some(Term::Offset(value)) => Ok(value),
+        Some(Term::Offset(offset)) => Ok(offset),
+        Some(Term::BitField { .. }) => {
+            Err(Problem::Malformed(format!("{term} is a bit-field: no pointer, part of no sum")))
+        }
         Some(Term::Argument(_)) => {
             Err(Problem::Malformed(format!("{term} is an argument: no sign before it, none after it")))
         }
@@ -188,12 +225,13 @@ mod tests {
             "sk_buff.data" => Term::Offset(208),
             "before" => Term::Offset(-8),
             "least" => Term::Offset(i64::MIN),
+            "sock.sk_protocol" => Term::BitField { offset: 517, bits: 8 },
             _ => return None,
         })
     }
 
     fn on_x86(template: &str) -> Result<String, Problem> {
-        expand(template, Arguments::X86_64, &names)
+        expand(template, Arguments::X86_64, &names).map(|expression| expression.text)
     }
 
     #[test]
@@ -216,6 +254,18 @@ mod tests {
             ("$retval", "$retval"),
         ] {
             assert_eq!(on_x86(template).as_deref(), Ok(text), "{template}");
+        }
+    }
+
+    #[test]
+    fn a_bit_field_is_what_is_fetched_last() {
+        let expanded =
+            |template| expand(template, Arguments::X86_64, &names).map(|Expression { text, bits }| (text, bits));
+        let field = ("+517(+112(%di))".to_owned(), Some(8));
+        assert_eq!(expanded("+{sock.sk_protocol}(+{sk_buff.len}({skb}))"), Ok(field));
+        assert_eq!(expanded("+{sk_buff.len}({skb})"), Ok(("+112(%di)".to_owned(), None)));
+        for template in ["+8(+{sock.sk_protocol}({skb}))", "+{sock.sk_protocol+1}({skb})"] {
+            assert!(matches!(expanded(template), Err(Problem::Malformed(_))), "{template}");
         }
     }
 

@@ -32,7 +32,7 @@ pub struct Tracefs {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Features {
-    /// Arrays (`x64[8]`), Linux 4.20.
+    /// Arrays (`x64[8]`), Linux 4.20. Without them each value is fetched by itself.
     pub arrays: bool,
     /// The user's memory by words of its own (`+u0(…)`), Linux 5.3. Without it `+u0(…)` is written as `+0(…)`.
     pub user_memory: bool,
@@ -40,6 +40,10 @@ pub struct Features {
     pub arguments: bool,
     /// `r16:`, the number of calls in progress that a kretprobe follows, Linux 4.12.
     pub maxactive: bool,
+    /// `$comm`, the name of the running thread, from Linux 4.8 on.
+    pub comm: bool,
+    /// Constants (`\1`), Linux 5.4.
+    pub constants: bool,
 }
 
 impl Features {
@@ -50,6 +54,8 @@ impl Features {
             user_memory: readme.contains("ustring"),
             arguments: readme.contains("$arg<N>"),
             maxactive: readme.contains("r[maxactive]"),
+            comm: readme.contains("$comm"),
+            constants: readme.contains("\\imm-value"),
         }
     }
 }
@@ -146,6 +152,25 @@ impl Tracefs {
         self.path("kprobe_events").exists()
     }
 
+    /// The same on an older kernel: its probes cannot do what these names of [`Features`]' fields stand for. Other names are
+    /// ignored.
+    #[must_use]
+    pub fn without(self, abilities: &[impl AsRef<str>]) -> Self {
+        let mut features = self.features();
+        for ability in abilities {
+            match ability.as_ref() {
+                "arrays" => features.arrays = false,
+                "user_memory" => features.user_memory = false,
+                "arguments" => features.arguments = false,
+                "maxactive" => features.maxactive = false,
+                "comm" => features.comm = false,
+                "constants" => features.constants = false,
+                _ => {}
+            }
+        }
+        Self { features: OnceLock::from(features), ..self }
+    }
+
     /// What its probes can do. Read once.
     pub fn features(&self) -> Features {
         *self.features.get_or_init(|| Features::parse(&fs::read_to_string(self.path("README")).unwrap_or_default()))
@@ -219,9 +244,11 @@ mod tests {
         let readme = "\t   Format: p[:[<group>/][<event>]] <place> [<args>]\n\
             \t           r[maxactive][:[<group>/][<event>]] <place> [<args>]\n\
             \t           $stack<index>, $stack, $retval, $comm, $arg<N>,\n\
+            \t           +|-[u]<offset>(<fetcharg>), \\imm-value, \\\"imm-string\"\n\
             \t           b<bit-width>@<bit-offset>/<container-size>, ustring,\n\
             \t           symstr, <type>\\[<array-size>\\]\n";
-        let all = Features { arrays: true, user_memory: true, arguments: true, maxactive: true };
+        let all =
+            Features { arrays: true, user_memory: true, arguments: true, maxactive: true, comm: true, constants: true };
         assert_eq!(Features::parse(readme), all);
         assert_eq!(Features::parse("r[:[<group>/]<event>] <place>"), Features::default());
     }

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::marker::PhantomData;
 
+use crate::sample::NOWHERE;
+
 /// The type of a fetch argument, in the words of kprobetrace.rst. Numbers are in the machine's byte order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -23,9 +25,10 @@ pub enum Type {
     S32,
     /// `s64`
     S64,
-    /// `x8[N]`: N bytes as they lie in memory. Linux 4.20, and 64 at most; a static tracepoint's field may be longer.
+    /// `x8[N]`: N bytes as they lie in memory, 64 at most; a static tracepoint's field may be longer. Before Linux 4.20 they
+    /// are fetched as single values.
     Bytes(u16),
-    /// `x64[N]`: N words of 8 bytes. Linux 4.20, and 64 at most.
+    /// `x64[N]`: N words of 8 bytes, 64 at most. Before Linux 4.20 they are fetched one by one.
     Words(u16),
     /// `string`: ended by NUL, of the kernel's memory, or of the user's behind `+u…(…)`.
     String,
@@ -42,6 +45,15 @@ impl Type {
             Self::Bytes(n) => n as usize,
             Self::Words(n) => n as usize * 8,
         }
+    }
+}
+
+impl Type {
+    /// The type that fetches the lowest `bits` of this one; `None` where it is no unsigned number or has not as many.
+    pub(crate) fn of_bits(self, bits: u8) -> Option<String> {
+        let is_unsigned = matches!(self, Self::U8 | Self::U16 | Self::U32 | Self::U64);
+        let size = self.size() * 8;
+        (is_unsigned && (1..=size).contains(&usize::from(bits))).then(|| format!("b{bits}@0/{size}"))
     }
 }
 
@@ -64,10 +76,13 @@ impl fmt::Display for Type {
 }
 
 /// A Rust type that a field of a [`sample!`](crate::sample!) or [`tracepoint!`](crate::tracepoint!) may have: the
-/// integers from 8 to 64 bits, `[u8; N]`, [`Array<u64, N>`](Array) and [`Text`].
+/// integers from 8 to 64 bits, `[u8; N]`, [`Array<u64, N>`](Array), [`Text`], and an `Option` of one of them for what
+/// not every kernel has.
 pub trait Value: Copy {
     /// The fetch type that fills it.
     const TYPE: Type;
+    /// Whether the field may be missing in the record.
+    const OPTIONAL: bool = false;
     /// Reads it at `offset` of a record; `None` when the record ends before.
     fn read(raw: &[u8], offset: usize) -> Option<Self>;
 }
@@ -149,6 +164,15 @@ impl Value for Text {
         let (offset, len) = located(u32::read(raw, offset)?);
         raw.get(offset..offset + len)?;
         Some(Self { offset: offset as u16, len: len as u16 })
+    }
+}
+
+impl<T: Value> Value for Option<T> {
+    const TYPE: Type = T::TYPE;
+    const OPTIONAL: bool = true;
+    #[inline]
+    fn read(raw: &[u8], offset: usize) -> Option<Self> {
+        if offset == usize::from(NOWHERE) { Some(None) } else { T::read(raw, offset).map(Some) }
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use socktrail::config::Time;
 use socktrail::filter::{Choice, Filter, Network};
-use socktrail::monitor::Options;
+use socktrail::monitor::{Options, Release};
 use socktrail::output::Format;
 use socktrail_guess::{SAVED_LAYOUT, Source};
 
@@ -59,6 +59,9 @@ pub enum Command {
     Generate(GenerateArgs),
     /// Checks a configuration, or shows what it comes down to
     Config(ConfigArgs),
+    /// Runs getent for another socktrail process (internal)
+    #[command(hide = true, name = super::users::ASK_GETENT)]
+    AskGetent,
 }
 
 /// `socktrail flows`.
@@ -136,9 +139,9 @@ pub struct FlowsArgs {
     #[command(flatten)]
     pub filter: FilterArgs,
 
-    /// A kernel function to do without, as if the kernel did not have it: to see what would be lost
-    #[arg(long, value_name = "FUNCTION")]
-    pub mask: Vec<String>,
+    /// What to do without.
+    #[command(flatten)]
+    pub without: WithoutArgs,
 
     /// Where the layout comes from.
     #[command(flatten)]
@@ -221,6 +224,10 @@ pub struct RecordArgs {
     /// How names are listened to.
     #[command(flatten)]
     pub dns: DnsArgs,
+
+    /// What to do without.
+    #[command(flatten)]
+    pub without: WithoutArgs,
 
     /// Where the layout comes from.
     #[command(flatten)]
@@ -323,6 +330,28 @@ pub struct SourceArgs {
     pub guess_timeout: Time,
 }
 
+/// What to do without although the kernel has it.
+#[derive(Debug, Clone, Default, Args)]
+pub struct WithoutArgs {
+    /// A kernel function to do without, as if the kernel did not have it: to see what would be lost
+    #[arg(long, value_name = "FUNCTION")]
+    pub mask: Vec<String>,
+
+    /// Do without what a kernel of this release does not have, such as 4.18: to see what would be lost there
+    #[arg(long, value_name = "RELEASE")]
+    pub as_of: Option<Release>,
+}
+
+impl WithoutArgs {
+    /// Puts them into a monitor's options, whose source is set already.
+    pub fn apply(&self, options: &mut Options) {
+        options.mask.clone_from(&self.mask);
+        if let Some(release) = self.as_of {
+            options.behave_as_of(release);
+        }
+    }
+}
+
 /// `socktrail layout`.
 #[derive(Debug, Args)]
 pub struct LayoutArgs {
@@ -358,9 +387,9 @@ pub struct DoctorArgs {
     #[arg(long, value_name = "PATH")]
     pub tracefs_path: Option<PathBuf>,
 
-    /// A kernel function to do without, as if the kernel did not have it: to see what would be lost
-    #[arg(long, value_name = "FUNCTION")]
-    pub mask: Vec<String>,
+    /// What to do without.
+    #[command(flatten)]
+    pub without: WithoutArgs,
 
     /// Where the layout comes from.
     #[command(flatten)]

@@ -80,10 +80,12 @@ fn status(error: &anyhow::Error) -> Status {
     match error.downcast_ref::<Error>() {
         Some(Error::Layout(_)) => Status::Layout,
         Some(Error::NothingToSee(missing)) => {
-            let refusals = missing.iter().flat_map(|served| &served.refusals);
+            let lost = missing.iter().filter(|served| served.by.is_none());
+            let refusals = lost.flat_map(|served| &served.refusals);
             let kernels = refusals.filter_map(|refusal| match refusal {
                 Refusal::Kernel(error) => Some(of_kprobes(error)),
-                Refusal::Masked(_) | Refusal::Uncalled(_) => None,
+                Refusal::NotHit(..) => Some(Status::Kernel),
+                Refusal::Masked(_) => None,
             });
             kernels.into_iter().find(|status| *status != Status::Layout).unwrap_or(Status::Layout)
         }

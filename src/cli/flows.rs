@@ -21,6 +21,7 @@ use super::args::FlowsArgs;
 use super::exit::Status;
 use super::interrupt::Interrupts;
 use super::source::FlowSource;
+use super::users;
 
 /// How long a signal or a reader that has gone may go unnoticed.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -36,7 +37,8 @@ pub fn run(args: FlowsArgs, quiet: bool) -> anyhow::Result<Status> {
     };
     let stats = args.stats.then(Statistics::on_signal).transpose().context("catching SIGUSR1")?;
     let limits = Limits { count: args.count, duration: args.duration.map(Duration::from) };
-    let monitor = Monitor::start(&options(args))?;
+    let users = users::start()?;
+    let monitor = Monitor::builder().options(options(args)).users(users.clone()).start()?;
     announce(&monitor, quiet);
 
     let mut lines = Lines::new(stdout.lock(), format);
@@ -46,7 +48,7 @@ pub fn run(args: FlowsArgs, quiet: bool) -> anyhow::Result<Status> {
             interrupts.count()
         };
         let mut ends = Ends { interrupts, reader_is_gone: || is_gone(&stdout) };
-        pump(&monitor, &mut lines, limits, &mut ends)
+        pump(&monitor, &users, &mut lines, limits, &mut ends)
     });
     stats.iter().for_each(|stats| stats.tell(&monitor.stats()));
     match written {
@@ -77,7 +79,7 @@ fn options(args: FlowsArgs) -> Options {
     options.max_processes = args.max_processes;
     options.filter = args.filter.into();
     args.dns.apply(&mut options.dns);
-    options.mask = args.mask;
+    args.without.apply(&mut options);
     options
 }
 
@@ -156,11 +158,12 @@ enum End {
 /// Writes what comes until it is enough. Lines are flushed as soon as no more wait.
 fn pump<W: Write>(
     source: &impl FlowSource,
+    users: &Users,
     lines: &mut Lines<W>,
     limits: Limits,
     ends: &mut Ends<impl FnMut() -> usize, impl FnMut() -> bool>,
 ) -> io::Result<End> {
-    let (host, users) = (Host::gather(), Users::new());
+    let host = Host::gather();
     let agent = Agent::of(&host);
     let start = Instant::now();
     let mut stopping = false;
@@ -265,6 +268,7 @@ mod tests {
             end: 0,
             sent: Counters::default(),
             received: Counters::default(),
+            dropped: Counters::default(),
             complete: true,
             is_final: true,
             outcome: Outcome::Success,
@@ -283,7 +287,8 @@ mod tests {
     fn pumped(script: &Script, limits: Limits, interrupts: impl FnMut() -> usize) -> (End, usize) {
         let mut written = Vec::new();
         let mut lines = Lines::new(&mut written, Format::Ecs);
-        let end = pump(script, &mut lines, limits, &mut Ends { interrupts, reader_is_gone: || false }).unwrap();
+        let end = pump(script, &Users::new(), &mut lines, limits, &mut Ends { interrupts, reader_is_gone: || false })
+            .unwrap();
         drop(lines);
         (end, written.iter().filter(|&&byte| byte == b'\n').count())
     }
@@ -328,7 +333,7 @@ mod tests {
         let mut lines = Lines::new(Watched(&written), Format::Ecs);
         // The reader goes once it has got its line: were that kept back, this would not end.
         let mut ends = Ends { interrupts: || 0, reader_is_gone: || written.get() > 0 };
-        assert_eq!(pump(&script, &mut lines, Limits::default(), &mut ends).unwrap(), End::Asked);
+        assert_eq!(pump(&script, &Users::new(), &mut lines, Limits::default(), &mut ends).unwrap(), End::Asked);
         assert!(!script.stopped.get());
     }
 

@@ -20,6 +20,7 @@ mod sensors;
 mod setup;
 mod source;
 mod table;
+mod users;
 
 use std::io::{self, Write};
 
@@ -52,6 +53,7 @@ pub fn main() -> Status {
         Command::Config(args) => config::run(args, io::stdout().lock()),
         Command::Doctor(args) => doctor::run(&args, io::stdout().lock()),
         Command::Sensors(args) => sensors::run(&args, cli.quiet),
+        Command::AskGetent => users::ask_getent(),
         Command::Unlock(args) => sensors::unlock(args, io::stdout().lock()),
     };
     result.unwrap_or_else(|error| fail(&error))

@@ -17,6 +17,7 @@ use socktrail::state::Config;
 
 use super::args::{RecordArgs, ReplayArgs};
 use super::exit::Status;
+use super::users;
 
 /// Runs `socktrail record`.
 pub fn record_to_file(args: RecordArgs, quiet: bool) -> anyhow::Result<Status> {
@@ -30,6 +31,7 @@ pub fn record_to_file(args: RecordArgs, quiet: bool) -> anyhow::Result<Status> {
     args.dns.apply(&mut options.dns);
     options.source = args.source.source;
     options.guess_timeout = args.source.guess_timeout.into();
+    args.without.apply(&mut options);
     let file = File::create(&args.file).with_context(|| format!("creating {}", args.file.display()))?;
     let say = |text: &str| {
         if !quiet {
@@ -38,8 +40,12 @@ pub fn record_to_file(args: RecordArgs, quiet: bool) -> anyhow::Result<Status> {
         }
     };
     let ready = || say(&format!("ready, recording to {}", args.file.display()));
-    let recorded = record(&options, BufWriter::new(file), args.duration.map(Duration::from), &stop, ready)?;
-    say(&format!("{} samples, {} lost, {} flows", recorded.samples, recorded.lost, recorded.flows));
+    let recorded =
+        record(&options, users::start()?, BufWriter::new(file), args.duration.map(Duration::from), &stop, ready)?;
+    say(&format!(
+        "{} samples, {} lost, {} hits of probes missed, {} flows",
+        recorded.samples, recorded.lost, recorded.missed, recorded.flows
+    ));
     Ok(Status::Success)
 }
 

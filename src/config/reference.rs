@@ -63,7 +63,7 @@ pub const SECTIONS: &[Section] = &[
             ("socket.source", "where the kernel's layout comes from: `auto`, `guess`, `btf`, `btf:PATH`, `file:PATH`"),
             (
                 "socket.max_flows",
-                "live flows at most, of at most 400 bytes each with its socket; beyond, those closest to their end are written early",
+                "live flows at most, of at most 440 bytes each with its socket; beyond, those closest to their end are written early",
             ),
             ("socket.max_sockets", "known sockets at most"),
             ("socket.max_processes", "known processes at most"),

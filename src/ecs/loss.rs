@@ -5,6 +5,7 @@ use serde::Serialize;
 use super::{Context, ECS_VERSION, Ecs, NoticeFields, Service};
 use crate::agent::Agent;
 use crate::clock::Millis;
+use crate::feature::Feature;
 use crate::host::Host;
 use crate::loss::{Loss, LossCause};
 
@@ -47,14 +48,18 @@ pub struct LossFields {
     /// Whose ring was full.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpu: Option<u32>,
+    /// Which probe missed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub feature: Option<Feature>,
 }
 
 impl<'a> LossDocument<'a> {
     pub(super) fn new(loss: &Loss, context: &Context<'a>) -> Self {
         let (start, end) = (context.clock.wall(loss.first), context.clock.wall(loss.last));
-        let cpu = match loss.cause {
-            LossCause::Ring { cpu } => Some(cpu),
-            _ => None,
+        let (cpu, feature) = match loss.cause {
+            LossCause::Ring { cpu } => (Some(cpu), None),
+            LossCause::Probes { feature } => (None, Some(feature)),
+            LossCause::Results => (None, None),
         };
         Self {
             timestamp: end.millis(),
@@ -64,7 +69,7 @@ impl<'a> LossDocument<'a> {
                 ..NoticeFields::new("pipeline_error", "loss", "error")
             },
             message: loss.to_string(),
-            socktrail: LossOwn { loss: LossFields { cause: loss.cause, count: loss.count, cpu } },
+            socktrail: LossOwn { loss: LossFields { cause: loss.cause, count: loss.count, cpu, feature } },
             service: Service { kind: "system" },
             host: context.host,
             agent: context.agent,
@@ -99,6 +104,7 @@ mod tests {
         let said =
             "7 samples found no room in the ring of CPU 3: a larger ring_size_exponent gives each ring more room";
         assert_eq!(ring["message"], said);
-        assert_eq!(document(LossCause::Probes)["socktrail"]["loss"], json!({"cause": "probes", "count": 7}));
+        let probes = document(LossCause::Probes { feature: Feature::TcpIpv4In });
+        assert_eq!(probes["socktrail"]["loss"], json!({"cause": "probes", "count": 7, "feature": "tcp_ipv4_in"}));
     }
 }

@@ -46,7 +46,7 @@ pub use identity::{Effective, Group, User};
 pub use loss::{LossDocument, LossFields, LossOwn};
 pub use network::Network;
 pub use network_flow::{Ecs, FlowFields, NetworkFlow, Related, Service};
-pub use process::{Container, Parent, Process};
+pub use process::{Container, Parent, Process, Thread};
 pub use sensor_event::{SensorDocument, SensorEnd};
 pub use socket_event::{
     End, RelatedToSocket, SocketAudit, SocketDocument, SocketEventFields, SocketFields, SocketNetwork, SocketSystem,
@@ -89,7 +89,8 @@ pub enum Directions {
 /// # let flow = Flow {
 /// #     number: 1, transport: Transport::Udp, sock: 0, net: 0, direction: Direction::Egress, owner: Owner::Unknown, last_user: None,
 /// #     local: Endpoint::new([192, 0, 2, 1], 4000), remote: Endpoint::new([192, 0, 2, 2], 53), start: 0, end: 0,
-/// #     sent: Counters::default(), received: Counters::default(), complete: true, is_final: true,
+/// #     sent: Counters::default(), received: Counters::default(), dropped: Counters::default(), complete: true,
+/// #     is_final: true,
 /// #     outcome: Outcome::Success, reason: Reason::Inactive, inexact: Default::default(), domain: None,
 /// # };
 /// let host = Host::gather();

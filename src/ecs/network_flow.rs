@@ -11,7 +11,7 @@ use super::{
 };
 use crate::agent::Agent;
 use crate::clock::Millis;
-use crate::flow::{Flow, Owner};
+use crate::flow::{Counters, Flow, Owner};
 use crate::host::Host;
 
 /// A flow as an ECS document. Serialize it.
@@ -76,6 +76,18 @@ pub struct FlowFields {
     /// Why its packets and bytes may not be exact: see [`Inexact`](crate::flow::Inexact).
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub inexact: Vec<&'static str>,
+    /// Outgoing packets that this host dropped; they count nowhere else.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dropped: Option<DroppedFields>,
+}
+
+/// `flow.dropped.*`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct DroppedFields {
+    /// IP packets.
+    pub packets: u64,
+    /// Their bytes: IP header, transport header and payload.
+    pub bytes: u64,
 }
 
 /// `related.*`: for searches that do not care for the place.
@@ -126,6 +138,7 @@ impl<'a> NetworkFlow<'a> {
                 is_final: flow.is_final,
                 complete: flow.complete,
                 inexact: flow.inexact.reasons().collect(),
+                dropped: DroppedFields::of(flow.dropped),
             },
             process: process.map(|process| Process::of(process, context)),
             group: credentials.map(|credentials| Group::of(credentials, context.names)),
@@ -141,6 +154,12 @@ impl<'a> NetworkFlow<'a> {
             agent: context.agent,
             ecs: Ecs { version: ECS_VERSION },
         }
+    }
+}
+
+impl DroppedFields {
+    fn of(Counters { packets, bytes }: Counters) -> Option<Self> {
+        (packets > 0).then_some(Self { packets, bytes })
     }
 }
 

@@ -25,7 +25,7 @@ pub struct Process<'a> {
     /// Its arguments, its own name first.
     #[serde(skip_serializing_if = "<[String]>::is_empty")]
     pub args: &'a [String],
-    /// How many arguments there are in `args`.
+    /// How many arguments it was given: more than are in `args` if that is truncated.
     #[serde(skip_serializing_if = "is_zero")]
     pub args_count: usize,
     /// The arguments with spaces between.
@@ -43,9 +43,22 @@ pub struct Process<'a> {
     /// Its parent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub parent: Option<Parent>,
+    /// The thread that acted; in socket events only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub thread: Option<Thread<'a>>,
     /// Its working directory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub working_directory: Option<Cow<'a, str>>,
+}
+
+/// `process.thread.*`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Thread<'a> {
+    /// Its id.
+    pub id: u32,
+    /// Its own name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<Cow<'a, str>>,
 }
 
 /// `process.parent.*`.
@@ -73,12 +86,13 @@ impl<'a> Process<'a> {
             name: image.name(),
             executable: image.executable().map(|path| path.to_string_lossy()).filter(|path| !path.is_empty()),
             args,
-            args_count: args.len(),
+            args_count: image.args_count(),
             command_line: args.join(" "),
             start,
             created: start,
             entity_id: process.start.map(|boot| entity_id(context.host, process.pid, boot)),
             parent: process.parent_pid.map(|pid| Parent { pid }),
+            thread: None,
             working_directory: details
                 .and_then(|details| details.working_directory.as_ref())
                 .map(|path| path.to_string_lossy())
@@ -89,7 +103,7 @@ impl<'a> Process<'a> {
 
 impl<'a> Container<'a> {
     pub(super) fn of(process: &'a process::Process) -> Option<Self> {
-        let id = process.image.details.get()?.container_id.as_deref()?;
+        let id = process.container_id()?;
         (!id.is_empty()).then_some(Self { id })
     }
 }

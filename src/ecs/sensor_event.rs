@@ -143,9 +143,11 @@ mod tests {
     use super::*;
     use crate::clock::{Clock, Readings, Timestamp};
     use crate::ecs::{self, Directions};
+    use crate::process::{self, Details, Image};
     use crate::sensors::{Engine, Limits, parse};
     use crate::socket_event::{Action, CallResult, SocketEvent};
     use crate::socket_event::{Address, Family, IpEnd, Socket, SocketId, SocketState, SocketType};
+    use std::sync::OnceLock;
     use std::time::Instant;
 
     fn said(remote: Option<Address>, state: SocketState) -> SensorEvent {
@@ -163,8 +165,17 @@ mod tests {
             existing: false,
         };
         let (action, result) = (Action::Connect, CallResult::Success);
-        let event =
-            SocketEvent { time: 2_000_000_000, action, result, fd: None, socket, before: None, process: None, tid: 0 };
+        let event = SocketEvent {
+            time: 2_000_000_000,
+            action,
+            result,
+            fd: None,
+            socket,
+            before: None,
+            process: None,
+            tid: 0,
+            thread_name: None,
+        };
         let mut engine = Engine::new(parse("all: { listener: net.socket }\n").unwrap(), 1, Limits::default());
         engine.ingest(&event, Instant::now());
         engine.take_events().remove(0)
@@ -196,6 +207,24 @@ mod tests {
         assert_eq!(document["destination"], json!({"ip": "198.51.100.7", "port": 443, "domain": "www.example.org"}));
         assert_eq!(document["network"], json!({"type": "ipv4", "transport": "tcp", "iana_number": "6"}));
         assert_eq!(document["related"]["ip"], json!(["192.0.2.1", "198.51.100.7"]));
+    }
+
+    #[test]
+    fn it_names_the_container_of_its_process() {
+        let mut event = said(None, SocketState::LISTEN);
+        assert_eq!(document(&event).get("container"), None);
+        let details = Details { container_id: Some("0123abcd".into()), ..Details::default() };
+        let image = Image { details: OnceLock::from(details), ..Image::default() };
+        event.row.process = Some(Arc::new(process::Process {
+            pid: 7,
+            parent_pid: None,
+            start: None,
+            kernel: false,
+            credentials: None,
+            containers: None,
+            image: Arc::new(image),
+        }));
+        assert_eq!(document(&event)["container"], json!({"id": "0123abcd"}));
     }
 
     #[test]

@@ -7,13 +7,13 @@ use std::sync::Arc;
 use serde::{Serialize, Serializer};
 
 use super::system::{address, is_null};
-use super::{Container, Context, ECS_VERSION, Ecs, ErrorFields, Group, Process, Service, User};
+use super::{Container, Context, ECS_VERSION, Ecs, ErrorFields, Group, Process, Service, Thread, User};
 use crate::agent::Agent;
 use crate::clock::Millis;
 use crate::event::KernelAddress;
 use crate::host::Host;
 use crate::socket_event::{
-    Action, Address, CallResult, Family, IpEnd, SocketEvent, SocketState, SocketType, protocol_name,
+    Action, Address, CallResult, Family, IpEnd, SocketEvent, SocketState, SocketType, ThreadName, protocol_name,
 };
 
 /// A socket event as an ECS document. Serialize it.
@@ -210,7 +210,7 @@ impl<'a> SocketDocument<'a> {
             source,
             destination,
             network: SocketNetwork::of(event, remote.or(local)),
-            process: process.map(|process| Process::of(process, context)),
+            process: process.map(|process| Process { thread: thread(event), ..Process::of(process, context) }),
             group: credentials.map(|credentials| Group::of(credentials, context.names)),
             container: process.and_then(Container::of),
             error: event.result.errno().map(ErrorFields::of_errno),
@@ -313,6 +313,11 @@ impl RelatedToSocket {
     pub(super) fn is_empty(&self) -> bool {
         self.ip.is_empty() && self.user.is_empty()
     }
+}
+
+fn thread(event: &SocketEvent) -> Option<Thread<'_>> {
+    let name = event.thread_name.as_ref().map(ThreadName::text);
+    (event.tid != 0).then_some(Thread { id: event.tid, name })
 }
 
 fn end(address: Option<&Address>) -> Option<End> {

@@ -103,7 +103,7 @@ impl<'a> System<'a> {
             gid: credentials.map(|credentials| credentials.gid),
             euid: credentials.map(|credentials| credentials.euid),
             egid: credentials.map(|credentials| credentials.egid),
-            args_cut: process.is_some_and(is_cut),
+            args_cut: process.is_some_and(|process| process.image.lacks_args()),
         };
         Self { audit: Audit { socket } }
     }
@@ -114,11 +114,6 @@ impl<'a> LastUser<'a> {
         let super::Process { pid, name, executable, entity_id, .. } = super::Process::of(process, context);
         Self { pid, name, executable, entity_id }
     }
-}
-
-fn is_cut(process: &Process) -> bool {
-    let whole = process.image.details.get().is_some_and(|details| details.args.is_some());
-    process.image.args_cut && !whole
 }
 
 pub(super) fn address<S: Serializer>(address: &KernelAddress, serializer: S) -> Result<S::Ok, S::Error> {

@@ -10,6 +10,7 @@ use crate::clock::TimeSource;
 use crate::error::Error;
 use crate::filter::Filter;
 use crate::socket_event::Actions;
+use crate::users::Users;
 
 /// What [`Monitor::builder`] begins with. Everything that is not said is as [`Options::default`] has it.
 ///
@@ -28,12 +29,19 @@ use crate::socket_event::Actions;
 #[must_use = "nothing is watched before it is started"]
 pub struct Builder {
     options: Options,
+    users: Option<Users>,
 }
 
 impl Builder {
     /// Takes all options at once.
     pub fn options(self, options: Options) -> Self {
-        Self { options }
+        Self { options, ..self }
+    }
+
+    /// Asks for the names of those who come to own a socket, so that they are known once a flow tells of them. Their thread
+    /// is the caller's to [start](Users::start).
+    pub fn users(self, users: Users) -> Self {
+        Self { users: Some(users), ..self }
     }
 
     /// Changes options that have no method of their own.
@@ -116,6 +124,6 @@ impl Builder {
     /// # Errors
     /// As [`Builder::start`].
     pub fn prepare(self) -> Result<Prepared, Error> {
-        Prepared::new(&self.options)
+        Prepared::new(&self.options, self.users)
     }
 }

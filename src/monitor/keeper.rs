@@ -4,18 +4,17 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crossbeam_channel::{Receiver, Sender, TrySendError};
-use socktrail_dns::Learned;
 
 use super::losses::Teller;
 use super::stats::{Counts, locked};
 use super::{Batch, Received};
-use crate::event::{Event, KernelTime};
+use crate::event::{Credentials, Event, EventKind, KernelTime};
 use crate::loss::{Loss, LossCause};
 use crate::proc;
-use crate::recording::Waiting;
 use crate::state::State;
+use crate::users::Users;
 
-/// How many processes to look up in `/proc` between two batches.
+/// How many processes to look up or look for in `/proc` between two batches.
 const LOOK_UPS: usize = 64;
 
 /// Owns the state machine.
@@ -23,9 +22,6 @@ pub(super) struct Keeper {
     pub(super) state: State,
     pub(super) events: Receiver<Batch>,
     pub(super) spare: Sender<Vec<Event>>,
-    pub(super) names: Receiver<Arc<Learned>>,
-    /// Names that wait for the events before them.
-    pub(super) waiting: Waiting,
     /// Whether socket events are made.
     pub(super) watches_calls: bool,
     pub(super) results: Sender<Received>,
@@ -33,6 +29,8 @@ pub(super) struct Keeper {
     pub(super) counts: Arc<Counts>,
     /// Dropped once what was there before is known.
     pub(super) learning: Option<Sender<()>>,
+    /// Who is to know the names of those who own sockets.
+    pub(super) users: Option<Users>,
 }
 
 impl Keeper {
@@ -51,20 +49,24 @@ impl Keeper {
         }
         self.learning = None;
         let mut now = 0;
-        while let Ok(Batch { mut events, until }) = self.events.recv() {
+        while let Ok(Batch { mut events, answers, until }) = self.events.recv() {
             let reached = events.last().map_or(now, |event| event.time.max(now));
             for event in events.drain(..) {
+                if let EventKind::Credentials(credentials) = event.kind {
+                    self.expect(Some(credentials));
+                }
                 self.state.ingest(&event);
             }
             let _ = self.spare.try_send(events);
             if let Some(until) = until {
                 now = until.max(now);
-                self.waiting.extend(self.names.try_iter());
-                self.waiting.release(now, &mut self.state);
+                answers.iter().for_each(|answer| self.state.ingest(answer));
                 self.state.expire(now);
+                // Only now: an ended flow may still get its name from an answer of this round.
+                self.hand_out(reached.max(now));
             }
             self.look_up();
-            self.hand_out(reached.max(now));
+            self.check();
             self.losses.tell(reached.max(now));
             *locked(&self.counts.state) = self.state.stats();
         }
@@ -78,9 +80,31 @@ impl Keeper {
     fn look_up(&mut self) {
         for _ in 0..LOOK_UPS {
             let Some(process) = self.state.next_wanted() else { return };
-            if let Some(found) = proc::look_up(&process) {
+            let known = process.credentials;
+            // The present round began before now: a later one begins after, and so does what it leaves for the next.
+            if let Some(found) = proc::look_up(&process, || self.counts.round.load(Ordering::Acquire)) {
+                self.expect(known.or(found.credentials));
                 self.state.learn(&process, found);
+            } else {
+                self.expect(known);
             }
+        }
+    }
+
+    /// Checks whether processes still exist.
+    fn check(&mut self) {
+        for _ in 0..LOOK_UPS {
+            let Some(process) = self.state.next_unchecked() else { return };
+            if proc::is_gone(&process) {
+                self.state.gone(&process);
+            }
+        }
+    }
+
+    /// Looks up user and group names ahead for a process that owns sockets or may come to, so that documents have them.
+    fn expect(&self, owner: Option<Credentials>) {
+        if let (Some(users), Some(owner)) = (&self.users, owner) {
+            users.expect(&owner);
         }
     }
 

@@ -48,6 +48,7 @@ mod tests {
 
     use super::*;
     use crate::loss::LossCause;
+    use crate::probes::Feature;
 
     #[test]
     fn a_full_queue_joins_losses_and_forgets_none() {
@@ -58,7 +59,12 @@ mod tests {
             let mut teller = Teller::new(to_user);
             for second in 0..10 {
                 let at = second * PERIOD;
-                teller.add(Loss { cause: LossCause::Probes, count: 1, first: at, last: at });
+                teller.add(Loss {
+                    cause: LossCause::Probes { feature: Feature::Accept },
+                    count: 1,
+                    first: at,
+                    last: at,
+                });
                 teller.tell(at);
             }
             let first: Vec<_> = told.try_iter().collect();

@@ -1,48 +1,76 @@
-//! The thread that listens to what is looked up: packets to answers.
+//! Captures DNS packets on the reader's thread and turns them into answers, in step with the rings.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::atomic::Ordering;
 
-use crossbeam_channel::Sender;
-use socktrail_dns::{Capture, Learned, Options, Tracker};
+use socktrail_dns::{Capture, Options};
 
 use super::Counts;
-
-/// How often to forget what is too old when no packet comes.
-const IDLE: Duration = Duration::from_secs(1);
+use crate::event::{Event, KernelTime};
+use crate::recording::Listener;
 
 /// Starts to capture, if names are wanted.
 pub(crate) fn capture(options: &Options) -> Result<Option<Capture>, socktrail_dns::Error> {
     options.enabled.then(|| Capture::open(options)).transpose()
 }
 
-/// Owns the capture.
-pub(super) struct Listener {
-    pub(super) capture: Capture,
-    pub(super) tracker: Tracker,
-    pub(super) to_state: Sender<Arc<Learned>>,
-    pub(super) stopping: Arc<AtomicBool>,
-    pub(super) counts: Arc<Counts>,
+/// A capture of DNS packets that also notices when it missed some.
+#[derive(Debug)]
+pub(crate) struct Names {
+    capture: Capture,
+    listener: Listener,
+    /// How many packets the kernel had no room for, so far.
+    lost: u64,
+    /// The last time at which nothing had been missed.
+    checked: KernelTime,
 }
 
-impl Listener {
-    pub(super) fn run(mut self) {
-        let Self { capture, tracker, to_state, stopping, counts } = &mut self;
-        // Answers never wait for the state machine: what it has no time for is dropped and counted.
-        let mut sink = |learned: Learned| {
-            if to_state.try_send(Arc::new(learned)).is_err() {
-                counts.names_dropped.fetch_add(1, Ordering::Relaxed);
-            }
-        };
-        while !stopping.load(Ordering::Acquire) {
-            if let Err(error) = capture.wait(Some(IDLE)) {
-                tracing::warn!(%error, "waiting for names");
-                std::thread::sleep(IDLE);
-            }
-            capture.drain(&mut |packet| tracker.ingest(packet, &mut sink));
-            tracker.expire(capture.now());
-            counts.name_packets_lost.store(capture.lost(), Ordering::Relaxed);
-        }
+impl Names {
+    /// For a capture that has just begun.
+    pub(crate) fn new(capture: Capture, options: &Options) -> Self {
+        let checked = capture.now();
+        Self { capture, listener: Listener::new(options), lost: 0, checked }
     }
+
+    /// Reads the packets that are there. `each` gets every packet, and the interval in which some may have been missed.
+    pub(crate) fn drain(&mut self, each: &mut dyn FnMut(Heard<'_>)) {
+        let Self { capture, listener, lost, checked } = self;
+        let now = capture.now();
+        let drained = capture.drain(&mut |packet| {
+            listener.ingest(packet);
+            each(Heard::Packet(packet));
+        });
+        let lost_before = std::mem::replace(lost, capture.lost());
+        // When a whole ring's worth was read, the ring may hold more. That is read in the next round, too late to be
+        // put in order, so it counts as missed.
+        if *lost > lost_before || drained >= capture.room() {
+            let until = capture.now();
+            listener.missed(*checked, until);
+            each(Heard::Missed { since: *checked, until });
+        }
+        *checked = now;
+    }
+
+    /// The answers that came before `until`.
+    pub(crate) fn answers(&mut self, until: KernelTime) -> impl Iterator<Item = Event> {
+        self.listener.take(until)
+    }
+
+    pub(super) fn count(&self, counts: &Counts) {
+        counts.name_packets_lost.store(self.lost, Ordering::Relaxed);
+        counts.names_dropped.store(self.listener.dropped, Ordering::Relaxed);
+    }
+}
+
+/// What came from a capture.
+#[derive(Debug)]
+pub(crate) enum Heard<'a> {
+    /// A packet.
+    Packet(&'a socktrail_dns::Packet<'a>),
+    /// Packets may have been missed between these times.
+    Missed {
+        /// Since when.
+        since: KernelTime,
+        /// Until when.
+        until: KernelTime,
+    },
 }

@@ -68,7 +68,8 @@ pub struct Options {
     /// would report that it does, without end.
     pub own_process: bool,
     /// Kernel functions to do without, as if the kernel did not have them: to see what would be lost. `use_clockid` stands
-    /// for samples' times of a clock that programs can read.
+    /// for samples' times of a clock that programs can read, and the names of the fields of
+    /// [`socktrail_kprobes::Features`], such as `arrays`, for what probes can do.
     pub mask: Vec<String>,
 }
 

@@ -12,9 +12,10 @@ use super::sync::{self, Sync};
 use super::{GROUP, Monitor, Options, names};
 use crate::clock::{Clock, Readings};
 use crate::error::Error;
-use crate::probes::{Feature, Probes, Wanted};
+use crate::probes::{Feature, Misses, Probes, Wanted};
 use crate::proc;
 use crate::switches::Switches;
+use crate::users::Users;
 
 /// Probes that are in place and a host that is watched, but not a thread yet: what happens waits in the rings.
 ///
@@ -22,6 +23,7 @@ use crate::switches::Switches;
 /// many of them is done. Dropping it instead removes the probes.
 pub struct Prepared {
     options: Options,
+    users: Option<Users>,
     watch: Watch,
     capture: Option<Capture>,
     summary: Summary,
@@ -31,7 +33,7 @@ pub struct Prepared {
 
 impl Prepared {
     /// Finds out the kernel's layout and installs the probes.
-    pub(super) fn new(options: &Options) -> Result<Self, Error> {
+    pub(super) fn new(options: &Options, users: Option<Users>) -> Result<Self, Error> {
         options.validate()?;
         let tracefs = Arc::new(tracefs(options)?);
         let mut group = Group::create(&tracefs, GROUP)?;
@@ -65,8 +67,9 @@ impl Prepared {
             summary.lost.push(format!("names that are looked up: {error}"));
             None
         });
-        let watch = Watch { rings, probes, group, sync };
-        Ok(Self { options: options.clone(), watch, capture, summary, clock, tracefs: tracefs.path("") })
+        let misses = Misses::of(&probes);
+        let watch = Watch { rings, probes, misses, group, sync };
+        Ok(Self { options: options.clone(), users, watch, capture, summary, clock, tracefs: tracefs.path("") })
     }
 
     /// What will be watched.
@@ -85,8 +88,8 @@ impl Prepared {
     /// # Errors
     /// [`Error::Thread`]. What had been installed is removed.
     pub fn start(self) -> Result<Monitor, Error> {
-        let Self { options, watch, capture, summary, clock, .. } = self;
-        Monitor::spawn(&options, watch, capture, summary, clock)
+        let Self { options, users, watch, capture, summary, clock, .. } = self;
+        Monitor::spawn(&options, users, watch, capture, summary, clock)
     }
 }
 
@@ -123,10 +126,11 @@ impl Summary {
 
 /// Tracefs where the options say, or where it is found.
 pub(crate) fn tracefs(options: &Options) -> Result<Tracefs, Error> {
-    Ok(match &options.tracefs_path {
+    let tracefs = match &options.tracefs_path {
         Some(path) => Tracefs::at(path)?,
         None => Tracefs::find()?,
-    })
+    };
+    Ok(tracefs.without(&options.mask))
 }
 
 /// The kernel's layout, from where the options say.
@@ -144,6 +148,7 @@ pub(crate) fn layout(options: &Options, tracefs: &Arc<Tracefs>, ipv6: bool) -> R
 pub(super) struct Watch {
     pub(super) rings: Rings,
     pub(super) probes: Probes,
+    pub(super) misses: Misses,
     pub(super) group: Group,
     pub(super) sync: Sync,
 }

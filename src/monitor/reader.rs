@@ -6,27 +6,32 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
-use socktrail_kprobes::{Horizon, Record};
+use socktrail_kprobes::{Clock as RingClock, Drained, Horizon, Record};
 
+use super::names::Names;
 use super::prepared::Watch;
 use super::stats::{Counts, locked};
 use super::{BATCH, Batch};
 use crate::clock::{Clock, Readings, TimeSource};
-use crate::event::{Event, EventKind, KernelTime};
-use crate::loss::LossCause;
-use crate::probes::Feature;
+use crate::event::{Event, KernelTime};
+use crate::probes::Missed;
 
 /// How long samples may rest in a ring that has not reached its watermark.
 const ROUND: Duration = Duration::from_millis(100);
 /// How long to wait for more when a ring still holds much that is too young to be released.
 const SHORT_ROUND: Duration = Duration::from_millis(1);
-/// How often to look for CPUs that came online and to ask the kernel what it missed: well within the time for which a
-/// closed flow is kept.
+/// How often to look for CPUs that came online, to ask the kernel what it missed while nothing came, and to remove what
+/// dead monitors left: well within the time for which a closed flow is kept.
 const CHECK: Duration = Duration::from_secs(1);
+/// How often to ask the kernel what it missed while samples come. A miss marks all flows that were open since it was
+/// asked before.
+const ASK: Duration = ROUND;
 
 /// Owns the rings and the probes.
 pub(super) struct Reader {
     pub(super) watch: Watch,
+    /// The capture of DNS packets, if names are wanted.
+    pub(super) names: Option<Names>,
     pub(super) to_state: Sender<Batch>,
     pub(super) spare: Receiver<Vec<Event>>,
     pub(super) stopping: Arc<AtomicBool>,
@@ -34,6 +39,8 @@ pub(super) struct Reader {
     pub(super) clock: Arc<Mutex<Clock>>,
     pub(super) time: TimeSource,
     pub(super) max_drift: Duration,
+    /// Missed probe hits that were not reported yet.
+    pub(super) missed: Vec<Missed>,
 }
 
 impl Reader {
@@ -41,6 +48,7 @@ impl Reader {
         let mut horizon = Horizon::default();
         let mut pause = ROUND;
         let mut checked = Instant::now();
+        let (mut asked, mut is_busy) = (checked, false);
         loop {
             if let Err(error) = self.watch.rings.wait(Some(pause)) {
                 tracing::warn!(%error, "waiting for samples");
@@ -49,26 +57,37 @@ impl Reader {
             self.watch.sync.compare(&mut self.watch.rings, &self.watch.probes);
             self.follow_clock();
             let stopping = self.stopping.load(Ordering::Acquire);
-            let until = if stopping { u64::MAX } else { horizon.next(self.watch.rings.now()) };
-            let mut missed = 0;
-            if stopping || checked.elapsed() >= CHECK {
-                checked = Instant::now();
-                missed = self.count_misses();
-                self.follow_cpus();
+            let now = self.watch.rings.now();
+            self.counts.round.store(now, Ordering::Release);
+            let until = if stopping { u64::MAX } else { horizon.next(now) };
+            let is_due = stopping || checked.elapsed() >= CHECK;
+            if is_due || (is_busy && asked.elapsed() >= ASK) {
+                asked = Instant::now();
+                self.count_misses();
             }
-            let handed_over = self.round(until, missed);
+            if is_due {
+                checked = Instant::now();
+                self.follow_cpus();
+                self.watch.group.sweep_again();
+            }
+            let handed_over = self.round(until);
             self.count_losses();
-            let Some(backlog) = handed_over else { return };
+            let Some(drained) = handed_over else { return };
+            is_busy = drained.records > 0;
             if stopping {
+                if self.watch.rings.settle() {
+                    self.round(u64::MAX);
+                    self.count_losses();
+                }
                 return;
             }
-            pause = if backlog { SHORT_ROUND } else { ROUND };
+            pause = if drained.backlog { SHORT_ROUND } else { ROUND };
         }
     }
 
-    /// Hands over what the rings hold from before `until`, and that probes have `missed` something. `None` when nobody
-    /// is there to take it.
-    fn round(&mut self, until: KernelTime, missed: u64) -> Option<bool> {
+    /// Hands over what the rings hold from before `until`, and the hits that probes had missed by then. `None` if the
+    /// receiver is gone.
+    fn round(&mut self, until: KernelTime) -> Option<Drained> {
         let Watch { rings, probes, .. } = &mut self.watch;
         let mut events = fresh(&self.spare);
         let mut gone = false;
@@ -77,25 +96,40 @@ impl Reader {
             events.extend(probes.event(&record));
             if events.len() >= BATCH {
                 let full = std::mem::replace(&mut events, fresh(&self.spare));
-                gone |= self.to_state.send(Batch { events: full, until: None }).is_err();
+                gone |= self.to_state.send(Batch { events: full, answers: Vec::new(), until: None }).is_err();
             }
         });
         self.counts.unreadable.fetch_add(probes.unreadable - unreadable, Ordering::Relaxed);
         self.counts.late.fetch_add(drained.late, Ordering::Relaxed);
         self.counts.malformed.fetch_add(drained.malformed, Ordering::Relaxed);
         let until = if until == u64::MAX { rings.now() } else { until };
-        if missed > 0 {
-            let kind = EventKind::Lost { cause: LossCause::Probes, count: missed };
-            events.push(Event { time: until, pid: 0, tid: 0, kind });
-        }
-        gone |= self.to_state.send(Batch { events, until: Some(until) }).is_err();
-        (!gone).then_some(drained.backlog)
+        // After the rings: every packet from before `until` is in the capture by now.
+        let answers = self.names.as_mut().map_or_else(Vec::new, |names| {
+            names.drain(&mut |_| {});
+            names.count(&self.counts);
+            names.answers(until).collect()
+        });
+        // A miss concerns all flows that began before it was noticed, so it is handed over only after their events.
+        events.extend(
+            self.missed
+                .extract_if(.., |missed| missed.time <= until)
+                .map(|missed| Event { time: until, ..missed.into() }),
+        );
+        gone |= self.to_state.send(Batch { events, answers, until: Some(until) }).is_err();
+        (!gone).then_some(drained)
     }
 
     /// Reading clocks costs next to nothing, so it is done every round: a step is noticed within one.
     fn follow_clock(&self) {
+        if self.watch.rings.now() == 0 {
+            return; // no sample has shown the kernel's clock yet
+        }
         let Ok(readings) = Readings::by(&self.time, || self.watch.rings.now()) else { return };
-        if let Some(moved) = locked(&self.clock).follow(readings, self.max_drift) {
+        let follow = match self.watch.rings.clock() {
+            RingClock::Local => Clock::follow_shown,
+            _ => Clock::follow,
+        };
+        if let Some(moved) = follow(&mut locked(&self.clock), readings, self.max_drift) {
             tracing::info!(seconds = moved as f64 / 1e9, "the wall clock was set, or the machine slept");
         }
     }
@@ -113,20 +147,16 @@ impl Reader {
         *locked(&self.counts.lost) = lost;
     }
 
-    /// How often probes have missed since this was last asked.
-    fn count_misses(&self) -> u64 {
-        match self.watch.group.misses() {
-            Ok(misses) => {
-                // A socket that never came to be has no sock to read from, and before Linux 5.14 a read that faults counts
-                // as a hit that was missed.
-                let faults = Feature::SocketClose.to_string();
-                let all: u64 = misses.iter().filter(|probe| probe.name != faults).map(|probe| probe.misses).sum();
-                all.saturating_sub(self.counts.misses.swap(all, Ordering::Relaxed))
+    /// Asks the kernel how many hits probes have missed.
+    fn count_misses(&mut self) {
+        let Watch { misses, group, rings, .. } = &mut self.watch;
+        match misses.ask(group, || rings.now()) {
+            Ok(missed) if missed.is_empty() => {}
+            Ok(missed) => {
+                self.missed.extend(missed);
+                *locked(&self.counts.misses) = self.watch.misses.so_far();
             }
-            Err(error) => {
-                tracing::debug!(%error, "misses of probes are not known");
-                0
-            }
+            Err(error) => tracing::debug!(%error, "misses of probes are not known"),
         }
     }
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::meter::{Meter, Reading};
 use super::queue::{Popped, Queue};
+use super::trouble::{Cause, Scope};
 use super::{Batch, OutputError};
 
 /// How often an output that has nothing to do looks at the time.
@@ -17,6 +18,11 @@ const GRACE: Duration = Duration::from_secs(1);
 const POLL: Duration = Duration::from_millis(5);
 /// How long to wait before something is tried again.
 const RETRY: Duration = Duration::from_millis(500);
+
+/// The scope of trouble with writing documents.
+const WRITING: Scope = Scope::Local("writing");
+/// The scope of trouble with periodic work, which is due even without new documents.
+pub(super) const UPKEEP: Scope = Scope::Local("syncing or rotating");
 
 /// Where documents go. Called on one thread.
 pub trait Output: Send {
@@ -207,20 +213,27 @@ impl Worker {
                 Popped::Batch(_) | Popped::Idle => {}
                 Popped::Closed => break,
             }
-            if let Err(error) = self.output.tick(Instant::now()) {
-                self.meter.failed(self.name, &error.to_string());
-            }
+            self.tick();
         }
         let deadline = self.deadline.get().copied().unwrap_or_else(Instant::now);
         let mut left = Batch::default();
         if let Err(error) = self.output.close(deadline, &mut left) {
-            self.meter.failed(self.name, &error.to_string());
+            self.meter.failed(self.name, (&WRITING, self.name), Cause::System, &error.to_string());
         }
+        self.meter.log_ends(self.name, true);
         if !left.is_empty() {
             // It had taken them before the others.
             unwritten.insert(0, Arc::new(left));
         }
         unwritten
+    }
+
+    fn tick(&mut self) {
+        match self.output.tick(Instant::now()) {
+            Ok(()) => self.meter.worked((&UPKEEP, self.name), 0),
+            Err(error) => self.meter.failed(self.name, (&UPKEEP, self.name), Cause::System, &error.to_string()),
+        }
+        self.meter.log_ends(self.name, false);
     }
 
     fn is_late(&self) -> bool {
@@ -229,14 +242,17 @@ impl Worker {
 
     /// Writes a batch, however often that has to be tried, unless the time has come to end. Whether it is written.
     fn write(&mut self, batch: &Batch) -> bool {
+        let mut waited = false;
         loop {
             match self.output.write(batch) {
                 Ok(()) => {
-                    self.meter.worked(self.name);
+                    let waiting = if waited { batch.len() + self.queue.documents() } else { 0 };
+                    self.meter.worked((&WRITING, self.name), waiting as u64);
                     return true;
                 }
-                Err(error) => self.meter.failed(self.name, &error.to_string()),
+                Err(error) => self.meter.failed(self.name, (&WRITING, self.name), Cause::System, &error.to_string()),
             }
+            waited = true;
             if self.is_late() {
                 return false;
             }

@@ -1,9 +1,12 @@
 //! What an output counts.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use serde::Serialize;
+
+use super::trouble::{Cause, Scope, Troubles};
 
 /// A number that only its owner changes and anyone may read.
 #[derive(Debug, Default)]
@@ -18,6 +21,11 @@ impl Count {
     /// Sets it.
     pub fn set(&self, value: u64) {
         self.0.store(value, Ordering::Relaxed);
+    }
+
+    /// Replaces one contribution to the sum: it was `from` and is now `to`.
+    pub(super) fn change(&self, from: u64, to: u64) {
+        self.0.fetch_add(to.wrapping_sub(from), Ordering::Relaxed);
     }
 
     /// Reads it.
@@ -55,7 +63,7 @@ pub struct Meter {
     pub spool_damaged: Count,
     /// Of those, such as had to go to make room.
     pub spool_damaged_dropped: Count,
-    trouble: Mutex<Option<String>>,
+    troubles: Mutex<Troubles>,
 }
 
 /// [`Meter`] at one moment.
@@ -85,13 +93,15 @@ pub struct Reading {
     pub spool_damaged: u64,
     #[serde(skip_serializing_if = "is_zero")]
     pub spool_damaged_dropped: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    pub troubles: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trouble: Option<String>,
 }
 
 impl Reading {
     /// Each number with its name.
-    pub fn numbers(&self) -> [(&'static str, u64); 13] {
+    pub fn numbers(&self) -> [(&'static str, u64); 14] {
         [
             ("offered", self.offered),
             ("dropped", self.dropped),
@@ -106,6 +116,7 @@ impl Reading {
             ("spool_dropped", self.spool_dropped),
             ("spool_damaged", self.spool_damaged),
             ("spool_damaged_dropped", self.spool_damaged_dropped),
+            ("troubles", self.troubles),
         ]
     }
 }
@@ -115,26 +126,50 @@ fn is_zero(count: &u64) -> bool {
 }
 
 impl Meter {
-    /// Notes that something cannot be written now; the first time, and when the reason changes, it is logged.
-    pub fn failed(&self, output: &str, reason: &str) {
+    /// Notes that something cannot be done now, and counts it.
+    pub(super) fn failed(&self, output: &str, who: (&Scope, &'static str), cause: Cause, reason: &str) {
         self.failures.add(1);
-        let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
-        if trouble.as_deref() != Some(reason) {
-            tracing::warn!("{output}: {reason}");
-            *trouble = Some(reason.to_owned());
+        self.troubled(output, who, cause, reason);
+    }
+
+    /// Notes that something cannot be done now. It is logged when the trouble begins, and once for each other cause.
+    pub(super) fn troubled(&self, output: &str, who: (&Scope, &'static str), cause: Cause, reason: &str) {
+        if let Some(line) = self.troubles().failed(who, cause, reason, Instant::now()) {
+            tracing::warn!("{output}: {line}");
         }
     }
 
-    /// Notes that it works.
-    pub fn worked(&self, output: &str) {
-        let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
-        if trouble.take().is_some() {
-            tracing::info!("{output}: it works again");
+    /// Notes that it works, and how many documents were waiting for it.
+    pub(super) fn worked(&self, who: (&Scope, &'static str), waiting: u64) {
+        self.troubles().worked(who, waiting, Instant::now());
+    }
+
+    /// Whether there is any trouble.
+    pub(super) fn is_troubled(&self) -> bool {
+        self.troubles().len() > 0
+    }
+
+    /// Logs the troubles that are over. `at_once`: nothing more will be tried, so those that work now are over at once.
+    pub(super) fn log_ends(&self, output: &str, at_once: bool) {
+        for line in self.troubles().ended(Instant::now(), at_once) {
+            tracing::info!("{output}: {line}");
         }
+    }
+
+    /// Resets the troubles and what waits, for a new start of the output; counts go on.
+    pub(super) fn begin(&self) {
+        self.troubles().forget();
+        self.pending.set(0);
+        self.spool_bytes.set(0);
+    }
+
+    fn troubles(&self) -> MutexGuard<'_, Troubles> {
+        self.troubles.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The numbers so far.
     pub fn read(&self, output: &'static str) -> Reading {
+        let troubles = self.troubles();
         Reading {
             output,
             offered: self.offered.get(),
@@ -150,7 +185,8 @@ impl Meter {
             spool_dropped: self.spool_dropped.get(),
             spool_damaged: self.spool_damaged.get(),
             spool_damaged_dropped: self.spool_damaged_dropped.get(),
-            trouble: self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            troubles: troubles.len() as u64,
+            trouble: troubles.status(),
         }
     }
 }

@@ -17,6 +17,7 @@ mod queue;
 mod spool;
 mod stdout;
 mod text;
+mod trouble;
 
 pub use batch::{Batch, Kind};
 pub use error::OutputError;

@@ -113,6 +113,11 @@ impl Queue {
         self.lock().closed
     }
 
+    /// How many documents are in it.
+    pub fn documents(&self) -> usize {
+        self.lock().batches.iter().map(|batch| batch.len()).sum()
+    }
+
     /// Whether a batch of so many bytes would find room.
     pub fn has_room(&self, bytes: usize) -> bool {
         self.lock().has_room(bytes, self.most)

@@ -86,6 +86,7 @@ mod tests {
             end: 0,
             sent: Counters::default(),
             received: Counters::default(),
+            dropped: Counters::default(),
             complete: true,
             is_final: true,
             outcome: Outcome::Success,

@@ -17,9 +17,10 @@ pub const HEADER: &str = concat!(
 
 /// One line, without its end.
 ///
-/// In order: when it ended (UTC), `->` egress, `<-` ingress or `--` unknown, transport, this host's end, the other
-/// end, packets and bytes out, packets and bytes in, duration, pid, name, user, and remarks: `!` and why it failed,
-/// `live` for one that goes on, `partial` for one not seen from its beginning, `inexact` where packets and bytes may not be.
+/// In order: when it ended (UTC), `->` egress, `<-` ingress or `--` unknown, transport, this host's end, the other end,
+/// packets and bytes out, packets and bytes in, duration, pid, name, user, and remarks: `!` and why it failed, `dropped
+/// N` for outgoing packets that this host dropped, `live` for a flow that goes on, `partial` for one not seen from its
+/// beginning, `inexact` if packets and bytes may not be exact.
 pub fn line(flow: &Flow, clock: Clock, names: &dyn Names) -> String {
     let line = format!(
         "{time} {arrow} {transport:<5} {local:<24} {remote:<24} {po:>10} {bo:>10} {pi:>10} {bi:>10} {duration:>8} {owner}{remarks}",
@@ -77,6 +78,9 @@ fn remarks(flow: &Flow) -> String {
         }
         Outcome::Success | Outcome::Unknown => {}
     }
+    if flow.dropped.packets > 0 {
+        remarks.push_str(&format!(" dropped {}", flow.dropped.packets));
+    }
     for (applies, remark) in
         [(!flow.is_final, " live"), (!flow.complete, " partial"), (flow.inexact != Inexact::default(), " inexact")]
     {
@@ -126,6 +130,7 @@ mod tests {
             start: None,
             kernel: false,
             credentials: Some(Credentials { uid: 1000, ..Credentials::default() }),
+            containers: None,
             image: Arc::new(Image { name: name.into(), ..Image::default() }),
         };
         Flow {
@@ -141,6 +146,7 @@ mod tests {
             end: 2_795_031_728_600,
             sent: Counters { packets: 5, bytes: 294 },
             received: Counters { packets: 6, bytes: 437 },
+            dropped: Counters::default(),
             complete: true,
             is_final: true,
             outcome: Outcome::Success,

@@ -74,15 +74,25 @@ pub fn drop_capabilities(extra: Extra) -> Result<Kept, PrivilegesError> {
     let perfmon = CapabilitySet::PERFMON & had;
     let perf = if opens_perf_events(rest | perfmon) { perfmon } else { CapabilitySet::SYS_ADMIN & had };
     let keep = rest | perf;
-    // Only with CAP_SETPCAP, and no loss without: no_new_privs makes the bounding set meaningless.
-    for capability in CapabilitySet::from_bits_retain(u64::MAX).iter().flat_map(|all| bits(all & !keep)) {
+    limit_bounding_set_to(keep);
+    keep_only(keep)?;
+    Ok(Kept(keep))
+}
+
+/// Removes all other capabilities from the bounding set. This needs `CAP_SETPCAP`. Without it nothing is lost, because
+/// `no_new_privs` makes the bounding set meaningless.
+pub(super) fn limit_bounding_set_to(keep: CapabilitySet) {
+    for capability in bits(CapabilitySet::from_bits_retain(u64::MAX) & !keep) {
         let _ = remove_capability_from_bounding_set(capability);
     }
+}
+
+/// Gives up all other capabilities, and the means to get more.
+pub(super) fn keep_only(keep: CapabilitySet) -> Result<(), PrivilegesError> {
     // Linux 4.3; what is not permitted is not ambient either.
     let _ = clear_ambient_capability_set();
-    set_capabilities(None, exactly(keep)).map_err(failed)?;
-    set_no_new_privs(true).map_err(|error| PrivilegesError::NoNewPrivileges(error.into()))?;
-    Ok(Kept(keep))
+    set_capabilities(None, exactly(keep)).map_err(|error| PrivilegesError::Capabilities(error.into()))?;
+    set_no_new_privs(true).map_err(|error| PrivilegesError::NoNewPrivileges(error.into()))
 }
 
 fn exactly(set: CapabilitySet) -> CapabilitySets {

@@ -105,6 +105,8 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_getrandom,
     libc::SYS_capget,
     libc::SYS_restart_syscall,
+    // To reap the getent helper.
+    libc::SYS_wait4,
     // Landlock comes after this.
     libc::SYS_landlock_create_ruleset,
     libc::SYS_landlock_add_rule,

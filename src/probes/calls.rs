@@ -5,12 +5,12 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use socktrail_kprobes::{Array, sample};
+use socktrail_kprobes::{Array, Text, sample};
 
-use super::{Decoded, IntoEvent, ipv6_address};
+use super::{Decoded, IntoEvent, known_ipv6};
 use crate::event::EventKind;
 use crate::socket_event::step::{Call, Entered, Layer, Reached, Seen, Step};
-use crate::socket_event::{Address, Family, IpEnd, SocketId, SocketState, SocketType};
+use crate::socket_event::{Address, Family, IpEnd, SocketId, SocketState, SocketType, ThreadName};
 
 /// A sample of a `struct socket`: its own fields, and what [`Seen`] takes, of the socket and the sock that the two
 /// templates name.
@@ -25,6 +25,8 @@ macro_rules! socket_sample {
             $(#[$meta])*
             pub struct $name {
                 $( $(#[$field_meta])* pub $field: $kind = $template, )*
+                /// The running thread's name.
+                pub comm: Option<Text> = "$comm",
                 /// The inode's number.
                 pub i_ino: u64 = concat!("+{socket_alloc.i_ino}(", $socket, ")"),
                 /// `SOCK_STREAM`, …
@@ -34,11 +36,11 @@ macro_rules! socket_sample {
                 /// Address family.
                 pub family: u16 = concat!("+{sock_common.skc_family}(", $sk, ")"),
                 /// Protocol.
-                pub protocol: u16 = concat!("+{sock.sk_protocol}(", $sk, ")"),
+                pub protocol: Option<u16> = concat!("+{sock.sk_protocol}(", $sk, ")"),
                 /// State.
                 pub state: u8 = concat!("+{sock_common.skc_state}(", $sk, ")"),
                 /// The device that it is bound to.
-                pub bound_dev_if: u32 = concat!("+{sock_common.skc_bound_dev_if}(", $sk, ")"),
+                pub bound_dev_if: Option<u32> = concat!("+{sock_common.skc_bound_dev_if}(", $sk, ")"),
                 /// Local port, host byte order.
                 pub num: u16 = concat!("+{sock_common.skc_num}(", $sk, ")"),
                 /// Remote port, as it lies in memory.
@@ -48,17 +50,21 @@ macro_rules! socket_sample {
                 /// Remote IPv4 address, as it lies in memory.
                 pub daddr: u32 = concat!("+{sock_common.skc_daddr}(", $sk, ")"),
                 /// Local IPv6 address, as it lies in memory.
-                pub v6_rcv_saddr_high: u64 = concat!("+{sock_common.skc_v6_rcv_saddr}(", $sk, ")"),
+                pub v6_rcv_saddr_high: Option<u64> = concat!("+{sock_common.skc_v6_rcv_saddr}(", $sk, ")"),
                 /// Its second half.
-                pub v6_rcv_saddr_low: u64 = concat!("+{sock_common.skc_v6_rcv_saddr+8}(", $sk, ")"),
+                pub v6_rcv_saddr_low: Option<u64> = concat!("+{sock_common.skc_v6_rcv_saddr+8}(", $sk, ")"),
                 /// Remote IPv6 address, as it lies in memory.
-                pub v6_daddr_high: u64 = concat!("+{sock_common.skc_v6_daddr}(", $sk, ")"),
+                pub v6_daddr_high: Option<u64> = concat!("+{sock_common.skc_v6_daddr}(", $sk, ")"),
                 /// Its second half.
-                pub v6_daddr_low: u64 = concat!("+{sock_common.skc_v6_daddr+8}(", $sk, ")"),
+                pub v6_daddr_low: Option<u64> = concat!("+{sock_common.skc_v6_daddr+8}(", $sk, ")"),
             }
         }
 
         impl $name {
+            fn thread_name(&self, raw: &[u8]) -> Option<ThreadName> {
+                thread_name(self.comm, raw)
+            }
+
             fn seen(&self) -> Seen {
                 let ends = Ends {
                     family: Family(self.family),
@@ -68,8 +74,8 @@ macro_rules! socket_sample {
                     raw: SocketType(self.sock_type) == SocketType::RAW,
                     ipv4: [self.rcv_saddr, self.daddr],
                     ipv6: [
-                        [self.v6_rcv_saddr_high, self.v6_rcv_saddr_low],
-                        [self.v6_daddr_high, self.v6_daddr_low],
+                        known_ipv6([self.v6_rcv_saddr_high, self.v6_rcv_saddr_low]),
+                        known_ipv6([self.v6_daddr_high, self.v6_daddr_low]),
                     ],
                 };
                 Seen {
@@ -143,7 +149,7 @@ socket_sample! {
 }
 
 sample! {
-    /// `__sys_socket`.
+    /// `__sys_socket`, `sys_socket` before Linux 4.17.
     pub struct EntersSocket {
         /// Address family.
         pub family: i32 = "{family}",
@@ -151,6 +157,8 @@ sample! {
         pub kind: i32 = "{type}",
         /// Protocol.
         pub protocol: i32 = "{protocol}",
+        /// The running thread's name.
+        pub comm: Option<Text> = "$comm",
     }
 
     /// `__sys_socket_file`: what io_uring calls instead.
@@ -161,6 +169,8 @@ sample! {
         pub kind: i32 = "{type}",
         /// Protocol.
         pub protocol: i32 = "{protocol}",
+        /// The running thread's name.
+        pub comm: Option<Text> = "$comm",
     }
 
     /// `__sys_listen`.
@@ -176,15 +186,15 @@ sample! {
         /// Its address family.
         pub family: u16 = "+{sock_common.skc_family}({sk})",
         /// The device that it is bound to.
-        pub bound_dev_if: u32 = "+{sock_common.skc_bound_dev_if}({sk})",
+        pub bound_dev_if: Option<u32> = "+{sock_common.skc_bound_dev_if}({sk})",
         /// Local port, host byte order.
         pub num: u16 = "+{sock_common.skc_num}({sk})",
         /// Local IPv4 address, as it lies in memory.
         pub rcv_saddr: u32 = "+{sock_common.skc_rcv_saddr}({sk})",
         /// Local IPv6 address, as it lies in memory.
-        pub v6_rcv_saddr_high: u64 = "+{sock_common.skc_v6_rcv_saddr}({sk})",
+        pub v6_rcv_saddr_high: Option<u64> = "+{sock_common.skc_v6_rcv_saddr}({sk})",
         /// Its second half.
-        pub v6_rcv_saddr_low: u64 = "+{sock_common.skc_v6_rcv_saddr+8}({sk})",
+        pub v6_rcv_saddr_low: Option<u64> = "+{sock_common.skc_v6_rcv_saddr+8}({sk})",
     }
 }
 
@@ -275,16 +285,18 @@ returns! {
 }
 
 impl IntoEvent for EntersSocket {
-    fn event(&self, _: &[u8]) -> Decoded {
-        let Self { family, kind, protocol } = *self;
-        step(Step::Entered(Entered::Create { layer: Layer::SystemCall, family, kind, protocol }))
+    fn event(&self, raw: &[u8]) -> Decoded {
+        let Self { family, kind, protocol, comm } = *self;
+        let step = Step::Entered(Entered::Create { layer: Layer::SystemCall, family, kind, protocol });
+        step_of(thread_name(comm, raw), step)
     }
 }
 
 impl IntoEvent for EntersSocketFile {
-    fn event(&self, _: &[u8]) -> Decoded {
-        let Self { family, kind, protocol } = *self;
-        step(Step::Entered(Entered::Create { layer: Layer::Socket, family, kind, protocol }))
+    fn event(&self, raw: &[u8]) -> Decoded {
+        let Self { family, kind, protocol, comm } = *self;
+        let step = Step::Entered(Entered::Create { layer: Layer::Socket, family, kind, protocol });
+        step_of(thread_name(comm, raw), step)
     }
 }
 
@@ -295,44 +307,44 @@ impl IntoEvent for EntersListen {
 }
 
 impl IntoEvent for Created {
-    fn event(&self, _: &[u8]) -> Decoded {
-        reached(self.seen(), Reached::Create { protocol: self.asked })
+    fn event(&self, raw: &[u8]) -> Decoded {
+        reached(self.thread_name(raw), self.seen(), Reached::Create { protocol: self.asked })
     }
 }
 
 impl IntoEvent for Binds {
     fn event(&self, raw: &[u8]) -> Decoded {
-        reached(self.seen(), Reached::Bind(address(self.address.bytes(raw), self.addrlen)))
+        reached(self.thread_name(raw), self.seen(), Reached::Bind(address(self.address.bytes(raw), self.addrlen)))
     }
 }
 
 impl IntoEvent for Listens {
-    fn event(&self, _: &[u8]) -> Decoded {
-        reached(self.seen(), Reached::Listen { backlog: self.backlog })
+    fn event(&self, raw: &[u8]) -> Decoded {
+        reached(self.thread_name(raw), self.seen(), Reached::Listen { backlog: self.backlog })
     }
 }
 
 impl IntoEvent for Accepts {
-    fn event(&self, _: &[u8]) -> Decoded {
-        reached(self.seen(), Reached::Accept)
+    fn event(&self, raw: &[u8]) -> Decoded {
+        reached(self.thread_name(raw), self.seen(), Reached::Accept)
     }
 }
 
 impl IntoEvent for Connects {
     fn event(&self, raw: &[u8]) -> Decoded {
-        reached(self.seen(), Reached::Connect(address(self.address.bytes(raw), self.addrlen)))
+        reached(self.thread_name(raw), self.seen(), Reached::Connect(address(self.address.bytes(raw), self.addrlen)))
     }
 }
 
 impl IntoEvent for Sets {
-    fn event(&self, _: &[u8]) -> Decoded {
-        reached(self.seen(), Reached::SetSockOpt { level: self.level, option: self.option })
+    fn event(&self, raw: &[u8]) -> Decoded {
+        reached(self.thread_name(raw), self.seen(), Reached::SetSockOpt { level: self.level, option: self.option })
     }
 }
 
 impl IntoEvent for Grafted {
-    fn event(&self, _: &[u8]) -> Decoded {
-        step(Step::Accepted { socket: self.seen() })
+    fn event(&self, raw: &[u8]) -> Decoded {
+        step_of(self.thread_name(raw), Step::Accepted { socket: self.seen() })
     }
 }
 
@@ -345,30 +357,38 @@ impl IntoEvent for Connecting {
             dport: 0,
             raw: false,
             ipv4: [self.rcv_saddr, 0],
-            ipv6: [[self.v6_rcv_saddr_high, self.v6_rcv_saddr_low], [0; 2]],
+            ipv6: [known_ipv6([self.v6_rcv_saddr_high, self.v6_rcv_saddr_low]), None],
         };
         step(Step::Connecting { local: ends.local() })
     }
 }
 
 impl IntoEvent for Released {
-    fn event(&self, _: &[u8]) -> Decoded {
-        step(Step::Released { socket: self.seen() })
+    fn event(&self, raw: &[u8]) -> Decoded {
+        step_of(self.thread_name(raw), Step::Released { socket: self.seen() })
     }
 }
 
 impl IntoEvent for ReleasedWithoutInode {
-    fn event(&self, _: &[u8]) -> Decoded {
-        step(Step::Released { socket: self.seen() })
+    fn event(&self, raw: &[u8]) -> Decoded {
+        step_of(self.thread_name(raw), Step::Released { socket: self.seen() })
     }
 }
 
 fn step(step: Step) -> Decoded {
-    Decoded::Event(EventKind::Step(Box::new(step)))
+    step_of(None, step)
 }
 
-fn reached(socket: Seen, what: Reached) -> Decoded {
-    step(Step::Reached { socket, what })
+fn step_of(thread_name: Option<ThreadName>, step: Step) -> Decoded {
+    Decoded::Event(EventKind::Step { step: Box::new(step), thread_name })
+}
+
+fn reached(thread_name: Option<ThreadName>, socket: Seen, what: Reached) -> Decoded {
+    step_of(thread_name, Step::Reached { socket, what })
+}
+
+fn thread_name(comm: Option<Text>, raw: &[u8]) -> Option<ThreadName> {
+    comm.map(|comm| ThreadName::new(comm.bytes(raw)))
 }
 
 /// As much of a `struct sockaddr` as counts. The kernel has checked that the length is from 0 to 128.
@@ -380,13 +400,15 @@ fn address(bytes: &[u8], addrlen: i32) -> Option<Address> {
 /// Both ends of a `struct sock`, own first, as they lie in memory.
 struct Ends {
     family: Family,
-    bound_dev_if: u32,
+    /// `None` where it is not known.
+    bound_dev_if: Option<u32>,
     num: u16,
     dport: u16,
     /// Whether it has no ports: the local one is its protocol's number.
     raw: bool,
     ipv4: [u32; 2],
-    ipv6: [[u64; 2]; 2],
+    /// `None` where they are not known.
+    ipv6: [Option<Ipv6Addr>; 2],
 }
 
 impl Ends {
@@ -402,10 +424,10 @@ impl Ends {
     fn end(&self, which: usize, port: u16) -> Option<IpEnd> {
         let ip: IpAddr = match self.family {
             Family::INET => Ipv4Addr::from(self.ipv4[which].to_ne_bytes()).into(),
-            Family::INET6 => ipv6_address(self.ipv6[which]).into(),
+            Family::INET6 => self.ipv6[which]?.into(),
             _ => return None,
         };
-        let scope_id = if is_link_local(ip) { self.bound_dev_if } else { 0 };
+        let scope_id = if is_link_local(ip) { self.bound_dev_if.unwrap_or(0) } else { 0 };
         (port != 0 || !ip.is_unspecified()).then_some(IpEnd { ip, port, scope_id, flow_info: 0 })
     }
 }

@@ -1,99 +1,91 @@
-//! What only newer kernels have, and samples do without.
+//! What is lost on this kernel because samples lack a field.
+//!
+//! Only fields of type `Option` can be missing: see [`sample!`](socktrail_kprobes::sample).
 
-use socktrail_guess::Layout;
+use socktrail_kprobes::{Field, Format};
 
-use super::Feature;
-use crate::event::Packet;
-
-/// What the kernel counts the segments of a TCP socket with, since Linux 4.2.
-const SEGMENT_COUNTERS: [&str; 2] = ["tcp_sock.segs_in", "tcp_sock.segs_out"];
-/// What it means to do without.
+/// Fields of which one is enough, and what is lost if a sample has none of them.
+const LOSSES: &[(&[&str], &str)] = &[
+    // `tcp_sock.segs_in` and `segs_out`, since Linux 4.2.
+    (&["segs_in"], UNCOUNTED),
+    (&["segs_out"], UNCOUNTED),
+    (&["fragment"], "packets that arrive in fragments count as one"),
+    (
+        &["start", "seconds"],
+        "when processes start, unless they live until /proc is asked: others have no start and no entity id",
+    ),
+    (&["protocol"], "the protocols of sockets that their calls do not name"),
+    (&["bound_dev_if"], "the device of link-local addresses"),
+];
 const UNCOUNTED: &str = "several TCP segments that the kernel handles as one packet count as one";
 
-/// How large the fragments of a packet were: of IPv4 and of IPv6.
-const FRAGMENT_SIZES: [&str; 2] = ["inet_skb_parm.frag_max_size", "inet6_skb_parm.frag_max_size"];
-/// What it means to do without.
-const WHOLE: &str = "packets that arrive in fragments count as one";
+/// What only IPv6 has.
+const IPV6: (&[&str], &str) =
+    (&["v6_rcv_saddr_high", "v6_rcv_saddr_low", "v6_daddr_high", "v6_daddr_low"], "the IPv6 addresses of sockets");
 
-/// Whether a kernel may be without what this names, and packets are samples all the same.
-pub(super) fn may_be_missing(name: &str) -> bool {
-    SEGMENT_COUNTERS.contains(&name) || FRAGMENT_SIZES.contains(&name)
-}
-
-/// What a layout does not have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Lacking {
-    segment_counters: bool,
-    /// Of IPv4 and of IPv6.
-    fragment_sizes: [bool; 2],
-}
-
-impl Lacking {
-    /// It has all.
-    pub(super) const NOTHING: Self = Self { segment_counters: false, fragment_sizes: [false; 2] };
-
-    pub(super) fn of(layout: &Layout) -> Self {
-        Self {
-            segment_counters: !SEGMENT_COUNTERS.iter().all(|name| layout.knows(name)),
-            fragment_sizes: FRAGMENT_SIZES.map(|name| !layout.knows(name)),
-        }
-    }
-
-    /// What a feature does not tell for that.
-    pub(super) fn matters_to(self, feature: Feature) -> Option<&'static str> {
-        let [v4, v6] = self.fragment_sizes;
-        match feature {
-            Feature::Ipv4Out | Feature::TcpIpv6Out => self.segment_counters.then_some(UNCOUNTED),
-            Feature::TcpIpv4In | Feature::UdpIpv4In => v4.then_some(WHOLE),
-            Feature::TcpIpv6In | Feature::UdpIpv6In => v6.then_some(WHOLE),
-            _ => None,
-        }
-    }
-
-    /// A packet of which only that is told which its sample knows.
-    pub(super) fn without(self, packet: Packet) -> Packet {
-        let [v4, v6] = self.fragment_sizes;
-        let no_fragments = if packet.tuple.remote.ip.is_ipv4() { v4 } else { v6 };
-        Packet {
-            segments: packet.segments.filter(|_| !self.segment_counters),
-            fragment: if no_fragments { 0 } else { packet.fragment },
-            ..packet
-        }
-    }
+/// What is lost if records have this format.
+pub(super) fn without(fields: &[Field], format: &Format, ipv6: bool) -> Option<&'static str> {
+    let is_left_out = |name: &str| {
+        let mut fields = fields.iter();
+        fields.any(|field| field.optional && field.name == name) && format.field(name).is_none()
+    };
+    let lost = |(names, _): &&(&[&str], _)| names.iter().all(|name| is_left_out(name));
+    let (words, lost_addresses) = IPV6;
+    let addresses = (ipv6 && words.iter().any(|word| is_left_out(word))).then_some(lost_addresses);
+    LOSSES.iter().find(lost).map(|(_, loss)| *loss).or(addresses)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-    use std::time::Duration;
-
-    use socktrail_guess::Origin;
+    use socktrail_kprobes::Sample;
 
     use super::*;
-    use crate::event::{Endpoint, Segments, Size, Transport, Tuple, Way};
+    use crate::probes::packets::{Ipv4Out, UdpIpv4In};
+    use crate::probes::processes::Woken;
+    use crate::probes::sockets::Accepted;
+    use crate::probes::{Probe, every};
+
+    /// The format of a record without the fields of these names.
+    fn format(fields: &[Field], without: &[&str]) -> Format {
+        let mut text = "name: e\nID: 7\nformat:\n".to_owned();
+        for (at, field) in fields.iter().filter(|field| !without.contains(&field.name)).enumerate() {
+            text += &format!("\tfield:u8 {};\toffset:{at};\tsize:1;\tsigned:0;\n", field.name);
+        }
+        Format::parse(text.as_bytes()).unwrap()
+    }
+
+    fn lost<S: Sample>(left_out: &[&str], ipv6: bool) -> Option<&'static str> {
+        without(S::FIELDS, &format(S::FIELDS, left_out), ipv6)
+    }
 
     #[test]
-    fn what_a_kernel_does_not_have_is_not_told() {
-        let packet = |ip: IpAddr| {
-            let tuple = Tuple { net: 1, local: Endpoint::new(ip, 1), remote: Endpoint::new(ip, 2) };
-            let size = Size::Packet { bytes: 3000, headers: 28 };
-            let packet = Packet::new(Way::In, Transport::Udp, 1, tuple, size);
-            Packet { fragment: 1500, segments: Some(Segments::default()), ..packet }
-        };
-        let (v4, v6) = (packet(Ipv4Addr::LOCALHOST.into()), packet(Ipv6Addr::LOCALHOST.into()));
-        let mut layout = Layout::new();
-        let none = Lacking::of(&layout);
-        assert_eq!([v4, v6].map(|packet| none.without(packet).fragment), [0, 0]);
-        assert_eq!(none.without(v4).segments, None);
-        assert_eq!(none.matters_to(Feature::UdpIpv6In), Some(WHOLE));
-        layout.set(FRAGMENT_SIZES[0], 62, Origin::Btf, Duration::ZERO);
-        let some = Lacking::of(&layout);
-        assert_eq!([v4, v6].map(|packet| some.without(packet).fragment), [1500, 0]);
-        assert_eq!((some.matters_to(Feature::TcpIpv4In), some.matters_to(Feature::Ipv4Out)), (None, Some(UNCOUNTED)));
-        for name in SEGMENT_COUNTERS.into_iter().chain(FRAGMENT_SIZES) {
-            layout.set(name, 8, Origin::Btf, Duration::ZERO);
+    fn what_a_kernel_does_not_have_is_said() {
+        assert_eq!(lost::<Ipv4Out>(&[], true), None);
+        assert_eq!(lost::<Ipv4Out>(&["segs_in", "segs_out"], true), Some(UNCOUNTED));
+        assert_eq!(lost::<UdpIpv4In>(&["fragment"], true), Some("packets that arrive in fragments count as one"));
+        let addresses = ["v6_rcv_saddr_high", "v6_rcv_saddr_low", "v6_daddr_high", "v6_daddr_low"];
+        assert_eq!(lost::<Accepted>(&addresses, true), Some("the IPv6 addresses of sockets"));
+        assert_eq!(lost::<Accepted>(&addresses[2..], true), Some("the IPv6 addresses of sockets"));
+        assert_eq!(lost::<Accepted>(&addresses, false), None);
+    }
+
+    #[test]
+    fn of_two_forms_of_a_start_one_is_enough() {
+        assert_eq!(lost::<Woken>(&["start"], true), None);
+        assert_eq!(lost::<Woken>(&["seconds", "nanos"], true), None);
+        assert!(lost::<Woken>(&["start", "seconds", "nanos"], true).is_some());
+    }
+
+    /// But for the thread's name, whose loss is said where it is documented.
+    #[test]
+    fn every_field_that_may_be_left_out_has_a_loss() {
+        let said = |name: &str| LOSSES.iter().chain([&IPV6]).any(|(names, _)| names.contains(&name)) || name == "comm";
+        // The second half of what is said by its first.
+        let is_half = |name: &str| name == "nanos";
+        for probe in every().flat_map(|(_, probes): &(_, &[Probe])| probes.iter()) {
+            for field in probe.fields.iter().filter(|field| field.optional) {
+                assert!(said(field.name) || is_half(field.name), "{}", field.name);
+            }
         }
-        assert_eq!(Lacking::of(&layout), Lacking::NOTHING);
-        assert_eq!(Lacking::NOTHING.without(v6), v6);
     }
 }

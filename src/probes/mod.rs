@@ -6,27 +6,36 @@
 
 mod call_table;
 mod calls;
+mod child_group;
+mod dentries;
+mod install;
 mod lacking;
+mod learning;
+mod misses;
 mod packets;
 mod processes;
+mod program;
+mod self_test;
 mod sockets;
 mod table;
-mod trial;
 
 use std::fmt;
 use std::net::Ipv6Addr;
 
 use socktrail_guess::Layout;
-use socktrail_kprobes::{
-    Decoder, Error, Format, Group, Installed, Kind, Record, Resolver, Rings, Sample, Target, Term,
-};
+use socktrail_kprobes::{Decoder, Error, Format, Installed, Kind, Record, Resolver, Sample, Target, Term};
 
 pub use self::call_table::CALLS;
-use self::lacking::Lacking;
+pub(crate) use self::misses::{Missed, Misses};
+use self::packets::{Freed, Lists};
+use self::program::Part;
+pub use self::self_test::{Failed, SelfTest, Traffic, listed};
 use self::table::MERGED;
-pub use self::table::{Feature, Probe, TABLE};
-use crate::event::{Event, EventKind, Sight, Unreadable};
-use crate::loss::LossCause;
+pub use self::table::{Probe, TABLE};
+use crate::event::{Dropped, Event, EventKind, Execs, KernelTime, Sight, Unreadable};
+pub use crate::feature::Feature;
+use crate::halves::Halves;
+use crate::loss::{Harm, LossCause};
 use crate::socket_event::Actions;
 
 /// `AF_INET`; ABI.
@@ -64,6 +73,8 @@ pub struct Served {
     pub lacks: Option<&'static str>,
     /// Whether this kernel gives several datagrams as one to a socket that asks for it (`UDP_GRO`).
     pub merges: bool,
+    /// Whether the probe was hit by the traffic of the self-test that is to hit it.
+    pub hit: bool,
 }
 
 /// Why a probe was not installed.
@@ -72,9 +83,12 @@ pub enum Refusal {
     /// It was not to be.
     #[error("{0} is masked")]
     Masked(&'static str),
-    /// The kernel has it and does not use it.
-    #[error("nothing calls {0}: its callers do without it, or the compiler has put it into them")]
-    Uncalled(&'static str),
+    /// It was installed twice, and was not hit by this traffic.
+    #[error(
+        "the probe on {0} was installed, but not hit by {by}: its callers do without it, the compiler has put it into \
+         them, or the kernel does not make the probe fire", by = listed(.1)
+    )]
+    NotHit(&'static str, &'static [Traffic]),
     /// The kernel would not, or the layout does not have what it reads.
     #[error(transparent)]
     Kernel(#[from] Error),
@@ -109,10 +123,17 @@ impl Served {
 pub struct Probes {
     /// Every feature that was wanted.
     pub served: Vec<Served>,
+    /// What came of the traffic that the probes were tested by.
+    pub self_test: SelfTest,
+    /// How often each probe had missed just before it was attached, and when that was.
+    missed_before: (Vec<socktrail_kprobes::Misses>, KernelTime),
     installed: Vec<Installed>,
     decoders: Vec<(u16, Box<dyn Decode>)>,
-    /// What the layout does not have: what samples say of it is nothing.
-    lacking: Lacking,
+    /// The layout of the kernel that events were recorded on.
+    layout: Option<Layout>,
+    /// Halves of the paths of executed files, by the thread that executes them.
+    parts: Halves<program::File, Option<Vec<Vec<u8>>>>,
+    lists: Lists,
     /// What can be told of sockets and datagrams.
     pub(crate) sight: Sight,
     /// Samples that could not be decoded: cut short, or packets with headers that are not understood.
@@ -120,38 +141,11 @@ pub struct Probes {
 }
 
 impl Probes {
-    /// Installs the best probe for each feature, and attaches it to `rings` where there are any. A feature whose
-    /// probes are all refused is lost, and nothing else.
-    pub fn install(group: &mut Group, mut rings: Option<&mut Rings>, wanted: Wanted<'_>) -> Self {
-        let all = every().filter(|(feature, _)| wanted.wants(*feature));
-        group.learn(&all.flat_map(|(_, probes)| probes.iter().map(Probe::function)).collect::<Vec<_>>());
-        let mut probes = Self { lacking: Lacking::of(wanted.layout), ..Self::none() };
-        let merges = trial::merges_datagrams();
-        for (feature, alternatives) in every().filter(|(feature, _)| wanted.wants(*feature)) {
-            if feature.is_for_joined_heads() && probes.sight.joined_head == 0 {
-                continue;
-            }
-            let lacks = probes.lacking.matters_to(*feature);
-            let mut served = Served { feature: *feature, by: None, refusals: Vec::new(), lacks, merges };
-            for probe in *alternatives {
-                match probes.try_to_serve(*feature, probe, group, rings.as_deref_mut(), wanted) {
-                    Ok((installed, decoder)) => {
-                        // The kernel gives event types of 16 bits: `trace_entry.type`.
-                        probes.decoders.push((installed.id() as u16, decoder));
-                        probes.installed.push(installed);
-                        served.by = Some(probe);
-                        break;
-                    }
-                    Err(refusal) => served.refusals.push(refusal),
-                }
-            }
-            if served.by.is_some() || !(feature.comes_with_its_function() && served.has_no_function()) {
-                probes.served.push(served);
-            }
-        }
-        probes.decoders.sort_by_key(|(id, _)| *id);
-        probes.sight.single_datagrams = !merges || probes.see_single_datagrams();
-        probes
+    /// What the features that are served show.
+    fn sight_of_features(&mut self, merges: bool) {
+        self.sight.moves = self.installed(Feature::ControlGroup).is_some();
+        self.sight.execs = self.features().map(Feature::shows_execs).max().unwrap_or(Execs::Unseen);
+        self.sight.single_datagrams = !merges || self.see_single_datagrams();
     }
 
     /// Whether it is seen who takes several datagrams as one, and what the others get one by one.
@@ -160,51 +154,26 @@ impl Probes {
             && self.served.iter().all(|served| served.by.is_none_or(|probe| probe.weaker != Some(MERGED)))
     }
 
-    /// Installs a probe, learns by it what is to be learnt, and attaches it.
-    fn try_to_serve(
-        &mut self,
-        feature: Feature,
-        probe: &Probe,
-        group: &Group,
-        rings: Option<&mut Rings>,
-        wanted: Wanted<'_>,
-    ) -> Result<(Installed, Box<dyn Decode>), Refusal> {
-        let (installed, decoder) = probe.install(feature, group, wanted)?;
-        if let Some(rings) = rings {
-            // What cannot be learnt is not told, and flows are marked for it: no reason to go without the feature.
-            if let Err(error) = self.learn_by(feature, &installed, &*decoder) {
-                tracing::warn!(%error, %feature, "what this kernel tells of sockets and datagrams could not be tried out");
-            }
-            probe.attach(&installed, rings, wanted)?;
-        }
-        Ok((installed, decoder))
-    }
-
-    fn learn_by(&mut self, feature: Feature, installed: &Installed, decoder: &dyn Decode) -> Result<(), Error> {
-        match feature {
-            Feature::SocketCreate => self.sight.programs = trial::tells_programs(installed, decoder)?,
-            Feature::Ipv4Out => self.sight.joined_head = trial::joined_head(installed, decoder)?,
-            _ => {}
-        }
-        Ok(())
-    }
-
     /// No probes: for events that come from elsewhere, by [`Probes::add_recorded`].
     pub fn none() -> Self {
-        let lacking = Lacking::NOTHING;
         Self {
             served: Vec::new(),
+            self_test: SelfTest::default(),
+            missed_before: (Vec::new(), 0),
             installed: Vec::new(),
             decoders: Vec::new(),
-            lacking,
+            layout: None,
+            parts: Halves::default(),
+            lists: Lists::default(),
             sight: Sight::default(),
             unreadable: 0,
         }
     }
 
-    /// No probes either: for samples of a kernel with this layout.
-    pub fn recorded(layout: &Layout) -> Self {
-        Self { lacking: Lacking::of(layout), ..Self::none() }
+    /// No probes either: for samples of a kernel with this layout. What it does not know, samples do not tell, even if
+    /// something was recorded in its place.
+    pub fn recorded(layout: Layout) -> Self {
+        Self { layout: Some(layout), ..Self::none() }
     }
 
     /// Makes samples readable that the probe of this feature on this function wrote elsewhere.
@@ -213,9 +182,13 @@ impl Probes {
     /// There is no such probe, or it does not fetch what the format has.
     pub fn add_recorded(&mut self, feature: Feature, function: &str, format: &Format) -> Result<(), String> {
         let (_, alternatives) = every().find(|(one, _)| *one == feature).ok_or("no such feature")?;
-        // Of several on one function, for kernels with other arguments, all write the same.
-        let probe = alternatives.iter().find(|probe| probe.function() == function).ok_or("no such probe")?;
-        let decoder = (probe.decoder)(format).map_err(|error| error.to_string())?;
+        // Of several on one function, the one that fetches what the format has; or all write the same.
+        let mut decoder = Err("no such probe".to_owned());
+        for probe in alternatives.iter().filter(|probe| probe.function() == function) {
+            let format = self.layout.as_ref().map_or_else(|| format.clone(), |layout| probe.known(format, layout));
+            decoder = decoder.or_else(|_| (probe.decoder)(&format).map_err(|error| error.to_string()));
+        }
+        let decoder = decoder?;
         let id = u16::try_from(format.id).map_err(|_| "an event type above 65535")?;
         self.decoders.push((id, decoder));
         self.decoders.sort_by_key(|(id, _)| *id);
@@ -235,10 +208,14 @@ impl Probes {
         self.installed.get(features.position(|one| one == feature)?)
     }
 
-    /// Whether anything that is wanted, but for the processes that it is about, can be seen.
+    /// Whether anything that is wanted, but for the processes that it is about, can be seen. New states are those of
+    /// sockets whose calls are seen: they count only where nothing else is asked for.
     pub(crate) fn show_something(&self, wanted: Wanted<'_>) -> bool {
+        let only_states = wanted.socket_events == Actions::STATE;
         let flows = |feature: Feature| wanted.flows && feature.shows_flows();
-        let events = |feature: Feature| feature.serves().is_some_and(|actions| wanted.socket_events.meets(actions));
+        let events = |feature: Feature| {
+            wanted.socket_events.meets(feature.shows_events()) || (only_states && feature.tells_states())
+        };
         (!wanted.flows && wanted.socket_events.is_empty())
             || self.features().any(|feature| flows(feature) || events(feature))
     }
@@ -255,10 +232,24 @@ impl Probes {
             Record::Sample { time, pid, tid, id, raw, .. } => {
                 let at = self.decoders.binary_search_by_key(&id, |(id, _)| *id).ok()?;
                 match self.decoders[at].1.decode(raw) {
-                    Decoded::Event(EventKind::Packet(packet)) if self.lacking != Lacking::NOTHING => {
-                        Some(Event { time, pid, tid, kind: EventKind::Packet(self.lacking.without(packet)) })
+                    Decoded::Event(kind) => {
+                        // New credentials are the first event of an exec, so a waiting part belongs to an earlier one.
+                        if matches!(kind, EventKind::Credentials(_)) {
+                            self.parts.forget(tid);
+                        }
+                        Some(Event { time, pid, tid, kind })
                     }
-                    Decoded::Event(kind) => Some(Event { time, pid, tid, kind }),
+                    Decoded::Part(part) => {
+                        let (file, mounts) = match part {
+                            Part::File(file) => self.parts.join_left(tid, file),
+                            Part::Mounts(mounts) => self.parts.join_right(tid, mounts),
+                        }?;
+                        Some(Event { time, pid, tid, kind: EventKind::Ran(Box::new(file.at(mounts))) })
+                    }
+                    Decoded::Freed(dropped, freed) => {
+                        let kind = EventKind::Dropped(dropped);
+                        (!self.lists.has_told(freed)).then_some(Event { time, pid, tid, kind })
+                    }
                     Decoded::Nothing => None,
                     Decoded::Unreadable(what) => {
                         self.unreadable += 1;
@@ -266,8 +257,9 @@ impl Probes {
                     }
                 }
             }
-            Record::Lost { time, cpu, count } => {
-                let kind = EventKind::Lost { cause: LossCause::Ring { cpu }, count };
+            Record::Lost { since, time, cpu, count } => {
+                self.parts.clear();
+                let kind = EventKind::Lost { cause: LossCause::Ring { cpu }, count, since, harm: Harm::ALL };
                 Some(Event { time, pid: 0, tid: 0, kind })
             }
             _ => None,
@@ -275,9 +267,20 @@ impl Probes {
     }
 }
 
+/// Major and minor number of the kernel's release; the highest possible if they cannot be read.
+fn release() -> (u32, u32) {
+    let name = nix::sys::utsname::uname();
+    let release = name.as_ref().ok().and_then(|name| name.release().to_str()).unwrap_or_default();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|number| number.parse().ok());
+    numbers.next().zip(numbers.next()).unwrap_or((u32::MAX, u32::MAX))
+}
+
 impl Wanted<'_> {
     /// Whether anything that is asked for needs this feature.
     fn wants(&self, feature: Feature) -> bool {
+        if release() < feature.since() {
+            return false;
+        }
         match feature.serves() {
             Some(actions) => self.socket_events.meets(actions),
             None => {
@@ -289,33 +292,15 @@ impl Wanted<'_> {
 }
 
 impl Probe {
-    fn install(
-        &self,
-        feature: Feature,
-        group: &Group,
-        wanted: Wanted<'_>,
-    ) -> Result<(Installed, Box<dyn Decode>), Refusal> {
-        if wanted.mask.iter().any(|masked| masked == self.function()) {
-            return Err(Refusal::Masked(self.function()));
-        }
-        let installed = group.install(&feature.to_string(), self.target, self.fetches, &wanted)?;
-        let decoder = (self.decoder)(installed.format())?;
-        if let Some(trial) = self.trial
-            && !trial::is_hit(&installed, trial)?
-        {
-            return Err(Refusal::Uncalled(self.function()));
-        }
-        Ok((installed, decoder))
-    }
-
-    fn attach(&self, installed: &Installed, rings: &mut Rings, wanted: Wanted<'_>) -> Result<(), Error> {
-        let only = if wanted.flows { self.filter } else { self.datagrams.or(self.filter) };
-        let filter = match (only, self.loopback.filter(|_| !wanted.loopback)) {
-            (Some(filter), Some(loopback)) => Some(format!("({filter})&&!({loopback})")),
-            (Some(filter), None) => Some(filter.to_owned()),
-            (None, loopback) => loopback.map(|loopback| format!("!({loopback})")),
+    /// The format without what its samples may do without and this layout does not know.
+    fn known(&self, format: &Format, layout: &Layout) -> Format {
+        let is_unknown = |name: &str| {
+            let fetch = self.fetches.iter().find(|fetch| fetch.optional && fetch.name == name);
+            fetch.is_some_and(|fetch| !fetch.is_resolved(self.function(), layout))
         };
-        rings.attach(installed, filter.as_deref())
+        let mut format = format.clone();
+        format.fields.retain(|field| !is_unknown(&field.name));
+        format
     }
 
     /// The kernel function or tracepoint that it sits on.
@@ -332,6 +317,10 @@ impl Probe {
 enum Decoded {
     /// This happened.
     Event(EventKind),
+    /// Half of an event; another sample has the other half.
+    Part(Part),
+    /// A packet was dropped, which another sample may have told already.
+    Freed(Dropped, Freed),
     /// Nothing that matters.
     Nothing,
     /// It cannot be told, but perhaps of what.
@@ -369,18 +358,19 @@ fn both_headers(layout: &Layout) -> Option<Term> {
     transport.filter(|transport| network == Some(transport + 2)).map(|transport| Term::Offset(transport.into()))
 }
 
-/// The layout, seen by probes that look at more than every kernel has. A kernel without IPv6 has no place for its
-/// addresses, and no socket of which they would be read; what a kernel does not have is ignored: any readable place will do.
 impl Resolver for Wanted<'_> {
     fn resolve(&self, function: &str, name: &str) -> Option<Term> {
         if name == BOTH_HEADERS {
             return both_headers(self.layout);
         }
-        self.layout.resolve(function, name).or_else(|| {
-            let no_ipv6 = !self.ipv6 && name.starts_with("sock_common.skc_v6_");
-            (no_ipv6 || lacking::may_be_missing(name)).then_some(Term::Offset(0))
-        })
+        self.layout.resolve(function, name)
     }
+}
+
+/// The same where both are known.
+fn known_ipv6(memory: [Option<u64>; 2]) -> Option<Ipv6Addr> {
+    let [high, low] = memory;
+    Some(ipv6_address([high?, low?]))
 }
 
 /// An address out of two words of memory.

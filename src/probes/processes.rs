@@ -1,9 +1,13 @@
 //! What processes do with themselves.
 
-use socktrail_kprobes::{Array, sample};
+use socktrail_kprobes::{Array, Text, sample, tracepoint};
 
 use super::{Decoded, IntoEvent};
-use crate::event::{Credentials, EventKind, Exec, Fork};
+use crate::container::container;
+use crate::event::{Credentials, EventKind, Exec, Fork, Moved, ThreadStarted};
+
+/// From `linux/sched.h`: the child starts in the control group given by a descriptor.
+const CLONE_INTO_CGROUP: u64 = 1 << 33;
 
 sample! {
     /// `wake_up_new_task`: a new task is about to run for the first time, in the context of its parent.
@@ -13,7 +17,11 @@ sample! {
         /// Its thread group's.
         pub tgid: u32 = "+{task_struct.tgid}({p})",
         /// Nanoseconds since boot.
-        pub start: u64 = "+{task_struct.start_boottime}({p})",
+        pub start: Option<u64> = "+{task_struct.start_boottime}({p})",
+        /// The same before Linux 3.17, a `struct timespec`: seconds since boot.
+        pub seconds: Option<u64> = "+{task_struct.real_start_time}({p})",
+        /// Nanoseconds of the next second.
+        pub nanos: Option<u64> = "+{task_struct.real_start_time+8}({p})",
     }
 
     /// `security_bprm_committed_creds`: an exec has passed the point of no return; the arguments lie at the top of the
@@ -49,12 +57,49 @@ sample! {
     pub struct Exited {}
 }
 
+/// The longest path in the kernel's control group events (`TRACE_CGROUP_PATH_LEN` without its NUL).
+const MOST_PATH: usize = 1023;
+
+tracepoint! {
+    /// `cgroup:cgroup_attach_task`: a thread, or a whole process, has been moved into another control group.
+    pub struct Attached {
+        /// The number of the hierarchy.
+        pub hierarchy: i32 = "dst_root",
+        /// The thread; for a whole process its leader.
+        pub tid: i32 = "pid",
+        /// The group's path in its hierarchy.
+        pub path: Text = "dst_path",
+    }
+}
+
+sample! {
+    /// `cgroup_post_fork` since Linux 5.7: a new task is put into its control group, in the context of its parent,
+    /// before it is woken.
+    pub struct Grouped {
+        /// The flags given to `clone3(2)`.
+        pub flags: u64 = "+{kernel_clone_args.flags}({kargs})",
+        /// The new task's own id.
+        pub pid: u32 = "+{task_struct.pid}({child})",
+        /// Its thread group's.
+        pub tgid: u32 = "+{task_struct.tgid}({child})",
+    }
+}
+
 impl IntoEvent for Woken {
     fn event(&self, _: &[u8]) -> Decoded {
-        if self.pid != self.tgid {
-            return Decoded::Nothing; // a thread
+        let Self { pid, tgid, .. } = *self;
+        if pid != tgid {
+            return Decoded::Event(EventKind::ThreadStarted(ThreadStarted { process: tgid, thread: pid }));
         }
-        Decoded::Event(EventKind::Fork(Fork { child: self.tgid, start: self.start }))
+        Decoded::Event(EventKind::Fork(Fork { child: tgid, start: self.since_boot() }))
+    }
+}
+
+impl Woken {
+    /// When it began, in whichever form this kernel keeps it.
+    fn since_boot(&self) -> Option<u64> {
+        let timespec = self.seconds.zip(self.nanos);
+        self.start.or(timespec.map(|(seconds, nanos)| seconds.saturating_mul(1_000_000_000).saturating_add(nanos)))
     }
 }
 
@@ -71,6 +116,25 @@ impl IntoEvent for Committed {
     }
 }
 
+impl IntoEvent for Grouped {
+    fn event(&self, _: &[u8]) -> Decoded {
+        if self.flags & CLONE_INTO_CGROUP == 0 || self.pid != self.tgid {
+            return Decoded::Nothing;
+        }
+        Decoded::Event(EventKind::ForkElsewhere { child: self.tgid })
+    }
+}
+
+impl IntoEvent for Attached {
+    fn event(&self, raw: &[u8]) -> Decoded {
+        let (Ok(tid), Ok(hierarchy)) = (u32::try_from(self.tid), u32::try_from(self.hierarchy)) else {
+            return Decoded::Unreadable(None);
+        };
+        let container = container(whole_groups(self.path.bytes(raw)));
+        Decoded::Event(EventKind::Moved(Box::new(Moved { tid, hierarchy, container })))
+    }
+}
+
 impl IntoEvent for Credited {
     fn event(&self, _: &[u8]) -> Decoded {
         let Self { uid, gid, euid, egid } = *self;
@@ -84,10 +148,97 @@ impl IntoEvent for Exited {
     }
 }
 
+/// A path without its last group, if the kernel may have truncated that.
+fn whole_groups(path: &[u8]) -> &[u8] {
+    let cut = path.len() >= MOST_PATH;
+    let end = path.iter().rposition(|byte| *byte == b'/').filter(|_| cut);
+    &path[..end.unwrap_or(path.len())]
+}
+
 /// A C string within a window; empty when the window is too short for it: half a path is none.
 fn until_nul(window: &[u8]) -> Vec<u8> {
     match window.iter().position(|byte| *byte == 0) {
         Some(end) => window[..end].to_vec(),
         None => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use socktrail_kprobes::{Decoder, Format};
+
+    use super::*;
+    use crate::probes::Decode;
+
+    /// As Linux 6.1 writes it.
+    const ATTACH: &[u8] = b"name: cgroup_attach_task\nID: 118\nformat:\n\
+        \tfield:unsigned short common_type;\toffset:0;\tsize:2;\tsigned:0;\n\
+        \tfield:int dst_root;\toffset:8;\tsize:4;\tsigned:1;\n\
+        \tfield:int dst_level;\toffset:12;\tsize:4;\tsigned:1;\n\
+        \tfield:u64 dst_id;\toffset:16;\tsize:8;\tsigned:0;\n\
+        \tfield:int pid;\toffset:24;\tsize:4;\tsigned:1;\n\
+        \tfield:__data_loc char[] dst_path;\toffset:28;\tsize:4;\tsigned:0;\n\
+        \tfield:__data_loc char[] comm;\toffset:32;\tsize:4;\tsigned:0;\n";
+
+    fn moved(path: &str) -> Moved {
+        let mut raw = vec![0; 36];
+        raw[8] = 4;
+        raw[24..28].copy_from_slice(&321_u32.to_ne_bytes());
+        raw[28..32].copy_from_slice(&((path.len() as u32 + 1) << 16 | 36).to_ne_bytes());
+        raw.extend_from_slice(path.as_bytes());
+        raw.push(0);
+        let decoder = Decoder::<Attached>::new(&Format::parse(ATTACH).unwrap()).unwrap();
+        match Decode::decode(&decoder, &raw) {
+            Decoded::Event(EventKind::Moved(moved)) => *moved,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_task_that_is_moved() {
+        assert_eq!(moved("/lxc/web"), Moved { tid: 321, hierarchy: 4, container: Some("web".into()) });
+        assert_eq!(moved("/").container, None);
+        assert_eq!(moved("").container, None);
+    }
+
+    #[test]
+    fn a_start_is_nanoseconds_in_either_form() {
+        let fork = |event| match event {
+            Decoded::Event(EventKind::Fork(fork)) => fork,
+            other => panic!("{other:?}"),
+        };
+        let woken = Woken { pid: 10, tgid: 10, start: None, seconds: None, nanos: None };
+        let timespec = Woken { seconds: Some(61), nanos: Some(234_567_890), ..woken };
+        for (told, start) in [
+            (Woken { start: Some(61_234_567_890), ..woken }, Some(61_234_567_890)),
+            (timespec, Some(61_234_567_890)),
+            (woken, None),
+        ] {
+            assert_eq!(fork(told.event(&[])), Fork { child: 10, start });
+        }
+        let thread = Woken { pid: 11, ..timespec }.event(&[]);
+        assert!(matches!(thread, Decoded::Event(EventKind::ThreadStarted(ThreadStarted { process: 10, thread: 11 }))));
+    }
+
+    #[test]
+    fn a_process_that_begins_elsewhere_is_told_from_threads_and_other_forks() {
+        let begins = |flags: u64, pid: u32| Grouped { flags, pid, tgid: 10 }.event(&[]);
+        let child = |event: Decoded| match event {
+            Decoded::Event(EventKind::ForkElsewhere { child }) => Some(child),
+            _ => None,
+        };
+        assert_eq!(child(begins(CLONE_INTO_CGROUP | 0x100, 10)), Some(10));
+        assert_eq!(child(begins(CLONE_INTO_CGROUP, 11)), None, "a thread");
+        assert_eq!(child(begins(0x100, 10)), None, "in its parent's group");
+    }
+
+    #[test]
+    fn half_a_name_is_none() {
+        let path = |length: usize| format!("/lxc/outer{}/lxc/inner", "/x".repeat(length));
+        assert_eq!(moved(&path(3)).container.as_deref(), Some("inner"));
+        assert_eq!(moved(&path(600)[..MOST_PATH]).container.as_deref(), Some("outer"));
+        let [whole, cut] = ["inn", "inne"].map(|name| format!("/lxc/outer{}/lxc/{name}", "/x".repeat(502)));
+        assert_eq!((whole.len(), moved(&whole).container.as_deref()), (MOST_PATH - 1, Some("inn")));
+        assert_eq!((cut.len(), moved(&cut).container.as_deref()), (MOST_PATH, Some("outer")));
     }
 }

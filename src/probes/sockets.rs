@@ -1,10 +1,10 @@
 //! What tasks do with sockets.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use socktrail_kprobes::sample;
 
-use super::{AF_INET, AF_INET6, Decoded, IntoEvent, ipv6_address};
+use super::{AF_INET, AF_INET6, Decoded, IntoEvent, ipv6_address, known_ipv6};
 use crate::event::{Endpoint, EventKind, Segments, TcpState, Tuple};
 
 /// `TCP_ESTABLISHED` of `include/net/tcp_states.h`; part of the ABI through `TCP_INFO`.
@@ -15,6 +15,8 @@ pub const TCP_CLOSE: i32 = 7;
 /// `sock_common.skc_net_refcnt`: a bit behind four of `skc_reuse`, one of `skc_reuseport` and one of `skc_ipv6only`, on a
 /// little-endian machine.
 const SKC_NET_REFCNT: u8 = 1 << 6;
+/// `MPTCP_EVENT_SUB_ESTABLISHED` of `linux/mptcp.h`; ABI. The filter also passes `MPTCP_EVENT_CREATED`.
+const MPTCP_EVENT_SUB_ESTABLISHED: i32 = 10;
 /// Of `linux/udp.h`; ABI.
 const UDP_GRO: i32 = 104;
 /// The same.
@@ -90,13 +92,13 @@ sample! {
         /// Remote IPv4 address, as it lies in memory.
         pub daddr: u32 = "+{sock_common.skc_daddr}({sk})",
         /// Local IPv6 address, as it lies in memory.
-        pub v6_rcv_saddr_high: u64 = "+{sock_common.skc_v6_rcv_saddr}({sk})",
+        pub v6_rcv_saddr_high: Option<u64> = "+{sock_common.skc_v6_rcv_saddr}({sk})",
         /// Its second half.
-        pub v6_rcv_saddr_low: u64 = "+{sock_common.skc_v6_rcv_saddr+8}({sk})",
+        pub v6_rcv_saddr_low: Option<u64> = "+{sock_common.skc_v6_rcv_saddr+8}({sk})",
         /// Remote IPv6 address, as it lies in memory.
-        pub v6_daddr_high: u64 = "+{sock_common.skc_v6_daddr}({sk})",
+        pub v6_daddr_high: Option<u64> = "+{sock_common.skc_v6_daddr}({sk})",
         /// Its second half.
-        pub v6_daddr_low: u64 = "+{sock_common.skc_v6_daddr+8}({sk})",
+        pub v6_daddr_low: Option<u64> = "+{sock_common.skc_v6_daddr+8}({sk})",
     }
 
     /// The return of `inet_csk_accept`: where [`Accepted`] cannot be had. A null pointer means that nothing was accepted.
@@ -116,13 +118,40 @@ sample! {
         /// Remote IPv4 address, as it lies in memory.
         pub daddr: u32 = "+{sock_common.skc_daddr}($retval)",
         /// Local IPv6 address, as it lies in memory.
-        pub v6_rcv_saddr_high: u64 = "+{sock_common.skc_v6_rcv_saddr}($retval)",
+        pub v6_rcv_saddr_high: Option<u64> = "+{sock_common.skc_v6_rcv_saddr}($retval)",
         /// Its second half.
-        pub v6_rcv_saddr_low: u64 = "+{sock_common.skc_v6_rcv_saddr+8}($retval)",
+        pub v6_rcv_saddr_low: Option<u64> = "+{sock_common.skc_v6_rcv_saddr+8}($retval)",
         /// Remote IPv6 address, as it lies in memory.
-        pub v6_daddr_high: u64 = "+{sock_common.skc_v6_daddr}($retval)",
+        pub v6_daddr_high: Option<u64> = "+{sock_common.skc_v6_daddr}($retval)",
         /// Its second half.
-        pub v6_daddr_low: u64 = "+{sock_common.skc_v6_daddr+8}($retval)",
+        pub v6_daddr_low: Option<u64> = "+{sock_common.skc_v6_daddr+8}($retval)",
+    }
+
+    /// `security_inet_conn_request`: a SYN has found its listener. The fields are those of the `struct request_sock`, which
+    /// begins with a `struct sock_common`.
+    pub struct Requested {
+        /// The listener's `struct sock`.
+        pub sk: u64 = "{sk}",
+        /// `struct net`.
+        pub net: u64 = "+{sock_common.skc_net}({req})",
+        /// Its address family.
+        pub family: u16 = "+{sock_common.skc_family}({req})",
+        /// Local port, host byte order.
+        pub num: u16 = "+{sock_common.skc_num}({req})",
+        /// Remote port, as it lies in memory.
+        pub dport: u16 = "+{sock_common.skc_dport}({req})",
+        /// Local IPv4 address, as it lies in memory.
+        pub rcv_saddr: u32 = "+{sock_common.skc_rcv_saddr}({req})",
+        /// Remote IPv4 address, as it lies in memory.
+        pub daddr: u32 = "+{sock_common.skc_daddr}({req})",
+        /// Local IPv6 address, as it lies in memory.
+        pub v6_rcv_saddr_high: Option<u64> = "+{sock_common.skc_v6_rcv_saddr}({req})",
+        /// Its second half.
+        pub v6_rcv_saddr_low: Option<u64> = "+{sock_common.skc_v6_rcv_saddr+8}({req})",
+        /// Remote IPv6 address, as it lies in memory.
+        pub v6_daddr_high: Option<u64> = "+{sock_common.skc_v6_daddr}({req})",
+        /// Its second half.
+        pub v6_daddr_low: Option<u64> = "+{sock_common.skc_v6_daddr+8}({req})",
     }
 
     /// `tcp_set_state`: a TCP socket enters a state.
@@ -134,9 +163,9 @@ sample! {
         /// `sock.sk_err`.
         pub error: i32 = "+{sock.sk_err}({sk})",
         /// Segments received.
-        pub segs_in: u32 = "+{tcp_sock.segs_in}({sk})",
+        pub segs_in: Option<u32> = "+{tcp_sock.segs_in}({sk})",
         /// Segments sent.
-        pub segs_out: u32 = "+{tcp_sock.segs_out}({sk})",
+        pub segs_out: Option<u32> = "+{tcp_sock.segs_out}({sk})",
         /// `struct net`.
         pub net: u64 = "+{sock_common.skc_net}({sk})",
         /// Its address family.
@@ -150,13 +179,39 @@ sample! {
         /// Remote IPv4 address, as it lies in memory.
         pub daddr: u32 = "+{sock_common.skc_daddr}({sk})",
         /// Local IPv6 address, as it lies in memory.
-        pub v6_rcv_saddr_high: u64 = "+{sock_common.skc_v6_rcv_saddr}({sk})",
+        pub v6_rcv_saddr_high: Option<u64> = "+{sock_common.skc_v6_rcv_saddr}({sk})",
         /// Its second half.
-        pub v6_rcv_saddr_low: u64 = "+{sock_common.skc_v6_rcv_saddr+8}({sk})",
+        pub v6_rcv_saddr_low: Option<u64> = "+{sock_common.skc_v6_rcv_saddr+8}({sk})",
         /// Remote IPv6 address, as it lies in memory.
-        pub v6_daddr_high: u64 = "+{sock_common.skc_v6_daddr}({sk})",
+        pub v6_daddr_high: Option<u64> = "+{sock_common.skc_v6_daddr}({sk})",
         /// Its second half.
-        pub v6_daddr_low: u64 = "+{sock_common.skc_v6_daddr+8}({sk})",
+        pub v6_daddr_low: Option<u64> = "+{sock_common.skc_v6_daddr+8}({sk})",
+    }
+
+    /// `sock_def_error_report`: an error is reported to a socket's program; the next call that asks for it clears it.
+    pub struct Failed {
+        /// The `struct sock`.
+        pub sk: u64 = "{sk}",
+        /// `sock.sk_err`, a positive errno.
+        pub error: i32 = "+{sock.sk_err}({sk})",
+    }
+
+    /// `security_mptcp_add_subflow`, `mptcp_sockopt_sync`: a TCP socket is created for an MPTCP socket.
+    pub struct SubflowMade {
+        /// The `struct sock` of the MPTCP socket.
+        pub sk: u64 = "{sk}",
+        /// That of the TCP socket.
+        pub ssk: u64 = "{ssk}",
+    }
+
+    /// `mptcp_event`: a subflow of an MPTCP socket is established, the first or a further one.
+    pub struct SubflowEstablished {
+        /// `enum mptcp_event_type`.
+        pub kind: i32 = "{type}",
+        /// The `struct sock` of the MPTCP socket.
+        pub sk: u64 = "{sk}",
+        /// That of the TCP socket.
+        pub ssk: u64 = "{ssk}",
     }
 
     /// `inet_release`: the last descriptor of a `struct socket` is gone.
@@ -218,23 +273,26 @@ impl IntoEvent for ConnectReturned {
     }
 }
 
-/// Both ends out of a `struct sock`: the fields of that family count.
+/// Both ends out of a `struct sock`: the fields of that family count. `None` where those are not known.
 macro_rules! tuple_of {
     ($sample:expr) => {{
         let sample = $sample;
-        let (local, remote) = match sample.family {
-            AF_INET => (ipv4_address(sample.rcv_saddr).into(), ipv4_address(sample.daddr).into()),
-            _ => (
-                std::net::IpAddr::from(ipv6_address([sample.v6_rcv_saddr_high, sample.v6_rcv_saddr_low])),
-                std::net::IpAddr::from(ipv6_address([sample.v6_daddr_high, sample.v6_daddr_low])),
-            ),
+        let [local, remote]: [Option<IpAddr>; 2] = match sample.family {
+            AF_INET => [sample.rcv_saddr, sample.daddr].map(|address| Some(ipv4_address(address).into())),
+            _ => [[sample.v6_rcv_saddr_high, sample.v6_rcv_saddr_low], [sample.v6_daddr_high, sample.v6_daddr_low]]
+                .map(|address| known_ipv6(address).map(IpAddr::from)),
         };
-        Tuple {
+        local.zip(remote).map(|(local, remote)| Tuple {
             net: sample.net,
             local: Endpoint::new(local, sample.num),
             remote: Endpoint::new(remote, u16::from_be(sample.dport)),
-        }
+        })
     }};
+}
+
+/// What this says of a connection; nothing where its ends are not known.
+fn of_connection(tuple: Option<Tuple>, kind: impl FnOnce(Tuple) -> EventKind) -> Decoded {
+    tuple.map_or(Decoded::Nothing, |tuple| Decoded::Event(kind(tuple)))
 }
 
 /// Whether a socket of this family and remote port is a connection.
@@ -247,7 +305,7 @@ impl IntoEvent for Accepted {
         if !is_connection(self.family, self.dport) {
             return Decoded::Nothing;
         }
-        Decoded::Event(EventKind::Accepted { sock: self.sk, tuple: tuple_of!(self) })
+        of_connection(tuple_of!(self), |tuple| EventKind::Accepted { sock: self.sk, tuple })
     }
 }
 
@@ -256,7 +314,16 @@ impl IntoEvent for AcceptReturned {
         if self.sk == 0 || !is_connection(self.family, self.dport) {
             return Decoded::Nothing;
         }
-        Decoded::Event(EventKind::Accepted { sock: self.sk, tuple: tuple_of!(self) })
+        of_connection(tuple_of!(self), |tuple| EventKind::Accepted { sock: self.sk, tuple })
+    }
+}
+
+impl IntoEvent for Requested {
+    fn event(&self, _: &[u8]) -> Decoded {
+        if !is_connection(self.family, self.dport) {
+            return Decoded::Nothing;
+        }
+        of_connection(tuple_of!(self), |tuple| EventKind::ConnectionRequested { listener: self.sk, tuple })
     }
 }
 
@@ -270,8 +337,34 @@ impl IntoEvent for StateSet {
         if !is_connection(self.family, self.dport) {
             return Decoded::Nothing;
         }
-        let segments = Segments { received: self.segs_in, sent: self.segs_out };
-        Decoded::Event(EventKind::TcpState { sock: self.sk, tuple: tuple_of!(self), state, segments })
+        let counters = self.segs_in.zip(self.segs_out);
+        let segments = counters.map(|(received, sent)| Segments { received, sent });
+        of_connection(tuple_of!(self), |tuple| EventKind::TcpState { sock: self.sk, tuple, state, segments })
+    }
+}
+
+impl IntoEvent for Failed {
+    fn event(&self, _: &[u8]) -> Decoded {
+        Decoded::Event(EventKind::SocketError { sock: self.sk, error: self.error })
+    }
+}
+
+impl IntoEvent for SubflowMade {
+    fn event(&self, _: &[u8]) -> Decoded {
+        subflow(self.ssk, self.sk, false)
+    }
+}
+
+impl IntoEvent for SubflowEstablished {
+    fn event(&self, _: &[u8]) -> Decoded {
+        subflow(self.ssk, self.sk, self.kind == MPTCP_EVENT_SUB_ESTABLISHED)
+    }
+}
+
+fn subflow(sock: u64, mptcp: u64, joined: bool) -> Decoded {
+    match (sock, mptcp) {
+        (0, _) | (_, 0) => Decoded::Nothing,
+        _ => Decoded::Event(EventKind::Subflow { sock, mptcp, joined }),
     }
 }
 

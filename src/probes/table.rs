@@ -1,136 +1,14 @@
 //! The table of probes: which feature each of them serves, and which others may take its place.
 
-use std::fmt;
+use socktrail_kprobes::{Decoder, Error, Fetch, Field, Format, Target};
 
-use serde::{Deserialize, Serialize};
-use socktrail_kprobes::{Decoder, Error, Fetch, Format, Target};
-
+use crate::event::Execs;
+use crate::feature::Feature;
+use crate::loss::Harm;
 use crate::socket_event::Actions;
 
-use super::trial::{self, Trial};
-use super::{Decode, IntoEvent, packets, processes, sockets};
-
-/// What a probe is for: what is lost when none of its alternatives can be installed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum Feature {
-    /// IPv4 packets that leave, TCP and UDP.
-    Ipv4Out,
-    /// TCP over IPv4 that arrives.
-    TcpIpv4In,
-    /// UDP over IPv4 that arrives.
-    UdpIpv4In,
-    /// TCP over IPv6 that leaves.
-    TcpIpv6Out,
-    /// UDP over IPv6 that leaves.
-    UdpIpv6Out,
-    /// TCP over IPv6 that arrives.
-    TcpIpv6In,
-    /// UDP over IPv6 that arrives.
-    UdpIpv6In,
-    /// Destination options that leave over IPv6.
-    Ipv6DestinationOptions,
-    /// Hop-by-hop options and routing headers that leave over IPv6.
-    Ipv6RoutingHeaders,
-    /// IPv4 packets that are cut as they leave.
-    Ipv4Fragments,
-    /// IPv6 packets that are cut as they leave.
-    Ipv6Fragments,
-    /// UDP sockets that send several datagrams as one, or take them so.
-    DatagramOptions,
-    /// UDP sockets that send with control messages, which may ask for the same.
-    ControlMessages,
-    /// Who made a socket.
-    SocketCreate,
-    /// Who connects over IPv4, and to whom.
-    ConnectIpv4,
-    /// Whether that failed at once.
-    ConnectIpv4Result,
-    /// Who connects over IPv6, and to whom.
-    ConnectIpv6,
-    /// Whether that failed at once.
-    ConnectIpv6Result,
-    /// Who accepts a connection.
-    Accept,
-    /// Connections established and ended.
-    TcpState,
-    /// Sockets closed.
-    SocketRelease,
-    /// Sockets freed: when an address may be another socket's.
-    SocketFree,
-    /// Processes that begin.
-    ProcessFork,
-    /// Programs that start, with path and arguments.
-    ProcessExec,
-    /// Processes that end.
-    ProcessExit,
-    /// Changes of user and group.
-    Credentials,
-    /// Calls of `socket(2)`.
-    CreateCall,
-    /// The socket that one made.
-    CreateSocket,
-    /// What it came back with.
-    CreateResult,
-    /// Creations by io_uring.
-    CreateUringCall,
-    /// What one came back with.
-    CreateUringResult,
-    /// Calls of `bind(2)`.
-    BindCall,
-    /// The socket and address of one.
-    BindSocket,
-    /// What it came back with.
-    BindResult,
-    /// What a bind through io_uring came back with.
-    BindUringResult,
-    /// Calls of `listen(2)`.
-    ListenCall,
-    /// The socket of one.
-    ListenSocket,
-    /// What it came back with.
-    ListenResult,
-    /// What a listen through io_uring came back with.
-    ListenUringResult,
-    /// Calls of `accept(2)`.
-    AcceptCall,
-    /// The listener of one.
-    AcceptSocket,
-    /// The connection that it got.
-    AcceptConnection,
-    /// What it came back with.
-    AcceptResult,
-    /// What an accept through io_uring came back with.
-    AcceptUringResult,
-    /// Calls of `connect(2)`.
-    ConnectCall,
-    /// The socket and address of one.
-    ConnectSocket,
-    /// The socket's own address.
-    ConnectLocal,
-    /// What it came back with.
-    ConnectResult,
-    /// What a connect through io_uring came back with.
-    ConnectUringResult,
-    /// Calls of `setsockopt(2)`.
-    SetSockOptCall,
-    /// The socket and option of one.
-    SetSockOptSocket,
-    /// What it came back with.
-    SetSockOptResult,
-    /// What a setsockopt through io_uring came back with.
-    SetSockOptUringResult,
-    /// The end of sockets of all families.
-    SocketClose,
-}
-
-impl fmt::Display for Feature {
-    /// `tcp_ipv4_in`, as it is serialized.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.serialize(f)
-    }
-}
+use super::self_test::Traffic;
+use super::{Decode, IntoEvent, child_group, packets, processes, program, sockets};
 
 impl Feature {
     /// What a user no longer sees without it.
@@ -149,6 +27,8 @@ impl Feature {
             Self::Ipv6RoutingHeaders => "whether TCP over IPv6 sends routing headers, whose bytes are not counted",
             Self::Ipv4Fragments => "which IPv4 packets are cut as they leave: they count as one",
             Self::Ipv6Fragments => "which IPv6 packets are cut as they leave: they count as one",
+            Self::LocalDrops => "which packets a firewall here drops as they leave: they count as sent",
+            Self::QueueDrops => "which packets a full queue here drops as they leave: they count as sent",
             Self::DatagramOptions => "which sockets take several datagrams as one: they count as one",
             Self::ControlMessages => {
                 "which sockets may send small datagrams as one, by control messages: they count as one"
@@ -159,13 +39,31 @@ impl Feature {
             Self::ConnectIpv6 => "the owners of IPv6 connections of sockets older than the monitor",
             Self::ConnectIpv6Result => "IPv6 connects that fail before a packet leaves",
             Self::Accept => "the owners of accepted connections",
+            Self::ConnectionRequest => "the owners of connections that nobody accepts",
             Self::TcpState => "why connections failed, and their exact end",
+            Self::SocketErrors => "why connects in progress failed, where their program asked the kernel first",
+            Self::IcmpErrorIpv4 => "the error of IPv4 connects that a rule of this host rejects",
+            Self::IcmpErrorIpv6 => "the error of IPv6 connects that a rule of this host rejects",
+            Self::SubflowCreate => "the owners of MPTCP subflows that are never established",
+            Self::SubflowEstablish => "the owners of MPTCP subflows other than the first",
             Self::SocketRelease => "the end of flows when their socket is closed",
             Self::SocketFree => "the end of sockets that were never accepted",
             Self::ProcessFork => "processes that start after the monitor",
-            Self::ProcessExec => "names and arguments of processes that start after the monitor",
+            Self::ProcessExec => "names and arguments of programs that start after the monitor, unless /proc can tell",
+            Self::ProcessFile | Self::ProcessMounts => {
+                "the paths of programs with links resolved, unless they live until /proc is asked"
+            }
             Self::ProcessExit => "the end of processes",
             Self::Credentials => "changes of user and group",
+            Self::ControlGroup => {
+                "the containers of short-lived processes, and of those that are moved into one or out of it"
+            }
+            Self::ControlGroupOfChild => {
+                "which processes begin in another container than their parent's: they count as in their parent's"
+            }
+            Self::ControlGroupLookup => {
+                "the containers of short-lived processes that start in another container than their parent"
+            }
             Self::CreateCall => "the descriptors of sockets that are made, and creations that fail",
             Self::CreateSocket => "sockets that are made",
             Self::CreateResult => "sockets that are made by a system call",
@@ -194,6 +92,73 @@ impl Feature {
         }
     }
 
+    /// The facts about flows that depend on this feature's samples: a missed hit of its probe may affect these.
+    pub const fn feeds(self) -> Harm {
+        match self {
+            Self::Ipv4Out | Self::Ipv4Fragments => Harm::TCP_IPV4.or(Harm::UDP_IPV4),
+            Self::TcpIpv4In => Harm::TCP_IPV4,
+            Self::UdpIpv4In => Harm::UDP_IPV4,
+            Self::TcpIpv6Out | Self::TcpIpv6In | Self::Ipv6DestinationOptions | Self::Ipv6RoutingHeaders => {
+                Harm::TCP_IPV6
+            }
+            Self::UdpIpv6Out | Self::UdpIpv6In => Harm::UDP_IPV6,
+            Self::Ipv6Fragments => Harm::TCP_IPV6.or(Harm::UDP_IPV6),
+            Self::DatagramOptions | Self::ControlMessages => Harm::UDP_IPV4.or(Harm::UDP_IPV6),
+            Self::LocalDrops | Self::QueueDrops => {
+                Harm::TCP_IPV4.or(Harm::UDP_IPV4).or(Harm::TCP_IPV6).or(Harm::UDP_IPV6)
+            }
+            Self::TcpState
+            | Self::SocketErrors
+            | Self::IcmpErrorIpv4
+            | Self::IcmpErrorIpv6
+            | Self::SocketRelease
+            | Self::ConnectIpv4Result
+            | Self::ConnectIpv6Result => Harm::OUTCOMES,
+            Self::Accept => Harm::ACCEPTS,
+            Self::SubflowCreate | Self::SubflowEstablish => Harm::OWNERS,
+            Self::ProcessFork
+            | Self::ProcessExec
+            | Self::ProcessFile
+            | Self::ProcessMounts
+            | Self::ProcessExit
+            | Self::Credentials
+            | Self::ControlGroup
+            | Self::ControlGroupOfChild
+            | Self::ControlGroupLookup => Harm::PROCESSES,
+            // A connection whose request was missed has an unknown owner until it is accepted, and says so.
+            Self::ConnectionRequest => Harm::NONE,
+            // A socket whose creation was missed has an unknown owner, and its flows say so. A new socket at the
+            // address of a closed one is recognised even if the free was missed. The other features are for socket
+            // events only.
+            _ => Harm::NONE,
+        }
+    }
+
+    /// Before which kernel release, major and minor, a read of its probe that fails counts as a miss; `None` if none
+    /// fails.
+    pub(super) const fn faults_count_before(self) -> Option<(u32, u32)> {
+        match self {
+            // `kfree_skb` takes null for no packet. A socket whose creation failed has no `struct sock` when it is closed.
+            Self::LocalDrops | Self::QueueDrops | Self::SocketClose => Some((5, 14)),
+            // What is forwarded has no socket either. Packets of `ipv4_out` that have none are rare, and it stays watched.
+            Self::Ipv4Fragments | Self::Ipv6Fragments => Some((5, 14)),
+            // The arguments end before what is read of them. Until Linux 5.8 the new program has its final stack by then,
+            // and there is no memory behind it; from then on they lie at the end of all memory of users, and no read
+            // behind that is tried. Each probe of one function counts the faults of all.
+            Self::ProcessExec | Self::ProcessFile | Self::ProcessMounts => Some((5, 8)),
+            _ => None,
+        }
+    }
+
+    /// How it shows that a process runs another program.
+    pub(crate) const fn shows_execs(self) -> Execs {
+        match self {
+            Self::ProcessExec => Execs::Seen,
+            Self::Credentials => Execs::AsCredentials,
+            _ => Execs::Unseen,
+        }
+    }
+
     /// Whether only IPv6 needs it.
     pub const fn is_ipv6(self) -> bool {
         matches!(
@@ -207,6 +172,7 @@ impl Feature {
                 | Self::Ipv6Fragments
                 | Self::ConnectIpv6
                 | Self::ConnectIpv6Result
+                | Self::IcmpErrorIpv6
         )
     }
 
@@ -240,16 +206,43 @@ impl Feature {
         })
     }
 
+    /// The socket events that come by it: without any of these there is nothing to wait for. The others tell more of an
+    /// event, such as its result.
+    pub const fn shows_events(self) -> Actions {
+        match self {
+            // The result shows creations that fail.
+            Self::CreateSocket | Self::CreateResult => Actions::CREATE,
+            Self::BindSocket => Actions::BIND,
+            Self::ListenSocket => Actions::LISTEN,
+            Self::AcceptSocket | Self::AcceptConnection => Actions::ACCEPT,
+            Self::ConnectSocket => Actions::CONNECT,
+            Self::SetSockOptSocket => Actions::SETSOCKOPT,
+            Self::SocketClose => Actions::CLOSE,
+            _ => Actions::NONE,
+        }
+    }
+
     /// Whether it is of use only where the kernel joins small datagrams so that nothing shows it.
     pub(super) const fn is_for_joined_heads(self) -> bool {
         matches!(self, Self::ControlMessages)
+    }
+
+    /// The first kernel release, major and minor, that has what the probe looks at.
+    pub(super) const fn since(self) -> (u32, u32) {
+        match self {
+            // The first in which `clone3(2)` takes CLONE_INTO_CGROUP.
+            Self::ControlGroupOfChild | Self::ControlGroupLookup => (5, 7),
+            _ => (0, 0),
+        }
     }
 
     /// Whether a kernel without the function has nothing to see there either.
     pub const fn comes_with_its_function(self) -> bool {
         matches!(
             self,
-            Self::CreateUringCall
+            Self::SubflowCreate
+                | Self::SubflowEstablish
+                | Self::CreateUringCall
                 | Self::CreateUringResult
                 | Self::AcceptUringResult
                 | Self::BindUringResult
@@ -261,7 +254,18 @@ impl Feature {
 
     /// Whether it says who is who: whatever is watched needs that.
     pub const fn tells_processes(self) -> bool {
-        matches!(self, Self::ProcessFork | Self::ProcessExec | Self::ProcessExit | Self::Credentials)
+        matches!(
+            self,
+            Self::ProcessFork
+                | Self::ProcessExec
+                | Self::ProcessFile
+                | Self::ProcessMounts
+                | Self::ProcessExit
+                | Self::Credentials
+                | Self::ControlGroup
+                | Self::ControlGroupOfChild
+                | Self::ControlGroupLookup
+        )
     }
 
     /// Whether it says what becomes of a socket without a call.
@@ -297,10 +301,14 @@ pub struct Probe {
     pub loopback: Option<&'static str>,
     /// What it fetches.
     pub fetches: &'static [Fetch<'static>],
+    /// The fields of its samples.
+    pub(super) fields: &'static [Field],
     /// What is worse about it than about those before it.
     pub weaker: Option<&'static str>,
-    /// How to find out whether the function is ever called, where that is doubtful.
-    pub(super) trial: Option<Trial>,
+    /// The first kernel release, major and minor, on which its samples can be understood.
+    pub(super) since: (u32, u32),
+    /// Traffic of the self-test. Each kind of it must hit the probe, on every kernel.
+    pub(super) hit_by: &'static [Traffic],
     pub(super) decoder: fn(&Format) -> Result<Box<dyn Decode>, Error>,
 }
 
@@ -312,8 +320,10 @@ impl Probe {
             datagrams: None,
             loopback: None,
             fetches: S::FETCHES,
+            fields: S::FIELDS,
             weaker: None,
-            trial: None,
+            since: (0, 0),
+            hit_by: &[],
             decoder: |format| Ok(Box::new(Decoder::<S>::new(format)?)),
         }
     }
@@ -336,21 +346,26 @@ impl Probe {
         self
     }
 
+    const fn since(mut self, major: u32, minor: u32) -> Self {
+        self.since = (major, minor);
+        self
+    }
+
     /// Packets of TCP and UDP.
     const fn of_tcp_or_udp(mut self) -> Self {
         self.datagrams = Some("protocol==17");
         self.only("protocol==6||protocol==17")
     }
 
-    /// Not every kernel that has the function passes by there.
-    pub(super) const fn tried_by(mut self, trial: Trial) -> Self {
-        self.trial = Some(trial);
+    /// Each traffic of these hits it, on every kernel where it is of use.
+    pub(super) const fn hit_by(mut self, traffic: &'static [Traffic]) -> Self {
+        self.hit_by = traffic;
         self
     }
 
-    /// It may be inlined into some of its callers, or into all of them.
-    const fn unless_inlined(self, trial: Trial) -> Self {
-        self.tried_by(trial).but("what is sent by functions that it was inlined into is not seen")
+    /// It may be inlined into some of its callers. Where it is inlined into all of them, it is not hit.
+    const fn unless_inlined(self) -> Self {
+        self.but("what is sent by functions that it was inlined into is not seen")
     }
 
     pub(super) const fn only(mut self, filter: &'static str) -> Self {
@@ -365,16 +380,27 @@ const MAXACTIVE: u32 = 1024;
 /// What it means to see datagrams before those are cut again that came merged.
 pub(super) const MERGED: &str = "datagrams that arrive merged count as one";
 
+/// Traffic of the self-test that hits probes on sending, receiving and closing.
+pub(super) const UDP_IPV4: &[Traffic] = &[Traffic::UdpIpv4];
+/// Traffic of the self-test that hits probes on connecting, accepting and resets.
+pub(super) const TCP_IPV4: &[Traffic] = &[Traffic::TcpIpv4];
+const UDP_IPV6: &[Traffic] = &[Traffic::UdpIpv6];
+const TCP_IPV6: &[Traffic] = &[Traffic::TcpIpv6];
+const SENT_IPV4: &[Traffic] = &[Traffic::UdpIpv4, Traffic::TcpIpv4];
+
 /// Every feature with the probes that can serve it, the best first.
 pub const TABLE: &[(Feature, &[Probe])] = {
+    use child_group::GroupLookup;
     use packets::{
-        Ipv4Cut, Ipv4CutOfSender, Ipv4Out, Ipv4OutOfSender, Ipv4OutWithoutNet, Ipv6Cut, Ipv6CutOfSender, Ipv6Headers,
-        TcpIpv4In, TcpIpv6In, TcpIpv6Out, UdpIpv4In, UdpIpv6In, UdpIpv6Out, UdpIpv6OutOfSender,
+        IcmpIpv4, IcmpIpv6, Ipv4Cut, Ipv4CutOfSender, Ipv4Out, Ipv4OutOfSender, Ipv4OutWithoutNet, Ipv6Cut,
+        Ipv6CutOfSender, Ipv6Headers, PacketDropped, PacketDroppedForReason, PacketFreed, PacketFreedForReason,
+        PacketsFreed, TcpIpv4In, TcpIpv6In, TcpIpv6Out, UdpIpv4In, UdpIpv6In, UdpIpv6Out, UdpIpv6OutOfSender,
     };
-    use processes::{Committed, Credited, Exited, Woken};
+    use processes::{Attached, Committed, Credited, Exited, Grouped, Woken};
+    use program::{RanFile, RanMounts};
     use sockets::{
-        AcceptReturned, Accepted, ConnectIpv4, ConnectIpv6, ConnectReturned, Created, DatagramOption, Freed, Released,
-        SendsControl, StateSet,
+        AcceptReturned, Accepted, ConnectIpv4, ConnectIpv6, ConnectReturned, Created, DatagramOption, Failed, Freed,
+        Released, Requested, SendsControl, StateSet, SubflowEstablished, SubflowMade,
     };
     // Extension headers: routing, fragment, destination options (RFC 8200). Hop-by-hop options are those of multicast's
     // own messages.
@@ -385,14 +411,49 @@ pub const TABLE: &[(Feature, &[Probe])] = {
         "source_high==0&&source_low==0x0100000000000000&&destination_high==0&&destination_low==0x0100000000000000";
     // What is forwarded has no socket.
     const OF_A_SOCKET: &str = "sk!=0";
+    // Packets that have not come to a device yet (no `sk_buff.mac_header`). This excludes packets that a driver has
+    // sent and now frees, and all that have arrived, forwarded ones included. The kernel's own resets and answers (TCP
+    // over IPv6, SYN cookies) have no sending socket, but they have a protocol (the lowest 16 bits).
+    macro_rules! before_device {
+        () => {
+            "places>=0xffff000000000000&&(sk!=0||places&0xffff)"
+        };
+    }
+    const BEFORE_DEVICE: &str = concat!("skb!=0&&", before_device!());
+    // What a queue has not handed to its driver: as far as a filter can tell, see `AtDevice`. A segment that
+    // was cut for the driver has the size of the whole packet, which is mostly larger than a frame. The decoder compares it.
+    macro_rules! before_driver {
+        () => {
+            "sk!=0&&((mac_len==0&&prev==0)||(mac_len!=0&&pkt_len<10000))"
+        };
+    }
+    const DROPPED: &str = concat!("skb!=0&&((", before_device!(), ")||(", before_driver!(), "))");
+    // Drivers free sent packets without a reason, or as consumed (up to 2 in `enum skb_drop_reason`); from 5.18 on, filters
+    // always give one. A device without a queue never has packets with a time of their own.
+    const DROPPED_OR_FOR_REASON: &str =
+        concat!("skb!=0&&((", before_device!(), ")||(sk!=0&&reason>2)||(enqueued!=0&&", before_driver!(), "))");
+    const BEFORE_DEVICE_OR_FOR_REASON: &str = concat!("skb!=0&&((", before_device!(), ")||(sk!=0&&reason>2))");
+    // Lists of packets that have not come to a device are left to the function for single packets, which older kernels call for
+    // each of them.
+    // A packet without a socket may be forwarded for another host or container, which has sent it all the same, so the
+    // kernel's own resets and answers are left out here.
+    const AT_DEVICE: &str = "skb!=0&&sk!=0&&places<0xffff000000000000";
+    const AT_DEVICE_UNSEEN: &str =
+        "packets that tc filters drop, or that a queue drops after it has accepted them, count as sent";
     const BEFORE_4_2: &str = "IPv4 packets count as one that arrive in fragments without the DF flag";
     // UDP_SEGMENT, UDP_GRO.
     const JOINED_OR_MERGED: &str = "optname==103||optname==104";
+    // CLONE_INTO_CGROUP.
+    const INTO_CGROUP: &str = "flags&0x200000000";
     const INET: &str = "family==2||family==10";
+    // MPTCP_EVENT_CREATED, MPTCP_EVENT_SUB_ESTABLISHED.
+    const ESTABLISHED: &str = "kind==1||kind==10";
     &[
         // Processes first: a socket's owner is better known before its socket.
         (Feature::ProcessFork, &[Probe::entry::<Woken>("wake_up_new_task")]),
         (Feature::ProcessExec, &[Probe::entry::<Committed>("security_bprm_committed_creds")]),
+        (Feature::ProcessFile, &[Probe::entry::<RanFile>("security_bprm_committed_creds")]),
+        (Feature::ProcessMounts, &[Probe::entry::<RanMounts>("security_bprm_committed_creds")]),
         (
             Feature::ProcessExit,
             &[
@@ -401,66 +462,104 @@ pub const TABLE: &[(Feature, &[Probe])] = {
             ],
         ),
         (Feature::Credentials, &[Probe::entry::<Credited>("commit_creds")]),
-        (Feature::SocketCreate, &[Probe::entry::<Created>("sock_init_data").only(INET)]),
-        (Feature::ConnectIpv4, &[Probe::entry::<ConnectIpv4>("tcp_v4_connect")]),
-        (Feature::ConnectIpv4Result, &[Probe::exit::<ConnectReturned>("tcp_v4_connect")]),
-        (Feature::ConnectIpv6, &[Probe::entry::<ConnectIpv6>("tcp_v6_connect")]),
-        (Feature::ConnectIpv6Result, &[Probe::exit::<ConnectReturned>("tcp_v6_connect")]),
+        (
+            Feature::ControlGroup,
+            &[Probe::at::<Attached>(Target::Tracepoint { category: "cgroup", name: "cgroup_attach_task" })],
+        ),
+        (Feature::ControlGroupOfChild, &[Probe::entry::<Grouped>("cgroup_post_fork").only(INTO_CGROUP)]),
+        (Feature::ControlGroupLookup, &[Probe::entry::<GroupLookup>("css_tryget_online_from_dir").only("ss==0")]),
+        (Feature::SocketCreate, &[Probe::entry::<Created>("sock_init_data").hit_by(UDP_IPV4).only(INET)]),
+        (Feature::ConnectIpv4, &[Probe::entry::<ConnectIpv4>("tcp_v4_connect").hit_by(TCP_IPV4)]),
+        (Feature::ConnectIpv4Result, &[Probe::exit::<ConnectReturned>("tcp_v4_connect").hit_by(TCP_IPV4)]),
+        (Feature::ConnectIpv6, &[Probe::entry::<ConnectIpv6>("tcp_v6_connect").hit_by(TCP_IPV6)]),
+        (Feature::ConnectIpv6Result, &[Probe::exit::<ConnectReturned>("tcp_v6_connect").hit_by(TCP_IPV6)]),
         (
             Feature::Accept,
             &[
-                Probe::entry::<Accepted>("security_sock_graft").only(INET),
+                Probe::entry::<Accepted>("security_sock_graft").hit_by(TCP_IPV4).only(INET),
                 Probe::exit::<AcceptReturned>("inet_csk_accept")
+                    .hit_by(TCP_IPV4)
                     .but("accepts are missed when more tasks wait in accept(2) than the kernel sets returns aside for"),
             ],
         ),
-        (Feature::TcpState, &[Probe::entry::<StateSet>("tcp_set_state").only("state==1||state==7")]),
-        (Feature::SocketRelease, &[Probe::entry::<Released>("inet_release")]),
-        (Feature::SocketFree, &[Probe::entry::<Freed>("inet_sock_destruct")]),
+        (Feature::ConnectionRequest, &[Probe::entry::<Requested>("security_inet_conn_request").hit_by(TCP_IPV4)]),
+        (Feature::TcpState, &[Probe::entry::<StateSet>("tcp_set_state").hit_by(TCP_IPV4).only("state==1||state==7")]),
+        (Feature::SocketErrors, &[Probe::entry::<Failed>("sock_def_error_report").hit_by(TCP_IPV4).only("error!=0")]),
+        (Feature::IcmpErrorIpv4, &[Probe::entry::<IcmpIpv4>("tcp_v4_err")]),
+        (Feature::IcmpErrorIpv6, &[Probe::entry::<IcmpIpv6>("tcp_v6_err")]),
+        (
+            Feature::SubflowCreate,
+            &[
+                Probe::entry::<SubflowMade>("security_mptcp_add_subflow"),
+                // For kernels before 6.6, where it is called only for subflows that join.
+                Probe::entry::<SubflowMade>("mptcp_sockopt_sync"),
+            ],
+        ),
+        (Feature::SubflowEstablish, &[Probe::entry::<SubflowEstablished>("mptcp_event").only(ESTABLISHED)]),
+        (Feature::SocketRelease, &[Probe::entry::<Released>("inet_release").hit_by(UDP_IPV4)]),
+        (Feature::SocketFree, &[Probe::entry::<Freed>("inet_sock_destruct").hit_by(TCP_IPV4)]),
         (
             Feature::Ipv4Out,
             &[
                 // The outer function is small enough to be inlined into some of its callers (on 6.1 where SYN-ACKs
                 // are sent), the inner one is not.
-                Probe::entry::<Ipv4Out>("__ip_local_out").loopback(LOOPBACK_IPV4).of_tcp_or_udp(),
-                Probe::entry::<Ipv4OutWithoutNet>("__ip_local_out_sk").loopback(LOOPBACK_IPV4).of_tcp_or_udp(),
-                Probe::entry::<Ipv4OutOfSender>("__ip_local_out").loopback(LOOPBACK_IPV4).of_tcp_or_udp(),
+                Probe::entry::<Ipv4Out>("__ip_local_out").hit_by(SENT_IPV4).loopback(LOOPBACK_IPV4).of_tcp_or_udp(),
+                Probe::entry::<Ipv4OutWithoutNet>("__ip_local_out_sk")
+                    .hit_by(SENT_IPV4)
+                    .loopback(LOOPBACK_IPV4)
+                    .of_tcp_or_udp(),
+                Probe::entry::<Ipv4OutOfSender>("__ip_local_out")
+                    .hit_by(SENT_IPV4)
+                    .loopback(LOOPBACK_IPV4)
+                    .of_tcp_or_udp(),
                 Probe::entry::<Ipv4Out>("ip_local_out")
                     .loopback(LOOPBACK_IPV4)
                     .of_tcp_or_udp()
-                    .unless_inlined(trial::send_ipv4),
+                    .hit_by(SENT_IPV4)
+                    .unless_inlined(),
                 Probe::entry::<Ipv4OutWithoutNet>("ip_local_out_sk")
                     .loopback(LOOPBACK_IPV4)
                     .of_tcp_or_udp()
-                    .unless_inlined(trial::send_ipv4),
+                    .hit_by(SENT_IPV4)
+                    .unless_inlined(),
             ],
         ),
-        (Feature::TcpIpv4In, &[Probe::entry::<TcpIpv4In>("tcp_v4_rcv").loopback(LOOPBACK_IPV4)]),
+        (Feature::TcpIpv4In, &[Probe::entry::<TcpIpv4In>("tcp_v4_rcv").hit_by(TCP_IPV4).loopback(LOOPBACK_IPV4)]),
         (
             Feature::UdpIpv4In,
             &[
-                Probe::entry::<UdpIpv4In>("udp_queue_rcv_one_skb").loopback(LOOPBACK_IPV4),
-                Probe::entry::<UdpIpv4In>("udp_queue_rcv_skb").loopback(LOOPBACK_IPV4).but(MERGED),
+                Probe::entry::<UdpIpv4In>("udp_queue_rcv_one_skb").hit_by(UDP_IPV4).loopback(LOOPBACK_IPV4),
+                Probe::entry::<UdpIpv4In>("udp_queue_rcv_skb").hit_by(UDP_IPV4).loopback(LOOPBACK_IPV4).but(MERGED),
             ],
         ),
-        (Feature::TcpIpv6Out, &[Probe::entry::<TcpIpv6Out>("ip6_xmit").loopback(LOOPBACK_IPV6).only("protocol==6")]),
+        (
+            Feature::TcpIpv6Out,
+            &[Probe::entry::<TcpIpv6Out>("ip6_xmit").hit_by(TCP_IPV6).loopback(LOOPBACK_IPV6).only("protocol==6")],
+        ),
         (
             Feature::UdpIpv6Out,
             &[
-                Probe::entry::<UdpIpv6Out>("__ip6_local_out").loopback(LOOPBACK_IPV6).only(UDP_OR_EXTENSION),
-                Probe::entry::<UdpIpv6OutOfSender>("__ip6_local_out").loopback(LOOPBACK_IPV6).only(UDP_OR_EXTENSION),
+                Probe::entry::<UdpIpv6Out>("__ip6_local_out")
+                    .hit_by(UDP_IPV6)
+                    .loopback(LOOPBACK_IPV6)
+                    .only(UDP_OR_EXTENSION),
+                Probe::entry::<UdpIpv6OutOfSender>("__ip6_local_out")
+                    .hit_by(UDP_IPV6)
+                    .loopback(LOOPBACK_IPV6)
+                    .only(UDP_OR_EXTENSION),
                 Probe::entry::<UdpIpv6Out>("ip6_local_out")
                     .loopback(LOOPBACK_IPV6)
                     .only(UDP_OR_EXTENSION)
-                    .unless_inlined(trial::send_udp_ipv6),
+                    .hit_by(UDP_IPV6)
+                    .unless_inlined(),
             ],
         ),
-        (Feature::TcpIpv6In, &[Probe::entry::<TcpIpv6In>("tcp_v6_rcv").loopback(LOOPBACK_IPV6)]),
+        (Feature::TcpIpv6In, &[Probe::entry::<TcpIpv6In>("tcp_v6_rcv").hit_by(TCP_IPV6).loopback(LOOPBACK_IPV6)]),
         (
             Feature::UdpIpv6In,
             &[
-                Probe::entry::<UdpIpv6In>("udpv6_queue_rcv_one_skb").loopback(LOOPBACK_IPV6),
-                Probe::entry::<UdpIpv6In>("udpv6_queue_rcv_skb").loopback(LOOPBACK_IPV6).but(MERGED),
+                Probe::entry::<UdpIpv6In>("udpv6_queue_rcv_one_skb").hit_by(UDP_IPV6).loopback(LOOPBACK_IPV6),
+                Probe::entry::<UdpIpv6In>("udpv6_queue_rcv_skb").hit_by(UDP_IPV6).loopback(LOOPBACK_IPV6).but(MERGED),
             ],
         ),
         // Next to never called: no sample for each packet is spent on headers that hardly any has.
@@ -483,6 +582,26 @@ pub const TABLE: &[(Feature, &[Probe])] = {
             &[
                 Probe::entry::<Ipv6Cut>("ip6_fragment").loopback(LOOPBACK_IPV6).only(OF_A_SOCKET),
                 Probe::entry::<Ipv6CutOfSender>("ip6_fragment").loopback(LOOPBACK_IPV6).only(OF_A_SOCKET),
+            ],
+        ),
+        (
+            Feature::LocalDrops,
+            &[
+                Probe::entry::<PacketDroppedForReason>("sk_skb_reason_drop").only(DROPPED_OR_FOR_REASON),
+                Probe::entry::<PacketFreedForReason>("sk_skb_reason_drop")
+                    .only(BEFORE_DEVICE_OR_FOR_REASON)
+                    .but(AT_DEVICE_UNSEEN),
+                Probe::entry::<PacketDroppedForReason>("kfree_skb_reason").only(DROPPED_OR_FOR_REASON),
+                Probe::entry::<PacketFreed>("kfree_skb_reason").only(BEFORE_DEVICE).but(AT_DEVICE_UNSEEN),
+                Probe::entry::<PacketDropped>("kfree_skb").only(DROPPED).since(3, 18),
+                Probe::entry::<PacketFreed>("kfree_skb").only(BEFORE_DEVICE).but(AT_DEVICE_UNSEEN),
+            ],
+        ),
+        (
+            Feature::QueueDrops,
+            &[
+                Probe::entry::<PacketsFreed>("kfree_skb_list_reason").only(AT_DEVICE),
+                Probe::entry::<PacketsFreed>("kfree_skb_list").only(AT_DEVICE),
             ],
         ),
         (Feature::ControlMessages, &[Probe::entry::<SendsControl>("udp_cmsg_send")]),

@@ -4,8 +4,9 @@ use std::collections::{HashMap, HashSet};
 use std::io::Read;
 use std::net::SocketAddr;
 
-use procfs::process::{Process as ProcEntry, all_processes};
+use procfs::process::Process as ProcEntry;
 
+use super::living::Living;
 use super::sockets::{eldest, holders, network_namespace};
 use crate::socket_event::{Address, Family, IpEnd, Socket, SocketId, SocketState, SocketType, UnixName};
 
@@ -19,12 +20,11 @@ const MOST_LISTED: u64 = 64 << 20;
 /// Every TCP, UDP and `AF_UNIX` socket of every network namespace that some process holds, with the pid of the one that
 /// made it, where that can be told.
 pub fn existing_sockets() -> Vec<(Socket, Option<u32>)> {
-    let Ok(all) = all_processes() else { return Vec::new() };
-    let entries: Vec<_> = all.filter_map(Result::ok).collect();
-    let holders = holders(&entries);
+    let living = Living::all();
+    let holders = holders(&living);
     let mut namespaces = HashSet::new();
     let mut sockets = Vec::new();
-    for entry in &entries {
+    for entry in living.iter().map(Living::folder) {
         let seen_before = network_namespace(entry).is_none_or(|id| !namespaces.insert(id));
         if !seen_before {
             sockets.extend(ip_sockets(entry));

@@ -4,15 +4,18 @@ use std::path::PathBuf;
 
 use procfs::process::Process as ProcEntry;
 
+use super::living::Living;
 use super::{arguments, process, sockets};
 use crate::process::Process;
 
 /// What is read of a process and of its sockets' list; the folder's name is the pid.
 pub fn read(folder: PathBuf) -> (Option<Process>, usize) {
     let Ok(entry) = ProcEntry::new_with_root(folder) else { return (None, 0) };
-    let process = process(&entry);
-    if let (Some(process), Some(args)) = (&process, arguments(&entry)) {
+    let sockets = sockets::listed(&entry).len();
+    let Some(living) = Living::of(entry) else { return (None, sockets) };
+    let process = process(&living).process;
+    if let Some(args) = arguments(living.folder()) {
         assert!(super::same_program(&process.image, &args), "it was read twice, and is the same");
     }
-    (process, sockets::listed(&entry).len())
+    (Some(process), sockets)
 }

@@ -6,9 +6,9 @@ use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 
 use procfs::net::{TcpState, UdpState};
-use procfs::process::{FDTarget, Process as ProcEntry, all_processes};
+use procfs::process::{FDTarget, Process as ProcEntry};
 
-use super::stat::Stat;
+use super::living::Living;
 use crate::event::{Endpoint, Transport};
 use crate::state::OldSocket;
 
@@ -17,12 +17,11 @@ use crate::state::OldSocket;
 /// A socket that several processes hold is its first holder's ancestor's, when all others descend from that; else
 /// nobody's: it cannot be told who made it.
 pub fn sockets() -> Vec<OldSocket> {
-    let Ok(all) = all_processes() else { return Vec::new() };
-    let entries: Vec<_> = all.filter_map(Result::ok).collect();
-    let holders = holders(&entries);
+    let living = Living::all();
+    let holders = holders(&living);
     let mut seen = HashSet::new();
     let mut sockets = Vec::new();
-    for entry in &entries {
+    for entry in living.iter().map(Living::folder) {
         let Some(namespace) = network_namespace(entry).filter(|id| seen.insert(*id)) else { continue };
         for (inode, transport, local, remote) in listed(entry) {
             let owner = holders.pids.get(&inode).and_then(|pids| eldest(pids, &holders.parents));
@@ -41,14 +40,12 @@ pub(super) struct Holders {
     pub(super) parents: HashMap<u32, u32>,
 }
 
-pub(super) fn holders(entries: &[ProcEntry]) -> Holders {
+pub(super) fn holders(living: &[Living]) -> Holders {
     let mut holders = Holders::default();
-    for entry in entries {
-        let Ok(pid) = u32::try_from(entry.pid()) else { continue };
-        if let Some(stat) = Stat::of(entry) {
-            holders.parents.insert(pid, stat.ppid);
-        }
-        for descriptor in entry.fd().into_iter().flatten().filter_map(Result::ok) {
+    for process in living {
+        let pid = process.pid;
+        holders.parents.insert(pid, process.stat.ppid);
+        for descriptor in process.folder().fd().into_iter().flatten().filter_map(Result::ok) {
             if let FDTarget::Socket(inode) = descriptor.target {
                 let pids = holders.pids.entry(inode).or_default();
                 if pids.last() != Some(&pid) {

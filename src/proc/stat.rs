@@ -12,10 +12,14 @@ const MOST: u64 = 4096;
 pub struct Stat {
     /// The name, cut at 15 bytes.
     pub comm: String,
+    /// `R`, `S`, …, of the leading thread; see [`Stat::has_ended`].
+    pub state: u8,
     /// The parent's id; 0 for none.
     pub ppid: u32,
     /// `PF_*` of `include/linux/sched.h`.
     pub flags: u32,
+    /// How many threads there are, including zombies.
+    pub threads: u32,
     /// When it began: ticks since boot.
     pub starttime: u64,
 }
@@ -23,8 +27,22 @@ pub struct Stat {
 impl Stat {
     /// Of a process that is still there.
     pub fn of(entry: &ProcEntry) -> Option<Self> {
+        Self::at(entry, "stat")
+    }
+
+    /// The `stat` of one of its threads.
+    pub fn of_thread(entry: &ProcEntry, tid: u32) -> Option<Self> {
+        Self::at(entry, &format!("task/{tid}/stat"))
+    }
+
+    /// Whether the thread has ended: it is a zombie, or dead.
+    pub fn has_ended(&self) -> bool {
+        matches!(self.state, b'Z' | b'X' | b'x')
+    }
+
+    fn at(entry: &ProcEntry, path: &str) -> Option<Self> {
         let mut bytes = Vec::new();
-        entry.open_relative("stat").ok()?.take(MOST).read_to_end(&mut bytes).ok()?;
+        entry.open_relative(path).ok()?.take(MOST).read_to_end(&mut bytes).ok()?;
         Self::parse(&bytes)
     }
 
@@ -36,10 +54,12 @@ impl Stat {
         let rest = std::str::from_utf8(&bytes[end + 1..]).ok()?;
         // The state is the third field of the file and the first of these.
         let mut fields = rest.split_ascii_whitespace();
-        let ppid = fields.nth(1)?.parse().ok()?;
+        let state = *fields.next()?.as_bytes().first()?;
+        let ppid = fields.next()?.parse().ok()?;
         let flags = fields.nth(4)?.parse().ok()?;
-        let starttime = fields.nth(12)?.parse().ok()?;
-        Some(Self { comm, ppid, flags, starttime })
+        let threads = fields.nth(10)?.parse().ok()?;
+        let starttime = fields.nth(1)?.parse().ok()?;
+        Some(Self { comm, state, ppid, flags, threads, starttime })
     }
 }
 
@@ -54,7 +74,8 @@ mod tests {
     #[test]
     fn the_name_ends_at_the_last_parenthesis() {
         let stat = Stat::parse(LINE.as_bytes()).unwrap();
-        assert_eq!(stat, Stat { comm: "a) R 1 2 (b".into(), ppid: 790, flags: 0x0040_0000, starttime: 6423 });
+        let comm = "a) R 1 2 (b".into();
+        assert_eq!(stat, Stat { comm, state: b'S', ppid: 790, flags: 0x0040_0000, threads: 1, starttime: 6423 });
     }
 
     #[test]

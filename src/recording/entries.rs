@@ -9,11 +9,12 @@ use socktrail_dns::Packet;
 use socktrail_kprobes::Record;
 
 use crate::clock::Clock;
+use crate::container::Containers;
 use crate::event::{Credentials, Endpoint, KernelTime, Sight, Transport};
 use crate::host::Host;
-use crate::probes::Feature;
+use crate::probes::{Feature, Missed};
 use crate::process::{Details, Image, Process};
-use crate::state::{Found, OldSocket};
+use crate::state::{Found, OldProcess, OldSocket};
 
 /// What every recording begins with.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -56,11 +57,16 @@ pub struct ProcessEntry {
     pub start: Option<u64>,
     pub kernel: bool,
     pub credentials: Option<Credentials>,
+    #[serde(default)]
+    pub containers: Option<Containers>,
     pub name: String,
     pub executable: Option<PathBuf>,
     pub args: Vec<String>,
     pub args_cut: bool,
     pub details: Option<Details>,
+    /// Its threads that lived then; not in older recordings.
+    #[serde(default)]
+    pub threads: Option<Vec<u32>>,
 }
 
 /// A socket that was there at the start.
@@ -74,9 +80,12 @@ pub struct SocketEntry {
     pub pid: u32,
 }
 
-/// What `/proc` answered about the process that was asked for last and not answered yet.
+/// What `/proc` answered about a process that was asked for.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct LearnedEntry {
+    /// Which; older recordings lack it, and mean the one that was asked for first and is not answered yet.
+    #[serde(default)]
+    pub pid: Option<u32>,
     /// Nothing when it was gone.
     pub found: Option<FoundEntry>,
 }
@@ -87,7 +96,17 @@ pub struct FoundEntry {
     pub start: Option<u64>,
     pub parent_pid: Option<u32>,
     pub credentials: Option<Credentials>,
+    #[serde(default)]
+    pub containers: Containers,
     pub details: Details,
+    /// Older recordings lack it: without it, no event can show that the answer is about the right program.
+    #[serde(default = "never")]
+    pub read: KernelTime,
+}
+
+/// A time that does not come.
+fn never() -> KernelTime {
+    KernelTime::MAX
 }
 
 /// The name of a user or group.
@@ -101,6 +120,19 @@ pub struct NameEntry {
     pub name: Option<String>,
 }
 
+/// Hits that a probe missed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MissedEntry {
+    /// What the probe is for.
+    pub feature: Feature,
+    /// How many hits.
+    pub count: u64,
+    /// The last time when none of these had been missed.
+    pub since: KernelTime,
+    /// When the misses were noticed.
+    pub time: KernelTime,
+}
+
 /// One entry.
 #[derive(Debug)]
 pub enum Entry<'a> {
@@ -109,8 +141,15 @@ pub enum Entry<'a> {
     Process(ProcessEntry),
     Socket(SocketEntry),
     Record(Record<'a>),
+    /// Hits that a probe missed.
+    Missed(MissedEntry),
     /// A packet to or from a name server.
     Packet(Packet<'a>),
+    /// Packets to or from name servers may be missing between these times.
+    PacketsMissed {
+        since: KernelTime,
+        until: KernelTime,
+    },
     /// All that happened before this time has been said.
     Until(KernelTime),
     Learned(LearnedEntry),
@@ -130,6 +169,10 @@ const NAME: u8 = 8;
 const END: u8 = 9;
 const SOCKET: u8 = 10;
 const PACKET: u8 = 11;
+/// As [`LOST`], but with the time since when.
+const LOST_SINCE: u8 = 12;
+const MISSED: u8 = 13;
+const PACKETS_MISSED: u8 = 14;
 
 impl Entry<'_> {
     /// Appends the entry to a block.
@@ -141,8 +184,14 @@ impl Entry<'_> {
             Self::Socket(socket) => json(to, SOCKET, socket),
             Self::Learned(learned) => json(to, LEARNED, learned),
             Self::Name(name) => json(to, NAME, name),
+            Self::Missed(missed) => json(to, MISSED, missed),
             Self::Record(record) => write_record(to, record),
             Self::Packet(packet) => write_packet(to, packet),
+            Self::PacketsMissed { since, until } => {
+                to.push(PACKETS_MISSED);
+                to.extend_from_slice(&since.to_le_bytes());
+                to.extend_from_slice(&until.to_le_bytes());
+            }
             Self::Until(time) => {
                 to.push(UNTIL);
                 to.extend_from_slice(&time.to_le_bytes());
@@ -173,8 +222,9 @@ fn write_record(to: &mut Vec<u8>, record: &Record<'_>) {
             to.extend_from_slice(&u16::try_from(raw.len()).unwrap_or(0).to_le_bytes());
             to.extend_from_slice(raw);
         }
-        Record::Lost { time, cpu, count } => {
-            to.push(LOST);
+        Record::Lost { since, time, cpu, count } => {
+            to.push(LOST_SINCE);
+            to.extend_from_slice(&since.to_le_bytes());
             to.extend_from_slice(&time.to_le_bytes());
             to.extend_from_slice(&cpu.to_le_bytes());
             to.extend_from_slice(&count.to_le_bytes());
@@ -224,15 +274,26 @@ impl<'a> Entries<'a> {
             LEARNED => Entry::Learned(self.json()?),
             NAME => Entry::Name(self.json()?),
             SAMPLE => Entry::Record(self.sample()?),
-            LOST => {
-                let time = u64::from_le_bytes(self.fixed()?);
-                let cpu = u32::from_le_bytes(self.fixed()?);
-                Entry::Record(Record::Lost { time, cpu, count: u64::from_le_bytes(self.fixed()?) })
+            LOST => self.lost(0)?,
+            LOST_SINCE => {
+                let since = u64::from_le_bytes(self.fixed()?);
+                self.lost(since)?
             }
+            PACKETS_MISSED => {
+                let since = u64::from_le_bytes(self.fixed()?);
+                Entry::PacketsMissed { since, until: u64::from_le_bytes(self.fixed()?) }
+            }
+            MISSED => Entry::Missed(self.json()?),
             UNTIL => Entry::Until(u64::from_le_bytes(self.fixed()?)),
             END => Entry::End,
             other => return Err(format!("an entry of unknown kind {other}")),
         })
+    }
+
+    fn lost(&mut self, since: KernelTime) -> Result<Entry<'a>, String> {
+        let time = u64::from_le_bytes(self.fixed()?);
+        let cpu = u32::from_le_bytes(self.fixed()?);
+        Ok(Entry::Record(Record::Lost { since, time, cpu, count: u64::from_le_bytes(self.fixed()?) }))
     }
 
     fn sample(&mut self) -> Result<Record<'a>, String> {
@@ -273,31 +334,50 @@ impl<'a> Entries<'a> {
     }
 }
 
-impl From<&Process> for ProcessEntry {
-    fn from(process: &Process) -> Self {
-        let Process { pid, parent_pid, start, kernel, credentials, ref image } = *process;
+impl From<Missed> for MissedEntry {
+    fn from(missed: Missed) -> Self {
+        let Missed { feature, count, since, time } = missed;
+        Self { feature, count, since, time }
+    }
+}
+
+impl From<MissedEntry> for Missed {
+    fn from(entry: MissedEntry) -> Self {
+        let MissedEntry { feature, count, since, time } = entry;
+        Self { feature, count, since, time }
+    }
+}
+
+impl From<&OldProcess> for ProcessEntry {
+    fn from(old: &OldProcess) -> Self {
+        let OldProcess { process, threads } = old;
+        let Process { pid, parent_pid, start, kernel, credentials, ref containers, ref image } = *process;
         Self {
             pid,
             parent_pid,
             start,
             kernel,
             credentials,
+            containers: containers.as_deref().cloned(),
             name: image.name.clone(),
             executable: image.executable.clone(),
             args: image.args.clone(),
             args_cut: image.args_cut,
             details: image.details.get().cloned(),
+            threads: Some(threads.clone()),
         }
     }
 }
 
-impl From<ProcessEntry> for Process {
+impl From<ProcessEntry> for OldProcess {
     fn from(entry: ProcessEntry) -> Self {
-        let ProcessEntry { pid, parent_pid, start, kernel, credentials, name, executable, args, args_cut, details } =
-            entry;
+        let ProcessEntry { pid, parent_pid, start, kernel, credentials, .. } = entry;
+        let ProcessEntry { name, executable, args, args_cut, containers, details, threads, .. } = entry;
+        let containers = containers.map(Arc::new);
         let details = details.map_or_else(OnceLock::new, OnceLock::from);
-        let image = Arc::new(Image { name, executable, args, args_cut, details });
-        Self { pid, parent_pid, start, kernel, credentials, image }
+        let image = Arc::new(Image { name, executable, args, args_cut, details, ..Image::default() });
+        let process = Process { pid, parent_pid, start, kernel, credentials, containers, image };
+        Self { process, threads: threads.unwrap_or_else(|| vec![pid]) }
     }
 }
 
@@ -318,14 +398,14 @@ impl From<SocketEntry> for OldSocket {
 
 impl From<&Found> for FoundEntry {
     fn from(found: &Found) -> Self {
-        let Found { start, parent_pid, credentials, details } = found.clone();
-        Self { start, parent_pid, credentials, details }
+        let Found { start, parent_pid, credentials, containers, details, read } = found.clone();
+        Self { start, parent_pid, credentials, containers, details, read }
     }
 }
 
 impl From<FoundEntry> for Found {
     fn from(entry: FoundEntry) -> Self {
-        let FoundEntry { start, parent_pid, credentials, details } = entry;
-        Self { start, parent_pid, credentials, details }
+        let FoundEntry { start, parent_pid, credentials, containers, details, read } = entry;
+        Self { start, parent_pid, credentials, containers, details, read }
     }
 }

@@ -25,7 +25,7 @@ mod replay;
 mod tests;
 
 pub use self::entries::Header;
-pub(crate) use self::names::Waiting;
+pub(crate) use self::names::Listener;
 pub use self::record::{Recorded, record};
 pub use self::replay::{RecordedNames, Replay, Replayed};
 

@@ -8,28 +8,30 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use socktrail_dns::Packet;
 use socktrail_kprobes::{Group, Horizon, Record, RingOptions, Rings};
 
 use super::RecordingError;
 use super::blocks::BlockWriter;
 use super::entries::{Entry, EventEntry, FoundEntry, Header, LearnedEntry, NameEntry, ProcessEntry, SocketEntry};
-use super::names::Listener;
 use crate::agent::Agent;
-use crate::clock::Clock;
+use crate::clock::{Clock, Readings};
 use crate::error::Error;
-use crate::event::KernelTime;
+use crate::event::{EventKind, KernelTime};
 use crate::flow::{Flow, Owner};
 use crate::host::Host;
-use crate::monitor::{GROUP, Options, layout, names, tracefs};
-use crate::probes::{Feature, Probes, Wanted};
+use crate::monitor::names::{self, Heard, Names};
+use crate::monitor::sync::{self, Sync};
+use crate::monitor::{GROUP, Options, layout, tracefs};
+use crate::probes::{Feature, Missed, Misses, Probes, Wanted};
 use crate::proc;
 use crate::socket_event::Actions;
 use crate::state::{Config, State};
-use crate::users::{Names, Users};
+use crate::users::{Names as _, Users};
 
 /// How long samples may rest in a ring.
 const ROUND: Duration = Duration::from_millis(100);
+/// How often to ask the kernel for missed hits while no samples come; else each round.
+const CHECK: Duration = Duration::from_secs(1);
 
 /// What was recorded.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -38,16 +40,20 @@ pub struct Recorded {
     pub samples: u64,
     /// Samples that found no room in a ring: the recording says where.
     pub lost: u64,
+    /// Hits that probes missed: the recording says which and when.
+    pub missed: u64,
     /// Flows that came of it, those alive at the end included.
     pub flows: u64,
 }
 
-/// Records until `stop`, or for `duration`. `ready` is called once everything is being watched.
+/// Records until `stop`, or for `duration`. `users` gives the names; the caller must have [started](Users::start) it.
+/// `ready` is called once everything is being watched.
 ///
 /// # Errors
 /// As [`Monitor::start`](crate::monitor::Monitor::start), and [`Error::Recording`] when it cannot be written.
 pub fn record(
     options: &Options,
+    users: Users,
     to: impl Write,
     duration: Option<Duration>,
     stop: &AtomicBool,
@@ -59,6 +65,7 @@ pub fn record(
     let resolved = layout(options, &tracefs, ipv6)?;
     let mut ring_options = RingOptions::default();
     ring_options.page_exponent = options.ring_size_exponent;
+    ring_options.clock = sync::wanted(&options.mask);
     let mut rings = Rings::per_cpu(&ring_options)?;
     let wanted = Wanted {
         layout: &resolved.layout,
@@ -73,44 +80,67 @@ pub fn record(
         return Err(Error::NothingToSee(probes.served));
     }
 
-    let mut capture = names::capture(&options.dns).unwrap_or_else(|error| {
+    let mut sync = Sync::every(options.clock_sync_period);
+    sync.compare(&mut rings, &probes);
+    let readings = Readings::by(&options.time, || rings.now()).map_err(Error::Clock)?;
+    let capture = names::capture(&options.dns).unwrap_or_else(|error| {
         tracing::warn!(%error, "names that are looked up are not recorded");
         None
     });
+    let mut names = capture.map(|capture| Names::new(capture, &options.dns));
     let host = Host::gather();
     let own_pid = std::process::id();
     let header = Header {
         recorder: env!("CARGO_PKG_VERSION").to_owned(),
         ephemeral_id: Agent::of(&host).ephemeral_id,
         host,
-        clock: Clock::now().map_err(Error::Clock)?,
+        clock: Clock::from_readings(readings),
         own_pid,
         dns_ports: options.dns.ports.clone(),
         sight: probes.sight,
         layout: serde_json::to_value(&resolved.layout).unwrap_or_default(),
     };
+    let mut misses = Misses::of(&probes);
     let mut recorder = Recorder {
         to: BlockWriter::new(to).map_err(RecordingError::from)?,
-        listener: Listener::new(&header.dns_ports),
         state: State::new(Config { own_pid, dns_ports: header.dns_ports.clone(), ..Config::default() }),
         probes,
+        users,
         named: HashSet::new(),
         recorded: Recorded::default(),
         failed: None,
     };
+    recorder.state.learn_sight(header.sight);
     recorder.begin(header);
     ready();
 
     let (began, mut horizon) = (Instant::now(), Horizon::default());
+    let (mut checked, mut asked, mut missed) = (began, began, Vec::new());
     loop {
         let _ = rings.wait(Some(ROUND));
+        sync.compare(&mut rings, &recorder.probes);
         let over = stop.load(Ordering::Acquire) || duration.is_some_and(|duration| began.elapsed() >= duration);
         let until = if over { KernelTime::MAX } else { horizon.next(rings.now()) };
-        rings.drain(until, &mut |record: Record<'_>| recorder.record(&record));
-        if let Some(capture) = &mut capture {
-            capture.drain(&mut |packet| recorder.packet(packet));
+        let is_busy = rings.drain(until, &mut |record: Record<'_>| recorder.record(&record)).records > 0;
+        if over && rings.settle() {
+            rings.drain(until, &mut |record: Record<'_>| recorder.record(&record));
         }
-        recorder.until(if over { rings.now() } else { until }, over);
+        let is_due = over || checked.elapsed() >= CHECK;
+        if is_due || (is_busy && asked.elapsed() >= ROUND) {
+            asked = Instant::now();
+            missed.extend(misses.ask(&mut group, || rings.now()).unwrap_or_default());
+        }
+        if is_due {
+            checked = Instant::now();
+            group.sweep_again();
+        }
+        let reached = if over { rings.now() } else { until };
+        missed.extract_if(.., |missed| missed.time <= reached).for_each(|missed| recorder.missed(missed, reached));
+        if let Some(names) = &mut names {
+            names.drain(&mut |heard| recorder.heard(heard));
+            names.answers(reached).for_each(|answer| recorder.state.ingest(&answer));
+        }
+        recorder.until(reached, over, || rings.now());
         if let Some(error) = recorder.failed.take() {
             return Err(RecordingError::from(error).into());
         }
@@ -122,9 +152,9 @@ pub fn record(
 
 struct Recorder<W: Write> {
     to: BlockWriter<W>,
-    listener: Listener,
     state: State,
     probes: Probes,
+    users: Users,
     /// Users and groups whose names are in the recording.
     named: HashSet<(bool, u32)>,
     recorded: Recorded,
@@ -157,18 +187,29 @@ impl<W: Write> Recorder<W> {
         }
         self.write(&Entry::Record(*record));
         if let Some(event) = self.probes.event(record) {
+            if let EventKind::Credentials(credentials) = &event.kind {
+                self.users.expect(credentials);
+            }
             self.state.ingest(&event);
         }
     }
 
-    fn packet(&mut self, packet: &Packet<'_>) {
-        self.write(&Entry::Packet(*packet));
-        self.listener.ingest(packet);
+    fn heard(&mut self, heard: Heard<'_>) {
+        self.write(&match heard {
+            Heard::Packet(packet) => Entry::Packet(*packet),
+            Heard::Missed { since, until } => Entry::PacketsMissed { since, until },
+        });
+    }
+
+    fn missed(&mut self, missed: Missed, time: KernelTime) {
+        let missed = Missed { time, ..missed };
+        self.recorded.missed = self.recorded.missed.saturating_add(missed.count);
+        self.write(&Entry::Missed(missed.into()));
+        self.state.ingest(&missed.into());
     }
 
     /// Names of users come before the mark, since a replay writes documents at the mark; answers of `/proc` after it.
-    fn until(&mut self, time: KernelTime, over: bool) {
-        self.listener.release(time, &mut self.state);
+    fn until(&mut self, time: KernelTime, over: bool, now: impl Fn() -> KernelTime) {
         self.state.expire(time);
         let mut flows: Vec<_> = self.state.finished().collect();
         if over {
@@ -179,16 +220,21 @@ impl<W: Write> Recorder<W> {
         self.names(&flows);
         self.write(&Entry::Until(time));
         while let Some(process) = self.state.next_wanted() {
-            let found = proc::look_up(&process);
-            self.write(&Entry::Learned(LearnedEntry { found: found.as_ref().map(FoundEntry::from) }));
+            process.credentials.iter().for_each(|owner| self.users.expect(owner));
+            let found = proc::look_up(&process, &now);
+            self.write(&Entry::Learned(LearnedEntry {
+                pid: Some(process.pid),
+                found: found.as_ref().map(FoundEntry::from),
+            }));
             if let Some(found) = found {
+                found.credentials.iter().for_each(|owner| self.users.expect(owner));
                 self.state.learn(&process, found);
             }
         }
     }
 
     fn names(&mut self, flows: &[Flow]) {
-        let users = Users::new();
+        let users = self.users.clone();
         let names = users.at(Instant::now());
         for flow in flows {
             let Owner::Process(process) = &flow.owner else { continue };
@@ -200,9 +246,13 @@ impl<W: Write> Recorder<W> {
                 (true, credentials.egid),
             ];
             for (group, id) in ids {
-                if self.named.insert((group, id)) {
-                    let name = if group { names.group(id) } else { names.user(id) };
-                    self.write(&Entry::Name(NameEntry { group, id, name: name.map(|name| name.to_string()) }));
+                if self.named.contains(&(group, id)) {
+                    continue;
+                }
+                // One without a name may get it: the answer is on its way.
+                if let Some(name) = if group { names.group(id) } else { names.user(id) } {
+                    self.named.insert((group, id));
+                    self.write(&Entry::Name(NameEntry { group, id, name: Some(name.to_string()) }));
                 }
             }
         }

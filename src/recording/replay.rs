@@ -15,11 +15,11 @@ use super::entries::{Entries, Entry, EventEntry, Header, NameEntry};
 use super::names::Listener;
 use crate::agent::Agent;
 use crate::clock::Clock;
+use crate::event::{Execs, Sight};
 use crate::flow::Flow;
 use crate::host::Host;
-use crate::probes::Probes;
-use crate::process::Process;
-use crate::state::{Config, Found, OldSocket, State, Stats};
+use crate::probes::{Missed, Probes};
+use crate::state::{Config, Found, OldProcess, OldSocket, State, Stats};
 use crate::users::Names;
 
 /// A recording that is being replayed.
@@ -30,6 +30,7 @@ pub struct Replay<R: Read> {
     names: RecordedNames,
     listener: Listener,
     state: State,
+    sight: Sight,
     probes: Probes,
     rest: Vec<u8>,
     at: u64,
@@ -62,12 +63,14 @@ impl<R: Read> Replay<R> {
             _ => return Err(RecordingError::NoHeader),
         };
         let agent = Agent::in_run(&header.host, header.ephemeral_id.clone());
-        let listener = Listener::new(&header.dns_ports);
-        let mut state = State::new(Config { own_pid: header.own_pid, dns_ports: header.dns_ports.clone(), ..config });
-        state.learn_sight(header.sight);
-        let probes = Layout::deserialize(&header.layout).map_or_else(|_| Probes::none(), |of| Probes::recorded(&of));
+        let mut dns = socktrail_dns::Options::default();
+        dns.ports.clone_from(&header.dns_ports);
+        let listener = Listener::new(&dns);
+        let state = State::new(Config { own_pid: header.own_pid, dns_ports: header.dns_ports.clone(), ..config });
+        let sight = Sight { execs: Execs::Unseen, ..header.sight };
+        let probes = Layout::deserialize(&header.layout).map_or_else(|_| Probes::none(), Probes::recorded);
         let names = RecordedNames::default();
-        Ok(Self { blocks, agent, header, names, listener, state, probes, rest, at: 8 })
+        Ok(Self { blocks, agent, header, names, listener, state, sight, probes, rest, at: 8 })
     }
 
     /// The host that was recorded.
@@ -135,17 +138,22 @@ impl<R: Read> Replay<R> {
     fn entry(&mut self, entry: Entry<'_>) -> Result<(), RecordingError> {
         match entry {
             Entry::Event(event) => self.event(&event)?,
-            Entry::Process(process) => self.state.adopt(Process::from(process)),
+            Entry::Process(process) => self.state.adopt(OldProcess::from(process)),
             Entry::Socket(socket) => self.state.adopt_socket(&OldSocket::from(socket)),
             Entry::Packet(packet) => self.listener.ingest(&packet),
+            Entry::PacketsMissed { since, until } => self.listener.missed(since, until),
             Entry::Name(name) => self.names.add(name),
             Entry::Record(record) => {
                 if let Some(event) = self.probes.event(&record) {
                     self.state.ingest(&event);
                 }
             }
+            Entry::Missed(missed) => self.state.ingest(&Missed::from(missed).into()),
             Entry::Learned(learned) => {
-                let process = self.state.next_wanted();
+                let process = match learned.pid {
+                    Some(pid) => self.state.take_wanted(pid),
+                    None => self.state.next_wanted(),
+                };
                 if let (Some(process), Some(found)) = (process, learned.found) {
                     self.state.learn(&process, Found::from(found));
                 }
@@ -158,7 +166,10 @@ impl<R: Read> Replay<R> {
     fn event(&mut self, event: &EventEntry) -> Result<(), RecordingError> {
         let problem = |problem: String| RecordingError::Event { event: event.function.clone(), problem };
         let format = Format::parse(event.format.as_bytes()).map_err(|error| problem(error.to_string()))?;
-        self.probes.add_recorded(event.feature, &event.function, &format).map_err(problem)
+        self.probes.add_recorded(event.feature, &event.function, &format).map_err(problem)?;
+        self.sight.execs = self.sight.execs.max(event.feature.shows_execs());
+        self.state.learn_sight(self.sight);
+        Ok(())
     }
 }
 

@@ -4,14 +4,17 @@ use socktrail_dns::Packet;
 use socktrail_kprobes::Record;
 
 use super::blocks::{BlockReader, BlockWriter};
-use super::entries::{Entries, Entry, EventEntry, Header, NameEntry, ProcessEntry, SocketEntry};
+use super::entries::{
+    Entries, Entry, EventEntry, FoundEntry, Header, LearnedEntry, MissedEntry, NameEntry, ProcessEntry, SocketEntry,
+};
 use super::*;
 use crate::clock::{Clock, Readings, Timestamp};
+use crate::container::Containers;
 use crate::event::{Sight, Transport};
 use crate::flow::Owner;
 use crate::host::Host;
 use crate::probes::Feature;
-use crate::process::Process;
+use crate::process::{Details, Process};
 use crate::state::Config;
 use crate::users::Names;
 
@@ -37,6 +40,23 @@ const UDP_IN: &str = "name: udp_ipv4_in\nID: 1501\nformat:\n\
     \tfield:u64 addresses;\toffset:44;\tsize:8;\tsigned:0;\n\
     \tfield:u32 ports;\toffset:52;\tsize:4;\tsigned:0;\n\
     \tfield:u16 fragment;\toffset:56;\tsize:2;\tsigned:0;\n";
+
+/// `security_bprm_committed_creds`'s.
+const COMMITTED: &str = "name: process_exec\nID: 1502\nformat:\n\
+    \tfield:unsigned short common_type;\toffset:0;\tsize:2;\tsigned:0;\n\
+    \tfield:s32 argc;\toffset:16;\tsize:4;\tsigned:1;\n\
+    \tfield:u64 filename[32];\toffset:20;\tsize:256;\tsigned:0;\n\
+    \tfield:u64 interpreter[32];\toffset:276;\tsize:256;\tsigned:0;\n\
+    \tfield:u64 args_0[64];\toffset:532;\tsize:512;\tsigned:0;\n\
+    \tfield:u64 args_1[64];\toffset:1044;\tsize:512;\tsigned:0;\n";
+
+/// `commit_creds`'s.
+const CREDITED: &str = "name: credentials\nID: 1503\nformat:\n\
+    \tfield:unsigned short common_type;\toffset:0;\tsize:2;\tsigned:0;\n\
+    \tfield:u32 uid;\toffset:16;\tsize:4;\tsigned:0;\n\
+    \tfield:u32 gid;\toffset:20;\tsize:4;\tsigned:0;\n\
+    \tfield:u32 euid;\toffset:24;\tsize:4;\tsigned:0;\n\
+    \tfield:u32 egid;\toffset:28;\tsize:4;\tsigned:0;\n";
 
 fn header() -> Header {
     Header {
@@ -74,11 +94,13 @@ fn process() -> Entry<'static> {
         start: Some(5),
         kernel: false,
         credentials: None,
+        containers: None,
         name: "named".into(),
         executable: None,
         args: vec!["named".into()],
         args_cut: false,
         details: None,
+        threads: None,
     })
 }
 
@@ -87,11 +109,16 @@ fn sample(time: u64, id: u16, raw: &[u8]) -> Entry<'_> {
 }
 
 fn recording() -> Vec<u8> {
+    recording_with(&[event(Feature::ProcessExec, "security_bprm_committed_creds", COMMITTED)])
+}
+
+/// One that may also have these events, of which there is no sample.
+fn recording_with(events: &[Entry<'static>]) -> Vec<u8> {
     let mut created = vec![0; 27];
     created[16..24].copy_from_slice(&SOCK.to_ne_bytes());
     let datagram = datagram();
-    written(&[
-        Entry::Header(Box::new(header())),
+    let header = [Entry::Header(Box::new(header()))];
+    let rest = [
         event(Feature::SocketCreate, "sock_init_data", CREATED),
         event(Feature::UdpIpv4In, "udp_queue_rcv_one_skb", UDP_IN),
         process(),
@@ -101,10 +128,11 @@ fn recording() -> Vec<u8> {
         Entry::Until(3 * SECOND),
         Entry::Until(40 * SECOND),
         Entry::End,
-    ])
+    ];
+    written(header.iter().chain(events).chain(&rest))
 }
 
-fn written(entries: &[Entry<'_>]) -> Vec<u8> {
+fn written<'a>(entries: impl IntoIterator<Item = &'a Entry<'a>>) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut writer = BlockWriter::new(&mut bytes).unwrap();
     for entry in entries {
@@ -123,6 +151,19 @@ fn replay(bytes: &[u8]) -> Result<(Vec<crate::flow::Flow>, Replayed), RecordingE
         Ok::<_, RecordingError>(())
     })?;
     Ok((flows, replayed))
+}
+
+/// A recording without events of execs does not say what its processes ran later.
+#[test]
+fn programs_are_not_known_where_no_execs_were_recorded() {
+    let name = |events: &[Entry<'static>]| {
+        let (flows, _) = replay(&recording_with(events)).unwrap();
+        let Owner::Process(process) = &flows[0].owner else { panic!("{:?}", flows[0].owner) };
+        process.image.name.clone()
+    };
+    assert_eq!(name(&[]), "");
+    assert_eq!(name(&[event(Feature::Credentials, "commit_creds", CREDITED)]), "named");
+    assert_eq!(name(&[event(Feature::ProcessExec, "security_bprm_committed_creds", COMMITTED)]), "named");
 }
 
 #[test]
@@ -162,6 +203,171 @@ fn a_socket_older_than_the_recording_has_its_owner() {
     let [flow] = &flows[..] else { panic!("{flows:#?}") };
     let Owner::Process(owner) = &flow.owner else { panic!("{:?}", flow.owner) };
     assert_eq!((owner.pid, flow.complete), (PID, false));
+}
+
+/// If the recorder saw for whom sockets are made, those not made for a program are the kernel's; otherwise they are their
+/// maker's.
+#[test]
+fn what_the_recorder_could_see_holds_for_the_replay() {
+    let (created, datagram) = (created(SOCK), datagram());
+    let owner_by = |sight| {
+        let recording = written(&[
+            Entry::Header(Box::new(Header { sight, ..header() })),
+            event(Feature::SocketCreate, "sock_init_data", CREATED),
+            event(Feature::UdpIpv4In, "udp_queue_rcv_one_skb", UDP_IN),
+            process(),
+            Entry::Name(NameEntry { group: false, id: 53, name: Some("bind".into()) }),
+            sample(SECOND, 1500, &created),
+            sample(2 * SECOND, 1501, &datagram),
+            Entry::Until(40 * SECOND),
+            Entry::End,
+        ]);
+        let (mut flows, _) = replay(&recording).unwrap();
+        flows.pop().expect("it was recorded").owner
+    };
+    assert_eq!(owner_by(Sight { programs: true, ..Sight::default() }), Owner::Kernel);
+    assert!(matches!(owner_by(Sight::default()), Owner::Process(process) if process.pid == PID));
+}
+
+/// A datagram between a name server and its client, as an interface of Ethernet has it.
+fn message(from: ([u8; 4], u16), to: ([u8; 4], u16), dns: &[u8]) -> Vec<u8> {
+    let (udp, ip) = (8 + dns.len() as u16, 28 + dns.len() as u16);
+    let mut bytes = vec![0x45, 0];
+    bytes.extend(ip.to_be_bytes());
+    bytes.extend([0, 0, 0x40, 0, 64, 17, 0, 0]);
+    bytes.extend([from.0, to.0].concat());
+    bytes.extend([from.1, to.1, udp, 0].map(u16::to_be_bytes).concat());
+    bytes.extend(dns);
+    bytes
+}
+
+/// What RFC 1035 says a question for the address of `a.example` is, and its answer: 192.0.2.9.
+fn question_and_answer() -> [Vec<u8>; 2] {
+    let question = b"\x01a\x07example\0\0\x01\0\x01";
+    let answer = b"\xc0\x0c\0\x01\0\x01\0\0\x01\x2c\0\x04\xc0\0\x02\x09";
+    let asks = [b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0", &question[..]].concat();
+    [asks, [b"\x12\x34\x81\x80\0\x01\0\x01\0\0\0\0", &question[..], answer].concat()]
+}
+
+fn created(sock: u64) -> Vec<u8> {
+    let mut raw = vec![0; 27];
+    raw[16..24].copy_from_slice(&sock.to_ne_bytes());
+    raw
+}
+
+/// [`datagram`], to another socket and from another server.
+fn datagram_of(sock: u64, from: ([u8; 4], u16), port: u16) -> Vec<u8> {
+    let mut raw = datagram();
+    raw[24..32].copy_from_slice(&sock.to_ne_bytes());
+    raw[44..48].copy_from_slice(&from.0);
+    raw[52..56].copy_from_slice(&[from.1, port].map(u16::to_be_bytes).concat());
+    raw
+}
+
+/// A process looks up a name at a server on a port that the header names, and then has datagrams from that address.
+fn looked_up(missed: Option<(u64, u64)>) -> Option<String> {
+    let (client, server, peer) = (([192, 0, 2, 2], 4000), ([192, 0, 2, 1], 5300), ([192, 0, 2, 9], 443));
+    let [asks, answers] = question_and_answer();
+    let (asks, answers) = (message(client, server, &asks), message(server, client, &answers));
+    let (interface, ethertype) = (3, 0x0800);
+    let (first, second) = (created(SOCK), created(SOCK + 64));
+    let (earlier, later) = (datagram_of(SOCK, server, 4000), datagram_of(SOCK + 64, peer, 4001));
+    let mut entries = vec![
+        Entry::Header(Box::new(Header { dns_ports: vec![5300], ..header() })),
+        event(Feature::SocketCreate, "sock_init_data", CREATED),
+        event(Feature::UdpIpv4In, "udp_queue_rcv_one_skb", UDP_IN),
+        process(),
+        Entry::Name(NameEntry { group: false, id: 53, name: Some("bind".into()) }),
+        Entry::Name(NameEntry { group: true, id: 53, name: Some("a group".into()) }),
+        sample(SECOND, 1500, &first),
+        sample(2 * SECOND, 1501, &earlier),
+        Entry::Packet(Packet { time: 3 * SECOND, interface, ethertype, length: asks.len(), bytes: &asks }),
+        Entry::Packet(Packet { time: 3 * SECOND + 1000, interface, ethertype, length: answers.len(), bytes: &answers }),
+    ];
+    entries.extend(missed.map(|(since, until)| Entry::PacketsMissed { since, until }));
+    entries.extend([
+        Entry::Until(4 * SECOND),
+        sample(5 * SECOND, 1500, &second),
+        sample(6 * SECOND, 1501, &later),
+        Entry::Until(7 * SECOND),
+        Entry::Until(60 * SECOND),
+        Entry::End,
+    ]);
+    let (flows, _) = replay(&written(&entries)).unwrap();
+    let flow = flows.iter().find(|flow| flow.remote.port == 443).expect("it was recorded");
+    flow.domain.as_ref().map(ToString::to_string)
+}
+
+#[test]
+fn what_was_looked_up_names_flows_unless_answers_are_missing() {
+    assert_eq!(looked_up(None).as_deref(), Some("a.example"));
+    assert_eq!(looked_up(Some((3 * SECOND + 2000, 3 * SECOND + 5000))), None, "there may have been another name");
+}
+
+#[test]
+fn what_proc_said_is_about_the_process_that_it_names() {
+    let found = |container: &str| FoundEntry {
+        start: Some(5),
+        parent_pid: None,
+        credentials: None,
+        containers: Containers::default(),
+        details: Details { container_id: Some(container.into()), ..Details::default() },
+        read: 0,
+    };
+    let another = |entry| match entry {
+        Entry::Process(process) => Entry::Process(ProcessEntry { pid: PID + 1, name: "other".into(), ..process }),
+        entry => entry,
+    };
+    let (first, second) = (created(SOCK), created(SOCK + 64));
+    let (earlier, later) =
+        (datagram_of(SOCK, ([192, 0, 2, 1], 53), 1), datagram_of(SOCK + 64, ([192, 0, 2, 1], 53), 2));
+    let created_by = |pid, raw| Entry::Record(Record::Sample { time: SECOND, cpu: 0, pid, tid: pid, id: 1500, raw });
+    let recording = written(&[
+        Entry::Header(Box::new(header())),
+        event(Feature::SocketCreate, "sock_init_data", CREATED),
+        event(Feature::UdpIpv4In, "udp_queue_rcv_one_skb", UDP_IN),
+        process(),
+        another(process()),
+        Entry::Name(NameEntry { group: false, id: 53, name: Some("bind".into()) }),
+        created_by(PID, &first),
+        created_by(PID + 1, &second),
+        sample(2 * SECOND, 1501, &earlier),
+        sample(2 * SECOND, 1501, &later),
+        // The second is answered first.
+        Entry::Learned(LearnedEntry { pid: Some(PID + 1), found: Some(found("second")) }),
+        Entry::Learned(LearnedEntry { pid: Some(PID), found: Some(found("first")) }),
+        Entry::Until(60 * SECOND),
+        Entry::End,
+    ]);
+    let (mut flows, _) = replay(&recording).unwrap();
+    flows.sort_by_key(|flow| flow.local.port);
+    let container = |flow: &crate::flow::Flow| match &flow.owner {
+        Owner::Process(process) => process.container_id().map(str::to_owned),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(flows.iter().map(container).collect::<Vec<_>>(), [Some("first".into()), Some("second".into())]);
+}
+
+#[test]
+fn misses_of_a_probe_mark_the_flows_that_it_feeds() {
+    let missed = |feature| MissedEntry { feature, count: 1, since: 2 * SECOND, time: 3 * SECOND };
+    for (feature, is_marked) in [(Feature::UdpIpv4In, true), (Feature::TcpIpv4In, false)] {
+        let (created, datagram) = (created(SOCK), datagram());
+        let recording = written(&[
+            Entry::Header(Box::new(header())),
+            event(Feature::SocketCreate, "sock_init_data", CREATED),
+            event(Feature::UdpIpv4In, "udp_queue_rcv_one_skb", UDP_IN),
+            process(),
+            Entry::Name(NameEntry { group: false, id: 53, name: Some("bind".into()) }),
+            sample(SECOND, 1500, &created),
+            sample(2 * SECOND, 1501, &datagram),
+            Entry::Missed(missed(feature)),
+            Entry::Until(60 * SECOND),
+            Entry::End,
+        ]);
+        let (flows, _) = replay(&recording).unwrap();
+        assert_eq!(flows.iter().map(|flow| flow.inexact.samples_lost).collect::<Vec<_>>(), [is_marked], "{feature}");
+    }
 }
 
 #[test]

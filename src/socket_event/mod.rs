@@ -41,6 +41,8 @@ pub mod step;
 pub mod text;
 pub mod tracee;
 
+use std::borrow::Cow;
+use std::fmt;
 use std::sync::Arc;
 
 pub use self::address::{Address, IpEnd, UnixName};
@@ -69,6 +71,40 @@ pub struct SocketEvent {
     pub process: Option<Arc<Process>>,
     /// The thread that did; 0 where it is not known.
     pub tid: u32,
+    /// That thread's own name when the call reached its socket. `None` if it is not known, as before Linux 4.8.
+    pub thread_name: Option<ThreadName>,
+}
+
+/// The name of a thread (`comm` of the kernel's `struct task_struct`): its program's name, truncated to 15 bytes, until
+/// the thread gets another, by `pthread_setname_np(3)` for instance. May contain any bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ThreadName {
+    bytes: [u8; Self::MOST],
+    length: u8,
+}
+
+impl ThreadName {
+    /// `TASK_COMM_LEN` without its NUL.
+    const MOST: usize = 15;
+
+    /// The name at the beginning of these bytes, at most 15 of them.
+    pub fn new(name: &[u8]) -> Self {
+        let mut bytes = [0; Self::MOST];
+        let length = name.len().min(Self::MOST);
+        bytes[..length].copy_from_slice(&name[..length]);
+        Self { bytes, length: length as u8 }
+    }
+
+    /// The name as text; invalid UTF-8 is replaced.
+    pub fn text(&self) -> Cow<'_, str> {
+        String::from_utf8_lossy(&self.bytes[..usize::from(self.length)])
+    }
+}
+
+impl fmt::Debug for ThreadName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.text(), f)
+    }
 }
 
 /// What is known of a socket.
@@ -292,6 +328,13 @@ mod tests {
         assert_eq!(CallResult::of(7), CallResult::Success);
         assert_eq!(CallResult::of(-98), CallResult::Failure(98));
         assert_eq!(CallResult::of(0xffff_8880_1234_5678_u64 as i64), CallResult::Success, "a pointer");
+    }
+
+    #[test]
+    fn a_threads_name_is_any_bytes_and_bounded() {
+        assert_eq!(ThreadName::new(b"a\xff name \n").text(), "a\u{fffd} name \n");
+        assert_eq!(ThreadName::new(b"0123456789abcdefgh").text(), "0123456789abcde");
+        assert_eq!(ThreadName::new(b"").text(), "");
     }
 
     #[test]

@@ -171,8 +171,8 @@ pub struct Seen {
     pub family: Family,
     /// Type.
     pub kind: SocketType,
-    /// Protocol.
-    pub protocol: u16,
+    /// Protocol; `None` where it is not known.
+    pub protocol: Option<u16>,
     /// State.
     pub state: SocketState,
     /// Its own end, if it is one of IP and has one.

@@ -8,7 +8,7 @@ use slotmap::{SlotMap, new_key_type};
 
 use super::sockets::{SocketKey, Sockets};
 use super::wheel::Tick;
-use crate::event::{Endpoint, Fragmented, KernelAddress, KernelTime, Packet, Segments, Transport, Tuple};
+use crate::event::{Endpoint, Fragmented, KernelAddress, KernelTime, Packet, Transport, Tuple};
 use crate::flow::{Counters, Direction, Inexact, Outcome};
 use crate::process::Process;
 
@@ -76,6 +76,15 @@ pub struct Live {
     pub direction: Direction,
     /// First packet or call.
     pub start: KernelTime,
+    /// Since when packets of it may have been missed.
+    pub exposed: KernelTime,
+    /// When it was last certain that this is the owner of its socket.
+    pub owner_since: KernelTime,
+    /// Whether the owner accepted it itself, and is not that of the listener.
+    pub accepted: bool,
+    /// Whether the owner may by now run another program, or be another process, because an event of it may have been
+    /// lost.
+    pub doubtful: bool,
     /// Last packet or call.
     pub last: KernelTime,
     /// When it was last reported, or began.
@@ -86,6 +95,10 @@ pub struct Live {
     pub sent: Counters,
     /// What arrived.
     pub received: Counters,
+    /// What was counted as sent and then dropped by this host.
+    pub dropped: Counters,
+    /// What TCP sent last: needed to know how many segments a dropped packet stood for.
+    pub last_sent: LastSent,
     /// The socket's segment counters, from the first packet on that showed them.
     pub segments: Option<Watched>,
     /// Whether the socket is closed and its counters are gone.
@@ -94,12 +107,17 @@ pub struct Live {
     pub received_headers: Headers,
     /// How often the other side's first SYN came, before the socket was there that counts.
     pub syns: u8,
+    /// Which FINs were seen.
+    pub fins: Fins,
     /// Why the counters may be wrong, of what the flow itself can tell.
     pub inexact: Inexact,
     /// Watched from its first packet on.
     pub complete: bool,
     /// What became of it, as far as is known.
     pub outcome: Outcome,
+    /// The error that the kernel may have noted for a connect without reporting it (`sock.sk_err_soft`), a positive
+    /// errno; 0 if there was none.
+    pub noted_error: i32,
     /// The name that its owner looked up for the remote.
     pub domain: Option<Box<Arc<str>>>,
     /// When its timer comes up.
@@ -110,13 +128,83 @@ pub struct Live {
     pub next: Option<FlowKey>,
 }
 
+impl Live {
+    /// Notes a packet or call. Says whether it is later than all before.
+    pub fn note_time(&mut self, now: KernelTime) -> bool {
+        let is_later = now > self.last;
+        if is_later {
+            self.last = now;
+            if let Some(watched) = &mut self.segments {
+                watched.early = 0;
+            }
+        }
+        is_later
+    }
+
+    /// Sets the owner, or that there is none. A name that another process looked up is removed.
+    pub fn give_to(&mut self, owner: impl Into<Option<Arc<Process>>>) {
+        let owner = owner.into();
+        if self.owner.is_some() && !is_same(self.owner.as_deref(), owner.as_deref()) {
+            self.domain = None;
+        }
+        self.owner = owner;
+    }
+}
+
+/// Whether both are the same process, even if it runs another program by now, or both are `None`.
+pub fn is_same(one: Option<&Process>, other: Option<&Process>) -> bool {
+    let id = |process: &Process| (process.pid, process.start);
+    one.map(id) == other.map(id)
+}
+
+/// The ends of a TCP connection's two directions.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Fins {
+    /// This host has sent its FIN.
+    pub sent: bool,
+    /// The other side has sent its FIN, or reset the connection.
+    pub received: bool,
+}
+
+impl Fins {
+    /// Whether only the other side's FIN is still to come.
+    pub fn is_half_closed(self) -> bool {
+        self.sent && !self.received
+    }
+}
+
 /// A TCP socket's segment counters as its flow sees them.
 #[derive(Debug, Clone, Copy)]
 pub struct Watched {
-    /// When last seen.
-    pub last: Segments,
+    /// How many segments had been sent with the last packet.
+    pub sent: u32,
     /// How many segments had been received before this flow.
     pub received_before: u32,
+    /// How many of those sent are this flow's; `u16::MAX` also stands for more.
+    pub sent_by_flow: u16,
+    /// How many segments were counted as received at `Live::last` only because the socket had counted them: more of those in a
+    /// packet before, or of one whose sample has the same time and comes later.
+    pub early: u16,
+}
+
+impl Watched {
+    /// Counters that stood there when a flow began.
+    pub fn since(sent: u32, received: u32) -> Self {
+        Self { sent, received_before: received, sent_by_flow: 0, early: 0 }
+    }
+}
+
+/// What is known of how TCP's packets are split into segments.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct LastSent {
+    /// The last packet, in bytes with its headers.
+    pub bytes: u32,
+    /// Its IP and transport header, in bytes.
+    pub headers: u16,
+    /// How many segments it stood for.
+    pub segments: u16,
+    /// The payload of a full segment, as learned from packets that stood for several; 0 if there were none.
+    pub full: u16,
 }
 
 /// IP and transport headers of a flow's packets, in bytes.

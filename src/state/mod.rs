@@ -7,7 +7,10 @@
 mod adopted;
 mod calls;
 mod counting;
+mod dropped;
 mod flows;
+mod idle;
+mod losses;
 mod names;
 mod packets;
 mod processes;
@@ -15,6 +18,8 @@ mod processes;
 mod properties;
 mod socket_events;
 mod sockets;
+mod sockless;
+mod subflows;
 #[cfg(test)]
 mod tests;
 mod unread;
@@ -29,21 +34,25 @@ use socktrail_dns::NamesOptions;
 
 pub use self::adopted::OldSocket;
 pub use self::names::NameLearned;
-pub use self::processes::Found;
+pub use self::processes::{Found, OldProcess};
 
 use self::adopted::Adopted;
 use self::calls::Connecting;
+use self::dropped::SentByOthers;
 use self::flows::{FlowKey, Flows};
+use self::idle::IdleConnections;
+use self::losses::History;
 use self::names::Correlation;
 use self::processes::Processes;
 use self::socket_events::SocketEvents;
 use self::sockets::{SocketKey, Sockets};
+use self::sockless::LastNamespaces;
 use self::unread::Unread;
 use self::wheel::Wheel;
 use crate::event::{Event, EventKind, Fork, KernelTime, Sight};
 use crate::filter::Filter;
-use crate::flow::{Flow, Reason};
-use crate::loss::{Loss, Losses};
+use crate::flow::{Flow, Owner, Reason};
+use crate::loss::{Harm, Loss, Losses};
 use crate::process::Process;
 use crate::socket_event::{Actions, Socket, SocketEvent};
 
@@ -63,7 +72,7 @@ pub struct Config {
     pub max_flows: usize,
     /// Sockets at most; beyond, new sockets have no known owner.
     pub max_sockets: usize,
-    /// Processes at most; beyond, new processes are not known.
+    /// The maximum number of processes, and of threads besides the leading ones; beyond it, new ones are not known.
     pub max_processes: usize,
     /// The monitor's own process id: what it does is not reported.
     pub own_pid: u32,
@@ -131,6 +140,10 @@ pub struct Stats {
     pub flows_evicted: u64,
     /// Live flows now.
     pub flows_live: u64,
+    /// Connections known now that go on although their flow has ended.
+    pub idle_connections_live: u64,
+    /// Connections without a socket that found no room: the other side's last packets then have no known owner.
+    pub idle_connections_evicted: u64,
     /// Sockets known now.
     pub sockets_live: u64,
     /// Sockets that found no room.
@@ -145,6 +158,10 @@ pub struct Stats {
     pub processes_live: u64,
     /// Processes that found no room.
     pub processes_refused: u64,
+    /// Threads known now, besides the leading ones.
+    pub threads_live: u64,
+    /// Threads that found no room: if such a thread is the last of its process, the process seems to end too early.
+    pub threads_refused: u64,
     /// Socket events handed out.
     pub socket_events: u64,
     /// Sockets of which earlier calls are known now, for socket events.
@@ -162,11 +179,14 @@ pub struct State {
     processes: Processes,
     sockets: Sockets,
     flows: Flows,
+    idle: IdleConnections,
     flow_timers: Wheel<FlowKey>,
     socket_timers: Wheel<SocketKey>,
     connecting: HashMap<u32, Connecting, foldhash::fast::RandomState>,
-    last_loss: Option<KernelTime>,
+    history: History,
     unread: Unread,
+    sent_by_others: SentByOthers,
+    last_namespaces: LastNamespaces,
     adopted: Adopted,
     correlation: Correlation,
     socket_events: SocketEvents,
@@ -184,11 +204,14 @@ impl State {
             processes: Processes::new(config.max_processes),
             sockets: Sockets::new(config.max_sockets),
             flows: Flows::default(),
+            idle: IdleConnections::default(),
             flow_timers: Wheel::new(),
             socket_timers: Wheel::new(),
             connecting: HashMap::default(),
-            last_loss: None,
+            history: History::default(),
             unread: Unread::default(),
+            sent_by_others: SentByOthers::default(),
+            last_namespaces: LastNamespaces::default(),
             correlation: Correlation::new(config.dns_ports.clone(), &config.names),
             adopted: Adopted::default(),
             socket_events: SocketEvents::new(config.socket_events, config.own_pid, config.max_sockets),
@@ -201,7 +224,8 @@ impl State {
         }
     }
 
-    /// Takes in what happened. Events come in order of their time.
+    /// Handles an event. Events come in order of their time, except for answers of name servers, which may come up to a
+    /// tenth of a second late.
     pub fn ingest(&mut self, event: &Event) {
         self.stats.events += 1;
         let (now, pid) = (event.time, event.pid);
@@ -213,42 +237,61 @@ impl State {
                 }
             }
             EventKind::Fragmented(packet) => self.fragmented(packet),
+            EventKind::Dropped(packet) => self.dropped(packet),
             EventKind::Unreadable(packet) => self.unreadable(now, packet),
-            EventKind::Fork(fork) => self.forked(pid, *fork),
+            EventKind::Fork(fork) => self.forked(event, *fork),
+            EventKind::ThreadStarted(started) => {
+                self.processes.acts(pid, event.tid);
+                self.processes.thread(*started);
+            }
             EventKind::Name(learned) => self.learned(learned),
+            EventKind::NamesMissed { since } => self.correlation.missed(*since, now),
             EventKind::Exec(exec) => self.processes.exec(pid, exec),
+            EventKind::Ran(ran) => self.processes.ran(pid, ran),
             EventKind::Exit => self.exit(event),
-            EventKind::Credentials(credentials) => self.processes.credentials(pid, *credentials),
-            EventKind::SocketCreated { sock, for_program } => self.created(now, pid, *sock, *for_program),
+            EventKind::ControlGroupLookup(group) => self.processes.group_looked_up(event.tid, group.clone()),
+            EventKind::ForkElsewhere { child } => self.processes.fork_elsewhere(event.tid, *child),
+            EventKind::Moved(moved) => self.processes.moved(moved),
+            EventKind::Credentials(credentials) => self.processes.credentials(pid, event.tid, *credentials),
+            EventKind::SocketCreated { sock, for_program } => self.created(event, *sock, *for_program),
             EventKind::TakesMerged { sock } => self.takes_merged(now, *sock),
             EventKind::SendsJoined { sock } => self.sends_joined(now, *sock),
             EventKind::ConnectBegins { sock, remote } => self.connect_begins(event, *sock, *remote),
             EventKind::ConnectReturns { result } => self.connect_returns(now, event.tid, *result),
-            EventKind::Accepted { sock, tuple } => self.accepted(now, pid, *sock, tuple),
+            EventKind::Accepted { sock, tuple } => self.accepted(event, *sock, tuple),
+            EventKind::ConnectionRequested { listener, tuple } => self.connection_requested(*listener, tuple),
             EventKind::TcpState { sock, tuple, state, segments } => {
                 self.socket_events.tcp_state(event, *sock, tuple, *state);
                 self.tcp_state(now, *sock, tuple, *state, *segments);
             }
+            EventKind::Subflow { sock, mptcp, joined } => self.subflow(now, *sock, *mptcp, *joined),
             EventKind::SocketReleased { sock } => self.released(now, pid, *sock),
             EventKind::SocketFreed { sock } => self.closed(now, *sock, true, None),
-            EventKind::Step(step) => self.socket_events.step(event, step, &mut self.processes),
-            EventKind::Lost { cause, count } => {
+            EventKind::SocketError { sock, error } => self.socket_error(*sock, *error),
+            EventKind::IcmpError { tuple, error } => self.icmp_error(tuple, *error),
+            EventKind::Step { step, thread_name } => {
+                self.socket_events.step(event, step, *thread_name, &mut self.processes);
+            }
+            EventKind::Lost { cause, count, since, harm } => {
                 self.losses.add(Loss { cause: *cause, count: *count, first: now, last: now });
                 self.stats.samples_lost = self.stats.samples_lost.saturating_add(*count);
-                self.last_loss = Some(now);
+                self.lost(now, *since, *harm);
             }
         }
     }
 
     /// Ends what is due. All events up to `now` have been taken in.
     pub fn expire(&mut self, now: KernelTime) {
+        self.name_flows(now);
         while let Some((tick, key)) = self.flow_timers.pop(now) {
             self.flow_timer(now, tick, key);
         }
         while let Some((tick, key)) = self.socket_timers.pop(now) {
             self.socket_timer(now, tick, key);
         }
+        self.idle.expire(now);
         self.processes.expire(now);
+        self.processes.doubt_what_is_pending(now);
         self.correlation.expire(now);
     }
 
@@ -260,8 +303,15 @@ impl State {
         }
     }
 
-    /// Takes the flows that ended since the last call.
+    /// Returns the flows that ended since the last call. Those that ended before their name was known get it now.
     pub fn finished(&mut self) -> std::vec::Drain<'_, Flow> {
+        for flow in self.finished.iter_mut().filter(|flow| flow.domain.is_none()) {
+            if let Owner::Process(owner) = &flow.owner
+                && names::begins_with_its_start(flow.transport, flow.complete)
+            {
+                flow.domain = self.correlation.name(owner, flow.remote.ip, flow.start).cloned();
+            }
+        }
         self.finished.drain(..)
     }
 
@@ -275,16 +325,29 @@ impl State {
         self.losses.drain()
     }
 
-    fn forked(&mut self, parent: u32, fork: Fork) {
-        self.correlation.fork(self.processes.get(parent), fork.child, fork.start);
+    /// Something of `harm` was lost between `since` and `now`.
+    fn lost(&mut self, now: KernelTime, since: KernelTime, harm: Harm) {
+        self.history.add(since, now, harm);
+        if harm.intersects(Harm::OUTCOMES.or(Harm::OWNERS)) {
+            // The result of a pending connect may be lost; a later one's must not be taken for it.
+            self.connecting.clear();
+        }
+        if harm.intersects(Harm::PROCESSES) {
+            self.processes.samples_lost();
+            self.processes.doubt(now);
+        }
+    }
+
+    fn forked(&mut self, event: &Event, fork: Fork) {
+        let parent = event.pid;
+        self.processes.acts(parent, event.tid);
+        self.correlation.fork(event.time, self.processes.get(parent), fork);
         self.processes.fork(parent, fork);
     }
 
     fn exit(&mut self, event: &Event) {
         self.socket_events.exit(event.tid);
-        if event.tid == event.pid {
-            self.processes.exit(event.pid, event.time);
-        }
+        self.processes.exit(event.pid, event.tid, event.time);
     }
 
     /// Takes the socket events that were made since the last call.
@@ -300,8 +363,19 @@ impl State {
     }
 
     /// Takes in a process that was there before events were.
-    pub fn adopt(&mut self, process: Process) {
+    pub fn adopt(&mut self, process: OldProcess) {
         self.processes.adopt(process);
+    }
+
+    /// A process that should be looked up, because the event of its end may have been lost. If it does not exist any
+    /// more, call [`State::gone`].
+    pub fn next_unchecked(&mut self) -> Option<Arc<Process>> {
+        self.processes.next_unchecked()
+    }
+
+    /// This process does not exist any more.
+    pub fn gone(&mut self, process: &Process) {
+        self.processes.gone(process);
     }
 
     /// Takes in a socket that was there before events were. Its process must have been [adopted](Self::adopt) before.
@@ -316,13 +390,21 @@ impl State {
         self.processes.next_wanted()
     }
 
-    /// Takes in what was looked up. It must be about that very process running that very program.
+    /// The process of this id, which a source has looked up unasked or in another order.
+    pub fn take_wanted(&mut self, pid: u32) -> Option<Arc<Process>> {
+        self.processes.take_wanted(pid)
+    }
+
+    /// Takes in what was looked up. It must be about that very process running that very program. Where execs are no
+    /// events, nobody can make sure of the program, and the state machine does.
     pub fn learn(&mut self, process: &Arc<Process>, found: Found) {
         self.processes.learn(process, found);
     }
 
     /// Takes in what the source of events can tell; without, it is nothing.
     pub fn learn_sight(&mut self, sight: Sight) {
+        self.processes.see_moves(sight.moves);
+        self.processes.see_execs(sight.execs);
         self.sight = sight;
     }
 
@@ -330,11 +412,15 @@ impl State {
     pub fn stats(&self) -> Stats {
         Stats {
             flows_live: self.flows.len() as u64,
+            idle_connections_live: self.idle.len() as u64,
+            idle_connections_evicted: self.idle.evicted,
             sockets_live: self.sockets.len() as u64,
             sockets_refused: self.sockets.refused,
             unread_forgotten: self.unread.forgotten,
             processes_live: self.processes.len() as u64,
             processes_refused: self.processes.refused,
+            threads_live: self.processes.threads() as u64,
+            threads_refused: self.processes.threads_refused,
             event_sockets_live: self.socket_events.len() as u64,
             event_sockets_refused: self.socket_events.refused,
             calls_unfinished: self.socket_events.unfinished,

@@ -7,8 +7,10 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
-use crate::event::{Endpoint, Fork, Fragmented, Packet, Segments, Size, TcpState, Transport, Tuple, Unreadable, Way};
-use crate::loss::LossCause;
+use crate::event::{
+    Dropped, Endpoint, Fork, Fragmented, Packet, Segments, Size, TcpState, Transport, Tuple, Unreadable, Way,
+};
+use crate::loss::{Harm, LossCause};
 
 const SECOND: u64 = 1_000_000_000;
 const LIMIT: usize = 12;
@@ -44,11 +46,24 @@ fn packets() -> impl Strategy<Value = EventKind> {
     )
 }
 
+fn dropped() -> impl Strategy<Value = EventKind> {
+    let transport = prop_oneof![Just(None), Just(Some(Transport::Tcp)), Just(Some(Transport::Udp))];
+    (socks(), tuples(), transport, any::<bool>(), any::<u32>(), any::<bool>()).prop_map(
+        |(sock, tuple, transport, has_ends, bytes, with_others)| {
+            let ends = has_ends.then_some((tuple.local, tuple.remote));
+            let other_protocol = transport.is_none() && has_ends;
+            let may_have_arrived = bytes % 2 == 0;
+            let dropped = Dropped { sock, transport, other_protocol, ends, bytes, with_others, may_have_arrived };
+            EventKind::Dropped(dropped)
+        },
+    )
+}
+
 fn kinds() -> impl Strategy<Value = EventKind> {
     let states = prop_oneof![Just(TcpState::Established), (0..120).prop_map(|error| TcpState::Closed { error })];
     prop_oneof![
         8 => packets(),
-        1 => (1..20_u32, any::<u64>()).prop_map(|(child, start)| EventKind::Fork(Fork { child, start })),
+        1 => (1..20_u32, any::<Option<u64>>()).prop_map(|(child, start)| EventKind::Fork(Fork { child, start })),
         1 => Just(EventKind::Exit),
         2 => (socks(), any::<bool>()).prop_map(|(sock, for_program)| EventKind::SocketCreated { sock, for_program }),
         1 => socks().prop_map(|sock| EventKind::TakesMerged { sock }),
@@ -56,6 +71,7 @@ fn kinds() -> impl Strategy<Value = EventKind> {
         1 => (socks(), tuples(), any::<u32>(), any::<u16>()).prop_map(|(sock, tuple, bytes, first)| {
             EventKind::Fragmented(Fragmented { transport: Transport::Udp, sock, tuple, bytes, first })
         }),
+        1 => dropped(),
         1 => (socks(), tuples()).prop_map(|(sock, t)| EventKind::ConnectBegins { sock, remote: t.remote }),
         1 => (-120..1).prop_map(|result| EventKind::ConnectReturns { result }),
         1 => (socks(), tuples()).prop_map(|(sock, tuple)| EventKind::Accepted { sock, tuple }),
@@ -63,11 +79,15 @@ fn kinds() -> impl Strategy<Value = EventKind> {
             sock,
             tuple,
             state,
-            segments: Segments::default()
+            segments: Some(Segments::default())
         }),
+        1 => (socks(), socks(), any::<bool>())
+            .prop_map(|(sock, mptcp, joined)| EventKind::Subflow { sock, mptcp, joined }),
         2 => socks().prop_map(|sock| EventKind::SocketReleased { sock }),
         1 => socks().prop_map(|sock| EventKind::SocketFreed { sock }),
-        1 => (1..9_u64).prop_map(|count| EventKind::Lost { cause: LossCause::Probes, count }),
+        1 => (socks(), 1..120).prop_map(|(sock, error)| EventKind::SocketError { sock, error }),
+        1 => (0..1000 * SECOND).prop_map(|since| EventKind::NamesMissed { since }),
+        1 => (1..9_u64).prop_map(|count| EventKind::Lost { cause: LossCause::Ring { cpu: 0 }, count, since: 0, harm: Harm::ALL }),
         1 => (socks(), tuples(), any::<bool>()).prop_map(|(sock, tuple, ports)| EventKind::Unreadable(Unreadable {
             net: tuple.net,
             transport: Transport::Tcp,
@@ -116,7 +136,9 @@ proptest! {
             prop_assert!(flow.end >= flow.start);
             if let Some(before) = last.get(&flow.number) {
                 prop_assert_eq!(before.reason, Reason::Interim, "after the end of {}", flow.number);
-                prop_assert!(before.sent.packets <= flow.sent.packets && before.sent.bytes <= flow.sent.bytes);
+                // Packets that were reported as sent may have been dropped since.
+                let left = |flow: &Flow| flow.sent.packets + flow.dropped.packets;
+                prop_assert!(left(before) <= left(&flow));
                 prop_assert!(before.received.packets <= flow.received.packets);
             }
             last.insert(flow.number, flow);
@@ -135,7 +157,9 @@ proptest! {
             now += 50 * SECOND;
             state.expire(now);
         }
-        prop_assert_eq!(state.stats().flows_live, 0);
+        let stats = state.stats();
+        prop_assert_eq!(stats.flows_live, 0);
+        prop_assert!(stats.idle_connections_live <= stats.sockets_live, "the others have said their last");
     }
 
     /// Without loss by refusal, and when no conversation lacks a socket, what came in comes out.
@@ -143,7 +167,7 @@ proptest! {
     fn packets_add_up(story in stories()) {
         let plain = |kind: &EventKind| match kind {
             EventKind::Packet(packet) => packet.segments.is_none() && packet.fragment == 0,
-            EventKind::Fragmented(_) => false,
+            EventKind::Fragmented(_) | EventKind::Dropped(_) => false,
             _ => true,
         };
         let story: Vec<_> = story.into_iter().filter(|(_, _, kind)| plain(kind)).collect();

@@ -3,10 +3,11 @@
 use std::hash::BuildHasher;
 use std::sync::Arc;
 
-use hashbrown::HashTable;
+use hashbrown::{HashMap, HashTable};
 use slotmap::{SlotMap, new_key_type};
 
 use super::flows::FlowKey;
+use super::idle::IdleKey;
 use super::wheel::Tick;
 use crate::event::{KernelAddress, KernelTime};
 use crate::flow::Direction;
@@ -28,6 +29,12 @@ pub struct Socket {
     pub direction: Direction,
     /// Whether its creation was seen.
     pub created: bool,
+    /// When it was first seen.
+    pub since: KernelTime,
+    /// When it was last certain that the owner is this socket's, not that of an earlier socket at the same address.
+    pub owner_since: KernelTime,
+    /// The port of a UDP socket, learned while the owner was certain; 0 if it is not known.
+    pub port: u16,
     /// Whose it is as a UDP socket, and whether a datagram that it takes may be several.
     pub datagrams: Datagrams,
     /// Whether it may send several datagrams as one: `UDP_SEGMENT`.
@@ -38,10 +45,15 @@ pub struct Socket {
     pub closed: bool,
     /// Whether it had a packet of which nothing else could be read.
     pub unread: bool,
+    /// Whether it joined an existing MPTCP connection: then the listener at which it arrived says nothing about its
+    /// owner.
+    pub joined: bool,
     /// When something was last heard of it.
     pub last: KernelTime,
     /// The first of its flows; each flow knows its neighbours.
     pub flows: Option<FlowKey>,
+    /// Its idle connection, while that has no flow.
+    pub idle: Option<IdleKey>,
     /// When its timer comes up.
     pub armed: Tick,
 }
@@ -64,6 +76,8 @@ pub enum Datagrams {
 pub struct Sockets {
     slots: SlotMap<SocketKey, Socket>,
     by_sock: HashTable<SocketKey>,
+    /// The subflows of MPTCP sockets. Those that no longer exist are removed when the next one is added.
+    subflows: HashMap<SocketKey, Vec<SocketKey>, foldhash::fast::RandomState>,
     hasher: foldhash::fast::RandomState,
     limit: usize,
     /// Sockets that found no room.
@@ -76,6 +90,7 @@ impl Sockets {
         Self {
             slots: SlotMap::with_key(),
             by_sock: HashTable::new(),
+            subflows: HashMap::default(),
             hasher: foldhash::fast::RandomState::default(),
             limit,
             refused: 0,
@@ -122,13 +137,18 @@ impl Sockets {
             owner: None,
             direction: Direction::Unknown,
             created: false,
+            since: now,
+            owner_since: now,
+            port: 0,
             datagrams: Datagrams::Unknown,
             joins: false,
             cut: false,
             closed: false,
             unread: false,
+            joined: false,
             last: now,
             flows: None,
+            idle: None,
             armed: Tick::default(),
         });
         let hash = self.hasher.hash_one(sock);
@@ -145,8 +165,31 @@ impl Sockets {
     }
 
     /// Forgets a socket.
-    pub fn remove(&mut self, key: SocketKey) {
+    pub fn remove(&mut self, key: SocketKey) -> Option<Socket> {
         self.unmap(key);
-        self.slots.remove(key);
+        self.subflows.remove(&key);
+        self.slots.remove(key)
+    }
+
+    /// Remembers a subflow of an MPTCP socket.
+    pub fn add_subflow(&mut self, mptcp: SocketKey, subflow: SocketKey) {
+        let all = self.subflows.entry(mptcp).or_default();
+        all.retain(|other| *other != subflow && self.slots.contains_key(*other));
+        all.push(subflow);
+    }
+
+    /// The subflows of an MPTCP socket; some may no longer exist.
+    pub fn subflows(&self, mptcp: SocketKey) -> Vec<SocketKey> {
+        self.subflows.get(&mptcp).cloned().unwrap_or_default()
+    }
+
+    /// The same, and removes them.
+    pub fn take_subflows(&mut self, mptcp: SocketKey) -> Vec<SocketKey> {
+        self.subflows.remove(&mptcp).unwrap_or_default()
+    }
+
+    /// Whether it is an MPTCP socket with subflows.
+    pub fn has_subflows(&self, key: SocketKey) -> bool {
+        self.subflows.get(&key).is_some_and(|all| all.iter().any(|subflow| self.slots.contains_key(*subflow)))
     }
 }

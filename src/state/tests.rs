@@ -1,13 +1,17 @@
 //! Stories: what happened on a host, told as events, and the flows that must come of it.
 
+mod coarse_clock;
+mod ends;
 mod exactness;
+mod losses;
 mod sharing;
+mod subflows;
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::*;
 use crate::event::{
-    Credentials, Endpoint, Exec, Fork, Packet, Segments, Sight, Size, TcpState, Transport, Tuple, Way, tcp_flags,
+    Credentials, Endpoint, Exec, Execs, Fork, Packet, Segments, Sight, Size, TcpState, Transport, Tuple, Way, tcp_flags,
 };
 use crate::flow::{Counters, Direction, Inexact, Outcome, Owner};
 
@@ -18,7 +22,7 @@ const CURL: u32 = 101;
 const SERVER: u32 = 200;
 
 /// A source that tells all that one can.
-const SIGHT: Sight = Sight { programs: true, single_datagrams: true, joined_head: 0 };
+const SIGHT: Sight = Sight { programs: true, single_datagrams: true, joined_head: 0, moves: true, execs: Execs::Seen };
 
 /// A machine and the moment that the story has reached.
 struct Story {
@@ -35,12 +39,12 @@ impl Story {
     fn with(config: Config) -> Self {
         let mut story = Self { state: State::new(config), now: 100 * SECOND, out: Vec::new() };
         story.state.learn_sight(SIGHT);
-        story.say(1, EventKind::Fork(Fork { child: SHELL, start: 1 }));
+        story.say(1, EventKind::Fork(Fork { child: SHELL, start: Some(1) }));
         story.say(SHELL, exec("/bin/sh", b"sh\0"));
         story.say(SHELL, EventKind::Credentials(Credentials { uid: 1000, gid: 1000, euid: 1000, egid: 1000 }));
-        story.say(SHELL, EventKind::Fork(Fork { child: CURL, start: 2 }));
+        story.say(SHELL, EventKind::Fork(Fork { child: CURL, start: Some(2) }));
         story.say(CURL, exec("/usr/bin/curl", b"curl\0http://h/\0"));
-        story.say(1, EventKind::Fork(Fork { child: SERVER, start: 3 }));
+        story.say(1, EventKind::Fork(Fork { child: SERVER, start: Some(3) }));
         story.say(SERVER, exec("/usr/sbin/httpd", b"httpd\0"));
         story
     }
@@ -82,7 +86,7 @@ impl Story {
     }
 
     fn state_is(&mut self, sock: u64, tuple: Tuple, state: TcpState) {
-        self.say(0, EventKind::TcpState { sock, tuple, state, segments: Segments::default() });
+        self.say(0, EventKind::TcpState { sock, tuple, state, segments: Some(Segments::default()) });
     }
 
     fn wait(&mut self, seconds: u64) {
@@ -180,6 +184,26 @@ fn both_ends_on_one_host_are_two_flows() {
     assert_eq!(owner(asked), (CURL, "curl".into()));
     assert_eq!((asked.sent, asked.received), (counters(2, 112), counters(2, 212)));
     assert!(served.complete && asked.complete);
+}
+
+/// The kernel takes the port from a connection that is reset, and still has it accepted.
+#[test]
+fn a_connection_that_is_reset_before_the_accept_belongs_to_who_accepts_it() {
+    let mut story = Story::new();
+    let (listener, child, server) = (0x1, 0xb, tuple(80, 40000));
+    story.tcp(Way::In, 0, server, 60, SYN);
+    story.tcp(Way::Out, listener, server, 60, SYN | ACK);
+    story.tcp(Way::In, 0, server, 52, ACK);
+    story.state_is(child, server, TcpState::Established);
+    story.tcp(Way::In, 0, server, 52, RST | ACK);
+    story.state_is(child, server, TcpState::Closed { error: 104 });
+    let without_port = Tuple { local: Endpoint { port: 0, ..server.local }, ..server };
+    story.say(SERVER, EventKind::Accepted { sock: child, tuple: without_port });
+    story.say(SERVER, EventKind::SocketReleased { sock: child });
+    story.wait(6);
+    let flow = story.only();
+    assert_eq!((owner(&flow).0, flow.direction, flow.sock), (SERVER, Direction::Ingress, child));
+    assert_eq!((flow.sent.packets, flow.received.packets), (1, 3));
 }
 
 #[test]
@@ -413,9 +437,14 @@ fn what_the_filter_leaves_out_is_counted() {
 }
 
 fn answer(story: &mut Story, client: Tuple, name: &str, address: &str) {
+    answer_from(story, story.now, client, name, address);
+}
+
+/// An answer that came at `time` and is reported only now.
+fn answer_from(story: &mut Story, time: u64, client: Tuple, name: &str, address: &str) {
     let learned = socktrail_dns::Learned {
-        time: story.now,
-        asked: story.now,
+        time,
+        asked: time,
         client: client.local,
         server: client.remote,
         transport: socktrail_dns::Transport::Udp,
@@ -439,7 +468,7 @@ fn a_flow_has_the_name_that_its_owner_looked_up_and_nobody_elses() {
     story.conversation(SHELL, 0xb, tuple(40001, 80));
     story.conversation(SERVER, 0xc, tuple(40002, 80));
     // A child knows what its parent knew.
-    story.say(CURL, EventKind::Fork(Fork { child: 999, start: 77 }));
+    story.say(CURL, EventKind::Fork(Fork { child: 999, start: Some(77) }));
     story.conversation(999, 0xd, tuple(40003, 80));
     story.wait(6);
     story.out.retain(|flow| flow.transport == Transport::Tcp);
@@ -448,15 +477,115 @@ fn a_flow_has_the_name_that_its_owner_looked_up_and_nobody_elses() {
     assert_eq!(names, [Some("a.example"), Some("b.example"), None, Some("a.example")]);
 }
 
-#[test]
-fn an_answer_that_comes_late_still_names_the_flow() {
-    let mut story = Story::new();
-    story.say(CURL, EventKind::SocketCreated { sock: 0x51, for_program: true });
+/// A process that sends its queries from port 5001.
+fn asker(story: &mut Story, pid: u32) {
+    story.say(pid, EventKind::SocketCreated { sock: 0x51, for_program: true });
     story.udp(Way::Out, 0x51, tuple(5001, 53), 60);
-    story.conversation(CURL, 0xa, tuple(40000, 80));
-    answer(&mut story, tuple(5001, 53), "late.example", "127.0.0.1");
+}
+
+/// The names of the finished TCP flows, in order of their ports.
+fn domains(story: &mut Story) -> Vec<Option<String>> {
     story.wait(6);
-    assert_eq!(story.only().domain.as_deref(), Some("late.example"));
+    story.out.retain(|flow| flow.transport == Transport::Tcp);
+    story.out.sort_by_key(|flow| flow.local.port);
+    story.out.drain(..).map(|flow| flow.domain.map(|name| name.to_string())).collect()
+}
+
+#[test]
+fn an_answer_that_is_told_late_still_names_the_flow() {
+    let mut story = Story::new();
+    asker(&mut story, CURL);
+    let answered = story.now;
+    story.conversation(CURL, 0xa, tuple(40000, 80));
+    answer_from(&mut story, answered, tuple(5001, 53), "late.example", "127.0.0.1");
+    assert_eq!(domains(&mut story), [Some("late.example".to_owned())]);
+}
+
+#[test]
+fn an_answer_after_the_connect_does_not_name_the_flow() {
+    let mut story = Story::new();
+    asker(&mut story, CURL);
+    story.conversation(CURL, 0xa, tuple(40000, 80));
+    answer(&mut story, tuple(5001, 53), "after.example", "127.0.0.1");
+    assert_eq!(domains(&mut story), [None]);
+}
+
+#[test]
+fn names_that_share_an_address_stay_apart_however_late_they_are_told() {
+    const NAMES: [&str; 6] = ["a", "b", "a", "c", "b", "a"];
+    for in_time in [true, false] {
+        let mut story = Story::new();
+        asker(&mut story, CURL);
+        let mut told_late = Vec::new();
+        for (port, name) in (40_000..).zip(NAMES) {
+            match in_time {
+                true => answer(&mut story, tuple(5001, 53), name, "127.0.0.1"),
+                false => told_late.push((story.now, name)),
+            }
+            story.conversation(CURL, 0x1000 + u64::from(port), tuple(port, 80));
+        }
+        for (time, name) in told_late {
+            answer_from(&mut story, time, tuple(5001, 53), name, "127.0.0.1");
+        }
+        assert_eq!(domains(&mut story), NAMES.map(|name| Some(name.to_owned())), "{in_time}");
+    }
+}
+
+#[test]
+fn a_flow_that_is_over_at_once_has_its_name() {
+    let mut story = Story::with(Config { flow_termination_timeout: Duration::ZERO, ..Config::default() });
+    asker(&mut story, CURL);
+    answer(&mut story, tuple(5001, 53), "a", "127.0.0.1");
+    story.conversation(CURL, 0xa, tuple(40000, 80));
+    story.state.expire(story.now + 1);
+    let answered = story.now;
+    story.now += 1000;
+    answer_from(&mut story, answered, tuple(5001, 53), "b", "127.0.0.1");
+    assert_eq!(domains(&mut story), [Some("a".to_owned())]);
+}
+
+#[test]
+fn a_child_knows_what_was_answered_before_it_was_made() {
+    let mut story = Story::new();
+    asker(&mut story, CURL);
+    let before = story.now;
+    story.say(CURL, EventKind::Fork(Fork { child: 998, start: Some(77) }));
+    story.say(998, EventKind::Fork(Fork { child: 999, start: Some(78) }));
+    let after = story.now;
+    story.conversation(999, 0xa, tuple(40000, 80));
+    answer_from(&mut story, before, tuple(5001, 53), "before.example", "127.0.0.1");
+    answer_from(&mut story, after, tuple(5001, 53), "after.example", "127.0.0.1");
+    assert_eq!(domains(&mut story), [Some("before.example".to_owned())]);
+}
+
+#[test]
+fn after_answers_were_missed_only_later_ones_count() {
+    let mut story = Story::new();
+    asker(&mut story, CURL);
+    answer(&mut story, tuple(5001, 53), "a", "127.0.0.1");
+    story.conversation(CURL, 0xa, tuple(40000, 80));
+    let since = story.now;
+    story.say(0, EventKind::NamesMissed { since });
+    story.conversation(CURL, 0xb, tuple(40001, 80));
+    answer(&mut story, tuple(5001, 53), "b", "127.0.0.1");
+    story.conversation(CURL, 0xc, tuple(40002, 80));
+    assert_eq!(domains(&mut story), [Some("a".to_owned()), None, Some("b".to_owned())]);
+}
+
+#[test]
+fn an_answer_to_a_socket_that_had_the_port_before_names_nobodys_flow() {
+    let mut story = Story::new();
+    asker(&mut story, CURL);
+    let asked = story.now;
+    story.say(CURL, EventKind::SocketReleased { sock: 0x51 });
+    story.say(SHELL, EventKind::SocketCreated { sock: 0x52, for_program: true });
+    story.udp(Way::Out, 0x52, tuple(5001, 53), 60);
+    answer_from(&mut story, asked, tuple(5001, 53), "curls.example", "127.0.0.1");
+    story.conversation(SHELL, 0xa, tuple(40000, 80));
+    assert_eq!(domains(&mut story), [None]);
+    answer(&mut story, tuple(5001, 53), "shells.example", "127.0.0.1");
+    story.conversation(SHELL, 0xb, tuple(40001, 80));
+    assert_eq!(domains(&mut story), [Some("shells.example".to_owned())]);
 }
 
 #[test]
@@ -518,4 +647,72 @@ fn a_new_socket_with_an_old_ones_addresses_is_not_the_old_ones() {
     story.wait(31);
     let owners: Vec<_> = story.out.iter().map(|flow| matches!(flow.owner, Owner::Unknown)).collect();
     assert_eq!(owners, [false, true]);
+}
+
+#[test]
+fn a_flow_waits_for_answers_that_are_told_late() {
+    let mut story = Story::new();
+    asker(&mut story, CURL);
+    let before = story.now;
+    story.say(CURL, EventKind::Fork(Fork { child: 999, start: Some(77) }));
+    for (pid, sock, port) in [(CURL, 0xa, 40000), (999, 0xb, 40001)] {
+        story.conversation(pid, sock, tuple(port, 80));
+    }
+    story.now += 50_000_000;
+    story.state.expire(story.now);
+    answer_from(&mut story, before, tuple(5001, 53), "a.example", "127.0.0.1");
+    assert_eq!(domains(&mut story), [Some("a.example".into()), Some("a.example".into())]);
+}
+
+#[test]
+fn a_port_that_asks_again_for_another_process_asks_for_that_one() {
+    let mut story = Story::new();
+    asker(&mut story, CURL);
+    story.say(CURL, EventKind::SocketReleased { sock: 0x51 });
+    story.wait(31);
+    story.say(SHELL, EventKind::SocketCreated { sock: 0x61, for_program: true });
+    story.udp(Way::Out, 0x61, tuple(5001, 53), 60);
+    answer(&mut story, tuple(5001, 53), "a.example", "127.0.0.1");
+    story.conversation(SHELL, 0xa, tuple(40000, 80));
+    assert_eq!(domains(&mut story), [Some("a.example".into())]);
+}
+
+#[test]
+fn a_connection_older_than_its_flow_has_no_name_of_later() {
+    let mut story = Story::new();
+    asker(&mut story, CURL);
+    answer(&mut story, tuple(5001, 53), "a.example", "127.0.0.1");
+    story.say(CURL, EventKind::SocketCreated { sock: 0xa, for_program: true });
+    story.tcp(Way::Out, 0xa, tuple(40000, 80), 100, ACK);
+    story.wait(31);
+    assert!(story.out.iter().any(|flow| flow.transport == Transport::Tcp && owner(flow).0 == CURL));
+    assert_eq!(domains(&mut story), [None], "it may have been made before the answer");
+}
+
+/// Another process may have had its id before.
+#[test]
+fn a_process_whose_start_is_not_known_has_no_names() {
+    let mut story = Story::new();
+    asker(&mut story, 5000);
+    answer(&mut story, tuple(5001, 53), "a.example", "127.0.0.1");
+    story.conversation(5000, 0xa, tuple(40000, 80));
+    assert_eq!(domains(&mut story), [None]);
+}
+
+#[test]
+fn a_long_connection_keeps_the_name_that_was_told_late_over_later_ones() {
+    let mut story = Story::new();
+    asker(&mut story, CURL);
+    let before = story.now;
+    story.say(CURL, EventKind::SocketCreated { sock: 0xa, for_program: true });
+    story.tcp(Way::Out, 0xa, tuple(40000, 80), 60, SYN);
+    story.now += 50_000_000;
+    story.state.expire(story.now);
+    answer_from(&mut story, before, tuple(5001, 53), "a.example", "127.0.0.1");
+    for name in ["b.example", "c.example"] {
+        story.wait(5);
+        answer(&mut story, tuple(5001, 53), name, "127.0.0.1");
+    }
+    story.wait(31);
+    assert_eq!(domains(&mut story), [Some("a.example".into())]);
 }

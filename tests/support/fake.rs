@@ -68,6 +68,12 @@ pub struct Seen {
     pub always: Option<Fault>,
     /// Names of processes whose documents are refused for good.
     pub unwanted: Option<String>,
+    /// An index whose documents are refused for now, each with this status.
+    pub forbidden: Option<(String, u16)>,
+    /// Text that a proxy does not like: a whole request that contains it is answered with this status.
+    pub disliked: Option<(String, u16)>,
+    /// Requests that the proxy has refused.
+    pub refusals: usize,
 }
 
 /// A running server. It ends when it is dropped.
@@ -214,6 +220,12 @@ fn answer(stream: &mut BufReader<Box<dyn Stream>>, request: &Request, seen: &Mut
     }
     seen.requests += 1;
     seen.authorization = request.headers.get("authorization").cloned();
+    if let Some((disliked, status)) = seen.disliked.clone()
+        && unpacked(request).is_ok_and(|text| text.contains(&disliked))
+    {
+        seen.refusals += 1;
+        return respond(stream, status, b"<html>Blocked</html>", None);
+    }
     let fault = seen.faults.pop_front().or_else(|| seen.always.clone());
     match &fault {
         Some(Fault::Unheard) => return false,
@@ -261,6 +273,19 @@ fn respond(stream: &mut BufReader<Box<dyn Stream>>, status: u16, body: &[u8], cu
     stream.write_all(&answer).and_then(|()| stream.flush()).is_ok() && cut.is_none()
 }
 
+/// The body as text.
+fn unpacked(request: &Request) -> Result<String, String> {
+    let mut text = String::new();
+    match request.headers.get("content-encoding").map(String::as_str) {
+        Some("gzip") => {
+            GzDecoder::new(&request.body[..]).read_to_string(&mut text).map_err(|error| error.to_string())?;
+        }
+        None => text = String::from_utf8(request.body.clone()).map_err(|error| error.to_string())?,
+        other => return Err(format!("{other:?}")),
+    }
+    Ok(text)
+}
+
 impl Seen {
     /// Does what a bulk request asks for.
     fn take(&mut self, request: &Request, every_second: Option<u16>) -> Result<Vec<Value>, String> {
@@ -268,15 +293,8 @@ impl Seen {
         if request.method != "POST" || kind != Some("application/x-ndjson") {
             return Err(format!("{} with {kind:?}", request.method));
         }
-        let mut text = String::new();
-        match request.headers.get("content-encoding").map(String::as_str) {
-            Some("gzip") => {
-                self.packed += 1;
-                GzDecoder::new(&request.body[..]).read_to_string(&mut text).map_err(|error| error.to_string())?;
-            }
-            None => text = String::from_utf8(request.body.clone()).map_err(|error| error.to_string())?,
-            other => return Err(format!("{other:?}")),
-        }
+        self.packed += usize::from(request.headers.contains_key("content-encoding"));
+        let text = unpacked(request)?;
         let whole = text.strip_suffix('\n').ok_or("the bulk request must be terminated by a newline [\\n]")?;
         let lines: Vec<Value> =
             whole.split('\n').map(serde_json::from_str).collect::<Result<_, _>>().map_err(|error| error.to_string())?;
@@ -311,6 +329,9 @@ impl Seen {
         };
         if let Some(status) = every_second.filter(|_| at % 2 == 1) {
             return Ok(item(status, Some("es_rejected_execution_exception")));
+        }
+        if let Some((_, status)) = self.forbidden.as_ref().filter(|(forbidden, _)| *forbidden == index) {
+            return Ok(item(*status, Some("cluster_block_exception")));
         }
         if self.unwanted.as_deref().is_some_and(|unwanted| document["process"]["name"] == unwanted) {
             return Ok(item(400, Some("document_parsing_exception")));

@@ -8,10 +8,6 @@ use std::time::Instant;
 /// How many members may be looked at for one field: far above what any structure has, far below what takes long.
 const MEMBERS: u32 = 100_000;
 
-/// The control block of an `sk_buff`, an array of bytes: whatever protocol has the packet keeps a structure of its own
-/// in it. Its size is that of all kernels since 2.6.
-const CONTROL_BLOCK: (&str, u32) = ("sk_buff.cb", 48);
-
 /// What type information told.
 #[derive(Debug)]
 pub struct Found {
@@ -66,7 +62,7 @@ impl Names {
     fn of_catalog() -> Self {
         let fields = catalog::FIELDS.iter();
         let paths = fields.flat_map(|spec| spec.forms.iter().copied().chain([spec.name]));
-        let paths = paths.chain([CONTROL_BLOCK.0]);
+        let paths = paths.chain([catalog::CONTROL_BLOCK]);
         let structs = paths.map(|path| (kind::STRUCT, split_path(path).0.as_bytes(), Vec::new()));
         let functions = catalog::FUNCTIONS.iter();
         let functions = functions.map(|spec| (kind::FUNC, spec.name.as_bytes(), Vec::new()));
@@ -109,14 +105,17 @@ fn split_path(path: &str) -> (&str, &str) {
 }
 
 fn find_field(btf: &Btf<'_>, names: &Names, spec: &FieldSpec) -> Result<Told, Malformed> {
-    let base = if spec.control_block { find_path(btf, names, CONTROL_BLOCK.0, CONTROL_BLOCK.1)? } else { Ok(0) };
-    let base = match base {
-        Ok(base) => base,
-        Err(why) => return Ok(Err(why)),
-    };
+    let mut base = 0;
+    if spec.control_block {
+        match find_path(btf, names, catalog::CONTROL_BLOCK, Extent::Bytes(catalog::CONTROL_BLOCK_SIZE))? {
+            Ok(offset) => base = offset,
+            Err(why) => return Ok(Err(why)),
+        }
+    }
+    let extent = spec.bits.map_or(Extent::Bytes(spec.size), Extent::Bits);
     let mut why = None;
     for path in [spec.name].iter().chain(spec.forms) {
-        match find_path(btf, names, path, spec.size)? {
+        match find_path(btf, names, path, extent)? {
             Ok(offset) => return Ok(Ok(base.saturating_add(offset))),
             Err(reason) => why = why.or(Some(reason)),
         }
@@ -124,9 +123,18 @@ fn find_field(btf: &Btf<'_>, names: &Names, spec: &FieldSpec) -> Result<Told, Ma
     Ok(Err(why.expect("at least one path was tried")))
 }
 
+/// How large a member must be.
+#[derive(Clone, Copy)]
+enum Extent {
+    Bytes(u32),
+    /// A bit-field.
+    Bits(u8),
+}
+
 /// Looks `struct.member.member…` up in every structure of that name; those that have it must agree.
-fn find_path(btf: &Btf<'_>, names: &Names, path: &str, size: u32) -> Result<Told, Malformed> {
+fn find_path(btf: &Btf<'_>, names: &Names, path: &str, extent: Extent) -> Result<Told, Malformed> {
     let (structure, members) = split_path(path);
+    let members = members.split(':').next().unwrap_or(members);
     let ids = names.ids(kind::STRUCT, structure);
     if ids.is_empty() {
         return Ok(Err(format!("there is no struct {structure}")));
@@ -134,7 +142,7 @@ fn find_path(btf: &Btf<'_>, names: &Names, path: &str, size: u32) -> Result<Told
     let mut offsets = Vec::new();
     let mut why = format!("struct {structure} has no member {members}");
     for &id in ids {
-        match follow(btf, id, members, size)? {
+        match follow(btf, id, members, extent)? {
             Some(Ok(offset)) => offsets.push(offset),
             Some(Err(reason)) => why = reason,
             None => {}
@@ -150,7 +158,7 @@ fn find_path(btf: &Btf<'_>, names: &Names, path: &str, size: u32) -> Result<Told
 }
 
 /// The offset of a member of a member of … the structure `id`; none when it has no such member.
-fn follow(btf: &Btf<'_>, id: u32, members: &str, size: u32) -> Result<Option<Told>, Malformed> {
+fn follow(btf: &Btf<'_>, id: u32, members: &str, extent: Extent) -> Result<Option<Told>, Malformed> {
     let (mut within, mut bits, mut last) = (id, 0u32, None);
     for name in members.split('.') {
         let mut budget = MEMBERS;
@@ -162,14 +170,22 @@ fn follow(btf: &Btf<'_>, id: u32, members: &str, size: u32) -> Result<Option<Tol
         last = Some(member);
     }
     let member = last.expect("a path has at least one member");
-    if member.bits != 0 || !bits.is_multiple_of(8) || btf.odd_bits(member.type_id)?.is_some() {
-        return Ok(Some(Err(format!("{members} is a bit field"))));
-    }
-    let found = btf.size(member.type_id)?;
-    if found != u64::from(size) {
-        return Ok(Some(Err(format!("{members} has {found} bytes, not {size}"))));
-    }
-    Ok(Some(Ok(bits / 8)))
+    let (start, width) = match member.bits {
+        0 => btf.odd_bits(member.type_id)?.unwrap_or((0, 0)),
+        width => (0, width),
+    };
+    let bits = bits.saturating_add(start);
+    Ok(Some(match extent {
+        Extent::Bytes(_) if width != 0 || !bits.is_multiple_of(8) => Err(format!("{members} is a bit field")),
+        Extent::Bytes(size) => match btf.size(member.type_id)? {
+            found if found == u64::from(size) => Ok(bits / 8),
+            found => Err(format!("{members} has {found} bytes, not {size}")),
+        },
+        Extent::Bits(_) if width == 0 => Err(format!("{members} is no bit field")),
+        Extent::Bits(wanted) if width != u32::from(wanted) => Err(format!("{members} has {width} bits, not {wanted}")),
+        Extent::Bits(_) if !bits.is_multiple_of(8) => Err(format!("{members} begins within a byte")),
+        Extent::Bits(_) => Ok(bits / 8),
+    }))
 }
 
 /// The member of that name, also inside anonymous members, and the bits before the structure that it is in.

@@ -187,15 +187,16 @@ impl<'a> Btf<'a> {
         Err(malformed("the end of a chain of arrays", id as usize))
     }
 
-    /// Of how many bits an integer type is, when that is fewer than its bytes hold: the old way of writing bit fields.
-    pub(super) fn odd_bits(&self, id: u32) -> Result<Option<u32>> {
+    /// Where in its bytes an integer type begins and of how many bits it is, when that is fewer than its bytes hold: the
+    /// old way of writing bit fields.
+    pub(super) fn odd_bits(&self, id: u32) -> Result<Option<(u32, u32)>> {
         let at = self.strip(id)?;
         if at.kind != kind::INT {
             return Ok(None);
         }
         let [encoding] = self.words(at.body)?;
         let (start, bits) = ((encoding >> 16) & 0xff, encoding & 0xff);
-        Ok((start != 0 || u64::from(bits) != u64::from(at.size_or_type) * 8).then_some(bits))
+        Ok((start != 0 || u64::from(bits) != u64::from(at.size_or_type) * 8).then_some((start, bits)))
     }
 
     fn head(&self, at: usize) -> Result<Type> {

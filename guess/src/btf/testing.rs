@@ -179,6 +179,40 @@ fn bit_fields_are_refused() {
     assert_eq!(why_missing(b, "sk_buff.len"), "len is a bit field");
 }
 
+/// `sk_protocol : 8` as Linux before 5.6 declares it, behind so many bits; in either way of writing bit fields.
+fn protocol_behind(bits_before: u32, in_the_member: bool) -> Builder {
+    let mut b = Builder::new();
+    let int = if in_the_member {
+        b.int(4)
+    } else {
+        let id = b.head("int", kind::INT, 0, 4);
+        b.words(&[8]);
+        id
+    };
+    let at = 512 * 8 + bits_before;
+    let (width, flag) = if in_the_member { (8 << 24, 1 << 31) } else { (0, 0) };
+    let info_at = b.types.len() + 4;
+    b.structure("sock", 800, &[("sk_protocol", int, width | at)]);
+    let info = u32::from_ne_bytes(b.types[info_at..info_at + 4].try_into().unwrap()) | flag;
+    b.types[info_at..info_at + 4].copy_from_slice(&info.to_ne_bytes());
+    b
+}
+
+#[test]
+fn a_bit_field_that_begins_with_a_byte_is_found_as_one() {
+    for in_the_member in [true, false] {
+        let layout = layout_of(protocol_behind(8, in_the_member));
+        assert_eq!(layout.offset("sock.sk_protocol:8"), Some(513), "{in_the_member}");
+        assert_eq!(layout.offset("sock.sk_protocol"), None);
+        let why = why_missing(protocol_behind(4, in_the_member), "sock.sk_protocol:8");
+        assert_eq!(why, "sk_protocol begins within a byte");
+    }
+    let mut b = Builder::new();
+    let u16_ = b.int(2);
+    b.structure("sock", 800, &[("sk_protocol", u16_, 516 * 8)]);
+    assert_eq!(why_missing(b, "sock.sk_protocol:8"), "sk_protocol is no bit field");
+}
+
 #[test]
 fn another_size_is_refused() {
     let mut b = Builder::new();

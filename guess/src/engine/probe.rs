@@ -33,6 +33,8 @@ struct View {
     kind: Kind,
     from: u32,
     to: u32,
+    /// How many bytes before the base this view begins.
+    back: u32,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,8 +43,9 @@ enum Kind {
     Arguments,
     /// The words of a structure, or those from one of its fields on.
     Words { base: String, field: Option<&'static str> },
-    /// The first word of what each word of a structure points to.
-    Targets { base: String },
+    /// The values found by following each word of a structure as a pointer: the word at an offset behind that pointer,
+    /// and so on.
+    Through { base: String, offsets: Vec<String> },
 }
 
 impl Probe {
@@ -73,11 +76,25 @@ impl Probe {
 
     /// For each word in `range` of the structure at `base`: the first 8 bytes of what it points to, at its offset.
     pub(crate) fn targets(self, name: &str, base: &str, range: Range<u32>) -> Self {
-        self.view(name, Kind::Targets { base: base.to_owned() }, range)
+        self.through(name, base, range, &["0"])
+    }
+
+    /// For each word in `range` of the structure at `base`: follows it as a pointer, reads the word at the first of
+    /// `offsets` there, follows that, and so on. The view shows the last word read.
+    pub(crate) fn through(self, name: &str, base: &str, range: Range<u32>, offsets: &[&str]) -> Self {
+        let offsets = offsets.iter().map(|&offset| offset.to_owned()).collect();
+        self.view(name, Kind::Through { base: base.to_owned(), offsets }, range)
+    }
+
+    /// Makes the last view show the bytes that end where its base points to, instead of those that begin there.
+    pub(crate) fn before(mut self) -> Self {
+        let view = self.views.last_mut().expect("there is a view");
+        view.back = view.to;
+        self
     }
 
     fn view(mut self, name: &str, kind: Kind, range: Range<u32>) -> Self {
-        self.views.push(View { name: name.to_owned(), kind, from: range.start, to: range.end });
+        self.views.push(View { name: name.to_owned(), kind, from: range.start, to: range.end, back: 0 });
         self
     }
 
@@ -110,11 +127,15 @@ impl View {
     /// The offset and the template of each fetch. Scalars, since older kernels have no arrays.
     fn fetches(&self) -> impl Iterator<Item = (u32, String)> {
         (self.from..self.to).step_by(8).map(|from| {
+            let place = i64::from(from) - i64::from(self.back);
             let template = match &self.kind {
                 Kind::Arguments => format!("{{arg{}}}", from / 8),
-                Kind::Words { base, field: None } => format!("+{from}({base})"),
+                Kind::Words { base, field: None } => format!("{place:+}({base})"),
                 Kind::Words { base, field: Some(field) } => format!("+{{{field}+{from}}}({base})"),
-                Kind::Targets { base } => format!("+0(+{from}({base}))"),
+                Kind::Through { base, offsets } => {
+                    let word = format!("{place:+}({base})");
+                    offsets.iter().fold(word, |word, offset| format!("+{offset}({word})"))
+                }
             };
             (from, template)
         })

@@ -1,11 +1,10 @@
 //! What a `linux_binprm` holds of a program that is about to run.
 
+use super::nameless_file::NamelessFile;
 use crate::engine::{Clues, Guess, Probe, Random, Scene, Shot, Window, is_kernel_pointer};
 use crate::sys::PausedChild;
-use nix::sys::memfd::{MFdFlags, memfd_create};
 use std::ffi::CString;
-use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 /// How much of a `linux_binprm` is looked at.
@@ -14,14 +13,60 @@ const BINPRM: u32 = 384;
 const PAGE: u64 = 4096;
 const TOP: u64 = 8;
 
-/// A child of this process executes a script that lives in memory only, whose interpreter is a program that lives in
-/// memory only and ends at once. Both are called by names of which each has a thousand equal ones
+/// A child of this process executes a script that no path leads to, whose interpreter is a program of the same kind that
+/// ends at once. Both are called by names of which each has a thousand equal ones
 /// (`/././proc/self/fd/7`), so `filename` and `interp` are told apart. The strings of the program are of random lengths:
 /// `p` has come down from the top of a page by exactly those.
 ///
-/// Who audits what is executed will see it: `socktrail-guess`, twice or three times.
+/// Who audits what is executed will see it: `…-socktrail-guess`, a few times.
 #[derive(Debug)]
 pub(super) struct Binprm;
+
+/// Where `linux_binprm` keeps the opened file. The trigger executes a file with a random name: the pointer that leads to
+/// that name is the file.
+///
+/// If the host audits executed programs, the audit log shows this too.
+#[derive(Debug)]
+pub(super) struct Opened;
+
+impl Guess for Opened {
+    /// The file's name.
+    type Sent = String;
+
+    fn name(&self) -> &'static str {
+        "opened"
+    }
+
+    fn needs(&self) -> Vec<String> {
+        ["security_bprm_committed_creds(bprm)", "file.dentry", "dentry.name"].map(str::to_owned).into()
+    }
+
+    fn gives(&self) -> Vec<String> {
+        vec!["linux_binprm.file".to_owned()]
+    }
+
+    fn probes(&self, _attempt: u32) -> Vec<Probe> {
+        let probe = Probe::on("security_bprm_committed_creds");
+        vec![probe.through("names", "{bprm}", 0..BINPRM, &["{file.dentry}", "{dentry.name}", "0"])]
+    }
+
+    fn trigger(&mut self, stage: &mut dyn Scene) -> io::Result<String> {
+        let program = NamelessFile::new(&program(), stage.random())?;
+        let path = CString::new(path_of(&program.file, stage.random()))?;
+        let child = PausedChild::new(&path, std::slice::from_ref(&path), &[])?;
+        stage.watch(child.pid())?;
+        child.run()?;
+        Ok(program.name)
+    }
+
+    fn solve(&self, name: &String, shots: &[Shot]) -> Clues {
+        let mut clues = Clues::default();
+        if let ([shot], Some(begin)) = (shots, name.as_bytes().first_chunk::<8>()) {
+            clues.allow("linux_binprm.file", shot.view("names").find(begin, 8));
+        }
+        clues
+    }
+}
 
 /// A program that was executed.
 #[derive(Debug, PartialEq, Eq)]
@@ -57,10 +102,10 @@ impl Guess for Binprm {
 
     fn trigger(&mut self, stage: &mut dyn Scene) -> io::Result<Executed> {
         let random = stage.random();
-        let program = in_memory(&program())?;
-        let interpreter = name_of(&program, random);
-        let script = in_memory(format!("#!{interpreter}\n").as_bytes())?;
-        let script_name = name_of(&script, random);
+        let program = NamelessFile::new(&program(), random)?;
+        let interpreter = path_of(&program.file, random);
+        let script = NamelessFile::new(format!("#!{interpreter}\n").as_bytes(), random)?;
+        let script_name = path_of(&script.file, random);
         let arguments: Vec<_> = (0..random.within(3..=50)).map(|_| word(random)).collect();
         let environment: Vec<_> = (0..random.within(3..=50)).map(|_| word(random)).collect();
         let path = CString::new(script_name.as_str())?;
@@ -111,19 +156,8 @@ fn find(sent: &Executed, binprm: &Window, targets: &Window, clues: &mut Clues) {
     clues.allow("linux_binprm.argc", binprm.find_u32(sent.arguments));
 }
 
-/// A file that is nowhere but in memory.
-fn in_memory(content: &[u8]) -> io::Result<OwnedFd> {
-    // The flag that it may be executed is known from Linux 6.3 on, and asked for there.
-    let executable = MFdFlags::from_bits_retain(libc::MFD_EXEC);
-    let create = |flags| memfd_create(c"socktrail-guess", MFdFlags::MFD_CLOEXEC | flags);
-    let file = create(executable).or_else(|_| create(MFdFlags::empty()))?;
-    let mut file = File::from(file);
-    file.write_all(content)?;
-    Ok(file.into())
-}
-
-/// One of the many names of an open file, beginning differently from others.
-fn name_of(file: &OwnedFd, random: &mut Random) -> String {
+/// One of the many paths of an open file, beginning differently from others.
+fn path_of(file: &OwnedFd, random: &mut Random) -> String {
     let step = |_| if random.within(0..=1) == 0 { "/." } else { "//" };
     let steps: String = (0..10).map(step).collect();
     format!("{steps}/proc/self/fd/{}", file.as_raw_fd())
@@ -168,11 +202,12 @@ mod tests {
 
     #[test]
     fn the_program_runs_and_ends_well() {
-        let (file, mut random) = (in_memory(&program()).unwrap(), Random::new());
-        let name = name_of(&file, &mut random);
-        let script = in_memory(format!("#!{name}\n").as_bytes()).unwrap();
+        let mut random = Random::new();
+        let file = NamelessFile::new(&program(), &mut random).unwrap();
+        let name = path_of(&file.file, &mut random);
+        let script = NamelessFile::new(format!("#!{name}\n").as_bytes(), &mut random).unwrap();
         // The child of a shell has no such file, so it is this process' own.
-        let path = name_of(&script, &mut random).replace("self", &std::process::id().to_string());
+        let path = path_of(&script.file, &mut random).replace("self", &std::process::id().to_string());
         let program = name.replace("self", &std::process::id().to_string());
         assert!(std::process::Command::new(program).status().unwrap().success());
         assert!(std::fs::read_to_string(path).unwrap().starts_with("#!/"));
@@ -202,6 +237,14 @@ mod tests {
             assert_eq!(clues.of(&format!("linux_binprm.{key}")), [offset], "{key}");
         }
         assert_eq!(clues.of("security_bprm_committed_creds(bprm)"), [1]);
+    }
+
+    #[test]
+    fn the_file_is_found_by_its_name() {
+        let mut shot = Shot::blank(&Opened.probes(0)[0]);
+        shot.put("names", 64, b"memfd:so");
+        shot.put("names", 72, b"memfd:xx");
+        assert_eq!(Opened.solve(&"memfd:sobcdefg-socktrail-guess".to_owned(), &[shot]).of("linux_binprm.file"), [64]);
     }
 
     #[test]

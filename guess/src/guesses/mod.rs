@@ -9,7 +9,9 @@ mod binprm;
 mod cred;
 mod flow6;
 mod fragments;
+mod nameless_file;
 mod net_device;
+mod path;
 mod sender;
 mod sk_buff;
 mod sock;
@@ -38,6 +40,10 @@ pub(crate) fn all() -> Vec<Box<dyn AnyGuess>> {
         Box::new(sender::Sender),
         Box::new(cred::Cred),
         Box::new(binprm::Binprm),
+        Box::new(path::Name),
+        Box::new(path::Entry),
+        Box::new(path::Mount),
+        Box::new(binprm::Opened),
         Box::new(task::Task),
         Box::new(arguments::Arguments { ipv6: false }),
         Box::new(flow6::Flow6),

@@ -51,6 +51,7 @@ impl Guess for SocketEvents {
             "sock_common.skc_state",
             "sock_common.skc_bound_dev_if",
             "sock.sk_protocol",
+            "sock.sk_protocol:8",
         ];
         keys.map(str::to_owned).into()
     }
@@ -117,7 +118,12 @@ fn find(closed: &Closed, shot: &Shot, clues: &mut Clues) {
     clues.allow("socket_alloc.i_ino", socket.find_u64(closed.inode));
     clues.allow("sock_common.skc_state", common.find(&[closed.state], 1));
     clues.allow("sock_common.skc_bound_dev_if", common.find_u32(closed.device));
-    clues.allow("sock.sk_protocol", sk.part(COMMON, WINDOW).find_u16(closed.protocol));
+    let behind_common = sk.part(COMMON, WINDOW);
+    clues.allow("sock.sk_protocol", behind_common.find_u16(closed.protocol));
+    // `sk_protocol : 8, sk_type : 16`, before Linux 5.6. Since then the type comes first.
+    let [protocol, _] = closed.protocol.to_le_bytes();
+    let [low, high] = closed.kind.to_le_bytes();
+    clues.allow("sock.sk_protocol:8", behind_common.find(&[protocol, low, high], 1));
 }
 
 #[cfg(test)]
@@ -125,31 +131,51 @@ mod tests {
     use super::*;
     use crate::engine::Window;
 
-    fn shot(closed: &Closed) -> Shot {
+    /// With the bytes around the protocol as some kernel has them, which are given with their offset.
+    fn shot(closed: &Closed, (at, protocol): (u32, &[u8])) -> Shot {
         let mut socket = Window::new(0, vec![0; SOCKET as usize]);
         socket.write(4, &closed.kind.to_ne_bytes());
         socket.write(192, &closed.inode.to_ne_bytes());
         let mut sk = Window::new(0, vec![0; WINDOW as usize]);
         sk.write(18, &[closed.state]);
         sk.write(20, &closed.device.to_ne_bytes());
-        sk.write(516, &closed.protocol.to_ne_bytes());
+        sk.write(at, protocol);
         Shot::of("inet_release", vec![("socket", socket), ("sk", sk)])
+    }
+
+    fn sent() -> Vec<Closed> {
+        let closed = |inode, kind, protocol, state, device| Closed { inode, kind, protocol, state, device };
+        vec![closed(70_001, 2, 17, 7, 1), closed(70_002, 1, 6, 10, 0), closed(70_003, 2, 17, 1, 0)]
+    }
+
+    /// `sk_type` and `sk_protocol`, each of 16 bits.
+    fn since_5_6(closed: &Closed) -> Vec<u8> {
+        [closed.kind, closed.protocol].map(u16::to_ne_bytes).concat()
+    }
+
+    /// A word of bit-fields: flags, `sk_userlocks : 4`, `sk_protocol : 8`, `sk_type : 16`.
+    fn before_5_6(closed: &Closed) -> Vec<u8> {
+        [vec![0x40, closed.protocol as u8], closed.kind.to_le_bytes().to_vec()].concat()
     }
 
     #[test]
     fn sockets_of_several_sorts_tell_each_place() {
-        let closed = |inode, kind, protocol, state, device| Closed { inode, kind, protocol, state, device };
-        let sent = vec![closed(70_001, 2, 17, 7, 1), closed(70_002, 1, 6, 10, 0), closed(70_003, 2, 17, 1, 0)];
-        let shots: Vec<_> = sent.iter().map(shot).collect();
-        let clues = SocketEvents.solve(&sent, &shots);
-        for (key, offset) in [
-            ("socket.type", 4),
-            ("socket_alloc.i_ino", 192),
-            ("sock_common.skc_state", 18),
-            ("sock_common.skc_bound_dev_if", 20),
-            ("sock.sk_protocol", 516),
-        ] {
-            assert_eq!(clues.of(key), [offset], "{key}");
+        for (bytes, wide, narrow) in
+            [(since_5_6 as fn(&Closed) -> Vec<u8>, &[516][..], &[][..]), (before_5_6, &[], &[515])]
+        {
+            let sent = sent();
+            let shots: Vec<_> = sent.iter().map(|closed| shot(closed, (514, &bytes(closed)))).collect();
+            let clues = SocketEvents.solve(&sent, &shots);
+            for (key, offsets) in [
+                ("socket.type", &[4][..]),
+                ("socket_alloc.i_ino", &[192]),
+                ("sock_common.skc_state", &[18]),
+                ("sock_common.skc_bound_dev_if", &[20]),
+                ("sock.sk_protocol", wide),
+                ("sock.sk_protocol:8", narrow),
+            ] {
+                assert_eq!(clues.of(key), offsets, "{key}");
+            }
         }
     }
 

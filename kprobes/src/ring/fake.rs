@@ -40,13 +40,22 @@ impl Fake {
 
     /// Writes a sample, after the record of what was lost before; or loses it.
     pub(crate) fn sample(&mut self, time: u64, raw: &[u8]) -> bool {
+        let len = (raw.len() as u32).to_ne_bytes();
+        self.sample_of(time, &[&len, raw].concat())
+    }
+
+    /// Writes a sample without a raw part in the same way.
+    pub(crate) fn bare_sample(&mut self, time: u64) -> bool {
+        self.sample_of(time, &[])
+    }
+
+    fn sample_of(&mut self, time: u64, rest: &[u8]) -> bool {
         let mut records = Vec::new();
         if self.lost > 0 {
             let body = [&1_u64.to_ne_bytes()[..], &self.lost.to_ne_bytes(), &self.identity(time)].concat();
             records.extend(record(LOST, &body));
         }
-        let len = (raw.len() as u32).to_ne_bytes();
-        records.extend(record(SAMPLE, &[&self.identity(time)[..], &len, raw].concat()));
+        records.extend(record(SAMPLE, &[&self.identity(time)[..], rest].concat()));
         if self.write(&records) {
             self.lost = 0;
             return true;

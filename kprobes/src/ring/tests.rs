@@ -21,13 +21,15 @@ fn read(ring: &mut Ring<Fake>) -> Vec<Seen> {
     let mut scratch = vec![0; LONGEST];
     ring.refresh();
     while let Some(time) = ring.peek() {
+        let last = ring.last;
         ring.take(&mut scratch, &mut |record| match record {
             Record::Sample { time: same, cpu: 3 | 7, pid: 21, tid: 22, raw, .. } => {
                 assert_eq!(time, same);
                 seen.push(Seen::Sample(time, raw.to_vec()));
             }
-            Record::Lost { time: same, cpu: 3 | 7, count } => {
+            Record::Lost { since, time: same, cpu: 3 | 7, count } => {
                 assert_eq!(time, same);
+                assert_eq!(since, last, "the record before still found room");
                 seen.push(Seen::Lost(count));
             }
             other => panic!("{other:?}"),
@@ -111,6 +113,38 @@ fn a_full_ring_and_what_it_lost() {
 }
 
 #[test]
+fn a_loss_that_nothing_follows_is_suspected_until_something_does() {
+    let mut ring = reader(Fake::new(128, 0));
+    (0..2).for_each(|time| assert!(ring.memory.sample(time, b"abcd")));
+    read(&mut ring);
+    assert!(!ring.may_hide_loss(), "there was room for more");
+    (0..4).for_each(|time| assert!(ring.memory.sample(time, b"abcd")));
+    assert!(!ring.memory.sample(4, b"abcd"));
+    assert!(!ring.may_hide_loss(), "another record would find no room either");
+    assert_eq!(read(&mut ring).len(), 4);
+    assert!(ring.may_hide_loss());
+    assert_eq!(read(&mut ring), []);
+    assert!(ring.may_hide_loss(), "reading what is not there changes nothing");
+    assert!(ring.memory.bare_sample(5));
+    assert!(!ring.may_hide_loss(), "something has been written, and tells");
+    assert_eq!(read(&mut ring), [Seen::Lost(1)]);
+    assert_eq!(read(&mut ring), []);
+    assert!(!ring.may_hide_loss());
+    assert_eq!((ring.lost(), ring.take_malformed()), (1, 0));
+}
+
+#[test]
+fn a_crowded_ring_that_is_written_on_needs_no_help() {
+    let mut ring = reader(Fake::new(128, 0));
+    (0..4).for_each(|time| assert!(ring.memory.sample(time, b"abcd")));
+    assert!(!ring.memory.sample(4, b"abcd"));
+    read(&mut ring);
+    assert!(ring.memory.sample(5, b"abcd"));
+    assert!(!ring.may_hide_loss());
+    assert_eq!(read(&mut ring), [Seen::Lost(1), sample(5, b"abcd")]);
+}
+
+#[test]
 fn a_thread_s_records_say_their_cpu() {
     let mut ring = Ring::new(Fake::of_thread(128), None);
     assert!(ring.memory.sample(1, &[9; 60]));
@@ -126,6 +160,7 @@ fn other_records_are_skipped() {
     ring.memory.write(&record(5, &[0; 24]));
     ring.memory.sample(1, b"abcd");
     ring.memory.write(&record(6, &[]));
+    ring.memory.bare_sample(0);
     assert_eq!(read(&mut ring), [sample(1, b"abcd")]);
     assert_eq!(ring.take_malformed(), 0);
 }
@@ -147,7 +182,7 @@ fn malformed_records_cost_what_is_behind_them_and_no_more() {
         with_size(u16::MAX, SAMPLE),
         with_size(1 << 12, LOST),
         record(SAMPLE, &[]),
-        record(SAMPLE, &[0; 16]),
+        record(SAMPLE, &[0; 8]),
         record(LOST, &[0; 8]),
         too_long_raw,
         longest_raw,

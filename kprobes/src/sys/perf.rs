@@ -17,6 +17,8 @@ pub(crate) enum Event {
     Dummy,
     /// The trace event of this id.
     Trace(u32),
+    /// A sample without raw part, soon after the event is [enabled](enable_once).
+    Timer,
 }
 
 /// Where samples come from.
@@ -34,9 +36,14 @@ pub(crate) struct Settings {
     pub(crate) clock: Clock,
     /// Whether the kernel knows close-on-exec (Linux 3.14); if not, it is set afterwards.
     pub(crate) close_on_exec: bool,
+    /// Whether the kernel has an event that counts nothing (Linux 3.12); if not, a clock that makes no samples is one.
+    pub(crate) dummy: bool,
     /// Unread bytes at which a ring wakes its reader.
     pub(crate) watermark: u32,
 }
+
+/// How long after it is enabled an [`Event::Timer`] fires.
+const TIMER_NANOSECONDS: u64 = 100_000;
 
 /// Opens an event, not yet enabled.
 pub(crate) fn open(event: Event, source: Source, settings: &Settings) -> io::Result<OwnedFd> {
@@ -46,17 +53,28 @@ pub(crate) fn open(event: Event, source: Source, settings: &Settings) -> io::Res
         read_format: u64::from(bindings::PERF_FORMAT_TOTAL_TIME_ENABLED),
         ..Default::default()
     };
+    attr.__bindgen_anon_1.sample_period = 1;
     match event {
         Event::Dummy => {
             attr.type_ = bindings::PERF_TYPE_SOFTWARE;
-            attr.config = u64::from(bindings::PERF_COUNT_SW_DUMMY);
+            if settings.dummy {
+                attr.config = u64::from(bindings::PERF_COUNT_SW_DUMMY);
+            } else {
+                attr.config = u64::from(bindings::PERF_COUNT_SW_CPU_CLOCK);
+                attr.__bindgen_anon_1.sample_period = 0;
+            }
         }
         Event::Trace(id) => {
             attr.type_ = bindings::PERF_TYPE_TRACEPOINT;
             attr.config = u64::from(id);
         }
+        Event::Timer => {
+            attr.type_ = bindings::PERF_TYPE_SOFTWARE;
+            attr.config = u64::from(bindings::PERF_COUNT_SW_CPU_CLOCK);
+            attr.sample_type &= !u64::from(bindings::PERF_SAMPLE_RAW);
+            attr.__bindgen_anon_1.sample_period = TIMER_NANOSECONDS;
+        }
     }
-    attr.__bindgen_anon_1.sample_period = 1;
     attr.__bindgen_anon_2.wakeup_watermark = settings.watermark;
     attr.set_watermark(1);
     attr.set_sample_id_all(1);
@@ -87,6 +105,12 @@ pub(crate) fn open(event: Event, source: Source, settings: &Settings) -> io::Res
 pub(crate) fn enable(event: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: the descriptor is open, and the argument is a number.
     check(unsafe { perf::ioctls::ENABLE(event.as_raw_fd(), 0) }).map(drop)
+}
+
+/// Starts an event that stops after its next sample.
+pub(crate) fn enable_once(event: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: the descriptor is open, and the argument is a number.
+    check(unsafe { perf::ioctls::REFRESH(event.as_raw_fd(), 1) }).map(drop)
 }
 
 /// Lets an event write into the ring of another.

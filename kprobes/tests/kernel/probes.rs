@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use nix::unistd::gettid;
 use socktrail_kprobes::{
@@ -129,6 +130,26 @@ fn returns_are_seen() {
 
 #[test]
 #[ignore = "needs a kernel with kprobes"]
+fn misses_are_told_once() {
+    let mut group = group();
+    let target = Target::Kretprobe { function: "hrtimer_nanosleep", maxactive: Some(1) };
+    let event = install(&group, "sleep", target, &[]);
+    let mut rings = Rings::per_cpu(&RingOptions::default()).unwrap();
+    rings.attach(&event, None).unwrap();
+    let mut missed = || Some(group.new_misses().unwrap()?.iter().map(|probe| probe.misses).sum::<u64>());
+    assert_eq!((missed(), missed()), (Some(0), None));
+    std::thread::sleep(Duration::from_millis(1));
+    assert_eq!(missed(), None, "it was only hit");
+    // Of calls at the same time one is followed to its return.
+    std::thread::scope(|scope| {
+        (0..4).for_each(|_| drop(scope.spawn(|| std::thread::sleep(Duration::from_millis(500)))));
+    });
+    assert!(missed().is_some_and(|missed| missed >= 1));
+    assert_eq!(missed(), None);
+}
+
+#[test]
+#[ignore = "needs a kernel with kprobes"]
 fn tracepoints_are_looked_up() {
     let group = group();
     let exec = Target::Tracepoint { category: "sched", name: "sched_process_exec" };
@@ -222,7 +243,7 @@ fn what_can_be_known_of_functions() {
     let tracefs = tracefs();
     assert!(tracefs.has_kprobes());
     let features = tracefs.features();
-    assert!(features.arrays && features.user_memory && features.arguments && features.maxactive);
+    assert!(features.arrays && features.user_memory && features.arguments && features.maxactive && features.constants);
     let found = tracefs.traceable(&["do_sys_openat2", "tcp_v4_connect", "no_such_function"]).unwrap();
     assert_eq!(found, ["do_sys_openat2", "tcp_v4_connect"].into());
 }

@@ -97,6 +97,29 @@ fn every_loss_is_counted() {
 
 #[test]
 #[ignore = "needs a kernel with kprobes"]
+fn a_loss_that_no_sample_follows_is_told_and_counted_once() {
+    const COUNT: usize = 2000;
+    let group = group();
+    let event = install(&group, "open", OPEN, Open::FETCHES);
+    let mut options = RingOptions::default();
+    options.page_exponent = 0;
+    let mut rings = Rings::per_cpu(&options).unwrap();
+    rings.attach(&event, Some(&of_this_process())).unwrap();
+    assert!(!rings.settle(), "nothing was lost, nothing is asked for");
+    for _ in 0..2 {
+        opens_on_two_cpus(COUNT).into_iter().for_each(|thread| thread.join().unwrap());
+        let (samples, lost) = drain_all(&mut rings);
+        assert!(rings.settle());
+        let (none, told) = drain_all(&mut rings);
+        assert_eq!((none, samples.len() as u64 + lost + told), (vec![], 2 * COUNT as u64));
+        assert!(told > 0);
+        assert!(!rings.settle(), "all is told");
+        assert_eq!(drain_all(&mut rings), (vec![], 0));
+    }
+}
+
+#[test]
+#[ignore = "needs a kernel with kprobes"]
 fn the_watermark_wakes_and_one_sample_does_not() {
     let group = group();
     let event = install(&group, "open", OPEN, Open::FETCHES);
@@ -199,7 +222,8 @@ fn the_local_clock_can_be_synchronised() {
     options.clock = Clock::Local;
     let mut rings = Rings::per_cpu(&options).unwrap();
     rings.attach(&event, Some(&here())).unwrap();
-    rings.synchronise(&event, || open("/x")).unwrap();
+    assert!(!rings.synchronise(&event, || {}).unwrap(), "nothing was caused");
+    assert!(rings.synchronise(&event, || open("/x")).unwrap());
     drain_all(&mut rings);
     // A sample is written between two looks at the clock, the earlier of which may be a little early.
     const EARLY: u64 = 5_000_000;

@@ -44,9 +44,9 @@ pub struct Documents {
 }
 
 impl Documents {
-    /// As the configuration says, of what is seen on `host`. Reads the sensor files and listens where locked events are
+    /// As the configuration says, of what is seen on `host`, with the names of `users`. Reads the sensor files and listens where locked events are
     /// unlocked.
-    pub fn open(config: &Config, host: Host) -> anyhow::Result<Self> {
+    pub fn open(config: &Config, host: Host, users: Users) -> anyhow::Result<Self> {
         let sensors = config.sensors.read()?;
         let desk = if sensors.is_empty() {
             None
@@ -56,7 +56,7 @@ impl Documents {
         let mut documents = Self {
             identity: Identity::of(&host),
             host,
-            users: Users::new(),
+            users,
             directions: Directions::default(),
             actions: config.events.set(),
             condition: None,

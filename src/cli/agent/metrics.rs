@@ -25,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// No request is longer.
 const LONGEST: usize = 4096;
 /// Fields that may go down again.
-const GAUGES: [&str; 3] = ["features_lost", "pending", "spool_bytes"];
+const GAUGES: [&str; 4] = ["features_lost", "pending", "spool_bytes", "troubles"];
 
 /// Serves the numbers that it was last given.
 #[derive(Debug)]
@@ -154,8 +154,10 @@ fn render(stats: &[Value], outputs: &[Reading], usage: &Usage) -> String {
     let mut text = String::new();
     for (field, value) in stats.iter().filter_map(Value::as_object).flatten() {
         match value {
-            Value::Object(by_cpu) => {
-                let samples = by_cpu.iter().map(|(cpu, lost)| (format!("{{cpu=\"{cpu}\"}}"), lost.to_string()));
+            Value::Object(counts) => {
+                // `lost_by_cpu`: counts by `cpu`.
+                let label = field.rsplit_once("_by_").map_or("of", |(_, label)| label);
+                let samples = counts.iter().map(|(of, count)| (format!("{{{label}=\"{of}\"}}"), count.to_string()));
                 family(&mut text, field, samples.collect());
             }
             value => family(&mut text, field, vec![(String::new(), value.to_string())]),
@@ -163,7 +165,7 @@ fn render(stats: &[Value], outputs: &[Reading], usage: &Usage) -> String {
     }
     let readings: Vec<_> = outputs.iter().map(|reading| (reading.output, reading.numbers())).collect();
     for (at, (field, _)) in readings.first().map(|(_, numbers)| *numbers).into_iter().flatten().enumerate() {
-        let of = |(output, numbers): &(&str, [(&str, u64); 13])| {
+        let of = |(output, numbers): &(&str, [(&str, u64); 14])| {
             (format!("{{output=\"{output}\"}}"), numbers[at].1.to_string())
         };
         family(&mut text, &format!("output_{field}"), readings.iter().map(of).collect());
@@ -195,6 +197,7 @@ mod tests {
     use super::*;
     use socktrail::monitor::Stats;
     use socktrail::output::Meter;
+    use socktrail::probes::Feature;
     use socktrail::sensors;
 
     /// As the text format of Prometheus wants it: a type before the samples of each name, each name once.
@@ -204,6 +207,7 @@ mod tests {
         meter.written.add(7);
         let mut stats = Stats { flows_dropped: 3, ..Stats::default() };
         stats.lost_by_cpu.insert(1, 9);
+        stats.misses_by_probe.insert(Feature::SocketFree, 4);
         let outputs = [meter.read("file"), Meter::default().read("stdout")];
         let sensors = sensors::Stats { sensor_events: 5, ..sensors::Stats::default() };
         let stats = [serde_json::to_value(&stats).unwrap(), serde_json::to_value(sensors).unwrap(), Value::Null];
@@ -224,6 +228,7 @@ mod tests {
             "socktrail_flows_dropped_total 3",
             "socktrail_sensor_events_total 5",
             "socktrail_lost_by_cpu_total{cpu=\"1\"} 9",
+            "socktrail_misses_by_probe_total{probe=\"socket_free\"} 4",
             "socktrail_output_written_total{output=\"file\"} 7",
             "socktrail_output_written_total{output=\"stdout\"} 0",
             "socktrail_output_pending{output=\"file\"} 0",

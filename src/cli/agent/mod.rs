@@ -20,6 +20,7 @@ use anyhow::Context as _;
 use socktrail::config::{Loaded, Loader};
 use socktrail::monitor::Received;
 use socktrail::output::{Outputs, Reading};
+use socktrail::users::Users;
 
 use self::documents::{BATCH_BYTES, Documents};
 use self::metrics::Metrics;
@@ -32,6 +33,7 @@ use super::args::AgentArgs;
 use super::config::load;
 use super::exit::Status;
 use super::source::FlowSource;
+use super::users;
 
 /// How long a signal may go unnoticed.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -48,12 +50,15 @@ pub fn run(args: &AgentArgs, quiet: bool) -> anyhow::Result<Status> {
     let asked = Asked::catch().context("catching signals")?;
     wire::be_nice(loaded.config.agent.nice)?;
     let meters = Meters::default();
-    let prepared = Prepared::new(args, &loaded.config)?;
+    let helper = if args.replay.is_none() { users::start_helper() } else { None };
+    let users = Users::new();
+    let prepared = Prepared::new(args, &loaded.config, &users)?;
     harden::before_the_monitor(&loaded.config);
     let source = prepared.start()?;
     harden::before_the_outputs(&loaded.config);
     let outputs = wire::start(&loaded.config, &meters)?;
-    let documents = Documents::open(&loaded.config, source.host())?;
+    users::start_with_helper(&users, helper)?;
+    let documents = Documents::open(&loaded.config, source.host(), users)?;
     let metrics = loaded.config.metrics.listen.as_ref().map(Metrics::start).transpose()?;
     let (notify, deadline) = (Notify::new(), None);
     let mut agent = Agent { args, loaded, asked, source, documents, outputs, meters, notify, metrics, deadline };
@@ -216,6 +221,13 @@ impl Agent<'_> {
         for reading in &readings {
             if reading.dropped > 0 {
                 tracing::warn!("{}: {} documents were lost", reading.output, reading.dropped);
+            }
+            if reading.pending > 0 {
+                tracing::info!(
+                    "{}: {} documents wait in the spool for the next start",
+                    reading.output,
+                    reading.pending
+                );
             }
         }
         if self.args.stats {

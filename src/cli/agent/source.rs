@@ -8,7 +8,7 @@ use socktrail::config::Config;
 use socktrail::host::Host;
 use socktrail::monitor::{self, Monitor, Received, Stats};
 use socktrail::output::Reading;
-use socktrail::users::Names;
+use socktrail::users::{Names, Users};
 
 use super::super::args::AgentArgs;
 use super::super::exit::Status;
@@ -34,11 +34,12 @@ pub enum Prepared<'a> {
 
 impl<'a> Prepared<'a> {
     /// Prepares what the command line and the configuration ask for.
-    pub fn new(args: &'a AgentArgs, config: &'a Config) -> anyhow::Result<Self> {
+    /// Users' names are asked for ahead of time.
+    pub fn new(args: &'a AgentArgs, config: &'a Config, users: &Users) -> anyhow::Result<Self> {
         if args.replay.is_some() {
             return Ok(Self::Recording(args, config));
         }
-        Ok(Self::Kernel(Box::new(Monitor::builder().options(config.monitor()).prepare()?)))
+        Ok(Self::Kernel(Box::new(Monitor::builder().options(config.monitor()).users(users.clone()).prepare()?)))
     }
 
     /// Starts it.

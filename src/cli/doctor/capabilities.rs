@@ -1,12 +1,13 @@
-//! What would be seen, feature by feature, and where the layout comes from.
+//! What each feature would show, how it was tested, and where the layout comes from.
 
 use std::collections::BTreeMap;
 
+use socktrail::probes::listed;
 use socktrail::survey::{Capability, CapabilityState, Survey};
 
 use crate::cli::table::aligned;
 
-/// A line for each feature, below those that are not fine what is missing and why, and a line on the layout.
+/// A line for each feature, below those that are not fine what is missing and why, and lines on the self-test and the layout.
 pub fn table(survey: &Survey) -> String {
     let rows: Vec<_> = survey.capabilities.iter().map(row).collect();
     let mut text = String::new();
@@ -20,7 +21,7 @@ pub fn table(survey: &Survey) -> String {
             text.push_str(&format!("      why: {}\n", capability.reason));
         }
     }
-    text + "\n" + &layout(survey)
+    text + "\n" + &self_test(survey) + &layout(survey)
 }
 
 fn row(capability: &Capability) -> [String; 3] {
@@ -30,6 +31,20 @@ fn row(capability: &Capability) -> [String; 3] {
         CapabilityState::Lost => "LOST",
     };
     [state.to_owned(), capability.feature.to_string(), capability.function.unwrap_or("-").to_owned()]
+}
+
+/// How many probes were hit by own traffic, and what could not be tested.
+fn self_test(survey: &Survey) -> String {
+    let test = &survey.self_test;
+    let mut text = match (&test.untested, &test.went_through[..]) {
+        (Some(reason), _) => format!("self-test: none, {reason}\n"),
+        (None, []) => "self-test: not possible, no test traffic arrived over loopback\n".to_owned(),
+        (None, traffic) => format!("self-test: {} probes were hit by {}\n", survey.hits(), listed(traffic)),
+    };
+    for failed in &test.failed {
+        text.push_str(&format!("      not tested by {}: {}\n", failed.traffic, failed.reason));
+    }
+    text
 }
 
 /// How many numbers of the layout come from where.

@@ -19,6 +19,8 @@ pub struct Facts {
     pub switches: Switches,
     /// `/proc/sys/kernel/perf_event_paranoid`; `None` where the kernel has no perf events.
     pub perf_event_paranoid: Option<i32>,
+    /// The clock source that the kernel's time comes from, such as `tsc`; `None` where the kernel does not show it.
+    pub clock_source: Option<String>,
     /// The effective user.
     pub euid: u32,
     /// The effective capabilities, a bit each.
@@ -27,6 +29,12 @@ pub struct Facts {
     pub confinement: String,
     /// What agents that run now keep, a line for each.
     pub agents: Vec<String>,
+    /// The services of systemd's user database, by name.
+    pub user_services: Vec<String>,
+    /// The `getent` that can be asked for users.
+    pub getent: Option<PathBuf>,
+    /// What `nsswitch.conf` names for users beside files.
+    pub user_modules: Vec<String>,
     /// The mode of `/sys/kernel/security/lockdown`; `None` where the kernel has no lockdown or does not show it.
     pub lockdown: Option<String>,
     /// Whether the kernel has IPv6: built in, or its module is loaded.

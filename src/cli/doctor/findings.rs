@@ -78,9 +78,11 @@ pub fn findings(facts: &Facts) -> Vec<Finding> {
         privileges(facts),
         tracefs(facts),
         perf(facts),
+        clock(facts),
         limits(facts),
         ipv6(facts),
         btf(facts),
+        users(facts),
         Finding::ok("confinement", format!("an agent can give up: {}", facts.confinement)),
     ];
     findings.extend(facts.agents.iter().map(|agent| Finding::ok("agent", agent)));
@@ -235,6 +237,21 @@ fn perf(facts: &Facts) -> Finding {
     }
 }
 
+/// The kernel has `jiffies` for machines without any other clock, and for those whose clocks it has found to be unreliable.
+fn clock(facts: &Facts) -> Finding {
+    let subject = "clock";
+    match facts.clock_source.as_deref() {
+        Some("jiffies") => Finding::degraded(
+            subject,
+            "source jiffies: time advances by ticks of 1 to 10 ms",
+            "exact times, and the order of what happens on several CPUs within a tick",
+            "boot without clocksource=jiffies; where a virtual machine has no other, give it one (kvm-clock, hpet, acpi_pm)",
+        ),
+        Some(source) => Finding::ok(subject, format!("source {source}")),
+        None => Finding::ok(subject, "source not shown by this kernel"),
+    }
+}
+
 /// A perf event for each probe on each CPU, with some to spare for rings, guesses and outputs.
 const PROBES: u64 = 48;
 const SPARE_FILES: u64 = 64;
@@ -243,7 +260,8 @@ const RING_PAGES: u64 = (1 << 7) + 1;
 
 fn limits(facts: &Facts) -> Finding {
     let subject = "limits";
-    let files = PROBES * facts.cpus + SPARE_FILES;
+    // One ring for each CPU, and one for the self-test.
+    let files = PROBES * (facts.cpus + 1) + SPARE_FILES;
     let may_raise = facts.can(capability::SYS_RESOURCE);
     if !reaches(facts.files, files, may_raise) {
         return Finding::lost(
@@ -304,6 +322,27 @@ fn btf(facts: &Facts) -> Finding {
     Finding::ok("btf", found)
 }
 
+/// Users of `nsswitch.conf` modules (LDAP, SSSD) need a service that asks those modules, or `getent`.
+fn users(facts: &Facts) -> Finding {
+    let services = match &*facts.user_services {
+        [] => "no service of systemd's user database".to_owned(),
+        services => services.join(", "),
+    };
+    let getent = match &facts.getent {
+        Some(path) => path.display().to_string(),
+        None => "no getent".to_owned(),
+    };
+    let (subject, found) = ("users", format!("names from files; {services}; {getent}"));
+    let all_modules = ["io.systemd.Multiplexer", "io.systemd.NameServiceSwitch"];
+    let has_service = facts.user_services.iter().any(|service| all_modules.contains(&&**service));
+    if facts.user_modules.is_empty() || has_service || facts.getent.is_some() {
+        return Finding::ok(subject, found);
+    }
+    let modules = facts.user_modules.join(", ");
+    let remedy = "start systemd-userdbd.socket, or install /usr/bin/getent so that only root can change it";
+    Finding::degraded(subject, found, format!("names of users and groups of {modules}"), remedy)
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::PathBuf;
@@ -322,10 +361,14 @@ mod tests {
             kprobes: Some(true),
             switches: Switches { kprobes: Some(true), ftrace: Some(true) },
             perf_event_paranoid: Some(3),
+            clock_source: Some("tsc".into()),
             euid: 0,
             capabilities: u64::MAX,
             confinement: "all".into(),
             agents: vec!["process 1 keeps none".into()],
+            user_services: vec!["io.systemd.DynamicUser".into()],
+            getent: Some("/usr/bin/getent".into()),
+            user_modules: Vec::new(),
             lockdown: Some("none".into()),
             ipv6: true,
             ipv6_off_on_lo: Some(false),
@@ -381,6 +424,14 @@ mod tests {
         let arm = Facts { architecture: "aarch64".into(), ..off };
         assert_eq!(ills(&arm), [("kprobes", State::Degraded, Status::Success)]);
         assert_eq!(ills(&Facts { switches: Switches { kprobes: Some(true), ftrace: None }, ..debian() }), []);
+    }
+
+    #[test]
+    fn a_clock_that_advances_by_ticks() {
+        let with = |source: Option<&str>| ills(&Facts { clock_source: source.map(str::to_owned), ..debian() });
+        assert_eq!(with(Some("jiffies")), [("clock", State::Degraded, Status::Success)]);
+        assert_eq!(with(Some("kvm-clock")), []);
+        assert_eq!(with(None), []);
     }
 
     #[test]
@@ -441,6 +492,17 @@ mod tests {
             ills(&Facts { tracefs, perf_event_paranoid: None, ..debian() }),
             [("tracefs", State::Lost, Status::Tracefs), ("perf", State::Lost, Status::Kernel)]
         );
+    }
+
+    #[test]
+    fn users_of_a_directory_take_a_service_or_a_program_that_asks_for_them() {
+        let sssd = Facts { user_modules: vec!["sss".into()], ..debian() };
+        assert_eq!(ills(&sssd), [], "getent knows them");
+        let sssd = Facts { getent: None, ..sssd };
+        assert_eq!(ills(&sssd), [("users", State::Degraded, Status::Success)]);
+        let service = "io.systemd.Multiplexer".to_owned();
+        assert_eq!(ills(&Facts { user_services: vec![service], ..sssd }), []);
+        assert_eq!(ills(&Facts { user_services: Vec::new(), getent: None, ..debian() }), []);
     }
 
     #[test]

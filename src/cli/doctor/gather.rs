@@ -9,6 +9,7 @@ use nix::unistd::{SysconfVar, sysconf};
 use procfs::process::{LimitValue, Process, all_processes};
 use socktrail::privileges::{Kept, Trial};
 use socktrail::switches::Switches;
+use socktrail::users::Sources;
 use socktrail_kprobes::{self as kprobes, Kind};
 
 use super::facts::{Facts, Limit, Tracefs};
@@ -27,10 +28,16 @@ pub fn gather() -> Facts {
         kprobes: kprobes.or_else(kprobe_pmu),
         switches: Switches::read(),
         perf_event_paranoid: number("/proc/sys/kernel/perf_event_paranoid"),
+        clock_source: fs::read_to_string("/sys/devices/system/clocksource/clocksource0/current_clocksource")
+            .ok()
+            .map(|name| name.trim().to_owned()),
         euid: nix::unistd::geteuid().as_raw(),
         capabilities: status.map_or(0, |status| status.capeff),
         confinement: Trial::take().map_or_else(|error| error.to_string(), |trial| trial.to_string()),
         agents: agents(),
+        user_services: Sources::system().services(),
+        getent: Sources::system().getent(),
+        user_modules: fs::read_to_string("/etc/nsswitch.conf").map_or_else(|_| Vec::new(), |text| user_modules(&text)),
         lockdown: fs::read_to_string("/sys/kernel/security/lockdown").ok().and_then(|modes| chosen(&modes)),
         ipv6: Path::new("/proc/sys/net/ipv6").exists(),
         ipv6_off_on_lo: number("/proc/sys/net/ipv6/conf/lo/disable_ipv6").map(|off: u8| off != 0),
@@ -95,6 +102,15 @@ fn kprobe_pmu() -> Option<bool> {
     newer.then(|| sources.join("kprobe").exists())
 }
 
+/// The modules of `nsswitch.conf(5)` for users that neither files nor the service manager stand for.
+fn user_modules(text: &str) -> Vec<String> {
+    let line = text.lines().find_map(|line| line.trim_start().strip_prefix("passwd:")).unwrap_or_default();
+    let line = line.split('#').next().unwrap_or_default();
+    // Actions are in brackets, and may have spaces.
+    let words = line.split('[').flat_map(|part| part.rsplit(']').next()).flat_map(str::split_whitespace);
+    words.filter(|word| !["files", "compat", "systemd"].contains(word)).map(str::to_owned).collect()
+}
+
 /// The word in brackets: `none [integrity] confidentiality`.
 fn chosen(modes: &str) -> Option<String> {
     let (mode, _) = modes.split_once('[')?.1.split_once(']')?;
@@ -129,6 +145,14 @@ mod tests {
     fn the_mode_of_lockdown() {
         assert_eq!(chosen("none [integrity] confidentiality\n").as_deref(), Some("integrity"));
         assert_eq!(chosen(""), None);
+    }
+
+    #[test]
+    fn modules_of_other_sources() {
+        let text = "# passwd: nis\npasswd:   files [SUCCESS=merge] sss systemd ldap # winbind\ngroup: nis\n";
+        assert_eq!(user_modules(text), ["sss", "ldap"]);
+        assert_eq!(user_modules("passwd: compat [ NOTFOUND=return ] systemd\n"), [""; 0]);
+        assert_eq!(user_modules(""), [""; 0]);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::io::Write;
 
 use serde::Serialize;
 use socktrail::monitor::Options;
+use socktrail::probes::SelfTest;
 use socktrail::socket_event::Actions;
 use socktrail::survey::{Capability, CapabilityState, Survey};
 use socktrail_guess::Resolved;
@@ -39,11 +40,14 @@ pub fn run(args: &DoctorArgs, mut out: impl Write) -> anyhow::Result<Status> {
     };
     let worst = worst(&findings, survey.as_ref());
     if args.json {
-        let (capabilities, layout) = match &survey {
-            Some(survey) => (&survey.capabilities[..], Some(&survey.layout)),
-            None => (&[][..], None),
+        let report = Report {
+            state: worst,
+            findings: &findings,
+            capabilities: survey.as_ref().map_or(&[], |survey| &survey.capabilities),
+            self_test: survey.as_ref().map(|survey| &survey.self_test),
+            layout: survey.as_ref().map(|survey| &survey.layout),
         };
-        serde_json::to_writer_pretty(&mut out, &Report { state: worst, findings: &findings, capabilities, layout })?;
+        serde_json::to_writer_pretty(&mut out, &report)?;
         writeln!(out)?;
     } else {
         out.write_all(table(&findings).as_bytes())?;
@@ -65,7 +69,7 @@ fn options(args: &DoctorArgs) -> Options {
     options.tracefs_path = args.tracefs_path.clone();
     options.source = args.source.source.clone();
     options.guess_timeout = args.source.guess_timeout.into();
-    options.mask = args.mask.clone();
+    args.without.apply(&mut options);
     if args.events {
         options.socket_events = Actions::ALL;
     }
@@ -90,6 +94,8 @@ struct Report<'a> {
     state: State,
     findings: &'a [Finding],
     capabilities: &'a [Capability],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    self_test: Option<&'a SelfTest>,
     #[serde(skip_serializing_if = "Option::is_none")]
     layout: Option<&'a Resolved>,
 }

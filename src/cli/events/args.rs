@@ -7,7 +7,7 @@ use socktrail::config::Time;
 use socktrail::socket_event::Actions;
 use socktrail::socket_event::condition::Condition;
 
-use super::super::args::{SourceArgs, defaults};
+use super::super::args::{SourceArgs, WithoutArgs, defaults};
 use super::write::Form;
 
 /// `socktrail events`.
@@ -53,9 +53,9 @@ pub struct EventsArgs {
     #[arg(long)]
     pub stats: bool,
 
-    /// A kernel function to do without, as if the kernel did not have it: to see what would be lost
-    #[arg(long, value_name = "FUNCTION")]
-    pub mask: Vec<String>,
+    /// What to do without.
+    #[command(flatten)]
+    pub without: WithoutArgs,
 
     /// Where the layout comes from.
     #[command(flatten)]

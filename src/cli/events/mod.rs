@@ -14,6 +14,7 @@ use socktrail::users::Users;
 use super::exit::Status;
 use super::flows::{Statistics, announce, is_gone};
 use super::interrupt::Interrupts;
+use super::users;
 
 pub use self::args::EventsArgs;
 use self::write::Lines;
@@ -40,8 +41,9 @@ pub fn run(args: EventsArgs, quiet: bool) -> anyhow::Result<Status> {
     options.guess_timeout = args.source.guess_timeout.into();
     options.ring_size_exponent = args.ring_size_exponent;
     options.max_sockets = args.max_sockets;
-    options.mask = args.mask;
-    let monitor = Monitor::start(&options)?;
+    args.without.apply(&mut options);
+    let users = users::start()?;
+    let monitor = Monitor::builder().options(options).users(users.clone()).start()?;
     announce(&monitor, quiet);
 
     let mut lines = Lines::new(stdout.lock(), form);
@@ -51,7 +53,7 @@ pub fn run(args: EventsArgs, quiet: bool) -> anyhow::Result<Status> {
     };
     let limits = Limits { count, duration };
     let written = (if stdout.is_terminal() { lines.header() } else { Ok(()) })
-        .and_then(|()| pump(&monitor, &mut lines, limits, &mut is_over, || is_gone(&stdout), matches));
+        .and_then(|()| pump(&monitor, &users, &mut lines, limits, &mut is_over, || is_gone(&stdout), matches));
     stats.iter().for_each(|stats| stats.tell(&monitor.stats()));
     match written {
         Ok(()) => Ok(Status::Success),
@@ -71,13 +73,14 @@ struct Limits {
 /// then is still written.
 fn pump<W: io::Write>(
     monitor: &Monitor,
+    users: &Users,
     lines: &mut Lines<W>,
     limits: Limits,
     is_over: &mut impl FnMut() -> bool,
     reader_is_gone: impl Fn() -> bool,
     matches: impl Fn(&SocketEvent) -> bool,
 ) -> io::Result<()> {
-    let (users, start) = (Users::new(), Instant::now());
+    let start = Instant::now();
     let (mut written, mut stopping) = (0, false);
     loop {
         let now = Instant::now();

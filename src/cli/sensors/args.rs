@@ -8,7 +8,7 @@ use socktrail::control::CONTROL_PATH;
 use socktrail::monitor::Options;
 use socktrail::socket_event::Actions;
 
-use super::super::args::SourceArgs;
+use super::super::args::{SourceArgs, WithoutArgs};
 
 /// `socktrail sensors`.
 #[derive(Debug, Args)]
@@ -48,9 +48,9 @@ pub struct SensorsArgs {
     #[arg(long)]
     pub stats: bool,
 
-    /// A kernel function to do without, as if the kernel did not have it: to see what would be lost
-    #[arg(long, value_name = "FUNCTION")]
-    pub mask: Vec<String>,
+    /// What to do without.
+    #[command(flatten)]
+    pub without: WithoutArgs,
 
     /// Where the layout comes from.
     #[command(flatten)]
@@ -69,7 +69,7 @@ impl SensorsArgs {
         options.guess_timeout = self.source.guess_timeout.into();
         options.ring_size_exponent = self.ring_size_exponent;
         options.max_sockets = self.max_sockets;
-        options.mask = self.mask.clone();
+        self.without.apply(&mut options);
         options
     }
 }

@@ -68,6 +68,7 @@ fn curl() -> process::Process {
         start: Some(2_794_928_000_000),
         kernel: false,
         credentials: Some(Credentials { uid: 1000, gid: 1000, euid: 1000, egid: 1000 }),
+        containers: None,
         image: Arc::new(Image {
             name: "curl".into(),
             executable: Some(PathBuf::from("/usr/bin/curl")),
@@ -93,6 +94,7 @@ fn flow() -> Flow {
         end: 2_795_031_728_600,
         sent: Counters { packets: 5, bytes: 294 },
         received: Counters { packets: 5, bytes: 437 },
+        dropped: Counters::default(),
         complete: true,
         is_final: true,
         outcome: Outcome::Success,
@@ -286,6 +288,7 @@ fn a_process_of_which_little_is_known() {
         start: None,
         kernel: true,
         credentials: None,
+        containers: None,
         image: Arc::default(),
     };
     let document = document(&Flow { owner: Owner::Process(Arc::new(bare)), ..flow() });

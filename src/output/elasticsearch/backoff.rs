@@ -32,7 +32,7 @@ impl Backoff {
 }
 
 /// From 0 to 1; std seeds every `RandomState` differently.
-fn chance() -> f64 {
+pub fn chance() -> f64 {
     RandomState::new().build_hasher().finish() as f64 / u64::MAX as f64
 }
 

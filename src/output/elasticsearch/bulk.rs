@@ -25,7 +25,7 @@ pub enum Verdict {
     /// It was there already: sent before, and the answer was lost.
     Duplicate,
     /// Not now.
-    Retry(String),
+    Retry(u16, String),
     /// Never.
     Rejected(u16, String),
 }
@@ -111,7 +111,7 @@ fn verdict(created: Created<'_>) -> Verdict {
         200..=299 => Verdict::Written,
         409 => Verdict::Duplicate,
         // These are about the index or whoever sends, not about the document: someone can put them right.
-        401 | 403 | 404 | 408 | 429 | 500.. => Verdict::Retry(reason(created.status, &created.error)),
+        401 | 403 | 404 | 408 | 429 | 500.. => Verdict::Retry(created.status, reason(created.status, &created.error)),
         status => Verdict::Rejected(status, reason(status, &created.error)),
     }
 }
@@ -168,10 +168,10 @@ mod tests {
         let expected = [
             Verdict::Written,
             Verdict::Duplicate,
-            Verdict::Retry("429: es_rejected_execution_exception: queue is full".into()),
+            Verdict::Retry(429, "429: es_rejected_execution_exception: queue is full".into()),
             Verdict::Rejected(400, "400: document_parsing_exception: failed to parse field [source.ip] (illegal_argument_exception: 'x' is not an IP string literal.)".into()),
-            Verdict::Retry("403: cluster_block_exception: index [i] blocked".into()),
-            Verdict::Retry("503: unavailable".into()),
+            Verdict::Retry(403, "403: cluster_block_exception: index [i] blocked".into()),
+            Verdict::Retry(503, "503: unavailable".into()),
         ];
         assert_eq!(judge(answer, ids(6).iter().map(String::as_str)).unwrap(), expected);
     }

@@ -13,7 +13,8 @@ use ureq::unversioned::transport::{Connector as _, TcpConnector};
 use ureq::{Agent, RequestExt as _, http};
 
 use super::tls::{self, TlsConnector, TlsOptions};
-use crate::output::{OutputError, printable};
+use crate::output::trouble::Cause;
+use crate::output::{Kind, OutputError, printable};
 
 /// How long a connection may take to come about.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -95,14 +96,33 @@ pub struct ClientOptions {
 /// An answer.
 #[derive(Debug)]
 pub struct Answer {
+    /// The host that gave it.
+    pub host: String,
     /// The status.
     pub status: u16,
     /// The body.
     pub body: Vec<u8>,
 }
 
-/// A client of several servers that stays with one while that answers.
+/// Why a request got no response.
 #[derive(Debug)]
+pub struct Unanswered(pub Cause, pub OutputError);
+
+impl From<Unanswered> for OutputError {
+    fn from(Unanswered(_, error): Unanswered) -> Self {
+        error
+    }
+}
+
+impl Answer {
+    /// Whether the server refuses the request for good, as forbidden or invalid. Other failures say to come back later.
+    pub fn refuses(&self) -> bool {
+        matches!(self.status, 400..500) && !matches!(self.status, 408 | 429)
+    }
+}
+
+/// A client of several servers that stays with one as long as that one answers.
+#[derive(Debug, Clone)]
 pub struct Client {
     agent: Agent,
     options: ClientOptions,
@@ -125,6 +145,8 @@ impl Client {
             .max_redirects(0)
             .max_redirects_will_error(false)
             .proxy(None)
+            // Each index has a connection of its own.
+            .max_idle_connections_per_host(Kind::ALL.len() + 1)
             .user_agent(concat!("socktrail/", env!("CARGO_PKG_VERSION")))
             .build();
         let connector = TcpConnector::default().chain(TlsConnector(tls));
@@ -133,24 +155,30 @@ impl Client {
         Ok(Self { agent, options, authorization, current: 0 })
     }
 
-    /// Asks one server after the other until one answers as one that is well.
+    /// Asks one server after the other until one gives an answer that another server would give as well. If none does,
+    /// returns an answer all the same: preferably a refusal (see [`Answer::refuses`]), else one that says to come back
+    /// later.
     ///
     /// # Errors
-    /// None did. The error names the last one that was asked.
-    pub fn ask(&mut self, method: &str, path: &str, kind: &str, body: &[u8]) -> Result<Answer, OutputError> {
-        let packed = self.pack(body).map_err(|error| OutputError::new(format!("packing: {error}"), ""))?;
-        let mut last = OutputError::new("no host is named", "name one in output.elasticsearch.hosts");
+    /// No server answered. The error names the last one that was asked.
+    pub fn ask(&mut self, method: &str, path: &str, kind: &str, body: &[u8]) -> Result<Answer, Unanswered> {
+        let packing = |error| Unanswered(Cause::System, OutputError::new(format!("packing: {error}"), ""));
+        let packed = self.pack(body).map_err(packing)?;
+        let nobody = OutputError::new("no host is named", "name one in output.elasticsearch.hosts");
+        let mut failed = Unanswered(Cause::System, nobody);
+        let mut unwell: Option<Answer> = None;
         for _ in 0..self.options.hosts.len() {
             let host = &self.options.hosts[self.current % self.options.hosts.len()];
             let answer = self.ask_one(host, method, path, kind, packed.as_deref().unwrap_or(body), packed.is_some());
-            last = match answer {
+            match answer {
                 Ok(answer) if !matches!(answer.status, 300..=399 | 500.. | 401 | 403 | 429) => return Ok(answer),
-                Ok(answer) => self.refusal(host, &answer),
-                Err(error) => failure(host, &error),
-            };
+                Ok(answer) if unwell.as_ref().is_none_or(|before| !before.refuses()) => unwell = Some(answer),
+                Ok(_) => {}
+                Err(error) => failed = failure(host, &error),
+            }
             self.current = (self.current + 1) % self.options.hosts.len();
         }
-        Err(last)
+        unwell.ok_or(failed)
     }
 
     fn ask_one(
@@ -174,11 +202,11 @@ impl Client {
         let mut response = request.run()?;
         let status = response.status().as_u16();
         let body = response.body_mut().with_config().limit(LONGEST).read_to_vec()?;
-        Ok(Answer { status, body })
+        Ok(Answer { host: host.to_owned(), status, body })
     }
 
     /// What a server that answers, but not what was hoped for, has said; without our secrets, should it repeat them.
-    pub fn refusal(&self, whom: &str, answer: &Answer) -> OutputError {
+    pub fn refusal(&self, answer: &Answer) -> OutputError {
         let remedy = match answer.status {
             401 => "check output.elasticsearch.api_key, or username and password",
             403 => "allow the user or the API key to do this: create_doc and auto_configure on the index",
@@ -186,7 +214,7 @@ impl Client {
             _ => "",
         };
         let said = self.options.credentials.hidden_in(&String::from_utf8_lossy(&answer.body));
-        OutputError::new(format!("{whom} answers {}: {}", answer.status, printable(&said, EXCERPT)), remedy)
+        OutputError::new(format!("{} answers {}: {}", answer.host, answer.status, printable(&said, EXCERPT)), remedy)
     }
 
     fn pack(&self, body: &[u8]) -> io::Result<Option<Vec<u8>>> {
@@ -199,12 +227,12 @@ impl Client {
     }
 }
 
-fn failure(host: &str, error: &ureq::Error) -> OutputError {
+fn failure(host: &str, error: &ureq::Error) -> Unanswered {
     let told = error.to_string();
-    if told.contains("certificate") {
-        return OutputError::new(format!("{host}: {told}"), tls::remedy(&told));
-    }
-    OutputError::new(format!("{host}: {told}"), "")
+    // TLS reports a certificate error only as text.
+    let cause = if told.to_lowercase().contains("certificate") { Cause::Untrusted } else { Cause::Unavailable };
+    let remedy = if told.contains("certificate") { tls::remedy(&told) } else { "" };
+    Unanswered(cause, OutputError::new(format!("{host}: {told}"), remedy))
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::bulk::index_of;
 use crate::output::{Batch, FileOptions, FileOutput, Kind, Meter, Output as _, OutputError, SyncPolicy};
@@ -10,12 +11,16 @@ use crate::output::{Batch, FileOptions, FileOutput, Kind, Meter, Output as _, Ou
 const ROTATE: u64 = 16 << 20;
 /// How many of them are kept.
 const KEEP: usize = 4;
+/// How often further dead letters are logged.
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// A document that the server refuses for good.
 #[derive(Debug)]
 pub struct DeadLetter<'a> {
     /// What it tells of.
     pub kind: Kind,
+    /// Its `_id`.
+    pub id: &'a str,
     /// Itself.
     pub document: &'a [u8],
     /// What the server answered.
@@ -31,12 +36,15 @@ pub struct DeadLetters {
     index: String,
     meter: Arc<Meter>,
     file: Option<FileOutput>,
+    /// When dead letters were last logged, and how many came since.
+    told: Option<Instant>,
+    untold: usize,
 }
 
 impl DeadLetters {
     /// In this file, which is created when it is needed.
     pub fn new(path: PathBuf, index: String, meter: Arc<Meter>) -> Self {
-        Self { path, index, meter, file: None }
+        Self { path, index, meter, file: None, told: None, untold: 0 }
     }
 
     /// Keeps all of these documents, or none.
@@ -51,6 +59,7 @@ impl DeadLetters {
         letters.iter().for_each(|letter| batch.push_json(letter.kind, &self.line(letter)));
         self.file()?.write(&batch)?;
         self.meter.rejected.add(letters.len());
+        self.log(letters);
         // They are kept: that older ones cannot go does not mean that these are to be written again.
         match FileOutput::prune(&self.path, KEEP) {
             Ok(0) => {}
@@ -61,6 +70,26 @@ impl DeadLetters {
             Err(error) => tracing::warn!("{error}"),
         }
         Ok(())
+    }
+
+    /// Logs the last of them, unless others were logged just now.
+    fn log(&mut self, letters: &[DeadLetter<'_>]) {
+        self.untold += letters.len();
+        let Some(last) = letters.last() else { return };
+        if self.told.is_some_and(|told| told.elapsed() < LOG_INTERVAL) {
+            return;
+        }
+        let (index, path) = (index_of(&self.index, last.kind), self.path.display());
+        let others = match self.untold - 1 {
+            0 => String::new(),
+            others => format!(", and {others} others since the last such line"),
+        };
+        tracing::warn!(
+            "index {index}: the document {}{others} is refused for good, and lies in {path}: {}",
+            last.id,
+            last.reason
+        );
+        (self.told, self.untold) = (Some(Instant::now()), 0);
     }
 
     fn file(&mut self) -> Result<&mut FileOutput, OutputError> {
@@ -81,8 +110,9 @@ impl DeadLetters {
 
     fn line(&self, letter: &DeadLetter<'_>) -> Vec<u8> {
         let (index, status, reason) = (index_of(&self.index, letter.kind), letter.status, &letter.reason);
-        let mut line =
-            serde_json::json!({ "index": index, "status": status, "reason": reason }).to_string().into_bytes();
+        let mut line = serde_json::json!({ "index": index, "id": letter.id, "status": status, "reason": reason })
+            .to_string()
+            .into_bytes();
         // The document is JSON already; it goes in as the last member.
         line.pop();
         line.extend_from_slice(b",\"document\":");
@@ -103,8 +133,13 @@ mod tests {
         let path = folder.path().join("rejected.json");
         let mut dead = DeadLetters::new(path.clone(), "i".to_owned(), Arc::clone(&meter));
         let document = format!("\"{}\"", "x".repeat(4 << 20));
-        let letter =
-            || DeadLetter { kind: Kind::Flow, document: document.as_bytes(), status: 400, reason: "no".into() };
+        let letter = || DeadLetter {
+            kind: Kind::Flow,
+            id: "x",
+            document: document.as_bytes(),
+            status: 400,
+            reason: "no".into(),
+        };
         for _ in 0..5 {
             dead.keep(&[letter(), letter(), letter(), letter(), letter()]).unwrap();
         }
@@ -122,7 +157,7 @@ mod tests {
     fn of_letters_that_cannot_be_kept_none_is_counted() {
         let meter = Arc::<Meter>::default();
         let mut dead = DeadLetters::new("/no/such/rejected.json".into(), "i".to_owned(), Arc::clone(&meter));
-        let letter = DeadLetter { kind: Kind::Flow, document: b"{}", status: 400, reason: String::new() };
+        let letter = DeadLetter { kind: Kind::Flow, id: "x", document: b"{}", status: 400, reason: String::new() };
         assert!(dead.keep(&[letter]).unwrap_err().to_string().contains("/no/such/rejected.json"));
         assert_eq!(meter.rejected.get(), 0);
     }

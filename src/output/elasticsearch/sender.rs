@@ -1,33 +1,54 @@
-//! The thread that sends: from the spool to the server, in order.
+//! The thread that sends the documents of one spool to the server, in order.
+//!
+//! While a part of a chunk has to be sent again, the documents that are already settled are remembered. After each wait
+//! the spool is read again, because there may be more documents by then.
 
-use std::sync::Arc;
-use std::sync::PoisonError;
+use std::collections::HashSet;
+use std::ops::Range;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::backoff::Backoff;
+use super::NAME;
+use super::backoff::{Backoff, chance};
 use super::bulk::{self, Indices, Verdict};
-use super::client::Client;
+use super::client::{Answer, Client, Unanswered};
 use super::dead::{DeadLetter, DeadLetters};
-use super::{NAME, Shared};
+use super::halving::{Halving, Step};
+use super::lanes::Shared;
+use crate::output::trouble::{Cause, Scope};
 use crate::output::{Batch, Chunk, Kind, OutputError};
 
 /// Bytes of documents in one request, save for the last of them.
 const BULK_BYTES: usize = 5 << 20;
-/// How long to wait for documents before looking again.
-const IDLE: Duration = Duration::from_millis(500);
+/// How long to wait for documents before looking again. New documents end the wait at once.
+const IDLE: Duration = Duration::from_secs(60);
 /// What the answer is to hold: all that is looked at, and no more.
 const BULK: &str = "_bulk?filter_path=items.*._id,items.*.status,items.*.error.type,items.*.error.reason,\
                     items.*.error.caused_by.type,items.*.error.caused_by.reason";
+
+/// The server wants smaller requests.
+const TOO_LARGE: u16 = 413;
+
+/// Scopes of trouble with the spool.
+const READING: Scope = Scope::Local("reading the spool");
+const POSITION: Scope = Scope::Local("writing the position of the spool");
+const DEAD_LETTERS: Scope = Scope::Local("writing dead letters");
 
 /// Sends until it is to end.
 pub(super) struct Sender {
     pub(super) shared: Arc<Shared>,
     pub(super) client: Client,
-    pub(super) dead_letters: DeadLetters,
+    pub(super) dead_letters: Arc<Mutex<DeadLetters>>,
     pub(super) indices: Indices,
     pub(super) bulk_max_size: usize,
     pub(super) backoff: Backoff,
+    /// Ids of the chunk's documents that are settled: written, or in the dead-letter file.
+    pub(super) settled: HashSet<String>,
+    /// The id of a document after the chunk that was sent ahead, as a witness.
+    pub(super) ahead: Option<String>,
+    /// How many times in a row everything was refused.
+    pub(super) refused: usize,
 }
 
 /// A document on its way.
@@ -37,10 +58,50 @@ struct Letter<'a> {
     id: String,
 }
 
+impl<'a> Letter<'a> {
+    fn of((kind, document): (Kind, &'a [u8])) -> Self {
+        Self { kind, document, id: bulk::id(document) }
+    }
+}
+
+/// How a request went.
+enum Sent {
+    /// All of it is settled.
+    Taken,
+    /// None of it was taken, and this may be because of one document.
+    Refused(Refusal),
+    /// Some of it has to be sent again; the wait before that is already over.
+    Later,
+}
+
+/// An answer of 4xx to a whole request.
+struct Refusal {
+    status: u16,
+    reason: String,
+}
+
+/// How a chunk went.
+enum Delivered {
+    /// All of it is settled.
+    All,
+    /// Some of it is not settled.
+    Part,
+    /// It is time to end.
+    Over,
+}
+
 impl Sender {
     pub(super) fn run(mut self) {
         while let Some(chunk) = self.next() {
-            if !self.deliver(&chunk.batch) || !self.done(&chunk) {
+            let goes_on = match self.deliver(&chunk) {
+                Delivered::All => self.done(&chunk),
+                Delivered::Part => self.done_in_part(&chunk),
+                Delivered::Over => {
+                    self.done_in_part(&chunk);
+                    false
+                }
+            };
+            if !goes_on {
                 break;
             }
         }
@@ -61,14 +122,15 @@ impl Sender {
                 return None;
             }
             match spool.next(self.bulk_max_size, BULK_BYTES) {
-                Ok(Some(chunk)) => return Some(chunk),
+                Ok(Some(chunk)) => {
+                    shared.meter.worked((&READING, shared.name), 0);
+                    return Some(chunk);
+                }
                 Ok(None) if shared.deadline().is_some() => return None,
                 Ok(None) => guard = shared.changed.wait_timeout(guard, IDLE).unwrap_or_else(PoisonError::into_inner).0,
                 Err(error) => {
                     drop(guard);
-                    if !self.failed(&error.to_string()) {
-                        return None;
-                    }
+                    self.failed(&READING, Cause::System, &error.to_string());
                     guard = shared.spool();
                 }
             }
@@ -78,106 +140,249 @@ impl Sender {
     /// Acknowledges to the spool; whether to go on.
     fn done(&mut self, chunk: &Chunk) -> bool {
         let Some(spool) = &mut *self.shared.spool() else { return false };
-        if let Err(error) = spool.done(chunk) {
-            self.shared.meter.failed(NAME, &error.to_string());
+        match spool.done(chunk) {
+            Ok(()) => self.shared.meter.worked((&POSITION, self.shared.name), 0),
+            Err(error) => {
+                let who = (&POSITION, self.shared.name);
+                self.shared.meter.failed(NAME, who, Cause::System, &error.to_string());
+            }
         }
+        self.settled.clear();
+        self.settled.extend(self.ahead.take());
         true
     }
 
-    /// Sends all of a batch, however often that has to be tried. Whether it is done with.
-    fn deliver(&mut self, batch: &Batch) -> bool {
-        let letter = |(kind, document)| Letter { kind, document, id: bulk::id(document) };
-        let mut letters: Vec<_> = batch.documents().map(letter).collect();
-        let mut at_once = letters.len();
-        while !letters.is_empty() {
-            let (now, later) = letters.split_at(at_once.min(letters.len()));
-            match self.send(now) {
-                Sent::Answered(retry) => {
-                    let retry: Vec<_> = retry.into_iter().chain(now.len()..now.len() + later.len()).collect();
-                    let mut keep = retry.iter().peekable();
-                    let mut at = 0;
-                    letters.retain(|_| {
-                        let kept = keep.next_if(|&&wanted| wanted == at).is_some();
-                        at += 1;
-                        kept
-                    });
+    /// Acknowledges the settled documents at the beginning of a chunk. Returns whether to go on.
+    fn done_in_part(&mut self, chunk: &Chunk) -> bool {
+        let ids: Vec<_> = chunk.batch.documents().map(|(_, document)| bulk::id(document)).collect();
+        let count = ids.iter().take_while(|id| self.settled.contains(*id)).count();
+        if count == 0 {
+            return self.shared.spool().is_some();
+        }
+        let part = match &mut *self.shared.spool() {
+            Some(spool) => spool.next(count, BULK_BYTES),
+            None => return false,
+        };
+        // The chunk may have been dropped meanwhile, to make room.
+        let Ok(Some(part)) = part else { return true };
+        if !chunk.batch.lines().starts_with(part.batch.lines()) {
+            return true;
+        }
+        let settled = std::mem::take(&mut self.settled);
+        let goes_on = self.done(&part);
+        self.settled.extend(ids.into_iter().skip(part.batch.len()).filter(|id| settled.contains(id)));
+        goes_on
+    }
+
+    /// Sends the unsettled documents of a chunk that go to the same index as the first of them.
+    fn deliver(&mut self, chunk: &Chunk) -> Delivered {
+        let mut letters: Vec<_> = chunk.batch.documents().map(Letter::of).collect();
+        letters.retain(|letter| !self.settled.contains(&letter.id));
+        let Some(kind) = letters.first().map(|letter| letter.kind) else { return Delivered::All };
+        let index = self.indices.of(kind).to_owned();
+        let all = letters.len();
+        letters.retain(|letter| self.indices.of(letter.kind) == index);
+        let mut halving = Halving::new(letters.len());
+        let mut last = None;
+        loop {
+            let step = if self.refused > 0 { Step::Witness } else { halving.next() };
+            if step != Step::Done && self.is_over() {
+                return Delivered::Over;
+            }
+            match step {
+                Step::Send(range) => match self.send(&letters, range.clone()) {
+                    Sent::Taken => halving.taken(&range),
+                    Sent::Later => return Delivered::Part,
+                    Sent::Refused(refusal) => {
+                        let is_size = refusal.status == TOO_LARGE;
+                        let at_fault = if is_size { halving.too_large(range) } else { halving.refused(range) };
+                        if !self.set_aside(at_fault.map(|at| &letters[at]), &refusal) {
+                            return Delivered::Part;
+                        }
+                        last = Some(refusal);
+                    }
+                },
+                Step::Witness if self.finds_witness(chunk, &letters, &halving, &index, last.take()) => {
+                    halving.witnessed();
                 }
-                Sent::TooLarge => at_once = now.len() / 2,
-                Sent::Failed => {}
-            }
-            if self.is_over() && !letters.is_empty() {
-                return false;
+                Step::Witness => return Delivered::Part,
+                Step::Done if letters.len() == all => return Delivered::All,
+                Step::Done => return Delivered::Part,
             }
         }
-        true
     }
 
-    /// One request.
-    fn send(&mut self, letters: &[Letter<'_>]) -> Sent {
+    /// Sends other documents alone until one is taken. Returns whether one was; if not, waits before it returns.
+    fn finds_witness(
+        &mut self,
+        chunk: &Chunk,
+        letters: &[Letter<'_>],
+        halving: &Halving,
+        index: &str,
+        mut last: Option<Refusal>,
+    ) -> bool {
+        let behind =
+            self.shared.spool().as_ref().map_or_else(Batch::default, |spool| spool.after(chunk, self.bulk_max_size));
+        let behind = behind.documents().find(|(kind, _)| self.indices.of(*kind) == index).map(Letter::of);
+        let unsent: Vec<_> = halving.unsent().collect();
+        // The first unsent document keeps the order. In case it is at fault itself, a random one is tried too, and in
+        // case all are, one from after the chunk.
+        let by_chance = (unsent.len() as f64 * chance()) as usize;
+        let places = [unsent.first(), unsent.get(by_chance).filter(|_| by_chance > 0)].into_iter().flatten();
+        let mut witnesses: Vec<_> = places.map(|&at| &letters[at]).chain(&behind).collect();
+        if self.refused > 0 && !witnesses.is_empty() {
+            // While everything is refused, one try per wait is enough.
+            witnesses = vec![witnesses[(self.refused - 1) % witnesses.len()]];
+        }
+        for witness in witnesses {
+            match self.send(std::slice::from_ref(witness), 0..1) {
+                Sent::Taken => {
+                    self.refused = 0;
+                    if behind.as_ref().is_some_and(|behind| behind.id == witness.id) {
+                        self.ahead = Some(witness.id.clone());
+                    }
+                    return true;
+                }
+                Sent::Later => return false,
+                Sent::Refused(refusal) => last = Some(refusal),
+            }
+        }
+        self.refused += 1;
+        let Some(Refusal { status, reason }) = last else { return false };
+        // Authentication failures concern all indices.
+        let scope = if matches!(status, 401 | 407) { Scope::Server } else { Scope::Index(index.to_owned()) };
+        self.shared.meter.troubled(NAME, (&scope, self.shared.name), Cause::Refused(status), &reason);
+        self.wait();
+        false
+    }
+
+    /// Sends the unsettled documents of a range in one request.
+    fn send(&mut self, letters: &[Letter<'_>], range: Range<usize>) -> Sent {
+        let letters: Vec<_> = letters[range].iter().filter(|letter| !self.settled.contains(&letter.id)).collect();
+        if letters.is_empty() {
+            return Sent::Taken;
+        }
         let mut body = Vec::with_capacity(letters.iter().map(|letter| letter.document.len() + 128).sum());
-        for letter in letters {
+        for letter in &letters {
             bulk::create(self.indices.of(letter.kind), &letter.id, letter.document, &mut body);
         }
         let answer = match self.client.ask("POST", BULK, "application/x-ndjson", &body) {
-            Ok(answer) if answer.status == 413 && letters.len() > 1 => return Sent::TooLarge,
-            Ok(answer) if answer.status == 413 => return self.settle(letters, vec![too_large()]),
             Ok(answer) if answer.status == 200 => answer,
+            Ok(answer) if answer.refuses() => return self.refused(&answer),
             Ok(answer) => {
-                let error = self.client.refusal("the server", &answer);
-                return self.failed_to_send(&error);
+                let cause = if answer.status < 400 { Cause::Refused(answer.status) } else { Cause::Unavailable };
+                return self.later(&Scope::Server, cause, &self.client.refusal(&answer));
             }
-            Err(error) => return self.failed_to_send(&error),
+            Err(Unanswered(cause, error)) => return self.later(&Scope::Server, cause, &error),
         };
         match bulk::judge(&answer.body, letters.iter().map(|letter| &*letter.id)) {
-            Ok(verdicts) => self.settle(letters, verdicts),
-            Err(problem) => self.failed_to_send(&OutputError::new(problem, "is it Elasticsearch that answers there?")),
+            Ok(verdicts) => self.settle(&answer.host, &letters, verdicts),
+            Err(problem) => {
+                let problem = format!("{}: {problem}", answer.host);
+                let error = OutputError::new(problem, "is it Elasticsearch that answers there?");
+                self.later(&Scope::Server, Cause::Senseless, &error)
+            }
         }
     }
 
-    /// Does what the verdicts ask for. Documents that have to be sent again are told by their place.
-    fn settle(&mut self, letters: &[Letter<'_>], verdicts: Vec<Verdict>) -> Sent {
-        let (mut retry, mut dead, mut trouble) = (Vec::new(), Vec::new(), None);
-        for (at, (letter, verdict)) in letters.iter().zip(verdicts).enumerate() {
+    fn refused(&self, answer: &Answer) -> Sent {
+        self.shared.meter.failures.add(usize::from(answer.status != TOO_LARGE));
+        Sent::Refused(Refusal { status: answer.status, reason: self.client.refusal(answer).to_string() })
+    }
+
+    /// Acts on the server's verdict about each document.
+    fn settle(&mut self, host: &str, letters: &[&Letter<'_>], verdicts: Vec<Verdict>) -> Sent {
+        let (mut dead, mut trouble) = (Vec::new(), None);
+        self.worked(&Scope::Server);
+        for (letter, verdict) in letters.iter().zip(verdicts) {
             match verdict {
                 Verdict::Written => self.shared.meter.written.add(1),
                 Verdict::Duplicate => {
                     self.shared.meter.written.add(1);
                     self.shared.meter.duplicates.add(1);
                 }
-                Verdict::Retry(reason) => {
-                    retry.push(at);
-                    trouble = Some(reason);
+                Verdict::Retry(status, reason) => {
+                    trouble = Some((letter.kind, status, reason));
+                    continue;
                 }
                 Verdict::Rejected(status, reason) => {
-                    let Letter { kind, document, .. } = *letter;
-                    dead.push((at, DeadLetter { kind, document, status, reason }));
+                    dead.push((*letter, status, reason));
+                    continue;
                 }
             }
+            self.settled.insert(letter.id.clone());
         }
-        let (places, dead): (Vec<_>, Vec<_>) = dead.into_iter().unzip();
-        if let Err(error) = self.dead_letters.keep(&dead) {
-            retry.extend(places);
-            retry.sort_unstable();
-            trouble = Some(error.to_string());
+        if !self.write_dead_letters(dead) {
+            return Sent::Later;
         }
-        match trouble {
-            Some(reason) => drop(self.failed(&format!("{} documents are not taken: {reason}", retry.len()))),
-            None => {
-                self.backoff.reset();
-                self.shared.meter.worked(NAME);
+        let Some((kind, status, reason)) = trouble else {
+            let letter = letters[0];
+            self.worked(&Scope::Index(self.indices.of(letter.kind).to_owned()));
+            self.backoff.reset();
+            return Sent::Taken;
+        };
+        let cause = if matches!(status, 408 | 429 | 500..) { Cause::Unavailable } else { Cause::Refused(status) };
+        let scope = Scope::Index(self.indices.of(kind).to_owned());
+        self.failed(&scope, cause, &format!("{host} does not take documents: {reason}"));
+        Sent::Later
+    }
+
+    /// Writes a document that is at fault to the dead-letter file. Returns whether to go on; if not, waits before it
+    /// returns.
+    fn set_aside(&mut self, at_fault: Option<&Letter<'_>>, refusal: &Refusal) -> bool {
+        let letters = at_fault.map(|letter| (letter, refusal.status, refusal.reason.clone()));
+        self.write_dead_letters(letters.into_iter().collect())
+    }
+
+    /// Writes documents to the dead-letter file. Returns whether that went well; if not, waits before it returns.
+    fn write_dead_letters(&mut self, letters: Vec<(&Letter<'_>, u16, String)>) -> bool {
+        if letters.is_empty() {
+            return true;
+        }
+        let ids: Vec<_> = letters.iter().map(|(letter, ..)| letter.id.clone()).collect();
+        let dead: Vec<_> = letters
+            .into_iter()
+            .map(|(letter, status, reason)| DeadLetter {
+                kind: letter.kind,
+                id: &letter.id,
+                document: letter.document,
+                status,
+                reason,
+            })
+            .collect();
+        let kept = self.dead_letters.lock().unwrap_or_else(PoisonError::into_inner).keep(&dead);
+        match kept {
+            Ok(()) => {
+                self.settled.extend(ids);
+                self.worked(&DEAD_LETTERS);
+                true
+            }
+            Err(error) => {
+                self.failed(&DEAD_LETTERS, Cause::System, &error.to_string());
+                false
             }
         }
-        Sent::Answered(retry)
     }
 
-    fn failed_to_send(&mut self, error: &OutputError) -> Sent {
-        self.failed(&error.to_string());
-        Sent::Failed
+    fn worked(&self, scope: &Scope) {
+        let waiting = || self.shared.spool().as_ref().map_or(0, super::super::spool::Spool::waiting);
+        if self.shared.meter.is_troubled() {
+            self.shared.meter.worked((scope, self.shared.name), waiting());
+        }
     }
 
-    /// Says why it does not work and waits; whether to try again.
-    fn failed(&mut self, reason: &str) -> bool {
-        self.shared.meter.failed(NAME, reason);
+    fn later(&mut self, scope: &Scope, cause: Cause, error: &OutputError) -> Sent {
+        self.failed(scope, cause, &error.to_string());
+        Sent::Later
+    }
+
+    /// Reports why something does not work, and waits.
+    fn failed(&mut self, scope: &Scope, cause: Cause, reason: &str) {
+        self.shared.meter.failed(NAME, (scope, self.shared.name), cause, reason);
+        self.wait();
+    }
+
+    fn wait(&mut self) {
         let until = Instant::now() + self.backoff.wait();
         let mut spool = self.shared.spool();
         loop {
@@ -188,25 +393,9 @@ impl Sender {
             }
             spool = self.shared.changed.wait_timeout(spool, left).unwrap_or_else(PoisonError::into_inner).0;
         }
-        drop(spool);
-        !self.is_over()
     }
 
     fn is_over(&self) -> bool {
         self.shared.deadline().is_some_and(|deadline| Instant::now() >= deadline)
     }
-}
-
-/// How a request went.
-enum Sent {
-    /// Documents at these places have to be sent again, the others are done with.
-    Answered(Vec<usize>),
-    /// The server wants smaller requests.
-    TooLarge,
-    /// Nothing is known of any of them.
-    Failed,
-}
-
-fn too_large() -> Verdict {
-    Verdict::Rejected(413, "413: the document alone is larger than the server takes".to_owned())
 }

@@ -44,7 +44,7 @@ pub fn setup(options: ClientOptions, index: &str, data_stream: bool) -> Result<I
 
 fn put(client: &mut Client, path: &str, body: &Value) -> Result<(), OutputError> {
     let answer = client.ask("PUT", path, "application/json", body.to_string().as_bytes())?;
-    if answer.status == 200 { Ok(()) } else { Err(client.refusal(path, &answer)) }
+    if answer.status == 200 { Ok(()) } else { Err(client.refusal(&answer)) }
 }
 
 /// Whether the server manages the life of indices as Elasticsearch does.
@@ -52,7 +52,7 @@ fn has_policies(client: &mut Client) -> Result<bool, OutputError> {
     let answer: Answer = client.ask("GET", "", "application/json", b"")?;
     let about: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
     if !about["version"]["number"].is_string() {
-        return Err(client.refusal("the server", &answer));
+        return Err(client.refusal(&answer));
     }
     Ok(about["version"]["distribution"] != "opensearch")
 }

@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 
 use self::lines::LinesFile;
 use self::pack::{Numbered, Packer};
+use super::fanout::UPKEEP;
+use super::trouble::Cause;
 use super::{Batch, Meter, Output, OutputError};
 
 /// When what was written is made to survive a loss of power.
@@ -114,16 +116,20 @@ impl Output for FileOutput {
         if self.options.sync == SyncPolicy::Always {
             // The batch was taken: it must not be given again because of this.
             if let Err(error) = self.sync() {
-                self.meter.failed("file", &error.to_string());
+                self.meter.failed("file", (&UPKEEP, "file"), Cause::System, &error.to_string());
             }
         }
         Ok(())
     }
 
     fn tick(&mut self, now: Instant) -> Result<(), OutputError> {
-        if let (SyncPolicy::Every(time), Some(since)) = (self.options.sync, self.unsynced)
-            && now.saturating_duration_since(since) >= time
-        {
+        let due = match self.options.sync {
+            SyncPolicy::Never => None,
+            // Files that could not be synced when they were written.
+            SyncPolicy::Always => Some(Duration::ZERO),
+            SyncPolicy::Every(time) => Some(time),
+        };
+        if due.zip(self.unsynced).is_some_and(|(due, since)| now.saturating_duration_since(since) >= due) {
             self.sync()?;
         }
         let age = now.saturating_duration_since(self.opened);

@@ -20,6 +20,7 @@ use std::iter::Peekable;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use nix::fcntl::{Flock, FlockArg};
 
@@ -30,6 +31,9 @@ use super::{Batch, Kind, Meter, OutputError};
 
 /// How much is read at once at least.
 const WINDOW: usize = 64 << 10;
+
+/// How often dropped documents are logged.
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Of the bytes that the spool may have, the share that damage which was set aside may have beside them.
 const DAMAGED_SHARE: u64 = 4;
@@ -62,9 +66,12 @@ pub struct Spool {
     place: Place,
     position: Position,
     memory: Memory,
+    dropped: Dropped,
     /// The documents from the disk that are being sent.
     on_their_way: Option<OnTheirWay>,
     meter: Arc<Meter>,
+    /// This spool's contribution to the meter: documents that wait, and bytes on disk.
+    told: (u64, u64),
     /// What is written next.
     buffer: Vec<u8>,
     /// What was read last.
@@ -80,6 +87,13 @@ struct Memory {
     first: u64,
     /// Whether some of them are being sent.
     lent: bool,
+}
+
+/// Dropped documents that were not logged yet.
+#[derive(Debug, Default)]
+struct Dropped {
+    documents: u64,
+    told: Option<Instant>,
 }
 
 /// Documents that are being sent.
@@ -130,7 +144,7 @@ impl Spool {
                 segments.push_back(folder.count(number, from).map_err(|it| error("reading the spool", &it))?);
             }
         }
-        let spool = Self {
+        let mut spool = Self {
             options,
             folder,
             _lock: lock,
@@ -140,12 +154,14 @@ impl Spool {
             place,
             position,
             memory: Memory::default(),
+            dropped: Dropped::default(),
             on_their_way: None,
             meter,
+            told: (0, 0),
             buffer: Vec::new(),
             window: Vec::new(),
         };
-        spool.tell();
+        spool.update_meter();
         Ok(spool)
     }
 
@@ -154,15 +170,24 @@ impl Spool {
     /// # Errors
     /// The disk cannot take them.
     pub fn push(&mut self, batch: &Batch) -> Result<(), OutputError> {
-        self.meter.spooled.add(batch.len());
+        self.push_of(batch, |_| true)
+    }
+
+    /// The same, but only for documents of some kinds.
+    ///
+    /// # Errors
+    /// The disk cannot take them.
+    pub fn push_of(&mut self, batch: &Batch, takes: impl Fn(Kind) -> bool) -> Result<(), OutputError> {
+        let documents = || batch.documents().filter(|(kind, _)| takes(*kind));
+        self.meter.spooled.add(documents().count());
         // What is being sent from memory comes before these.
         let (on_disk, result) = match (self.memory.lent, self.free_memory()) {
             (true, _) => (0, Ok(())),
-            (false, Ok(())) => self.append(batch.documents()),
+            (false, Ok(())) => self.append(documents()),
             (false, Err(error)) => (0, Err(error)),
         };
-        self.remember(batch.documents().skip(on_disk));
-        self.tell();
+        self.remember(documents().skip(on_disk));
+        self.update_meter();
         result.map_err(|error| OutputError::io("writing to the spool", self.folder.path(), &error))
     }
 
@@ -177,6 +202,32 @@ impl Spool {
             Some(chunk) => Ok(Some(chunk)),
             None => Ok(self.next_in_memory(documents, bytes)),
         }
+    }
+
+    /// The documents after a chunk, as far as they can be read at once, but at most `documents`. Unlike those of
+    /// [`next`](Self::next) they are not taken as being sent.
+    pub fn after(&self, chunk: &Chunk, documents: usize) -> Batch {
+        let in_memory = |first: u64| {
+            let skip = usize::try_from(first.saturating_sub(self.memory.first)).unwrap_or(usize::MAX);
+            let mut batch = Batch::default();
+            let rest = self.memory.documents.iter().skip(skip).take(documents);
+            rest.for_each(|(kind, document)| batch.push_json(*kind, document));
+            batch
+        };
+        match chunk.end {
+            End::Memory(end) => in_memory(end),
+            End::Disk(place) => self.after_on_disk(place, documents).unwrap_or_else(|| in_memory(self.memory.first)),
+        }
+    }
+
+    fn after_on_disk(&self, place: Place, documents: usize) -> Option<Batch> {
+        self.segments.iter().filter(|segment| segment.number >= place.segment).find_map(|segment| {
+            let from = if segment.number == place.segment { place.offset } else { 0 };
+            let mut bytes = vec![0; WINDOW.min(segment.length.saturating_sub(from) as usize)];
+            self.folder.read(segment.number).ok()?.read_exact_at(&mut bytes, from).ok()?;
+            let (batch, _) = gather(&bytes[head(from, &bytes)..], documents, WINDOW);
+            (!batch.is_empty()).then_some(batch)
+        })
     }
 
     /// The server has these documents, or will never have them.
@@ -196,7 +247,7 @@ impl Spool {
         }
         let written = self.position.write(self.place);
         self.drop_finished();
-        self.tell();
+        self.update_meter();
         written.map_err(|error| OutputError::io("writing the position of the spool", self.folder.path(), &error))
     }
 
@@ -206,14 +257,18 @@ impl Spool {
     /// The disk cannot take it.
     pub fn close(&mut self, left: &mut Batch) -> Result<(), OutputError> {
         self.give_up();
+        self.memory.lent = false; // nobody sends them any more
         let freed = self.free_memory();
         for (kind, document) in &self.memory.documents {
             left.push_json(*kind, document);
         }
         self.memory.forget(u64::MAX);
         self.active = None;
+        if self.dropped.documents > 0 {
+            self.log_dropped();
+        }
         self.drop_finished();
-        self.tell();
+        self.update_meter();
         freed.map_err(|error| OutputError::io("writing to the spool", self.folder.path(), &error))
     }
 
@@ -222,9 +277,15 @@ impl Spool {
         self.active.as_ref().and_then(|file| file.try_clone().ok())
     }
 
+    /// How many documents wait.
+    pub fn waiting(&self) -> u64 {
+        let left: u64 = self.segments.iter().map(|segment| segment.left).sum();
+        left + self.memory.documents.len() as u64
+    }
+
     /// Whether nothing waits.
     pub fn is_empty(&self) -> bool {
-        self.memory.documents.is_empty() && self.segments.iter().all(|segment| segment.left == 0)
+        self.waiting() == 0
     }
 
     /// Writes what waits in memory to the disk, if that works again. Not while some of it is being sent.
@@ -327,24 +388,52 @@ impl Spool {
         Ok(())
     }
 
+    /// Sets the maximum number of bytes on disk.
+    pub fn set_max_size(&mut self, max_size: u64) {
+        self.options.max_size = max_size;
+    }
+
+    /// Drops the oldest segment, even if it is the one being written to. Returns whether there was one.
+    pub fn drop_oldest(&mut self) -> bool {
+        if self.segments.len() == 1 {
+            self.active = None;
+        }
+        let had_one = !self.segments.is_empty();
+        self.drop_front();
+        self.update_meter();
+        had_one
+    }
+
     /// Drops the oldest segments until there is room.
     fn make_room(&mut self, length: u64) {
         while self.size() + length > self.options.max_size && self.segments.len() > 1 {
-            let Some(oldest) = self.segments.pop_front() else { return };
-            let mut lost = oldest.left;
-            if let Some(on_their_way) = self.on_their_way.as_mut().filter(|it| it.segment == oldest.number) {
-                on_their_way.dropped = true;
-                lost = lost.saturating_sub(on_their_way.count);
-            }
-            self.meter.spool_dropped.add(usize::try_from(lost).unwrap_or(usize::MAX));
-            tracing::warn!(
-                "the spool {} is full: {} documents were dropped; make spool.max_size larger, or the server faster",
-                self.folder.path().display(),
-                lost
-            );
-            let _ = self.folder.remove(oldest.number);
-            self.place = self.place.max(Place { segment: oldest.number + 1, offset: 0 });
+            self.drop_front();
         }
+    }
+
+    fn drop_front(&mut self) {
+        let Some(oldest) = self.segments.pop_front() else { return };
+        let mut lost = oldest.left;
+        if let Some(on_their_way) = self.on_their_way.as_mut().filter(|it| it.segment == oldest.number) {
+            on_their_way.dropped = true;
+            lost = lost.saturating_sub(on_their_way.count);
+        }
+        let _ = self.folder.remove(oldest.number);
+        self.place = self.place.max(Place { segment: oldest.number + 1, offset: 0 });
+        self.meter.spool_dropped.add(usize::try_from(lost).unwrap_or(usize::MAX));
+        self.dropped.documents += lost;
+        if lost > 0 && self.dropped.told.is_none_or(|told| told.elapsed() >= LOG_INTERVAL) {
+            self.log_dropped();
+        }
+    }
+
+    fn log_dropped(&mut self) {
+        tracing::warn!(
+            "the spool {} is full: {} documents were dropped; make spool.max_size larger, or the server faster",
+            self.folder.path().display(),
+            self.dropped.documents
+        );
+        self.dropped = Dropped { documents: 0, told: Some(Instant::now()) };
     }
 
     /// Counts as lost what has not arrived and is not on disk any more.
@@ -353,7 +442,8 @@ impl Spool {
         self.meter.spool_dropped.add(usize::try_from(lost).unwrap_or(usize::MAX));
     }
 
-    fn size(&self) -> u64 {
+    /// Bytes on disk.
+    pub fn size(&self) -> u64 {
         self.segments.iter().map(|segment| segment.length).sum()
     }
 
@@ -461,10 +551,12 @@ impl Spool {
         }
     }
 
-    fn tell(&self) {
-        let left: u64 = self.segments.iter().map(|segment| segment.left).sum();
-        self.meter.pending.set(left + self.memory.documents.len() as u64);
-        self.meter.spool_bytes.set(self.size());
+    /// Updates this spool's contribution to the meter, which all spools of the output share.
+    fn update_meter(&mut self) {
+        let now = (self.waiting(), self.size());
+        self.meter.pending.change(self.told.0, now.0);
+        self.meter.spool_bytes.change(self.told.1, now.1);
+        self.told = now;
     }
 }
 

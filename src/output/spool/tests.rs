@@ -348,6 +348,22 @@ fn memory_is_bounded_and_what_it_loses_is_counted() {
     assert_eq!(meter.spool_dropped.get() as usize + left.len(), 500);
 }
 
+/// It may be sent twice. The server recognises the second by its id.
+#[test]
+fn what_is_being_sent_from_memory_at_the_end_is_kept_on_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut spool = opened(&folder);
+    let blocked = block(&folder, 1);
+    assert!(spool.push(&batch(0..3)).is_err());
+    assert!(spool.next(10, 1 << 20).unwrap().is_some());
+    fs::remove_dir(blocked).unwrap();
+    let mut left = Batch::default();
+    spool.close(&mut left).unwrap();
+    assert!(left.is_empty());
+    drop(spool);
+    assert_eq!(rest(&mut opened(&folder)), [0, 1, 2]);
+}
+
 #[test]
 fn an_unusable_folder_is_named() {
     let folder = tempfile::tempdir().unwrap();

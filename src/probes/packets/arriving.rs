@@ -22,7 +22,7 @@ sample! {
         /// TCP's data offset and flags, as they lie in memory.
         pub tcp: u16 = "+12(+{sk_buff.data}({skb}))",
         /// The largest of the fragments that it came in, in bytes; 0 when it came whole.
-        pub fragment: u16 = "+{inet_skb_parm.frag_max_size}({skb})",
+        pub fragment: Option<u16> = "+{inet_skb_parm.frag_max_size}({skb})",
     }
 
     /// `tcp_v6_rcv`: a TCP segment arrives over IPv6.
@@ -46,7 +46,7 @@ sample! {
         /// TCP's data offset and flags, as they lie in memory.
         pub tcp: u16 = "+12(+{sk_buff.data}({skb}))",
         /// The largest of the fragments that it came in, in bytes; 0 when it came whole.
-        pub fragment: u16 = "+{inet6_skb_parm.frag_max_size}({skb})",
+        pub fragment: Option<u16> = "+{inet6_skb_parm.frag_max_size}({skb})",
     }
 
     /// `udp_queue_rcv_one_skb`, `udp_queue_rcv_skb` before Linux 5.0: a datagram has found its socket over IPv4, and what came
@@ -65,7 +65,7 @@ sample! {
         /// Source and destination port, as they lie in memory.
         pub ports: u32 = "+0(+{sk_buff.data}({skb}))",
         /// The largest of the fragments that it came in, in bytes; 0 when it came whole.
-        pub fragment: u16 = "+{inet_skb_parm.frag_max_size}({skb})",
+        pub fragment: Option<u16> = "+{inet_skb_parm.frag_max_size}({skb})",
     }
 
     /// `udpv6_queue_rcv_one_skb`, `udpv6_queue_rcv_skb` before Linux 5.0: a datagram has found its socket over IPv6.
@@ -89,7 +89,7 @@ sample! {
         /// Source and destination port, as they lie in memory.
         pub ports: u32 = "+0(+{sk_buff.data}({skb}))",
         /// The largest of the fragments that it came in, in bytes; 0 when it came whole.
-        pub fragment: u16 = "+{inet6_skb_parm.frag_max_size}({skb})",
+        pub fragment: Option<u16> = "+{inet6_skb_parm.frag_max_size}({skb})",
     }
 }
 
@@ -97,7 +97,8 @@ impl IntoEvent for TcpIpv4In {
     fn event(&self, _: &[u8]) -> Decoded {
         let (source, destination) = ipv4(self.addresses, self.ports);
         let tuple = Tuple { net: self.net, local: destination, remote: source };
-        let &Self { len, headers, fragment, .. } = self;
+        let &Self { len, headers, .. } = self;
+        let fragment = self.fragment.unwrap_or(0);
         Arrived { transport: Transport::Tcp, sock: 0, tuple, len, headers, fragment }.event(
             IPV4_HEADER,
             Tcp::of(self.tcp, None),
@@ -111,7 +112,8 @@ impl IntoEvent for TcpIpv6In {
         let from = [self.source_high, self.source_low];
         let (source, destination) = ipv6(from, [self.destination_high, self.destination_low], self.ports);
         let tuple = Tuple { net: self.net, local: destination, remote: source };
-        let &Self { len, headers, fragment, .. } = self;
+        let &Self { len, headers, .. } = self;
+        let fragment = self.fragment.unwrap_or(0);
         Arrived { transport: Transport::Tcp, sock: 0, tuple, len, headers, fragment }.event(
             IPV6_HEADER,
             Tcp::of(self.tcp, None),
@@ -124,7 +126,8 @@ impl IntoEvent for UdpIpv4In {
     fn event(&self, _: &[u8]) -> Decoded {
         let (source, destination) = ipv4(self.addresses, self.ports);
         let tuple = Tuple { net: self.net, local: destination, remote: source };
-        let &Self { sk: sock, headers, fragment, .. } = self;
+        let &Self { sk: sock, headers, .. } = self;
+        let fragment = self.fragment.unwrap_or(0);
         let lengths = Lengths::of(self.lengths);
         Arrived { transport: Transport::Udp, sock, tuple, len: lengths.all, headers, fragment }.event(
             IPV4_HEADER,
@@ -139,7 +142,8 @@ impl IntoEvent for UdpIpv6In {
         let from = [self.source_high, self.source_low];
         let (source, destination) = ipv6(from, [self.destination_high, self.destination_low], self.ports);
         let tuple = Tuple { net: self.net, local: destination, remote: source };
-        let &Self { sk: sock, headers, fragment, .. } = self;
+        let &Self { sk: sock, headers, .. } = self;
+        let fragment = self.fragment.unwrap_or(0);
         let lengths = Lengths::of(self.lengths);
         Arrived { transport: Transport::Udp, sock, tuple, len: lengths.all, headers, fragment }.event(
             IPV6_HEADER,

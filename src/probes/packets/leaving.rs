@@ -2,9 +2,17 @@
 
 use socktrail_kprobes::sample;
 
-use super::{IPPROTO_TCP, IPPROTO_UDP, IPV6_HEADER, Lengths, Tcp, ipv4, ipv6, packet, seen};
+use super::{IPPROTO_TCP, IPPROTO_UDP, IPV6_HEADER, Lengths, Tcp, ipv4, ipv6, of_socket, packet, seen};
 use crate::event::{Packet, Transport, Tuple, Unreadable, Way};
 use crate::probes::{Decoded, IntoEvent};
+
+/// The template of a namespace that is an argument of the function.
+const NET: &str = "{net}";
+
+/// The namespace that a template reads; 0 where it is that of a socket and there is none.
+fn namespace(template: &str, net: u64, sk: u64) -> u64 {
+    if template == NET { net } else { of_socket(sk, net).unwrap_or(0) }
+}
 
 /// Samples of IPv4 packets that leave, which differ by where namespace and sender are found. The first of them knows what
 /// to make of it.
@@ -31,17 +39,18 @@ macro_rules! ipv4_out {
                 /// What follows that. Without options, TCP's data offset and flags are in it.
                 pub further_behind: u64 = "+28(+{sk_buff.data}({skb}))",
                 /// Segments received by the sender.
-                pub segs_in: u32 = concat!("+{tcp_sock.segs_in}(", $sk, ")"),
+                pub segs_in: Option<u32> = concat!("+{tcp_sock.segs_in}(", $sk, ")"),
                 /// Segments sent by the sender, this packet's included.
-                pub segs_out: u32 = concat!("+{tcp_sock.segs_out}(", $sk, ")"),
+                pub segs_out: Option<u32> = concat!("+{tcp_sock.segs_out}(", $sk, ")"),
             }
         )*}
 
         $(impl IntoEvent for $name {
             fn event(&self, _: &[u8]) -> Decoded {
-                let Self { net, sk, version_ihl, protocol, addresses, behind, further_behind, .. } = *self;
+                let Self { sk, version_ihl, protocol, addresses, behind, further_behind, .. } = *self;
+                let net = namespace($net, self.net, sk);
                 let (lengths, memory) = (Lengths::of(self.lengths), [behind, further_behind]);
-                let segments = (self.segs_in, self.segs_out);
+                let segments = self.segs_in.zip(self.segs_out);
                 Ipv4Header { net, sk, lengths, version_ihl, protocol, addresses, memory, segments }.event()
             }
         })*
@@ -50,7 +59,7 @@ macro_rules! ipv4_out {
 
 ipv4_out! {
     /// `__ip_local_out`: an IPv4 packet leaves. `skb->data` is at its IP header (RFC 791).
-    pub struct Ipv4Out of "{net}", "{sk}";
+    pub struct Ipv4Out of NET, "{sk}";
     /// `__ip_local_out_sk`: the same in Linux 4.1 to 4.3, when the namespace was no argument.
     pub struct Ipv4OutWithoutNet of "+{sock_common.skc_net}({sk})", "{sk}";
     /// `__ip_local_out`: the same before Linux 4.1, when the packet was the only argument.
@@ -87,7 +96,8 @@ macro_rules! udp_ipv6_out {
 
         $(impl IntoEvent for $name {
             fn event(&self, _: &[u8]) -> Decoded {
-                let Self { net, sk, next_header, source_high, source_low, .. } = *self;
+                let Self { sk, next_header, source_high, source_low, .. } = *self;
+                let net = namespace($net, self.net, sk);
                 let destination = [self.destination_high, self.destination_low];
                 let (source, destination) = ipv6([source_high, source_low], destination, self.ports);
                 let tuple = Tuple { net, local: source, remote: destination };
@@ -99,7 +109,7 @@ macro_rules! udp_ipv6_out {
 
 udp_ipv6_out! {
     /// `__ip6_local_out`: a datagram leaves over IPv6. `skb->data` is at its IPv6 header (RFC 8200).
-    pub struct UdpIpv6Out of "{net}", "{sk}";
+    pub struct UdpIpv6Out of NET, "{sk}";
     /// `__ip6_local_out`: the same before Linux 4.1, when the packet was the only argument.
     pub struct UdpIpv6OutOfSender of "+{sock_common.skc_net}(+{sk_buff.sk}({skb}))", "+{sk_buff.sk}({skb})";
 }
@@ -128,9 +138,9 @@ sample! {
         /// TCP's data offset and flags, as they lie in memory.
         pub tcp: u16 = "+12(+{sk_buff.data}({skb}))",
         /// Segments received by the sender.
-        pub segs_in: u32 = "+{tcp_sock.segs_in}({sk})",
+        pub segs_in: Option<u32> = "+{tcp_sock.segs_in}({sk})",
         /// Segments sent by the sender, this packet's included.
-        pub segs_out: u32 = "+{tcp_sock.segs_out}({sk})",
+        pub segs_out: Option<u32> = "+{tcp_sock.segs_out}({sk})",
     }
 }
 
@@ -145,7 +155,7 @@ struct Ipv4Header {
     /// What follows the addresses.
     memory: [u64; 2],
     /// Received and sent.
-    segments: (u32, u32),
+    segments: Option<(u32, u32)>,
 }
 
 impl Ipv4Header {
@@ -159,7 +169,7 @@ impl Ipv4Header {
         let tuple = Tuple { net: self.net, local: source, remote: destination };
         let tcp = match (transport, self.behind_header(header, 12)) {
             (Transport::Udp, _) => Tcp::NONE,
-            (Transport::Tcp, Some(tcp)) => Tcp::of(u16::from_ne_bytes(tcp), Some(self.segments)),
+            (Transport::Tcp, Some(tcp)) => Tcp::of(u16::from_ne_bytes(tcp), self.segments),
             (Transport::Tcp, None) => return self.unreadable(transport, Some((source.port, destination.port))),
         };
         let packet = packet(Way::Out, transport, self.sk, tuple, self.lengths.all, header, tcp);
@@ -196,7 +206,7 @@ impl IntoEvent for TcpIpv6Out {
         let from = [self.source_high, self.source_low];
         let (source, destination) = ipv6(from, [self.destination_high, self.destination_low], self.ports);
         let tuple = Tuple { net: self.net, local: source, remote: destination };
-        let tcp = Tcp::of(self.tcp, Some((self.segs_in, self.segs_out)));
+        let tcp = Tcp::of(self.tcp, self.segs_in.zip(self.segs_out));
         let len = self.len.saturating_add(u32::from(IPV6_HEADER));
         seen(packet(Way::Out, Transport::Tcp, self.sk, tuple, len, IPV6_HEADER, tcp))
     }

@@ -5,12 +5,20 @@
 //! them for what arrives, so that the addresses are the socket's and not those of a translation.
 
 mod arriving;
+mod dropped;
+mod errors;
+mod freed;
 mod later;
 mod leaving;
 
 use std::net::Ipv4Addr;
 
 pub(super) use self::arriving::{TcpIpv4In, TcpIpv6In, UdpIpv4In, UdpIpv6In};
+pub(super) use self::dropped::{
+    PacketDropped, PacketDroppedForReason, PacketFreed, PacketFreedForReason, PacketsFreed,
+};
+pub(super) use self::errors::{IcmpIpv4, IcmpIpv6};
+pub(super) use self::freed::{Freed, Lists};
 pub(super) use self::later::{Ipv4Cut, Ipv4CutOfSender, Ipv6Cut, Ipv6CutOfSender, Ipv6Headers};
 pub(super) use self::leaving::{
     Ipv4Out, Ipv4OutOfSender, Ipv4OutWithoutNet, TcpIpv6Out, UdpIpv6Out, UdpIpv6OutOfSender,
@@ -66,7 +74,14 @@ impl Lengths {
 fn packet(way: Way, transport: Transport, sock: u64, tuple: Tuple, bytes: u32, ip_header: u16, tcp: Tcp) -> Packet {
     let size = Size::Packet { bytes, headers: ip_header + tcp.header };
     let Tcp { flags: tcp_flags, segments, .. } = tcp;
+    let segments = segments.and_then(|segments| of_socket(sock, segments));
     Packet { tcp_flags, segments, ..Packet::new(way, transport, sock, tuple, size) }
+}
+
+/// What was read through the pointer to a `struct sock`. Where that is null, as of a reset by a firewall, the read fails, and
+/// the record holds what an earlier one left there.
+fn of_socket<T>(sock: u64, read: T) -> Option<T> {
+    (sock != 0).then_some(read)
 }
 
 fn seen(packet: Packet) -> Decoded {
@@ -148,8 +163,8 @@ mod tests {
             addresses: u64::from_ne_bytes(at(12)),
             behind: u64::from_ne_bytes(behind),
             further_behind: 0,
-            segs_in: 0,
-            segs_out: 0,
+            segs_in: Some(0),
+            segs_out: Some(0),
         }
     }
 
@@ -204,8 +219,8 @@ mod tests {
             addresses: u64::from_ne_bytes(at(12)),
             behind: u64::from_ne_bytes(at(20)),
             further_behind: u64::from_ne_bytes(at(28)),
-            segs_in: 0,
-            segs_out: 1,
+            segs_in: Some(0),
+            segs_out: Some(1),
         };
         let packet = decoded(&sample);
         assert_eq!(packet.tuple.local, Endpoint::new(Ipv4Addr::LOCALHOST, 0xa80c));
@@ -213,6 +228,60 @@ mod tests {
         assert_eq!(packet.size, Size::Packet { bytes: 60, headers: 60 });
         assert_eq!((packet.way, packet.transport, packet.tcp_flags), (Way::Out, Transport::Tcp, 0x02));
         assert_eq!(packet.segments, Some(Segments { received: 0, sent: 1 }));
+    }
+
+    /// The other numbers that hang on the socket are those of an earlier sample.
+    #[test]
+    fn without_a_socket_nothing_is_taken_for_its_own() {
+        const EARLIER: u64 = 0xffff_8880_0000_1000;
+        let (protocol, behind, further_behind) = (SYN[9], u64::from_ne_bytes(at(20)), u64::from_ne_bytes(at(28)));
+        let argument = Ipv4Out { net: 1, sk: 0, protocol, behind, further_behind, ..datagram(in_one_piece(60)) };
+        let argument = Ipv4Out { segs_in: Some(7), segs_out: Some(9), ..argument };
+        let Ipv4Out { lengths, version_ihl, addresses, segs_in, segs_out, .. } = argument;
+        let (net, sk) = (EARLIER, 0);
+        let without_net = Ipv4OutWithoutNet {
+            net,
+            sk,
+            lengths,
+            version_ihl,
+            protocol,
+            addresses,
+            behind,
+            further_behind,
+            segs_in,
+            segs_out,
+        };
+        let of_sender = Ipv4OutOfSender {
+            net,
+            sk,
+            lengths,
+            version_ihl,
+            protocol,
+            addresses,
+            behind,
+            further_behind,
+            segs_in,
+            segs_out,
+        };
+        let (source_high, source_low, destination_high, destination_low) = (0, 0, 0, 0);
+        let of_ipv6 = UdpIpv6OutOfSender {
+            net,
+            sk,
+            lengths,
+            next_header: 17,
+            source_high,
+            source_low,
+            destination_high,
+            destination_low,
+            ports: 0,
+        };
+        let seen = |packet: Packet| (packet.tuple.net, packet.sock, packet.segments);
+        assert_eq!(seen(decoded(&argument)), (1, 0, None), "the namespace is an argument of the function");
+        assert_eq!(seen(decoded(&without_net)), (0, 0, None));
+        assert_eq!(seen(decoded(&of_sender)), (0, 0, None));
+        assert_eq!(seen(decoded(&of_ipv6)), (0, 0, None));
+        let sent = Ipv4OutOfSender { sk: 2, ..of_sender };
+        assert_eq!(seen(decoded(&sent)), (EARLIER, 2, Some(Segments { received: 7, sent: 9 })));
     }
 
     #[test]
@@ -231,8 +300,8 @@ mod tests {
                 addresses: u64::from_ne_bytes(at(12)),
                 behind: u64::from_ne_bytes(behind[..8].try_into().unwrap()),
                 further_behind: u64::from_ne_bytes(behind[8..16].try_into().unwrap()),
-                segs_in: 0,
-                segs_out: 0,
+                segs_in: Some(0),
+                segs_out: Some(0),
             }
         };
         for words in 0..=3 {
@@ -260,7 +329,7 @@ mod tests {
             addresses: u64::from_ne_bytes(at(12)),
             ports: u32::from_ne_bytes(at(20)),
             tcp: u16::from_ne_bytes(at(32)),
-            fragment: 0,
+            fragment: Some(0),
         };
         let packet = decoded(&sample);
         assert_eq!((packet.tuple.local.port, packet.tuple.remote.port), (80, 0xa80c));
@@ -291,8 +360,8 @@ mod tests {
             destination_low: 0,
             ports: 0,
             tcp: u16::from_ne_bytes([0xa0, 0x02]),
-            segs_in: 0,
-            segs_out: 1,
+            segs_in: Some(0),
+            segs_out: Some(1),
         };
         let packet = decoded(&sample);
         assert_eq!(packet.tuple.local.ip, Ipv6Addr::LOCALHOST);

@@ -30,7 +30,17 @@ impl Desk {
     }
 
     fn event(&mut self, action: Action, result: CallResult, socket: Socket, before: Option<SocketState>) {
-        let event = SocketEvent { time: 0, action, result, fd: Some(3), socket, before, process: None, tid: 0 };
+        let event = SocketEvent {
+            time: 0,
+            action,
+            result,
+            fd: Some(3),
+            socket,
+            before,
+            process: None,
+            tid: 0,
+            thread_name: None,
+        };
         self.engine.ingest(&event, self.now);
     }
 
@@ -69,6 +79,7 @@ fn socket(id: u64, remote: &str, state: SocketState) -> Socket {
         start: None,
         kernel: false,
         credentials: None,
+        containers: None,
         image: Arc::new(Image { name: "curl".into(), ..Image::default() }),
     };
     Socket {

@@ -95,13 +95,14 @@ pub const FIELDS: &[Field] = fields! {
     "process.executable", Text, "its path", |event| some(process(event)?.image.executable()?.to_string_lossy());
     "process.parent.pid", Number, "its parent", |event| Some(Value::Number(process(event)?.parent_pid?.into()));
     "process.thread.id", Number, "the thread", |event| Some(Value::Number(event.tid.into()));
+    "process.thread.name", Text, "its own name", |event| some(event.thread_name.as_ref()?.text());
     "user.id", Number, "its real user", |event| Some(Value::Number(process(event)?.credentials?.uid.into()));
     "user.effective.id", Number, "its effective user", |event| {
         Some(Value::Number(process(event)?.credentials?.euid.into()))
     };
     "group.id", Number, "its real group", |event| Some(Value::Number(process(event)?.credentials?.gid.into()));
     "container.id", Text, "its container", |event| {
-        text(process(event)?.image.details.get()?.container_id.as_deref()?)
+        text(process(event)?.container_id()?)
     };
 };
 

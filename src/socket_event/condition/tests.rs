@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use super::*;
+use crate::container::Containers;
 use crate::event::Credentials;
 use crate::process::{Image, Process};
 use crate::socket_event::{
-    Action, Address, CallResult, Family, IpEnd, Socket, SocketId, SocketState, SocketType, UnixName,
+    Action, Address, CallResult, Family, IpEnd, Socket, SocketId, SocketState, SocketType, ThreadName, UnixName,
 };
 
 fn event() -> SocketEvent {
@@ -16,6 +17,7 @@ fn event() -> SocketEvent {
         start: None,
         kernel: false,
         credentials: Some(Credentials { uid: 1000, gid: 100, euid: 0, egid: 0 }),
+        containers: Some(Arc::new(Containers::of_proc(b"0::/lxc/web"))),
         image: Arc::new(Image { name: "curl".into(), executable: Some("/usr/bin/curl".into()), ..Image::default() }),
     };
     SocketEvent {
@@ -38,6 +40,7 @@ fn event() -> SocketEvent {
         before: Some(SocketState::CLOSE),
         process: Some(Arc::new(curl)),
         tid: 4243,
+        thread_name: Some(ThreadName::new(b"worker")),
     }
 }
 
@@ -64,7 +67,8 @@ fn what_holds() {
         r#"errno == "ECONNREFUSED" && !success && success == false && success != true"#,
         r#"action == "connect" && family == "AF_INET6" && type == "SOCK_STREAM" && protocol == "TCP""#,
         r#"(fd == 99 || user.id == 1000) && !(user.effective.id != 0)"#,
-        "process.pid == 4242 && process.parent.pid == 1 && process.thread.id == 4243 && inode == 77 && group.id==100",
+        r#"process.pid == 4242 && process.parent.pid == 1 && process.thread.id == 4243 && process.thread.name == "worker" && inode == 77 && group.id==100"#,
+        r#"container.id == "web""#,
         r#"state == "CLOSE" && state_before == "CLOSE" && !existing"#,
         "fd < 10", // as text it would not
         r#"fd == 99 && fd == 99 || fd == 5"#,

@@ -9,7 +9,7 @@ use serde::{Serialize, Serializer};
 use super::data::{self, Data, Field, Value};
 use super::{container_id, system_call};
 use crate::clock::Clock;
-use crate::socket_event::SocketEvent;
+use crate::socket_event::{SocketEvent, ThreadName};
 
 /// The older form. Serialize it. Ids that are not known are 0, texts empty, as Tracee writes them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -33,8 +33,8 @@ pub struct TraceEvent<'a> {
     pub host_parent_process_id: u32,
     /// Its real user.
     pub user_id: u32,
-    /// Its name.
-    pub process_name: &'a str,
+    /// The thread's name.
+    pub process_name: Cow<'a, str>,
     /// Its program.
     pub executable: File<'a>,
     /// The host's name.
@@ -86,7 +86,7 @@ impl<'a> TraceEvent<'a> {
             host_thread_id: event.tid,
             host_parent_process_id: parent,
             user_id: process.and_then(|process| process.credentials).map_or(0, |credentials| credentials.uid),
-            process_name: process.and_then(|process| process.image.name()).unwrap_or_default(),
+            process_name: event.thread_name.as_ref().map(ThreadName::text).unwrap_or_default(),
             executable: File { path: executable.map(|path| path.to_string_lossy()).unwrap_or_default() },
             host_name,
             container_id: process.and_then(container_id).unwrap_or_default(),

@@ -12,7 +12,7 @@ use std::borrow::Cow;
 
 use serde::Serialize;
 
-use super::SocketEvent;
+use super::{SocketEvent, ThreadName};
 use crate::clock::{Clock, Timestamp};
 use crate::process::Process;
 
@@ -93,9 +93,9 @@ pub struct Thread<'a> {
     /// When its process began.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub start_time: Option<Timestamp>,
-    /// Its process's name.
+    /// Its own name.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub name: Option<&'a str>,
+    pub name: Option<Cow<'a, str>>,
     /// Its id in the monitor's pid namespace.
     pub host_tid: u32,
     /// The same.
@@ -140,7 +140,7 @@ impl<'a> TraceeEvent<'a> {
 }
 
 impl<'a> WorkloadProcess<'a> {
-    fn of(process: &'a Process, event: &SocketEvent, clock: Clock) -> Self {
+    fn of(process: &'a Process, event: &'a SocketEvent, clock: Clock) -> Self {
         let path = process.image.executable().map(|path| path.to_string_lossy());
         Self {
             executable: path.map(|path| Executable { path }),
@@ -149,7 +149,7 @@ impl<'a> WorkloadProcess<'a> {
             real_user: process.credentials.map(|credentials| User { id: credentials.uid }),
             thread: Thread {
                 start_time: process.start.map(|boot| clock.wall_of_boot(boot)),
-                name: process.image.name(),
+                name: event.thread_name.as_ref().map(ThreadName::text),
                 host_tid: event.tid,
                 tid: event.tid,
                 syscall: system_call(event),
@@ -160,7 +160,7 @@ impl<'a> WorkloadProcess<'a> {
 }
 
 fn container_id(process: &Process) -> Option<&str> {
-    process.image.details.get()?.container_id.as_deref().filter(|id| !id.is_empty())
+    process.container_id().filter(|id| !id.is_empty())
 }
 
 /// What the call is called as a system call; nothing for one that had no descriptor, since that was none. A socket that was

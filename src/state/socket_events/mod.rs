@@ -18,7 +18,7 @@ use crate::process::Process;
 use crate::socket_event::step::{Call, Entered, Layer, Reached, Seen, Step};
 use crate::socket_event::{
     Action, Actions, Address, CallResult, Family, IpEnd, Listener, Socket, SocketEvent, SocketId, SocketState,
-    SocketType,
+    SocketType, ThreadName,
 };
 
 /// How many calls may be under way at once, each in a thread of its own.
@@ -50,6 +50,7 @@ pub struct SocketEvents {
 struct Moment {
     time: KernelTime,
     tid: u32,
+    thread_name: Option<ThreadName>,
     process: Option<Arc<Process>>,
 }
 
@@ -93,35 +94,35 @@ impl SocketEvents {
     }
 
     /// Takes in a step.
-    pub fn step(&mut self, event: &Event, step: &Step, processes: &mut Processes) {
+    pub fn step(&mut self, event: &Event, step: &Step, thread_name: Option<ThreadName>, processes: &mut Processes) {
         if event.pid == self.own_pid {
             return;
         }
-        let mut moment = Moment { time: event.time, tid: event.tid, process: None };
+        let mut moment = Moment { time: event.time, tid: event.tid, thread_name, process: None };
         match step {
             Step::Entered(entered) => self.enter(moment, *entered),
             Step::Reached { socket, what } => {
-                moment.process = actor(processes, event.pid);
+                moment.process = not_the_kernels(processes.actor(event.pid, event.tid));
                 self.reach(moment, socket, what);
             }
             Step::Connecting { local } => self.connecting(event.tid, *local),
             Step::Accepted { socket } => {
-                moment.process = actor(processes, event.pid);
+                moment.process = not_the_kernels(processes.actor(event.pid, event.tid));
                 self.accepted(moment, socket);
             }
             Step::Returned { call, layer, value } => {
-                moment.process = actor(processes, event.pid);
+                moment.process = not_the_kernels(processes.actor(event.pid, event.tid));
                 self.back(moment, *call, *layer, *value);
             }
             Step::Released { socket } => {
-                moment.process = actor(processes, event.pid);
+                moment.process = not_the_kernels(processes.leaver(event.pid));
                 self.released(moment, socket);
             }
         }
     }
 
     fn enter(&mut self, moment: Moment, entered: Entered) {
-        self.put(moment.tid, Pending::entered(entered));
+        self.put(moment.tid, Pending::entered(entered, moment.thread_name));
     }
 
     fn reach(&mut self, moment: Moment, seen: &Seen, what: &Reached) {
@@ -136,10 +137,11 @@ impl SocketEvents {
         match self.pending.get_mut(&moment.tid) {
             Some(pending) if pending.call == what.call() && pending.entered.is_some() && pending.aim.is_none() => {
                 pending.aim = Some(aim);
+                pending.thread_name = pending.thread_name.or(moment.thread_name);
             }
             // A socket that is made by no call of its own, one of a pair or io_uring's, is there by now.
             _ if what.call() == Call::Create => self.finish(moment, None, aim, CallResult::Success),
-            _ => self.put(moment.tid, Pending::reached(what.call(), aim)),
+            _ => self.put(moment.tid, Pending::reached(what.call(), aim, moment.thread_name)),
         }
     }
 
@@ -168,7 +170,7 @@ impl SocketEvents {
     /// A connection for a call that began before calls were watched: nothing is known of its listener.
     fn accepted_late(&mut self, moment: Moment, socket: Socket) {
         // Without a process the kernel accepts for itself.
-        let Moment { time, tid, process: Some(process) } = moment else { return };
+        let Moment { time, tid, thread_name, process: Some(process) } = moment else { return };
         self.remember(socket.clone());
         let listener = Listener { id: SocketId::default(), local: None };
         self.tell(SocketEvent {
@@ -180,6 +182,7 @@ impl SocketEvents {
             before: None,
             process: Some(process),
             tid,
+            thread_name,
         });
     }
 
@@ -214,6 +217,7 @@ impl SocketEvents {
             before,
             process: moment.process,
             tid: moment.tid,
+            thread_name: moment.thread_name,
         });
     }
 
@@ -231,13 +235,15 @@ impl SocketEvents {
     }
 
     /// The call that a thread is in ends. `descriptor` is what it brought.
-    fn end(&mut self, moment: Moment, result: CallResult, descriptor: Option<i32>) {
-        let Some(Pending { entered, aim, .. }) = self.pending.remove(&moment.tid) else { return };
+    fn end(&mut self, mut moment: Moment, result: CallResult, descriptor: Option<i32>) {
+        let Some(Pending { entered, aim, thread_name, .. }) = self.pending.remove(&moment.tid) else { return };
+        // A return sample does not contain the thread's name.
+        moment.thread_name = moment.thread_name.or(thread_name);
         let entered = entered.map(|entered| entered.with_descriptor(descriptor));
         match (aim, entered.and_then(pending::Begun::asked)) {
             (Some(aim), _) => self.finish(moment, entered, aim, result),
-            // It did not even come to be.
-            (None, Some((family, kind, protocol))) => {
+            // It failed before there was a socket.
+            (None, Some((family, kind, protocol))) if result != CallResult::Success => {
                 let number = u16::try_from(protocol).ok();
                 let socket = Socket { kind: Some(kind), protocol: number, ..nothing(family) };
                 let before = SocketState::CLOSE;
@@ -251,7 +257,7 @@ impl SocketEvents {
                 };
                 self.finish(moment, entered, aim, result);
             }
-            (None, None) => {} // it was no socket
+            (None, _) => {} // no socket, or one whose creation was not seen
         }
     }
 
@@ -263,9 +269,9 @@ impl SocketEvents {
             self.catch_up(&mut outcome.socket);
             self.remember(socket);
         }
-        let Moment { time, tid, process } = moment;
+        let Moment { time, tid, thread_name, process } = moment;
         let (action, socket, before) = (outcome.action, outcome.socket, outcome.before);
-        self.tell(SocketEvent { time, action, result, fd: outcome.fd, socket, before, process, tid });
+        self.tell(SocketEvent { time, action, result, fd: outcome.fd, socket, before, process, tid, thread_name });
     }
 
     fn tell(&mut self, event: SocketEvent) {
@@ -294,8 +300,8 @@ impl SocketEvents {
 }
 
 /// Who acts, unless it is one of the kernel's own threads.
-fn actor(processes: &mut Processes, pid: u32) -> Option<Arc<Process>> {
-    Some(processes.actor(pid)).filter(|process| !process.kernel)
+fn not_the_kernels(process: Arc<Process>) -> Option<Arc<Process>> {
+    Some(process).filter(|process| !process.kernel)
 }
 
 /// A socket of which only the family is known.
@@ -328,7 +334,7 @@ fn updated(known: Socket, seen: &Seen) -> Socket {
         sock: seen.sock,
         family: seen.family,
         kind: Some(seen.kind),
-        protocol: Some(seen.protocol),
+        protocol: seen.protocol.or(known.protocol),
         local: merged(seen.local, known.local),
         remote: merged(seen.remote, known.remote),
         state: Some(seen.state),

@@ -6,7 +6,7 @@ use nix::libc;
 
 use super::{
     Action, Address, Call, CallResult, Entered, Family, Layer, Listener, Moment, Process, Reached, Socket, SocketState,
-    SocketType,
+    SocketType, ThreadName,
 };
 
 /// `TYPE & SOCK_TYPE_MASK` of `include/linux/net.h`: without flags.
@@ -20,6 +20,8 @@ pub struct Pending {
     pub entered: Option<Begun>,
     /// The socket that it is about, once it has come there.
     pub aim: Option<Aim>,
+    /// The thread's name, once a step has had it.
+    pub thread_name: Option<ThreadName>,
 }
 
 /// How a system call began, and the descriptor that it brought.
@@ -60,13 +62,13 @@ impl Pending {
         self.entered.map_or(Layer::Socket, |begun| begun.entered.layer())
     }
 
-    pub fn entered(entered: Entered) -> Self {
+    pub fn entered(entered: Entered, thread_name: Option<ThreadName>) -> Self {
         let begun = Begun { entered, descriptor: None };
-        Self { call: entered.call(), entered: Some(begun), aim: None }
+        Self { call: entered.call(), entered: Some(begun), aim: None, thread_name }
     }
 
-    pub fn reached(call: Call, aim: Aim) -> Self {
-        Self { call, entered: None, aim: Some(aim) }
+    pub fn reached(call: Call, aim: Aim, thread_name: Option<ThreadName>) -> Self {
+        Self { call, entered: None, aim: Some(aim), thread_name }
     }
 }
 

@@ -61,6 +61,7 @@ impl SocketEvents {
             before,
             process: None,
             tid: 0,
+            thread_name: None,
         });
     }
 

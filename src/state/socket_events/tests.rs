@@ -11,17 +11,19 @@ struct Machine {
     events: SocketEvents,
     processes: Processes,
     time: u64,
+    /// The thread's name in the next step.
+    thread_name: Option<ThreadName>,
 }
 
 impl Machine {
     fn new(wanted: Actions) -> Self {
-        Self { events: SocketEvents::new(wanted, 1, 4), processes: Processes::new(100), time: 0 }
+        Self { events: SocketEvents::new(wanted, 1, 4), processes: Processes::new(100), time: 0, thread_name: None }
     }
 
     fn step(&mut self, tid: u32, step: Step) {
         self.time += 1;
-        let event = Event { time: self.time, pid: PID, tid, kind: EventKind::Step(Box::new(step.clone())) };
-        self.events.step(&event, &step, &mut self.processes);
+        let event = Event { time: self.time, pid: PID, tid, kind: EventKind::Exit };
+        self.events.step(&event, &step, self.thread_name.take(), &mut self.processes);
     }
 
     fn enter(&mut self, call: Call, fd: i32) {
@@ -50,7 +52,7 @@ fn tcp(id: u64) -> Seen {
         sock: id * 64,
         family: Family::INET,
         kind: SocketType::STREAM,
-        protocol: 6,
+        protocol: Some(6),
         state: SocketState::CLOSE,
         local: None,
         remote: None,
@@ -58,7 +60,7 @@ fn tcp(id: u64) -> Seen {
 }
 
 fn unix(id: u64) -> Seen {
-    Seen { family: Family::UNIX, protocol: 0, ..tcp(id) }
+    Seen { family: Family::UNIX, protocol: Some(0), ..tcp(id) }
 }
 
 fn end(port: u16) -> IpEnd {
@@ -279,7 +281,7 @@ fn a_known_scope_and_a_port_that_was_given_back_are_kept() {
 fn enters(machine: &mut Machine, sock: KernelAddress, state: TcpState) {
     let tuple = Tuple { net: 1, local: Endpoint::new([127, 0, 0, 1], 9), remote: Endpoint::new([127, 0, 0, 1], 80) };
     machine.time += 1;
-    let kind = EventKind::TcpState { sock, tuple, state, segments: Segments::default() };
+    let kind = EventKind::TcpState { sock, tuple, state, segments: Some(Segments::default()) };
     let event = Event { time: machine.time, pid: 0, tid: 0, kind };
     machine.events.tcp_state(&event, sock, &tuple, state);
 }
@@ -393,7 +395,7 @@ fn sends(machine: &mut Machine, sock: u64, port: u16) {
 
 #[test]
 fn sending_gives_a_port_and_to_a_connected_socket_an_address() {
-    let udp = |id, remote| Seen { kind: SocketType::DGRAM, protocol: 17, remote, ..tcp(id) };
+    let udp = |id, remote| Seen { kind: SocketType::DGRAM, protocol: Some(17), remote, ..tcp(id) };
     let mut machine = Machine::new(Actions::CREATE.or(Actions::STATE));
     for (id, remote, ip) in [(5, None, "0.0.0.0"), (6, Some(end(53)), "192.0.2.1")] {
         machine.step(7, Step::Reached { socket: udp(id, remote), what: Reached::Create { protocol: 17 } });
@@ -407,4 +409,24 @@ fn sending_gives_a_port_and_to_a_connected_socket_an_address() {
     }
     sends(&mut machine, 7 * 64, 4000);
     assert!(machine.told().is_empty(), "nobody knows of it");
+}
+
+#[test]
+fn a_call_is_told_with_its_threads_own_name() {
+    let mut machine = Machine::new(Actions::ALL);
+    let name = |name: &[u8]| Some(ThreadName::new(name));
+    machine.enter(Call::Connect, 5);
+    machine.thread_name = name(b"worker");
+    machine.step(7, reach(tcp(5), Reached::Connect(ANY)));
+    machine.back(Call::Connect, Layer::SystemCall, 0);
+    assert_eq!(machine.one().thread_name, name(b"worker"));
+
+    // One that fails before it comes to a socket.
+    machine.thread_name = name(b"other");
+    machine.step(7, Step::Entered(Entered::Create { layer: Layer::SystemCall, family: 2, kind: 1, protocol: 9 }));
+    machine.back(Call::Create, Layer::SystemCall, -93);
+    assert_eq!(machine.one().thread_name, name(b"other"));
+
+    machine.step(7, Step::Released { socket: tcp(5) });
+    assert_eq!(machine.one().thread_name, None, "nothing told it");
 }

@@ -3,26 +3,7 @@
 use std::net::IpAddr;
 
 use super::*;
-use crate::event::{Fragmented, Sight, Unreadable};
-use crate::loss::LossCause;
-
-#[test]
-fn a_loss_marks_the_flows_that_were_open() {
-    let mut story = Story::new();
-    story.conversation(CURL, 0xa, tuple(40000, 80));
-    story.wait(6);
-    assert!(!story.only().inexact.samples_lost);
-    story.conversation(CURL, 0xb, tuple(40001, 80));
-    story.say(0, EventKind::Lost { cause: LossCause::Ring { cpu: 3 }, count: 7 });
-    story.wait(6);
-    assert!(story.only().inexact.samples_lost);
-    story.conversation(CURL, 0xc, tuple(40002, 80));
-    story.wait(6);
-    assert!(!story.only().inexact.samples_lost);
-    assert_eq!(story.state.stats().samples_lost, 7);
-    let told: Vec<_> = story.state.losses().map(|loss| (loss.cause, loss.count)).collect();
-    assert_eq!(told, [(LossCause::Ring { cpu: 3 }, 7)]);
-}
+use crate::event::{Dropped, Fragmented, Sight, Unreadable};
 
 #[test]
 fn what_finds_no_room_is_counted() {
@@ -272,4 +253,220 @@ fn a_socket_has_no_part_in_what_its_address_was_before() {
     story.wait(31);
     let flow = story.only();
     assert_eq!((flow.complete, flow.inexact), (true, Inexact::default()));
+}
+
+/// A packet with these ends is dropped.
+fn dropped(sock: u64, transport: Transport, tuple: Tuple, bytes: u32) -> EventKind {
+    let ends = Some((tuple.local, tuple.remote));
+    EventKind::Dropped(Dropped {
+        sock,
+        transport: Some(transport),
+        other_protocol: false,
+        ends,
+        bytes,
+        with_others: false,
+        may_have_arrived: false,
+    })
+}
+
+#[test]
+fn what_is_dropped_here_is_not_sent() {
+    let mut story = Story::new();
+    story.say(CURL, EventKind::SocketCreated { sock: 0xa, for_program: true });
+    story.udp(Way::Out, 0xa, tuple(40000, 53), 60);
+    story.say(0, dropped(0xa, Transport::Udp, tuple(40000, 53), 60));
+    story.say(0, dropped(0xb, Transport::Udp, tuple(40000, 53), 60)); // another socket's
+    story.wait(31);
+    let flow = story.only();
+    assert_eq!((flow.sent, flow.dropped), (counters(0, 0), counters(1, 60)));
+    assert_eq!((flow.outcome, flow.inexact), (Outcome::Failure(0), Inexact::default()));
+}
+
+#[test]
+fn what_arrives_and_is_dropped_was_not_sent() {
+    let mut story = Story::new();
+    story.say(CURL, EventKind::SocketCreated { sock: 0xa, for_program: true });
+    story.udp(Way::Out, 0xa, tuple(40000, 53), 60);
+    let Tuple { net, local, remote } = tuple(40000, 53);
+    for ends in [Tuple { net, local: remote, remote: local }, tuple(40000, 53)] {
+        let EventKind::Dropped(packet) = dropped(0xa, Transport::Udp, ends, 60) else { unreachable!() };
+        story.say(0, EventKind::Dropped(Dropped { may_have_arrived: true, ..packet }));
+    }
+    story.wait(31);
+    let flow = story.only();
+    assert_eq!((flow.sent, flow.dropped, flow.inexact), (counters(0, 0), counters(1, 60), Inexact::default()));
+}
+
+#[test]
+fn of_segments_that_travel_as_one_all_are_dropped() {
+    let tuple = tuple(40000, 80);
+    // First three full segments are sent as one packet, then a full and a short one.
+    for (bytes, further, is_exact) in [(52 + 1500, 1, false), (52 + 3000, 2, false), (52 + 900, 0, true)] {
+        let mut story = Story::new();
+        story.say(CURL, EventKind::SocketCreated { sock: 0xa, for_program: true });
+        story.say(CURL, counted(Way::Out, tuple, 60, 60, (SYN, 0, 1)));
+        story.state_is(0xa, tuple, TcpState::Established);
+        story.say(CURL, counted(Way::Out, tuple, 52 + 3000, 52, (ACK, 1, 4)));
+        story.say(CURL, counted(Way::Out, tuple, 52 + 1500, 52, (ACK, 1, 6)));
+        story.say(CURL, dropped(0xa, Transport::Tcp, tuple, bytes));
+        story.wait(31);
+        let flow = story.only();
+        let gone = counters(1 + further, u64::from(bytes) + further * 52);
+        let all = counters(6, 60 + 3000 + 1500 + 5 * 52);
+        assert_eq!((flow.dropped, flow.sent), (gone, counters(all.packets - gone.packets, all.bytes - gone.bytes)));
+        assert_eq!(flow.inexact, Inexact { dropped_locally: !is_exact, ..Inexact::default() });
+    }
+}
+
+#[test]
+fn what_was_translated_is_one_of_its_sockets() {
+    for flows in [1, 2] {
+        let mut story = Story::new();
+        story.say(CURL, EventKind::SocketCreated { sock: 0xa, for_program: true });
+        for port in 0..flows {
+            story.udp(Way::Out, 0xa, tuple(40000, 53 + port), 60);
+        }
+        story.say(0, dropped(0xa, Transport::Udp, tuple(40000, 5353), 60));
+        story.wait(31);
+        for flow in std::mem::take(&mut story.out) {
+            let taken_back = u64::from(flows == 1);
+            assert_eq!((flow.sent.packets, flow.dropped.packets), (1 - taken_back, taken_back));
+            assert_eq!(flow.inexact, Inexact { dropped_locally: true, ..Inexact::default() });
+        }
+    }
+}
+
+#[test]
+fn what_another_socket_sends_for_a_connection_is_dropped_once() {
+    let tuple = tuple(80, 40000);
+    // A socket of the kernel's own, and a program's raw socket, which may forge any packet.
+    for (made, is_taken_back) in [(None, true), (Some(false), true), (Some(true), false)] {
+        let mut story = Story::new();
+        if let Some(for_program) = made {
+            story.say(CURL, EventKind::SocketCreated { sock: 0xe, for_program });
+        }
+        story.tcp(Way::In, 0, tuple, 60, SYN);
+        story.tcp(Way::Out, 0xf, tuple, 60, SYN | ACK);
+        for _ in 0..2 {
+            story.say(0, dropped(0xe, Transport::Tcp, tuple, 60));
+        }
+        story.wait(31);
+        let flow = story.only();
+        let wanted = if is_taken_back { (0, 1) } else { (1, 0) };
+        assert_eq!((flow.sent.packets, flow.dropped.packets), wanted);
+    }
+}
+
+#[test]
+fn segments_without_a_route_mark_their_connection() {
+    let mut story = Story::new();
+    story.say(CURL, EventKind::SocketCreated { sock: 0xa, for_program: true });
+    story.tcp(Way::Out, 0xa, tuple(40000, 80), 60, SYN);
+    story.say(0, EventKind::Dropped(without_ports(false)));
+    story.wait(31);
+    let flow = story.only();
+    assert_eq!((flow.sent, flow.inexact.dropped_locally), (counters(1, 60), true));
+}
+
+/// What is dropped of socket 0xa without ports that could be read: of another protocol, or before it came to IP.
+fn without_ports(other_protocol: bool) -> Dropped {
+    Dropped {
+        sock: 0xa,
+        transport: None,
+        other_protocol,
+        ends: None,
+        bytes: 0,
+        with_others: false,
+        may_have_arrived: false,
+    }
+}
+
+#[test]
+fn what_is_dropped_encapsulated_marks_all_flows_of_its_socket() {
+    for (other_protocol, is_marked) in [(true, true), (false, false)] {
+        let mut story = Story::new();
+        story.say(CURL, EventKind::SocketCreated { sock: 0xa, for_program: true });
+        story.udp(Way::Out, 0xa, tuple(40000, 53), 60);
+        story.say(0, EventKind::Dropped(without_ports(other_protocol)));
+        story.wait(31);
+        let flow = story.only();
+        assert_eq!((flow.sent, flow.inexact.dropped_locally), (counters(1, 60), is_marked));
+    }
+    // In a datagram of ESP's (RFC 3948).
+    let mut story = Story::new();
+    story.say(CURL, EventKind::SocketCreated { sock: 0xa, for_program: true });
+    story.tcp(Way::Out, 0xa, tuple(40000, 80), 60, SYN);
+    story.say(0, dropped(0xa, Transport::Udp, tuple(4500, 4500), 120));
+    story.wait(31);
+    assert!(story.only().inexact.dropped_locally);
+}
+
+#[test]
+fn what_the_kernel_sends_without_a_socket_is_taken_back_over_ipv6_too() {
+    let [local, remote]: [Ipv6Addr; 2] = ["2001:db8::1", "2001:db8::2"].map(|ip| ip.parse().unwrap());
+    let tuple = Tuple { local: Endpoint::new(local, 80), remote: Endpoint::new(remote, 40000), ..tuple(80, 40000) };
+    let mut story = Story::new();
+    story.tcp(Way::In, 0, tuple, 80, SYN);
+    story.tcp(Way::Out, 0xf, tuple, 80, SYN | ACK);
+    story.tcp(Way::Out, 0xe, tuple, 60, RST);
+    story.say(0, dropped(0, Transport::Tcp, tuple, 60));
+    story.say(0, dropped(0, Transport::Udp, tuple, 60)); // nobody's
+    story.wait(31);
+    let flow = story.only();
+    assert_eq!((flow.sent, flow.dropped), (counters(1, 80), counters(1, 60)));
+    assert_eq!(flow.inexact, Inexact::default());
+}
+
+/// The others that were dropped with it may belong to any flow of its socket.
+#[test]
+fn a_packet_dropped_with_others_is_taken_back_and_marks_its_flow() {
+    let mut story = Story::new();
+    story.say(CURL, EventKind::SocketCreated { sock: 0xa, for_program: true });
+    story.udp(Way::Out, 0xa, tuple(40000, 53), 60);
+    let EventKind::Dropped(packet) = dropped(0xa, Transport::Udp, tuple(40000, 53), 60) else { unreachable!() };
+    story.say(0, EventKind::Dropped(Dropped { with_others: true, ..packet }));
+    story.wait(31);
+    let flow = story.only();
+    assert_eq!((flow.dropped, flow.inexact.dropped_locally), (counters(1, 60), true));
+    // Segments without a route are TCP's: datagrams have none.
+    story.udp(Way::Out, 0xa, tuple(40000, 53), 60);
+    story.say(
+        0,
+        EventKind::Dropped(Dropped {
+            sock: 0xa,
+            transport: None,
+            ends: None,
+            bytes: 0,
+            with_others: false,
+            may_have_arrived: false,
+            other_protocol: false,
+        }),
+    );
+    story.wait(31);
+    let flow = story.only();
+    assert_eq!((flow.sent, flow.inexact), (counters(1, 60), Inexact::default()));
+}
+
+#[test]
+fn a_dropped_packet_that_is_filtered_out_marks_no_flow() {
+    let mut config = Config::default();
+    config.filter.ports.exclude = vec![53];
+    let mut story = Story::with(config);
+    story.say(CURL, EventKind::SocketCreated { sock: 0xa, for_program: true });
+    story.udp(Way::Out, 0xa, tuple(40000, 5353), 60);
+    story.say(0, dropped(0xa, Transport::Udp, tuple(40000, 53), 60));
+    story.wait(31);
+    let flow = story.only();
+    assert_eq!((flow.sent, flow.inexact), (counters(1, 60), Inexact::default()));
+}
+
+#[test]
+fn a_dropped_packet_from_another_address_is_not_the_sockets_only_flows() {
+    let mut story = Story::new();
+    story.say(CURL, EventKind::SocketCreated { sock: 0xa, for_program: true });
+    story.udp(Way::Out, 0xa, tuple(40000, 53), 60);
+    story.say(0, dropped(0xa, Transport::Udp, tuple(40001, 5353), 60));
+    story.wait(31);
+    let flow = story.only();
+    assert_eq!((flow.sent, flow.dropped, flow.inexact.dropped_locally), (counters(1, 60), counters(0, 0), true));
 }

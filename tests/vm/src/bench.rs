@@ -1,4 +1,4 @@
-//! `vm bench`: what a packet costs, in instructions.
+//! `vm bench`: what packets and processes cost, in instructions.
 
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,7 +11,7 @@ use crate::guest::{Guest, Outcome};
 use crate::matrix::Arch;
 use crate::options::{BenchOptions, MachineOptions};
 
-/// Measures, and prints a table in Markdown.
+/// Measures, and prints a table in Markdown for packets and one for processes.
 pub fn run(options: &BenchOptions) -> Result<u8> {
     let mut machine = MachineOptions::standard(options.kernel, Arch::X86_64);
     machine.icount = true;
@@ -24,13 +24,15 @@ pub fn run(options: &BenchOptions) -> Result<u8> {
         additions: &[],
         out: None,
         timeout: options.timeout,
-        command: &format!("guest-bench {}", options.arguments.join(" ")),
+        command: &format!("guest-bench '{}' {}", options.only, options.arguments.join(" ")),
     };
     let outcome = guest.boot(Box::new(lines.clone()), Box::new(io::stderr()))?;
     if outcome == Outcome::Ended(0) {
         let with = options.arguments.join(" ");
-        println!("Linux {} (x86_64), `socktrail flows {with}`, instructions per packet:\n", options.kernel);
-        print!("{}", table(&measurements(&lines.text())?));
+        for (unit, loads) in &measurements(&lines.text())? {
+            println!("Linux {} (x86_64), `socktrail flows {with}`, instructions per {unit}:\n", options.kernel);
+            println!("{}", table(unit, loads));
+        }
     } else {
         eprintln!("vm: nothing was measured: {outcome}");
     }
@@ -61,8 +63,8 @@ impl Write for Lines {
 #[derive(Debug, Default)]
 struct Load {
     name: String,
-    /// Packets of one datagram, exchange or connection.
-    packets: f64,
+    /// Packets of one datagram, exchange or connection; processes of one go.
+    each: f64,
     alone: Rounds,
     probes: Rounds,
     threads: Rounds,
@@ -91,30 +93,39 @@ impl Rounds {
     }
 }
 
+/// The loads of each unit, packets or processes.
+type Measurements = Vec<(String, Vec<Load>)>;
+
 /// Reads the guest's lines, one JSON object a round.
-fn measurements(text: &str) -> Result<Vec<Load>> {
-    let mut loads: Vec<Load> = Vec::new();
+fn measurements(text: &str) -> Result<Measurements> {
+    let mut measurements = Measurements::new();
     for line in text.lines() {
         let value: Value = serde_json::from_str(line).with_context(|| format!("no JSON: {line}"))?;
         let number = |name: &str| value[name].as_f64().with_context(|| format!("no {name}: {line}"));
         let name = value["load"].as_str().with_context(|| format!("no load: {line}"))?;
+        let unit = value["unit"].as_str().with_context(|| format!("no unit: {line}"))?;
+        if measurements.last().is_none_or(|(last, _)| last != unit) {
+            measurements.push((unit.to_owned(), Vec::new()));
+        }
+        let (_, loads) = measurements.last_mut().context("a unit was begun")?;
         if loads.last().is_none_or(|last| last.name != name) {
             loads.push(Load { name: name.to_owned(), ..Load::default() });
         }
         let load = loads.last_mut().context("a load was begun")?;
-        load.packets = number("packets")?;
+        load.each = number("each")?;
         load.alone.0.push(number("alone")?);
         load.probes.0.push(number("probes")?);
         load.threads.0.push(number("threads")?);
         load.user.0.push(number("user")?);
     }
-    Ok(loads)
+    Ok(measurements)
 }
 
-/// A line for each load: numbers for one packet, means of all rounds with the farthest from it.
-fn table(loads: &[Load]) -> String {
-    let mut text = String::from(
-        "| traffic over loopback | packets each | without monitor | added by the probes, in the kernel | \
+/// A line for each load: numbers for one unit, means of all rounds with the farthest from it.
+fn table(unit: &str, loads: &[Load]) -> String {
+    let (what, each) = if unit == "packet" { ("traffic over loopback", "packets") } else { ("processes", "processes") };
+    let mut text = format!(
+        "| {what} | {each} each | without monitor | added by the probes, in the kernel | \
          added by socktrail's threads | of that in user space | in all |\n|---|---|---|---|---|---|---|\n",
     );
     for load in loads {
@@ -122,7 +133,7 @@ fn table(loads: &[Load]) -> String {
         text.push_str(&format!(
             "| {} | {:.1} | {} | {} | {} | {:.0} % | {all:.0} |\n",
             load.name,
-            load.packets,
+            load.each,
             load.alone.text(),
             load.probes.text(),
             load.threads.text(),
@@ -138,13 +149,17 @@ mod tests {
 
     #[test]
     fn rounds_become_a_line() {
-        let text = r#"{"load":"UDP","packets":1.0,"alone":1000,"probes":300,"threads":100,"user":0.5}
-            {"load":"UDP","packets":1.0,"alone":1100,"probes":300,"threads":100,"user":0.7}
-            {"load":"TCP","packets":7.0,"alone":2000,"probes":600,"threads":100,"user":0.5}"#;
-        let table = table(&measurements(text).unwrap());
-        let lines: Vec<_> = table.lines().collect();
+        let text = r#"{"load":"UDP","unit":"packet","each":1.0,"alone":1000,"probes":300,"threads":100,"user":0.5}
+            {"load":"UDP","unit":"packet","each":1.0,"alone":1100,"probes":300,"threads":100,"user":0.7}
+            {"load":"TCP","unit":"packet","each":7.0,"alone":2000,"probes":600,"threads":100,"user":0.5}
+            {"load":"fork","unit":"process","each":1.0,"alone":2000,"probes":600,"threads":100,"user":0.5}"#;
+        let measured = measurements(text).unwrap();
+        let [(packet, traffic), (process, processes)] = &measured[..] else { panic!("{measured:?}") };
+        let traffic = table(packet, traffic);
+        let lines: Vec<_> = traffic.lines().collect();
         assert_eq!(lines.len(), 4);
         assert_eq!(lines[2], "| UDP | 1.0 | 1050 ± 4.8 % | 300 ± 0.0 % | 100 ± 0.0 % | 60 % | 1450 |");
+        assert!(table(process, processes).starts_with("| processes | processes each |"));
         assert_eq!(Rounds(vec![0.0, 0.0]).text(), "0 ± 0.0 %");
         assert!(measurements("{}").is_err());
     }

@@ -23,7 +23,7 @@ pub const OUT_DIR: &str = "/out";
 pub const ACKNOWLEDGED: &[u8] = b"ok\n";
 
 /// The environment variable that tells the guest's tests which of them to run: the beginnings of their names, with
-/// spaces between them.
+/// spaces between them. A `-` before a beginning leaves tests out; if there are only such, all others run.
 pub const TESTS_VARIABLE: &str = "GUEST_TESTS";
 
 /// The file of [`OUT_DIR`] in which the tests leave how many of them passed.
@@ -31,3 +31,15 @@ pub const RESULT_FILE: &str = "result.json";
 
 /// The file of [`OUT_DIR`] in which the test of the kernel's layout leaves what it found.
 pub const LAYOUT_FILE: &str = "layout.json";
+
+/// The environment variable with the release of an older kernel that Socktrail is to behave as of (`--as-of`).
+pub const AS_OF_VARIABLE: &str = "AS_OF";
+
+/// The environment variable with the seed of random traffic; without it a new one is chosen.
+pub const TORTURE_SEED_VARIABLE: &str = "TORTURE_SEED";
+
+/// The environment variable that says for how many seconds random traffic is made.
+pub const TORTURE_SECONDS_VARIABLE: &str = "TORTURE_SECONDS";
+
+/// The environment variable with the kinds of random traffic that are left out, with commas between them.
+pub const TORTURE_WITHOUT_VARIABLE: &str = "TORTURE_WITHOUT";

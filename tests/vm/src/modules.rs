@@ -55,6 +55,8 @@ const WANTED: &[&str] = &[
     "sch_fq",
     "sch_htb",
     "sch_tbf",
+    "sch_fq_codel",
+    "sch_cake",
     "cls_u32",
     "cls_bpf",
     "cls_matchall",
@@ -73,6 +75,7 @@ const WANTED: &[&str] = &[
     "nft_reject_ipv4",
     "nft_reject_ipv6",
     "nft_limit",
+    "nft_numgen",
     "nft_log",
     "nft_counter",
     "nft_hash",
@@ -98,6 +101,8 @@ const WANTED: &[&str] = &[
     "xt_statistic",
     "xt_addrtype",
     "xt_LOG",
+    // IPsec.
+    "xfrm_user",
     // Overlays, as containers use them.
     "overlay",
 ];

@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -43,7 +44,7 @@ pub enum Action {
     Test(TestOptions),
     /// Make real traffic in a guest and print the documents that socktrail makes of it.
     Demo(DemoOptions),
-    /// Count the instructions that a packet costs with and without a monitor.
+    /// Count the instructions that packets and processes cost with and without a monitor.
     Bench(BenchOptions),
     /// Make the recordings of tests/data anew, with what they are replayed to.
     Record(RecordOptions),
@@ -117,6 +118,25 @@ impl MachineOptions {
     }
 }
 
+/// A release of Linux: major and minor number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Release(pub u32, pub u32);
+
+impl FromStr for Release {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> anyhow::Result<Self> {
+        let (major, minor) = text.split_once('.').context("a release has two numbers, such as 4.18")?;
+        Ok(Self(major.parse()?, minor.parse()?))
+    }
+}
+
+impl fmt::Display for Release {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.0, self.1)
+    }
+}
+
 /// Options of `vm test`.
 #[derive(Debug, Args)]
 pub struct TestOptions {
@@ -133,13 +153,24 @@ pub struct TestOptions {
     /// Also run the tests that take many minutes, and that others leave out.
     #[arg(long)]
     pub long: bool,
-    /// How many guests run at once; each keeps one processor busy [default: as many as there are processors].
+    /// How many guests run at once; each keeps one processor busy or waits [default: three for two processors].
     #[arg(long, value_parser = clap::value_parser!(u8).range(1..))]
     pub jobs: Option<u8>,
-    /// How long each guest may take.
-    #[arg(long, default_value = "25m", value_parser = humantime::parse_duration)]
-    pub timeout: Duration,
-    /// Run only the tests whose name contains this; on 6.1 when no kernel is named.
+    /// Have Socktrail do without what a kernel of this release does not have, such as 4.18: flows, owners, ends, programs,
+    /// events and sensors, on 6.1.
+    #[arg(long, value_name = "RELEASE")]
+    pub as_of: Option<Release>,
+    /// The seed of random traffic, to repeat an earlier run [default: a new one].
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// A kind of random traffic to leave out; may be repeated.
+    #[arg(long, value_name = "KIND")]
+    pub without: Vec<String>,
+    /// How long each guest may take [default: 45m, or 2h with --long].
+    #[arg(long, value_parser = humantime::parse_duration)]
+    pub timeout: Option<Duration>,
+    /// Run only the tests whose name contains this, or begins with one of several separated by commas; on 6.1 when no
+    /// kernel is named.
     pub filter: Option<String>,
 }
 
@@ -166,6 +197,9 @@ pub struct BenchOptions {
     /// The kernel series.
     #[arg(long, value_enum, default_value_t = Kernel::V6_1)]
     pub kernel: Kernel,
+    /// Measure only what has this in its name, such as `TCP` or `process`.
+    #[arg(long, value_name = "WORDS", default_value = "")]
+    pub only: String,
     /// How long the guest may take in all.
     #[arg(long, default_value = "20m", value_parser = humantime::parse_duration)]
     pub timeout: Duration,

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
@@ -22,15 +22,15 @@ const MOST_BYTES: u64 = 64 << 10;
 pub fn run(options: &RecordOptions) -> Result<u8> {
     let folder = workspace().join(FOLDER);
     fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
-    for (kernel, arch) in machines(options) {
+    for (kernel, arch) in machines(options).filter(|_| !options.replay_only) {
         let file = folder.join(format!("{kernel}-{arch}.strec"));
-        if !options.replay_only {
-            let outcome = record(options, kernel, arch, &file)?;
-            if outcome != Outcome::Ended(0) {
-                eprintln!("vm: nothing was recorded on {kernel} ({arch}): {outcome}");
-                return Ok(outcome.exit_status());
-            }
+        let outcome = record(options, kernel, arch, &file)?;
+        if outcome != Outcome::Ended(0) {
+            eprintln!("vm: nothing was recorded on {kernel} ({arch}): {outcome}");
+            return Ok(outcome.exit_status());
         }
+    }
+    for file in recordings(&folder, options)? {
         let documents = socktrail_here(&["replay", "--format", "ecs", &file.display().to_string()])?;
         ensure!(!documents.is_empty(), "the recording {} holds no flow", file.display());
         let expected = file.with_extension("json");
@@ -41,9 +41,29 @@ pub fn run(options: &RecordOptions) -> Result<u8> {
 }
 
 fn machines(options: &RecordOptions) -> impl Iterator<Item = (Kernel, Arch)> {
-    MATRIX.iter().copied().filter(|(kernel, arch)| {
-        (options.kernels.is_empty() || options.kernels.contains(kernel)) && options.arch.is_none_or(|one| one == *arch)
-    })
+    MATRIX.iter().copied().filter(|(kernel, arch)| is_chosen(options, &format!("{kernel}-{arch}")))
+}
+
+/// The recordings that there are, also those of kernels that are not in the matrix.
+fn recordings(folder: &Path, options: &RecordOptions) -> Result<Vec<PathBuf>> {
+    let reading = || format!("read {}", folder.display());
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).with_context(reading)? {
+        let path = entry.with_context(reading)?.path();
+        let name = path.file_stem().and_then(|name| name.to_str());
+        if path.extension().is_some_and(|end| end == "strec") && name.is_some_and(|name| is_chosen(options, name)) {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Whether the recording of this name, `KERNEL-ARCH`, is asked for.
+fn is_chosen(options: &RecordOptions, name: &str) -> bool {
+    let is_of = |kernel: &Kernel| name.strip_prefix(&kernel.to_string()).is_some_and(|rest| rest.starts_with('-'));
+    (options.kernels.is_empty() || options.kernels.iter().any(is_of))
+        && options.arch.is_none_or(|arch| name.ends_with(&format!("-{arch}")))
 }
 
 /// Runs the demo's script with a monitor that records, and puts the recording where it belongs.

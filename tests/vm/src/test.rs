@@ -12,23 +12,37 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
-use socktrail_vm::{LAYOUT_FILE, RESULT_FILE, TESTS_VARIABLE};
+use socktrail_vm::{
+    AS_OF_VARIABLE, LAYOUT_FILE, RESULT_FILE, TESTS_VARIABLE, TORTURE_SECONDS_VARIABLE, TORTURE_SEED_VARIABLE,
+    TORTURE_WITHOUT_VARIABLE,
+};
 use tempfile::TempDir;
 
 use crate::binaries::{NoTarget, Profile, Program};
 use crate::guest::{Guest, Outcome, Unavailable};
 use crate::layout_facts::LayoutFacts;
 use crate::matrix::{Arch, Kernel, MATRIX};
-use crate::options::{EXIT_INTERRUPTED, MachineOptions, TestOptions};
+use crate::options::{EXIT_INTERRUPTED, MachineOptions, Release, TestOptions};
 
 /// Debian packages that the tests use in the guest.
-const PACKAGES: &[&str] = &["curl", "dnsmasq-base", "netcat-openbsd"];
+const PACKAGES: &[&str] = &["curl", "dnsmasq-base", "netcat-openbsd", "nftables"];
+
+/// How long a guest may take: a guest that hangs is ended, one on a busy machine is not.
+const TIMEOUT: Duration = Duration::from_secs(45 * 60);
+/// The same if the tests that take many minutes are included.
+const LONG_TIMEOUT: Duration = Duration::from_secs(2 * 60 * 60);
+/// How long random traffic is made.
+const TORTURE: Duration = Duration::from_secs(50);
+/// The same with `--long`.
+const LONG_TORTURE: Duration = Duration::from_secs(60 * 60);
 
 /// Runs the tests on each kernel, several guests at once; the status is 0 when all of them passed.
 pub fn run(options: &TestOptions) -> Result<u8> {
     let start = Instant::now();
     let boots = boots(options);
-    let jobs = options.jobs.map_or_else(|| available_parallelism().map_or(1, NonZero::get), usize::from);
+    // A guest keeps one processor busy, and waits for two fifths of its time.
+    let most = || available_parallelism().map_or(1, NonZero::get) * 3 / 2;
+    let jobs = options.jobs.map_or_else(most, usize::from);
     let next = AtomicUsize::new(0);
     let rows = Mutex::new(Vec::new());
     let interrupted = AtomicBool::new(false);
@@ -107,11 +121,30 @@ struct Boot {
     kernel: Kernel,
     arch: Arch,
     tests: Tests,
+    /// The older release that Socktrail behaves as of.
+    as_of: Option<Release>,
+}
+
+impl Boot {
+    /// The beginnings of the names of tests, or with a `-` of those that do not run; nothing for all.
+    fn prefixes(&self) -> Option<String> {
+        let prefixes = self.tests.prefixes()?.to_owned();
+        // Kernels before 4.8 do not tell the name of a thread.
+        let without =
+            if self.as_of.is_some_and(|release| release < Release(4, 8)) { " -events::thread_names" } else { "" };
+        Some(prefixes + without)
+    }
+
+    /// What runs in it, in words.
+    fn name(&self) -> String {
+        let as_of = self.as_of.map_or_else(String::new, |release| format!("as of {release}: "));
+        format!("{as_of}{}", self.tests.name())
+    }
 }
 
 impl fmt::Display for Boot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Linux {} ({}): {}", self.kernel, self.arch, self.tests.name())
+        write!(f, "Linux {} ({}): {}", self.kernel, self.arch, self.name())
     }
 }
 
@@ -120,67 +153,98 @@ impl fmt::Display for Boot {
 enum Tests {
     /// All of them.
     All,
+    /// The half of all that compares much traffic with captures.
+    Captures,
+    /// The other half.
+    ButCaptures,
     /// Those that depend on the kernel most: that the layout is found, and that flows and socket events come out right.
     Kernels,
     /// Those that make sense on a kernel that was told to do without IPv6.
     WithoutIpv6,
+    /// Those of what older kernels can show as well.
+    OlderKernel,
 }
 
 impl Tests {
     const fn name(self) -> &'static str {
         match self {
             Self::All => "every test",
+            Self::Captures => "captures, random traffic",
+            Self::ButCaptures => "every test but captures and random traffic",
             Self::Kernels => "boot, layout, flows, events, sensors",
             Self::WithoutIpv6 => "without IPv6",
+            Self::OlderKernel => "flows, owners, threads, ends, programs, events, sensors",
         }
     }
 
-    /// The beginnings of their names; nothing for all.
+    /// The beginnings of their names, or with a `-` of those that do not run; nothing for all.
     const fn prefixes(self) -> Option<&'static str> {
         match self {
             Self::All => None,
+            Self::Captures => Some("capture:: tunnels:: mptcp:: torture::"),
+            Self::ButCaptures => Some("-capture:: -tunnels:: -mptcp:: -torture::"),
             Self::Kernels => Some("boot:: layout:: flows:: events:: sensors::"),
             Self::WithoutIpv6 => Some(
                 "boot::loopback_v4 layout:: flows::curl_over_ipv4 flows::curl_of_a_normal_user_over_ipv4 \
                  flows::udp_over_ipv4 flows::a_refused_connect_over_ipv4 flows::a_program_that_lives_for_milliseconds \
                  flows::the_whole_story",
             ),
+            // Not here: what a newer kernel does that an older one does not do, such as merge datagrams.
+            Self::OlderKernel => Some(
+                "flows::curl flows::udp flows::long flows::arguments flows::empty flows::a_refused flows::a_pro \
+                 flows::a_server flows::the_whole_story owners:: threads:: ends::a_connect_in ends::a_connection \
+                 ends::nobody programs::executables programs::arguments events:: sensors::",
+            ),
         }
     }
 
     const fn kernel_arguments(self) -> Option<&'static str> {
         match self {
-            Self::All | Self::Kernels => None,
+            Self::All | Self::Captures | Self::ButCaptures | Self::Kernels | Self::OlderKernel => None,
             Self::WithoutIpv6 => Some("ipv6.disable=1"),
         }
     }
 }
 
-/// The guests to boot, the one that takes longest first, so that it does not run alone at the end.
+/// The older releases that Socktrail is tested to behave as of.
+const OLDER: [Release; 3] = [Release(4, 18), Release(4, 4), Release(3, 13)];
+
+/// The guests to boot, those that take longest first, so that none runs alone at the end.
 ///
-/// Every test on every kernel takes half an hour on two processors, too long for a check before each commit. Whoever names
-/// a kernel or asks for all of it gets all of it, and a filter without a kernel asks for one guest, not for seven.
+/// Every test on every kernel takes hours on two processors, too long for a check before each commit. Whoever names
+/// a kernel or asks for all of it gets all of it, and a filter without a kernel asks for one guest, not for all.
 fn boots(options: &TestOptions) -> Vec<Boot> {
-    let (first, first_arch) = MATRIX[0];
-    let every = |(kernel, arch)| Boot { kernel, arch, tests: Tests::All };
-    let mut boots: Vec<Boot> = if !options.kernels.is_empty() {
+    let boot = |(kernel, arch), tests| Boot { kernel, arch, tests, as_of: options.as_of };
+    let first = MATRIX[0];
+    let wanted: Vec<_> = if !options.kernels.is_empty() {
         let arch = options.arch.unwrap_or(Arch::X86_64);
-        options.kernels.iter().map(|&kernel| every((kernel, arch))).collect()
+        options.kernels.iter().map(|&kernel| (kernel, arch)).collect()
     } else if options.full || options.arch.is_some() {
-        let wanted = |arch| options.arch.is_none_or(|wanted| wanted == arch);
-        MATRIX.iter().copied().filter(|&(_, arch)| wanted(arch)).map(every).collect()
-    } else if options.filter.is_some() {
-        vec![every(MATRIX[0])]
+        MATRIX.iter().copied().filter(|&(_, arch)| options.arch.is_none_or(|wanted| wanted == arch)).collect()
+    } else if options.filter.is_some() || options.as_of.is_some() {
+        vec![first]
     } else {
-        let others = |&(kernel, arch): &(Kernel, Arch)| Boot { kernel, arch, tests: Tests::Kernels };
-        std::iter::once(every(MATRIX[0])).chain(MATRIX[1..].iter().map(others)).collect()
+        return default_boots();
     };
-    let is_first = |boot: &Boot| (boot.kernel, boot.arch) == (first, first_arch);
-    if options.filter.is_none()
-        && let Some(boot) = boots.iter().copied().find(is_first)
-    {
-        boots.push(Boot { tests: Tests::WithoutIpv6, ..boot });
+    if options.filter.is_some() {
+        return wanted.into_iter().map(|machine| boot(machine, Tests::All)).collect();
     }
+    if options.as_of.is_some() {
+        return wanted.into_iter().map(|machine| boot(machine, Tests::OlderKernel)).collect();
+    }
+    let halves = [Tests::ButCaptures, Tests::Captures];
+    let all = wanted.iter().flat_map(|&machine| halves.map(|half| boot(machine, half)));
+    all.chain(wanted.contains(&first).then(|| boot(first, Tests::WithoutIpv6))).collect()
+}
+
+/// What runs unless something else is asked for.
+fn default_boots() -> Vec<Boot> {
+    let boot = |(kernel, arch), tests| Boot { kernel, arch, tests, as_of: None };
+    let first = MATRIX[0];
+    let mut boots = vec![boot(first, Tests::ButCaptures), boot(first, Tests::Captures)];
+    boots.extend(OLDER.map(|release| Boot { as_of: Some(release), ..boot(first, Tests::OlderKernel) }));
+    boots.extend(MATRIX[1..].iter().map(|&machine| boot(machine, Tests::Kernels)));
+    boots.push(boot(first, Tests::WithoutIpv6));
     boots
 }
 
@@ -196,8 +260,8 @@ fn tested(options: &TestOptions, boot: Boot, kept: Option<&Kept>) -> Result<Opti
         profile: Profile::Guest,
         additions: &[],
         out: Some(out.path()),
-        timeout: options.timeout,
-        command: &command(boot.tests, options.filter.as_deref(), options.long)?,
+        timeout: options.timeout.unwrap_or(if options.long { LONG_TIMEOUT } else { TIMEOUT }),
+        command: &command(boot, options)?,
     };
     let [stdout, stderr]: [Box<dyn Write + Send>; 2] = match kept {
         Some(kept) => [Box::new(kept.clone()), Box::new(kept.clone())],
@@ -214,16 +278,33 @@ fn tested(options: &TestOptions, boot: Boot, kept: Option<&Kept>) -> Result<Opti
 }
 
 /// The command line of the tests in the guest.
-fn command(tests: Tests, filter: Option<&str>, long: bool) -> Result<String> {
-    let mut command = tests.prefixes().map_or_else(String::new, |names| format!("{TESTS_VARIABLE}='{names}' "));
+fn command(boot: Boot, options: &TestOptions) -> Result<String> {
+    let filter = options.filter.as_deref().unwrap_or_default();
+    if !filter.chars().all(|c| c.is_ascii_alphanumeric() || "_:,".contains(c)) {
+        bail!("`{filter}` is no part of a test's name");
+    }
+    let beginnings = filter.contains(',').then(|| filter.replace(',', " "));
+    let names = beginnings.or_else(|| boot.prefixes());
+    let mut command = names.map_or_else(String::new, |names| format!("{TESTS_VARIABLE}='{names}' "));
+    let torture = if options.long { LONG_TORTURE } else { TORTURE };
+    command.push_str(&format!("{TORTURE_SECONDS_VARIABLE}={} ", torture.as_secs()));
+    if let Some(release) = boot.as_of {
+        command.push_str(&format!("{AS_OF_VARIABLE}={release} "));
+    }
+    if let Some(seed) = options.seed {
+        command.push_str(&format!("{TORTURE_SEED_VARIABLE}={seed} "));
+    }
+    if let Some(bad) = options.without.iter().find(|kind| !kind.chars().all(|c| c.is_ascii_lowercase() || c == '-')) {
+        bail!("`{bad}` is no kind of random traffic");
+    }
+    if !options.without.is_empty() {
+        command.push_str(&format!("{TORTURE_WITHOUT_VARIABLE}={} ", options.without.join(",")));
+    }
     command.push_str("guest-tests");
-    if long {
+    if options.long {
         command.push_str(" --include-ignored");
     }
-    if let Some(filter) = filter {
-        if !filter.chars().all(|c| c.is_ascii_alphanumeric() || "_:".contains(c)) {
-            bail!("`{filter}` is no part of a test's name");
-        }
+    if !filter.contains(',') && !filter.is_empty() {
         command.push(' ');
         command.push_str(filter);
     }
@@ -316,8 +397,8 @@ fn report(rows: &[Row], took: Duration) -> String {
     for Row { boot, verdict, took } in rows {
         let Counts { passed, failed, ignored, filtered } = verdict.counts();
         let mut note = match verdict {
-            Verdict::Ran(..) if ignored + filtered == 0 => boot.tests.name().to_owned(),
-            Verdict::Ran(..) => format!("{}; {ignored} ignored, {filtered} filtered out", boot.tests.name()),
+            Verdict::Ran(..) if ignored + filtered == 0 => boot.name(),
+            Verdict::Ran(..) => format!("{}; {ignored} ignored, {filtered} filtered out", boot.name()),
             Verdict::Broken(why) => format!("the guest failed: {why}"),
             Verdict::NotRun(why) => format!("not run: {why}"),
         };
@@ -365,47 +446,81 @@ mod tests {
             full: false,
             long: false,
             jobs: None,
-            timeout: Duration::ZERO,
+            seed: None,
+            as_of: None,
+            without: Vec::new(),
+            timeout: None,
             filter: None,
         }
     }
 
     fn boot(kernel: Kernel, arch: Arch, tests: Tests) -> Boot {
-        Boot { kernel, arch, tests }
+        Boot { kernel, arch, tests, as_of: None }
     }
 
     #[test]
     fn by_default_the_whole_matrix_is_booted_and_one_kernel_gets_every_test() {
         let all = boots(&options(&[], None));
-        assert_eq!(all[0], boot(Kernel::V6_1, Arch::X86_64, Tests::All));
-        assert_eq!(all.len(), MATRIX.len() + 1);
+        let [first, second] = [Tests::ButCaptures, Tests::Captures].map(|half| boot(Kernel::V6_1, Arch::X86_64, half));
+        assert_eq!(all[..2], [first, second]);
+        for (release, boot) in OLDER.iter().zip(&all[2..]) {
+            assert_eq!(*boot, Boot { tests: Tests::OlderKernel, as_of: Some(*release), ..first });
+        }
         for &(kernel, arch) in &MATRIX[1..] {
             assert!(all.contains(&boot(kernel, arch, Tests::Kernels)), "{kernel} {arch}");
         }
-        assert_eq!(all[MATRIX.len()..], [boot(Kernel::V6_1, Arch::X86_64, Tests::WithoutIpv6)]);
+        assert_eq!(all.last(), Some(&boot(Kernel::V6_1, Arch::X86_64, Tests::WithoutIpv6)));
         let full = boots(&TestOptions { full: true, ..options(&[], None) });
-        assert_eq!(full.iter().filter(|boot| boot.tests == Tests::All).count(), MATRIX.len());
+        for half in [Tests::ButCaptures, Tests::Captures] {
+            assert_eq!(full.iter().filter(|boot| boot.tests == half).count(), MATRIX.len());
+        }
     }
 
     #[test]
     fn what_is_named_is_what_runs() {
-        let every = |kernel, arch| boot(kernel, arch, Tests::All);
-        assert_eq!(boots(&options(&[Kernel::V5_10], None)), [every(Kernel::V5_10, Arch::X86_64)]);
+        let halves = |kernel, arch| [Tests::ButCaptures, Tests::Captures].map(|half| boot(kernel, arch, half));
+        assert_eq!(boots(&options(&[Kernel::V5_10], None)), halves(Kernel::V5_10, Arch::X86_64));
         let arm = Some(Arch::Aarch64);
         let named = boots(&options(&[Kernel::V6_12, Kernel::V6_1], arm));
-        assert_eq!(named, [every(Kernel::V6_12, Arch::Aarch64), every(Kernel::V6_1, Arch::Aarch64)]);
+        assert_eq!(named, [Kernel::V6_12, Kernel::V6_1].map(|kernel| halves(kernel, Arch::Aarch64)).concat());
         assert!(boots(&options(&[], arm)).iter().all(|boot| boot.arch == Arch::Aarch64));
         let filtered = TestOptions { filter: Some("x".into()), ..options(&[], None) };
-        assert_eq!(boots(&filtered), [every(Kernel::V6_1, Arch::X86_64)]);
+        let first = boot(Kernel::V6_1, Arch::X86_64, Tests::All);
+        assert_eq!(boots(&filtered), [first]);
+        let as_of = Some(Release(4, 18));
+        assert_eq!(boots(&TestOptions { as_of, ..filtered }), [Boot { as_of, ..first }]);
+        let older = TestOptions { as_of, ..options(&[Kernel::V6_12], None) };
+        let only = Boot { kernel: Kernel::V6_12, tests: Tests::OlderKernel, as_of, ..first };
+        assert_eq!(boots(&older), [only]);
+    }
+
+    #[test]
+    fn the_halves_are_each_others_rest() {
+        let [first, second] = [Tests::Captures, Tests::ButCaptures].map(|half| half.prefixes().unwrap());
+        let without = first.split(' ').map(|beginning| format!("-{beginning}")).collect::<Vec<_>>().join(" ");
+        assert_eq!(second, without);
     }
 
     #[test]
     fn a_filter_is_no_shell_command() {
-        assert_eq!(command(Tests::All, Some("boot::lo"), false).unwrap(), "guest-tests boot::lo");
-        assert_eq!(command(Tests::All, Some("boot::lo"), true).unwrap(), "guest-tests --include-ignored boot::lo");
-        let kernels = "GUEST_TESTS='boot:: layout:: flows:: events:: sensors::' guest-tests";
-        assert_eq!(command(Tests::Kernels, None, false).unwrap(), kernels);
-        assert!(command(Tests::All, Some("x; reboot"), false).is_err());
+        let of = |filter: &str| TestOptions { filter: Some(filter.to_owned()), ..options(&[], None) };
+        let [all, kernels] = [Tests::All, Tests::Kernels].map(|tests| boot(Kernel::V6_1, Arch::X86_64, tests));
+        let one = of("boot::lo");
+        assert_eq!(command(all, &one).unwrap(), "TORTURE_SECONDS=50 guest-tests boot::lo");
+        let long = TestOptions { long: true, ..of("boot::lo") };
+        let command_of_long = "TORTURE_SECONDS=3600 guest-tests --include-ignored boot::lo";
+        assert_eq!(command(all, &long).unwrap(), command_of_long);
+        let again =
+            TestOptions { seed: Some(7), without: vec!["udp-many".into(), "late".into()], ..options(&[], None) };
+        let repeated = "GUEST_TESTS='boot:: layout:: flows:: events:: sensors::' TORTURE_SECONDS=50 \
+                        TORTURE_SEED=7 TORTURE_WITHOUT=udp-many,late guest-tests";
+        assert_eq!(command(kernels, &again).unwrap(), repeated);
+        let older = Boot { as_of: Some(Release(3, 13)), ..all };
+        assert_eq!(command(older, &one).unwrap(), "TORTURE_SECONDS=50 AS_OF=3.13 guest-tests boot::lo");
+        let names = |release| Boot { as_of: Some(release), tests: Tests::OlderKernel, ..all }.prefixes().unwrap();
+        assert!(names(Release(4, 4)).contains("-events::thread_names") && !names(Release(4, 18)).contains('-'));
+        assert!(command(all, &of("x; reboot")).is_err());
+        assert!(command(all, &TestOptions { without: vec!["x; reboot".into()], ..one }).is_err());
     }
 
     #[test]

@@ -1,23 +1,59 @@
-//! What is measured: traffic over loopback, as simple as can be.
+//! What is measured: traffic over loopback, as simple as can be, and processes that do nothing.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::process::Command;
 use std::thread;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 
-/// A kind of traffic.
+use crate::counters::packets_sent;
+
+/// Something that is done again and again.
 pub(crate) struct Load {
     pub(crate) name: &'static str,
-    /// How often it does the same thing when it is measured.
+    /// How often it is done when it is measured.
     pub(crate) count: u32,
     pub(crate) run: fn(u32) -> Result<()>,
+    /// For each of what the cost is told.
+    pub(crate) unit: Unit,
+}
+
+/// What a load consists of.
+#[derive(Clone, Copy)]
+pub(crate) enum Unit {
+    /// What the kernel counts as sent.
+    Packet,
+    /// One each time.
+    Process,
+}
+
+impl Unit {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Packet => "packet",
+            Self::Process => "process",
+        }
+    }
+
+    /// Does something; how many units that was.
+    pub(crate) fn count(self, load: &Load, run: impl FnOnce() -> Result<u64>) -> Result<(u64, u64)> {
+        let sent = packets_sent()?;
+        let cost = run()?;
+        let units = match self {
+            Self::Packet => packets_sent()? - sent,
+            Self::Process => load.count.into(),
+        };
+        Ok((units, cost))
+    }
 }
 
 pub(crate) const LOADS: &[Load] = &[
-    Load { name: "UDP datagrams of 64 bytes", count: 10_000, run: datagrams },
-    Load { name: "TCP requests and answers of 64 bytes", count: 5_000, run: exchanges },
-    Load { name: "TCP connections, one such exchange each", count: 500, run: connections },
+    Load { name: "UDP datagrams of 64 bytes", count: 10_000, run: datagrams, unit: Unit::Packet },
+    Load { name: "TCP requests and answers of 64 bytes", count: 5_000, run: exchanges, unit: Unit::Packet },
+    Load { name: "TCP connections, one such exchange each", count: 500, run: connections, unit: Unit::Packet },
+    Load { name: "a process that is forked, and ends", count: 1000, run: forks, unit: Unit::Process },
+    Load { name: "a process that runs a program, and ends", count: 500, run: programs, unit: Unit::Process },
 ];
 
 const SIZE: usize = 64;
@@ -71,6 +107,23 @@ fn connections(count: u32) -> Result<()> {
         }
         serving.join().map_err(|_| anyhow!("the server's thread panicked"))?
     })
+}
+
+/// Forks processes that end at once, out of a shell, which is small.
+fn forks(count: u32) -> Result<()> {
+    let script = "i=0; while [ $i -lt $0 ]; do (:); i=$((i+1)); done";
+    let status = Command::new("sh").args(["-c", script, &count.to_string()]).status().context("start a shell")?;
+    ensure!(status.success(), "the shell ended with {status}");
+    Ok(())
+}
+
+/// Runs a program that ends at once, in a process of its own each time.
+fn programs(count: u32) -> Result<()> {
+    for _ in 0..count {
+        let status = Command::new("true").status().context("run a program")?;
+        ensure!(status.success(), "it ended with {status}");
+    }
+    Ok(())
 }
 
 /// A question and its answer.

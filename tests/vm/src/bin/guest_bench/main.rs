@@ -1,4 +1,4 @@
-//! Traffic for measurements: `cargo vm bench` boots a guest whose clock counts instructions, and starts this.
+//! Traffic and processes for measurements: `cargo vm bench` boots a guest whose clock counts instructions, and starts this.
 //!
 //! On one processor that runs one instruction a nanosecond, the time that something takes is the number of
 //! instructions that the whole machine ran meanwhile, the kernel's and the monitor's included. Each load runs by
@@ -16,7 +16,6 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use serde_json::json;
 
-use crate::counters::packets_sent;
 use crate::load::{LOADS, Load};
 use crate::monitor::Monitor;
 
@@ -33,23 +32,24 @@ fn main() -> ExitCode {
     }
 }
 
-/// Prints one JSON object a measurement.
+/// Prints one JSON object a measurement. The first argument is a part of the names of what is to be measured; the others are
+/// the monitor's.
 fn run() -> Result<()> {
-    for load in LOADS {
+    let only = std::env::args().nth(1).unwrap_or_default();
+    for load in LOADS.iter().filter(|load| load.name.contains(&only)) {
         // What happens only once, such as code that is faulted in, is not to be counted.
         warm_up(load)?;
         for _ in 0..ROUNDS {
-            let sent = packets_sent()?;
-            let alone = instructions(load)?;
-            let packets = packets_sent()? - sent;
+            let (units, alone) = load.unit.count(load, || instructions(load))?;
             let watched = watched(load)?;
-            let per_packet = |instructions: u64| instructions as f64 / packets as f64;
+            let per_unit = |instructions: u64| instructions as f64 / units as f64;
             let line = json!({
                 "load": load.name,
-                "packets": packets as f64 / f64::from(load.count),
-                "alone": per_packet(alone),
-                "probes": per_packet(watched.load.saturating_sub(watched.threads_meanwhile)) - per_packet(alone),
-                "threads": per_packet(watched.threads),
+                "unit": load.unit.name(),
+                "each": units as f64 / f64::from(load.count),
+                "alone": per_unit(alone),
+                "probes": per_unit(watched.load.saturating_sub(watched.threads_meanwhile)) - per_unit(alone),
+                "threads": per_unit(watched.threads),
                 "user": watched.user_share,
             });
             println!("{line}");

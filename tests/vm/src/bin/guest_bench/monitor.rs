@@ -20,11 +20,11 @@ pub(crate) struct Monitor {
 }
 
 impl Monitor {
-    /// Starts it with the arguments of this program, and waits until its probes are in place.
+    /// Starts it with the arguments of this program but the first, and waits until its probes are in place.
     pub(crate) fn start() -> Result<Self> {
         let mut child = Command::new("socktrail")
             .args(["flows", "--format", "ecs", "--stats"])
-            .args(std::env::args_os().skip(1))
+            .args(std::env::args_os().skip(2))
             .stdin(Stdio::null())
             .stdout(File::create("/dev/null").context("open /dev/null")?)
             .stderr(Stdio::piped())

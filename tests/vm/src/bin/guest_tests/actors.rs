@@ -4,7 +4,10 @@
 //! a program of Debian's, and does exactly what is written here.
 
 mod calls;
+mod mptcp;
+mod programs;
 mod sharing;
+mod threads;
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -19,6 +22,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrStorage, sockopt};
 
+pub(crate) use self::programs::escaped;
 use crate::helpers::sys::drop_capability;
 
 /// The name of this program in the guest.
@@ -41,6 +45,7 @@ const PARTS: &[(&str, Part)] = &[
     ("udp-answer", udp_answer),
     ("udp-ask", udp_ask),
     ("tcp-serve", tcp_serve),
+    ("tcp-listen", tcp_listen),
     ("tcp-ask", tcp_ask),
     ("connect-without-waiting", connect_without_waiting),
     ("with-few-files", with_few_files),
@@ -55,8 +60,23 @@ const PARTS: &[(&str, Part)] = &[
     ("connect-then-setuid", sharing::connect_then_setuid),
     ("seteuid-then-connect", sharing::seteuid_then_connect),
     ("setuid-then-send", sharing::setuid_then_send),
+    ("fork-and-send", sharing::fork_and_send),
+    ("fork-into-and-send", sharing::fork_into_and_send),
+    ("fork-into", sharing::fork_into_group),
     ("hog", sharing::hog),
+    ("become", programs::become_program),
     ("tcp-serve-all", sharing::tcp_serve_all),
+    ("later", threads::later),
+    ("leader-gone", threads::leader_gone),
+    ("leader-gone-connected", threads::leader_gone_connected),
+    ("leader-gone-exec", threads::leader_gone_exec),
+    ("exec-by-thread", threads::exec_by_thread),
+    ("clone-with-memory", threads::clone_and_talk),
+    ("spawn-and-wait", threads::spawn_and_wait),
+    ("crowd", threads::crowd),
+    ("mptcp-serve", mptcp::serve),
+    ("mptcp-ask", mptcp::ask),
+    ("mptcp-touch", mptcp::touch),
     ("calls-tcp", calls::tcp),
     ("calls-refused", calls::refused),
     ("calls-ipv6", calls::ipv6),
@@ -65,8 +85,10 @@ const PARTS: &[(&str, Part)] = &[
     ("calls-io-uring", calls::io_uring),
     ("calls-io-uring-failing", calls::io_uring_failing),
     ("calls-ends", calls::ends),
+    ("calls-named-threads", calls::named_threads),
     ("short-connections", calls::short_connections),
     ("hold", calls::hold),
+    ("torture", crate::torture::play),
 ];
 
 /// Plays the part that the arguments name.
@@ -123,6 +145,15 @@ fn tcp_serve(arguments: &[String]) -> Result<()> {
     Ok(())
 }
 
+/// `tcp-listen ADDRESS MILLISECONDS`: says its own address, and accepts nothing for so long.
+fn tcp_listen(arguments: &[String]) -> Result<()> {
+    let listener = TcpListener::bind(address(arguments)?).context("listen")?;
+    say(listener.local_addr()?)?;
+    let pause: u64 = arguments.get(1).context("a pause is missing")?.parse()?;
+    std::thread::sleep(Duration::from_millis(pause));
+    Ok(())
+}
+
 /// `tcp-ask ADDRESS MILLISECONDS ...`: says its own address, sends a question, reads the answer, and waits before it
 /// closes. Further arguments are only there to be seen.
 fn tcp_ask(arguments: &[String]) -> Result<()> {
@@ -173,6 +204,6 @@ fn any_port(there: SocketAddr) -> SocketAddr {
 }
 
 /// Tells the test something, in a line.
-fn say(what: impl std::fmt::Display) -> Result<()> {
+pub(crate) fn say(what: impl std::fmt::Display) -> Result<()> {
     writeln!(io::stdout(), "{what}").context("say it")
 }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::sleep;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 use crate::capture::link::{Family, Routed};
 use crate::helpers::document::{Wanted, end, expect, number};
 use crate::helpers::netns::Netns;
+use crate::helpers::nft::nft;
 use crate::helpers::socktrail::Socktrail;
 use crate::helpers::sys::set_option;
 
@@ -28,6 +29,10 @@ tests![
     a_connect_to_a_host_that_is_not_there,
     a_connect_without_a_route,
     a_connect_in_progress_is_refused,
+    a_connect_in_progress_is_told_that_nobody_is_there,
+    a_connect_is_rejected_by_a_local_rule,
+    a_connect_is_rejected_by_another_host,
+    a_connect_in_progress_is_given_up,
     a_connect_in_progress_succeeds,
     a_connection_that_is_accepted_late,
     nobody_has_more_than_one_end,
@@ -39,6 +44,10 @@ const ONE_MORE_SYN: i32 = 1;
 const MORE_SYNS: i32 = 4;
 /// Milliseconds that an outcome may take.
 const PATIENCE: u16 = 20_000;
+
+/// The ports that are rejected with an ICMP error and with a TCP reset.
+const BY_ICMP: u16 = 4247;
+const BY_RESET: u16 = 4248;
 
 /// A network that takes packets and gives nothing back.
 fn a_connect_that_is_never_answered() -> Result<()> {
@@ -88,6 +97,82 @@ fn a_connect_in_progress_is_refused() -> Result<()> {
     let (here, error) = knock_without_waiting(there)?;
     ensure!(error == Some(Errno::ECONNREFUSED), "{error:?}");
     failed(here, there, "ECONNREFUSED").map(drop)
+}
+
+/// An ICMP error ends it. The client takes the error from its socket at once: it may be gone before the kernel closes
+/// the connection.
+fn a_connect_in_progress_is_told_that_nobody_is_there() -> Result<()> {
+    let (_, network) = (stage()?, Routed::new()?);
+    let there = SocketAddr::new(Ipv4Addr::new(10, 9, 2, 99).into(), 4245);
+    let client = &network.link.client;
+    let outcomes = client.run(|| {
+        let from = client.ip(Family::V4);
+        let begun = (0..8).map(|_| begin(from, there)).collect::<Result<Vec<_>>>()?;
+        begun.into_iter().map(|(socket, here)| Ok((here, outcome(&socket)?))).collect::<Result<Vec<_>>>()
+    })?;
+    for (here, error) in outcomes {
+        ensure!(error == Some(Errno::EHOSTUNREACH), "{error:?}");
+        failed(here, there, "EHOSTUNREACH")?;
+    }
+    Ok(())
+}
+
+/// A rule of this host drops the SYN and answers it, so nothing leaves. An ICMP error comes while the call holds the
+/// socket: the kernel only notes it (`sk_err_soft`), and the program may take it before anything else shows it.
+fn a_connect_is_rejected_by_a_local_rule() -> Result<()> {
+    let (_, network) = (stage()?, Routed::new()?);
+    let rules = format!(
+        "table inet t {{ chain c {{ type filter hook output priority 0;
+            tcp dport {BY_ICMP} reject with icmpx type port-unreachable;
+            tcp dport {BY_RESET} reject with tcp reset; }}; }}"
+    );
+    network.link.client.run(|| nft(&rules))?;
+    for family in [Family::V4, Family::V6] {
+        let [from, to] = [&network.link.client, &network.link.server].map(|host| host.ip(family));
+        for (port, answers) in [(BY_ICMP, 0), (BY_RESET, 1)] {
+            let there = SocketAddr::new(to, port);
+            for attempt in [waits, polls, asks] {
+                let (here, error) = network.link.client.run(|| attempt(from, there))?;
+                ensure!(error == Errno::ECONNREFUSED, "{there}: {error}");
+                let document = failed(here, there, "ECONNREFUSED")?;
+                expect(&document, &vec![("/source/packets", json!(0)), ("/destination/packets", json!(answers))])?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The next host rejects the SYN. If it is a namespace of this host, its answer may come within the call as well.
+fn a_connect_is_rejected_by_another_host() -> Result<()> {
+    let (_, network) = (stage()?, Routed::new()?);
+    let rules = format!(
+        "table inet t {{ chain c {{ type filter hook input priority 0;
+            tcp dport {BY_ICMP} reject with icmpx type admin-prohibited; }}; }}"
+    );
+    network.link.server.run(|| nft(&rules))?;
+    for family in [Family::V4, Family::V6] {
+        let [from, to] = [&network.link.client, &network.link.server].map(|host| host.ip(family));
+        let there = SocketAddr::new(to, BY_ICMP);
+        let (here, error) = network.link.client.run(|| asks(from, there))?;
+        ensure!(error == Errno::EHOSTUNREACH || error == Errno::EACCES, "{there}: {error}");
+        let document = failed(here, there, &format!("{error:?}"))?;
+        ensure!(number(&document, "/source/packets")? > 0, "{document:#}");
+    }
+    Ok(())
+}
+
+/// The kernel has no error by then; the connect has failed all the same.
+fn a_connect_in_progress_is_given_up() -> Result<()> {
+    let (_, network) = (stage()?, Routed::new()?);
+    network.stop_forwarding()?;
+    let [from, to] = [&network.link.client, &network.link.server].map(|host| host.ip(Family::V4));
+    let there = SocketAddr::new(to, 4246);
+    let (socket, here) = network.link.client.run(|| begin(from, there))?;
+    sleep(Duration::from_millis(300));
+    drop(socket);
+    let document = only(here, there, "egress")?;
+    expect(&document, &of_this_process("failure"))?;
+    expect(&document, &vec![("/error", Value::Null), ("/destination/packets", json!(0))])
 }
 
 fn a_connect_in_progress_succeeds() -> Result<()> {
@@ -151,20 +236,56 @@ fn knock(from: IpAddr, there: SocketAddr, more_syns: i32) -> Result<(SocketAddr,
     Ok((here, error))
 }
 
+/// A connect that waits in the call.
+fn waits(from: IpAddr, there: SocketAddr) -> Result<(SocketAddr, Errno)> {
+    knock(from, there, MORE_SYNS)
+}
+
+/// One that is in progress until the kernel says that it has ended.
+fn polls(from: IpAddr, there: SocketAddr) -> Result<(SocketAddr, Errno)> {
+    let (socket, here) = begin(from, there)?;
+    Ok((here, outcome(&socket)?.context("it was to fail")?))
+}
+
+/// One that asks for the error again and again, and ends as soon as it gets one.
+fn asks(from: IpAddr, there: SocketAddr) -> Result<(SocketAddr, Errno)> {
+    let (socket, here) = begin(from, there)?;
+    for _ in 0..PATIENCE {
+        let error = getsockopt(&socket, sockopt::SocketError)?;
+        if error != 0 {
+            return Ok((here, Errno::from_raw(error)));
+        }
+        sleep(Duration::from_millis(1));
+    }
+    bail!("the connect goes on and on")
+}
+
 /// The same without waiting: the outcome comes later, and may be none.
 fn knock_without_waiting(there: SocketAddr) -> Result<(SocketAddr, Option<Errno>)> {
-    let (socket, here) = bound(there.ip(), SockFlag::SOCK_NONBLOCK)?;
+    let (socket, here) = begin(there.ip(), there)?;
+    Ok((here, outcome(&socket)?))
+}
+
+/// Starts a connect that does not finish at once.
+fn begin(from: IpAddr, there: SocketAddr) -> Result<(OwnedFd, SocketAddr)> {
+    let (socket, here) = bound(from, SockFlag::SOCK_NONBLOCK)?;
     let begun = connect(socket.as_raw_fd(), &SockaddrStorage::from(there));
     ensure!(begun == Err(Errno::EINPROGRESS), "{begun:?}");
+    Ok((socket, here))
+}
+
+/// Waits until it has ended; returns the socket's error, which the kernel reports only once.
+fn outcome(socket: &OwnedFd) -> Result<Option<Errno>> {
     let mut ready = [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)];
     ensure!(poll(&mut ready, PollTimeout::from(PATIENCE))? == 1, "the connect goes on and on");
-    let error = getsockopt(&socket, sockopt::SocketError)?;
-    Ok((here, (error != 0).then(|| Errno::from_raw(error))))
+    let error = getsockopt(socket, sockopt::SocketError)?;
+    Ok((error != 0).then(|| Errno::from_raw(error)))
 }
 
 /// A socket with a port.
 fn bound(ip: IpAddr, flags: SockFlag) -> Result<(OwnedFd, SocketAddr)> {
-    let socket = socket(AddressFamily::Inet, SockType::Stream, flags | SockFlag::SOCK_CLOEXEC, None)?;
+    let family = if ip.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let socket = socket(family, SockType::Stream, flags | SockFlag::SOCK_CLOEXEC, None)?;
     bind(socket.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(ip, 0))).context("bind")?;
     let here = TcpStream::from(socket.try_clone()?).local_addr()?;
     Ok((socket, here))

@@ -17,7 +17,7 @@ use crate::helpers::process::{Finished, Process};
 use crate::helpers::socktrail::{Socktrail, Watched};
 use crate::helpers::tracefs::Tracefs;
 
-pub(crate) use forms::forms;
+pub(crate) use forms::{forms, thread_names};
 
 tests![
     tcp_calls,
@@ -33,6 +33,7 @@ tests![
     only_what_is_asked_for_is_probed,
     conditions_choose,
     forms,
+    thread_names,
 ];
 
 /// An action, and the socket that it was done to.

@@ -1,5 +1,9 @@
 //! From functions to tests.
 
+use std::fmt::Write;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
 use anyhow::Result;
 use libtest_mimic::{Failed, Trial};
 
@@ -29,10 +33,30 @@ pub(crate) fn trial(module: &str, function: &str, test: fn() -> Result<()>) -> T
 /// A test under its full name; its error is shown with all of its causes. One that is [known] to fail must fail.
 pub(crate) fn named(name: String, test: impl FnOnce() -> Result<()> + Send + 'static) -> Trial {
     let known = known::find(&name);
-    let run = move || match known {
-        Some(known) => known::judge(known, test()),
-        None => test(),
+    let own_name = name.clone();
+    let run = move || {
+        let start = Instant::now();
+        let result = test();
+        TOOK.lock().unwrap_or_else(PoisonError::into_inner).push((own_name, start.elapsed()));
+        match known {
+            Some(known) => known::judge(known, result),
+            None => result,
+        }
     };
     let kind = if known.is_some() { "known to be wrong" } else { "" };
     Trial::test(name, move || run().map_err(|error| Failed::from(format!("{error:?}")))).with_kind(kind)
+}
+
+/// How long each test took.
+static TOOK: Mutex<Vec<(String, Duration)>> = Mutex::new(Vec::new());
+
+/// The tests that took longest, for who wants the run to be shorter.
+pub(crate) fn slowest() -> String {
+    let mut took = TOOK.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    took.sort_by_key(|(_, took)| std::cmp::Reverse(*took));
+    let mut text = String::from("slowest tests, in seconds:\n");
+    for (name, took) in took.iter().take(30) {
+        let _ = writeln!(text, "{:8.1} {name}", took.as_secs_f64());
+    }
+    text
 }

@@ -19,7 +19,7 @@ tests![
 ];
 
 /// Exit statuses, as `--help` has them.
-const KERNEL: i32 = 3;
+pub(crate) const KERNEL: i32 = 3;
 const PRIVILEGES: i32 = 4;
 const LIMIT: i32 = 6;
 
@@ -112,10 +112,10 @@ fn kill_after(time: Duration) -> Result<()> {
 }
 
 /// A file system, until it is dropped.
-struct Mounted(&'static str);
+pub(crate) struct Mounted(&'static str);
 
 impl Mounted {
-    fn new(kind: &str, place: &'static str, flags: MsFlags) -> Result<Self> {
+    pub(crate) fn new(kind: &str, place: &'static str, flags: MsFlags) -> Result<Self> {
         mount(Some(kind), place, Some(kind), flags, None::<&str>)
             .with_context(|| format!("mount {kind} at {place}"))?;
         Ok(Self(place))

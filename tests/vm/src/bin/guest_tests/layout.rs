@@ -10,7 +10,10 @@ use socktrail_vm::{LAYOUT_FILE, OUT_DIR};
 
 use crate::helpers::process::Process;
 
-tests![guesses_equal_type_information, nothing_is_guessed_where_a_warning_is_the_end];
+tests![
+    guesses_equal_type_information, guesses_equal_type_information_each_time, nothing_is_guessed_where_a_warning_is_the_end;
+    long: guesses_equal_type_information_a_thousand_times
+];
 
 /// Key by key, on this kernel; what was found is left for the runner's table.
 fn guesses_equal_type_information() -> Result<()> {
@@ -20,14 +23,8 @@ fn guesses_equal_type_information() -> Result<()> {
         ensure!(btf.values.contains_key(key), "type information has no {key}");
     }
 
-    let keys: BTreeSet<_> = guess.values.keys().chain(btf.values.keys()).collect();
-    let ipv6 = Path::new("/proc/net/if_inet6").exists();
-    let differences: Vec<_> = keys
-        .into_iter()
-        .filter(|key| guess.values.get(*key) != btf.values.get(*key))
-        .filter(|key| !guess.may_lack(key, ipv6))
-        .map(|key| (key.clone(), guess.values.get(key), btf.values.get(key), guess.skipped.get(key)))
-        .collect();
+    let differences = guess.differences(&btf);
+    let ipv6 = has_ipv6();
     let found = guess.values.iter().filter(|(key, value)| btf.values.get(*key) == Some(*value)).count();
     let uncalled = guess.skipped.iter().filter(|(_, kind)| *kind == "never_called");
     let inlined: BTreeSet<_> = uncalled.filter_map(|(key, _)| key.split('(').next()).collect();
@@ -44,6 +41,40 @@ fn guesses_equal_type_information() -> Result<()> {
     let without_ipv6 = guess.skipped.values().any(|kind| kind == "no_ipv6");
     ensure!(without_ipv6 != ipv6, "IPv6 is {ipv6}, and of it was guessed: {:?}", guess.skipped);
     Ok(())
+}
+
+/// A guess is not right by luck.
+fn guesses_equal_type_information_each_time() -> Result<()> {
+    in_a_row(5)
+}
+
+fn guesses_equal_type_information_a_thousand_times() -> Result<()> {
+    in_a_row(1000)
+}
+
+/// Guesses the layout again and again, and goes on when one differs, to tell how many do.
+#[allow(clippy::print_stdout, reason = "a thousand layouts take an hour")]
+fn in_a_row(count: u32) -> Result<()> {
+    let btf = Found::by("btf")?;
+    let (mut differing, mut slowest) = (Vec::new(), 0_f64);
+    for number in 1..=count {
+        let guess = Found::by("guess")?;
+        slowest = slowest.max(guess.seconds);
+        let differences = guess.differences(&btf);
+        if !differences.is_empty() {
+            println!("layout {number}: {differences:?}");
+            differing.push(number);
+        }
+        if number % 50 == 0 || number == count {
+            println!("{number} layouts, {} differ, the slowest took {slowest:.1} s", differing.len());
+        }
+    }
+    ensure!(differing.is_empty(), "{} of {count} layouts differ from type information: {differing:?}", differing.len());
+    Ok(())
+}
+
+fn has_ipv6() -> bool {
+    Path::new("/proc/net/if_inet6").exists()
 }
 
 /// A guess may make the kernel warn.
@@ -71,6 +102,9 @@ impl Drop for PanicOnWarn {
         let _ = Self::set("0").map(std::mem::forget);
     }
 }
+
+/// A key, what was guessed, what it is, and why it was not guessed.
+type Difference = (String, Option<u64>, Option<u64>, Option<String>);
 
 /// What `socktrail layout --json` says.
 #[derive(Debug)]
@@ -104,6 +138,18 @@ impl Found {
             skipped: skipped.iter().map(|one| Ok((text(&one["key"])?, text(&one["kind"])?))).collect::<Result<_>>()?,
             seconds: json["took_ns"].as_f64().context("nothing is said of the time")? / 1e9,
         })
+    }
+
+    /// The keys that type information has otherwise: what was guessed, what it is, why it was not guessed.
+    fn differences(&self, btf: &Self) -> Vec<Difference> {
+        let keys: BTreeSet<_> = self.values.keys().chain(btf.values.keys()).collect();
+        let ipv6 = has_ipv6();
+        let differs = |key: &&String| self.values.get(*key) != btf.values.get(*key) && !self.may_lack(key, ipv6);
+        let difference = |key: &String| {
+            let of = |found: &Self| found.values.get(key).copied();
+            (key.clone(), of(self), of(btf), self.skipped.get(key).cloned())
+        };
+        keys.into_iter().filter(differs).map(difference).collect()
     }
 
     /// Whether a guess may be missing: of IPv6 where there is none, and of the arguments of a function that the

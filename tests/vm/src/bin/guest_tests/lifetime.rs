@@ -22,6 +22,7 @@ tests![
     nothing_is_left_after_an_end,
     what_was_mounted_is_unmounted,
     the_next_start_sweeps_up_after_a_kill,
+    what_a_dying_monitor_still_uses_is_removed_later,
     two_at_once_do_not_disturb_each_other,
     a_duration_ends_it_with_what_is_alive,
     a_count_ends_it,
@@ -73,6 +74,28 @@ fn the_next_start_sweeps_up_after_a_kill() -> Result<()> {
     Ok(())
 }
 
+/// A probe that is switched on by other means stands for one that a killed monitor has not closed yet. Beside it a
+/// monitor is killed while the next one starts, when it still looks alive.
+fn what_a_dying_monitor_still_uses_is_removed_later() -> Result<()> {
+    const GROUP: &str = "socktrail_4000000_1_0";
+    let tracefs = Tracefs::mount()?;
+    tracefs.append("kprobe_events", &format!("p:{GROUP}/a do_exit"))?;
+    tracefs.append("kprobe_events", &format!("p:{GROUP}/b do_exit"))?;
+    tracefs.write(&format!("events/{GROUP}/a/enable"), "1")?;
+    let killed = Socktrail::flows(&[])?;
+    let group_of_killed = format!("socktrail_{}_", killed.pid);
+    let watch = Socktrail::flows(&[])?;
+    let has = |group: &str| tracefs.kprobe_events().map(|events| events.contains(group));
+    ensure!(has(GROUP)?, "a probe that is in use cannot be removed");
+    killed.kill()?;
+    ensure!(has(&group_of_killed)?, "a killed monitor cannot have removed its probes");
+    until("the killed monitor's probes to be removed", || Ok(!has(&group_of_killed)?))?;
+    tracefs.write(&format!("events/{GROUP}/a/enable"), "0")?;
+    until("probes that were in use to be removed", || Ok(!has(GROUP)?))?;
+    ended_well(&watch.stop()?)?;
+    no_probes(&tracefs)
+}
+
 fn two_at_once_do_not_disturb_each_other() -> Result<()> {
     let tracefs = Tracefs::mount()?;
     let first = Socktrail::flows(&["--flow-termination-timeout", "500ms"])?;
@@ -91,7 +114,7 @@ fn two_at_once_do_not_disturb_each_other() -> Result<()> {
     wait_for_both_sides(&second, converse()?)?;
     ended_well(&second.stop()?)?;
 
-    // A live one does not sweep, so the killed one's probes wait for the next start.
+    // A live one removes only what was there before it, so the killed one's probes wait for the next start.
     ended_well(&Socktrail::flows(&[])?.stop()?)?;
     no_probes(&tracefs)
 }

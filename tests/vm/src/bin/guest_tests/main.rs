@@ -18,22 +18,29 @@ mod known;
 mod agent;
 mod boot;
 mod capture;
+mod containers;
 mod embedding;
 mod ends;
 mod events;
 mod flows;
 mod hazards;
+mod idle;
 mod layout;
 mod lifetime;
 mod lockdown;
 mod losses;
 mod masks;
+mod mptcp;
 mod names;
 mod options;
 mod owners;
 mod privileges;
+mod programs;
+mod self_test;
 mod sensors;
 mod sources;
+mod threads;
+mod torture;
 mod tunnels;
 mod wall_clock;
 
@@ -56,11 +63,16 @@ fn all() -> Vec<Trial> {
         sources::tests(),
         masks::tests(),
         names::tests(),
+        idle::tests(),
         lifetime::tests(),
         embedding::tests(),
         privileges::tests(),
         hazards::tests(),
+        self_test::tests(),
         owners::tests(),
+        threads::tests(),
+        containers::tests(),
+        programs::tests(),
         sensors::tests(),
         agent::tests(),
         options::tests(),
@@ -70,6 +82,8 @@ fn all() -> Vec<Trial> {
         wall_clock::tests(),
         capture::tests(),
         tunnels::tests(),
+        mptcp::tests(),
+        torture::tests(),
         lockdown::tests(),
     ];
     all.into_iter().flatten().collect()
@@ -77,13 +91,23 @@ fn all() -> Vec<Trial> {
 
 /// Those that the environment asks for; an error when it asks for something that there is not.
 fn chosen(all: Vec<Trial>) -> Result<Vec<Trial>, String> {
-    let Ok(beginnings) = std::env::var(TESTS_VARIABLE) else { return Ok(all) };
-    for beginning in beginnings.split_whitespace() {
+    match std::env::var(TESTS_VARIABLE) {
+        Ok(beginnings) => those_of(all, &beginnings),
+        Err(_) => Ok(all),
+    }
+}
+
+/// Those that are chosen by the beginnings of their names.
+fn those_of(all: Vec<Trial>, beginnings: &str) -> Result<Vec<Trial>, String> {
+    let (without, with): (Vec<_>, Vec<_>) = beginnings.split_whitespace().partition(|word| word.starts_with('-'));
+    let without: Vec<_> = without.iter().map(|word| &word[1..]).collect();
+    for beginning in with.iter().chain(&without) {
         if !all.iter().any(|test| test.name().starts_with(beginning)) {
             return Err(format!("no test begins with `{beginning}`"));
         }
     }
-    let is_chosen = |test: &Trial| beginnings.split_whitespace().any(|beginning| test.name().starts_with(beginning));
+    let begins = |test: &Trial, words: &[&str]| words.iter().any(|word| test.name().starts_with(word));
+    let is_chosen = |test: &Trial| (with.is_empty() || begins(test, &with)) && !begins(test, &without);
     Ok(all.into_iter().filter(is_chosen).collect())
 }
 
@@ -102,6 +126,7 @@ fn main() -> ExitCode {
         }
     };
     let conclusion = libtest_mimic::run(&arguments, tests);
+    let _ = write!(io::stdout(), "{}", harness::slowest());
     let result = serde_json::json!({
         "passed": conclusion.num_passed,
         "failed": conclusion.num_failed,
@@ -111,4 +136,22 @@ fn main() -> ExitCode {
     // Without the file the runner knows that something went wrong.
     fs::write(Path::new(OUT_DIR).join(RESULT_FILE), result.to_string()).ok();
     conclusion.exit_code()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tests_are_chosen_by_the_beginnings_of_their_names() {
+        let trials = || ["a::x", "a::y", "b::x"].map(|name| Trial::test(name, || Ok(()))).into();
+        let names = |beginnings| {
+            let chosen = those_of(trials(), beginnings)?;
+            Ok::<_, String>(chosen.iter().map(|test| test.name().to_owned()).collect::<Vec<_>>().join(" "))
+        };
+        assert_eq!(names("a:: b::").unwrap(), "a::x a::y b::x");
+        assert_eq!(names("-a::").unwrap(), "b::x");
+        assert_eq!(names("a:: -a::y").unwrap(), "a::x");
+        assert!(names("c::").is_err() && names("-c::").is_err());
+    }
 }

@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -22,6 +23,7 @@ tests![
     the_name_asked_for_at_the_head_of_a_chain,
     of_a_truncated_answer_that_came_by_tcp,
     two_names_of_one_address,
+    names_that_share_an_address,
     a_process_that_never_asked,
     containers_each_ask_for_themselves,
     a_namespace_without_a_way_out_is_not_listened_to,
@@ -39,6 +41,7 @@ const RECORDS: &[&str] = &[
     "--host-record=www.example.test,127.0.0.2,::1",
     "--host-record=one.example.test,127.0.0.2",
     "--host-record=two.example.test,127.0.0.2",
+    "--host-record=three.example.test,127.0.0.2",
     "--cname=alias.example.test,middle.example.test",
     "--cname=middle.example.test,www.example.test",
     "--addn-hosts=/tmp/many-hosts",
@@ -91,6 +94,50 @@ fn two_names_of_one_address() -> Result<()> {
         }
         Ok(())
     })
+}
+
+/// As with a CDN or an ingress: each connect begins as soon as its name is resolved.
+fn names_that_share_an_address() -> Result<()> {
+    const ROUNDS: usize = 20;
+    const ORDER: [&str; 6] = ["one", "two", "one", "three", "two", "one"];
+    on_stage(|stage| {
+        let asked = ORDER.iter().cycle().take(ORDER.len() * ROUNDS);
+        let connect = |(number, name): (usize, &&str)| {
+            let name = format!("{name}.example.test");
+            let by_another_thread = number % 2 == 1;
+            if by_another_thread {
+                thread::scope(|scope| scope.spawn(|| look_up(&name)).join().expect("it does not panic"))?;
+            } else {
+                look_up(&name)?;
+            }
+            let connected = TcpStream::connect((ADDRESS, PORT)).context("connect by name")?;
+            Ok((connected.local_addr()?.port(), name))
+        };
+        let connected = asked.enumerate().map(connect).collect::<Result<Vec<_>>>()?;
+        let (mut wrong, mut without) = (0, 0);
+        for (port, name) in connected {
+            let document = stage.watch.wait_for("the test's own document", |document| {
+                document["process"]["pid"] == std::process::id()
+                    && document["source"]["port"] == port
+                    && document["destination"]["port"] == PORT
+            })?;
+            match document["destination"]["domain"].as_str() {
+                Some(told) => wrong += usize::from(told != name),
+                None => without += 1,
+            }
+        }
+        ensure!((wrong, without) == (0, 0), "{wrong} flows with another's name, {without} without");
+        Ok(())
+    })
+}
+
+/// Asks the name server for a name's address.
+fn look_up(name: &str) -> Result<()> {
+    let asker = UdpSocket::bind((LOCAL, 0))?;
+    asker.set_read_timeout(Some(Duration::from_secs(20)))?;
+    asker.send_to(&question(0x5a18, name), (LOCAL, 53))?;
+    asker.recv_from(&mut [0; 512]).with_context(|| format!("get the answer for {name}"))?;
+    Ok(())
 }
 
 /// Others did, for the same address, before and after.

@@ -3,7 +3,8 @@
 //! The tests know better than anybody, because each client says its local port and the tests started it.
 
 use std::fs;
-use std::net::SocketAddr;
+use std::io::Write;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::sleep;
 use std::time::{Duration, SystemTime};
@@ -23,6 +24,7 @@ tests![
     a_socket_that_was_passed_on,
     a_connection_that_was_passed_on,
     many_tasks_waiting_in_accept,
+    a_connection_that_nobody_accepts,
     a_thread_connects,
     a_user_changed_before_connecting,
     a_user_changed_after_connecting,
@@ -151,6 +153,28 @@ fn many_tasks_waiting_in_accept() -> Result<()> {
     Ok(())
 }
 
+/// The kernel completes handshakes although the program never calls `accept(2)`.
+fn a_connection_that_nobody_accepts() -> Result<()> {
+    let stage = stage()?;
+    for address in ["127.0.0.1:0", "[::1]:0", "[::]:0"] {
+        let mut server = Process::start(&[PROGRAM, ACT, "tcp-listen", address, "1500"])?;
+        let listening: SocketAddr = server.first_line()?.parse()?;
+        let there = match listening.ip() {
+            ip if ip.is_unspecified() => SocketAddr::new(Ipv4Addr::LOCALHOST.into(), listening.port()),
+            _ => listening,
+        };
+        let mut client = TcpStream::connect(there)?;
+        client.write_all(b"anybody there?")?;
+        let here = client.local_addr()?;
+        let server = server.finish()?; // which resets the connection
+        let document = stage.watch.wait_for(&format!("the ingress document of {here}"), |document| {
+            is_between(document, here, there) && document["network"]["direction"] == "ingress"
+        })?;
+        expect(&document, &of_process(server.pid, &server.args))?;
+    }
+    Ok(())
+}
+
 /// A process is not a thread, and has not a thread's name.
 fn a_thread_connects() -> Result<()> {
     one("connect-in-thread", &[], &[])
@@ -207,7 +231,7 @@ fn a_process_id_used_again() -> Result<()> {
 fn a_connection_older_than_the_monitor() -> Result<()> {
     let mut server = Process::start(&[PROGRAM, ACT, "tcp-serve", "127.0.0.1:8099", "1"])?;
     let there: SocketAddr = server.first_line()?.parse()?;
-    let mut client = Process::start(&[PROGRAM, ACT, "tcp-ask", &there.to_string(), "6000"])?;
+    let mut client = Process::start(&[PROGRAM, ACT, "tcp-ask", &there.to_string(), "15000"])?;
     let here: SocketAddr = client.first_line()?.parse()?;
     let stage = Stage { watch: watch()?, there, server };
     for (direction, process) in [("unknown", &client), ("ingress", &stage.server)] {

@@ -1,15 +1,20 @@
 //! What the agent may still do once it watches, as the kernel tells; and that this is enough.
 
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::thread;
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use crate::actors::{ACT, PROGRAM};
 use crate::helpers::patience::until;
 use crate::helpers::process::Process;
 use crate::helpers::socktrail::Socktrail;
@@ -21,6 +26,8 @@ tests![
     an_agent_keeps_three_capabilities_and_they_are_enough,
     a_strict_kernel_takes_another_capability,
     an_agent_can_be_told_to_keep_everything,
+    a_user_of_the_service_managers_has_a_name,
+    a_user_that_only_getent_knows_has_a_name,
 ];
 
 /// Of `include/uapi/linux/capability.h`.
@@ -32,6 +39,8 @@ const PERFMON: u64 = 1 << 38;
 const PARANOID: &str = "/proc/sys/kernel/perf_event_paranoid";
 const FOLDER: &str = "/tmp/agent";
 const PORT: u16 = 8123;
+/// Of the ids that systemd gives to services with `DynamicUser=`.
+const DYNAMIC: u32 = 61_184;
 
 fn an_agent_keeps_three_capabilities_and_they_are_enough() -> Result<()> {
     // Linux 5.8 brought CAP_PERFMON.
@@ -123,6 +132,103 @@ fn an_agent_can_be_told_to_keep_everything() -> Result<()> {
         ensure!(thread == ours, "{thread:x?} instead of {ours:x?}");
     }
     ended_well(&agent.end(Signal::SIGTERM)?)
+}
+
+/// The agent has given up much by the time that it asks, and the flow is soon over.
+fn a_user_of_the_service_managers_has_a_name() -> Result<()> {
+    const USERDB: &str = "/run/systemd/userdb";
+    fs::remove_dir_all(FOLDER).ok();
+    fs::create_dir_all(FOLDER)?;
+    fs::create_dir_all(USERDB)?;
+    let listener = UnixListener::bind(format!("{USERDB}/io.systemd.DynamicUser")).context("stand in for systemd")?;
+    // Ends with the last test.
+    thread::spawn(move || listener.incoming().flatten().for_each(|stream| drop(tell_of_dynamic_user(stream))));
+    let agent = Socktrail::start(&["-v", "agent", "--config", &configuration("")?])?;
+    let document = flow_of(DYNAMIC)?;
+    fs::remove_dir_all(USERDB)?;
+    ensure!(document["user"]["name"] == "dynamic-user", "{document:#}");
+    let group = DYNAMIC.to_string();
+    ensure!(document["group"]["id"] == group && document["group"]["name"].is_null(), "{document:#}");
+    ended_well(&agent.end(Signal::SIGTERM)?)
+}
+
+/// The agent can no longer start `getent`, but its helper can. The agent goes on when the helper hangs or is killed.
+fn a_user_that_only_getent_knows_has_a_name() -> Result<()> {
+    const GETENT: &str = "/usr/bin/getent";
+    ensure!(!Path::new(GETENT).exists(), "the guest has a getent of its own");
+    fs::remove_dir_all(FOLDER).ok();
+    fs::create_dir_all(FOLDER)?;
+    // Knows everybody, says as whom it runs, and has no environment.
+    let script = "#!/bin/sh\n[ -z \"$HOME\" ] || exit 1\nPATH=/bin:/usr/bin\n\
+                  touch /tmp/agent/by-getent 2>/dev/null && exit 1\n\
+                  echo \"$1-$2-by-$(id -u)-$(id -g):x:$2:\"\n";
+    fs::write(GETENT, script)?;
+    fs::set_permissions(GETENT, fs::Permissions::from_mode(0o755))?;
+    let result = getent_is_asked();
+    fs::remove_file(GETENT)?;
+    result
+}
+
+fn getent_is_asked() -> Result<()> {
+    let agent = Socktrail::start(&["-v", "agent", "--config", &configuration("")?])?;
+    let document = flow_of(70_001)?;
+    let by = "by-2100044411-2100044411";
+    ensure!(document["user"]["name"] == format!("passwd-70001-{by}"), "{document:#}\n{}", agent.log());
+    ensure!(document["group"]["name"] == format!("group-70001-{by}"), "{document:#}");
+
+    let helper = Pid::from_raw(the_one_that_asks()?);
+    kill(helper, Signal::SIGSTOP)?;
+    for user in [70_002, 70_003] {
+        ensure!(flow_of(user)?["user"]["name"].is_null());
+    }
+    until("word of who does not answer", || Ok(agent.log().contains("does not answer")))?;
+    kill(helper, Signal::SIGCONT)?;
+    kill(helper, Signal::SIGKILL)?;
+    for user in [70_004, 70_005] {
+        ensure!(flow_of(user)?["user"]["name"].is_null());
+    }
+    until("word of who is gone", || Ok(agent.log().contains("has ended")))?;
+    let log = agent.log();
+    ensure!(log.matches("does not answer").count() == 1 && log.matches("has ended").count() == 1, "{log}");
+    ended_well(&agent.end(Signal::SIGTERM)?)
+}
+
+/// The getent helper.
+fn the_one_that_asks() -> Result<i32> {
+    let processes = fs::read_dir("/proc")?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    let asks = |pid: &i32| {
+        let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        arguments == b"socktrail\0ask-getent\0"
+    };
+    processes.into_iter().find(asks).context("there is no getent helper")
+}
+
+/// The document of a user's connection.
+fn flow_of(user: u32) -> Result<Value> {
+    let mut server = Process::start(&[PROGRAM, ACT, "tcp-serve", "127.0.0.1:8098", "1"])?;
+    let (there, user) = (server.first_line()?, user.to_string());
+    let client = Process::start(&[PROGRAM, ACT, "setuid-then-connect", there.trim(), &user])?.finish()?;
+    ensure!(client.status == 0, "{client:?}");
+    let mut found = None;
+    until(&format!("the flow of user {user}"), || {
+        found = documents()?.into_iter().find(|document| document["user"]["id"] == user);
+        Ok(found.is_some())
+    })?;
+    found.context("it was there")
+}
+
+/// Knows one user, and no group.
+fn tell_of_dynamic_user(mut stream: UnixStream) -> Result<()> {
+    let mut request = Vec::new();
+    BufReader::new(&stream).read_until(0, &mut request)?;
+    let request: Value = serde_json::from_slice(request.strip_suffix(b"\0").context("cut")?)?;
+    let reply = match request["parameters"]["uid"] == DYNAMIC {
+        true => {
+            json!({ "parameters": { "record": { "userName": "dynamic-user", "uid": DYNAMIC }, "incomplete": false } })
+        }
+        false => json!({ "error": "io.systemd.UserDatabase.NoRecordFound", "parameters": {} }),
+    };
+    Ok(stream.write_all(format!("{reply}\0").as_bytes())?)
 }
 
 /// Doctor sees the same.

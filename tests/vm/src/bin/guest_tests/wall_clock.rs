@@ -13,7 +13,13 @@ use serde_json::Value;
 use crate::helpers::document::{end, number, time};
 use crate::helpers::socktrail::Socktrail;
 
-tests![an_hour_forward, an_hour_back, a_clock_that_programs_cannot_read];
+tests![
+    an_hour_forward,
+    an_hour_back,
+    a_clock_that_programs_cannot_read,
+    such_a_clock_where_forks_are_not_seen,
+    such_a_clock_that_nothing_shows,
+];
 
 const HOUR: i64 = 3600;
 /// How long a step may go unnoticed, and more.
@@ -45,6 +51,7 @@ fn a_step_of(seconds: i64) -> Result<()> {
     let late = Talk::begin(&listener)?.end()?;
     let (after, took) = (SystemTime::now(), began.elapsed());
 
+    ensure!(watch.log().contains(STEPPED), "nothing was said of the step: {}", watch.log());
     for (ends, starts_in, ends_in) in [
         (early, (before, stepped_from), (before, stepped_from)),
         (through, (before, stepped_from), (stepped_to, after)),
@@ -67,23 +74,60 @@ fn a_step_of(seconds: i64) -> Result<()> {
     Ok(())
 }
 
-/// As before Linux 4.1: times are right to within a few milliseconds, also when the clocks have been compared again.
+/// What is logged when the wall clock has been set.
+const STEPPED: &str = "the wall clock was set";
+/// As on kernels before 4.1.
+const UNREADABLE: [&str; 2] = ["--mask", "use_clockid"];
+/// How often the clocks are compared.
+const PERIOD: Duration = Duration::from_secs(10);
+
+/// Times are right to within a few milliseconds, also when the clocks have been compared again, and when that was a while
+/// ago.
 fn a_clock_that_programs_cannot_read() -> Result<()> {
-    const PERIOD: Duration = Duration::from_secs(10);
-    const OFF: Duration = Duration::from_millis(5);
-    let watch = Socktrail::flows(&["--mask", "use_clockid", "--flow-termination-timeout", "500ms"])?;
-    let listener = TcpListener::bind("127.0.0.1:0")?;
-    for wait in [Duration::ZERO, PERIOD + NOTICED] {
+    let watch = Socktrail::flows(&UNREADABLE)?;
+    for wait in [Duration::ZERO, PERIOD + NOTICED, PERIOD * 2 / 3] {
         sleep(wait);
-        let before = SystemTime::now() - OFF;
-        let ends = Talk::begin(&listener)?.end()?;
-        let after = SystemTime::now() + OFF;
-        for direction in ["egress", "ingress"] {
-            let is_of = |document: &Value| is_between(document, ends) && document["network"]["direction"] == direction;
-            let document = watch.wait_for(&format!("the document of {ends:?}, {direction}"), is_of)?;
-            let [start, end] = [time(&document, "/event/start")?, time(&document, "/event/end")?];
-            ensure!(before <= start && start <= end && end <= after, "not {before:?} to {after:?}: {document:#}");
-        }
+        times_are_right(&watch)?;
+    }
+    ensure!(!watch.log().contains(STEPPED), "nobody has set it: {}", watch.log());
+    Ok(())
+}
+
+fn such_a_clock_where_forks_are_not_seen() -> Result<()> {
+    let watch = Socktrail::flows(&[&UNREADABLE[..], &["--mask", "wake_up_new_task"]].concat())?;
+    times_are_right(&watch)?;
+    ensure!(!watch.log().contains(STEPPED), "nobody has set it: {}", watch.log());
+    Ok(())
+}
+
+/// Where nothing can be caused that shows the clock, that is said once, and the first sample is no step.
+fn such_a_clock_that_nothing_shows() -> Result<()> {
+    const SAID: &str = "the kernel's clock cannot be compared";
+    let masks = ["wake_up_new_task", "inet_release", "sock_init_data"].map(|function| ["--mask", function]);
+    let watch = Socktrail::flows(&[&UNREADABLE[..], &masks.concat()].concat())?;
+    let ends = Talk::begin(&TcpListener::bind("127.0.0.1:0")?)?.end()?;
+    sleep(PERIOD + NOTICED);
+    watch.wait_for("the connection", |document| is_between(document, ends))?;
+    let log = watch.log();
+    ensure!(log.matches(SAID).count() == 1 && !log.contains(STEPPED), "{log}");
+    Ok(())
+}
+
+/// A connection starts and ends when it does, to within 5 ms.
+fn times_are_right(watch: &Socktrail) -> Result<()> {
+    const OFF: Duration = Duration::from_millis(5);
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let before = SystemTime::now();
+    let talk = Talk::begin(&listener)?;
+    let connected = SystemTime::now();
+    let ends = talk.end()?;
+    let after = SystemTime::now();
+    for direction in ["egress", "ingress"] {
+        let is_of = |document: &Value| is_between(document, ends) && document["network"]["direction"] == direction;
+        let document = watch.wait_for(&format!("the document of {ends:?}, {direction}"), is_of)?;
+        let [start, end] = [time(&document, "/event/start")?, time(&document, "/event/end")?];
+        ensure!(before - OFF <= start && start <= connected + OFF, "not {before:?} to {connected:?}: {document:#}");
+        ensure!(start <= end && end <= after + OFF, "not until {after:?}: {document:#}");
     }
     Ok(())
 }

@@ -419,3 +419,18 @@ pub(super) fn hold(arguments: &[String]) -> Result<()> {
     sleep(Duration::from_secs(600));
     Err(io::Error::other("nobody ended it")).context("hold")
 }
+
+/// `calls-named-threads`: connects in threads with different names; prints the port, the thread's id and its name.
+pub(super) fn named_threads(_: &[String]) -> Result<()> {
+    fn connects(port: u16, name: &str) -> Result<()> {
+        std::net::UdpSocket::bind("127.0.0.1:0")?.connect(("127.0.0.1", port))?;
+        say(format!("{port} {} {name}", nix::unistd::gettid()))
+    }
+    connects(7021, super::PROGRAM)?;
+    let thread = std::thread::Builder::new().name("first-name".to_owned()).spawn(|| {
+        connects(7022, "first-name")?;
+        nix::sys::prctl::set_name(c"second (name)")?;
+        connects(7023, "second (name)")
+    })?;
+    thread.join().map_err(|_| anyhow::anyhow!("the thread panicked"))?
+}

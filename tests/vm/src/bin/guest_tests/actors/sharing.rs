@@ -1,5 +1,6 @@
 //! Actors whose sockets, programs or users change hands.
 
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -8,13 +9,13 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, id};
 use std::thread;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, connect, socket};
 use nix::sys::wait::{WaitStatus, wait};
 use nix::unistd::{Gid, Uid, setegid, seteuid, setgid, setuid};
 
 use super::{ACT, EXECUTABLE, PATIENCE, PROGRAM, address, any_port, say};
-use crate::helpers::sys::{fork, inherited, receive_descriptor, send_descriptor};
+use crate::helpers::sys::{fork, fork_into, inherited, receive_descriptor, send_descriptor};
 
 /// `fork-with-socket ADDRESS`: makes a socket; a child connects it, says its address, and talks.
 pub(super) fn fork_with_socket(arguments: &[String]) -> Result<()> {
@@ -138,6 +139,49 @@ pub(super) fn setuid_then_send(arguments: &[String]) -> Result<()> {
     Ok(())
 }
 
+/// `fork-and-send ADDRESS COUNT`: COUNT children, one after the other, each make a socket and send a datagram.
+pub(super) fn fork_and_send(arguments: &[String]) -> Result<()> {
+    let there = address(arguments)?;
+    let count = arguments.get(1).context("a count is missing")?.parse()?;
+    for _ in 0..count {
+        fork(|| greet(there))?;
+        await_children(1)?;
+    }
+    Ok(())
+}
+
+/// `fork-into-and-send FOLDER ADDRESS COUNT`: starts COUNT pairs of children, one child at a time. The first of a pair
+/// starts in that control group and sends to ADDRESS. The second starts in the parent's group and sends to the next
+/// port.
+pub(super) fn fork_into_and_send(arguments: &[String]) -> Result<()> {
+    let [folder, rest @ ..] = arguments else { bail!("a folder is missing") };
+    let there = address(rest)?;
+    let beside = SocketAddr::new(there.ip(), there.port() + 1);
+    let count = rest.get(1).context("a count is missing")?.parse()?;
+    let folder = File::open(folder).with_context(|| format!("open {folder}"))?;
+    for _ in 0..count {
+        fork_into(&folder, || greet(there))?;
+        await_children(1)?;
+        fork(|| greet(beside))?;
+        await_children(1)?;
+    }
+    Ok(())
+}
+
+/// Makes a socket and sends a datagram; whether that went well.
+fn greet(there: SocketAddr) -> bool {
+    let socket = UdpSocket::bind(any_port(there)).context("bind");
+    told(socket.and_then(|socket| socket.send_to(b"hello", there).map(drop).context("send")))
+}
+
+/// `fork-into FOLDER PROGRAM ...`: a child starts in that control group and executes a program.
+pub(super) fn fork_into_group(arguments: &[String]) -> Result<()> {
+    let [folder, program, rest @ ..] = arguments else { bail!("a folder or a program is missing") };
+    let folder = File::open(folder).with_context(|| format!("open {folder}"))?;
+    fork_into(&folder, || told(Err(Command::new(program).args(rest).exec()).context("become a program")))?;
+    await_children(1)
+}
+
 /// `hog`: keeps a processor busy until it is killed.
 pub(super) fn hog(_: &[String]) -> Result<()> {
     loop {
@@ -156,11 +200,11 @@ pub(super) fn tcp_serve_all(arguments: &[String]) -> Result<()> {
     Ok(())
 }
 
-fn stream_socket(flags: SockFlag) -> Result<OwnedFd> {
+pub(super) fn stream_socket(flags: SockFlag) -> Result<OwnedFd> {
     socket(AddressFamily::Inet, SockType::Stream, flags, None).context("make a socket")
 }
 
-fn connect_and_ask(socket: &OwnedFd, there: SocketAddr) -> Result<()> {
+pub(super) fn connect_and_ask(socket: &OwnedFd, there: SocketAddr) -> Result<()> {
     connect(socket.as_raw_fd(), &SockaddrStorage::from(there)).context("connect")?;
     let connection = TcpStream::from(socket.try_clone()?);
     say(connection.local_addr()?)?;
@@ -168,7 +212,7 @@ fn connect_and_ask(socket: &OwnedFd, there: SocketAddr) -> Result<()> {
 }
 
 /// A question, and its answer.
-fn ask(mut connection: &TcpStream) -> Result<()> {
+pub(super) fn ask(mut connection: &TcpStream) -> Result<()> {
     connection.write_all(b"question").context("send")?;
     connection.read_exact(&mut [0; 8]).context("receive")
 }
@@ -191,14 +235,14 @@ fn become_user(arguments: &[String]) -> Result<()> {
 }
 
 /// What a child says of its end.
-fn told(result: Result<()>) -> bool {
+pub(super) fn told(result: Result<()>) -> bool {
     if let Err(error) = &result {
         let _ = writeln!(io::stderr(), "child: {error:?}");
     }
     result.is_ok()
 }
 
-fn await_children(count: usize) -> Result<()> {
+pub(super) fn await_children(count: usize) -> Result<()> {
     for _ in 0..count {
         let status = wait().context("wait for a child")?;
         ensure!(matches!(status, WaitStatus::Exited(_, 0)), "a child ended with {status:?}");

@@ -54,6 +54,8 @@ pub(crate) struct Difference {
     pub(crate) text: String,
     /// Whether only documents differ that lack samples, and say too little: that is what they say they do.
     pub(crate) is_admitted: bool,
+    /// Whether any document of the flows says that samples were lost, also where its direction is unknown for that.
+    pub(crate) is_lossy: bool,
 }
 
 /// Whether there is one document for each of the flows, and it says what was captured.
@@ -80,9 +82,11 @@ pub(crate) fn compare(documents: &[Value], flows: &[Expected], captured: &Captur
     if texts.is_empty() {
         return Ok(());
     }
-    let related = documents.iter().filter(|document| flows.iter().any(|flow| is_related(document, flow)));
-    let related: Vec<_> = related.map(ToString::to_string).collect();
-    Err(Difference { text: format!("{}\nin\n{}", texts.join("\n"), related.join("\n")), is_admitted })
+    let is_related = |document: &&Value| flows.iter().any(|flow| is_related(document, flow));
+    let related: Vec<_> = documents.iter().filter(is_related).collect();
+    let is_lossy = related.iter().any(|document| is_lossy(document));
+    let shown: Vec<_> = related.iter().map(ToString::to_string).collect();
+    Err(Difference { text: format!("{}\nin\n{}", texts.join("\n"), shown.join("\n")), is_admitted, is_lossy })
 }
 
 /// The documents of a flow.
@@ -91,26 +95,26 @@ pub(crate) fn documents_of(documents: &[Value], flow: &Expected) -> Vec<Value> {
 }
 
 /// Samples were lost, or probes missed.
-const LOST: &str = "samples_lost";
+pub(crate) const LOST: &str = "samples_lost";
 /// Packets had headers that could not be read.
 const UNREAD: &str = "headers_unread";
 /// Packets travelled as fragments.
 const FRAGMENTS: &str = "fragments";
 /// What counted as one datagram may have been several.
-const SEGMENTS: &str = "datagram_segments";
+pub(crate) const SEGMENTS: &str = "datagram_segments";
 /// Merged segments may have had other headers.
 const MERGED: &str = "merged_segments";
 /// Data came when the socket was closed, perhaps several segments as one.
 const LATE: &str = "late_data";
 /// The most bytes of options that a TCP header has.
-const MOST_OPTIONS: i128 = 40;
+const MOST_OPTIONS: u64 = 40;
 /// The most bytes of IPv6's header and TCP's.
 const MOST_HEADERS: i128 = 40 + 60;
 /// A datagram that is larger lies in memory as segments do: `SKB_MAX_ALLOC` of the kernel, four pages, less what is not data.
 const PIECES: u64 = 15_000;
 
 /// Why a document says it may not be exact.
-fn marks(document: &Value) -> Vec<&str> {
+pub(crate) fn marks(document: &Value) -> Vec<&str> {
     document["flow"]["inexact"].as_array().into_iter().flatten().filter_map(Value::as_str).collect()
 }
 
@@ -122,6 +126,22 @@ pub(crate) fn is_lossy(document: &Value) -> bool {
 /// Whether all documents that are wanted are there.
 pub(crate) fn are_there(documents: &[Value], flows: &[Expected]) -> bool {
     flows.iter().all(|flow| documents.iter().filter(|document| is_of(document, flow)).count() >= flow.copies)
+}
+
+/// Whether a difference is within what the marks allow: packets and bytes that a document has received more than were
+/// captured.
+pub(crate) fn is_within_bounds(marks: &[&str], captured: Count, (more, larger): (i128, i128)) -> bool {
+    let packets = i128::from(captured.packets);
+    let merged = marks.contains(&MERGED) && more == 0 && larger.abs() <= i128::from(bytes_off(marks, captured));
+    // Few segments arrive merged after the close, and only the headers of those are missing.
+    let few = (0..=packets / 10).contains(&-more);
+    merged || marks.contains(&LATE) && few && (0..=-more * MOST_HEADERS).contains(&-larger)
+}
+
+/// How many bytes of so much that was received may be wrong. With the mark of merged segments their headers are
+/// estimated; the error is at most a header's options for each packet.
+pub(crate) fn bytes_off(marks: &[&str], received: Count) -> u64 {
+    if marks.contains(&MERGED) { MOST_OPTIONS * received.packets } else { 0 }
 }
 
 /// The differences in words, each with whether the document says too little; and marks that it should not have.
@@ -143,14 +163,8 @@ fn differing(document: &Value, flow: &Expected, captured: &Captured, marks: &[&s
         };
         let (more, larger) = (difference("packets", captured.packets), difference("bytes", captured.bytes));
         is_exact &= (more, larger) == (0, 0);
-        // That the headers of merged segments are guessed is said, and how far off that can be is known.
-        let most = MOST_OPTIONS * i128::from(captured.packets);
-        let is_told = what == "received" && marks.contains(&MERGED) && more == 0 && larger.abs() <= most;
-        // What came after the close as one is few, and lacks no more than headers.
-        let few = (0..=i128::from(captured.packets) / 10).contains(&-more);
-        let is_late =
-            what == "received" && marks.contains(&LATE) && few && (0..=-more * MOST_HEADERS).contains(&-larger);
-        if (more, larger) != (0, 0) && !is_told && !is_late {
+        let is_told = what == "received" && is_within_bounds(marks, captured, (more, larger));
+        if (more, larger) != (0, 0) && !is_told {
             let (name, Count { packets, bytes }) = (name(flow), captured);
             let text = format!("{name} {what}: {more:+} packets, {larger:+} bytes (of {packets}, {bytes})");
             differences.push((text, more <= 0 && larger <= 0));
@@ -294,5 +308,14 @@ mod tests {
         };
         assert!(is_admitted(0, 0, true) && is_admitted(1, 127, true));
         assert!(!is_admitted(0, 0, false) && !is_admitted(2, 200, true) && !is_admitted(0, 129, true));
+    }
+
+    #[test]
+    fn a_document_without_a_direction_may_be_lossy_too() {
+        let mut other = document("unknown", 0, 0);
+        let is_lossy = |other: &Value| compared(&[document("egress", 1, 128), other.clone()]).unwrap_err().is_lossy;
+        assert!(!is_lossy(&other));
+        other["flow"]["inexact"] = json!(["samples_lost"]);
+        assert!(is_lossy(&other));
     }
 }

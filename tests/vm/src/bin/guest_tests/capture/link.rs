@@ -13,7 +13,7 @@ use crate::helpers::sys::ethtool;
 /// A host's end of a network.
 #[derive(Debug, Clone)]
 pub(crate) struct Host {
-    netns: Arc<Netns>,
+    pub(crate) netns: Arc<Netns>,
     /// The interface that all of its traffic passes.
     pub(crate) interface: String,
     v4: Ipv4Addr,
@@ -21,6 +21,12 @@ pub(crate) struct Host {
 }
 
 impl Host {
+    /// Gives its interface another address.
+    pub(crate) fn add_address(&self, address: IpAddr) -> Result<()> {
+        let length = if address.is_ipv4() { 24 } else { 64 };
+        ip(&self.netns, &format!("addr add {address}/{length} dev {}", self.interface))
+    }
+
     /// Does something on this host.
     pub(crate) fn run<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         self.netns.run(work)
@@ -144,7 +150,7 @@ fn host(router: &Netns, peer: &str, number: u8) -> Result<Host> {
 }
 
 /// Loopback can only be kept from segmentation, pairs of interfaces from computing checksums too.
-fn set(netns: &Netns, interface: &str, conditions: Conditions) -> Result<()> {
+pub(crate) fn set(netns: &Netns, interface: &str, conditions: Conditions) -> Result<()> {
     /// `ETHTOOL_STXCSUM`, `ETHTOOL_STSO`, `ETHTOOL_SGSO`, `ETHTOOL_SGRO` of `linux/ethtool.h`.
     const CHECKSUMS: u32 = 0x17;
     const TCP_SEGMENTATION: u32 = 0x1f;
@@ -164,7 +170,7 @@ fn set(netns: &Netns, interface: &str, conditions: Conditions) -> Result<()> {
 }
 
 /// busybox's `ip` in a namespace.
-fn ip(netns: &Netns, arguments: &str) -> Result<()> {
+pub(crate) fn ip(netns: &Netns, arguments: &str) -> Result<()> {
     netns.run(|| run(Command::new("ip").args(arguments.split(' '))))
 }
 

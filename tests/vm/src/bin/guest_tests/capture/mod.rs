@@ -7,20 +7,27 @@
 //! All scenarios of all [phases] are played ([play]) under one monitor when the first of the tests asks for its
 //! result; then each test tells its own.
 
-mod compare;
+pub(crate) mod compare;
+mod dropped;
 pub(crate) mod link;
 mod missed;
-mod phases;
+pub(crate) mod phases;
 mod play;
-mod sniffer;
-mod stage;
+mod queued;
+mod refused;
+pub(crate) mod sniffer;
+pub(crate) mod stage;
 mod tcp;
 mod udp;
-mod wire;
+pub(crate) mod wire;
 
+use anyhow::Result;
 use libtest_mimic::Trial;
 
 use crate::harness::named;
+
+/// What a test does.
+type Test = fn() -> Result<()>;
 
 /// The tests of this subject.
 pub(crate) fn tests() -> Vec<Trial> {
@@ -29,5 +36,19 @@ pub(crate) fn tests() -> Vec<Trial> {
         named(name.clone(), move || play::verdict(&name))
     });
     let of_misses = [named("capture::what_was_seen_is_not_lossy".to_owned(), missed::what_was_seen_is_not_lossy)];
-    of_cases.chain(of_misses).collect()
+    let of_drops: [(&str, Test); 11] = [
+        ("dropped_by_a_packet_filter", dropped::by_a_packet_filter),
+        ("dropped_now_and_then", dropped::now_and_then),
+        ("dropped_by_a_queue_or_for_want_of_a_neighbour", dropped::by_a_queue_or_for_want_of_a_neighbour),
+        ("dropped_by_a_control_group", refused::by_a_control_group),
+        ("dropped_at_the_device", refused::at_the_device),
+        ("dropped_by_a_filter_of_tc", queued::by_a_filter_of_tc),
+        ("dropped_by_codel", queued::by_codel),
+        ("dropped_by_cake", queued::by_cake),
+        ("dropped_with_their_queue", queued::with_their_queue),
+        ("dropped_by_ipsec", refused::by_ipsec),
+        ("dropped_without_a_socket", refused::without_a_socket),
+    ];
+    let of_drops = of_drops.map(|(name, test)| named(format!("capture::{name}"), move || dropped::tried(test)));
+    of_cases.chain(of_misses).chain(of_drops).collect()
 }

@@ -55,10 +55,10 @@ enum Play {
 }
 
 /// Every packet is on its own.
-const PLAIN: Conditions =
+pub(crate) const PLAIN: Conditions =
     Conditions { mtu: 1500, far_mtu: 1500, merged_out: false, merged_in: false, cut: false, faults: Faults::NONE };
 /// Interfaces carry many packets as one.
-const OFFLOADED: Conditions = Conditions { merged_out: true, merged_in: true, ..PLAIN };
+pub(crate) const OFFLOADED: Conditions = Conditions { merged_out: true, merged_in: true, ..PLAIN };
 const FAULTS: Faults = Faults { delay_ms: 2, loss: 0.02, duplicates: 0.03, reordered: 0.05 };
 
 const PLAYERS: usize = 4;

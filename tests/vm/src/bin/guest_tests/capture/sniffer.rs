@@ -1,17 +1,20 @@
 //! A packet capture on one interface.
 
+use std::io::IoSliceMut;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{LinkAddr, recvfrom, setsockopt, sockopt};
+use nix::sys::socket::{ControlMessageOwned, LinkAddr, MsgFlags, recvmsg, setsockopt, sockopt};
 
 use super::link::Host;
 use super::wire::{Segments, Way, Wire};
+use crate::helpers::netns::Netns;
 use crate::helpers::sys::{packet_socket, packets_dropped, set_option};
 
 /// `linux/if_packet.h`.
@@ -34,6 +37,8 @@ pub(crate) enum Learn {
     FromKernel,
     /// From the test, for UDP: those that are sent are so long.
     Udp(u16),
+    /// From the test, which has made sure that no packet stands for several.
+    Single,
 }
 
 /// A running capture.
@@ -45,8 +50,12 @@ pub(crate) struct Sniffer {
 impl Sniffer {
     /// Begins to capture all that passes a host's interface.
     pub(crate) fn start(host: &Host, learn: Learn) -> Result<Self> {
-        let socket =
-            host.run(|| open(&host.interface, learn)).with_context(|| format!("capture {}", host.interface))?;
+        Self::inside(&host.netns, &host.interface, learn)
+    }
+
+    /// The same for an interface in a namespace.
+    pub(crate) fn inside(netns: &Netns, interface: &str, learn: Learn) -> Result<Self> {
+        let socket = netns.run(|| open(interface, learn)).with_context(|| format!("capture {interface}"))?;
         let done = Arc::new(AtomicBool::new(false));
         let ending = Arc::clone(&done);
         Ok(Self { done, thread: thread::spawn(move || capture(&socket, learn, &ending)) })
@@ -63,6 +72,7 @@ fn open(interface: &str, learn: Learn) -> Result<OwnedFd> {
     let index = nix::net::if_::if_nametoindex(interface)?;
     let socket = packet_socket(index.try_into()?)?;
     setsockopt(&socket, sockopt::RcvBufForce, &BUFFER).context("enlarge its buffer")?;
+    setsockopt(&socket, sockopt::ReceiveTimestampns, &true).context("ask for the time of packets")?;
     if learn == Learn::FromKernel {
         set_option(&socket, nix::libc::SOL_PACKET, nix::libc::PACKET_VNET_HDR, &1_i32.to_ne_bytes())?;
     }
@@ -74,13 +84,14 @@ fn capture(socket: &OwnedFd, learn: Learn, done: &AtomicBool) -> Result<Wire> {
     let mut buffer = vec![0; LARGEST];
     loop {
         let is_last_look = done.load(Ordering::Acquire);
-        while let Some((length, from)) = receive(socket, &mut buffer)? {
+        while let Some(((length, from, time), learn)) = receive(socket, learn, &mut buffer)? {
             let way = match from.pkttype() {
                 PACKET_OUTGOING => Way::Out,
                 PACKET_OTHERHOST => continue,
                 _ => Way::In,
             };
             let (packet, segments) = segments(&buffer[..length], learn)?;
+            wire.time = time;
             if is_ip(&from) {
                 wire.add(way, packet, segments)?;
             }
@@ -95,11 +106,53 @@ fn capture(socket: &OwnedFd, learn: Learn, done: &AtomicBool) -> Result<Wire> {
     Ok(wire)
 }
 
-fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> Result<Option<(usize, LinkAddr)>> {
-    match recvfrom::<LinkAddr>(socket.as_raw_fd(), buffer) {
-        Ok((length, from)) => Ok(Some((length, from.context("a packet has a link address")?))),
-        Err(Errno::EAGAIN) => Ok(None),
-        Err(error) => Err(error).context("receive a captured packet"),
+/// The length of a packet, its link address, and when it passed the interface.
+type Received = (usize, LinkAddr, Option<SystemTime>);
+
+/// Takes the next packet, and what it stands for.
+///
+/// The kernel describes segments as they are when a packet is taken, which may be after the receiver has noted something
+/// else in the same memory: a single packet that was joined with the next ones by GRO or in a socket's backlog has a
+/// size of segments, but no kind of them, and cannot be described (`EINVAL`). So it is taken without a description.
+fn receive(socket: &OwnedFd, learn: Learn, buffer: &mut [u8]) -> Result<Option<(Received, Learn)>> {
+    if learn != Learn::FromKernel {
+        let packet = received(socket, MsgFlags::empty(), buffer)?.context("receive a captured packet")?;
+        return Ok(packet.map(|packet| (packet, learn)));
+    }
+    match received(socket, MsgFlags::MSG_PEEK, buffer)? {
+        Err(Errno::EINVAL) => {
+            let described = |is_described: i32| {
+                set_option(socket, nix::libc::SOL_PACKET, nix::libc::PACKET_VNET_HDR, &is_described.to_ne_bytes())
+            };
+            described(0)?;
+            let packet = received(socket, MsgFlags::empty(), buffer)?.context("receive a single packet")?;
+            described(1)?;
+            Ok(packet.map(|packet| (packet, Learn::Single)))
+        }
+        looked_at => {
+            let packet = looked_at.context("look at a captured packet")?;
+            if packet.is_some() {
+                // It is removed, even if it cannot be described any more.
+                received(socket, MsgFlags::empty(), &mut [0; VNET_HEADER])?.ok();
+            }
+            Ok(packet.map(|packet| (packet, learn)))
+        }
+    }
+}
+
+fn received(socket: &OwnedFd, flags: MsgFlags, buffer: &mut [u8]) -> Result<Result<Option<Received>, Errno>> {
+    let mut space = nix::cmsg_space!(nix::sys::time::TimeSpec);
+    let mut parts = [IoSliceMut::new(buffer)];
+    match recvmsg::<LinkAddr>(socket.as_raw_fd(), &mut parts, Some(&mut space), flags) {
+        Ok(message) => {
+            let time = message.cmsgs()?.find_map(|part| match part {
+                ControlMessageOwned::ScmTimestampns(time) => Some(UNIX_EPOCH + Duration::from(time)),
+                _ => None,
+            });
+            Ok(Ok(Some((message.bytes, message.address.context("a packet has a link address")?, time))))
+        }
+        Err(Errno::EAGAIN) => Ok(Ok(None)),
+        Err(errno) => Ok(Err(errno)),
     }
 }
 
@@ -112,6 +165,7 @@ fn segments(captured: &[u8], learn: Learn) -> Result<(&[u8], Segments)> {
     let short = "a captured packet is too short";
     match learn {
         Learn::Udp(size) => Ok((captured.get(LINK_HEADER..).context(short)?, Segments::Of(size))),
+        Learn::Single => Ok((captured.get(LINK_HEADER..).context(short)?, Segments::One)),
         Learn::FromKernel => {
             // flags u8, gso_type u8, hdr_len u16, gso_size u16, csum_start u16, csum_offset u16
             let (header, packet) = captured.split_at_checked(VNET_HEADER).context(short)?;

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::ops::AddAssign;
+use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail};
 use etherparse::{IpNumber, Ipv6ExtensionSlice, NetSlice, SlicedPacket, TransportSlice};
@@ -57,6 +58,10 @@ pub(crate) enum Segments {
 #[derive(Debug, Default)]
 pub(crate) struct Wire {
     counts: HashMap<Key, Count>,
+    /// When the packets came that are added next.
+    pub(crate) time: Option<SystemTime>,
+    /// The packets of each conversation, with their time, as far as that is known.
+    timed: HashMap<Key, Vec<(SystemTime, Count)>>,
     /// The largest datagram of each, as it was captured.
     largest: HashMap<Key, u64>,
     /// Which conversations had fragments.
@@ -126,6 +131,11 @@ impl Wire {
         Ok(())
     }
 
+    /// Every conversation with outgoing packets.
+    pub(crate) fn sent(&self) -> impl Iterator<Item = Key> {
+        self.counts.keys().copied().filter(|key| key.way == Way::Out)
+    }
+
     /// What was seen of one direction.
     pub(crate) fn of(&self, key: Key) -> Count {
         self.counts.get(&key).copied().unwrap_or_default()
@@ -141,8 +151,19 @@ impl Wire {
         self.in_fragments.contains(&key)
     }
 
+    /// What was seen of one direction up to a time.
+    pub(crate) fn until(&self, key: Key, time: SystemTime) -> Count {
+        let mut sum = Count::default();
+        let packets = self.timed.get(&key).into_iter().flatten();
+        packets.filter(|(at, _)| *at <= time).for_each(|(_, count)| sum += *count);
+        sum
+    }
+
     fn count(&mut self, key: Key, count: Count) {
         *self.counts.entry(key).or_default() += count;
+        if let Some(time) = self.time {
+            self.timed.entry(key).or_default().push((time, count));
+        }
     }
 
     fn fragment(&mut self, datagram: (Way, Datagram), first: Option<Key>, count: Count) {

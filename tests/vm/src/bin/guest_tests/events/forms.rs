@@ -109,3 +109,36 @@ fn tracee(part: &str, legacy: bool) -> Result<()> {
     }
     Ok(())
 }
+
+/// Events contain the name that the thread has at the time of the call, and its process's name.
+pub(crate) fn thread_names() -> Result<()> {
+    const ECS: [&str; 4] = ["/process/pid", "/destination/port", "/process/thread/name", "/process/thread/id"];
+    const TRACEE: [&str; 4] = [
+        "/workload/process/host_pid",
+        "/data/2/sockaddr/sin_port",
+        "/workload/process/thread/name",
+        "/workload/process/thread/host_tid",
+    ];
+    const LEGACY: [&str; 4] = ["/hostProcessId", "/args/2/value/sin_port", "/processName", "/hostThreadId"];
+    let forms: [(&[&str], _); 3] =
+        [(&["ecs"], ECS), (&["tracee"], TRACEE), (&["tracee", "--tracee-version", "legacy"], LEGACY)];
+    for (form, [pid, port, name, thread]) in forms {
+        let (events, actor) = told(form, "calls-named-threads", pid)?;
+        for line in actor.stdout.lines() {
+            let mut words = line.splitn(3, ' ');
+            let (wanted_port, tid) = (words.next().context("a port")?, words.next().context("a thread")?);
+            let wanted = (Some(json!(tid.parse::<u32>()?)), Some(json!(words.next().context("a name")?)));
+            let is_of_port = |event: &&Value| {
+                event.pointer(port).is_some_and(|found| found.to_string().trim_matches('"') == wanted_port)
+            };
+            let of_port: Vec<_> = events.iter().filter(is_of_port).collect();
+            ensure!(!of_port.is_empty(), "nothing of {line} in {events:#?}");
+            for event in of_port {
+                let found = (event.pointer(thread).cloned(), event.pointer(name).cloned());
+                ensure!(found == wanted, "{found:?} is not {wanted:?}: {event:#}");
+                ensure!(form != ["ecs"] || event["process"]["name"] == PROGRAM, "{event:#}");
+            }
+        }
+    }
+    Ok(())
+}

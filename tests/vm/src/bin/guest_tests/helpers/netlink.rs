@@ -1,10 +1,11 @@
 //! What only netlink can do: pairs of interfaces across namespaces, and networks that lose packets.
 //!
 //! `struct nlmsghdr`, `ifinfomsg`, `tcmsg` and the numbers are those of `linux/netlink.h`, `rtnetlink.h`, `if_link.h`,
-//! `veth.h` and `pkt_sched.h`.
+//! `if_tunnel.h`, `veth.h` and `pkt_sched.h`.
 
 use std::net::Ipv4Addr;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
@@ -29,6 +30,8 @@ const IFLA_GSO_MAX_SEGS: u16 = 40;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 const VETH_INFO_PEER: u16 = 1;
+const IFLA_IPTUN_LOCAL: u16 = 2;
+const IFLA_IPTUN_REMOTE: u16 = 3;
 const IFLA_VXLAN_ID: u16 = 1;
 const IFLA_VXLAN_GROUP: u16 = 2;
 const IFLA_VXLAN_PORT: u16 = 15;
@@ -62,6 +65,21 @@ pub(crate) fn vxlan(name: &str, id: u32, remote: Ipv4Addr, port: u16) -> Result<
     data.put(IFLA_VXLAN_PORT, &port.to_be_bytes());
     let mut info = Attributes::default();
     info.string(IFLA_INFO_KIND, "vxlan");
+    info.put(IFLA_INFO_DATA, &data.0);
+    let mut request = Attributes(vec![0; 16]);
+    request.string(IFLA_IFNAME, name);
+    request.put(IFLA_LINKINFO, &info.0);
+    ask(RTM_NEWLINK, NLM_F_CREATE, &request.0).with_context(|| format!("make the tunnel {name}"))
+}
+
+/// Makes one end of a tunnel of IPv4 in IPv4 (RFC 2003) in the namespace of the calling thread.
+pub(crate) fn ipip(name: &str, local: Ipv4Addr, remote: Ipv4Addr) -> Result<()> {
+    Command::new("modprobe").arg("ipip").output()?;
+    let mut data = Attributes::default();
+    data.put(IFLA_IPTUN_LOCAL, &local.octets());
+    data.put(IFLA_IPTUN_REMOTE, &remote.octets());
+    let mut info = Attributes::default();
+    info.string(IFLA_INFO_KIND, "ipip");
     info.put(IFLA_INFO_DATA, &data.0);
     let mut request = Attributes(vec![0; 16]);
     request.string(IFLA_IFNAME, name);
@@ -126,10 +144,10 @@ pub(crate) fn degrade(interface: &str, faults: Faults) -> Result<()> {
 
 /// A message's fixed part and its attributes.
 #[derive(Default)]
-struct Attributes(Vec<u8>);
+pub(super) struct Attributes(pub(super) Vec<u8>);
 
 impl Attributes {
-    fn put(&mut self, kind: u16, value: &[u8]) {
+    pub(super) fn put(&mut self, kind: u16, value: &[u8]) {
         let length = 4 + value.len();
         self.0.extend((length as u16).to_ne_bytes());
         self.0.extend(kind.to_ne_bytes());
@@ -137,27 +155,57 @@ impl Attributes {
         self.0.resize(self.0.len().next_multiple_of(4), 0);
     }
 
-    fn string(&mut self, kind: u16, value: &str) {
+    pub(super) fn string(&mut self, kind: u16, value: &str) {
         self.put(kind, format!("{value}\0").as_bytes());
     }
 }
 
-/// Sends a request and waits for the kernel's yes.
-fn ask(kind: u16, flags: u16, body: &[u8]) -> Result<()> {
-    let mut message = ((16 + body.len()) as u32).to_ne_bytes().to_vec();
-    message.extend(kind.to_ne_bytes());
-    message.extend((flags | NLM_F_REQUEST | NLM_F_ACK).to_ne_bytes());
-    message.extend([0; 8]); // sequence number, port
-    message.extend(body);
+/// Sends a request about interfaces.
+pub(super) fn ask(kind: u16, flags: u16, body: &[u8]) -> Result<()> {
+    Netlink::open(SockProtocol::NetlinkRoute)?.ask(kind, flags, body)
+}
 
-    let route = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute)?;
-    bind(route.as_raw_fd(), &NetlinkAddr::new(0, 0)).context("bind a netlink socket")?;
-    send(route.as_raw_fd(), &message, MsgFlags::empty()).context("send")?;
-    let mut answer = [0; 4096];
-    let length = recv(route.as_raw_fd(), &mut answer, MsgFlags::empty()).context("receive")?;
-    ensure!(length >= 20 && answer[4..6] == NLMSG_ERROR.to_ne_bytes(), "not an answer: {:?}", &answer[..length]);
-    match i32::from_ne_bytes([answer[16], answer[17], answer[18], answer[19]]) {
-        0 => Ok(()),
-        error => Err(Errno::from_raw(-error)).context("the kernel's answer"),
+/// A netlink socket.
+pub(super) struct Netlink(OwnedFd);
+
+impl Netlink {
+    pub(super) fn open(protocol: SockProtocol) -> Result<Self> {
+        Self::bound(socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)?, 0)
+    }
+
+    /// Binds a socket and subscribes it to multicast groups, given as a mask.
+    pub(super) fn bound(netlink: OwnedFd, groups: u32) -> Result<Self> {
+        bind(netlink.as_raw_fd(), &NetlinkAddr::new(0, groups)).context("bind a netlink socket")?;
+        Ok(Self(netlink))
+    }
+
+    /// Sends a request and waits for the kernel's acknowledgement.
+    pub(super) fn ask(&self, kind: u16, flags: u16, body: &[u8]) -> Result<()> {
+        let answer = self.exchange(kind, flags | NLM_F_ACK, body)?;
+        ensure!(answer.len() >= 20 && answer[4..6] == NLMSG_ERROR.to_ne_bytes(), "not an answer: {answer:?}");
+        match i32::from_ne_bytes([answer[16], answer[17], answer[18], answer[19]]) {
+            0 => Ok(()),
+            error => Err(Errno::from_raw(-error)).context("the kernel's answer"),
+        }
+    }
+
+    /// Sends a request and returns the message that answers it.
+    pub(super) fn get(&self, kind: u16, body: &[u8]) -> Result<Vec<u8>> {
+        let answer = self.exchange(kind, 0, body)?;
+        ensure!(answer.get(4..6) == Some(&kind.to_ne_bytes()), "not an answer: {answer:?}");
+        Ok(answer)
+    }
+
+    fn exchange(&self, kind: u16, flags: u16, body: &[u8]) -> Result<Vec<u8>> {
+        let mut message = ((16 + body.len()) as u32).to_ne_bytes().to_vec();
+        message.extend(kind.to_ne_bytes());
+        message.extend((flags | NLM_F_REQUEST).to_ne_bytes());
+        message.extend([0; 8]); // sequence number, port
+        message.extend(body);
+        send(self.0.as_raw_fd(), &message, MsgFlags::empty()).context("send")?;
+        let mut answer = vec![0; 4096];
+        let length = recv(self.0.as_raw_fd(), &mut answer, MsgFlags::empty()).context("receive")?;
+        answer.truncate(length);
+        Ok(answer)
     }
 }

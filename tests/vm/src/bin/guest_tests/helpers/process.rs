@@ -105,6 +105,11 @@ impl Process {
         line.context("the line was there")
     }
 
+    /// What it has written to standard output so far.
+    pub(crate) fn said(&self) -> String {
+        self.stdout.so_far()
+    }
+
     /// Waits for the end.
     pub(crate) fn finish(mut self) -> Result<Finished> {
         let mut ended = None;

@@ -2,18 +2,41 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::{self, JoinHandle};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
+use socktrail_vm::AS_OF_VARIABLE;
 
 use super::patience::until;
+use super::process::Process;
 
 /// The word on standard error that says that all probes are in place.
 const READY: &str = "ready";
+
+/// What makes it behave as if the kernel were older. It guesses the kernel's layout at the first start, as it would
+/// there; later ones use what guesses found once, which saves seconds each time.
+fn as_of(release: String, has_source: bool) -> Result<Vec<String>> {
+    const LAYOUT: &str = "/tmp/guessed-layout.json";
+    static HAS_GUESSED: AtomicBool = AtomicBool::new(false);
+    static SAVED: OnceLock<Result<(), String>> = OnceLock::new();
+    let mut words = vec!["--as-of".to_owned(), release];
+    if HAS_GUESSED.swap(true, Relaxed) && !has_source {
+        let save = || {
+            let finished = Process::start(&["socktrail", "layout", "--source", "guess", "--save", LAYOUT])?.finish()?;
+            ensure!(finished.status == 0, "{}", finished.stderr);
+            Ok(())
+        };
+        let saved = SAVED.get_or_init(|| save().map_err(|error| format!("{error:?}")));
+        saved.clone().map_err(|error| anyhow!("{error}")).context("save what guesses find")?;
+        words.extend(["--source".to_owned(), format!("file:{LAYOUT}")]);
+    }
+    Ok(words)
+}
 
 /// A running `socktrail`; it is killed when it is dropped.
 #[derive(Debug)]
@@ -38,8 +61,18 @@ pub(crate) struct Watched {
 
 impl Socktrail {
     /// Starts `socktrail` with the given arguments and waits until it says that it is ready.
+    ///
+    /// Where the tests are to show what an older kernel can do, those commands that watch are told so.
     pub(crate) fn start(args: &[&str]) -> Result<Self> {
-        Self::start_program("socktrail", args)
+        let mut args: Vec<_> = args.iter().map(ToString::to_string).collect();
+        let watches =
+            args.first().is_some_and(|command| ["flows", "events", "sensors", "record"].contains(&&**command));
+        if let Ok(release) = std::env::var(AS_OF_VARIABLE)
+            && watches
+        {
+            args.extend(as_of(release, args.iter().any(|word| word == "--source"))?);
+        }
+        Self::start_program("socktrail", &args.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
     /// Starts `socktrail flows`, which writes one document a line, and waits until it is ready.

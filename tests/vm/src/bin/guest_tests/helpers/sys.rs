@@ -27,6 +27,111 @@ pub(crate) fn fork(child: impl FnOnce() -> bool) -> Result<Pid> {
     }
 }
 
+/// Runs a function in a child process that shares this one's memory (`CLONE_VM` without `CLONE_THREAD`), which ends
+/// with status 0 if the function returned true. Returns when the child has ended.
+pub(crate) fn clone_with_memory(child: impl Fn() -> bool) -> Result<Pid> {
+    let flags = nix::sched::CloneFlags::CLONE_VM | nix::sched::CloneFlags::CLONE_VFORK;
+    let run = Box::new(|| isize::from(!child()));
+    // SAFETY: the child has a stack of its own, and what is borrowed lives until it has ended.
+    unsafe { nix::sched::clone(run, &mut vec![0; 1 << 20], flags, Some(nix::libc::SIGCHLD)) }.context("clone")
+}
+
+/// Runs a function in a child process that shares this one's table of open files (`CLONE_FILES`), and ends it with
+/// status 0 if that held true. As with [`fork`], the child must do only what is safe after one.
+pub(crate) fn fork_with_files(child: impl FnOnce() -> bool) -> Result<Pid> {
+    // SAFETY: all zeros is a valid value: no flags, no stack, no places to write to.
+    let mut arguments: nix::libc::clone_args = unsafe { std::mem::zeroed() };
+    arguments.flags = nix::libc::CLONE_FILES as u64;
+    arguments.exit_signal = nix::libc::SIGCHLD as u64;
+    clone3(&arguments, child)
+}
+
+/// How a thread that is made by [`clone_thread`] lives with the one that makes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Beside {
+    /// The maker waits until the thread has ended or executed a program (`CLONE_VFORK`), and shares its open files.
+    WaitingMaker,
+    /// The same, but the thread has a table of open files of its own: what it opens is closed when it ends.
+    OwnFiles,
+    /// Both run. Thread-local memory is shared, so the maker must do nothing but end.
+    EndingMaker,
+}
+
+unsafe extern "C" {
+    /// The C library's wrapper of `clone(2)`, without the checks of `clone(3)`: musl's refuses `CLONE_THREAD`.
+    fn __clone(
+        function: extern "C" fn(*mut nix::libc::c_void) -> nix::libc::c_int,
+        stack: *mut nix::libc::c_void,
+        flags: nix::libc::c_int,
+        argument: *mut nix::libc::c_void,
+        ...
+    ) -> nix::libc::c_int;
+}
+
+/// Runs a function in a thread that the C library knows nothing of (`CLONE_THREAD`), which ends when the function
+/// returns. It must not start threads by other means.
+pub(crate) fn clone_thread<F: FnOnce() + 'static>(beside: Beside, run: F) -> Result<()> {
+    extern "C" fn start<F: FnOnce()>(run: *mut nix::libc::c_void) -> nix::libc::c_int {
+        // SAFETY: it is the box that was given to `__clone`, which starts one thread.
+        let run = unsafe { Box::from_raw(run.cast::<F>()) };
+        run();
+        0
+    }
+    const STACK: usize = 1 << 20;
+    let always = nix::libc::CLONE_VM | nix::libc::CLONE_SIGHAND | nix::libc::CLONE_THREAD;
+    let flags = match beside {
+        Beside::WaitingMaker => nix::libc::CLONE_FS | nix::libc::CLONE_FILES | nix::libc::CLONE_VFORK,
+        Beside::OwnFiles => nix::libc::CLONE_VFORK,
+        Beside::EndingMaker => nix::libc::CLONE_FS | nix::libc::CLONE_FILES,
+    };
+    // Nobody knows when the thread no longer needs its stack: it is never freed.
+    let stack = Box::leak(vec![0_u128; STACK / size_of::<u128>()].into_boxed_slice());
+    let run = Box::into_raw(Box::new(run));
+    // SAFETY: the thread has a stack of its own, which grows down from its aligned end, and owns what it runs. While
+    // it uses this thread's local memory, this one waits in the kernel or does nothing but end.
+    let thread = unsafe { __clone(start::<F>, stack.as_mut_ptr_range().end.cast(), always | flags, run.cast()) };
+    if thread < 0 {
+        // SAFETY: no thread was made that owns it.
+        drop(unsafe { Box::from_raw(run) });
+        bail!("clone a thread: {thread}");
+    }
+    Ok(())
+}
+
+/// Ends only this thread, even if it is the leading one.
+pub(crate) fn exit_thread() -> ! {
+    // SAFETY: no memory is touched; what the thread had is left where it is.
+    unsafe { nix::libc::syscall(nix::libc::SYS_exit, 0) };
+    unreachable!("exit(2) does not come back")
+}
+
+/// Like [`fork`], but the child starts in the control group that `group` is open on (`CLONE_INTO_CGROUP`).
+pub(crate) fn fork_into(group: &impl AsFd, child: impl FnOnce() -> bool) -> Result<Pid> {
+    /// Of `linux/sched.h`.
+    const CLONE_INTO_CGROUP: u64 = 1 << 33;
+    // SAFETY: all zeros is a valid value: no flags, no stack, no places to write to.
+    let mut arguments: nix::libc::clone_args = unsafe { std::mem::zeroed() };
+    arguments.flags = CLONE_INTO_CGROUP;
+    arguments.exit_signal = nix::libc::SIGCHLD as u64;
+    arguments.cgroup = group.as_fd().as_raw_fd() as u64;
+    clone3(&arguments, child)
+}
+
+/// Runs a function in a child process that does not share this one's memory.
+fn clone3(arguments: &nix::libc::clone_args, child: impl FnOnce() -> bool) -> Result<Pid> {
+    // SAFETY: the size is that of the arguments. As with a fork, the child continues on a copy of this stack; it calls
+    // only what is safe after a fork, as the callers require.
+    let result = unsafe { nix::libc::syscall(nix::libc::SYS_clone3, &raw const *arguments, size_of_val(arguments)) };
+    match Errno::result(result).context("clone3")? {
+        0 => {
+            let status = i32::from(!child());
+            // SAFETY: it ends the process at once; nothing of the parent's is run or dropped in the child.
+            unsafe { nix::libc::_exit(status) }
+        }
+        pid => Ok(Pid::from_raw(i32::try_from(pid)?)),
+    }
+}
+
 /// Gives up a capability for good, and for all programs that this process becomes.
 pub(crate) fn drop_capability(capability: nix::libc::c_int) -> Result<()> {
     // SAFETY: with this option prctl takes a number and touches no memory.
@@ -54,6 +159,45 @@ pub(crate) fn packet_socket(interface: i32) -> Result<OwnedFd> {
     let bound = unsafe { nix::libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) };
     Errno::result(bound).context("bind it to an interface")?;
     Ok(socket)
+}
+
+/// Calls `bpf(2)` with a raw `union bpf_attr`. Returns the new descriptor, if the command makes one.
+pub(crate) fn bpf(command: i32, arguments: &[u8]) -> Result<Option<OwnedFd>> {
+    let mut arguments = arguments.to_vec();
+    let (pointer, length) = (arguments.as_mut_ptr(), arguments.len());
+    // SAFETY: the kernel reads and writes `length` bytes of a copy of the arguments. Pointers in them are only read.
+    let result = unsafe { nix::libc::syscall(nix::libc::SYS_bpf, command, pointer, length) };
+    match Errno::result(result)? {
+        0 => Ok(None),
+        // SAFETY: the descriptor was opened just now and is nobody else's.
+        made => Ok(Some(unsafe { OwnedFd::from_raw_fd(i32::try_from(made)?) })),
+    }
+}
+
+/// A netlink socket of a protocol that has no type of its own.
+pub(crate) fn netlink_socket(protocol: i32) -> Result<OwnedFd> {
+    let kind = nix::libc::SOCK_RAW | nix::libc::SOCK_CLOEXEC;
+    // SAFETY: no memory is touched.
+    let socket = Errno::result(unsafe { nix::libc::socket(nix::libc::AF_NETLINK, kind, protocol) })?;
+    // SAFETY: the descriptor was opened just now and is nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(socket) })
+}
+
+/// A stream socket of a protocol that has no type of its own.
+pub(crate) fn stream_socket(family: AddressFamily, protocol: i32, flags: SockFlag) -> Result<OwnedFd> {
+    let kind = nix::libc::SOCK_STREAM | flags.bits();
+    // SAFETY: no memory is touched.
+    let socket = Errno::result(unsafe { nix::libc::socket(family as i32, kind, protocol) });
+    let socket = socket.with_context(|| format!("open a socket of protocol {protocol}"))?;
+    // SAFETY: the descriptor was opened just now and is nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(socket) })
+}
+
+/// A socket of MPTCP, or of TCP where that is not asked for or the kernel has no MPTCP.
+pub(crate) fn tcp_or_mptcp(is_v4: bool, is_mptcp: bool, flags: SockFlag) -> Result<OwnedFd> {
+    let family = if is_v4 { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let mptcp = is_mptcp.then(|| stream_socket(family, nix::libc::IPPROTO_MPTCP, flags).ok()).flatten();
+    mptcp.map_or_else(|| stream_socket(family, nix::libc::IPPROTO_TCP, flags), Ok)
 }
 
 /// How many packets found no room in a packet socket's buffer.
@@ -101,6 +245,49 @@ pub(crate) fn ethtool(interface: &str, command: u32, value: u32) -> Result<()> {
     let result = unsafe { nix::libc::ioctl(any.as_raw_fd(), SIOCETHTOOL as _, &raw mut request) };
     Errno::result(result).with_context(|| format!("ethtool's command {command:#x} for {interface}"))?;
     Ok(())
+}
+
+/// The addresses of each subflow of an MPTCP connection, own and remote (`MPTCP_SUBFLOW_ADDRS` of `linux/mptcp.h`, Linux
+/// 5.16); none if the socket is not of MPTCP.
+pub(crate) fn subflows(socket: &impl AsFd) -> Result<Vec<[std::net::SocketAddr; 2]>> {
+    const SOL_MPTCP: i32 = 284;
+    const MPTCP_SUBFLOW_ADDRS: i32 = 3;
+    /// `struct mptcp_subflow_data`.
+    const HEADER: usize = 16;
+    /// Of `struct __kernel_sockaddr_storage`; `struct mptcp_subflow_addrs` has two.
+    const ADDRESS: usize = 128;
+    let mut value = vec![0_u8; HEADER + 16 * 2 * ADDRESS];
+    value[..4].copy_from_slice(&(HEADER as u32).to_ne_bytes());
+    value[12..16].copy_from_slice(&(2 * ADDRESS as u32).to_ne_bytes());
+    let mut length = value.len() as nix::libc::socklen_t;
+    // SAFETY: the kernel reads and writes at most `length` bytes, which is the value's size.
+    let result = unsafe {
+        nix::libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            SOL_MPTCP,
+            MPTCP_SUBFLOW_ADDRS,
+            value.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    if Errno::result(result).is_err() {
+        return Ok(Vec::new());
+    }
+    let addresses = value.get(HEADER..length as usize).context("a short answer")?;
+    addresses
+        .chunks_exact(2 * ADDRESS)
+        .map(|pair| Ok([address(&pair[..ADDRESS])?, address(&pair[ADDRESS..])?]))
+        .collect()
+}
+
+/// The address in a `struct sockaddr_in` or `struct sockaddr_in6`.
+fn address(bytes: &[u8]) -> Result<std::net::SocketAddr> {
+    let port = u16::from_be_bytes([bytes[2], bytes[3]]);
+    match i32::from(u16::from_ne_bytes([bytes[0], bytes[1]])) {
+        nix::libc::AF_INET => Ok((<[u8; 4]>::try_from(&bytes[4..8])?, port).into()),
+        nix::libc::AF_INET6 => Ok((<[u8; 16]>::try_from(&bytes[8..24])?, port).into()),
+        family => bail!("an address of family {family}"),
+    }
 }
 
 /// Takes over a descriptor that this program was started with.

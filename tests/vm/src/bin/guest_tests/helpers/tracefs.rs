@@ -4,7 +4,7 @@ use std::fs;
 use std::io::Write;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 /// tracefs, mounted by the test and unmounted when dropped; guests boot without.
@@ -27,12 +27,24 @@ impl Tracefs {
         self.read("kprobe_events")
     }
 
-    /// How often a probe was not run though the kernel came by: `kprobe_profile` has name, hits and misses.
+    /// How often a probe was not run though the kernel came by.
     pub(crate) fn missed(&self) -> Result<u64> {
+        self.missed_where(|_| true)
+    }
+
+    /// The same of the probes of this name.
+    pub(crate) fn missed_by(&self, name: &str) -> Result<u64> {
+        self.missed_where(|one| one == name)
+    }
+
+    /// `kprobe_profile` has name, hits and misses.
+    fn missed_where(&self, is_wanted: impl Fn(&str) -> bool) -> Result<u64> {
         let profile = self.read("kprobe_profile")?;
         let misses = profile.lines().map(|line| {
-            let count = line.split_ascii_whitespace().nth(2).with_context(|| format!("no misses in `{line}`"))?;
-            count.parse::<u64>().with_context(|| format!("no number of misses in `{line}`"))
+            let words: Vec<_> = line.split_ascii_whitespace().collect();
+            let [name, _, count] = words[..] else { bail!("no misses in `{line}`") };
+            let count: u64 = count.parse().with_context(|| format!("no number of misses in `{line}`"))?;
+            Ok(if is_wanted(name) { count } else { 0 })
         });
         misses.sum()
     }

@@ -1,0 +1,368 @@
+//! Arrays on kernels without them, and probes that fetch more than one event has room for.
+//!
+//! Before Linux 4.20 a fetch argument is a single value, so an array is fetched word by word. If there are more words
+//! than one event may have, the probe is divided into several events on the same function. Each hit then writes one
+//! record of each: the pieces of what a newer kernel writes as one record, and the [`Joiner`] puts them together.
+
+use std::mem;
+use std::ops::Range;
+
+use crate::{Error, Fetch, Format, FormatField, Record, Type};
+
+/// What stands between a probe's name and the number of a further piece.
+pub(crate) const PIECE: &str = "_piece_";
+
+/// What a record is made of, if the kernel does not write it as it was asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Pieces {
+    /// Empty if the kernel writes one record for each hit.
+    pub(crate) pieces: Vec<Piece>,
+    /// Bytes of the whole record.
+    size: usize,
+}
+
+/// One event of several.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Piece {
+    /// Its `common_type`.
+    pub(crate) id: u32,
+    /// Where its values lie in its records.
+    values: Range<usize>,
+    /// Where they belong in the whole record.
+    at: usize,
+}
+
+/// The fetches with every array as single values, in the same order.
+///
+/// # Errors
+/// The array whose template does not begin with an offset.
+pub(crate) fn single_values<'a>(fetches: &'a [Fetch<'_>]) -> Result<Vec<Fetch<'static>>, &'a Fetch<'a>> {
+    let mut all = Vec::with_capacity(fetches.len());
+    for fetch in fetches {
+        let Fetch { name, template, kind, .. } = fetch;
+        if !is_array(*kind) {
+            all.push(Fetch::new(name.to_string(), template.to_string(), *kind));
+            continue;
+        }
+        let mut at = 0;
+        while at < kind.size() {
+            let kind = [Type::U64, Type::U32, Type::U16].into_iter().find(|one| at + one.size() <= kind.size());
+            let kind = kind.unwrap_or(Type::U8);
+            all.push(Fetch::new(format!("{name}_{at}"), further(template, at).ok_or(fetch)?, kind));
+            at += kind.size();
+        }
+    }
+    Ok(all)
+}
+
+/// Whether only newer kernels fetch it as one value.
+pub(crate) fn is_array(kind: Type) -> bool {
+    matches!(kind, Type::Bytes(_) | Type::Words(_))
+}
+
+/// The template of what lies so many bytes behind that of another.
+fn further(template: &str, by: usize) -> Option<String> {
+    let (offset, rest) = template.strip_prefix('+')?.split_once('(')?;
+    let (user, offset) = offset.strip_prefix('u').map_or(("", offset), |offset| ("u", offset));
+    let offset = offset.strip_prefix('{').and_then(|inside| inside.strip_suffix('}')).unwrap_or(offset);
+    Some(format!("+{user}{{{offset}+{by}}}({rest}"))
+}
+
+/// The format of the record that `fetches` ask for, and what it is made of. `events` are the formats of the events that
+/// fetch it, each with how many single values it has.
+pub(crate) fn joined(fetches: &[Fetch<'_>], events: &[(Format, usize)]) -> Result<(Format, Pieces), Error> {
+    let (first, count) = events.first().ok_or_else(|| unfit("no event", ""))?;
+    let head = first.fields.len().saturating_sub(*count);
+    let start = first.fields.get(head).map_or(0, |field| usize::from(field.offset));
+    let mut pieces = Pieces { pieces: Vec::new(), size: start };
+    for (format, count) in events {
+        let values = format.fields.get(format.fields.len().saturating_sub(*count)..).unwrap_or_default();
+        let begin = values.first().map_or(0, |field| usize::from(field.offset));
+        let size: usize = values.iter().map(|field| usize::from(field.size)).sum();
+        let end = values.last().map_or(0, |field| usize::from(field.offset) + usize::from(field.size));
+        if end - begin != size {
+            return Err(unfit(&format.name, "its values do not lie next to each other"));
+        }
+        pieces.pieces.push(Piece { id: format.id, values: begin..end, at: pieces.size });
+        pieces.size += size;
+    }
+    let mut fields = first.fields[..head].to_vec();
+    let mut offset = start;
+    for fetch in fetches {
+        fields.push(field(fetch, offset)?);
+        offset += fetch.kind.size();
+    }
+    if offset != pieces.size {
+        return Err(unfit(&first.name, "its values are not those that were asked for"));
+    }
+    if pieces.pieces.len() == 1 {
+        pieces.pieces.clear();
+    }
+    Ok((Format { fields, ..first.clone() }, pieces))
+}
+
+/// How the kernel describes this value at `offset`.
+fn field(fetch: &Fetch<'_>, offset: usize) -> Result<FormatField, Error> {
+    let (kind, signed) = match fetch.kind {
+        Type::Bytes(count) => (format!("u8[{count}]"), false),
+        Type::Words(count) => (format!("u64[{count}]"), false),
+        Type::String => ("__data_loc char[]".to_owned(), true),
+        kind => (kind.to_string(), matches!(kind, Type::S8 | Type::S16 | Type::S32 | Type::S64)),
+    };
+    let number = |n: usize| u16::try_from(n).map_err(|_| unfit(&fetch.name, "it lies beyond what a record may have"));
+    let (offset, size) = (number(offset)?, number(fetch.kind.size())?);
+    Ok(FormatField { name: fetch.name.to_string(), kind, offset, size, signed })
+}
+
+fn unfit(event: &str, problem: &str) -> Error {
+    Error::Mismatch { event: event.to_owned(), field: String::new(), problem: problem.to_owned() }
+}
+
+/// Puts the pieces of records together. One CPU writes all pieces of one hit before those of another.
+#[derive(Debug, Default)]
+pub(crate) struct Joiner {
+    whole: Vec<Pieces>,
+    /// Records that are not whole yet, at most one for each probe and CPU.
+    waiting: Vec<Waiting>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    cpu: u32,
+    /// Which of the probes.
+    of: usize,
+    tid: u32,
+    /// Which pieces have come, as bits.
+    come: u64,
+    raw: Vec<u8>,
+}
+
+impl Joiner {
+    /// Expects records of these pieces.
+    pub(crate) fn add(&mut self, pieces: &Pieces) {
+        if !pieces.pieces.is_empty() {
+            self.whole.push(pieces.clone());
+        }
+    }
+
+    /// Expects no more records of these pieces. What has come of them is dropped.
+    pub(crate) fn remove(&mut self, pieces: &Pieces) {
+        if let Some(at) = self.whole.iter().position(|whole| whole == pieces) {
+            self.whole.remove(at);
+            self.waiting.clear(); // they are told apart by the places in the list
+        }
+    }
+
+    /// Whether every record comes whole.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.whole.is_empty()
+    }
+
+    /// Lends a record to `f` if it is whole, and keeps it if it is a piece. With the last piece the whole record is lent,
+    /// with its time. What is lacking a piece after a loss is dropped.
+    pub(crate) fn take(&mut self, record: Record<'_>, f: &mut impl FnMut(Record<'_>)) {
+        match record {
+            Record::Sample { time, cpu, pid, tid, id, raw } => {
+                let Some((of, number)) = self.find(id) else { return f(record) };
+                let pieces = &self.whole[of];
+                let waiting = waiting(&mut self.waiting, cpu, of);
+                let bit = 1 << number;
+                if waiting.tid != tid || waiting.come & bit != 0 || waiting.come == 0 {
+                    waiting.begin(tid, &pieces.pieces[0], raw, pieces.size);
+                }
+                let Piece { values, at, .. } = &pieces.pieces[number];
+                let Some(values) = raw.get(values.clone()) else { return };
+                waiting.raw[*at..*at + values.len()].copy_from_slice(values);
+                waiting.come |= bit;
+                if waiting.come.count_ones() as usize == pieces.pieces.len() {
+                    waiting.come = 0;
+                    f(Record::Sample { time, cpu, pid, tid, id: pieces.pieces[0].id as u16, raw: &waiting.raw });
+                }
+            }
+            Record::Lost { cpu, .. } => {
+                self.waiting.iter_mut().filter(|waiting| waiting.cpu == cpu).for_each(|waiting| waiting.come = 0);
+                f(record);
+            }
+        }
+    }
+
+    /// Which probe's piece this is, and its number.
+    fn find(&self, id: u16) -> Option<(usize, usize)> {
+        let number = |whole: &Pieces| whole.pieces.iter().position(|piece| piece.id == u32::from(id));
+        self.whole.iter().enumerate().find_map(|(of, whole)| Some((of, number(whole)?)))
+    }
+}
+
+fn waiting(all: &mut Vec<Waiting>, cpu: u32, of: usize) -> &mut Waiting {
+    let at = all.iter().position(|one| one.cpu == cpu && one.of == of).unwrap_or_else(|| {
+        all.push(Waiting { cpu, of, tid: 0, come: 0, raw: Vec::new() });
+        all.len() - 1
+    });
+    &mut all[at]
+}
+
+impl Waiting {
+    /// Forgets what has come and begins a record of this size, with the head of a piece and the first one's type.
+    fn begin(&mut self, tid: u32, first: &Piece, raw: &[u8], size: usize) {
+        let mut buffer = mem::take(&mut self.raw);
+        buffer.clear();
+        buffer.extend_from_slice(raw.get(..first.at).unwrap_or_default());
+        buffer.resize(size, 0);
+        buffer[..2].copy_from_slice(&(first.id as u16).to_ne_bytes());
+        (self.tid, self.come, self.raw) = (tid, 0, buffer);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FETCHES: [(&str, &str, Type); 3] =
+        [("count", "+8({a})", Type::S32), ("words", "+0(+{s.f}({a}))", Type::Words(3)), ("odd", "-8({a})", Type::U16)];
+
+    fn fetches() -> Vec<Fetch<'static>> {
+        FETCHES.map(|(name, template, kind)| Fetch::new(name, template, kind)).to_vec()
+    }
+
+    /// The format of an event with these values, as Linux 4.18 writes it.
+    fn one_event(id: u32, values: &[(&str, &str, u16)]) -> (Format, usize) {
+        let mut text = format!(
+            "name: e\nID: {id}\nformat:\n\tfield:unsigned short common_type;\toffset:0;\tsize:2;\tsigned:0;\n\
+             \tfield:int common_pid;\toffset:4;\tsize:4;\tsigned:1;\n\
+             \tfield:unsigned long __probe_ip;\toffset:8;\tsize:8;\tsigned:0;\n"
+        );
+        let mut offset = 16;
+        for (kind, name, size) in values {
+            text += &format!("\tfield:{kind} {name};\toffset:{offset};\tsize:{size};\tsigned:0;\n");
+            offset += size;
+        }
+        (Format::parse(text.as_bytes()).unwrap(), values.len())
+    }
+
+    fn two() -> (Format, Pieces) {
+        let first = one_event(7, &[("s32", "count", 4), ("u64", "words_0", 8)]);
+        let second = one_event(9, &[("u64", "words_8", 8), ("u64", "words_16", 8), ("u16", "odd", 2)]);
+        joined(&fetches(), &[first, second]).unwrap()
+    }
+
+    /// A record of the first or the second event; perf pads it.
+    fn piece(id: u16, values: &[u8]) -> Vec<u8> {
+        let mut raw = vec![0; 16];
+        raw[..2].copy_from_slice(&id.to_ne_bytes());
+        raw[8] = 99;
+        raw.extend_from_slice(values);
+        raw.extend_from_slice(&[0xff; 6]);
+        raw
+    }
+
+    fn sample(cpu: u32, tid: u32, id: u16, raw: &[u8]) -> Record<'_> {
+        Record::Sample { time: 1000 + u64::from(id), cpu, pid: 1, tid, id, raw }
+    }
+
+    fn taken(joiner: &mut Joiner, records: &[Record<'_>]) -> Vec<(u64, u32, Vec<u8>)> {
+        let mut whole = Vec::new();
+        for record in records {
+            joiner.take(*record, &mut |record| {
+                if let Record::Sample { time, tid, raw, .. } = record {
+                    whole.push((time, tid, raw.to_vec()));
+                }
+            });
+        }
+        whole
+    }
+
+    #[test]
+    fn arrays_become_words() {
+        let texts = |kind| {
+            let array = [Fetch::new("x", "+u{s.f}(+8({a}))", kind)];
+            let single = single_values(&array).unwrap();
+            single.iter().map(|one| format!("{}={}:{}", one.name, one.template, one.kind)).collect::<Vec<_>>()
+        };
+        assert_eq!(texts(Type::Words(2)), ["x_0=+u{s.f+0}(+8({a})):u64", "x_8=+u{s.f+8}(+8({a})):u64"]);
+        assert_eq!(texts(Type::Bytes(5)), ["x_0=+u{s.f+0}(+8({a})):u32", "x_4=+u{s.f+4}(+8({a})):u8"]);
+        assert_eq!(texts(Type::S16), ["x=+u{s.f}(+8({a})):s16"]);
+        for template in ["{a}", "-8({a})", "$retval"] {
+            assert!(single_values(&[Fetch::new("x", template, Type::Words(1))]).is_err(), "{template}");
+        }
+    }
+
+    #[test]
+    fn the_format_is_that_of_a_kernel_with_arrays() {
+        let (format, pieces) = two();
+        let fields: Vec<_> = format.fields[3..].iter().map(|f| (f.name.as_str(), f.offset, f.size, f.signed)).collect();
+        assert_eq!(fields, [("count", 16, 4, true), ("words", 20, 24, false), ("odd", 44, 2, false)]);
+        assert_eq!((format.id, pieces.pieces.len(), pieces.size), (7, 2, 46));
+        let one = Format::parse(format.to_string().as_bytes()).unwrap();
+        assert_eq!(one, format, "recordings keep it as text");
+        let (_, whole) = joined(&fetches()[..1], &[one_event(7, &[("s32", "count", 4)])]).unwrap();
+        assert!(whole.pieces.is_empty(), "one event is no piece");
+        assert!(joined(&fetches(), &[one_event(7, &[("s32", "count", 4)])]).is_err(), "values are lacking");
+    }
+
+    #[test]
+    fn pieces_in_any_order_are_one_record_at_the_last_ones_time() {
+        let (_, pieces) = two();
+        let (first, second) = (piece(7, &[1; 12]), piece(9, &[2; 18]));
+        for ids in [[7, 9], [9, 7]] {
+            let mut joiner = Joiner::default();
+            joiner.add(&pieces);
+            let raws = ids.map(|id| if id == 7 { &first[..] } else { &second[..] });
+            let records = [sample(0, 5, ids[0], raws[0]), sample(1, 6, 8, &[1, 2, 3]), sample(0, 5, ids[1], raws[1])];
+            let whole = taken(&mut joiner, &records);
+            assert_eq!(whole[0], (1008, 6, vec![1, 2, 3]), "another event is not touched");
+            let (time, tid, raw) = &whole[1];
+            assert_eq!((*time, *tid, raw.len()), (1000 + u64::from(ids[1]), 5, 46));
+            assert_eq!((&raw[..2], raw[8]), (&7_u16.to_ne_bytes()[..], 99));
+            assert_eq!((&raw[16..28], &raw[28..]), (&[1; 12][..], &[2; 18][..]));
+        }
+    }
+
+    #[test]
+    fn pieces_of_different_hits_are_never_joined() {
+        let (_, pieces) = two();
+        let (first, second) = (piece(7, &[1; 12]), piece(9, &[2; 18]));
+        let mut joiner = Joiner::default();
+        joiner.add(&pieces);
+        let lost = Record::Lost { since: 0, time: 1, cpu: 0, count: 1 };
+        let cases: [&[Record<'_>]; 4] = [
+            &[sample(0, 5, 7, &first), sample(1, 5, 9, &second)],
+            &[lost, sample(0, 5, 9, &second), sample(0, 6, 7, &first)],
+            &[lost, sample(0, 5, 7, &first), lost, sample(0, 5, 9, &second)],
+            &[lost, sample(0, 5, 7, &first), sample(0, 5, 9, &second[..20])],
+        ];
+        for (number, records) in cases.iter().enumerate() {
+            assert_eq!(taken(&mut joiner, records), [], "{number}");
+        }
+        taken(&mut joiner, &[lost, Record::Lost { since: 0, time: 1, cpu: 1, count: 1 }]);
+        let later = piece(7, &[3; 12]);
+        let records = [sample(0, 5, 7, &first), sample(0, 5, 7, &later), sample(0, 5, 9, &second)];
+        let whole = taken(&mut joiner, &records);
+        assert_eq!((whole.len(), whole[0].2[16]), (1, 3), "the later of two firsts counts");
+    }
+
+    #[test]
+    fn what_is_no_longer_expected_is_not_joined() {
+        let (_, pieces) = two();
+        let (first, second) = (piece(7, &[1; 12]), piece(9, &[2; 18]));
+        let mut joiner = Joiner::default();
+        joiner.add(&pieces);
+        assert!(!joiner.is_idle());
+        taken(&mut joiner, &[sample(0, 5, 7, &first)]);
+        joiner.remove(&pieces);
+        assert!(joiner.is_idle());
+        joiner.add(&pieces);
+        assert_eq!(taken(&mut joiner, &[sample(0, 5, 9, &second)]), []);
+    }
+
+    #[test]
+    fn no_length_of_a_piece_panics() {
+        let (_, pieces) = two();
+        let mut joiner = Joiner::default();
+        joiner.add(&pieces);
+        for (id, whole) in [(7, piece(7, &[1; 12])), (9, piece(9, &[2; 18]))] {
+            for length in 0..whole.len() {
+                taken(&mut joiner, &[sample(0, 1, id, &whole[..length])]);
+            }
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! Finds the documents that make a server refuse a whole request, by bisection. No I/O is done here.
+//!
+//! A server, or a proxy in front of it, may answer a whole request with 4xx because of one document. A refused part is
+//! halved until the document is alone. That proves nothing yet: with a wrong key everything is refused. So the document
+//! is only a suspect until another one is taken, and is at fault if it is refused again after that. When too many
+//! requests are refused in a row, or only suspects are left, a [witness](Step::Witness) is needed: another document,
+//! sent alone, which shows whether anything is taken at all.
+
+use std::ops::Range;
+
+/// How many refusals in a row are accepted, beyond those needed to get down to one document.
+const PATIENCE: u32 = 4;
+/// After how many taken requests of the largest allowed size a larger one is tried again.
+const GROW: u32 = 8;
+
+/// What to do next.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Send these in one request.
+    Send(Range<usize>),
+    /// Send a document alone that is not a suspect.
+    Witness,
+    /// All were sent, and there are no suspects.
+    Done,
+}
+
+/// The search for documents at fault. Documents are numbered in order.
+#[derive(Debug)]
+pub struct Halving {
+    /// Ranges still to be sent; the last is the next.
+    rest: Vec<Range<usize>>,
+    /// Suspects: refused alone, and nothing was taken since.
+    suspects: Vec<usize>,
+    /// Refused alone, and others were taken since: these are sent once more.
+    again: Vec<usize>,
+    /// The one of these that is being sent now.
+    on_trial: Option<usize>,
+    /// How many requests were refused in a row.
+    refusals: u32,
+    patience: u32,
+    /// The maximum number of documents in one request.
+    most: usize,
+    /// How many requests of this size were taken in a row.
+    taken: u32,
+}
+
+impl Halving {
+    /// For `count` documents.
+    pub fn new(count: usize) -> Self {
+        let patience = count.max(1).ilog2() + 1 + PATIENCE;
+        let rest = (count > 0).then_some(0..count).into_iter().collect();
+        Self {
+            rest,
+            suspects: Vec::new(),
+            again: Vec::new(),
+            on_trial: None,
+            refusals: 0,
+            patience,
+            most: count,
+            taken: 0,
+        }
+    }
+
+    /// What to do next.
+    pub fn next(&mut self) -> Step {
+        self.on_trial = self.again.pop();
+        if let Some(at) = self.on_trial {
+            return Step::Send(at..at + 1);
+        }
+        if self.refusals >= self.patience || (self.rest.is_empty() && !self.suspects.is_empty()) {
+            return Step::Witness;
+        }
+        let Some(range) = self.rest.pop() else { return Step::Done };
+        let end = range.end.min(range.start + self.most);
+        if end < range.end {
+            self.rest.push(end..range.end);
+        }
+        Step::Send(range.start..end)
+    }
+
+    /// This request was taken.
+    pub fn taken(&mut self, range: &Range<usize>) {
+        self.taken = if range.len() == self.most { self.taken + 1 } else { self.taken };
+        if self.taken >= GROW {
+            (self.most, self.taken) = (self.most * 2, 0);
+        }
+        self.witnessed();
+    }
+
+    /// A document that is not a suspect was taken.
+    pub fn witnessed(&mut self) {
+        self.refusals = 0;
+        self.again.extend(self.suspects.drain(..).rev());
+    }
+
+    /// This request was refused. Returns a document that is at fault.
+    pub fn refused(&mut self, range: Range<usize>) -> Option<usize> {
+        if self.on_trial.is_some() {
+            return self.on_trial.take();
+        }
+        self.refusals += 1;
+        if range.len() <= 1 {
+            self.suspects.extend(range);
+            return None;
+        }
+        let middle = range.start + range.len() / 2;
+        self.rest.extend([middle..range.end, range.start..middle]);
+        None
+    }
+
+    /// This request was refused for its size. Returns a document that is at fault.
+    pub fn too_large(&mut self, range: Range<usize>) -> Option<usize> {
+        if range.len() <= 1 {
+            return self.refused(range);
+        }
+        (self.most, self.taken) = (range.len() / 2, 0);
+        self.rest.push(range);
+        None
+    }
+
+    /// Documents that were not sent yet, or only together with others, in order.
+    pub fn unsent(&self) -> impl DoubleEndedIterator<Item = usize> {
+        self.rest.iter().rev().cloned().flatten()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Sends all to a server that refuses every request with a bad document. Returns the documents taken, in order,
+    /// those at fault, and the number of requests. Ends when only bad documents are left as witnesses.
+    fn sent(count: usize, bad: &BTreeSet<usize>) -> (Vec<usize>, Vec<usize>, usize) {
+        let (mut halving, mut taken, mut at_fault, mut requests) = (Halving::new(count), Vec::new(), Vec::new(), 0);
+        loop {
+            requests += 1;
+            match halving.next() {
+                Step::Send(range) if range.clone().any(|at| bad.contains(&at)) => {
+                    at_fault.extend(halving.refused(range));
+                }
+                Step::Send(range) => {
+                    halving.taken(&range);
+                    taken.extend(range);
+                }
+                Step::Witness if bad.len() < count => halving.witnessed(),
+                Step::Witness | Step::Done => return (taken, at_fault, requests - 1),
+            }
+        }
+    }
+
+    #[test]
+    fn one_document_in_many_is_found_in_few_requests() {
+        for at in [0, 1, 799, 1598, 1599] {
+            let (taken, at_fault, requests) = sent(1600, &[at].into());
+            assert_eq!((taken.len(), &at_fault[..]), (1599, &[at][..]));
+            assert!(requests <= 2 * 11 + 3, "{requests}");
+        }
+        assert_eq!(sent(1600, &BTreeSet::new()).2, 1);
+    }
+
+    /// The server refuses everything for a while, and takes everything after that.
+    #[test]
+    fn what_is_taken_the_second_time_is_not_at_fault() {
+        for refusals in 0..9 {
+            let (mut halving, mut asked, mut taken) = (Halving::new(25), 0, Vec::new());
+            loop {
+                asked += 1;
+                match halving.next() {
+                    Step::Send(range) if asked <= refusals => assert_eq!(halving.refused(range), None),
+                    Step::Send(range) => {
+                        halving.taken(&range);
+                        taken.extend(range);
+                    }
+                    Step::Witness => halving.witnessed(),
+                    Step::Done => break,
+                }
+            }
+            taken.sort_unstable();
+            assert_eq!(taken, (0..25).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn where_all_is_refused_nothing_is_at_fault_and_few_are_asked() {
+        for count in [1, 2, 25, 1600] {
+            let (taken, at_fault, requests) = sent(count, &(0..count).collect());
+            assert_eq!((taken.len(), at_fault.len()), (0, 0));
+            assert!(requests <= 11 + PATIENCE as usize, "{requests}");
+        }
+    }
+
+    #[test]
+    fn what_is_too_large_is_sent_in_parts_that_grow_again() {
+        let (mut halving, mut refused, mut requests) = (Halving::new(1000), 0, 0);
+        let mut sent = Vec::new();
+        while let Step::Send(range) = halving.next() {
+            requests += 1;
+            // At first the server takes at most a hundred; later it has no limit.
+            if range.len() > 100 && requests < 30 {
+                refused += 1;
+                halving.too_large(range);
+            } else {
+                halving.taken(&range);
+                sent.extend(range);
+            }
+        }
+        assert_eq!(sent, (0..1000).collect::<Vec<_>>());
+        assert!(requests < 30 && refused <= 6, "{requests} {refused}");
+    }
+
+    #[test]
+    fn one_that_is_too_large_alone_is_at_fault_only_after_another_was_taken() {
+        let mut halving = Halving::new(2);
+        assert_eq!(halving.next(), Step::Send(0..2));
+        assert_eq!(halving.too_large(0..2), None);
+        assert_eq!(halving.next(), Step::Send(0..1));
+        assert_eq!(halving.too_large(0..1), None, "anything may be too large for a server that is not well");
+        assert_eq!(halving.next(), Step::Send(1..2));
+        halving.taken(&(1..2));
+        assert_eq!(halving.next(), Step::Send(0..1));
+        assert_eq!(halving.too_large(0..1), Some(0));
+        assert_eq!(halving.next(), Step::Done);
+    }
+
+    /// A server that says how large a request may be is well: only refusals for other reasons make it doubtful.
+    #[test]
+    fn what_is_too_large_is_no_refusal() {
+        let mut halving = Halving::new(1024);
+        let mut limit = 1024;
+        while limit > 1 {
+            assert_eq!(halving.next(), Step::Send(0..limit));
+            assert_eq!(halving.too_large(0..limit), None);
+            limit /= 2;
+        }
+        // As many as if nothing had been too large: those that halve 1,024 down to one, and those of patience.
+        for at in 0..11 + PATIENCE as usize {
+            assert_eq!(halving.next(), Step::Send(at..at + 1));
+            assert_eq!(halving.refused(at..at + 1), None);
+        }
+        assert_eq!(halving.next(), Step::Witness);
+    }
+
+    #[test]
+    fn what_was_not_sent_is_known_in_order() {
+        let mut halving = Halving::new(8);
+        assert_eq!(halving.unsent().collect::<Vec<_>>(), (0..8).collect::<Vec<_>>());
+        assert_eq!(halving.next(), Step::Send(0..8));
+        halving.refused(0..8);
+        assert_eq!(halving.unsent().collect::<Vec<_>>(), (0..8).collect::<Vec<_>>(), "only together with others");
+        assert_eq!(halving.next(), Step::Send(0..4));
+        halving.taken(&(0..4));
+        assert_eq!(halving.unsent().collect::<Vec<_>>(), (4..8).collect::<Vec<_>>());
+    }
+
+    proptest! {
+        #[test]
+        fn the_good_are_taken_in_order_and_the_bad_are_at_fault(
+            count in 1..200_usize, bad in proptest::collection::btree_set(0..200_usize, 0..40),
+        ) {
+            let bad: BTreeSet<_> = bad.into_iter().filter(|at| *at < count).collect();
+            let (taken, at_fault, _) = sent(count, &bad);
+            if bad.len() < count {
+                prop_assert_eq!(taken, (0..count).filter(|at| !bad.contains(at)).collect::<Vec<_>>());
+                prop_assert_eq!(at_fault.into_iter().collect::<BTreeSet<_>>(), bad);
+            }
+        }
+    }
+}

@@ -1,0 +1,370 @@
+//! A spool for each index, with a sender of its own, so that an index that refuses documents or is slow does not hold
+//! up the others.
+//!
+//! ```text
+//! spool.path/elasticsearch/            lock, position; documents of all kinds where the index has no {kind} in its name
+//! spool.path/elasticsearch/flow/       documents of flows, and so on
+//! ```
+//!
+//! Documents that an earlier configuration left in a folder that is no longer used are sent from there. All spools
+//! share the configured size: when it is used up, the largest one drops its oldest segment.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use super::ElasticsearchOptions;
+use super::backoff::Backoff;
+use super::bulk::{Indices, KIND};
+use super::client::Client;
+use super::dead::DeadLetters;
+use super::sender::Sender;
+use crate::output::{Batch, Kind, Meter, OutputError, Spool, SpoolOptions};
+
+/// The name of the spool that holds documents of several kinds.
+const ALL: &str = "all";
+/// The maximum number of bytes that a spool needs for a document besides the document itself.
+const OVERHEAD: u64 = 32;
+
+/// All spools, each with its sender.
+#[derive(Debug)]
+pub(super) struct Lanes {
+    lanes: Vec<Lane>,
+    /// The folder's own spool, if it is not in use: kept only for its lock, which keeps other programs out.
+    _all: Option<Spool>,
+    max_size: u64,
+    meter: Arc<Meter>,
+}
+
+/// A spool with its sender.
+#[derive(Debug)]
+pub(super) struct Lane {
+    kinds: Vec<Kind>,
+    shared: Arc<Shared>,
+    sender: JoinHandle<()>,
+}
+
+/// What a sender shares with the thread that fills its spool.
+#[derive(Debug)]
+pub(super) struct Shared {
+    /// The spool's name.
+    pub(super) name: &'static str,
+    /// `None` once the output is closed.
+    spool: Mutex<Option<Spool>>,
+    /// Signals new documents, or the end.
+    pub(super) changed: Condvar,
+    /// When the sender must be done; set when the output is closed.
+    deadline: Mutex<Option<Instant>>,
+    pub(super) ended: AtomicBool,
+    pub(super) meter: Arc<Meter>,
+}
+
+impl Shared {
+    pub(super) fn spool(&self) -> MutexGuard<'_, Option<Spool>> {
+        self.spool.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        *self.deadline.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Lanes {
+    /// Opens all spools and begins to send.
+    pub(super) fn start(options: ElasticsearchOptions, meter: &Arc<Meter>) -> Result<Self, OutputError> {
+        let client = Client::new(options.client.clone())?;
+        meter.begin();
+        let apart = options.index.contains(KIND);
+        let memory = options.spool.memory / if apart { Kind::ALL.len() } else { 1 };
+        let open = |folder: Option<Kind>| {
+            let mut path = options.spool.path.clone();
+            path.extend(folder.map(Kind::name));
+            Spool::open(SpoolOptions { path, memory, ..options.spool.clone() }, Arc::clone(meter))
+        };
+        let mut all = Some(open(None)?);
+        let mut spools = Vec::new();
+        for kind in Kind::ALL {
+            let was_used = options.spool.path.join(kind.name()).exists();
+            let spool = if apart || was_used { Some(open(Some(kind))?) } else { None };
+            if let Some(spool) = spool.filter(|spool| apart || !spool.is_empty()) {
+                spools.push((kind.name(), if apart { vec![kind] } else { Vec::new() }, spool));
+            }
+        }
+        if let Some(spool) = all.take_if(|all| !apart || !all.is_empty()) {
+            spools.push((ALL, if apart { Vec::new() } else { Kind::ALL.to_vec() }, spool));
+        }
+        let dead = DeadLetters::new(options.dead_letters.clone(), options.index.clone(), Arc::clone(meter));
+        let dead = Arc::new(Mutex::new(dead));
+        let start = |(name, kinds, spool)| {
+            let shared = Shared::new(name, spool, meter);
+            let sender = Sender {
+                shared: Arc::clone(&shared),
+                client: client.clone(),
+                dead_letters: Arc::clone(&dead),
+                indices: Indices::new(&options.index),
+                bulk_max_size: options.bulk_max_size,
+                backoff: Backoff::new(options.backoff_init, options.backoff_max),
+                settled: HashSet::new(),
+                ahead: None,
+                refused: 0,
+            };
+            Lane::start(kinds, shared, sender)
+        };
+        let lanes = spools.into_iter().map(start).collect::<Result<_, _>>()?;
+        Ok(Self { lanes, _all: all, max_size: options.spool.max_size, meter: Arc::clone(meter) })
+    }
+
+    /// All spools with their senders.
+    pub(super) fn each(&self) -> impl Iterator<Item = &Lane> {
+        self.lanes.iter()
+    }
+
+    /// Puts documents into the spools where they belong. If a disk cannot take them, they wait in memory, and the error
+    /// says why.
+    pub(super) fn push(&self, batch: &Batch) -> Result<(), OutputError> {
+        let mut pushed = Ok(());
+        for (at, lane) in self.lanes.iter().enumerate() {
+            let takes = |kind: Kind| lane.kinds.contains(&kind);
+            let bytes = |(kind, document): (Kind, &[u8])| takes(kind).then_some(document.len() as u64 + OVERHEAD);
+            let bytes: u64 = batch.documents().filter_map(bytes).sum();
+            if bytes == 0 {
+                continue;
+            }
+            let max_size = self.make_room(at, bytes);
+            if let Some(spool) = &mut *lane.shared.spool() {
+                spool.set_max_size(max_size);
+                pushed = pushed.and(spool.push_of(batch, takes));
+            }
+            lane.shared.changed.notify_all();
+        }
+        pushed
+    }
+
+    /// Makes room for `bytes` in one spool by dropping segments of larger ones; the largest spool makes room by itself.
+    /// Returns how large the spool may become.
+    fn make_room(&self, of: usize, bytes: u64) -> u64 {
+        while self.meter.spool_bytes.get() + bytes > self.max_size {
+            // First drop segments whose documents were all sent, and which are kept only because they can still be
+            // written to.
+            let size = |spool: &Spool| (spool.is_empty() && spool.size() > 0, spool.size());
+            let sizes = self.lanes.iter().map(|lane| lane.shared.spool().as_ref().map_or((false, 0), size));
+            let sizes: Vec<(bool, u64)> = sizes.collect();
+            let others = sizes.iter().map(|(_, size)| size).sum::<u64>() - sizes[of].1;
+            let largest = (0..sizes.len()).max_by_key(|&at| sizes[at]).unwrap_or(of);
+            let by_itself = largest == of && !sizes[of].0;
+            if by_itself || !self.lanes[largest].drop_oldest() {
+                return self.max_size.saturating_sub(others);
+            }
+        }
+        self.max_size
+    }
+
+    /// The senders have until the deadline. What they have not sent stays in the spools; documents that are not in a
+    /// spool are put into `left`.
+    pub(super) fn close(self, deadline: Instant, left: &mut Batch) -> Result<(), OutputError> {
+        for lane in &self.lanes {
+            *lane.shared.deadline.lock().unwrap_or_else(PoisonError::into_inner) = Some(deadline);
+            // Done under the lock, so that a sender that is about to wait cannot miss it.
+            let spool = lane.shared.spool();
+            lane.shared.changed.notify_all();
+            drop(spool);
+        }
+        let mut closed = Ok(());
+        for lane in self.lanes {
+            closed = closed.and(lane.close(deadline, left));
+        }
+        closed
+    }
+}
+
+impl Shared {
+    fn new(name: &'static str, spool: Spool, meter: &Arc<Meter>) -> Arc<Self> {
+        Arc::new(Self {
+            name,
+            spool: Mutex::new(Some(spool)),
+            changed: Condvar::new(),
+            deadline: Mutex::default(),
+            ended: AtomicBool::new(false),
+            meter: Arc::clone(meter),
+        })
+    }
+}
+
+impl Lane {
+    fn start(kinds: Vec<Kind>, shared: Arc<Shared>, sender: Sender) -> Result<Self, OutputError> {
+        let sender = std::thread::Builder::new().name("output-sender".to_owned()).spawn(move || sender.run());
+        let sender = sender
+            .map_err(|error| OutputError::new(format!("starting a thread: {error}"), "raise the limit of processes"))?;
+        Ok(Self { kinds, shared, sender })
+    }
+
+    /// The file that must be synced so that everything so far survives a loss of power.
+    pub(super) fn to_sync(&self) -> Option<File> {
+        self.shared.spool().as_ref().and_then(Spool::to_sync)
+    }
+
+    fn drop_oldest(&self) -> bool {
+        self.shared.spool().as_mut().is_some_and(Spool::drop_oldest)
+    }
+
+    fn close(self, deadline: Instant, left: &mut Batch) -> Result<(), OutputError> {
+        let mut spool = self.shared.spool();
+        while !self.shared.ended.load(Ordering::Acquire) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            spool = self.shared.changed.wait_timeout(spool, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        // A sender that still waits for an answer will find that the spool is gone, and end; the next run sends the
+        // documents again.
+        let spool_left = spool.take();
+        drop(spool);
+        if self.shared.ended.load(Ordering::Acquire) && self.sender.join().is_err() {
+            tracing::error!("the sender has failed; this is a bug: please report it");
+        }
+        spool_left.map_or(Ok(()), |mut spool| spool.close(left))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::time::Duration;
+
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::output::elasticsearch::{ClientOptions, Credentials, TlsOptions};
+
+    const APART: &str = "socktrail-{kind}";
+    const TOGETHER: &str = "socktrail";
+    const MAX_SIZE: u64 = 40_000;
+
+    /// A server that cannot be reached, so that everything stays in the spools.
+    fn lanes(folder: &Path, index: &str) -> Lanes {
+        let hosts = vec!["http://127.0.0.1:1".to_owned()];
+        let (timeout, long) = (Duration::from_secs(1), Duration::from_secs(3600));
+        let client = ClientOptions {
+            hosts,
+            credentials: Credentials::None,
+            tls: TlsOptions::default(),
+            compression_level: 0,
+            timeout,
+        };
+        let path = folder.join("spool");
+        let options = ElasticsearchOptions {
+            client,
+            index: index.to_owned(),
+            bulk_max_size: 10,
+            backoff_init: long,
+            backoff_max: long,
+            spool: SpoolOptions { path, max_size: MAX_SIZE, segment_size: 2000, memory: 1 << 20 },
+            sync: long,
+            dead_letters: folder.join("dead"),
+        };
+        Lanes::start(options, &Arc::new(Meter::default())).unwrap()
+    }
+
+    fn batch(kind: Kind, count: usize) -> Batch {
+        let mut batch = Batch::default();
+        (0..count).for_each(|_| batch.push_json(kind, &[b'x'; 400]));
+        batch
+    }
+
+    /// How many documents wait, for each spool by its name.
+    fn waiting(lanes: &Lanes) -> Vec<(&'static str, u64)> {
+        let waiting = |lane: &Lane| lane.shared.spool().as_ref().map_or(0, Spool::waiting);
+        lanes.each().map(|lane| (lane.shared.name, waiting(lane))).collect()
+    }
+
+    fn close(lanes: Lanes) {
+        lanes.close(Instant::now(), &mut Batch::default()).unwrap();
+    }
+
+    #[test]
+    fn each_kind_waits_in_its_own_spool() {
+        let folder = TempDir::new().unwrap();
+        let lanes = lanes(folder.path(), APART);
+        let mut both = batch(Kind::Flow, 3);
+        both.push_json(Kind::Event, b"{}");
+        lanes.push(&both).unwrap();
+        assert_eq!(waiting(&lanes), [("flow", 3), ("event", 1), ("sensor", 0), ("loss", 0)]);
+        close(lanes);
+    }
+
+    #[test]
+    fn what_another_configuration_left_is_sent_from_where_it_is() {
+        let folder = TempDir::new().unwrap();
+        let none = [("event", 0), ("sensor", 0), ("loss", 0)];
+        let apart = lanes(folder.path(), APART);
+        apart.push(&batch(Kind::Flow, 2)).unwrap();
+        close(apart);
+        let together = lanes(folder.path(), TOGETHER);
+        together.push(&batch(Kind::Event, 1)).unwrap();
+        assert_eq!(waiting(&together), [("flow", 2), (ALL, 1)]);
+        close(together);
+        let apart = lanes(folder.path(), APART);
+        assert_eq!(waiting(&apart), [&[("flow", 2)], &none[..], &[(ALL, 1)]].concat());
+        close(apart);
+    }
+
+    #[test]
+    fn the_largest_spool_makes_room_for_the_others() {
+        let folder = TempDir::new().unwrap();
+        let lanes = lanes(folder.path(), APART);
+        lanes.push(&batch(Kind::Flow, 85)).unwrap();
+        assert_eq!(waiting(&lanes)[0], ("flow", 85), "there is room");
+        (0..30).for_each(|_| lanes.push(&batch(Kind::Event, 1)).unwrap());
+        let [(_, flows), (_, events), ..] = waiting(&lanes)[..] else { panic!("a spool for each kind") };
+        assert!(events == 30 && (40..75).contains(&flows), "{flows} flows, {events} events");
+        assert!(lanes.meter.spool_bytes.get() <= MAX_SIZE);
+        close(lanes);
+    }
+
+    /// Of what was sent, the segment that can still be written to is kept: it is the first to go, however small it is.
+    #[test]
+    fn what_was_sent_makes_room_before_what_was_not() {
+        let folder = TempDir::new().unwrap();
+        let lanes = lanes(folder.path(), APART);
+        lanes.push(&batch(Kind::Event, 3)).unwrap();
+        let events = lanes.each().find(|lane| lane.kinds == [Kind::Event]).expect("a spool for each kind");
+        let mut spool = events.shared.spool();
+        let events = spool.as_mut().unwrap();
+        let sent = events.next(3, 1 << 20).unwrap().unwrap();
+        events.done(&sent).unwrap();
+        assert!(events.is_empty() && events.size() > 0);
+        drop(spool);
+        let one = batch(Kind::Flow, 1).documents().map(|(_, document)| document.len() as u64 + OVERHEAD).sum::<u64>();
+        let mut flows = 0;
+        while lanes.meter.spool_bytes.get() + one <= MAX_SIZE {
+            lanes.push(&batch(Kind::Flow, 1)).unwrap();
+            flows += 1;
+        }
+        lanes.push(&batch(Kind::Sensor, 1)).unwrap();
+        assert_eq!(waiting(&lanes), [("flow", flows), ("event", 0), ("sensor", 1), ("loss", 0)]);
+        assert_eq!(lanes.meter.spool_dropped.get(), 0);
+        close(lanes);
+    }
+
+    #[test]
+    fn what_waits_in_memory_is_given_back_at_the_end() {
+        let folder = TempDir::new().unwrap();
+        let lanes = lanes(folder.path(), APART);
+        // A folder in place of their first segment makes the disk refuse.
+        for kind in ["flow", "event"] {
+            std::fs::create_dir(folder.path().join(format!("spool/{kind}/{:016}.spool", 1))).unwrap();
+        }
+        let mut mixed = batch(Kind::Flow, 2);
+        mixed.push_json(Kind::Event, b"{}");
+        mixed.push_json(Kind::Sensor, b"{}");
+        assert!(lanes.push(&mixed).is_err());
+        let mut left = Batch::default();
+        assert!(lanes.close(Instant::now(), &mut left).is_err());
+        let kinds: Vec<_> = left.documents().map(|(kind, _)| kind).collect();
+        assert_eq!(kinds, [Kind::Flow, Kind::Flow, Kind::Event], "the sensor event is on the disk");
+    }
+}

@@ -1,0 +1,374 @@
+//! What must hold for any order of clone, exec and exit, compared with a model of how Linux keeps tasks:
+//! `copy_process`, `de_thread` and `do_exit`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::Index;
+
+use super::*;
+use crate::event::{Event, EventKind, Execs, Sight};
+use crate::loss::{Harm, LossCause};
+use crate::state::{Config, State};
+
+const SECOND: KernelTime = 1_000_000_000;
+
+/// What a task, chosen among those that live, does next; or a pause of some seconds.
+#[derive(Debug, Clone)]
+enum Step {
+    Fork(Index),
+    Thread(Index),
+    Exec(Index, Index),
+    SetUser(Index, u32),
+    Socket(Index),
+    /// `exit(2)` of the thread.
+    Exit(Index),
+    /// `exit_group(2)`; the threads end in some order.
+    ExitGroup(Index, Index),
+    Sleep(u64),
+}
+
+fn steps() -> impl Strategy<Value = Step> {
+    let who = any::<Index>;
+    prop_oneof![
+        3 => who().prop_map(Step::Fork),
+        4 => who().prop_map(Step::Thread),
+        2 => (who(), who()).prop_map(|(who, order)| Step::Exec(who, order)),
+        1 => (who(), 0..3_u32).prop_map(|(who, uid)| Step::SetUser(who, uid)),
+        2 => who().prop_map(Step::Socket),
+        4 => who().prop_map(Step::Exit),
+        1 => (who(), who()).prop_map(|(who, order)| Step::ExitGroup(who, order)),
+        2 => (0..40_u64).prop_map(Step::Sleep),
+    ]
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Model {
+    start: u64,
+    name: String,
+    uid: u32,
+    /// The leading thread's id stays in use while other threads live.
+    threads: BTreeSet<u32>,
+}
+
+/// A host, and the events of its kernel.
+#[derive(Debug)]
+struct Host {
+    now: KernelTime,
+    count: u64,
+    processes: BTreeMap<u32, Model>,
+    ended: BTreeMap<u32, KernelTime>,
+    events: Vec<Event>,
+    /// What made sockets, by the time of their creation.
+    made_by: BTreeMap<KernelTime, String>,
+    /// Ids below this are not used again.
+    fresh: u32,
+}
+
+impl Host {
+    fn new() -> Self {
+        let first = Model { start: TICK, name: "p0".into(), uid: 0, threads: BTreeSet::from([1]) };
+        let processes = BTreeMap::from([(1, first)]);
+        Self {
+            now: 100 * SECOND,
+            count: 1,
+            processes,
+            ended: BTreeMap::new(),
+            events: Vec::new(),
+            made_by: BTreeMap::new(),
+            fresh: 1,
+        }
+    }
+
+    fn step(&mut self, step: &Step) {
+        let tasks: Vec<_> =
+            self.processes.iter().flat_map(|(pid, one)| one.threads.iter().map(|tid| (*pid, *tid))).collect();
+        let chosen = |who: &Index| *who.get(&tasks);
+        self.count += 1;
+        match step {
+            Step::Sleep(seconds) => self.now += seconds * SECOND,
+            Step::Fork(who) => {
+                let ((pid, tid), child) = (chosen(who), self.free_id());
+                let model = Model {
+                    start: self.count * TICK,
+                    threads: BTreeSet::from([child]),
+                    ..self.processes[&pid].clone()
+                };
+                self.tell(pid, tid, EventKind::Fork(Fork { child, start: Some(model.start) }));
+                self.processes.insert(child, model);
+            }
+            Step::Thread(who) => {
+                let ((pid, tid), thread) = (chosen(who), self.free_id());
+                self.tell(pid, tid, EventKind::ThreadStarted(ThreadStarted { process: pid, thread }));
+                self.model(pid).threads.insert(thread);
+            }
+            Step::Exec(who, order) => {
+                let (pid, tid) = chosen(who);
+                self.exit(pid, order, |one| one != tid);
+                let (name, uid) = (format!("p{}", self.count), self.model(pid).uid);
+                let model = self.model(pid);
+                (model.name, model.threads) = (name.clone(), BTreeSet::from([pid]));
+                self.tell(pid, pid, EventKind::Credentials(credentials(uid)));
+                self.tell(pid, pid, EventKind::Exec(Box::new(exec(&name))));
+            }
+            Step::SetUser(who, uid) => {
+                let (pid, tid) = chosen(who);
+                self.model(pid).uid = *uid;
+                self.tell(pid, tid, EventKind::Credentials(credentials(*uid)));
+            }
+            Step::Socket(who) => {
+                let (pid, tid) = chosen(who);
+                self.tell(pid, tid, EventKind::SocketCreated { sock: self.count, for_program: true });
+                let name = self.model(pid).name.clone();
+                self.made_by.insert(self.now, name);
+            }
+            // The first process never ends.
+            Step::Exit(who) => {
+                let (pid, tid) = chosen(who);
+                if pid != 1 || self.model(1).threads.len() > 1 {
+                    self.exit(pid, who, |one| one == tid);
+                }
+            }
+            Step::ExitGroup(who, order) => {
+                let (pid, _) = chosen(who);
+                if pid != 1 {
+                    self.exit(pid, order, |_| true);
+                }
+            }
+        }
+    }
+
+    fn exit(&mut self, pid: u32, order: &Index, which: impl Fn(u32) -> bool) {
+        let mut ending: Vec<_> = self.model(pid).threads.iter().copied().filter(|tid| which(*tid)).collect();
+        if !ending.is_empty() {
+            let first = order.index(ending.len());
+            ending.rotate_left(first);
+        }
+        for tid in ending {
+            self.model(pid).threads.remove(&tid);
+            self.tell(pid, tid, EventKind::Exit);
+        }
+        if self.model(pid).threads.is_empty() {
+            self.processes.remove(&pid);
+            self.ended.insert(pid, self.now);
+        }
+    }
+
+    fn model(&mut self, pid: u32) -> &mut Model {
+        self.processes.get_mut(&pid).expect("it lives")
+    }
+
+    /// Ids are used again at once, unless they must be fresh.
+    fn free_id(&mut self) -> u32 {
+        let taken = |id: &u32| self.processes.iter().any(|(pid, one)| pid == id || one.threads.contains(id));
+        let id = (self.fresh..).find(|id| !taken(id)).expect("few are taken");
+        self.fresh = if self.fresh > 1 { id + 1 } else { 1 };
+        id
+    }
+
+    fn tell(&mut self, pid: u32, tid: u32, kind: EventKind) {
+        self.now += 1;
+        self.events.push(Event { time: self.now, pid, tid, kind });
+    }
+
+    /// What `/proc` says.
+    fn listed(&self) -> impl Iterator<Item = OldProcess> {
+        self.processes.iter().map(|(pid, model)| OldProcess {
+            process: Process {
+                start: Some(model.start),
+                credentials: Some(credentials(model.uid)),
+                image: Arc::new(Image { name: model.name.clone(), ..Image::default() }),
+                ..nameless(*pid)
+            },
+            threads: model.threads.iter().copied().collect(),
+        })
+    }
+}
+
+fn credentials(uid: u32) -> Credentials {
+    Credentials { uid, ..Credentials::default() }
+}
+
+fn exec(name: &str) -> Exec {
+    let (name, arguments) = (name.as_bytes().to_vec(), Vec::new());
+    Exec { filename: name.clone(), interpreter: name, arguments, argument_count: Some(0) }
+}
+
+fn ingest(state: &mut State, host: &mut Host, lost: impl Fn(&Event) -> bool) {
+    for event in host.events.drain(..).filter(|event| !lost(event)) {
+        state.ingest(&event);
+        state.expire(event.time);
+    }
+    state.expire(host.now);
+}
+
+/// Every living process is known with its true properties, and no ended one is known for long.
+fn check(state: &State, host: &Host) -> Result<(), TestCaseError> {
+    let table = &state.processes;
+    for (pid, model) in &host.processes {
+        let known = table.get(*pid);
+        let known = known.map(|one| (one.start, one.image.name.as_str(), one.credentials.map(|of| of.uid)));
+        prop_assert_eq!(known, Some((Some(model.start), model.name.as_str(), Some(model.uid))), "{}: {:?}", pid, model);
+    }
+    let long_gone = |pid: &u32, when: KernelTime| !host.processes.contains_key(pid) && when + LINGER <= host.now;
+    for (pid, _) in host.ended.iter().filter(|(pid, when)| long_gone(pid, **when)) {
+        prop_assert!(table.get(*pid).is_none(), "{} has ended", pid);
+    }
+    let others = host.processes.iter().map(|(pid, one)| one.threads.iter().filter(|tid| *tid != pid).count());
+    prop_assert_eq!(table.threads(), others.sum::<usize>());
+    Ok(())
+}
+
+proptest! {
+    /// The monitor starts at any moment, and more happens while it reads `/proc`. That takes a second, in which no id
+    /// is used twice.
+    #[test]
+    fn a_process_is_known_while_one_of_its_threads_lives(
+        before in vec(steps(), 0..20),
+        meanwhile in vec(steps(), 0..10),
+        after in vec(steps(), 0..80),
+    ) {
+        let (mut host, mut state) = (Host::new(), State::new(Config::default()));
+        before.iter().for_each(|step| host.step(step));
+        host.events.clear();
+        host.fresh = 1000;
+        meanwhile.iter().filter(|step| !matches!(step, Step::Sleep(_))).for_each(|step| host.step(step));
+        host.listed().for_each(|old| state.adopt(old));
+        ingest(&mut state, &mut host, |_| false);
+        check(&state, &host)?;
+        host.fresh = 1;
+        for step in &after {
+            host.step(step);
+            ingest(&mut state, &mut host, |_| false);
+            check(&state, &host)?;
+        }
+    }
+
+    /// Whatever is lost, no process stays for ever, or has another's name.
+    #[test]
+    fn who_ended_unseen_is_forgotten_after_a_look_into_proc(
+        story in vec(steps(), 0..80),
+        lost in vec(any::<Index>(), 1..20),
+    ) {
+        let (mut host, mut state) = (Host::new(), State::new(Config::default()));
+        host.listed().for_each(|old| state.adopt(old));
+        story.iter().for_each(|step| host.step(step));
+        let lost: BTreeSet<_> =
+            lost.iter().filter(|_| !host.events.is_empty()).map(|at| at.get(&host.events).time).collect();
+        ingest(&mut state, &mut host, |event| lost.contains(&event.time));
+        let is_there = |known: &Process| host.processes.get(&known.pid).is_some_and(|of| known.start.is_none_or(|at| at == of.start));
+        // The first look may have become due in the middle of the story, before the last process began.
+        for when in [host.now, host.now + CHECK_PERIOD] {
+            state.expire(when);
+            while let Some(process) = state.next_unchecked() {
+                if !is_there(&process) {
+                    state.gone(&process);
+                }
+            }
+        }
+        host.now += CHECK_PERIOD + LINGER;
+        state.expire(host.now);
+        let left: Vec<_> = (0..100).filter_map(|pid| state.processes.get(pid)).collect();
+        prop_assert_eq!(left.len(), state.processes.len());
+        for process in left {
+            prop_assert!(is_there(process), "{:?}", process);
+        }
+    }
+
+    /// Where execs are no events, no process that made a socket has another's name, whenever `/proc` is asked and
+    /// answers, and whatever happened in between.
+    #[test]
+    fn no_program_is_wrong_where_execs_are_not_seen(
+        story in vec((steps(), any::<bool>(), any::<bool>()), 0..80),
+        as_credentials in any::<bool>(),
+        lost in vec(any::<Index>(), 0..8),
+    ) {
+        let (mut host, mut state) = (Host::new(), State::new(Config::default()));
+        let execs = if as_credentials { Execs::AsCredentials } else { Execs::Unseen };
+        state.learn_sight(Sight { execs, ..Sight::default() });
+        host.listed().for_each(|old| state.adopt(old));
+        let mut teller = Teller { execs, lost: lost.iter().map(|at| at.index(100)).collect(), count: 0 };
+        let (mut asked, mut owners) = (Vec::new(), Vec::new());
+        for (step, is_answered, is_told) in &story {
+            host.step(step);
+            if *is_answered {
+                asked.drain(..).for_each(|process: Arc<Process>| answer(&mut state, &host, &process));
+            }
+            if *is_told {
+                owners.extend(teller.tell(&mut state, &mut host));
+                asked.extend(std::iter::from_fn(|| state.next_wanted()));
+            }
+        }
+        asked.drain(..).for_each(|process| answer(&mut state, &host, &process));
+        owners.extend(teller.tell(&mut state, &mut host));
+        state.expire(host.now + 1);
+        for (process, truth, is_doubtful) in owners {
+            let details = process.image.details.get();
+            let known = Some(process.image.name.as_str()).filter(|name| !name.is_empty());
+            let known = known.or_else(|| details.and_then(|details| details.name.as_deref()));
+            let may_be_wrong = is_doubtful && state.processes.is_doubtful(&process);
+            prop_assert!(may_be_wrong || known.is_none_or(|name| name == truth), "{:?} is {}", process, truth);
+        }
+    }
+}
+
+/// Answers as `/proc` does now.
+fn answer(state: &mut State, host: &Host, process: &Arc<Process>) {
+    let Some(model) = host.processes.get(&process.pid) else { return };
+    if process.start.is_some_and(|start| start != model.start) {
+        return;
+    }
+    let details =
+        Details { name: Some(model.name.clone()), args: Some(vec![model.name.clone()]), ..Details::default() };
+    let credentials = Some(credentials(model.uid));
+    let start = Some(model.start);
+    state.learn(process, Found { read: host.now, start, credentials, details, ..Found::default() });
+}
+
+/// Tells what happened, without execs, and of some events only that they are lost.
+struct Teller {
+    execs: Execs,
+    lost: BTreeSet<usize>,
+    count: usize,
+}
+
+impl Teller {
+    /// Returns who made sockets, what that process ran, and whether it was in doubt.
+    fn tell(&mut self, state: &mut State, host: &mut Host) -> Vec<(Arc<Process>, String, bool)> {
+        let mut owners = Vec::new();
+        for event in std::mem::take(&mut host.events) {
+            if !self.sees(&event) {
+                continue;
+            }
+            self.count += 1;
+            if self.lost.contains(&self.count) {
+                let (cause, since, harm) = (LossCause::Ring { cpu: 0 }, event.time, Harm::ALL);
+                state.ingest(&Event {
+                    pid: 0,
+                    tid: 0,
+                    kind: EventKind::Lost { cause, count: 1, since, harm },
+                    ..event
+                });
+                continue;
+            }
+            state.ingest(&event);
+            state.expire(event.time);
+            if matches!(event.kind, EventKind::SocketCreated { .. }) {
+                let owner = state.processes.actor(event.pid, event.tid);
+                let is_doubtful = state.processes.confirm(&owner);
+                owners.push((owner, host.made_by[&event.time].clone(), is_doubtful));
+            }
+        }
+        state.expire(host.now);
+        owners
+    }
+
+    fn sees(&self, event: &Event) -> bool {
+        match event.kind {
+            EventKind::Exec(_) => false,
+            EventKind::Credentials(_) => self.execs == Execs::AsCredentials,
+            _ => true,
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! MPTCP (RFC 8684): a program's socket and the TCP connections that it consists of, its subflows.
+//!
+//! Packets are seen with the `struct sock` of a subflow, which no program ever has. Programs connect, accept and close
+//! the MPTCP socket. So subflows belong to the owner of the MPTCP socket, whoever created them: the kernel creates
+//! further ones in a thread of its own.
+
+use std::sync::Arc;
+
+use super::State;
+use super::sockets::SocketKey;
+use crate::event::{KernelAddress, KernelTime};
+use crate::process::Process;
+
+impl State {
+    /// A TCP socket turns out to be a subflow of an MPTCP socket.
+    pub(super) fn subflow(&mut self, now: KernelTime, sock: KernelAddress, mptcp: KernelAddress, joined: bool) {
+        let Some(key) = self.socket_at(now, sock) else { return };
+        let Some(subflow) = self.sockets.get(key) else { return };
+        let (created, owner, was_joined) = (subflow.created, subflow.owner.clone(), subflow.joined);
+        if !joined && !created && self.sockets.at(mptcp).is_some_and(|key| self.has_owner(key)) {
+            // An MPTCP socket reported with its first, incoming connection is new and has no owner before it is
+            // accepted: the owner known at this address is an earlier socket's.
+            self.closed(now, mptcp, true, None);
+        }
+        let joined = joined || was_joined || owner.as_ref().is_some_and(|maker| maker.kernel);
+        let Some(of) = self.socket_at(now, mptcp) else { return };
+        let known = self.owner_of_mptcp(of, key);
+        self.sockets.add_subflow(of, key);
+        if let Some(subflow) = self.sockets.get_mut(key) {
+            subflow.joined = joined;
+        }
+        match (known, owner) {
+            // The process itself may be known more recently by its own calls, so it stays as it is.
+            (Some(known), Some(owner)) if known.pid == owner.pid => {}
+            (Some(known), _) => self.give(key, Some(&known)),
+            // It was given its owner before, and the MPTCP socket has been closed since.
+            (None, Some(_)) if was_joined => {}
+            // The task that created it, or the listener at which it arrived, need not be the owner of the MPTCP socket.
+            (None, _) if joined => self.give(key, None),
+            (None, _) => {}
+        }
+    }
+
+    /// Gives the subflows of an MPTCP socket its owner.
+    pub(super) fn give_to_subflows(&mut self, mptcp: SocketKey, owner: &Arc<Process>) {
+        for subflow in self.sockets.subflows(mptcp) {
+            self.give(subflow, Some(owner));
+        }
+    }
+
+    /// The last descriptor of an MPTCP socket was closed, by `user`: this closes its subflows as well.
+    pub(super) fn close_subflows(&mut self, now: KernelTime, mptcp: SocketKey, user: Option<&Arc<Process>>) {
+        for subflow in self.sockets.take_subflows(mptcp) {
+            // The kernel may have freed it, and given its address to another socket.
+            if let Some(sock) = self.sockets.get(subflow).map(|socket| socket.sock)
+                && self.sockets.at(sock) == Some(subflow)
+            {
+                self.closed(now, sock, false, user.cloned());
+            }
+        }
+    }
+
+    fn has_owner(&self, key: SocketKey) -> bool {
+        self.sockets.get(key).is_some_and(|socket| socket.owner.is_some())
+    }
+
+    /// The owner of an MPTCP socket: its own or, if it was not accepted yet or is older than the monitor, that of a
+    /// subflow other than `new`.
+    fn owner_of_mptcp(&self, mptcp: SocketKey, new: SocketKey) -> Option<Arc<Process>> {
+        let own = self.sockets.get(mptcp)?.owner.clone();
+        let of_subflow = |key: SocketKey| {
+            let socket = self.sockets.get(key)?;
+            let of_flows = || self.flows.chain(socket.flows).find_map(|flow| self.flows.get(flow)?.owner.clone());
+            let of_idle = || self.idle.get(socket.idle?)?.owner.clone();
+            socket.owner.clone().or_else(of_flows).or_else(of_idle)
+        };
+        let others = || self.sockets.subflows(mptcp).into_iter().filter(|key| *key != new).find_map(of_subflow);
+        own.or_else(others).map(|owner| self.processes.latest(&owner))
+    }
+
+    /// Sets or removes the owner of a subflow, its idle connection and its flows.
+    fn give(&mut self, key: SocketKey, owner: Option<&Arc<Process>>) {
+        let Some(socket) = self.sockets.get_mut(key) else { return };
+        socket.owner = owner.cloned();
+        if let Some(idle) = socket.idle.and_then(|idle| self.idle.get_mut(idle)) {
+            idle.give_to(owner.cloned());
+        }
+        let flows: Vec<_> = self.flows.chain(socket.flows).collect();
+        for flow in flows {
+            if let Some(live) = self.flows.get_mut(flow) {
+                live.give_to(owner.cloned());
+            }
+        }
+    }
+}

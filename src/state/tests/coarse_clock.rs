@@ -1,0 +1,134 @@
+//! A kernel's clock that advances by ticks: what happens on two CPUs within one has the same time, in whatever order.
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use super::*;
+
+/// At 250 a second, in nanoseconds.
+const TICK: u64 = 4_000_000;
+/// A timestamp option is behind TCP's header in all packets; a SYN has further ones.
+const HEADERS: u16 = 52;
+const SYN_HEADERS: u16 = 60;
+const SOCK: u64 = 0xa;
+
+/// A packet of so many segments with so much payload each, on a CPU, so many nanoseconds after the one before.
+type Step = (Way, u32, u32, u32, u64);
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let way = prop_oneof![Just(Way::Out), Just(Way::In)];
+    vec((way, 1..5_u32, 0..1400_u32, 0..3_u32, 1..2_000_000_u64), 0..40)
+}
+
+/// What a connection of these packets is on the wire, and what is seen of it: time, CPU and event.
+struct Wire {
+    sent: Counters,
+    received: Counters,
+    counted: Segments,
+    seen: Vec<(u64, u32, EventKind)>,
+}
+
+impl Wire {
+    fn of(steps: &[Step], closes_after: u64, closed_on: u32) -> Self {
+        let (sent, received) = (Counters::default(), Counters::default());
+        let mut wire = Self { sent, received, counted: Segments::default(), seen: Vec::new() };
+        let mut now = 100_000_000_000;
+        let remote = tuple(40000, 80).remote;
+        for kind in [
+            EventKind::SocketCreated { sock: SOCK, for_program: true },
+            EventKind::ConnectBegins { sock: SOCK, remote },
+        ] {
+            wire.seen.push((now, 0, kind));
+        }
+        wire.packet((Way::Out, 1, 0, 0, 0), now, SYN, SYN_HEADERS);
+        for (nth, step) in steps.iter().enumerate() {
+            now += step.4;
+            match nth {
+                0 => wire.packet((Way::In, 1, 0, step.3, 0), now, SYN | ACK, SYN_HEADERS),
+                _ => wire.packet(*step, now, ACK, HEADERS),
+            }
+        }
+        let (tuple, state) = (tuple(40000, 80), TcpState::Closed { error: 0 });
+        let closed = EventKind::TcpState { sock: SOCK, tuple, state, segments: Some(wire.counted) };
+        wire.seen.push((now + closes_after, closed_on, closed));
+        wire
+    }
+
+    fn packet(&mut self, (way, count, payload, cpu, _): Step, now: u64, tcp_flags: u8, headers: u16) {
+        let (on_wire, socket) = match way {
+            Way::Out => (&mut self.sent, &mut self.counted.sent),
+            Way::In => (&mut self.received, &mut self.counted.received),
+        };
+        on_wire.packets += u64::from(count);
+        on_wire.bytes += u64::from(count * (payload + u32::from(headers)));
+        *socket += count;
+        let (sock, segments) = if way == Way::Out { (SOCK, Some(self.counted)) } else { (0, None) };
+        let size = Size::Packet { bytes: count * payload + u32::from(headers), headers };
+        let packet = Packet::new(way, Transport::Tcp, sock, tuple(40000, 80), size);
+        self.seen.push((now, cpu, EventKind::Packet(Packet { tcp_flags, segments, ..packet })));
+    }
+
+    /// What is counted of it by a clock that advances by so many nanoseconds, where each CPU's events are in order, and
+    /// those of equal times by CPU.
+    fn counted_by(&self, tick: u64) -> (Counters, Counters) {
+        let mut seen = self.seen.clone();
+        seen.iter_mut().for_each(|(time, ..)| *time -= *time % tick);
+        seen.sort_by_key(|(time, cpu, _)| (*time, *cpu));
+        let mut state = State::new(Config::default());
+        for (time, _, kind) in seen {
+            state.ingest(&Event { time, pid: CURL, tid: CURL, kind });
+        }
+        state.shutdown();
+        let flows: Vec<_> = state.finished().collect();
+        assert_eq!(flows.len(), 1);
+        (flows[0].sent, flows[0].received)
+    }
+}
+
+proptest! {
+    #[test]
+    fn counts_are_exact_by_whatever_clock(steps in steps()) {
+        let wire = Wire::of(&steps, TICK, 0);
+        prop_assert_eq!(wire.counted_by(1), (wire.sent, wire.received));
+        prop_assert_eq!(wire.counted_by(TICK), (wire.sent, wire.received));
+    }
+
+    /// The end within the same tick may come before packets that carried several segments: then they count as one.
+    #[test]
+    fn nothing_is_counted_twice_at_the_end(steps in steps(), closes_after in 1..TICK, closed_on in 0..3_u32) {
+        let wire = Wire::of(&steps, closes_after, closed_on);
+        let (sent, received) = wire.counted_by(TICK);
+        prop_assert!(sent.packets <= wire.sent.packets && sent.bytes <= wire.sent.bytes, "{sent:?} {:?}", wire.sent);
+        prop_assert!(received.packets <= wire.received.packets, "{received:?} {:?}", wire.received);
+        prop_assert!(received.bytes <= wire.received.bytes, "{received:?} {:?}", wire.received);
+        prop_assert_eq!(wire.counted_by(1), (wire.sent, wire.received));
+    }
+}
+
+/// The socket's counters are not looked at again before the flow ends.
+#[test]
+fn what_arrives_after_a_tick_is_no_part_of_what_was_merged_before() {
+    let (mut story, tuple) = (Story::new(), tuple(40000, 80));
+    let sent = |story: &mut Story, sent: u32, received: u32, flags: u8, headers: u16| {
+        let size = Size::Packet { bytes: headers.into(), headers };
+        let packet = Packet::new(Way::Out, Transport::Tcp, SOCK, tuple, size);
+        let segments = Some(Segments { sent, received });
+        story.say(CURL, EventKind::Packet(Packet { tcp_flags: flags, segments, ..packet }));
+    };
+    let arrives = |story: &mut Story, payload: u32| {
+        let size = Size::Packet { bytes: payload + u32::from(HEADERS), headers: HEADERS };
+        let packet = Packet::new(Way::In, Transport::Tcp, 0, tuple, size);
+        story.say(CURL, EventKind::Packet(Packet { tcp_flags: ACK, ..packet }));
+    };
+    story.say(CURL, EventKind::SocketCreated { sock: SOCK, for_program: true });
+    story.say(CURL, EventKind::ConnectBegins { sock: SOCK, remote: tuple.remote });
+    sent(&mut story, 1, 0, SYN, SYN_HEADERS);
+    story.tcp(Way::In, 0, tuple, 60, SYN | ACK);
+    sent(&mut story, 2, 1, ACK, HEADERS);
+    // Three segments of 100 bytes as one packet.
+    arrives(&mut story, 300);
+    sent(&mut story, 3, 4, ACK, HEADERS);
+    arrives(&mut story, 48);
+    story.wait(31);
+    assert_eq!(story.only().received, counters(5, 60 + 3 * 152 + 100));
+}

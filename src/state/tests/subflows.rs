@@ -1,0 +1,299 @@
+//! MPTCP: programs act on one socket, packets are seen with others.
+
+use super::*;
+
+/// The addresses of the MPTCP sockets and of their subflows: the listener's, the first and one that joined.
+const LISTENING: u64 = 0x1000;
+const LISTENER: u64 = 0x1;
+const ACCEPTED: u64 = 0x2000;
+const FIRST: u64 = 0x2;
+const JOINED: u64 = 0x3;
+const MADE: u64 = 0x3000;
+
+/// A thread of the kernel.
+const WORKER: u32 = 30;
+
+impl Story {
+    fn with_worker() -> Self {
+        let mut story = Self::new();
+        let process = Process {
+            pid: WORKER,
+            parent_pid: None,
+            start: Some(4),
+            kernel: true,
+            credentials: None,
+            containers: None,
+            image: Arc::default(),
+        };
+        story.state.adopt(OldProcess { process, threads: vec![WORKER] });
+        story
+    }
+
+    fn subflow(&mut self, sock: u64, mptcp: u64, joined: bool) {
+        self.say(4_000_000, EventKind::Subflow { sock, mptcp, joined });
+    }
+
+    fn listens(&mut self, pid: u32) {
+        for sock in [LISTENING, LISTENER] {
+            self.say(pid, EventKind::SocketCreated { sock, for_program: true });
+        }
+    }
+
+    /// The handshake of an incoming connection.
+    fn comes_in(&mut self, sock: u64, tuple: Tuple, joined: bool) {
+        self.tcp(Way::In, 0, tuple, 60, SYN);
+        self.tcp(Way::Out, LISTENER, tuple, 60, SYN | ACK);
+        self.tcp(Way::In, 0, tuple, 60, ACK);
+        self.subflow(sock, ACCEPTED, joined);
+        self.state_is(sock, tuple, TcpState::Established);
+    }
+
+    fn accepts(&mut self, pid: u32, tuple: Tuple) {
+        self.say(pid, EventKind::Accepted { sock: ACCEPTED, tuple });
+    }
+
+    /// An outgoing packet of `count` segments, with the socket's counters after it.
+    fn segments(&mut self, sock: u64, tuple: Tuple, count: u32, segments: Segments) {
+        let (bytes, headers) = (52 + count * 1000, 52);
+        let packet = Packet::new(Way::Out, Transport::Tcp, sock, tuple, Size::Packet { bytes, headers });
+        let packet = Packet { tcp_flags: ACK, segments: Some(segments), ..packet };
+        self.say(4_000_000, EventKind::Packet(packet));
+    }
+
+    /// The finished flows, by local port.
+    fn sorted(&mut self) -> Vec<Flow> {
+        self.out.sort_by_key(|flow| (flow.local.port, flow.remote.port));
+        std::mem::take(&mut self.out)
+    }
+}
+
+fn pid(flow: &Flow) -> Option<u32> {
+    match &flow.owner {
+        Owner::Process(process) => Some(process.pid),
+        Owner::Kernel => Some(0),
+        Owner::Unknown => None,
+    }
+}
+
+#[test]
+fn an_accepted_socket_that_is_not_the_senders_leaves_the_counters_alone() {
+    // With and without MPTCP's own events: an accepted SMC socket has none.
+    for told in [true, false] {
+        let mut story = Story::new();
+        let tuple = tuple(80, 40000);
+        story.listens(SERVER);
+        match told {
+            true => story.comes_in(FIRST, tuple, false),
+            false => {
+                story.tcp(Way::In, 0, tuple, 60, SYN);
+                story.state_is(FIRST, tuple, TcpState::Established);
+            }
+        }
+        let before = if told { (1, 2) } else { (0, 1) };
+        story.accepts(CURL, tuple);
+        story.segments(FIRST, tuple, 10, Segments { received: before.1, sent: 10 });
+        let closed = EventKind::TcpState {
+            sock: FIRST,
+            tuple,
+            state: TcpState::Closed { error: 0 },
+            segments: Some(Segments { received: before.1 + 3, sent: 10 }),
+        };
+        story.say(0, closed);
+        story.wait(6);
+        let flow = story.only();
+        assert_eq!((pid(&flow), flow.direction, flow.sock), (Some(CURL), Direction::Ingress, FIRST));
+        assert_eq!(flow.sent.packets, before.0 + 10);
+        assert_eq!(flow.received.packets, u64::from(before.1) + 3);
+    }
+}
+
+#[test]
+fn subflows_are_whose_the_accepted_socket_is_whenever_they_come() {
+    let (first, joined) = (tuple(80, 40000), tuple(80, 40001));
+    for early in [true, false] {
+        let mut story = Story::new();
+        story.listens(SERVER);
+        story.comes_in(FIRST, first, false);
+        if early {
+            story.accepts(CURL, first);
+        }
+        story.comes_in(JOINED, joined, true);
+        if !early {
+            story.accepts(CURL, first);
+        }
+        story.tcp(Way::Out, JOINED, joined, 1000, ACK);
+        story.say(CURL, EventKind::SocketReleased { sock: ACCEPTED });
+        story.wait(6);
+        let flows = story.sorted();
+        assert_eq!(flows.iter().map(pid).collect::<Vec<_>>(), [Some(CURL); 2]);
+        assert!(flows.iter().all(|flow| flow.direction == Direction::Ingress && flow.reason == Reason::Closed));
+    }
+}
+
+#[test]
+fn what_is_never_accepted_is_the_listeners() {
+    let mut story = Story::new();
+    story.listens(SERVER);
+    story.comes_in(FIRST, tuple(80, 40000), false);
+    story.comes_in(JOINED, tuple(80, 40001), true);
+    story.say(0, EventKind::SocketFreed { sock: ACCEPTED });
+    story.wait(6);
+    assert_eq!(story.sorted().iter().map(pid).collect::<Vec<_>>(), [Some(SERVER); 2]);
+}
+
+#[test]
+fn a_subflow_that_the_kernel_makes_is_the_mptcp_sockets() {
+    let remote = tuple(40000, 80).remote;
+    // The MPTCP socket is older than the monitor or not; the subflow is reported when it is created, when it is
+    // established, or both.
+    for (known, made, answered) in
+        [(true, true, true), (true, true, false), (true, false, true), (false, true, false), (false, true, true)]
+    {
+        let mut story = Story::with_worker();
+        if known {
+            story.say(CURL, EventKind::SocketCreated { sock: MADE, for_program: true });
+            story.conversation_of_subflow(CURL, FIRST, tuple(40000, 80));
+        }
+        story.say(WORKER, EventKind::SocketCreated { sock: JOINED, for_program: false });
+        if made {
+            story.subflow(JOINED, MADE, false);
+        }
+        story.say(WORKER, EventKind::ConnectBegins { sock: JOINED, remote });
+        story.tcp(Way::Out, JOINED, tuple(40001, 80), 60, SYN);
+        if answered {
+            story.tcp(Way::In, 0, tuple(40001, 80), 60, SYN | ACK);
+            story.subflow(JOINED, MADE, true);
+            story.state_is(JOINED, tuple(40001, 80), TcpState::Established);
+        }
+        story.wait(31);
+        let flows = story.sorted();
+        let joined = flows.last().expect("it is there");
+        assert_eq!(joined.local.port, 40001);
+        assert_eq!((pid(joined), joined.direction), (known.then_some(CURL), Direction::Egress));
+    }
+}
+
+impl Story {
+    /// The first subflow of [`MADE`], already established.
+    fn conversation_of_subflow(&mut self, pid: u32, sock: u64, tuple: Tuple) {
+        self.say(pid, EventKind::SocketCreated { sock, for_program: false });
+        self.subflow(sock, MADE, false);
+        self.say(pid, EventKind::ConnectBegins { sock, remote: tuple.remote });
+        self.tcp(Way::Out, sock, tuple, 60, SYN);
+        self.say(pid, EventKind::ConnectReturns { result: 0 });
+        self.tcp(Way::In, 0, tuple, 60, SYN | ACK);
+        self.subflow(sock, MADE, false);
+        self.state_is(sock, tuple, TcpState::Established);
+    }
+}
+
+#[test]
+fn who_gave_an_mptcp_socket_up_is_told_of_all_that_it_was_made_of() {
+    let mut story = Story::with_worker();
+    story.say(CURL, EventKind::SocketCreated { sock: MADE, for_program: true });
+    story.conversation_of_subflow(CURL, FIRST, tuple(40000, 80));
+    story.say(WORKER, EventKind::SocketCreated { sock: JOINED, for_program: false });
+    story.subflow(JOINED, MADE, false);
+    story.tcp(Way::Out, JOINED, tuple(40001, 80), 60, SYN);
+    story.say(SHELL, EventKind::SocketReleased { sock: MADE });
+    // Its last packets belong to the same flow.
+    story.tcp(Way::Out, JOINED, tuple(40001, 80), 52, FIN | ACK);
+    story.subflow(JOINED, MADE, true);
+    story.wait(6);
+    let flows = story.sorted();
+    assert_eq!(flows.iter().map(pid).collect::<Vec<_>>(), [Some(CURL); 2]);
+    assert!(flows.iter().all(|flow| flow.last_user.as_ref().is_some_and(|user| user.pid == SHELL)));
+    assert_eq!(flows[1].sent, counters(2, 112));
+}
+
+#[test]
+fn an_mptcp_socket_at_an_old_address_is_another() {
+    let mut story = Story::new();
+    let (old, new) = (tuple(80, 40000), tuple(80, 40002));
+    story.listens(SERVER);
+    story.comes_in(FIRST, old, false);
+    story.accepts(CURL, old);
+    // Its end was not seen.
+    story.comes_in(JOINED + 1, new, false);
+    story.comes_in(JOINED, tuple(80, 40001), true);
+    story.wait(6);
+    assert_eq!(pid(&story.only()), Some(CURL), "the old one is over");
+    story.accepts(SHELL, new);
+    story.wait(40);
+    assert_eq!(story.sorted().iter().map(pid).collect::<Vec<_>>(), [Some(SHELL); 2]);
+}
+
+#[test]
+fn a_socket_at_the_address_of_a_subflow_that_is_gone_is_not_closed_with_the_others() {
+    let mut story = Story::with_worker();
+    let tuple = tuple(80, 40000);
+    story.listens(SERVER);
+    story.comes_in(0xb, tuple, false);
+    story.accepts(SERVER, tuple);
+    story.say(0, EventKind::SocketFreed { sock: 0xb });
+    story.say(CURL, EventKind::SocketCreated { sock: 0xb, for_program: true });
+    story.udp(Way::Out, 0xb, super::tuple(5001, 7), 60);
+    story.say(SERVER, EventKind::SocketReleased { sock: ACCEPTED });
+    story.wait(6);
+    story.out.retain(|flow| flow.transport == Transport::Udp);
+    assert!(story.out.is_empty(), "another socket's flow goes on: {:?}", story.out);
+}
+
+/// A connection belongs to the program that established it, even if the process runs another one when the kernel says that it is
+/// a subflow.
+#[test]
+fn a_subflow_belongs_to_the_program_that_connected() {
+    let mut story = Story::new();
+    let (of_mptcp, plain) = (tuple(40000, 80), tuple(40001, 80));
+    story.say(CURL, EventKind::SocketCreated { sock: MADE, for_program: true });
+    story.say(CURL, EventKind::SocketCreated { sock: FIRST, for_program: false });
+    story.subflow(FIRST, MADE, false);
+    story.say(CURL, EventKind::SocketCreated { sock: 0xa, for_program: true });
+    for (sock, tuple) in [(FIRST, of_mptcp), (0xa, plain)] {
+        story.say(CURL, EventKind::ConnectBegins { sock, remote: tuple.remote });
+        story.tcp(Way::Out, sock, tuple, 60, SYN);
+    }
+    for (sock, tuple) in [(FIRST, of_mptcp), (0xa, plain)] {
+        story.tcp(Way::In, 0, tuple, 60, SYN | ACK);
+        story.state_is(sock, tuple, TcpState::Established);
+    }
+    story.say(CURL, exec("/usr/bin/wget", b"wget\0"));
+    story.subflow(FIRST, MADE, false);
+    story.wait(31);
+    assert_eq!(story.sorted().iter().map(owner).collect::<Vec<_>>(), [(CURL, "curl".into()), (CURL, "curl".into())]);
+}
+
+#[test]
+fn a_subflow_that_the_kernel_makes_is_the_program_s_that_runs_by_then() {
+    let mut story = Story::with_worker();
+    let tuple = tuple(40001, 80);
+    story.say(CURL, EventKind::SocketCreated { sock: MADE, for_program: true });
+    story.say(CURL, exec("/usr/bin/wget", b"wget\0"));
+    story.say(WORKER, EventKind::SocketCreated { sock: JOINED, for_program: false });
+    story.say(WORKER, EventKind::ConnectBegins { sock: JOINED, remote: tuple.remote });
+    story.tcp(Way::Out, JOINED, tuple, 60, SYN);
+    story.tcp(Way::In, 0, tuple, 60, SYN | ACK);
+    story.subflow(JOINED, MADE, true);
+    story.wait(31);
+    assert_eq!(owner(&story.only()), (CURL, "wget".into()));
+}
+
+/// The kernel closes a subflow, it is idle when its MPTCP socket is accepted, and its last packet comes when it has no socket.
+#[test]
+fn an_idle_subflow_is_whose_the_accepted_socket_is() {
+    let mut story = Story::new();
+    let (first, joined) = (tuple(80, 40000), tuple(80, 40001));
+    story.listens(SERVER);
+    story.comes_in(FIRST, first, false);
+    story.comes_in(JOINED, joined, true);
+    story.tcp(Way::Out, JOINED, joined, 52, FIN | ACK);
+    story.tcp(Way::In, 0, joined, 52, ACK);
+    story.wait(40);
+    assert_eq!(story.sorted().iter().map(pid).collect::<Vec<_>>(), [Some(SERVER); 2], "nobody has accepted it yet");
+    story.accepts(CURL, first);
+    story.state_is(JOINED, joined, TcpState::Closed { error: 0 });
+    story.say(0, EventKind::SocketFreed { sock: JOINED });
+    story.tcp(Way::In, 0, joined, 52, FIN | ACK);
+    story.wait(31);
+    assert_eq!(pid(&story.only()), Some(CURL));
+}

@@ -1,0 +1,142 @@
+//! `getent(1)`: what the host's own C library says, asked by a program of a few milliseconds.
+
+use std::io::Read;
+use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::{Answer, Id, files, guarded};
+
+/// The most bytes of an answer: a group may have many members.
+const MOST: usize = 64 * 1024;
+/// The exit status for a key that was not found.
+const NOT_FOUND: i32 = 2;
+/// How often to look whether it has ended.
+const PAUSE: Duration = Duration::from_millis(2);
+
+/// The first of some paths that is a program which nobody else can replace.
+pub(super) fn find(paths: &[PathBuf]) -> Option<PathBuf> {
+    paths.iter().find_map(|path| guarded::resolve_program(path))
+}
+
+/// What it says of an id; `None` where there is none, or no program may be started.
+///
+/// It takes no longer than `timeout`, whatever the program does.
+pub(super) fn look_up(paths: &[PathBuf], id: Id, timeout: Duration) -> Option<Answer> {
+    let deadline = Instant::now() + timeout;
+    let mut child = spawn(&find(paths)?, id)?;
+    let line = output(&mut child, deadline);
+    let status = if line.is_some() { ended(&mut child, deadline) } else { None };
+    if status.is_none() {
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+    Some(match (status, line) {
+        (Some(0), Some(line)) => files::read(&line, id.number()),
+        (Some(NOT_FOUND), _) => Answer::Unknown,
+        _ => Answer::Failed,
+    })
+}
+
+fn spawn(getent: &Path, id: Id) -> Option<Child> {
+    let database = match id {
+        Id::User(_) => "passwd",
+        Id::Group(_) => "group",
+    };
+    let mut command = Command::new(getent);
+    command.arg0("getent").arg(database).arg(id.number().to_string()).env_clear().current_dir("/");
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().ok()
+}
+
+/// All that it writes, unless that is too much or takes too long.
+fn output(child: &mut Child, deadline: Instant) -> Option<Vec<u8>> {
+    let mut pipe = child.stdout.take()?;
+    let (mut output, mut part) = (Vec::new(), [0; 4096]);
+    while output.len() <= MOST {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = PollTimeout::try_from(left).ok()?;
+        let mut wait = [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)];
+        if left.is_zero() || poll(&mut wait, timeout).ok()? == 0 {
+            return None;
+        }
+        match pipe.read(&mut part).ok()? {
+            0 => return Some(output),
+            count => output.extend_from_slice(&part[..count]),
+        }
+    }
+    None
+}
+
+/// Its exit status, once it has closed its output and ends in time.
+fn ended(child: &mut Child, deadline: Instant) -> Option<i32> {
+    loop {
+        match child.try_wait().ok()? {
+            Some(status) => return status.code(),
+            None if Instant::now() >= deadline => return None,
+            None => sleep(PAUSE),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    /// Asks a script that stands in for `getent`.
+    fn asked(script: &str, id: Id, timeout: Duration) -> Option<Answer> {
+        let folder = tempfile::TempDir::new().unwrap();
+        let path = folder.path().join("getent");
+        // Another thread of the tests may hold it open for writing in a child that it has just forked.
+        let fresh = folder.path().join("fresh");
+        fs::write(&fresh, format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(&fresh, fs::Permissions::from_mode(0o755)).unwrap();
+        assert!(Command::new("/bin/cp").arg(&fresh).arg(&path).status().unwrap().success());
+        look_up(&[folder.path().join("none"), path], id, timeout)
+    }
+
+    const LONG: Duration = Duration::from_secs(60);
+    const USER: Id = Id::User(70_001);
+
+    #[test]
+    fn what_it_says_is_believed_if_it_is_about_the_id() {
+        let echo = r#"[ "$#" = 2 ] && [ -z "$HOME" ] && echo "$1-name:x:$2:1::/:/bin/sh""#;
+        assert_eq!(asked(echo, USER, LONG), Some(Answer::Named("passwd-name".into())));
+        assert_eq!(asked(echo, Id::Group(5), LONG), Some(Answer::Named("group-name".into())));
+        assert_eq!(asked("echo other:x:70002:", USER, LONG), Some(Answer::Failed));
+        assert_eq!(asked("printf 'b\\033d:x:70001:'", USER, LONG), Some(Answer::Failed));
+        assert_eq!(asked("echo nonsense", USER, LONG), Some(Answer::Failed));
+        assert_eq!(asked("exit 2", USER, LONG), Some(Answer::Unknown));
+        assert_eq!(asked("echo a:x:70001:; exit 1", USER, LONG), Some(Answer::Failed));
+        assert_eq!(asked("kill -9 $$", USER, LONG), Some(Answer::Failed));
+    }
+
+    #[test]
+    fn it_takes_neither_long_nor_much() {
+        let start = Instant::now();
+        assert_eq!(asked("exec sleep 300", USER, Duration::from_millis(200)), Some(Answer::Failed));
+        assert_eq!(asked("exec >&-; exec sleep 300", USER, Duration::from_millis(200)), Some(Answer::Failed));
+        assert_eq!(asked("while :; do echo aaaaaaaaaaaaaaaaaaaaaaaaaaaaa; done", USER, LONG), Some(Answer::Failed));
+        assert!(start.elapsed() < LONG, "{:?}", start.elapsed());
+    }
+
+    #[test]
+    fn none_is_no_answer() {
+        assert_eq!(look_up(&["/nonexistent/getent".into()], USER, LONG), None);
+    }
+
+    #[test]
+    fn this_hosts_knows_root() {
+        let paths = ["/usr/bin/getent".into(), "/bin/getent".into()];
+        if let Some(answer) = look_up(&paths, Id::User(0), LONG) {
+            assert_eq!(answer, Answer::Named("root".into()));
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! The helper process: gives up its privileges and answers questions.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::Arc;
+
+use nix::errno::Errno;
+use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::socket::{MsgFlags, recv, send};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+use super::super::{Sources, getent};
+use super::message::{self, QUESTION_LEN};
+use crate::privileges;
+
+pub(super) fn run(socket: BorrowedFd<'_>, sources: &Sources) -> io::Result<()> {
+    // Service managers signal all processes of a service. The helper must outlive the agent, so that the last flows
+    // have names. It uses handlers because an ignored signal would be inherited by `getent`.
+    for signal in [SIGHUP, SIGINT, SIGTERM] {
+        signal_hook::flag::register(signal, Arc::default())?;
+    }
+    privileges::drop_all_privileges().map_err(io::Error::other)?;
+    let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
+    answer(socket, sources)
+}
+
+/// Answers until nobody can ask any more.
+pub(super) fn answer(socket: BorrowedFd<'_>, sources: &Sources) -> io::Result<()> {
+    loop {
+        // One byte more than a question has, to notice one that is too long.
+        let mut question = [0; QUESTION_LEN + 1];
+        let id = match recv(socket.as_raw_fd(), &mut question, MsgFlags::empty()) {
+            Ok(0) | Err(Errno::ECONNRESET) => return Ok(()),
+            Ok(count) => message::read_question(&question[..count]),
+            Err(Errno::EINTR) => None,
+            Err(errno) => return Err(errno.into()),
+        };
+        let Some(id) = id else { continue };
+        let answer = getent::look_up(&sources.getent, id, sources.getent_timeout);
+        match send(socket.as_raw_fd(), &message::answer(id, answer.as_ref()), MsgFlags::MSG_NOSIGNAL) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(Errno::EPIPE | Errno::ECONNRESET) => return Ok(()),
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}

@@ -1,0 +1,128 @@
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::privileges;
+
+const LONG: Duration = Duration::from_secs(60);
+const USER: Id = Id::User(70_001);
+
+/// One that is asked here, and the socket at the other end. The process does nothing.
+fn helper(timeout: Duration) -> (GetentHelper, OwnedFd) {
+    let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
+    let child = Command::new("/bin/true").spawn().unwrap();
+    (GetentHelper { child, socket: Some(ours), timeout, awaits_late_answer: false, has_warned: false }, theirs)
+}
+
+/// A `getent` that knows one user, and no group.
+fn getent(folder: &TempDir) -> PathBuf {
+    let (fresh, path) = (folder.path().join("fresh"), folder.path().join("getent"));
+    let script = "#!/bin/sh\n[ \"$1 $2\" = 'passwd 70001' ] || exit 2\necho ldap-user:x:70001:70001::/:/bin/sh\n";
+    fs::write(&fresh, script).unwrap();
+    fs::set_permissions(&fresh, fs::Permissions::from_mode(0o755)).unwrap();
+    // Another thread of the tests may hold the first one open for writing in a child that it has just forked.
+    assert!(Command::new("/bin/cp").arg(&fresh).arg(&path).status().unwrap().success());
+    path
+}
+
+fn sources(getent: Vec<PathBuf>) -> Sources {
+    Sources { getent, getent_timeout: LONG, userdb: "/nonexistent".into(), ..Sources::system() }
+}
+
+#[test]
+fn it_is_asked_and_ends_with_the_one_that_asks() {
+    let folder = TempDir::new().unwrap();
+    for (getent, user, group) in [
+        (vec![getent(&folder)], Some(Answer::Named("ldap-user".into())), Some(Answer::Unknown)),
+        (Vec::new(), None, None),
+    ] {
+        let (mut helper, theirs) = helper(LONG);
+        let serving = thread::spawn(move || serve::answer(theirs.as_fd(), &sources(getent)));
+        assert_eq!((helper.ask(USER), helper.ask(Id::Group(70_001))), (user, group));
+        drop(helper);
+        serving.join().unwrap().unwrap();
+    }
+}
+
+#[test]
+fn who_may_start_no_program_asks_it_all_the_same() {
+    let folder = TempDir::new().unwrap();
+    let sources = sources(vec![getent(&folder)]);
+    let (mut helper, theirs) = helper(LONG);
+    let serving = thread::spawn({
+        let sources = sources.clone();
+        move || serve::answer(theirs.as_fd(), &sources)
+    });
+    // Where the sandbox that tests run in forbids it, there is nothing to test. What is given up is a thread's.
+    let asking = thread::spawn(move || {
+        privileges::drop_capabilities(privileges::Extra::default()).ok()?;
+        privileges::filter_syscalls().ok()?;
+        privileges::restrict_files(&[], &[]).ok()?;
+        assert!(Command::new("/bin/true").status().is_err());
+        let others = sources.others(USER, Some(&mut helper));
+        assert!(matches!(helper.wait(), Some(status) if status.success()), "its end can be seen");
+        Some(others)
+    });
+    let answer = asking.join().unwrap();
+    assert!(answer.is_none() || answer == Some(Answer::Named("ldap-user".into())), "{answer:?}");
+    serving.join().unwrap().unwrap();
+}
+
+#[test]
+fn its_death_is_no_answer() {
+    let (mut helper, theirs) = helper(LONG);
+    drop(theirs);
+    assert_eq!(helper.ask(USER), None);
+    assert!(helper.socket.is_none());
+    assert_eq!(helper.ask(USER), None);
+
+    let (mut helper, theirs) = self::helper(LONG);
+    let dies = thread::spawn(move || {
+        recv(theirs.as_raw_fd(), &mut [0; 9], MsgFlags::empty()).unwrap();
+    });
+    assert_eq!(helper.ask(USER), None, "while it is waited for");
+    dies.join().unwrap();
+}
+
+/// Answers each time that it is told to.
+fn slow(theirs: OwnedFd, told: Receiver<()>, done: Sender<()>) {
+    for () in told {
+        let mut question = [0; 9];
+        let count = recv(theirs.as_raw_fd(), &mut question, MsgFlags::empty()).unwrap();
+        let id = message::read_question(&question[..count]).unwrap();
+        let answer = message::answer(id, Some(&Answer::Named(format!("name-{}", id.number()))));
+        send(theirs.as_raw_fd(), &answer, MsgFlags::empty()).unwrap();
+        done.send(()).unwrap();
+    }
+}
+
+#[test]
+fn who_does_not_answer_holds_nobody_up_and_a_late_answer_is_not_taken_for_another() {
+    let (mut helper, theirs) = helper(Duration::from_millis(50));
+    let ((tell, told), (done, is_done)) = (channel(), channel());
+    let answering = thread::spawn(move || slow(theirs, told, done));
+    assert_eq!(helper.ask(Id::User(1)), Some(Answer::Failed), "in time");
+    helper.timeout = LONG;
+    let start = Instant::now();
+    for user in 2..10_000 {
+        assert_eq!(helper.ask(Id::User(user)), Some(Answer::Failed));
+    }
+    assert!(start.elapsed() < LONG, "nobody waits again: {:?}", start.elapsed());
+    // The answer to the first question comes; the ones between were never asked.
+    tell.send(()).unwrap();
+    is_done.recv().unwrap();
+    tell.send(()).unwrap();
+    assert_eq!(helper.ask(Id::User(7)), Some(Answer::Named("name-7".into())));
+    drop(tell);
+    answering.join().unwrap();
+}
+
+#[test]
+fn a_process_that_cannot_be_started_is_an_error() {
+    assert!(GetentHelper::start(Command::new("/nonexistent")).is_err());
+}

@@ -1,0 +1,27 @@
+//! The thread that asks.
+
+use std::io;
+use std::sync::{Arc, Mutex};
+use std::thread::Builder;
+use std::time::Instant;
+
+use crossbeam_channel::Receiver;
+
+use super::table::Table;
+use super::{GetentHelper, Id, Sources, locked};
+
+/// Ends once nobody can ask any more.
+pub(super) fn start(
+    sources: Sources,
+    mut helper: Option<GetentHelper>,
+    to_ask: Receiver<Id>,
+    table: Arc<Mutex<Table>>,
+) -> io::Result<()> {
+    let run = move || {
+        for id in to_ask {
+            let answer = sources.others(id, helper.as_mut());
+            locked(&table).learn(id, answer, Instant::now());
+        }
+    };
+    Builder::new().name("socktrail-users".to_owned()).spawn(run).map(drop)
+}

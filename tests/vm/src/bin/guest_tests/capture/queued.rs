@@ -1,0 +1,115 @@
+//! Outgoing packets that this host drops at the device: by a filter of `tc`, and by a queue when it takes packets out.
+//!
+//! The oracle is the same as in [dropped](super::dropped): a capture on the client's interface, which sees what the queue
+//! hands to the driver.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+
+use super::dropped::{CONDITIONS, Case, Dropped, SENT, Scene, bulk, connect, datagrams, send};
+use super::link::{Family, ip};
+use super::stage::{Expected, Side, of_client};
+use super::wire::Transport;
+use crate::helpers::netlink::ipip;
+use crate::helpers::tc::{SlowLink, cake, drop_every, slow_down, speed_up, take_filters};
+
+/// Longer than what the senders' buffers hold takes on the slow link.
+const EMPTY: Duration = Duration::from_secs(1);
+
+/// Datagrams that fill a queue.
+const MANY: u64 = 100;
+
+/// Full packets take 6 ms; after 20 ms above the target, packets are dropped.
+const LINK: SlowLink = SlowLink { rate: 250_000, largest: 2_000, target_us: 5_000, interval_us: 20_000 };
+
+/// Nothing is dropped for waiting.
+const NEVER: SlowLink = SlowLink { target_us: 100_000_000, interval_us: 200_000_000, ..LINK };
+
+/// A filter of `clsact`.
+pub(crate) fn by_a_filter_of_tc() -> Result<()> {
+    let scene = Scene::new(CONDITIONS)?;
+    let client = &scene.network.link.client;
+    client.run(|| take_filters(&client.interface))?;
+    let mut cases = Vec::new();
+    for family in [Family::V4, Family::V6] {
+        let stage = scene.stage(family);
+        stage.pair()?; // so that the router's link address is known
+        for (every, port) in [(1, 5001), (1, 5003), (2, 5006), (7, 5005)] {
+            client.run(|| drop_every(&client.interface, every, family == Family::V6, port))?;
+        }
+        let to = |port| SocketAddr::new(stage.ip(Side::Server), port);
+        cases.push(Case::new("UDP, tc", datagrams(&stage, to(5001), 300)?, Dropped::Exactly(SENT)));
+        cases.push(Case::new("UDP, every second, tc", datagrams(&stage, to(5006), 300)?, Dropped::Exactly(SENT / 2)));
+        cases.push(Case::new("TCP, tc", connect(&stage, to(5003))?, Dropped::AtLeast(1)));
+        cases.push(Case::new("TCP, a share of it, tc", bulk(&stage, 1_000_000)?, Dropped::AtLeast(1)).or_marked());
+    }
+    cases.push(Case::new("UDP, tc, without a link header", into_a_tunnel(&scene)?, Dropped::Exactly(SENT)));
+    scene.judge(&cases)
+}
+
+/// Datagrams that a filter on a tunnel drops, so that none is captured.
+fn into_a_tunnel(scene: &Scene) -> Result<Expected> {
+    let client = &scene.network.link.client;
+    let IpAddr::V4(outside) = client.ip(Family::V4) else { bail!("no IPv4 address") };
+    let (here, there) = (Ipv4Addr::new(10, 6, 0, 2), SocketAddr::from(([10, 6, 0, 1], 5001)));
+    client.run(|| ipip("inside", outside, Ipv4Addr::new(10, 9, 1, 1)))?;
+    ip(&client.netns, &format!("addr add {here}/24 dev inside"))?;
+    ip(&client.netns, "link set inside up")?;
+    client.run(|| {
+        take_filters("inside")?;
+        drop_every("inside", 1, false, there.port())
+    })?;
+    let socket = client.run(|| Ok(UdpSocket::bind((here, 0))?))?;
+    for _ in 0..SENT {
+        socket.send_to(&[0; 300], there).ok();
+    }
+    Ok(of_client(Transport::Udp, socket.local_addr()?, there))
+}
+
+/// A queue that is removed while packets wait in it.
+pub(crate) fn with_their_queue() -> Result<()> {
+    let scene = Scene::new(CONDITIONS)?;
+    let client = &scene.network.link.client;
+    let mut cases = Vec::new();
+    for family in [Family::V4, Family::V6] {
+        let stage = scene.stage(family);
+        stage.pair()?; // so that the router's link address is known
+        client.run(|| slow_down(&client.interface, SlowLink { rate: 10_000, largest: 4_000, ..NEVER }))?;
+        let to = SocketAddr::new(stage.ip(Side::Server), 5001);
+        let waiting = send(&stage, to, 1_000, 20)?;
+        client.run(|| speed_up(&client.interface))?;
+        cases.push(Case::new("UDP, with its queue", waiting, Dropped::AllBut(20)));
+    }
+    scene.judge(&cases)
+}
+
+/// CoDel, which gets packets one by one, also if `tbf` has to cut what TCP sends.
+pub(crate) fn by_codel() -> Result<()> {
+    behind(slow_down)
+}
+
+/// CoDel as `cake` has it.
+pub(crate) fn by_cake() -> Result<()> {
+    behind(cake)
+}
+
+fn behind(put_queue: fn(&str, SlowLink) -> Result<()>) -> Result<()> {
+    let scene = Scene::new(CONDITIONS)?;
+    let client = &scene.network.link.client;
+    let mut cases = Vec::new();
+    for family in [Family::V4, Family::V6] {
+        let stage = scene.stage(family);
+        stage.pair()?; // so that the router's link address is known
+        client.run(|| put_queue(&client.interface, LINK))?;
+        let to = SocketAddr::new(stage.ip(Side::Server), 5001);
+        cases.push(Case::new("UDP, CoDel", send(&stage, to, 1_000, MANY)?, Dropped::AllBut(MANY)));
+        thread::sleep(EMPTY);
+        cases.push(Case::new("TCP, CoDel", bulk(&stage, 200_000)?, Dropped::AtLeast(1)));
+        thread::sleep(EMPTY);
+        client.run(|| speed_up(&client.interface))?;
+    }
+    scene.judge(&cases)
+}

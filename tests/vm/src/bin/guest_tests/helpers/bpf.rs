@@ -1,0 +1,60 @@
+//! A control group's BPF program.
+//!
+//! `union bpf_attr`, `struct bpf_insn` and the numbers are those of `linux/bpf.h`.
+
+use std::fs::File;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
+
+use super::sys::bpf;
+
+const BPF_PROG_LOAD: i32 = 5;
+const BPF_PROG_ATTACH: i32 = 8;
+const BPF_PROG_DETACH: i32 = 9;
+const BPF_PROG_TYPE_CGROUP_SKB: u32 = 8;
+const BPF_CGROUP_INET_EGRESS: u32 = 1;
+
+/// `r0 = 0; exit`: no packet may leave.
+const DROP: [u64; 2] = [0xb7, 0x95];
+
+/// A program that drops every packet that a control group's sockets send, as long as this lives.
+pub(crate) struct DropsAll {
+    group: File,
+    program: OwnedFd,
+}
+
+impl DropsAll {
+    pub(crate) fn of(group: &Path) -> Result<Self> {
+        // Before Linux 5.11 a program's memory counts as locked, as perf rings do.
+        setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY)?;
+        let group = File::open(group).with_context(|| format!("open {}", group.display()))?;
+        let instructions = DROP.map(u64::to_le);
+        let license = c"Apache-2.0";
+        let mut load = Vec::new();
+        load.extend(BPF_PROG_TYPE_CGROUP_SKB.to_ne_bytes());
+        load.extend((instructions.len() as u32).to_ne_bytes());
+        load.extend((instructions.as_ptr().expose_provenance() as u64).to_ne_bytes());
+        load.extend((license.as_ptr().expose_provenance() as u64).to_ne_bytes());
+        load.extend([0; 44]); // no log, no version, no flags, no name, no interface
+        load.extend(BPF_CGROUP_INET_EGRESS.to_ne_bytes());
+        let program = bpf(BPF_PROG_LOAD, &load).context("load a BPF program")?.context("no descriptor")?;
+        let drops = Self { group, program };
+        drops.ask(BPF_PROG_ATTACH).context("attach a BPF program")?;
+        Ok(drops)
+    }
+
+    fn ask(&self, command: i32) -> Result<()> {
+        let [group, program] = [self.group.as_raw_fd(), self.program.as_raw_fd()];
+        bpf(command, &[group as u32, program as u32, BPF_CGROUP_INET_EGRESS, 0].map(u32::to_ne_bytes).concat())?;
+        Ok(())
+    }
+}
+
+impl Drop for DropsAll {
+    fn drop(&mut self) {
+        self.ask(BPF_PROG_DETACH).ok();
+    }
+}

@@ -1,0 +1,173 @@
+//! Connections that were idle for longer than every timeout: their last packets belong to their owner, whichever side
+//! ends them, and however.
+
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::thread::sleep;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use nix::libc::{IPPROTO_TCP, TCP_KEEPCNT, TCP_KEEPIDLE, TCP_KEEPINTVL};
+use nix::sys::socket::{setsockopt, sockopt};
+use serde_json::{Value, json};
+
+use crate::capture::link::{Family, Host, Routed, loopback};
+use crate::helpers::document::{end, expect};
+use crate::helpers::socktrail::Socktrail;
+use crate::helpers::sys::set_option;
+
+tests![
+    closed_by_the_client,
+    closed_by_the_server,
+    reset_by_the_client,
+    reset_by_the_server,
+    a_keepalive_that_fails,
+    a_half_closed_connection,
+];
+
+/// The timeout of flows and sockets without traffic.
+const TIMEOUT: &str = "500ms";
+/// Longer than the timeout, and than the monitor needs to notice it.
+const IDLE: Duration = Duration::from_secs(3);
+
+/// A connection, and the monitor that sees it from its beginning.
+struct Stage {
+    watch: Socktrail,
+    client: TcpStream,
+    server: TcpStream,
+    ends: [SocketAddr; 2],
+}
+
+/// The side that documents are about, by their direction.
+type Side = &'static str;
+const CLIENT: Side = "egress";
+const SERVER: Side = "ingress";
+
+fn closed_by_the_client() -> Result<()> {
+    idle(|client, server| {
+        drop(client);
+        drop(server);
+        Ok(())
+    })
+}
+
+fn closed_by_the_server() -> Result<()> {
+    idle(|client, server| {
+        drop(server);
+        // The client sees the FIN, and is idle again before it closes.
+        sleep(IDLE);
+        drop(client);
+        Ok(())
+    })
+}
+
+fn reset_by_the_client() -> Result<()> {
+    idle(|client, _server| reset(client))
+}
+
+fn reset_by_the_server() -> Result<()> {
+    idle(|_client, server| reset(server))
+}
+
+/// The other side sends its FIN long after ours, when the connection has no socket any more.
+fn a_half_closed_connection() -> Result<()> {
+    idle(|client, server| {
+        drop(client);
+        sleep(IDLE);
+        drop(server);
+        Ok(())
+    })
+}
+
+/// The network drops everything, so no answers come back.
+fn a_keepalive_that_fails() -> Result<()> {
+    let network = Routed::new()?;
+    let (client, server) = (&network.link.client, &network.link.server);
+    let stage = Stage::between(client, server)?;
+    setsockopt(&stage.client, sockopt::KeepAlive, &true)?;
+    for (option, value) in [(TCP_KEEPIDLE, 4), (TCP_KEEPINTVL, 2), (TCP_KEEPCNT, 2)] {
+        set_option(&stage.client, IPPROTO_TCP, option, &i32::to_ne_bytes(value))?;
+    }
+    network.stop_forwarding()?;
+    sleep(Duration::from_secs(12));
+    stage.client.take_error()?.expect("the keepalive has failed");
+    let Stage { watch, client, server: _server, ends } = stage;
+    // There are probes at 4 s and 6 s, and a reset at 8 s, with more than the timeout between them.
+    all_are_the_owners(watch, ends, &[CLIENT], 3)?;
+    drop(client);
+    Ok(())
+}
+
+/// Ends an idle connection over loopback.
+fn idle(ends: impl FnOnce(TcpStream, TcpStream) -> Result<()>) -> Result<()> {
+    let host = loopback()?.client;
+    let Stage { watch, client, server, ends: between } = Stage::between(&host, &host)?;
+    ends(client, server)?;
+    all_are_the_owners(watch, between, &[CLIENT, SERVER], 2)
+}
+
+impl Stage {
+    /// Waits until the first flows of both sides have ended.
+    fn between(client: &Host, server: &Host) -> Result<Self> {
+        let timeouts = ["--flow-inactive-timeout", "--socket-inactive-timeout", "--flow-termination-timeout"];
+        let options: Vec<_> = timeouts.iter().flat_map(|option| [*option, TIMEOUT]).collect();
+        let watch = Socktrail::flows(&options)?;
+        let listener = server.run(|| Ok(TcpListener::bind((server.ip(Family::V4), 0))?))?;
+        let there = listener.local_addr()?;
+        let client = client.run(|| Ok(TcpStream::connect(there)?))?;
+        let (server, here) = listener.accept()?;
+        sleep(IDLE);
+        let stage = Self { watch, client, server, ends: [here, there] };
+        for side in [CLIENT, SERVER] {
+            let is_first = |document: &Value| is_of(document, stage.ends, side);
+            let first = stage.watch.wait_for(&format!("the first flow, {side}"), is_first)?;
+            expect(&first, &vec![("/event/reason", json!("inactive")), ("/flow/complete", json!(true))])?;
+        }
+        Ok(stage)
+    }
+}
+
+/// Checks that every document between these ends has this process as owner and has a direction, and that the last one
+/// of each side says `closed` and is not `flow.complete`.
+fn all_are_the_owners(watch: Socktrail, ends: [SocketAddr; 2], sides: &[Side], at_least: usize) -> Result<()> {
+    for side in sides {
+        let is_last = |document: &Value| is_of(document, ends, side) && document["event"]["reason"] == "closed";
+        let last = watch.wait_for(&format!("the last flow, {side}"), is_last)?;
+        expect(&last, &vec![("/flow/complete", json!(false)), ("/event/outcome", json!("success"))])?;
+    }
+    let watched = watch.stop()?;
+    ensure!(watched.status.success(), "socktrail ended with {}:\n{}", watched.status, watched.log);
+    let between = |document: &&Value| is_between(document, ends);
+    for document in watched.documents.iter().filter(between) {
+        expect(
+            document,
+            &vec![
+                ("/process/pid", json!(std::process::id())),
+                ("/system/audit/socket/owner", json!("process")),
+                ("/system/audit/socket/last_user", Value::Null),
+            ],
+        )?;
+        ensure!([CLIENT, SERVER].iter().any(|side| is_of(document, ends, side)), "no direction in {document:#}");
+    }
+    for side in sides {
+        let count = watched.documents.iter().filter(|document| is_of(document, ends, side)).count();
+        ensure!(count >= at_least, "only {count} documents of {side}: {:#?}", watched.documents);
+    }
+    Ok(())
+}
+
+fn is_of(document: &Value, [here, there]: [SocketAddr; 2], side: Side) -> bool {
+    let ends = (end(document, "source"), end(document, "destination"));
+    ends == (Some(here), Some(there)) && document["network"]["direction"] == side
+}
+
+fn is_between(document: &Value, ends: [SocketAddr; 2]) -> bool {
+    let is_end = |name: &str| end(document, name).is_some_and(|end| ends.contains(&end));
+    is_end("source") && is_end("destination")
+}
+
+fn reset(socket: TcpStream) -> Result<()> {
+    let at_once = nix::libc::linger { l_onoff: 1, l_linger: 0 };
+    setsockopt(&socket, sockopt::Linger, &at_once)?;
+    drop(socket);
+    Ok(())
+}

@@ -1,0 +1,147 @@
+//! Probes are tested at the start, by traffic of the host to itself.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::UdpSocket;
+
+use anyhow::{Context, Result, ensure};
+use nix::mount::MsFlags;
+use serde_json::{Value, json};
+
+use crate::hazards::{KERNEL, Mounted};
+use crate::helpers::document::end;
+use crate::helpers::netlink::set_up;
+use crate::helpers::netns::Netns;
+use crate::helpers::nft::nft;
+use crate::helpers::process::{Finished, Process};
+use crate::helpers::socktrail::Socktrail;
+use crate::helpers::tracefs::Tracefs;
+use crate::lifetime::refusal;
+
+tests![an_ordinary_start, no_probe_is_hit, one_probe_is_not_hit, what_does_not_arrive_proves_nothing];
+
+/// Another monitor sees what the test sends. The one that sends it does not report it, and no socket of it is left.
+fn an_ordinary_start() -> Result<()> {
+    let observer = Socktrail::flows(&[])?;
+    let before = sockets()?;
+    let monitor = Socktrail::flows(&["--source", "btf"])?;
+    let after = sockets()?;
+    ensure!(after == before, "sockets before:\n{before}\nafter:\n{after}");
+    let pid = monitor.pid;
+    let watched = monitor.stop()?;
+    ensure!(watched.documents.is_empty(), "its own flows, or whose? {:#?}", watched.documents);
+
+    let observed = observer.stop()?.documents;
+    let of_monitor = observed.iter().filter(|document| document.pointer("/process/pid") == Some(&json!(pid)));
+    let kinds: BTreeSet<_> = of_monitor
+        .filter(|document| end(document, "source").is_some_and(|end| end.ip().is_loopback()))
+        .map(|document| {
+            format!("{} {}", document["network"]["transport"], document["network"]["type"]).replace('"', "")
+        })
+        .collect();
+    ensure!(kinds == ["tcp ipv4", "tcp ipv6", "udp ipv4", "udp ipv6"].map(str::to_owned).into(), "{observed:#?}");
+
+    let (status, report) = doctor(&["--source", "btf"])?;
+    ensure!(status == 0, "status {status}: {report:#}");
+    let wanted = json!({ "went_through": ["udp_ipv4", "tcp_ipv4", "udp_ipv6", "tcp_ipv6"], "failed": [] });
+    ensure!(report["self_test"] == wanted, "{:#}", report["self_test"]);
+    let hit = features(&report, |one| one["hit"] == true)?;
+    ensure!(hit.len() >= 15 && hit.contains("tcp_ipv4_in") && hit.contains("udp_ipv6_out"), "{hit:?}");
+    Ok(())
+}
+
+/// Where debugfs is not mounted nothing else shows that all kprobes are switched off.
+fn no_probe_is_hit() -> Result<()> {
+    let switch = |to: &str| {
+        let _debugfs = Mounted::new("debugfs", "/sys/kernel/debug", MsFlags::empty())?;
+        fs::write("/sys/kernel/debug/kprobes/enabled", to).context("write to kprobes/enabled")
+    };
+    switch("0")?;
+    let ends = (doctor(&["--source", "btf"]), Process::start(&["socktrail", "flows", "--source", "btf"])?.finish());
+    switch("1")?;
+    let (doctor, flows): (_, Result<Finished>) = ends;
+    let (status, report) = doctor?;
+    ensure!(status == KERNEL, "status {status}: {report:#}");
+    for (feature, traffic) in [
+        ("tcp_ipv4_in", "a TCP connection over IPv4"),
+        ("udp_ipv6_in", "a datagram over IPv6"),
+        ("socket_create", "a datagram over IPv4"),
+        ("accept", "a TCP connection over IPv4"),
+    ] {
+        let capability = capability(&report, feature)?;
+        let said = capability["reason"].as_str().unwrap_or_default();
+        let wanted = format!("was installed, but not hit by {traffic}");
+        ensure!(capability["state"] == "lost" && said.contains(&wanted), "{capability:#}");
+    }
+    let others = capability(&report, "process_fork")?;
+    ensure!(others["state"] == "ok", "what no traffic hits is not lost: {others:#}");
+    refusal(&flows?, KERNEL, &["nothing could be seen on this kernel", "was installed, but not hit by"])?;
+    ensure!(Tracefs::mount()?.kprobe_events()?.is_empty(), "probes are left");
+    Ok(())
+}
+
+/// `sock_release` is there, but since Linux 4.19 the close of a program's socket does not come by. One feature is lost.
+fn one_probe_is_not_hit() -> Result<()> {
+    const FUNCTION: &str = "sock_release";
+    let close = || UdpSocket::bind(("127.0.0.1", 0)).map(drop).context("a socket");
+    let hits = Tracefs::mount()?.hits(FUNCTION, close)?;
+    ensure!(hits == 0, "this kernel closes sockets by {FUNCTION}");
+    let (status, report) = doctor(&["--source", "btf", "--events", "--mask", "__sock_release"])?;
+    ensure!(status == 1, "status {status}");
+    let lost = features(&report, |one| one["state"] != "ok")?;
+    ensure!(lost == ["socket_close".to_owned()].into(), "{lost:?}");
+    let said = capability(&report, "socket_close")?["reason"].as_str().unwrap_or_default().to_owned();
+    let wanted = format!("the probe on {FUNCTION} was installed, but not hit by a datagram over IPv4");
+    ensure!(said.contains("__sock_release is masked") && said.contains(&wanted), "{said}");
+    Ok(())
+}
+
+/// Where a firewall drops all that goes over loopback, no probe is lost.
+fn what_does_not_arrive_proves_nothing() -> Result<()> {
+    let report = Netns::new()?.run(|| {
+        set_up("lo", true)?;
+        nft("table inet t { chain c { type filter hook input priority 0; policy drop; }; }")?;
+        Ok(doctor(&["--source", "btf"])?.1)
+    })?;
+    let test = &report["self_test"];
+    let failed = test["failed"].as_array().context("no list of what failed")?;
+    ensure!(test["went_through"] == json!([]) && failed.len() == 4, "{test:#}");
+    ensure!(failed.iter().all(|one| one["reason"].as_str().is_some_and(|reason| !reason.is_empty())), "{test:#}");
+    ensure!(capability(&report, "tcp_ipv4_in")?["hit"] == false, "what was dropped arrived: {report:#}");
+    let lost = features(&report, |one| one["state"] != "ok")?;
+    ensure!(lost.is_empty(), "{lost:?}");
+    Ok(())
+}
+
+/// What `socktrail doctor --json` says, and its exit status.
+fn doctor(more: &[&str]) -> Result<(i32, Value)> {
+    let ended = Process::start(&[&["socktrail", "doctor", "--json"], more].concat())?.finish()?;
+    let report = serde_json::from_str(&ended.stdout).with_context(|| format!("no JSON: {ended:?}"))?;
+    Ok((ended.status, report))
+}
+
+fn capabilities(report: &Value) -> Result<&Vec<Value>> {
+    report["capabilities"].as_array().context("doctor names no capabilities")
+}
+
+fn capability<'a>(report: &'a Value, feature: &str) -> Result<&'a Value> {
+    let found = capabilities(report)?.iter().find(|one| one["feature"] == feature);
+    found.with_context(|| format!("no {feature}"))
+}
+
+fn features(report: &Value, condition: impl Fn(&Value) -> bool) -> Result<BTreeSet<String>> {
+    let chosen = capabilities(report)?.iter().filter(|one| condition(one));
+    Ok(chosen.filter_map(|one| one["feature"].as_str()).map(str::to_owned).collect())
+}
+
+/// Every TCP and UDP socket of this network namespace, TIME_WAIT included: local and remote address.
+fn sockets() -> Result<String> {
+    let mut all = Vec::new();
+    for table in ["tcp", "tcp6", "udp", "udp6"] {
+        let text = fs::read_to_string(format!("/proc/net/{table}"))?;
+        let ends = |line: &str| line.split_whitespace().skip(1).take(2).collect::<Vec<_>>().join(" ");
+        all.extend(text.lines().skip(1).map(|line| format!("{table} {}", ends(line))));
+    }
+    all.sort();
+    Ok(all.join("\n"))
+}

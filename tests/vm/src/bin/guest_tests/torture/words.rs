@@ -1,0 +1,61 @@
+//! The arguments that say what an actor does: `key=value`.
+
+use std::collections::HashMap;
+use std::fmt::Display;
+use std::str::FromStr;
+
+use anyhow::{Context, Result, anyhow};
+
+/// The arguments.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Words(HashMap<String, String>);
+
+impl Words {
+    /// From a command line.
+    pub(super) fn of(arguments: &[String]) -> Self {
+        let pair = |argument: &String| argument.split_once('=').map(|(key, value)| (key.to_owned(), value.to_owned()));
+        Self(arguments.iter().filter_map(pair).collect())
+    }
+
+    /// The value of a key, if there is one.
+    pub(super) fn text(&self, key: &str) -> Option<&str> {
+        self.0.get(key).map(String::as_str)
+    }
+
+    /// The value of a key, or a default.
+    pub(super) fn or<T: FromStr>(&self, key: &str, default: T) -> Result<T>
+    where
+        T::Err: Display,
+    {
+        self.text(key).map_or(Ok(default), |text| parsed(key, text))
+    }
+
+    /// The value of a key that must be given.
+    pub(super) fn get<T: FromStr>(&self, key: &str) -> Result<T>
+    where
+        T::Err: Display,
+    {
+        parsed(key, self.text(key).with_context(|| format!("`{key}` is missing"))?)
+    }
+}
+
+fn parsed<T: FromStr>(key: &str, text: &str) -> Result<T>
+where
+    T::Err: Display,
+{
+    text.parse().map_err(|error| anyhow!("{key}={text}: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_have_values() {
+        let words = Words::of(&["act".into(), "up=7".into(), "to=[::1]:9".into()]);
+        assert_eq!(words.or("up", 1).unwrap(), 7);
+        assert_eq!(words.or("down", 1).unwrap(), 1);
+        assert_eq!(words.text("to"), Some("[::1]:9"));
+        assert!(words.get::<u8>("to").is_err() && words.get::<u8>("from").is_err());
+    }
+}
