@@ -138,7 +138,7 @@ impl fmt::Display for Release {
 }
 
 /// Options of `vm test`.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct TestOptions {
     /// A kernel series to run every test on; may be repeated [default: every test on 6.1, and on the other kernels
     /// of the matrix those that depend on the kernel most].

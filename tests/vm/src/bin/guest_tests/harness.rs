@@ -37,14 +37,26 @@ pub(crate) fn named(name: String, test: impl FnOnce() -> Result<()> + Send + 'st
     let run = move || {
         let start = Instant::now();
         let result = test();
-        TOOK.lock().unwrap_or_else(PoisonError::into_inner).push((own_name, start.elapsed()));
-        match known {
+        TOOK.lock().unwrap_or_else(PoisonError::into_inner).push((own_name.clone(), start.elapsed()));
+        let judged = match known {
             Some(known) => known::judge(known, result),
             None => result,
+        };
+        if judged.is_err() {
+            FAILED.lock().unwrap_or_else(PoisonError::into_inner).push(own_name);
         }
+        judged
     };
     let kind = if known.is_some() { "known to be wrong" } else { "" };
     Trial::test(name, move || run().map_err(|error| Failed::from(format!("{error:?}")))).with_kind(kind)
+}
+
+/// The tests that have failed.
+static FAILED: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// The names of the tests that have failed, but for those that have panicked.
+pub(crate) fn failed() -> Vec<String> {
+    FAILED.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
 /// How long each test took.

