@@ -32,7 +32,7 @@ const TIMEOUT: Duration = Duration::from_secs(45 * 60);
 /// The same if the tests that take many minutes are included.
 const LONG_TIMEOUT: Duration = Duration::from_secs(2 * 60 * 60);
 /// How long random traffic is made.
-const TORTURE: Duration = Duration::from_secs(50);
+const TORTURE: Duration = Duration::from_secs(120);
 /// The same with `--long`.
 const LONG_TORTURE: Duration = Duration::from_secs(60 * 60);
 
@@ -565,17 +565,17 @@ mod tests {
         let of = |filter: &str| TestOptions { filter: Some(filter.to_owned()), ..options(&[], None) };
         let [all, kernels] = [Tests::All, Tests::Kernels].map(|tests| boot(Kernel::V6_1, Arch::X86_64, tests));
         let one = of("boot::lo");
-        assert_eq!(command(all, &one).unwrap(), "TORTURE_SECONDS=50 guest-tests boot::lo");
+        assert_eq!(command(all, &one).unwrap(), "TORTURE_SECONDS=120 guest-tests boot::lo");
         let long = TestOptions { long: true, ..of("boot::lo") };
         let command_of_long = "TORTURE_SECONDS=3600 guest-tests --include-ignored boot::lo";
         assert_eq!(command(all, &long).unwrap(), command_of_long);
         let again =
             TestOptions { seed: Some(7), without: vec!["udp-many".into(), "late".into()], ..options(&[], None) };
-        let repeated = "GUEST_TESTS='boot:: layout:: flows:: events:: sensors::' TORTURE_SECONDS=50 \
+        let repeated = "GUEST_TESTS='boot:: layout:: flows:: events:: sensors::' TORTURE_SECONDS=120 \
                         TORTURE_SEED=7 TORTURE_WITHOUT=udp-many,late guest-tests";
         assert_eq!(command(kernels, &again).unwrap(), repeated);
         let older = Boot { as_of: Some(Release(3, 13)), ..all };
-        assert_eq!(command(older, &one).unwrap(), "TORTURE_SECONDS=50 AS_OF=3.13 guest-tests boot::lo");
+        assert_eq!(command(older, &one).unwrap(), "TORTURE_SECONDS=120 AS_OF=3.13 guest-tests boot::lo");
         let names = |release| Boot { as_of: Some(release), tests: Tests::OlderKernel, ..all }.prefixes().unwrap();
         assert!(names(Release(4, 4)).contains("-events::thread_names") && !names(Release(4, 18)).contains('-'));
         assert!(command(all, &of("x; reboot")).is_err());
