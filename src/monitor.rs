@@ -16,12 +16,13 @@
 //! It is started in two steps: [`Prepared`] puts the probes in place, which takes privileges; starting the threads takes
 //! few. Several monitors may run in one process, and know nothing of each other.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use parking_lot::Mutex;
 use socktrail_dns::Capture;
 use socktrail_kprobes::Waker;
 
@@ -57,7 +58,7 @@ use losses::Teller;
 use names::Names;
 use prepared::Watch;
 use reader::Reader;
-use stats::{Counts, locked};
+use stats::Counts;
 
 /// The first part of the names of our groups of probes.
 pub(crate) const GROUP: &str = "socktrail";
@@ -127,7 +128,7 @@ impl Monitor {
 
     /// How the times of flows relate to wall time; with every flow that was received, ask again.
     pub fn clock(&self) -> Clock {
-        *locked(&self.clock)
+        *self.clock.lock()
     }
 
     /// What is watched.

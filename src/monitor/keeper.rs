@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 
 use super::losses::Teller;
-use super::stats::{Counts, locked};
+use super::stats::Counts;
 use super::{Batch, Received};
 use crate::event::{Credentials, Event, EventKind, KernelTime};
 use crate::loss::{Loss, LossCause};
@@ -68,12 +68,12 @@ impl Keeper {
             self.look_up();
             self.check();
             self.losses.tell(reached.max(now));
-            *locked(&self.counts.state) = self.state.stats();
+            *self.counts.state.lock() = self.state.stats();
         }
         self.state.shutdown();
         self.hand_out(now);
         self.losses.tell(KernelTime::MAX);
-        *locked(&self.counts.state) = self.state.stats();
+        *self.counts.state.lock() = self.state.stats();
     }
 
     /// Looks up processes that have come to own a socket.

@@ -1,16 +1,17 @@
 //! The reader thread: rings to batches of events.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
+use parking_lot::Mutex;
 use socktrail_kprobes::{Clock as RingClock, Drained, Horizon, Record};
 
 use super::names::Names;
 use super::prepared::Watch;
-use super::stats::{Counts, locked};
+use super::stats::Counts;
 use super::{BATCH, Batch};
 use crate::clock::{Clock, Readings, TimeSource};
 use crate::event::{Event, KernelTime};
@@ -129,7 +130,7 @@ impl Reader {
             RingClock::Local => Clock::follow_shown,
             _ => Clock::follow,
         };
-        if let Some(moved) = follow(&mut locked(&self.clock), readings, self.max_drift) {
+        if let Some(moved) = follow(&mut self.clock.lock(), readings, self.max_drift) {
             tracing::info!(seconds = moved as f64 / 1e9, "the wall clock was set, or the machine slept");
         }
     }
@@ -144,7 +145,7 @@ impl Reader {
         for loss in losses() {
             *lost.entry(loss.cpu.unwrap_or_default()).or_default() += loss.records;
         }
-        *locked(&self.counts.lost) = lost;
+        *self.counts.lost.lock() = lost;
     }
 
     /// Asks the kernel how many hits probes have missed.
@@ -154,7 +155,7 @@ impl Reader {
             Ok(missed) if missed.is_empty() => {}
             Ok(missed) => {
                 self.missed.extend(missed);
-                *locked(&self.counts.misses) = self.watch.misses.so_far();
+                *self.counts.misses.lock() = self.watch.misses.so_far();
             }
             Err(error) => tracing::debug!(%error, "misses of probes are not known"),
         }

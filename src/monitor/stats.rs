@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use parking_lot::Mutex;
 use serde::Serialize;
 
 use crate::probes::Feature;
@@ -56,10 +56,10 @@ pub(super) struct Counts {
 impl Counts {
     /// The numbers so far, where so many features are lost.
     pub(super) fn read(&self, features_lost: usize) -> Stats {
-        let misses_by_probe = locked(&self.misses).clone();
+        let misses_by_probe = self.misses.lock().clone();
         let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
         Stats {
-            state: *locked(&self.state),
+            state: *self.state.lock(),
             features_lost,
             samples_unreadable: read(&self.unreadable),
             samples_late: read(&self.late),
@@ -69,12 +69,7 @@ impl Counts {
             name_packets_lost: read(&self.name_packets_lost),
             probe_misses: misses_by_probe.values().sum(),
             misses_by_probe,
-            lost_by_cpu: locked(&self.lost).clone(),
+            lost_by_cpu: self.lost.lock().clone(),
         }
     }
-}
-
-/// A value that no thread leaves half-written.
-pub(super) fn locked<T>(value: &Mutex<T>) -> MutexGuard<'_, T> {
-    value.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -267,7 +267,7 @@ impl Worker {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
+    use parking_lot::Mutex;
 
     use super::*;
     use crate::output::Kind;
@@ -285,7 +285,7 @@ mod tests {
                 self.failures -= 1;
                 return Err(OutputError::new("no room", "make some"));
             }
-            self.lines.lock().unwrap().extend_from_slice(batch.lines());
+            self.lines.lock().extend_from_slice(batch.lines());
             Ok(())
         }
 
@@ -320,8 +320,8 @@ mod tests {
             outputs.send(&batch(text));
         }
         let readings = outputs.close(Duration::from_secs(60));
-        assert_eq!(*one.lock().unwrap(), b"a\nb\nc\n");
-        assert_eq!(*other.lock().unwrap(), b"a\nb\nc\n", "what failed was tried again");
+        assert_eq!(*one.lock(), b"a\nb\nc\n");
+        assert_eq!(*other.lock(), b"a\nb\nc\n", "what failed was tried again");
         assert_eq!(
             readings.iter().map(|reading| (reading.offered, reading.failures)).collect::<Vec<_>>(),
             [(3, 0), (3, 2)]
@@ -336,13 +336,13 @@ mod tests {
         for sent in 1..=20 {
             outputs.send(&batch(&long));
             // Its queue is as small as the other's.
-            while well.lock().unwrap().len() < sent * 301 {
+            while well.lock().len() < sent * 301 {
                 std::thread::yield_now();
             }
         }
         let readings = outputs.close(Duration::from_millis(100));
-        assert_eq!(well.lock().unwrap().len(), 20 * 301);
-        assert!(stuck.lock().unwrap().is_empty());
+        assert_eq!(well.lock().len(), 20 * 301);
+        assert!(stuck.lock().is_empty());
         assert_eq!((readings[0].offered, readings[0].dropped), (20, 20));
         assert_eq!(readings[0].trouble.as_deref(), Some("no room: make some"));
         assert_eq!(readings[1].dropped, 0);
@@ -415,7 +415,7 @@ mod tests {
         after.go_on(unwritten);
         after.send(&batch("d"));
         after.close(Duration::from_secs(60));
-        assert_eq!(*lines.lock().unwrap(), b"a\nb\nc\nd\n", "in order");
+        assert_eq!(*lines.lock(), b"a\nb\nc\nd\n", "in order");
         assert_eq!(gone.dropped.get(), 3, "nobody goes on with the other's");
     }
 }

@@ -1,9 +1,9 @@
 //! What an output counts.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use parking_lot::{Mutex, MutexGuard};
 use serde::Serialize;
 
 use super::trouble::{Cause, Scope, Troubles};
@@ -164,7 +164,7 @@ impl Meter {
     }
 
     fn troubles(&self) -> MutexGuard<'_, Troubles> {
-        self.troubles.lock().unwrap_or_else(PoisonError::into_inner)
+        self.troubles.lock()
     }
 
     /// The numbers so far.

@@ -1,8 +1,10 @@
 //! What waits for one output: bounded by memory.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::Batch;
 
@@ -72,7 +74,7 @@ impl Queue {
                 (true, _) => return Popped::Closed,
                 (false, Duration::ZERO) => return Popped::Idle,
                 (false, left) => {
-                    inner = self.changed.wait_timeout(inner, left).unwrap_or_else(PoisonError::into_inner).0;
+                    self.changed.wait_for(&mut inner, left);
                 }
             }
         }
@@ -99,7 +101,7 @@ impl Queue {
     /// Waits, but no longer than until the queue is closed.
     pub fn pause(&self, time: Duration) {
         let open = |inner: &mut Inner| !inner.closed;
-        drop(self.changed.wait_timeout_while(self.lock(), time, open));
+        self.changed.wait_while_for(&mut self.lock(), open, time);
     }
 
     /// Takes nothing more in. What is in it can still be taken.
@@ -124,7 +126,7 @@ impl Queue {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock()
     }
 }
 

@@ -16,10 +16,11 @@ mod userdb;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
+use parking_lot::Mutex;
 
 pub use self::helper::GetentHelper;
 use self::table::Table;
@@ -187,7 +188,7 @@ impl Users {
     /// # Errors
     /// No thread can be started. Names come from files alone then.
     pub fn start(&self, helper: Option<GetentHelper>) -> io::Result<()> {
-        let Some(to_ask) = locked(&self.shared.to_ask).take() else { return Ok(()) };
+        let Some(to_ask) = self.shared.to_ask.lock().take() else { return Ok(()) };
         thread::start(self.shared.sources.clone(), helper, to_ask, Arc::clone(&self.shared.table))
     }
 
@@ -207,7 +208,7 @@ impl Users {
     }
 
     fn get(&self, id: Id, now: Instant) -> Option<Arc<str>> {
-        let mut table = locked(&self.shared.table);
+        let mut table = self.shared.table.lock();
         if table.is_due(id, now) {
             let answer = self.shared.sources.files(id);
             let is_named = matches!(answer, Answer::Named(_));
@@ -230,11 +231,6 @@ impl From<Sources> for Users {
         let (table, to_ask) = (Arc::default(), Mutex::new(Some(to_ask)));
         Self { shared: Arc::new(Shared { sources, table, questions, to_ask }) }
     }
-}
-
-/// A panic elsewhere leaves the table as good as it was.
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// [`Users`] at one moment.

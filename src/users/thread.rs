@@ -1,14 +1,15 @@
 //! The thread that asks.
 
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::thread::Builder;
 use std::time::Instant;
 
 use crossbeam_channel::Receiver;
+use parking_lot::Mutex;
 
 use super::table::Table;
-use super::{GetentHelper, Id, Sources, locked};
+use super::{GetentHelper, Id, Sources};
 
 /// Ends once nobody can ask any more.
 pub(super) fn start(
@@ -20,7 +21,7 @@ pub(super) fn start(
     let run = move || {
         for id in to_ask {
             let answer = sources.others(id, helper.as_mut());
-            locked(&table).learn(id, answer, Instant::now());
+            table.lock().learn(id, answer, Instant::now());
         }
     };
     Builder::new().name("socktrail-users".to_owned()).spawn(run).map(drop)

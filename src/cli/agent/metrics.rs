@@ -9,10 +9,11 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use parking_lot::Mutex;
 use procfs::process::Process;
 use serde_json::Value;
 use socktrail::config::Listen;
@@ -70,7 +71,7 @@ impl Metrics {
         self.given = Some(now);
         let (stats, readings) = numbers();
         let text = render(&stats, &readings, &Usage::of_this_process());
-        *self.text.lock().unwrap_or_else(PoisonError::into_inner) = text;
+        *self.text.lock() = text;
     }
 }
 
@@ -117,7 +118,7 @@ fn answer(mut stream: impl Read + Write, text: &Mutex<String>) -> io::Result<()>
         request.extend_from_slice(&buffer[..read]);
     }
     let (status, body) = if request.starts_with(b"GET /metrics ") {
-        ("200 OK", text.lock().unwrap_or_else(PoisonError::into_inner).clone())
+        ("200 OK", text.lock().clone())
     } else {
         ("404 Not Found", "GET /metrics\n".to_owned())
     };

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use anyhow::Context as _;
+use parking_lot::Mutex;
 use socktrail::config::Config;
 use socktrail::output::elasticsearch::Elasticsearch;
 use socktrail::output::{FileOutput, Meter, Output, Outputs, Plain};
@@ -15,7 +16,7 @@ pub struct Meters(Mutex<BTreeMap<&'static str, Arc<Meter>>>);
 
 impl Meters {
     fn of(&self, output: &'static str) -> Arc<Meter> {
-        Arc::clone(self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(output).or_default())
+        Arc::clone(self.0.lock().entry(output).or_default())
     }
 }
 

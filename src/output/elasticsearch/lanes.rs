@@ -11,10 +11,12 @@
 
 use std::collections::HashSet;
 use std::fs::File;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::ElasticsearchOptions;
 use super::backoff::Backoff;
@@ -64,11 +66,11 @@ pub(super) struct Shared {
 
 impl Shared {
     pub(super) fn spool(&self) -> MutexGuard<'_, Option<Spool>> {
-        self.spool.lock().unwrap_or_else(PoisonError::into_inner)
+        self.spool.lock()
     }
 
     pub(super) fn deadline(&self) -> Option<Instant> {
-        *self.deadline.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.deadline.lock()
     }
 }
 
@@ -166,7 +168,7 @@ impl Lanes {
     /// spool are put into `left`.
     pub(super) fn close(self, deadline: Instant, left: &mut Batch) -> Result<(), OutputError> {
         for lane in &self.lanes {
-            *lane.shared.deadline.lock().unwrap_or_else(PoisonError::into_inner) = Some(deadline);
+            *lane.shared.deadline.lock() = Some(deadline);
             // Done under the lock, so that a sender that is about to wait cannot miss it.
             let spool = lane.shared.spool();
             lane.shared.changed.notify_all();
@@ -217,7 +219,7 @@ impl Lane {
             if left.is_zero() {
                 break;
             }
-            spool = self.shared.changed.wait_timeout(spool, left).unwrap_or_else(PoisonError::into_inner).0;
+            self.shared.changed.wait_for(&mut spool, left);
         }
         // A sender that still waits for an answer will find that the spool is gone, and end; the next run sends the
         // documents again.

@@ -5,9 +5,11 @@
 
 use std::collections::HashSet;
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use super::NAME;
 use super::backoff::{Backoff, chance};
@@ -127,7 +129,9 @@ impl Sender {
                     return Some(chunk);
                 }
                 Ok(None) if shared.deadline().is_some() => return None,
-                Ok(None) => guard = shared.changed.wait_timeout(guard, IDLE).unwrap_or_else(PoisonError::into_inner).0,
+                Ok(None) => {
+                    shared.changed.wait_for(&mut guard, IDLE);
+                }
                 Err(error) => {
                     drop(guard);
                     self.failed(&READING, Cause::System, &error.to_string());
@@ -350,7 +354,7 @@ impl Sender {
                 reason,
             })
             .collect();
-        let kept = self.dead_letters.lock().unwrap_or_else(PoisonError::into_inner).keep(&dead);
+        let kept = self.dead_letters.lock().keep(&dead);
         match kept {
             Ok(()) => {
                 self.settled.extend(ids);
@@ -391,7 +395,7 @@ impl Sender {
             if left.is_zero() || spool.is_none() {
                 break;
             }
-            spool = self.shared.changed.wait_timeout(spool, left).unwrap_or_else(PoisonError::into_inner).0;
+            self.shared.changed.wait_for(&mut spool, left);
         }
     }
 
