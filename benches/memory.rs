@@ -25,7 +25,7 @@ fn a_million_live_flows(bencher: Bencher<'_, '_>) {
             let (way, transport, sock) = (Way::Out, Transport::Udp, u64::from(number) * 64 + 64);
             let (local, remote) = (Endpoint::new([10, 0, 0, 1], 40_000), Endpoint::new(Ipv4Addr::from(number), 443));
             let tuple = Tuple { net: 1, local, remote };
-            let size = Size::Packet { bytes: 100, headers: 28 };
+            let size = Size { bytes: 100, headers: 28 };
             let packet = Packet::new(way, transport, sock, tuple, size);
             state.ingest(&Event { time: 1_000_000_000, pid: 1, tid: 1, kind: EventKind::Packet(packet) });
         }

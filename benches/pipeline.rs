@@ -97,7 +97,7 @@ fn datagram(number: u32) -> Event {
         local: Endpoint::new(Ipv4Addr::new(10, 0, 0, 1), 40_000),
         remote: Endpoint::new(Ipv4Addr::from(number), 53),
     };
-    let size = Size::Packet { bytes: 100, headers: 28 };
+    let size = Size { bytes: 100, headers: 28 };
     let (way, transport, sock) = (Way::Out, Transport::Udp, u64::from(number) * 64 + 64);
     let packet = Packet::new(way, transport, sock, tuple, size);
     Event { time: SECOND, pid: 1, tid: 1, kind: EventKind::Packet(packet) }
@@ -138,7 +138,7 @@ fn flow() -> Flow {
     state.ingest(&at(2, EventKind::SocketCreated { sock: 64, for_program: true }));
     let (local, remote) = (Endpoint::new([10, 0, 0, 1], 40_000), Endpoint::new([192, 0, 2, 1], 443));
     let tuple = Tuple { net: 1, local, remote };
-    let size = Size::Packet { bytes: 60, headers: 60 };
+    let size = Size { bytes: 60, headers: 60 };
     let (way, transport, tcp_flags) = (Way::Out, Transport::Tcp, tcp_flags::SYN);
     let packet = Packet { tcp_flags, ..Packet::new(way, transport, 64, tuple, size) };
     state.ingest(&at(3, EventKind::Packet(packet)));

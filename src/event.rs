@@ -384,23 +384,13 @@ pub struct Unreadable {
     pub ports: Option<(u16, u16)>,
 }
 
-/// How much one packet event stands for.
+/// The size of one kernel packet. The segments that it will become repeat its headers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Size {
-    /// One kernel packet. The segments it will become repeat its headers.
-    Packet {
-        /// IP header, transport header and payload, in bytes.
-        bytes: u32,
-        /// IP and transport header, in bytes.
-        headers: u16,
-    },
-    /// The conversation's totals in this direction so far, from a source that adds up in the kernel.
-    Total {
-        /// Wire packets.
-        packets: u64,
-        /// Wire bytes.
-        bytes: u64,
-    },
+pub struct Size {
+    /// IP header, transport header and payload, in bytes.
+    pub bytes: u32,
+    /// IP and transport header, in bytes.
+    pub headers: u16,
 }
 
 /// How many wire segments a TCP socket has seen (`tcp_sock.segs_in`, `tcp_sock.segs_out`), modulo 2³².

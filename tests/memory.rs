@@ -45,7 +45,7 @@ fn a_live_flow_with_its_socket_weighs_at_most_440_bytes() {
             local: Endpoint::new(Ipv4Addr::new(10, 0, 0, 1), 40_000),
             remote: Endpoint::new(Ipv4Addr::from(number), 443),
         };
-        let size = Size::Packet { bytes: 100, headers: 28 };
+        let size = Size { bytes: 100, headers: 28 };
         let (way, transport) = (Way::Out, Transport::Udp);
         let packet = Packet::new(way, transport, sock, tuple, size);
         state.ingest(&Event { time: 1_000_000_000, pid: 1, tid: 1, kind: EventKind::Packet(packet) });

@@ -193,7 +193,7 @@ fn after_a_packet(config: StateConfig) -> State {
 fn packet(time: u64) -> Event {
     let (local, remote) = (Endpoint::new([192, 0, 2, 1], 4000), Endpoint::new([192, 0, 2, 2], 53));
     let (way, transport, sock) = (Way::In, Transport::Udp, 64);
-    let (tuple, size) = (Tuple { net: 1, local, remote }, Size::Packet { bytes: 100, headers: 28 });
+    let (tuple, size) = (Tuple { net: 1, local, remote }, Size { bytes: 100, headers: 28 });
     let packet = Packet::new(way, transport, sock, tuple, size);
     Event { time, pid: 1, tid: 1, kind: EventKind::Packet(packet) }
 }

@@ -1,5 +1,6 @@
 //! Every system call that needs unsafe code: packet sockets and the ring that they share with the kernel.
 
+use std::cell::Cell;
 use std::ffi::{c_int, c_void};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -91,7 +92,7 @@ pub(crate) struct Ring {
     frame_size: usize,
     frames: usize,
     /// The frame that the kernel fills next.
-    next: usize,
+    next: Cell<usize>,
 }
 
 // SAFETY: the memory is this ring's alone (the kernel aside), and nothing in it belongs to a thread.
@@ -134,7 +135,7 @@ impl Ring {
         set_option(socket, libc::SOL_PACKET, libc::PACKET_RX_RING, &request)?;
         let size = blocks * block_size;
         let memory = map(socket, size)?;
-        Ok(Self { memory, size, block_size, frame_size, frames, next: 0 })
+        Ok(Self { memory, size, block_size, frame_size, frames, next: Cell::new(0) })
     }
 
     /// How many packets it has room for.
@@ -150,7 +151,7 @@ impl Ring {
         if now & libc::TP_STATUS_USER == 0 {
             return None;
         }
-        self.next = (self.next + 1) % self.frames;
+        self.next.set((self.next.get() + 1) % self.frames);
         let _back = GiveBack(status);
         // SAFETY: `frame` lies within the mapping, with `frame_size` bytes after it. Its status, read with acquire
         // order, says that it is ours, so that the kernel does not write to it before `_back` is dropped, which is
@@ -159,9 +160,9 @@ impl Ring {
     }
 
     /// The place of the next frame. Frames do not reach over the end of a block.
-    fn frame<'a>(&self) -> FramePlace<'a> {
-        let per_block = self.block_size / self.frame_size;
-        let offset = (self.next / per_block) * self.block_size + (self.next % per_block) * self.frame_size;
+    fn frame(&self) -> FramePlace<'_> {
+        let (next, per_block) = (self.next.get(), self.block_size / self.frame_size);
+        let offset = (next / per_block) * self.block_size + (next % per_block) * self.frame_size;
         debug_assert!(offset + self.frame_size <= self.size);
         // SAFETY: `next` is less than `frames`, so the offset lies within the mapping, which lives as long as `self`.
         FramePlace(unsafe { self.memory.add(offset) }, std::marker::PhantomData)

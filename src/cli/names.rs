@@ -33,16 +33,30 @@ pub fn run(args: NamesArgs, quiet: bool) -> anyhow::Result<Status> {
     let stdout = io::stdout();
     let text = args.format.map_or(stdout.is_terminal(), |format| matches!(format, FormatArg::Text));
     let (mut lines, started) = (LineBuffer::new(stdout.lock()), Instant::now());
-    while interrupts.count() == 0 && args.duration.is_none_or(|duration| started.elapsed() < duration.into()) {
-        match monitor.recv(PAUSE) {
-            Received::Name(name) if text => lines.text(&line(&name, monitor.clock()))?,
-            Received::Name(name) => lines.json(&Report::of(&name, monitor.clock()))?,
-            Received::Ended => anyhow::bail!("the monitor ended by itself; this is a bug: please report it"),
-            _ => {}
+    let mut stopping = false;
+    loop {
+        let signals = interrupts.count();
+        let is_over = signals > 0 || args.duration.is_some_and(|duration| started.elapsed() >= duration.into());
+        if is_over && !stopping {
+            stopping = true;
+            monitor.stop();
         }
-        lines.flush()?;
+        let written = match monitor.recv(PAUSE) {
+            Received::Name(name) if text => lines.text(&line(&name, monitor.clock())),
+            Received::Name(name) => lines.json(&Report::of(&name, monitor.clock())),
+            Received::Ended if stopping => return Ok(Status::Success),
+            Received::Ended => anyhow::bail!("the monitor ended by itself; this is a bug: please report it"),
+            Received::Idle if super::flows::is_gone(&stdout) => return Ok(Status::Success),
+            _ => Ok(()),
+        };
+        match written.and_then(|()| lines.flush()) {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(Status::Success),
+            written => written.context("writing to stdout")?,
+        }
+        if signals > 1 {
+            return Ok(Status::Success);
+        }
     }
-    Ok(Status::Success)
 }
 
 fn line(name: &NameLearned, clock: Clock) -> String {

@@ -29,5 +29,5 @@ pub use elasticsearch::{Backoff, Elasticsearch, Spool, Ssl};
 pub use error::{ConfigError, Problem};
 pub use load::{Loaded, Loader, Origin, Resolved};
 pub use options::{AfPacket, Config, Dns, DnsType, Document, Socket};
-pub use outputs::{Agent, Events, FileOutput, Listen, Metrics, Outputs, Sensors, Stdout, Sync};
+pub use outputs::{Agent, Events, FileOutput, Listen, Metrics, OutputKind, Outputs, Sensors, Stdout, Sync};
 pub use values::{Secret, Size, SizeError, Time, TimeError};

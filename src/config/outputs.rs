@@ -174,12 +174,34 @@ impl Default for Outputs {
 }
 
 impl Outputs {
-    /// The names of those that are on.
-    pub fn enabled(&self) -> impl Iterator<Item = &'static str> {
-        let stdout = self.stdout.enabled.then_some("stdout");
-        let file = self.file.options().map(|_| "file");
-        let elasticsearch = (!self.elasticsearch.hosts.is_empty()).then_some("elasticsearch");
+    /// Those that are on.
+    pub fn enabled(&self) -> impl Iterator<Item = OutputKind> {
+        let stdout = self.stdout.enabled.then_some(OutputKind::Stdout);
+        let file = self.file.options().map(OutputKind::File);
+        let elasticsearch = (!self.elasticsearch.hosts.is_empty()).then_some(OutputKind::Elasticsearch);
         iter::empty().chain(stdout).chain(file).chain(elasticsearch)
+    }
+}
+
+/// Where documents can go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OutputKind {
+    /// Standard output.
+    Stdout,
+    /// A file, written with these options.
+    File(FileOptions),
+    /// A cluster of Elasticsearch.
+    Elasticsearch,
+}
+
+impl OutputKind {
+    /// Its name in the configuration, in metrics and in the log.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Stdout => "stdout",
+            Self::File(_) => "file",
+            Self::Elasticsearch => "elasticsearch",
+        }
     }
 }
 

@@ -11,12 +11,18 @@ use nix::errno::Errno;
 pub struct OutputError {
     problem: String,
     remedy: &'static str,
+    is_forbidden: bool,
 }
 
 impl OutputError {
     /// With a remedy.
     pub fn new(problem: impl Into<String>, remedy: &'static str) -> Self {
-        Self { problem: problem.into(), remedy }
+        Self { problem: problem.into(), remedy, is_forbidden: false }
+    }
+
+    /// Whether the system did not permit it.
+    pub fn is_forbidden(&self) -> bool {
+        self.is_forbidden
     }
 
     /// A refusal of the system; `doing` is what was tried, as in `writing`.
@@ -30,7 +36,8 @@ impl OutputError {
             Some(Errno::ELOOP) => "it is a symbolic link, which is not followed: remove it",
             _ => "",
         };
-        Self { problem: format!("{doing} {}: {error}", path.display()), remedy }
+        let is_forbidden = error.kind() == io::ErrorKind::PermissionDenied;
+        Self { problem: format!("{doing} {}: {error}", path.display()), remedy, is_forbidden }
     }
 }
 

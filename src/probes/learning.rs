@@ -23,7 +23,7 @@ pub(super) fn joined_head(ring: &mut Rings, installed: &Installed, decoder: &dyn
         || send_joined(WRITTEN, SEGMENT),
         |raw| {
             if let Decoded::Event(EventKind::Packet(packet)) = decoder.decode(raw)
-                && let (Transport::Udp, Size::Packet { bytes, .. }) = (packet.transport, packet.size)
+                && let (Transport::Udp, Size { bytes, .. }) = (packet.transport, packet.size)
                 && (bytes == u32::from(WRITTEN) + HEADERS && packet.apart > 0)
             {
                 head = bytes - packet.apart;

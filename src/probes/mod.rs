@@ -30,7 +30,6 @@ pub(crate) use self::misses::{Missed, Misses};
 use self::packets::{Freed, Lists};
 use self::program::Part;
 pub use self::self_test::{Failed, SelfTest, Traffic, listed};
-use self::table::MERGED;
 pub use self::table::{Probe, TABLE};
 use crate::event::{Dropped, Event, EventKind, Execs, KernelTime, Sight, Unreadable};
 pub use crate::feature::Feature;
@@ -109,7 +108,8 @@ impl Served {
     /// What is worse than it could be, though the feature is served.
     pub fn weaker(&self) -> Option<&'static str> {
         // What is merged only by newer kernels is no loss on others.
-        self.by?.weaker.filter(|weaker| *weaker != MERGED || self.merges).or(self.lacks)
+        let by = self.by?;
+        by.weaker.filter(|_| self.merges || !by.takes_merged).or(self.lacks)
     }
 
     /// Why a feature is lost or served less well.
@@ -151,7 +151,7 @@ impl Probes {
     /// Whether it is seen who takes several datagrams as one, and what the others get one by one.
     fn see_single_datagrams(&self) -> bool {
         self.features().any(|feature| feature == Feature::DatagramOptions)
-            && self.served.iter().all(|served| served.by.is_none_or(|probe| probe.weaker != Some(MERGED)))
+            && self.served.iter().all(|served| served.by.is_none_or(|probe| !probe.takes_merged))
     }
 
     /// No probes: for events that come from elsewhere, by [`Probes::add_recorded`].

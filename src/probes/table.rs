@@ -305,6 +305,8 @@ pub struct Probe {
     pub(super) fields: &'static [Field],
     /// What is worse about it than about those before it.
     pub weaker: Option<&'static str>,
+    /// Whether that is so only where datagrams arrive merged: it sees them before they are separated.
+    pub(super) takes_merged: bool,
     /// The first kernel release, major and minor, on which its samples can be understood.
     pub(super) since: (u32, u32),
     /// Traffic of the self-test. Each kind of it must hit the probe, on every kernel.
@@ -322,6 +324,7 @@ impl Probe {
             fetches: S::FETCHES,
             fields: S::FIELDS,
             weaker: None,
+            takes_merged: false,
             since: (0, 0),
             hit_by: &[],
             decoder: |format| Ok(Box::new(Decoder::<S>::new(format)?)),
@@ -339,6 +342,11 @@ impl Probe {
     const fn loopback(mut self, loopback: &'static str) -> Self {
         self.loopback = Some(loopback);
         self
+    }
+
+    const fn takes_merged(mut self) -> Self {
+        self.takes_merged = true;
+        self.but("datagrams that arrive merged count as one")
     }
 
     pub(super) const fn but(mut self, weaker: &'static str) -> Self {
@@ -376,9 +384,6 @@ impl Probe {
 
 /// How many tasks may be inside a function whose return is probed. Connects are short, accepts may block for ever.
 const MAXACTIVE: u32 = 1024;
-
-/// What it means to see datagrams before those are cut again that came merged.
-pub(super) const MERGED: &str = "datagrams that arrive merged count as one";
 
 /// Traffic of the self-test that hits probes on sending, receiving and closing.
 pub(super) const UDP_IPV4: &[Traffic] = &[Traffic::UdpIpv4];
@@ -529,7 +534,7 @@ pub const TABLE: &[(Feature, &[Probe])] = {
             Feature::UdpIpv4In,
             &[
                 Probe::entry::<UdpIpv4In>("udp_queue_rcv_one_skb").hit_by(UDP_IPV4).loopback(LOOPBACK_IPV4),
-                Probe::entry::<UdpIpv4In>("udp_queue_rcv_skb").hit_by(UDP_IPV4).loopback(LOOPBACK_IPV4).but(MERGED),
+                Probe::entry::<UdpIpv4In>("udp_queue_rcv_skb").hit_by(UDP_IPV4).loopback(LOOPBACK_IPV4).takes_merged(),
             ],
         ),
         (
@@ -559,7 +564,10 @@ pub const TABLE: &[(Feature, &[Probe])] = {
             Feature::UdpIpv6In,
             &[
                 Probe::entry::<UdpIpv6In>("udpv6_queue_rcv_one_skb").hit_by(UDP_IPV6).loopback(LOOPBACK_IPV6),
-                Probe::entry::<UdpIpv6In>("udpv6_queue_rcv_skb").hit_by(UDP_IPV6).loopback(LOOPBACK_IPV6).but(MERGED),
+                Probe::entry::<UdpIpv6In>("udpv6_queue_rcv_skb")
+                    .hit_by(UDP_IPV6)
+                    .loopback(LOOPBACK_IPV6)
+                    .takes_merged(),
             ],
         ),
         // Next to never called: no sample for each packet is spent on headers that hardly any has.

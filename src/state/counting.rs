@@ -29,35 +29,28 @@ pub fn add(live: &mut Live, now: KernelTime, packet: &Packet, by_own_socket: boo
         Way::Out => &mut live.sent,
         Way::In => &mut live.received,
     };
-    match packet.size {
-        Size::Total { packets, bytes } => {
-            counters.packets = counters.packets.max(packets);
-            counters.bytes = counters.bytes.max(bytes);
+    let Size { bytes, headers } = packet.size;
+    *counters = counters.plus(1, u64::from(bytes));
+    if packet.fragment > 0 {
+        *counters = counters.fragments(bytes, packet.fragment, packet.tuple.remote.ip.is_ipv4());
+        live.inexact.fragments = true;
+    }
+    match (packet.transport, packet.way) {
+        (Transport::Udp, _) => {}
+        (Transport::Tcp, Way::In) => {
+            let is_counted = note_received(live, packet, headers);
+            let first = packet.tcp_flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN;
+            live.inexact.late_data |= live.uncounted && !is_counted && bytes > u32::from(headers);
+            live.syns = live.syns.saturating_add(u8::from(first && !live.bound));
         }
-        Size::Packet { bytes, headers } => {
-            *counters = counters.plus(1, u64::from(bytes));
-            if packet.fragment > 0 {
-                *counters = counters.fragments(bytes, packet.fragment, packet.tuple.remote.ip.is_ipv4());
-                live.inexact.fragments = true;
-            }
-            match (packet.transport, packet.way) {
-                (Transport::Udp, _) => {}
-                (Transport::Tcp, Way::In) => {
-                    let is_counted = note_received(live, packet, headers);
-                    let first = packet.tcp_flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN;
-                    live.inexact.late_data |= live.uncounted && !is_counted && bytes > u32::from(headers);
-                    live.syns = live.syns.saturating_add(u8::from(first && !live.bound));
+        (Transport::Tcp, Way::Out) => {
+            let further = match packet.segments.filter(|_| by_own_socket && live.bound) {
+                Some(counted) if is_later || !is_overtaken(live, counted) => {
+                    further_segments(live, now, packet, counted, headers)
                 }
-                (Transport::Tcp, Way::Out) => {
-                    let further = match packet.segments.filter(|_| by_own_socket && live.bound) {
-                        Some(counted) if is_later || !is_overtaken(live, counted) => {
-                            further_segments(live, now, packet, counted, headers)
-                        }
-                        _ => 0,
-                    };
-                    live.last_sent.note(bytes, headers, further + 1);
-                }
-            }
+                _ => 0,
+            };
+            live.last_sent.note(bytes, headers, further + 1);
         }
     }
 }

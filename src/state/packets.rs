@@ -59,7 +59,7 @@ impl State {
 
     /// Whether a datagram may be several that travel through the kernel as one.
     fn may_be_several(&self, flow: FlowKey, packet: &Packet) -> bool {
-        let (Transport::Udp, Size::Packet { bytes, headers }) = (packet.transport, packet.size) else {
+        let (Transport::Udp, Size { bytes, headers }) = (packet.transport, packet.size) else {
             return false; // TCP's segments are counted
         };
         let Some(socket) = self.flows.get(flow).and_then(|live| self.sockets.get(live.socket?)) else { return false };

@@ -58,7 +58,7 @@ impl Story {
     fn packet(&mut self, way: Way, transport: Transport, sock: u64, tuple: Tuple, bytes: u32, flags: u8) {
         let headers = if tuple.local.ip.is_ipv4() { 20 } else { 40 } + if flags == 0 { 8 } else { 20 };
         // Whatever task was interrupted: its pid must not matter.
-        let size = Size::Packet { bytes, headers };
+        let size = Size { bytes, headers };
         let packet = Packet { tcp_flags: flags, ..Packet::new(way, transport, sock, tuple, size) };
         self.say(4_000_000, EventKind::Packet(packet));
     }
@@ -379,7 +379,7 @@ fn super_packets_count_as_the_segments_that_they_carry() {
     story.say(CURL, EventKind::SocketCreated { sock: 0xa, for_program: true });
     story.say(CURL, EventKind::ConnectBegins { sock: 0xa, remote: client.remote });
     let send_by = |story: &mut Story, sock, bytes, flags, sent, received| {
-        let size = Size::Packet { bytes, headers: 40 };
+        let size = Size { bytes, headers: 40 };
         let segments = Some(Segments { sent, received });
         let packet = Packet::new(Way::Out, Transport::Tcp, sock, client, size);
         let packet = Packet { tcp_flags: flags, segments, ..packet };

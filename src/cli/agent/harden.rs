@@ -4,10 +4,12 @@
 //! What cannot be given up is said, and is no reason not to run.
 
 use std::fs::DirBuilder;
+use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use socktrail::config::{Config, Listen};
+use socktrail::output::OutputError;
 use socktrail::privileges::{self, Extra};
 
 /// Before the first thread: capabilities and system calls.
@@ -72,8 +74,11 @@ fn ports(config: &Config) -> Vec<u16> {
 
 /// What to do about an output that a reload could not start, where that may be because of what was given up.
 pub fn remedy(config: &Config, error: &anyhow::Error) -> &'static str {
-    let forbidden = format!("{error:#}").contains("Permission denied");
-    if config.agent.harden && forbidden {
+    let is_forbidden = |cause: &(dyn std::error::Error + 'static)| {
+        cause.downcast_ref::<OutputError>().is_some_and(OutputError::is_forbidden)
+            || cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
+    };
+    if config.agent.harden && error.chain().any(is_forbidden) {
         "; a folder that was not configured at the start takes a restart"
     } else {
         ""

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use parking_lot::Mutex;
-use socktrail::config::Config;
+use socktrail::config::{Config, OutputKind};
 use socktrail::output::elasticsearch::Elasticsearch;
 use socktrail::output::{FileOutput, Meter, Output, Outputs, Plain};
 
@@ -24,9 +24,10 @@ impl Meters {
 pub fn start(config: &Config, meters: &Meters) -> anyhow::Result<Outputs> {
     let mut outputs = Outputs::new();
     let queue = usize::try_from(config.output.queue_size.0).context("output.queue_size")?;
-    for name in config.output.enabled() {
+    for kind in config.output.enabled() {
+        let name = kind.name();
         let meter = meters.of(name);
-        let output = open(name, config, &meter).with_context(|| format!("output.{name}"))?;
+        let output = open(kind, config, &meter).with_context(|| format!("output.{name}"))?;
         outputs
             .start(name, output, queue, meter)
             .context("starting a thread; raise the limit of processes (ulimit -u)")?;
@@ -34,16 +35,16 @@ pub fn start(config: &Config, meters: &Meters) -> anyhow::Result<Outputs> {
     Ok(outputs)
 }
 
-fn open(name: &str, config: &Config, meter: &Arc<Meter>) -> anyhow::Result<Box<dyn Output>> {
+fn open(kind: OutputKind, config: &Config, meter: &Arc<Meter>) -> anyhow::Result<Box<dyn Output>> {
     let meter = Arc::clone(meter);
-    match (name, config.output.file.options()) {
-        ("file", Some(options)) => Ok(Box::new(FileOutput::open(options, meter)?)),
-        ("elasticsearch", _) => {
+    match kind {
+        OutputKind::File(options) => Ok(Box::new(FileOutput::open(options, meter)?)),
+        OutputKind::Elasticsearch => {
             let memory = usize::try_from(config.output.queue_size.0)?;
             let options = config.output.elasticsearch.options(&config.spool, memory);
             Ok(Box::new(Elasticsearch::start(options, meter)?))
         }
-        _ => Ok(Box::new(Plain::new(io::stdout(), "stdout", meter))),
+        OutputKind::Stdout => Ok(Box::new(Plain::new(io::stdout(), "stdout", meter))),
     }
 }
 

@@ -228,11 +228,11 @@ impl Client {
 }
 
 fn failure(host: &str, error: &ureq::Error) -> Unanswered {
-    let told = error.to_string();
-    // TLS reports a certificate error only as text.
-    let cause = if told.to_lowercase().contains("certificate") { Cause::Untrusted } else { Cause::Unavailable };
-    let remedy = if told.contains("certificate") { tls::remedy(&told) } else { "" };
-    Unanswered(cause, OutputError::new(format!("{host}: {told}"), remedy))
+    let Some(of_tls) = tls::cause(error) else {
+        return Unanswered(Cause::Unavailable, OutputError::new(format!("{host}: {error}"), ""));
+    };
+    let cause = if tls::is_distrust(of_tls) { Cause::Untrusted } else { Cause::Unavailable };
+    Unanswered(cause, OutputError::new(format!("{host}: TLS: {}", tls::text(of_tls)), tls::remedy(of_tls)))
 }
 
 #[cfg(test)]

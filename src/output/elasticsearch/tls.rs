@@ -106,20 +106,71 @@ fn unusable(file: &Path, problem: &str) -> OutputError {
     OutputError::new(format!("{}: {problem}", file.display()), "PEM is expected: -----BEGIN …")
 }
 
-/// What to do when a server's certificate is not accepted.
-pub fn remedy(problem: &str) -> &'static str {
-    if problem.contains("UnknownIssuer") {
-        "name the authority that has signed it in output.elasticsearch.ssl.certificate_authorities"
-    } else if problem.contains("not valid for name") || problem.contains("NotValidForName") {
-        "write the host as the certificate names it"
-    } else if problem.contains("fingerprint") {
-        "check output.elasticsearch.ssl.ca_trusted_fingerprint"
-    } else if problem.contains("Expired") || problem.contains("expired") {
-        "renew it, or set the clock"
-    } else {
-        ""
+/// The error of TLS that a request failed with, if it was one.
+pub fn cause(error: &ureq::Error) -> Option<&rustls::Error> {
+    match error {
+        ureq::Error::Rustls(error) => Some(error),
+        ureq::Error::Io(error) => error.get_ref()?.downcast_ref(),
+        _ => None,
     }
 }
+
+/// Whether a certificate was not accepted, the server's or ours.
+pub fn is_distrust(error: &rustls::Error) -> bool {
+    use rustls::AlertDescription as Alert;
+    match error {
+        rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented => true,
+        rustls::Error::AlertReceived(alert) => matches!(
+            alert,
+            Alert::NoCertificate
+                | Alert::BadCertificate
+                | Alert::UnsupportedCertificate
+                | Alert::CertificateRevoked
+                | Alert::CertificateExpired
+                | Alert::CertificateUnknown
+                | Alert::UnknownCA
+                | Alert::AccessDenied
+                | Alert::CertificateRequired
+        ),
+        _ => false,
+    }
+}
+
+/// What to do when a certificate is not accepted.
+pub fn remedy(error: &rustls::Error) -> &'static str {
+    use rustls::CertificateError as Problem;
+    const OURS: &str = "check output.elasticsearch.ssl.certificate and key";
+    match error {
+        rustls::Error::InvalidCertificate(problem) => match problem {
+            Problem::UnknownIssuer => {
+                "name the authority that has signed it in output.elasticsearch.ssl.certificate_authorities"
+            }
+            Problem::NotValidForName | Problem::NotValidForNameContext { .. } => {
+                "write the host as the certificate names it"
+            }
+            Problem::Expired | Problem::ExpiredContext { .. } => "renew it, or set the clock",
+            Problem::Other(other) if other.0.is::<WrongFingerprint>() => {
+                "check output.elasticsearch.ssl.ca_trusted_fingerprint"
+            }
+            _ => "",
+        },
+        rustls::Error::AlertReceived(_) if is_distrust(error) => OURS,
+        _ => "",
+    }
+}
+
+/// In place of [`rustls::Error`]'s own text, which shows an error of a verifier as Rust's source would.
+pub fn text(error: &rustls::Error) -> String {
+    match error {
+        rustls::Error::InvalidCertificate(rustls::CertificateError::Other(other)) => other.0.to_string(),
+        _ => error.to_string(),
+    }
+}
+
+/// No certificate is the one that was named.
+#[derive(Debug, thiserror::Error)]
+#[error("no certificate of the server has the fingerprint")]
+struct WrongFingerprint;
 
 /// Trusts one certificate by its fingerprint: the server's own, or an authority's that the server shows.
 #[derive(Debug)]
@@ -147,7 +198,8 @@ impl ServerCertVerifier for Pinned {
             return Ok(ServerCertVerified::assertion());
         }
         let Some(authority) = others.iter().find(|other| self.is(other)) else {
-            return Err(rustls::Error::General("no certificate of the server has the fingerprint".to_owned()));
+            let error = rustls::OtherError(Arc::new(WrongFingerprint));
+            return Err(rustls::CertificateError::Other(error).into());
         };
         let mut store = RootCertStore::empty();
         store.add(authority.clone().into_owned())?;
@@ -198,7 +250,7 @@ impl<In: Transport> Connector<In> for TlsConnector {
         }
         let config = self.0.clone().ok_or(ureq::Error::Tls("it was not prepared"))?;
         let host = details.uri.host().unwrap_or_default().trim_matches(['[', ']']);
-        let name = ServerName::try_from(host).map_err(|_| ureq::Error::Tls("the host's name is none"))?.to_owned();
+        let name = ServerName::try_from(host).map_err(|_| ureq::Error::Tls("the host has no valid name"))?.to_owned();
         let mut connection = ClientConnection::new(config, name)?;
         let mut socket = TransportAdapter::new(plain.boxed(), details.current_time.clone());
         socket.set_timeout(details.timeout);

@@ -72,7 +72,7 @@ impl Lengths {
 
 /// A packet that is whole, and in one piece.
 fn packet(way: Way, transport: Transport, sock: u64, tuple: Tuple, bytes: u32, ip_header: u16, tcp: Tcp) -> Packet {
-    let size = Size::Packet { bytes, headers: ip_header + tcp.header };
+    let size = Size { bytes, headers: ip_header + tcp.header };
     let Tcp { flags: tcp_flags, segments, .. } = tcp;
     let segments = segments.and_then(|segments| of_socket(sock, segments));
     Packet { tcp_flags, segments, ..Packet::new(way, transport, sock, tuple, size) }
@@ -172,7 +172,7 @@ mod tests {
     fn what_lies_apart_is_told() {
         for (len, data_len) in [(1028, 0), (1028, 500)] {
             let packet = decoded(&datagram(in_pieces(len, data_len)));
-            assert_eq!((packet.size, packet.apart), (Size::Packet { bytes: len, headers: 28 }, data_len));
+            assert_eq!((packet.size, packet.apart), (Size { bytes: len, headers: 28 }, data_len));
         }
     }
 
@@ -225,7 +225,7 @@ mod tests {
         let packet = decoded(&sample);
         assert_eq!(packet.tuple.local, Endpoint::new(Ipv4Addr::LOCALHOST, 0xa80c));
         assert_eq!(packet.tuple.remote, Endpoint::new(Ipv4Addr::LOCALHOST, 80));
-        assert_eq!(packet.size, Size::Packet { bytes: 60, headers: 60 });
+        assert_eq!(packet.size, Size { bytes: 60, headers: 60 });
         assert_eq!((packet.way, packet.transport, packet.tcp_flags), (Way::Out, Transport::Tcp, 0x02));
         assert_eq!(packet.segments, Some(Segments { received: 0, sent: 1 }));
     }
@@ -308,7 +308,7 @@ mod tests {
             let packet = decoded(&sample(words));
             assert_eq!((packet.tuple.local.port, packet.tuple.remote.port), (1, 2), "{words}");
             let headers = 28 + u16::from(words) * 4;
-            assert_eq!(packet.size, Size::Packet { bytes: 64 + u32::from(headers), headers });
+            assert_eq!(packet.size, Size { bytes: 64 + u32::from(headers), headers });
         }
         let unreadable = |ports, transport| Unreadable { net: 1, transport, sock: 2, ports };
         for (sample, wanted) in [
@@ -333,7 +333,7 @@ mod tests {
         };
         let packet = decoded(&sample);
         assert_eq!((packet.tuple.local.port, packet.tuple.remote.port), (80, 0xa80c));
-        assert_eq!(packet.size, Size::Packet { bytes: 60, headers: 60 });
+        assert_eq!(packet.size, Size { bytes: 60, headers: 60 });
         let wanted = Unreadable { net: 1, transport: Transport::Tcp, sock: 0, ports: Some((80, 0xa80c)) };
         let with_options = TcpIpv4In { headers: headers(102, 78), ..sample };
         assert!(matches!(with_options.event(&[]), Decoded::Unreadable(Some(what)) if what == wanted));
@@ -365,6 +365,6 @@ mod tests {
         };
         let packet = decoded(&sample);
         assert_eq!(packet.tuple.local.ip, Ipv6Addr::LOCALHOST);
-        assert_eq!(packet.size, Size::Packet { bytes: 80, headers: 80 });
+        assert_eq!(packet.size, Size { bytes: 80, headers: 80 });
     }
 }

@@ -388,7 +388,7 @@ fn sends(machine: &mut Machine, sock: u64, port: u16) {
     use crate::event::{Packet, Size, Transport, Way};
     let address = |port| Endpoint { ip: "192.0.2.1".parse().unwrap(), port };
     let tuple = Tuple { net: 1, local: address(port), remote: address(53) };
-    let packet = Packet::new(Way::Out, Transport::Udp, sock, tuple, Size::Packet { bytes: 60, headers: 28 });
+    let packet = Packet::new(Way::Out, Transport::Udp, sock, tuple, Size { bytes: 60, headers: 28 });
     let event = Event { time: 99, pid: 0, tid: 0, kind: EventKind::Packet(packet) };
     machine.events.datagram(&event, &packet);
 }

@@ -63,7 +63,7 @@ impl Wire {
         on_wire.bytes += u64::from(count * (payload + u32::from(headers)));
         *socket += count;
         let (sock, segments) = if way == Way::Out { (SOCK, Some(self.counted)) } else { (0, None) };
-        let size = Size::Packet { bytes: count * payload + u32::from(headers), headers };
+        let size = Size { bytes: count * payload + u32::from(headers), headers };
         let packet = Packet::new(way, Transport::Tcp, sock, tuple(40000, 80), size);
         self.seen.push((now, cpu, EventKind::Packet(Packet { tcp_flags, segments, ..packet })));
     }
@@ -110,13 +110,13 @@ proptest! {
 fn what_arrives_after_a_tick_is_no_part_of_what_was_merged_before() {
     let (mut story, tuple) = (Story::new(), tuple(40000, 80));
     let sent = |story: &mut Story, sent: u32, received: u32, flags: u8, headers: u16| {
-        let size = Size::Packet { bytes: headers.into(), headers };
+        let size = Size { bytes: headers.into(), headers };
         let packet = Packet::new(Way::Out, Transport::Tcp, SOCK, tuple, size);
         let segments = Some(Segments { sent, received });
         story.say(CURL, EventKind::Packet(Packet { tcp_flags: flags, segments, ..packet }));
     };
     let arrives = |story: &mut Story, payload: u32| {
-        let size = Size::Packet { bytes: payload + u32::from(HEADERS), headers: HEADERS };
+        let size = Size { bytes: payload + u32::from(HEADERS), headers: HEADERS };
         let packet = Packet::new(Way::In, Transport::Tcp, 0, tuple, size);
         story.say(CURL, EventKind::Packet(Packet { tcp_flags: ACK, ..packet }));
     };

@@ -229,7 +229,7 @@ fn merged_segments_after_an_idle_time_are_counted() {
     let mut segments = Segments::default();
     let mut sent = |story: &mut Story, received: u32, bytes: u32, flags: u8| {
         segments = Segments { sent: segments.sent + 1, received: segments.received + received };
-        let size = Size::Packet { bytes, headers: 40 };
+        let size = Size { bytes, headers: 40 };
         let packet = Packet {
             tcp_flags: flags,
             segments: Some(segments),
@@ -293,7 +293,7 @@ fn loss(story: &Story) -> EventKind {
 
 /// A packet that leaves, with the socket's counters.
 fn segment(story: &mut Story, segments: Segments) {
-    let size = Size::Packet { bytes: 140, headers: 40 };
+    let size = Size { bytes: 140, headers: 40 };
     let packet = Packet::new(Way::Out, Transport::Tcp, CLIENT, tuple(40000, 80), size);
     story.say(0, EventKind::Packet(Packet { tcp_flags: ACK, segments: Some(segments), ..packet }));
 }

@@ -22,7 +22,7 @@ fn what_finds_no_room_is_counted() {
 /// A packet of TCP whose socket had counted so many segments by then.
 fn counted(way: Way, tuple: Tuple, bytes: u32, headers: u16, (flags, received, sent): (u8, u32, u32)) -> EventKind {
     let segments = (way == Way::Out).then_some(Segments { received, sent });
-    let (size, sock) = (Size::Packet { bytes, headers }, if way == Way::Out { 0xa } else { 0 });
+    let (size, sock) = (Size { bytes, headers }, if way == Way::Out { 0xa } else { 0 });
     EventKind::Packet(Packet { tcp_flags: flags, segments, ..Packet::new(way, Transport::Tcp, sock, tuple, size) })
 }
 
@@ -81,7 +81,7 @@ fn a_syn_that_comes_twice_is_counted_twice_beside_merged_segments() {
 
 /// A datagram of which so much lies apart, and that came in fragments so large.
 fn datagram(way: Way, bytes: u32, apart: u32, fragment: u16) -> EventKind {
-    let (size, tuple) = (Size::Packet { bytes, headers: 28 }, tuple(40000, 53));
+    let (size, tuple) = (Size { bytes, headers: 28 }, tuple(40000, 53));
     let (sock, transport) = (0xa, Transport::Udp);
     EventKind::Packet(Packet { apart, fragment, ..Packet::new(way, transport, sock, tuple, size) })
 }

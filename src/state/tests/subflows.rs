@@ -55,7 +55,7 @@ impl Story {
     /// An outgoing packet of `count` segments, with the socket's counters after it.
     fn segments(&mut self, sock: u64, tuple: Tuple, count: u32, segments: Segments) {
         let (bytes, headers) = (52 + count * 1000, 52);
-        let packet = Packet::new(Way::Out, Transport::Tcp, sock, tuple, Size::Packet { bytes, headers });
+        let packet = Packet::new(Way::Out, Transport::Tcp, sock, tuple, Size { bytes, headers });
         let packet = Packet { tcp_flags: ACK, segments: Some(segments), ..packet };
         self.say(4_000_000, EventKind::Packet(packet));
     }
