@@ -6,7 +6,7 @@
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -29,6 +29,7 @@ tests![
     a_namespace_without_a_way_out_is_not_listened_to,
     forged_answers,
     live,
+    live_until_nobody_reads,
 ];
 
 const PORT: u16 = 8083;
@@ -270,8 +271,21 @@ fn live() -> Result<()> {
         })?;
         expect(&line, &vec![("/name", json!("www.example.test")), ("/process/name", json!("curl"))])?;
     }
+    // What was looked up just before the end is still written.
+    let last = start_curl("--ipv4", "one.example.test")?.finish()?;
     let told = watch.stop()?;
     ensure!(told.status.success(), "{}:\n{}", told.status, told.log);
+    let is_last = |line: &Value| line["process"]["pid"] == last.pid && line["name"] == "one.example.test";
+    ensure!(told.documents.iter().any(is_last), "no line of {last:?}: {:#?}", told.documents);
+    Ok(())
+}
+
+/// `socktrail names` ends when nobody reads it any more, though it has nothing to write.
+fn live_until_nobody_reads() -> Result<()> {
+    const LONG: Duration = Duration::from_secs(60);
+    let started = Instant::now();
+    let ended = Process::start(&["sh", "-c", "socktrail names --duration 60s | true"])?.finish()?;
+    ensure!(ended.status == 0 && started.elapsed() < LONG, "after {:?}: {ended:?}", started.elapsed());
     Ok(())
 }
 
