@@ -15,6 +15,7 @@ static LIVE: AtomicUsize = AtomicUsize::new(0);
 struct Counting;
 
 // SAFETY: all is passed on to the system's allocator as it came; counting changes nothing of it.
+#[allow(unsafe_code, reason = "an allocator that counts")]
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         LIVE.fetch_add(layout.size(), Ordering::Relaxed);

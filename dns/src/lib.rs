@@ -70,6 +70,7 @@ mod matching;
 mod message;
 mod names;
 mod options;
+#[allow(unsafe_code, reason = "what the kernel shares with this process is reached through pointers")]
 mod sys;
 mod tcp;
 #[cfg(test)]

@@ -96,6 +96,7 @@ mod rings;
 mod sample;
 mod sweep;
 mod symbols;
+#[allow(unsafe_code, reason = "what the kernel shares with this process is reached through pointers")]
 mod sys;
 mod template;
 mod tracefs;

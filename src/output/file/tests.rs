@@ -142,6 +142,7 @@ fn a_full_disk_leaves_whole_lines_and_all_is_there_once_there_is_room() {
     assert_eq!(lines(&folder.path().join("flows.json")), expected);
 }
 
+#[allow(unsafe_code, reason = "a handler of signals is set")]
 fn on_a_full_disk(folder: &Path) {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     use nix::sys::signal::{SigHandler, Signal};

@@ -15,6 +15,7 @@ pub(crate) mod patience;
 pub(crate) mod process;
 pub(crate) mod requests;
 pub(crate) mod socktrail;
+#[allow(unsafe_code, reason = "calls that no library has")]
 pub(crate) mod sys;
 pub(crate) mod tc;
 pub(crate) mod tracefs;
