@@ -23,6 +23,7 @@
 
 mod capabilities;
 mod files;
+#[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), path = "privileges/no_syscalls.rs")]
 mod syscalls;
 mod user;
 
@@ -49,7 +50,7 @@ pub enum PrivilegesError {
     #[error("the user cannot be changed: {0}; it takes CAP_SETUID and CAP_SETGID")]
     User(io::Error),
     /// System calls stay as they were.
-    #[error("system calls cannot be filtered: {0}; the kernel needs CONFIG_SECCOMP_FILTER")]
+    #[error("system calls cannot be filtered: {0}")]
     Syscalls(String),
     /// Files stay as they were.
     #[error("files cannot be restricted: {0}")]

@@ -1,5 +1,6 @@
 //! Packets are stamped with wall time; everything else is measured by a clock that nobody sets.
 
+use nix::sys::time::TimeValLike;
 use nix::time::{ClockId, clock_gettime};
 
 const SECOND: i64 = 1_000_000_000;
@@ -14,7 +15,7 @@ pub(crate) fn now() -> u64 {
 }
 
 fn read(clock: ClockId) -> i64 {
-    clock_gettime(clock).map_or(0, |time| time.tv_sec() * SECOND + time.tv_nsec())
+    clock_gettime(clock).map_or(0, |time| time.num_nanoseconds())
 }
 
 /// Turns wall time into `CLOCK_MONOTONIC`. The default is good for no packet.

@@ -3,6 +3,7 @@
 //! To need one more field or argument, add one line here. BTF then finds it by itself; a guess must say that it
 //! gives it, and a test says so when none does.
 
+use crate::engine::WORD;
 use std::ops::Range;
 
 /// A structure's field that is needed.
@@ -36,7 +37,7 @@ pub(crate) const CONTROL_BLOCK_SIZE: u32 = 48;
 /// Where it begins, where there is no type information to tell it. Before it are four pointers (two neighbours, socket and
 /// device) and a time of 8 bytes, in whatever order, on all kernels since 3.12; `cargo vm test` compares this with type
 /// information.
-const CONTROL_BLOCK_START: u32 = 4 * size_of::<usize>() as u32 + 8;
+const CONTROL_BLOCK_START: u32 = 4 * WORD + 8;
 
 /// A kernel function with the arguments that are needed of it.
 #[derive(Debug, Clone, Copy)]
@@ -71,6 +72,11 @@ const fn field(name: &'static str, size: u32) -> FieldSpec {
         replaced_by: None,
         bits: None,
     }
+}
+
+/// A pointer, or what is as long as one.
+const fn word(name: &'static str) -> FieldSpec {
+    field(name, WORD)
 }
 
 impl FieldSpec {
@@ -154,23 +160,23 @@ pub const FIELDS: &[FieldSpec] = &[
     field("sock_common.skc_dport", 2),
     field("sock_common.skc_num", 2),
     field("sock_common.skc_family", 2),
-    field("sock_common.skc_net", 8),
+    word("sock_common.skc_net"),
     field("sock_common.skc_v6_daddr", 16).v6(),
     field("sock_common.skc_v6_rcv_saddr", 16).v6(),
     field("sock.sk_err", 4),
     field("inet_sock.inet_sport", 2),
     field("tcp_sock.segs_in", 4),
     field("tcp_sock.segs_out", 4),
-    field("socket.sk", 8),
+    word("socket.sk"),
     field("sk_buff.len", 4),
-    field("sk_buff.data", 8),
+    word("sk_buff.data"),
     field("sk_buff.transport_header", 2),
     field("sk_buff.network_header", 2),
-    field("sk_buff.dev", 8),
-    field("sk_buff.sk", 8),
+    word("sk_buff.dev"),
+    word("sk_buff.sk"),
     field("inet_skb_parm.frag_max_size", 2).in_control_block(),
     field("inet6_skb_parm.frag_max_size", 2).in_control_block().v6(),
-    field("net_device.nd_net", 8),
+    word("net_device.nd_net"),
     field("flowi6.saddr", 16).v6(),
     field("flowi6.daddr", 16).v6(),
     field("flowi6.flowi6_proto", 1).or(&["flowi6.__fl_common.flowic_proto"]).v6(),
@@ -178,27 +184,27 @@ pub const FIELDS: &[FieldSpec] = &[
     field("cred.gid", 4),
     field("cred.euid", 4),
     field("cred.egid", 4),
-    field("linux_binprm.p", 8),
-    field("linux_binprm.filename", 8),
-    field("linux_binprm.interp", 8),
+    word("linux_binprm.p"),
+    word("linux_binprm.filename"),
+    word("linux_binprm.interp"),
     field("linux_binprm.argc", 4),
-    field("linux_binprm.file", 8),
-    field("file.dentry", 8).or(&["file.f_path.dentry"]),
-    field("file.mnt", 8).or(&["file.f_path.mnt"]),
-    field("dentry.name", 8).or(&["dentry.d_name.name"]),
-    field("dentry.d_parent", 8),
-    field("dentry.pprev", 8).or(&["dentry.d_hash.pprev"]),
-    field("vfsmount.mnt_root", 8),
-    field("mount.mnt_root", 8).or(&["mount.mnt.mnt_root"]),
-    field("mount.mnt_parent", 8),
-    field("mount.mnt_mountpoint", 8),
+    word("linux_binprm.file"),
+    word("file.dentry").or(&["file.f_path.dentry"]),
+    word("file.mnt").or(&["file.f_path.mnt"]),
+    word("dentry.name").or(&["dentry.d_name.name"]),
+    word("dentry.d_parent"),
+    word("dentry.pprev").or(&["dentry.d_hash.pprev"]),
+    word("vfsmount.mnt_root"),
+    word("mount.mnt_root").or(&["mount.mnt.mnt_root"]),
+    word("mount.mnt_parent"),
+    word("mount.mnt_mountpoint"),
     field("task_struct.pid", 4),
     field("task_struct.tgid", 4),
     field("task_struct.start_boottime", 8).or(&["task_struct.real_start_time"]),
     // A `struct timespec`, before Linux 3.17.
-    field("task_struct.real_start_time", 16).replaced_by("task_struct.start_boottime"),
+    field("task_struct.real_start_time", 2 * WORD).replaced_by("task_struct.start_boottime"),
     field("socket.type", 2).for_socket_events(),
-    field("socket_alloc.i_ino", 8).or(&["socket_alloc.vfs_inode.i_ino"]).for_socket_events(),
+    word("socket_alloc.i_ino").or(&["socket_alloc.vfs_inode.i_ino"]).for_socket_events(),
     field("sock_common.skc_state", 1).for_socket_events(),
     field("sock_common.skc_bound_dev_if", 4).for_socket_events(),
     field("sock.sk_protocol", 2).for_socket_events(),

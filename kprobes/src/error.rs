@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::WordSize;
+
 /// Everything that this crate can fail with.
 ///
 /// The message names the thing (probe, function, path, limit), the cause and, where there is one, the
@@ -33,6 +35,14 @@ pub enum Error {
     NoKprobes {
         /// Where tracefs is mounted.
         root: PathBuf,
+    },
+    /// This program is of 32 bits and the kernel is not.
+    #[error("this program is of {} bits, this kernel of {}: take the one that was built for it", 8 * ours.bytes(), 8 * kernel.bytes())]
+    OtherWords {
+        /// How long this program's words are.
+        ours: WordSize,
+        /// How long the kernel's are.
+        kernel: WordSize,
     },
     /// Tracefs is mounted read-only.
     #[error("{path} is read-only: remount it with `mount -o remount,rw {path}`")]
@@ -191,7 +201,7 @@ impl Error {
     pub fn kind(&self) -> Kind {
         match self {
             Self::NotTracefs { .. } => Kind::Other,
-            Self::NoTracefs { .. } | Self::NoKprobes { .. } => Kind::Unsupported,
+            Self::NoTracefs { .. } | Self::NoKprobes { .. } | Self::OtherWords { .. } => Kind::Unsupported,
             Self::ReadOnly { .. } | Self::Permission { .. } => Kind::Permission,
             Self::Limit { .. } => Kind::Limit,
             Self::Unresolved { .. } => Kind::Unresolved,

@@ -3,7 +3,7 @@
 use std::{fmt, str};
 
 use crate::value::located;
-use crate::{Error, Value};
+use crate::{Error, Place, Value};
 
 /// A parsed `events/GROUP/NAME/format`.
 ///
@@ -98,7 +98,7 @@ impl fmt::Display for Format {
 
 impl FormatField {
     /// Parses `field:u64 words[]; offset:16; size:512; signed:0;`, where the kernel separates by tabs.
-    fn parse(line: &str) -> Result<Self, &'static str> {
+    pub(crate) fn parse(line: &str) -> Result<Self, &'static str> {
         let mut declaration = None;
         let mut offset = None;
         let mut size = None;
@@ -122,15 +122,15 @@ impl FormatField {
     /// 2, 4 or 8 bytes, or when the record ends before it. For records whose fields are only known at run time;
     /// a [`Decoder`](crate::Decoder) is quicker.
     pub fn number(&self, raw: &[u8]) -> Option<u64> {
-        let offset = usize::from(self.offset);
+        let place = Place { offset: self.offset, size: self.size };
         Some(match (self.size, self.signed) {
-            (1, false) => u64::from(u8::read(raw, offset)?),
-            (2, false) => u64::from(u16::read(raw, offset)?),
-            (4, false) => u64::from(u32::read(raw, offset)?),
-            (1, true) => i64::from(i8::read(raw, offset)?) as u64,
-            (2, true) => i64::from(i16::read(raw, offset)?) as u64,
-            (4, true) => i64::from(i32::read(raw, offset)?) as u64,
-            (8, _) => u64::read(raw, offset)?,
+            (1, false) => u64::from(u8::read(raw, place)?),
+            (2, false) => u64::from(u16::read(raw, place)?),
+            (4, false) => u64::from(u32::read(raw, place)?),
+            (1, true) => i64::from(i8::read(raw, place)?) as u64,
+            (2, true) => i64::from(i16::read(raw, place)?) as u64,
+            (4, true) => i64::from(i32::read(raw, place)?) as u64,
+            (8, _) => u64::read(raw, place)?,
             _ => return None,
         })
     }
@@ -138,12 +138,12 @@ impl FormatField {
     /// The field's bytes: of a string or another `__data_loc`, what it points at. `None` when the record ends
     /// before it.
     pub fn bytes<'a>(&self, raw: &'a [u8]) -> Option<&'a [u8]> {
-        let offset = usize::from(self.offset);
+        let place = Place { offset: self.offset, size: self.size };
         if self.kind.starts_with("__data_loc") {
-            let (offset, size) = located(u32::read(raw, offset)?);
+            let (offset, size) = located(u32::read(raw, place)?);
             return raw.get(offset..offset + size);
         }
-        raw.get(offset..offset + usize::from(self.size))
+        raw.get(place.start()..place.start() + usize::from(self.size))
     }
 }
 

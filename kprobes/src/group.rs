@@ -11,7 +11,7 @@ use crate::probe::{Event, Line, Request, check_name};
 use crate::sweep::Leftovers;
 use crate::symbols::Addresses;
 use crate::tracefs::{forbidden, forbids};
-use crate::{Error, Fetch, Format, Resolver, Target, Tracefs};
+use crate::{Error, Fetch, Format, Resolver, Target, Tracefs, WordSize};
 
 /// The groups of this process so far.
 static GROUPS: AtomicU64 = AtomicU64::new(0);
@@ -50,12 +50,16 @@ impl Group {
     /// [`Group::sweep_again`].
     ///
     /// # Errors
-    /// [`Error::NoKprobes`], [`Error::Permission`], [`Error::ReadOnly`], and [`Error::BadName`] for a prefix that
+    /// [`Error::NoKprobes`], [`Error::OtherWords`], [`Error::Permission`], [`Error::ReadOnly`], and [`Error::BadName`] for a prefix that
     /// cannot be part of a name.
     pub fn create(tracefs: &Arc<Tracefs>, prefix: &str) -> Result<Self, Error> {
         // Leaves room for three numbers of up to 13 digits.
         check_name("prefix of groups", prefix, 20)?;
         let events = Arc::new(KprobeEvents::open(tracefs)?);
+        let (ours, kernel) = (WordSize::OURS, tracefs.features().word);
+        if ours != kernel {
+            return Err(Error::OtherWords { ours, kernel });
+        }
         let owner = Owner::this().map_err(|source| Error::io("reading /proc/self/stat", source))?;
         let list = events.read("kprobe_events").unwrap_or_default();
         let leftovers = Leftovers::among(list.lines().filter_map(event_of), prefix, owner);

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use crate::pieces::{PIECE, is_array, single_values};
 use crate::template::{Arguments, Expression, Problem, expand};
-use crate::{Error, Features, Resolver, Type};
+use crate::{Error, Features, Resolver, Type, WordSize};
 
 /// Fetch arguments of one probe (`MAX_TRACE_ARGS` of the kernel).
 const MOST_FETCHES: usize = 128;
@@ -58,6 +58,7 @@ pub enum Target<'a> {
 /// | `+{sk_buff.len}({skb})` | memory at an offset from it |
 /// | `+12(+{sk_buff.data}({skb}))` | memory behind a pointer |
 /// | `+{sock.a+b.c-8}({sk})` | memory at a sum of offsets and numbers; `-{…}(…)` subtracts it |
+/// | `+{sk_buff.data-word}({skb})` | the same, where `word` is the size of a pointer |
 /// | `+u0({filename})` | the user's memory |
 /// | `$retval` | what the kernel calls by this name |
 /// | `$caller` | the return address at the function's entry: a register or the top of the stack, because the kernel has no such word |
@@ -94,7 +95,9 @@ impl<'a> Fetch<'a> {
 impl Fetch<'_> {
     /// Whether the resolver knows every name in its template, in a probe on `function`.
     pub fn is_resolved(&self, function: &str, resolver: &dyn Resolver) -> bool {
-        let expanded = expand(&self.template, Arguments::ENTRY, &|term| resolver.resolve(function, term));
+        let word = WordSize::default();
+        let names = |term: &str| resolver.resolve(function, term);
+        let expanded = expand(&self.template, Arguments::at_entry(word), word, &names);
         !matches!(expanded, Err(Problem::Unknown(_)))
     }
 }
@@ -151,9 +154,10 @@ pub(crate) struct Event {
 }
 
 impl Request<'_> {
-    /// What can be fetched of it: all but what it does without here.
+    /// What can be fetched of it, by the types of this kernel: all but what it does without here.
     pub(crate) fn asked(&self) -> Vec<Fetch<'_>> {
-        self.fetches.iter().filter(|fetch| !fetch.optional || self.can_fetch(fetch)).cloned().collect()
+        let asked = self.fetches.iter().filter(|fetch| !fetch.optional || self.can_fetch(fetch));
+        asked.map(|fetch| Fetch { kind: fetch.kind.with(self.features.word), ..fetch.clone() }).collect()
     }
 
     /// Whether the kernel takes it, and all names in it are known.
@@ -192,14 +196,15 @@ impl Request<'_> {
     fn argument(&self, fetch: &Fetch<'_>) -> Result<String, Error> {
         check_name("fetch argument", &fetch.name, 31)?;
         let failed = |problem| template_error(self.name, self.function, fetch, problem);
-        let arguments = if self.at_return.is_some() { Arguments::Numbered } else { Arguments::ENTRY };
+        let word = self.features.word;
+        let arguments = if self.at_return.is_some() { Arguments::Numbered } else { Arguments::at_entry(word) };
         let template = match (&*fetch.template, arguments.caller()) {
             (CALLER, Some(caller)) => caller,
             (CALLER, None) => return Err(failed(Problem::Unknown(CALLER.to_owned()))),
             (template, _) => template,
         };
         let names = |term: &str| self.resolver.resolve(self.function, term);
-        let Expression { text, bits } = expand(template, arguments, &names).map_err(failed)?;
+        let Expression { text, bits } = expand(template, arguments, word, &names).map_err(failed)?;
         let text = if self.features.user_memory { text } else { of_kernel_memory(&text) };
         let kind = match bits {
             None => fetch.kind.to_string(),
@@ -292,8 +297,15 @@ mod tests {
     use super::*;
     use crate::{Kind, Term};
 
-    const ALL: Features =
-        Features { arrays: true, user_memory: true, arguments: true, maxactive: true, comm: true, constants: true };
+    const ALL: Features = Features {
+        arrays: true,
+        user_memory: true,
+        arguments: true,
+        maxactive: true,
+        comm: true,
+        constants: true,
+        word: WordSize::Eight,
+    };
 
     fn names(_: &str, name: &str) -> Option<Term> {
         match name {
@@ -337,6 +349,22 @@ mod tests {
         assert_eq!(built(None, &comm, Features::default()).unwrap().text(), "p:g_1_2_0/probe ip_local_out");
         let line = built(None, &fetches[4..], Features::default()).unwrap();
         assert_eq!(line.text(), "p:g_1_2_0/probe ip_local_out five=+0(+16(%di)):string");
+    }
+
+    #[test]
+    #[cfg(any(target_arch = "x86_64", target_arch = "x86"))]
+    fn on_a_kernel_of_32_bits_words_are_short() {
+        let fetches = [
+            Fetch::new("one", "{a}", Type::Word),
+            Fetch::new("two", "+{word}(+{s.f}({a}))", Type::Word),
+            Fetch::new("three", "+{s.f}({a})", Type::U64),
+        ];
+        let features = Features { word: WordSize::Four, ..ALL };
+        let text = built(None, &fetches, features).unwrap().text();
+        assert_eq!(text, "p:g_1_2_0/probe ip_local_out one=%ax:u32 two=+4(+16(%ax)):u32 three=+16(%ax):u64");
+        let value = [Fetch::new("rv", "$retval", Type::SignedWord)];
+        assert_eq!(built(Some(None), &value, features).unwrap().text(), "r:g_1_2_0/probe ip_local_out rv=$retval:s32");
+        assert_eq!(built(Some(None), &value, ALL).unwrap().text(), "r:g_1_2_0/probe ip_local_out rv=$retval:s64");
     }
 
     #[test]

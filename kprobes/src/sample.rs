@@ -9,10 +9,28 @@ use crate::{Error, Fetch, Format, Type};
 pub struct Field {
     /// Its name in the `format`.
     pub name: &'static str,
-    /// Its type, which fixes its size.
+    /// Its type, which fixes its size; that of a word is the kernel's.
     pub kind: Type,
     /// Whether the field may be missing in the `format`.
     pub optional: bool,
+}
+
+/// Where a field lies in an event's records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Bytes from the start of the record.
+    pub offset: u16,
+    /// Size in bytes.
+    pub size: u16,
+}
+
+impl Place {
+    /// At the beginning of what is read.
+    pub(crate) const FIRST: Self = Self { offset: 0, size: 0 };
+
+    pub(crate) fn start(self) -> usize {
+        usize::from(self.offset)
+    }
 }
 
 /// The offset of a field that is missing in the `format`.
@@ -24,15 +42,15 @@ pub trait Sample: Copy {
     const FETCHES: &'static [Fetch<'static>];
     /// What the event's `format` must hold, in the order of the struct.
     const FIELDS: &'static [Field];
-    /// Reads the struct, its fields being at `offsets` (as many as [`Self::FIELDS`]). `None` when the record is
+    /// Reads the struct, its fields being at `places` (as many as [`Self::FIELDS`]). `None` when the record is
     /// too short.
-    fn read(raw: &[u8], offsets: &[u16]) -> Option<Self>;
+    fn read(raw: &[u8], places: &[Place]) -> Option<Self>;
 }
 
 /// Decodes the records of one event into `S`. Made once from the event's `format`; decoding allocates nothing.
 #[derive(Clone, Debug)]
 pub struct Decoder<S> {
-    offsets: Box<[u16]>,
+    places: Box<[Place]>,
     sample: PhantomData<fn() -> S>,
 }
 
@@ -42,27 +60,27 @@ impl<S: Sample> Decoder<S> {
     /// # Errors
     /// [`Error::Mismatch`] names the field that is missing or of another size.
     pub fn new(format: &Format) -> Result<Self, Error> {
-        let offsets = S::FIELDS.iter().map(|field| offset_in(format, field)).collect::<Result<_, _>>()?;
-        Ok(Self { offsets, sample: PhantomData })
+        let places = S::FIELDS.iter().map(|field| place_in(format, field)).collect::<Result<_, _>>()?;
+        Ok(Self { places, sample: PhantomData })
     }
 
     /// Decodes a record's raw bytes. `None` when it is shorter than the format says.
     #[inline]
     pub fn decode(&self, raw: &[u8]) -> Option<S> {
-        S::read(raw, &self.offsets)
+        S::read(raw, &self.places)
     }
 }
 
-fn offset_in(format: &Format, field: &Field) -> Result<u16, Error> {
+fn place_in(format: &Format, field: &Field) -> Result<Place, Error> {
     let mismatch = |problem| Error::Mismatch { event: format.name.clone(), field: field.name.to_owned(), problem };
     if field.optional && format.field(field.name).is_none() {
-        return Ok(NOWHERE);
+        return Ok(Place { offset: NOWHERE, size: 0 });
     }
     let found = format.field(field.name).ok_or_else(|| mismatch("missing".to_owned()))?;
-    if usize::from(found.size) != field.kind.size() {
+    if !field.kind.may_have(found.size.into()) {
         return Err(mismatch(format!("{} bytes, expected {}", found.size, field.kind.size())));
     }
-    Ok(found.offset)
+    Ok(Place { offset: found.offset, size: found.size })
 }
 
 /// Declares samples of kprobes and kretprobes: of each field its name, type and template (see
@@ -71,6 +89,8 @@ fn offset_in(format: &Format, field: &Field) -> Result<u16, Error> {
 /// Makes a `Copy` struct that is a [`Sample`]: give its `FETCHES` to
 /// [`Group::install`](crate::Group::install), and decode with a [`Decoder`] of it. The types are
 /// those that are a [`Value`](crate::Value); integers are in the machine's byte order, whatever the kernel keeps there.
+///
+/// A field without a template is one that the kernel writes by itself: `__probe_ip`, the address of the probe.
 ///
 /// A field of type `Option` is one that the sample may do without: where the layout does not know it, or the kernel does
 /// not take what it asks for, the probe is installed without it, and the field is `None`. This is the one place that says so.
@@ -98,13 +118,13 @@ macro_rules! sample {
     ($(
         $(#[$meta:meta])*
         $vis:vis struct $name:ident {
-            $( $(#[$field_meta:meta])* $field_vis:vis $field:ident : $kind:ty = $template:expr ),* $(,)?
+            $( $(#[$field_meta:meta])* $field_vis:vis $field:ident : $kind:ty $(= $template:expr)? ),* $(,)?
         }
     )*) => {$(
         $crate::__sample! {
             $(#[$meta])*
             $vis struct $name {
-                $( $(#[$field_meta])* $field_vis $field : $kind = stringify!($field), $template; )*
+                $( $(#[$field_meta])* $field_vis $field : $kind = stringify!($field) $(, $template)?; )*
             }
         }
     )*};
@@ -165,7 +185,7 @@ macro_rules! __sample {
     ) => {
         $(#[$meta])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        $vis struct $name { $( $(#[$field_meta])* $field_vis $field: $kind ),* }
+        $vis struct $name { $( $(#[$field_meta])* $field_vis $field: <$kind as $crate::Value>::Read ),* }
 
         impl $crate::Sample for $name {
             const FETCHES: &'static [$crate::Fetch<'static>] = &[$($(
@@ -180,10 +200,10 @@ macro_rules! __sample {
                 }
             ),*];
             #[inline]
-            fn read(raw: &[u8], offsets: &[u16]) -> Option<Self> {
-                let mut offsets = offsets.iter();
+            fn read(raw: &[u8], places: &[$crate::Place]) -> Option<Self> {
+                let mut places = places.iter();
                 Some(Self { $(
-                    $field: <$kind as $crate::Value>::read(raw, usize::from(*offsets.next()?))?
+                    $field: <$kind as $crate::Value>::read(raw, *places.next()?)?
                 ),* })
             }
         }
@@ -193,7 +213,7 @@ macro_rules! __sample {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Array, Text};
+    use crate::{Array, SignedWord, Text, Word};
 
     const KPROBE: &[u8] = include_bytes!("formats/kprobe.txt");
 
@@ -221,6 +241,45 @@ mod tests {
             us: Option<Text> = "+u0({bprm})",
             nowhere: Option<u8> = "{bprm}",
         }
+    }
+
+    crate::sample! {
+        struct OfWords {
+            __probe_ip: Word,
+            pointer: Word = "{a}",
+            error: SignedWord = "$retval",
+            perhaps: Option<Word> = "{b}",
+        }
+    }
+
+    fn of_words(word: u16) -> Format {
+        let kinds = if word == 4 { ["u32", "s32"] } else { ["u64", "s64"] };
+        let [ip, pointer, error] = [8, 8 + word, 8 + 2 * word];
+        let text = format!(
+            "name: e\nID: 1\nformat:\n\tfield:unsigned long __probe_ip;\toffset:{ip};\tsize:{word};\tsigned:0;\n\
+             \tfield:{} pointer;\toffset:{pointer};\tsize:{word};\tsigned:0;\n\
+             \tfield:{} error;\toffset:{error};\tsize:{word};\tsigned:1;\n",
+            kinds[0], kinds[1],
+        );
+        Format::parse(text.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn words_are_as_long_as_the_format_says() {
+        let told = |word: u16, values: &[u8]| {
+            let raw = [&[0xff; 8], values].concat();
+            Decoder::<OfWords>::new(&of_words(word)).unwrap().decode(&raw)
+        };
+        let short = [0xc010_0000, 0xc020_0000, -22_i32 as u32].map(u32::to_ne_bytes).concat();
+        let expected = OfWords { __probe_ip: 0xc010_0000, pointer: 0xc020_0000, error: -22, perhaps: None };
+        assert_eq!(told(4, &short), Some(expected));
+        assert_eq!(told(4, &short[..11]), None);
+        let long = [1 << 40, 2 << 40, -22_i64 as u64].map(u64::to_ne_bytes).concat();
+        let expected = OfWords { __probe_ip: 1 << 40, pointer: 2 << 40, error: -22, perhaps: None };
+        assert_eq!(told(8, &long), Some(expected));
+        assert!(Decoder::<OfWords>::new(&of_words(2)).is_err());
+        let fetched: Vec<_> = OfWords::FETCHES.iter().map(|fetch| &*fetch.name).collect();
+        assert_eq!(fetched, ["pointer", "error", "perhaps"], "the kernel writes the first by itself");
     }
 
     crate::tracepoint! {

@@ -5,6 +5,8 @@
 
 use std::fmt::Write;
 
+use crate::WordSize;
+
 /// What a name in a template stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Term {
@@ -51,11 +53,16 @@ pub(crate) enum Problem {
     Malformed(String),
 }
 
+/// In a sum, the bytes of a word of the kernel: `+{word}(…)` is the second of two pointers.
+const WORD: &str = "word";
+
 /// How a probe reads the arguments of its function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Arguments {
     /// At the entry of a function on x86_64: registers, then the stack above the return address.
     X86_64,
+    /// The same on 32-bit x86 (`-mregparm=3`), counted in words: a number of 64 bits is two of them.
+    X86,
     /// At the entry of a function on aarch64: registers, then the stack.
     Aarch64,
     /// `$argN`: the kernel knows. Any other machine, and the return of a function (Linux 6.9).
@@ -63,19 +70,20 @@ pub(crate) enum Arguments {
 }
 
 impl Arguments {
-    /// At the entry of a function on this machine.
-    pub(crate) const ENTRY: Self = if cfg!(target_arch = "x86_64") {
-        Self::X86_64
-    } else if cfg!(target_arch = "aarch64") {
-        Self::Aarch64
-    } else {
-        Self::Numbered
-    };
+    /// At the entry of a function on this machine, whose kernel has such words.
+    pub(crate) const fn at_entry(word: WordSize) -> Self {
+        match word {
+            WordSize::Four if cfg!(any(target_arch = "x86_64", target_arch = "x86")) => Self::X86,
+            WordSize::Eight if cfg!(any(target_arch = "x86_64", target_arch = "x86")) => Self::X86_64,
+            WordSize::Eight if cfg!(target_arch = "aarch64") => Self::Aarch64,
+            _ => Self::Numbered,
+        }
+    }
 
     /// Where the function returns to, at its entry; `None` where it is not known how to read that.
     pub(crate) const fn caller(self) -> Option<&'static str> {
         match self {
-            Self::X86_64 => Some("$stack0"),
+            Self::X86_64 | Self::X86 => Some("$stack0"),
             Self::Aarch64 => Some("%lr"),
             Self::Numbered => None,
         }
@@ -83,12 +91,15 @@ impl Arguments {
 
     fn text(self, number: u8) -> String {
         const X86_64: [&str; 6] = ["%di", "%si", "%dx", "%cx", "%r8", "%r9"];
+        const X86: [&str; 3] = ["%ax", "%dx", "%cx"];
         let index = usize::from(number) - 1;
+        let or_stack = |registers: &[&str]| match registers.get(index) {
+            Some(register) => (*register).to_owned(),
+            None => format!("$stack{}", index - registers.len() + 1),
+        };
         match self {
-            Self::X86_64 => match X86_64.get(index) {
-                Some(register) => (*register).to_owned(),
-                None => format!("$stack{}", index - X86_64.len() + 1),
-            },
+            Self::X86_64 => or_stack(&X86_64),
+            Self::X86 => or_stack(&X86),
             Self::Aarch64 if index < 8 => format!("%x{index}"),
             Self::Aarch64 => format!("$stack{}", index - 8),
             Self::Numbered => format!("$arg{number}"),
@@ -109,8 +120,11 @@ pub(crate) struct Expression {
 pub(crate) fn expand(
     template: &str,
     arguments: Arguments,
+    word: WordSize,
     resolve: &dyn Fn(&str) -> Option<Term>,
 ) -> Result<Expression, Problem> {
+    let resolve: &dyn Fn(&str) -> Option<Term> =
+        &|name| if name == WORD { Some(Term::Offset(word.bytes().into())) } else { resolve(name) };
     let mut text = String::with_capacity(template.len());
     let mut rest = template;
     let mut bits = None;
@@ -231,7 +245,7 @@ mod tests {
     }
 
     fn on_x86(template: &str) -> Result<String, Problem> {
-        expand(template, Arguments::X86_64, &names).map(|expression| expression.text)
+        expand(template, Arguments::X86_64, WordSize::Eight, &names).map(|expression| expression.text)
     }
 
     #[test]
@@ -259,8 +273,9 @@ mod tests {
 
     #[test]
     fn a_bit_field_is_what_is_fetched_last() {
-        let expanded =
-            |template| expand(template, Arguments::X86_64, &names).map(|Expression { text, bits }| (text, bits));
+        let expanded = |template| {
+            expand(template, Arguments::X86_64, WordSize::Eight, &names).map(|Expression { text, bits }| (text, bits))
+        };
         let field = ("+517(+112(%di))".to_owned(), Some(8));
         assert_eq!(expanded("+{sock.sk_protocol}(+{sk_buff.len}({skb}))"), Ok(field));
         assert_eq!(expanded("+{sk_buff.len}({skb})"), Ok(("+112(%di)".to_owned(), None)));
@@ -274,10 +289,22 @@ mod tests {
         let all = |arguments: Arguments, number| arguments.text(number);
         assert_eq!(all(Arguments::X86_64, 4), "%cx");
         assert_eq!(all(Arguments::X86_64, 8), "$stack2");
+        assert_eq!(
+            [1, 2, 3, 4, 5].map(|number| all(Arguments::X86, number)),
+            ["%ax", "%dx", "%cx", "$stack1", "$stack2"]
+        );
         assert_eq!(all(Arguments::Aarch64, 1), "%x0");
         assert_eq!(all(Arguments::Aarch64, 8), "%x7");
         assert_eq!(all(Arguments::Aarch64, 9), "$stack0");
         assert_eq!(all(Arguments::Numbered, 9), "$arg9");
+    }
+
+    #[test]
+    fn a_word_is_as_long_as_the_kernels() {
+        let on =
+            |arguments, word| expand("+{word}(+{sk_buff.data-word}({skb}))", arguments, word, &names).unwrap().text;
+        assert_eq!(on(Arguments::X86_64, WordSize::Eight), "+8(+200(%di))");
+        assert_eq!(on(Arguments::X86, WordSize::Four), "+4(+204(%ax))");
     }
 
     #[test]
@@ -310,7 +337,7 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn no_template_panics(template in "[+\\-u{}()a-z0-9.$ é]{0,40}") {
-            let _ = expand(&template, Arguments::X86_64, &|name| names(name).or(Some(Term::Offset(name.len() as i64))));
+            let _ = expand(&template, Arguments::X86_64, WordSize::Eight, &|name| names(name).or(Some(Term::Offset(name.len() as i64))));
         }
     }
 }

@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use crate::probe::check_name;
 use crate::sys::files::{self, FileSystem};
 use crate::sys::privileges;
-use crate::{Error, Format};
+use crate::{Error, Format, FormatField, WordSize};
 
 /// A mounted tracefs.
 ///
@@ -44,11 +44,13 @@ pub struct Features {
     pub comm: bool,
     /// Constants (`\1`), Linux 5.4.
     pub constants: bool,
+    /// How long its words are, whatever this program's are.
+    pub word: WordSize,
 }
 
 impl Features {
-    /// Reads them out of the text of `README`.
-    pub(crate) fn parse(readme: &str) -> Self {
+    /// Reads them out of the texts of `README` and of `events/header_page`.
+    pub(crate) fn parse(readme: &str, header_page: &str) -> Self {
         Self {
             arrays: readme.contains("\\[<array-size>\\]"),
             user_memory: readme.contains("ustring"),
@@ -56,7 +58,18 @@ impl Features {
             maxactive: readme.contains("r[maxactive]"),
             comm: readme.contains("$comm"),
             constants: readme.contains("\\imm-value"),
+            word: word_size(header_page).unwrap_or(WordSize::OURS),
         }
+    }
+}
+
+/// The size of `commit`, a `local_t`, in the head of a page of the kernel's own rings.
+fn word_size(header_page: &str) -> Option<WordSize> {
+    let mut fields = header_page.lines().filter_map(|line| FormatField::parse(line.trim_ascii()).ok());
+    match fields.find(|field| field.name == "commit")?.size {
+        4 => Some(WordSize::Four),
+        8 => Some(WordSize::Eight),
+        _ => None,
     }
 }
 
@@ -173,7 +186,8 @@ impl Tracefs {
 
     /// What its probes can do. Read once.
     pub fn features(&self) -> Features {
-        *self.features.get_or_init(|| Features::parse(&fs::read_to_string(self.path("README")).unwrap_or_default()))
+        let text = |file| fs::read_to_string(self.path(file)).unwrap_or_default();
+        *self.features.get_or_init(|| Features::parse(&text("README"), &text("events/header_page")))
     }
 
     /// The format of an event, of a static tracepoint for instance.
@@ -247,10 +261,35 @@ mod tests {
             \t           +|-[u]<offset>(<fetcharg>), \\imm-value, \\\"imm-string\"\n\
             \t           b<bit-width>@<bit-offset>/<container-size>, ustring,\n\
             \t           symstr, <type>\\[<array-size>\\]\n";
-        let all =
-            Features { arrays: true, user_memory: true, arguments: true, maxactive: true, comm: true, constants: true };
-        assert_eq!(Features::parse(readme), all);
-        assert_eq!(Features::parse("r[:[<group>/]<event>] <place>"), Features::default());
+        let all = Features {
+            arrays: true,
+            user_memory: true,
+            arguments: true,
+            maxactive: true,
+            comm: true,
+            constants: true,
+            word: WordSize::Eight,
+        };
+        assert_eq!(Features::parse(readme, &header_page(8)), all);
+        assert_eq!(Features::parse("r[:[<group>/]<event>] <place>", &header_page(8)), Features::default());
+    }
+
+    /// As Linux 6.1 writes it.
+    fn header_page(word: u8) -> String {
+        format!(
+            "\tfield: u64 timestamp;\toffset:0;\tsize:8;\tsigned:0;\n\
+             \tfield: local_t commit;\toffset:8;\tsize:{word};\tsigned:1;\n\
+             \tfield: int overwrite;\toffset:8;\tsize:1;\tsigned:1;\n\
+             \tfield: char data;\toffset:16;\tsize:4080;\tsigned:0;\n"
+        )
+    }
+
+    #[test]
+    fn words_are_those_of_the_kernel() {
+        for (bytes, word) in [(4, WordSize::Four), (8, WordSize::Eight), (2, WordSize::OURS)] {
+            assert_eq!(Features::parse("", &header_page(bytes)).word, word);
+        }
+        assert_eq!(Features::parse("", "").word, WordSize::OURS);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::marker::PhantomData;
 
-use crate::sample::NOWHERE;
+use crate::sample::{NOWHERE, Place};
 
 /// The type of a fetch argument, in the words of kprobetrace.rst. Numbers are in the machine's byte order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -25,6 +25,10 @@ pub enum Type {
     S32,
     /// `s64`
     S64,
+    /// `u32` or `u64`: as long as a pointer of this kernel.
+    Word,
+    /// `s32` or `s64`: the same with a sign.
+    SignedWord,
     /// `x8[N]`: N bytes as they lie in memory, 64 at most; a static tracepoint's field may be longer. Before Linux 4.20 they
     /// are fetched as single values.
     Bytes(u16),
@@ -35,13 +39,14 @@ pub enum Type {
 }
 
 impl Type {
-    /// How many bytes the value takes in the fixed part of a record (a string: the 4 bytes that locate it).
+    /// How many bytes the value takes in the fixed part of a record (a string: the 4 bytes that locate it; a word: the 8
+    /// that it takes at most).
     pub const fn size(self) -> usize {
         match self {
             Self::U8 | Self::S8 => 1,
             Self::U16 | Self::S16 => 2,
             Self::U32 | Self::S32 | Self::String => 4,
-            Self::U64 | Self::S64 => 8,
+            Self::U64 | Self::S64 | Self::Word | Self::SignedWord => 8,
             Self::Bytes(n) => n as usize,
             Self::Words(n) => n as usize * 8,
         }
@@ -49,6 +54,22 @@ impl Type {
 }
 
 impl Type {
+    /// The same on a kernel whose words are so long.
+    pub(crate) const fn with(self, word: WordSize) -> Self {
+        match (self, word) {
+            (Self::Word, WordSize::Four) => Self::U32,
+            (Self::Word, WordSize::Eight) => Self::U64,
+            (Self::SignedWord, WordSize::Four) => Self::S32,
+            (Self::SignedWord, WordSize::Eight) => Self::S64,
+            (other, _) => other,
+        }
+    }
+
+    /// Whether a field of so many bytes can be of this type.
+    pub(crate) const fn may_have(self, size: usize) -> bool {
+        size == self.size() || matches!(self, Self::Word | Self::SignedWord) && size == 4
+    }
+
     /// The type that fetches the lowest `bits` of this one; `None` where it is no unsigned number or has not as many.
     pub(crate) fn of_bits(self, bits: u8) -> Option<String> {
         let is_unsigned = matches!(self, Self::U8 | Self::U16 | Self::U32 | Self::U64);
@@ -57,17 +78,41 @@ impl Type {
     }
 }
 
+/// How long a word of the kernel is: a pointer, a `long`, a register.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum WordSize {
+    /// 32 bits.
+    Four,
+    /// 64 bits.
+    #[default]
+    Eight,
+}
+
+impl WordSize {
+    /// That of this program.
+    pub const OURS: Self = if size_of::<usize>() == 4 { Self::Four } else { Self::Eight };
+
+    /// In bytes.
+    pub const fn bytes(self) -> u8 {
+        match self {
+            Self::Four => 4,
+            Self::Eight => 8,
+        }
+    }
+}
+
+/// As the kernel spells it where a word is 64 bits long.
 impl fmt::Display for Type {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::U8 => f.write_str("u8"),
             Self::U16 => f.write_str("u16"),
             Self::U32 => f.write_str("u32"),
-            Self::U64 => f.write_str("u64"),
+            Self::U64 | Self::Word => f.write_str("u64"),
             Self::S8 => f.write_str("s8"),
             Self::S16 => f.write_str("s16"),
             Self::S32 => f.write_str("s32"),
-            Self::S64 => f.write_str("s64"),
+            Self::S64 | Self::SignedWord => f.write_str("s64"),
             Self::Bytes(n) => write!(f, "x8[{n}]"),
             Self::Words(n) => write!(f, "x64[{n}]"),
             Self::String => f.write_str("string"),
@@ -76,24 +121,27 @@ impl fmt::Display for Type {
 }
 
 /// A Rust type that a field of a [`sample!`](crate::sample!) or [`tracepoint!`](crate::tracepoint!) may have: the
-/// integers from 8 to 64 bits, `[u8; N]`, [`Array<u64, N>`](Array), [`Text`], and an `Option` of one of them for what
-/// not every kernel has.
-pub trait Value: Copy {
+/// integers from 8 to 64 bits, [`Word`], [`SignedWord`], `[u8; N]`, [`Array<u64, N>`](Array), [`Text`], and an `Option` of
+/// one of them for what not every kernel has.
+pub trait Value {
+    /// What the struct has: the type itself, but of a [`Word`] a number.
+    type Read: Copy;
     /// The fetch type that fills it.
     const TYPE: Type;
     /// Whether the field may be missing in the record.
     const OPTIONAL: bool = false;
-    /// Reads it at `offset` of a record; `None` when the record ends before.
-    fn read(raw: &[u8], offset: usize) -> Option<Self>;
+    /// Reads it out of a record; `None` when the record ends before.
+    fn read(raw: &[u8], place: Place) -> Option<Self::Read>;
 }
 
 macro_rules! integers {
     ($($rust:ty = $kind:ident),*) => {$(
         impl Value for $rust {
+            type Read = Self;
             const TYPE: Type = Type::$kind;
             #[inline]
-            fn read(raw: &[u8], offset: usize) -> Option<Self> {
-                let bytes = raw.get(offset..)?.first_chunk()?;
+            fn read(raw: &[u8], place: Place) -> Option<Self> {
+                let bytes = raw.get(place.start()..)?.first_chunk()?;
                 Some(Self::from_ne_bytes(*bytes))
             }
         }
@@ -101,11 +149,39 @@ macro_rules! integers {
 }
 integers!(u8 = U8, u16 = U16, u32 = U32, u64 = U64, i8 = S8, i16 = S16, i32 = S32, i64 = S64);
 
+/// A pointer, or anything else that is as long as one of the kernel's. The struct has a `u64`. How long it is in a record
+/// is what the event's `format` says.
+#[derive(Clone, Copy, Debug)]
+pub enum Word {}
+
+impl Value for Word {
+    type Read = u64;
+    const TYPE: Type = Type::Word;
+    #[inline]
+    fn read(raw: &[u8], place: Place) -> Option<u64> {
+        if place.size == 4 { u32::read(raw, place).map(u64::from) } else { u64::read(raw, place) }
+    }
+}
+
+/// The same with a sign: an `i64`.
+#[derive(Clone, Copy, Debug)]
+pub enum SignedWord {}
+
+impl Value for SignedWord {
+    type Read = i64;
+    const TYPE: Type = Type::SignedWord;
+    #[inline]
+    fn read(raw: &[u8], place: Place) -> Option<i64> {
+        if place.size == 4 { i32::read(raw, place).map(i64::from) } else { i64::read(raw, place) }
+    }
+}
+
 impl<const N: usize> Value for [u8; N] {
+    type Read = Self;
     const TYPE: Type = Type::Bytes(count(N));
     #[inline]
-    fn read(raw: &[u8], offset: usize) -> Option<Self> {
-        raw.get(offset..)?.first_chunk().copied()
+    fn read(raw: &[u8], place: Place) -> Option<Self> {
+        raw.get(place.start()..)?.first_chunk().copied()
     }
 }
 
@@ -116,7 +192,7 @@ pub struct Array<T, const N: usize> {
     item: PhantomData<T>,
 }
 
-impl<T: Value, const N: usize> Array<T, N> {
+impl<T: Value<Read = T>, const N: usize> Array<T, N> {
     /// The bytes of the array within the record that it was decoded from, in the machine's byte order; empty
     /// when `raw` is another, shorter record.
     pub fn bytes<'a>(&self, raw: &'a [u8]) -> &'a [u8] {
@@ -126,16 +202,17 @@ impl<T: Value, const N: usize> Array<T, N> {
 
     /// The values of the array within the record that it was decoded from, in order.
     pub fn values<'a>(&self, raw: &'a [u8]) -> impl Iterator<Item = T> + 'a {
-        self.bytes(raw).chunks_exact(size_of::<T>()).filter_map(|chunk| T::read(chunk, 0))
+        self.bytes(raw).chunks_exact(size_of::<T>()).filter_map(|chunk| T::read(chunk, Place::FIRST))
     }
 }
 
 impl<const N: usize> Value for Array<u64, N> {
+    type Read = Self;
     const TYPE: Type = Type::Words(count(N));
     #[inline]
-    fn read(raw: &[u8], offset: usize) -> Option<Self> {
-        raw.get(offset..offset.checked_add(N * 8)?)?;
-        Some(Self { offset: u16::try_from(offset).ok()?, item: PhantomData })
+    fn read(raw: &[u8], place: Place) -> Option<Self> {
+        raw.get(place.start()..place.start().checked_add(N * 8)?)?;
+        Some(Self { offset: place.offset, item: PhantomData })
     }
 }
 
@@ -158,21 +235,23 @@ impl Text {
 }
 
 impl Value for Text {
+    type Read = Self;
     const TYPE: Type = Type::String;
     #[inline]
-    fn read(raw: &[u8], offset: usize) -> Option<Self> {
-        let (offset, len) = located(u32::read(raw, offset)?);
+    fn read(raw: &[u8], place: Place) -> Option<Self> {
+        let (offset, len) = located(u32::read(raw, place)?);
         raw.get(offset..offset + len)?;
         Some(Self { offset: offset as u16, len: len as u16 })
     }
 }
 
 impl<T: Value> Value for Option<T> {
+    type Read = Option<T::Read>;
     const TYPE: Type = T::TYPE;
     const OPTIONAL: bool = true;
     #[inline]
-    fn read(raw: &[u8], offset: usize) -> Option<Self> {
-        if offset == usize::from(NOWHERE) { Some(None) } else { T::read(raw, offset).map(Some) }
+    fn read(raw: &[u8], place: Place) -> Option<Self::Read> {
+        if place.offset == NOWHERE { Some(None) } else { T::read(raw, place).map(Some) }
     }
 }
 

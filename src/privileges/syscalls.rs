@@ -205,7 +205,9 @@ const PRCTLS: [libc::c_int; 5] =
 /// # Errors
 /// [`PrivilegesError::Syscalls`]: the kernel has no seccomp.
 pub fn filter_syscalls() -> Result<(), PrivilegesError> {
-    let failed = |error: &dyn std::error::Error| PrivilegesError::Syscalls(error.to_string());
+    let failed = |error: &dyn std::error::Error| {
+        PrivilegesError::Syscalls(format!("{error}; the kernel needs CONFIG_SECCOMP_FILTER"))
+    };
     let program = program().map_err(|error| failed(&error))?;
     seccompiler::apply_filter(&program).map_err(|error| failed(&error))
 }

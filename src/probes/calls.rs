@@ -5,7 +5,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use socktrail_kprobes::{Array, Text, sample};
+use socktrail_kprobes::{Array, SignedWord, Text, Word, sample};
 
 use super::{Decoded, IntoEvent, known_ipv6};
 use crate::event::EventKind;
@@ -28,11 +28,11 @@ macro_rules! socket_sample {
                 /// The running thread's name.
                 pub comm: Option<Text> = "$comm",
                 /// The inode's number.
-                pub i_ino: u64 = concat!("+{socket_alloc.i_ino}(", $socket, ")"),
+                pub i_ino: Word = concat!("+{socket_alloc.i_ino}(", $socket, ")"),
                 /// `SOCK_STREAM`, …
                 pub sock_type: u16 = concat!("+{socket.type}(", $socket, ")"),
                 /// The `struct sock`; null when there is none.
-                pub sk: u64 = $sk,
+                pub sk: Word = $sk,
                 /// Address family.
                 pub family: u16 = concat!("+{sock_common.skc_family}(", $sk, ")"),
                 /// Protocol.
@@ -141,7 +141,7 @@ socket_sample! {
     /// `__sock_release`: the last descriptor of a socket is gone. Without an inode it is one that no program ever had.
     pub struct Released of "{sock}", "+{socket.sk}({sock})" {
         /// The `struct inode`.
-        pub inode: u64 = "{inode}",
+        pub inode: Word = "{inode}",
     }
 
     /// `sock_release`: the same before Linux 4.19.
@@ -259,7 +259,7 @@ returns! {
     /// The return of `__sys_socket`.
     ReturnsSocket: i32 = Call::Create, Layer::SystemCall;
     /// The return of `__sys_socket_file`, a `struct file`.
-    ReturnsSocketFile: i64 = Call::Create, Layer::Socket;
+    ReturnsSocketFile: SignedWord = Call::Create, Layer::Socket;
     /// The return of `__sys_bind`.
     ReturnsBind: i32 = Call::Bind, Layer::SystemCall;
     /// The return of `__sys_bind_socket`.
@@ -271,7 +271,7 @@ returns! {
     /// The return of `__sys_accept4`.
     ReturnsAccept: i32 = Call::Accept, Layer::SystemCall;
     /// The return of `do_accept`, a `struct file`.
-    ReturnsDoAccept: i64 = Call::Accept, Layer::Socket;
+    ReturnsDoAccept: SignedWord = Call::Accept, Layer::Socket;
     /// The return of `__sys_accept4_file`, a descriptor.
     ReturnsAcceptFile: i32 = Call::Accept, Layer::Socket;
     /// The return of `__sys_connect`.

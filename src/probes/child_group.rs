@@ -6,7 +6,7 @@
 //! do, for instance to attach a BPF program. The directory entries lead up to the root of the hierarchy, even in a
 //! cgroup namespace.
 
-use socktrail_kprobes::{Array, sample};
+use socktrail_kprobes::{Array, Word, sample};
 
 use super::dentries::{ancestor, climb, name, path};
 use super::{Decoded, IntoEvent};
@@ -23,18 +23,18 @@ sample! {
     /// descriptor. `docs/accuracy.md` states how deep a group may be, and how long the names of those above it.
     pub struct GroupLookup {
         /// The controller (`struct cgroup_subsys`) that the group is wanted for; null for the group itself.
-        ss: u64 = "{ss}",
-        dentry_0: u64 = ancestor!("{dentry}";),
-        dentry_1: u64 = ancestor!("{dentry}"; up),
-        dentry_2: u64 = ancestor!("{dentry}"; up up),
-        dentry_3: u64 = ancestor!("{dentry}"; up up up),
-        dentry_4: u64 = ancestor!("{dentry}"; up up up up),
-        dentry_5: u64 = ancestor!("{dentry}"; up up up up up),
-        dentry_6: u64 = ancestor!("{dentry}"; up up up up up up),
-        dentry_7: u64 = ancestor!("{dentry}"; up up up up up up up),
-        dentry_8: u64 = ancestor!("{dentry}"; up up up up up up up up),
-        dentry_9: u64 = ancestor!("{dentry}"; up up up up up up up up up),
-        dentry_10: u64 = ancestor!("{dentry}"; up up up up up up up up up up),
+        ss: Word = "{ss}",
+        dentry_0: Word = ancestor!("{dentry}";),
+        dentry_1: Word = ancestor!("{dentry}"; up),
+        dentry_2: Word = ancestor!("{dentry}"; up up),
+        dentry_3: Word = ancestor!("{dentry}"; up up up),
+        dentry_4: Word = ancestor!("{dentry}"; up up up up),
+        dentry_5: Word = ancestor!("{dentry}"; up up up up up),
+        dentry_6: Word = ancestor!("{dentry}"; up up up up up up),
+        dentry_7: Word = ancestor!("{dentry}"; up up up up up up up),
+        dentry_8: Word = ancestor!("{dentry}"; up up up up up up up up),
+        dentry_9: Word = ancestor!("{dentry}"; up up up up up up up up up),
+        dentry_10: Word = ancestor!("{dentry}"; up up up up up up up up up up),
         name_0: OwnName = name!("{dentry}";),
         name_1: Name = name!("{dentry}"; up),
         name_2: Name = name!("{dentry}"; up up),

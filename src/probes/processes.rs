@@ -1,6 +1,6 @@
 //! What processes do with themselves.
 
-use socktrail_kprobes::{Array, Text, sample, tracepoint};
+use socktrail_kprobes::{Array, Text, Word, sample, tracepoint};
 
 use super::{Decoded, IntoEvent};
 use crate::container::container;
@@ -19,9 +19,9 @@ sample! {
         /// Nanoseconds since boot.
         pub start: Option<u64> = "+{task_struct.start_boottime}({p})",
         /// The same before Linux 3.17, a `struct timespec`: seconds since boot.
-        pub seconds: Option<u64> = "+{task_struct.real_start_time}({p})",
+        pub seconds: Option<Word> = "+{task_struct.real_start_time}({p})",
         /// Nanoseconds of the next second.
-        pub nanos: Option<u64> = "+{task_struct.real_start_time+8}({p})",
+        pub nanos: Option<Word> = "+{task_struct.real_start_time+word}({p})",
     }
 
     /// `security_bprm_committed_creds`: an exec has passed the point of no return; the arguments lie at the top of the

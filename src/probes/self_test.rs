@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use nix::libc::linger;
 use nix::sys::socket::{setsockopt, sockopt};
-use nix::sys::time::TimeVal;
+use nix::sys::time::{TimeVal, TimeValLike};
 use serde::Serialize;
 use socktrail_kprobes::{Error, Group};
 
@@ -79,7 +79,7 @@ fn datagram(ip: IpAddr) -> io::Result<()> {
 /// Ends with a reset, so that nothing of it stays in TIME_WAIT.
 fn connection(ip: IpAddr) -> io::Result<()> {
     let listener = TcpListener::bind((ip, 0))?;
-    setsockopt(&listener, sockopt::ReceiveTimeout, &TimeVal::new(0, PATIENCE.subsec_micros().into()))?;
+    setsockopt(&listener, sockopt::ReceiveTimeout, &TimeVal::microseconds(PATIENCE.as_micros() as i64))?;
     let client = TcpStream::connect_timeout(&listener.local_addr()?, PATIENCE)?;
     let (mut accepted, from) = listener.accept()?;
     is_ours(from, client.local_addr()?)?;

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use socktrail_kprobes::sample;
+use socktrail_kprobes::{Word, sample};
 
 use super::{AF_INET, AF_INET6, Decoded, IntoEvent, ipv6_address, known_ipv6};
 use crate::event::{Endpoint, EventKind, Segments, TcpState, Tuple};
@@ -26,7 +26,7 @@ sample! {
     /// `sock_init_data`: a `struct sock` is made for a `struct socket`.
     pub struct Created {
         /// The `struct sock`.
-        pub sk: u64 = "{sk}",
+        pub sk: Word = "{sk}",
         /// Its address family.
         pub family: u16 = "+{sock_common.skc_family}({sk})",
         /// The bits behind `skc_state`, which follows the family: `skc_net_refcnt` among them.
@@ -36,7 +36,7 @@ sample! {
     /// `setsockopt(2)` of a UDP socket's own options, `udp_lib_setsockopt`.
     pub struct DatagramOption {
         /// The `struct sock`.
-        pub sk: u64 = "{sk}",
+        pub sk: Word = "{sk}",
         /// Which option.
         pub optname: i32 = "{optname}",
     }
@@ -44,13 +44,13 @@ sample! {
     /// `udp_cmsg_send`: a datagram is sent with control messages.
     pub struct SendsControl {
         /// The `struct sock`.
-        pub sk: u64 = "{sk}",
+        pub sk: Word = "{sk}",
     }
 
     /// `tcp_v4_connect`: a connect begins; the `sockaddr_in` is in kernel memory by then.
     pub struct ConnectIpv4 {
         /// The `struct sock`.
-        pub sk: u64 = "{sk}",
+        pub sk: Word = "{sk}",
         /// Port, as it lies in memory.
         pub port: u16 = "+{sockaddr_in.sin_port}({uaddr})",
         /// Address, as it lies in memory.
@@ -60,7 +60,7 @@ sample! {
     /// `tcp_v6_connect`: the same with a `sockaddr_in6`.
     pub struct ConnectIpv6 {
         /// The `struct sock`.
-        pub sk: u64 = "{sk}",
+        pub sk: Word = "{sk}",
         /// Port, as it lies in memory.
         pub port: u16 = "+{sockaddr_in6.sin6_port}({uaddr})",
         /// Address, as it lies in memory.
@@ -78,9 +78,9 @@ sample! {
     /// `security_sock_graft`: an accepted connection gets its `struct socket`, in the context of who accepts.
     pub struct Accepted {
         /// The connection's `struct sock`.
-        pub sk: u64 = "{sk}",
+        pub sk: Word = "{sk}",
         /// `struct net`.
-        pub net: u64 = "+{sock_common.skc_net}({sk})",
+        pub net: Word = "+{sock_common.skc_net}({sk})",
         /// Its address family.
         pub family: u16 = "+{sock_common.skc_family}({sk})",
         /// Local port, host byte order.
@@ -104,9 +104,9 @@ sample! {
     /// The return of `inet_csk_accept`: where [`Accepted`] cannot be had. A null pointer means that nothing was accepted.
     pub struct AcceptReturned {
         /// The connection's `struct sock`.
-        pub sk: u64 = "$retval",
+        pub sk: Word = "$retval",
         /// `struct net`.
-        pub net: u64 = "+{sock_common.skc_net}($retval)",
+        pub net: Word = "+{sock_common.skc_net}($retval)",
         /// Its address family.
         pub family: u16 = "+{sock_common.skc_family}($retval)",
         /// Local port, host byte order.
@@ -131,9 +131,9 @@ sample! {
     /// begins with a `struct sock_common`.
     pub struct Requested {
         /// The listener's `struct sock`.
-        pub sk: u64 = "{sk}",
+        pub sk: Word = "{sk}",
         /// `struct net`.
-        pub net: u64 = "+{sock_common.skc_net}({req})",
+        pub net: Word = "+{sock_common.skc_net}({req})",
         /// Its address family.
         pub family: u16 = "+{sock_common.skc_family}({req})",
         /// Local port, host byte order.
@@ -157,7 +157,7 @@ sample! {
     /// `tcp_set_state`: a TCP socket enters a state.
     pub struct StateSet {
         /// The `struct sock`.
-        pub sk: u64 = "{sk}",
+        pub sk: Word = "{sk}",
         /// The state that it enters.
         pub state: i32 = "{state}",
         /// `sock.sk_err`.
@@ -167,7 +167,7 @@ sample! {
         /// Segments sent.
         pub segs_out: Option<u32> = "+{tcp_sock.segs_out}({sk})",
         /// `struct net`.
-        pub net: u64 = "+{sock_common.skc_net}({sk})",
+        pub net: Word = "+{sock_common.skc_net}({sk})",
         /// Its address family.
         pub family: u16 = "+{sock_common.skc_family}({sk})",
         /// Local port, host byte order.
@@ -191,7 +191,7 @@ sample! {
     /// `sock_def_error_report`: an error is reported to a socket's program; the next call that asks for it clears it.
     pub struct Failed {
         /// The `struct sock`.
-        pub sk: u64 = "{sk}",
+        pub sk: Word = "{sk}",
         /// `sock.sk_err`, a positive errno.
         pub error: i32 = "+{sock.sk_err}({sk})",
     }
@@ -199,9 +199,9 @@ sample! {
     /// `security_mptcp_add_subflow`, `mptcp_sockopt_sync`: a TCP socket is created for an MPTCP socket.
     pub struct SubflowMade {
         /// The `struct sock` of the MPTCP socket.
-        pub sk: u64 = "{sk}",
+        pub sk: Word = "{sk}",
         /// That of the TCP socket.
-        pub ssk: u64 = "{ssk}",
+        pub ssk: Word = "{ssk}",
     }
 
     /// `mptcp_event`: a subflow of an MPTCP socket is established, the first or a further one.
@@ -209,21 +209,21 @@ sample! {
         /// `enum mptcp_event_type`.
         pub kind: i32 = "{type}",
         /// The `struct sock` of the MPTCP socket.
-        pub sk: u64 = "{sk}",
+        pub sk: Word = "{sk}",
         /// That of the TCP socket.
-        pub ssk: u64 = "{ssk}",
+        pub ssk: Word = "{ssk}",
     }
 
     /// `inet_release`: the last descriptor of a `struct socket` is gone.
     pub struct Released {
         /// The `struct sock`; null when the socket never had one.
-        pub sk: u64 = "+{socket.sk}({sock})",
+        pub sk: Word = "+{socket.sk}({sock})",
     }
 
     /// `inet_sock_destruct`: a `struct sock` is freed.
     pub struct Freed {
         /// The `struct sock`.
-        pub sk: u64 = "{sk}",
+        pub sk: Word = "{sk}",
     }
 }
 

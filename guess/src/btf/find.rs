@@ -2,6 +2,7 @@
 
 use super::reader::{Btf, Malformed, Member, Type, kind, starts_with_string};
 use crate::catalog::{self, ArgumentSpec, FieldSpec, FunctionSpec};
+use crate::engine::WORD;
 use crate::layout::{Layout, Origin};
 use std::time::Instant;
 
@@ -237,9 +238,11 @@ fn position(btf: &Btf<'_>, prototype: &Type, argument: &ArgumentSpec) -> Result<
         return Ok(None);
     }
     let mut of_type = Vec::new();
-    for (index, parameter) in btf.parameters(prototype).enumerate().take(255) {
+    let mut next = 1;
+    for parameter in btf.parameters(prototype).take(250) {
         let parameter = parameter?;
-        let position = index as u32 + 1;
+        let position = next;
+        next = behind(position, WORD, btf.size(parameter.type_id)?);
         let is_pointer = btf.strip(parameter.type_id)?.kind == kind::PTR;
         if is_pointer == argument.points_to.is_some() && btf.is_called(parameter.name, argument.name)? {
             return Ok(Some(position));
@@ -253,6 +256,17 @@ fn position(btf: &Btf<'_>, prototype: &Type, argument: &ArgumentSpec) -> Result<
     Ok(if let [only] = of_type[..] { Some(only) } else { None })
 }
 
+/// The position behind an argument of this size. On 32-bit x86 positions are words, of which a number of 64 bits takes two:
+/// both in registers or, where only the last register is left, both on the stack.
+fn behind(position: u32, word: u32, size: u64) -> u32 {
+    const REGISTERS: u32 = 3;
+    match (word, size) {
+        (4, 5..=8) if position == REGISTERS => position + 3,
+        (4, 5..=8) => position + 2,
+        _ => position + 1,
+    }
+}
+
 fn points_to(btf: &Btf<'_>, type_id: u32, structure: &str) -> Result<bool, Malformed> {
     let pointer = btf.strip(type_id)?;
     if pointer.kind != kind::PTR {
@@ -260,4 +274,27 @@ fn points_to(btf: &Btf<'_>, type_id: u32, structure: &str) -> Result<bool, Malfo
     }
     let target = btf.strip(pointer.size_or_type)?;
     Ok(matches!(target.kind, kind::STRUCT | kind::FWD) && btf.is_called(target.name, structure)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::behind;
+
+    /// As GCC passes them with `-m32 -mregparm=3` (`ix86_function_arg_advance`).
+    #[test]
+    fn a_number_of_64_bits_is_two_words_on_a_32_bit_machine() {
+        let positions = |word, sizes: &[u64]| {
+            let next = |position: &mut u32, size: &u64| {
+                let this = *position;
+                *position = behind(this, word, *size);
+                Some(this)
+            };
+            sizes.iter().scan(1, next).collect::<Vec<_>>()
+        };
+        assert_eq!(positions(8, &[8, 8, 4, 8, 4]), [1, 2, 3, 4, 5]);
+        assert_eq!(positions(4, &[4, 2, 1, 4, 4]), [1, 2, 3, 4, 5]);
+        assert_eq!(positions(4, &[8, 4, 4]), [1, 3, 4], "%ax and %dx, then %cx, then the stack");
+        assert_eq!(positions(4, &[4, 8, 4]), [1, 2, 4]);
+        assert_eq!(positions(4, &[4, 4, 8, 4]), [1, 2, 3, 6], "the last register alone is of no use");
+    }
 }

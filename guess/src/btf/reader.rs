@@ -176,7 +176,7 @@ impl<'a> Btf<'a> {
                     id = element;
                     continue;
                 }
-                kind::PTR => size_of::<u64>() as u64,
+                kind::PTR => size_of::<usize>() as u64,
                 kind::INT | kind::STRUCT | kind::UNION | kind::ENUM | kind::ENUM64 | kind::FLOAT => {
                     u64::from(at.size_or_type)
                 }

@@ -25,4 +25,4 @@ pub(crate) use probe::{Probe, WINDOW};
 pub(crate) use random::Random;
 pub(crate) use run::{Terms, run_all};
 pub(crate) use shot::Shot;
-pub(crate) use window::{Window, is_kernel_pointer};
+pub(crate) use window::{WORD, Window, bytes_of, is_kernel_pointer};

@@ -1,7 +1,7 @@
 //! What a guess wants to see at a kernel function, and how that is cut into fetch arguments.
 
 use super::shot::Piece;
-use super::window::Window;
+use super::window::{WORD, Window};
 use socktrail_kprobes::{Error, Fetch, Format, Type};
 use std::ops::Range;
 
@@ -61,7 +61,7 @@ impl Probe {
 
     /// The first `count` arguments.
     pub(crate) fn arguments(self, count: u32) -> Self {
-        self.view(ARGUMENTS, Kind::Arguments, 8..8 * (count + 1))
+        self.view(ARGUMENTS, Kind::Arguments, WORD..WORD * (count + 1))
     }
 
     /// The bytes in `range` of the structure at `base`, a template such as `{arg1}` or `+{socket.sk}({sock})`.
@@ -107,7 +107,7 @@ impl Probe {
                     parts.push(Part::default());
                 }
                 let part = parts.last_mut().expect("there is always a part");
-                part.push(Place { view, from }, template);
+                part.push(Place { view, from, size: what.kind.step() }, template);
             }
         }
         parts
@@ -123,13 +123,24 @@ impl Probe {
     }
 }
 
+impl Kind {
+    /// How far its fetches are apart, and how many bytes of each count. All fetch 8 bytes, since probes that share an event
+    /// must fetch alike.
+    fn step(&self) -> u32 {
+        match self {
+            Self::Words { .. } => 8,
+            Self::Arguments | Self::Through { .. } => WORD,
+        }
+    }
+}
+
 impl View {
     /// The offset and the template of each fetch. Scalars, since older kernels have no arrays.
     fn fetches(&self) -> impl Iterator<Item = (u32, String)> {
-        (self.from..self.to).step_by(8).map(|from| {
+        (self.from..self.to).step_by(self.kind.step() as usize).map(|from| {
             let place = i64::from(from) - i64::from(self.back);
             let template = match &self.kind {
-                Kind::Arguments => format!("{{arg{}}}", from / 8),
+                Kind::Arguments => format!("{{arg{}}}", from / WORD),
                 Kind::Words { base, field: None } => format!("{place:+}({base})"),
                 Kind::Words { base, field: Some(field) } => format!("+{{{field}+{from}}}({base})"),
                 Kind::Through { base, offsets } => {
@@ -150,11 +161,12 @@ pub(crate) struct Part {
     text: usize,
 }
 
-/// Where the word of a fetch belongs.
+/// Where what was fetched belongs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Place {
     view: usize,
     from: u32,
+    size: u32,
 }
 
 impl Part {
@@ -194,7 +206,7 @@ impl Part {
     pub(crate) fn read(&self, raw: &[u8], offsets: &[u16], into: &mut [Piece]) {
         for (place, &offset) in self.places.iter().zip(offsets) {
             let offset = usize::from(offset);
-            if let Some(bytes) = raw.get(offset..offset + 8) {
+            if let Some(bytes) = raw.get(offset..offset + place.size as usize) {
                 into[place.view].window.write(place.from, bytes);
             }
         }

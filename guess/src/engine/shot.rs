@@ -1,7 +1,9 @@
 //! What was seen of one call of a kernel function.
 
 use super::probe::{ARGUMENTS, Part, Probe};
-use super::window::Window;
+#[cfg(test)]
+use super::window::bytes_of;
+use super::window::{WORD, Window};
 
 /// One call of a probed function, as its probe saw it.
 #[derive(Debug, Clone)]
@@ -42,7 +44,7 @@ impl Shot {
     /// Gives the function an argument, the first being 1.
     #[cfg(test)]
     pub(crate) fn pass(&mut self, position: u32, value: u64) {
-        self.put(ARGUMENTS, 8 * position, &value.to_ne_bytes());
+        self.put(ARGUMENTS, WORD * position, &bytes_of(value));
     }
 
     /// The view of that name.
@@ -57,13 +59,13 @@ impl Shot {
 
     /// An argument of the function, the first being 1; 0 when it was not seen.
     pub(crate) fn argument(&self, position: u32) -> u64 {
-        self.view(ARGUMENTS).u64(8 * position).unwrap_or(0)
+        self.view(ARGUMENTS).word(WORD * position).unwrap_or(0)
     }
 
     /// At which of the arguments that were seen a value stands.
     pub(crate) fn positions(&self, value: u64) -> Vec<u32> {
         let words = self.view(ARGUMENTS).words();
-        words.filter(|&(_, word)| word == value).map(|(offset, _)| offset / 8).collect()
+        words.filter(|&(_, word)| word == value).map(|(offset, _)| offset / WORD).collect()
     }
 }
 

@@ -1,5 +1,13 @@
 //! A piece of kernel memory, and where in it a value lies.
 
+/// Bytes of a word of this machine's, and its kernel's.
+pub(crate) const WORD: u32 = size_of::<usize>() as u32;
+
+/// The bytes of a word in memory.
+pub(crate) fn bytes_of(word: u64) -> [u8; WORD as usize] {
+    (word as usize).to_ne_bytes()
+}
+
 /// Bytes of kernel memory, from an offset in their structure on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Window {
@@ -24,10 +32,14 @@ impl Window {
         self.get(offset).map(u64::from_ne_bytes)
     }
 
-    /// Every word of 8 bytes with its offset.
+    /// The word at an offset.
+    pub(crate) fn word(&self, offset: u32) -> Option<u64> {
+        self.get(offset).map(|bytes| usize::from_ne_bytes(bytes) as u64)
+    }
+
+    /// Every word with its offset.
     pub(crate) fn words(&self) -> impl Iterator<Item = (u32, u64)> {
-        let words = self.bytes.chunks_exact(8).zip((self.from..).step_by(8));
-        words.map(|(bytes, offset)| (offset, u64::from_ne_bytes(bytes.try_into().expect("eight bytes"))))
+        (self.from..).step_by(WORD as usize).map_while(|offset| Some((offset, self.word(offset)?)))
     }
 
     /// Every offset, a multiple of `align` in the structure, at which `pattern` lies.
@@ -48,9 +60,9 @@ impl Window {
         self.find(&value.to_ne_bytes(), 4)
     }
 
-    /// Every offset, as an 8-byte field may have it, of a number or pointer.
-    pub(crate) fn find_u64(&self, value: u64) -> Vec<u32> {
-        self.find(&value.to_ne_bytes(), 8)
+    /// Every offset, as a field of a word may have it, of a number or pointer.
+    pub(crate) fn find_word(&self, value: u64) -> Vec<u32> {
+        self.find(&bytes_of(value), WORD)
     }
 
     /// The bytes from `start` to `end` of the structure, or as much of them as there is.
@@ -73,8 +85,12 @@ impl Window {
     }
 }
 
-/// Whether a word can be the address of something in the kernel, on any 64-bit machine.
+/// Whether a word can be the address of something in the kernel, on any 64-bit machine; on one of 32 bits, where the kernel
+/// has the last of four gigabytes (`CONFIG_VMSPLIT_3G`).
 pub(crate) fn is_kernel_pointer(word: u64) -> bool {
+    if WORD == 4 {
+        return (0xc000_0000..0xffff_f000).contains(&word);
+    }
     word >> 56 == 0xff && word < 0xffff_ffff_ffff_f000
 }
 
@@ -88,7 +104,7 @@ mod tests {
         assert_eq!(window.find_u16(7), [18, 28]);
         assert_eq!(window.find_u32(7), [28]);
         assert_eq!(window.find(&[7], 1), [18, 23, 25, 28]);
-        assert!(window.find_u64(7).is_empty());
+        assert!(window.find_word(7).is_empty());
         assert!(window.find(&[0; 17], 1).is_empty());
     }
 

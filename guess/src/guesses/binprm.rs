@@ -1,7 +1,7 @@
 //! What a `linux_binprm` holds of a program that is about to run.
 
-use super::nameless_file::NamelessFile;
-use crate::engine::{Clues, Guess, Probe, Random, Scene, Shot, Window, is_kernel_pointer};
+use super::nameless_file::{MARK, NamelessFile, mark};
+use crate::engine::{Clues, Guess, Probe, Random, Scene, Shot, WORD, Window, bytes_of, is_kernel_pointer};
 use crate::sys::PausedChild;
 use std::ffi::CString;
 use std::io;
@@ -11,7 +11,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 const BINPRM: u32 = 384;
 /// Strings are laid out from the top of a page, under an empty word.
 const PAGE: u64 = 4096;
-const TOP: u64 = 8;
+const TOP: u64 = WORD as u64;
 
 /// A child of this process executes a script that no path leads to, whose interpreter is a program of the same kind that
 /// ends at once. Both are called by names of which each has a thousand equal ones
@@ -47,7 +47,7 @@ impl Guess for Opened {
 
     fn probes(&self, _attempt: u32) -> Vec<Probe> {
         let probe = Probe::on("security_bprm_committed_creds");
-        vec![probe.through("names", "{bprm}", 0..BINPRM, &["{file.dentry}", "{dentry.name}", "0"])]
+        vec![probe.through("names", "{bprm}", 0..BINPRM, &["{file.dentry}", "{dentry.name}", MARK])]
     }
 
     fn trigger(&mut self, stage: &mut dyn Scene) -> io::Result<String> {
@@ -61,8 +61,8 @@ impl Guess for Opened {
 
     fn solve(&self, name: &String, shots: &[Shot]) -> Clues {
         let mut clues = Clues::default();
-        if let ([shot], Some(begin)) = (shots, name.as_bytes().first_chunk::<8>()) {
-            clues.allow("linux_binprm.file", shot.view("names").find(begin, 8));
+        if let ([shot], Some(mark)) = (shots, mark(name)) {
+            clues.allow("linux_binprm.file", shot.view("names").find(mark, WORD));
         }
         clues
     }
@@ -139,13 +139,14 @@ fn executed(script: String, interpreter: String, arguments: &[CString], environm
 fn find(sent: &Executed, binprm: &Window, targets: &Window, clues: &mut Clues) {
     let called = |name: &str| {
         // The strings of the program, which user pointers point to, are called the same.
-        let in_kernel = |offset| binprm.u64(offset).is_some_and(is_kernel_pointer);
+        let in_kernel = |offset| binprm.word(offset).is_some_and(is_kernel_pointer);
         let begins =
-            |&(offset, target): &(u32, u64)| name.as_bytes().starts_with(&target.to_ne_bytes()) && in_kernel(offset);
+            |&(offset, target): &(u32, u64)| name.as_bytes().starts_with(&bytes_of(target)) && in_kernel(offset);
         targets.words().filter(begins).map(|(offset, _)| offset).collect::<Vec<_>>()
     };
-    let came_down =
-        |&(_, word): &(u32, u64)| word > PAGE && word >> 56 == 0 && (word + TOP + sent.strings).is_multiple_of(PAGE);
+    let came_down = |&(_, word): &(u32, u64)| {
+        word > PAGE && word >> 56 == 0 && !is_kernel_pointer(word) && (word + TOP + sent.strings).is_multiple_of(PAGE)
+    };
     let script = called(&sent.script);
     if !script.is_empty() {
         clues.allow("security_bprm_committed_creds(bprm)", [1]);
@@ -167,31 +168,48 @@ fn word(random: &mut Random) -> CString {
     CString::new(vec![b'x'; random.within(1..=40) as usize]).expect("there is no NUL in it")
 }
 
-/// A program that ends at once: an ELF header, one segment that is the whole file, and the code.
+/// A program that ends at once: an ELF header, one segment that is the whole file, one that says that its stack is not to
+/// be executed (32-bit kernels write of programs without it into their log), and the code.
 fn program() -> Vec<u8> {
-    const BASE: u64 = 0x40_0000;
-    const HEADERS: u64 = 64 + 56;
+    const BASE: usize = 0x40_0000;
+    const ELF: usize = if WORD == 4 { 52 } else { 64 };
+    const SEGMENT: usize = if WORD == 4 { 32 } else { 56 };
     let (machine, code): (u16, &[u8]) = if cfg!(target_arch = "aarch64") {
         // mov x0, #0; mov x8, #93 (exit); svc #0
         (183, &[0x00, 0x00, 0x80, 0xd2, 0xa8, 0x0b, 0x80, 0xd2, 0x01, 0x00, 0x00, 0xd4])
+    } else if cfg!(target_arch = "x86") {
+        // xor ebx, ebx; mov eax, 1 (exit); int 0x80
+        (3, &[0x31, 0xdb, 0xb8, 0x01, 0x00, 0x00, 0x00, 0xcd, 0x80])
     } else {
         // xor edi, edi; mov eax, 60 (exit); syscall
         (62, &[0x31, 0xff, 0xb8, 0x3c, 0x00, 0x00, 0x00, 0x0f, 0x05])
     };
-    let size = HEADERS + code.len() as u64;
-    let mut out = b"\x7fELF\x02\x01\x01".to_vec();
+    let words = |words: &[usize]| words.iter().flat_map(|word| word.to_ne_bytes()).collect::<Vec<u8>>();
+    const CODE: usize = ELF + 2 * SEGMENT;
+    let size = CODE + code.len();
+    let class = (WORD / 4) as u8;
+    let mut out = [b"\x7fELF", &[class, 1, 1][..]].concat();
     out.resize(16, 0);
     // An executable for this machine, version 1.
     out.extend([2, machine].map(u16::to_ne_bytes).concat());
     out.extend(1u32.to_ne_bytes());
     // Its entry, where the program headers are, no section headers, no flags.
-    out.extend([BASE + HEADERS, 64, 0].map(u64::to_ne_bytes).concat());
+    out.extend(words(&[BASE + CODE, ELF, 0]));
     out.extend(0u32.to_ne_bytes());
-    // Sizes and counts: one program header.
-    out.extend([64u16, 56, 1, 0, 0, 0].map(u16::to_ne_bytes).concat());
+    // Sizes and counts: two program headers.
+    out.extend([ELF as u16, SEGMENT as u16, 2, 0, 0, 0].map(u16::to_ne_bytes).concat());
+    let segment = |kind: u32, flags: u32, place: [usize; 5], align: usize| {
+        let ([kind, flags], place, align) = ([kind, flags].map(u32::to_ne_bytes), words(&place), words(&[align]));
+        if WORD == 4 {
+            [&kind[..], &place, &flags, &align].concat()
+        } else {
+            [&kind[..], &flags, &place, &align].concat()
+        }
+    };
     // To be loaded, readable and executable, from the start of the file.
-    out.extend([1u32, 5].map(u32::to_ne_bytes).concat());
-    out.extend([0, BASE, BASE, size, size, 0x1_0000].map(u64::to_ne_bytes).concat());
+    out.extend(segment(1, 5, [0, BASE, BASE, size, size], 0x1_0000));
+    // The stack (`PT_GNU_STACK`), readable and writable.
+    out.extend(segment(0x6474_e551, 6, [0; 5], 16));
     out.extend(code);
     out
 }
@@ -242,9 +260,9 @@ mod tests {
     #[test]
     fn the_file_is_found_by_its_name() {
         let mut shot = Shot::blank(&Opened.probes(0)[0]);
-        shot.put("names", 64, b"memfd:so");
-        shot.put("names", 72, b"memfd:xx");
-        assert_eq!(Opened.solve(&"memfd:sobcdefg-socktrail-guess".to_owned(), &[shot]).of("linux_binprm.file"), [64]);
+        shot.put("names", 64, b"socktest");
+        shot.put("names", 72, b"somebody");
+        assert_eq!(Opened.solve(&"memfd:socktest-socktrail-guess".to_owned(), &[shot]).of("linux_binprm.file"), [64]);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! A file that no path leads to, and that may be executed: in memory, or where that cannot be had (before Linux 3.17) one
 //! that was unlinked.
 
-use crate::engine::Random;
+use crate::engine::{Random, WORD};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -19,11 +19,19 @@ const FOLDERS: [&str; 4] = ["/dev/shm", "/run", "/tmp", "/var/tmp"];
 /// A file in memory has a name that begins like this.
 const IN_MEMORY: &str = "memfd:";
 
+/// Where in its name to look for what tells a file from others: from here on there are random letters, whichever it is.
+pub(super) const MARK: &str = "6";
+
+/// The part of a name that begins there, as long as a word.
+pub(super) fn mark(name: &str) -> Option<&[u8; WORD as usize]> {
+    name.as_bytes().get(6..)?.first_chunk()
+}
+
 /// An open file. An unlinked one is open for reading only, since the kernel executes no file that is open for writing.
 #[derive(Debug)]
 pub(super) struct NamelessFile {
     pub(super) file: OwnedFd,
-    /// What the kernel's directory entry calls it, of 8 bytes at least.
+    /// What the kernel's directory entry calls it.
     pub(super) name: String,
 }
 

@@ -64,7 +64,7 @@ impl Guess for NetDevice {
         if let Some(packet) = of("ip_rcv").find(ours) {
             let skb = packet.view("skb");
             clues.allow("sk_buff.len", skb.find_u32(*length));
-            clues.allow("sk_buff.dev", skb.part(0, TO_DEVICE).find_u64(packet.argument(2)));
+            clues.allow("sk_buff.dev", skb.part(0, TO_DEVICE).find_word(packet.argument(2)));
             for shot in of("inet_release") {
                 find(packet.view("dev"), &shot.view("sk").part(0, COMMON), &mut clues);
             }
@@ -77,7 +77,7 @@ impl Guess for NetDevice {
 fn find(device: &Window, sk: &Window, clues: &mut Clues) {
     let (mut of_device, mut of_sock) = (Vec::new(), Vec::new());
     for (offset, word) in sk.words().filter(|&(_, word)| is_kernel_pointer(word)) {
-        let places = device.find_u64(word);
+        let places = device.find_word(word);
         if !places.is_empty() {
             of_device.extend(places);
             of_sock.push(offset);

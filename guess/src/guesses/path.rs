@@ -4,8 +4,8 @@
 //! nothing, and the function has had the same arguments since Linux 2.6. The files are those of `/proc`, and one that no
 //! path leads to.
 
-use super::nameless_file::NamelessFile;
-use crate::engine::{Clues, Guess, Probe, Scene, Shot, Window, is_kernel_pointer};
+use super::nameless_file::{MARK, NamelessFile, mark};
+use crate::engine::{Clues, Guess, Probe, Scene, Shot, WORD, Window, bytes_of, is_kernel_pointer};
 use crate::sys::PausedChild;
 use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
 use nix::sys::stat::Mode;
@@ -23,11 +23,11 @@ fn own_calls(shots: &[Shot]) -> Vec<&Shot> {
 }
 
 /// How many bytes of a file each of the two attempts looks at.
-const FILE: u32 = 128;
+const FILE: u32 = 16 * WORD;
 /// Offsets in a directory entry where the pointer to its name may be. Together with a file's words they are as many as
 /// one kprobe can fetch. Several kprobes would not do: what one of them read could be taken for what another could not
 /// read.
-const NAME: [u32; 7] = [24, 32, 40, 48, 56, 64, 72];
+const NAME: [u32; 7] = [3 * WORD, 4 * WORD, 5 * WORD, 6 * WORD, 7 * WORD, 8 * WORD, 9 * WORD];
 
 /// The file has a random name. The word of the file that leads, through another pointer, to this name is its directory
 /// entry.
@@ -57,7 +57,7 @@ impl Guess for Name {
     fn probes(&self, attempt: u32) -> Vec<Probe> {
         let words = attempt * FILE..(attempt + 1) * FILE;
         let through = |probe: Probe, name: u32| {
-            probe.through(&view(name), "{arg1}", words.clone(), &[name.to_string().as_str(), "0"])
+            probe.through(&view(name), "{arg1}", words.clone(), &[name.to_string().as_str(), MARK])
         };
         vec![NAME.into_iter().fold(fcntl_calls(), through)]
     }
@@ -71,7 +71,7 @@ impl Guess for Name {
     fn solve(&self, name: &String, shots: &[Shot]) -> Clues {
         let mut clues = Clues::default();
         let [shot] = own_calls(shots)[..] else { return clues };
-        let begins = |word: u64| name.as_bytes().starts_with(&word.to_ne_bytes());
+        let begins = |word: u64| mark(name) == Some(&bytes_of(word));
         let found =
             |offset: u32| shot.view(&view(offset)).words().filter(|&(_, word)| begins(word)).map(|(file, _)| file);
         let files: Vec<u32> = NAME.into_iter().flat_map(found).collect();
@@ -91,9 +91,9 @@ fn view(name: u32) -> String {
 /// How many bytes of a directory entry are looked at.
 const ENTRY: u32 = 128;
 /// How many bytes of a file are looked at for its mount.
-const TO_MOUNT: u32 = 192;
+const TO_MOUNT: u32 = 24 * WORD;
 /// Offsets in a `struct vfsmount` where its root entry may be.
-const ROOT: [u32; 3] = [0, 8, 16];
+const ROOT: [u32; 3] = [0, WORD, 2 * WORD];
 
 /// The entry of a process's directory in `/proc` has the entry of `/proc`, the root of the mount, as its parent. When
 /// the process has ended, the kernel removes the entry from the hash table of names, and `d_hash.pprev` becomes null.
@@ -135,12 +135,12 @@ impl Guess for Entry {
     fn solve(&self, (): &(), shots: &[Shot]) -> Clues {
         let mut clues = Clues::default();
         let [proc, alive, gone] = own_calls(shots)[..] else { return clues };
-        let Some(root) = proc.view("own").u64(0).filter(|&root| is_kernel_pointer(root)) else { return clues };
+        let Some(root) = proc.view("own").word(0).filter(|&root| is_kernel_pointer(root)) else { return clues };
         let (entry, left) = (alive.view("entry"), gone.view("entry"));
-        clues.allow("dentry.d_parent", entry.find_u64(root));
-        let leaves = |&(offset, word): &(u32, u64)| is_kernel_pointer(word) && left.u64(offset) == Some(0);
+        clues.allow("dentry.d_parent", entry.find_word(root));
+        let leaves = |&(offset, word): &(u32, u64)| is_kernel_pointer(word) && left.word(offset) == Some(0);
         clues.allow("dentry.pprev", entry.words().filter(leaves).map(|(offset, _)| offset));
-        let mounts = |offset: u32| alive.view(&view(offset)).find_u64(root);
+        let mounts = |offset: u32| alive.view(&view(offset)).find_word(root);
         clues.allow("file.mnt", ROOT.into_iter().flat_map(mounts));
         clues.allow("vfsmount.mnt_root", ROOT.into_iter().filter(|&offset| !mounts(offset).is_empty()));
         clues
@@ -189,11 +189,11 @@ impl Guess for Mount {
     fn solve(&self, (): &(), shots: &[Shot]) -> Clues {
         let mut clues = Clues::default();
         let [above, proc] = own_calls(shots)[..] else { return clues };
-        let pointer = |shot: &Shot, name: &str| shot.view(name).u64(0).filter(|&word| is_kernel_pointer(word));
+        let pointer = |shot: &Shot, name: &str| shot.view(name).word(0).filter(|&word| is_kernel_pointer(word));
         let of_both = |name: &str| Some((pointer(above, name)?, pointer(proc, name)?));
         if let (Some((parent, _)), Some((directory, root))) = (of_both("mount"), of_both("entry")) {
             let mountpoints = mountpoints(proc, directory);
-            find(proc.view("before"), parent, &mountpoints, &proc.view("known").find_u64(root), &mut clues);
+            find(proc.view("before"), parent, &mountpoints, &proc.view("known").find_word(root), &mut clues);
         }
         clues
     }
@@ -202,8 +202,9 @@ impl Guess for Mount {
 /// The offsets before a mount that hold a directory entry called `proc` in this directory.
 fn mountpoints(proc: &Shot, directory: u64) -> Vec<u32> {
     let (names, parents) = (proc.view("names"), proc.view("parents"));
-    let is_called = |&(_, word): &(u32, u64)| word.to_ne_bytes().starts_with(b"proc\0");
-    let is_in = |&(offset, _): &(u32, u64)| parents.u64(offset) == Some(directory);
+    let called = &b"proc\0"[..5.min(WORD as usize)];
+    let is_called = |&(_, word): &(u32, u64)| bytes_of(word).starts_with(called);
+    let is_in = |&(offset, _): &(u32, u64)| parents.word(offset) == Some(directory);
     names.words().filter(is_called).filter(is_in).map(|(offset, _)| offset).collect()
 }
 
@@ -213,7 +214,7 @@ fn find(before: &Window, parent: u64, mountpoints: &[u32], roots: &[u32], clues:
     for (offset, word) in before.words() {
         // The distance from the beginning of `struct mount` to its `struct vfsmount`, and to the word.
         let known = parent.wrapping_sub(word);
-        if known > u64::from(BEFORE) || !known.is_multiple_of(8) {
+        if known > u64::from(BEFORE) || !known.is_multiple_of(WORD.into()) {
             continue;
         }
         let from_start = |offset: u32| (known as u32 + offset).checked_sub(BEFORE);
@@ -250,8 +251,8 @@ mod tests {
     #[test]
     fn a_name_is_found_behind_two_pointers() {
         let mut shot = shot(&Name);
-        shot.put(&view(40), 72, b"memfd:ab");
-        shot.put(&view(48), 80, b"memfd:xy");
+        shot.put(&view(40), 72, b"abcdefgh");
+        shot.put(&view(48), 80, b"xyzwefgh");
         let clues = Name.solve(&"memfd:abcdefgh".to_owned(), &[shot]);
         assert_eq!((clues.of("file.dentry"), clues.of("dentry.name")), (vec![72], vec![40]));
     }

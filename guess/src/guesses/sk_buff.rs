@@ -1,13 +1,13 @@
 //! Where an `sk_buff` keeps its data and its headers.
 
 use super::talk;
-use crate::engine::{Clues, Guess, Probe, Scene, Shot, Window, is_kernel_pointer};
+use crate::engine::{Clues, Guess, Probe, Scene, Shot, WORD, Window, bytes_of, is_kernel_pointer};
 use crate::sys;
 use std::io;
 use std::net::SocketAddr;
 
-/// `struct sk_buff` is not larger than this on any machine of 64 bits.
-const SKB: u32 = 256;
+/// `struct sk_buff` is not larger than this on any machine of its word.
+const SKB: u32 = if WORD == 4 { 192 } else { 256 };
 /// Its first words are pointers to others of its kind, not to data.
 const TARGETS: u32 = 64;
 const UDP_HEADER: u32 = 8;
@@ -91,8 +91,9 @@ fn is_receiver(sent: &Datagram, memory: &Window) -> bool {
 fn data(sent: &Datagram, memory: &Window, targets: &Window) -> Vec<u32> {
     let length = sent.length as u16;
     let header = [sent.from.port(), sent.to.port(), length].map(u16::to_be_bytes).concat();
+    let begins = &header[..header.len().min(WORD as usize)];
     let points_there = |&(offset, target): &(u32, u64)| {
-        target.to_ne_bytes().starts_with(&header) && memory.u64(offset).is_some_and(is_kernel_pointer)
+        bytes_of(target).starts_with(begins) && memory.word(offset).is_some_and(is_kernel_pointer)
     };
     targets.words().filter(points_there).map(|(offset, _)| offset).collect()
 }
@@ -100,7 +101,7 @@ fn data(sent: &Datagram, memory: &Window, targets: &Window) -> Vec<u32> {
 fn find(sent: &Datagram, memory: &Window, targets: &Window, clues: &mut Clues) {
     let data = data(sent, memory, targets);
     let (mut transport, mut network) = (Vec::new(), Vec::new());
-    let begins = data.iter().filter_map(|&offset| memory.u64(offset));
+    let begins = data.iter().filter_map(|&offset| memory.word(offset));
     for (begin, (_, head)) in begins.flat_map(|begin| memory.words().map(move |word| (begin, word))) {
         let distance = begin.checked_sub(head).and_then(|distance| u16::try_from(distance).ok());
         let Some(distance) = distance.filter(|&distance| distance >= IP_HEADER) else { continue };

@@ -1,14 +1,14 @@
 //! What an IPv4 `sock` holds: addresses, ports, family, error.
 
 use super::talk::{self, Connection};
-use crate::engine::{Clues, Guess, Probe, Scene, Shot, WINDOW, Window};
+use crate::engine::{Clues, Guess, Probe, Scene, Shot, WINDOW, WORD, Window};
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockType};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 
 /// `struct sock_common`, which every `sock` begins with, is smaller than this.
-pub(super) const COMMON: u32 = 160;
+pub(super) const COMMON: u32 = if WORD == 4 { 112 } else { 160 };
 /// As much of a `sock` as one kprobe can show holds what all sorts of `inet_sock` share.
 const INET: u32 = WINDOW;
 

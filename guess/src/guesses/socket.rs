@@ -71,7 +71,7 @@ fn find(made: [&Shot; 2], released: [&Shot; 2], clues: &mut Clues) {
         }
         let inside = view[release as usize - 1];
         let offsets = |sk: u32| {
-            let at = |index: usize| released[index].view(inside).find_u64(given(sk)[index]);
+            let at = |index: usize| released[index].view(inside).find_word(given(sk)[index]);
             let second = at(1);
             at(0).into_iter().filter(|offset| second.contains(offset)).collect::<Vec<_>>()
         };

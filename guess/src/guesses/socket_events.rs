@@ -115,7 +115,7 @@ fn find(closed: &Closed, shot: &Shot, clues: &mut Clues) {
     let (socket, sk) = (shot.view("socket"), shot.view("sk"));
     let common = sk.part(0, COMMON);
     clues.allow("socket.type", socket.part(0, ITSELF).find_u16(closed.kind));
-    clues.allow("socket_alloc.i_ino", socket.find_u64(closed.inode));
+    clues.allow("socket_alloc.i_ino", socket.find_word(closed.inode));
     clues.allow("sock_common.skc_state", common.find(&[closed.state], 1));
     clues.allow("sock_common.skc_bound_dev_if", common.find_u32(closed.device));
     let behind_common = sk.part(COMMON, WINDOW);

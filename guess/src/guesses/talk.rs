@@ -6,7 +6,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{
     self, AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, setsockopt, sockopt,
 };
-use nix::sys::time::TimeVal;
+use nix::sys::time::{TimeVal, TimeValLike};
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -38,7 +38,7 @@ pub(super) fn udp(local: SocketAddr) -> io::Result<UdpSocket> {
 /// A socket of either transport, bound to `local` if one is given.
 pub(super) fn socket(kind: SockType, family: AddressFamily, local: Option<SocketAddr>) -> io::Result<OwnedFd> {
     let socket = socket::socket(family, kind, SockFlag::SOCK_CLOEXEC, None)?;
-    let patience = TimeVal::new(0, PATIENCE.as_micros() as i64);
+    let patience = TimeVal::microseconds(PATIENCE.as_micros() as i64);
     setsockopt(&socket, sockopt::SendTimeout, &patience)?;
     setsockopt(&socket, sockopt::ReceiveTimeout, &patience)?;
     if let Some(local) = local {

@@ -1,6 +1,6 @@
 //! The ids and the birth of a `task_struct`.
 
-use crate::engine::{Clues, Guess, Probe, Scene, Shot, WINDOW, Window};
+use crate::engine::{Clues, Guess, Probe, Scene, Shot, WINDOW, WORD, Window};
 use crate::sys::{Between, PausedChild};
 use std::fs;
 use std::io;
@@ -9,7 +9,9 @@ use std::thread;
 /// From where on a task is looked at in each attempt, the likeliest first. Tasks have up to 10 KiB, but what they need in
 /// user space, and what depends on the machine, comes last. Each attempt looks once more at the end of the one before, so
 /// that what lies together is seen together.
-const STARTS: [u32; 6] = if cfg!(target_arch = "aarch64") {
+const STARTS: [u32; 6] = if WORD == 4 {
+    [240, 1232, 2224, 3216, 4208, 5200]
+} else if cfg!(target_arch = "aarch64") {
     [1232, 2224, 240, 3216, 4208, 5200]
 } else {
     [2224, 1232, 240, 3216, 4208, 5200]
@@ -115,13 +117,13 @@ fn find(born: &Born, task: &Window, clues: &mut Clues) {
     clues.allow("task_struct.tgid", task.find_u32(born.pid));
     if let Some(birth) = &born.birth {
         clues.allow("task_struct.start_boottime", birth.pairs(task, 8, Window::u64));
-        clues.allow("task_struct.real_start_time", birth.pairs(task, 16, timespec));
+        clues.allow("task_struct.real_start_time", birth.pairs(task, 2 * WORD, timespec));
     }
 }
 
 /// The nanoseconds that a `struct timespec` says.
 fn timespec(task: &Window, offset: u32) -> Option<u64> {
-    let (seconds, nanos) = task.u64(offset).zip(task.u64(offset + 8))?;
+    let (seconds, nanos) = task.word(offset).zip(task.word(offset + WORD))?;
     seconds.checked_mul(1_000_000_000)?.checked_add(nanos).filter(|_| nanos < 1_000_000_000)
 }
 

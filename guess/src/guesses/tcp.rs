@@ -2,12 +2,12 @@
 
 use super::sock::window_needs;
 use super::talk::Connection;
-use crate::engine::{Clues, Guess, Probe, Scene, Shot, WINDOW};
+use crate::engine::{Clues, Guess, Probe, Scene, Shot, WINDOW, WORD};
 use crate::sys;
 use std::io;
 
 /// From where on a `tcp_sock` is looked at in each attempt, the likeliest first.
-const STARTS: [u32; 3] = [1344, 2360, 328];
+const STARTS: [u32; 3] = if WORD == 4 { [328, 1344, 2360] } else { [1344, 2360, 328] };
 
 /// A connection counts its segments, and tells its counts by `TCP_INFO`, whose form is fixed. So both ends of one exchange
 /// random numbers of messages; each count must then be found in the `sock` of its end. Segments with data are counted

@@ -73,7 +73,7 @@ pub(super) fn skb(probe: Probe, position: u32) -> Probe {
 /// Whether an argument is an `sk_buff` that goes out from a socket with these addresses.
 pub(super) fn carries(shot: &Shot, position: u32, of: &Addresses) -> bool {
     let Some(remote) = of.remote else { return false };
-    let pointer = shot.view(&name("pointer to data", position)).u64(0);
+    let pointer = shot.view(&name("pointer to data", position)).word(0);
     if !pointer.is_some_and(is_kernel_pointer) || !is_kernel_pointer(shot.argument(position)) {
         return false;
     }
@@ -94,7 +94,7 @@ pub(super) fn net(probe: Probe, position: u32) -> Probe {
 
 /// Which arguments are the network namespace of the argument `sock`.
 pub(super) fn net_of(shot: &Shot, sock: u32) -> Vec<u32> {
-    let net = shot.view(&name("net", sock)).u64(0).filter(|&net| is_kernel_pointer(net));
+    let net = shot.view(&name("net", sock)).word(0).filter(|&net| is_kernel_pointer(net));
     net.map(|net| shot.positions(net)).unwrap_or_default()
 }
 
@@ -106,7 +106,7 @@ pub(super) fn socket(probe: Probe, position: u32) -> Probe {
 /// Whether an argument is the `socket` of that `sock`.
 pub(super) fn is_socket_of(shot: &Shot, position: u32, sock: u64) -> bool {
     [sock, shot.argument(position)].into_iter().all(is_kernel_pointer)
-        && shot.view(&name("socket", position)).u64(0) == Some(sock)
+        && shot.view(&name("socket", position)).word(0) == Some(sock)
 }
 
 /// Looks at the beginning of an argument as a `sockaddr`.

@@ -97,25 +97,27 @@ pub fn blocking(findings: &[Finding]) -> impl Iterator<Item = &Finding> {
 fn kernel(facts: &Facts) -> Finding {
     let found = format!("Linux {} on {}", facts.release, facts.architecture);
     let subject = "kernel";
-    match (&*facts.architecture, facts.version()) {
-        ("x86_64" | "aarch64", (3, ..12) | (..3, _)) => Finding::degraded(
+    // As uname(2) says it: 32-bit x86 is called by the processor.
+    let is_known = ["x86_64", "aarch64", "i386", "i486", "i586", "i686"].contains(&&*facts.architecture);
+    match (is_known, facts.version()) {
+        (true, (3, ..12) | (..3, _)) => Finding::degraded(
             subject,
             found,
             "perhaps all flows: before 3.12 this works only where the distribution has ported the means back",
             "try it, or boot a kernel from 3.12 on",
         ),
-        ("x86_64" | "aarch64", (3, _) | (4, 0)) => Finding::degraded(
+        (true, (3, _) | (4, 0)) => Finding::degraded(
             subject,
             found,
             "exact times: before 4.1 samples carry a clock that programs cannot read",
             "boot a kernel from 4.1 on",
         ),
-        ("x86_64" | "aarch64", _) => Finding::ok(subject, found),
-        _ => Finding::lost(
+        (true, _) => Finding::ok(subject, found),
+        (false, _) => Finding::lost(
             subject,
             Status::Kernel,
             found,
-            "use a machine with x86_64 or aarch64: only their calling conventions are known",
+            "use a machine with x86_64, aarch64 or i686: only their calling conventions are known",
         ),
     }
 }

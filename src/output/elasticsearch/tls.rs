@@ -34,11 +34,7 @@ pub struct TlsOptions {
 /// # Errors
 /// A file cannot be read or holds nothing of use, or this CPU lacks what the cryptography needs.
 pub fn config(options: &TlsOptions) -> Result<Arc<ClientConfig>, OutputError> {
-    if let Some(feature) = missing_feature() {
-        let problem = format!("TLS needs a CPU with {feature}, which this one has not");
-        return Err(OutputError::new(problem, "send by http:// through a TLS proxy on this host"));
-    }
-    let provider = Arc::new(rustls_graviola::default_provider());
+    let provider = Arc::new(provider()?);
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions();
     let builder = builder.map_err(|error| OutputError::new(format!("TLS: {error}"), ""))?;
     let builder = match options.fingerprint {
@@ -58,7 +54,28 @@ pub fn config(options: &TlsOptions) -> Result<Arc<ClientConfig>, OutputError> {
     Ok(Arc::new(config))
 }
 
+/// What there is no TLS without.
+fn no_tls(problem: String) -> OutputError {
+    OutputError::new(problem, "send by http:// through a TLS proxy on this host")
+}
+
+/// The cryptography.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+fn provider() -> Result<CryptoProvider, OutputError> {
+    match missing_feature() {
+        None => Ok(rustls_graviola::default_provider()),
+        Some(feature) => Err(no_tls(format!("TLS needs a CPU with {feature}, which this one has not"))),
+    }
+}
+
+/// Graviola is for 64-bit machines alone.
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+fn provider() -> Result<CryptoProvider, OutputError> {
+    Err(no_tls(format!("TLS is not supported on {}", std::env::consts::ARCH)))
+}
+
 /// The features that Graviola cannot do without.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 fn missing_feature() -> Option<&'static str> {
     #[cfg(target_arch = "x86_64")]
     let has = [

@@ -1,6 +1,6 @@
 //! Packets that arrive, put together again where they came as fragments.
 
-use socktrail_kprobes::sample;
+use socktrail_kprobes::{Word, sample};
 
 use super::{IPV4_HEADER, IPV6_HEADER, Lengths, Tcp, ipv4, ipv6, packet, seen};
 use crate::event::{Packet, Transport, Tuple, Unreadable, Way};
@@ -10,7 +10,7 @@ sample! {
     /// `tcp_v4_rcv`: a TCP segment arrives over IPv4. `skb->data` is at its TCP header, the IPv4 header lies before.
     pub struct TcpIpv4In {
         /// `struct net`.
-        pub net: u64 = "+{net_device.nd_net}(+{sk_buff.dev}({skb}))",
+        pub net: Word = "+{net_device.nd_net}(+{sk_buff.dev}({skb}))",
         /// TCP header and payload, in bytes.
         pub len: u32 = "+{sk_buff.len}({skb})",
         /// Where the headers begin, as it lies in memory: see [`Headers`].
@@ -28,7 +28,7 @@ sample! {
     /// `tcp_v6_rcv`: a TCP segment arrives over IPv6.
     pub struct TcpIpv6In {
         /// `struct net`.
-        pub net: u64 = "+{net_device.nd_net}(+{sk_buff.dev}({skb}))",
+        pub net: Word = "+{net_device.nd_net}(+{sk_buff.dev}({skb}))",
         /// TCP header and payload, in bytes.
         pub len: u32 = "+{sk_buff.len}({skb})",
         /// Where the headers begin, as it lies in memory: see [`Headers`].
@@ -53,9 +53,9 @@ sample! {
     /// merged for a socket that does not take it so is cut again. `skb->data` is at its UDP header.
     pub struct UdpIpv4In {
         /// `struct net`.
-        pub net: u64 = "+{sock_common.skc_net}({sk})",
+        pub net: Word = "+{sock_common.skc_net}({sk})",
         /// The receiver's `struct sock`.
-        pub sk: u64 = "{sk}",
+        pub sk: Word = "{sk}",
         /// UDP header and payload, in bytes, and what of it does not lie in one piece: see [`Lengths`].
         pub lengths: u64 = "+{sk_buff.len}({skb})",
         /// Where the headers begin, as it lies in memory: see [`Headers`].
@@ -71,9 +71,9 @@ sample! {
     /// `udpv6_queue_rcv_one_skb`, `udpv6_queue_rcv_skb` before Linux 5.0: a datagram has found its socket over IPv6.
     pub struct UdpIpv6In {
         /// `struct net`.
-        pub net: u64 = "+{sock_common.skc_net}({sk})",
+        pub net: Word = "+{sock_common.skc_net}({sk})",
         /// The receiver's `struct sock`.
-        pub sk: u64 = "{sk}",
+        pub sk: Word = "{sk}",
         /// UDP header and payload, in bytes, and what of it does not lie in one piece: see [`Lengths`].
         pub lengths: u64 = "+{sk_buff.len}({skb})",
         /// Where the headers begin, as it lies in memory: see [`Headers`].

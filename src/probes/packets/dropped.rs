@@ -7,7 +7,7 @@
 //! Some drivers free what they have sent by the same functions. A packet that leaves its queue for the driver is told
 //! from others by [`AtDevice`].
 
-use socktrail_kprobes::{Array, sample};
+use socktrail_kprobes::{Array, Word, sample};
 
 use super::freed::Freed;
 use super::{IPPROTO_TCP, IPPROTO_UDP, IPV6_HEADER, split_ports};
@@ -28,30 +28,38 @@ const FRAGMENT_HEADER: u8 = 44;
 /// reason that only arriving packets have.
 const NO_REASON: u32 = 2;
 
+/// The offset of `sk_buff.cb`, in a template that is to be closed. Before it are four pointers (two neighbours, socket and
+/// device) and a time of 8 bytes, in whatever order, on all kernels since 3.12.
+macro_rules! control_block {
+    () => {
+        "+{word+word+word+word+8"
+    };
+}
+
 sample! {
     /// `kfree_skb`: a packet is dropped.
     pub struct PacketDropped {
         /// The `struct sk_buff`. May be null. The other arguments then hold what an earlier sample left, so the filter
         /// discards it.
-        pub skb: u64 = "{skb}",
+        pub skb: Word = "{skb}",
         /// The `struct sock` that sent it.
-        pub sk: u64 = "+{sk_buff.sk}({skb})",
+        pub sk: Word = "+{sk_buff.sk}({skb})",
         /// Its protocol and where its headers begin: see [`HeaderOffsets`].
         pub places: u64 = "+{sk_buff.headers-2}({skb})",
         /// The return address.
-        pub caller: u64 = "$caller",
+        pub caller: Word = "$caller",
         /// `sk_buff.prev`: see [`AtDevice`].
-        pub prev: u64 = "+8({skb})",
+        pub prev: Word = "+{word}({skb})",
         /// Where its memory begins: `sk_buff.head`, which lies before `data`.
-        pub head: u64 = "+{sk_buff.data-8}({skb})",
+        pub head: Word = "+{sk_buff.data-word}({skb})",
         /// Where it begins.
-        pub data: u64 = "+{sk_buff.data}({skb})",
+        pub data: Word = "+{sk_buff.data}({skb})",
         /// The whole packet, in bytes.
         pub len: u32 = "+{sk_buff.len}({skb})",
         /// `sk_buff.mac_len`, which lies behind `len` and `data_len`: see [`AtDevice`].
         pub mac_len: u16 = "+{sk_buff.len+8}({skb})",
-        /// `qdisc_skb_cb.pkt_len`, the first of `sk_buff.cb`, two words behind `sk`: see [`AtDevice`].
-        pub pkt_len: u32 = "+{sk_buff.sk+16}({skb})",
+        /// `qdisc_skb_cb.pkt_len`, the first of `sk_buff.cb`: see [`AtDevice`].
+        pub pkt_len: u32 = concat!(control_block!(), "}({skb})"),
         /// The packet's bytes, from its link header on, or from its IP header if it has no link header yet.
         pub begin: Array<u64, WORDS> = "+0(+{sk_buff.data}({skb}))",
     }
@@ -59,30 +67,30 @@ sample! {
     /// `kfree_skb_reason` since Linux 5.17, `sk_skb_reason_drop` since 6.11: a packet is dropped.
     pub struct PacketDroppedForReason {
         /// See [`PacketDropped::skb`].
-        pub skb: u64 = "{skb}",
+        pub skb: Word = "{skb}",
         /// The `struct sock` that sent it.
-        pub sk: u64 = "+{sk_buff.sk}({skb})",
+        pub sk: Word = "+{sk_buff.sk}({skb})",
         /// See [`PacketDropped::places`].
         pub places: u64 = "+{sk_buff.headers-2}({skb})",
         /// `enum skb_drop_reason`.
         pub reason: u32 = "{reason}",
         /// See [`PacketDropped::caller`].
-        pub caller: u64 = "$caller",
+        pub caller: Word = "$caller",
         /// When it came into the queue (`codel_skb_cb.enqueue_time`, in `qdisc_skb_cb.data`): not 0 if that was one that
         /// looks at how long packets wait.
-        pub enqueued: u32 = "+{sk_buff.sk+24}({skb})",
+        pub enqueued: u32 = concat!(control_block!(), "+8}({skb})"),
         /// See [`PacketDropped::prev`].
-        pub prev: u64 = "+8({skb})",
+        pub prev: Word = "+{word}({skb})",
         /// See [`PacketDropped::head`].
-        pub head: u64 = "+{sk_buff.data-8}({skb})",
+        pub head: Word = "+{sk_buff.data-word}({skb})",
         /// Where it begins.
-        pub data: u64 = "+{sk_buff.data}({skb})",
+        pub data: Word = "+{sk_buff.data}({skb})",
         /// The whole packet, in bytes.
         pub len: u32 = "+{sk_buff.len}({skb})",
         /// See [`PacketDropped::mac_len`].
         pub mac_len: u16 = "+{sk_buff.len+8}({skb})",
         /// See [`PacketDropped::pkt_len`].
-        pub pkt_len: u32 = "+{sk_buff.sk+16}({skb})",
+        pub pkt_len: u32 = concat!(control_block!(), "}({skb})"),
         /// See [`PacketDropped::begin`].
         pub begin: Array<u64, WORDS> = "+0(+{sk_buff.data}({skb}))",
     }
@@ -91,9 +99,9 @@ sample! {
     pub struct PacketFreed {
         /// The `struct sk_buff`. May be null. The other arguments then hold what an earlier sample left, so the filter
         /// discards it.
-        pub skb: u64 = "{skb}",
+        pub skb: Word = "{skb}",
         /// The `struct sock` that sent it.
-        pub sk: u64 = "+{sk_buff.sk}({skb})",
+        pub sk: Word = "+{sk_buff.sk}({skb})",
         /// Its protocol and where its headers begin: see [`HeaderOffsets`].
         pub places: u64 = "+{sk_buff.headers-2}({skb})",
         /// The whole packet, in bytes.
@@ -105,17 +113,17 @@ sample! {
     /// What [`PacketDroppedForReason`] is in older recordings.
     pub struct PacketFreedForReason {
         /// See [`PacketFreed::skb`].
-        pub skb: u64 = "{skb}",
+        pub skb: Word = "{skb}",
         /// The `struct sock` that sent it.
-        pub sk: u64 = "+{sk_buff.sk}({skb})",
+        pub sk: Word = "+{sk_buff.sk}({skb})",
         /// See [`PacketFreed::places`].
         pub places: u64 = "+{sk_buff.headers-2}({skb})",
         /// `enum skb_drop_reason`.
         pub reason: u32 = "{reason}",
         /// Where its memory begins: `sk_buff.head`, which lies before `data`.
-        pub head: u64 = "+{sk_buff.data-8}({skb})",
+        pub head: Word = "+{sk_buff.data-word}({skb})",
         /// Where it begins.
-        pub data: u64 = "+{sk_buff.data}({skb})",
+        pub data: Word = "+{sk_buff.data}({skb})",
         /// The whole packet, in bytes.
         pub len: u32 = "+{sk_buff.len}({skb})",
         /// See [`PacketFreed::begin`].
@@ -125,18 +133,20 @@ sample! {
     /// `kfree_skb_list_reason`, `kfree_skb_list` before Linux 5.19: a queue drops a list of packets, most often just
     /// one.
     pub struct PacketsFreed {
+        /// Where the function begins.
+        pub __probe_ip: Word,
         /// The first packet: see [`PacketFreed::skb`].
-        pub skb: u64 = "{segs}",
+        pub skb: Word = "{segs}",
         /// The next packet in the list, null if there is none.
-        pub next: u64 = "+0({segs})",
+        pub next: Word = "+0({segs})",
         /// The `struct sock` that sent the first.
-        pub sk: u64 = "+{sk_buff.sk}({segs})",
+        pub sk: Word = "+{sk_buff.sk}({segs})",
         /// See [`PacketFreed::places`].
         pub places: u64 = "+{sk_buff.headers-2}({segs})",
         /// Where its memory begins: `sk_buff.head`, which lies before `data`.
-        pub head: u64 = "+{sk_buff.data-8}({segs})",
+        pub head: Word = "+{sk_buff.data-word}({segs})",
         /// Where it begins.
-        pub data: u64 = "+{sk_buff.data}({segs})",
+        pub data: Word = "+{sk_buff.data}({segs})",
         /// The whole packet, in bytes.
         pub len: u32 = "+{sk_buff.len}({segs})",
         /// See [`PacketFreed::begin`].
@@ -200,13 +210,13 @@ impl IntoEvent for PacketFreedForReason {
 
 impl IntoEvent for PacketsFreed {
     fn event(&self, raw: &[u8]) -> Decoded {
-        let Self { sk, places, len, begin, next, head, data, .. } = *self;
+        let Self { __probe_ip, sk, places, len, begin, next, head, data, .. } = *self;
         let places = HeaderOffsets::of(places);
         if !places.is_leaving(head, data) {
             return Decoded::Nothing;
         }
         match (Buffer { sk, places, len, begin: begin.bytes(raw) }).event(next != 0) {
-            Decoded::Event(EventKind::Dropped(dropped)) => Decoded::Freed(dropped, Freed::by_list_at(raw)),
+            Decoded::Event(EventKind::Dropped(dropped)) => Decoded::Freed(dropped, Freed::ByList(__probe_ip)),
             other => other,
         }
     }

@@ -5,7 +5,7 @@
 //! program can take the noted error from the socket before anything else shows it, so it is known from the packet.
 
 use nix::errno::Errno;
-use socktrail_kprobes::sample;
+use socktrail_kprobes::{Word, sample};
 
 use super::{IPPROTO_TCP, ipv4, ipv6};
 use crate::event::{Endpoint, EventKind, Tuple};
@@ -19,7 +19,7 @@ sample! {
     /// header lies before.
     pub struct IcmpIpv4 {
         /// `struct net`.
-        pub net: u64 = "+{net_device.nd_net}(+{sk_buff.dev}({skb}))",
+        pub net: Word = "+{net_device.nd_net}(+{sk_buff.dev}({skb}))",
         /// ICMP type and code, as they lie in memory.
         pub kind: u16 = "-8(+{sk_buff.data}({skb}))",
         /// IP version and header length.
@@ -33,7 +33,7 @@ sample! {
     /// `tcp_v6_err`: the same of ICMPv6.
     pub struct IcmpIpv6 {
         /// `struct net`.
-        pub net: u64 = "+{net_device.nd_net}(+{sk_buff.dev}({skb}))",
+        pub net: Word = "+{net_device.nd_net}(+{sk_buff.dev}({skb}))",
         /// ICMPv6 type and code, as they lie in memory.
         pub kind: u16 = "-8(+{sk_buff.data}({skb}))",
         /// What follows the IPv6 header: 6, or the kind of an extension header.

@@ -1,6 +1,6 @@
 //! What becomes of packets that leave, behind the place where they are sampled.
 
-use socktrail_kprobes::sample;
+use socktrail_kprobes::{Word, sample};
 
 use super::{IPPROTO_TCP, IPPROTO_UDP, Lengths, ipv4, ipv6};
 use crate::event::{EventKind, Fragmented, Transport, Tuple, Unreadable};
@@ -16,7 +16,7 @@ sample! {
     /// [`TcpIpv6Out`](super::TcpIpv6Out).
     pub struct Ipv6Headers {
         /// The sender's `struct sock`.
-        pub sk: u64 = "+{sk_buff.sk}({skb})",
+        pub sk: Word = "+{sk_buff.sk}({skb})",
     }
 }
 
@@ -28,9 +28,9 @@ macro_rules! ipv4_cut {
             $(#[$meta])*
             pub struct $name {
                 /// `struct net`.
-                pub net: u64 = concat!("+{sock_common.skc_net}(", $sk, ")"),
+                pub net: Word = concat!("+{sock_common.skc_net}(", $sk, ")"),
                 /// The sender's `struct sock`; null for what is forwarded.
-                pub sk: u64 = $sk,
+                pub sk: Word = $sk,
                 /// The whole packet, and what does not lie in the piece that becomes the first fragment: see [`Lengths`].
                 pub lengths: u64 = "+{sk_buff.len}({skb})",
                 /// 6 or 17.
@@ -66,9 +66,9 @@ macro_rules! ipv6_cut {
             $(#[$meta])*
             pub struct $name {
                 /// `struct net`.
-                pub net: u64 = concat!("+{sock_common.skc_net}(", $sk, ")"),
+                pub net: Word = concat!("+{sock_common.skc_net}(", $sk, ")"),
                 /// The sender's `struct sock`; null for what is forwarded.
-                pub sk: u64 = $sk,
+                pub sk: Word = $sk,
                 /// The whole packet, and what does not lie in the piece that becomes the first fragment: see [`Lengths`].
                 pub lengths: u64 = "+{sk_buff.len}({skb})",
                 /// 6, 17, or the kind of an extension header.

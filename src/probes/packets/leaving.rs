@@ -1,6 +1,6 @@
 //! Packets that leave, before they are cut into segments or fragments.
 
-use socktrail_kprobes::sample;
+use socktrail_kprobes::{Word, sample};
 
 use super::{IPPROTO_TCP, IPPROTO_UDP, IPV6_HEADER, Lengths, Tcp, ipv4, ipv6, of_socket, packet, seen};
 use crate::event::{Packet, Transport, Tuple, Unreadable, Way};
@@ -22,9 +22,9 @@ macro_rules! ipv4_out {
             $(#[$meta])*
             pub struct $name {
                 /// `struct net`.
-                pub net: u64 = $net,
+                pub net: Word = $net,
                 /// The sender's `struct sock`.
-                pub sk: u64 = $sk,
+                pub sk: Word = $sk,
                 /// The whole packet, in bytes, and what of it does not lie in one piece with its headers, which
                 /// `sk_buff` keeps next to each other: see [`Lengths`].
                 pub lengths: u64 = "+{sk_buff.len}({skb})",
@@ -73,9 +73,9 @@ macro_rules! udp_ipv6_out {
             $(#[$meta])*
             pub struct $name {
                 /// `struct net`.
-                pub net: u64 = $net,
+                pub net: Word = $net,
                 /// The sender's `struct sock`.
-                pub sk: u64 = $sk,
+                pub sk: Word = $sk,
                 /// The whole packet, in bytes, and what of it does not lie in one piece with its headers, which
                 /// `sk_buff` keeps next to each other: see [`Lengths`].
                 pub lengths: u64 = "+{sk_buff.len}({skb})",
@@ -118,9 +118,9 @@ sample! {
     /// `ip6_xmit`: a TCP segment leaves over IPv6. `skb->data` is at its TCP header, the IPv6 header does not exist yet.
     pub struct TcpIpv6Out {
         /// `struct net`.
-        pub net: u64 = "+{sock_common.skc_net}({sk})",
+        pub net: Word = "+{sock_common.skc_net}({sk})",
         /// The sender's `struct sock`.
-        pub sk: u64 = "{sk}",
+        pub sk: Word = "{sk}",
         /// TCP header and payload, in bytes.
         pub len: u32 = "+{sk_buff.len}({skb})",
         /// 6.

@@ -53,9 +53,24 @@ impl Archive {
             return Ok(());
         }
         eprintln!("vm: reading the package lists of Debian {} ({})", suite.name, self.arch.debian());
-        process::output(self.tool("apt-get").args(["-q", "-o", "APT::Update::Error-Mode=any", "update"]))
-            .context("the package lists could not be fetched; does `apt-get update` work on this machine?")?;
+        let update = self.tool("apt-get").args(["-q", "-o", "APT::Update::Error-Mode=any", "update"]).output();
+        let update = update.context("start apt-get")?;
+        if !update.status.success() {
+            let said = String::from_utf8_lossy(&update.stderr);
+            // A mirror may have one of several sources only in part. What is wanted may be in the others.
+            ensure!(
+                self.has_lists(),
+                "the package lists could not be fetched; does `apt-get update` work on this machine?\n{said}"
+            );
+            eprintln!("vm: not all package lists could be fetched: {}", said.trim());
+        }
         fs::write(&stamp, "").with_context(|| format!("write {}", stamp.display()))
+    }
+
+    /// Whether there is any package list.
+    fn has_lists(&self) -> bool {
+        let lists = fs::read_dir(self.folder.join("state/lists")).into_iter().flatten().filter_map(Result::ok);
+        lists.into_iter().any(|list| list.file_name().to_string_lossy().contains("_Packages"))
     }
 
     /// Every version of a package, the newest first.

@@ -12,6 +12,8 @@ pub const MATRIX: &[(Kernel, Arch)] = &[
     (Kernel::V7_2, Arch::X86_64),
     (Kernel::V6_1, Arch::Aarch64),
     (Kernel::V6_12, Arch::Aarch64),
+    (Kernel::V6_1, Arch::I686),
+    (Kernel::V5_10, Arch::I686),
 ];
 
 /// A kernel series that Debian ships.
@@ -70,7 +72,11 @@ impl Kernel {
     /// The package that depends on the newest kernel of the series.
     pub fn meta_package(self, arch: Arch) -> String {
         let series = if self == Self::V6_12 { "-6.12" } else { "" };
-        format!("linux-image{series}-cloud-{}", arch.debian())
+        match arch {
+            // There is none for clouds.
+            Arch::I686 => format!("linux-image{series}-686-pae"),
+            Arch::X86_64 | Arch::Aarch64 => format!("linux-image{series}-cloud-{}", arch.debian()),
+        }
     }
 }
 
@@ -89,6 +95,9 @@ pub enum Arch {
     /// 64-bit Arm.
     #[value(name = "aarch64")]
     Aarch64,
+    /// 32-bit x86.
+    #[value(name = "i686")]
+    I686,
 }
 
 impl Arch {
@@ -97,6 +106,7 @@ impl Arch {
         match self {
             Self::X86_64 => "x86_64",
             Self::Aarch64 => "aarch64",
+            Self::I686 => "i686",
         }
     }
 
@@ -105,6 +115,7 @@ impl Arch {
         match self {
             Self::X86_64 => "amd64",
             Self::Aarch64 => "arm64",
+            Self::I686 => "i386",
         }
     }
 }

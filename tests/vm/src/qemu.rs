@@ -72,7 +72,7 @@ pub fn command(machine: &Machine<'_>) -> Command {
 /// The processor with everything that emulation offers.
 fn cpu(arch: Arch) -> &'static str {
     match arch {
-        Arch::X86_64 => "max",
+        Arch::X86_64 | Arch::I686 => "max",
         // The architecture's own algorithm of pointer authentication takes half of all time in emulation.
         Arch::Aarch64 => "max,pauth-impdef=on",
     }
@@ -82,7 +82,7 @@ fn cpu(arch: Arch) -> &'static str {
 fn kernel_arguments(machine: &Machine<'_>) -> String {
     let own = match machine.arch {
         // Without `no_timer_check` a kernel whose host is busy may find that its timer does not tick, and panics.
-        Arch::X86_64 => "console=ttyS0 no_timer_check",
+        Arch::X86_64 | Arch::I686 => "console=ttyS0 no_timer_check",
         Arch::Aarch64 => "console=ttyAMA0",
     };
     let mut arguments = format!("{own} quiet panic=-1 oops=panic");
@@ -98,13 +98,14 @@ fn program(arch: Arch) -> &'static str {
     match arch {
         Arch::X86_64 => "qemu-system-x86_64",
         Arch::Aarch64 => "qemu-system-aarch64",
+        Arch::I686 => "qemu-system-i386",
     }
 }
 
 /// The Debian package that has it.
 fn package(arch: Arch) -> &'static str {
     match arch {
-        Arch::X86_64 => "qemu-system-x86",
+        Arch::X86_64 | Arch::I686 => "qemu-system-x86",
         Arch::Aarch64 => "qemu-system-arm",
     }
 }

@@ -195,6 +195,7 @@ pub(crate) fn set_clock(seconds: i64) -> Result<Back> {
 
 fn move_clock(seconds: i64) -> Result<()> {
     let now = clock_gettime(ClockId::CLOCK_REALTIME)?;
-    let then = TimeSpec::new(now.tv_sec() + seconds, now.tv_nsec());
+    let step = TimeSpec::from_duration(Duration::from_secs(seconds.unsigned_abs()));
+    let then = if seconds < 0 { now - step } else { now + step };
     clock_settime(ClockId::CLOCK_REALTIME, then).context("set the wall clock")
 }

@@ -39,11 +39,8 @@ pub(crate) fn clone_with_memory(child: impl Fn() -> bool) -> Result<Pid> {
 /// Runs a function in a child process that shares this one's table of open files (`CLONE_FILES`), and ends it with
 /// status 0 if that held true. As with [`fork`], the child must do only what is safe after one.
 pub(crate) fn fork_with_files(child: impl FnOnce() -> bool) -> Result<Pid> {
-    // SAFETY: all zeros is a valid value: no flags, no stack, no places to write to.
-    let mut arguments: nix::libc::clone_args = unsafe { std::mem::zeroed() };
-    arguments.flags = nix::libc::CLONE_FILES as u64;
-    arguments.exit_signal = nix::libc::SIGCHLD as u64;
-    clone3(&arguments, child)
+    let flags = nix::libc::CLONE_FILES as u64;
+    clone3(&CloneArguments { flags, exit_signal: nix::libc::SIGCHLD as u64, ..CloneArguments::default() }, child)
 }
 
 /// How a thread that is made by [`clone_thread`] lives with the one that makes it.
@@ -109,16 +106,31 @@ pub(crate) fn exit_thread() -> ! {
 pub(crate) fn fork_into(group: &impl AsFd, child: impl FnOnce() -> bool) -> Result<Pid> {
     /// Of `linux/sched.h`.
     const CLONE_INTO_CGROUP: u64 = 1 << 33;
-    // SAFETY: all zeros is a valid value: no flags, no stack, no places to write to.
-    let mut arguments: nix::libc::clone_args = unsafe { std::mem::zeroed() };
-    arguments.flags = CLONE_INTO_CGROUP;
-    arguments.exit_signal = nix::libc::SIGCHLD as u64;
-    arguments.cgroup = group.as_fd().as_raw_fd() as u64;
-    clone3(&arguments, child)
+    let cgroup = group.as_fd().as_raw_fd() as u64;
+    let exit_signal = nix::libc::SIGCHLD as u64;
+    clone3(&CloneArguments { flags: CLONE_INTO_CGROUP, exit_signal, cgroup, ..CloneArguments::default() }, child)
+}
+
+/// `struct clone_args` of `linux/sched.h`, which the C library does not have on every machine. All zeros: no flags, no
+/// stack, no places to write to.
+#[repr(C)]
+#[derive(Debug, Default)]
+struct CloneArguments {
+    flags: u64,
+    pidfd: u64,
+    child_tid: u64,
+    parent_tid: u64,
+    exit_signal: u64,
+    stack: u64,
+    stack_size: u64,
+    tls: u64,
+    set_tid: u64,
+    set_tid_size: u64,
+    cgroup: u64,
 }
 
 /// Runs a function in a child process that does not share this one's memory.
-fn clone3(arguments: &nix::libc::clone_args, child: impl FnOnce() -> bool) -> Result<Pid> {
+fn clone3(arguments: &CloneArguments, child: impl FnOnce() -> bool) -> Result<Pid> {
     // SAFETY: the size is that of the arguments. As with a fork, the child continues on a copy of this stack; it calls
     // only what is safe after a fork, as the callers require.
     let result = unsafe { nix::libc::syscall(nix::libc::SYS_clone3, &raw const *arguments, size_of_val(arguments)) };
