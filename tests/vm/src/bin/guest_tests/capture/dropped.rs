@@ -101,10 +101,11 @@ impl Case {
             return Ok(Vec::new());
         }
         let [document] = &of_flow[..] else {
-            let to_there: Vec<_> =
-                documents.iter().filter(|document| end(document, "destination") == Some(remote)).collect();
+            let is_there = |document: &Value, of: &str| end(document, of) == Some(remote);
+            let of_there = documents.iter().filter(|one| is_there(one, "source") || is_there(one, "destination"));
+            let of_there: Vec<_> = of_there.map(Value::to_string).collect();
             return Ok(vec![format!(
-                "{}: {} documents of {local}; to {remote} {to_there:?}",
+                "{}: {} documents of {local}; of {remote} {of_there:?}",
                 self.what,
                 of_flow.len()
             )]);
