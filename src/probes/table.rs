@@ -460,9 +460,9 @@ pub const TABLE: &[(Feature, &[Probe])] = {
         concat!("skb!=0&&((", before_device!(), ")||(sk!=0&&reason>2)||(sk!=0&&enqueued!=0&&", before_driver!(), "))");
     const BEFORE_DEVICE_OR_FOR_REASON: &str = concat!("skb!=0&&((", before_device!(), ")||(sk!=0&&reason>2))");
     const PURGES_UNSEEN: &str =
-        "packets that wait in a queue when it is removed, and answers that have no socket, may count as sent";
-    const DRIVERS_UNTOLD: &str = "packets that the driver of a device without a queue drops do not count as sent, and \
-                                  answers that have no socket do";
+        "packets that a removed queue held, and answers without a socket that a device's filter drops, count as sent";
+    const DRIVERS_UNTOLD: &str = "answers without a socket that a device's filter drops count as sent, and packets that \
+                                  the driver of a device without a queue drops do not";
     // Lists of packets that have not come to a device are left to the function for single packets, which older kernels call for
     // each of them.
     // A packet that is forwarded for another host or container was sent by that all the same.
