@@ -85,7 +85,7 @@ fn status(error: &anyhow::Error) -> Status {
             let kernels = refusals.filter_map(|refusal| match refusal {
                 Refusal::Kernel(error) => Some(of_kprobes(error)),
                 Refusal::NotHit(..) => Some(Status::Kernel),
-                Refusal::Masked(_) => None,
+                Refusal::Masked(_) | Refusal::AddressesHidden => None,
             });
             kernels.into_iter().find(|status| *status != Status::Layout).unwrap_or(Status::Layout)
         }

@@ -6,6 +6,7 @@
 use nix::unistd::gettid;
 use socktrail_kprobes::{Error, Group, Installed, RingOptions, Rings};
 
+use super::droppers::Droppers;
 use super::self_test::{Hits, SelfTest, Verdict};
 use super::{Decode, Feature, Probe, Probes, Refusal, Served, Wanted, every, lacking, learning, release};
 
@@ -20,7 +21,7 @@ impl Probes {
         let mut slots: Vec<_> =
             all.iter().map(|(feature, alternatives)| Slot::of(*feature, alternatives, merges)).collect();
 
-        let mut installer = Installer { group, wanted, ring: own_ring() };
+        let mut installer = Installer { group, wanted, droppers: Droppers::read(), ring: own_ring() };
         let at_once = |slot: &&mut Slot| !slot.served.feature.is_for_joined_heads();
         slots.iter_mut().filter(at_once).for_each(|slot| slot.install_from(0, &mut installer));
         probes.self_test = installer.test(&mut slots);
@@ -78,6 +79,7 @@ impl Probes {
 struct Installer<'a> {
     group: &'a Group,
     wanted: Wanted<'a>,
+    droppers: Droppers,
     /// Of this thread alone. The probes are switched on through it.
     ring: Result<Rings, Error>,
 }
@@ -205,7 +207,10 @@ impl Slot {
     fn attach(&mut self, rings: &mut Rings, installer: &mut Installer<'_>) {
         let wanted = installer.wanted;
         while let (Some(probe), Some(Chosen { index, installed, .. })) = (self.served.by, &self.chosen) {
-            let Err(error) = rings.attach(installed, probe.filter(wanted, !wanted.loopback).as_deref()) else { return };
+            let filter = probe.filter(wanted, !wanted.loopback);
+            // It was installed with the same droppers.
+            let filter = filter.and_then(|filter| installer.droppers.written_into(&filter));
+            let Err(error) = rings.attach(installed, filter.as_deref()) else { return };
             if let Ok(ring) = &mut installer.ring {
                 ring.detach(installed);
             }
@@ -228,10 +233,14 @@ impl Probe {
         if wanted.mask.iter().any(|masked| masked == self.function()) {
             return Err(Refusal::Masked(self.function()));
         }
+        let filter = match self.filter(wanted, false) {
+            Some(filter) => Some(installer.droppers.written_into(&filter).ok_or(Refusal::AddressesHidden)?),
+            None => None,
+        };
         let installed = installer.group.install(&feature.to_string(), self.target, self.fetches, &wanted)?;
         let decoder = (self.decoder)(installed.format())?;
         if let Ok(ring) = &mut installer.ring {
-            ring.attach(&installed, self.filter(wanted, false).as_deref())?;
+            ring.attach(&installed, filter.as_deref())?;
         }
         Ok((installed, decoder))
     }

@@ -8,6 +8,7 @@ mod call_table;
 mod calls;
 mod child_group;
 mod dentries;
+mod droppers;
 mod install;
 mod lacking;
 mod learning;
@@ -88,6 +89,9 @@ pub enum Refusal {
          them, or the kernel does not make the probe fire", by = listed(.1)
     )]
     NotHit(&'static str, &'static [Traffic]),
+    /// Its filter needs addresses of functions.
+    #[error("the addresses of functions that drop packets are not known: see kernel.kptr_restrict")]
+    AddressesHidden,
     /// The kernel would not, or the layout does not have what it reads.
     #[error(transparent)]
     Kernel(#[from] Error),

@@ -425,24 +425,53 @@ pub const TABLE: &[(Feature, &[Probe])] = {
         };
     }
     const BEFORE_DEVICE: &str = concat!("skb!=0&&", before_device!());
-    // What a queue has not handed to its driver: as far as a filter can tell, see `AtDevice`. A segment that
-    // was cut for the driver has the size of the whole packet, which is mostly larger than a frame. The decoder compares it.
+    // What a queue has not handed to its driver: as far as a filter can tell, see `AtDevice`. A segment that was cut for the
+    // driver has the size of the whole packet, which is mostly larger than a frame. The decoder compares it.
     macro_rules! before_driver {
         () => {
-            "sk!=0&&((mac_len==0&&prev==0)||(mac_len!=0&&pkt_len<10000))"
+            "((mac_len==0&&prev==0)||(mac_len!=0&&(pkt_len<10000||len>=10000)))"
         };
     }
-    const DROPPED: &str = concat!("skb!=0&&((", before_device!(), ")||(", before_driver!(), "))");
+    // What this host has made, not forwarded: it has a socket; or, as some answers of the kernel, neither a socket nor
+    // the length of a link header, which what came over one has. Captures have copies of packets, which look the same.
+    macro_rules! made_here {
+        () => {
+            "(sk!=0||(mac_len==0&&!(cloned&1)&&places<0xffff000000000000))"
+        };
+    }
     // Drivers free sent packets without a reason, or as consumed (up to 2 in `enum skb_drop_reason`); from 5.18 on, filters
     // always give one. A device without a queue never has packets with a time of their own.
-    const DROPPED_OR_FOR_REASON: &str =
-        concat!("skb!=0&&((", before_device!(), ")||(sk!=0&&reason>2)||(enqueued!=0&&", before_driver!(), "))");
+    const DROPPED: &str = concat!(
+        "skb!=0&&((",
+        before_device!(),
+        ")||(",
+        made_here!(),
+        "&&({from_dropper}||(enqueued!=0&&",
+        before_driver!(),
+        "))))"
+    );
+    const DROPPED_OR_FOR_REASON: &str = concat!(
+        "skb!=0&&((",
+        before_device!(),
+        ")||(",
+        made_here!(),
+        "&&(reason>2||{from_dropper}||(enqueued!=0&&",
+        before_driver!(),
+        "))))"
+    );
+    // The same where it is not known which function drops packets.
+    const FREED: &str = concat!("skb!=0&&((", before_device!(), ")||(sk!=0&&", before_driver!(), "))");
+    const FREED_OR_FOR_REASON: &str =
+        concat!("skb!=0&&((", before_device!(), ")||(sk!=0&&reason>2)||(sk!=0&&enqueued!=0&&", before_driver!(), "))");
     const BEFORE_DEVICE_OR_FOR_REASON: &str = concat!("skb!=0&&((", before_device!(), ")||(sk!=0&&reason>2))");
+    const PURGES_UNSEEN: &str =
+        "packets that a removed queue held, and answers without a socket that a device's filter drops, count as sent";
+    const DRIVERS_UNTOLD: &str = "answers without a socket that a device's filter drops count as sent, and packets that \
+                                  the driver of a device without a queue drops do not";
     // Lists of packets that have not come to a device are left to the function for single packets, which older kernels call for
     // each of them.
-    // A packet without a socket may be forwarded for another host or container, which has sent it all the same, so the
-    // kernel's own resets and answers are left out here.
-    const AT_DEVICE: &str = "skb!=0&&sk!=0&&places<0xffff000000000000";
+    // A packet that is forwarded for another host or container was sent by that all the same.
+    const AT_DEVICE: &str = concat!("skb!=0&&places<0xffff000000000000&&", made_here!());
     const AT_DEVICE_UNSEEN: &str =
         "packets that tc filters drop, or that a queue drops after it has accepted them, count as sent";
     const BEFORE_4_2: &str = "IPv4 packets count as one that arrive in fragments without the DF flag";
@@ -596,12 +625,17 @@ pub const TABLE: &[(Feature, &[Probe])] = {
             Feature::LocalDrops,
             &[
                 Probe::entry::<PacketDroppedForReason>("sk_skb_reason_drop").only(DROPPED_OR_FOR_REASON),
+                Probe::entry::<PacketDroppedForReason>("sk_skb_reason_drop")
+                    .only(FREED_OR_FOR_REASON)
+                    .but(PURGES_UNSEEN),
                 Probe::entry::<PacketFreedForReason>("sk_skb_reason_drop")
                     .only(BEFORE_DEVICE_OR_FOR_REASON)
                     .but(AT_DEVICE_UNSEEN),
                 Probe::entry::<PacketDroppedForReason>("kfree_skb_reason").only(DROPPED_OR_FOR_REASON),
+                Probe::entry::<PacketDroppedForReason>("kfree_skb_reason").only(FREED_OR_FOR_REASON).but(PURGES_UNSEEN),
                 Probe::entry::<PacketFreed>("kfree_skb_reason").only(BEFORE_DEVICE).but(AT_DEVICE_UNSEEN),
                 Probe::entry::<PacketDropped>("kfree_skb").only(DROPPED).since(3, 18),
+                Probe::entry::<PacketDropped>("kfree_skb").only(FREED).since(3, 18).but(DRIVERS_UNTOLD),
                 Probe::entry::<PacketFreed>("kfree_skb").only(BEFORE_DEVICE).but(AT_DEVICE_UNSEEN),
             ],
         ),

@@ -79,8 +79,21 @@ impl State {
         (others.is_none() && id.transport == transport && is_from_there).then_some(flow)
     }
 
+    /// Marks the connection that an answer without a socket belongs to: too many others were sent since, or the last one of it
+    /// has been subtracted already.
+    fn mark_answered(&mut self, packet: &Dropped) {
+        let (Some(Transport::Tcp), Some((local, remote))) = (packet.transport, packet.ends) else { return };
+        let id = FlowId { scope: 0, transport: Transport::Tcp, local, remote };
+        if let Some(live) = self.answered(id).and_then(|(_, flow)| self.flows.get_mut(flow)) {
+            live.inexact.dropped_locally = true;
+        }
+    }
+
     /// Marks all flows of the packet's socket, because it is not known which of them it belongs to.
     fn mark_dropped(&mut self, packet: &Dropped) {
+        if packet.sock == 0 {
+            return self.mark_answered(packet);
+        }
         let Some(socket) = self.sockets.at(packet.sock).and_then(|key| self.sockets.get(key)) else { return };
         if let Some(idle) = socket.idle.and_then(|idle| self.idle.get_mut(idle)) {
             idle.segments = None; // the socket has counted what did not leave

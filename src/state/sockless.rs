@@ -2,7 +2,7 @@
 //! namespace of a packet is its socket's, so these have none; but each answers a packet that has just arrived.
 
 use super::State;
-use super::flows::FlowId;
+use super::flows::{FlowId, FlowKey};
 use crate::event::{KernelAddress, Packet, Transport, Tuple, Way};
 
 /// How many namespaces are remembered. The answer follows at once; only other processors' packets come between.
@@ -33,13 +33,17 @@ impl State {
                 None
             }
             (Transport::Tcp, Way::Out) if packet.tuple.net == 0 && packet.sock == 0 => {
-                let id = FlowId::of(packet);
-                let has_flow = |net: &KernelAddress| self.flows.find(&FlowId { scope: *net, ..id }).is_some();
-                let net = self.last_namespaces.0.into_iter().filter(|net| *net != 0).find(has_flow)?;
+                let (net, _) = self.answered(FlowId::of(packet))?;
                 Some(Packet { tuple: Tuple { net, ..packet.tuple }, ..*packet })
             }
             _ => None,
         }
+    }
+
+    /// A connection between these ends in one of the last namespaces, and which that is.
+    pub(super) fn answered(&self, id: FlowId) -> Option<(KernelAddress, FlowKey)> {
+        let mut namespaces = self.last_namespaces.0.into_iter().filter(|net| *net != 0);
+        namespaces.find_map(|net| Some((net, self.flows.find(&FlowId { scope: net, ..id })?)))
     }
 }
 

@@ -21,7 +21,8 @@ const WORDS: usize = 8;
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
 const ETHERNET_HEADER: usize = 14;
-const ETHERNET_VLAN_HEADER: usize = 18;
+/// The shortest header of a frame with data, and 8 bytes that say what kind of packet it has (LLC and SNAP).
+const SHORTEST_OF_802_11: usize = 24 + 8;
 const FRAGMENT_HEADER: u8 = 44;
 
 /// Up to this value, `enum skb_drop_reason` gives no reason: not dropped, consumed, not specified. On older kernels 2 is a
@@ -48,6 +49,8 @@ sample! {
         pub places: u64 = "+{sk_buff.headers-2}({skb})",
         /// The return address.
         pub caller: Word = "$caller",
+        /// See [`PacketDroppedForReason::enqueued`]. Only the filter looks at it.
+        pub enqueued: Option<u32> = concat!(control_block!(), "+8}({skb})"),
         /// `sk_buff.prev`: see [`AtDevice`].
         pub prev: Word = "+{word}({skb})",
         /// Where its memory begins: `sk_buff.head`, which lies before `data`.
@@ -58,6 +61,9 @@ sample! {
         pub len: u32 = "+{sk_buff.len}({skb})",
         /// `sk_buff.mac_len`, which lies behind `len` and `data_len`: see [`AtDevice`].
         pub mac_len: u16 = "+{sk_buff.len+8}({skb})",
+        /// Whether there is a copy of it, or it is one: the lowest bit (`sk_buff.cloned`), behind `mac_len`, `hdr_len` and
+        /// `queue_mapping`. Only the filter looks at it.
+        pub cloned: Option<u8> = "+{sk_buff.len+14}({skb})",
         /// `qdisc_skb_cb.pkt_len`, the first of `sk_buff.cb`: see [`AtDevice`].
         pub pkt_len: u32 = concat!(control_block!(), "}({skb})"),
         /// The packet's bytes, from its link header on, or from its IP header if it has no link header yet.
@@ -89,6 +95,8 @@ sample! {
         pub len: u32 = "+{sk_buff.len}({skb})",
         /// See [`PacketDropped::mac_len`].
         pub mac_len: u16 = "+{sk_buff.len+8}({skb})",
+        /// See [`PacketDropped::cloned`].
+        pub cloned: Option<u8> = "+{sk_buff.len+14}({skb})",
         /// See [`PacketDropped::pkt_len`].
         pub pkt_len: u32 = concat!(control_block!(), "}({skb})"),
         /// See [`PacketDropped::begin`].
@@ -149,6 +157,10 @@ sample! {
         pub data: Word = "+{sk_buff.data}({segs})",
         /// The whole packet, in bytes.
         pub len: u32 = "+{sk_buff.len}({segs})",
+        /// See [`PacketDropped::mac_len`]. Only the filter looks at it.
+        pub mac_len: Option<u16> = "+{sk_buff.len+8}({segs})",
+        /// See [`PacketDropped::cloned`].
+        pub cloned: Option<u8> = "+{sk_buff.len+14}({segs})",
         /// See [`PacketFreed::begin`].
         pub begin: Array<u64, WORDS> = "+0(+{sk_buff.data}({segs}))",
     }
@@ -156,13 +168,13 @@ sample! {
 
 impl IntoEvent for PacketDropped {
     fn event(&self, raw: &[u8]) -> Decoded {
-        let Self { skb, sk, places, caller, prev, head, data, len, mac_len, pkt_len, begin } = *self;
+        let Self { skb, sk, places, caller, prev, head, data, len, mac_len, pkt_len, begin, .. } = *self;
         let buffer = Buffer { sk, places: HeaderOffsets::of(places), len, begin: begin.bytes(raw) };
         if !buffer.places.is_at_device() {
             return buffer.event(false);
         }
         let at_device = AtDevice { skb, prev, mac_len, pkt_len, len };
-        if !buffer.places.is_leaving(head, data) || !buffer.places.is_of_ethernet() || at_device.was_sent() {
+        if !buffer.places.is_leaving(head, data) || buffer.places.is_made_by_driver() || at_device.was_sent() {
             return Decoded::Nothing;
         }
         buffer.event_at_device(caller)
@@ -171,7 +183,7 @@ impl IntoEvent for PacketDropped {
 
 impl IntoEvent for PacketDroppedForReason {
     fn event(&self, raw: &[u8]) -> Decoded {
-        let Self { skb, sk, places, reason, caller, enqueued, prev, head, data, len, mac_len, pkt_len, begin } = *self;
+        let Self { skb, sk, places, reason, caller, prev, head, data, len, mac_len, pkt_len, begin, .. } = *self;
         let buffer = Buffer { sk, places: HeaderOffsets::of(places), len, begin: begin.bytes(raw) };
         if !buffer.places.is_at_device() {
             return buffer.event(false);
@@ -180,7 +192,7 @@ impl IntoEvent for PacketDroppedForReason {
         let is_dropped = if reason > NO_REASON {
             !at_device.was_handed_to_driver()
         } else {
-            enqueued != 0 && buffer.places.is_of_ethernet() && !at_device.was_sent()
+            !buffer.places.is_made_by_driver() && !at_device.was_sent()
         };
         if !buffer.places.is_leaving(head, data) || !is_dropped {
             return Decoded::Nothing;
@@ -225,7 +237,7 @@ impl IntoEvent for PacketsFreed {
 /// What tells a packet that is dropped at a device from one that its driver has sent and now frees.
 ///
 /// When a packet leaves its queue, the kernel makes it point to itself (`validate_xmit_skb_list`); until then it points to
-/// nothing. If it is cut into segments then, only the first of them points to something. But these have the length of
+/// nothing, or to another one in a queue that keeps a tree (`netem`, `fq`). If it is cut into segments then, only the first of them points to something. But these have the length of
 /// their link header (`skb_segment`), which a packet in one piece does not have, and the size of the whole packet in
 /// their control block. A queue that cuts packets itself (`cake`, `tbf`) notes each segment's own size.
 struct AtDevice {
@@ -244,7 +256,7 @@ impl AtDevice {
 
     fn was_sent(&self) -> bool {
         let is_segment = self.mac_len != 0;
-        if is_segment { self.was_handed_to_driver() || self.pkt_len != self.len } else { self.prev != 0 }
+        self.was_handed_to_driver() || (is_segment && self.pkt_len != self.len)
     }
 }
 
@@ -272,10 +284,10 @@ impl HeaderOffsets {
         self.mac != u16::MAX
     }
 
-    /// Whether its link header is Ethernet's, perhaps with a VLAN tag, or none. Wireless drivers make another one of it,
-    /// have queues of their own, and free sent packets without a reason.
-    fn is_of_ethernet(&self) -> bool {
-        matches!(self.link_header(), 0 | ETHERNET_HEADER | ETHERNET_VLAN_HEADER)
+    /// Whether its driver has given it another link header: that of IEEE 802.11 and the header behind it are longer than any
+    /// that packets have in a queue. Wireless drivers have queues of their own, and free sent packets without a reason.
+    fn is_made_by_driver(&self) -> bool {
+        self.link_header() >= SHORTEST_OF_802_11
     }
 
     /// Whether a packet that has come to a device is on its way out: it begins with its link header. What arrives begins
@@ -459,6 +471,7 @@ mod tests {
     fn what_a_queue_has_handed_to_its_driver_was_sent() {
         let in_one_piece = AtDevice { skb: 1, prev: 0, mac_len: 0, pkt_len: 114, len: 114 };
         assert!(!in_one_piece.was_sent(), "in its queue, or on the way into it");
+        assert!(!AtDevice { prev: 2, ..in_one_piece }.was_sent(), "in a queue that is a tree");
         assert!(AtDevice { prev: 1, ..in_one_piece }.was_sent());
         let cut_by_a_queue = AtDevice { mac_len: 14, ..in_one_piece };
         assert!(!cut_by_a_queue.was_sent() && !AtDevice { prev: 2, ..cut_by_a_queue }.was_sent(), "the first of two");
@@ -477,8 +490,9 @@ mod tests {
         assert_eq!((told.ends, told.may_have_arrived), (Some(ends()), true));
         let places = places([ETHERTYPE_IPV4, 78, 64]);
         assert!(places.is_leaving(1000, 1064) && !places.is_leaving(1000, 1078), "behind its link header");
-        assert!(places.is_of_ethernet());
-        assert!(!HeaderOffsets { mac: 44, ..places }.is_of_ethernet(), "IEEE 802.11");
+        assert!(!places.is_made_by_driver());
+        assert!(!HeaderOffsets { mac: 54, ..places }.is_made_by_driver(), "InfiniBand");
+        assert!(HeaderOffsets { mac: 44, ..places }.is_made_by_driver(), "IEEE 802.11");
     }
 
     #[test]

@@ -337,6 +337,28 @@ fn what_was_translated_is_one_of_its_sockets() {
 }
 
 #[test]
+fn an_answer_that_is_not_known_any_more_marks_its_connection() {
+    let mut story = Story::new();
+    let (asked, other) = (tuple(80, 40000), tuple(80, 50000));
+    for tuple in [asked, other] {
+        story.tcp(Way::In, 0xa, tuple, 60, SYN);
+        story.tcp(Way::Out, 0, tuple, 60, SYN | ACK);
+    }
+    (0..100).for_each(|_| story.tcp(Way::Out, 0, other, 60, SYN | ACK));
+    story.say(0, dropped(0, Transport::Tcp, asked, 60));
+    story.say(0, dropped(0, Transport::Tcp, other, 60));
+    for tuple in [asked, other] {
+        story.tcp(Way::In, 0xa, tuple, 52, ACK);
+        story.state_is(0xa, tuple, TcpState::Established);
+    }
+    story.wait(31);
+    let mut told: Vec<_> = story.out.iter().map(|flow| (flow.remote.port, flow.dropped, flow.inexact)).collect();
+    told.sort_by_key(|(port, ..)| *port);
+    let marked = Inexact { dropped_locally: true, ..Inexact::default() };
+    assert_eq!(told, [(40000, counters(0, 0), marked), (50000, counters(1, 60), Inexact::default())]);
+}
+
+#[test]
 fn what_another_socket_sends_for_a_connection_is_dropped_once() {
     let tuple = tuple(80, 40000);
     // A socket of the kernel's own, and a program's raw socket, which may forge any packet.

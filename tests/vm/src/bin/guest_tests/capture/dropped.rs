@@ -101,15 +101,18 @@ impl Case {
             return Ok(Vec::new());
         }
         let [document] = &of_flow[..] else {
-            let to_there: Vec<_> =
-                documents.iter().filter(|document| end(document, "destination") == Some(remote)).collect();
+            let is_there = |document: &Value, of: &str| end(document, of) == Some(remote);
+            let of_there = documents.iter().filter(|one| is_there(one, "source") || is_there(one, "destination"));
+            let of_there: Vec<_> = of_there.map(Value::to_string).collect();
             return Ok(vec![format!(
-                "{}: {} documents of {local}; to {remote} {to_there:?}",
+                "{}: {} documents of {local}; of {remote} {of_there:?}",
                 self.what,
                 of_flow.len()
             )]);
         };
-        let said = Count { packets: number(document, "/source/packets")?, bytes: number(document, "/source/bytes")? };
+        let sender = if self.flow.side == Side::Client { "source" } else { "destination" };
+        let counted = |what: &str| number(document, &format!("/{sender}/{what}"));
+        let said = Count { packets: counted("packets")?, bytes: counted("bytes")? };
         let dropped = document.pointer("/flow/dropped/packets").and_then(Value::as_u64).unwrap_or(0);
         let is_wrong = match self.dropped {
             Dropped::Exactly(count) => dropped != count,
@@ -147,6 +150,12 @@ impl Scene {
         let watch = Socktrail::flows(&["--flow-termination-timeout", "5s", "--ring-size-exponent", "10"])?;
         let sniffer = Sniffer::start(&network.link.client, Learn::FromKernel)?;
         Ok(Self { network, watch, sniffer })
+    }
+
+    /// Captures what passes another of the client's interfaces, from now on.
+    pub(super) fn capture_instead(&mut self, interface: &str) -> Result<()> {
+        self.sniffer = Sniffer::inside(&self.network.link.client.netns, interface, Learn::FromKernel)?;
+        Ok(())
     }
 
     pub(super) fn stage(&self, family: Family) -> Stage<'_> {
@@ -305,16 +314,21 @@ pub(super) fn send(stage: &Stage<'_>, to: SocketAddr, length: usize, count: u64)
 /// A connection that is never established.
 pub(super) fn connect(stage: &Stage<'_>, to: SocketAddr) -> Result<Expected> {
     stage.host(Side::Client).run(|| {
-        let family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-        let socket = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)?;
-        let begun = nix::sys::socket::connect(socket.as_raw_fd(), &SockaddrStorage::from(to));
-        ensure!(begun == Err(Errno::EINPROGRESS), "the connect is not under way: {begun:?}");
-        let stream = TcpStream::from(socket);
+        let stream = begin(to)?;
         let here = stream.local_addr()?;
         // Time for a second attempt.
         thread::sleep(Duration::from_millis(1500));
         Ok(of_client(Transport::Tcp, here, to))
     })
+}
+
+/// A connection that is on its way.
+pub(super) fn begin(to: SocketAddr) -> Result<TcpStream> {
+    let family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let socket = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)?;
+    let begun = nix::sys::socket::connect(socket.as_raw_fd(), &SockaddrStorage::from(to));
+    ensure!(begun == Err(Errno::EINPROGRESS), "the connect is not under way: {begun:?}");
+    Ok(TcpStream::from(socket))
 }
 
 /// Sends much over a connection to the port for which rules drop a share of the packets.

@@ -36,7 +36,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         named(name.clone(), move || play::verdict(&name))
     });
     let of_misses = [named("capture::what_was_seen_is_not_lossy".to_owned(), missed::what_was_seen_is_not_lossy)];
-    let of_drops: [(&str, Test); 11] = [
+    let of_drops: [(&str, Test); 15] = [
         ("dropped_by_a_packet_filter", dropped::by_a_packet_filter),
         ("dropped_now_and_then", dropped::now_and_then),
         ("dropped_by_a_queue_or_for_want_of_a_neighbour", dropped::by_a_queue_or_for_want_of_a_neighbour),
@@ -44,10 +44,14 @@ pub(crate) fn tests() -> Vec<Trial> {
         ("dropped_at_the_device", refused::at_the_device),
         ("dropped_by_a_filter_of_tc", queued::by_a_filter_of_tc),
         ("dropped_by_codel", queued::by_codel),
+        ("dropped_by_codel_when_large", queued::by_codel_when_large),
         ("dropped_by_cake", queued::by_cake),
+        ("dropped_by_a_driver", queued::by_a_driver),
         ("dropped_with_their_queue", queued::with_their_queue),
         ("dropped_by_ipsec", refused::by_ipsec),
         ("dropped_without_a_socket", refused::without_a_socket),
+        ("dropped_without_a_socket_by_tc", refused::without_a_socket_by_tc),
+        ("dropped_without_a_socket_by_a_queue", refused::without_a_socket_by_a_queue),
     ];
     let of_drops = of_drops.map(|(name, test)| named(format!("capture::{name}"), move || dropped::tried(test)));
     of_cases.chain(of_misses).chain(of_drops).collect()

@@ -4,17 +4,18 @@
 //! hands to the driver.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
 
 use super::dropped::{CONDITIONS, Case, Dropped, SENT, Scene, bulk, connect, datagrams, send};
-use super::link::{Family, ip};
+use super::link::{Conditions, Family, ip};
 use super::stage::{Expected, Side, of_client};
 use super::wire::Transport;
-use crate::helpers::netlink::ipip;
-use crate::helpers::tc::{SlowLink, cake, drop_every, slow_down, speed_up, take_filters};
+use crate::helpers::netlink::{Faults, degrade, ipip};
+use crate::helpers::tc::{SlowLink, cake, drop_every, slow_down, slow_down_behind, speed_up, take_filters};
 
 /// Longer than what the senders' buffers hold takes on the slow link.
 const EMPTY: Duration = Duration::from_secs(1);
@@ -52,62 +53,102 @@ pub(crate) fn by_a_filter_of_tc() -> Result<()> {
 
 /// Datagrams that a filter on a tunnel drops, so that none is captured.
 fn into_a_tunnel(scene: &Scene) -> Result<Expected> {
+    open_tunnel(scene, Ipv4Addr::new(10, 9, 1, 1))?;
+    scene.network.link.client.run(|| {
+        take_filters(TUNNEL)?;
+        drop_every(TUNNEL, 1, false, 5001)
+    })?;
+    into_the_tunnel(scene)
+}
+
+const TUNNEL: &str = "inside";
+
+/// Makes the client's end of a tunnel.
+fn open_tunnel(scene: &Scene, to: Ipv4Addr) -> Result<()> {
     let client = &scene.network.link.client;
     let IpAddr::V4(outside) = client.ip(Family::V4) else { bail!("no IPv4 address") };
-    let (here, there) = (Ipv4Addr::new(10, 6, 0, 2), SocketAddr::from(([10, 6, 0, 1], 5001)));
-    client.run(|| ipip("inside", outside, Ipv4Addr::new(10, 9, 1, 1)))?;
-    ip(&client.netns, &format!("addr add {here}/24 dev inside"))?;
-    ip(&client.netns, "link set inside up")?;
-    client.run(|| {
-        take_filters("inside")?;
-        drop_every("inside", 1, false, there.port())
-    })?;
-    let socket = client.run(|| Ok(UdpSocket::bind((here, 0))?))?;
+    client.run(|| ipip(TUNNEL, outside, to))?;
+    ip(&client.netns, &format!("addr add 10.6.0.2/24 dev {TUNNEL}"))?;
+    ip(&client.netns, &format!("link set {TUNNEL} up"))
+}
+
+fn into_the_tunnel(scene: &Scene) -> Result<Expected> {
+    let there = SocketAddr::from(([10, 6, 0, 1], 5001));
+    let socket = scene.network.link.client.run(|| Ok(UdpSocket::bind(("10.6.0.2", 0))?))?;
     for _ in 0..SENT {
         socket.send_to(&[0; 300], there).ok();
     }
     Ok(of_client(Transport::Udp, socket.local_addr()?, there))
 }
 
-/// A queue that is removed while packets wait in it.
+/// Datagrams into a tunnel whose driver drops them, because there is no way to its other end. A capture on the tunnel shows
+/// them, so they count as sent.
+pub(crate) fn by_a_driver() -> Result<()> {
+    let mut scene = Scene::new(CONDITIONS)?;
+    let netns = Arc::clone(&scene.network.link.client.netns);
+    ip(&netns, "route del default")?;
+    open_tunnel(&scene, Ipv4Addr::new(203, 0, 113, 9))?;
+    scene.capture_instead(TUNNEL)?;
+    let flow = into_the_tunnel(&scene)?;
+    scene.judge(&[Case::new("UDP, by the driver of a tunnel", flow, Dropped::Exactly(0))])
+}
+
+/// Queues that are removed while packets wait in them.
 pub(crate) fn with_their_queue() -> Result<()> {
+    const SLOW: SlowLink = SlowLink { rate: 10_000, largest: 4_000, ..NEVER };
+    /// Some packets overtake others, which has the queue keep a tree.
+    const LATE: Faults = Faults { delay_ms: 20_000, reordered: 0.3, ..Faults::NONE };
+    const WAITING: u64 = 20;
     let scene = Scene::new(CONDITIONS)?;
     let client = &scene.network.link.client;
     let mut cases = Vec::new();
     for family in [Family::V4, Family::V6] {
         let stage = scene.stage(family);
-        stage.pair()?; // so that the router's link address is known
-        client.run(|| slow_down(&client.interface, SlowLink { rate: 10_000, largest: 4_000, ..NEVER }))?;
-        let to = SocketAddr::new(stage.ip(Side::Server), 5001);
-        let waiting = send(&stage, to, 1_000, 20)?;
-        client.run(|| speed_up(&client.interface))?;
-        cases.push(Case::new("UDP, with its queue", waiting, Dropped::AllBut(20)));
+        for what in ["fq_codel", "pfifo_fast", "pfifo", "fq", "netem"] {
+            stage.pair()?; // so that the router's link address is known
+            client.run(|| match what {
+                "fq_codel" => slow_down(&client.interface, SLOW),
+                "netem" => degrade(&client.interface, LATE),
+                kind => slow_down_behind(&client.interface, SLOW, kind),
+            })?;
+            let to = SocketAddr::new(stage.ip(Side::Server), 5001);
+            let waiting = send(&stage, to, 1_000, WAITING)?;
+            client.run(|| speed_up(&client.interface))?;
+            cases.push(Case::new(what, waiting, Dropped::AllBut(WAITING)));
+        }
     }
     scene.judge(&cases)
 }
 
 /// CoDel, which gets packets one by one, also if `tbf` has to cut what TCP sends.
 pub(crate) fn by_codel() -> Result<()> {
-    behind(slow_down)
+    behind(slow_down, CONDITIONS, LINK)
+}
+
+/// CoDel, with packets so large that the kernel could take them for several.
+pub(crate) fn by_codel_when_large() -> Result<()> {
+    let conditions = Conditions { mtu: 20_000, far_mtu: 20_000, ..CONDITIONS };
+    behind(slow_down, conditions, SlowLink { rate: 2_500_000, largest: 25_000, target_us: 1_000, interval_us: 2_000 })
 }
 
 /// CoDel as `cake` has it.
 pub(crate) fn by_cake() -> Result<()> {
-    behind(cake)
+    behind(cake, CONDITIONS, LINK)
 }
 
-fn behind(put_queue: fn(&str, SlowLink) -> Result<()>) -> Result<()> {
-    let scene = Scene::new(CONDITIONS)?;
+fn behind(put_queue: fn(&str, SlowLink) -> Result<()>, conditions: Conditions, slow: SlowLink) -> Result<()> {
+    let scene = Scene::new(conditions)?;
     let client = &scene.network.link.client;
+    let length = conditions.mtu as usize - 500;
     let mut cases = Vec::new();
     for family in [Family::V4, Family::V6] {
         let stage = scene.stage(family);
         stage.pair()?; // so that the router's link address is known
-        client.run(|| put_queue(&client.interface, LINK))?;
+        client.run(|| put_queue(&client.interface, slow))?;
         let to = SocketAddr::new(stage.ip(Side::Server), 5001);
-        cases.push(Case::new("UDP, CoDel", send(&stage, to, 1_000, MANY)?, Dropped::AllBut(MANY)));
+        cases.push(Case::new("UDP, CoDel", send(&stage, to, length, MANY)?, Dropped::AllBut(MANY)));
         thread::sleep(EMPTY);
-        cases.push(Case::new("TCP, CoDel", bulk(&stage, 200_000)?, Dropped::AtLeast(1)));
+        cases.push(Case::new("TCP, CoDel", bulk(&stage, 200 * length)?, Dropped::AtLeast(1)));
         thread::sleep(EMPTY);
         client.run(|| speed_up(&client.interface))?;
     }

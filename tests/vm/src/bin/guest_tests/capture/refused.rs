@@ -5,19 +5,22 @@
 
 use std::fs;
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, SocketAddr};
+use std::net::{Shutdown, SocketAddr, TcpListener};
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use super::dropped::{CONDITIONS, Case, Dropped, SENT, Scene, connect, datagrams};
+use super::dropped::{CONDITIONS, Case, Dropped, SENT, Scene, begin, connect, datagrams};
 use super::link::Family;
-use super::stage::{Pair, Side};
+use super::stage::{Pair, Side, Stage, of_server};
+use super::wire::Transport;
 use crate::helpers::bpf::DropsAll;
 use crate::helpers::cgroups::Hierarchy;
 use crate::helpers::ipsec::{Policies, Policy};
+use crate::helpers::netlink::{Faults, degrade};
+use crate::helpers::tc::{drop_every, take_filters, take_no_filters};
 
 const UDP: u8 = 17;
 const TCP: u8 = 6;
@@ -117,32 +120,90 @@ fn has_hook() -> Result<bool> {
     Ok(version >= Some((5, 16)))
 }
 
-/// Resets and answers in TIME_WAIT, which the kernel sends for connections without a socket.
+/// Resets and answers in TIME_WAIT, which the kernel sends for connections without a socket: by a packet filter.
 pub(crate) fn without_a_socket() -> Result<()> {
     let scene = Scene::new(CONDITIONS)?;
     let mut cases = Vec::new();
     for family in [Family::V4, Family::V6] {
-        let stage = scene.stage(family);
-        let (reset, waiting) = (stage.pair()?, stage.pair()?);
-        drop(waiting.client); // its FIN arrives and is acknowledged
-        thread::sleep(Duration::from_millis(200));
+        let pairs = answering(&scene.stage(family))?;
         scene.filter("table inet test { chain output { type filter hook output priority 0; }; }")?;
-        for flow in [&reset.flows[0], &waiting.flows[0]] {
+        for flow in pairs.iter().map(|pair| pair.flows[0]) {
             scene.filter(&format!("add rule inet test output tcp dport {} drop", flow.remote.port()))?;
         }
-        let mut server = reset.server;
-        server.write_all(&[0; 100])?;
-        thread::sleep(Duration::from_millis(200));
-        drop(reset.client); // it has data that it did not read
-        server.write_all(&[0; 100])?;
-        waiting.server.shutdown(Shutdown::Write)?;
-        thread::sleep(RETRIES);
-        cases.push(Case::new("TCP, resets", reset.flows[0], Dropped::AtLeast(2)));
-        cases.push(Case::new("TCP, answers in TIME_WAIT", waiting.flows[0], Dropped::AtLeast(2)));
-        scene.filter("flush ruleset")?;
-        ensure!(server.read(&mut [0]).is_err(), "the connection was not reset");
+        cases.extend(unanswered(pairs, || scene.filter("flush ruleset"))?);
     }
     scene.judge(&cases)
+}
+
+/// The same by a filter of `tc`.
+pub(crate) fn without_a_socket_by_tc() -> Result<()> {
+    let scene = Scene::new(CONDITIONS)?;
+    let client = &scene.network.link.client;
+    let mut cases = Vec::new();
+    for family in [Family::V4, Family::V6] {
+        let pairs = answering(&scene.stage(family))?;
+        client.run(|| {
+            take_filters(&client.interface)?;
+            let mut ports = pairs.iter().map(|pair| pair.flows[0].remote.port());
+            ports.try_for_each(|port| drop_every(&client.interface, 1, family == Family::V6, port))
+        })?;
+        cases.extend(unanswered(pairs, || client.run(|| take_no_filters(&client.interface)))?);
+    }
+    scene.judge(&cases)
+}
+
+/// The same by a queue that drops all, and with SYN cookies.
+pub(crate) fn without_a_socket_by_a_queue() -> Result<()> {
+    let scene = Scene::new(CONDITIONS)?;
+    let client = &scene.network.link.client;
+    client.netns.set("ipv4/tcp_syncookies", "2")?; // for every connection
+    let mut cases = Vec::new();
+    for family in [Family::V4, Family::V6] {
+        let stage = scene.stage(family);
+        let pairs = answering(&stage)?;
+        let listener = client.run(|| Ok(TcpListener::bind((client.ip(family), 0))?))?;
+        let here = listener.local_addr()?;
+        client.run(|| degrade(&client.interface, Faults { loss: 1.0, ..Faults::NONE }))?;
+        let requests = stage.host(Side::Server).run(|| begin(here))?;
+        thread::sleep(RETRIES);
+        let requested = of_server(Transport::Tcp, requests.local_addr()?, here);
+        cases.push(Case::new("TCP, answers with SYN cookies", requested, Dropped::AtLeast(1)));
+        let answer_again = || client.run(|| degrade(&client.interface, Faults::NONE));
+        cases.extend(unanswered(pairs, answer_again)?);
+        // It asks again. Before that it is no flow: over IPv4 nothing says whose.
+        let (mut accepted, _) = listener.accept()?;
+        drop(requests);
+        accepted.read_to_end(&mut Vec::new())?;
+    }
+    scene.judge(&cases)
+}
+
+/// Two connections for whose next packets the kernel answers without a socket.
+fn answering(stage: &Stage<'_>) -> Result<[Pair; 2]> {
+    let (reset, mut waiting) = (stage.pair()?, stage.pair()?);
+    // Its FIN arrives and is acknowledged.
+    waiting.client.shutdown(Shutdown::Write)?;
+    waiting.server.read_to_end(&mut Vec::new())?;
+    thread::sleep(Duration::from_millis(200));
+    Ok([reset, waiting])
+}
+
+/// Has the kernel answer for them while it drops the answers, until it is told otherwise.
+fn unanswered([reset, waiting]: [Pair; 2], answer_again: impl FnOnce() -> Result<()>) -> Result<[Case; 2]> {
+    let mut server = reset.server;
+    server.write_all(&[0; 100])?;
+    thread::sleep(Duration::from_millis(200));
+    drop(reset.client); // it has data that it did not read
+    drop(waiting.client);
+    server.write_all(&[0; 100])?;
+    waiting.server.shutdown(Shutdown::Write)?;
+    thread::sleep(RETRIES);
+    answer_again()?;
+    ensure!(server.read(&mut [0]).is_err(), "the connection was not reset");
+    Ok([
+        Case::new("TCP, resets", reset.flows[0], Dropped::AtLeast(2)),
+        Case::new("TCP, answers in TIME_WAIT", waiting.flows[0], Dropped::AtLeast(2)),
+    ])
 }
 
 /// Ends a connection whose packets leave again.

@@ -25,6 +25,8 @@ const PACKET_OTHERHOST: u8 = 3;
 const VNET_HEADER: usize = 10;
 /// Ethernet's header, which loopback has too.
 const LINK_HEADER: usize = 14;
+/// `linux/if_arp.h`: a tunnel of IPv4 in IPv4, whose packets have no link header.
+const ARPHRD_TUNNEL: u16 = 768;
 /// More than the largest packet.
 const LARGEST: usize = 128 * 1024;
 /// What may wait for us.
@@ -90,7 +92,7 @@ fn capture(socket: &OwnedFd, learn: Learn, done: &AtomicBool) -> Result<Wire> {
                 PACKET_OTHERHOST => continue,
                 _ => Way::In,
             };
-            let (packet, segments) = segments(&buffer[..length], learn)?;
+            let (packet, segments) = segments(&buffer[..length], link_header(&from), learn)?;
             wire.time = time;
             if is_ip(&from) {
                 wire.add(way, packet, segments)?;
@@ -160,18 +162,22 @@ fn is_ip(from: &LinkAddr) -> bool {
     matches!(i32::from(u16::from_be(from.protocol())), nix::libc::ETH_P_IP | nix::libc::ETH_P_IPV6)
 }
 
+fn link_header(from: &LinkAddr) -> usize {
+    if from.hatype() == ARPHRD_TUNNEL { 0 } else { LINK_HEADER }
+}
+
 /// A packet without its link header and what the kernel says of it, and into what it is to be cut.
-fn segments(captured: &[u8], learn: Learn) -> Result<(&[u8], Segments)> {
+fn segments(captured: &[u8], link_header: usize, learn: Learn) -> Result<(&[u8], Segments)> {
     let short = "a captured packet is too short";
     match learn {
-        Learn::Udp(size) => Ok((captured.get(LINK_HEADER..).context(short)?, Segments::Of(size))),
-        Learn::Single => Ok((captured.get(LINK_HEADER..).context(short)?, Segments::One)),
+        Learn::Udp(size) => Ok((captured.get(link_header..).context(short)?, Segments::Of(size))),
+        Learn::Single => Ok((captured.get(link_header..).context(short)?, Segments::One)),
         Learn::FromKernel => {
             // flags u8, gso_type u8, hdr_len u16, gso_size u16, csum_start u16, csum_offset u16
             let (header, packet) = captured.split_at_checked(VNET_HEADER).context(short)?;
             let size = u16::from_ne_bytes([header[4], header[5]]);
             let segments = if header[1] == 0 { Segments::One } else { Segments::Of(size) };
-            Ok((packet.get(LINK_HEADER..).context(short)?, segments))
+            Ok((packet.get(link_header..).context(short)?, segments))
         }
     }
 }

@@ -51,6 +51,11 @@ pub(crate) fn take_filters(interface: &str) -> Result<()> {
     ask(RTM_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL, &request.0).context("add clsact")
 }
 
+/// Takes its filters away.
+pub(crate) fn take_no_filters(interface: &str) -> Result<()> {
+    ask(RTM_DELQDISC, 0, &message(interface, CLSACT, TC_H_CLSACT, 0)?.0).context("take clsact away")
+}
+
 /// Has it drop of what leaves for a port every packet of this number: all if it is 1.
 pub(crate) fn drop_every(interface: &str, number: u16, ipv6: bool, port: u16) -> Result<()> {
     let (protocol, ports): (u16, u32) = if ipv6 { (ETH_P_IPV6, 40) } else { (ETH_P_IP, 20) };
@@ -94,7 +99,28 @@ pub(crate) struct SlowLink {
 
 /// Puts `tbf` on an interface, and `fq_codel` into it.
 pub(crate) fn slow_down(interface: &str, link: SlowLink) -> Result<()> {
-    load(&["sch_tbf", "sch_fq_codel"]);
+    load(&["sch_fq_codel"]);
+    tbf(interface, link)?;
+    let mut options = Attributes::default();
+    options.put(TCA_FQ_CODEL_TARGET, &link.target_us.to_ne_bytes());
+    options.put(TCA_FQ_CODEL_INTERVAL, &link.interval_us.to_ne_bytes());
+    let mut request = message(interface, 0x2_0000, 0x1_0001, 0)?;
+    request.string(TCA_KIND, "fq_codel");
+    request.put(TCA_OPTIONS, &options.0);
+    ask(RTM_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL, &request.0).context("add fq_codel")
+}
+
+/// Puts `tbf` on an interface, and a queue of another kind into it.
+pub(crate) fn slow_down_behind(interface: &str, link: SlowLink, kind: &str) -> Result<()> {
+    load(&[&format!("sch_{kind}")]);
+    tbf(interface, link)?;
+    let mut request = message(interface, 0x2_0000, 0x1_0001, 0)?;
+    request.string(TCA_KIND, kind);
+    ask(RTM_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL, &request.0).with_context(|| format!("add {kind}"))
+}
+
+fn tbf(interface: &str, link: SlowLink) -> Result<()> {
+    load(&["sch_tbf"]);
     let mut parameters = rate(link.rate);
     parameters.extend(rate(0));
     parameters.extend([1_000_000_u32, 0, 0].into_iter().flat_map(u32::to_ne_bytes)); // limit, buffer, mtu
@@ -104,15 +130,7 @@ pub(crate) fn slow_down(interface: &str, link: SlowLink) -> Result<()> {
     let mut request = message(interface, 0x1_0000, TC_H_ROOT, 0)?;
     request.string(TCA_KIND, "tbf");
     request.put(TCA_OPTIONS, &options.0);
-    ask(RTM_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL, &request.0).context("add tbf")?;
-
-    let mut options = Attributes::default();
-    options.put(TCA_FQ_CODEL_TARGET, &link.target_us.to_ne_bytes());
-    options.put(TCA_FQ_CODEL_INTERVAL, &link.interval_us.to_ne_bytes());
-    let mut request = message(interface, 0x2_0000, 0x1_0001, 0)?;
-    request.string(TCA_KIND, "fq_codel");
-    request.put(TCA_OPTIONS, &options.0);
-    ask(RTM_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL, &request.0).context("add fq_codel")
+    ask(RTM_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL, &request.0).context("add tbf")
 }
 
 /// Puts `cake` on an interface, which cuts what TCP sends into segments by itself.

@@ -1,0 +1,119 @@
+//! Functions of the kernel that drop packets and say no reason.
+//!
+//! What frees a packet without a reason may have sent it just as well, as drivers do. It is known by where the function
+//! that frees it returns to.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+
+/// What stands in a filter for: `caller` is in one of these functions.
+pub(super) const FROM_DROPPER: &str = "{from_dropper}";
+
+/// Queues that are removed or emptied hand their packets to `rtnl_kfree_skbs`, and `__rtnl_unlock` frees them. Before Linux
+/// 4.7 queues free them themselves, each in a function of its own.
+const DEFERS: &str = "rtnl_kfree_skbs";
+/// `pfifo_fast` frees its packets itself, and every queue what it has taken out too early. `tc`, whose filters give a
+/// reason since Linux 5.18, is a part of `__dev_queue_xmit`.
+const ALWAYS: [&str; 4] = ["__rtnl_unlock", "pfifo_fast_reset", "qdisc_reset", "__dev_queue_xmit"];
+/// `tc` again, if the compiler has made a function of it, its programs (BPF) that redirect, and netfilter's hooks.
+const PERHAPS: [&str; 3] = ["sch_handle_egress", "skb_do_redirect", "nf_hook_slow"];
+
+/// The kernel fills it at once.
+const BUFFER: usize = 64 << 10;
+/// The line where the kernel's own functions end; more than half of the list comes after it.
+const END: &[u8] = b" _etext\n";
+
+/// Where these functions begin and end.
+#[derive(Debug, Default)]
+pub(super) struct Droppers {
+    parts: Vec<(u64, u64)>,
+}
+
+impl Droppers {
+    /// Those of the kernel that runs here. None where it hides addresses, or keeps no such functions.
+    pub(super) fn read() -> Self {
+        let list = File::open("/proc/kallsyms").map(|list| BufReader::with_capacity(BUFFER, list));
+        list.map(Self::parse).unwrap_or_default()
+    }
+
+    /// Lines such as `ffffffff81a4ab80 T qdisc_reset`, sorted by address. The compiler may have put a part of a function
+    /// elsewhere, as `qdisc_reset.cold`.
+    fn parse(mut list: impl BufRead) -> Self {
+        let (mut parts, mut found) = (Vec::new(), Vec::new());
+        let mut open: Vec<u64> = Vec::new();
+        let mut line = Vec::new();
+        while !line.ends_with(END) {
+            line.clear();
+            if !matches!(list.read_until(b'\n', &mut line), Ok(1..)) {
+                break;
+            }
+            let Some((address, name)) = symbol(&line) else { continue };
+            parts.extend(open.iter().filter(|begin| **begin < address).map(|begin| (*begin, address)));
+            open.retain(|begin| *begin >= address);
+            let all = ALWAYS.iter().chain(&PERHAPS).chain([&DEFERS]);
+            let Some(function) = all.copied().find(|function| function.as_bytes() == name) else { continue };
+            found.push(function);
+            if function != DEFERS && address != 0 {
+                open.push(address);
+            }
+        }
+        let is_known = ALWAYS.iter().chain([&DEFERS]).all(|function| found.contains(function));
+        Self { parts: if is_known { parts } else { Vec::new() } }
+    }
+
+    /// A filter with these functions in place of [`FROM_DROPPER`]; `None` if it needs them and they are not known.
+    pub(super) fn written_into(&self, filter: &str) -> Option<String> {
+        if !filter.contains(FROM_DROPPER) {
+            return Some(filter.to_owned());
+        }
+        let parts = self.parts.iter().map(|(begin, end)| format!("(caller>{begin:#x}&&caller<={end:#x})"));
+        let parts = parts.collect::<Vec<_>>().join("||");
+        (!parts.is_empty()).then(|| filter.replace(FROM_DROPPER, &format!("({parts})")))
+    }
+}
+
+/// Address and name of a line, without what the compiler has added to the name.
+fn symbol(line: &[u8]) -> Option<(u64, &[u8])> {
+    let mut columns = line.split(u8::is_ascii_whitespace);
+    let address = u64::from_str_radix(std::str::from_utf8(columns.next()?).ok()?, 16).ok()?;
+    let name = columns.nth(1)?;
+    Some((address, name.split(|byte| *byte == b'.').next()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIST: &str = "ffffffff81000000 T _stext\n\
+        ffffffff81000100 T __rtnl_unlock\n\
+        ffffffff81000200 T rtnl_kfree_skbs\n\
+        ffffffff81000300 t pfifo_fast_reset\n\
+        ffffffff81000300 t another_name\n\
+        ffffffff81000400 T qdisc_reset\n\
+        ffffffff81000500 T __dev_queue_xmit\n\
+        ffffffff81000700 t qdisc_reset.cold\n\
+        ffffffff81000720 t other\n\
+        ffffffff82000000 T _etext\n\
+        ffffffffc0000000 t nf_hook_slow\t[module]\n\
+        ffffffffc0000100 t other\t[module]\n";
+
+    #[test]
+    fn what_returns_into_one_of_the_functions_is_told_from_others() {
+        let filter = Droppers::parse(LIST.as_bytes()).written_into("skb!=0&&{from_dropper}").unwrap();
+        let parts = [(0x100, 0x200), (0x300, 0x400), (0x400, 0x500), (0x500, 0x700), (0x700, 0x720)];
+        let base = 0xffff_ffff_8100_0000_u64;
+        let parts = parts.map(|(from, to)| format!("(caller>{:#x}&&caller<={:#x})", base + from, base + to));
+        assert_eq!(filter, format!("skb!=0&&({})", parts.join("||")));
+    }
+
+    #[test]
+    fn where_functions_are_not_known_nothing_is_guessed() {
+        let hidden: String = LIST.lines().map(|line| format!("0000000000000000{}\n", &line[16..])).collect();
+        let older = LIST.replace("rtnl_kfree_skbs", "rtnl_notify");
+        for list in ["", &hidden, &older, &LIST[..200]] {
+            let droppers = Droppers::parse(list.as_bytes());
+            assert_eq!(droppers.written_into("skb!=0&&{from_dropper}"), None, "{list}");
+            assert_eq!(droppers.written_into("skb!=0").as_deref(), Some("skb!=0"));
+        }
+    }
+}
