@@ -136,3 +136,15 @@ impl SentByOthers {
         self.0.remove(last)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_so_many_senders_are_remembered() {
+        let mut sent = SentByOthers::default();
+        (0..2 * MOST).for_each(|_| sent.note(FlowKey::default()));
+        assert_eq!(sent.0.len(), MOST);
+    }
+}

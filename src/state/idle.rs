@@ -214,6 +214,25 @@ mod tests {
     }
 
     #[test]
+    fn only_so_many_wait_for_their_last_packet_and_the_oldest_make_room() {
+        let mut connections = IdleConnections::default();
+        let another = |scope: usize| {
+            let idle = idle(1, true, false);
+            Idle { id: FlowId { scope: scope as u64, ..idle.id }, ..idle }
+        };
+        for scope in 0..MOST_LEAVING {
+            connections.insert(another(scope), 1000);
+        }
+        assert!(connections.take(&another(0).id).is_some(), "its last packet comes");
+        for scope in MOST_LEAVING..MOST_LEAVING + 3 {
+            connections.insert(another(scope), 2000);
+        }
+        assert_eq!((connections.len(), connections.evicted), (MOST_LEAVING, 2));
+        let is_there = [1, 2, 3, MOST_LEAVING + 2].map(|scope| connections.take(&another(scope).id).is_some());
+        assert_eq!(is_there, [false, false, true, true]);
+    }
+
+    #[test]
     fn between_the_same_ends_the_later_one_counts() {
         let mut connections = IdleConnections::default();
         connections.insert(idle(1, true, false), 1000);

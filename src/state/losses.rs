@@ -70,6 +70,13 @@ mod tests {
     }
 
     #[test]
+    fn a_loss_that_seems_to_end_before_it_began_touches_its_end() {
+        let mut history = History::default();
+        history.add(20, 10, Harm::TCP_IPV4);
+        assert!(history.touches(Harm::TCP_IPV4, 10, 10) && !history.touches(Harm::TCP_IPV4, 11, 30));
+    }
+
+    #[test]
     fn losses_of_two_sorts_are_kept_apart_until_there_is_no_room() {
         let mut history = History::default();
         history.add(10, 20, Harm::TCP_IPV4);

@@ -98,6 +98,15 @@ fn the_other_sides_fin_or_reset_ends_an_idle_connection() {
     }
 }
 
+/// A firewall's reset has no socket (`nf_send_reset`).
+#[test]
+fn a_reset_without_a_socket_is_an_idle_connections() {
+    let mut story = idle_client(Config::default());
+    story.tcp(Way::Out, 0, tuple(40000, 80), 40, RST);
+    story.wait(31);
+    next_is(&mut story, CURL, Direction::Egress, (1, 0));
+}
+
 #[test]
 fn a_failed_keepalive_ends_an_idle_connection() {
     let mut story = idle_server();
@@ -527,4 +536,20 @@ fn an_answer_without_socket_and_namespace_belongs_to_what_it_answers() {
     let of = |net| (net, counters(4, 240), counters(3, 600));
     assert_eq!(told, [of(OTHER_NET), of(NET)]);
     assert_eq!(story.state.stats().flows_without_socket, 0, "no flow of its own");
+}
+
+#[test]
+fn an_answer_without_a_socket_stays_in_the_namespace_that_it_has() {
+    let here = tuple(40000, 80);
+    let there = Tuple { net: NET + 1, ..here };
+    let mut story = Story::new();
+    story.conversation(CURL, 0xa, here);
+    story.conversation(CURL, 0xb, there);
+    story.tcp(Way::In, 0, here, 40, FIN | ACK);
+    story.tcp(Way::In, 0, there, 40, FIN | ACK);
+    story.tcp(Way::Out, 0, here, 40, ACK);
+    story.wait(6);
+    let mut told: Vec<_> = story.out.iter().map(|flow| (flow.net, flow.sent.packets)).collect();
+    told.sort_unstable();
+    assert_eq!(told, [(here.net, 4), (there.net, 3)]);
 }

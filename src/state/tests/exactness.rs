@@ -439,6 +439,24 @@ fn what_the_kernel_sends_without_a_socket_is_taken_back_over_ipv6_too() {
     assert_eq!(flow.inexact, Inexact::default());
 }
 
+/// Where the connection's socket is freed, the last acknowledgement leaves without one, which is not the connection's own.
+#[test]
+fn what_leaves_without_a_socket_is_taken_back_when_the_connection_has_none_either() {
+    let mut story = Story::new();
+    let tuple = tuple(40000, 80);
+    story.conversation(CURL, 0xa, tuple);
+    story.say(0, EventKind::SocketFreed { sock: 0xa });
+    story.wait(6);
+    assert_eq!(story.only().sent.packets, 3);
+    story.tcp(Way::In, 0, tuple, 52, FIN | ACK);
+    story.tcp(Way::Out, 0, tuple, 52, ACK);
+    story.say(0, dropped(0, Transport::Tcp, tuple, 52));
+    story.wait(6);
+    let flow = story.only();
+    assert_eq!((flow.sent, flow.dropped), (counters(0, 0), counters(1, 52)));
+    assert_eq!((owner(&flow).0, flow.inexact), (CURL, Inexact::default()));
+}
+
 /// The others that were dropped with it may belong to any flow of its socket.
 #[test]
 fn a_packet_dropped_with_others_is_taken_back_and_marks_its_flow() {
@@ -491,4 +509,92 @@ fn a_dropped_packet_from_another_address_is_not_the_sockets_only_flows() {
     story.wait(31);
     let flow = story.only();
     assert_eq!((flow.sent, flow.dropped, flow.inexact.dropped_locally), (counters(1, 60), counters(0, 0), true));
+}
+
+/// A socket that is bound to no address sends to itself from either of two.
+#[test]
+fn what_a_socket_sends_both_ways_between_two_addresses_is_taken_back_where_it_was_sent() {
+    let [one, other] = [1, 2].map(|last| Endpoint::new(Ipv4Addr::new(127, 0, 0, last), 40000));
+    let [there, back] = [(one, other), (other, one)].map(|(local, remote)| Tuple { net: NET, local, remote });
+    let mut story = Story::new();
+    story.say(CURL, EventKind::SocketCreated { sock: 0xa, for_program: true });
+    story.udp(Way::Out, 0xa, there, 60);
+    story.udp(Way::Out, 0xa, back, 60);
+    story.say(0, dropped(0xa, Transport::Udp, there, 60));
+    story.wait(31);
+    story.out.sort_by_key(|flow| flow.local.ip);
+    let told: Vec<_> = story.out.iter().map(|flow| (flow.sent.packets, flow.dropped.packets)).collect();
+    assert_eq!(told, [(0, 1), (1, 0)]);
+}
+
+#[test]
+fn what_a_socket_sends_to_its_own_port_and_is_dropped_has_not_arrived() {
+    let mut story = Story::new();
+    story.say(CURL, EventKind::SocketCreated { sock: 0xa, for_program: true });
+    story.udp(Way::Out, 0xa, tuple(40000, 40000), 60);
+    let EventKind::Dropped(packet) = dropped(0xa, Transport::Udp, tuple(40000, 40000), 60) else { unreachable!() };
+    story.say(0, EventKind::Dropped(Dropped { may_have_arrived: true, ..packet }));
+    story.wait(31);
+    let flow = story.only();
+    assert_eq!((flow.sent, flow.dropped), (counters(0, 0), counters(1, 60)));
+}
+
+#[test]
+fn a_fragment_is_no_packet_of_several_segments() {
+    let tuple = tuple(40000, 80);
+    let mut story = Story::new();
+    story.say(CURL, EventKind::SocketCreated { sock: 0xa, for_program: true });
+    story.say(CURL, counted(Way::Out, tuple, 60, 60, (SYN, 0, 1)));
+    story.state_is(0xa, tuple, TcpState::Established);
+    // Two segments; a fragment of an earlier packet happens to be as long as both.
+    story.say(CURL, counted(Way::Out, tuple, 52 + 1000, 52, (ACK, 1, 3)));
+    let EventKind::Dropped(packet) = dropped(0xa, Transport::Tcp, tuple, 52 + 1000) else { unreachable!() };
+    story.say(CURL, EventKind::Dropped(Dropped { ends: None, ..packet }));
+    story.wait(31);
+    let flow = story.only();
+    assert_eq!((flow.dropped, flow.inexact.dropped_locally), (counters(1, 52 + 1000), true));
+}
+
+/// A fragment of a datagram that the connection's segments are encapsulated in (RFC 3948).
+#[test]
+fn a_fragment_of_another_transport_is_not_the_flows() {
+    let mut story = Story::new();
+    story.say(CURL, EventKind::SocketCreated { sock: 0xa, for_program: true });
+    story.tcp(Way::Out, 0xa, tuple(40000, 80), 60, SYN);
+    let EventKind::Dropped(packet) = dropped(0xa, Transport::Udp, tuple(4500, 4500), 50) else { unreachable!() };
+    story.say(0, EventKind::Dropped(Dropped { ends: None, ..packet }));
+    story.wait(31);
+    let flow = story.only();
+    assert_eq!((flow.sent, flow.dropped, flow.inexact.dropped_locally), (counters(1, 60), counters(0, 0), true));
+}
+
+#[test]
+fn of_the_same_addresses_in_two_namespaces_the_last_sender_is_dropped() {
+    let here = tuple(80, 40000);
+    let there = Tuple { net: NET + 1, ..here };
+    let mut story = Story::new();
+    for tuple in [here, there] {
+        story.tcp(Way::In, 0, tuple, 60, SYN);
+        story.tcp(Way::Out, 0xf, tuple, 60, SYN | ACK);
+    }
+    story.say(0, dropped(0xe, Transport::Tcp, here, 60));
+    story.wait(31);
+    let mut told: Vec<_> = story.out.iter().map(|flow| (flow.net, flow.dropped.packets)).collect();
+    told.sort_unstable();
+    assert_eq!(told, [(here.net, 0), (there.net, 1)]);
+}
+
+/// The kernel answers without a socket when it sends a SYN cookie.
+#[test]
+fn an_answer_without_a_socket_leaves_a_connection_with_its_listener() {
+    for flags in [SYN | ACK, ACK] {
+        let mut story = Story::new();
+        story.say(SERVER, EventKind::SocketCreated { sock: 0x1, for_program: true });
+        story.tcp(Way::In, 0, tuple(80, 40000), 60, SYN);
+        story.tcp(Way::Out, 0x1, tuple(80, 40000), 60, SYN | ACK);
+        story.tcp(Way::Out, 0, tuple(80, 40000), 60, flags);
+        story.wait(31);
+        let flow = story.only();
+        assert_eq!((owner(&flow).0, flow.sock, flow.sent.packets), (SERVER, 0x1, 2));
+    }
 }

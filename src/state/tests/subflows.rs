@@ -297,3 +297,54 @@ fn an_idle_subflow_is_whose_the_accepted_socket_is() {
     story.wait(31);
     assert_eq!(pid(&story.only()), Some(CURL));
 }
+
+/// The kernel tells of a subflow when it is made, and again when it is established.
+#[test]
+fn a_first_subflow_that_is_told_of_twice_goes_on() {
+    let (made, accepted) = (tuple(40000, 80), tuple(80, 40000));
+    let mut story = Story::new();
+    story.say(CURL, EventKind::SocketCreated { sock: MADE, for_program: true });
+    story.conversation_of_subflow(CURL, FIRST, made);
+    story.listens(SERVER);
+    for _ in 0..2 {
+        story.comes_in(JOINED, accepted, false);
+    }
+    story.wait(6);
+    assert!(story.out.is_empty(), "neither is closed: {:#?}", story.out);
+}
+
+/// The kernel makes the first subflow in the task that connects.
+#[test]
+fn an_mptcp_socket_that_was_passed_on_stays_its_creators() {
+    let mut story = Story::new();
+    story.say(CURL, EventKind::SocketCreated { sock: MADE, for_program: true });
+    story.conversation_of_subflow(SHELL, FIRST, tuple(40000, 80));
+    story.wait(31);
+    assert_eq!(pid(&story.only()), Some(CURL));
+}
+
+#[test]
+fn a_subflow_of_the_kernels_that_is_told_of_twice_before_it_connects_is_not_the_kernels() {
+    let mut story = Story::with_worker();
+    let tuple = tuple(40001, 80);
+    story.say(WORKER, EventKind::SocketCreated { sock: JOINED, for_program: false });
+    for _ in 0..2 {
+        story.subflow(JOINED, MADE, false);
+    }
+    story.say(WORKER, EventKind::ConnectBegins { sock: JOINED, remote: tuple.remote });
+    story.tcp(Way::Out, JOINED, tuple, 60, SYN);
+    story.wait(31);
+    assert_eq!(pid(&story.only()), None);
+}
+
+#[test]
+fn a_subflow_that_joins_an_idle_one_is_whose_that_is() {
+    let mut story = Story::new();
+    story.listens(SERVER);
+    story.comes_in(FIRST, tuple(80, 40000), false);
+    story.wait(40);
+    assert_eq!(pid(&story.only()), Some(SERVER));
+    story.comes_in(JOINED, tuple(80, 40001), true);
+    story.wait(40);
+    assert_eq!(pid(&story.only()), Some(SERVER));
+}

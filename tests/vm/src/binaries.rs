@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
+use socktrail_vm::KPROBES_TESTS;
 
 use crate::matrix::Arch;
 use crate::process;
@@ -31,6 +32,8 @@ pub enum Program {
     Init,
     /// The kernel tests.
     GuestTests,
+    /// Those of the crate that puts probes in place.
+    KprobesTests,
     /// Traffic for measurements.
     GuestBench,
     /// A program outside the workspace that uses the library.
@@ -44,6 +47,7 @@ impl Program {
         match self {
             Self::Socktrail | Self::Example(_) => "socktrail",
             Self::Init | Self::GuestTests | Self::GuestBench => "socktrail-vm",
+            Self::KprobesTests => "socktrail-kprobes",
             Self::Embedding => "embedding",
         }
     }
@@ -61,6 +65,7 @@ impl Program {
             Self::Socktrail => "socktrail",
             Self::Init => "vm-init",
             Self::GuestTests => "guest-tests",
+            Self::KprobesTests => "kernel",
             Self::GuestBench => "guest-bench",
             Self::Embedding => "embedding",
             Self::Example(name) => name,
@@ -98,10 +103,18 @@ pub fn build(arch: Arch, profile: Profile, programs: &[Program]) -> Result<Vec<P
     programs
         .iter()
         .map(|program| {
-            executable(&messages, program.binary())
-                .with_context(|| format!("cargo did not say where it put {}", program.binary()))
+            let built = executable(&messages, program.binary())
+                .with_context(|| format!("cargo did not say where it put {}", program.binary()))?;
+            if *program == Program::KprobesTests { without_hash(&built) } else { Ok(built) }
         })
         .collect()
+}
+
+/// A copy under a name that the guest's tests know: cargo adds a hash to that of a test.
+fn without_hash(built: &Path) -> Result<PathBuf> {
+    let copy = built.with_file_name(KPROBES_TESTS);
+    fs::copy(built, &copy).with_context(|| format!("write {}", copy.display()))?;
+    Ok(copy)
 }
 
 /// Builds programs of one workspace; returns cargo's messages.
@@ -123,7 +136,11 @@ fn cargo_build(target: &str, profile: Profile, manifest: Option<&str>, programs:
         cargo.args(["--manifest-path", manifest, "--target-dir"]).arg(target_folder());
     }
     for program in programs {
-        let kind = if matches!(program, Program::Example(_)) { "--example" } else { "--bin" };
+        let kind = match program {
+            Program::Example(_) => "--example",
+            Program::KprobesTests => "--test",
+            _ => "--bin",
+        };
         cargo.args(["--package", program.package(), kind, program.binary()]);
     }
     let output = cargo.output().context("start cargo")?;

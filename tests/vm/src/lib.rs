@@ -32,6 +32,9 @@ pub const RESULT_FILE: &str = "result.json";
 /// The file of [`OUT_DIR`] in which the test of the kernel's layout leaves what it found.
 pub const LAYOUT_FILE: &str = "layout.json";
 
+/// The program with the kernel tests of `kprobes/`.
+pub const KPROBES_TESTS: &str = "kprobes-tests";
+
 /// The environment variable with the release of an older kernel that Socktrail is to behave as of (`--as-of`).
 pub const AS_OF_VARIABLE: &str = "AS_OF";
 

@@ -285,7 +285,7 @@ fn tested(options: &TestOptions, boot: Boot, kept: Option<&Kept>) -> Result<Opti
     let guest = Guest {
         machine: &machine,
         packages: &PACKAGES.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        programs: &[Program::Socktrail, Program::GuestTests, Program::Embedding],
+        programs: &[Program::Socktrail, Program::GuestTests, Program::KprobesTests, Program::Embedding],
         profile: Profile::Guest,
         additions: &[],
         out: Some(out.path()),

@@ -25,6 +25,7 @@ mod events;
 mod flows;
 mod hazards;
 mod idle;
+mod kprobes;
 mod layout;
 mod lifetime;
 mod lockdown;
@@ -68,6 +69,7 @@ fn all() -> Vec<Trial> {
         embedding::tests(),
         privileges::tests(),
         hazards::tests(),
+        kprobes::tests(),
         self_test::tests(),
         owners::tests(),
         threads::tests(),
