@@ -18,11 +18,11 @@ use socktrail_vm::{
 };
 use tempfile::TempDir;
 
-use crate::binaries::{NoTarget, Profile, Program};
+use crate::binaries::{self, NoTarget, Profile, Program};
 use crate::guest::{Guest, Outcome, Unavailable};
 use crate::layout_facts::LayoutFacts;
 use crate::matrix::{Arch, Kernel, MATRIX};
-use crate::options::{EXIT_INTERRUPTED, MachineOptions, Release, TestOptions};
+use crate::options::{Addition, EXIT_INTERRUPTED, MachineOptions, Release, TestOptions};
 
 /// Debian packages that the tests use in the guest.
 const PACKAGES: &[&str] = &["curl", "dnsmasq-base", "netcat-openbsd", "nftables"];
@@ -282,12 +282,13 @@ fn tested(options: &TestOptions, boot: Boot, kept: Option<&Kept>) -> Result<Opti
     let mut machine = MachineOptions::standard(boot.kernel, boot.arch);
     machine.append = boot.tests.kernel_arguments().map(str::to_owned);
     let out = TempDir::new().context("create a temporary folder")?;
+    let additions = additions(boot)?;
     let guest = Guest {
         machine: &machine,
         packages: &PACKAGES.iter().map(ToString::to_string).collect::<Vec<_>>(),
         programs: &[Program::Socktrail, Program::GuestTests, Program::Embedding],
         profile: Profile::Guest,
-        additions: &[],
+        additions: &additions,
         out: Some(out.path()),
         timeout: options.timeout.unwrap_or(if options.long { LONG_TIMEOUT } else { TIMEOUT }),
         command: &command(boot, options)?,
@@ -304,6 +305,24 @@ fn tested(options: &TestOptions, boot: Boot, kept: Option<&Kept>) -> Result<Opti
             Ok(Some(Verdict::Ran(Ran { counts, failures, passed_when_alone: Vec::new(), layout })))
         }
         outcome => Ok(Some(Verdict::Broken(outcome.to_string()))),
+    }
+}
+
+/// For a 64-bit kernel of x86, the tests' own program built for 32 bits, where Rust has that target.
+fn additions(boot: Boot) -> Result<Vec<Addition>> {
+    if boot.arch != Arch::X86_64 {
+        return Ok(Vec::new());
+    }
+    match binaries::build(Arch::I686, Profile::Guest, &[Program::GuestTests]) {
+        Ok(built) => {
+            let addition = |host| Addition { host, guest: "/usr/local/bin/guest-tests-32".to_owned() };
+            Ok(built.into_iter().map(addition).collect())
+        }
+        Err(error) if error.is::<NoTarget>() => {
+            eprintln!("vm: 32-bit programs are not tested: {error:#}");
+            Ok(Vec::new())
+        }
+        Err(error) => Err(error),
     }
 }
 
