@@ -1,4 +1,4 @@
-//! TLS without a C compiler: rustls over Graviola, and whom to trust.
+//! TLS: rustls over Graviola, or over ring on processors that Graviola does not take; and whom to trust.
 
 use std::fmt;
 use std::io::{Read, Write};
@@ -34,7 +34,10 @@ pub struct TlsOptions {
 /// # Errors
 /// A file cannot be read or holds nothing of use, or this CPU lacks what the cryptography needs.
 pub fn config(options: &TlsOptions) -> Result<Arc<ClientConfig>, OutputError> {
-    let provider = Arc::new(provider()?);
+    config_over(Arc::new(provider()?), options)
+}
+
+fn config_over(provider: Arc<CryptoProvider>, options: &TlsOptions) -> Result<Arc<ClientConfig>, OutputError> {
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions();
     let builder = builder.map_err(|error| OutputError::new(format!("TLS: {error}"), ""))?;
     let builder = match options.fingerprint {
@@ -54,24 +57,31 @@ pub fn config(options: &TlsOptions) -> Result<Arc<ClientConfig>, OutputError> {
     Ok(Arc::new(config))
 }
 
-/// What there is no TLS without.
-fn no_tls(problem: String) -> OutputError {
-    OutputError::new(problem, "send by http:// through a TLS proxy on this host")
-}
-
-/// The cryptography.
+/// The cryptography: Graviola where it can be had, for the processors of the last ten years.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 fn provider() -> Result<CryptoProvider, OutputError> {
     match missing_feature() {
         None => Ok(rustls_graviola::default_provider()),
-        Some(feature) => Err(no_tls(format!("TLS needs a CPU with {feature}, which this one has not"))),
+        Some(feature) => provider_without(feature),
     }
 }
 
-/// Graviola is for 64-bit machines alone.
-#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+#[cfg(target_arch = "x86")]
 fn provider() -> Result<CryptoProvider, OutputError> {
-    Err(no_tls(format!("TLS is not supported on {}", std::env::consts::ARCH)))
+    provider_without("64 bits")
+}
+
+/// The cryptography for processors that Graviola does not take.
+#[cfg(any(target_arch = "x86_64", target_arch = "x86"))]
+fn provider_without(_feature: &str) -> Result<CryptoProvider, OutputError> {
+    Ok(rustls::crypto::ring::default_provider())
+}
+
+/// There is none: ring would need a C compiler for this machine, to build it on another.
+#[cfg(target_arch = "aarch64")]
+fn provider_without(feature: &str) -> Result<CryptoProvider, OutputError> {
+    let problem = format!("TLS needs a CPU with {feature}, which this one has not");
+    Err(OutputError::new(problem, "send by http:// through a TLS proxy on this host"))
 }
 
 /// The features that Graviola cannot do without.
@@ -312,5 +322,77 @@ impl Transport for Wrapped {
 
     fn is_tls(&self) -> bool {
         true
+    }
+}
+
+#[cfg(test)]
+#[cfg(target_arch = "x86_64")]
+mod tests {
+    use rustls::server::WebPkiClientVerifier;
+    use rustls::{ServerConfig, ServerConnection};
+
+    use super::*;
+
+    fn file(name: &str) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tls").join(name)
+    }
+
+    /// Takes clients whose certificate the authority has signed.
+    fn server(provider: &Arc<CryptoProvider>) -> ServerConnection {
+        let roots = authorities(&[file("authority.pem")]).unwrap();
+        let verifier = WebPkiClientVerifier::builder_with_provider(roots.into(), Arc::clone(provider)).build().unwrap();
+        let builder = ServerConfig::builder_with_provider(Arc::clone(provider));
+        let builder = builder.with_safe_default_protocol_versions().unwrap().with_client_cert_verifier(verifier);
+        let key = PrivateKeyDer::from_pem_file(file("server.key")).unwrap();
+        let config = builder.with_single_cert(certificates(&file("server.pem")).unwrap(), key).unwrap();
+        ServerConnection::new(Arc::new(config)).unwrap()
+    }
+
+    /// Both ends read what the other has written, until there is nothing more to say.
+    fn talk(client: &mut ClientConnection, server: &mut ServerConnection) -> Result<(), rustls::Error> {
+        while client.wants_write() || server.wants_write() {
+            let (mut there, mut back) = (Vec::new(), Vec::new());
+            client.write_tls(&mut there).unwrap();
+            server.write_tls(&mut back).unwrap();
+            let (mut there, mut back) = (&there[..], &back[..]);
+            while !there.is_empty() {
+                server.read_tls(&mut there).unwrap();
+                server.process_new_packets()?;
+            }
+            while !back.is_empty() {
+                client.read_tls(&mut back).unwrap();
+                client.process_new_packets()?;
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn both_providers_talk_to_each_other() {
+        let ring = Arc::new(provider_without("AVX2").unwrap());
+        let other = Arc::new(provider().unwrap());
+        for (ours, theirs) in [(&ring, &other), (&other, &ring), (&ring, &ring)] {
+            for authority in ["authority.pem", "stranger.pem"] {
+                let options = TlsOptions {
+                    certificate_authorities: vec![file(authority)],
+                    certificate: Some((file("client.pem"), file("client.key"))),
+                    ..TlsOptions::default()
+                };
+                let config = config_over(Arc::clone(ours), &options).unwrap();
+                let mut client = ClientConnection::new(config, "localhost".try_into().unwrap()).unwrap();
+                let mut server = server(theirs);
+                let talked = talk(&mut client, &mut server);
+                if authority == "stranger.pem" {
+                    assert!(talked.unwrap_err().to_string().contains("UnknownIssuer"));
+                    continue;
+                }
+                talked.unwrap();
+                client.writer().write_all(b"documents").unwrap();
+                talk(&mut client, &mut server).unwrap();
+                let mut read = [0; 9];
+                server.reader().read_exact(&mut read).unwrap();
+                assert_eq!(&read, b"documents");
+            }
+        }
     }
 }

@@ -18,11 +18,11 @@ use socktrail_vm::{
 };
 use tempfile::TempDir;
 
-use crate::binaries::{NoTarget, Profile, Program};
+use crate::binaries::{self, NoTarget, Profile, Program};
 use crate::guest::{Guest, Outcome, Unavailable};
 use crate::layout_facts::LayoutFacts;
 use crate::matrix::{Arch, Kernel, MATRIX};
-use crate::options::{EXIT_INTERRUPTED, MachineOptions, Release, TestOptions};
+use crate::options::{Addition, EXIT_INTERRUPTED, MachineOptions, Release, TestOptions};
 
 /// Debian packages that the tests use in the guest.
 const PACKAGES: &[&str] = &["curl", "dnsmasq-base", "netcat-openbsd", "nftables"];
@@ -200,7 +200,7 @@ impl Tests {
             Self::All => "every test",
             Self::Captures => "captures, random traffic",
             Self::ButCaptures => "every test but captures and random traffic",
-            Self::Kernels => "boot, layout, flows, events, sensors",
+            Self::Kernels => "boot, layout, flows, owners, events, sensors",
             Self::WithoutIpv6 => "without IPv6",
             Self::OlderKernel => "flows, owners, threads, ends, programs, events, sensors",
         }
@@ -212,7 +212,7 @@ impl Tests {
             Self::All => None,
             Self::Captures => Some("capture:: tunnels:: mptcp:: torture::"),
             Self::ButCaptures => Some("-capture:: -tunnels:: -mptcp:: -torture::"),
-            Self::Kernels => Some("boot:: layout:: flows:: events:: sensors::"),
+            Self::Kernels => Some("boot:: layout:: flows:: owners:: events:: sensors::"),
             Self::WithoutIpv6 => Some(
                 "boot::loopback_v4 layout:: flows::curl_over_ipv4 flows::curl_of_a_normal_user_over_ipv4 \
                  flows::udp_over_ipv4 flows::a_refused_connect_over_ipv4 flows::a_program_that_lives_for_milliseconds \
@@ -282,12 +282,13 @@ fn tested(options: &TestOptions, boot: Boot, kept: Option<&Kept>) -> Result<Opti
     let mut machine = MachineOptions::standard(boot.kernel, boot.arch);
     machine.append = boot.tests.kernel_arguments().map(str::to_owned);
     let out = TempDir::new().context("create a temporary folder")?;
+    let additions = additions(boot)?;
     let guest = Guest {
         machine: &machine,
         packages: &PACKAGES.iter().map(ToString::to_string).collect::<Vec<_>>(),
         programs: &[Program::Socktrail, Program::GuestTests, Program::KprobesTests, Program::Embedding],
         profile: Profile::Guest,
-        additions: &[],
+        additions: &additions,
         out: Some(out.path()),
         timeout: options.timeout.unwrap_or(if options.long { LONG_TIMEOUT } else { TIMEOUT }),
         command: &command(boot, options)?,
@@ -304,6 +305,24 @@ fn tested(options: &TestOptions, boot: Boot, kept: Option<&Kept>) -> Result<Opti
             Ok(Some(Verdict::Ran(Ran { counts, failures, passed_when_alone: Vec::new(), layout })))
         }
         outcome => Ok(Some(Verdict::Broken(outcome.to_string()))),
+    }
+}
+
+/// For a 64-bit kernel of x86, the tests' own program built for 32 bits, where Rust has that target.
+fn additions(boot: Boot) -> Result<Vec<Addition>> {
+    if boot.arch != Arch::X86_64 {
+        return Ok(Vec::new());
+    }
+    match binaries::build(Arch::I686, Profile::Guest, &[Program::GuestTests]) {
+        Ok(built) => {
+            let addition = |host| Addition { host, guest: "/usr/local/bin/guest-tests-32".to_owned() };
+            Ok(built.into_iter().map(addition).collect())
+        }
+        Err(error) if error.is::<NoTarget>() => {
+            eprintln!("vm: 32-bit programs are not tested: {error:#}");
+            Ok(Vec::new())
+        }
+        Err(error) => Err(error),
     }
 }
 
@@ -571,7 +590,7 @@ mod tests {
         assert_eq!(command(all, &long).unwrap(), command_of_long);
         let again =
             TestOptions { seed: Some(7), without: vec!["udp-many".into(), "late".into()], ..options(&[], None) };
-        let repeated = "GUEST_TESTS='boot:: layout:: flows:: events:: sensors::' TORTURE_SECONDS=120 \
+        let repeated = "GUEST_TESTS='boot:: layout:: flows:: owners:: events:: sensors::' TORTURE_SECONDS=120 \
                         TORTURE_SEED=7 TORTURE_WITHOUT=udp-many,late guest-tests";
         assert_eq!(command(kernels, &again).unwrap(), repeated);
         let older = Boot { as_of: Some(Release(3, 13)), ..all };

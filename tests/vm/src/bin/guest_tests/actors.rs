@@ -29,6 +29,10 @@ use crate::helpers::sys::drop_capability;
 pub(crate) const PROGRAM: &str = "guest-tests";
 /// Where it lies.
 pub(crate) const EXECUTABLE: &str = "/usr/local/bin/guest-tests";
+/// The same, built for 32-bit x86, where a 64-bit kernel of x86 runs and Rust has that target.
+pub(crate) const PROGRAM_32: &str = "guest-tests-32";
+/// Where it lies.
+pub(crate) const EXECUTABLE_32: &str = "/usr/local/bin/guest-tests-32";
 
 /// The word that turns this program into an actor.
 pub(crate) const ACT: &str = "act";

@@ -7,19 +7,26 @@ mod forms;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::TcpListener;
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use nix::libc;
 use serde_json::Value;
 
-use crate::actors::{ACT, PROGRAM};
+use crate::actors::{ACT, EXECUTABLE_32, PROGRAM, PROGRAM_32};
 use crate::helpers::process::{Finished, Process};
 use crate::helpers::socktrail::{Socktrail, Watched};
 use crate::helpers::tracefs::Tracefs;
 
 pub(crate) use forms::{forms, thread_names};
 
-tests![
+/// The tests of this subject; those of 32-bit programs where there is one.
+pub(crate) fn tests() -> Vec<libtest_mimic::Trial> {
+    let is_there = Path::new(EXECUTABLE_32).exists();
+    every_test().into_iter().filter(|trial| is_there || !trial.name().contains("32_bit")).collect()
+}
+
+tests![every_test:
     tcp_calls,
     refused_calls,
     ipv6_calls,
@@ -34,6 +41,9 @@ tests![
     conditions_choose,
     forms,
     thread_names,
+    calls_of_32_bit_programs,
+    io_uring_calls_of_32_bit_programs,
+    io_uring_calls_of_32_bit_programs_that_fail,
 ];
 
 /// An action, and the socket that it was done to.
@@ -59,8 +69,12 @@ fn watch(more: &[&str]) -> Result<Socktrail> {
 
 /// Plays a part under the eyes of socktrail; what came out, and what the part wrote.
 fn play(part: &[&str], as_user: bool) -> Result<(Watched, Finished)> {
+    play_by(PROGRAM, part, as_user)
+}
+
+fn play_by(program: &str, part: &[&str], as_user: bool) -> Result<(Watched, Finished)> {
     let watch = watch(&[])?;
-    let args = [&[PROGRAM, ACT], part].concat();
+    let args = [&[program, ACT], part].concat();
     let actor = if as_user { Process::start_as_user(&args)? } else { Process::start(&args)? };
     let finished = actor.finish()?;
     ensure!(finished.status == 0, "{finished:?}");
@@ -75,7 +89,11 @@ fn lines(finished: &Finished) -> Result<Vec<Value>> {
 
 /// Fails unless the events of the actor are those of its diary, and no others but those of a kind that comes with its end.
 fn matches_diary(part: &str, as_user: bool) -> Result<()> {
-    let (watched, actor) = play(&[part], as_user)?;
+    matches_diary_of(PROGRAM, part, as_user)
+}
+
+fn matches_diary_of(program: &str, part: &str, as_user: bool) -> Result<()> {
+    let (watched, actor) = play_by(program, &[part], as_user)?;
     let diary = lines(&actor)?;
     let named: BTreeSet<_> = diary.iter().map(inode).collect();
     // The socket by which the standard library hears of a failed exec is closed by a successful one.
@@ -122,11 +140,28 @@ fn other_families() -> Result<()> {
     matches_diary("calls-netlink", false)
 }
 
-/// The kernel tries more than once; the last try ends as the ring said, and no try has a descriptor.
+/// They come by another system call (`socketcall(2)`), and find the same functions.
+fn calls_of_32_bit_programs() -> Result<()> {
+    for (part, as_user) in [("calls-tcp", false), ("calls-refused", true), ("calls-ipv6", false), ("calls-unix", false)]
+    {
+        matches_diary_of(PROGRAM_32, part, as_user).with_context(|| part.to_owned())?;
+    }
+    Ok(())
+}
+
 fn io_uring_calls() -> Result<()> {
+    io_uring_calls_of(PROGRAM)
+}
+
+fn io_uring_calls_of_32_bit_programs() -> Result<()> {
+    io_uring_calls_of(PROGRAM_32)
+}
+
+/// The kernel tries more than once; the last try ends as the ring said, and no try has a descriptor.
+fn io_uring_calls_of(program: &str) -> Result<()> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let there = listener.local_addr()?;
-    let (watched, actor) = play(&["calls-io-uring", &there.to_string()], false)?;
+    let (watched, actor) = play_by(program, &["calls-io-uring", &there.to_string()], false)?;
     let told = &lines(&actor)?[0];
     ensure!(told["result"] == 0, "{told}");
     let tries: Vec<_> = of_socket(&watched, told["inode"].as_u64().context("an inode")?);
@@ -144,9 +179,17 @@ fn io_uring_calls() -> Result<()> {
     Ok(())
 }
 
-/// Each is told with the errno that the ring gave; a kernel whose io_uring makes no sockets tells of none.
 fn io_uring_calls_that_fail() -> Result<()> {
-    let (watched, actor) = play(&["calls-io-uring-failing"], false)?;
+    failing_io_uring_calls_of(PROGRAM)
+}
+
+fn io_uring_calls_of_32_bit_programs_that_fail() -> Result<()> {
+    failing_io_uring_calls_of(PROGRAM_32)
+}
+
+/// Each is told with the errno that the ring gave; a kernel whose io_uring makes no sockets tells of none.
+fn failing_io_uring_calls_of(program: &str) -> Result<()> {
+    let (watched, actor) = play_by(program, &["calls-io-uring-failing"], false)?;
     let told = &lines(&actor)?[0];
     let result = |name: &str| told[name].as_i64().with_context(|| format!("no {name}: {told}"));
     let (accepted, refused, made) = (result("accepted")?, result("refused")?, result("made")?);

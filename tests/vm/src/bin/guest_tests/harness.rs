@@ -10,8 +10,13 @@ use libtest_mimic::{Failed, Trial};
 use crate::known;
 
 /// Defines a module's `tests()`: one test for each function named, called `module::function`. Those behind `long:` run when
-/// they are asked for (`--long`).
+/// they are asked for (`--long`). With a name in front it defines that, for a `tests()` that chooses.
 macro_rules! tests {
+    ($all:ident: $($function:ident),* $(,)?) => {
+        fn $all() -> Vec<libtest_mimic::Trial> {
+            vec![$(crate::harness::trial(module_path!(), stringify!($function), $function),)*]
+        }
+    };
     ($($function:ident),* $(,)? $(; long: $($long:ident),*)?) => {
         /// The tests of this subject.
         pub(crate) fn tests() -> Vec<libtest_mimic::Trial> {

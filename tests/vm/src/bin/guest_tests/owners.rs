@@ -5,6 +5,7 @@
 use std::fs;
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::sleep;
 use std::time::{Duration, SystemTime};
@@ -12,12 +13,18 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use crate::actors::{ACT, EXECUTABLE, PROGRAM};
+use crate::actors::{ACT, EXECUTABLE, EXECUTABLE_32, PROGRAM, PROGRAM_32};
 use crate::helpers::document::{Wanted, end, expect, is_between, time};
 use crate::helpers::process::{Finished, Process, USER};
 use crate::helpers::socktrail::Socktrail;
 
-tests![
+/// The tests of this subject; that of 32-bit programs where there is one.
+pub(crate) fn tests() -> Vec<libtest_mimic::Trial> {
+    let is_there = Path::new(EXECUTABLE_32).exists();
+    every_test().into_iter().filter(|trial| is_there || !trial.name().contains("32_bit")).collect()
+}
+
+tests![every_test:
     short_lived_clients_beside_hogs_and_a_busy_server,
     a_fork_connects_its_parents_socket,
     an_exec_between_socket_and_connect,
@@ -32,6 +39,7 @@ tests![
     a_user_changed_before_sending,
     a_process_id_used_again,
     a_connection_older_than_the_monitor,
+    a_32_bit_program,
     nobody_else_has_anything,
 ];
 
@@ -74,6 +82,13 @@ fn short_lived_clients_beside_hogs_and_a_busy_server() -> Result<()> {
         ensure!(charged.is_empty(), "a process that has no socket: {charged:#?}");
     }
     Ok(())
+}
+
+/// What is executed, its arguments on a stack of four gigabytes, and its sockets are seen like those of other programs.
+fn a_32_bit_program() -> Result<()> {
+    let stage = stage()?;
+    let args = [PROGRAM_32, ACT, "tcp-ask", &stage.there.to_string(), "0", "of 32 bits"];
+    stage.check(&Client::of(Process::start(&args)?)?, &[])
 }
 
 /// A socket belongs to whom it was made by.
@@ -344,8 +359,8 @@ fn of_process(pid: u32, args: &[String]) -> Wanted {
     vec![
         ("/system/audit/socket/owner", json!("process")),
         ("/process/pid", json!(pid)),
-        ("/process/name", json!(PROGRAM)),
-        ("/process/executable", json!(EXECUTABLE)),
+        ("/process/name", json!(args[0])),
+        ("/process/executable", json!(if args[0] == PROGRAM_32 { EXECUTABLE_32 } else { EXECUTABLE })),
         ("/process/args", json!(args)),
     ]
 }
