@@ -128,7 +128,7 @@ pub(crate) fn by_codel() -> Result<()> {
 /// CoDel, with packets so large that the kernel could take them for several.
 pub(crate) fn by_codel_when_large() -> Result<()> {
     let conditions = Conditions { mtu: 20_000, far_mtu: 20_000, ..CONDITIONS };
-    behind(slow_down, conditions, SlowLink { rate: 2_500_000, largest: 25_000, target_us: 1_000, interval_us: 2_000 })
+    behind(slow_down, conditions, SlowLink { rate: 800_000, largest: 20_050, target_us: 1_000, interval_us: 2_000 })
 }
 
 /// CoDel as `cake` has it.
