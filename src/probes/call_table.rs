@@ -122,6 +122,10 @@ pub const CALLS: &[(Feature, &[Probe])] = &[
             Probe::entry::<Released>("__sock_release").hit_by(UDP_IPV4).only("inode!=0"),
             // Before Linux 4.19 a close comes here, too.
             Probe::entry::<ReleasedWithoutInode>("sock_release").hit_by(UDP_IPV4),
+            // The compiler may have put that into the only caller that a close has.
+            Probe::entry::<ReleasedWithoutInode>("inet_release")
+                .hit_by(UDP_IPV4)
+                .but("the close of sockets of other families than IPv4 and IPv6"),
         ],
     ),
 ];

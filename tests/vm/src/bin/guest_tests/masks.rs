@@ -170,10 +170,14 @@ fn without_what_leaves_over_ipv4() -> Result<()> {
 fn socket_events_that_cannot_be_seen() -> Result<()> {
     let (status, whole) = doctor(&["--events"])?;
     ensure!(status == 0 && whole.values().all(|served| served.0 == "ok"), "status {status}: {whole:#?}");
-    for (function, feature) in [("security_socket_bind", "bind_socket"), ("__sock_release", "socket_close")] {
+    for (function, feature, state, next) in [
+        ("security_socket_bind", "bind_socket", "lost", None),
+        ("__sock_release", "socket_close", "degraded", Some("inet_release")),
+    ] {
         let (status, found) = doctor(&["--events", "--mask", function])?;
         let mut wanted = whole.clone();
-        wanted.insert(feature.to_owned(), ("lost".to_owned(), None)).with_context(|| format!("no {feature}"))?;
+        let served = (state.to_owned(), next.map(str::to_owned));
+        wanted.insert(feature.to_owned(), served).with_context(|| format!("no {feature}"))?;
         ensure!(status == 1 && found == wanted, "without {function}, status {status}: {found:#?}");
     }
     // The other probes that a listen has tell more of it, and are no use alone.
@@ -182,7 +186,8 @@ fn socket_events_that_cannot_be_seen() -> Result<()> {
     // As before, with nothing but the calls and their results, and what becomes of sockets without a call.
     let named = |name: &str| ["_socket", "accept_connection", "socket_close"].iter().any(|end| name.ends_with(end));
     let functions = whole.iter().filter(|(name, _)| named(name)).filter_map(|(_, served)| served.1.as_deref());
-    let masks: Vec<_> = functions.chain(["__sys_socket", "sock_release"]).flat_map(|name| ["--mask", name]).collect();
+    let others = ["__sys_socket", "sock_release", "inet_release"];
+    let masks: Vec<_> = functions.chain(others).flat_map(|name| ["--mask", name]).collect();
     let sensors = "/tmp/sensors.yaml";
     std::fs::write(sensors, "all:\n  listener: net.socket\n").context("writing sensors")?;
     for command in [&["socktrail", "events"][..], &["socktrail", "sensors", sensors]] {
