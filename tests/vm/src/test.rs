@@ -200,7 +200,7 @@ impl Tests {
             Self::All => "every test",
             Self::Captures => "captures, random traffic",
             Self::ButCaptures => "every test but captures and random traffic",
-            Self::Kernels => "boot, layout, flows, owners, events, sensors",
+            Self::Kernels => "boot, layout, flows, events, sensors",
             Self::WithoutIpv6 => "without IPv6",
             Self::OlderKernel => "flows, owners, threads, ends, programs, events, sensors",
         }
@@ -212,7 +212,7 @@ impl Tests {
             Self::All => None,
             Self::Captures => Some("capture:: tunnels:: mptcp:: torture::"),
             Self::ButCaptures => Some("-capture:: -tunnels:: -mptcp:: -torture::"),
-            Self::Kernels => Some("boot:: layout:: flows:: owners:: events:: sensors::"),
+            Self::Kernels => Some("boot:: layout:: flows:: events:: sensors::"),
             Self::WithoutIpv6 => Some(
                 "boot::loopback_v4 layout:: flows::curl_over_ipv4 flows::curl_of_a_normal_user_over_ipv4 \
                  flows::udp_over_ipv4 flows::a_refused_connect_over_ipv4 flows::a_program_that_lives_for_milliseconds \
@@ -590,7 +590,7 @@ mod tests {
         assert_eq!(command(all, &long).unwrap(), command_of_long);
         let again =
             TestOptions { seed: Some(7), without: vec!["udp-many".into(), "late".into()], ..options(&[], None) };
-        let repeated = "GUEST_TESTS='boot:: layout:: flows:: owners:: events:: sensors::' TORTURE_SECONDS=120 \
+        let repeated = "GUEST_TESTS='boot:: layout:: flows:: events:: sensors::' TORTURE_SECONDS=120 \
                         TORTURE_SEED=7 TORTURE_WITHOUT=udp-many,late guest-tests";
         assert_eq!(command(kernels, &again).unwrap(), repeated);
         let older = Boot { as_of: Some(Release(3, 13)), ..all };

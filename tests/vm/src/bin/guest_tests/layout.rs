@@ -49,7 +49,7 @@ fn guesses_equal_type_information() -> Result<()> {
 
 /// A guess is not right by luck.
 fn guesses_equal_type_information_each_time() -> Result<()> {
-    in_a_row(5)
+    in_a_row(3)
 }
 
 fn guesses_equal_type_information_a_thousand_times() -> Result<()> {
