@@ -16,6 +16,7 @@ use nix::sys::socket::{
 use super::netns::Netns;
 
 const RTM_NEWLINK: u16 = 16;
+const RTM_DELLINK: u16 = 17;
 const RTM_NEWQDISC: u16 = 36;
 const NLM_F_REQUEST: u16 = 0x1;
 const NLM_F_ACK: u16 = 0x4;
@@ -55,6 +56,13 @@ pub(crate) fn veth_pair(name: &str, peer: &str, peer_netns: &Netns) -> Result<()
     request.string(IFLA_IFNAME, name);
     request.put(IFLA_LINKINFO, &info.0);
     ask(RTM_NEWLINK, NLM_F_CREATE, &request.0).with_context(|| format!("make the interfaces {name} and {peer}"))
+}
+
+/// Removes an interface of the namespace of the calling thread, and its peer with it.
+pub(crate) fn remove_link(name: &str) -> Result<()> {
+    let mut request = Attributes(vec![0; 16]); // struct ifinfomsg
+    request.string(IFLA_IFNAME, name);
+    ask(RTM_DELLINK, 0, &request.0).with_context(|| format!("remove the interface {name}"))
 }
 
 /// Makes one end of a VXLAN tunnel (RFC 7348) in the namespace of the calling thread.

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use crate::capture::link::{Conditions, ip, set};
 use crate::capture::sniffer::{Learn, Sniffer};
 use crate::capture::wire::{Count, Key, Wire};
-use crate::helpers::netlink::{Faults, veth_pair};
+use crate::helpers::netlink::{Faults, remove_link, veth_pair};
 use crate::helpers::netns::Netns;
 use crate::helpers::nft::nft;
 use crate::helpers::path_manager::{Use, add_endpoint, allow_subflows, remove_endpoints};
@@ -177,6 +177,8 @@ impl Drop for Scene {
     fn drop(&mut self) {
         let before = Conditions { mtu: LOOPBACK_MTU, ..OFFLOADED };
         set(&self.places[0], "lo", before).ok();
+        // It would go with its peer's namespace, but the kernel removes that later.
+        self.places[0].run(|| remove_link(LINK)).ok();
         self.places[0].run(|| nft("delete table inet torture")).ok();
         self.places[0].run(remove_endpoints).ok();
     }
