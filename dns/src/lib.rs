@@ -70,7 +70,7 @@ mod matching;
 mod message;
 mod names;
 mod options;
-#[allow(unsafe_code, reason = "what the kernel shares with this process is reached through pointers")]
+#[allow(unsafe_code, reason = "rings that are mapped from the kernel, and system calls without a safe wrapper")]
 mod sys;
 mod tcp;
 #[cfg(test)]

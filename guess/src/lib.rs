@@ -67,7 +67,7 @@ mod guesses;
 mod layout;
 mod resolve;
 mod saved;
-#[allow(unsafe_code, reason = "what the kernel shares with this process is reached through pointers")]
+#[allow(unsafe_code, reason = "system calls that have no safe wrapper")]
 mod sys;
 
 pub use btf::{Found as FoundInBtf, Malformed as MalformedBtf, find as find_in_btf};

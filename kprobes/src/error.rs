@@ -36,12 +36,16 @@ pub enum Error {
         /// Where tracefs is mounted.
         root: PathBuf,
     },
-    /// This program is of 32 bits and the kernel is not.
-    #[error("this program is of {} bits, this kernel of {}: take the one that was built for it", 8 * ours.bytes(), 8 * kernel.bytes())]
-    OtherWords {
-        /// How long this program's words are.
+    /// This is a 32-bit build, and the kernel is a 64-bit one.
+    #[error(
+        "this is a {}-bit build, and the kernel is {}-bit: install the build for the kernel's architecture",
+        8 * ours.bytes(),
+        8 * kernel.bytes()
+    )]
+    WordSizeMismatch {
+        /// The word size of this program.
         ours: WordSize,
-        /// How long the kernel's are.
+        /// The word size of the kernel.
         kernel: WordSize,
     },
     /// Tracefs is mounted read-only.
@@ -201,7 +205,7 @@ impl Error {
     pub fn kind(&self) -> Kind {
         match self {
             Self::NotTracefs { .. } => Kind::Other,
-            Self::NoTracefs { .. } | Self::NoKprobes { .. } | Self::OtherWords { .. } => Kind::Unsupported,
+            Self::NoTracefs { .. } | Self::NoKprobes { .. } | Self::WordSizeMismatch { .. } => Kind::Unsupported,
             Self::ReadOnly { .. } | Self::Permission { .. } => Kind::Permission,
             Self::Limit { .. } => Kind::Limit,
             Self::Unresolved { .. } => Kind::Unresolved,

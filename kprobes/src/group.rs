@@ -50,7 +50,7 @@ impl Group {
     /// [`Group::sweep_again`].
     ///
     /// # Errors
-    /// [`Error::NoKprobes`], [`Error::OtherWords`], [`Error::Permission`], [`Error::ReadOnly`], and [`Error::BadName`] for a prefix that
+    /// [`Error::NoKprobes`], [`Error::WordSizeMismatch`], [`Error::Permission`], [`Error::ReadOnly`], and [`Error::BadName`] for a prefix that
     /// cannot be part of a name.
     pub fn create(tracefs: &Arc<Tracefs>, prefix: &str) -> Result<Self, Error> {
         // Leaves room for three numbers of up to 13 digits.
@@ -58,7 +58,7 @@ impl Group {
         let events = Arc::new(KprobeEvents::open(tracefs)?);
         let (ours, kernel) = (WordSize::OURS, tracefs.features().word);
         if ours != kernel {
-            return Err(Error::OtherWords { ours, kernel });
+            return Err(Error::WordSizeMismatch { ours, kernel });
         }
         let owner = Owner::this().map_err(|source| Error::io("reading /proc/self/stat", source))?;
         let list = events.read("kprobe_events").unwrap_or_default();

@@ -96,7 +96,7 @@ mod rings;
 mod sample;
 mod sweep;
 mod symbols;
-#[allow(unsafe_code, reason = "what the kernel shares with this process is reached through pointers")]
+#[allow(unsafe_code, reason = "rings that are mapped from the kernel, and system calls without a safe wrapper")]
 mod sys;
 mod template;
 mod tracefs;

@@ -97,7 +97,7 @@ impl Fetch<'_> {
     pub fn is_resolved(&self, function: &str, resolver: &dyn Resolver) -> bool {
         let word = WordSize::default();
         let names = |term: &str| resolver.resolve(function, term);
-        let expanded = expand(&self.template, Arguments::at_entry(word), word, &names);
+        let expanded = expand(&self.template, Arguments::at_entry(function, word), word, &names);
         !matches!(expanded, Err(Problem::Unknown(_)))
     }
 }
@@ -157,7 +157,7 @@ impl Request<'_> {
     /// What can be fetched of it, by the types of this kernel: all but what it does without here.
     pub(crate) fn asked(&self) -> Vec<Fetch<'_>> {
         let asked = self.fetches.iter().filter(|fetch| !fetch.optional || self.can_fetch(fetch));
-        asked.map(|fetch| Fetch { kind: fetch.kind.with(self.features.word), ..fetch.clone() }).collect()
+        asked.map(|fetch| Fetch { kind: fetch.kind.resolved(self.features.word), ..fetch.clone() }).collect()
     }
 
     /// Whether the kernel takes it, and all names in it are known.
@@ -197,7 +197,8 @@ impl Request<'_> {
         check_name("fetch argument", &fetch.name, 31)?;
         let failed = |problem| template_error(self.name, self.function, fetch, problem);
         let word = self.features.word;
-        let arguments = if self.at_return.is_some() { Arguments::Numbered } else { Arguments::at_entry(word) };
+        let arguments =
+            if self.at_return.is_some() { Arguments::Numbered } else { Arguments::at_entry(self.function, word) };
         let template = match (&*fetch.template, arguments.caller()) {
             (CALLER, Some(caller)) => caller,
             (CALLER, None) => return Err(failed(Problem::Unknown(CALLER.to_owned()))),

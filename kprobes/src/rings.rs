@@ -190,7 +190,7 @@ impl Rings {
 
     /// Compares [`Clock::Local`] with the monotonic clock, by samples of `event` that `cause` has this thread write: from
     /// then on [`Rings::now`] is too early by no more than the quickest `cause` takes. A clock that can be read needs none.
-    /// `cause` is called four times, and more often, up to 24 times, as long as something else delays it.
+    /// `cause` is called four times, or up to 24 times until one call took less than 0.5 ms.
     /// Says whether it is known now: `false` where `cause` has not made a sample.
     ///
     /// # Errors
@@ -198,7 +198,7 @@ impl Rings {
     pub fn synchronise(&mut self, event: &Installed, cause: impl Fn()) -> Result<bool, Error> {
         const ROUNDS: usize = 4;
         const MOST_ROUNDS: usize = 24;
-        /// A thread begins and ends well within this, unless the processor does something else.
+        /// Longer than it takes to start and end a thread on an idle CPU, in nanoseconds.
         const UNDISTURBED: u64 = 500_000;
         if self.clock() == Clock::Monotonic {
             return Ok(true);

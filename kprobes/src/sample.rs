@@ -9,7 +9,7 @@ use crate::{Error, Fetch, Format, Type};
 pub struct Field {
     /// Its name in the `format`.
     pub name: &'static str,
-    /// Its type, which fixes its size; that of a word is the kernel's.
+    /// Its type, which gives its size, except that a word's is the kernel's.
     pub kind: Type,
     /// Whether the field may be missing in the `format`.
     pub optional: bool,
@@ -25,8 +25,8 @@ pub struct Place {
 }
 
 impl Place {
-    /// At the beginning of what is read.
-    pub(crate) const FIRST: Self = Self { offset: 0, size: 0 };
+    /// Offset 0, for reading a value out of a slice that holds only it; the size does not matter.
+    pub(crate) const START: Self = Self { offset: 0, size: 0 };
 
     pub(crate) fn start(self) -> usize {
         usize::from(self.offset)
@@ -77,7 +77,7 @@ fn place_in(format: &Format, field: &Field) -> Result<Place, Error> {
         return Ok(Place { offset: NOWHERE, size: 0 });
     }
     let found = format.field(field.name).ok_or_else(|| mismatch("missing".to_owned()))?;
-    if !field.kind.may_have(found.size.into()) {
+    if !field.kind.fits(found.size.into()) {
         return Err(mismatch(format!("{} bytes, expected {}", found.size, field.kind.size())));
     }
     Ok(Place { offset: found.offset, size: found.size })

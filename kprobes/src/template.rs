@@ -63,6 +63,8 @@ pub(crate) enum Arguments {
     X86_64,
     /// The same on 32-bit x86 (`-mregparm=3`), counted in words: a number of 64 bits is two of them.
     X86,
+    /// A system call on 32-bit x86 before Linux 4.17 (`asmlinkage`): all on the stack, above the return address.
+    X86SystemCall,
     /// At the entry of a function on aarch64: registers, then the stack.
     Aarch64,
     /// `$argN`: the kernel knows. Any other machine, and the return of a function (Linux 6.9).
@@ -70,9 +72,14 @@ pub(crate) enum Arguments {
 }
 
 impl Arguments {
-    /// At the entry of a function on this machine, whose kernel has such words.
-    pub(crate) const fn at_entry(word: WordSize) -> Self {
+    /// At the entry of a function on this machine, with a kernel of this word size.
+    pub(crate) fn at_entry(function: &str, word: WordSize) -> Self {
         match word {
+            WordSize::Four
+                if cfg!(any(target_arch = "x86_64", target_arch = "x86")) && function.starts_with("sys_") =>
+            {
+                Self::X86SystemCall
+            }
             WordSize::Four if cfg!(any(target_arch = "x86_64", target_arch = "x86")) => Self::X86,
             WordSize::Eight if cfg!(any(target_arch = "x86_64", target_arch = "x86")) => Self::X86_64,
             WordSize::Eight if cfg!(target_arch = "aarch64") => Self::Aarch64,
@@ -83,7 +90,7 @@ impl Arguments {
     /// Where the function returns to, at its entry; `None` where it is not known how to read that.
     pub(crate) const fn caller(self) -> Option<&'static str> {
         match self {
-            Self::X86_64 | Self::X86 => Some("$stack0"),
+            Self::X86_64 | Self::X86 | Self::X86SystemCall => Some("$stack0"),
             Self::Aarch64 => Some("%lr"),
             Self::Numbered => None,
         }
@@ -100,6 +107,7 @@ impl Arguments {
         match self {
             Self::X86_64 => or_stack(&X86_64),
             Self::X86 => or_stack(&X86),
+            Self::X86SystemCall => or_stack(&[]),
             Self::Aarch64 if index < 8 => format!("%x{index}"),
             Self::Aarch64 => format!("$stack{}", index - 8),
             Self::Numbered => format!("$arg{number}"),

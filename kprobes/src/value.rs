@@ -54,8 +54,8 @@ impl Type {
 }
 
 impl Type {
-    /// The same on a kernel whose words are so long.
-    pub(crate) const fn with(self, word: WordSize) -> Self {
+    /// This type on a kernel with this word size.
+    pub(crate) const fn resolved(self, word: WordSize) -> Self {
         match (self, word) {
             (Self::Word, WordSize::Four) => Self::U32,
             (Self::Word, WordSize::Eight) => Self::U64,
@@ -65,8 +65,8 @@ impl Type {
         }
     }
 
-    /// Whether a field of so many bytes can be of this type.
-    pub(crate) const fn may_have(self, size: usize) -> bool {
+    /// Whether a field of this size in bytes can have this type.
+    pub(crate) const fn fits(self, size: usize) -> bool {
         size == self.size() || matches!(self, Self::Word | Self::SignedWord) && size == 4
     }
 
@@ -124,7 +124,7 @@ impl fmt::Display for Type {
 /// integers from 8 to 64 bits, [`Word`], [`SignedWord`], `[u8; N]`, [`Array<u64, N>`](Array), [`Text`], and an `Option` of
 /// one of them for what not every kernel has.
 pub trait Value {
-    /// What the struct has: the type itself, but of a [`Word`] a number.
+    /// The type of the struct's field: `Self`, or `u64` and `i64` for [`Word`] and [`SignedWord`].
     type Read: Copy;
     /// The fetch type that fills it.
     const TYPE: Type;
@@ -202,7 +202,7 @@ impl<T: Value<Read = T>, const N: usize> Array<T, N> {
 
     /// The values of the array within the record that it was decoded from, in order.
     pub fn values<'a>(&self, raw: &'a [u8]) -> impl Iterator<Item = T> + 'a {
-        self.bytes(raw).chunks_exact(size_of::<T>()).filter_map(|chunk| T::read(chunk, Place::FIRST))
+        self.bytes(raw).chunks_exact(size_of::<T>()).filter_map(|chunk| T::read(chunk, Place::START))
     }
 }
 

@@ -6,7 +6,7 @@
 use nix::unistd::gettid;
 use socktrail_kprobes::{Error, Group, Installed, RingOptions, Rings};
 
-use super::droppers::Droppers;
+use super::drop_functions::DropFunctions;
 use super::self_test::{Hits, SelfTest, Verdict};
 use super::{Decode, Feature, Probe, Probes, Refusal, Served, Wanted, every, lacking, learning, release};
 
@@ -22,8 +22,8 @@ impl Probes {
             all.iter().map(|(feature, alternatives)| Slot::of(*feature, alternatives, merges)).collect();
 
         // Only flows have packets. The list is long.
-        let droppers = if wanted.flows { Droppers::read() } else { Droppers::default() };
-        let mut installer = Installer { group, wanted, droppers, ring: own_ring() };
+        let drop_functions = if wanted.flows { DropFunctions::read() } else { DropFunctions::default() };
+        let mut installer = Installer { group, wanted, drop_functions, ring: own_ring() };
         let at_once = |slot: &&mut Slot| !slot.served.feature.is_for_joined_heads();
         slots.iter_mut().filter(at_once).for_each(|slot| slot.install_from(0, &mut installer));
         probes.self_test = installer.test(&mut slots);
@@ -81,7 +81,7 @@ impl Probes {
 struct Installer<'a> {
     group: &'a Group,
     wanted: Wanted<'a>,
-    droppers: Droppers,
+    drop_functions: DropFunctions,
     /// Of this thread alone. The probes are switched on through it.
     ring: Result<Rings, Error>,
 }
@@ -210,8 +210,8 @@ impl Slot {
         let wanted = installer.wanted;
         while let (Some(probe), Some(Chosen { index, installed, .. })) = (self.served.by, &self.chosen) {
             let filter = probe.filter(wanted, !wanted.loopback);
-            // It was installed with the same droppers.
-            let filter = filter.and_then(|filter| installer.droppers.written_into(&filter));
+            // The same addresses have been filled in when it was installed.
+            let filter = filter.and_then(|filter| installer.drop_functions.fill_in(&filter));
             let Err(error) = rings.attach(installed, filter.as_deref()) else { return };
             if let Ok(ring) = &mut installer.ring {
                 ring.detach(installed);
@@ -236,7 +236,7 @@ impl Probe {
             return Err(Refusal::Masked(self.function()));
         }
         let filter = match self.filter(wanted, false) {
-            Some(filter) => Some(installer.droppers.written_into(&filter).ok_or(Refusal::AddressesHidden)?),
+            Some(filter) => Some(installer.drop_functions.fill_in(&filter).ok_or(Refusal::AddressesHidden)?),
             None => None,
         };
         let installed = installer.group.install(&feature.to_string(), self.target, self.fetches, &wanted)?;
@@ -250,10 +250,10 @@ impl Probe {
     /// Which of its hits become samples.
     fn filter(&self, wanted: Wanted<'_>, without_loopback: bool) -> Option<String> {
         let only = if wanted.flows { self.filter } else { self.datagrams.or(self.filter) };
-        match (only, self.loopback.filter(|_| without_loopback)) {
-            (Some(filter), Some(loopback)) => Some(format!("({filter})&&!({loopback})")),
+        match (only, self.not_loopback.filter(|_| without_loopback)) {
+            (Some(filter), Some(not_loopback)) => Some(format!("({filter})&&{not_loopback}")),
             (Some(filter), None) => Some(filter.to_owned()),
-            (None, loopback) => loopback.map(|loopback| format!("!({loopback})")),
+            (None, not_loopback) => not_loopback.map(str::to_owned),
         }
     }
 }

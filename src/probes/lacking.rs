@@ -15,6 +15,7 @@ const LOSSES: &[(&[&str], &str)] = &[
         "when processes start, unless they live until /proc is asked: others have no start and no entity id",
     ),
     (&["protocol"], "the protocols of sockets that their calls do not name"),
+    (&["owner_family"], "which packets are copies that a capture never read: the packets may be subtracted"),
     (&["bound_dev_if"], "the device of link-local addresses"),
 ];
 const UNCOUNTED: &str = "several TCP segments that the kernel handles as one packet count as one";
@@ -82,7 +83,7 @@ mod tests {
         let said = |name: &str| LOSSES.iter().chain([&IPV6]).any(|(names, _)| names.contains(&name)) || name == "comm";
         // The second half of what is said by its first.
         let is_half = |name: &str| name == "nanos";
-        // What filters look at lies beside what every sample has. It is missing in older recordings only.
+        // Fetched next to fields that every sample has, for filters only; missing only in older recordings.
         let is_for_filters = |name: &str| ["enqueued", "mac_len", "cloned"].contains(&name);
         for probe in every().flat_map(|(_, probes): &(_, &[Probe])| probes.iter()) {
             for field in probe.fields.iter().filter(|field| field.optional) {

@@ -8,7 +8,7 @@ mod call_table;
 mod calls;
 mod child_group;
 mod dentries;
-mod droppers;
+mod drop_functions;
 mod install;
 mod lacking;
 mod learning;
@@ -89,8 +89,11 @@ pub enum Refusal {
          them, or the kernel does not make the probe fire", by = listed(.1)
     )]
     NotHit(&'static str, &'static [Traffic]),
-    /// Its filter needs addresses of functions.
-    #[error("the addresses of functions that drop packets are not known: see kernel.kptr_restrict")]
+    /// Its filter needs function addresses, which `/proc/kallsyms` hides or this kernel does not have.
+    #[error(
+        "/proc/kallsyms does not show the functions that drop packets: it takes CAP_SYSLOG, kernel.kptr_restrict below 2, \
+         and Linux 4.7"
+    )]
     AddressesHidden,
     /// The kernel would not, or the layout does not have what it reads.
     #[error(transparent)]
@@ -113,7 +116,8 @@ impl Served {
     pub fn weaker(&self) -> Option<&'static str> {
         // What is merged only by newer kernels is no loss on others.
         let by = self.by?;
-        by.weaker.filter(|_| self.merges || !by.takes_merged).or(self.lacks)
+        // Where the kernel does not merge datagrams, nothing is lost by that.
+        by.weaker.filter(|_| self.merges || !by.before_gro_split).or(self.lacks)
     }
 
     /// Why a feature is lost or served less well.
@@ -155,7 +159,7 @@ impl Probes {
     /// Whether it is seen who takes several datagrams as one, and what the others get one by one.
     fn see_single_datagrams(&self) -> bool {
         self.features().any(|feature| feature == Feature::DatagramOptions)
-            && self.served.iter().all(|served| served.by.is_none_or(|probe| !probe.takes_merged))
+            && self.served.iter().all(|served| served.by.is_none_or(|probe| !probe.before_gro_split))
     }
 
     /// No probes: for events that come from elsewhere, by [`Probes::add_recorded`].

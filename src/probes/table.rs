@@ -297,16 +297,16 @@ pub struct Probe {
     pub filter: Option<&'static str>,
     /// The same where only datagrams matter.
     pub datagrams: Option<&'static str>,
-    /// Which packets go from a loopback address to the same one: what can be said of it in that language.
-    pub loopback: Option<&'static str>,
+    /// A filter that leaves out packets from a loopback address to the same one, as far as the language can say that.
+    pub not_loopback: Option<&'static str>,
     /// What it fetches.
     pub fetches: &'static [Fetch<'static>],
     /// The fields of its samples.
     pub(super) fields: &'static [Field],
     /// What is worse about it than about those before it.
     pub weaker: Option<&'static str>,
-    /// Whether that is so only where datagrams arrive merged: it sees them before they are separated.
-    pub(super) takes_merged: bool,
+    /// Whether it is weaker only where UDP GRO merges datagrams: its function runs before they are split again.
+    pub(super) before_gro_split: bool,
     /// The first kernel release, major and minor, on which its samples can be understood.
     pub(super) since: (u32, u32),
     /// Traffic of the self-test. Each kind of it must hit the probe, on every kernel.
@@ -320,11 +320,11 @@ impl Probe {
             target,
             filter: None,
             datagrams: None,
-            loopback: None,
+            not_loopback: None,
             fetches: S::FETCHES,
             fields: S::FIELDS,
             weaker: None,
-            takes_merged: false,
+            before_gro_split: false,
             since: (0, 0),
             hit_by: &[],
             decoder: |format| Ok(Box::new(Decoder::<S>::new(format)?)),
@@ -339,13 +339,13 @@ impl Probe {
         Self::at::<S>(Target::Kretprobe { function, maxactive: Some(MAXACTIVE) })
     }
 
-    const fn loopback(mut self, loopback: &'static str) -> Self {
-        self.loopback = Some(loopback);
+    const fn not_loopback(mut self, filter: &'static str) -> Self {
+        self.not_loopback = Some(filter);
         self
     }
 
-    const fn takes_merged(mut self) -> Self {
-        self.takes_merged = true;
+    const fn before_gro_split(mut self) -> Self {
+        self.before_gro_split = true;
         self.but("datagrams that arrive merged count as one")
     }
 
@@ -410,10 +410,10 @@ pub const TABLE: &[(Feature, &[Probe])] = {
     // Extension headers: routing, fragment, destination options (RFC 8200). Hop-by-hop options are those of multicast's
     // own messages.
     const UDP_OR_EXTENSION: &str = "next_header==17||next_header==43||next_header==44||next_header==60";
-    // 127.0.0.1 twice, as it lies in the memory of a little-endian machine; ::1 twice.
-    const LOOPBACK_IPV4: &str = "addresses==0x0100007f0100007f";
-    const LOOPBACK_IPV6: &str =
-        "source_high==0&&source_low==0x0100000000000000&&destination_high==0&&destination_low==0x0100000000000000";
+    // 127.0.0.1 twice, as it lies in the memory of a little-endian machine; ::1 twice. Filters have no `!` before Linux 3.19.
+    const NOT_LOOPBACK_IPV4: &str = "addresses!=0x0100007f0100007f";
+    const NOT_LOOPBACK_IPV6: &str =
+        "(source_high!=0||source_low!=0x0100000000000000||destination_high!=0||destination_low!=0x0100000000000000)";
     // What is forwarded has no socket.
     const OF_A_SOCKET: &str = "sk!=0";
     // Packets that have not come to a device yet (no `sk_buff.mac_header`). This excludes packets that a driver has
@@ -432,21 +432,22 @@ pub const TABLE: &[(Feature, &[Probe])] = {
             "((mac_len==0&&prev==0)||(mac_len!=0&&(pkt_len<10000||len>=10000)))"
         };
     }
-    // What this host has made, not forwarded: it has a socket; or, as some answers of the kernel, neither a socket nor
-    // the length of a link header, which what came over one has. Captures have copies of packets, which look the same.
+    // Sent by this host, not forwarded: the packet has a socket, or it is a reply that the kernel made without one. A
+    // forwarded packet has a `mac_len` from the device that it came in by, a reply has none. Clones are left out: the copies
+    // that a packet socket gets look the same.
     macro_rules! made_here {
         () => {
             "(sk!=0||(mac_len==0&&!(cloned&1)&&places<0xffff000000000000))"
         };
     }
     // Drivers free sent packets without a reason, or as consumed (up to 2 in `enum skb_drop_reason`); from 5.18 on, filters
-    // always give one. A device without a queue never has packets with a time of their own.
+    // always give one. Without a queue there is no enqueue time.
     const DROPPED: &str = concat!(
         "skb!=0&&((",
         before_device!(),
         ")||(",
         made_here!(),
-        "&&({from_dropper}||(enqueued!=0&&",
+        "&&({from_drop_function}||(enqueued!=0&&",
         before_driver!(),
         "))))"
     );
@@ -455,23 +456,27 @@ pub const TABLE: &[(Feature, &[Probe])] = {
         before_device!(),
         ")||(",
         made_here!(),
-        "&&(reason>2||{from_dropper}||(enqueued!=0&&",
+        "&&(reason>2||{from_drop_function}||(enqueued!=0&&",
         before_driver!(),
         "))))"
     );
-    // The same where it is not known which function drops packets.
-    const FREED: &str = concat!("skb!=0&&((", before_device!(), ")||(sk!=0&&", before_driver!(), "))");
-    const FREED_OR_FOR_REASON: &str =
+    // The same where function addresses are hidden.
+    const DROPPED_WITHOUT_CALLERS: &str =
+        concat!("skb!=0&&((", before_device!(), ")||(sk!=0&&", before_driver!(), "))");
+    const DROPPED_OR_FOR_REASON_WITHOUT_CALLERS: &str =
         concat!("skb!=0&&((", before_device!(), ")||(sk!=0&&reason>2)||(sk!=0&&enqueued!=0&&", before_driver!(), "))");
     const BEFORE_DEVICE_OR_FOR_REASON: &str = concat!("skb!=0&&((", before_device!(), ")||(sk!=0&&reason>2))");
-    const PURGES_UNSEEN: &str =
-        "packets that a removed queue held, and answers without a socket that a device's filter drops, count as sent";
-    const DRIVERS_UNTOLD: &str = "answers without a socket that a device's filter drops count as sent, and packets that \
-                                  the driver of a device without a queue drops do not";
+    const REMOVED_QUEUES_UNSEEN: &str = "packets in a removed queue, and packets without a socket that a device's filter, or a \
+                                         queue after accepting them, drops, count as sent";
+    const DRIVER_DROPS_SUBTRACTED: &str = "packets that the driver of a device without a queue drops are subtracted, although \
+                                           they count as sent elsewhere; packets without a socket that a device's filter \
+                                           drops count as sent";
     // Lists of packets that have not come to a device are left to the function for single packets, which older kernels call for
     // each of them.
-    // A packet that is forwarded for another host or container was sent by that all the same.
+    // Forwarded packets count as sent by the host or container that made them.
     const AT_DEVICE: &str = concat!("skb!=0&&places<0xffff000000000000&&", made_here!());
+    // Before Linux 3.19, where filters have no `!`.
+    const AT_DEVICE_OF_SOCKET: &str = "skb!=0&&sk!=0&&places<0xffff000000000000";
     const AT_DEVICE_UNSEEN: &str =
         "packets that tc filters drop, or that a queue drops after it has accepted them, count as sent";
     const BEFORE_4_2: &str = "IPv4 packets count as one that arrive in fragments without the DF flag";
@@ -537,66 +542,81 @@ pub const TABLE: &[(Feature, &[Probe])] = {
             &[
                 // The outer function is small enough to be inlined into some of its callers (on 6.1 where SYN-ACKs
                 // are sent), the inner one is not.
-                Probe::entry::<Ipv4Out>("__ip_local_out").hit_by(SENT_IPV4).loopback(LOOPBACK_IPV4).of_tcp_or_udp(),
+                Probe::entry::<Ipv4Out>("__ip_local_out")
+                    .hit_by(SENT_IPV4)
+                    .not_loopback(NOT_LOOPBACK_IPV4)
+                    .of_tcp_or_udp(),
                 Probe::entry::<Ipv4OutWithoutNet>("__ip_local_out_sk")
                     .hit_by(SENT_IPV4)
-                    .loopback(LOOPBACK_IPV4)
+                    .not_loopback(NOT_LOOPBACK_IPV4)
                     .of_tcp_or_udp(),
                 Probe::entry::<Ipv4OutOfSender>("__ip_local_out")
                     .hit_by(SENT_IPV4)
-                    .loopback(LOOPBACK_IPV4)
+                    .not_loopback(NOT_LOOPBACK_IPV4)
                     .of_tcp_or_udp(),
                 Probe::entry::<Ipv4Out>("ip_local_out")
-                    .loopback(LOOPBACK_IPV4)
+                    .not_loopback(NOT_LOOPBACK_IPV4)
                     .of_tcp_or_udp()
                     .hit_by(SENT_IPV4)
                     .unless_inlined(),
                 Probe::entry::<Ipv4OutWithoutNet>("ip_local_out_sk")
-                    .loopback(LOOPBACK_IPV4)
+                    .not_loopback(NOT_LOOPBACK_IPV4)
                     .of_tcp_or_udp()
                     .hit_by(SENT_IPV4)
                     .unless_inlined(),
             ],
         ),
-        (Feature::TcpIpv4In, &[Probe::entry::<TcpIpv4In>("tcp_v4_rcv").hit_by(TCP_IPV4).loopback(LOOPBACK_IPV4)]),
+        (
+            Feature::TcpIpv4In,
+            &[Probe::entry::<TcpIpv4In>("tcp_v4_rcv").hit_by(TCP_IPV4).not_loopback(NOT_LOOPBACK_IPV4)],
+        ),
         (
             Feature::UdpIpv4In,
             &[
-                Probe::entry::<UdpIpv4In>("udp_queue_rcv_one_skb").hit_by(UDP_IPV4).loopback(LOOPBACK_IPV4),
-                Probe::entry::<UdpIpv4In>("udp_queue_rcv_skb").hit_by(UDP_IPV4).loopback(LOOPBACK_IPV4).takes_merged(),
+                Probe::entry::<UdpIpv4In>("udp_queue_rcv_one_skb").hit_by(UDP_IPV4).not_loopback(NOT_LOOPBACK_IPV4),
+                Probe::entry::<UdpIpv4In>("udp_queue_rcv_skb")
+                    .hit_by(UDP_IPV4)
+                    .not_loopback(NOT_LOOPBACK_IPV4)
+                    .before_gro_split(),
             ],
         ),
         (
             Feature::TcpIpv6Out,
-            &[Probe::entry::<TcpIpv6Out>("ip6_xmit").hit_by(TCP_IPV6).loopback(LOOPBACK_IPV6).only("protocol==6")],
+            &[Probe::entry::<TcpIpv6Out>("ip6_xmit")
+                .hit_by(TCP_IPV6)
+                .not_loopback(NOT_LOOPBACK_IPV6)
+                .only("protocol==6")],
         ),
         (
             Feature::UdpIpv6Out,
             &[
                 Probe::entry::<UdpIpv6Out>("__ip6_local_out")
                     .hit_by(UDP_IPV6)
-                    .loopback(LOOPBACK_IPV6)
+                    .not_loopback(NOT_LOOPBACK_IPV6)
                     .only(UDP_OR_EXTENSION),
                 Probe::entry::<UdpIpv6OutOfSender>("__ip6_local_out")
                     .hit_by(UDP_IPV6)
-                    .loopback(LOOPBACK_IPV6)
+                    .not_loopback(NOT_LOOPBACK_IPV6)
                     .only(UDP_OR_EXTENSION),
                 Probe::entry::<UdpIpv6Out>("ip6_local_out")
-                    .loopback(LOOPBACK_IPV6)
+                    .not_loopback(NOT_LOOPBACK_IPV6)
                     .only(UDP_OR_EXTENSION)
                     .hit_by(UDP_IPV6)
                     .unless_inlined(),
             ],
         ),
-        (Feature::TcpIpv6In, &[Probe::entry::<TcpIpv6In>("tcp_v6_rcv").hit_by(TCP_IPV6).loopback(LOOPBACK_IPV6)]),
+        (
+            Feature::TcpIpv6In,
+            &[Probe::entry::<TcpIpv6In>("tcp_v6_rcv").hit_by(TCP_IPV6).not_loopback(NOT_LOOPBACK_IPV6)],
+        ),
         (
             Feature::UdpIpv6In,
             &[
-                Probe::entry::<UdpIpv6In>("udpv6_queue_rcv_one_skb").hit_by(UDP_IPV6).loopback(LOOPBACK_IPV6),
+                Probe::entry::<UdpIpv6In>("udpv6_queue_rcv_one_skb").hit_by(UDP_IPV6).not_loopback(NOT_LOOPBACK_IPV6),
                 Probe::entry::<UdpIpv6In>("udpv6_queue_rcv_skb")
                     .hit_by(UDP_IPV6)
-                    .loopback(LOOPBACK_IPV6)
-                    .takes_merged(),
+                    .not_loopback(NOT_LOOPBACK_IPV6)
+                    .before_gro_split(),
             ],
         ),
         // Next to never called: no sample for each packet is spent on headers that hardly any has.
@@ -605,11 +625,14 @@ pub const TABLE: &[(Feature, &[Probe])] = {
         (
             Feature::Ipv4Fragments,
             &[
-                Probe::entry::<Ipv4Cut>("ip_do_fragment").loopback(LOOPBACK_IPV4).only(OF_A_SOCKET),
-                Probe::entry::<Ipv4CutOfSender>("ip_do_fragment").loopback(LOOPBACK_IPV4).only(OF_A_SOCKET),
-                Probe::entry::<Ipv4Cut>("ip_fragment").loopback(LOOPBACK_IPV4).only(OF_A_SOCKET).but(BEFORE_4_2),
+                Probe::entry::<Ipv4Cut>("ip_do_fragment").not_loopback(NOT_LOOPBACK_IPV4).only(OF_A_SOCKET),
+                Probe::entry::<Ipv4CutOfSender>("ip_do_fragment").not_loopback(NOT_LOOPBACK_IPV4).only(OF_A_SOCKET),
+                Probe::entry::<Ipv4Cut>("ip_fragment")
+                    .not_loopback(NOT_LOOPBACK_IPV4)
+                    .only(OF_A_SOCKET)
+                    .but(BEFORE_4_2),
                 Probe::entry::<Ipv4CutOfSender>("ip_fragment")
-                    .loopback(LOOPBACK_IPV4)
+                    .not_loopback(NOT_LOOPBACK_IPV4)
                     .only(OF_A_SOCKET)
                     .but(BEFORE_4_2),
             ],
@@ -617,8 +640,8 @@ pub const TABLE: &[(Feature, &[Probe])] = {
         (
             Feature::Ipv6Fragments,
             &[
-                Probe::entry::<Ipv6Cut>("ip6_fragment").loopback(LOOPBACK_IPV6).only(OF_A_SOCKET),
-                Probe::entry::<Ipv6CutOfSender>("ip6_fragment").loopback(LOOPBACK_IPV6).only(OF_A_SOCKET),
+                Probe::entry::<Ipv6Cut>("ip6_fragment").not_loopback(NOT_LOOPBACK_IPV6).only(OF_A_SOCKET),
+                Probe::entry::<Ipv6CutOfSender>("ip6_fragment").not_loopback(NOT_LOOPBACK_IPV6).only(OF_A_SOCKET),
             ],
         ),
         (
@@ -626,16 +649,21 @@ pub const TABLE: &[(Feature, &[Probe])] = {
             &[
                 Probe::entry::<PacketDroppedForReason>("sk_skb_reason_drop").only(DROPPED_OR_FOR_REASON),
                 Probe::entry::<PacketDroppedForReason>("sk_skb_reason_drop")
-                    .only(FREED_OR_FOR_REASON)
-                    .but(PURGES_UNSEEN),
+                    .only(DROPPED_OR_FOR_REASON_WITHOUT_CALLERS)
+                    .but(REMOVED_QUEUES_UNSEEN),
                 Probe::entry::<PacketFreedForReason>("sk_skb_reason_drop")
                     .only(BEFORE_DEVICE_OR_FOR_REASON)
                     .but(AT_DEVICE_UNSEEN),
                 Probe::entry::<PacketDroppedForReason>("kfree_skb_reason").only(DROPPED_OR_FOR_REASON),
-                Probe::entry::<PacketDroppedForReason>("kfree_skb_reason").only(FREED_OR_FOR_REASON).but(PURGES_UNSEEN),
+                Probe::entry::<PacketDroppedForReason>("kfree_skb_reason")
+                    .only(DROPPED_OR_FOR_REASON_WITHOUT_CALLERS)
+                    .but(REMOVED_QUEUES_UNSEEN),
                 Probe::entry::<PacketFreed>("kfree_skb_reason").only(BEFORE_DEVICE).but(AT_DEVICE_UNSEEN),
                 Probe::entry::<PacketDropped>("kfree_skb").only(DROPPED).since(3, 18),
-                Probe::entry::<PacketDropped>("kfree_skb").only(FREED).since(3, 18).but(DRIVERS_UNTOLD),
+                Probe::entry::<PacketDropped>("kfree_skb")
+                    .only(DROPPED_WITHOUT_CALLERS)
+                    .since(3, 18)
+                    .but(DRIVER_DROPS_SUBTRACTED),
                 Probe::entry::<PacketFreed>("kfree_skb").only(BEFORE_DEVICE).but(AT_DEVICE_UNSEEN),
             ],
         ),
@@ -644,6 +672,9 @@ pub const TABLE: &[(Feature, &[Probe])] = {
             &[
                 Probe::entry::<PacketsFreed>("kfree_skb_list_reason").only(AT_DEVICE),
                 Probe::entry::<PacketsFreed>("kfree_skb_list").only(AT_DEVICE),
+                Probe::entry::<PacketsFreed>("kfree_skb_list")
+                    .only(AT_DEVICE_OF_SOCKET)
+                    .but("packets without a socket that a queue drops count as sent"),
             ],
         ),
         (Feature::ControlMessages, &[Probe::entry::<SendsControl>("udp_cmsg_send")]),

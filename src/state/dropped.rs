@@ -19,6 +19,10 @@ impl State {
         if packet.ends.is_some_and(is_filtered) || (packet.may_have_arrived && self.has_arrived(packet)) {
             return;
         }
+        if packet.sock == 0 && packet.may_have_arrived {
+            // Without a link header it looks the same when it arrives, as over a tunnel.
+            return self.mark_connection_of_reply(packet);
+        }
         if packet.with_others {
             self.mark_dropped(packet);
         }
@@ -79,12 +83,11 @@ impl State {
         (others.is_none() && id.transport == transport && is_from_there).then_some(flow)
     }
 
-    /// Marks the connection that an answer without a socket belongs to: too many others were sent since, or the last one of it
-    /// has been subtracted already.
-    fn mark_answered(&mut self, packet: &Dropped) {
+    /// Marks the connection of a dropped socketless reply that is no longer among the remembered ones.
+    fn mark_connection_of_reply(&mut self, packet: &Dropped) {
         let (Some(Transport::Tcp), Some((local, remote))) = (packet.transport, packet.ends) else { return };
         let id = FlowId { scope: 0, transport: Transport::Tcp, local, remote };
-        if let Some(live) = self.answered(id).and_then(|(_, flow)| self.flows.get_mut(flow)) {
+        if let Some(live) = self.connection_of_reply(id).and_then(|(_, flow)| self.flows.get_mut(flow)) {
             live.inexact.dropped_locally = true;
         }
     }
@@ -92,7 +95,7 @@ impl State {
     /// Marks all flows of the packet's socket, because it is not known which of them it belongs to.
     fn mark_dropped(&mut self, packet: &Dropped) {
         if packet.sock == 0 {
-            return self.mark_answered(packet);
+            return self.mark_connection_of_reply(packet);
         }
         let Some(socket) = self.sockets.at(packet.sock).and_then(|key| self.sockets.get(key)) else { return };
         if let Some(idle) = socket.idle.and_then(|idle| self.idle.get_mut(idle)) {

@@ -33,15 +33,15 @@ impl State {
                 None
             }
             (Transport::Tcp, Way::Out) if packet.tuple.net == 0 && packet.sock == 0 => {
-                let (net, _) = self.answered(FlowId::of(packet))?;
+                let (net, _) = self.connection_of_reply(FlowId::of(packet))?;
                 Some(Packet { tuple: Tuple { net, ..packet.tuple }, ..*packet })
             }
             _ => None,
         }
     }
 
-    /// A connection between these ends in one of the last namespaces, and which that is.
-    pub(super) fn answered(&self, id: FlowId) -> Option<(KernelAddress, FlowKey)> {
+    /// The connection between these ends, with its namespace, among the last namespaces in which packets arrived.
+    pub(super) fn connection_of_reply(&self, id: FlowId) -> Option<(KernelAddress, FlowKey)> {
         let mut namespaces = self.last_namespaces.0.into_iter().filter(|net| *net != 0);
         namespaces.find_map(|net| Some((net, self.flows.find(&FlowId { scope: net, ..id })?)))
     }

@@ -242,7 +242,9 @@ fn position(btf: &Btf<'_>, prototype: &Type, argument: &ArgumentSpec) -> Result<
     for parameter in btf.parameters(prototype).take(250) {
         let parameter = parameter?;
         let position = next;
-        next = behind(position, WORD, btf.size(parameter.type_id)?);
+        next = next_position(position, WORD, btf.size(parameter.type_id)?);
+        // All of it is on the stack, as a single register is not used for half of it.
+        let position = if next == position + 3 { position + 1 } else { position };
         let is_pointer = btf.strip(parameter.type_id)?.kind == kind::PTR;
         if is_pointer == argument.points_to.is_some() && btf.is_called(parameter.name, argument.name)? {
             return Ok(Some(position));
@@ -256,9 +258,9 @@ fn position(btf: &Btf<'_>, prototype: &Type, argument: &ArgumentSpec) -> Result<
     Ok(if let [only] = of_type[..] { Some(only) } else { None })
 }
 
-/// The position behind an argument of this size. On 32-bit x86 positions are words, of which a number of 64 bits takes two:
-/// both in registers or, where only the last register is left, both on the stack.
-fn behind(position: u32, word: u32, size: u64) -> u32 {
+/// The position of the next argument. With `-mregparm=3` on 32-bit x86 a 64-bit argument takes two positions, and goes to the
+/// stack if fewer than two registers are left.
+fn next_position(position: u32, word: u32, size: u64) -> u32 {
     const REGISTERS: u32 = 3;
     match (word, size) {
         (4, 5..=8) if position == REGISTERS => position + 3,
@@ -278,7 +280,7 @@ fn points_to(btf: &Btf<'_>, type_id: u32, structure: &str) -> Result<bool, Malfo
 
 #[cfg(test)]
 mod tests {
-    use super::behind;
+    use super::next_position;
 
     /// As GCC passes them with `-m32 -mregparm=3` (`ix86_function_arg_advance`).
     #[test]
@@ -286,7 +288,7 @@ mod tests {
         let positions = |word, sizes: &[u64]| {
             let next = |position: &mut u32, size: &u64| {
                 let this = *position;
-                *position = behind(this, word, *size);
+                *position = next_position(this, word, *size);
                 Some(this)
             };
             sizes.iter().scan(1, next).collect::<Vec<_>>()
@@ -295,6 +297,6 @@ mod tests {
         assert_eq!(positions(4, &[4, 2, 1, 4, 4]), [1, 2, 3, 4, 5]);
         assert_eq!(positions(4, &[8, 4, 4]), [1, 3, 4], "%ax and %dx, then %cx, then the stack");
         assert_eq!(positions(4, &[4, 8, 4]), [1, 2, 4]);
-        assert_eq!(positions(4, &[4, 4, 8, 4]), [1, 2, 3, 6], "the last register alone is of no use");
+        assert_eq!(positions(4, &[4, 4, 8, 4]), [1, 2, 3, 6], "a single register is not used for half of it");
     }
 }

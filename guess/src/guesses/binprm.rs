@@ -1,6 +1,6 @@
 //! What a `linux_binprm` holds of a program that is about to run.
 
-use super::nameless_file::{MARK, NamelessFile, mark};
+use super::nameless_file::{NamelessFile, RANDOM_AT, random_part};
 use crate::engine::{Clues, Guess, Probe, Random, Scene, Shot, WORD, Window, bytes_of, is_kernel_pointer};
 use crate::sys::PausedChild;
 use std::ffi::CString;
@@ -47,7 +47,7 @@ impl Guess for Opened {
 
     fn probes(&self, _attempt: u32) -> Vec<Probe> {
         let probe = Probe::on("security_bprm_committed_creds");
-        vec![probe.through("names", "{bprm}", 0..BINPRM, &["{file.dentry}", "{dentry.name}", MARK])]
+        vec![probe.through("names", "{bprm}", 0..BINPRM, &["{file.dentry}", "{dentry.name}", RANDOM_AT])]
     }
 
     fn trigger(&mut self, stage: &mut dyn Scene) -> io::Result<String> {
@@ -61,8 +61,8 @@ impl Guess for Opened {
 
     fn solve(&self, name: &String, shots: &[Shot]) -> Clues {
         let mut clues = Clues::default();
-        if let ([shot], Some(mark)) = (shots, mark(name)) {
-            clues.allow("linux_binprm.file", shot.view("names").find(mark, WORD));
+        if let ([shot], Some(random_part)) = (shots, random_part(name)) {
+            clues.allow("linux_binprm.file", shot.view("names").find(random_part, WORD));
         }
         clues
     }

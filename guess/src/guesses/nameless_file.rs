@@ -19,11 +19,11 @@ const FOLDERS: [&str; 4] = ["/dev/shm", "/run", "/tmp", "/var/tmp"];
 /// A file in memory has a name that begins like this.
 const IN_MEMORY: &str = "memfd:";
 
-/// Where in its name to look for what tells a file from others: from here on there are random letters, whichever it is.
-pub(super) const MARK: &str = "6";
+/// Offset in the name where random letters begin, whether the file is a memfd (`memfd:` is 6 bytes) or was unlinked.
+pub(super) const RANDOM_AT: &str = "6";
 
 /// The part of a name that begins there, as long as a word.
-pub(super) fn mark(name: &str) -> Option<&[u8; WORD as usize]> {
+pub(super) fn random_part(name: &str) -> Option<&[u8; WORD as usize]> {
     name.as_bytes().get(6..)?.first_chunk()
 }
 

@@ -4,7 +4,7 @@
 //! nothing, and the function has had the same arguments since Linux 2.6. The files are those of `/proc`, and one that no
 //! path leads to.
 
-use super::nameless_file::{MARK, NamelessFile, mark};
+use super::nameless_file::{NamelessFile, RANDOM_AT, random_part};
 use crate::engine::{Clues, Guess, Probe, Scene, Shot, WORD, Window, bytes_of, is_kernel_pointer};
 use crate::sys::PausedChild;
 use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
@@ -57,7 +57,7 @@ impl Guess for Name {
     fn probes(&self, attempt: u32) -> Vec<Probe> {
         let words = attempt * FILE..(attempt + 1) * FILE;
         let through = |probe: Probe, name: u32| {
-            probe.through(&view(name), "{arg1}", words.clone(), &[name.to_string().as_str(), MARK])
+            probe.through(&view(name), "{arg1}", words.clone(), &[name.to_string().as_str(), RANDOM_AT])
         };
         vec![NAME.into_iter().fold(fcntl_calls(), through)]
     }
@@ -71,7 +71,7 @@ impl Guess for Name {
     fn solve(&self, name: &String, shots: &[Shot]) -> Clues {
         let mut clues = Clues::default();
         let [shot] = own_calls(shots)[..] else { return clues };
-        let begins = |word: u64| mark(name) == Some(&bytes_of(word));
+        let begins = |word: u64| random_part(name) == Some(&bytes_of(word));
         let found =
             |offset: u32| shot.view(&view(offset)).words().filter(|&(_, word)| begins(word)).map(|(file, _)| file);
         let files: Vec<u32> = NAME.into_iter().flat_map(found).collect();

@@ -231,7 +231,7 @@ fn failure(host: &str, error: &ureq::Error) -> Unanswered {
     let Some(of_tls) = tls::cause(error) else {
         return Unanswered(Cause::Unavailable, OutputError::new(format!("{host}: {error}"), ""));
     };
-    let cause = if tls::is_distrust(of_tls) { Cause::Untrusted } else { Cause::Unavailable };
+    let cause = if tls::is_certificate_error(of_tls) { Cause::Untrusted } else { Cause::Unavailable };
     Unanswered(cause, OutputError::new(format!("{host}: TLS: {}", tls::text(of_tls)), tls::remedy(of_tls)))
 }
 

@@ -57,7 +57,7 @@ fn config_over(provider: Arc<CryptoProvider>, options: &TlsOptions) -> Result<Ar
     Ok(Arc::new(config))
 }
 
-/// The cryptography: Graviola where it can be had, for the processors of the last ten years.
+/// The cryptography: Graviola where the CPU has what it needs.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 fn provider() -> Result<CryptoProvider, OutputError> {
     match missing_feature() {
@@ -77,10 +77,10 @@ fn provider_without(_feature: &str) -> Result<CryptoProvider, OutputError> {
     Ok(rustls::crypto::ring::default_provider())
 }
 
-/// There is none: ring would need a C compiler for this machine, to build it on another.
+/// None: building ring for aarch64 on another machine would need a C cross compiler.
 #[cfg(target_arch = "aarch64")]
 fn provider_without(feature: &str) -> Result<CryptoProvider, OutputError> {
-    let problem = format!("TLS needs a CPU with {feature}, which this one has not");
+    let problem = format!("TLS needs a CPU with {feature}, which this one lacks");
     Err(OutputError::new(problem, "send by http:// through a TLS proxy on this host"))
 }
 
@@ -143,7 +143,7 @@ pub fn cause(error: &ureq::Error) -> Option<&rustls::Error> {
 }
 
 /// Whether a certificate was not accepted, the server's or ours.
-pub fn is_distrust(error: &rustls::Error) -> bool {
+pub fn is_certificate_error(error: &rustls::Error) -> bool {
     use rustls::AlertDescription as Alert;
     match error {
         rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented => true,
@@ -166,7 +166,7 @@ pub fn is_distrust(error: &rustls::Error) -> bool {
 /// What to do when a certificate is not accepted.
 pub fn remedy(error: &rustls::Error) -> &'static str {
     use rustls::CertificateError as Problem;
-    const OURS: &str = "check output.elasticsearch.ssl.certificate and key";
+    const CLIENT_CERTIFICATE: &str = "check output.elasticsearch.ssl.certificate and output.elasticsearch.ssl.key";
     match error {
         rustls::Error::InvalidCertificate(problem) => match problem {
             Problem::UnknownIssuer => {
@@ -181,12 +181,12 @@ pub fn remedy(error: &rustls::Error) -> &'static str {
             }
             _ => "",
         },
-        rustls::Error::AlertReceived(_) if is_distrust(error) => OURS,
+        rustls::Error::AlertReceived(_) if is_certificate_error(error) => CLIENT_CERTIFICATE,
         _ => "",
     }
 }
 
-/// In place of [`rustls::Error`]'s own text, which shows an error of a verifier as Rust's source would.
+/// Like `Display` of [`rustls::Error`], but without the `Debug` output that it has for a verifier's own error.
 pub fn text(error: &rustls::Error) -> String {
     match error {
         rustls::Error::InvalidCertificate(rustls::CertificateError::Other(other)) => other.0.to_string(),

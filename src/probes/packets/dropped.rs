@@ -12,7 +12,7 @@ use socktrail_kprobes::{Array, Word, sample};
 use super::freed::Freed;
 use super::{IPPROTO_TCP, IPPROTO_UDP, IPV6_HEADER, split_ports};
 use crate::event::{Dropped, Endpoint, EventKind, Transport};
-use crate::probes::{Decoded, IntoEvent};
+use crate::probes::{AF_INET, AF_INET6, Decoded, IntoEvent};
 
 /// How many words of 8 bytes are fetched from the beginning of the packet: enough for an Ethernet header, an IPv6
 /// header and the ports.
@@ -21,16 +21,16 @@ const WORDS: usize = 8;
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
 const ETHERNET_HEADER: usize = 14;
-/// The shortest header of a frame with data, and 8 bytes that say what kind of packet it has (LLC and SNAP).
-const SHORTEST_OF_802_11: usize = 24 + 8;
+/// The shortest header of an IEEE 802.11 frame with data, with the 8 bytes of LLC and SNAP, which say what it carries.
+const MIN_80211_WITH_SNAP: usize = 24 + 8;
 const FRAGMENT_HEADER: u8 = 44;
 
 /// Up to this value, `enum skb_drop_reason` gives no reason: not dropped, consumed, not specified. On older kernels 2 is a
 /// reason that only arriving packets have.
 const NO_REASON: u32 = 2;
 
-/// The offset of `sk_buff.cb`, in a template that is to be closed. Before it are four pointers (two neighbours, socket and
-/// device) and a time of 8 bytes, in whatever order, on all kernels since 3.12.
+/// Begin of a template for `sk_buff.cb`; the caller adds `}`. In front of `cb` are `next`, `prev`, `sk`, `dev` and a timestamp
+/// of 8 bytes, in some order, since Linux 3.12.
 macro_rules! control_block {
     () => {
         "+{word+word+word+word+8"
@@ -45,11 +45,13 @@ sample! {
         pub skb: Word = "{skb}",
         /// The `struct sock` that sent it.
         pub sk: Word = "+{sk_buff.sk}({skb})",
+        /// `skc_family` of its socket, if it has one: see [`is_of_inet`].
+        pub owner_family: Option<u16> = "+{sock_common.skc_family}(+{sk_buff.sk}({skb}))",
         /// Its protocol and where its headers begin: see [`HeaderOffsets`].
         pub places: u64 = "+{sk_buff.headers-2}({skb})",
         /// The return address.
         pub caller: Word = "$caller",
-        /// See [`PacketDroppedForReason::enqueued`]. Only the filter looks at it.
+        /// See [`PacketDroppedForReason::enqueued`]. Only for the filter.
         pub enqueued: Option<u32> = concat!(control_block!(), "+8}({skb})"),
         /// `sk_buff.prev`: see [`AtDevice`].
         pub prev: Word = "+{word}({skb})",
@@ -61,8 +63,8 @@ sample! {
         pub len: u32 = "+{sk_buff.len}({skb})",
         /// `sk_buff.mac_len`, which lies behind `len` and `data_len`: see [`AtDevice`].
         pub mac_len: u16 = "+{sk_buff.len+8}({skb})",
-        /// Whether there is a copy of it, or it is one: the lowest bit (`sk_buff.cloned`), behind `mac_len`, `hdr_len` and
-        /// `queue_mapping`. Only the filter looks at it.
+        /// The byte with `sk_buff.cloned` in its lowest bit, after `mac_len`, `hdr_len` and `queue_mapping`. Only for the
+        /// filter.
         pub cloned: Option<u8> = "+{sk_buff.len+14}({skb})",
         /// `qdisc_skb_cb.pkt_len`, the first of `sk_buff.cb`: see [`AtDevice`].
         pub pkt_len: u32 = concat!(control_block!(), "}({skb})"),
@@ -76,6 +78,8 @@ sample! {
         pub skb: Word = "{skb}",
         /// The `struct sock` that sent it.
         pub sk: Word = "+{sk_buff.sk}({skb})",
+        /// `skc_family` of its socket, if it has one: see [`is_of_inet`].
+        pub owner_family: Option<u16> = "+{sock_common.skc_family}(+{sk_buff.sk}({skb}))",
         /// See [`PacketDropped::places`].
         pub places: u64 = "+{sk_buff.headers-2}({skb})",
         /// `enum skb_drop_reason`.
@@ -149,6 +153,8 @@ sample! {
         pub next: Word = "+0({segs})",
         /// The `struct sock` that sent the first.
         pub sk: Word = "+{sk_buff.sk}({segs})",
+        /// `skc_family` of its socket, if it has one: see [`is_of_inet`].
+        pub owner_family: Option<u16> = "+{sock_common.skc_family}(+{sk_buff.sk}({segs}))",
         /// See [`PacketFreed::places`].
         pub places: u64 = "+{sk_buff.headers-2}({segs})",
         /// Where its memory begins: `sk_buff.head`, which lies before `data`.
@@ -157,7 +163,7 @@ sample! {
         pub data: Word = "+{sk_buff.data}({segs})",
         /// The whole packet, in bytes.
         pub len: u32 = "+{sk_buff.len}({segs})",
-        /// See [`PacketDropped::mac_len`]. Only the filter looks at it.
+        /// See [`PacketDropped::mac_len`]. Only for the filter.
         pub mac_len: Option<u16> = "+{sk_buff.len+8}({segs})",
         /// See [`PacketDropped::cloned`].
         pub cloned: Option<u8> = "+{sk_buff.len+14}({segs})",
@@ -168,13 +174,16 @@ sample! {
 
 impl IntoEvent for PacketDropped {
     fn event(&self, raw: &[u8]) -> Decoded {
-        let Self { skb, sk, places, caller, prev, head, data, len, mac_len, pkt_len, begin, .. } = *self;
+        let Self { skb, sk, owner_family, places, caller, prev, head, data, len, mac_len, pkt_len, begin, .. } = *self;
+        if !is_of_inet(owner_family) {
+            return Decoded::Nothing;
+        }
         let buffer = Buffer { sk, places: HeaderOffsets::of(places), len, begin: begin.bytes(raw) };
         if !buffer.places.is_at_device() {
             return buffer.event(false);
         }
         let at_device = AtDevice { skb, prev, mac_len, pkt_len, len };
-        if !buffer.places.is_leaving(head, data) || buffer.places.is_made_by_driver() || at_device.was_sent() {
+        if !buffer.places.is_leaving(head, data) || buffer.places.has_80211_header() || at_device.was_sent() {
             return Decoded::Nothing;
         }
         buffer.event_at_device(caller)
@@ -183,7 +192,12 @@ impl IntoEvent for PacketDropped {
 
 impl IntoEvent for PacketDroppedForReason {
     fn event(&self, raw: &[u8]) -> Decoded {
-        let Self { skb, sk, places, reason, caller, prev, head, data, len, mac_len, pkt_len, begin, .. } = *self;
+        let Self {
+            skb, sk, owner_family, places, reason, caller, prev, head, data, len, mac_len, pkt_len, begin, ..
+        } = *self;
+        if !is_of_inet(owner_family) {
+            return Decoded::Nothing;
+        }
         let buffer = Buffer { sk, places: HeaderOffsets::of(places), len, begin: begin.bytes(raw) };
         if !buffer.places.is_at_device() {
             return buffer.event(false);
@@ -192,7 +206,7 @@ impl IntoEvent for PacketDroppedForReason {
         let is_dropped = if reason > NO_REASON {
             !at_device.was_handed_to_driver()
         } else {
-            !buffer.places.is_made_by_driver() && !at_device.was_sent()
+            !buffer.places.has_80211_header() && !at_device.was_sent()
         };
         if !buffer.places.is_leaving(head, data) || !is_dropped {
             return Decoded::Nothing;
@@ -222,9 +236,9 @@ impl IntoEvent for PacketFreedForReason {
 
 impl IntoEvent for PacketsFreed {
     fn event(&self, raw: &[u8]) -> Decoded {
-        let Self { __probe_ip, sk, places, len, begin, next, head, data, .. } = *self;
+        let Self { __probe_ip, sk, owner_family, places, len, begin, next, head, data, .. } = *self;
         let places = HeaderOffsets::of(places);
-        if !places.is_leaving(head, data) {
+        if !is_of_inet(owner_family) || !places.is_leaving(head, data) {
             return Decoded::Nothing;
         }
         match (Buffer { sk, places, len, begin: begin.bytes(raw) }).event(next != 0) {
@@ -234,10 +248,17 @@ impl IntoEvent for PacketsFreed {
     }
 }
 
+/// Whether its socket, if it has one, is no packet socket: a capture (`AF_PACKET`) owns the copies of sent packets that it has
+/// not read, and frees them when it ends.
+fn is_of_inet(owner_family: Option<u16>) -> bool {
+    owner_family.is_none_or(|family| matches!(family, 0 | AF_INET | AF_INET6))
+}
+
 /// What tells a packet that is dropped at a device from one that its driver has sent and now frees.
 ///
 /// When a packet leaves its queue, the kernel makes it point to itself (`validate_xmit_skb_list`); until then it points to
-/// nothing, or to another one in a queue that keeps a tree (`netem`, `fq`). If it is cut into segments then, only the first of them points to something. But these have the length of
+/// nothing, or to its neighbour in a tree (`netem`, `fq`). If it is cut into segments then, only the first of them points to
+/// something. But these have the length of
 /// their link header (`skb_segment`), which a packet in one piece does not have, and the size of the whole packet in
 /// their control block. A queue that cuts packets itself (`cake`, `tbf`) notes each segment's own size.
 struct AtDevice {
@@ -284,10 +305,10 @@ impl HeaderOffsets {
         self.mac != u16::MAX
     }
 
-    /// Whether its driver has given it another link header: that of IEEE 802.11 and the header behind it are longer than any
-    /// that packets have in a queue. Wireless drivers have queues of their own, and free sent packets without a reason.
-    fn is_made_by_driver(&self) -> bool {
-        self.link_header() >= SHORTEST_OF_802_11
+    /// Whether the link header is so long that a wireless driver must have converted the packet to IEEE 802.11: such drivers
+    /// queue packets themselves, and free sent ones without a drop reason.
+    fn has_80211_header(&self) -> bool {
+        self.link_header() >= MIN_80211_WITH_SNAP
     }
 
     /// Whether a packet that has come to a device is on its way out: it begins with its link header. What arrives begins
@@ -490,9 +511,18 @@ mod tests {
         assert_eq!((told.ends, told.may_have_arrived), (Some(ends()), true));
         let places = places([ETHERTYPE_IPV4, 78, 64]);
         assert!(places.is_leaving(1000, 1064) && !places.is_leaving(1000, 1078), "behind its link header");
-        assert!(!places.is_made_by_driver());
-        assert!(!HeaderOffsets { mac: 54, ..places }.is_made_by_driver(), "InfiniBand");
-        assert!(HeaderOffsets { mac: 44, ..places }.is_made_by_driver(), "IEEE 802.11");
+        assert!(!places.has_80211_header());
+        assert!(!HeaderOffsets { mac: 54, ..places }.has_80211_header(), "InfiniBand");
+        assert!(HeaderOffsets { mac: 44, ..places }.has_80211_header(), "IEEE 802.11");
+    }
+
+    #[test]
+    fn copies_that_a_capture_has_not_read_are_not_dropped() {
+        const AF_PACKET: u16 = 17;
+        for (family, is_of_inet_or_none) in [(Some(0), true), (Some(2), true), (Some(10), true), (None, true)] {
+            assert_eq!(is_of_inet(family), is_of_inet_or_none);
+        }
+        assert!(!is_of_inet(Some(AF_PACKET)));
     }
 
     #[test]

@@ -59,7 +59,7 @@ pub(crate) fn named(name: String, test: impl FnOnce() -> Result<()> + Send + 'st
 /// The tests that have failed.
 static FAILED: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
-/// The names of the tests that have failed, but for those that have panicked.
+/// Names of the failed tests; a test that panicked has none.
 pub(crate) fn failed() -> Vec<String> {
     FAILED.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }

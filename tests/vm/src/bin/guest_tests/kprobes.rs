@@ -5,9 +5,9 @@ use socktrail_vm::KPROBES_TESTS;
 
 use crate::helpers::process::Process;
 
-tests![the_crate_s_own_tests];
+tests![tests_of_the_crate];
 
-fn the_crate_s_own_tests() -> Result<()> {
+fn tests_of_the_crate() -> Result<()> {
     let finished = Process::start(&[KPROBES_TESTS, "--ignored", "--test-threads", "1"])?.finish()?;
     ensure!(finished.status == 0, "{}{}", finished.stdout, finished.stderr);
     ensure!(finished.stdout.contains("misses_are_told_once ... ok"), "which ran?\n{}", finished.stdout);

@@ -113,8 +113,8 @@ fn such_a_clock_that_nothing_shows() -> Result<()> {
     Ok(())
 }
 
-/// The clocks are compared only as well as the machine lets a thread begin and end: when it was busy just then, times are
-/// early until the next comparison. An error that is not the machine's stays.
+/// A comparison of the clocks is as exact as starting and ending a thread is quick. On a busy machine times can be early until
+/// the next comparison; a lasting error fails all four attempts.
 fn times_are_right_unless_delayed(watch: &Socktrail) -> Result<()> {
     const COMPARISONS: usize = 4;
     let mut result = times_are_right(watch);

@@ -20,7 +20,7 @@ use crate::helpers::bpf::DropsAll;
 use crate::helpers::cgroups::Hierarchy;
 use crate::helpers::ipsec::{Policies, Policy};
 use crate::helpers::netlink::{Faults, degrade};
-use crate::helpers::tc::{drop_every, take_filters, take_no_filters};
+use crate::helpers::tc::{drop_every, remove_filters, take_filters};
 
 const UDP: u8 = 17;
 const TCP: u8 = 6;
@@ -147,7 +147,7 @@ pub(crate) fn without_a_socket_by_tc() -> Result<()> {
             let mut ports = pairs.iter().map(|pair| pair.flows[0].remote.port());
             ports.try_for_each(|port| drop_every(&client.interface, 1, family == Family::V6, port))
         })?;
-        cases.extend(unanswered(pairs, || client.run(|| take_no_filters(&client.interface)))?);
+        cases.extend(unanswered(pairs, || client.run(|| remove_filters(&client.interface)))?);
     }
     scene.judge(&cases)
 }

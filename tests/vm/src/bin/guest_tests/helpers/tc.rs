@@ -52,7 +52,7 @@ pub(crate) fn take_filters(interface: &str) -> Result<()> {
 }
 
 /// Takes its filters away.
-pub(crate) fn take_no_filters(interface: &str) -> Result<()> {
+pub(crate) fn remove_filters(interface: &str) -> Result<()> {
     ask(RTM_DELQDISC, 0, &message(interface, CLSACT, TC_H_CLSACT, 0)?.0).context("take clsact away")
 }
 

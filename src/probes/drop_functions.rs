@@ -1,36 +1,37 @@
-//! Functions of the kernel that drop packets and say no reason.
+//! Kernel functions that drop packets without a drop reason.
 //!
-//! What frees a packet without a reason may have sent it just as well, as drivers do. It is known by where the function
-//! that frees it returns to.
+//! Drivers also free sent packets without one, so the return address of `kfree_skb` decides: if it lies in one of these
+//! functions, the packet was dropped.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 
-/// What stands in a filter for: `caller` is in one of these functions.
-pub(super) const FROM_DROPPER: &str = "{from_dropper}";
+/// In a filter: `caller` lies in one of these functions.
+pub(super) const FROM_DROP_FUNCTION: &str = "{from_drop_function}";
 
-/// Queues that are removed or emptied hand their packets to `rtnl_kfree_skbs`, and `__rtnl_unlock` frees them. Before Linux
-/// 4.7 queues free them themselves, each in a function of its own.
-const DEFERS: &str = "rtnl_kfree_skbs";
-/// `pfifo_fast` frees its packets itself, and every queue what it has taken out too early. `tc`, whose filters give a
-/// reason since Linux 5.18, is a part of `__dev_queue_xmit`.
-const ALWAYS: [&str; 4] = ["__rtnl_unlock", "pfifo_fast_reset", "qdisc_reset", "__dev_queue_xmit"];
-/// `tc` again, if the compiler has made a function of it, its programs (BPF) that redirect, and netfilter's hooks.
-const PERHAPS: [&str; 3] = ["sch_handle_egress", "skb_do_redirect", "nf_hook_slow"];
+/// A qdisc that is removed or reset hands its packets to `rtnl_kfree_skbs`, and `__rtnl_unlock` frees them. Before Linux 4.7
+/// each qdisc frees them in a function of its own.
+const DEFERRED_FREE: &str = "rtnl_kfree_skbs";
+/// `pfifo_fast_reset` frees the packets of `pfifo_fast`; `qdisc_reset` those that a qdisc had already dequeued (`gso_skb`,
+/// `skb_bad_txq`). The egress filters of `tc`, which give a reason since Linux 5.18, are inlined into `__dev_queue_xmit`.
+const REQUIRED: [&str; 4] = ["__rtnl_unlock", "pfifo_fast_reset", "qdisc_reset", "__dev_queue_xmit"];
+/// The egress filters of `tc` where they are not inlined, BPF redirects, and netfilter's hooks.
+const IF_PRESENT: [&str; 3] = ["sch_handle_egress", "skb_do_redirect", "nf_hook_slow"];
 
-/// The kernel fills it at once.
+/// In bytes: the kernel fills it by one read.
 const BUFFER: usize = 64 << 10;
 /// The line where the kernel's own functions end; more than half of the list comes after it.
 const END: &[u8] = b" _etext\n";
 
-/// Where these functions begin and end.
+/// The address ranges of these functions.
 #[derive(Debug, Default)]
-pub(super) struct Droppers {
-    parts: Vec<(u64, u64)>,
+pub(super) struct DropFunctions {
+    ranges: Vec<(u64, u64)>,
 }
 
-impl Droppers {
-    /// Those of the kernel that runs here. None where it hides addresses, or keeps no such functions.
+impl DropFunctions {
+    /// Those of the running kernel. Empty where `/proc/kallsyms` hides addresses, or the kernel has no `rtnl_kfree_skbs`
+    /// (before 4.7).
     pub(super) fn read() -> Self {
         let list = File::open("/proc/kallsyms").map(|list| BufReader::with_capacity(BUFFER, list));
         list.map(Self::parse).unwrap_or_default()
@@ -39,7 +40,7 @@ impl Droppers {
     /// Lines such as `ffffffff81a4ab80 T qdisc_reset`, sorted by address. The compiler may have put a part of a function
     /// elsewhere, as `qdisc_reset.cold`.
     fn parse(mut list: impl BufRead) -> Self {
-        let (mut parts, mut found) = (Vec::new(), Vec::new());
+        let (mut ranges, mut found) = (Vec::new(), Vec::new());
         let mut open: Vec<u64> = Vec::new();
         let mut line = Vec::new();
         while !line.ends_with(END) {
@@ -48,27 +49,27 @@ impl Droppers {
                 break;
             }
             let Some((address, name)) = symbol(&line) else { continue };
-            parts.extend(open.iter().filter(|begin| **begin < address).map(|begin| (*begin, address)));
+            ranges.extend(open.iter().filter(|begin| **begin < address).map(|begin| (*begin, address)));
             open.retain(|begin| *begin >= address);
-            let all = ALWAYS.iter().chain(&PERHAPS).chain([&DEFERS]);
+            let all = REQUIRED.iter().chain(&IF_PRESENT).chain([&DEFERRED_FREE]);
             let Some(function) = all.copied().find(|function| function.as_bytes() == name) else { continue };
             found.push(function);
-            if function != DEFERS && address != 0 {
+            if function != DEFERRED_FREE && address != 0 {
                 open.push(address);
             }
         }
-        let is_known = ALWAYS.iter().chain([&DEFERS]).all(|function| found.contains(function));
-        Self { parts: if is_known { parts } else { Vec::new() } }
+        let is_known = REQUIRED.iter().chain([&DEFERRED_FREE]).all(|function| found.contains(function));
+        Self { ranges: if is_known { ranges } else { Vec::new() } }
     }
 
-    /// A filter with these functions in place of [`FROM_DROPPER`]; `None` if it needs them and they are not known.
-    pub(super) fn written_into(&self, filter: &str) -> Option<String> {
-        if !filter.contains(FROM_DROPPER) {
+    /// A filter with these functions in place of [`FROM_DROP_FUNCTION`]; `None` if it needs them and they are not known.
+    pub(super) fn fill_in(&self, filter: &str) -> Option<String> {
+        if !filter.contains(FROM_DROP_FUNCTION) {
             return Some(filter.to_owned());
         }
-        let parts = self.parts.iter().map(|(begin, end)| format!("(caller>{begin:#x}&&caller<={end:#x})"));
+        let parts = self.ranges.iter().map(|(begin, end)| format!("(caller>{begin:#x}&&caller<={end:#x})"));
         let parts = parts.collect::<Vec<_>>().join("||");
-        (!parts.is_empty()).then(|| filter.replace(FROM_DROPPER, &format!("({parts})")))
+        (!parts.is_empty()).then(|| filter.replace(FROM_DROP_FUNCTION, &format!("({parts})")))
     }
 }
 
@@ -99,7 +100,7 @@ mod tests {
 
     #[test]
     fn what_returns_into_one_of_the_functions_is_told_from_others() {
-        let filter = Droppers::parse(LIST.as_bytes()).written_into("skb!=0&&{from_dropper}").unwrap();
+        let filter = DropFunctions::parse(LIST.as_bytes()).fill_in("skb!=0&&{from_drop_function}").unwrap();
         let parts = [(0x100, 0x200), (0x300, 0x400), (0x400, 0x500), (0x500, 0x700), (0x700, 0x720)];
         let base = 0xffff_ffff_8100_0000_u64;
         let parts = parts.map(|(from, to)| format!("(caller>{:#x}&&caller<={:#x})", base + from, base + to));
@@ -111,9 +112,9 @@ mod tests {
         let hidden: String = LIST.lines().map(|line| format!("0000000000000000{}\n", &line[16..])).collect();
         let older = LIST.replace("rtnl_kfree_skbs", "rtnl_notify");
         for list in ["", &hidden, &older, &LIST[..200]] {
-            let droppers = Droppers::parse(list.as_bytes());
-            assert_eq!(droppers.written_into("skb!=0&&{from_dropper}"), None, "{list}");
-            assert_eq!(droppers.written_into("skb!=0").as_deref(), Some("skb!=0"));
+            let drop_functions = DropFunctions::parse(list.as_bytes());
+            assert_eq!(drop_functions.fill_in("skb!=0&&{from_drop_function}"), None, "{list}");
+            assert_eq!(drop_functions.fill_in("skb!=0").as_deref(), Some("skb!=0"));
         }
     }
 }
