@@ -36,7 +36,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         named(name.clone(), move || play::verdict(&name))
     });
     let of_misses = [named("capture::what_was_seen_is_not_lossy".to_owned(), missed::what_was_seen_is_not_lossy)];
-    let of_drops: [(&str, Test); 15] = [
+    let of_drops: [(&str, Test); 16] = [
         ("dropped_by_a_packet_filter", dropped::by_a_packet_filter),
         ("dropped_now_and_then", dropped::now_and_then),
         ("dropped_by_a_queue_or_for_want_of_a_neighbour", dropped::by_a_queue_or_for_want_of_a_neighbour),
@@ -52,6 +52,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         ("dropped_without_a_socket", refused::without_a_socket),
         ("dropped_without_a_socket_by_tc", refused::without_a_socket_by_tc),
         ("dropped_without_a_socket_by_a_queue", refused::without_a_socket_by_a_queue),
+        ("dropped_nothing_by_an_unread_capture", refused::nothing_by_an_unread_capture),
     ];
     let of_drops = of_drops.map(|(name, test)| named(format!("capture::{name}"), move || dropped::tried(test)));
     of_cases.chain(of_misses).chain(of_drops).collect()

@@ -11,6 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 
 use super::dropped::{CONDITIONS, Case, Dropped, SENT, Scene, begin, connect, datagrams};
 use super::link::Family;
@@ -174,6 +175,26 @@ pub(crate) fn without_a_socket_by_a_queue() -> Result<()> {
         let (mut accepted, _) = listener.accept()?;
         drop(requests);
         accepted.read_to_end(&mut Vec::new())?;
+    }
+    scene.judge(&cases)
+}
+
+/// A capture that ends before it has read its copies of what was sent: the kernel frees them like packets that it drops.
+pub(crate) fn nothing_by_an_unread_capture() -> Result<()> {
+    let scene = Scene::new(CONDITIONS)?;
+    let client = &scene.network.link.client;
+    let mut cases = Vec::new();
+    for family in [Family::V4, Family::V6] {
+        let [_reset, waiting] = answering(&scene.stage(family))?;
+        let every = SockProtocol::EthAll;
+        let capture =
+            client.run(|| Ok(socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, every)?))?;
+        drop(waiting.client);
+        // The kernel acknowledges the FIN in TIME_WAIT.
+        waiting.server.shutdown(Shutdown::Write)?;
+        thread::sleep(RETRIES);
+        drop(capture);
+        cases.push(Case::new("TCP, an unread capture", waiting.flows[0], Dropped::Exactly(0)));
     }
     scene.judge(&cases)
 }
