@@ -175,7 +175,7 @@ sample! {
 impl IntoEvent for PacketDropped {
     fn event(&self, raw: &[u8]) -> Decoded {
         let Self { skb, sk, owner_family, places, caller, prev, head, data, len, mac_len, pkt_len, begin, .. } = *self;
-        if !is_of_inet(owner_family) {
+        if !is_of_inet(sk, owner_family) {
             return Decoded::Nothing;
         }
         let buffer = Buffer { sk, places: HeaderOffsets::of(places), len, begin: begin.bytes(raw) };
@@ -195,7 +195,7 @@ impl IntoEvent for PacketDroppedForReason {
         let Self {
             skb, sk, owner_family, places, reason, caller, prev, head, data, len, mac_len, pkt_len, begin, ..
         } = *self;
-        if !is_of_inet(owner_family) {
+        if !is_of_inet(sk, owner_family) {
             return Decoded::Nothing;
         }
         let buffer = Buffer { sk, places: HeaderOffsets::of(places), len, begin: begin.bytes(raw) };
@@ -238,7 +238,7 @@ impl IntoEvent for PacketsFreed {
     fn event(&self, raw: &[u8]) -> Decoded {
         let Self { __probe_ip, sk, owner_family, places, len, begin, next, head, data, .. } = *self;
         let places = HeaderOffsets::of(places);
-        if !is_of_inet(owner_family) || !places.is_leaving(head, data) {
+        if !is_of_inet(sk, owner_family) || !places.is_leaving(head, data) {
             return Decoded::Nothing;
         }
         match (Buffer { sk, places, len, begin: begin.bytes(raw) }).event(next != 0) {
@@ -249,9 +249,10 @@ impl IntoEvent for PacketsFreed {
 }
 
 /// Whether its socket, if it has one, is no packet socket: a capture (`AF_PACKET`) owns the copies of sent packets that it has
-/// not read, and frees them when it ends.
-fn is_of_inet(owner_family: Option<u16>) -> bool {
-    owner_family.is_none_or(|family| matches!(family, 0 | AF_INET | AF_INET6))
+/// not read, and frees them when it ends. Without a socket there is no family to read, and the field holds what an earlier
+/// sample left.
+fn is_of_inet(sk: u64, owner_family: Option<u16>) -> bool {
+    sk == 0 || owner_family.is_none_or(|family| matches!(family, 0 | AF_INET | AF_INET6))
 }
 
 /// What tells a packet that is dropped at a device from one that its driver has sent and now frees.
@@ -519,10 +520,11 @@ mod tests {
     #[test]
     fn copies_that_a_capture_has_not_read_are_not_dropped() {
         const AF_PACKET: u16 = 17;
-        for (family, is_of_inet_or_none) in [(Some(0), true), (Some(2), true), (Some(10), true), (None, true)] {
-            assert_eq!(is_of_inet(family), is_of_inet_or_none);
+        for family in [Some(0), Some(AF_INET), Some(AF_INET6), None] {
+            assert!(is_of_inet(7, family), "{family:?}");
         }
-        assert!(!is_of_inet(Some(AF_PACKET)));
+        assert!(!is_of_inet(7, Some(AF_PACKET)));
+        assert!(is_of_inet(0, Some(AF_PACKET)), "left by another sample");
     }
 
     #[test]
