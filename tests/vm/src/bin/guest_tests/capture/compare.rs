@@ -107,7 +107,7 @@ const MERGED: &str = "merged_segments";
 /// Data came when the socket was closed, perhaps several segments as one.
 const LATE: &str = "late_data";
 /// The most bytes of options that a TCP header has.
-const MOST_OPTIONS: u64 = 40;
+pub(crate) const MOST_OPTIONS: u64 = 40;
 /// The most bytes of IPv6's header and TCP's.
 const MOST_HEADERS: i128 = 40 + 60;
 /// A datagram that is larger lies in memory as segments do: `SKB_MAX_ALLOC` of the kernel, four pages, less what is not data.
