@@ -425,6 +425,8 @@ pub const TABLE: &[(Feature, &[Probe])] = {
         };
     }
     const BEFORE_DEVICE: &str = concat!("skb!=0&&", before_device!());
+    // On RHEL 7's 3.10, where filters have no `&`.
+    const BEFORE_DEVICE_OF_SOCKET: &str = "skb!=0&&sk!=0&&places>=0xffff000000000000";
     // What a queue has not handed to its driver: as far as a filter can tell, see `AtDevice`. A segment that was cut for the
     // driver has the size of the whole packet, which is mostly larger than a frame. The decoder compares it.
     macro_rules! before_driver {
@@ -665,6 +667,10 @@ pub const TABLE: &[(Feature, &[Probe])] = {
                     .since(3, 18)
                     .but(DRIVER_DROPS_SUBTRACTED),
                 Probe::entry::<PacketFreed>("kfree_skb").only(BEFORE_DEVICE).but(AT_DEVICE_UNSEEN),
+                Probe::entry::<PacketFreed>("kfree_skb").only(BEFORE_DEVICE_OF_SOCKET).but(
+                    "packets without a socket, those that tc filters drop, and those that a queue drops after it has \
+                     accepted them, count as sent",
+                ),
             ],
         ),
         (
