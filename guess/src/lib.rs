@@ -47,8 +47,8 @@
 //! A guess runs on a thread of its own that only its own probes watch, and repeats with new random values until one
 //! candidate is left that three runs agree on, and one more for each run that speaks against it. A field is looked for only
 //! where it can be: what is in a packet's control block, within that. A guess does not disturb the host: it talks to itself
-//! over loopback, between addresses that nobody has, with sockets, threads and children of its own, and leaves nothing
-//! behind. When it cannot be certain, it says so and names the candidates; it never takes the likelier one. Of a host
+//! over loopback, between unused addresses, with sockets, threads and children of its own, and leaves nothing behind.
+//! When it cannot be certain, it says so and names the candidates; it never takes the likelier one. Of a host
 //! without IPv6, what only IPv6 needs is left out.
 //!
 //! On every kernel that has both, guesses and type information agree on every field: `examples/agree.rs` compares them.

@@ -11,8 +11,8 @@ use crate::probes::{Feature, Probes};
 /// What [`Options::mask`](super::Options::mask) calls the kernel's ability to give samples a clock that can be read.
 const USE_CLOCKID: &str = "use_clockid";
 
-/// Samples that this thread can cause, the least disturbing first: nobody watches threads that begin, but there may be
-/// others who watch sockets.
+/// Samples that this thread can cause, the least disturbing first: other tools may watch sockets, but hardly any watches
+/// threads that begin.
 const CAUSES: [(Feature, fn()); 3] = [
     (Feature::ProcessFork, begin_thread),
     (Feature::SocketRelease, open_and_close_socket),

@@ -8,7 +8,7 @@ use super::capabilities::{keep_only, limit_bounding_set_to};
 
 /// The user and group that a root process becomes. No other service uses them, so only root can trace or signal it.
 ///
-/// `nobody` would be shared with others. systemd's list of ids (`docs/UIDS-GIDS.md` of its sources) has nothing in this
+/// Other services use `nobody` as well. systemd's list of ids (`docs/UIDS-GIDS.md` of its sources) has nothing in this
 /// range, and it lies above the ids that SSSD makes up for users of a directory (below 2,000,200,000).
 pub const UNPRIVILEGED: u32 = 2_100_044_411;
 

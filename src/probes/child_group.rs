@@ -19,8 +19,8 @@ type OwnName = Array<u64, 32>;
 type Name = Array<u64, 20>;
 
 sample! {
-    /// `css_tryget_online_from_dir`: the kernel looks up a control group of which the running task has passed a
-    /// descriptor. `docs/accuracy.md` states how deep a group may be, and how long the names of those above it.
+    /// `css_tryget_online_from_dir`: the kernel looks up the control group whose descriptor the running task has
+    /// passed. `docs/accuracy.md` states how deep a group may be, and how long the names of those above it.
     pub struct GroupLookup {
         /// The controller (`struct cgroup_subsys`) that the group is wanted for; null for the group itself.
         ss: Word = "{ss}",

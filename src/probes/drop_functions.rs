@@ -117,4 +117,15 @@ mod tests {
             assert_eq!(drop_functions.fill_in("skb!=0").as_deref(), Some("skb!=0"));
         }
     }
+
+    #[test]
+    fn the_table_of_probes_has_no_other_placeholder() {
+        use crate::probes::{Probe, every};
+        let probes = every().flat_map(|(_, probes): &(_, &[Probe])| probes.iter());
+        let filters: Vec<_> = probes.filter_map(|probe| probe.filter).filter(|filter| filter.contains('{')).collect();
+        assert!(!filters.is_empty());
+        for filter in filters {
+            assert!(!filter.replace(FROM_DROP_FUNCTION, "").contains('{'), "{filter}");
+        }
+    }
 }

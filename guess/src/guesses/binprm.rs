@@ -13,10 +13,9 @@ const BINPRM: u32 = 384;
 const PAGE: u64 = 4096;
 const TOP: u64 = WORD as u64;
 
-/// A child of this process executes a script that no path leads to, whose interpreter is a program of the same kind that
-/// ends at once. Both are called by names of which each has a thousand equal ones
-/// (`/././proc/self/fd/7`), so `filename` and `interp` are told apart. The strings of the program are of random lengths:
-/// `p` has come down from the top of a page by exactly those.
+/// A child of this process executes a script without a path. Its interpreter has no path either and ends at once. Both are
+/// named by a spelling chosen at random from a thousand for the same file (`/././proc/self/fd/7`), which tells `filename` from
+/// `interp`. The program's strings have random lengths: `p` lies that far below the top of a page.
 ///
 /// Who audits what is executed will see it: `…-socktrail-guess`, a few times.
 #[derive(Debug)]

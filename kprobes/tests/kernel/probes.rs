@@ -129,8 +129,8 @@ fn returns_are_seen() {
     assert!(misses[0].hits >= 2);
 }
 
-/// A file that nobody else has locked meanwhile; until it is so, the kernel keeps the caller in `fcntl_setlk`, where no other
-/// program of the machine comes by.
+/// Locks a file. The kernel does that in `fcntl_setlk`, which no other program of the machine calls at that time, and waits
+/// there while another process holds the lock.
 fn locked() -> File {
     let file = File::options().write(true).create(true).truncate(false).open("/tmp/kernel_test.lock").unwrap();
     let all = libc::flock {

@@ -257,7 +257,7 @@ impl Spool {
     /// The disk cannot take it.
     pub fn close(&mut self, left: &mut Batch) -> Result<(), OutputError> {
         self.give_up();
-        self.memory.lent = false; // nobody sends them any more
+        self.memory.lent = false; // there is no sender any more
         let freed = self.free_memory();
         for (kind, document) in &self.memory.documents {
             left.push_json(*kind, document);
