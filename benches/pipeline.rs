@@ -1,19 +1,20 @@
-//! What a sample costs in user space: decoded, taken in, timed out, replayed, written. `cargo bench --bench pipeline`.
+//! The cost of a sample in user space: decoding, state machine, timers, replay, output. Run `cargo bench --bench pipeline`.
 
 use std::net::Ipv4Addr;
 
 use divan::counter::ItemsCount;
 use divan::{Bencher, black_box};
-use socktrail::agent::Agent;
 use socktrail::clock::{Clock, Readings, Timestamp};
-use socktrail::ecs::{Context, Directions};
-use socktrail::event::{Endpoint, Event, EventKind, Fork, Packet, Size, Transport, Tuple, Way, tcp_flags};
-use socktrail::flow::Flow;
+use socktrail::documents::ecs::{Context, Directions};
+use socktrail::event::{Event, EventKind, Fork, Packet, PacketDirection, PacketSize, SocketUser, Tuple, tcp_flags};
+use socktrail::flow::{Endpoint, Flow, Transport};
 use socktrail::host::Host;
+use socktrail::host::agent::Agent;
 use socktrail::output::{Format as LineFormat, Lines};
 use socktrail::probes::{Feature, Probes};
 use socktrail::recording::{RecordingError, Replay};
-use socktrail::state::{Config, State};
+use socktrail::state::{State, StateConfig};
+use socktrail::{BootTime, MonotonicTime, NetAddress, SockAddress};
 use socktrail_kprobes::{Format, Record};
 
 const SECOND: u64 = 1_000_000_000;
@@ -44,7 +45,7 @@ fn probes() -> Probes {
     probes
 }
 
-/// Samples of as many connections as given, in turns.
+/// Samples of `connections` connections, in turn.
 fn samples(connections: usize) -> Vec<[u8; 74]> {
     let sample = |number: usize| {
         let connection = number % connections;
@@ -79,7 +80,7 @@ fn decode(bencher: Bencher<'_, '_>) {
 #[divan::bench(args = [100, 10_000, 100_000])]
 fn decode_and_ingest(bencher: Bencher<'_, '_>, connections: usize) {
     let (mut probes, samples) = (probes(), samples(connections));
-    let mut state = State::new(Config::default());
+    let mut state = State::new(StateConfig::default());
     let mut now = SECOND;
     bencher.counter(ItemsCount::new(SAMPLES)).bench_local(|| {
         for raw in &samples {
@@ -91,68 +92,74 @@ fn decode_and_ingest(bencher: Bencher<'_, '_>, connections: usize) {
     });
 }
 
+fn at(nanos: u64) -> MonotonicTime {
+    MonotonicTime::from_nanos(nanos)
+}
+
 fn datagram(number: u32) -> Event {
     let tuple = Tuple {
-        net: 1,
+        net: NetAddress::new(1),
         local: Endpoint::new(Ipv4Addr::new(10, 0, 0, 1), 40_000),
         remote: Endpoint::new(Ipv4Addr::from(number), 53),
     };
-    let size = Size { bytes: 100, headers: 28 };
-    let (way, transport, sock) = (Way::Out, Transport::Udp, u64::from(number) * 64 + 64);
-    let packet = Packet::new(way, transport, sock, tuple, size);
-    Event { time: SECOND, pid: 1, tid: 1, kind: EventKind::Packet(packet) }
+    let size = PacketSize { bytes: 100, headers: 28 };
+    let (direction, transport, sock) =
+        (PacketDirection::Outbound, Transport::Udp, SockAddress::new(u64::from(number) * 64 + 64));
+    let packet = Packet::new(direction, transport, sock, tuple, size);
+    Event { time: at(SECOND), pid: 1, tid: 1, kind: EventKind::Packet(packet) }
 }
 
-/// A million flows with a socket each, begun and timed out: the cost of one.
+/// A million flows, each with a socket, from their beginning to their timeout. Measures the cost of one.
 #[divan::bench(sample_count = 5)]
 fn begin_and_expire_a_million(bencher: Bencher<'_, '_>) {
     const FLOWS: u32 = 1_000_000;
     bencher.counter(ItemsCount::new(FLOWS)).bench_local(|| {
-        let mut state = State::new(Config::default());
+        let mut state = State::new(StateConfig::default());
         for number in 0..FLOWS {
             state.ingest(&datagram(number));
         }
-        state.expire(40 * SECOND);
+        state.expire(at(40 * SECOND));
         black_box(state.finished().count())
     });
 }
 
-/// One round of timers over a million live flows of which none is due.
+/// One check of timers with a million live flows. No timer is due.
 #[divan::bench]
 fn expire_nothing_of_a_million(bencher: Bencher<'_, '_>) {
-    let mut state = State::new(Config::default());
+    let mut state = State::new(StateConfig::default());
     for number in 0..1_000_000 {
         state.ingest(&datagram(number));
     }
     let mut now = SECOND;
     bencher.bench_local(|| {
         now += 1000;
-        state.expire(now);
+        state.expire(at(now));
     });
 }
 
 fn flow() -> Flow {
-    let mut state = State::new(Config::default());
-    let at = |time, kind| Event { time, pid: 42, tid: 42, kind };
-    state.ingest(&at(1, EventKind::Fork(Fork { child: 42, start: Some(5) })));
-    state.ingest(&at(2, EventKind::SocketCreated { sock: 64, for_program: true }));
+    let mut state = State::new(StateConfig::default());
+    let sock = SockAddress::new(64).expect("not 0");
+    let event = |nanos, kind| Event { time: at(nanos), pid: 42, tid: 42, kind };
+    state.ingest(&event(1, EventKind::Fork(Fork { child: 42, start: Some(BootTime::from_nanos(5)) })));
+    state.ingest(&event(2, EventKind::SocketCreated { sock, user: SocketUser::Program }));
     let (local, remote) = (Endpoint::new([10, 0, 0, 1], 40_000), Endpoint::new([192, 0, 2, 1], 443));
-    let tuple = Tuple { net: 1, local, remote };
-    let size = Size { bytes: 60, headers: 60 };
-    let (way, transport, tcp_flags) = (Way::Out, Transport::Tcp, tcp_flags::SYN);
-    let packet = Packet { tcp_flags, ..Packet::new(way, transport, 64, tuple, size) };
-    state.ingest(&at(3, EventKind::Packet(packet)));
+    let tuple = Tuple { net: NetAddress::new(1), local, remote };
+    let size = PacketSize { bytes: 60, headers: 60 };
+    let (direction, transport, tcp_flags) = (PacketDirection::Outbound, Transport::Tcp, tcp_flags::SYN);
+    let packet = Packet { tcp_flags, ..Packet::new(direction, transport, Some(sock), tuple, size) };
+    state.ingest(&event(3, EventKind::Packet(packet)));
     state.shutdown();
     let flow = state.finished().next();
     flow.expect("a flow")
 }
 
-/// A whole recording, from its bytes on disk to flows.
+/// A whole recording, from bytes to flows.
 #[divan::bench]
 fn replay(bencher: Bencher<'_, '_>) {
     let recording = include_bytes!("../tests/data/recordings/6.1-x86_64.strec");
     let run = || {
-        let replay = Replay::open(&recording[..], Config::default()).expect("a recording");
+        let replay = Replay::open(&recording[..], StateConfig::default()).expect("a recording");
         let taken = replay.run(|flow, _| {
             black_box(flow);
             Ok::<_, RecordingError>(())
@@ -166,7 +173,11 @@ fn replay(bencher: Bencher<'_, '_>) {
 fn document(bencher: Bencher<'_, '_>) {
     let host = Host::gather();
     let agent = Agent::of(&host);
-    let clock = Clock::from_readings(Readings { kernel: 0, boot: 0, wall: Timestamp::default() });
+    let clock = Clock::from_readings(Readings {
+        kernel: MonotonicTime::ZERO,
+        boot: BootTime::ZERO,
+        wall: Timestamp::default(),
+    });
     let context = Context { host: &host, agent: &agent, clock, names: &(), directions: Directions::default() };
     let (flow, mut lines) = (flow(), Lines::new(std::io::sink(), LineFormat::Ecs));
     bencher.counter(ItemsCount::new(1_u32)).bench_local(|| lines.write(black_box(&flow), &context));

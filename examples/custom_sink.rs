@@ -1,6 +1,6 @@
-//! A handler of your own instead of a loop: counts bytes by program, and writes them when nothing happens for a moment.
+//! Uses a handler instead of a loop: counts bytes by program, and prints them when no result arrives for a moment.
 //!
-//! Run as root: `cargo run --example custom_sink -- 10` watches for ten seconds, and leaves nothing behind.
+//! Run as root: `cargo run --example custom_sink -- 10` runs for ten seconds, and leaves no probes behind.
 
 #![allow(clippy::print_stdout, reason = "a program prints")]
 
@@ -8,9 +8,7 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use socktrail::clock::Clock;
-use socktrail::flow::{Flow, Owner};
-use socktrail::monitor::{Handler, Monitor};
+use socktrail::{Clock, Flow, Handler, Monitor, Owner};
 
 /// Bytes sent and received, by the name of a program.
 struct Totals {

@@ -1,22 +1,22 @@
-//! Flows to Elasticsearch or OpenSearch from a program of your own, none lost and none twice: documents, a batch, an output.
+//! Sends flows to Elasticsearch or OpenSearch, without losing or duplicating any: makes documents, a batch and an output.
 //!
 //! Without a server, `cargo run --example receiver -- 9200` stands in for one. Then, as root:
-//! `cargo run --example elasticsearch -- http://127.0.0.1:9200 10` ships for ten seconds.
+//! `cargo run --example elasticsearch -- http://127.0.0.1:9200 10` sends flows for ten seconds.
 
 #![allow(clippy::print_stderr, reason = "a program says what became of it")]
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use socktrail::agent::Agent;
-use socktrail::ecs::{self, Context, Directions};
+use socktrail::documents::ecs::{self, Context, Directions};
 use socktrail::host::Host;
-use socktrail::monitor::{Monitor, Received};
+use socktrail::host::agent::Agent;
 use socktrail::output::elasticsearch::{ClientOptions, Credentials, Elasticsearch, ElasticsearchOptions, TlsOptions};
 use socktrail::output::{Batch, Kind, Meter, Outputs, SpoolOptions};
 use socktrail::users::Users;
+use socktrail::{Monitor, Received};
 
-/// Bytes of documents that may wait in memory.
+/// The maximum number of bytes of documents in memory.
 const MEMORY: usize = 8 << 20;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -1,11 +1,11 @@
-//! Flows in a program of your own: run as root, on a kernel with kprobes. Ctrl-C ends it, and leaves probes behind that the
-//! next start sweeps up: a program that wants to leave nothing drops its monitor.
+//! Prints flows. Run it as root, on a kernel with kprobes. Ctrl-C kills it, so its probes stay until the next start removes them. A
+//! program that drops its monitor leaves no probes behind.
 //!
 //! `cargo vm run --example embed -- 'embed & sleep 5; nc 127.0.0.1 1 </dev/null; sleep 8; kill $!'` runs it in a guest.
 
 #![allow(clippy::print_stdout, reason = "a program prints")]
 
-use socktrail::monitor::Monitor;
+use socktrail::Monitor;
 
 fn main() -> Result<(), socktrail::Error> {
     let monitor = Monitor::builder().start()?;

@@ -1,5 +1,5 @@
-//! A stand-in for Elasticsearch, to see what `socktrail agent` sends: answers bulk requests as if all were written, and
-//! writes the documents to standard output, one a line. `receiver PORT`
+//! A substitute for Elasticsearch, which shows what `socktrail agent` sends. It answers bulk requests as if all documents were
+//! stored, and writes them to standard output, one per line. Usage: `receiver PORT`
 
 #![allow(clippy::print_stdout, reason = "documents go to standard output")]
 
@@ -24,7 +24,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Answers one request after the other until the client goes.
+/// Answers one request after the other until the client disconnects.
 fn serve(stream: TcpStream) -> Result<(), Box<dyn Error>> {
     let mut stream = BufReader::new(stream);
     loop {
@@ -53,7 +53,7 @@ fn serve(stream: TcpStream) -> Result<(), Box<dyn Error>> {
     }
 }
 
-/// Writes the documents of a request; what to answer.
+/// Writes the documents of a request. Returns the answer.
 fn take(request: &str) -> Result<Value, serde_json::Error> {
     let lines: Vec<&str> = request.lines().collect();
     let mut items = Vec::new();

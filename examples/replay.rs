@@ -1,6 +1,6 @@
-//! The flows of a recording, in a program of your own: on any machine, without root.
+//! Prints the flows of a recording, on any machine and without root.
 //!
-//! `cargo run --example replay -- tests/data/recordings/6.1-x86_64.strec`; recordings are made by `socktrail record FILE`.
+//! Run `cargo run --example replay -- tests/data/recordings/6.1-x86_64.strec`. `socktrail record FILE` makes recordings.
 
 #![allow(clippy::print_stdout, reason = "a program prints")]
 
@@ -8,12 +8,11 @@ use std::error::Error;
 use std::fs::File;
 use std::io::BufReader;
 
-use socktrail::recording::{RecordingError, Replay};
-use socktrail::state::Config;
+use socktrail::recording::{RecordingError, Replay, StateConfig};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let path = std::env::args().nth(1).ok_or("which recording? give a path")?;
-    let replay = Replay::open(BufReader::new(File::open(path)?), Config::default())?;
+    let replay = Replay::open(BufReader::new(File::open(path)?), StateConfig::default())?;
     let clock = replay.clock();
     let replayed = replay.run(|flow, _names| {
         println!("{} {} -> {} {}", clock.wall(flow.end), flow.local, flow.remote, flow.owner);

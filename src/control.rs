@@ -1,7 +1,7 @@
-//! The control socket: how a running Socktrail is told something.
+//! The control socket, through which a client sends requests to a running Socktrail.
 //!
-//! An `AF_UNIX` stream on which only root is heard. A client sends one line of JSON, a [`Request`], and gets one back, a
-//! [`Reply`].
+//! It is an `AF_UNIX` stream socket that serves only root. A client sends a [`Request`] as one line of JSON, and gets a
+//! [`Reply`] as one line of JSON.
 
 use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -17,131 +17,135 @@ use nix::unistd::{Uid, geteuid};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-/// Where the control socket is, unless another place is named.
+/// The default path of the control socket.
 pub const CONTROL_PATH: &str = "/run/socktrail/control.sock";
 
-/// No request and no reply is longer, in bytes.
-const LONGEST: u64 = 8192;
-/// How long a client may keep us waiting.
-const CLIENT_PATIENCE: Duration = Duration::from_millis(200);
-/// How long we may keep a client waiting.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// How many clients are served at once.
+/// The maximum length of a request or reply in bytes.
+const MAX_LEN: u64 = 8192;
+/// The server's timeout for reading a client's request and writing the reply.
+const SERVER_TIMEOUT: Duration = Duration::from_millis(200);
+/// A client's timeout for writing its request and reading the reply.
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(5);
+/// The maximum number of clients served in one round.
 const CLIENTS: usize = 16;
 
-/// What a client asks for.
+/// The request of a client.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Request {
-    /// Unlock this event id, or all that this pattern matches.
+    /// Unlock the event with this id, or all events that match this pattern.
     Unlock(String),
 }
 
-/// What it gets.
+/// The reply to a client.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Reply {
-    /// So many event ids were unlocked.
+    /// The number of event ids that were unlocked.
     Unlocked(usize),
-    /// The request cannot be met, and why.
+    /// The request was refused. Holds the reason.
     Refused(String),
 }
 
-/// What is wrong with a control socket.
+/// An error of a control socket.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
-    /// Something cannot be done with it.
+    /// A system call on it failed.
     #[error("control socket {}: {what}: {source}", path.display())]
     Io {
         /// The socket.
         path: PathBuf,
-        /// What.
+        /// The failed step.
         what: &'static str,
-        /// The system's answer.
+        /// The error.
         source: io::Error,
     },
-    /// It is not safe, or not free.
-    #[error("control socket {}: {problem}; name another place with --control, or sensors.control", path.display())]
-    Place {
+    /// The path is unsafe or in use.
+    #[error("control socket {}: {problem}; set another path with --control or sensors.control", path.display())]
+    Unusable {
         /// The socket.
         path: PathBuf,
         /// What is wrong.
         problem: String,
     },
-    /// Nobody listens there.
-    #[error("nobody listens at {}: is `socktrail sensors` or `socktrail agent` running, with a sensor that locks? --control names another place", path.display())]
-    Nobody {
+    /// No process listens there.
+    #[error("no process listens at {}: run `socktrail sensors` or `socktrail agent` with a sensor that locks events, or set its socket with --control", path.display())]
+    NoListener {
         /// The socket.
         path: PathBuf,
     },
-    /// The other side answered something else.
-    #[error("control socket {}: an answer was expected, not {answer:?}", path.display())]
-    Answer {
+    /// The reply is malformed.
+    #[error("control socket {}: the reply cannot be understood: {reply:?}", path.display())]
+    MalformedReply {
         /// The socket.
         path: PathBuf,
-        /// What came.
-        answer: String,
+        /// The reply.
+        reply: String,
     },
 }
 
-/// A control socket that is listened to. Dropping it removes it.
+/// A listening control socket. Dropping it removes it.
 #[derive(Debug)]
 pub struct Control {
     listener: UnixListener,
     directory: File,
     name: PathBuf,
-    /// Who is heard.
+    /// The only user that is served.
     user: Uid,
 }
 
 impl Control {
-    /// Makes the socket; its directory, too, if only that is missing.
+    /// Creates the socket. Creates its directory, too, if its parent exists.
     ///
     /// # Errors
-    /// Somebody listens there already, there is something else, or others than its owner may write to the directory.
+    /// Another process listens there already, the path is not a socket, or users other than its owner may write to the
+    /// directory.
     pub fn listen(path: &Path) -> Result<Self, ControlError> {
         Self::listen_to(path, Uid::from_raw(0))
     }
 
     fn listen_to(path: &Path, user: Uid) -> Result<Self, ControlError> {
         let io = |what| move |source| ControlError::Io { path: path.to_owned(), what, source };
-        let place = |problem: &str| ControlError::Place { path: path.to_owned(), problem: problem.to_owned() };
+        let unusable = |problem: &str| ControlError::Unusable { path: path.to_owned(), problem: problem.to_owned() };
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-            return Err(place("a file in a directory is expected"));
+            return Err(unusable("expected a path with a directory and a file name"));
         };
         match DirBuilder::new().mode(0o700).create(parent) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(io("making its directory")(error));
+                return Err(io("creating its directory")(error));
             }
             _ => {}
         }
         let directory = open_directory(parent).map_err(io("opening its directory"))?;
-        let facts = directory.metadata().map_err(io("looking at its directory"))?;
-        if ![0, geteuid().as_raw()].contains(&facts.uid()) || facts.mode() & 0o022 != 0 {
-            return Err(place("others than root may write to its directory"));
+        let metadata = directory.metadata().map_err(io("examining its directory"))?;
+        if ![0, geteuid().as_raw()].contains(&metadata.uid()) || metadata.mode() & 0o022 != 0 {
+            return Err(unusable("users other than root can write to its directory"));
         }
-        // Two that start at once take turns. The lock is gone with this function.
-        let turn = directory.try_clone().map_err(io("opening its directory"))?;
-        let _turn = Flock::lock(turn, FlockArg::LockExclusive)
+        // Serializes processes that start at once. The lock is released when this function returns.
+        let lock = directory.try_clone().map_err(io("opening its directory"))?;
+        let _lock = Flock::lock(lock, FlockArg::LockExclusive)
             .map_err(|(_, errno)| io("locking its directory")(errno.into()))?;
         let name = PathBuf::from(name);
         let here = inside(&directory, &name);
         match here.symlink_metadata() {
-            Ok(facts) if !facts.file_type().is_socket() => return Err(place("there is something else")),
-            Ok(_) if UnixStream::connect(&here).is_ok() => return Err(place("another socktrail listens there")),
-            // Left over by one that was killed.
-            Ok(_) => std::fs::remove_file(&here).map_err(io("removing what was left over"))?,
+            Ok(metadata) if !metadata.file_type().is_socket() => {
+                return Err(unusable("the path exists and is not a socket"));
+            }
+            Ok(_) if UnixStream::connect(&here).is_ok() => return Err(unusable("another process listens there")),
+            // A killed process has left it behind.
+            Ok(_) => std::fs::remove_file(&here).map_err(io("removing an old socket"))?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(io("looking whether it is there")(error)),
+            Err(error) => return Err(io("checking whether it exists")(error)),
         }
-        let listener = UnixListener::bind(&here).map_err(io("making it"))?;
+        let listener = UnixListener::bind(&here).map_err(io("creating it"))?;
         let control = Self { listener, directory, name, user };
         std::fs::set_permissions(&here, Permissions::from_mode(0o600)).map_err(io("setting its mode"))?;
         control.listener.set_nonblocking(true).map_err(io("listening"))?;
         Ok(control)
     }
 
-    /// Answers those who wait; returns at once when nobody does. A client that is too slow, or is not root, gets none.
+    /// Answers the waiting clients. Returns at once if there are none. A client that is too slow or is not root gets no
+    /// answer.
     pub fn serve(&self, mut answer: impl FnMut(Request) -> Reply) {
         for _ in 0..CLIENTS {
             let client = match self.listener.accept() {
@@ -150,23 +154,23 @@ impl Control {
                 Err(error) => return tracing::warn!(%error, "accepting on the control socket"),
             };
             if let Err(error) = self.serve_one(&client, &mut answer) {
-                tracing::warn!(%error, "a client of the control socket");
+                tracing::warn!(%error, "serving a client of the control socket");
             }
         }
     }
 
     fn serve_one(&self, client: &UnixStream, answer: &mut impl FnMut(Request) -> Reply) -> io::Result<()> {
         client.set_nonblocking(false)?;
-        client.set_read_timeout(Some(CLIENT_PATIENCE))?;
-        client.set_write_timeout(Some(CLIENT_PATIENCE))?;
+        client.set_read_timeout(Some(SERVER_TIMEOUT))?;
+        client.set_write_timeout(Some(SERVER_TIMEOUT))?;
         let peer = getsockopt(client, PeerCredentials)?;
         if peer.uid() != self.user.as_raw() {
-            let refusal = format!("only root may ask, not user {}", peer.uid());
+            let refusal = format!("only root may send requests, not user {}", peer.uid());
             return send(client, &Reply::Refused(refusal));
         }
         let reply = match receive(client)? {
             Ok(request) => answer(request),
-            Err(_) => Reply::Refused("a request was expected".to_owned()),
+            Err(_) => Reply::Refused("the request cannot be understood".to_owned()),
         };
         send(client, &reply)
     }
@@ -174,37 +178,38 @@ impl Control {
 
 impl Drop for Control {
     fn drop(&mut self) {
-        // Should it be gone already, all the better.
+        // If it is gone already, nothing is left to do.
         let _ = std::fs::remove_file(inside(&self.directory, &self.name));
     }
 }
 
-/// Asks whoever listens at a control socket.
+/// Sends a request to the process that listens at a control socket.
 ///
 /// # Errors
-/// Nobody listens there, or the answer makes no sense.
+/// No process listens there, or the answer is malformed.
 pub fn ask(path: &Path, request: &Request) -> Result<Reply, ControlError> {
     let io = |what| move |source| ControlError::Io { path: path.to_owned(), what, source };
     let server = match UnixStream::connect(path) {
         Ok(server) => server,
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
-            return Err(ControlError::Nobody { path: path.to_owned() });
+            return Err(ControlError::NoListener { path: path.to_owned() });
         }
         Err(error) => return Err(io("connecting")(error)),
     };
-    let patience = server.set_read_timeout(Some(PATIENCE)).and_then(|()| server.set_write_timeout(Some(PATIENCE)));
-    patience.map_err(io("connecting"))?;
-    // Who is not heard is told so without having been listened to.
+    let timeouts =
+        server.set_read_timeout(Some(CLIENT_TIMEOUT)).and_then(|()| server.set_write_timeout(Some(CLIENT_TIMEOUT)));
+    timeouts.map_err(io("connecting"))?;
+    // The server may refuse a client that is not root, and close the connection, before it has read the request.
     let sent = send(&server, request);
-    let received = receive(&server).map_err(|error| io("waiting for an answer")(sent.err().unwrap_or(error)))?;
-    received.map_err(|answer| ControlError::Answer { path: path.to_owned(), answer })
+    let received = receive(&server).map_err(|error| io("waiting for a reply")(sent.err().unwrap_or(error)))?;
+    received.map_err(|reply| ControlError::MalformedReply { path: path.to_owned(), reply })
 }
 
 fn open_directory(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).custom_flags(nix::libc::O_DIRECTORY | nix::libc::O_NOFOLLOW).open(path)
 }
 
-/// A name in exactly this directory, whatever its path leads to by now.
+/// The path of a file in this directory, even if the directory has been moved or replaced.
 fn inside(directory: &File, name: &Path) -> PathBuf {
     Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(name)
 }
@@ -215,10 +220,10 @@ fn send(mut stream: &UnixStream, message: &impl Serialize) -> io::Result<()> {
     stream.write_all(&line)
 }
 
-/// The message, or the text that is none.
+/// The message, or the text that could not be parsed.
 fn receive<T: DeserializeOwned>(stream: &UnixStream) -> io::Result<Result<T, String>> {
     let mut line = Vec::new();
-    BufReader::new(stream.take(LONGEST)).read_until(b'\n', &mut line)?;
+    BufReader::new(stream.take(MAX_LEN)).read_until(b'\n', &mut line)?;
     Ok(serde_json::from_slice(&line).map_err(|_| String::from_utf8_lossy(&line).into_owned()))
 }
 
@@ -267,26 +272,26 @@ mod tests {
         assert_eq!(path.parent().unwrap().metadata().unwrap().mode() & 0o777, 0o700);
         drop(control);
         assert!(!path.exists(), "it is removed");
-        assert!(matches!(ask_for(&path, "x"), Err(ControlError::Nobody { .. })));
+        assert!(matches!(ask_for(&path, "x"), Err(ControlError::NoListener { .. })));
     }
 
     #[test]
-    fn other_users_are_not_heard() {
+    fn other_users_are_refused() {
         let (_directory, path) = place();
-        let somebody_else = Uid::from_raw(geteuid().as_raw() + 1);
-        let control = Control::listen_to(&path, somebody_else).unwrap();
+        let another = Uid::from_raw(geteuid().as_raw() + 1);
+        let control = Control::listen_to(&path, another).unwrap();
         let Reply::Refused(why) = served(&control, || ask_for(&path, "x").unwrap()) else { panic!("heard") };
         assert!(why.contains("only root"), "{why}");
     }
 
     #[test]
-    fn nonsense_silence_and_floods_hurt_nobody() {
+    fn malformed_slow_and_many_requests_do_no_harm() {
         let (_directory, path) = place();
         let control = listen(&path).unwrap();
         for words in [&b"nonsense\n"[..], b"", b"{\"unlock\":5}\n", b"\xff\xfe\n", &[b'x'; 20_000]] {
             let answer = served(&control, || {
                 let mut stream = UnixStream::connect(&path).unwrap();
-                // The other side may have heard enough.
+                // The server may have closed the connection.
                 let _ = stream.write_all(words);
                 let mut answer = String::new();
                 let _ = stream.read_to_string(&mut answer);
@@ -298,12 +303,12 @@ mod tests {
     }
 
     #[test]
-    fn what_was_left_over_is_replaced_and_what_lives_is_not() {
+    fn stale_sockets_are_replaced_and_live_ones_are_not() {
         let (_directory, path) = place();
         std::fs::create_dir(path.parent().unwrap()).unwrap();
         drop(UnixListener::bind(&path).unwrap());
         let control = listen(&path).unwrap();
-        assert!(listen(&path).unwrap_err().to_string().contains("another socktrail listens there"));
+        assert!(listen(&path).unwrap_err().to_string().contains("another process listens there"));
         assert_eq!(served(&control, || ask_for(&path, "x").unwrap()), Reply::Unlocked(1));
     }
 
@@ -314,7 +319,7 @@ mod tests {
         let precious = directory.path().join("precious");
         std::fs::write(&precious, "x").unwrap();
         symlink(&precious, &path).unwrap();
-        assert!(listen(&path).unwrap_err().to_string().contains("something else"));
+        assert!(listen(&path).unwrap_err().to_string().contains("not a socket"));
         std::fs::remove_file(&path).unwrap();
         std::fs::write(&path, "y").unwrap();
         assert!(listen(&path).is_err());
@@ -328,7 +333,7 @@ mod tests {
         std::fs::create_dir(parent).unwrap();
         std::fs::set_permissions(parent, Permissions::from_mode(0o777)).unwrap();
         let said = listen(&path).unwrap_err().to_string();
-        assert!(said.contains("others than root") && said.contains("--control"), "{said}");
+        assert!(said.contains("other than root") && said.contains("--control"), "{said}");
         std::fs::remove_dir(parent).unwrap();
         symlink(directory.path(), parent).unwrap();
         assert!(matches!(listen(&path), Err(ControlError::Io { .. })), "a link is not followed");

@@ -1,11 +1,11 @@
-//! Sees every TCP and UDP flow of a Linux host and whose it is.
+//! Monitors every TCP and UDP flow of a Linux host, with the process and user it belongs to.
 //!
-//! No kernel module, no compiler and no headers: text kprobes are written into tracefs, samples come back through perf
-//! rings, and a state machine makes flows of them. This crate is all of that as a library; the `socktrail` command is one
-//! of its users. As root, on a kernel with kprobes:
+//! It needs no kernel module, compiler or kernel headers. It writes text kprobes to tracefs, reads their samples from perf
+//! rings, and a state machine turns samples into flows. The `socktrail` command is one user of this library. As root, on a
+//! kernel with kprobes:
 //!
 //! ```no_run
-//! use socktrail::monitor::Monitor;
+//! use socktrail::Monitor;
 //!
 //! let monitor = Monitor::builder().start()?;
 //! for flow in monitor.flows() {
@@ -14,68 +14,91 @@
 //! # Ok::<(), socktrail::Error>(())
 //! ```
 //!
-//! # From the kernel to a document
+//! # Modules
 //!
-//! | step | where |
+//! | for | see |
 //! |---|---|
-//! | how to watch, and the way of the data from end to end | [`monitor`] |
-//! | which kernel functions are probed, and what a sample of each means | [`probes`], [`event`] |
-//! | when a flow begins and ends, and whose it is: a state machine without clock or I/O | [`state`] |
-//! | what comes out: a [`Flow`](flow::Flow), a [`SocketEvent`](socket_event::SocketEvent), a [`SensorEvent`](sensors::SensorEvent) | [`flow`], [`process`], [`socket_event`], [`sensors`] |
-//! | kernel time to time of day | [`clock`] |
-//! | documents, for who wants them: a value in the Elastic Common Schema for each flow | [`ecs`], with [`host`], [`agent`] and [`users`] |
-//! | where documents go: lines, files, Elasticsearch, or an [`Output`](output::Output) of your own | [`output`] |
+//! | starting a monitor, choosing flows, and receiving results | [`monitor`], [`filter`] |
+//! | results: a [`Flow`], a [`SocketEvent`], a [`Loss`], a [`NameLearned`] | [`flow`], [`process`], [`socket_event`], [`loss`], [`names`] |
+//! | conversion of kernel times to wall-clock times | [`clock`] |
+//! | documents in the Elastic Common Schema (ECS) | [`documents`], with [`host`] and [`users`] |
+//! | outputs for documents: lines, files, Elasticsearch, or an [`Output`](output::Output) of your own | [`output`] |
+//! | recordings of raw samples, which can be replayed on any machine without root | [`recording`] |
+//! | sysinspect's `net.socket` sensors | [`sensors`] |
+//! | dropping privileges that a running monitor does not need | [`privileges`] |
 //!
-//! What leaves the kernel can be kept and played again, without root and on any machine: [`recording`]. Which flows are of
-//! no interest says a [`filter`]; what a running program can do without says [`privileges`]; what a host offers and what would be lost says a [`survey`]. Under all of it lie three
-//! libraries of their own: `socktrail-kprobes`, `socktrail-guess` and `socktrail-dns`.
+//! It builds on three separate libraries: `socktrail-kprobes`, `socktrail-guess` and `socktrail-dns`.
 //!
-//! # What a program can rely on
+//! # Guarantees
 //!
-//! - Flows and events are typed values. Nothing is a document before [`ecs`] is asked for one.
-//! - A [`Monitor`](monitor::Monitor) that is dropped has removed its probes and ended its threads. Several may run in one
+//! - Flows and events are typed values. Documents are made only on request, by [`documents`].
+//! - Dropping a [`Monitor`] removes its probes and ends its threads. Several monitors can run in one process.
+//! - There is no global state: the library logs to [`tracing`] but sets up no logger, catches no signals, and never ends the
 //!   process.
-//! - There is no global state: no logger is set up (what is worth saying goes to [`tracing`]), no signal is caught, and the
-//!   process is never ended.
-//! - Every [`Error`] names the thing, the cause and, where there is one, the remedy.
-//! - Memory is bounded. What finds no room is counted, in the kernel ([`Stats::lost_by_cpu`](monitor::Stats::lost_by_cpu))
-//!   as well as here ([`Stats::flows_dropped`](monitor::Stats::flows_dropped)), and told as it happens: [`loss`].
-//! - Time and tracefs can be given: [`Options::time`](monitor::Options::time),
+//! - Every [`Error`] says what failed, why and, if there is one, the remedy.
+//! - Memory is bounded. Samples and flows that do not fit are counted
+//!   ([`MonitorStats::lost_by_cpu`](monitor::MonitorStats::lost_by_cpu),
+//!   [`MonitorStats::flows_dropped`](monitor::MonitorStats::flows_dropped)), and reported as they are lost: [`loss`].
+//! - The clock and the path of tracefs can be set: [`Options::time`](monitor::Options::time),
 //!   [`Options::tracefs_path`](monitor::Options::tracefs_path).
 //!
-//! The repository's `examples/` has programs to begin with: `embed.rs`, `custom_sink.rs`, `elasticsearch.rs`, `replay.rs`;
-//! `docs/embedding.md` explains them.
+//! The repository's `examples/` has small programs: `embed.rs`, `custom_sink.rs`, `poll.rs`, `elasticsearch.rs` and
+//! `replay.rs`. `docs/embedding.md` explains them.
 
-pub mod agent;
-mod bounded;
-pub mod clock;
-pub mod config;
-pub mod container;
-pub mod control;
-pub mod ecs;
-mod error;
-pub mod event;
-pub mod feature;
-pub mod filter;
-pub mod flow;
-mod halves;
+#![cfg_attr(not(feature = "agent"), allow(dead_code, reason = "some items are used by a single feature"))]
+
+#[cfg(feature = "documents")]
+pub mod condition;
+#[cfg(feature = "documents")]
+pub mod documents;
+#[cfg(any(feature = "documents", feature = "recording"))]
 pub mod host;
-pub mod loss;
+mod model;
 pub mod monitor;
+#[cfg(feature = "output")]
 pub mod output;
+mod pipeline;
+#[cfg(any(feature = "privileges", feature = "users"))]
 pub mod privileges;
-pub mod probes;
-#[cfg(not(fuzzing))]
-mod proc;
-#[cfg(fuzzing)]
-pub mod proc;
-pub mod process;
-pub mod recording;
+#[cfg(feature = "sensors")]
 pub mod sensors;
-pub mod socket_event;
-pub mod state;
-pub mod survey;
-pub mod switches;
+#[cfg(not(fuzzing))]
+mod source;
+#[cfg(fuzzing)]
+pub mod source;
+#[cfg(feature = "users")]
 pub mod users;
 
-pub use error::Error;
+pub use model::clock::{Clock, Timestamp};
+pub use model::flow::{Endpoint, Flow, Owner, Transport};
+pub use model::kernel_address::{NetAddress, SockAddress};
+pub use model::loss::Loss;
+pub use model::names::NameLearned;
+pub use model::process::Process;
+pub use model::socket_event::SocketEvent;
+pub use model::time::{BootTime, MonotonicTime};
+pub use model::{clock, container, feature, filter, flow, loss, names, process, socket_event};
+pub use monitor::{Builder, Handler, Monitor, Options, Received};
+pub use source::Error;
+#[cfg(feature = "recording")]
+pub use source::recording;
+
+// The rest is for this package's own program, benches and tests, which are separate crates. It is not part of the library's
+// interface, and may change with any release.
+
+#[cfg(feature = "agent")]
+#[doc(hidden)]
+pub mod config;
+#[cfg(feature = "agent")]
+#[doc(hidden)]
+pub mod control;
+#[doc(hidden)]
+pub mod state;
+#[cfg(feature = "agent")]
+#[doc(hidden)]
+pub mod survey;
+
+#[doc(hidden)]
+pub use model::{escape, event};
+#[doc(hidden)]
+pub use source::kprobes::{self as probes, switches};

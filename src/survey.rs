@@ -1,4 +1,4 @@
-//! What a kernel offers: which feature would be served by which probe, without watching anything.
+//! Finds out which features a kernel supports, and which probe would serve each of them.
 
 mod symbols;
 
@@ -8,26 +8,25 @@ use serde::Serialize;
 use socktrail_guess::Resolved;
 use socktrail_kprobes::Group;
 
-use crate::error::Error;
-use crate::monitor::{GROUP, Options, layout, tracefs};
-use crate::probes::{Feature, Probe, Probes, SelfTest, Served, Wanted, every};
-use crate::proc;
+use crate::monitor::Options;
+use crate::source::Error;
+use crate::source::kprobes::{Feature, FeatureStatus, GROUP, Probe, Probes, SelfTest, all_features, options};
 use symbols::Symbols;
 
-/// What it means when a probe may sit on another function than the one that is meant.
+/// What may be missed if a probe may be on another function of the same name.
 const AMBIGUOUS: &str = "perhaps all of it: several functions have this name, and only one of them is probed";
 
-/// How one feature would be served.
+/// The support for one feature.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Capability {
     /// Which feature.
     pub feature: Feature,
-    /// Well, less well, or not at all.
+    /// How well it is served.
     pub state: CapabilityState,
     /// The kernel function or tracepoint that serves it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub function: Option<&'static str>,
-    /// What is lost without it, or worse with a substitute.
+    /// What is not seen: without a probe, or with an inferior one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub missing: Option<&'static str>,
     /// Whether the self-test has hit its probe; `false` also if none of its traffic reaches this probe.
@@ -41,51 +40,42 @@ pub struct Capability {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CapabilityState {
-    /// As well as can be.
+    /// By the best probe.
     Ok,
-    /// By a substitute that misses something.
+    /// By an inferior probe.
     Degraded,
     /// Not at all.
     Lost,
 }
 
-/// What a kernel offers.
+/// The features that a kernel supports.
 #[derive(Debug)]
 pub struct Survey {
-    /// Every feature.
+    /// The support for each feature.
     pub capabilities: Vec<Capability>,
-    /// What came of the self-test.
+    /// The result of the self-test.
     pub self_test: SelfTest,
-    /// Where its structures keep what is read.
+    /// The layout of its structures.
     pub layout: Resolved,
 }
 
 impl Survey {
-    /// Installs every probe, switches it on for this thread alone, tests it by traffic of its own over loopback, and removes it
-    /// again.
+    /// Installs every probe, enables it for this thread only, tests it by traffic over loopback, and removes it again.
     ///
     /// # Errors
-    /// As [`Monitor::start`](crate::monitor::Monitor::start), except that it is no error when there is nothing to see.
+    /// As [`Monitor::start`](crate::monitor::Monitor::start), except [`Error::NothingToSee`].
     pub fn take(options: &Options) -> Result<Self, Error> {
-        let tracefs = Arc::new(tracefs(options)?);
+        let options = options::Options { flows: true, loopback: true, ..options.into() };
+        let tracefs = Arc::new(options.tracefs()?);
         let mut group = Group::create(&tracefs, GROUP)?;
-        let ipv6 = options.enable_ipv6.unwrap_or_else(proc::has_ipv6);
-        let layout = layout(options, &tracefs, ipv6)?;
-        let wanted = Wanted {
-            layout: &layout.layout,
-            ipv6,
-            flows: true,
-            socket_events: options.socket_events,
-            mask: &options.mask,
-            loopback: true,
-        };
-        let probes = Probes::install(&mut group, None, wanted);
+        let layout = options.layout(&tracefs)?;
+        let probes = Probes::install(&mut group, None, options.wanted(&layout.layout));
         let symbols = Symbols::read();
         let capabilities = probes.served.iter().map(|served| Capability::of(served, &symbols)).collect();
         Ok(Self { capabilities, self_test: probes.self_test, layout })
     }
 
-    /// How many probes the self-test has hit.
+    /// The number of probes that the self-test has hit.
     pub fn hits(&self) -> usize {
         self.capabilities.iter().filter(|one| one.hit).count()
     }
@@ -97,21 +87,21 @@ impl Survey {
 }
 
 impl Capability {
-    fn of(served: &Served, symbols: &Symbols) -> Self {
-        let (state, missing) = match (served.by, served.weaker()) {
+    fn of(served: &FeatureStatus, symbols: &Symbols) -> Self {
+        let (state, missing) = match (served.probe, served.weakness()) {
             (None, _) => (CapabilityState::Lost, Some(served.feature.loss())),
             (Some(_), Some(weaker)) => (CapabilityState::Degraded, Some(weaker)),
             (Some(_), None) => (CapabilityState::Ok, None),
         };
-        let function = served.by.map(Probe::function);
-        let Served { feature, hit, .. } = *served;
+        let function = served.probe.map(Probe::function);
+        let FeatureStatus { feature, hit, .. } = *served;
         let mut one = Self { feature, state, function, missing, hit, reason: served.reasons() };
         if let Some(function) = function.filter(|function| symbols.of(function) > 1) {
             one.state = CapabilityState::Degraded;
             one.missing = Some(AMBIGUOUS);
             one.add(format!("the kernel has {} functions called {function}", symbols.of(function)));
         }
-        for masked_or_missing in alternatives(served.feature).filter(|_| served.by.is_none()) {
+        for masked_or_missing in alternatives(served.feature).filter(|_| served.probe.is_none()) {
             let made = symbols.made_of(masked_or_missing);
             if !made.is_empty() {
                 one.add(format!("the compiler made {} of {masked_or_missing}, with other arguments", made.join(", ")));
@@ -130,6 +120,6 @@ impl Capability {
 
 /// The functions that can serve a feature.
 fn alternatives(feature: Feature) -> impl Iterator<Item = &'static str> {
-    let of_feature = every().filter(move |(one, _)| *one == feature);
+    let of_feature = all_features().filter(move |(one, _)| *one == feature);
     of_feature.flat_map(|(_, probes)| probes.iter().map(Probe::function))
 }

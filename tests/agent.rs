@@ -1,4 +1,4 @@
-//! `socktrail agent`, fed with a recording: outputs, signals, the service manager.
+//! `socktrail agent`, replaying a recording: outputs, signals, the service manager.
 
 mod support;
 
@@ -15,13 +15,13 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use support::{Agent, RECORDING, eventually, json_lines, text};
 
-/// What `socktrail replay` makes of the recording, without what differs by the run.
+/// The documents of `socktrail replay`, without fields that differ from run to run.
 fn replayed() -> Vec<Value> {
     let output = Command::new(env!("CARGO_BIN_EXE_socktrail")).args(["replay", "--format", "ecs", RECORDING]).output();
     json_lines(text(&output.expect("the binary was built").stdout)).into_iter().map(without_run).collect()
 }
 
-/// The agent is another run, and knows no names of the recorded host's users.
+/// Removes the fields that differ: those of the agent's run, and names of users, which the agent does not know for the recorded host.
 fn without_run(mut document: Value) -> Value {
     document["agent"]["ephemeral_id"].take();
     document["flow"]["id"].take();
@@ -44,7 +44,7 @@ fn every_output_gets_every_document() {
     assert_eq!(ended.stdout, fs::read_to_string(ended.folder().join("flows.json")).expect("the file"));
 }
 
-/// Stands for the folder of the test in configurations.
+/// The placeholder for the test's directory in configurations.
 const FOLDER: &str = "{folder}";
 
 #[test]
@@ -81,7 +81,7 @@ fn a_signal_to_end_writes_what_was_taken_and_ends_in_time() {
     assert!(content.ends_with("}\n"));
 }
 
-/// Nobody answers at the host, so that what is spooled would be sent until the time is up.
+/// The host does not answer, so the agent would try to send spooled documents until its time is up.
 #[test]
 fn a_second_signal_ends_it_at_once() {
     let agent = Agent::configured(&format!(
@@ -116,18 +116,18 @@ fn a_changed_configuration_is_taken_over_without_a_gap_and_a_wrong_one_is_not() 
 
     running.reconfigure("output.file.path: [1]\n");
     running.signal(Signal::SIGHUP);
-    running.wait_for_log("the configuration stays as it was");
+    running.wait_for_log("the new configuration is not used");
     let before = running.lines("a.json");
     eventually("more documents are in the first file", || running.lines("a.json") > before);
 
     running.reconfigure(&format!("output.file.path: {FOLDER}/b.json\nsocket.max_flows: 7\n"));
     running.signal(Signal::SIGHUP);
-    running.wait_for_log("socket.max_flows: is changed, which takes effect at the next start");
+    running.wait_for_log("socket.max_flows: the change takes effect when the agent is restarted");
     eventually("documents are in the second file", || running.lines("b.json") > 20);
 
     running.reconfigure("output.file.path: /no/such/folder/c.json\n");
     running.signal(Signal::SIGHUP);
-    running.wait_for_log("create the folder that it lies in");
+    running.wait_for_log("create its directory");
     let before = running.lines("b.json");
     eventually("it went back to the second file", || running.lines("b.json") > before);
 
@@ -198,7 +198,7 @@ fn numbers_are_told_on_demand() {
 fn what_cannot_be_done_is_told_and_nothing_is_started() {
     for (configuration, status, expected) in [
         ("", 1, "no output is on: set "),
-        ("output.file.path: /no/such/flows.json\n", 1, "create the folder that it lies in"),
+        ("output.file.path: /no/such/flows.json\n", 1, "create its directory"),
         ("output.file.path: /tmp\n", 1, "output.file: opening /tmp: Is a directory"),
         ("output.fil.path: /x\n", 2, "output.fil.path: is not known"),
     ] {
@@ -218,7 +218,7 @@ fn what_cannot_be_done_is_told_and_nothing_is_started() {
     assert!(ended.stderr.contains("the recording is damaged at byte"), "{}", ended.stderr);
 }
 
-/// The numbers that are served, by name and labels.
+/// The served metrics by name and labels.
 fn scraped(mut stream: impl Read + Write, request: &str) -> (String, BTreeMap<String, f64>) {
     stream.write_all(request.as_bytes()).expect("it listens");
     let mut answer = String::new();

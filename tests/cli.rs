@@ -1,4 +1,4 @@
-//! The command as a user meets it: exit statuses, stdout, stderr. True on machines with kprobes and without.
+//! The command as users see it: exit statuses, stdout, stderr. Holds on machines with and without kprobes.
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -18,7 +18,7 @@ fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).expect("UTF-8")
 }
 
-/// Whether this kernel has kprobe events; `None` where it is too old to say so to everyone.
+/// Whether this kernel has kprobe events; `None` if it is too old to show this to all users.
 fn has_kprobes() -> Option<bool> {
     let sources = Path::new("/sys/bus/event_source/devices");
     match (sources.join("kprobe").exists(), sources.join("uprobe").exists()) {
@@ -119,8 +119,8 @@ fn doctor_says_the_same_in_both_forms() {
     }
 }
 
-/// In a mount namespace of its own, where nobody else mounts anything meanwhile. Only root can make one, but then
-/// only root can mount.
+/// Runs in a separate mount namespace, so that mounts of other processes do not interfere. Only root can make one; other users cannot
+/// mount anyway.
 #[test]
 fn doctor_leaves_no_mount_behind() {
     let script = "cp /proc/self/mounts \"$1/before\"; \"$0\" doctor >\"$1/said\"; cmp /proc/self/mounts \"$1/before\"";
@@ -156,7 +156,7 @@ fn a_closed_pipe_is_a_success() {
     }
 }
 
-/// The getent helper: what the kernel says that it may do, what it answers, and when it ends.
+/// The getent helper: its privileges according to the kernel, its answers, and its end.
 #[test]
 fn the_getent_helper_has_no_privileges_and_ends_with_its_asker() {
     use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};

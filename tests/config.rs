@@ -1,4 +1,4 @@
-//! `socktrail config`: what is right is ok, what is wrong is told with its place.
+//! `socktrail config`: valid files are ok, mistakes are reported with their place.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -33,7 +33,7 @@ fn the_options_of_auditbeat_are_ok_as_they_are() {
     assert_eq!(said.lines().count(), 1, "{said}");
 }
 
-/// Each file says in its first line at which line there is what error.
+/// The first line of each file has the line and the error that are expected.
 #[test]
 fn each_broken_file_has_the_error_that_it_says() {
     let mut files = 0;
@@ -93,7 +93,7 @@ fn the_environment_lies_over_the_file_and_the_command_line_over_that() {
     assert_eq!(line("socket.perf_queue_size"), "2 # command line");
 }
 
-/// Without its remarks, the example is the built-in configuration, every key of it.
+/// With its keys uncommented, the example is the default configuration, with every key.
 #[test]
 fn the_example_holds_every_key_with_its_default() {
     let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("socktrail.example.yml");
@@ -120,13 +120,13 @@ fn the_example_holds_every_key_with_its_default() {
     assert!(shown.status.success(), "{}", text(&shown.stderr));
 }
 
-/// The page and the example are what the code says. With `BLESS` set, they are written.
+/// The page and the example agree with the code. With `BLESS` set, they are written.
 #[test]
 fn the_reference_is_made_from_the_code() {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let (page, example) = (here.join("docs/configuration.md"), here.join("socktrail.example.yml"));
     let written = |path: &Path| fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    let new_page = reference::SECTIONS.iter().fold(written(&page), |page, section| with_table(&page, section));
+    let new_page = reference::SECTIONS.iter().fold(written(&page), |page, (section, _)| with_table(&page, section));
     let new_example = reference::example();
     if std::env::var_os("BLESS").is_some() {
         fs::write(&page, &new_page).expect("a writable page");
@@ -137,9 +137,9 @@ fn the_reference_is_made_from_the_code() {
     assert_eq!(new_page.matches("<!-- keys of ").count(), reference::SECTIONS.len(), "each section has its table");
 }
 
-/// A page with a section's table as it should be, between the two comments around it.
-fn with_table(page: &str, section: &reference::Section) -> String {
-    let begin = format!("<!-- keys of {}: `BLESS=1 cargo test --test config` writes them -->\n", section.name);
+/// The page with a section's table replaced, between the two comments around it.
+fn with_table(page: &str, section: &str) -> String {
+    let begin = format!("<!-- keys of {section}: `BLESS=1 cargo test --test config` writes them -->\n");
     let end = "<!-- end of keys -->\n";
     let (before, rest) = page.split_once(&begin).unwrap_or_else(|| panic!("no `{begin}`"));
     let (_, after) = rest.split_once(end).unwrap_or_else(|| panic!("no `{end}` behind `{begin}`"));

@@ -243,7 +243,7 @@ fn a_full_spool_loses_its_oldest_documents_and_counts_them() {
     let (dropped, pending) =
         (output["spool_dropped"].as_u64().expect("a number"), output["pending"].as_u64().expect("a number"));
     assert!(dropped > 0 && dropped + pending == 100 * PASS as u64, "{stats}");
-    assert!(first.stderr.contains("make spool.max_size larger"), "{}", first.stderr);
+    assert!(first.stderr.contains("set a larger spool.max_size"), "{}", first.stderr);
     let server = Fake::start_at(port, None);
     let second = replayed_at_leisure(&agent, 1);
     // What comes now may drive out more of what waits, even of what is on its way.

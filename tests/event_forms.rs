@@ -1,6 +1,6 @@
-//! Socket events in every form: the same bytes as in `tests/data/events`, which were read by people.
+//! Socket events in every form, compared with the reviewed files in `tests/data/events`.
 //!
-//! When a form changes, the test writes what it found beside what it wanted; read the difference, then take it over.
+//! When a form changes, the test writes its result next to the expected file. Review the difference, then replace the file.
 
 use std::fmt::Write;
 use std::fs;
@@ -9,26 +9,31 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use serde::Serialize;
-use socktrail::agent::Agent;
 use socktrail::clock::{Clock, Readings, Timestamp};
-use socktrail::ecs::{self, Context, Directions};
-use socktrail::event::Credentials;
+use socktrail::documents::car::CarSocket;
+use socktrail::documents::ecs::{self, Context, Directions};
+use socktrail::documents::event_text as text;
+use socktrail::documents::json::JsonFormatter;
+use socktrail::documents::tracee::TraceeEvent;
+use socktrail::documents::tracee::legacy::TraceEvent;
 use socktrail::host::Host;
-use socktrail::output::JsonFormatter;
-use socktrail::process::{Details, Image, Process};
-use socktrail::socket_event::car::CarSocket;
-use socktrail::socket_event::tracee::TraceeEvent;
-use socktrail::socket_event::tracee::legacy::TraceEvent;
+use socktrail::host::agent::Agent;
+use socktrail::process::{Credentials, Details, Image, Process};
 use socktrail::socket_event::{
-    Action, Address, CallResult, Family, IpEnd, Listener, Socket, SocketEvent, SocketId, SocketState, SocketType,
-    ThreadName, UnixName, text,
+    Action, Address, CallResult, EventSocket, Family, IpEnd, Listener, SocketEvent, SocketId, SocketState, SocketType,
+    ThreadName, UnixName,
 };
+use socktrail::{BootTime, MonotonicTime, SockAddress};
 
 const SECOND: u64 = 1_000_000_000;
 
 /// 2026-01-02T03:04:05Z is 1767323045 by `date +%s`.
 fn clock() -> Clock {
-    Clock::from_readings(Readings { kernel: 0, boot: 0, wall: Timestamp::from_unix_nanos(1_767_323_045 * SECOND) })
+    Clock::from_readings(Readings {
+        kernel: MonotonicTime::ZERO,
+        boot: BootTime::ZERO,
+        wall: Timestamp::from_unix_nanos(1_767_323_045 * SECOND),
+    })
 }
 
 fn host() -> Host {
@@ -40,60 +45,53 @@ fn agent(host: &Host) -> Agent {
     Agent { id: id.into(), ephemeral_id: id.into(), ..Agent::of(host) }
 }
 
-/// A program with a name that would like to steer the terminal.
+/// A program whose name contains a terminal escape.
 fn process() -> Arc<Process> {
-    let details = Details { container_id: Some("c0ffee".into()), ..Details::default() };
-    Arc::new(Process {
-        pid: 4242,
-        parent_pid: Some(1),
-        start: Some(SECOND),
-        kernel: false,
-        credentials: Some(Credentials { uid: 1000, gid: 100, euid: 0, egid: 100 }),
-        containers: None,
-        image: Arc::new(Image {
-            name: "ev\u{1b}il".into(),
-            executable: Some("/opt/ev\u{1b}il".into()),
-            args: vec!["evil".into()],
-            details: OnceLock::from(details),
-            ..Image::default()
-        }),
-    })
+    let mut details = Details::default();
+    details.container_id = Some("c0ffee".into());
+    let mut image = Image::default();
+    image.name = "ev\u{1b}il".into();
+    image.executable = Some("/opt/ev\u{1b}il".into());
+    image.args = vec!["evil".into()];
+    image.details = OnceLock::from(details);
+    let mut process = Process::new(4242);
+    process.parent_pid = Some(1);
+    process.start = Some(BootTime::from_nanos(SECOND));
+    process.credentials = Some(Credentials { uid: 1000, gid: 100, euid: 0, egid: 100 });
+    process.image = Arc::new(image);
+    Arc::new(process)
 }
 
-fn socket(id: u64, family: Family, kind: SocketType, protocol: u16) -> Socket {
-    Socket {
-        id: SocketId(id),
-        sock: 0xffff_8880_0000_0000 + id,
-        family,
-        kind: Some(kind),
-        protocol: Some(protocol),
-        local: None,
-        remote: None,
-        state: Some(SocketState::CLOSE),
-        owner: Some(process()),
-        existing: false,
-    }
+fn socket(id: u64, family: Family, kind: SocketType, protocol: u16) -> EventSocket {
+    let mut socket = EventSocket::new(SocketId(id), family);
+    socket.sock = SockAddress::new(0xffff_8880_0000_0000 + id);
+    socket.kind = Some(kind);
+    socket.protocol = Some(protocol);
+    socket.state = Some(SocketState::CLOSE);
+    socket.owner = Some(process());
+    socket
+}
+
+fn with(mut socket: EventSocket, change: impl FnOnce(&mut EventSocket)) -> EventSocket {
+    change(&mut socket);
+    socket
 }
 
 fn end(ip: &str, port: u16) -> Option<Address> {
     Some(Address::Ip(IpEnd::new(ip.parse::<std::net::IpAddr>().expect("an address"), port)))
 }
 
-fn event(action: Action, result: CallResult, fd: Option<i32>, socket: Socket) -> SocketEvent {
-    SocketEvent {
-        time: SECOND + socket.id.0,
-        action,
-        result,
-        fd,
-        before: Some(SocketState::CLOSE),
-        process: Some(process()),
-        tid: 4243,
-        thread_name: Some(ThreadName::new(b"\x1bworker \xff")),
-        socket,
-    }
+fn event(action: Action, result: CallResult, fd: Option<i32>, socket: EventSocket) -> SocketEvent {
+    let mut event = SocketEvent::new(MonotonicTime::from_nanos(SECOND + socket.id.0), action, result, socket);
+    event.fd = fd;
+    event.before = Some(SocketState::CLOSE);
+    event.process = Some(process());
+    event.tid = 4243;
+    event.thread_name = Some(ThreadName::new(b"\x1bworker \xff"));
+    event
 }
 
-/// One of each: every action, family, and sort of name.
+/// Events with every action, family and kind of address.
 fn events() -> Vec<SocketEvent> {
     let tcp = |id| socket(id, Family::INET, SocketType::STREAM, 6);
     let unix = |id| socket(id, Family::UNIX, SocketType::SEQPACKET, 0);
@@ -108,20 +106,19 @@ fn events() -> Vec<SocketEvent> {
     });
     let here = end("192.0.2.1", 8080);
     let listener = Listener { id: SocketId(1), local: here.clone() };
-    let connection = Socket {
-        local: here.clone(),
-        remote: end("198.51.100.7", 40000),
-        state: Some(SocketState::ESTABLISHED),
-        ..tcp(4)
-    };
-    let mut unknown = event(Action::Connect, CallResult::Unknown, None, Socket { remote: here.clone(), ..tcp(12) });
+    let connection = with(tcp(4), |it| {
+        it.local = here.clone();
+        it.remote = end("198.51.100.7", 40000);
+        it.state = Some(SocketState::ESTABLISHED);
+    });
+    let mut unknown = event(Action::Connect, CallResult::Unknown, None, with(tcp(12), |it| it.remote = here.clone()));
     unknown.process = None;
     let mut created = event(Action::Create { protocol: 0 }, ok, Some(3), tcp(1));
     created.before = None;
     let mut accepted =
         event(Action::Accept { listener: listener.clone(), accepted: Some(4) }, ok, Some(3), connection.clone());
     accepted.before = None;
-    let mut closed = event(Action::Close, ok, None, Socket { state: Some(SocketState::CLOSE), ..connection });
+    let mut closed = event(Action::Close, ok, None, with(connection, |it| it.state = Some(SocketState::CLOSE)));
     closed.before = Some(SocketState::CLOSE_WAIT);
     vec![
         created,
@@ -129,61 +126,79 @@ fn events() -> Vec<SocketEvent> {
             Action::Create { protocol: 1 },
             failed(1),
             None,
-            Socket { id: SocketId(0), sock: 0, owner: None, ..socket(0, Family::INET, SocketType::RAW, 1) },
+            with(socket(0, Family::INET, SocketType::RAW, 1), |it| {
+                it.id = SocketId(0);
+                it.sock = None;
+                it.owner = None;
+            }),
         ),
         event(Action::SetSockOpt { level: 1, option: 2 }, ok, Some(3), tcp(1)),
-        event(Action::Bind, failed(98), Some(3), Socket { local: here.clone(), ..tcp(1) }),
+        event(Action::Bind, failed(98), Some(3), with(tcp(1), |it| it.local = here.clone())),
         event(
             Action::Listen { backlog: 128 },
             ok,
             Some(3),
-            Socket { local: here.clone(), state: Some(SocketState::LISTEN), ..tcp(1) },
+            with(tcp(1), |it| {
+                it.local = here.clone();
+                it.state = Some(SocketState::LISTEN);
+            }),
         ),
         accepted,
         event(
             Action::Accept { listener, accepted: None },
             failed(11),
             Some(3),
-            Socket { local: here, state: Some(SocketState::LISTEN), ..tcp(1) },
+            with(tcp(1), |it| {
+                it.local = here;
+                it.state = Some(SocketState::LISTEN);
+            }),
         ),
         event(
             Action::Connect,
             failed(115),
             Some(5),
-            Socket {
-                local: end("192.0.2.1", 5000),
-                remote: end("203.0.113.9", 443),
-                state: Some(SocketState::SYN_SENT),
-                ..tcp(5)
-            },
+            with(tcp(5), |it| {
+                it.local = end("192.0.2.1", 5000);
+                it.remote = end("203.0.113.9", 443);
+                it.state = Some(SocketState::SYN_SENT);
+            }),
         ),
         event(
             Action::Connect,
             ok,
             Some(6),
-            Socket { remote: Some(scoped), ..socket(6, Family::INET6, SocketType::DGRAM, 17) },
+            with(socket(6, Family::INET6, SocketType::DGRAM, 17), |it| it.remote = Some(scoped)),
         ),
         event(
             Action::Connect,
             ok,
             None,
-            Socket { remote: end("::ffff:192.0.2.9", 80), ..socket(7, Family::INET6, SocketType::STREAM, 6) },
+            with(socket(7, Family::INET6, SocketType::STREAM, 6), |it| it.remote = end("::ffff:192.0.2.9", 80)),
         ),
-        event(Action::Bind, ok, Some(8), Socket { local: named(&[b'x'; 107]), ..unix(8) }),
+        event(Action::Bind, ok, Some(8), with(unix(8), |it| it.local = named(&[b'x'; 107]))),
         event(
             Action::Connect,
             failed(2),
             Some(9),
-            Socket { remote: named(b"/run/\xe2\x82\xac\xc3\\\xe2\x80\xae"), ..unix(9) },
+            with(unix(9), |it| it.remote = named(b"/run/\xe2\x82\xac\xc3\\\xe2\x80\xae")),
         ),
-        event(Action::Connect, ok, Some(10), Socket { remote: abstract_name.clone(), ..unix(10) }),
-        event(Action::Close, ok, None, Socket { local: abstract_name, existing: true, owner: None, ..unix(11) }),
+        event(Action::Connect, ok, Some(10), with(unix(10), |it| it.remote = abstract_name.clone())),
+        event(
+            Action::Close,
+            ok,
+            None,
+            with(unix(11), |it| {
+                it.local = abstract_name;
+                it.existing = true;
+                it.owner = None;
+            }),
+        ),
         unknown,
         event(
             Action::Bind,
             ok,
             Some(13),
-            Socket { local: Some(Address::Other(Family(16))), ..socket(13, Family(16), SocketType::RAW, 0) },
+            with(socket(13, Family(16), SocketType::RAW, 0), |it| it.local = Some(Address::Other(Family(16)))),
         ),
         closed,
     ]
@@ -239,6 +254,6 @@ fn older_tracee_events() {
 }
 
 #[test]
-fn text_for_people() {
+fn text_lines() {
     compare("text.txt", &lines(|event| Some(text::line(event, clock(), &()))));
 }

@@ -1,4 +1,4 @@
-//! `docs/fields.md` names every field of documents, and none that there is not.
+//! `docs/fields.md` lists exactly the fields that documents have.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -6,21 +6,22 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use serde_json::Value;
-use socktrail::agent::Agent;
 use socktrail::clock::{Clock, Readings, Timestamp};
-use socktrail::ecs::{Context, Directions, loss, network_flow};
-use socktrail::event::{Credentials, Endpoint, Transport};
-use socktrail::flow::{Counters, Direction, Flow, Inexact, Outcome, Owner, Reason};
+use socktrail::documents::ecs::{Context, Directions, loss, network_flow, socket_event};
+use socktrail::flow::{Counters, Direction, Endpoint, Flow, Outcome, Owner, Reason, Transport};
+use socktrail::host::agent::Agent;
 use socktrail::host::{Boot, Host, Os};
 use socktrail::loss::{Loss, LossCause};
 use socktrail::probes::Feature;
-use socktrail::process::{Details, Image, Process};
-use socktrail::users::Names;
+use socktrail::process::{Credentials, Details, Image, Process};
+use socktrail::socket_event::{Action, Address, CallResult, EventSocket, Family, IpEnd, SocketEvent, SocketId};
+use socktrail::users::UserNames;
+use socktrail::{BootTime, MonotonicTime, NetAddress, SockAddress};
 
-/// Everybody has a name.
+/// All users and groups have a name.
 struct Named;
 
-impl Names for Named {
+impl UserNames for Named {
     fn user(&self, _uid: u32) -> Option<Arc<str>> {
         Some("user".into())
     }
@@ -28,6 +29,11 @@ impl Names for Named {
     fn group(&self, _gid: u32) -> Option<Arc<str>> {
         Some("group".into())
     }
+}
+
+/// This many nanoseconds after the start of the kernel's clock.
+fn at(nanos: u64) -> MonotonicTime {
+    MonotonicTime::from_nanos(nanos)
 }
 
 #[test]
@@ -47,10 +53,12 @@ fn fields_of_socket_events_are_on_the_page() {
     let (flows, events) = (named("## Flows"), named("## Socket events"));
     let mut there = BTreeSet::new();
     documents(&root().join("tests/data/events/ecs.jsonl")).iter().for_each(|document| there.extend(fields(document)));
+    there.extend(fields(&link_local_bind()));
     let missing: Vec<_> = there.iter().filter(|field| !flows.contains(*field) && !events.contains(*field)).collect();
     assert_eq!(missing, Vec::<&String>::new());
-    let of_agents_alone = "event.sequence";
-    let invented: Vec<_> = events.iter().filter(|field| !there.contains(*field) && *field != of_agents_alone).collect();
+    let only_from_agents = "event.sequence";
+    let invented: Vec<_> =
+        events.iter().filter(|field| !there.contains(*field) && *field != only_from_agents).collect();
     assert_eq!(invented, Vec::<&String>::new());
 }
 
@@ -59,19 +67,38 @@ fn fields_of_losses_are_on_the_page() {
     let (flows, losses) = (named("## Flows"), named("## Losses"));
     let host = Host::default();
     let agent = Agent::of(&host);
-    let clock = Clock::from_readings(Readings { kernel: 0, boot: 0, wall: Timestamp::from_unix_nanos(0) });
-    let context = Context { host: &host, agent: &agent, clock, names: &(), directions: Directions::Ingress };
+    let context = Context { host: &host, agent: &agent, clock: clock(), names: &(), directions: Directions::Ingress };
     let causes = [LossCause::Ring { cpu: 1 }, LossCause::Probes { feature: Feature::TcpState }];
     let there = causes.map(|cause| {
-        let lost = Loss { cause, count: 1, first: 1, last: 1 };
+        let lost = Loss { cause, count: 1, first: at(1), last: at(1) };
         fields(&serde_json::to_value(loss(&lost, &context)).unwrap())
     });
     let there: BTreeSet<_> = there.into_iter().flatten().collect();
     let missing: Vec<_> = there.iter().filter(|field| !flows.contains(*field) && !losses.contains(*field)).collect();
     assert_eq!(missing, Vec::<&String>::new());
-    let of_agents_alone = "event.sequence";
-    let invented: Vec<_> = losses.iter().filter(|field| !there.contains(*field) && *field != of_agents_alone).collect();
+    let only_from_agents = "event.sequence";
+    let invented: Vec<_> =
+        losses.iter().filter(|field| !there.contains(*field) && *field != only_from_agents).collect();
     assert_eq!(invented, Vec::<&String>::new());
+}
+
+/// A clock that starts at the Unix epoch.
+fn clock() -> Clock {
+    let wall = Timestamp::from_unix_nanos(0);
+    Clock::from_readings(Readings { kernel: MonotonicTime::ZERO, boot: BootTime::ZERO, wall })
+}
+
+/// The document of a bind to a link-local address, which no document of `tests/data/events` has.
+fn link_local_bind() -> Value {
+    let mut end = IpEnd::new(std::net::Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1), 53);
+    end.scope_id = 2;
+    let mut socket = EventSocket::new(SocketId(1), Family::INET6);
+    socket.local = Some(Address::Ip(end));
+    let event = SocketEvent::new(at(1), Action::Bind, CallResult::Success, socket);
+    let host = Host::default();
+    let agent = Agent::of(&host);
+    let context = Context { host: &host, agent: &agent, clock: clock(), names: &(), directions: Directions::Ingress };
+    serde_json::to_value(socket_event(&event, &context)).unwrap()
 }
 
 fn root() -> PathBuf {
@@ -112,53 +139,41 @@ fn fields(document: &Value) -> BTreeSet<String> {
     into
 }
 
-/// A document that has all there is.
+/// A document with all fields.
 fn document(direction: Direction) -> Value {
     let text = |text: &str| Some(text.to_owned());
-    let details = Details {
-        working_directory: Some("/srv".into()),
-        container_id: Some("0123456789abcdef".repeat(4)),
-        ..Details::default()
-    };
-    let image = Image {
-        name: "curl".into(),
-        executable: Some("/usr/bin/curl".into()),
-        args: vec!["curl".into()],
-        args_cut: true,
-        details: OnceLock::from(details),
-        ..Image::default()
-    };
-    let process = Process {
-        pid: 7,
-        parent_pid: Some(6),
-        start: Some(1),
-        kernel: false,
-        credentials: Some(Credentials { uid: 1, gid: 2, euid: 3, egid: 4 }),
-        containers: None,
-        image: Arc::new(image),
-    };
-    let flow = Flow {
-        number: 1,
-        transport: Transport::Tcp,
-        local: Endpoint::new([192, 0, 2, 1], 40_000),
-        remote: Endpoint::new([192, 0, 2, 2], 443),
-        sock: 1,
-        net: 2,
-        direction,
-        last_user: Some(Arc::new(Process { pid: 8, ..process.clone() })),
-        owner: Owner::Process(Arc::new(process)),
-        start: 1,
-        end: 2,
-        sent: Counters { packets: 1, bytes: 60 },
-        received: Counters { packets: 1, bytes: 40 },
-        dropped: Counters { packets: 1, bytes: 40 },
-        complete: true,
-        is_final: true,
-        domain: Some("example.org".into()),
-        outcome: Outcome::Failure(111),
-        reason: Reason::Closed,
-        inexact: Inexact { samples_lost: true, ..Inexact::default() },
-    };
+    let mut details = Details::default();
+    details.working_directory = Some("/srv".into());
+    details.container_id = Some("0123456789abcdef".repeat(4));
+    let mut image = Image::default();
+    image.name = "curl".into();
+    image.executable = Some("/usr/bin/curl".into());
+    image.args = vec!["curl".into()];
+    image.args_cut = true;
+    image.details = OnceLock::from(details);
+    let mut process = Process::new(7);
+    process.parent_pid = Some(6);
+    process.start = Some(BootTime::from_nanos(1));
+    process.credentials = Some(Credentials { uid: 1, gid: 2, euid: 3, egid: 4 });
+    process.image = Arc::new(image);
+    let mut last_user = process.clone();
+    last_user.pid = 8;
+    let (local, remote) = (Endpoint::new([192, 0, 2, 1], 40_000), Endpoint::new([192, 0, 2, 2], 443));
+    let mut flow = Flow::new(Transport::Tcp, local, remote);
+    flow.sock = SockAddress::new(1);
+    flow.net = NetAddress::new(2);
+    flow.direction = direction;
+    flow.last_user = Some(Arc::new(last_user));
+    flow.owner = Owner::Process(Arc::new(process));
+    (flow.start, flow.end) = (at(1), at(2));
+    flow.sent = Counters { packets: 1, bytes: 60 };
+    flow.received = Counters { packets: 1, bytes: 40 };
+    flow.dropped = Counters { packets: 1, bytes: 40 };
+    flow.complete = true;
+    flow.domain = Some("example.org".into());
+    flow.outcome = Outcome::Failure(111);
+    flow.reason = Reason::Closed;
+    flow.inexact.samples_lost = true;
     let os = Os {
         kernel: text("6.1"),
         name: text("Debian"),
@@ -178,8 +193,7 @@ fn document(direction: Direction) -> Value {
         boot: Some(Boot { id: "b".into() }),
     };
     let agent = Agent::of(&host);
-    let wall = Timestamp::from_unix_nanos(1_000_000_000_000_000_000);
-    let clock = Clock::from_readings(Readings { kernel: 0, boot: 0, wall });
-    let context = Context { host: &host, agent: &agent, clock, names: &Named, directions: Directions::Ingress };
+    let context =
+        Context { host: &host, agent: &agent, clock: clock(), names: &Named, directions: Directions::Ingress };
     serde_json::to_value(network_flow(&flow, &context)).unwrap()
 }

@@ -1,6 +1,6 @@
-//! Recordings of real kernels are replayed to the same documents, byte for byte, on every machine.
+//! Recordings of real kernels yield the same documents, byte for byte, on every machine.
 //!
-//! `cargo vm record` makes the recordings and the documents anew, `cargo vm record --replay-only` the documents.
+//! `cargo vm record` renews the recordings and the documents, `cargo vm record --replay-only` only the documents.
 
 use std::collections::HashMap;
 use std::fs;
@@ -42,9 +42,9 @@ fn a_recording_gives_the_same_documents_every_time() {
     }
 }
 
-/// What the demo does is known, whatever the documents were when they were kept.
+/// Checks the documents against what the demo does, not against stored documents.
 #[test]
-fn each_recording_tells_of_the_demo() {
+fn each_recording_shows_the_demo() {
     for file in recordings() {
         let documents: Vec<Value> =
             replay(&file).lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
@@ -86,7 +86,7 @@ fn each_recording_tells_of_the_demo() {
     }
 }
 
-/// Who talks to whom.
+/// The ends of a conversation.
 fn told(document: &Value) -> String {
     let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     let there = &document["destination"];
@@ -94,7 +94,7 @@ fn told(document: &Value) -> String {
     format!("{process} {}:{} {}", text(&there["ip"]), there["port"], text(&document["network"]["transport"]))
 }
 
-/// The same for both ends of a conversation, and for no other.
+/// An id that is the same for both ends of a conversation, and different for others.
 fn name(document: &Value) -> (String, String) {
     (document["network"]["community_id"].to_string(), document["source"]["port"].to_string())
 }

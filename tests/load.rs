@@ -1,7 +1,7 @@
-//! Load: 50,000 documents a second into a file and a server, with memory flat.
+//! Load: 50,000 documents per second into a file and a server, with constant memory.
 //!
-//! `cargo test --release --test load -- --ignored --nocapture` says what it costs; `SOCKTRAIL_LOAD_RATE` and
-//! `SOCKTRAIL_LOAD_SECONDS` choose how much. Files lie in `/dev/shm` where there is one: how fast a disk is has no place here.
+//! `cargo test --release --test load -- --ignored --nocapture` prints the costs; `SOCKTRAIL_LOAD_RATE` and
+//! `SOCKTRAIL_LOAD_SECONDS` set rate and duration. Files are in `/dev/shm`, if there is one, so that the disk's speed does not matter.
 
 #![allow(clippy::print_stdout, reason = "figures for who reads the output")]
 
@@ -20,7 +20,7 @@ use flate2::read::GzDecoder;
 use serde_json::Value;
 use support::{Agent, RECORDING, Running, last_stats};
 
-/// A server that takes bulk requests, as many documents a second as it may.
+/// A server for bulk requests that accepts a limited number of documents per second.
 struct Sink {
     port: u16,
     ids: Arc<Mutex<HashSet<String>>>,
@@ -46,7 +46,7 @@ impl Sink {
     }
 }
 
-/// Answers until the client goes.
+/// Answers requests until the client disconnects.
 fn serve(stream: TcpStream, ids: &Mutex<HashSet<String>>, pace: Option<usize>) {
     let mut stream = BufReader::new(stream);
     loop {
@@ -86,13 +86,13 @@ fn setting(name: &str, default: usize) -> usize {
     std::env::var(name).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name}={text}: a number")))
 }
 
-/// What the agent has in memory, in KiB: `proc(5)`.
+/// The agent's resident memory in KiB, from `proc(5)`.
 fn resident(agent: &Running) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{}/status", agent.pid())).ok()?;
     status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?.trim().trim_end_matches(" kB").parse().ok()
 }
 
-/// Seconds of CPU that the agent has used.
+/// The CPU time of the agent in seconds.
 fn cpu(agent: &Running) -> f64 {
     let stat = fs::read_to_string(format!("/proc/{}/stat", agent.pid())).unwrap_or_default();
     let fields: Vec<&str> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
@@ -100,12 +100,12 @@ fn cpu(agent: &Running) -> f64 {
     (ticks(11) + ticks(12)) / 100.0
 }
 
-/// What became of so many documents.
+/// The result of a run.
 struct Run {
     stats: Value,
     took: Duration,
     cpu: f64,
-    /// KiB in memory, each tenth of a second.
+    /// The resident memory in KiB, every tenth of a second.
     memory: Vec<u64>,
 }
 
@@ -166,7 +166,7 @@ impl Run {
         );
     }
 
-    /// However many documents there were: no more than the program and two full queues were ever in memory.
+    /// Checks that memory never held more than the program and two full queues, however many documents there were.
     fn assert_flat(&self) {
         const PROGRAM: u64 = 32 << 10;
         const QUEUES: u64 = 2 * (32 << 10);

@@ -16,16 +16,17 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use socktrail::agent::Agent as Identity;
+use socktrail::MonotonicTime;
 use socktrail::clock::Clock;
 use socktrail::config::Loader;
-use socktrail::ecs::{self, Context, Directions};
+use socktrail::documents::ecs::{self, Context, Directions};
 use socktrail::host::Host;
+use socktrail::host::agent::Agent as Identity;
 use socktrail::output::elasticsearch::Elasticsearch;
 use socktrail::output::{Batch, Kind, Meter, Outputs};
 use socktrail::sensors::{self, Engine, Limits};
 use socktrail::socket_event::{
-    Action, Address, CallResult, Family, IpEnd, Socket, SocketEvent, SocketId, SocketState, SocketType,
+    Action, Address, CallResult, EventSocket, Family, IpEnd, SocketEvent, SocketId, SocketState, SocketType,
 };
 use support::{Agent, RECORDING, eventually, json_lines};
 use tempfile::TempDir;
@@ -217,20 +218,15 @@ fn events_and_sensors(node: &Node) {
 /// A call that has connected.
 fn connect(remote: [u8; 4]) -> SocketEvent {
     let end = |ip: [u8; 4], port| Some(Address::Ip(IpEnd::new(ip, port)));
-    let socket = Socket {
-        id: SocketId(u64::from(remote[0])),
-        sock: 1,
-        family: Family::INET,
-        kind: Some(SocketType::STREAM),
-        protocol: Some(6),
-        local: end([192, 0, 2, 1], 40_000),
-        remote: end(remote, 443),
-        state: Some(SocketState::ESTABLISHED),
-        owner: None,
-        existing: false,
-    };
-    let (action, result) = (Action::Connect, CallResult::Success);
-    SocketEvent { time: 1, action, result, fd: Some(3), socket, before: None, process: None, tid: 0, thread_name: None }
+    let mut socket = EventSocket::new(SocketId(u64::from(remote[0])), Family::INET);
+    socket.kind = Some(SocketType::STREAM);
+    socket.protocol = Some(6);
+    socket.local = end([192, 0, 2, 1], 40_000);
+    socket.remote = end(remote, 443);
+    socket.state = Some(SocketState::ESTABLISHED);
+    let mut event = SocketEvent::new(MonotonicTime::ZERO, Action::Connect, CallResult::Success, socket);
+    event.fd = Some(3);
+    event
 }
 
 /// Killed while it sends; the next start goes on.

@@ -16,12 +16,14 @@ use fake::{Fake, Fault};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use socktrail::config::Loader;
-use socktrail::event::{Endpoint, Event, EventKind, Packet, Size, Transport, Tuple, Way};
-use socktrail::state::{Config as StateConfig, State};
+use socktrail::event::{Event, EventKind, Packet, PacketDirection, PacketSize, Tuple};
+use socktrail::flow::{Endpoint, Transport};
+use socktrail::state::{State, StateConfig};
+use socktrail::{MonotonicTime, NetAddress, SockAddress};
 use support::{Agent, RECORDING, eventually, json_lines, text};
 
-/// Each key, and where its effect is shown: a file and a function in it. That all of them get from a file to the monitor
-/// is shown by `every_option_reaches_the_monitor` in `src/config/tests.rs`.
+/// Each key with the test that shows its effect: a file and a function. `every_option_reaches_the_monitor` in
+/// `src/config/tests.rs` shows that all of them reach the monitor.
 const EFFECTS: [(&str, &str, &str); 69] = [
     ("agent.harden", GUEST_PRIVILEGES, "an_agent_can_be_told_to_keep_everything"),
     ("agent.name", "tests/agent.rs", "flows_of_different_runs_and_passes_have_different_names"),
@@ -69,7 +71,7 @@ const EFFECTS: [(&str, &str, &str); 69] = [
     ("socket.clock_max_drift", GUEST_OPTIONS, "how_far_the_wall_clock_may_move"),
     ("socket.clock_sync_period", GUEST_OPTIONS, "how_often_clocks_are_compared"),
     ("socket.dns.af_packet.interface", GUEST_OPTIONS, "where_names_are_listened_to"),
-    ("socket.dns.af_packet.snaplen", "dns/tests/capture.rs", "long_datagrams_are_cut"),
+    ("socket.dns.af_packet.snaplen", "dns/tests/capture.rs", "long_datagrams_are_truncated"),
     ("socket.dns.enabled", GUEST_OPTIONS, "where_names_are_listened_to"),
     ("socket.dns.ports", "dns/tests/capture.rs", "other_traffic_stays_in_the_kernel"),
     ("socket.dns.type", "tests/config.rs", "each_broken_file_has_the_error_that_it_says"),
@@ -83,7 +85,7 @@ const EFFECTS: [(&str, &str, &str); 69] = [
     ("socket.max_flows", HERE, "tables_are_no_larger_than_they_may_be"),
     ("socket.max_processes", HERE, "tables_are_no_larger_than_they_may_be"),
     ("socket.max_sockets", HERE, "tables_are_no_larger_than_they_may_be"),
-    ("socket.perf_queue_size", "src/monitor.rs", "no_more_samples_wait_than_may"),
+    ("socket.perf_queue_size", "src/monitor/mod.rs", "the_queue_of_samples_is_bounded"),
     ("socket.ring_size_exponent", GUEST_OPTIONS, "what_is_watched"),
     ("socket.socket_inactive_timeout", HERE, "closed_flows_and_idle_sockets_go_when_they_should"),
     ("socket.source", GUEST_OPTIONS, "where_the_layout_comes_from"),
@@ -183,36 +185,39 @@ fn tables_are_no_larger_than_they_may_be() {
 
 const SECOND: u64 = 1_000_000_000;
 
-/// A state machine that has seen one packet of a socket whose maker nobody knows.
+/// A state machine that has seen one packet of a socket with an unknown creator.
 fn after_a_packet(config: StateConfig) -> State {
     let mut state = State::new(config);
     state.ingest(&packet(SECOND));
     state
 }
 
-fn packet(time: u64) -> Event {
+fn at(nanos: u64) -> MonotonicTime {
+    MonotonicTime::from_nanos(nanos)
+}
+
+fn packet(nanos: u64) -> Event {
     let (local, remote) = (Endpoint::new([192, 0, 2, 1], 4000), Endpoint::new([192, 0, 2, 2], 53));
-    let (way, transport, sock) = (Way::In, Transport::Udp, 64);
-    let (tuple, size) = (Tuple { net: 1, local, remote }, Size { bytes: 100, headers: 28 });
-    let packet = Packet::new(way, transport, sock, tuple, size);
-    Event { time, pid: 1, tid: 1, kind: EventKind::Packet(packet) }
+    let (direction, transport, sock) = (PacketDirection::Inbound, Transport::Udp, SockAddress::new(64));
+    let (tuple, size) = (Tuple { net: NetAddress::new(1), local, remote }, PacketSize { bytes: 100, headers: 28 });
+    let packet = Packet::new(direction, transport, sock, tuple, size);
+    Event { time: at(nanos), pid: 1, tid: 1, kind: EventKind::Packet(packet) }
 }
 
 #[test]
 fn closed_flows_and_idle_sockets_go_when_they_should() {
     let config = |setting: &str| {
         let options = Loader::new().set([setting.to_owned()]).load().expect("it makes sense").config.monitor();
-        StateConfig {
-            flow_termination_timeout: options.flow_termination_timeout,
-            socket_inactive_timeout: options.socket_inactive_timeout,
-            ..StateConfig::default()
-        }
+        let mut config = StateConfig::default();
+        config.flow_termination_timeout = options.flow_termination_timeout;
+        config.socket_inactive_timeout = options.socket_inactive_timeout;
+        config
     };
     for (setting, counted) in [("socket.flow_termination_timeout=1s", 1), ("socket.flow_termination_timeout=3s", 2)] {
         let mut state = after_a_packet(config(setting));
-        let released = EventKind::SocketReleased { sock: 64 };
-        state.ingest(&Event { time: 2 * SECOND, pid: 1, tid: 1, kind: released });
-        state.expire(4 * SECOND);
+        let released = EventKind::SocketReleased { sock: SockAddress::new(64).unwrap() };
+        state.ingest(&Event { time: at(2 * SECOND), pid: 1, tid: 1, kind: released });
+        state.expire(at(4 * SECOND));
         state.ingest(&packet(4 * SECOND));
         state.shutdown();
         let first = state.finished().next().expect("a flow");
@@ -221,7 +226,7 @@ fn closed_flows_and_idle_sockets_go_when_they_should() {
     for (setting, known) in [("socket.socket_inactive_timeout=40s", 0), ("socket.socket_inactive_timeout=1h", 1)] {
         let mut state = after_a_packet(config(setting));
         // Its flow ends after 30 s.
-        (2..100).for_each(|second| state.expire(second * SECOND));
+        (2..100).for_each(|second| state.expire(at(second * SECOND)));
         assert_eq!(state.stats().sockets_live, known, "{setting}");
     }
 }
@@ -264,7 +269,7 @@ fn files_are_changed_by_age() {
     running.end(Signal::SIGTERM);
 }
 
-/// A limit on the size of files keeps the output from writing; what it was given is what waits, and one batch.
+/// A limit on file sizes keeps the output from writing, so that documents wait: those in the queue, and one batch.
 #[test]
 fn no_more_waits_for_an_output_than_may() {
     let offered = |queue: &str| {
@@ -373,7 +378,7 @@ fn an_index_need_not_be_a_data_stream() {
     }
 }
 
-/// What is wrong with a sensor file is told by the check of the configuration that names it, and by the agent.
+/// Mistakes in a sensor file are reported by the check of the configuration that names it, and by the agent.
 #[test]
 fn sensor_files_are_checked_with_the_configuration() {
     let folder = tempfile::tempdir().expect("a temporary directory");
@@ -395,7 +400,7 @@ fn sensor_files_are_checked_with_the_configuration() {
     assert_eq!(said(files("web.yml", "")).0, Some(0));
     assert_eq!(said(files("web.yml", ", profiles: [web]")).0, Some(0));
     for (sensors, expected) in [
-        (files("web.yml", ", profiles: [db]"), "web.yml: no sensor is of one of sensors.profiles"),
+        (files("web.yml", ", profiles: [db]"), "web.yml: no sensor has one of the profiles in sensors.profiles"),
         (files("broken.yml", ""), "broken.yml:3: web.args.patterns[0]: bad glob"),
         (files("missing.yml", ""), "missing.yml: No such file"),
     ] {

@@ -1,4 +1,4 @@
-//! `socktrail sensors` and `socktrail unlock` as far as they go without a kernel that has kprobes.
+//! The parts of `socktrail sensors` and `socktrail unlock` that need no kprobes.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,8 +13,8 @@ fn said(output: &Output) -> &str {
     std::str::from_utf8(&output.stderr).expect("UTF-8")
 }
 
-/// Beside each file lies what is to be said of it after its name: a colon and the line where there is one, the key, and
-/// what is wrong.
+/// Each file has an `.error` file with the expected message after its name: a colon and the line, if there is one, the key, and the
+/// problem.
 #[test]
 fn each_broken_file_is_refused_with_its_line_and_key() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/bad-sensors");
@@ -33,7 +33,7 @@ fn each_broken_file_is_refused_with_its_line_and_key() {
 
 #[test]
 fn a_file_that_cannot_be_read_or_is_too_long_is_named() {
-    for (path, why) in [("/no/such/file.yaml", "No such file"), ("/dev/zero", "longer than 1048576 bytes")] {
+    for (path, why) in [("/no/such/file.yaml", "No such file"), ("/dev/zero", "larger than 1048576 bytes")] {
         let output = socktrail(&["sensors", path]);
         assert_eq!(output.status.code(), Some(2));
         assert!(said(&output).contains(path) && said(&output).contains(why), "{}", said(&output));
@@ -54,7 +54,7 @@ fn a_profile_that_no_sensor_has_is_an_error() {
     let file = folder.path().join("web.yaml");
     fs::write(&file, "a:\n  profile: [web]\n  listener: net.socket\n").expect("a file");
     let output = socktrail(&["sensors", file.to_str().expect("UTF-8"), "--profile", "db"]);
-    assert!(said(&output).contains("no sensor of this profile"), "{}", said(&output));
+    assert!(said(&output).contains("no sensor with this profile"), "{}", said(&output));
 }
 
 #[test]

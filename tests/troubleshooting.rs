@@ -1,12 +1,12 @@
-//! `docs/troubleshooting.md` knows every error that the source can say, and every exit status.
+//! `docs/troubleshooting.md` lists every error message of the source, and every exit status.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Where errors are written down in the source: what follows holds the message.
+/// The code before an error message.
 const MARKS: [&str; 4] = ["#[error(", "bail!(", "ensure!(", "OutputError::new("];
-/// A shorter piece of a message would be found anywhere.
-const TELLING: usize = 12;
+/// The minimum length of a piece of a message: shorter ones are found anywhere.
+const MIN_LEN: usize = 12;
 
 fn root() -> PathBuf {
     env!("CARGO_MANIFEST_DIR").into()
@@ -45,7 +45,7 @@ fn every_exit_status_is_explained() {
     }
 }
 
-/// Every Rust file that is not a test's.
+/// All Rust files except tests.
 fn sources(folder: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     let is_test =
@@ -56,13 +56,13 @@ fn sources(folder: &Path) -> Vec<PathBuf> {
     files.chain(folders.iter().flat_map(|folder| sources(folder))).collect()
 }
 
-/// Of each error in a source file the part that tells it from others.
+/// The most distinctive part of each error message in a source file.
 fn messages(source: &str) -> Vec<String> {
     let code = source.split("#[cfg(test)]").next().unwrap_or_default();
     let mut found = Vec::new();
     for mark in MARKS {
         for (at, _) in code.match_indices(mark) {
-            // The first literal of the call; one that another call begins before has none of its own.
+            // The longest literal of the call.
             let rest = &code[at + mark.len()..];
             let call = &rest[..rest.find(");").or(rest.find(")]")).unwrap_or(rest.len())];
             found.extend(literals(call).iter().filter_map(|literal| longest_piece(literal)).max_by_key(String::len));
@@ -71,7 +71,7 @@ fn messages(source: &str) -> Vec<String> {
     found
 }
 
-/// The string literals of a piece of code, with lines that go on joined.
+/// The string literals of a piece of code, with continued lines joined.
 fn literals(code: &str) -> Vec<String> {
     let (mut found, mut literal, mut chars) = (Vec::new(), None::<String>, code.chars().peekable());
     while let Some(char) = chars.next() {
@@ -91,7 +91,7 @@ fn literals(code: &str) -> Vec<String> {
     found
 }
 
-/// The longest part of a message between what is filled in, if it tells anything.
+/// The longest part of a message between placeholders, if it is long enough.
 fn longest_piece(message: &str) -> Option<String> {
     let mut pieces = vec![String::new()];
     let mut depth = 0;
@@ -108,10 +108,10 @@ fn longest_piece(message: &str) -> Option<String> {
     }
     let longest = pieces.into_iter().map(|piece| words(&piece)).max_by_key(String::len)?;
     let longest = longest.trim_matches(|c: char| !c.is_alphanumeric()).to_owned();
-    (longest.len() >= TELLING).then_some(longest)
+    (longest.len() >= MIN_LEN).then_some(longest)
 }
 
-/// A text without the marks and line breaks of a document.
+/// A text without backquotes, backslashes and line breaks.
 fn words(text: &str) -> String {
     text.replace(['`', '\\'], "").split_whitespace().collect::<Vec<_>>().join(" ")
 }

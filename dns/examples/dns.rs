@@ -1,4 +1,4 @@
-//! Prints names as they are learned: `cargo run -p socktrail-dns --example dns [INTERFACE]`, as root.
+//! Prints lookups: `cargo run -p socktrail-dns --example dns [INTERFACE]`, as root.
 
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
@@ -6,7 +6,7 @@ use std::convert::Infallible;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use socktrail_dns::{Capture, Error, Learned, Options, Tracker};
+use socktrail_dns::{Capture, Error, Lookup, Options, Tracker};
 
 fn main() -> ExitCode {
     let Err(error) = listen();
@@ -33,11 +33,11 @@ fn listen() -> Result<Infallible, Error> {
     }
 }
 
-fn print(learned: Learned) {
-    let Learned { client, server, transport, name, kind, addresses, .. } = &learned;
-    let took = Duration::from_nanos(learned.time - learned.asked);
+fn print(lookup: Lookup) {
+    let Lookup { client, server, transport, name, query_type, addresses, .. } = &lookup;
+    let took = Duration::from_nanos(lookup.time - lookup.query_time);
     let addresses: Vec<String> =
         addresses.iter().map(|address| format!("{} ({} s)", address.ip, address.ttl)).collect();
-    let (kind, addresses) = (kind.name(), addresses.join(", "));
-    println!("{client} asked {server} over {transport:?} for {name} {kind}, got {addresses} after {took:?}");
+    let (query_type, addresses) = (query_type.name(), addresses.join(", "));
+    println!("{client} asked {server} over {transport:?} for {name} {query_type}, got {addresses} after {took:?}");
 }

@@ -8,7 +8,7 @@ here = pathlib.Path(__file__).parent
 seeds, conversation = [], b""
 for line in (here / "../tests/data/packets.txt").read_text().splitlines():
     if not line or line.startswith("#"):
-        # What lies between two comments is one conversation.
+        # The packets between two comments are one conversation.
         seeds, conversation = seeds + [conversation], b""
         continue
     ethertype, digits = line.split()

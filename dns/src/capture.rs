@@ -1,9 +1,10 @@
-//! Packets from the network: a packet socket with a filter and a ring.
+//! Captures packets: a packet socket with a filter and a ring.
 //!
-//! The ring is version 2, not 3. Version 3 hands packets over in blocks: when a block is full, or when a timer runs
-//! out, which then ticks for as long as the socket lives. DNS is some packets a second, and its names are wanted at
-//! once: version 2 hands over each packet by itself. Its frames have one size, made for `snaplen`; what is longer, a
-//! large answer over TCP, the kernel puts into the socket's queue as well, from where it is read whole.
+//! The ring is of version 2 (`TPACKET_V2`), not 3. Version 3 hands packets over in blocks, when a block is full or a
+//! timer runs out, and that timer ticks for as long as the socket lives. DNS is a few packets a second, and names are
+//! wanted at once; version 2 hands each packet over by itself. Its frames have one size, enough for `snaplen`. The
+//! kernel also queues packets that are longer, such as a large answer over TCP, in the socket's receive queue, from
+//! which they are read whole.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -15,24 +16,25 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use crate::clock::{self, Conversion};
+use crate::clock::{self, WallToMonotonic};
 use crate::sys::{self, Ring, RingFrame};
 use crate::{Error, Options, Packet, filter};
 
-/// The longest IP packet.
-const LONGEST: usize = 65_535 + 40;
+/// The length of the longest IP packet.
+const MAX_PACKET: usize = 65_535 + 40;
 
-/// Receives the packets of one network namespace, or of one interface in it.
+/// Captures packets in one network namespace, or on one interface in it.
 #[derive(Debug)]
 pub struct Capture {
-    /// Before the socket, since the mapping goes first.
+    /// Declared before the socket, so that it is unmapped before the socket is closed.
     ring: Ring,
     socket: OwnedFd,
     wake: Arc<EventFd>,
-    /// A packet too long for the ring.
-    long: Vec<u8>,
-    /// The time of the last packet.
-    last: u64,
+    /// Buffer for a packet that is longer than a frame.
+    long_packet: Vec<u8>,
+    clock: WallToMonotonic,
+    /// The time of the last packet that was handed over.
+    last_time: u64,
     lost: u64,
 }
 
@@ -41,22 +43,22 @@ pub struct Capture {
 pub struct Waker(Arc<EventFd>);
 
 impl Waker {
-    /// Ends the wait, or else the next one.
+    /// Ends the wait that is going on, or the next one.
     pub fn wake(&self) {
-        // It only fails when it has been called 2⁶⁴ times without a wait; then the wait ends anyway.
+        // This fails only if the eventfd's counter would overflow, and a wait ends with any counter above 0.
         let _ = self.0.write(1);
     }
 }
 
 impl Capture {
-    /// Starts receiving in the network namespace of this thread.
+    /// Starts capturing in the network namespace of the calling thread.
     ///
     /// # Errors
     ///
-    /// Bad options, no such interface, no permission (`CAP_NET_RAW` is needed), or no memory for the ring.
+    /// Invalid options, no such interface, no permission (it needs `CAP_NET_RAW`), or no memory for the ring.
     pub fn open(options: &Options) -> Result<Self, Error> {
         options.validate()?;
-        let interface = options.interface.as_deref().map(index).transpose()?.unwrap_or(0);
+        let interface = options.interface.as_deref().map(interface_index).transpose()?.unwrap_or(0);
         let socket = sys::packet_socket().map_err(|error| Error::io("open a packet socket", error))?;
         let program = filter::program(&options.ports, options.snaplen);
         sys::attach_filter(socket.as_fd(), &program).map_err(|error| Error::io("attach a filter", error))?;
@@ -65,17 +67,26 @@ impl Capture {
         sys::bind(socket.as_fd(), interface).map_err(|error| Error::io("bind a packet socket", error))?;
         let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
         let wake = EventFd::from_flags(flags).map_err(|error| Error::io("make an eventfd", error))?;
-        Ok(Self { ring, socket, wake: Arc::new(wake), long: Vec::new(), last: 0, lost: 0 })
+        Ok(Self {
+            ring,
+            socket,
+            wake: Arc::new(wake),
+            long_packet: Vec::new(),
+            clock: WallToMonotonic::default(),
+            last_time: 0,
+            lost: 0,
+        })
     }
 
-    /// Starts receiving in another network namespace, given as an open `/proc/PID/ns/net` or the like. The capture
+    /// Starts capturing in another network namespace, given as an open `/proc/PID/ns/net` or the like. The capture
     /// keeps the namespace alive.
     ///
     /// # Errors
     ///
-    /// As for [`open`](Self::open); besides `CAP_NET_RAW` there, `CAP_SYS_ADMIN` is needed.
+    /// As for [`open`](Self::open). It needs `CAP_SYS_ADMIN`, and `CAP_NET_RAW` in that namespace.
     pub fn open_in(namespace: BorrowedFd<'_>, options: &Options) -> Result<Self, Error> {
-        // A namespace is a thread's; one that ends needs not find its way back.
+        // Each thread has its own network namespace. A new thread can enter another one and needs not return before it
+        // ends.
         let inside = || {
             setns(namespace, CloneFlags::CLONE_NEWNET)
                 .map_err(|error| Error::io("enter a network namespace", io::Error::from(error)))?;
@@ -87,16 +98,16 @@ impl Capture {
         })
     }
 
-    /// What ends [`wait`](Self::wait).
+    /// A handle with which another thread can end [`wait`](Self::wait).
     pub fn waker(&self) -> Waker {
         Waker(Arc::clone(&self.wake))
     }
 
-    /// Waits for a packet, a [`Waker`], or the end of the timeout; without one, for as long as it takes.
+    /// Waits for a packet, for a [`Waker`], or until the timeout is over. `None` waits forever.
     ///
     /// # Errors
     ///
-    /// What `poll(2)` says.
+    /// `poll(2)` failed.
     pub fn wait(&self, timeout: Option<Duration>) -> Result<(), Error> {
         let timeout = timeout.map_or(PollTimeout::NONE, |time| time.try_into().unwrap_or(PollTimeout::MAX));
         let mut fds = [self.socket.as_fd(), self.wake.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
@@ -105,7 +116,8 @@ impl Capture {
             Err(error) => return Err(Error::io("wait for packets", io::Error::from(error))),
         }
         if fds[0].revents().is_some_and(|events| events.contains(PollFlags::POLLERR)) {
-            // The interface is down. When it comes up again, so do its packets.
+            // The interface is down. The error must be taken from the socket, or `poll` would return at once from now
+            // on. When the interface is up again, packets come again.
             let _ = sys::take_error(self.socket.as_fd());
         }
         if fds[1].any().unwrap_or_default() {
@@ -114,58 +126,60 @@ impl Capture {
         Ok(())
     }
 
-    /// Lends all packets that are there, oldest first, but no more than the ring has room for, so that a flood lets go
-    /// of the caller now and then. Gives how many there were.
-    pub fn drain(&mut self, each: &mut dyn FnMut(&Packet<'_>)) -> usize {
-        let Self { ring, socket, long, last, .. } = self;
-        let mut conversion = Conversion::default();
-        let most = ring.frames();
+    /// Hands over the packets that are there, the oldest first, and returns how many there were. It hands over no more
+    /// than the ring has room for, so that it returns now and then even during a flood.
+    pub fn drain(&mut self, on_packet: &mut dyn FnMut(&Packet<'_>)) -> usize {
+        let Self { ring, socket, long_packet, last_time, clock, .. } = self;
+        let mut is_refreshed = false;
+        let max_packets = ring.frames();
         let drained = std::iter::from_fn(|| {
             ring.visit(|frame| {
-                if !conversion.covers(frame.time) {
-                    conversion = Conversion::read();
+                if !is_refreshed || !clock.covers(frame.time) {
+                    clock.refresh();
+                    is_refreshed = true;
                 }
-                *last = conversion.monotonic(frame.time, *last);
-                let RingFrame { length, ethertype, interface, copied, .. } = frame;
-                let bytes = copied.then(|| receive_long(socket.as_fd(), long)).flatten().unwrap_or(frame.bytes);
-                each(&Packet { time: *last, interface, ethertype, length, bytes });
+                *last_time = clock.monotonic(frame.time, *last_time);
+                let RingFrame { length, ethertype, interface, is_queued, .. } = frame;
+                let bytes =
+                    is_queued.then(|| receive_long(socket.as_fd(), long_packet)).flatten().unwrap_or(frame.bytes);
+                on_packet(&Packet { time: *last_time, interface, ethertype, length, bytes });
             })
         });
-        drained.take(most).count()
+        drained.take(max_packets).count()
     }
 
-    /// How many packets the ring has room for.
+    /// How many packets the ring holds.
     pub fn room(&self) -> usize {
         self.ring.frames()
     }
 
-    /// Packets that the kernel had no room for since the beginning.
+    /// How many packets the kernel has dropped since the start because the ring was full.
     pub fn lost(&mut self) -> u64 {
         self.lost += sys::drops(self.socket.as_fd()).unwrap_or_default();
         self.lost
     }
 
-    /// Now, in nanoseconds of `CLOCK_MONOTONIC`, as packets are timed.
+    /// Now, in nanoseconds of `CLOCK_MONOTONIC`, the clock of packet times.
     pub fn now(&self) -> u64 {
         clock::now()
     }
 }
 
 impl AsFd for Capture {
-    /// Readable when packets are there. It says nothing of the [`Waker`].
+    /// Readable when packets are there. A [`Waker`] does not make it readable.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
 }
 
-/// A packet that was too long for its frame.
+/// Reads a packet that was too long for its frame from the socket's receive queue.
 fn receive_long<'a>(socket: BorrowedFd<'_>, buffer: &'a mut Vec<u8>) -> Option<&'a [u8]> {
-    buffer.resize(LONGEST, 0);
+    buffer.resize(MAX_PACKET, 0);
     let length = sys::receive(socket, buffer).ok()?;
     Some(&buffer[..length])
 }
 
-fn index(name: &str) -> Result<u32, Error> {
+fn interface_index(name: &str) -> Result<u32, Error> {
     nix::net::if_::if_nametoindex(name)
         .map_err(|error| Error::Interface { name: name.to_owned(), source: io::Error::from(error) })
 }

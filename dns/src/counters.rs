@@ -1,62 +1,64 @@
-//! What was seen, and what became of what was not used.
+//! Counters of what was seen, and of what was not used.
 
-/// What a [`Tracker`](crate::Tracker) has seen, and what became of what it did not use. All counts are since it began.
+/// What a [`Tracker`](crate::Tracker) has seen since it was created, and why it did not use parts of that.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Counters {
-    /// Packets given.
+    /// All packets.
     pub packets: u64,
-    /// Packets that are neither UDP nor TCP over IP, or not on the ports.
-    pub foreign: u64,
-    /// Packets whose headers contradict themselves.
-    pub bad_packets: u64,
-    /// IP fragments without a transport header of their own: what they carry is not read.
+    /// Packets that are neither UDP nor TCP over IP, or have none of the ports.
+    pub other_packets: u64,
+    /// Packets whose headers are truncated or contradict each other.
+    pub malformed_packets: u64,
+    /// IP fragments that do not hold the whole transport header. They are not read.
     pub fragments: u64,
     /// Queries for addresses.
     pub queries: u64,
     /// Responses to queries for addresses.
     pub responses: u64,
-    /// Messages that ask for no addresses (MX, TXT, PTR, updates, …), or not exactly one question.
-    pub uninteresting: u64,
-    /// Messages that break the format.
-    pub bad_messages: u64,
-    /// Messages of which the end was not captured; what was there is used.
-    pub cut: u64,
-    /// Queries that were sent again while waiting.
+    /// Messages that are not about addresses (MX, TXT, PTR, updates, …) or do not have exactly one question.
+    pub other_messages: u64,
+    /// Messages that violate the format, or that would take too much work to read.
+    pub malformed_messages: u64,
+    /// Messages whose end was not captured. Their beginning is used.
+    pub partial_messages: u64,
+    /// Queries that were sent again before an answer came.
     pub repeated_queries: u64,
-    /// Responses to queries that had already been answered: seen on two interfaces, or sent twice.
+    /// Responses to queries that were already answered: captured on two interfaces, sent twice, or sent by another
+    /// member of the multicast group that the query went to.
     pub repeated_responses: u64,
-    /// Responses that nobody is known to have asked for: forged, late, or the query was before our time.
-    pub unasked: u64,
-    /// Responses that came after [`query_timeout`](crate::Bounds::query_timeout).
-    pub late: u64,
-    /// Responses that say that there is no such name or no such address.
-    pub negative: u64,
-    /// Responses that were truncated, so that the asker may ask again over TCP.
-    pub truncated: u64,
-    /// Address records that the question does not lead to: their names are ignored.
-    pub stray_addresses: u64,
-    /// Responses that named addresses.
-    pub learned: u64,
-    /// Queries that gave way to newer ones.
+    /// Responses without a query: forged, or the query was already forgotten, or it was sent before the capture started.
+    pub unsolicited_responses: u64,
+    /// Responses that came after [`query_timeout`](crate::Bounds::query_timeout), before the query was forgotten.
+    pub late_responses: u64,
+    /// Responses that say that there is no such name, or that it has no such addresses.
+    pub negative_responses: u64,
+    /// Responses with the truncation bit (TC), after which the client may send its query again over TCP.
+    pub truncated_responses: u64,
+    /// Address records that the question does not lead to. They are ignored.
+    pub unrelated_addresses: u64,
+    /// Queries that were answered with addresses.
+    pub lookups: u64,
+    /// Queries that were evicted by newer ones.
     pub evicted_queries: u64,
-    /// Queries that nobody answered in time.
-    pub unanswered: u64,
-    /// What became of TCP streams.
+    /// Queries that were forgotten because no answer came in time.
+    pub unanswered_queries: u64,
+    /// Counters of TCP streams.
     pub tcp: TcpCounters,
 }
 
-/// What became of TCP streams, a connection having two.
+/// Counters of TCP streams. A connection has two.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TcpCounters {
-    /// Segments of streams whose beginning was not seen, or that were given up.
+    /// Segments with data of streams that are not followed: their SYN was not captured, or they were given up.
     pub midstream_segments: u64,
-    /// Segments that came too early and were kept for later.
-    pub early_segments: u64,
-    /// Streams given up: a hole was not filled, or the beginning of a message was lost.
+    /// Segments that came before an earlier one of their stream.
+    pub out_of_order_segments: u64,
+    /// Streams that were given up because too many segments waited for a missing one, or because it was not known where
+    /// the next message begins.
     pub broken_streams: u64,
-    /// Streams that gave way to newer ones.
+    /// Streams that were evicted by newer ones.
     pub evicted_streams: u64,
     /// Streams that were idle for too long.
     pub idle_streams: u64,

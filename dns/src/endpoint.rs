@@ -1,9 +1,9 @@
-//! The words for where packets come from and go to.
+//! Addresses, ports and transports of packets.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
-/// An address and a port in host byte order. An IPv4 address is never kept in its IPv6-mapped form.
+/// An address, and a port in host byte order. An IPv4-mapped IPv6 address is always kept as IPv4.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Endpoint {
     /// The address.
@@ -13,7 +13,7 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// An endpoint; `::ffff:a.b.c.d` becomes `a.b.c.d`.
+    /// An endpoint. `::ffff:a.b.c.d` becomes `a.b.c.d`.
     pub fn new(ip: impl Into<IpAddr>, port: u16) -> Self {
         Self { ip: ip.into().to_canonical(), port }
     }
@@ -38,7 +38,7 @@ impl fmt::Debug for Endpoint {
     }
 }
 
-/// What carries a message.
+/// The transport protocol of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Transport {
     /// One message, one datagram (RFC 1035, section 4.2.1).
@@ -47,12 +47,12 @@ pub enum Transport {
     Tcp,
 }
 
-/// An address that a name leads to.
+/// An address that a name resolves to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Address {
-    /// The address; an IPv4-mapped one is given as IPv4.
+    /// The address. An IPv4-mapped one is given as IPv4.
     pub ip: IpAddr,
-    /// For how many seconds the answer may be kept: the least time to live on the way from the question to the
-    /// address. A value with the top bit set is 0 (RFC 2181, section 8).
+    /// For how many seconds the answer may be cached: the least time to live among the aliases and the address record
+    /// itself. A value with the top bit set counts as 0 (RFC 2181, section 8).
     pub ttl: u32,
 }

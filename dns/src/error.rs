@@ -1,17 +1,17 @@
-//! What can go wrong outside of packets. What is wrong in packets is counted: [`Counters`](crate::Counters).
+//! Errors of the capture and of options. Errors in packets are counted: [`Counters`](crate::Counters).
 
 use std::io;
 
-/// Why a capture could not be set up or go on.
+/// Why a capture could not be started or cannot go on.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// An option that makes no sense.
+    /// An option has an invalid value.
     #[error("{option}: {problem}")]
     Option {
-        /// Its name.
+        /// The option's name.
         option: &'static str,
-        /// What is wrong with it.
+        /// Why its value is invalid.
         problem: String,
     },
     /// The process may not capture packets.
@@ -22,7 +22,7 @@ pub enum Error {
         /// The kernel's answer.
         source: io::Error,
     },
-    /// The kernel does not do it.
+    /// A system call failed for another reason than a lack of permission.
     #[error("could not {what}: {source}")]
     Io {
         /// What was tried.
@@ -33,7 +33,7 @@ pub enum Error {
     /// There is no such interface.
     #[error("no network interface {name:?}: {source}")]
     Interface {
-        /// The name given.
+        /// The name in the options.
         name: String,
         /// The kernel's answer.
         source: io::Error,
@@ -41,7 +41,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether the process lacks the right to capture.
+    /// Whether the process lacks the permission to capture.
     pub fn is_permission(&self) -> bool {
         matches!(self, Self::Permission { .. })
     }

@@ -1,45 +1,44 @@
 //! Which names a host looked up, from its DNS traffic.
 //!
-//! An address says little of what a program wants from it. The name that it was looked up by does, and it passes by
-//! just before: a query for the name, and an answer with the address. This crate watches for the two and tells who
-//! asked, what for, and where it led. It is a chain of parts, each of them usable alone:
+//! An address says little about what a program connects to; the name that was looked up for it says more. The lookup
+//! precedes the connection: a query with the name, and an answer with the address. This crate captures both and reports
+//! each [`Lookup`]: the client, the name and the addresses. It is a chain of parts, and each can be used alone:
 //!
-//! 1. [`Capture`] receives packets of DNS servers' ports from the kernel, through a filter and a ring of shared
-//!    memory. It is all there is of I/O; whatever else can give a [`Packet`] will do.
-//! 2. [`Frame`] reads its IP and transport headers: IPv4 and IPv6, UDP and TCP, with VLAN tags or without.
+//! 1. [`Capture`] receives packets with DNS ports from the kernel, through a filter and a ring in shared memory. It is
+//!    the only part that does I/O. Packets may come from elsewhere too.
+//! 2. [`ParsedPacket`] reads IP and transport headers: IPv4 and IPv6, UDP and TCP, with or without VLAN tags.
 //! 3. [`Message`] reads header and question of a DNS message, and follows the question through aliases to
 //!    [`Address`]es.
-//! 4. [`Tracker`] puts TCP segments together and matches answers to queries. What is proven goes to a [`Sink`] as
-//!    [`Learned`]; what is not is counted in [`Counters`].
-//! 5. [`Names`] remembers it by owner, whoever the caller thinks that is, for as long as the answer is good.
+//! 4. [`Tracker`] reassembles messages from TCP segments and matches answers to queries. A query that was answered with
+//!    addresses goes to a [`Sink`] as a [`Lookup`]; everything else is counted in [`Counters`].
+//! 5. [`KnownNames`] keeps the names by owner until they expire. The caller chooses what an owner is, such as a process.
 //!
-//! # What is believed
+//! # Which answers count
 //!
-//! An answer names an address if a query waits for it: same client, same server, same transport, same id, same
-//! question. Of the answer, only those records count that the question leads to through aliases (CNAME, the alias
-//! form of HTTPS and SVCB), and the name given is the name asked for. So an answer that is forged without knowing the
-//! query, too late, or from someone else names nothing; neither does a negative one, nor a record for some other name
-//! that comes along. Of several answers to one query the first one counts, as for whoever asked. A truncated answer
-//! (TC) names what it has, as some clients make do with it; the query that follows over TCP is one of its own.
+//! An answer counts if its query waits: same client, same server, same transport, same id, same question. Only records
+//! that the question leads to count, directly or through aliases (CNAME, and the alias form of HTTPS and SVCB), and the
+//! name of a lookup is the name in the query. So a forged answer does not count unless its sender knows the query;
+//! neither does a late answer, a negative one, or a record for some other name. Of several answers to one query the
+//! first counts, as it does for the client. The addresses in a truncated answer (TC) count, because some clients use
+//! them; a query that follows over TCP is a separate lookup.
 //!
-//! What is encrypted (DNS over TLS, HTTPS or QUIC) cannot be seen, and what a program keeps to itself (a cache, a hosts
-//! file) is not asked for. Full mDNS has answers without questions, which name nothing here.
+//! Encrypted DNS (over TLS, HTTPS or QUIC) cannot be read, and a name from a cache or a hosts file is not queried. Full
+//! mDNS sends answers without questions, which do not count here.
 //!
 //! # Bounds
 //!
-//! Packets are written by others. No part panics or works for long on any bytes; every table has a bound in
-//! [`Options`] or [`NamesOptions`], and a counter for what gave way. Apart from tables, memory is only taken for what
-//! is learned.
+//! Anyone can send packets. No bytes make any part panic or run for long. Every table has a bound in [`Options`] or
+//! [`NamesOptions`], and a counter of what was evicted. Apart from tables, only lookups take memory.
 //!
 //! # Time
 //!
-//! All times are nanoseconds of `CLOCK_MONOTONIC`. Apart from [`Capture`] nothing reads a clock.
+//! All times are nanoseconds of `CLOCK_MONOTONIC`. Only [`Capture`] reads a clock.
 //!
 //! # Example
 //!
 //! ```no_run
 //! use std::time::Duration;
-//! use socktrail_dns::{Capture, Learned, Options, Tracker};
+//! use socktrail_dns::{Capture, Lookup, Options, Tracker};
 //!
 //! let options = Options::default();
 //! let mut capture = Capture::open(&options)?;
@@ -47,8 +46,8 @@
 //! loop {
 //!     capture.wait(Some(Duration::from_secs(1)))?;
 //!     capture.drain(&mut |packet| {
-//!         tracker.ingest(packet, &mut |learned: Learned| {
-//!             println!("{} looked up {}: {:?}", learned.client, learned.name, learned.addresses);
+//!         tracker.ingest(packet, &mut |lookup: Lookup| {
+//!             println!("{} looked up {}: {:?}", lookup.client, lookup.name, lookup.addresses);
 //!         });
 //!     });
 //!     tracker.expire(capture.now());
@@ -57,34 +56,34 @@
 //! # Ok::<(), socktrail_dns::Error>(())
 //! ```
 
-mod aged;
-mod answer;
+mod addresses;
 mod capture;
 mod clock;
 mod counters;
 mod endpoint;
 mod error;
 mod filter;
-mod frame;
-mod matching;
+mod lru;
+mod matcher;
 mod message;
 mod names;
 mod options;
-#[allow(unsafe_code, reason = "rings that are mapped from the kernel, and system calls without a safe wrapper")]
+mod packet;
+#[allow(unsafe_code, reason = "a ring in memory shared with the kernel, and system calls without a safe wrapper")]
 mod sys;
 mod tcp;
 #[cfg(test)]
 mod testing;
 mod tracker;
 
-pub use answer::Found;
+pub use addresses::UnrelatedRecords;
 pub use capture::{Capture, Waker};
 pub use counters::{Counters, TcpCounters};
 pub use endpoint::{Address, Endpoint, Transport};
 pub use error::Error;
-pub use frame::{Frame, Header, Packet, Unreadable};
-pub use matching::{Learned, Sink};
-pub use message::{Kind, Message, Unusable};
-pub use names::{Names, NamesCounters, NamesOptions};
+pub use matcher::{Lookup, Sink};
+pub use message::{Completeness, Message, MessageError, QueryType};
+pub use names::{KnownAddress, KnownNames, NamesCounters, NamesOptions};
 pub use options::{Bounds, Options};
+pub use packet::{Packet, PacketError, ParsedPacket, TransportHeader};
 pub use tracker::Tracker;

@@ -1,7 +1,7 @@
-//! DNS messages (RFC 1035, section 4), as far as they ask for addresses or give them.
+//! Reads DNS messages (RFC 1035, section 4) that ask for addresses or give them.
 //!
-//! The crate `domain` reads them in place, record by record, and only follows compression pointers that point
-//! backwards, 255 for a name at most.
+//! The crate `domain` reads them in place, record by record. It follows only compression pointers that point backwards,
+//! and at most 255 of them for a name, so no message can make it loop.
 
 use std::fmt::Write as _;
 
@@ -9,26 +9,26 @@ use domain::base::iana::{Class, Opcode, Rtype};
 use domain::base::name::ParsedName;
 
 use crate::Address;
-use crate::answer::{self, Found};
+use crate::addresses::{self, UnrelatedRecords};
 
-/// What a question asks for. Other types lead to no addresses.
+/// The type of a query (QTYPE). Queries of other types do not lead to addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Kind {
+pub enum QueryType {
     /// IPv4 addresses (RFC 1035, section 3.4.1).
     A,
     /// IPv6 addresses (RFC 3596).
     Aaaa,
-    /// How to reach an HTTPS service, with address hints (RFC 9460).
+    /// The endpoints of an HTTPS service, with address hints (RFC 9460).
     Https,
-    /// How to reach a service, with address hints (RFC 9460).
+    /// The endpoints of a service, with address hints (RFC 9460).
     Svcb,
-    /// Whatever there is (RFC 8482).
+    /// Records of any type (RFC 8482).
     Any,
 }
 
-impl Kind {
-    fn of(kind: Rtype) -> Option<Self> {
-        match kind {
+impl QueryType {
+    fn of(rtype: Rtype) -> Option<Self> {
+        match rtype {
             Rtype::A => Some(Self::A),
             Rtype::AAAA => Some(Self::Aaaa),
             Rtype::HTTPS => Some(Self::Https),
@@ -38,7 +38,7 @@ impl Kind {
         }
     }
 
-    /// The name of the type, as in a zone file.
+    /// The type's mnemonic, as in a zone file.
     pub const fn name(self) -> &'static str {
         match self {
             Self::A => "A",
@@ -52,77 +52,87 @@ impl Kind {
 
 /// Why a message is not used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unusable {
-    /// It is well-formed so far, but asks for no addresses in class IN with exactly one question.
-    Uninteresting,
-    /// It breaks the format, or would be more work than any honest message is.
-    Bad,
+pub enum MessageError {
+    /// It is not a query for addresses in class IN with exactly one question, nor an answer to one.
+    NotAddressQuery,
+    /// It violates the format, or would take more work to read than any legitimate message.
+    Malformed,
 }
 
-/// A message whose header and question were read.
+/// How much of a message is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Completeness {
+    /// All of it.
+    Complete,
+    /// Only its beginning. The end was not captured.
+    Partial,
+}
+
+/// A message with its header and question read.
 #[derive(Clone, Debug)]
 pub struct Message<'a> {
     message: &'a domain::base::Message<[u8]>,
     question: ParsedName<&'a [u8]>,
-    kind: Kind,
+    query_type: QueryType,
 }
 
 impl<'a> Message<'a> {
-    /// Reads header and question. Nothing is allocated.
+    /// Reads header and question. Allocates nothing.
     ///
     /// # Errors
     ///
-    /// Why it is of no use.
-    pub fn parse(bytes: &'a [u8]) -> Result<Self, Unusable> {
-        let message = domain::base::Message::from_slice(bytes).map_err(|_| Unusable::Bad)?;
+    /// The message is malformed, or not about addresses.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, MessageError> {
+        let message = domain::base::Message::from_slice(bytes).map_err(|_| MessageError::Malformed)?;
         if message.header().opcode() != Opcode::QUERY || message.header_counts().qdcount() != 1 {
-            return Err(Unusable::Uninteresting);
+            return Err(MessageError::NotAddressQuery);
         }
-        let question = message.question().next().ok_or(Unusable::Bad)?.map_err(|_| Unusable::Bad)?;
-        let kind = Kind::of(question.qtype()).ok_or(Unusable::Uninteresting)?;
+        let question =
+            message.question().next().ok_or(MessageError::Malformed)?.map_err(|_| MessageError::Malformed)?;
+        let query_type = QueryType::of(question.qtype()).ok_or(MessageError::NotAddressQuery)?;
         if question.qclass() != Class::IN {
-            return Err(Unusable::Uninteresting);
+            return Err(MessageError::NotAddressQuery);
         }
-        Ok(Self { message, question: *question.qname(), kind })
+        Ok(Self { message, question: *question.qname(), query_type })
     }
 
-    /// The identifier that an answer repeats.
+    /// The id that an answer repeats from its query.
     pub fn id(&self) -> u16 {
         self.message.header().id()
     }
 
-    /// Whether it is an answer (QR).
+    /// Whether it is a response (QR).
     pub fn is_response(&self) -> bool {
         self.message.header().qr()
     }
 
-    /// Whether it is only part of the answer (TC).
+    /// Whether the server left out a part of the answer (TC).
     pub fn is_truncated(&self) -> bool {
         self.message.header().tc()
     }
 
-    /// The response code's low four bits: 0 is success, 3 says that the name does not exist.
+    /// The low four bits of the response code (RCODE): 0 is success, 3 says that the name does not exist.
     pub fn rcode(&self) -> u8 {
         self.message.header().rcode().to_int()
     }
 
-    /// What is asked for.
-    pub fn kind(&self) -> Kind {
-        self.kind
+    /// The type of the question.
+    pub fn query_type(&self) -> QueryType {
+        self.query_type
     }
 
-    /// The name asked for, as [`write_name`](Self::write_name) writes it.
+    /// The name in the question, as [`write_name`](Self::write_name) writes it.
     pub fn name(&self) -> String {
         let mut name = String::new();
         self.write_name(&mut name);
         name
     }
 
-    /// Writes the name asked for behind what is in `to`: in lower case, without the dot at the end; `.` is the root.
+    /// Appends the name in the question to `to`: in lower case, without the final dot. The root is `.`.
     ///
-    /// A dot or backslash within a label is written behind a backslash, a byte that is no printing ASCII character as
-    /// a backslash and three decimal digits (RFC 1035, section 5.1), so that different names stay different and no
-    /// control character gets through. At most 1,003 bytes.
+    /// A dot or backslash within a label is escaped with a backslash. A byte that is not a printable ASCII character
+    /// becomes a backslash and three decimal digits (RFC 1035, section 5.1). So different names stay different, and no
+    /// control character gets through. The name has at most 1,003 bytes.
     pub fn write_name(&self, to: &mut String) {
         let start = to.len();
         for label in self.question.iter() {
@@ -136,16 +146,20 @@ impl<'a> Message<'a> {
         }
     }
 
-    /// Adds the addresses that the question leads to, following aliases, to those in `to`. Address records that it
-    /// does not lead to are counted and left out.
+    /// Appends the addresses that the question leads to, directly or through aliases, to `to`. Counts the address
+    /// records that it does not lead to.
     ///
-    /// With `cut`, the end of the message is known to be missing, and what comes before counts.
+    /// Of a partial message, the records that are there count.
     ///
     /// # Errors
     ///
-    /// [`Unusable::Bad`]: a record breaks the format, or there are more aliases than any resolver would follow.
-    pub fn addresses(&self, cut: bool, to: &mut Vec<Address>) -> Result<Found, Unusable> {
-        answer::addresses(self.message, self.question, self.kind, cut, to)
+    /// [`MessageError::Malformed`]: a record violates the format, or there are more aliases than any resolver would follow.
+    pub fn addresses(
+        &self,
+        completeness: Completeness,
+        to: &mut Vec<Address>,
+    ) -> Result<UnrelatedRecords, MessageError> {
+        addresses::addresses(self.message, self.question, self.query_type, completeness, to)
     }
 }
 
@@ -156,7 +170,7 @@ fn write_byte(byte: u8, to: &mut String) {
             to.push(char::from(byte));
         }
         b'!'..=b'~' => to.push(char::from(byte.to_ascii_lowercase())),
-        _ => write!(to, "\\{byte:03}").expect("strings take everything"),
+        _ => write!(to, "\\{byte:03}").expect("writing to a string does not fail"),
     }
 }
 

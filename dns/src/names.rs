@@ -1,10 +1,10 @@
-//! The name by which an owner knows an address, and since when.
+//! The names that owners looked up for addresses, and when.
 //!
-//! The owner is whatever the caller says: a process, a container, a client's address. A table that is
-//! [inherited](Names::inherit) is shared until one of the two learns something new.
+//! The caller chooses what an owner is: a process, a container, a client's address. [Inherited](KnownNames::inherit) names
+//! are shared until one of the two owners learns a new one.
 //!
-//! Several names may lead to one address. The last answer counts. Earlier answers are kept for a while, because answers
-//! may be learned out of order: what an owner knew a moment ago can then still be looked up.
+//! Several names may resolve to one address. The latest answer counts. Earlier answers are kept for a while, so that
+//! the name at an earlier time can still be found.
 
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, Hash};
@@ -14,32 +14,33 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::Address;
-use crate::aged::{Aged, Place};
+use crate::lru::{Index, LruTable};
 
 type Hasher = foldhash::fast::RandomState;
 
-/// How long a name is kept after another one replaced it, in nanoseconds.
-const KEPT_SUPERSEDED: u64 = 2_000_000_000;
-/// How many names for one address an owner may have at different times.
-const MOST_VERSIONS: usize = 64;
-/// How many gaps are remembered separately; older ones are merged.
-const MOST_GAPS: usize = 8;
+/// How long an answer is kept after a later one replaced it, in nanoseconds.
+const SUPERSEDED_KEPT_FOR: u64 = 2_000_000_000;
+/// How many answers are kept for one address of one owner.
+const MAX_ANSWERS: usize = 64;
+/// How many gaps are kept. If there are more, the oldest two are merged.
+const MAX_GAPS: usize = 8;
 
-/// How much is kept, and for how long.
+/// How many names are kept, and for how long.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct NamesOptions {
-    /// Owners that know names; the one that learned nothing for longest gives way. Default 8192.
+    /// How many owners may have names. One more evicts the owner that has learned nothing for longest. Default 8192.
     pub owners: usize,
-    /// Addresses that one owner knows; the one learned longest ago gives way. Default 1024.
+    /// How many addresses one owner may have names for. One more evicts the address that was learned longest ago.
+    /// Default 1024.
     pub per_owner: usize,
-    /// Names for addresses that all owners know together, shared ones counted once; whole owners give way. Default
-    /// 65,536, about 100 bytes each besides the name.
+    /// How many names all owners may have together, shared ones counted once. More evict whole owners. A name takes
+    /// about 100 bytes besides its text. Default 65,536.
     pub total: usize,
-    /// An answer with a shorter time to live is kept for this long, because programs go on using an address for longer
-    /// than they may. Default 60 s.
+    /// For how long an answer with a shorter time to live is kept. Programs use addresses for longer than the time to
+    /// live allows. Default 60 s.
     pub ttl_floor: Duration,
-    /// An answer with a longer time to live is forgotten after this. Default 1 day.
+    /// For how long an answer with a longer time to live is kept. Default 1 day.
     pub ttl_ceiling: Duration,
 }
 
@@ -55,25 +56,25 @@ impl Default for NamesOptions {
     }
 }
 
-/// What gave way.
+/// What was forgotten, and why.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct NamesCounters {
-    /// Owners whose names gave way to other owners'.
+    /// Owners that were evicted by other owners.
     pub evicted_owners: u64,
-    /// Addresses that gave way to others of their owner.
+    /// Addresses that were evicted by others of their owner.
     pub evicted_addresses: u64,
-    /// Addresses forgotten because their time was over.
+    /// Addresses that were forgotten because all their answers had expired.
     pub expired_addresses: u64,
 }
 
-/// The names that owners know addresses by.
+/// The names that owners looked up for addresses.
 ///
 /// ```
 /// use std::sync::Arc;
-/// use socktrail_dns::{Address, Names, NamesOptions};
+/// use socktrail_dns::{Address, KnownNames, NamesOptions};
 ///
-/// let mut names: Names<u32> = Names::new(&NamesOptions::default());
+/// let mut names: KnownNames<u32> = KnownNames::new(&NamesOptions::default());
 /// let ip = "192.0.2.1".parse().unwrap();
 /// names.learn(&1, &Arc::from("example.org"), Address { ip, ttl: 300 }, 0);
 /// names.inherit(&1, &2);
@@ -81,11 +82,11 @@ pub struct NamesCounters {
 /// assert!(names.find(&2, ip, 301_000_000_000).is_none());
 /// ```
 #[derive(Debug)]
-pub struct Names<K> {
-    owners: Aged<Owner<K>>,
+pub struct KnownNames<K> {
+    owners: LruTable<Owner<K>>,
     hasher: Hasher,
     options: NamesOptions,
-    /// Names in all tables, shared ones counted once.
+    /// How many names all tables hold, shared tables counted once.
     total: usize,
     /// Intervals in which answers may have been missed, the oldest first.
     gaps: VecDeque<RangeInclusive<u64>>,
@@ -98,40 +99,50 @@ struct Owner<K> {
     table: Arc<Table>,
 }
 
-/// What one owner knows, or several that inherited it.
+/// An address, and the latest name that its owner looked up for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KnownAddress<'a> {
+    /// The address.
+    pub ip: IpAddr,
+    /// The name.
+    pub name: &'a Arc<str>,
+    /// When the name expires, in nanoseconds of the caller's clock.
+    pub until: u64,
+}
+
+/// The names of one owner, or of several that share them by inheritance.
 #[derive(Clone, Debug)]
 struct Table {
-    known: Aged<Known>,
-    /// Names of all addresses.
+    addresses: LruTable<AddressNames>,
+    /// How many names all addresses have.
     names: usize,
-    /// No address is forgotten before.
-    earliest: u64,
+    /// No address expires before this time.
+    earliest_expiry: u64,
 }
 
 /// The names of one address.
 #[derive(Clone, Debug)]
-struct Known {
+struct AddressNames {
     ip: IpAddr,
-    latest: Version,
+    latest: Answer,
     /// Earlier answers, the oldest first.
-    superseded: Vec<Version>,
+    superseded: Vec<Answer>,
 }
 
-/// One answer.
 #[derive(Clone, Debug)]
-struct Version {
+struct Answer {
     name: Arc<str>,
     /// When the answer arrived, in nanoseconds.
     since: u64,
-    /// The last moment that it counts, in nanoseconds.
+    /// When the answer expires, in nanoseconds. It still counts at this very time.
     until: u64,
 }
 
-impl<K: Hash + Eq + Clone> Names<K> {
-    /// Nobody knows anything.
+impl<K: Hash + Eq + Clone> KnownNames<K> {
+    /// No owner has a name.
     pub fn new(options: &NamesOptions) -> Self {
         Self {
-            owners: Aged::default(),
+            owners: LruTable::default(),
             hasher: Hasher::default(),
             options: options.clone(),
             total: 0,
@@ -140,33 +151,33 @@ impl<K: Hash + Eq + Clone> Names<K> {
         }
     }
 
-    /// The owner got an answer at `now`: it knows the address by this name until another answer replaces it.
+    /// An owner got an answer at `now`: this is its name for the address until another answer replaces it.
     ///
-    /// `now` is in nanoseconds of whatever clock the caller uses throughout. Answers may be learned late, that is,
-    /// after more recent ones.
+    /// `now` is in nanoseconds of any clock, the same one in all calls. An answer may come after later ones.
     pub fn learn(&mut self, owner: &K, name: &Arc<str>, address: Address, now: u64) {
-        let place = self.owner(owner);
-        let version = Version { name: Arc::clone(name), since: now, until: now.saturating_add(self.keep(address.ttl)) };
+        let index = self.touch_or_insert(owner);
+        let answer =
+            Answer { name: Arc::clone(name), since: now, until: now.saturating_add(self.lifetime(address.ttl)) };
         let hash = self.hasher.hash_one(address.ip);
-        let table = own(&mut self.owners.get_mut(place).table, &mut self.total);
+        let table = unshare(&mut self.owners.get_mut(index).table, &mut self.total);
         let before = table.names;
-        table.earliest = table.earliest.min(version.until);
-        match table.place(hash, address.ip) {
-            Some(place) => {
-                let known = table.known.get_mut(place);
-                table.names -= known.names();
-                known.learn(version);
-                table.names += known.names();
-                table.known.renew(place);
+        table.earliest_expiry = table.earliest_expiry.min(answer.until);
+        match table.index(hash, address.ip) {
+            Some(index) => {
+                let address = table.addresses.get_mut(index);
+                table.names -= address.names();
+                address.learn(answer);
+                table.names += address.names();
+                table.addresses.touch(index);
             }
             None => {
-                if table.known.len() >= self.options.per_owner.max(1)
-                    && let Some(oldest) = table.known.oldest()
+                if table.addresses.len() >= self.options.per_owner.max(1)
+                    && let Some(oldest) = table.addresses.oldest()
                 {
-                    table.names -= table.known.remove(oldest).names();
+                    table.names -= table.addresses.remove(oldest).names();
                     self.counters.evicted_addresses += 1;
                 }
-                table.known.insert(hash, Known { ip: address.ip, latest: version, superseded: Vec::new() });
+                table.addresses.insert(hash, AddressNames { ip: address.ip, latest: answer, superseded: Vec::new() });
                 table.names += 1;
             }
         }
@@ -174,10 +185,9 @@ impl<K: Hash + Eq + Clone> Names<K> {
         self.shrink(owner);
     }
 
-    /// Answers that came between `from` and `to` may have been missed. So names that were known before may be out of
-    /// date.
+    /// Answers between `from` and `to` may have been missed, so names that were learned before may be out of date.
     pub fn missed(&mut self, from: u64, to: u64) {
-        if self.gaps.len() >= MOST_GAPS
+        if self.gaps.len() >= MAX_GAPS
             && let (Some(oldest), Some(next)) = (self.gaps.pop_front(), self.gaps.front_mut())
         {
             *next = *oldest.start()..=*next.end();
@@ -185,100 +195,107 @@ impl<K: Hash + Eq + Clone> Names<K> {
         self.gaps.push_back(from..=to.max(from));
     }
 
-    /// The name by which the owner knew an address at a moment: that of the last answer before it. `None` if answers
-    /// may have been missed in between. Does not allocate.
+    /// The owner's name for an address at the time `at`: that of the latest answer until then. `None` if there is none,
+    /// or if answers may have been missed since. Does not allocate.
     pub fn find(&self, owner: &K, ip: IpAddr, at: u64) -> Option<&Arc<str>> {
+        self.find_with_time(owner, ip, at).map(|(name, _)| name)
+    }
+
+    /// Like [`find`](Self::find), together with the time of the answer in nanoseconds.
+    pub fn find_with_time(&self, owner: &K, ip: IpAddr, at: u64) -> Option<(&Arc<str>, u64)> {
         let ip = ip.to_canonical();
-        let table = &self.owners.get(self.place(owner)?).table;
-        let known = table.known.get(table.place(self.hasher.hash_one(ip), ip)?);
-        let version = known.at(at).filter(|version| at <= version.until)?;
-        let is_certain = self.gaps.iter().all(|gap| at < *gap.start() || *gap.end() < version.since);
-        is_certain.then_some(&version.name)
+        let table = &self.owners.get(self.index(owner)?).table;
+        let address = table.addresses.get(table.index(self.hasher.hash_one(ip), ip)?);
+        let answer = address.at(at).filter(|answer| at <= answer.until)?;
+        let is_certain = self.gaps.iter().all(|gap| at < *gap.start() || *gap.end() < answer.since);
+        is_certain.then_some((&answer.name, answer.since))
     }
 
-    /// All that an owner knows, what it learned longest ago first: address, name, and until when.
-    pub fn known_to(&self, owner: &K) -> impl Iterator<Item = (IpAddr, &Arc<str>, u64)> {
-        let table = self.place(owner).map(|place| &self.owners.get(place).table);
-        table
-            .into_iter()
-            .flat_map(|table| table.known.iter())
-            .map(|known| (known.ip, &known.latest.name, known.latest.until))
+    /// The addresses that an owner has names for, the one that was learned longest ago first, each with its latest
+    /// name.
+    pub fn known_to(&self, owner: &K) -> impl Iterator<Item = KnownAddress<'_>> {
+        let table = self.index(owner).map(|index| &self.owners.get(index).table);
+        table.into_iter().flat_map(|table| table.addresses.iter()).map(|address| KnownAddress {
+            ip: address.ip,
+            name: &address.latest.name,
+            until: address.latest.until,
+        })
     }
 
-    /// What the parent knows the child knows too, from now on, in place of what it knew. What either learns later is
-    /// its own. Cheap: nothing is copied before one of them learns something.
+    /// Replaces the child's names with the parent's. From then on each owner learns for itself. This is cheap: names
+    /// are not copied before one of the two learns a new one.
     pub fn inherit(&mut self, parent: &K, child: &K) {
         if parent == child {
             return;
         }
         self.forget(child);
-        let Some(parent) = self.place(parent) else { return };
+        let Some(parent) = self.index(parent) else { return };
         let table = Arc::clone(&self.owners.get(parent).table);
         self.insert(Owner { key: child.clone(), table });
     }
 
-    /// The owner is gone.
+    /// Forgets an owner and its names.
     pub fn forget(&mut self, owner: &K) {
-        if let Some(place) = self.place(owner) {
-            self.remove(place);
+        if let Some(index) = self.index(owner) {
+            self.remove(index);
         }
     }
 
-    /// Forgets addresses whose time is over. It looks at every owner, but not into a table before something in it is
-    /// due: every ten seconds or so is often enough.
+    /// Forgets addresses whose answers have expired. It visits every owner, but searches only the names of those where
+    /// something has expired. Calling it every ten seconds or so is often enough.
     pub fn expire(&mut self, now: u64) {
         let mut next = self.owners.oldest();
-        while let Some(place) = next {
-            next = self.owners.newer(place);
-            self.expire_owner(place, now);
+        while let Some(index) = next {
+            next = self.owners.newer(index);
+            self.expire_owner(index, now);
         }
     }
 
-    /// How many owners know something.
+    /// How many owners have names.
     pub fn owners(&self) -> usize {
         self.owners.len()
     }
 
-    /// How many names for addresses all owners know together, shared ones counted once.
+    /// How many names all owners have together, shared ones counted once.
     pub fn known_names(&self) -> usize {
         self.total
     }
 
-    /// What gave way.
+    /// How many owners and addresses were forgotten.
     pub fn counters(&self) -> NamesCounters {
         self.counters
     }
 
     /// For how many nanoseconds an answer is kept.
-    fn keep(&self, ttl: u32) -> u64 {
+    fn lifetime(&self, ttl: u32) -> u64 {
         let NamesOptions { ttl_floor, ttl_ceiling, .. } = self.options;
         let kept = Duration::from_secs(ttl.into()).max(ttl_floor).min(ttl_ceiling);
         u64::try_from(kept.as_nanos()).unwrap_or(u64::MAX)
     }
 
-    fn place(&self, owner: &K) -> Option<Place> {
+    fn index(&self, owner: &K) -> Option<Index> {
         self.owners.find(self.hasher.hash_one(owner), |other| other.key == *owner)
     }
 
-    /// The owner, which is about to learn something.
-    fn owner(&mut self, owner: &K) -> Place {
-        match self.place(owner) {
-            Some(place) => {
-                self.owners.renew(place);
-                place
+    /// The index of an owner that is about to learn a name. It becomes the most recent one.
+    fn touch_or_insert(&mut self, owner: &K) -> Index {
+        match self.index(owner) {
+            Some(index) => {
+                self.owners.touch(index);
+                index
             }
             None => self.insert(Owner { key: owner.clone(), table: Arc::default() }),
         }
     }
 
-    fn insert(&mut self, owner: Owner<K>) -> Place {
+    fn insert(&mut self, owner: Owner<K>) -> Index {
         if self.owners.len() >= self.options.owners.max(1) {
             self.evict();
         }
         self.owners.insert(self.hasher.hash_one(&owner.key), owner)
     }
 
-    /// Takes from others until all is within bounds again.
+    /// Evicts owners other than `spared` until all names are within their bound again.
     fn shrink(&mut self, spared: &K) {
         while self.total > self.options.total.max(self.options.per_owner) {
             match self.owners.oldest() {
@@ -295,84 +312,85 @@ impl<K: Hash + Eq + Clone> Names<K> {
         }
     }
 
-    fn remove(&mut self, place: Place) {
-        if let Some(table) = Arc::into_inner(self.owners.remove(place).table) {
+    fn remove(&mut self, index: Index) {
+        if let Some(table) = Arc::into_inner(self.owners.remove(index).table) {
             self.total -= table.names;
         }
     }
 
-    fn expire_owner(&mut self, place: Place, now: u64) {
-        let table = &mut self.owners.get_mut(place).table;
-        if now <= table.earliest {
+    fn expire_owner(&mut self, index: Index, now: u64) {
+        let table = &mut self.owners.get_mut(index).table;
+        if now <= table.earliest_expiry {
             return;
         }
         if let Some(table) = Arc::get_mut(table) {
-            let (addresses, names) = (table.known.len(), table.names);
-            table.known.retain(|known| now <= known.until());
-            table.names = table.known.iter().map(Known::names).sum();
-            table.earliest = table.known.iter().map(Known::until).min().unwrap_or(u64::MAX);
+            let (addresses, names) = (table.addresses.len(), table.names);
+            table.addresses.retain(|address| now <= address.until());
+            table.names = table.addresses.iter().map(AddressNames::names).sum();
+            table.earliest_expiry = table.addresses.iter().map(AddressNames::until).min().unwrap_or(u64::MAX);
             self.total -= names - table.names;
-            self.counters.expired_addresses += (addresses - table.known.len()) as u64;
+            self.counters.expired_addresses += (addresses - table.addresses.len()) as u64;
         }
-        // A table that others share is not copied for this; but once all of it is over it is let go.
-        if self.owners.get(place).table.known.iter().all(|known| now > known.until()) {
-            self.remove(place);
+        // A shared table is not copied just to remove expired addresses from it. An owner lets go of it when all of
+        // them have expired.
+        if self.owners.get(index).table.addresses.iter().all(|address| now > address.until()) {
+            self.remove(index);
         }
     }
 }
 
 impl Default for Table {
     fn default() -> Self {
-        Self { known: Aged::default(), names: 0, earliest: u64::MAX }
+        Self { addresses: LruTable::default(), names: 0, earliest_expiry: u64::MAX }
     }
 }
 
 impl Table {
-    fn place(&self, hash: u64, ip: IpAddr) -> Option<Place> {
-        self.known.find(hash, |known| known.ip == ip)
+    fn index(&self, hash: u64, ip: IpAddr) -> Option<Index> {
+        self.addresses.find(hash, |address| address.ip == ip)
     }
 }
 
-impl Known {
-    /// How many names are known for the address.
+impl AddressNames {
+    /// How many answers are kept for the address.
     fn names(&self) -> usize {
         1 + self.superseded.len()
     }
 
-    /// When the last of them expires.
+    /// When the last of the answers expires.
     fn until(&self) -> u64 {
-        self.superseded.iter().map(|version| version.until).fold(self.latest.until, u64::max)
+        self.superseded.iter().map(|answer| answer.until).fold(self.latest.until, u64::max)
     }
 
-    /// The last answer that had arrived by a moment.
-    fn at(&self, at: u64) -> Option<&Version> {
+    /// The latest answer until the time `at`.
+    fn at(&self, at: u64) -> Option<&Answer> {
         let newest_first = std::iter::once(&self.latest).chain(self.superseded.iter().rev());
-        newest_first.into_iter().find(|version| version.since <= at)
+        newest_first.into_iter().find(|answer| answer.since <= at)
     }
 
-    /// Inserts an answer in order of its time.
-    fn learn(&mut self, version: Version) {
-        if version.since >= self.latest.since {
-            let before = std::mem::replace(&mut self.latest, version);
+    /// Inserts an answer in the order of their times.
+    fn learn(&mut self, answer: Answer) {
+        if answer.since >= self.latest.since {
+            let before = std::mem::replace(&mut self.latest, answer);
             if before.since < self.latest.since {
                 self.superseded.push(before);
             }
-        } else if version.since >= self.oldest_needed() {
-            let place = self.superseded.partition_point(|other| other.since <= version.since);
-            self.superseded.insert(place, version);
+        } else if answer.since >= self.oldest_needed() {
+            let index = self.superseded.partition_point(|other| other.since <= answer.since);
+            self.superseded.insert(index, answer);
         }
         self.forget_superseded();
     }
 
-    /// Nothing older than this is ever asked for.
+    /// Of the answers until this time only the latest is kept.
     fn oldest_needed(&self) -> u64 {
-        self.latest.since.saturating_sub(KEPT_SUPERSEDED)
+        self.latest.since.saturating_sub(SUPERSEDED_KEPT_FOR)
     }
 
-    /// Forgets names that were replaced long ago, and the oldest if there are too many.
+    /// Forgets answers that were replaced long ago, and the oldest if there are too many.
     fn forget_superseded(&mut self) {
-        let needed = self.superseded.iter().rposition(|version| version.since <= self.oldest_needed()).unwrap_or(0);
-        let too_many = self.names().saturating_sub(MOST_VERSIONS);
+        let needed = self.superseded.iter().rposition(|answer| answer.since <= self.oldest_needed()).unwrap_or(0);
+        let too_many = self.names().saturating_sub(MAX_ANSWERS);
         self.superseded.drain(..needed.max(too_many));
         if self.superseded.is_empty() {
             self.superseded = Vec::new();
@@ -380,8 +398,8 @@ impl Known {
     }
 }
 
-/// The table, no longer shared with anyone.
-fn own<'a>(table: &'a mut Arc<Table>, total: &mut usize) -> &'a mut Table {
+/// Makes a table one owner's own by copying it if it is shared.
+fn unshare<'a>(table: &'a mut Arc<Table>, total: &mut usize) -> &'a mut Table {
     if Arc::get_mut(table).is_none() {
         *total += table.names;
     }

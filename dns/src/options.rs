@@ -1,10 +1,10 @@
-//! What is captured, and how much is kept.
+//! What is captured, and the bounds of memory.
 
 use std::time::Duration;
 
 use crate::Error;
 
-/// What is captured, and how much is kept.
+/// What is captured, and the bounds of memory.
 ///
 /// ```
 /// # use socktrail_dns::Options;
@@ -16,19 +16,20 @@ use crate::Error;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Options {
-    /// Whether names are learned at all; whoever starts captures asks. Default true.
+    /// Whether to capture at all. The program that starts captures checks this; the crate itself does not. Default
+    /// true.
     pub enabled: bool,
-    /// The interface to listen on; none is all of the network namespace. Default none.
+    /// The interface to capture on; `None` is all interfaces of the network namespace. Default `None`.
     pub interface: Option<String>,
-    /// How many bytes of a UDP packet are read, from its IP header on: 128 to 65,535. Default 1024. TCP packets are
-    /// always read whole.
+    /// How many bytes of a UDP packet are captured, from its IP header on: 128 to 65,535. Default 1024. TCP packets are
+    /// always captured whole.
     pub snaplen: u32,
     /// The ports that DNS servers listen on, 1 to 32 of them. Default 53. 5353 adds one-shot queries of mDNS
     /// (RFC 6762, section 6.7), 5355 LLMNR (RFC 4795).
     pub ports: Vec<u16>,
-    /// Memory for packets that nobody has read yet, in bytes: 64 KiB to 256 MiB. Default 2 MiB.
+    /// The size of the ring in which packets wait until they are read, in bytes: 64 KiB to 256 MiB. Default 2 MiB.
     pub ring_bytes: u32,
-    /// How much is kept of what is on its way.
+    /// Bounds of a tracker's memory.
     pub bounds: Bounds,
 }
 
@@ -46,11 +47,11 @@ impl Default for Options {
 }
 
 impl Options {
-    /// Says which option makes no sense, and why.
+    /// Checks that every value is within its limits.
     ///
     /// # Errors
     ///
-    /// [`Error::Option`].
+    /// [`Error::Option`], for the first invalid value.
     pub fn validate(&self) -> Result<(), Error> {
         let within = |option, value: usize, least: usize, most: usize| {
             let problem = format!("{value} is not within {least} to {most}");
@@ -63,26 +64,27 @@ impl Options {
         within("bounds.streams", self.bounds.streams, 1, 1_000_000)?;
         within("bounds.stream_bytes", self.bounds.stream_bytes, 512, 65_535)?;
         if self.ports.contains(&0) {
-            return Err(Error::Option { option: "ports", problem: "0 is no port".to_owned() });
+            return Err(Error::Option { option: "ports", problem: "0 is not a valid port".to_owned() });
         }
         Ok(())
     }
 }
 
-/// How much a [`Tracker`](crate::Tracker) keeps of what is on its way.
+/// Bounds of a [`Tracker`](crate::Tracker)'s memory, and timeouts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Bounds {
-    /// Queries that wait for an answer; the oldest gives way. Default 10,000, about 200 bytes each.
+    /// How many queries may wait for an answer, about 200 bytes each. One more evicts the oldest. Default 10,000.
     pub queries: usize,
-    /// How long a query waits for an answer. Default 30 s.
+    /// How long a query waits for an answer before it is forgotten. Default 30 s.
     pub query_timeout: Duration,
-    /// TCP streams, a connection having two; the one idle longest gives way. Default 256.
+    /// How many TCP streams are followed. A connection has two. One more evicts the one that has been idle for longest.
+    /// Default 256.
     pub streams: usize,
-    /// Bytes kept of a message that is not yet whole, and of segments that came too early, for each TCP stream.
-    /// A longer message is read up to here. Default 16 KiB.
+    /// For each TCP stream, how many bytes are kept of an incomplete message, and how many of out-of-order segments. Of
+    /// a longer message only this many bytes are read. Default 16 KiB.
     pub stream_bytes: usize,
-    /// How long a TCP stream may be idle. Default 120 s.
+    /// How long a TCP stream may be idle before it is forgotten. Default 120 s.
     pub stream_timeout: Duration,
 }
 
@@ -103,9 +105,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nonsense_is_named() {
-        type Spoil = fn(&mut Options);
-        let spoils: [(&str, Spoil); 6] = [
+    fn an_error_names_the_invalid_option() {
+        type Change = fn(&mut Options);
+        let changes: [(&str, Change); 6] = [
             ("snaplen", |o| o.snaplen = 0),
             ("ports", |o| o.ports.clear()),
             ("ports", |o| o.ports = vec![0]),
@@ -113,10 +115,10 @@ mod tests {
             ("bounds.queries", |o| o.bounds.queries = 0),
             ("bounds.stream_bytes", |o| o.bounds.stream_bytes = 1 << 20),
         ];
-        for (name, spoil) in spoils {
+        for (name, change) in changes {
             let mut options = Options::default();
             options.validate().unwrap();
-            spoil(&mut options);
+            change(&mut options);
             assert!(options.validate().unwrap_err().to_string().starts_with(name), "{name}");
         }
     }

@@ -1,11 +1,12 @@
-//! DNS over TCP (RFC 1035, section 4.2.2; RFC 7766): segments to messages, within bounds.
+//! DNS over TCP (RFC 1035, section 4.2.2; RFC 7766): reassembles messages from segments.
 //!
-//! Each direction of a connection is a stream of its own, known from its SYN on. A message that lies in one segment is
-//! read where it lies; only one that is spread over several is copied.
+//! Each direction of a connection is a stream of its own, which begins with its SYN. A message that lies within one
+//! segment is read in place; only a message that is spread over several segments is copied.
 
 use std::hash::BuildHasher;
 
-use crate::aged::{Aged, Place};
+use crate::lru::{Index, LruTable};
+use crate::message::Completeness;
 use crate::{Bounds, Endpoint, TcpCounters};
 
 /// Control bits (RFC 9293, section 3.1).
@@ -13,12 +14,12 @@ const FIN: u8 = 0x01;
 const SYN: u8 = 0x02;
 const RST: u8 = 0x04;
 
-/// Early segments kept for a stream.
-const MOST_EARLY: usize = 8;
-/// How far ahead of what is expected a segment may be; no DNS sender has more on its way.
-const MOST_AHEAD: u32 = 1 << 20;
+/// Out-of-order segments that are kept for a stream.
+const MAX_OUT_OF_ORDER: usize = 8;
+/// How far a segment's sequence number may be ahead of the expected one. No DNS sender has more bytes in flight.
+const MAX_AHEAD: u32 = 1 << 20;
 
-/// A segment as captured.
+/// A captured segment.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Segment<'a> {
     pub(crate) time: u64,
@@ -27,17 +28,21 @@ pub(crate) struct Segment<'a> {
     pub(crate) sequence: u32,
     pub(crate) flags: u8,
     pub(crate) payload: &'a [u8],
-    /// Bytes of payload after those that were not captured.
+    /// How many more bytes the payload has that were not captured.
     pub(crate) missing: usize,
 }
 
-/// The streams at hand.
+/// Receives messages.
+type OnMessage<'a> = dyn FnMut(&[u8], Completeness) + 'a;
+
+/// All streams.
 #[derive(Debug)]
 pub(crate) struct Streams {
-    streams: Aged<Stream>,
+    streams: LruTable<Stream>,
     hasher: foldhash::fast::RandomState,
-    most: usize,
-    most_bytes: usize,
+    max_streams: usize,
+    /// Bytes kept of an incomplete message, and of out-of-order segments, for each stream.
+    max_bytes: usize,
     /// Nanoseconds.
     timeout: u64,
     counters: TcpCounters,
@@ -47,16 +52,17 @@ pub(crate) struct Streams {
 struct Stream {
     source: Endpoint,
     destination: Endpoint,
-    /// When it last had a segment.
+    /// The time of the latest segment.
     time: u64,
     /// The sequence number of the next byte.
     next: u32,
-    messages: Messages,
-    early: Vec<Early>,
+    messages: MessageReader,
+    out_of_order: Vec<OutOfOrder>,
 }
 
+/// A segment that waits until the bytes before it have come.
 #[derive(Debug)]
-struct Early {
+struct OutOfOrder {
     sequence: u32,
     payload: Box<[u8]>,
     missing: usize,
@@ -65,10 +71,10 @@ struct Early {
 impl Streams {
     pub(crate) fn new(bounds: &Bounds) -> Self {
         Self {
-            streams: Aged::default(),
+            streams: LruTable::default(),
             hasher: foldhash::fast::RandomState::default(),
-            most: bounds.streams.max(1),
-            most_bytes: bounds.stream_bytes,
+            max_streams: bounds.streams.max(1),
+            max_bytes: bounds.stream_bytes,
             timeout: u64::try_from(bounds.stream_timeout.as_nanos()).unwrap_or(u64::MAX),
             counters: TcpCounters::default(),
         }
@@ -78,66 +84,66 @@ impl Streams {
         self.counters
     }
 
-    /// How many streams are kept.
+    /// How many streams there are.
     pub(crate) fn len(&self) -> usize {
         self.streams.len()
     }
 
-    /// Takes in a segment; calls `each` for every message that becomes whole with it, telling whether its end is
-    /// missing.
-    pub(crate) fn segment(&mut self, segment: &Segment<'_>, each: &mut dyn FnMut(&[u8], bool)) {
-        let Some(place) = self.stream(segment) else { return };
-        let stream = self.streams.get_mut(place);
+    /// Takes in a segment, and hands over every message that it completes.
+    pub(crate) fn segment(&mut self, segment: &Segment<'_>, on_message: &mut OnMessage<'_>) {
+        let Some(index) = self.stream(segment) else { return };
+        let stream = self.streams.get_mut(index);
         stream.time = segment.time;
         let ended = if segment.flags & RST != 0 {
-            // RFC 5961, section 3.2: only this one is believed, so that a blind one ends nothing.
+            // RFC 5961, section 3.2: a reset counts only with the expected sequence number, so that an attacker who
+            // cannot see the stream cannot end it.
             segment.sequence == stream.next
         } else {
-            match stream.take(segment, self.most_bytes, &mut self.counters, each) {
+            match stream.ingest(segment, self.max_bytes, &mut self.counters, on_message) {
                 Ok(()) => segment.flags & FIN != 0 && stream.next == segment.end(),
-                Err(Broken) => {
+                Err(Unrecoverable) => {
                     self.counters.broken_streams += 1;
                     true
                 }
             }
         };
         if ended {
-            self.streams.remove(place);
+            self.streams.remove(index);
         } else {
-            self.streams.renew(place);
+            self.streams.touch(index);
         }
     }
 
     /// Forgets streams that have been idle for too long.
     pub(crate) fn expire(&mut self, now: u64) {
-        while let Some(place) = self.streams.oldest() {
-            if now.saturating_sub(self.streams.get(place).time) <= self.timeout {
+        while let Some(index) = self.streams.oldest() {
+            if now.saturating_sub(self.streams.get(index).time) <= self.timeout {
                 break;
             }
-            self.streams.remove(place);
+            self.streams.remove(index);
             self.counters.idle_streams += 1;
         }
     }
 
-    /// The segment's stream. SYN begins one, or begins it anew.
-    fn stream(&mut self, segment: &Segment<'_>) -> Option<Place> {
+    /// The segment's stream. A SYN begins one, or begins it anew.
+    fn stream(&mut self, segment: &Segment<'_>) -> Option<Index> {
         let ends = (segment.source, segment.destination);
         let hash = self.hasher.hash_one(ends);
-        let place = self.streams.find(hash, |stream| (stream.source, stream.destination) == ends);
+        let index = self.streams.find(hash, |stream| (stream.source, stream.destination) == ends);
         if segment.flags & SYN == 0 {
-            let data = !segment.payload.is_empty() || segment.missing > 0;
-            self.counters.midstream_segments += u64::from(place.is_none() && data);
-            return place;
+            let has_data = !segment.payload.is_empty() || segment.missing > 0;
+            self.counters.midstream_segments += u64::from(index.is_none() && has_data);
+            return index;
         }
         let first = segment.sequence.wrapping_add(1);
-        if let Some(place) = place {
-            let stream = self.streams.get_mut(place);
+        if let Some(index) = index {
+            let stream = self.streams.get_mut(index);
             if stream.next != first {
                 *stream = Stream::new(segment, first);
             }
-            return Some(place);
+            return Some(index);
         }
-        if self.streams.len() >= self.most
+        if self.streams.len() >= self.max_streams
             && let Some(oldest) = self.streams.oldest()
         {
             self.streams.remove(oldest);
@@ -153,168 +159,170 @@ impl Segment<'_> {
         self.sequence.wrapping_add(u32::from(self.flags & SYN != 0))
     }
 
-    /// The sequence number behind the payload.
+    /// The sequence number of the byte after the payload.
     fn end(&self) -> u32 {
-        self.start().wrapping_add(span(self.payload, self.missing))
+        self.start().wrapping_add(sequence_length(self.payload, self.missing))
     }
 }
 
-/// How far a payload moves the stream.
-fn span(payload: &[u8], missing: usize) -> u32 {
+/// How many sequence numbers a payload takes.
+fn sequence_length(payload: &[u8], missing: usize) -> u32 {
     u32::try_from(payload.len() + missing).unwrap_or(u32::MAX)
 }
 
 impl Stream {
     fn new(segment: &Segment<'_>, next: u32) -> Self {
         let Segment { source, destination, time, .. } = *segment;
-        Self { source, destination, time, next, messages: Messages::default(), early: Vec::new() }
+        Self { source, destination, time, next, messages: MessageReader::default(), out_of_order: Vec::new() }
     }
 
-    fn take(
+    fn ingest(
         &mut self,
         segment: &Segment<'_>,
-        most_bytes: usize,
+        max_bytes: usize,
         counters: &mut TcpCounters,
-        each: &mut dyn FnMut(&[u8], bool),
-    ) -> Result<(), Broken> {
+        on_message: &mut OnMessage<'_>,
+    ) -> Result<(), Unrecoverable> {
         if segment.payload.is_empty() && segment.missing == 0 {
             return Ok(());
         }
-        if self.is_early(segment.start()) {
-            counters.early_segments += 1;
-            return self.keep(segment, most_bytes);
+        if self.is_ahead(segment.start()) {
+            counters.out_of_order_segments += 1;
+            return self.keep(segment, max_bytes);
         }
-        self.advance(segment.start(), segment.payload, segment.missing, most_bytes, each)?;
-        while let Some(at) = self.early.iter().position(|early| !self.is_early(early.sequence)) {
-            let early = self.early.swap_remove(at);
-            self.advance(early.sequence, &early.payload, early.missing, most_bytes, each)?;
+        self.advance(segment.start(), segment.payload, segment.missing, max_bytes, on_message)?;
+        while let Some(at) = self.out_of_order.iter().position(|kept| !self.is_ahead(kept.sequence)) {
+            let kept = self.out_of_order.swap_remove(at);
+            self.advance(kept.sequence, &kept.payload, kept.missing, max_bytes, on_message)?;
         }
         Ok(())
     }
 
-    /// Whether something is still missing before this.
-    fn is_early(&self, sequence: u32) -> bool {
-        (1..MOST_AHEAD).contains(&sequence.wrapping_sub(self.next))
+    /// Whether bytes before this sequence number have not come yet.
+    fn is_ahead(&self, sequence: u32) -> bool {
+        (1..MAX_AHEAD).contains(&sequence.wrapping_sub(self.next))
     }
 
-    /// Keeps a segment that came too early.
-    fn keep(&mut self, segment: &Segment<'_>, most_bytes: usize) -> Result<(), Broken> {
-        let kept: usize = self.early.iter().map(|early| early.payload.len()).sum();
-        if self.early.len() == MOST_EARLY || kept + segment.payload.len() > most_bytes {
-            return Err(Broken);
+    /// Keeps an out-of-order segment.
+    fn keep(&mut self, segment: &Segment<'_>, max_bytes: usize) -> Result<(), Unrecoverable> {
+        let kept: usize = self.out_of_order.iter().map(|kept| kept.payload.len()).sum();
+        if self.out_of_order.len() == MAX_OUT_OF_ORDER || kept + segment.payload.len() > max_bytes {
+            return Err(Unrecoverable);
         }
         let (sequence, missing) = (segment.start(), segment.missing);
-        self.early.push(Early { sequence, payload: segment.payload.into(), missing });
+        self.out_of_order.push(OutOfOrder { sequence, payload: segment.payload.into(), missing });
         Ok(())
     }
 
-    /// Takes in bytes that begin at or before what is expected, as far as they are new.
+    /// Takes in the new part of a payload that begins at the next byte or before it.
     fn advance(
         &mut self,
         sequence: u32,
         payload: &[u8],
         missing: usize,
-        most_bytes: usize,
-        each: &mut dyn FnMut(&[u8], bool),
-    ) -> Result<(), Broken> {
+        max_bytes: usize,
+        on_message: &mut OnMessage<'_>,
+    ) -> Result<(), Unrecoverable> {
         let known = self.next.wrapping_sub(sequence);
-        if known >= span(payload, missing) {
+        if known >= sequence_length(payload, missing) {
             return Ok(());
         }
-        let fresh = payload.get(known as usize..).unwrap_or_default();
-        let missing = payload.len() + missing - known as usize - fresh.len();
-        self.next = self.next.wrapping_add(span(fresh, missing));
-        self.messages.bytes(fresh, most_bytes, each);
-        self.messages.hole(missing, each)
+        let new = payload.get(known as usize..).unwrap_or_default();
+        let missing = payload.len() + missing - known as usize - new.len();
+        self.next = self.next.wrapping_add(sequence_length(new, missing));
+        self.messages.bytes(new, max_bytes, on_message);
+        self.messages.missing_bytes(missing, on_message)
     }
 }
 
-/// The beginning of a message was lost, and with it where the next one begins.
-struct Broken;
+/// A stream cannot be read any further: bytes are missing, and where its next message begins is not known.
+struct Unrecoverable;
 
-/// Cuts a stream into messages.
+/// Splits a stream into messages.
 #[derive(Debug, Default)]
-struct Messages {
-    /// The beginning of a message that is not whole, with its length before it.
+struct MessageReader {
+    /// The beginning of an incomplete message, including its length prefix.
     partial: Vec<u8>,
-    /// How many bytes to pass over before the next message.
+    /// How many bytes to skip before the next message.
     skip: usize,
 }
 
-/// Each message comes behind its length in two bytes.
+/// Bytes of the length before each message.
 const PREFIX: usize = 2;
 
-impl Messages {
-    fn bytes(&mut self, mut bytes: &[u8], most: usize, each: &mut dyn FnMut(&[u8], bool)) {
+impl MessageReader {
+    fn bytes(&mut self, mut bytes: &[u8], max_bytes: usize, on_message: &mut OnMessage<'_>) {
         while !bytes.is_empty() {
             bytes = if self.skip > 0 {
                 let skipped = self.skip.min(bytes.len());
                 self.skip -= skipped;
                 &bytes[skipped..]
             } else if self.partial.is_empty() {
-                self.begin(bytes, each)
+                self.start_message(bytes, on_message)
             } else {
-                self.go_on(bytes, most, each)
+                self.continue_message(bytes, max_bytes, on_message)
             };
         }
     }
 
-    /// At the beginning of a message. Gives what is left of the bytes.
-    fn begin<'a>(&mut self, bytes: &'a [u8], each: &mut dyn FnMut(&[u8], bool)) -> &'a [u8] {
+    /// Reads from the beginning of a message. Returns the bytes that are left.
+    fn start_message<'a>(&mut self, bytes: &'a [u8], on_message: &mut OnMessage<'_>) -> &'a [u8] {
         let whole = bytes.split_at_checked(PREFIX).and_then(|(prefix, rest)| rest.split_at_checked(length(prefix)));
         let Some((message, rest)) = whole else {
-            // One byte at least, so that what follows belongs to a message that has begun.
+            // One byte is enough to make `partial` the beginning of this message; `continue_message` reads the rest.
             self.partial.push(bytes[0]);
             return &bytes[1..];
         };
-        each(message, false);
+        on_message(message, Completeness::Complete);
         rest
     }
 
-    /// Within a message. Gives what is left of the bytes.
-    fn go_on<'a>(&mut self, bytes: &'a [u8], most: usize, each: &mut dyn FnMut(&[u8], bool)) -> &'a [u8] {
+    /// Reads more of the message in `partial`. Returns the bytes that are left.
+    fn continue_message<'a>(&mut self, bytes: &'a [u8], max_bytes: usize, on_message: &mut OnMessage<'_>) -> &'a [u8] {
         if self.partial.len() < PREFIX {
             self.partial.push(bytes[0]);
-            return self.end_if_whole(&bytes[1..], most, each);
+            return self.finish_if_read(&bytes[1..], max_bytes, on_message);
         }
-        let wanted = PREFIX + length(&self.partial).min(most);
+        let wanted = PREFIX + length(&self.partial).min(max_bytes);
         let taken = (wanted - self.partial.len()).min(bytes.len());
         self.partial.extend_from_slice(&bytes[..taken]);
-        self.end_if_whole(&bytes[taken..], most, each)
+        self.finish_if_read(&bytes[taken..], max_bytes, on_message)
     }
 
-    /// Gives the message if all that is wanted of it is there.
-    fn end_if_whole<'a>(&mut self, rest: &'a [u8], most: usize, each: &mut dyn FnMut(&[u8], bool)) -> &'a [u8] {
+    /// Hands over the message in `partial` if it is complete, or as long as a message may be. Returns `rest`.
+    fn finish_if_read<'a>(&mut self, rest: &'a [u8], max_bytes: usize, on_message: &mut OnMessage<'_>) -> &'a [u8] {
         let length = length(&self.partial);
-        if self.partial.len() == PREFIX + length.min(most) {
-            self.skip = length.saturating_sub(most);
-            each(&self.partial[PREFIX..], self.skip > 0);
-            self.end();
+        if self.partial.len() == PREFIX + length.min(max_bytes) {
+            self.skip = length.saturating_sub(max_bytes);
+            let completeness = if self.skip > 0 { Completeness::Partial } else { Completeness::Complete };
+            on_message(&self.partial[PREFIX..], completeness);
+            self.release_partial();
         }
         rest
     }
 
-    /// Bytes follow that were not captured.
-    fn hole(&mut self, missing: usize, each: &mut dyn FnMut(&[u8], bool)) -> Result<(), Broken> {
+    /// Accounts for bytes of the stream that were not captured.
+    fn missing_bytes(&mut self, missing: usize, on_message: &mut OnMessage<'_>) -> Result<(), Unrecoverable> {
         if missing == 0 {
             return Ok(());
         }
         if self.partial.len() >= PREFIX {
             self.skip = length(&self.partial) - (self.partial.len() - PREFIX);
-            each(&self.partial[PREFIX..], true);
-            self.end();
+            on_message(&self.partial[PREFIX..], Completeness::Partial);
+            self.release_partial();
         }
-        // The hole must end within the message it began in, or at its end.
-        self.skip = self.skip.checked_sub(missing).ok_or(Broken)?;
-        if self.partial.is_empty() { Ok(()) } else { Err(Broken) }
+        // Where the next message begins is known only if all missing bytes belong to the current one.
+        self.skip = self.skip.checked_sub(missing).ok_or(Unrecoverable)?;
+        if self.partial.is_empty() { Ok(()) } else { Err(Unrecoverable) }
     }
 
-    /// Makes room for the next message. What a long one needed is given back.
-    fn end(&mut self) {
+    /// Makes room for the next message, and frees the memory that a long one took.
+    fn release_partial(&mut self) {
         self.partial = Vec::new();
     }
 }
 
+/// A message's length, from its prefix.
 fn length(prefix: &[u8]) -> usize {
     usize::from(u16::from_be_bytes([prefix[0], prefix[1]]))
 }

@@ -1,22 +1,22 @@
-//! Packets and messages for tests: recorded ones, and made ones.
+//! Packets and messages for tests, recorded or built.
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use crate::frame::{IPV4, IPV6};
-use crate::{Endpoint, Kind, Packet};
+use crate::packet::{IPV4, IPV6};
+use crate::{Endpoint, Packet, QueryType};
 
-/// Recorded packets: ethertype and bytes.
+/// The recorded packets: ethertype, and bytes from the IP header on.
 pub(crate) fn recorded() -> Vec<(u16, Vec<u8>)> {
     let lines = include_str!("../tests/data/packets.txt").lines();
-    lines.filter(|line| !line.is_empty() && !line.starts_with('#')).map(packet_of_line).collect()
+    lines.filter(|line| !line.is_empty() && !line.starts_with('#')).map(parse_line).collect()
 }
 
-fn packet_of_line(line: &str) -> (u16, Vec<u8>) {
+fn parse_line(line: &str) -> (u16, Vec<u8>) {
     let (ethertype, bytes) = line.split_once(' ').unwrap();
-    (u16::from_str_radix(ethertype, 16).unwrap(), unhex(bytes))
+    (u16::from_str_radix(ethertype, 16).unwrap(), from_hex(bytes))
 }
 
-pub(crate) fn unhex(hex: &str) -> Vec<u8> {
+pub(crate) fn from_hex(hex: &str) -> Vec<u8> {
     let digits: String = hex.split_whitespace().collect();
     (0..digits.len()).step_by(2).map(|at| u8::from_str_radix(&digits[at..at + 2], 16).unwrap()).collect()
 }
@@ -25,18 +25,18 @@ pub(crate) fn packet(time: u64, ethertype: u16, bytes: &[u8]) -> Packet<'_> {
     Packet { time, interface: 3, ethertype, length: bytes.len(), bytes }
 }
 
-pub(crate) fn end(text: &str) -> Endpoint {
+pub(crate) fn endpoint(text: &str) -> Endpoint {
     text.parse::<std::net::SocketAddr>().unwrap().into()
 }
 
-/// A UDP packet, without its link-layer header, with its ethertype.
+/// A UDP packet: ethertype, and bytes from the IP header on.
 pub(crate) fn udp(source: Endpoint, destination: Endpoint, payload: &[u8]) -> (u16, Vec<u8>) {
     let length = u16::try_from(payload.len() + 8).unwrap();
     let header = [source.port, destination.port, length, 0].map(u16::to_be_bytes).concat();
     ip(17, source.ip, destination.ip, &[&header, payload].concat())
 }
 
-/// A TCP packet.
+/// A TCP packet: ethertype, and bytes from the IP header on.
 pub(crate) fn tcp(source: Endpoint, destination: Endpoint, sequence: u32, flags: u8, payload: &[u8]) -> (u16, Vec<u8>) {
     let mut header = [source.port, destination.port].map(u16::to_be_bytes).concat();
     header.extend(sequence.to_be_bytes());
@@ -62,23 +62,23 @@ fn ip(protocol: u8, source: IpAddr, destination: IpAddr, payload: &[u8]) -> (u16
             packet.extend(payload);
             (IPV6, packet)
         }
-        _ => panic!("one packet has one version"),
+        _ => panic!("both addresses of a packet are of one IP version"),
     }
 }
 
-/// Type numbers (IANA, DNS parameters).
-pub(crate) fn number(kind: Kind) -> u16 {
-    match kind {
-        Kind::A => 1,
-        Kind::Aaaa => 28,
-        Kind::Svcb => 64,
-        Kind::Https => 65,
-        Kind::Any => 255,
+/// The number of a type (IANA, DNS parameters).
+pub(crate) fn type_number(query_type: QueryType) -> u16 {
+    match query_type {
+        QueryType::A => 1,
+        QueryType::Aaaa => 28,
+        QueryType::Svcb => 64,
+        QueryType::Https => 65,
+        QueryType::Any => 255,
     }
 }
 
 /// A name in wire format, uncompressed.
-pub(crate) fn wire(name: &str) -> Vec<u8> {
+pub(crate) fn wire_name(name: &str) -> Vec<u8> {
     let labels = name.split('.').filter(|label| !label.is_empty());
     let mut wire: Vec<u8> =
         labels.flat_map(|label| [&[u8::try_from(label.len()).unwrap()], label.as_bytes()].concat()).collect();
@@ -86,23 +86,23 @@ pub(crate) fn wire(name: &str) -> Vec<u8> {
     wire
 }
 
-pub(crate) fn query(id: u16, name: &str, kind: Kind) -> Vec<u8> {
+pub(crate) fn query(id: u16, name: &str, query_type: QueryType) -> Vec<u8> {
     let mut message = id.to_be_bytes().to_vec();
     message.extend([0x01, 0x20, 0, 1, 0, 0, 0, 0, 0, 0]);
-    message.extend(wire(name));
-    message.extend([number(kind).to_be_bytes(), [0, 1]].concat());
+    message.extend(wire_name(name));
+    message.extend([type_number(query_type).to_be_bytes(), [0, 1]].concat());
     message
 }
 
 /// A record: owner, type, data.
 pub(crate) type Record<'a> = (&'a str, u16, Vec<u8>);
 
-pub(crate) fn response(id: u16, name: &str, kind: Kind, records: &[Record<'_>]) -> Vec<u8> {
-    let mut message = query(id, name, kind);
+pub(crate) fn response(id: u16, name: &str, query_type: QueryType, records: &[Record<'_>]) -> Vec<u8> {
+    let mut message = query(id, name, query_type);
     message[2..4].copy_from_slice(&[0x81, 0x80]);
     message[6..8].copy_from_slice(&u16::try_from(records.len()).unwrap().to_be_bytes());
     for (owner, rtype, data) in records {
-        message.extend(if *owner == name { vec![0xc0, 12] } else { wire(owner) });
+        message.extend(if *owner == name { vec![0xc0, 12] } else { wire_name(owner) });
         message.extend([*rtype, 1, 0, 300].map(u16::to_be_bytes).concat());
         message.extend(u16::try_from(data.len()).unwrap().to_be_bytes());
         message.extend(data);
@@ -115,5 +115,5 @@ pub(crate) fn a<'a>(owner: &'a str, address: &str) -> Record<'a> {
 }
 
 pub(crate) fn cname<'a>(owner: &'a str, target: &str) -> Record<'a> {
-    (owner, 5, wire(target))
+    (owner, 5, wire_name(target))
 }

@@ -1,15 +1,15 @@
-//! From packets to names, in one pure machine.
+//! From packets to lookups, without I/O.
 
-use crate::frame::{Header, Unreadable};
-use crate::matching::{Matcher, Seen};
-use crate::message::Unusable;
+use crate::matcher::{Matcher, MessageContext};
+use crate::message::{Completeness, MessageError};
+use crate::packet::{PacketError, TransportHeader};
 use crate::tcp::{Segment, Streams};
-use crate::{Counters, Endpoint, Frame, Message, Options, Packet, Sink};
+use crate::{Counters, Endpoint, Message, Options, Packet, ParsedPacket, Sink};
 
-/// Reads packets, matches answers to queries, and tells a [`Sink`] what was learned.
+/// Reads packets, matches answers to queries, and hands the lookups to a [`Sink`].
 ///
-/// It has no clock and does no I/O: time comes with the packets and in [`expire`](Self::expire). One tracker is for
-/// one network namespace, because addresses mean nothing beyond.
+/// It reads no clock: time comes with the packets and in [`expire`](Self::expire). Each network namespace needs a
+/// tracker of its own, because the same address may belong to different hosts in different namespaces.
 #[derive(Debug)]
 pub struct Tracker {
     ports: Box<[u16]>,
@@ -19,7 +19,7 @@ pub struct Tracker {
 }
 
 impl Tracker {
-    /// A tracker that knows nothing yet.
+    /// A tracker that has seen no packets.
     pub fn new(options: &Options) -> Self {
         Self {
             ports: options.ports.as_slice().into(),
@@ -29,84 +29,89 @@ impl Tracker {
         }
     }
 
-    /// Takes in a packet. Packets come in the order of their times.
+    /// Takes in a packet. Packets must come in the order of their times.
     pub fn ingest(&mut self, packet: &Packet<'_>, sink: &mut impl Sink) {
         self.counters.packets += 1;
-        match Frame::parse(packet) {
-            Ok(frame) => self.frame(packet, &frame, sink),
-            Err(Unreadable::Foreign) => self.counters.foreign += 1,
-            Err(Unreadable::Bad) => self.counters.bad_packets += 1,
-            Err(Unreadable::Fragment) => self.counters.fragments += 1,
+        match ParsedPacket::parse(packet) {
+            Ok(parsed) => self.parsed(packet, &parsed, sink),
+            Err(PacketError::NotUdpOrTcp) => self.counters.other_packets += 1,
+            Err(PacketError::Malformed) => self.counters.malformed_packets += 1,
+            Err(PacketError::Fragment) => self.counters.fragments += 1,
         }
     }
 
-    /// Forgets what has waited for too long. `now` is in nanoseconds of `CLOCK_MONOTONIC`; once a second is enough.
+    /// Forgets queries and streams whose timeout is over. `now` is in nanoseconds of `CLOCK_MONOTONIC`. Calling it once
+    /// a second is enough.
     pub fn expire(&mut self, now: u64) {
         self.matcher.expire(now, &mut self.counters);
         self.streams.expire(now);
     }
 
-    /// What was seen, and what became of it.
+    /// What was seen so far, and why parts of it were not used.
     pub fn counters(&self) -> Counters {
         Counters { tcp: self.streams.counters(), ..self.counters }
     }
 
-    /// How many queries wait for their answers.
+    /// How many queries wait for an answer.
     pub fn queries(&self) -> usize {
         self.matcher.len()
     }
 
-    /// How many TCP streams are kept.
+    /// How many TCP streams there are.
     pub fn streams(&self) -> usize {
         self.streams.len()
     }
 
-    fn frame(&mut self, packet: &Packet<'_>, frame: &Frame<'_>, sink: &mut impl Sink) {
+    fn parsed(&mut self, packet: &Packet<'_>, parsed: &ParsedPacket<'_>, sink: &mut impl Sink) {
         let Self { ports, matcher, streams, counters } = self;
-        let Frame { source, destination, payload, missing, header } = *frame;
+        let ParsedPacket { source, destination, payload, missing, header } = *parsed;
         let Packet { time, interface, .. } = *packet;
         if !ports.contains(&source.port) && !ports.contains(&destination.port) {
-            counters.foreign += 1;
+            counters.other_packets += 1;
             return;
         }
-        let seen = |cut| Seen { time, interface, source, destination, transport: header.transport(), cut };
+        let transport = header.transport();
+        let context = |completeness| MessageContext { time, interface, source, destination, transport, completeness };
         match header {
-            Header::Udp => message(payload, &seen(missing > 0), ports, matcher, counters, sink),
-            Header::Tcp { sequence, flags } => {
+            TransportHeader::Udp => {
+                let completeness = if missing > 0 { Completeness::Partial } else { Completeness::Complete };
+                message(payload, &context(completeness), ports, matcher, counters, sink);
+            }
+            TransportHeader::Tcp { sequence, flags } => {
                 let segment = Segment { time, source, destination, sequence, flags, payload, missing };
-                streams.segment(&segment, &mut |bytes, cut| {
-                    message(bytes, &seen(cut), ports, matcher, counters, sink);
+                streams.segment(&segment, &mut |bytes, completeness| {
+                    message(bytes, &context(completeness), ports, matcher, counters, sink);
                 });
             }
         }
     }
 }
 
-/// Takes in one message.
+/// Takes in a message.
 fn message(
     bytes: &[u8],
-    seen: &Seen,
+    context: &MessageContext,
     ports: &[u16],
     matcher: &mut Matcher,
     counters: &mut Counters,
     sink: &mut impl Sink,
 ) {
-    counters.cut += u64::from(seen.cut);
+    counters.partial_messages += u64::from(context.completeness == Completeness::Partial);
     let message = match Message::parse(bytes) {
         Ok(message) => message,
-        Err(Unusable::Uninteresting) => {
-            counters.uninteresting += 1;
+        Err(MessageError::NotAddressQuery) => {
+            counters.other_messages += 1;
             return;
         }
-        Err(Unusable::Bad) => {
-            counters.bad_messages += 1;
+        Err(MessageError::Malformed) => {
+            counters.malformed_messages += 1;
             return;
         }
     };
-    let serves = |end: Endpoint| ports.contains(&end.port);
+    let is_server = |endpoint: Endpoint| ports.contains(&endpoint.port);
     match message.is_response() {
-        false if serves(seen.destination) => matcher.query(seen, &message, counters),
-        true if serves(seen.source) => matcher.response(seen, &message, counters, sink),
-        _ => counters.uninteresting += 1,
+        false if is_server(context.destination) => matcher.query(context, &message, counters),
+        true if is_server(context.source) => matcher.response(context, &message, counters, sink),
+        _ => counters.other_messages += 1,
     }
 }

@@ -1,6 +1,7 @@
-//! The capture in the real kernel, each test in network namespaces of its own.
+//! Captures with the kernel of this machine, each test in network namespaces of its own.
 //!
-//! It needs root (CAP_NET_RAW to capture, CAP_SYS_ADMIN for namespaces) and iproute2; what cannot be run is said.
+//! The tests need root (CAP_NET_RAW to capture, CAP_SYS_ADMIN for namespaces) and iproute2. They are ignored where one
+//! of these is missing, and say so.
 
 #![allow(clippy::print_stderr)]
 
@@ -17,17 +18,17 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use nix::ifaddrs::getifaddrs;
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::socket as raw;
-use socktrail_dns::{Capture, Counters, Error, Learned, Options, Packet, Tracker, Transport};
+use socktrail_dns::{Capture, Counters, Error, Lookup, Options, Packet, Tracker, Transport};
 
 const TESTS: &[(&str, fn())] = &[
     ("names_over_udp", names_over_udp),
     ("names_over_tcp_longer_than_a_frame", names_over_tcp_longer_than_a_frame),
     ("other_traffic_stays_in_the_kernel", other_traffic_stays_in_the_kernel),
-    ("long_datagrams_are_cut", long_datagrams_are_cut),
+    ("long_datagrams_are_truncated", long_datagrams_are_truncated),
     ("fragments_are_read_or_counted", fragments_are_read_or_counted),
     ("every_packet_of_a_flood_is_seen_or_counted", every_packet_of_a_flood_is_seen_or_counted),
-    ("tags_beside_and_within_frames", tags_beside_and_within_frames),
-    ("tagging_devices", tagging_devices),
+    ("vlan_tags_in_metadata_and_in_the_packet", vlan_tags_in_metadata_and_in_the_packet),
+    ("vlan_devices", vlan_devices),
     ("a_waker_ends_a_wait", a_waker_ends_a_wait),
     ("an_interface_may_come_and_go", an_interface_may_come_and_go),
     ("times_are_monotonic", times_are_monotonic),
@@ -40,13 +41,14 @@ fn main() {
         eprintln!("not run: {missing}");
     }
     let trial = |&(name, test): &(&'static str, fn())| {
-        let body = move || -> Result<(), Failed> { thread::spawn(move || alone(test)).join().map_err(panic_text) };
+        let body =
+            move || -> Result<(), Failed> { thread::spawn(move || in_own_namespace(test)).join().map_err(panic_text) };
         Trial::test(name, body).with_ignored_flag(missing.is_some())
     };
     libtest_mimic::run(&arguments, TESTS.iter().map(trial).collect()).exit();
 }
 
-/// What these tests need and this machine lacks.
+/// Why these tests cannot run here, if they cannot.
 fn missing() -> Option<String> {
     let tried = thread::spawn(|| {
         unshare(CloneFlags::CLONE_NEWNET).map_err(|error| format!("needs CAP_SYS_ADMIN ({error})"))?;
@@ -57,8 +59,8 @@ fn missing() -> Option<String> {
     tried.join().expect("nothing here panics").err()
 }
 
-/// Runs a test in a namespace that ends with its thread.
-fn alone(test: fn()) {
+/// Runs a test in a new network namespace, which ends with the calling thread.
+fn in_own_namespace(test: fn()) {
     unshare(CloneFlags::CLONE_NEWNET).unwrap();
     ip("link set lo up");
     test();
@@ -83,7 +85,7 @@ fn query() -> Vec<u8> {
     [&[0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0][..], b"\x01w\x04test\x00\x00\x01\x00\x01"].concat()
 }
 
-/// An answer with so many addresses, 16 bytes each, behind 24 bytes.
+/// An answer with this many addresses. Each record has 16 bytes; header and question before them have 24.
 fn answer(addresses: u16) -> Vec<u8> {
     let mut message = query();
     message[2] = 0x81;
@@ -95,32 +97,32 @@ fn answer(addresses: u16) -> Vec<u8> {
     message
 }
 
-/// A capture, what came of it, and how many packets there were.
+/// A capture with a tracker, and the lookups so far.
 struct Listener {
     capture: Capture,
     tracker: Tracker,
-    learned: Vec<Learned>,
+    lookups: Vec<Lookup>,
 }
 
 impl Listener {
     fn new(options: &Options) -> Self {
-        Self { capture: Capture::open(options).unwrap(), tracker: Tracker::new(options), learned: Vec::new() }
+        Self { capture: Capture::open(options).unwrap(), tracker: Tracker::new(options), lookups: Vec::new() }
     }
 
-    /// Takes in packets until there are none for a while.
+    /// Takes in packets until none come for a while.
     fn listen(&mut self) -> Counters {
-        let Self { capture, tracker, learned } = self;
+        let Self { capture, tracker, lookups } = self;
         loop {
             capture.wait(Some(Duration::from_millis(50))).unwrap();
-            if capture.drain(&mut |packet| tracker.ingest(packet, &mut |new| learned.push(new))) == 0 {
+            if capture.drain(&mut |packet| tracker.ingest(packet, &mut |lookup| lookups.push(lookup))) == 0 {
                 return tracker.counters();
             }
         }
     }
 
-    /// How many addresses each answer had.
+    /// How many addresses each lookup has.
     fn counts(&self) -> Vec<usize> {
-        self.learned.iter().map(|learned| learned.addresses.len()).collect()
+        self.lookups.iter().map(|lookup| lookup.addresses.len()).collect()
     }
 }
 
@@ -128,7 +130,7 @@ fn socket(address: &str) -> UdpSocket {
     UdpSocket::bind(address).unwrap()
 }
 
-/// A query and its answer between two sockets.
+/// Sends a query and its answer between two sockets.
 fn converse(client: &UdpSocket, server: &UdpSocket, answer: &[u8]) {
     client.send_to(&query(), server.local_addr().unwrap()).unwrap();
     let from = receive(server);
@@ -148,12 +150,12 @@ fn names_over_udp() {
         let [client, server] = [0, 53].map(|port| UdpSocket::bind((address, port)).unwrap());
         converse(&client, &server, &answer(1));
         let counters = listener.listen();
-        assert_eq!((counters.packets, counters.learned), (2, 1), "loopback shows each packet once");
-        let learned = &listener.learned[0];
-        assert_eq!((&*learned.name, learned.transport), ("w.test", Transport::Udp));
-        assert_eq!(learned.client, client.local_addr().unwrap().into());
-        assert_eq!(learned.server, server.local_addr().unwrap().into());
-        assert_eq!(learned.interface, 1, "the loopback device");
+        assert_eq!((counters.packets, counters.lookups), (2, 1), "loopback shows each packet once");
+        let lookup = &listener.lookups[0];
+        assert_eq!((&*lookup.name, lookup.transport), ("w.test", Transport::Udp));
+        assert_eq!(lookup.client, client.local_addr().unwrap().into());
+        assert_eq!(lookup.server, server.local_addr().unwrap().into());
+        assert_eq!(lookup.interface, 1, "the loopback device");
         assert_eq!(listener.capture.lost(), 0);
     }
 }
@@ -171,7 +173,7 @@ fn names_over_tcp_longer_than_a_frame() {
     client.read_exact(&mut vec![0; framed(&answer(250)).len()]).unwrap();
     let counters = listener.listen();
     assert_eq!(listener.counts(), [250], "{counters:?}");
-    assert_eq!((counters.cut, listener.learned[0].transport), (0, Transport::Tcp));
+    assert_eq!((counters.partial_messages, listener.lookups[0].transport), (0, Transport::Tcp));
 }
 
 fn other_traffic_stays_in_the_kernel() {
@@ -183,17 +185,17 @@ fn other_traffic_stays_in_the_kernel() {
     options.ports = (25..57).collect();
     let mut listener = Listener::new(&options);
     converse(&client, &server, &answer(1));
-    assert_eq!(listener.listen().learned, 1, "as many ports as may be");
+    assert_eq!(listener.listen().lookups, 1, "the most ports that are allowed");
 }
 
-fn long_datagrams_are_cut() {
+fn long_datagrams_are_truncated() {
     let mut options = Options::default();
     options.snaplen = 128;
     let mut listener = Listener::new(&options);
     let [client, server] = ["127.0.0.1:0", "127.0.0.1:53"].map(socket);
     converse(&client, &server, &answer(20));
-    // 128 bytes less 28 of headers less 24 of header and question hold 4 records of 16.
-    assert_eq!((listener.listen().cut, listener.counts()), (1, vec![4]));
+    // 128 bytes hold 28 of IP and UDP headers, 24 of DNS header and question, and 4 whole records of 16.
+    assert_eq!((listener.listen().partial_messages, listener.counts()), (1, vec![4]));
 }
 
 fn fragments_are_read_or_counted() {
@@ -202,8 +204,8 @@ fn fragments_are_read_or_counted() {
     let [client, server] = ["127.0.0.1:0", "127.0.0.1:53"].map(socket);
     converse(&client, &server, &answer(100));
     let counters = listener.listen();
-    // The first fragment has 576 bytes, of them 8 of UDP's and 24 of header and question.
-    assert_eq!((counters.packets, counters.cut, listener.counts()), (2, 1, vec![34]));
+    // The first fragment has 576 bytes of payload: 8 of UDP header, 24 of DNS header and question, and 34 records of 16.
+    assert_eq!((counters.packets, counters.partial_messages, listener.counts()), (2, 1, vec![34]));
 }
 
 fn every_packet_of_a_flood_is_seen_or_counted() {
@@ -219,11 +221,11 @@ fn every_packet_of_a_flood_is_seen_or_counted() {
     counters.packets = listener.listen().packets;
     let lost = listener.capture.lost();
     assert_eq!(counters.packets + lost, SENT, "{lost} lost");
-    assert_eq!((listener.tracker.queries(), listener.learned.len()), (0, 0));
+    assert_eq!((listener.tracker.queries(), listener.lookups.len()), (0, 0));
     assert_eq!(listener.capture.lost(), lost, "losses add up over calls");
 }
 
-/// A named namespace.
+/// A network namespace with a name.
 struct Namespace(String);
 
 impl Namespace {
@@ -238,7 +240,7 @@ impl Namespace {
         File::open(format!("/run/netns/{}", self.0)).unwrap()
     }
 
-    /// Does something within.
+    /// Calls a function in this namespace.
     fn inside<R: Send>(&self, what: impl FnOnce() -> R + Send) -> R {
         thread::scope(|scope| {
             let thread = scope.spawn(|| {
@@ -256,26 +258,40 @@ impl Drop for Namespace {
     }
 }
 
-/// A pair of devices, one here and one in another namespace.
+/// Makes a pair of devices, one in this namespace and one in another.
 fn pair() -> Namespace {
     let peer = Namespace::new();
     ip(&format!("link add here type veth peer name there netns {}", peer.0));
     ip("link set here up");
     peer.inside(|| ip("link set there up"));
+    wait_until_up("here");
+    peer.inside(|| wait_until_up("there"));
     peer
 }
 
-/// Listens where frames leave and where they arrive.
+/// Waits until a device takes packets. The kernel drops what is sent between the command and the link's state.
+fn wait_until_up(device: &str) {
+    for _ in 0..500 {
+        let shown = Command::new("ip").args(["-oneline", "link", "show", device]).output().unwrap();
+        if String::from_utf8_lossy(&shown.stdout).contains("state UP") {
+            return;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    panic!("{device} is still down");
+}
+
+/// Captures on both devices.
 fn both_ends(peer: &Namespace) -> [Listener; 2] {
     let mut options = Options::default();
     options.interface = Some("here".to_owned());
     let leaving = Listener::new(&options);
     options.interface = Some("there".to_owned());
     let capture = Capture::open_in(peer.file().as_fd(), &options).unwrap();
-    [leaving, Listener { capture, tracker: Tracker::new(&options), learned: Vec::new() }]
+    [leaving, Listener { capture, tracker: Tracker::new(&options), lookups: Vec::new() }]
 }
 
-/// A UDP packet from its IP header on.
+/// A UDP packet over IPv4 between hosts of 192.0.2.0/24, each given as the last byte of its address and its port.
 fn packet(source: (u8, u16), destination: (u8, u16), message: &[u8]) -> Vec<u8> {
     let length = u16::try_from(message.len()).unwrap();
     let mut packet = vec![0x45, 0];
@@ -286,8 +302,9 @@ fn packet(source: (u8, u16), destination: (u8, u16), message: &[u8]) -> Vec<u8> 
     packet
 }
 
-/// Where a frame leaves its tags are within it; where it arrives the kernel has put the outer one beside it.
-fn tags_beside_and_within_frames() {
+/// A packet is captured with all its VLAN tags where it leaves. Where it arrives, the kernel has moved the outer tag
+/// into its metadata.
+fn vlan_tags_in_metadata_and_in_the_packet() {
     let peer = pair();
     let address = getifaddrs().unwrap().find(|found| found.interface_name == "here" && is_link(found.address.as_ref()));
     let address = *address.unwrap().address.unwrap().as_link_addr().unwrap();
@@ -303,7 +320,7 @@ fn tags_beside_and_within_frames() {
         }
         for (side, listener) in [("leaving", &mut leaving), ("arriving", &mut arriving)] {
             let counters = listener.listen();
-            assert_eq!((counters.packets, counters.learned), (2, 1), "{side}, tags {tags:x?}: {counters:?}");
+            assert_eq!((counters.packets, counters.lookups), (2, 1), "{side}, tags {tags:x?}: {counters:?}");
         }
     }
 }
@@ -312,11 +329,11 @@ fn is_link(address: Option<&raw::SockaddrStorage>) -> bool {
     address.is_some_and(|address| address.as_link_addr().is_some())
 }
 
-/// Devices that tag, over one that does it in hardware and over one that leaves it to the kernel.
-fn tagging_devices() {
+/// VLAN devices over a device that inserts tags itself and over one that leaves it to the kernel.
+fn vlan_devices() {
     let probe = Command::new("ip").args("link add link lo name probe type vlan id 9".split(' ')).output().unwrap();
     if String::from_utf8_lossy(&probe.stderr).contains("Unknown device type") {
-        eprintln!("not run: tagging_devices needs a kernel with CONFIG_VLAN_8021Q");
+        eprintln!("not run: vlan_devices needs a kernel with CONFIG_VLAN_8021Q");
         return;
     }
     let peer = pair();
@@ -338,7 +355,7 @@ fn tagging_devices() {
         for (side, listener) in [("leaving", &mut leaving), ("arriving", &mut arriving)] {
             let counters = listener.listen();
             let what = format!("{side}, tag {tag}, offload {offload}: {counters:?}");
-            assert_eq!((counters.packets, counters.learned), (2, 1), "{what}");
+            assert_eq!((counters.packets, counters.lookups), (2, 1), "{what}");
         }
     }
 }
@@ -350,7 +367,7 @@ fn a_waker_ends_a_wait() {
         capture.wait(None).unwrap();
         let before = Instant::now();
         capture.wait(Some(Duration::from_millis(30))).unwrap();
-        assert!(before.elapsed() >= Duration::from_millis(30), "one call ends one wait");
+        assert!(before.elapsed() >= Duration::from_millis(30), "one wake ends one wait");
     });
     thread::sleep(Duration::from_millis(20));
     waker.wake();
@@ -369,7 +386,7 @@ fn an_interface_may_come_and_go() {
     for _ in 0..3 {
         capture.wait(Some(Duration::from_millis(20))).unwrap();
     }
-    assert!(before.elapsed() >= Duration::from_millis(40), "no spinning");
+    assert!(before.elapsed() >= Duration::from_millis(40), "an interface that is down must not end waits");
     ip("link del nosuch");
     capture.wait(Some(Duration::from_millis(1))).unwrap();
 }
@@ -387,7 +404,8 @@ fn times_are_monotonic() {
     capture.drain(&mut |packet: &Packet<'_>| times.push(packet.time));
     assert_eq!(times.len(), 10);
     assert!(times.is_sorted());
-    // Wall and monotonic time are read one after the other: a microsecond or so is between.
+    // The wall clock and the monotonic clock are not read at the same time, so conversion is off by about a
+    // microsecond.
     let slack = 100_000;
     assert!(times[0] + slack >= before && times[9] <= after + slack, "{times:?} within {before} to {after}");
 }

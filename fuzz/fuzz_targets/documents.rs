@@ -3,16 +3,16 @@
 use std::collections::HashSet;
 use std::io::sink;
 
-use socktrail::ecs::{Context, Directions};
+use socktrail::documents::ecs::{Context, Directions};
 use socktrail::output::{Format, Lines};
-use socktrail::recording::{RecordingError, Replay};
-use socktrail::state::Config;
+use socktrail::recording::{RecordingError, Replay, StateConfig};
 
 /// Tables are small, so that they get full.
 const MOST: usize = 16;
 
 pub fn replay(recording: &[u8]) {
-    let config = Config { max_flows: MOST, max_sockets: MOST, max_processes: MOST, ..Config::default() };
+    let mut config = StateConfig::default();
+    (config.max_flows, config.max_sockets, config.max_processes) = (MOST, MOST, MOST);
     let Ok(replay) = Replay::open(recording, config) else { return };
     let (host, agent, clock) = (replay.host().clone(), replay.agent().clone(), replay.clock());
     let mut lines = [Format::Ecs, Format::Text].map(|format| Lines::new(sink(), format));

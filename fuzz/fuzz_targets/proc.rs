@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
-use socktrail::proc::fuzzing::read;
+use socktrail::source::proc::fuzzing::read;
 
 /// What is read of a process.
 const FILES: [&str; 8] = ["stat", "status", "cmdline", "cgroup", "net/tcp", "net/tcp6", "net/udp", "net/udp6"];

@@ -1,5 +1,5 @@
-//! How long it takes, and how much memory, to find everything in the type information of the kernel that runs here, or
-//! of the file named first: `cargo bench -p socktrail-guess --bench btf [-- PATH]`.
+//! Measures the time and the memory that it takes to find everything in the type information of the running kernel, or
+//! in a file: `cargo bench -p socktrail-guess --bench btf [-- PATH]`.
 #![allow(clippy::print_stdout)]
 
 use socktrail_guess::find_in_btf;
@@ -21,8 +21,8 @@ fn main() {
     let finding = fastest(|| find_in_btf(&bytes).expect("it was just parsed").missing.len());
     println!("{path}: {} KiB", bytes.len() / 1024);
     println!("fastest of {RUNS}: {reading:?} to read it, {finding:?} to find everything; {memory} KiB of memory");
-    for (key, why) in &found.missing {
-        println!("not found: {key}: {why}");
+    for missing in &found.missing {
+        println!("not found: {}: {}", missing.key, missing.reason);
     }
 }
 
@@ -35,10 +35,10 @@ fn fastest(mut run: impl FnMut() -> usize) -> Duration {
     (0..RUNS).map(time).min().expect("at least one run")
 }
 
-/// In KiB.
+/// The peak memory of this process in KiB.
 fn peak_memory() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").expect("/proc is mounted");
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     let number = line.and_then(|line| line.split_whitespace().next());
-    number.and_then(|number| number.parse().ok()).expect("a number of KiB")
+    number.and_then(|number| number.parse().ok()).expect("VmHWM is in KiB")
 }

@@ -1,9 +1,10 @@
-//! Layout that is part of the kernel's promise to programs, or of a network standard: known, never guessed.
+//! The part of the layout that is fixed by the kernel's interface to programs or by a network standard. It is never
+//! guessed.
 //!
 //! Ports and addresses in these structures are in network byte order.
 
-/// `struct.field` and its offset in bytes. `kernel_clone_args` is the kernel's own copy of the arguments of
-/// `clone3(2)`, and begins with the same fields.
+/// Fields, as `struct.field`, and their offsets in bytes. `kernel_clone_args` is the kernel's copy of the arguments of
+/// `clone3(2)` and begins with the same fields.
 pub const FIELDS: &[(&str, u32)] = &[
     ("sockaddr.sa_family", 0),
     ("sockaddr_in.sin_family", 0),
@@ -35,11 +36,13 @@ pub const FIELDS: &[(&str, u32)] = &[
     ("kernel_clone_args.flags", 0),
 ];
 
-/// Arguments of functions that stand for a system call, or that the kernel calls its security modules by, and their
-/// positions, the first being 1. They follow the system call or the hook, and have been the same for as long as there
-/// are such functions. The same holds for the functions that add IPv6's extension headers, MPTCP's, those that TCP
-/// receives ICMP errors by, those that free packets, the one that puts a new task into its control group, since Linux 5.7
-/// gave it `kargs`, and the one that finds the control group of a directory, since it has its name (3.16).
+/// Arguments, as `function(argument)`, and their positions. The first is 1.
+///
+/// These are functions that implement a system call, or that call the hooks of security modules. Their arguments are
+/// those of the system call or the hook, and have not changed for as long as the functions exist. The same holds for
+/// the functions of MPTCP, for those that add IPv6 extension headers, for those that free packets, and for those
+/// through which TCP receives ICMP errors. It also holds for `cgroup_post_fork` since Linux 5.7, which added `kargs`,
+/// and for `css_tryget_online_from_dir` since 3.16, when it got this name.
 pub const ARGUMENTS: &[(&str, u8)] = &[
     ("__sys_socket(family)", 1),
     ("sys_socket(family)", 1),
@@ -110,13 +113,13 @@ pub const ARGUMENTS: &[(&str, u8)] = &[
     ("kfree_skb_list_reason(segs)", 1),
 ];
 
-/// Functions that have `net`, `sk` and `skb`, as far as they have them, where others have them, and these others: the
-/// kernel changed them together. Of the others the first counts that is known to have `skb`.
+/// Functions, each with other functions that have `net`, `sk` and `skb` at the same positions, because the kernel
+/// changed them together. The first of these whose `skb` is known gives the positions.
 ///
-/// They are `(skb)` before Linux 4.1, `(sk, skb)` up to 4.3 and `(net, sk, skb)` since. `__ip_local_out_sk` comes first,
-/// since 4.1 to 4.3, which alone have it, have `__ip_local_out(skb)` as well. `ip_local_out_sk` is none of them: it was
-/// `(sk, skb)` since 3.15 already.
-pub const FOLLOWERS: &[(&str, &[&str])] = &[
+/// The arguments are `(skb)` before Linux 4.1, `(sk, skb)` up to 4.3 and `(net, sk, skb)` since. `__ip_local_out_sk`
+/// comes first because only 4.1 to 4.3 have it, and they have `__ip_local_out(skb)` as well. `ip_local_out_sk` is not
+/// listed: its arguments were `(sk, skb)` since 3.15 already.
+pub const SAME_ARGUMENTS: &[(&str, &[&str])] = &[
     ("ip_do_fragment", OUTPUT),
     ("ip_fragment", OUTPUT),
     ("ip6_fragment", OUTPUT),

@@ -1,63 +1,65 @@
-//! What is needed of the kernel's layout: the one place that lists it.
+//! All fields and arguments of the kernel's layout that are needed.
 //!
-//! To need one more field or argument, add one line here. BTF then finds it by itself; a guess must say that it
-//! gives it, and a test says so when none does.
+//! To need one more, add one line here. BTF then finds it without further work. A guess must give it too; a test fails
+//! if none does.
 
 use crate::engine::WORD;
 use std::ops::Range;
 
-/// A structure's field that is needed.
+/// A needed field of a structure.
 #[derive(Debug, Clone, Copy)]
 pub struct FieldSpec {
     /// The name that probes use, `struct.field`.
     pub name: &'static str,
     /// Its size in bytes.
     pub size: u32,
-    /// What else it is called, newest kernel first: other members, or members of members. Empty when the name says it.
-    pub forms: &'static [&'static str],
+    /// Other members, or members of members, under which kernels have it. The newest kernel's comes first. Empty if
+    /// `name` is a member on all kernels.
+    pub alternatives: &'static [&'static str],
     /// Whether only IPv6 needs it.
     pub ipv6: bool,
     /// Whether only socket events need it.
     pub socket_events: bool,
-    /// Whether its structure is what a protocol keeps in the control block of an `sk_buff` (`sk_buff.cb`). Its offset
-    /// is then the one from the start of the `sk_buff`, since that is what probes are given.
+    /// Whether a protocol keeps the structure in the control block of an `sk_buff` (`sk_buff.cb`). Then its offset is
+    /// counted from the beginning of the `sk_buff`, because that is what probes get.
     pub control_block: bool,
-    /// The key of what newer kernels have in its place: a kernel has one of the two, and only that is needed of it.
+    /// The key of the field that replaced it in newer kernels. A kernel has only one of the two.
     pub replaced_by: Option<&'static str>,
-    /// How many bits it has, of a bit-field that begins with a byte. Its name ends with that, as in a declaration:
+    /// For a bit-field that begins on a byte, its width in bits. Its name ends with it, as in a declaration:
     /// `sock.sk_protocol:8`.
     pub bits: Option<u8>,
 }
 
-/// The control block of an `sk_buff`, an array of bytes: whatever protocol has the packet keeps a structure of its own
-/// in it.
+/// The control block of an `sk_buff`: an array of bytes, in which the protocol that has the packet keeps a structure of
+/// its own.
 pub(crate) const CONTROL_BLOCK: &str = "sk_buff.cb";
-/// Its size in bytes, that of all kernels since 2.6.
+/// The size of the control block in bytes, the same on all kernels since 2.6.
 pub(crate) const CONTROL_BLOCK_SIZE: u32 = 48;
-/// Where it begins, where there is no type information to tell it. Before it are four pointers (two neighbours, socket and
-/// device) and a time of 8 bytes, in whatever order, on all kernels since 3.12; `cargo vm test` compares this with type
-/// information.
+/// The offset of the control block, for kernels without type information. On all kernels since 3.12, four pointers (two
+/// neighbours, the socket and the device) and a time of 8 bytes come before it, in varying order. `cargo vm test`
+/// compares this with type information.
 const CONTROL_BLOCK_START: u32 = 4 * WORD + 8;
 
-/// A kernel function with the arguments that are needed of it.
+/// A kernel function and its needed arguments.
 #[derive(Debug, Clone, Copy)]
 pub struct FunctionSpec {
-    /// The kernel's name of it.
+    /// The function's name in the kernel.
     pub name: &'static str,
-    /// What is needed of its arguments; empty when only its return value or its being called matters.
+    /// The needed arguments, in the kernel's order. Older kernels may not have all of them. Empty if only its return
+    /// value, or that it is called, matters.
     pub arguments: &'static [ArgumentSpec],
     /// Whether only IPv6 needs it.
     pub ipv6: bool,
-    /// The release from which on there is no such function any more: to miss it there is no loss.
-    pub until: Option<&'static str>,
+    /// The kernel release that removed the function. From then on it is not missed.
+    pub removed_in: Option<&'static str>,
 }
 
-/// An argument of a kernel function.
+/// A needed argument of a kernel function.
 #[derive(Debug, Clone, Copy)]
 pub struct ArgumentSpec {
-    /// What the kernel and the probes call it.
+    /// Its name in the kernel and in probes.
     pub name: &'static str,
-    /// The structure that it points to; none for a plain number.
+    /// The structure that it points to; `None` for a number.
     pub points_to: Option<&'static str>,
 }
 
@@ -65,7 +67,7 @@ const fn field(name: &'static str, size: u32) -> FieldSpec {
     FieldSpec {
         name,
         size,
-        forms: &[],
+        alternatives: &[],
         ipv6: false,
         socket_events: false,
         control_block: false,
@@ -74,14 +76,14 @@ const fn field(name: &'static str, size: u32) -> FieldSpec {
     }
 }
 
-/// A pointer, or what is as long as one.
+/// A field with the size of a pointer.
 const fn word(name: &'static str) -> FieldSpec {
     field(name, WORD)
 }
 
 impl FieldSpec {
-    const fn or(mut self, forms: &'static [&'static str]) -> Self {
-        self.forms = forms;
+    const fn or_named(mut self, alternatives: &'static [&'static str]) -> Self {
+        self.alternatives = alternatives;
         self
     }
 
@@ -95,13 +97,13 @@ impl FieldSpec {
         self
     }
 
-    /// Its structure lies in the control block of an `sk_buff`: the offset is counted from the start of that.
+    /// The structure is in the control block of an `sk_buff`.
     const fn in_control_block(mut self) -> Self {
         self.control_block = true;
         self
     }
 
-    /// Newer kernels have that in its place.
+    /// Newer kernels have the field `key` instead.
     const fn replaced_by(mut self, key: &'static str) -> Self {
         self.replaced_by = Some(key);
         self
@@ -112,9 +114,9 @@ impl FieldSpec {
         self
     }
 
-    /// Where a guess may find it: the first offset, and the first behind the last. What is in a control block ends with
-    /// that; other structures are no larger than what their guesses look at.
-    fn places(&self) -> Range<u32> {
+    /// The offsets at which a guess may find it. A structure in a control block ends with it; others are limited by
+    /// what their guesses look at.
+    fn possible_offsets(&self) -> Range<u32> {
         if self.control_block {
             CONTROL_BLOCK_START..CONTROL_BLOCK_START + CONTROL_BLOCK_SIZE + 1 - self.size
         } else {
@@ -124,7 +126,7 @@ impl FieldSpec {
 }
 
 const fn function(name: &'static str, arguments: &'static [ArgumentSpec]) -> FunctionSpec {
-    FunctionSpec { name, arguments, ipv6: false, until: None }
+    FunctionSpec { name, arguments, ipv6: false, removed_in: None }
 }
 
 impl FunctionSpec {
@@ -133,8 +135,8 @@ impl FunctionSpec {
         self
     }
 
-    const fn until(mut self, release: &'static str) -> Self {
-        self.until = Some(release);
+    const fn removed_in(mut self, release: &'static str) -> Self {
+        self.removed_in = Some(release);
         self
     }
 }
@@ -153,7 +155,7 @@ const SKB: ArgumentSpec = pointer("skb", "sk_buff");
 const SOCK: ArgumentSpec = pointer("sock", "socket");
 const UADDR: ArgumentSpec = pointer("uaddr", "sockaddr");
 
-/// Every field that is needed.
+/// All needed fields.
 pub const FIELDS: &[FieldSpec] = &[
     field("sock_common.skc_daddr", 4),
     field("sock_common.skc_rcv_saddr", 4),
@@ -179,7 +181,7 @@ pub const FIELDS: &[FieldSpec] = &[
     word("net_device.nd_net"),
     field("flowi6.saddr", 16).v6(),
     field("flowi6.daddr", 16).v6(),
-    field("flowi6.flowi6_proto", 1).or(&["flowi6.__fl_common.flowic_proto"]).v6(),
+    field("flowi6.flowi6_proto", 1).or_named(&["flowi6.__fl_common.flowic_proto"]).v6(),
     field("cred.uid", 4),
     field("cred.gid", 4),
     field("cred.euid", 4),
@@ -189,37 +191,38 @@ pub const FIELDS: &[FieldSpec] = &[
     word("linux_binprm.interp"),
     field("linux_binprm.argc", 4),
     word("linux_binprm.file"),
-    word("file.dentry").or(&["file.f_path.dentry"]),
-    word("file.mnt").or(&["file.f_path.mnt"]),
-    word("dentry.name").or(&["dentry.d_name.name"]),
+    word("file.dentry").or_named(&["file.f_path.dentry"]),
+    word("file.mnt").or_named(&["file.f_path.mnt"]),
+    word("dentry.name").or_named(&["dentry.d_name.name"]),
     word("dentry.d_parent"),
-    word("dentry.pprev").or(&["dentry.d_hash.pprev"]),
+    word("dentry.pprev").or_named(&["dentry.d_hash.pprev"]),
     word("vfsmount.mnt_root"),
-    word("mount.mnt_root").or(&["mount.mnt.mnt_root"]),
+    word("mount.mnt_root").or_named(&["mount.mnt.mnt_root"]),
     word("mount.mnt_parent"),
     word("mount.mnt_mountpoint"),
     field("task_struct.pid", 4),
     field("task_struct.tgid", 4),
-    field("task_struct.start_boottime", 8).or(&["task_struct.real_start_time"]),
-    // A `struct timespec`, before Linux 3.17.
+    field("task_struct.start_boottime", 8).or_named(&["task_struct.real_start_time"]),
+    // Before Linux 3.17 the time is a `struct timespec`.
     field("task_struct.real_start_time", 2 * WORD).replaced_by("task_struct.start_boottime"),
     field("socket.type", 2).for_socket_events(),
-    word("socket_alloc.i_ino").or(&["socket_alloc.vfs_inode.i_ino"]).for_socket_events(),
+    word("socket_alloc.i_ino").or_named(&["socket_alloc.vfs_inode.i_ino"]).for_socket_events(),
     field("sock_common.skc_state", 1).for_socket_events(),
     field("sock_common.skc_bound_dev_if", 4).for_socket_events(),
     field("sock.sk_protocol", 2).for_socket_events(),
-    // Before Linux 5.6.
+    // Before Linux 5.6 it is a bit-field.
     field("sock.sk_protocol:8", 1).bit_field(8).for_socket_events().replaced_by("sock.sk_protocol"),
 ];
 
-/// Every function that is probed, with its arguments by the names that probes use.
+/// All functions whose arguments are needed, or that a probe only has to see called.
 pub const FUNCTIONS: &[FunctionSpec] = &[
     function("ip_local_out", &[NET, SK, SKB]),
     function("__ip_local_out", &[NET, SK, SKB]),
-    function("__ip_local_out_sk", &[SK, SKB]).until("4.4"),
-    function("ip_local_out_sk", &[SK, SKB]).until("4.4"),
+    function("__ip_local_out_sk", &[SK, SKB]).removed_in("4.4"),
+    function("ip_local_out_sk", &[SK, SKB]).removed_in("4.4"),
     function("ip6_local_out", &[NET, SK, SKB]).v6(),
     function("__ip6_local_out", &[NET, SK, SKB]).v6(),
+    function("__ip6_local_out_sk", &[SK, SKB]).v6().removed_in("4.4"),
     function("ip6_xmit", &[SK, SKB, pointer("fl6", "flowi6")]).v6(),
     function("tcp_v4_rcv", &[SKB]),
     function("tcp_v6_rcv", &[SKB]).v6(),
@@ -239,24 +242,32 @@ pub const FUNCTIONS: &[FunctionSpec] = &[
     function("wake_up_new_task", &[pointer("p", "task_struct")]),
 ];
 
-/// How an argument is written: `function(argument)`.
+/// The key of an argument: `function(argument)`.
 pub fn argument_key(function: &str, argument: &str) -> String {
     format!("{function}({argument})")
 }
 
-/// Splits `function(argument)`.
+/// Splits a key `function(argument)` into function and argument. `None` for a field's key.
 pub fn split_argument_key(key: &str) -> Option<(&str, &str)> {
     key.strip_suffix(')')?.split_once('(')
 }
 
-/// Whether only older kernels have a key: a field that was replaced, or an argument of a function that is gone.
-pub fn is_old(key: &str) -> bool {
+/// The keys of the arguments that come after this one in a function that has both.
+pub fn later_arguments(key: &str) -> Vec<String> {
+    let Some((function, argument)) = split_argument_key(key) else { return Vec::new() };
+    let arguments = FUNCTIONS.iter().filter(|spec| spec.name == function).flat_map(|spec| spec.arguments);
+    let behind = arguments.skip_while(|spec| spec.name != argument).skip(1);
+    behind.map(|spec| argument_key(function, spec.name)).collect()
+}
+
+/// Whether only older kernels have a key: a field that was replaced, or an argument of a function that was removed.
+pub fn is_obsolete(key: &str) -> bool {
     let function = split_argument_key(key).map(|(function, _)| function);
-    FUNCTIONS.iter().any(|spec| spec.until.is_some() && Some(spec.name) == function)
+    FUNCTIONS.iter().any(|spec| spec.removed_in.is_some() && Some(spec.name) == function)
         || FIELDS.iter().any(|spec| spec.replaced_by.is_some() && spec.name == key)
 }
 
-/// The other form of this field. Each kernel has one of the two, so a layout with one does not need the other.
+/// The older or newer form of a field. A kernel has one of the two forms, so a layout needs only one.
 pub fn other_form(key: &str) -> Option<&'static str> {
     FIELDS.iter().find_map(|spec| match spec.replaced_by {
         Some(newer) if spec.name == key => Some(newer),
@@ -265,14 +276,14 @@ pub fn other_form(key: &str) -> Option<&'static str> {
     })
 }
 
-/// The bit-field that older kernels have in place of this field, and how many bits it has.
+/// The bit-field that older kernels have instead of this field, and its width in bits.
 pub(crate) fn as_bit_field(key: &str) -> Option<(&'static str, u8)> {
     FIELDS.iter().find(|spec| spec.replaced_by == Some(key)).and_then(|spec| Some((spec.name, spec.bits?)))
 }
 
-/// Whether a guess may find a key to have this value.
-pub(crate) fn may_be(key: &str, value: u32) -> bool {
-    FIELDS.iter().find(|spec| spec.name == key).is_none_or(|spec| spec.places().contains(&value))
+/// Whether a key may have this value.
+pub(crate) fn is_possible_value(key: &str, value: u32) -> bool {
+    FIELDS.iter().find(|spec| spec.name == key).is_none_or(|spec| spec.possible_offsets().contains(&value))
 }
 
 /// Whether only socket events need a key.
@@ -280,12 +291,21 @@ pub fn is_for_socket_events(key: &str) -> bool {
     FIELDS.iter().any(|spec| spec.socket_events && spec.name == key)
 }
 
-/// Every key that is needed, and whether only IPv6 needs it: fields as `struct.field`, arguments as
-/// `function(argument)`.
-pub fn keys() -> impl Iterator<Item = (String, bool)> {
-    let fields = FIELDS.iter().map(|spec| (spec.name.to_owned(), spec.ipv6));
+/// A key that is needed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CatalogKey {
+    /// `struct.field` or `function(argument)`.
+    pub name: String,
+    /// Whether only IPv6 needs it.
+    pub only_ipv6: bool,
+}
+
+/// Every key that is needed.
+pub fn keys() -> impl Iterator<Item = CatalogKey> {
+    let fields = FIELDS.iter().map(|spec| CatalogKey { name: spec.name.to_owned(), only_ipv6: spec.ipv6 });
     let arguments = FUNCTIONS.iter().flat_map(|spec| {
-        let key = |argument: &ArgumentSpec| (argument_key(spec.name, argument.name), spec.ipv6);
+        let key =
+            |argument: &ArgumentSpec| CatalogKey { name: argument_key(spec.name, argument.name), only_ipv6: spec.ipv6 };
         spec.arguments.iter().map(key)
     });
     fields.chain(arguments)
@@ -297,36 +317,36 @@ mod tests {
     use std::collections::BTreeSet;
 
     #[test]
-    fn nothing_is_listed_twice() {
-        let all: Vec<_> = keys().map(|(key, _)| key).collect();
+    fn keys_are_listed_once() {
+        let all: Vec<_> = keys().map(|key| key.name).collect();
         let distinct: BTreeSet<_> = all.iter().collect();
         assert_eq!(all.len(), distinct.len());
     }
 
     #[test]
-    fn keys_of_arguments_can_be_taken_apart() {
+    fn keys_of_arguments_are_split() {
         assert_eq!(split_argument_key("ip_local_out(skb)"), Some(("ip_local_out", "skb")));
         assert_eq!(split_argument_key("sock_common.skc_daddr"), None);
     }
 
     #[test]
-    fn a_field_that_was_replaced_is_needed_of_old_kernels_alone() {
+    fn only_old_kernels_need_a_field_that_was_replaced() {
         let (new, old) = ("task_struct.start_boottime", "task_struct.real_start_time");
         assert_eq!((other_form(new), other_form(old), other_form("task_struct.pid")), (Some(old), Some(new), None));
-        assert!(is_old(old) && !is_old(new));
+        assert!(is_obsolete(old) && !is_obsolete(new));
         for newer in FIELDS.iter().filter_map(|spec| spec.replaced_by) {
             assert!(FIELDS.iter().any(|spec| spec.name == newer && spec.replaced_by.is_none()), "{newer}");
         }
     }
 
     #[test]
-    fn what_is_in_a_control_block_ends_with_it() {
+    fn a_field_in_a_control_block_ends_with_it() {
         for key in ["inet_skb_parm.frag_max_size", "inet6_skb_parm.frag_max_size"] {
             let end = CONTROL_BLOCK_START + CONTROL_BLOCK_SIZE;
-            let places = [CONTROL_BLOCK_START - 2, CONTROL_BLOCK_START, end - 2, end];
-            assert_eq!(places.map(|value| may_be(key, value)), [false, true, true, false], "{key}");
+            let offsets = [CONTROL_BLOCK_START - 2, CONTROL_BLOCK_START, end - 2, end];
+            assert_eq!(offsets.map(|value| is_possible_value(key, value)), [false, true, true, false], "{key}");
         }
-        assert!(may_be("sk_buff.len", 128) && may_be("ip_local_out(skb)", 3));
+        assert!(is_possible_value("sk_buff.len", 128) && is_possible_value("ip_local_out(skb)", 3));
     }
 
     #[test]
@@ -343,7 +363,7 @@ mod tests {
     fn names_have_the_form_struct_dot_field() {
         for spec in FIELDS {
             assert_eq!(spec.name.split('.').count(), 2, "{}", spec.name);
-            assert!(spec.forms.iter().all(|form| form.contains('.')), "{}", spec.name);
+            assert!(spec.alternatives.iter().all(|form| form.contains('.')), "{}", spec.name);
         }
     }
 }

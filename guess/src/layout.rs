@@ -1,4 +1,4 @@
-//! [`Layout`]: names to numbers, each with where it was learnt.
+//! [`Layout`]: offsets of fields and positions of arguments.
 
 use crate::{abi, catalog};
 use serde::{Deserialize, Serialize};
@@ -7,21 +7,21 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-/// Where a number was learnt.
+/// Where an offset or a position comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Origin {
-    /// By triggering a system call with chosen values and finding them in kernel memory.
+pub enum ValueOrigin {
+    /// From a guess: values that a system call was given were found in kernel memory.
     Guess,
     /// From the kernel's type information.
     Btf,
-    /// From a layout saved earlier.
+    /// From a saved layout.
     File,
-    /// It is part of the kernel's interface to programs, or of a network standard.
+    /// From the kernel's interface to programs, or a network standard.
     Abi,
 }
 
-impl fmt::Display for Origin {
+impl fmt::Display for ValueOrigin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Guess => "guess",
@@ -32,26 +32,26 @@ impl fmt::Display for Origin {
     }
 }
 
-/// Where a field lies in its structure.
+/// The offset of a field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Field {
-    /// Bytes from the start of the structure.
+pub struct FieldOffset {
+    /// Bytes from the beginning of the structure.
     pub offset: u32,
-    /// Where this was learnt.
-    pub source: Origin,
-    /// How long it took to learn it, together with what was learnt in the same go.
+    /// Where it comes from.
+    pub source: ValueOrigin,
+    /// How long it took to find it, together with everything that was found at the same time.
     #[serde(rename = "took_ns", with = "nanoseconds")]
     pub took: Duration,
 }
 
-/// Which of a function's arguments carries what.
+/// The position of an argument.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Argument {
-    /// The first argument is 1.
+pub struct ArgumentPosition {
+    /// The first argument is at 1.
     pub position: u8,
-    /// Where this was learnt.
-    pub source: Origin,
-    /// How long it took to learn it, together with what was learnt in the same go.
+    /// Where it comes from.
+    pub source: ValueOrigin,
+    /// How long it took to find it, together with everything that was found at the same time.
     #[serde(rename = "took_ns", with = "nanoseconds")]
     pub took: Duration,
 }
@@ -69,25 +69,25 @@ mod nanoseconds {
     }
 }
 
-/// Where kernel structures keep their fields, and which argument of a function carries what.
+/// The offsets of fields in kernel structures, and the positions of arguments of kernel functions.
 ///
-/// Names are the kernel's. A field is `struct.field`, an argument `function(argument)`; both together are called keys.
-/// What belongs to the kernel's interface (`sockaddr_in.sin_port`, `iphdr.saddr`, …) is there from the start.
+/// Names are the kernel's. A key is `struct.field` for a field and `function(argument)` for an argument. A new layout
+/// has what the kernel's interface fixes (`sockaddr_in.sin_port`, `iphdr.saddr`, …).
 ///
 /// ```
-/// use socktrail_guess::{Layout, Origin};
+/// use socktrail_guess::{Layout, ValueOrigin};
 ///
 /// let mut layout = Layout::new();
 /// assert_eq!(layout.offset("sockaddr_in.sin_port"), Some(2));
-/// layout.set("sock_common.skc_num", 14, Origin::Btf, Default::default());
-/// layout.set("tcp_v4_rcv(skb)", 1, Origin::Btf, Default::default());
+/// layout.set("sock_common.skc_num", 14, ValueOrigin::Btf, Default::default());
+/// layout.set("tcp_v4_rcv(skb)", 1, ValueOrigin::Btf, Default::default());
 /// assert_eq!(layout.offset("sock_common.skc_num"), Some(14));
 /// assert_eq!(layout.position("tcp_v4_rcv", "skb"), Some(1));
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Layout {
-    fields: BTreeMap<String, Field>,
-    arguments: BTreeMap<String, Argument>,
+    fields: BTreeMap<String, FieldOffset>,
+    arguments: BTreeMap<String, ArgumentPosition>,
 }
 
 impl Default for Layout {
@@ -97,21 +97,24 @@ impl Default for Layout {
 }
 
 impl Layout {
-    /// A layout that knows only what the kernel promises.
+    /// A layout with what the kernel's interface and network standards fix, and nothing else.
     pub fn new() -> Self {
-        let known = |&(name, offset): &(&str, u32)| {
-            let field = Field { offset, source: Origin::Abi, took: Duration::ZERO };
+        let field = |&(name, offset): &(&str, u32)| {
+            let field = FieldOffset { offset, source: ValueOrigin::Abi, took: Duration::ZERO };
             (name.to_owned(), field)
         };
-        let passed = |&(key, position): &(&str, u8)| {
-            let argument = Argument { position, source: Origin::Abi, took: Duration::ZERO };
+        let argument = |&(key, position): &(&str, u8)| {
+            let argument = ArgumentPosition { position, source: ValueOrigin::Abi, took: Duration::ZERO };
             (key.to_owned(), argument)
         };
-        Self { fields: abi::FIELDS.iter().map(known).collect(), arguments: abi::ARGUMENTS.iter().map(passed).collect() }
+        Self {
+            fields: abi::FIELDS.iter().map(field).collect(),
+            arguments: abi::ARGUMENTS.iter().map(argument).collect(),
+        }
     }
 
     /// The field called `struct.field`.
-    pub fn field(&self, name: &str) -> Option<&Field> {
+    pub fn field(&self, name: &str) -> Option<&FieldOffset> {
         self.fields.get(name)
     }
 
@@ -120,26 +123,26 @@ impl Layout {
         self.field(name).map(|field| field.offset)
     }
 
-    /// A function's argument of that name.
-    pub fn argument(&self, function: &str, name: &str) -> Option<&Argument> {
+    /// The argument of a function with this name.
+    pub fn argument(&self, function: &str, name: &str) -> Option<&ArgumentPosition> {
         self.arguments.get(&catalog::argument_key(function, name))
     }
 
-    /// The position of a function's argument of that name; the first one is 1. Where nothing is known of the function
-    /// itself, it is the position in another function that is given the same in every release.
+    /// The position of a function's argument; the first is 1. If it is not known for this function, it is taken from
+    /// another function that has the same arguments in every release.
     pub fn position(&self, function: &str, name: &str) -> Option<u8> {
         let argument = self.argument(function, name);
-        let argument = argument.or_else(|| self.argument(self.followed_by(function)?, name));
+        let argument = argument.or_else(|| self.argument(self.function_with_same_arguments(function)?, name));
         argument.map(|argument| argument.position)
     }
 
-    /// The function that is given the same as another, where there is one and its packet is known.
-    fn followed_by(&self, function: &str) -> Option<&'static str> {
-        let (_, others) = abi::FOLLOWERS.iter().find(|(follower, _)| *follower == function)?;
+    /// Another function that has the same arguments, if there is one and the position of its `skb` is known.
+    fn function_with_same_arguments(&self, function: &str) -> Option<&'static str> {
+        let (_, others) = abi::SAME_ARGUMENTS.iter().find(|(name, _)| *name == function)?;
         others.iter().copied().find(|other| self.argument(other, "skb").is_some())
     }
 
-    /// The offset or the position of a key.
+    /// The offset or the position for a key.
     pub fn value(&self, key: &str) -> Option<u32> {
         match self.arguments.get(key) {
             Some(argument) => Some(u32::from(argument.position)),
@@ -147,57 +150,57 @@ impl Layout {
         }
     }
 
-    /// Whether a key is known.
-    pub fn knows(&self, key: &str) -> bool {
+    /// Whether the layout has a key.
+    pub fn contains(&self, key: &str) -> bool {
         self.value(key).is_some()
     }
 
-    /// Where a key was learnt, and how long that took.
-    pub fn origin(&self, key: &str) -> Option<(Origin, Duration)> {
+    /// Where the value of a key comes from, and how long it took to find it.
+    pub fn origin(&self, key: &str) -> Option<(ValueOrigin, Duration)> {
         let argument = self.arguments.get(key).map(|known| (known.source, known.took));
         argument.or_else(|| self.fields.get(key).map(|known| (known.source, known.took)))
     }
 
-    /// Sets a key, `struct.field` to an offset or `function(argument)` to a position.
+    /// Sets a key: `struct.field` to an offset, `function(argument)` to a position.
     ///
     /// # Panics
     ///
-    /// When the position of an argument is 0 or above 255.
-    pub fn set(&mut self, key: &str, value: u32, source: Origin, took: Duration) {
+    /// If the position of an argument is 0 or above 255.
+    pub fn set(&mut self, key: &str, value: u32, source: ValueOrigin, took: Duration) {
         if catalog::split_argument_key(key).is_some() {
             let position = u8::try_from(value).ok().filter(|&position| position > 0);
             let position = position.expect("an argument's position is from 1 to 255");
-            let argument = Argument { position, source, took };
+            let argument = ArgumentPosition { position, source, took };
             self.arguments.insert(key.to_owned(), argument);
         } else {
             let offset = value;
-            self.fields.insert(key.to_owned(), Field { offset, source, took });
+            self.fields.insert(key.to_owned(), FieldOffset { offset, source, took });
         }
     }
 
     /// Every field, by name.
-    pub fn fields(&self) -> impl Iterator<Item = (&str, &Field)> {
+    pub fn fields(&self) -> impl Iterator<Item = (&str, &FieldOffset)> {
         self.fields.iter().map(|(name, field)| (name.as_str(), field))
     }
 
     /// Every argument, by key.
-    pub fn arguments(&self) -> impl Iterator<Item = (&str, &Argument)> {
+    pub fn arguments(&self) -> impl Iterator<Item = (&str, &ArgumentPosition)> {
         self.arguments.iter().map(|(key, argument)| (key.as_str(), argument))
     }
 
-    /// Whether a key need not be looked for: it is known, or its other form is, and no kernel has both.
-    pub(crate) fn needs_no(&self, key: &str) -> bool {
-        self.knows(key) || catalog::other_form(key).is_some_and(|other| self.knows(other))
+    /// Whether the layout has a key or the other form of it. No kernel has both.
+    pub(crate) fn has_either_form(&self, key: &str) -> bool {
+        self.contains(key) || catalog::other_form(key).is_some_and(|other| self.contains(other))
     }
 
-    /// What the catalog needs and this layout does not have: without what only older kernels have, and without what only
-    /// IPv6 needs when that is not wanted.
+    /// The keys that are needed and that this layout does not have. Keys that only older kernels have are left out, and
+    /// with `ipv6` false those that only IPv6 needs.
     pub fn missing(&self, ipv6: bool) -> Vec<String> {
-        let wanted = catalog::keys().filter(|&(_, only_ipv6)| ipv6 || !only_ipv6).map(|(key, _)| key);
-        wanted.filter(|key| !self.needs_no(key) && !catalog::is_old(key)).collect()
+        let wanted = catalog::keys().filter(|key| ipv6 || !key.only_ipv6).map(|key| key.name);
+        wanted.filter(|key| !self.has_either_form(key) && !catalog::is_obsolete(key)).collect()
     }
 
-    /// Takes from `other` what is not known yet.
+    /// Takes the keys that this layout does not have from `other`.
     pub fn fill_from(&mut self, other: &Self) {
         for (name, field) in &other.fields {
             self.fields.entry(name.clone()).or_insert(*field);
@@ -207,16 +210,19 @@ impl Layout {
         }
     }
 
-    /// The same, as learnt from a file; what the kernel promises needs none.
-    pub(crate) fn saved(mut self) -> Self {
+    /// This layout with [`ValueOrigin::File`] for all values except those of the kernel's interface.
+    pub(crate) fn loaded_from_file(mut self) -> Self {
         let fields = self.fields.values_mut().map(|field| &mut field.source);
         let arguments = self.arguments.values_mut().map(|argument| &mut argument.source);
-        fields.chain(arguments).filter(|source| **source != Origin::Abi).for_each(|source| *source = Origin::File);
+        fields
+            .chain(arguments)
+            .filter(|source| **source != ValueOrigin::Abi)
+            .for_each(|source| *source = ValueOrigin::File);
         self
     }
 
-    /// In what this layout and `other` differ: keys that one of them does not have, or has otherwise. Sources and times
-    /// do not matter.
+    /// The keys that only one of the two layouts has, or for which they have different values. Origins and times are
+    /// not compared.
     pub fn diff(&self, other: &Self) -> Vec<Difference> {
         let keys_of = |layout: &Self| {
             let fields = layout.fields.keys().cloned();
@@ -232,7 +238,7 @@ impl Layout {
     }
 }
 
-/// In a probe's template `{struct.field}` is an offset, or a bit-field if an older kernel has one instead, and `{name}` is an
+/// In a template, `{struct.field}` is an offset, or a bit-field if an older kernel has that instead, and `{name}` is an
 /// argument of the probed function.
 impl Resolver for Layout {
     fn resolve(&self, function: &str, name: &str) -> Option<Term> {
@@ -247,14 +253,14 @@ impl Resolver for Layout {
     }
 }
 
-/// A key that two layouts do not agree on.
+/// A key whose values in two layouts differ.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Difference {
     /// `struct.field` or `function(argument)`.
     pub key: String,
-    /// Offset or position in the one; none when it does not know the key.
+    /// The value in this layout; `None` if it does not have the key.
     pub left: Option<u32>,
-    /// Offset or position in the other.
+    /// The value in the other layout.
     pub right: Option<u32>,
 }
 
@@ -271,13 +277,13 @@ mod tests {
 
     fn sample() -> Layout {
         let mut layout = Layout::new();
-        layout.set("sock_common.skc_num", 14, Origin::Btf, Duration::from_micros(3));
-        layout.set("ip_local_out(skb)", 3, Origin::Guess, Duration::from_millis(2));
+        layout.set("sock_common.skc_num", 14, ValueOrigin::Btf, Duration::from_micros(3));
+        layout.set("ip_local_out(skb)", 3, ValueOrigin::Guess, Duration::from_millis(2));
         layout
     }
 
     #[test]
-    fn json_brings_back_what_was_written() {
+    fn json_round_trips() {
         let text = serde_json::to_string(&sample()).unwrap();
         assert!(text.contains(r#""sock_common.skc_num":{"offset":14,"source":"btf","took_ns":3000}"#));
         assert!(text.contains(r#""ip_local_out(skb)":{"position":3,"source":"guess","took_ns":2000000}"#));
@@ -285,17 +291,17 @@ mod tests {
     }
 
     #[test]
-    fn diff_names_what_differs_and_what_is_missing() {
+    fn diff_names_keys_that_differ_or_are_missing() {
         let (left, mut right) = (sample(), sample());
-        right.set("sock_common.skc_num", 16, Origin::Guess, Duration::ZERO);
-        right.set("socket.sk", 24, Origin::Guess, Duration::ZERO);
-        let told: Vec<_> = left.diff(&right).iter().map(ToString::to_string).collect();
-        assert_eq!(told, ["sock_common.skc_num: 14 / 16", "socket.sk: - / 24"]);
+        right.set("sock_common.skc_num", 16, ValueOrigin::Guess, Duration::ZERO);
+        right.set("socket.sk", 24, ValueOrigin::Guess, Duration::ZERO);
+        let differences: Vec<_> = left.diff(&right).iter().map(ToString::to_string).collect();
+        assert_eq!(differences, ["sock_common.skc_num: 14 / 16", "socket.sk: - / 24"]);
         assert!(left.diff(&left).is_empty());
     }
 
     #[test]
-    fn what_only_ipv6_needs_is_missing_only_when_ipv6_is_wanted() {
+    fn keys_that_only_ipv6_needs_are_missing_only_if_ipv6_is_wanted() {
         let layout = Layout::new();
         assert!(layout.missing(true).contains(&"flowi6.saddr".to_owned()));
         assert!(!layout.missing(false).contains(&"flowi6.saddr".to_owned()));
@@ -308,9 +314,11 @@ mod tests {
         let missing = |layout: &Layout| layout.missing(true).into_iter().filter(|key| [new, old].contains(&&**key));
         let mut layout = Layout::new();
         assert_eq!(missing(&layout).collect::<Vec<_>>(), [new]);
-        layout.set(old, 1184, Origin::Guess, Duration::ZERO);
+        layout.set(old, 1184, ValueOrigin::Guess, Duration::ZERO);
         assert_eq!(missing(&layout).count(), 0);
-        assert!(layout.needs_no(new) && layout.needs_no(old) && !layout.needs_no("task_struct.pid"));
+        assert!(
+            layout.has_either_form(new) && layout.has_either_form(old) && !layout.has_either_form("task_struct.pid")
+        );
     }
 
     #[test]
@@ -326,27 +334,27 @@ mod tests {
     #[test]
     fn a_field_may_be_of_fewer_bits_on_an_older_kernel() {
         let mut layout = Layout::new();
-        layout.set("sock.sk_protocol:8", 517, Origin::Guess, Duration::ZERO);
+        layout.set("sock.sk_protocol:8", 517, ValueOrigin::Guess, Duration::ZERO);
         let resolve = |layout: &Layout| layout.resolve("tcp_connect", "sock.sk_protocol");
         assert_eq!(resolve(&layout), Some(Term::BitField { offset: 517, bits: 8 }));
         assert!(!layout.missing(true).iter().any(|key| key.starts_with("sock.sk_protocol")));
         let text = serde_json::to_string(&layout).unwrap();
         assert_eq!(serde_json::from_str::<Layout>(&text).unwrap(), layout);
-        layout.set("sock.sk_protocol", 534, Origin::Guess, Duration::ZERO);
+        layout.set("sock.sk_protocol", 534, ValueOrigin::Guess, Duration::ZERO);
         assert_eq!(resolve(&layout), Some(Term::Offset(534)));
     }
 
-    /// A layout that knows these arguments.
-    fn passing(arguments: &[(&str, u32)]) -> Layout {
+    /// A layout with these arguments.
+    fn with_arguments(arguments: &[(&str, u32)]) -> Layout {
         let mut layout = Layout::new();
         for &(key, position) in arguments {
-            layout.set(key, position, Origin::Guess, Duration::ZERO);
+            layout.set(key, position, ValueOrigin::Guess, Duration::ZERO);
         }
         layout
     }
 
     #[test]
-    fn some_functions_are_given_what_others_are_given() {
+    fn some_functions_have_the_same_arguments_as_others() {
         let since_4_4 = [("__ip_local_out(net)", 1), ("__ip_local_out(sk)", 2), ("__ip_local_out(skb)", 3)];
         let since_4_1 = [("__ip_local_out(skb)", 1), ("__ip_local_out_sk(sk)", 1), ("__ip_local_out_sk(skb)", 2)];
         let before = [("ip_local_out_sk(sk)", 1), ("ip_local_out_sk(skb)", 2), ("__ip_local_out(skb)", 1)];
@@ -358,35 +366,39 @@ mod tests {
                 (&before, [None, None, Some(1)]),
                 (&inlined, [Some(1), Some(2), Some(3)]),
             ] {
-                let layout = passing(known);
+                let layout = with_arguments(known);
                 assert_eq!(["net", "sk", "skb"].map(|name| layout.position(function, name)), expected, "{known:?}");
             }
-            assert_eq!(passing(&before[..2]).position(function, "skb"), None, "it cannot be told from this alone");
+            assert_eq!(
+                with_arguments(&before[..2]).position(function, "skb"),
+                None,
+                "`ip_local_out_sk` alone is not enough"
+            );
         }
-        let layout = passing(&[("udp_queue_rcv_skb(sk)", 1), ("udp_queue_rcv_skb(skb)", 2)]);
+        let layout = with_arguments(&[("udp_queue_rcv_skb(sk)", 1), ("udp_queue_rcv_skb(skb)", 2)]);
         assert_eq!(layout.resolve("udp_queue_rcv_one_skb", "skb"), Some(Term::Argument(2)));
         assert_eq!(layout.resolve("udpv6_queue_rcv_one_skb", "skb"), None);
         assert_eq!(layout.resolve("udp_lib_setsockopt", "optname"), Some(Term::Argument(3)));
     }
 
     #[test]
-    fn what_follows_others_is_no_key() {
-        let layout = passing(&[("udp_queue_rcv_skb(skb)", 2)]);
+    fn arguments_taken_from_another_function_are_not_keys() {
+        let layout = with_arguments(&[("udp_queue_rcv_skb(skb)", 2)]);
         assert!(
-            !layout.knows("udp_queue_rcv_one_skb(skb)") && layout.argument("udp_queue_rcv_one_skb", "skb").is_none()
+            !layout.contains("udp_queue_rcv_one_skb(skb)") && layout.argument("udp_queue_rcv_one_skb", "skb").is_none()
         );
         assert!(!serde_json::to_string(&layout).unwrap().contains("one_skb"));
         assert!(!layout.missing(true).iter().any(|key| key.contains("one_skb")));
-        let own = passing(&[("udp_queue_rcv_skb(skb)", 2), ("udp_queue_rcv_one_skb(skb)", 4)]);
-        assert_eq!(own.position("udp_queue_rcv_one_skb", "skb"), Some(4), "what is known of itself comes first");
+        let own = with_arguments(&[("udp_queue_rcv_skb(skb)", 2), ("udp_queue_rcv_one_skb(skb)", 4)]);
+        assert_eq!(own.position("udp_queue_rcv_one_skb", "skb"), Some(4), "its own arguments come first");
     }
 
     #[test]
-    fn filling_keeps_what_is_known() {
+    fn filling_keeps_existing_keys() {
         let mut layout = sample();
         let mut other = Layout::new();
-        other.set("sock_common.skc_num", 99, Origin::File, Duration::ZERO);
-        other.set("socket.sk", 24, Origin::File, Duration::ZERO);
+        other.set("sock_common.skc_num", 99, ValueOrigin::File, Duration::ZERO);
+        other.set("socket.sk", 24, ValueOrigin::File, Duration::ZERO);
         layout.fill_from(&other);
         assert_eq!(layout.offset("sock_common.skc_num"), Some(14));
         assert_eq!(layout.offset("socket.sk"), Some(24));

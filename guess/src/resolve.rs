@@ -1,6 +1,7 @@
-//! Where a layout is to come from, and getting it from there.
+//! Finds the kernel's layout, from the source that the caller chooses.
 
-use crate::engine::{self, Board, Terms};
+use crate::btf::MissingKey;
+use crate::engine::{self, ProbeInstaller, RunOptions};
 use crate::{Error, Layout, SavedLayout, btf, catalog, guesses};
 use serde::Serialize;
 use socktrail_kprobes::{Group, Tracefs};
@@ -11,48 +12,49 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Where the kernel keeps its own type information.
+/// The kernel's type information.
 const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
 
-/// Where a layout is saved, and looked for, when no other place is named.
+/// The default path of the saved layout.
 pub const SAVED_LAYOUT: &str = "/var/lib/socktrail/layout.json";
 
-/// Where a layout is to come from.
+/// The source of a layout.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub enum Source {
-    /// Type information where the kernel has it, guesses for what that leaves out, and for what even these do not find
-    /// the layout that was saved on this kernel, if any ([`ResolveOptions::saved`]).
+#[non_exhaustive]
+pub enum LayoutSource {
+    /// Type information where the kernel has it, guesses for keys that it does not give, and for the remaining keys the
+    /// layout that was saved on this kernel, if there is one ([`ResolveOptions::saved`]).
     #[default]
     Auto,
-    /// Guesses alone.
+    /// Only guesses.
     Guess,
-    /// Type information alone: of the kernel that runs here, or of a file.
+    /// Only type information: the running kernel's, or that in a file.
     Btf(Option<PathBuf>),
     /// A layout that was saved on this kernel.
     File(PathBuf),
 }
 
-/// A text that names no [`Source`].
+/// A text does not name a [`LayoutSource`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("expected auto, guess, btf, btf:PATH or file:PATH")]
-pub struct SourceError;
+pub struct LayoutSourceError;
 
-impl FromStr for Source {
-    type Err = SourceError;
+impl FromStr for LayoutSource {
+    type Err = LayoutSourceError;
 
-    fn from_str(text: &str) -> Result<Self, SourceError> {
+    fn from_str(text: &str) -> Result<Self, LayoutSourceError> {
         match text.split_once(':') {
             Some(("file", path)) if !path.is_empty() => Ok(Self::File(path.into())),
             Some(("btf", path)) if !path.is_empty() => Ok(Self::Btf(Some(path.into()))),
             None if text == "auto" => Ok(Self::Auto),
             None if text == "guess" => Ok(Self::Guess),
             None if text == "btf" => Ok(Self::Btf(None)),
-            _ => Err(SourceError),
+            _ => Err(LayoutSourceError),
         }
     }
 }
 
-impl fmt::Display for Source {
+impl fmt::Display for LayoutSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Auto => f.write_str("auto"),
@@ -64,25 +66,25 @@ impl fmt::Display for Source {
     }
 }
 
-/// How to go about it.
+/// How a layout is found.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct ResolveOptions {
-    /// How long one guess may take. 15 s.
+    /// How long one guess may take. Default 15 s.
     pub guess_timeout: Duration,
-    /// Whether what only IPv6 needs is wanted. It is; where the host has no IPv6, guesses leave it out.
+    /// Whether to find keys that only IPv6 needs. Default true. On a host without IPv6, guesses cannot find them.
     pub ipv6: bool,
-    /// Whether what only socket events need is wanted. It is.
+    /// Whether to find keys that only socket events need. Default true.
     pub socket_events: bool,
-    /// The tracefs to guess through; found, or mounted for the time being, when there is none.
+    /// The tracefs for guesses. With `None` it is found, or mounted for as long as guesses run.
     pub tracefs: Option<Arc<Tracefs>>,
-    /// With what the names of groups of probes begin. `socktrail`.
+    /// The prefix of the names of probe groups. Default `socktrail`.
     pub group: String,
-    /// Where [`Source::Auto`] looks for a saved layout last: [`SAVED_LAYOUT`]. A file that somebody other than root or
-    /// this process's user can write is not used.
+    /// The saved layout that [`LayoutSource::Auto`] falls back on. Default [`SAVED_LAYOUT`]. It is not used if users
+    /// other than root and this process's own can write it.
     pub saved: PathBuf,
-    /// Whether probes may share trace events where the kernel lets them (Linux 5.4). They may; without, as on older
-    /// kernels, guesses take longer.
+    /// Whether probes may share trace events where the kernel allows it (Linux 5.4). Default true. Without sharing, as
+    /// on older kernels, guesses take longer.
     pub share_events: bool,
 }
 
@@ -100,16 +102,24 @@ impl Default for ResolveOptions {
     }
 }
 
-/// What was found.
-#[derive(Debug, Clone, Serialize)]
+/// The result of [`resolve`].
+#[derive(Debug, Serialize)]
 #[non_exhaustive]
 pub struct Resolved {
-    /// Where everything is that was found.
+    /// The keys that were found.
     pub layout: Layout,
-    /// What was not.
+    /// The keys that were not found.
     pub skipped: Vec<Skipped>,
-    /// How long it took in all.
+    /// How long finding took.
     pub took: Duration,
+    /// Why [`LayoutSource::Auto`] could not use the kernel's type information, and guessed every key. `None` if it was
+    /// used or the kernel has none. Callers should show it to the user.
+    #[serde(skip)]
+    pub btf_error: Option<Error>,
+    /// Why the saved layout could not be used for keys that were not found otherwise. Callers should show it to the
+    /// user.
+    #[serde(skip)]
+    pub saved_error: Option<Error>,
 }
 
 /// A key that was not found.
@@ -118,9 +128,9 @@ pub struct Resolved {
 pub struct Skipped {
     /// `struct.field` or `function(argument)`.
     pub key: String,
-    /// What sort of reason.
+    /// The kind of reason.
     pub kind: SkipKind,
-    /// Why.
+    /// Why it was not found.
     pub reason: String,
 }
 
@@ -129,80 +139,109 @@ pub struct Skipped {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum SkipKind {
-    /// Only IPv6 needs it, and this host has none.
+    /// Only IPv6 needs it, and this host has no IPv6.
     NoIpv6,
     /// The kernel has no such function, or it cannot be probed.
     NoFunction,
-    /// The kernel has the function but does not call it where it should: its code is part of its callers. A probe on it
-    /// would never fire.
+    /// The kernel has the function, but its callers have it inlined. A probe on it would never fire.
     NeverCalled,
-    /// It was not found where it was looked for.
+    /// It was looked for and not found.
     NotFound,
 }
 
-/// Finds everything that the catalog lists, or says why not.
+/// A layout as far as it was found.
+#[derive(Debug, Default)]
+struct Found {
+    layout: Layout,
+    skipped: Vec<Skipped>,
+    /// Why only the saved layout was found.
+    failed: Option<Error>,
+    btf_error: Option<Error>,
+    saved_error: Option<Error>,
+}
+
+impl From<Layout> for Found {
+    fn from(layout: Layout) -> Self {
+        Self { layout, ..Self::default() }
+    }
+}
+
+/// Finds the keys of the catalog. For each key that it does not find it gives a reason.
 ///
 /// # Errors
 ///
-/// When the source cannot be used at all: no kprobes for guesses, no type information, another kernel's file.
-pub fn resolve(source: &Source, options: &ResolveOptions) -> Result<Resolved, Error> {
+/// The source cannot be used at all: there are no kprobes for guesses, no type information, or the file is of another
+/// kernel.
+pub fn resolve(source: &LayoutSource, options: &ResolveOptions) -> Result<Resolved, Error> {
     let began = Instant::now();
-    let (layout, skipped) = match source {
-        Source::Auto => automatic(options)?,
-        Source::Guess => guess_all(options)?,
-        Source::Btf(path) => from_btf(path.as_deref().unwrap_or(Path::new(KERNEL_BTF)))?,
-        Source::File(path) => (SavedLayout::read(path)?.of_this_kernel(path)?, Vec::new()),
+    let Found { layout, skipped, failed, btf_error, saved_error } = match source {
+        LayoutSource::Auto => automatic(Path::new(KERNEL_BTF), options)?,
+        LayoutSource::Guess => guess_all(options)?,
+        LayoutSource::Btf(path) => from_btf(path.as_deref().unwrap_or(Path::new(KERNEL_BTF)))?,
+        LayoutSource::File(path) => SavedLayout::read(path)?.of_this_kernel(path)?.into(),
     };
     let took = began.elapsed();
-    let skipped = complete(&layout, skipped, options);
-    Ok(Resolved { layout, skipped, took })
+    let skipped = missing_with_reasons(&layout, skipped, failed.as_ref(), options);
+    Ok(Resolved { layout, skipped, took, btf_error, saved_error })
 }
 
-/// Type information first, guesses for the rest, what was saved for the rest of that.
-fn automatic(options: &ResolveOptions) -> Result<(Layout, Vec<Skipped>), Error> {
-    let found = told_or_guessed(options);
-    if found.as_ref().is_ok_and(|(layout, _)| layout.missing(options.ipv6).is_empty()) {
+/// Takes type information first, then guesses, then the saved layout.
+fn automatic(btf: &Path, options: &ResolveOptions) -> Result<Found, Error> {
+    let found = btf_or_guesses(from_btf(btf), |layout, keys| guess(layout, keys, options), options);
+    if found.as_ref().is_ok_and(|found| missing(&found.layout, options).is_empty()) {
         return found;
     }
-    match saved(&options.saved) {
-        Ok(Some(saved)) => {
-            let (mut layout, skipped) = found.unwrap_or_default();
-            layout.fill_from(&saved);
-            Ok((layout, skipped))
+    with_saved(found, saved(&options.saved))
+}
+
+/// Adds the saved layout to what was found. If only the saved layout is an error, that goes to `saved_error`.
+fn with_saved(found: Result<Found, Error>, saved: Result<Option<Layout>, Error>) -> Result<Found, Error> {
+    match (found, saved) {
+        (found, Ok(Some(saved))) => {
+            let mut found = found.unwrap_or_else(|error| Found { failed: Some(error), ..Found::default() });
+            found.layout.fill_from(&saved);
+            Ok(found)
         }
-        Ok(None) => found,
-        Err(error) => {
-            tracing::warn!("{error}");
-            found
-        }
+        (found, Ok(None)) => found,
+        (Ok(found), Err(error)) => Ok(Found { saved_error: Some(error), ..found }),
+        (Err(found), Err(saved)) => Err(Error::NoSource { found: Box::new(found), saved: Box::new(saved) }),
     }
 }
 
-/// Type information first, guesses for the rest.
-fn told_or_guessed(options: &ResolveOptions) -> Result<(Layout, Vec<Skipped>), Error> {
-    let (layout, skipped) = match from_btf(Path::new(KERNEL_BTF)) {
+/// Takes the keys in type information, and guesses the missing ones. `guess` gets a layout and the keys to add to it.
+fn btf_or_guesses(
+    from_btf: Result<Found, Error>,
+    guess: impl FnOnce(Layout, &[String]) -> Result<Found, Error>,
+    options: &ResolveOptions,
+) -> Result<Found, Error> {
+    let found = match from_btf {
         Ok(found) => found,
         Err(error) => {
-            tracing::debug!("{error}");
-            return guess_all(options);
+            let btf_error = (!is_absent(&error)).then_some(error);
+            let guessed = guess(Layout::new(), &all_keys(options))?;
+            return Ok(Found { btf_error, ..guessed });
         }
     };
-    let missing = missing(&layout, options);
+    let missing = missing(&found.layout, options);
     if missing.is_empty() {
-        return Ok((layout, skipped));
+        return Ok(found);
     }
-    match guess(layout.clone(), &missing, options) {
-        Ok((layout, more)) => Ok((layout, more)),
-        // What type information told is worth having all the same.
+    match guess(found.layout.clone(), &missing) {
+        Ok(found) => Ok(found),
+        // The layout from type information is useful all the same.
         Err(error) => {
-            tracing::debug!("{error}");
-            let why = |skipped: Skipped| Skipped { reason: format!("{}; {error}", skipped.reason), ..skipped };
-            Ok((layout, skipped.into_iter().map(why).collect()))
+            let add_error = |skipped: Skipped| Skipped { reason: format!("{}; {error}", skipped.reason), ..skipped };
+            Ok(Found { skipped: found.skipped.into_iter().map(add_error).collect(), ..found })
         }
     }
 }
 
-/// What was saved on this kernel, if anything.
+/// Whether type information could not be used because the kernel has none.
+fn is_absent(btf_error: &Error) -> bool {
+    matches!(btf_error, Error::NoBtf { source, .. } if source.kind() == ErrorKind::NotFound)
+}
+
+/// The layout that was saved on this kernel, if there is one.
 fn saved(path: &Path) -> Result<Option<Layout>, Error> {
     match SavedLayout::read_trusted(path) {
         Ok(saved) => saved.of_this_kernel(path).map(Some),
@@ -211,21 +250,26 @@ fn saved(path: &Path) -> Result<Option<Layout>, Error> {
     }
 }
 
-fn from_btf(path: &Path) -> Result<(Layout, Vec<Skipped>), Error> {
+fn from_btf(path: &Path) -> Result<Found, Error> {
     let bytes = std::fs::read(path).map_err(|source| Error::NoBtf { path: path.to_owned(), source })?;
     let found = btf::find(&bytes).map_err(|source| Error::BadBtf { path: path.to_owned(), source })?;
-    let skipped = found.missing.into_iter().map(|(key, reason)| Skipped { key, kind: SkipKind::NotFound, reason });
-    Ok((found.layout, skipped.collect()))
+    let skipped =
+        found.missing.into_iter().map(|MissingKey { key, reason }| Skipped { key, kind: SkipKind::NotFound, reason });
+    Ok(Found { layout: found.layout, skipped: skipped.collect(), ..Found::default() })
 }
 
-/// Guesses everything.
-fn guess_all(options: &ResolveOptions) -> Result<(Layout, Vec<Skipped>), Error> {
-    let wanted: Vec<String> = catalog::keys().map(|(key, _)| key).filter(|key| options.wants(key)).collect();
-    guess(Layout::new(), &wanted, options)
+/// Guesses all keys.
+fn guess_all(options: &ResolveOptions) -> Result<Found, Error> {
+    guess(Layout::new(), &all_keys(options), options)
 }
 
-/// Guesses what is wanted and not known yet.
-fn guess(mut layout: Layout, wanted: &[String], options: &ResolveOptions) -> Result<(Layout, Vec<Skipped>), Error> {
+/// All keys that are wanted.
+fn all_keys(options: &ResolveOptions) -> Vec<String> {
+    catalog::keys().map(|key| key.name).filter(|key| options.wants(key)).collect()
+}
+
+/// Guesses the wanted keys that the layout does not have yet.
+fn guess(mut layout: Layout, wanted: &[String], options: &ResolveOptions) -> Result<Found, Error> {
     if panics_on_warning() {
         return Err(Error::PanicOnWarn);
     }
@@ -233,33 +277,38 @@ fn guess(mut layout: Layout, wanted: &[String], options: &ResolveOptions) -> Res
         Some(tracefs) => Arc::clone(tracefs),
         None => Arc::new(Tracefs::find()?),
     };
-    // Probes that share an event tell themselves apart by a constant.
+    // Probes that share an event fetch a constant each, by which their records are distinguished.
     let shares = options.share_events && tracefs.features().constants;
-    let mut board = Board::new(Group::create(&tracefs, &options.group)?, shares);
+    let mut installer = ProbeInstaller::new(Group::create(&tracefs, &options.group)?, shares);
     if let Some(source) = guesses::no_loopback() {
         return Err(Error::NoLoopback { source });
     }
     let no_ipv6 = if options.ipv6 { guesses::no_ipv6() } else { Some("IPv6 is not wanted".to_owned()) };
-    let terms = Terms { timeout: options.guess_timeout, no_ipv6 };
-    let skipped = engine::run_all(guesses::all(), wanted, &mut layout, &mut board, &terms);
-    Ok((layout, skipped.map_err(|source| Error::Thread { source })?))
+    let run_options = RunOptions { timeout: options.guess_timeout, no_ipv6 };
+    let skipped = engine::run_all(guesses::all(), wanted, &mut layout, &mut installer, &run_options);
+    Ok(Found { skipped: skipped.map_err(|source| Error::Thread { source })?, ..layout.into() })
 }
 
-/// Whether the kernel ends at a warning. Linux 5.10 for one warns of a read through a word that is no address at all, where
-/// the processor has longer addresses than the kernel uses (`ex_handler_uaccess`).
+/// Whether the kernel panics at a warning. Linux 5.10, for example, warns about a read through a word that is not an
+/// address that the processor accepts (`ex_handler_uaccess`).
 fn panics_on_warning() -> bool {
     std::fs::read_to_string("/proc/sys/kernel/panic_on_warn").is_ok_and(|setting| setting.trim() != "0")
 }
 
-/// Every key that is missing and wanted, with the reason where one is known.
-fn complete(layout: &Layout, skipped: Vec<Skipped>, options: &ResolveOptions) -> Vec<Skipped> {
-    let told = |key: &String| skipped.iter().find(|skipped| skipped.key == *key).cloned();
-    let untold = |key| Skipped { key, kind: SkipKind::NotFound, reason: "the source does not tell it".to_owned() };
-    let tell = |key: String| told(&key).unwrap_or_else(|| untold(key));
-    missing(layout, options).into_iter().map(tell).collect()
+/// Every key that is wanted and missing, with its reason: from `skipped` if it is there, else `failed`.
+fn missing_with_reasons(
+    layout: &Layout,
+    skipped: Vec<Skipped>,
+    failed: Option<&Error>,
+    options: &ResolveOptions,
+) -> Vec<Skipped> {
+    let known = |key: &String| skipped.iter().find(|skipped| skipped.key == *key).cloned();
+    let reason = || failed.map_or_else(|| "the source does not have it".to_owned(), ToString::to_string);
+    let unknown = |key| Skipped { key, kind: SkipKind::NotFound, reason: reason() };
+    missing(layout, options).into_iter().map(|key| known(&key).unwrap_or_else(|| unknown(key))).collect()
 }
 
-/// What is wanted and not there.
+/// The keys that are wanted and that the layout does not have.
 fn missing(layout: &Layout, options: &ResolveOptions) -> Vec<String> {
     layout.missing(options.ipv6).into_iter().filter(|key| options.wants(key)).collect()
 }
@@ -277,40 +326,75 @@ mod tests {
     #[test]
     fn a_missing_source_is_an_error_that_names_it() {
         let options = ResolveOptions::default();
-        let error = resolve(&Source::Btf(Some("/nowhere".into())), &options).unwrap_err();
+        let error = resolve(&LayoutSource::Btf(Some("/nowhere".into())), &options).unwrap_err();
         assert!(error.to_string().starts_with("no type information (BTF) at /nowhere"), "{error}");
-        let error = resolve(&Source::Btf(Some("/proc/self/status".into())), &options).unwrap_err();
+        let error = resolve(&LayoutSource::Btf(Some("/proc/self/status".into())), &options).unwrap_err();
         assert!(matches!(error, Error::BadBtf { .. }));
-        let error = resolve(&Source::File("/nowhere".into()), &options).unwrap_err();
+        let error = resolve(&LayoutSource::File("/nowhere".into()), &options).unwrap_err();
         assert!(matches!(error, Error::SavedIo { .. }));
     }
 
     #[test]
-    fn sources_have_names() {
+    fn sources_are_parsed_and_displayed() {
         for (name, source) in [
-            ("file:/tmp/a:b", Source::File("/tmp/a:b".into())),
-            ("auto", Source::Auto),
-            ("guess", Source::Guess),
-            ("btf", Source::Btf(None)),
-            ("btf:vmlinux", Source::Btf(Some("vmlinux".into()))),
+            ("file:/tmp/a:b", LayoutSource::File("/tmp/a:b".into())),
+            ("auto", LayoutSource::Auto),
+            ("guess", LayoutSource::Guess),
+            ("btf", LayoutSource::Btf(None)),
+            ("btf:vmlinux", LayoutSource::Btf(Some("vmlinux".into()))),
         ] {
             assert_eq!((name.parse(), source.to_string()), (Ok(source), name.to_owned()));
         }
         for bad in ["", "file:", "file", "Auto", "auto:", "guess:x"] {
-            assert_eq!(bad.parse::<Source>(), Err(SourceError), "{bad}");
+            assert_eq!(bad.parse::<LayoutSource>(), Err(LayoutSourceError), "{bad}");
         }
     }
 
     #[test]
-    fn what_nobody_saved_is_not_used() {
+    fn there_may_be_no_saved_layout() {
         assert!(saved(Path::new("/nowhere/layout.json")).unwrap().is_none());
     }
 
     #[test]
-    fn what_is_missing_has_a_reason() {
-        let told = vec![Skipped { key: "socket.sk".to_owned(), kind: SkipKind::NoIpv6, reason: "hidden".to_owned() }];
-        let skipped = complete(&Layout::new(), told, &ResolveOptions::default());
+    fn an_unusable_saved_layout_does_not_hide_what_was_found() {
+        let bad = || Error::BadSaved { path: "/saved".into(), problem: "not JSON".to_owned() };
+        let found = with_saved(Ok(Found::default()), Err(bad())).unwrap();
+        assert!(matches!(found.saved_error, Some(Error::BadSaved { .. })));
+        let both = with_saved(Err(Error::PanicOnWarn), Err(bad())).unwrap_err();
+        let Error::NoSource { found, saved } = both else { panic!("{both:?}") };
+        assert!(matches!((*found, *saved), (Error::PanicOnWarn, Error::BadSaved { .. })));
+    }
+
+    /// The key of one guessed field, and a guess that finds it alone.
+    const GUESSED: &str = "socket.sk";
+
+    fn guess_one(mut layout: Layout, _: &[String]) -> Result<Found, Error> {
+        layout.set(GUESSED, 24, crate::ValueOrigin::Guess, Duration::ZERO);
+        Ok(layout.into())
+    }
+
+    #[test]
+    fn unusable_type_information_is_reported_beside_the_guesses() {
+        let options = ResolveOptions::default();
+        let found = btf_or_guesses(from_btf(Path::new("/proc/self/status")), guess_one, &options).unwrap();
+        assert!(found.layout.contains(GUESSED));
+        assert!(matches!(found.btf_error, Some(Error::BadBtf { .. })), "{:?}", found.btf_error);
+        let found = btf_or_guesses(from_btf(Path::new("/")), guess_one, &options).unwrap();
+        assert!(matches!(found.btf_error, Some(Error::NoBtf { .. })), "it exists but cannot be read");
+        let found = btf_or_guesses(from_btf(Path::new("/nowhere")), guess_one, &options).unwrap();
+        assert!(found.btf_error.is_none(), "a kernel without type information is not a fault");
+    }
+
+    #[test]
+    fn missing_keys_have_reasons() {
+        let known = vec![Skipped { key: "socket.sk".to_owned(), kind: SkipKind::NoIpv6, reason: "hidden".to_owned() }];
+        let skipped = missing_with_reasons(&Layout::new(), known.clone(), None, &ResolveOptions::default());
         let reason = |key: &str| skipped.iter().find(|skipped| skipped.key == key).unwrap().reason.as_str();
-        assert_eq!((reason("socket.sk"), reason("cred.uid")), ("hidden", "the source does not tell it"));
+        assert_eq!((reason("socket.sk"), reason("cred.uid")), ("hidden", "the source does not have it"));
+        // Only the saved layout was found, and lacks a key.
+        let saved = with_saved(Err(Error::PanicOnWarn), Ok(Some(Layout::new()))).unwrap();
+        let skipped = missing_with_reasons(&saved.layout, known, saved.failed.as_ref(), &ResolveOptions::default());
+        let uid = skipped.iter().find(|skipped| skipped.key == "cred.uid").unwrap();
+        assert_eq!(uid.reason, Error::PanicOnWarn.to_string());
     }
 }

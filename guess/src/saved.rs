@@ -1,25 +1,27 @@
-//! Layouts in files, bound to the kernel that they are of.
+//! Layouts in files. Each is valid for one kernel.
 
 use crate::{Error, Layout};
+use nix::sys::utsname::uname;
 use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 use std::fmt;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 
-/// The form of saved layouts that this version writes and reads.
+/// The format version that is written and read.
 const VERSION: u32 = 1;
 
-/// Which kernel a layout is of.
+/// Identifies a kernel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KernelIdentity {
-    /// As `uname -r` tells it.
+    /// The release, as from `uname -r`.
     pub release: String,
-    /// As `uname -m` tells it.
+    /// The kernel's processor architecture, as from `uname -m`, such as `x86_64`.
     pub machine: String,
-    /// The build id of vmlinux in hexadecimal, from `/sys/kernel/notes`; empty when the kernel has none.
+    /// The build id of vmlinux in hexadecimal, from `/sys/kernel/notes`; empty if the kernel has none.
     pub build_id: String,
 }
 
@@ -31,27 +33,27 @@ impl fmt::Display for KernelIdentity {
 }
 
 impl KernelIdentity {
-    /// The kernel that runs here.
+    /// The running kernel.
     ///
     /// # Errors
     ///
-    /// When `/proc` is not mounted.
+    /// [`Error::Identity`] if `/proc` is not mounted or `uname(2)` fails.
     pub fn running() -> Result<Self, Error> {
-        let read = |path: &str| {
-            let failed = |source| Error::Identity { path: path.into(), source };
-            fs::read_to_string(path).map(|text| text.trim_end().to_owned()).map_err(failed)
-        };
+        let failed = |what| move |source| Error::Identity { what, source };
+        // `uname(2)` gives another release to a process with the personality `UNAME26`.
+        let release = fs::read_to_string("/proc/sys/kernel/osrelease");
+        let release = release.map_err(failed("reading /proc/sys/kernel/osrelease"))?.trim_end().to_owned();
+        let names = uname().map_err(io::Error::from).map_err(failed("uname(2)"))?;
         let notes = fs::read("/sys/kernel/notes").unwrap_or_default();
         Ok(Self {
-            release: read("/proc/sys/kernel/osrelease")?,
-            // A 32-bit program may see another machine than this, but then the structures are the same.
-            machine: std::env::consts::ARCH.to_owned(),
+            release,
+            machine: names.machine().to_string_lossy().into_owned(),
             build_id: build_id(&notes).unwrap_or_default(),
         })
     }
 }
 
-/// The GNU build id among ELF notes, in hexadecimal.
+/// The GNU build id in ELF notes, in hexadecimal.
 fn build_id(notes: &[u8]) -> Option<String> {
     const BUILD_ID: usize = 3;
     let mut rest = notes;
@@ -69,12 +71,12 @@ fn build_id(notes: &[u8]) -> Option<String> {
     None
 }
 
-/// A layout with the kernel that it is of: what is saved, and what `socktrail layout --json` prints.
+/// A layout and the kernel that it is valid for. It is what is saved, and what `socktrail layout --json` prints.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SavedLayout {
-    /// The form of the file.
+    /// The version of the format.
     version: u32,
-    /// The kernel that it is of.
+    /// The kernel that the layout is valid for.
     pub kernel: KernelIdentity,
     /// The layout.
     #[serde(flatten)]
@@ -82,34 +84,40 @@ pub struct SavedLayout {
 }
 
 impl SavedLayout {
-    /// A layout of the kernel that runs here.
+    /// A layout of the running kernel.
     ///
     /// # Errors
     ///
-    /// As [`KernelIdentity::running`].
+    /// As for [`KernelIdentity::running`].
     pub fn of_running(layout: Layout) -> Result<Self, Error> {
         Ok(Self { version: VERSION, kernel: KernelIdentity::running()?, layout })
     }
 
-    /// Reads a saved layout, of whatever kernel.
+    /// Reads a saved layout of any kernel.
     ///
     /// # Errors
     ///
-    /// [`Error::SavedIo`], and [`Error::BadSaved`] when it is no saved layout, or one of another version.
+    /// [`Error::SavedIo`], and [`Error::BadSaved`] if it is not a saved layout or has another version.
     pub fn read(path: &Path) -> Result<Self, Error> {
         let failed = |source| Error::SavedIo { what: "reading", path: path.to_owned(), source };
         Self::parse(path, &fs::read_to_string(path).map_err(failed)?)
     }
 
-    /// As [`SavedLayout::read`], of a file that nobody named: what somebody else could have written there is refused,
-    /// for the kernel's memory is read where it says.
+    /// Like [`SavedLayout::read`], for a file that the user did not name. It refuses a file that other users can write or
+    /// replace, because a layout decides which kernel memory probes read.
     pub(crate) fn read_trusted(path: &Path) -> Result<Self, Error> {
         let failed = |source| Error::SavedIo { what: "reading", path: path.to_owned(), source };
-        let mut file = File::open(path).map_err(failed)?;
-        let metadata = file.metadata().map_err(failed)?;
-        if !(metadata.is_file() && [0, geteuid().as_raw()].contains(&metadata.uid()) && metadata.mode() & 0o022 == 0) {
-            let problem = "others than root can write it".to_owned();
-            return Err(Error::BadSaved { path: path.to_owned(), problem });
+        let untrusted =
+            |writable: &Path| Error::UntrustedSaved { path: path.to_owned(), writable: writable.to_owned() };
+        // The folder that counts is the one that holds the file, not one that holds a link to it.
+        let resolved = path.canonicalize().map_err(failed)?;
+        let folder = folder_of(&resolved);
+        if !is_guarded(&fs::metadata(folder).map_err(failed)?) {
+            return Err(untrusted(folder));
+        }
+        let mut file = File::open(&resolved).map_err(failed)?;
+        if !is_guarded(&file.metadata().map_err(failed)?) {
+            return Err(untrusted(&resolved));
         }
         let mut text = String::new();
         file.read_to_string(&mut text).map_err(failed)?;
@@ -129,54 +137,108 @@ impl SavedLayout {
         serde_json::from_str(text).map_err(|error| bad(error.to_string()))
     }
 
-    /// Writes it, in place of what is there: either wholly or not at all.
+    /// Writes the layout to a file, which it replaces atomically. A crash leaves the old file or the new one, never a
+    /// part of one.
     ///
     /// # Errors
     ///
     /// [`Error::SavedIo`].
     pub fn write(&self, path: &Path) -> Result<(), Error> {
         let failed = |source| Error::SavedIo { what: "writing", path: path.to_owned(), source };
-        let text = serde_json::to_string_pretty(self).map_err(|error| failed(io::Error::other(error)))?;
-        let mut beside = path.as_os_str().to_owned();
-        beside.push(format!(".{}", std::process::id()));
-        // Whatever is there under this name, a link of somebody's to somewhere else, is not written through.
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o644).open(&beside).map_err(failed)?;
-        let written = file.write_all((text + "\n").as_bytes()).and_then(|()| fs::rename(&beside, path));
-        written.map_err(|source| {
-            // The half-written file is of no use to anyone.
-            let _ = fs::remove_file(&beside);
+        let text = serde_json::to_string_pretty(self).map_err(|error| failed(io::Error::other(error)))? + "\n";
+        let temporary = temporary_path(path, WRITES.fetch_add(1, Ordering::Relaxed));
+        let file = create_anew(&temporary).map_err(failed)?;
+        write_and_rename(file, text.as_bytes(), &temporary, path).map_err(|source| {
+            // Do not leave a partly written file behind.
+            let _ = fs::remove_file(&temporary);
             failed(source)
-        })
+        })?;
+        // The file is complete already. Only a crash in the next seconds could bring the old one back, so it is not an
+        // error if this folder cannot be opened, or cannot be synced, as on some file systems.
+        let _ = File::open(folder_of(path)).and_then(|folder| folder.sync_all());
+        Ok(())
     }
 
-    /// Refuses a layout that is not of the kernel that runs here.
+    /// The layout, if it is of the running kernel.
     ///
     /// # Errors
     ///
-    /// [`Error::OtherKernel`]; `path` is where it came from.
+    /// [`Error::OtherKernel`] if it is of another kernel. `path` is where it was read from.
     pub fn of_this_kernel(self, path: &Path) -> Result<Layout, Error> {
         let running = KernelIdentity::running()?;
         if self.kernel == running {
-            return Ok(self.layout.saved());
+            return Ok(self.layout.loaded_from_file());
         }
         Err(Error::OtherKernel { path: path.to_owned(), saved: Box::new(self.kernel), running: Box::new(running) })
     }
 }
 
+/// How many files this process has written.
+static WRITES: AtomicU32 = AtomicU32::new(0);
+
+/// The path of the temporary file for a write. No other write of a running process in this pid namespace has it.
+fn temporary_path(path: &Path, number: u32) -> PathBuf {
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(format!(".{}-{number}", std::process::id()));
+    temporary.into()
+}
+
+/// Creates a file in place of one that an earlier process with the same pid may have left. Does not follow a symbolic
+/// link that another user may have put there.
+fn create_anew(path: &Path) -> io::Result<File> {
+    let create = || OpenOptions::new().write(true).create_new(true).mode(0o644).open(path);
+    match create() {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            fs::remove_file(path)?;
+            create()
+        }
+        result => result,
+    }
+}
+
+/// Gives a file its content and its final name. The content is on disk before the name is.
+fn write_and_rename(mut file: File, content: &[u8], temporary: &Path, path: &Path) -> io::Result<()> {
+    file.write_all(content)?;
+    file.sync_all()?;
+    fs::rename(temporary, path)
+}
+
+/// The folder that holds a file.
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Whether only root and this process's user can write to a file or folder.
+fn is_guarded(found: &Metadata) -> bool {
+    [0, geteuid().as_raw()].contains(&found.uid()) && found.mode() & 0o022 == 0
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Origin;
+    use crate::ValueOrigin;
     use std::os::unix::fs::PermissionsExt;
-    use std::path::PathBuf;
+    use std::os::unix::fs::symlink;
 
     fn file(name: &str) -> PathBuf {
         std::env::temp_dir().join(format!("socktrail-guess-{}-{name}", std::process::id()))
     }
 
+    /// A new folder that only this user can write to.
+    fn folder(name: &str) -> PathBuf {
+        let path = file(name);
+        fs::create_dir(&path).unwrap();
+        set_mode(&path, 0o755);
+        path
+    }
+
+    fn set_mode(path: &Path, mode: u32) {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+
     fn sample() -> SavedLayout {
         let mut layout = Layout::new();
-        layout.set("socket.sk", 24, Origin::Guess, std::time::Duration::ZERO);
+        layout.set("socket.sk", 24, ValueOrigin::Guess, std::time::Duration::ZERO);
         SavedLayout::of_running(layout).unwrap()
     }
 
@@ -188,24 +250,83 @@ mod tests {
         fs::remove_file(&path).unwrap();
         let layout = layout.unwrap();
         assert!(layout.diff(&sample().layout).is_empty());
-        assert_eq!(layout.field("socket.sk").unwrap().source, Origin::File);
+        assert_eq!(layout.field("socket.sk").unwrap().source, ValueOrigin::File);
     }
 
     #[test]
-    fn a_file_that_others_can_write_is_not_trusted() {
-        let path = file("writable");
+    fn a_file_that_other_users_can_write_is_not_trusted() {
+        let folder = folder("writable");
+        let path = folder.join("layout");
         sample().write(&path).unwrap();
         let with_mode = |mode| {
-            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            set_mode(&path, mode);
             SavedLayout::read_trusted(&path)
         };
         let own = with_mode(0o644);
-        let (group, everybody) = (with_mode(0o664), with_mode(0o646));
-        fs::remove_file(&path).unwrap();
+        let (group, others) = (with_mode(0o664), with_mode(0o646));
+        fs::remove_dir_all(&folder).unwrap();
         assert_eq!(own.unwrap(), sample());
-        for error in [group.unwrap_err(), everybody.unwrap_err()] {
-            assert!(error.to_string().contains("others than root can write it"), "{error}");
+        for error in [group.unwrap_err(), others.unwrap_err()] {
+            assert!(
+                matches!(&error, Error::UntrustedSaved { writable, .. } if writable.ends_with("layout")),
+                "{error}"
+            );
         }
+    }
+
+    #[test]
+    fn a_file_that_other_users_can_replace_is_not_trusted() {
+        let folder = folder("replaceable");
+        let (inner, path, link) = (folder.join("inner"), folder.join("inner/layout"), folder.join("link"));
+        fs::create_dir(&inner).unwrap();
+        sample().write(&path).unwrap();
+        symlink(&path, &link).unwrap();
+        let read = |mode| {
+            set_mode(&inner, mode);
+            [&path, &link].map(|path| SavedLayout::read_trusted(path))
+        };
+        let own = read(0o755);
+        let others = [0o775, 0o757, 0o1777].map(read);
+        fs::remove_dir_all(&folder).unwrap();
+        own.into_iter().for_each(|result| assert_eq!(result.unwrap(), sample()));
+        for error in others.into_iter().flatten().map(Result::unwrap_err) {
+            assert!(matches!(&error, Error::UntrustedSaved { writable, .. } if writable.ends_with("inner")), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_machine_is_that_of_the_kernel() {
+        let uname = std::process::Command::new("uname").arg("-m").output().unwrap();
+        let machine = String::from_utf8(uname.stdout).unwrap();
+        assert_eq!(KernelIdentity::running().unwrap().machine, machine.trim_end());
+    }
+
+    #[test]
+    fn a_temporary_file_of_an_earlier_process_is_replaced() {
+        let folder = folder("leftover");
+        let (path, other) = (folder.join("layout"), folder.join("other"));
+        fs::write(&other, "other").unwrap();
+        for leave in
+            [|_: &Path, path: &Path| fs::write(path, "partly wr"), |other: &Path, path: &Path| symlink(other, path)]
+        {
+            let temporary = temporary_path(&path, 7);
+            leave(&other, &temporary).unwrap();
+            let file = create_anew(&temporary).unwrap();
+            write_and_rename(file, b"whole", &temporary, &path).unwrap();
+            assert_eq!((fs::read(&path).unwrap(), fs::read(&other).unwrap()), (b"whole".to_vec(), b"other".to_vec()));
+        }
+        // Whatever number the next write has.
+        (0..100).for_each(|number| fs::write(temporary_path(&path, number), "").unwrap());
+        let (first, second) = (sample().write(&path), sample().write(&path));
+        let read = SavedLayout::read(&path);
+        fs::remove_dir_all(&folder).unwrap();
+        assert_eq!((first.is_ok(), second.is_ok(), read.unwrap()), (true, true, sample()));
+    }
+
+    #[test]
+    fn a_file_in_the_working_directory_has_a_folder() {
+        let folders = ["layout", "./layout", "/layout", "/var/layout"].map(|path| folder_of(Path::new(path)));
+        assert_eq!(folders, [".", ".", "/", "/var"].map(Path::new));
     }
 
     #[test]
@@ -217,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_saved_layout_is_refused() {
+    fn files_of_other_formats_are_refused() {
         let path = file("bad");
         for (text, problem) in [
             ("{}", "missing field `version`"),
@@ -234,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_half_written_stays() {
+    fn a_failed_write_is_an_error() {
         let path = file("absent").join("layout");
         assert!(matches!(sample().write(&path), Err(Error::SavedIo { what: "writing", .. })));
     }

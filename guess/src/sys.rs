@@ -1,4 +1,4 @@
-//! System calls that have no safe wrapper: the one module that is unsafe.
+//! System calls that have no safe wrapper. Only this module has unsafe code.
 
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::time::{ClockId, clock_gettime};
@@ -10,7 +10,7 @@ use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::ptr;
 
-/// User or group ids to give to the calling thread.
+/// The user or group ids of a thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Ids {
     pub(crate) real: u32,
@@ -18,79 +18,80 @@ pub(crate) struct Ids {
     pub(crate) saved: u32,
 }
 
-/// Which ids.
+/// Whether ids are those of users or of groups.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Of {
+pub(crate) enum IdKind {
     User,
     Group,
 }
 
-fn answer(result: c_long) -> io::Result<c_long> {
+fn check(result: c_long) -> io::Result<c_long> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
-/// Sets ids of the calling thread alone; the C library's function of that name would set them in all threads.
-pub(crate) fn set_ids(of: Of, ids: Ids) -> io::Result<()> {
-    let call = match of {
-        Of::User => libc::SYS_setresuid,
-        Of::Group => libc::SYS_setresgid,
+/// Sets the ids of the calling thread. The C library's functions would set those of all threads.
+pub(crate) fn set_ids(kind: IdKind, ids: Ids) -> io::Result<()> {
+    let number = match kind {
+        IdKind::User => libc::SYS_setresuid,
+        IdKind::Group => libc::SYS_setresgid,
     };
-    // SAFETY: the call takes three numbers and touches no memory of ours.
-    answer(unsafe { libc::syscall(call, ids.real, ids.effective, ids.saved) }).map(drop)
+    // SAFETY: the call takes three numbers and does not access this process's memory.
+    check(unsafe { libc::syscall(number, ids.real, ids.effective, ids.saved) }).map(drop)
 }
 
-/// Sets the id by which the calling thread alone accesses files.
-pub(crate) fn set_file_id(of: Of, id: u32) {
-    let call = match of {
-        Of::User => libc::SYS_setfsuid,
-        Of::Group => libc::SYS_setfsgid,
+/// Sets the id with which the calling thread accesses files.
+pub(crate) fn set_file_id(kind: IdKind, id: u32) {
+    let number = match kind {
+        IdKind::User => libc::SYS_setfsuid,
+        IdKind::Group => libc::SYS_setfsgid,
     };
-    // SAFETY: the call takes a number and touches no memory of ours. It returns the id before, never an error.
-    unsafe { libc::syscall(call, id) };
+    // SAFETY: the call takes a number and does not access this process's memory. It returns the previous id, never an
+    // error.
+    unsafe { libc::syscall(number, id) };
 }
 
 /// The ids of the calling thread.
-pub(crate) fn ids(of: Of) -> Ids {
-    let call = match of {
-        Of::User => libc::SYS_getresuid,
-        Of::Group => libc::SYS_getresgid,
+pub(crate) fn ids(kind: IdKind) -> Ids {
+    let number = match kind {
+        IdKind::User => libc::SYS_getresuid,
+        IdKind::Group => libc::SYS_getresgid,
     };
     let mut ids = Ids { real: 0, effective: 0, saved: 0 };
-    // SAFETY: the pointers are to three live numbers of the size that the call writes.
-    unsafe { libc::syscall(call, &raw mut ids.real, &raw mut ids.effective, &raw mut ids.saved) };
+    // SAFETY: the pointers are to three numbers of the size that the call writes, and they live until after it.
+    unsafe { libc::syscall(number, &raw mut ids.real, &raw mut ids.effective, &raw mut ids.saved) };
     ids
 }
 
-/// Whether this process may leave a core file and be traced by its user.
+/// Whether this process may leave a core file and be traced by its user (`prctl(PR_GET_DUMPABLE)`).
 pub(crate) fn dumpable() -> bool {
-    // SAFETY: the call takes no memory of ours.
+    // SAFETY: the call does not access this process's memory.
     unsafe { libc::prctl(libc::PR_GET_DUMPABLE) == 1 }
 }
 
-/// Lets this process leave a core file.
+/// Allows this process to leave a core file.
 pub(crate) fn set_dumpable() {
-    // SAFETY: the call takes a number. With these it cannot fail.
+    // SAFETY: the call takes numbers and does not access this process's memory. With these arguments it cannot fail.
     unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 1) };
 }
 
-/// The option of a TCP socket that tells its counters, as many bytes of it as this kernel has.
+/// A TCP socket's counters (`TCP_INFO`), as many bytes as this kernel has.
 pub(crate) fn tcp_info(socket: impl AsFd) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0u8; 512];
     let mut length = bytes.len() as libc::socklen_t;
     let (fd, into) = (socket.as_fd().as_raw_fd(), bytes.as_mut_ptr().cast::<c_void>());
-    // SAFETY: `into` is to `length` bytes that live through the call.
+    // SAFETY: `into` points to `length` bytes that live until after the call.
     let result = unsafe { libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, into, &raw mut length) };
-    answer(result.into())?;
+    check(result.into())?;
     bytes.truncate(length as usize);
     Ok(bytes)
 }
 
-/// Makes a UDP socket send without checksums.
+/// Makes a UDP socket send packets without checksums.
 pub(crate) fn no_checksums(socket: impl AsFd) -> io::Result<()> {
     switch_on(socket, libc::SOL_SOCKET, libc::SO_NO_CHECK)
 }
 
-/// Makes a raw IPv4 socket send fragments as they are, also where connections are tracked.
+/// Keeps connection tracking from reassembling the fragments that a raw IPv4 socket sends.
 pub(crate) fn keep_fragments(socket: impl AsFd) -> io::Result<()> {
     switch_on(socket, libc::IPPROTO_IP, libc::IP_NODEFRAG)
 }
@@ -98,25 +99,25 @@ pub(crate) fn keep_fragments(socket: impl AsFd) -> io::Result<()> {
 fn switch_on(socket: impl AsFd, level: c_int, option: c_int) -> io::Result<()> {
     let on: c_int = 1;
     let (fd, from, size) = (socket.as_fd().as_raw_fd(), (&raw const on).cast::<c_void>(), size_of::<c_int>());
-    // SAFETY: `from` is to `size` bytes that live through the call.
+    // SAFETY: `from` points to `size` bytes that live until after the call.
     let result = unsafe { libc::setsockopt(fd, level, option, from, size as libc::socklen_t) };
-    answer(result.into()).map(drop)
+    check(result.into()).map(drop)
 }
 
-/// What two clocks of the kernel show, in nanoseconds.
+/// The time on two clocks of the kernel, in nanoseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd)]
 pub(crate) struct Clocks {
-    /// `CLOCK_MONOTONIC`: without the time that the machine was suspended.
+    /// `CLOCK_MONOTONIC`, which does not count the time that the machine was suspended.
     pub(crate) monotonic: u64,
-    /// `CLOCK_BOOTTIME`: with it.
+    /// `CLOCK_BOOTTIME`, which counts it.
     pub(crate) boottime: u64,
 }
 
-/// A span of time on both clocks.
-pub(crate) type Between = RangeInclusive<Clocks>;
+/// An interval of time on both clocks.
+pub(crate) type ClockInterval = RangeInclusive<Clocks>;
 
 impl Clocks {
-    /// Reads both.
+    /// Reads both clocks.
     pub(crate) fn now() -> io::Result<Self> {
         let nanos = |clock| {
             let time = clock_gettime(clock)?;
@@ -126,90 +127,102 @@ impl Clocks {
     }
 }
 
-/// A process that will execute a program once it is told to, and ends if it never is.
+/// A child process that waits until it is told to execute a program. It ends if it is dropped before.
 #[derive(Debug)]
 pub(crate) struct PausedChild {
     pid: Pid,
-    born: Between,
-    /// Both ends, so that writing never raises SIGPIPE. Without a word the child sees the end of the pipe.
-    gate: Option<(OwnedFd, File)>,
+    started: ClockInterval,
+    start_pipe: Option<StartPipe>,
+}
+
+/// A byte in this pipe tells the child to execute its program; the end of the pipe tells it to end.
+#[derive(Debug)]
+struct StartPipe {
+    /// Kept open so that writing never raises SIGPIPE.
+    _read_end: OwnedFd,
+    write_end: File,
 }
 
 impl PausedChild {
-    /// Starts it. The file descriptors of the calling process are those of the child.
+    /// Starts a child. It has the file descriptors of the calling process.
     pub(crate) fn new(program: &CStr, arguments: &[CString], environment: &[CString]) -> io::Result<Self> {
         let list = |strings: &[CString]| {
             let pointers = strings.iter().map(|string| string.as_ptr());
             pointers.chain([ptr::null()]).collect::<Vec<*const c_char>>()
         };
         let (arguments, environment) = (list(arguments), list(environment));
-        let (word, gate) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
-        let (word_fd, gate_fd) = (word.as_raw_fd(), gate.as_raw_fd());
+        let (read_end, write_end) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+        let (read_fd, write_fd) = (read_end.as_raw_fd(), write_end.as_raw_fd());
         let before = Clocks::now()?;
-        // SAFETY: with no flag but an exit signal, here none, the call makes a copy of the process with only this
-        // thread, like fork(2). Without a signal its end disturbs nobody who handles SIGCHLD or waits for any child.
-        let pid = answer(unsafe { libc::syscall(libc::SYS_clone, 0, 0, 0, 0, 0) })?;
+        // SAFETY: without flags the call copies the process with only this thread, like fork(2). The exit signal is 0,
+        // so that the child's end does not disturb code that handles SIGCHLD or waits for any child.
+        let pid = check(unsafe { libc::syscall(libc::SYS_clone, 0, 0, 0, 0, 0) })?;
         if pid == 0 {
-            // SAFETY: only the one thread lives in the copy, and other threads may have held locks. So nothing but
-            // system calls follow, on memory that was prepared before and on descriptors that are open.
-            unsafe { execute_when_told(gate_fd, word_fd, program, &arguments, &environment) }
+            // SAFETY: the copy has only this thread, and other threads may have held locks. So only system calls
+            // follow, on memory that was prepared before and on open descriptors.
+            unsafe { wait_and_execute(write_fd, read_fd, program, &arguments, &environment) }
         }
         let pid = Pid::from_raw(pid as i32);
-        // From here on it is waited for, whatever fails.
-        let mut child = Self { pid, born: before..=before, gate: Some((word, gate.into())) };
-        child.born = before..=Clocks::now()?;
+        // From here on the child is waited for, whatever fails.
+        let mut child = Self {
+            pid,
+            started: before..=before,
+            start_pipe: Some(StartPipe { _read_end: read_end, write_end: write_end.into() }),
+        };
+        child.started = before..=Clocks::now()?;
         Ok(child)
     }
 
-    /// What the clocks showed before it was made and after.
-    pub(crate) fn born(&self) -> &Between {
-        &self.born
+    /// When the child was started: the clocks before and after.
+    pub(crate) fn started(&self) -> &ClockInterval {
+        &self.started
     }
 
-    /// Its process id.
+    /// The child's process id.
     pub(crate) fn pid(&self) -> u32 {
         self.pid.as_raw() as u32
     }
 
-    /// Tells it to execute its program and waits for its end.
+    /// Tells the child to execute its program, and waits until it has ended.
     pub(crate) fn run(mut self) -> io::Result<()> {
-        let mut gate = self.gate.take().expect("it is told only once");
-        gate.1.write_all(&[1])?;
+        let mut pipe = self.start_pipe.take().expect("`run` is called once");
+        pipe.write_end.write_all(&[1])?;
         self.wait();
         Ok(())
     }
 
     fn wait(&self) {
-        // Having executed a program it is a child like others: if someone has waited for it, it is gone as well.
+        // After it has executed a program it is a child like others, so other code may have waited for it. Then it is
+        // gone as well.
         while let Err(nix::Error::EINTR) = waitpid(self.pid, Some(WaitPidFlag::__WALL)) {}
     }
 }
 
 impl Drop for PausedChild {
     fn drop(&mut self) {
-        if self.gate.take().is_some() {
+        if self.start_pipe.take().is_some() {
             self.wait();
         }
     }
 }
 
-/// What the child does.
+/// The code of the child: waits for a byte and executes the program.
 ///
 /// # Safety
 ///
-/// The lists must end with a null pointer, and their other pointers must be to strings.
-unsafe fn execute_when_told(
-    gate: c_int,
-    word: c_int,
+/// The lists must end with a null pointer, and their other pointers must be to C strings.
+unsafe fn wait_and_execute(
+    write_end: c_int,
+    read_end: c_int,
     program: &CStr,
     arguments: &[*const c_char],
     environment: &[*const c_char],
 ) -> ! {
-    let mut told = 0u8;
-    // SAFETY: the descriptors are open, `told` is one byte, and the caller vouches for the lists.
+    let mut byte = 0u8;
+    // SAFETY: the descriptors are open, `byte` is one byte, and the caller guarantees the lists.
     unsafe {
-        libc::close(gate);
-        if libc::read(word, (&raw mut told).cast::<c_void>(), 1) == 1 {
+        libc::close(write_end);
+        if libc::read(read_end, (&raw mut byte).cast::<c_void>(), 1) == 1 {
             libc::execve(program.as_ptr(), arguments.as_ptr(), environment.as_ptr());
         }
         libc::_exit(127)
@@ -230,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn a_child_executes_when_told_and_is_gone_then() {
+    fn a_child_executes_its_program_and_is_gone() {
         let child = child("/bin/true");
         let pid = child.pid();
         assert!(exists(pid));
@@ -239,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn a_child_that_is_never_told_ends() {
+    fn a_child_that_is_dropped_ends() {
         let child = child("/bin/true");
         let pid = child.pid();
         drop(child);
@@ -248,7 +261,7 @@ mod tests {
 
     #[test]
     fn ids_are_those_of_the_thread() {
-        let ids = ids(Of::User);
+        let ids = ids(IdKind::User);
         assert_eq!(ids.real, nix::unistd::getuid().as_raw());
         assert_eq!(ids.effective, nix::unistd::geteuid().as_raw());
     }

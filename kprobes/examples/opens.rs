@@ -1,4 +1,4 @@
-//! Prints who executes what and who opens which file, for a few seconds: `opens [SECONDS]`, as root.
+//! Prints for a few seconds which process executes which program and opens which file: `opens [SECONDS]`, as root.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -11,7 +11,7 @@ use socktrail_kprobes::{
 };
 
 sample! {
-    /// `do_sys_openat2(dfd, filename, how)`: a file is opened.
+    /// `do_sys_openat2(dfd, filename, how)`: a process opens a file.
     struct Open {
         path: Text = "+u0({filename})",
         flags: u64 = "+{open_how.flags}({how})",
@@ -19,7 +19,7 @@ sample! {
 }
 
 tracepoint! {
-    /// A program takes the place of another.
+    /// `security_bprm_committed_creds(bprm)`: a process executes a program.
     struct Exec {
         path: Text = "filename",
         pid: i32 = "pid",
@@ -64,7 +64,7 @@ fn watch(duration: Duration) -> Result<(), Error> {
         rings.wait(Some(Duration::from_millis(100)))?;
         let until = horizon.next(rings.now());
         rings.drain(until, &mut |record| {
-            // Nobody to read it is no reason to stop half-way.
+            // A closed pipe is not a reason to stop half-way.
             let _ = match record {
                 Record::Sample { pid, id, raw, .. } if u32::from(id) == open.id() => opens.decode(raw).map(|open| {
                     let path = String::from_utf8_lossy(open.path.bytes(raw));

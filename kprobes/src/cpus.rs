@@ -5,15 +5,15 @@ use std::{fs, io};
 
 use crate::Error;
 
-/// CPU numbers are below this (`NR_CPUS` is 8192 at most).
-const MOST: u32 = 1 << 16;
+/// An upper bound of CPU numbers (`NR_CPUS` is at most 8192).
+const MAX_CPU: u32 = 1 << 16;
 
 /// The CPUs that are online now.
 pub(crate) fn online() -> Result<BTreeSet<u32>, Error> {
     const PATH: &str = "/sys/devices/system/cpu/online";
     let failed = |source| Error::io(format!("reading {PATH}"), source);
     let text = fs::read_to_string(PATH).map_err(failed)?;
-    parse(&text).ok_or_else(|| failed(io::Error::other(format!("{:?} is no list of CPUs", text.trim_ascii()))))
+    parse(&text).ok_or_else(|| failed(io::Error::other(format!("{:?} is not a list of CPUs", text.trim_ascii()))))
 }
 
 /// Parses `0-3,8,10-11`.
@@ -32,7 +32,7 @@ fn parse(text: &str) -> Option<BTreeSet<u32>> {
 
 fn number(text: &str) -> Option<u32> {
     let digits = text.bytes().all(|byte| byte.is_ascii_digit());
-    text.parse().ok().filter(|number| digits && *number < MOST)
+    text.parse().ok().filter(|number| digits && *number < MAX_CPU)
 }
 
 #[cfg(test)]

@@ -1,20 +1,21 @@
-//! What can go wrong, and what to do about it.
+//! Errors, with remedies.
 
 use std::io;
 use std::path::PathBuf;
 
 use crate::WordSize;
+use crate::bpf::{AssemblyError, Unreadable};
 
-/// Everything that this crate can fail with.
+/// All errors of this crate.
 ///
-/// The message names the thing (probe, function, path, limit), the cause and, where there is one, the
-/// remedy. [`Error::kind`] sorts errors for a caller that wants to go on without the probe that failed.
+/// The message names the thing (probe, function, path, limit), the cause and, if there is one, the remedy.
+/// [`Error::kind`] classifies errors for a caller that wants to continue without the failed probe.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The path exists but is no tracefs.
+    /// The path exists but is not a tracefs.
     #[error(
-        "{path} is no tracefs: {problem}; give the directory that holds kprobe_events, usually /sys/kernel/tracing"
+        "{path} is not a tracefs: {problem}; give the directory that holds kprobe_events, usually /sys/kernel/tracing"
     )]
     NotTracefs {
         /// The path that was tried.
@@ -22,12 +23,12 @@ pub enum Error {
         /// What is missing or different.
         problem: String,
     },
-    /// This kernel has no tracefs at all, or no place to mount it.
+    /// This kernel has no tracefs, or no place to mount it.
     #[error(
-        "no tracefs, nor could it be mounted: {source}; the kernel needs CONFIG_TRACING, and sysfs its place at /sys"
+        "no tracefs is mounted, and mounting one failed: {source}; the kernel needs CONFIG_TRACING, and sysfs must be at /sys"
     )]
     NoTracefs {
-        /// The answer to the last mount.
+        /// The error of the last mount.
         source: io::Error,
     },
     /// The kernel is built without kprobe events.
@@ -76,14 +77,14 @@ pub enum Error {
         /// How to raise it.
         remedy: String,
     },
-    /// A name for a group, a probe or an argument that the kernel would not take.
+    /// The kernel would not accept this name of a group, a probe or an argument.
     #[error("{name:?} cannot name a {what}: at most {most} letters, digits and underscores, no digit first")]
     BadName {
-        /// What it was to name: a group, probe, fetch argument, kernel function.
+        /// The kind of name: group, probe, fetch argument, kernel function.
         what: &'static str,
         /// The name.
         name: String,
-        /// The most characters it may have.
+        /// The maximum number of characters.
         most: usize,
     },
     /// A template is malformed.
@@ -95,7 +96,7 @@ pub enum Error {
         argument: String,
         /// Its template.
         template: String,
-        /// What is wrong with it.
+        /// The problem.
         problem: String,
     },
     /// The resolver does not know a name used by a template.
@@ -110,32 +111,32 @@ pub enum Error {
         /// The name without its braces.
         name: String,
     },
-    /// More fetch arguments or text than one probe may have.
-    #[error("probe {probe} is too large: {count} {what}, the kernel takes {most}")]
+    /// More fetch arguments or text than one probe can have.
+    #[error("probe {probe} is too large: {count} {what}, the kernel accepts {most}")]
     TooLarge {
         /// The probe.
         probe: String,
         /// `fetch arguments`, `bytes in a record` or `bytes of text`.
         what: &'static str,
-        /// How many there are.
+        /// The actual number.
         count: usize,
-        /// How many there may be.
+        /// The maximum number.
         most: usize,
     },
     /// The kernel refused a probe.
-    #[error("probe {probe} on {target} was refused: {source}{}", said(.message))]
+    #[error("probe {probe} on {target} was refused: {source}{}", in_parentheses(.message))]
     Refused {
         /// The probe.
         probe: String,
         /// The kernel function or tracepoint.
         target: String,
-        /// What tracefs wrote into `error_log`; empty before Linux 5.2.
+        /// The text that tracefs wrote to `error_log`; empty before Linux 5.2.
         message: String,
         /// The kernel's answer.
         source: io::Error,
     },
-    /// The kernel does not take a filter on an event: a field that is not there, or a syntax error.
-    #[error("{event} takes no filter {filter:?}: {source}")]
+    /// The kernel does not accept a filter on an event because of an unknown field or a syntax error.
+    #[error("{event} does not accept the filter {filter:?}: {source}")]
     Filter {
         /// The event.
         event: String,
@@ -147,22 +148,68 @@ pub enum Error {
     /// A `format` file could not be understood.
     #[error("format of {event}, line {line}: {problem}")]
     Format {
-        /// The event, or empty when only text was given.
+        /// The event; empty if only text was given.
         event: String,
         /// Line, from 1.
         line: usize,
         /// What is wrong.
         problem: &'static str,
     },
-    /// An event does not have a field that a sample needs.
+    /// An event lacks a field that a sample needs.
     #[error("event {event} does not fit its sample: field {field}: {problem}")]
     Mismatch {
         /// The event.
         event: String,
         /// The field.
         field: String,
-        /// Missing, or other size.
+        /// The problem: the field is missing or has another size.
         problem: String,
+    },
+    /// The kernel has no BPF programs.
+    #[error("this kernel has no bpf(2): it needs Linux 4.1 and CONFIG_BPF_SYSCALL")]
+    NoBpf,
+    /// The kernel has BPF programs, but cannot run them at kprobes.
+    #[error("this kernel cannot run BPF programs at kprobes: {source}; it needs CONFIG_BPF_EVENTS{}", or_version(*.version))]
+    NoBpfEvents {
+        /// The `LINUX_VERSION_CODE` in the program, if the kernel may have refused the program because of it: before
+        /// Linux 5.0.
+        version: Option<u32>,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// No BPF program can run at this event.
+    #[error("no BPF program can run at {event}: {problem}")]
+    NotProgrammable {
+        /// The event.
+        event: String,
+        /// Why.
+        problem: &'static str,
+    },
+    /// A BPF program has a mistake that was found before the kernel saw it.
+    #[error("BPF program {program}: {source}")]
+    BadProgram {
+        /// The program.
+        program: String,
+        /// The mistake.
+        source: AssemblyError,
+    },
+    /// A BPF program cannot read a fetch argument.
+    #[error("no BPF program can read {argument}: {source}")]
+    Unreadable {
+        /// The fetch argument, as written for tracefs.
+        argument: String,
+        /// Why.
+        source: Unreadable,
+    },
+    /// The kernel's verifier refused a BPF program.
+    #[error("the kernel refused the BPF program {program}: {source}{}", in_parentheses(.log))]
+    ProgramRefused {
+        /// The program.
+        program: String,
+        /// The end of the verifier's log.
+        log: String,
+        /// The kernel's answer.
+        source: io::Error,
     },
     /// Any other failure of a system call or file.
     #[error("{what}: {source}")]
@@ -174,15 +221,22 @@ pub enum Error {
     },
 }
 
-fn said(message: &str) -> String {
+/// The part of the message about a version that the kernel may have refused.
+fn or_version(code: Option<u32>) -> String {
+    let text = |code: u32| format!(", or is not Linux {}.{}.{}", code >> 16, code >> 8 & 0xff, code & 0xff);
+    code.map(text).unwrap_or_default()
+}
+
+/// The kernel's message in parentheses, if it gave one.
+fn in_parentheses(message: &str) -> String {
     if message.is_empty() { String::new() } else { format!(" ({message})") }
 }
 
-/// What sort of failure an [`Error`] is: whether to try another function, to give up, or to report a bug.
+/// The kind of an [`Error`], by which a caller decides whether to try another function, to give up, or to report a bug.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Kind {
-    /// The kernel lacks tracefs or kprobes.
+    /// The kernel lacks tracefs, kprobes, or BPF programs at kprobes, or these lack a needed feature.
     Unsupported,
     /// The function or tracepoint is missing or cannot be probed: try an alternative.
     NoFunction,
@@ -190,31 +244,38 @@ pub enum Kind {
     Permission,
     /// A limit on memory, files or kernel resources.
     Limit,
-    /// The kernel is busy with it: someone else uses the name or the probe.
+    /// Another user occupies the name or the probe.
     Busy,
     /// A name is not in the layout.
     Unresolved,
-    /// The declaration of a probe is wrong, or does not fit the kernel's format.
+    /// The declaration of a probe is wrong, or does not match the kernel's format.
     Declaration,
     /// Anything else.
     Other,
 }
 
 impl Error {
-    /// Sorts the error.
+    /// The kind of this error.
     pub fn kind(&self) -> Kind {
         match self {
             Self::NotTracefs { .. } => Kind::Other,
             Self::NoTracefs { .. } | Self::NoKprobes { .. } | Self::WordSizeMismatch { .. } => Kind::Unsupported,
+            Self::NoBpf | Self::NoBpfEvents { .. } | Self::NotProgrammable { .. } | Self::Unreadable { .. } => {
+                Kind::Unsupported
+            }
             Self::ReadOnly { .. } | Self::Permission { .. } => Kind::Permission,
             Self::Limit { .. } => Kind::Limit,
             Self::Unresolved { .. } => Kind::Unresolved,
             Self::BadName { .. } | Self::BadTemplate { .. } | Self::TooLarge { .. } => Kind::Declaration,
+            Self::BadProgram { .. } | Self::ProgramRefused { .. } => Kind::Declaration,
             Self::Format { .. } | Self::Mismatch { .. } | Self::Filter { .. } => Kind::Declaration,
-            Self::Refused { source, .. } | Self::Io { source, .. } => {
-                kind_of(source, matches!(self, Self::Refused { .. }))
-            }
+            Self::Refused { source, .. } if is_about_the_function(source) => Kind::NoFunction,
+            Self::Refused { source, .. } | Self::Io { source, .. } => kind_of(source),
         }
+    }
+
+    pub(crate) fn not_programmable(event: &str, problem: &'static str) -> Self {
+        Self::NotProgrammable { event: event.to_owned(), problem }
     }
 
     pub(crate) fn io(what: impl Into<String>, source: impl Into<io::Error>) -> Self {
@@ -222,14 +283,17 @@ impl Error {
     }
 }
 
-fn kind_of(source: &io::Error, of_probe: bool) -> Kind {
+/// Whether the kernel refused a probe because its function is missing or cannot be probed.
+fn is_about_the_function(refusal: &io::Error) -> bool {
+    matches!(
+        refusal.raw_os_error(),
+        Some(libc::ENOENT | libc::EINVAL | libc::EADDRNOTAVAIL | libc::EILSEQ | libc::EOPNOTSUPP | libc::ERANGE)
+    )
+}
+
+fn kind_of(source: &io::Error) -> Kind {
     match source.raw_os_error() {
         Some(libc::EPERM | libc::EACCES | libc::EROFS) => Kind::Permission,
-        Some(libc::ENOENT | libc::EINVAL | libc::EADDRNOTAVAIL | libc::EILSEQ | libc::EOPNOTSUPP | libc::ERANGE)
-            if of_probe =>
-        {
-            Kind::NoFunction
-        }
         Some(libc::ENOMEM | libc::ENOSPC | libc::EMFILE | libc::ENFILE | libc::E2BIG) => Kind::Limit,
         Some(libc::EBUSY | libc::EEXIST) => Kind::Busy,
         _ => Kind::Other,

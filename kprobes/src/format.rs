@@ -21,7 +21,7 @@ use crate::{Error, Place, Value};
 pub struct Format {
     /// The event's name.
     pub name: String,
-    /// The event's type: `common_type` of its records, and `config` of a perf event on it.
+    /// The event's type: `common_type` in its records, and `config` of a perf event on it.
     pub id: u32,
     /// Its fields, the common ones first, in the kernel's order.
     pub fields: Vec<FormatField>,
@@ -38,12 +38,12 @@ pub struct FormatField {
     pub offset: u16,
     /// Size in bytes, all elements of an array together.
     pub size: u16,
-    /// Whether it is a signed number.
+    /// Whether the number is signed.
     pub signed: bool,
 }
 
 impl Format {
-    /// Parses the text of a `format` file. Never panics, whatever the text.
+    /// Parses the text of a `format` file. Never panics.
     ///
     /// # Errors
     /// [`Error::Format`] with the line that could not be understood.
@@ -59,7 +59,7 @@ impl Format {
             if let Some(value) = line.strip_prefix("name:") {
                 name = Some(value.trim_ascii().to_owned());
             } else if let Some(value) = line.strip_prefix("ID:") {
-                id = Some(value.trim_ascii().parse().map_err(|_| wrong("ID is no number"))?);
+                id = Some(value.trim_ascii().parse().map_err(|_| wrong("ID is not a number"))?);
             } else if line.starts_with("field:") {
                 fields.push(FormatField::parse(line).map_err(wrong)?);
             } else if line.starts_with("print fmt:") {
@@ -78,7 +78,7 @@ impl Format {
     }
 }
 
-/// As the kernel writes it, up to `print fmt`: what [`Format::parse`] reads.
+/// The text as the kernel writes it, up to `print fmt`. [`Format::parse`] reads it back.
 impl fmt::Display for Format {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "name: {}\nID: {}\nformat:", self.name, self.id)?;
@@ -97,7 +97,7 @@ impl fmt::Display for Format {
 }
 
 impl FormatField {
-    /// Parses `field:u64 words[]; offset:16; size:512; signed:0;`, where the kernel separates by tabs.
+    /// Parses `field:u64 words[]; offset:16; size:512; signed:0;`, separated by tabs.
     pub(crate) fn parse(line: &str) -> Result<Self, &'static str> {
         let mut declaration = None;
         let mut offset = None;
@@ -107,9 +107,9 @@ impl FormatField {
             match part.split_once(':') {
                 Some(("field", value)) => declaration = Some(value.trim_ascii()),
                 Some(("offset", value)) => {
-                    offset = Some(value.parse().map_err(|_| "offset is no number below 65536")?);
+                    offset = Some(value.parse().map_err(|_| "offset is not a number below 65536")?);
                 }
-                Some(("size", value)) => size = Some(value.parse().map_err(|_| "size is no number below 65536")?),
+                Some(("size", value)) => size = Some(value.parse().map_err(|_| "size is not a number below 65536")?),
                 Some(("signed", value)) => signed = value == "1",
                 _ => {}
             }
@@ -118,9 +118,9 @@ impl FormatField {
         Ok(Self { name, kind, offset: offset.ok_or("no offset")?, size: size.ok_or("no size")?, signed })
     }
 
-    /// The field as a number, sign-extended where the format says that it is signed; `None` when it is not of 1,
-    /// 2, 4 or 8 bytes, or when the record ends before it. For records whose fields are only known at run time;
-    /// a [`Decoder`](crate::Decoder) is quicker.
+    /// The field as a number, sign-extended if the format says that it is signed. `None` if its size is not 1, 2, 4 or
+    /// 8 bytes, or if the record ends before it. Meant for records whose fields are only known at run time; a
+    /// [`Decoder`](crate::Decoder) is faster.
     pub fn number(&self, raw: &[u8]) -> Option<u64> {
         let place = Place { offset: self.offset, size: self.size };
         Some(match (self.size, self.signed) {
@@ -135,8 +135,8 @@ impl FormatField {
         })
     }
 
-    /// The field's bytes: of a string or another `__data_loc`, what it points at. `None` when the record ends
-    /// before it.
+    /// The field's bytes. For a string or another `__data_loc` field, the bytes that it points at. `None` if the record
+    /// ends before them.
     pub fn bytes<'a>(&self, raw: &'a [u8]) -> Option<&'a [u8]> {
         let place = Place { offset: self.offset, size: self.size };
         if self.kind.starts_with("__data_loc") {
@@ -217,12 +217,12 @@ mod tests {
         for (text, line, problem) in [
             ("", 1, "no ID"),
             ("ID: 7\n", 2, "no name"),
-            ("name: a\nID: seven\n", 2, "ID is no number"),
-            ("name: a\nID: 99999999999\n", 2, "ID is no number"),
+            ("name: a\nID: seven\n", 2, "ID is not a number"),
+            ("name: a\nID: 99999999999\n", 2, "ID is not a number"),
             ("name: a\nID: 7\nformat:\n\tfield:u8 x;\tsize:1;\n", 4, "no offset"),
             ("name: a\nID: 7\nformat:\n\tfield:u8 x;\toffset:1;\n", 4, "no size"),
-            ("name: a\nID: 7\nformat:\n\tfield:u8 x;\toffset:-1;\tsize:1;\n", 4, "offset is no number below 65536"),
-            ("name: a\nID: 7\nformat:\n\tfield:u8 x;\toffset:1;\tsize:65536;\n", 4, "size is no number below 65536"),
+            ("name: a\nID: 7\nformat:\n\tfield:u8 x;\toffset:-1;\tsize:1;\n", 4, "offset is not a number below 65536"),
+            ("name: a\nID: 7\nformat:\n\tfield:u8 x;\toffset:1;\tsize:65536;\n", 4, "size is not a number below 65536"),
             ("name: a\nID: 7\nformat:\n\tfield:;\toffset:1;\tsize:1;\n", 4, "no field name"),
         ] {
             match Format::parse(text.as_bytes()) {

@@ -1,4 +1,4 @@
-//! The probes of one process, and what earlier ones left behind.
+//! The probes of one process, and those that earlier processes left behind.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -6,31 +6,36 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::owner::Owner;
-use crate::pieces::{self, PIECE, Pieces};
-use crate::probe::{Event, Line, Request, check_name};
+use crate::pieces::{self, PIECE_INFIX, Pieces};
+use crate::probe::{Event, Line, ProbeKind, Request, check_name};
 use crate::sweep::Leftovers;
 use crate::symbols::Addresses;
 use crate::tracefs::{forbidden, forbids};
 use crate::{Error, Fetch, Format, Resolver, Target, Tracefs, WordSize};
 
-/// The groups of this process so far.
+/// The number of groups that this process has created so far.
 static GROUPS: AtomicU64 = AtomicU64::new(0);
 
-/// A group of probes that carries this process' identity in its name, so that another process can tell when its
-/// owner is dead. It ends with the last of its probes.
+/// A group of probes. Its name carries the identity of this process, so that another process can see when the owner is
+/// dead. The group disappears with the last of its probes.
 #[derive(Debug)]
 pub struct Group {
     name: String,
     events: Arc<KprobeEvents>,
-    /// Where functions begin that [`Group::learn`] has looked up.
+    /// The addresses of functions that [`Group::learn`] has looked up.
     addresses: Addresses,
     leftovers: Leftovers,
-    /// What every probe on this kernel had missed when [`Group::new_misses`] looked last.
+    /// The misses of every probe on this kernel at the last call of [`Group::new_misses`].
     missed: Vec<Missed>,
 }
 
-/// The name of a probe, whatever its group, and how many hits it missed.
-type Missed = (String, u64);
+/// The number of hits that a probe missed.
+#[derive(Debug, PartialEq, Eq)]
+struct Missed {
+    /// The name of the probe without its group.
+    probe: String,
+    count: u64,
+}
 
 /// Hits and misses of one probe, from `kprobe_profile`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,16 +43,16 @@ type Missed = (String, u64);
 pub struct Misses {
     /// The probe.
     pub name: String,
-    /// How often it fired.
+    /// The number of hits.
     pub hits: u64,
-    /// How often it could not: a kretprobe's calls above its `maxactive`, and probes hit within a probe.
+    /// The number of missed hits: calls of a kretprobe beyond its `maxactive`, and probes hit while another probe was
+    /// running.
     pub misses: u64,
 }
 
 impl Group {
     /// Names a group `PREFIX_PID_STARTTIME_N`, after removing the probes in groups of this prefix whose process is
-    /// dead. Probes that are still in use are left where they are, since the kernel refuses to remove them, until
-    /// [`Group::sweep_again`].
+    /// dead. Probes that are still in use stay until [`Group::sweep_again`], because the kernel refuses to remove them.
     ///
     /// # Errors
     /// [`Error::NoKprobes`], [`Error::WordSizeMismatch`], [`Error::Permission`], [`Error::ReadOnly`], and [`Error::BadName`] for a prefix that
@@ -69,15 +74,15 @@ impl Group {
         Ok(group)
     }
 
-    /// Tries again to remove what was there when the group was created and belongs to dead processes: a process that is
-    /// killed uses its probes while it is dying. To be called now and then; costs nothing once nothing is left, and gives
-    /// up after 300 calls.
+    /// Tries again to remove probes of dead processes that were there when the group was created. A killed process
+    /// still uses its probes while it is dying. Call this now and then; it costs nothing once no such probe is left,
+    /// and gives up after 300 calls.
     pub fn sweep_again(&mut self) {
         self.leftovers.sweep(Owner::is_dead, |event| self.events.remove(event));
     }
 
-    /// Looks functions up all at once, on kernels that take long to do so for each probe, or that write into their log
-    /// that they do not have it. What is not known then is left to the kernel.
+    /// Looks up functions all at once, on kernels that take long to look up one function for each probe, or that log a
+    /// line for each missing function. The kernel looks up the other functions by itself.
     pub fn learn(&mut self, functions: &[&str]) {
         self.addresses = Addresses::of(functions);
     }
@@ -87,13 +92,13 @@ impl Group {
         &self.name
     }
 
-    /// Installs a probe named `name`, or looks a tracepoint up: then `name`, `fetches` and `resolver` are not used. On kernels
-    /// without arrays, a probe with arrays may take several events; its records are the same.
+    /// Installs a probe named `name`, or looks up a tracepoint, which does not use `name`, `fetches` and `resolver`. On
+    /// kernels without arrays, a probe with arrays may take several events; its records are the same.
     ///
     /// # Errors
-    /// Before the kernel is asked: [`Error::Unresolved`], [`Error::BadTemplate`], [`Error::BadName`],
-    /// [`Error::TooLarge`]. By the kernel: [`Error::Refused`], whose [`kind`](Error::kind) tells a function that is
-    /// missing or cannot be probed from a lack of permission and from other reasons.
+    /// From checks before the kernel is asked: [`Error::Unresolved`], [`Error::BadTemplate`], [`Error::BadName`],
+    /// [`Error::TooLarge`]. From the kernel: [`Error::Refused`], whose [`kind`](Error::kind) distinguishes a function
+    /// that is missing or cannot be probed from a lack of permission and from other reasons.
     pub fn install(
         &self,
         name: &str,
@@ -101,15 +106,15 @@ impl Group {
         fetches: &[Fetch<'_>],
         resolver: &dyn Resolver,
     ) -> Result<Installed, Error> {
-        let (function, at_return) = match target {
-            Target::Kprobe { function } => (function, None),
-            Target::Kretprobe { function, maxactive } => (function, Some(maxactive)),
+        let (function, kind) = match target {
+            Target::Kprobe { function } => (function, ProbeKind::Kprobe),
+            Target::Kretprobe { function, maxactive } => (function, ProbeKind::Kretprobe { maxactive }),
             Target::Tracepoint { category, name } => {
                 let format = self.events.tracefs.format(category, name)?;
                 return Ok(Installed { format, pieces: Pieces::default(), probes: Vec::new() });
             }
         };
-        if self.addresses.lack(function) {
+        if self.addresses.is_missing(function) {
             let source = io::Error::from_raw_os_error(libc::ENOENT);
             return Err(Error::Refused {
                 probe: name.to_owned(),
@@ -119,18 +124,18 @@ impl Group {
             });
         }
         let features = self.events.tracefs.features();
-        let request = Request { group: &self.name, name, function, at_return, fetches, resolver, features };
+        let request = Request { group: &self.name, name, function, kind, fetches, resolver, features };
         let by_name = request.events(function)?;
-        // A return is probed at an offset from a symbol since Linux 4.12, which also brought `maxactive`.
-        let place = self.addresses.place(function, at_return.is_some());
-        let place = place.filter(|_| at_return.is_none() || features.maxactive);
+        // Linux 4.12 brought both `maxactive` and return probes at an offset from a symbol.
+        let place = self.addresses.place(function, kind);
+        let place = place.filter(|_| kind == ProbeKind::Kprobe || features.maxactive);
         let quicker = place.and_then(|place| request.events(&place).ok());
-        let (probes, events) = either(quicker, by_name, |events| self.add(function, events))?;
+        let (probes, events) = add_quicker_or(quicker, by_name, |events| self.add(function, events))?;
         let format = |event: &Event| Ok((self.events.tracefs.format(&self.name, &event.name)?, event.count));
         let formats = events.iter().map(format).collect::<Result<Vec<_>, Error>>()?;
         let (format, pieces) = match &formats[..] {
             [(format, _)] if features.arrays => (format.clone(), Pieces::default()),
-            formats => pieces::joined(&request.asked(), formats)?,
+            formats => pieces::joined(&request.fetchable(), formats)?,
         };
         Ok(Installed { format, pieces, probes })
     }
@@ -150,7 +155,8 @@ impl Group {
     /// # Errors
     /// [`Error::Io`]: `kprobe_profile` or `kprobe_events` cannot be read.
     pub fn misses(&self) -> Result<Vec<Misses>, Error> {
-        // The profile has no groups, but the same order as the list. Another process may change both in between.
+        // The profile does not name groups, but it has the same order as the list. Another process may change both
+        // between the two reads.
         for _ in 0..10 {
             let events = self.events.read("kprobe_events")?;
             let profile = self.events.read("kprobe_profile")?;
@@ -162,8 +168,8 @@ impl Group {
         Err(Error::io("reading kprobe_profile", source))
     }
 
-    /// The same, if any probe has missed a hit since the last call, and `None` otherwise. Asked often, this costs much
-    /// less than [`Group::misses`]: the kernel need not write out what each probe fetches.
+    /// Like [`Group::misses`], but `None` if no probe has missed a hit since the last call. Frequent calls cost much
+    /// less, because the kernel does not have to print the fetch arguments of each probe.
     ///
     /// # Errors
     /// Those of [`Group::misses`].
@@ -181,7 +187,7 @@ impl Group {
 /// A probe that is installed, or a tracepoint.
 ///
 /// The probe is removed with its last user: this handle, or the [`Rings`](crate::Rings) that it is attached to,
-/// whichever ends later.
+/// whichever is dropped later.
 #[derive(Debug)]
 pub struct Installed {
     format: Format,
@@ -200,7 +206,7 @@ impl Installed {
         &self.format
     }
 
-    /// The name it was installed under; of a tracepoint, the tracepoint's.
+    /// The name under which it was installed, or the name of the tracepoint.
     pub fn name(&self) -> &str {
         &self.format.name
     }
@@ -211,7 +217,7 @@ impl Installed {
         if pieces.is_empty() { vec![self.id()] } else { pieces.iter().map(|piece| piece.id).collect() }
     }
 
-    /// What its records are made of.
+    /// The pieces of its records.
     pub(crate) fn pieces(&self) -> &Pieces {
         &self.pieces
     }
@@ -231,7 +237,7 @@ pub(crate) struct Probe {
 
 impl Drop for Probe {
     fn drop(&mut self) {
-        // Refused only when another process has opened it meanwhile. Then the next sweep finds it.
+        // The kernel refuses only if another process has opened it meanwhile. Then the next sweep finds it.
         let _ = self.events.remove(&self.event);
     }
 }
@@ -246,7 +252,7 @@ struct KprobeEvents {
 impl KprobeEvents {
     fn open(tracefs: &Arc<Tracefs>) -> Result<Self, Error> {
         let path = tracefs.root().join("kprobe_events");
-        // Never truncated: that would remove everybody's probes.
+        // Never truncated, because that would remove the probes of all processes.
         match File::options().append(true).open(tracefs.path("kprobe_events")) {
             Ok(file) => Ok(Self { file, tracefs: Arc::clone(tracefs) }),
             Err(error) => Err(match error.raw_os_error() {
@@ -258,7 +264,7 @@ impl KprobeEvents {
         }
     }
 
-    /// Writes one line by one `write(2)`.
+    /// Writes one line with one `write(2)`.
     fn write(&self, line: &str) -> io::Result<()> {
         (&self.file).write_all(format!("{line}\n").as_bytes())
     }
@@ -296,23 +302,23 @@ impl KprobeEvents {
         })
     }
 
-    /// Removes a probe, `GROUP/NAME`. Fails with `ENOENT` where there is none, with `EBUSY` while it is in use.
+    /// Removes the probe `GROUP/NAME`. Fails with `ENOENT` if it does not exist, and with `EBUSY` while it is in use.
     fn remove(&self, event: &str) -> io::Result<()> {
         self.write(&format!("-:{event}"))
     }
 }
 
-/// `register_trace_event` has no number left for an event: they are of 16 bits.
+/// `register_trace_event` has no number left for another event; the numbers have 16 bits.
 fn no_event_left(probe: &str) -> Error {
     Error::Limit {
         limit: "the number of trace events",
         value: "65535, and all are taken".to_owned(),
         what: format!("the probe {probe}"),
-        remedy: "remove probes that nobody needs from kprobe_events".to_owned(),
+        remedy: "remove unused probes from kprobe_events".to_owned(),
     }
 }
 
-/// `GROUP/NAME` of a line of `kprobe_events`.
+/// The `GROUP/NAME` in a line of `kprobe_events`.
 fn event_of(line: &str) -> Option<&str> {
     line.split_once(':')?.1.split(' ').next()
 }
@@ -321,18 +327,18 @@ fn event_of(line: &str) -> Option<&str> {
 fn reason_in<'a>(log: &'a str, line: &str) -> Option<&'a str> {
     let lines: Vec<&str> = log.lines().collect();
     let quoted = lines.iter().rposition(|quoting| quoting.trim_start().strip_prefix("Command: ") == Some(line))?;
-    let said = lines[..quoted].last()?;
-    Some(said.split_once("error: ").map_or(*said, |(_, reason)| reason))
+    let message = lines[..quoted].last()?;
+    Some(message.split_once("error: ").map_or(*message, |(_, reason)| reason))
 }
 
 /// Whether this event is a further piece of that probe.
 fn is_piece_of(event: &str, probe: &str) -> bool {
-    event.strip_prefix(probe).is_some_and(|rest| rest.starts_with(PIECE))
+    event.strip_prefix(probe).is_some_and(|rest| rest.starts_with(PIECE_INFIX))
 }
 
-/// Adds the `quicker` events or else the others, and says which. An address is not as long as a symbol, so the two may be
-/// divided in different places.
-fn either<T, E>(
+/// Adds the `quicker` events, or the others if that fails, and returns those that it added. An address and a symbol
+/// differ in length, so the two may be divided into events at different places.
+fn add_quicker_or<T, E>(
     quicker: Option<Vec<Event>>,
     others: Vec<Event>,
     mut add: impl FnMut(&[Event]) -> Result<T, E>,
@@ -360,7 +366,7 @@ fn misses_of(group: &str, events: &str, profile: &str) -> Option<Vec<Misses>> {
             continue;
         }
         match misses.last_mut().filter(|last: &&mut Misses| is_piece_of(name, &last.name)) {
-            // A hit that is missed is missed by every piece.
+            // A missed hit is missed by every piece.
             Some(last) => last.misses = last.misses.max(missed),
             None => misses.push(Misses { name: name.to_owned(), hits, misses: missed }),
         }
@@ -368,11 +374,11 @@ fn misses_of(group: &str, events: &str, profile: &str) -> Option<Vec<Misses>> {
     profile.next().is_none().then_some(misses)
 }
 
-/// What each probe in `kprobe_profile` has missed.
+/// The misses of each probe in `kprobe_profile`.
 fn missed_in(profile: &str) -> Vec<Missed> {
     let missed = |line: &str| {
         let mut columns = line.split_ascii_whitespace();
-        Some((columns.next()?.to_owned(), columns.nth(1)?.parse().ok()?))
+        Some(Missed { probe: columns.next()?.to_owned(), count: columns.nth(1)?.parse().ok()? })
     };
     profile.lines().filter_map(missed).collect()
 }
@@ -384,7 +390,8 @@ mod tests {
     #[test]
     fn a_profile_with_more_hits_has_no_more_misses() {
         let before = missed_in("  connect 7 1\n  close 9 0\n");
-        assert_eq!(before, [("connect".to_owned(), 1), ("close".to_owned(), 0)]);
+        let missed = |probe: &str, count| Missed { probe: probe.to_owned(), count };
+        assert_eq!(before, [missed("connect", 1), missed("close", 0)]);
         assert_eq!(missed_in("  connect 8 1\n  close 11 0\n"), before);
         assert_ne!(missed_in("  connect 8 1\n  close 11 1\n"), before);
         assert_ne!(missed_in("  connect 8 1\n"), before);
@@ -416,7 +423,7 @@ mod tests {
             group: "g",
             name: "e",
             function,
-            at_return: None,
+            kind: ProbeKind::Kprobe,
             fetches: &fetches,
             resolver: &resolver,
             features,
@@ -429,7 +436,8 @@ mod tests {
             let add = |events: &[Event]| {
                 if events.iter().all(|event| accepts(&event.line.text())) { Ok(counts(events)) } else { Err(()) }
             };
-            either(Some(events("0xffff")), events(function), add).map(|(added, events)| (added, counts(&events)))
+            add_quicker_or(Some(events("0xffff")), events(function), add)
+                .map(|(added, events)| (added, counts(&events)))
         };
         assert_eq!(added(|_| true), Ok((quicker.clone(), quicker)));
         assert_eq!(added(|text| !text.contains("0xffff")), Ok((others.clone(), others)));
@@ -437,7 +445,7 @@ mod tests {
     }
 
     #[test]
-    fn misses_are_told_apart_by_order() {
+    fn misses_are_assigned_by_order() {
         let events = "p:a_1_2_0/connect tcp_v4_connect\nr16:b_1_2_0/connect tcp_v4_connect rv=$retval:s32\n\
             p:b_1_2_0/close tcp_close\n";
         let profile = "  connect                        7               1\n  connect            8               2\n\
@@ -451,7 +459,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_events_of_one_probe_missed_is_not_added_up() {
+    fn misses_of_the_events_of_one_probe_are_not_added_up() {
         let events = "p:a_1_2_0/exec f\np:a_1_2_0/exec_piece_1 f\np:a_1_2_0/exec_piece_2 f\np:a_1_2_0/exec_result g\n";
         let profile = "  exec 7 1\n  exec_piece_1 6 3\n  exec_piece_2 6 2\n  exec_result 5 4\n";
         let misses = |name: &str, hits, misses| Misses { name: name.to_owned(), hits, misses };

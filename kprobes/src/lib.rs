@@ -2,27 +2,29 @@
 //!
 //! A text kprobe needs no kernel module, no compiler and no headers on the host: a line written to tracefs names a
 //! kernel function and what to fetch there, and perf delivers what was fetched through rings of shared memory. This
-//! crate is that way from end to end, and knows nothing of what is probed:
+//! crate does all of that, and knows nothing about the functions that are probed:
 //!
-//! 1. [`Tracefs`] is where the kernel's tracing files are; it is mounted when it is missing.
-//! 2. A [`Group`] names the probes of this process, and sweeps away what dead processes left behind.
+//! 1. [`Tracefs`] finds the kernel's tracing files, and mounts them if necessary.
+//! 2. A [`Group`] names the probes of this process, and removes those that dead processes left behind.
 //! 3. A [`sample!`] declares what a probe fetches. The one declaration gives the probe's text and its [`Decoder`],
 //!    so that the two cannot differ. The text names layout (`{sk_buff.len}`, `{skb}`) and a [`Resolver`] fills in
-//!    offsets and registers. [`tracepoint!`] does the same for events that the kernel brings along.
+//!    offsets and registers. [`tracepoint!`] does the same for the kernel's static tracepoints.
 //! 4. [`Group::install`] writes the line and gives [`Installed`], which removes the probe with its last user.
 //! 5. [`Rings`] hold the samples: one ring for each CPU, or one for a thread. Events are [attached](Rings::attach),
-//!    filtered in the kernel, and [drained](Rings::drain) as one stream, oldest first, up to a [`Horizon`] that no
-//!    sample still on its way can be older than. Records are lent in place: nothing is copied or allocated.
-//! 6. What is lost is counted: a full ring ([`Record::Lost`], [`Rings::losses`]), calls that a kretprobe could not
-//!    follow ([`Group::misses`]), records that came late ([`Drained::late`]).
+//!    filtered in the kernel, and [drained](Rings::drain) as one stream, oldest first, up to a [`Horizon`]. Samples
+//!    that are still being written are newer than it. Records are lent in place: nothing is copied or allocated.
+//! 6. A [BPF program](bpf) may run first at each hit of a probe: it counts in the kernel, reads values by the same
+//!    declaration, and chooses which hits become samples ([`Rings::attach_with_program`]).
+//! 7. Losses are counted: a full ring ([`Record::Lost`], [`Rings::losses`]), calls that a kretprobe could not follow
+//!    ([`Group::misses`]), records that came late ([`Drained::late`]).
 //!
-//! Everything put into the kernel is owned by a value whose `Drop` takes it out again; after a `SIGKILL`, the next
-//! [`Group::create`] does. Every [`Error`] names the thing, the cause and the remedy, and [`Error::kind`] tells a
-//! function that this kernel does not have from a lack of privilege.
+//! Everything that is put into the kernel is owned by a value whose `Drop` removes it; after a `SIGKILL`, the next
+//! [`Group::create`] does so. Every [`Error`] names the thing, the cause and the remedy. [`Error::kind`] distinguishes
+//! a function that this kernel does not have from a lack of privilege.
 //!
 //! # Example
 //!
-//! Who opens what:
+//! This prints which process opens which file:
 //!
 //! ```no_run
 //! use std::sync::Arc;
@@ -76,12 +78,15 @@
 //! # Ok::<(), socktrail_kprobes::Error>(())
 //! ```
 //!
-//! Sources: `perf_event_open(2)`, and of the kernel's documentation trace/kprobetrace.rst and trace/events.rst.
-//! The oldest kernel in mind is 3.12; what came later is used where it is there ([`Features`], [`Clock`]).
+//! Sources: `perf_event_open(2)`, `bpf(2)`, and in the kernel's documentation trace/kprobetrace.rst, trace/events.rst
+//! and bpf/standardization/instruction-set.rst. The oldest supported kernel is 3.12. Later features are used if the
+//! kernel has them ([`Features`], [`Clock`]).
 
+pub mod bpf;
 mod clock;
 mod cpus;
 mod error;
+mod expression;
 mod format;
 #[cfg(fuzzing)]
 pub mod fuzzing;
@@ -98,11 +103,11 @@ mod sweep;
 mod symbols;
 #[allow(unsafe_code, reason = "rings that are mapped from the kernel, and system calls without a safe wrapper")]
 mod sys;
-mod template;
 mod tracefs;
 mod value;
 
 pub use error::{Error, Kind};
+pub use expression::{Expression, Resolver, Term};
 pub use format::{Format, FormatField};
 pub use group::{Group, Installed, Misses};
 pub use merge::{Drained, Horizon, Losses, Record};
@@ -110,6 +115,5 @@ pub use options::{Clock, RingOptions};
 pub use probe::{Fetch, Target};
 pub use rings::{CpuChanges, Rings, Waker};
 pub use sample::{Decoder, Field, Place, Sample};
-pub use template::{Resolver, Term};
 pub use tracefs::{Features, Tracefs};
 pub use value::{Array, SignedWord, Text, Type, Value, Word, WordSize};

@@ -1,4 +1,4 @@
-//! Records of several rings as one stream, by time.
+//! Merges the records of several rings into one stream, ordered by time.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -6,7 +6,7 @@ use std::collections::binary_heap::PeekMut;
 use std::mem;
 use std::time::Duration;
 
-use crate::ring::{LONGEST, Memory, Ring};
+use crate::ring::{MAX_RECORD_SIZE, Memory, Ring};
 
 /// A record lent by [`Rings::drain`](crate::Rings::drain).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,45 +14,45 @@ use crate::ring::{LONGEST, Memory, Ring};
 pub enum Record<'a> {
     /// A probe fired.
     Sample {
-        /// When, in nanoseconds of the rings' [`clock`](crate::Rings::clock).
+        /// Its time, in nanoseconds of the rings' [`clock`](crate::Rings::clock).
         time: u64,
-        /// On which CPU.
+        /// The CPU that it happened on.
         cpu: u32,
-        /// The process (thread group) that this CPU was running, as our pid namespace numbers it. In an interrupt
-        /// it is whatever was interrupted.
+        /// The process (thread group) that this CPU was running, as numbered in our pid namespace. In an interrupt this
+        /// is the interrupted process.
         pid: u32,
-        /// The thread, likewise.
+        /// The thread, numbered in the same way.
         tid: u32,
-        /// Which event: [`Installed::id`](crate::Installed::id).
+        /// The event: [`Installed::id`](crate::Installed::id).
         id: u16,
-        /// The record, `common_type` first: what a [`Decoder`](crate::Decoder) takes. Up to 7 bytes of padding
-        /// follow its last field.
+        /// The record, `common_type` first, for a [`Decoder`](crate::Decoder). Up to 7 bytes of padding follow its last
+        /// field.
         raw: &'a [u8],
     },
     /// A ring was full.
     Lost {
-        /// When the last record before the loss was written; 0 if there was none. In nanoseconds of the rings' clock.
+        /// The time of the last record before the loss, in nanoseconds of the rings' clock; 0 if there was none.
         since: u64,
-        /// When the kernel next found room.
+        /// The time when the kernel could write again.
         time: u64,
-        /// Whose ring it was.
+        /// The CPU of the ring.
         cpu: u32,
-        /// How many records were lost before.
+        /// The number of records that were lost.
         count: u64,
     },
 }
 
-/// What a round of [`Rings::drain`](crate::Rings::drain) did.
+/// The result of one round of [`Rings::drain`](crate::Rings::drain).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Drained {
     /// Records lent.
     pub records: u64,
-    /// Of these, how many were older than one lent before, in this round or an earlier one.
+    /// How many of these were older than a record lent before, in this round or an earlier one.
     pub late: u64,
-    /// How often a record was no record; the rest of its ring was skipped. Never seen with a sound kernel.
+    /// The number of malformed records. The rest of such a ring is skipped. Never seen with a sound kernel.
     pub malformed: u64,
-    /// More than the watermark is left in a ring: the next round should come within a millisecond or so.
+    /// Whether more than the watermark is left in a ring. Then the next round should begin within a millisecond or so.
     pub backlog: bool,
 }
 
@@ -61,16 +61,16 @@ pub struct Drained {
 pub struct Losses {
     /// The CPU; `None` for the ring of a thread.
     pub cpu: Option<u32>,
-    /// Records lost for want of room, as far as has been read.
+    /// Records that did not fit, as reported in the records read so far.
     pub records: u64,
 }
 
-/// Up to which time a round may release records: the clock as read when the round before began, and at least the
-/// slack ago. A sample that was still being written while its ring was read is younger than that, so that nothing
-/// can overtake it.
+/// The time up to which a round may release records: the clock as read when the previous round began, at least the
+/// slack ago. A sample that is still being written while its ring is read is newer than that, so no later sample is
+/// released before it.
 ///
-/// Writing a sample takes a microsecond; but a virtual CPU may be halted amid it for milliseconds, which is what the
-/// slack is for. A sample that is later still is lent all the same and counted in [`Drained::late`].
+/// Writing a sample takes a microsecond, but a hypervisor may stop a virtual CPU in the middle for milliseconds. The
+/// slack allows for that. A sample that arrives even later is lent all the same, and counted in [`Drained::late`].
 ///
 /// ```
 /// # use std::time::Duration;
@@ -87,7 +87,7 @@ pub struct Horizon {
 }
 
 impl Horizon {
-    /// A horizon that stays `slack` behind the clock. Rings must have room for what arrives meanwhile.
+    /// A horizon that stays `slack` behind the clock. Rings must have room for the samples of that time.
     pub fn with_slack(slack: Duration) -> Self {
         Self { previous: 0, slack: u64::try_from(slack.as_nanos()).unwrap_or(u64::MAX) }
     }
@@ -106,7 +106,7 @@ impl Default for Horizon {
     }
 }
 
-/// Merges rings. Allocates nothing once it has seen as many rings as there are.
+/// Merges rings. Allocates only when the number of rings grows.
 #[derive(Debug)]
 pub(crate) struct Merge {
     /// The time of each ring's next record, smallest on top.
@@ -115,22 +115,22 @@ pub(crate) struct Merge {
     scratch: Box<[u8]>,
     /// The greatest time lent so far.
     lent: u64,
-    /// The greatest time seen at a ring's front in the last round.
+    /// The greatest time of any ring's next record in the last round.
     seen: u64,
 }
 
 impl Merge {
     pub(crate) fn new() -> Self {
-        Self { heads: BinaryHeap::new(), scratch: vec![0; LONGEST].into(), lent: 0, seen: 0 }
+        Self { heads: BinaryHeap::new(), scratch: vec![0; MAX_RECORD_SIZE].into(), lent: 0, seen: 0 }
     }
 
-    /// The greatest time that the last round has seen; 0 for none.
+    /// The greatest time that the last round has seen; 0 if it has seen no record.
     pub(crate) fn seen(&self) -> u64 {
         self.seen
     }
 
-    /// Lends all records older than `horizon`, oldest first, then gives their room back to the kernel: also when
-    /// `f` panics.
+    /// Lends all records older than `horizon`, oldest first, then releases their space to the kernel, even if `f`
+    /// panics.
     pub(crate) fn drain<M: Memory>(
         &mut self,
         rings: &mut [Ring<M>],
@@ -175,7 +175,7 @@ impl Merge {
     }
 }
 
-/// Gives back what was read of every ring when it goes out of scope.
+/// Releases the records that were read, in every ring, when it is dropped.
 struct Commit<'a, M: Memory>(&'a mut [Ring<M>]);
 
 impl<M: Memory> Drop for Commit<'_, M> {

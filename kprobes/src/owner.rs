@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 
-/// A process, told from a later one of the same pid by its start time.
+/// A process. Its start time distinguishes it from a later process with the same pid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Owner {
     pid: u32,
@@ -24,7 +24,7 @@ impl Owner {
         format!("{prefix}_{}_{}_{n}", self.pid, self.start)
     }
 
-    /// The owner of a group of this prefix; `None` for anybody else's group.
+    /// The owner of a group with this prefix. `None` for other groups.
     pub(crate) fn of_group(prefix: &str, group: &str) -> Option<Self> {
         let mut numbers = group.strip_prefix(prefix)?.strip_prefix('_')?.split('_').map(number);
         let owner = Self { pid: u32::try_from(numbers.next()??).ok()?, start: numbers.next()?? };
@@ -32,30 +32,30 @@ impl Owner {
         numbers.next().is_none().then_some(owner)
     }
 
-    /// Whether the process is gone. In doubt it is not.
+    /// Whether the process is gone. If in doubt, `false`.
     pub(crate) fn is_dead(self) -> bool {
         match fs::read(format!("/proc/{}/stat", self.pid)) {
             Ok(stat) => Stat::parse(&stat).is_some_and(|stat| stat.start != self.start || stat.is_zombie),
-            // ESRCH: it went while we read.
+            // ESRCH: the process ended while we were reading.
             Err(error) => error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH),
         }
     }
 }
 
-/// A decimal number and nothing else, no sign.
+/// Parses a decimal number without a sign.
 fn number(text: &str) -> Option<u64> {
     let digits = text.bytes().all(|byte| byte.is_ascii_digit());
     digits.then(|| text.parse().ok()).flatten()
 }
 
-/// What we need of `/proc/PID/stat`.
+/// The fields of `/proc/PID/stat` that we need.
 struct Stat {
     is_zombie: bool,
     start: u64,
 }
 
 impl Stat {
-    /// The second field is the name in parentheses and may itself hold spaces and parentheses.
+    /// The second field is the name in parentheses, which may contain spaces and parentheses itself.
     fn parse(text: &[u8]) -> Option<Self> {
         let end_of_name = text.iter().rposition(|byte| *byte == b')')?;
         let mut fields = std::str::from_utf8(&text[end_of_name + 1..]).ok()?.split_ascii_whitespace();
@@ -69,14 +69,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_there_and_back() {
+    fn names_round_trip() {
         let owner = Owner { pid: 42, start: 31100 };
         assert_eq!(owner.group("socktrail", 3), "socktrail_42_31100_3");
         assert_eq!(Owner::of_group("socktrail", "socktrail_42_31100_3"), Some(owner));
     }
 
     #[test]
-    fn other_groups_are_nobodys() {
+    fn other_groups_have_no_owner() {
         for group in [
             "kprobes",
             "socktrail",
@@ -95,7 +95,7 @@ mod tests {
         ] {
             assert_eq!(Owner::of_group("socktrail", group), None, "{group}");
         }
-        // A longer prefix is another's.
+        // A longer prefix is another one.
         assert_eq!(Owner::of_group("socktrail", "socktrail_test_42_311_0"), None);
     }
 
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn the_living_and_the_dead() {
+    fn living_and_dead_processes() {
         let this = Owner::this().unwrap();
         assert!(!this.is_dead());
         assert!(Owner { start: this.start + 1, ..this }.is_dead());

@@ -1,23 +1,25 @@
-//! Arrays on kernels without them, and probes that fetch more than one event has room for.
+//! Arrays on kernels that cannot fetch them, and probes that fetch more than one event can hold.
 //!
 //! Before Linux 4.20 a fetch argument is a single value, so an array is fetched word by word. If there are more words
 //! than one event may have, the probe is divided into several events on the same function. Each hit then writes one
-//! record of each: the pieces of what a newer kernel writes as one record, and the [`Joiner`] puts them together.
+//! record for each event. These are pieces of the single record that a newer kernel would write; the [`Joiner`] puts
+//! them together.
 
 use std::mem;
 use std::ops::Range;
 
+use crate::expression::Expression;
 use crate::{Error, Fetch, Format, FormatField, Record, Type};
 
-/// What stands between a probe's name and the number of a further piece.
-pub(crate) const PIECE: &str = "_piece_";
+/// The text between the name of a probe and the number of a further piece.
+pub(crate) const PIECE_INFIX: &str = "_piece_";
 
-/// What a record is made of, if the kernel does not write it as it was asked for.
+/// The pieces of a record that the kernel does not write as a whole.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Pieces {
     /// Empty if the kernel writes one record for each hit.
     pub(crate) pieces: Vec<Piece>,
-    /// Bytes of the whole record.
+    /// The size of the whole record in bytes.
     size: usize,
 }
 
@@ -26,50 +28,32 @@ pub(crate) struct Pieces {
 pub(crate) struct Piece {
     /// Its `common_type`.
     pub(crate) id: u32,
-    /// Where its values lie in its records.
+    /// The place of its values in its own records.
     values: Range<usize>,
-    /// Where they belong in the whole record.
+    /// Their place in the whole record.
     at: usize,
 }
 
-/// The fetches with every array as single values, in the same order.
-///
-/// # Errors
-/// The array whose template does not begin with an offset.
-pub(crate) fn single_values<'a>(fetches: &'a [Fetch<'_>]) -> Result<Vec<Fetch<'static>>, &'a Fetch<'a>> {
-    let mut all = Vec::with_capacity(fetches.len());
-    for fetch in fetches {
-        let Fetch { name, template, kind, .. } = fetch;
-        if !is_array(*kind) {
-            all.push(Fetch::new(name.to_string(), template.to_string(), *kind));
-            continue;
-        }
-        let mut at = 0;
-        while at < kind.size() {
-            let kind = [Type::U64, Type::U32, Type::U16].into_iter().find(|one| at + one.size() <= kind.size());
-            let kind = kind.unwrap_or(Type::U8);
-            all.push(Fetch::new(format!("{name}_{at}"), further(template, at).ok_or(fetch)?, kind));
-            at += kind.size();
-        }
+/// An array as single values, each with its offset in the array. `None` if the array is not read from memory.
+pub(crate) fn single_values(array: &Expression) -> Option<Vec<(usize, Expression)>> {
+    let size = array.kind.size();
+    let (mut values, mut at) = (Vec::new(), 0);
+    while at < size {
+        let kind = [Type::U64, Type::U32, Type::U16].into_iter().find(|one| at + one.size() <= size);
+        let kind = kind.unwrap_or(Type::U8);
+        values.push((at, array.shifted(at, kind)?));
+        at += kind.size();
     }
-    Ok(all)
+    Some(values)
 }
 
-/// Whether only newer kernels fetch it as one value.
+/// Whether only newer kernels fetch this type as one value.
 pub(crate) fn is_array(kind: Type) -> bool {
     matches!(kind, Type::Bytes(_) | Type::Words(_))
 }
 
-/// The template of what lies so many bytes behind that of another.
-fn further(template: &str, by: usize) -> Option<String> {
-    let (offset, rest) = template.strip_prefix('+')?.split_once('(')?;
-    let (user, offset) = offset.strip_prefix('u').map_or(("", offset), |offset| ("u", offset));
-    let offset = offset.strip_prefix('{').and_then(|inside| inside.strip_suffix('}')).unwrap_or(offset);
-    Some(format!("+{user}{{{offset}+{by}}}({rest}"))
-}
-
-/// The format of the record that `fetches` ask for, and what it is made of. `events` are the formats of the events that
-/// fetch it, each with how many single values it has.
+/// The format of the record that `fetches` ask for, and its pieces. `events` has the format of each event that fetches
+/// a part of it, with the number of its single values.
 pub(crate) fn joined(fetches: &[Fetch<'_>], events: &[(Format, usize)]) -> Result<(Format, Pieces), Error> {
     let (first, count) = events.first().ok_or_else(|| unfit("no event", ""))?;
     let head = first.fields.len().saturating_sub(*count);
@@ -101,7 +85,7 @@ pub(crate) fn joined(fetches: &[Fetch<'_>], events: &[(Format, usize)]) -> Resul
     Ok((Format { fields, ..first.clone() }, pieces))
 }
 
-/// How the kernel describes this value at `offset`.
+/// This value at `offset`, in the form in which the kernel describes fields.
 fn field(fetch: &Fetch<'_>, offset: usize) -> Result<FormatField, Error> {
     let (kind, signed) = match fetch.kind {
         Type::Bytes(count) => (format!("u8[{count}]"), false),
@@ -122,18 +106,18 @@ fn unfit(event: &str, problem: &str) -> Error {
 #[derive(Debug, Default)]
 pub(crate) struct Joiner {
     whole: Vec<Pieces>,
-    /// Records that are not whole yet, at most one for each probe and CPU.
+    /// Incomplete records, at most one for each probe and CPU.
     waiting: Vec<Waiting>,
 }
 
 #[derive(Debug)]
 struct Waiting {
     cpu: u32,
-    /// Which of the probes.
-    of: usize,
+    /// The index of the probe.
+    probe: usize,
     tid: u32,
-    /// Which pieces have come, as bits.
-    come: u64,
+    /// The pieces that have arrived, one bit each.
+    arrived: u64,
     raw: Vec<u8>,
 }
 
@@ -145,77 +129,80 @@ impl Joiner {
         }
     }
 
-    /// Expects no more records of these pieces. What has come of them is dropped.
+    /// Stops expecting records of these pieces, and drops those that have arrived.
     pub(crate) fn remove(&mut self, pieces: &Pieces) {
         if let Some(at) = self.whole.iter().position(|whole| whole == pieces) {
             self.whole.remove(at);
-            self.waiting.clear(); // they are told apart by the places in the list
+            self.waiting.clear(); // the entries refer to indices of this list
         }
     }
 
-    /// Whether every record comes whole.
+    /// Whether all records arrive whole.
     pub(crate) fn is_idle(&self) -> bool {
         self.whole.is_empty()
     }
 
-    /// Lends a record to `f` if it is whole, and keeps it if it is a piece. With the last piece the whole record is lent,
-    /// with its time. What is lacking a piece after a loss is dropped.
+    /// Lends a whole record to `f`, and keeps a piece. When the last piece arrives, it lends the whole record, with the
+    /// time of that piece. A record that lacks a piece after a loss is dropped.
     pub(crate) fn take(&mut self, record: Record<'_>, f: &mut impl FnMut(Record<'_>)) {
         match record {
             Record::Sample { time, cpu, pid, tid, id, raw } => {
-                let Some((of, number)) = self.find(id) else { return f(record) };
-                let pieces = &self.whole[of];
-                let waiting = waiting(&mut self.waiting, cpu, of);
+                let Some((probe, number)) = self.find(id) else { return f(record) };
+                let pieces = &self.whole[probe];
+                let waiting = waiting(&mut self.waiting, cpu, probe);
                 let bit = 1 << number;
-                if waiting.tid != tid || waiting.come & bit != 0 || waiting.come == 0 {
+                if waiting.tid != tid || waiting.arrived & bit != 0 || waiting.arrived == 0 {
                     waiting.begin(tid, &pieces.pieces[0], raw, pieces.size);
                 }
                 let Piece { values, at, .. } = &pieces.pieces[number];
                 let Some(values) = raw.get(values.clone()) else { return };
                 waiting.raw[*at..*at + values.len()].copy_from_slice(values);
-                waiting.come |= bit;
-                if waiting.come.count_ones() as usize == pieces.pieces.len() {
-                    waiting.come = 0;
+                waiting.arrived |= bit;
+                if waiting.arrived.count_ones() as usize == pieces.pieces.len() {
+                    waiting.arrived = 0;
                     f(Record::Sample { time, cpu, pid, tid, id: pieces.pieces[0].id as u16, raw: &waiting.raw });
                 }
             }
             Record::Lost { cpu, .. } => {
-                self.waiting.iter_mut().filter(|waiting| waiting.cpu == cpu).for_each(|waiting| waiting.come = 0);
+                self.waiting.iter_mut().filter(|waiting| waiting.cpu == cpu).for_each(|waiting| waiting.arrived = 0);
                 f(record);
             }
         }
     }
 
-    /// Which probe's piece this is, and its number.
+    /// The probe that this piece belongs to, and the number of the piece.
     fn find(&self, id: u16) -> Option<(usize, usize)> {
         let number = |whole: &Pieces| whole.pieces.iter().position(|piece| piece.id == u32::from(id));
-        self.whole.iter().enumerate().find_map(|(of, whole)| Some((of, number(whole)?)))
+        self.whole.iter().enumerate().find_map(|(probe, whole)| Some((probe, number(whole)?)))
     }
 }
 
-fn waiting(all: &mut Vec<Waiting>, cpu: u32, of: usize) -> &mut Waiting {
-    let at = all.iter().position(|one| one.cpu == cpu && one.of == of).unwrap_or_else(|| {
-        all.push(Waiting { cpu, of, tid: 0, come: 0, raw: Vec::new() });
+fn waiting(all: &mut Vec<Waiting>, cpu: u32, probe: usize) -> &mut Waiting {
+    let at = all.iter().position(|one| one.cpu == cpu && one.probe == probe).unwrap_or_else(|| {
+        all.push(Waiting { cpu, probe, tid: 0, arrived: 0, raw: Vec::new() });
         all.len() - 1
     });
     &mut all[at]
 }
 
 impl Waiting {
-    /// Forgets what has come and begins a record of this size, with the head of a piece and the first one's type.
+    /// Discards the pieces so far and begins a record of this size, with the header of a piece and the type of the
+    /// first piece.
     fn begin(&mut self, tid: u32, first: &Piece, raw: &[u8], size: usize) {
         let mut buffer = mem::take(&mut self.raw);
         buffer.clear();
         buffer.extend_from_slice(raw.get(..first.at).unwrap_or_default());
         buffer.resize(size, 0);
         buffer[..2].copy_from_slice(&(first.id as u16).to_ne_bytes());
-        (self.tid, self.come, self.raw) = (tid, 0, buffer);
+        (self.tid, self.arrived, self.raw) = (tid, 0, buffer);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::expression::{Arguments, Scope, parse};
+    use crate::{Term, WordSize};
 
     const FETCHES: [(&str, &str, Type); 3] =
         [("count", "+8({a})", Type::S32), ("words", "+0(+{s.f}({a}))", Type::Words(3)), ("odd", "-8({a})", Type::U16)];
@@ -273,16 +260,18 @@ mod tests {
 
     #[test]
     fn arrays_become_words() {
-        let texts = |kind| {
-            let array = [Fetch::new("x", "+u{s.f}(+8({a}))", kind)];
-            let single = single_values(&array).unwrap();
-            single.iter().map(|one| format!("{}={}:{}", one.name, one.template, one.kind)).collect::<Vec<_>>()
+        let of = |template: &str, kind| {
+            let resolve = |name: &str| Some(if name == "a" { Term::Argument(1) } else { Term::Offset(16) });
+            let scope = Scope { arguments: Arguments::X86_64, word: WordSize::Eight, resolve: &resolve };
+            let values = single_values(&parse(template, kind, &scope).unwrap())?;
+            Some(values.iter().map(|(at, one)| format!("{at}={one}:{}", one.type_text())).collect::<Vec<_>>())
         };
-        assert_eq!(texts(Type::Words(2)), ["x_0=+u{s.f+0}(+8({a})):u64", "x_8=+u{s.f+8}(+8({a})):u64"]);
-        assert_eq!(texts(Type::Bytes(5)), ["x_0=+u{s.f+0}(+8({a})):u32", "x_4=+u{s.f+4}(+8({a})):u8"]);
-        assert_eq!(texts(Type::S16), ["x=+u{s.f}(+8({a})):s16"]);
-        for template in ["{a}", "-8({a})", "$retval"] {
-            assert!(single_values(&[Fetch::new("x", template, Type::Words(1))]).is_err(), "{template}");
+        let texts = |kind| of("+u{s.f}(+8({a}))", kind).unwrap();
+        assert_eq!(texts(Type::Words(2)), ["0=+u16(+8(%di)):u64", "8=+u24(+8(%di)):u64"]);
+        assert_eq!(texts(Type::Bytes(5)), ["0=+u16(+8(%di)):u32", "4=+u20(+8(%di)):u8"]);
+        assert_eq!(of("-12({a})", Type::Words(2)).unwrap(), ["0=-12(%di):u64", "8=-4(%di):u64"]);
+        for template in ["{a}", "$retval"] {
+            assert_eq!(of(template, Type::Words(1)), None, "{template}");
         }
     }
 
@@ -295,8 +284,8 @@ mod tests {
         let one = Format::parse(format.to_string().as_bytes()).unwrap();
         assert_eq!(one, format, "recordings keep it as text");
         let (_, whole) = joined(&fetches()[..1], &[one_event(7, &[("s32", "count", 4)])]).unwrap();
-        assert!(whole.pieces.is_empty(), "one event is no piece");
-        assert!(joined(&fetches(), &[one_event(7, &[("s32", "count", 4)])]).is_err(), "values are lacking");
+        assert!(whole.pieces.is_empty(), "a record of one event has no pieces");
+        assert!(joined(&fetches(), &[one_event(7, &[("s32", "count", 4)])]).is_err(), "values are missing");
     }
 
     #[test]
@@ -341,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_longer_expected_is_not_joined() {
+    fn pieces_no_longer_expected_are_not_joined() {
         let (_, pieces) = two();
         let (first, second) = (piece(7, &[1; 12]), piece(9, &[2; 18]));
         let mut joiner = Joiner::default();

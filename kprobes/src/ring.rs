@@ -1,4 +1,4 @@
-//! One ring: its records, one after the other.
+//! Reads the records of one ring.
 //!
 //! The format is that of `perf_event_open(2)`: records of 8-byte-aligned size, each with a header; they wrap at
 //! the ring's end. Head and tail count bytes and never wrap.
@@ -9,32 +9,34 @@ use crate::Record;
 const LOST: u32 = 2;
 /// `PERF_RECORD_SAMPLE`
 const SAMPLE: u32 = 9;
-/// Type (32 bits), misc (16), size (16).
-const HEADER: usize = 8;
-/// A ring is crowded when more than this fraction (1/n) of it is used. A record that found no room is hardly ever
-/// larger than the rest of the ring, and neither is what is written while the ring is being read.
+/// The size of a record header in bytes: type (32 bits), misc (16), size (16).
+const HEADER_SIZE: usize = 8;
+/// A ring is crowded when more than this fraction (1/n) of it is in use. A lost record is hardly ever larger than the
+/// rest of the ring, and neither are the records that arrive while the ring is being read.
 const CROWDED: u64 = 2;
-/// As much of a record as there is to know before its raw bytes.
-type Start = [u8; HEADER + 40];
-/// The longest record that a 16-bit size can describe, and a bit.
-pub(crate) const LONGEST: usize = 1 << 16;
+/// The beginning of a record, up to its raw bytes.
+type Start = [u8; HEADER_SIZE + 40];
+/// An upper bound of a record's size, which has 16 bits.
+pub(crate) const MAX_RECORD_SIZE: usize = 1 << 16;
 
-/// The bytes of a ring and its two counters. The kernel's side of it is [`crate::sys::mapping`].
+/// The bytes of a ring and its two counters. [`crate::sys::mapping`] implements it for memory that is shared with the
+/// kernel.
 pub(crate) trait Memory {
-    /// Bytes of data that fit: a power of two.
+    /// The size of the data area in bytes: a power of two.
     fn capacity(&self) -> usize;
-    /// Looks how far the kernel has written.
+    /// Reads how far the kernel has written (the head).
     fn refresh(&mut self) -> u64;
-    /// Up to where bytes have been given back.
+    /// The position up to which bytes have been released.
     fn tail(&self) -> u64;
-    /// Gives everything before `tail` back to the kernel.
+    /// Releases everything before `tail` to the kernel.
     fn release(&mut self, tail: u64);
-    /// `len` bytes at `from`, in two parts when they wrap; nothing unless all of them lie between the tail and
-    /// the head as last looked at.
+    /// `len` bytes at `from`, in two parts if they wrap. Empty unless all of them lie between the tail and the head as
+    /// last read.
     fn unread(&self, from: u64, len: usize) -> (&[u8], &[u8]);
 }
 
-/// Where `len` bytes at `from` lie in a ring: start and length of the first part, length of the part that starts over.
+/// The place of `len` bytes at `from` in a ring: start and length of the first part, and the length of the part that
+/// wraps to the beginning.
 pub(crate) fn halves(capacity: usize, from: u64, len: usize) -> ((usize, usize), usize) {
     let start = from as usize & (capacity - 1);
     let first = len.min(capacity - start);
@@ -45,21 +47,21 @@ pub(crate) fn halves(capacity: usize, from: u64, len: usize) -> ((usize, usize),
 #[derive(Debug)]
 pub(crate) struct Ring<M> {
     memory: M,
-    /// The CPU that writes it; a thread's samples say theirs.
+    /// The CPU that writes it. `None` for a thread's ring, whose samples name their CPU.
     cpu: Option<u32>,
     /// The next record.
     cursor: u64,
     head: u64,
     next: Option<Next>,
-    /// The time of the record that was read last.
+    /// The time of the last record that was read.
     last: u64,
     lost: u64,
     malformed: u64,
-    /// The end of the ring's records when it was last found crowded: see [`Ring::may_hide_loss`].
+    /// The end of the records when the ring was last found crowded: see [`Ring::may_hide_loss`].
     crowded_at: Option<u64>,
 }
 
-/// What the next record is, read once when it is looked at.
+/// The next record, parsed once when it is first looked at.
 #[derive(Clone, Copy, Debug)]
 struct Next {
     size: u16,
@@ -75,14 +77,14 @@ enum Body {
 }
 
 impl<M: Memory> Ring<M> {
-    /// Reads `memory`; `cpu` is whose it is, `None` when its samples carry `PERF_SAMPLE_CPU`.
+    /// Reads `memory`, which `cpu` writes. `None` if its samples carry `PERF_SAMPLE_CPU`.
     pub(crate) fn new(memory: M, cpu: Option<u32>) -> Self {
         let cursor = memory.tail();
         Self { memory, cpu, cursor, head: cursor, next: None, last: 0, lost: 0, malformed: 0, crowded_at: None }
     }
 
-    /// Its memory, to be written to in the kernel's place.
-    #[cfg(fuzzing)]
+    /// Its memory, for tests that write in place of the kernel.
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn memory_mut(&mut self) -> &mut M {
         &mut self.memory
     }
@@ -92,17 +94,17 @@ impl<M: Memory> Ring<M> {
         self.cpu
     }
 
-    /// Records that the kernel has said were lost, of those read so far.
+    /// The number of lost records that the kernel has reported in the records read so far.
     pub(crate) fn lost(&self) -> u64 {
         self.lost
     }
 
-    /// Takes the count of malformed records, beginning again at none.
+    /// Returns the count of malformed records and resets it.
     pub(crate) fn take_malformed(&mut self) -> u64 {
         std::mem::take(&mut self.malformed)
     }
 
-    /// Looks how far the kernel has written, and how many bytes that leaves to read.
+    /// Reads how far the kernel has written, and returns the number of unread bytes.
     pub(crate) fn refresh(&mut self) -> u64 {
         self.head = self.memory.refresh();
         self.head - self.cursor
@@ -117,7 +119,7 @@ impl<M: Memory> Ring<M> {
         self.next.map(|next| next.time)
     }
 
-    /// Reads the next record's header, or skips a record that is of no interest.
+    /// Parses the next record's header. Skips records other than samples and losses.
     fn look(&mut self) {
         match self.parse() {
             Some(Ok(next)) => self.next = Some(next),
@@ -129,13 +131,13 @@ impl<M: Memory> Ring<M> {
         }
     }
 
-    /// The next record, or the size of one that is neither sample nor loss, or `None` for nonsense.
+    /// The next record, or the size of one that is neither a sample nor a loss. `None` if it is malformed.
     #[inline]
     fn parse(&self) -> Option<Result<Next, u16>> {
         let left = self.head - self.cursor;
         let start = self.start(left);
-        let (kind, size) = (word(&start, 0), u16::from_ne_bytes([start[6], start[7]]));
-        if usize::from(size) < HEADER || size % 8 != 0 || u64::from(size) > left {
+        let (kind, size) = (u32_at(&start, 0), u16::from_ne_bytes([start[6], start[7]]));
+        if usize::from(size) < HEADER_SIZE || size % 8 != 0 || u64::from(size) > left {
             return None;
         }
         match kind {
@@ -146,51 +148,51 @@ impl<M: Memory> Ring<M> {
         }
     }
 
-    /// The offset at which a sample says how long its raw part is. A sample that ends there has no raw part: only
-    /// events without a probe, the timers, write such samples.
+    /// The offset of the length of a sample's raw part. A sample that ends there has no raw part; only the timers write
+    /// such samples.
     fn raw_len_at(&self) -> usize {
-        HEADER + if self.cpu.is_some() { 16 } else { 24 }
+        HEADER_SIZE + if self.cpu.is_some() { 16 } else { 24 }
     }
 
-    /// pid, tid, time, cpu where it is asked for, length of the raw part, raw part.
+    /// pid, tid, time, cpu (if requested), length of the raw part, raw part.
     fn sample(&self, size: u16, start: &Start) -> Option<Next> {
-        let cpu = self.cpu.unwrap_or_else(|| word(start, HEADER + 16));
+        let cpu = self.cpu.unwrap_or_else(|| u32_at(start, HEADER_SIZE + 16));
         let raw_len_at = self.raw_len_at();
-        let (raw_len, raw_at) = (word(start, raw_len_at), raw_len_at + 4);
+        let (raw_len, raw_at) = (u32_at(start, raw_len_at), raw_len_at + 4);
         if raw_at + raw_len as usize > usize::from(size) {
             return None;
         }
-        let (pid, tid) = (word(start, HEADER), word(start, HEADER + 4));
+        let (pid, tid) = (u32_at(start, HEADER_SIZE), u32_at(start, HEADER_SIZE + 4));
         let body = Body::Sample { pid, tid, raw_at: raw_at as u16, raw_len: raw_len as u16 };
-        Some(Next { size, time: long(start, HEADER + 8), cpu, body })
+        Some(Next { size, time: u64_at(start, HEADER_SIZE + 8), cpu, body })
     }
 
-    /// event, count, then what identifies a sample: pid, tid, time, cpu where it is asked for.
+    /// event, count, then the fields that identify a sample: pid, tid, time, cpu (if requested).
     fn loss(&self, size: u16, start: &Start) -> Option<Next> {
         let (cpu, known) = match self.cpu {
-            Some(cpu) => (cpu, HEADER + 32),
-            None => (word(start, HEADER + 32), HEADER + 40),
+            Some(cpu) => (cpu, HEADER_SIZE + 32),
+            None => (u32_at(start, HEADER_SIZE + 32), HEADER_SIZE + 40),
         };
         if usize::from(size) < known {
             return None;
         }
-        let body = Body::Lost { count: long(start, HEADER + 8) };
-        Some(Next { size, time: long(start, HEADER + 24), cpu, body })
+        let body = Body::Lost { count: u64_at(start, HEADER_SIZE + 8) };
+        Some(Next { size, time: u64_at(start, HEADER_SIZE + 24), cpu, body })
     }
 
-    /// The next bytes, followed by zeros where fewer are `left`.
+    /// The next bytes, padded with zeros if fewer are `left`.
     #[inline]
     fn start(&self, left: u64) -> Start {
         let (first, rest) = self.memory.unread(self.cursor, left.min(size_of::<Start>() as u64) as usize);
         if let Some(whole) = first.first_chunk() {
             return *whole;
         }
-        let mut start: Start = [0; HEADER + 40];
+        let mut start: Start = [0; HEADER_SIZE + 40];
         joined(first, rest, &mut start);
         start
     }
 
-    /// Lends the record that [`Ring::peek`] saw, in place, or copied to `scratch` when it wraps.
+    /// Lends the record that [`Ring::peek`] saw: in place, or copied to `scratch` if it wraps.
     #[inline]
     pub(crate) fn take(&mut self, scratch: &mut [u8], f: &mut impl FnMut(Record<'_>)) {
         let Some(Next { size, time, cpu, body }) = self.next.take() else { return };
@@ -211,13 +213,13 @@ impl<M: Memory> Ring<M> {
         }
     }
 
-    /// Gives what was read back to the kernel.
+    /// Releases the records that were read to the kernel.
     pub(crate) fn commit(&mut self) {
         let tail = self.memory.tail();
         if tail != self.cursor {
             self.memory.release(self.cursor);
         }
-        // Read after the release: every record that found no room before the release is older than this.
+        // Read after the release, so that every record that did not fit before the release is older than this.
         let end = self.memory.refresh();
         if end - tail > self.memory.capacity() as u64 / CROWDED {
             self.crowded_at = Some(end);
@@ -226,9 +228,9 @@ impl<M: Memory> Ring<M> {
         }
     }
 
-    /// Whether records may have been lost that the kernel has not reported yet. It reports a loss only when it writes
-    /// the next record. True if the ring was crowded when it was last read, nothing has been written since, and there
-    /// is now room for a record.
+    /// Whether there may be lost records that the kernel has not reported yet. It reports a loss only when it writes
+    /// the next record. True if the ring was crowded when it was last read, nothing has been written since, and a
+    /// record fits now.
     pub(crate) fn may_hide_loss(&mut self) -> bool {
         let end = self.memory.refresh();
         self.crowded_at == Some(end) && end - self.memory.tail() <= self.memory.capacity() as u64 / CROWDED
@@ -236,12 +238,12 @@ impl<M: Memory> Ring<M> {
 }
 
 #[inline]
-fn word(start: &Start, at: usize) -> u32 {
+fn u32_at(start: &Start, at: usize) -> u32 {
     start[at..].first_chunk().map_or(0, |bytes| u32::from_ne_bytes(*bytes))
 }
 
 #[inline]
-fn long(start: &Start, at: usize) -> u64 {
+fn u64_at(start: &Start, at: usize) -> u64 {
     start[at..].first_chunk().map_or(0, |bytes| u64::from_ne_bytes(*bytes))
 }
 

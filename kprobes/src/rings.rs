@@ -1,5 +1,7 @@
 //! Perf rings: one for each CPU, or one for a thread.
 
+mod events;
+
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
@@ -9,11 +11,14 @@ use std::{fmt, io, thread};
 use nix::sys::eventfd::EventFd;
 use nix::unistd::gettid;
 
-use crate::clock::Teller;
+use self::events::{RingDescriptors, is_offline, map, open, settings};
+use crate::bpf::{Program, Running};
+use crate::clock::ClockEstimator;
 use crate::cpus;
 use crate::group::Probe;
 use crate::merge::Merge;
 use crate::pieces::Joiner;
+use crate::probe::STATIC;
 use crate::ring::Ring;
 use crate::sys::limits;
 use crate::sys::mapping::Mapping;
@@ -27,58 +32,46 @@ use crate::{Clock, Drained, Error, Installed, Losses, Record, RingOptions};
 /// write into it (`PERF_EVENT_IOC_SET_OUTPUT`), one file descriptor for each probe and CPU.
 #[derive(Debug)]
 pub struct Rings {
-    /// The rings, and at the same index what belongs to each.
+    /// The rings. Each has its descriptors at the same index of `descriptors`.
     rings: Vec<Ring<Mapping>>,
-    posts: Vec<Post>,
-    /// What is attached. Dropped after `posts`: a probe cannot be removed while a perf event uses it.
+    descriptors: Vec<RingDescriptors>,
+    /// The attached events. Dropped after `descriptors`: a probe cannot be removed while a perf event uses it.
     attachments: Vec<Attachment>,
-    /// Losses of rings that are gone, one entry for each CPU.
+    /// Losses of dropped rings, one entry for each CPU.
     past: Vec<Losses>,
     merge: Merge,
     joiner: Joiner,
-    teller: Teller,
+    clock_estimator: ClockEstimator,
     poller: Poller,
     settings: Settings,
     page_exponent: u8,
 }
 
-/// A ring's descriptors.
-#[derive(Debug)]
-struct Post {
-    source: Source,
-    /// The event that owns the ring.
-    owner: OwnedFd,
-    /// The events that write into it, by the id of their trace event.
-    events: Vec<(u32, OwnedFd)>,
-    /// A timer that writes one sample on request, so that the kernel also reports pending losses. A thread's ring has
-    /// none, because its timer would run only while the thread does.
-    timer: Option<OwnedFd>,
-    /// Its CPU went offline: to be dropped once it is empty.
-    retired: bool,
-}
-
-/// What a new CPU's ring must be given.
+/// An attached event, which the ring of a new CPU must get too.
 #[derive(Debug)]
 struct Attachment {
     id: u32,
     name: String,
     filter: Option<CString>,
+    /// The BPF program that we have set on its trace event.
+    program: Option<Running>,
+    /// Dropped last: a probe cannot be removed while a perf event uses it.
     _probes: Vec<Arc<Probe>>,
 }
 
 /// Ends a [`Rings::wait`], from another thread or a signal handler's thread.
 #[derive(Clone)]
 pub struct Waker {
-    bell: Arc<EventFd>,
+    event_fd: Arc<EventFd>,
 }
 
-/// What [`Rings::follow_cpus`] changed.
+/// The changes made by [`Rings::follow_cpus`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CpuChanges {
-    /// CPUs that have a ring now and had none, or had been offline in between.
+    /// CPUs that got a new ring: they came online, or were offline in between.
     pub came: Vec<u32>,
-    /// CPUs that went offline. Their rings go once they are read.
+    /// CPUs that went offline. Their rings are dropped once they have been read.
     pub left: Vec<u32>,
 }
 
@@ -87,13 +80,13 @@ impl Rings {
     ///
     /// # Errors
     /// [`Error::Permission`] (not root, `kernel.perf_event_paranoid`, lockdown), [`Error::Limit`] (files, locked
-    /// memory; both are raised first where we may).
+    /// memory; both limits are raised first if that is permitted).
     pub fn per_cpu(options: &RingOptions) -> Result<Self, Error> {
         let cpus: Vec<Source> = cpus::online()?.into_iter().map(Source::Cpu).collect();
         Self::open(options, &cpus)
     }
 
-    /// One ring for the samples of thread `tid`, on whatever CPU it runs.
+    /// One ring for the samples of thread `tid`, on any CPU.
     ///
     /// # Errors
     /// As [`Rings::per_cpu`].
@@ -102,16 +95,16 @@ impl Rings {
     }
 
     fn open(options: &RingOptions, sources: &[Source]) -> Result<Self, Error> {
-        let poller = Poller::new().map_err(|source| limits::why_not_open("an epoll set", source))?;
+        let poller = Poller::new().map_err(|source| limits::open_error("an epoll set", source))?;
         let settings = settings(options, sources)?;
         let mut rings = Self {
             rings: Vec::new(),
-            posts: Vec::new(),
+            descriptors: Vec::new(),
             attachments: Vec::new(),
             past: Vec::new(),
             merge: Merge::new(),
             joiner: Joiner::default(),
-            teller: Teller::new(settings.clock),
+            clock_estimator: ClockEstimator::new(settings.clock),
             poller,
             settings,
             page_exponent: options.page_exponent,
@@ -120,15 +113,45 @@ impl Rings {
         Ok(rings)
     }
 
-    /// Opens a perf event on `event` in every ring, lets through only what matches `filter` where one is given,
-    /// and starts it. The filter's language is that of Documentation/trace/events.rst: `dport == 443 && len > 0`.
+    /// Opens a perf event on `event` in every ring and starts it. With a `filter`, only matching hits become samples.
+    /// The filter is written as in Documentation/trace/events.rst: `dport == 443 && len > 0`.
     ///
     /// The rings keep the probe installed until [`Rings::detach`] or until they are dropped.
     ///
     /// # Errors
-    /// As [`Rings::per_cpu`]; [`Error::Filter`] when the kernel does not take the filter, or when the probe takes several
-    /// events because the kernel has no arrays: such a probe cannot have a filter. Then nothing is attached.
+    /// As [`Rings::per_cpu`]; [`Error::Filter`] if the kernel does not accept the filter, or if the probe takes several
+    /// events because the kernel has no arrays: such a probe cannot have a filter. After an error nothing is attached.
     pub fn attach(&mut self, event: &Installed, filter: Option<&str>) -> Result<(), Error> {
+        self.attach_as(event, filter, None)
+    }
+
+    /// Like [`Rings::attach`], and lets the kernel run `program` at each hit, before any sample is written. A hit for
+    /// which it returns 0 makes no sample. The program runs on every CPU, for every thread and regardless of the
+    /// filter, and decides for all rings that the event is attached to, until [`Rings::detach`] or until these rings
+    /// are dropped.
+    ///
+    /// # Errors
+    /// Those of [`Rings::attach`]. [`Error::NoBpfEvents`]; [`Error::NotProgrammable`] for a tracepoint, and for a probe that
+    /// takes several events. [`Error::Io`] of kind [`Busy`](crate::Kind::Busy) if a program already runs at this event.
+    pub fn attach_with_program(
+        &mut self,
+        event: &Installed,
+        filter: Option<&str>,
+        program: &Program,
+    ) -> Result<(), Error> {
+        if event.hold().is_empty() {
+            return Err(Error::not_programmable(event.name(), STATIC));
+        }
+        if event.ids().len() > 1 {
+            return Err(Error::not_programmable(
+                event.name(),
+                "each hit of it is several events, since the kernel has no arrays",
+            ));
+        }
+        self.attach_as(event, filter, Some(program))
+    }
+
+    fn attach_as(&mut self, event: &Installed, filter: Option<&str>, program: Option<&Program>) -> Result<(), Error> {
         let not_a_filter = |source| Error::Filter {
             event: event.name().to_owned(),
             filter: filter.unwrap_or_default().to_owned(),
@@ -136,12 +159,14 @@ impl Rings {
         };
         let filter = filter.map(CString::new).transpose().map_err(|error| not_a_filter(error.into()))?;
         if filter.is_some() && event.ids().len() > 1 {
-            // Each of the events would need all the fields of the filter.
+            // Each of the events would need all fields of the filter.
             return Err(not_a_filter(io::Error::from(io::ErrorKind::Unsupported)));
         }
         let attached = event.ids().into_iter().try_for_each(|id| {
             let (name, filter) = (event.name().to_owned(), filter.clone());
-            self.attach_one(Attachment { id, name, filter, _probes: event.hold() })
+            // The program runs before the first sample can be written.
+            let program = program.map(|program| self.run(program, id, &name)).transpose()?;
+            self.attach_one(Attachment { id, name, filter, program, _probes: event.hold() })
         });
         match attached {
             Ok(()) => self.joiner.add(event.pieces()),
@@ -150,54 +175,78 @@ impl Rings {
         attached
     }
 
+    /// Runs a program at a trace event. This takes a perf event on a CPU or thread of these rings; the perf event lives
+    /// on when the CPU or thread is gone.
+    fn run(&self, program: &Program, id: u32, name: &str) -> Result<Running, Error> {
+        let what = || format!("a perf event on {name} for the BPF program {}", program.name());
+        let mut refusal = io::Error::from_raw_os_error(libc::ENODEV);
+        for ring_fds in self.descriptors.iter().filter(|ring_fds| !ring_fds.retired) {
+            match open(Event::Trace(id), ring_fds.source, &self.settings, 1) {
+                Ok(event) => return Running::start(program, event, name),
+                Err(error) if is_offline(ring_fds.source, &error) => refusal = error,
+                Err(error) => return Err(limits::open_error(&what(), error)),
+            }
+        }
+        Err(limits::open_error(&what(), refusal))
+    }
+
+    /// Call this after perf events have been closed.
+    fn resume_programs(&self) {
+        self.attachments.iter().filter_map(|attachment| attachment.program.as_ref()).for_each(Running::resume);
+    }
+
     fn attach_one(&mut self, attachment: Attachment) -> Result<(), Error> {
-        // All of them are opened before the first of them starts.
-        let mut opened = Vec::with_capacity(self.posts.len());
-        for post in &self.posts {
-            let fd = if post.retired { None } else { post.open(&attachment, &self.settings, self.posts.len())? };
+        // All perf events are opened before the first one starts.
+        let mut opened = Vec::with_capacity(self.descriptors.len());
+        for ring_fds in &self.descriptors {
+            let fd = if ring_fds.retired {
+                None
+            } else {
+                ring_fds.open(&attachment, &self.settings, self.descriptors.len())?
+            };
             opened.push(fd);
         }
         for fd in opened.iter().flatten() {
             perf::enable(fd.as_fd()).map_err(|source| Error::io(format!("enabling {}", attachment.name), source))?;
         }
-        for (post, fd) in self.posts.iter_mut().zip(opened) {
-            post.events.extend(fd.map(|fd| (attachment.id, fd)));
+        for (ring_fds, fd) in self.descriptors.iter_mut().zip(opened) {
+            ring_fds.events.extend(fd.map(|fd| (attachment.id, fd)));
         }
         self.attachments.push(attachment);
         Ok(())
     }
 
-    /// Closes the perf events on `event`. What it has written stays in the rings.
+    /// Closes the perf events on `event`. Records that it has written stay in the rings.
     pub fn detach(&mut self, event: &Installed) {
         let ids = event.ids();
-        for post in &mut self.posts {
-            post.events.retain(|(id, _)| !ids.contains(id));
+        for ring_fds in &mut self.descriptors {
+            ring_fds.events.retain(|(id, _)| !ids.contains(id));
         }
         self.attachments.retain(|attachment| !ids.contains(&attachment.id));
         self.joiner.remove(event.pieces());
     }
 
-    /// Which clock the records carry. [`Clock::Local`] when the kernel did not take the one asked for.
+    /// The clock of the records. [`Clock::Local`] if the kernel did not accept the requested one.
     pub fn clock(&self) -> Clock {
-        self.teller.clock()
+        self.clock_estimator.clock()
     }
 
-    /// That clock's time now, in nanoseconds. [`Clock::Local`] cannot be read: its time is estimated from the
-    /// records drained, a little too early, and is 0 before the first.
+    /// The current time of that clock, in nanoseconds. [`Clock::Local`] cannot be read, so its time is estimated from
+    /// the drained records. The estimate is a little too early, and 0 before the first record.
     pub fn now(&self) -> u64 {
-        self.teller.at(monotonic())
+        self.clock_estimator.at(monotonic())
     }
 
-    /// Compares [`Clock::Local`] with the monotonic clock, by samples of `event` that `cause` has this thread write: from
-    /// then on [`Rings::now`] is too early by no more than the quickest `cause` takes. A clock that can be read needs none.
-    /// `cause` is called four times, or up to 24 times until one call took less than 0.5 ms.
-    /// Says whether it is known now: `false` where `cause` has not made a sample.
+    /// Compares [`Clock::Local`] with the monotonic clock. `cause` must make this thread hit `event`; the samples show
+    /// the time. From then on [`Rings::now`] is too early by no more than the shortest call of `cause`. A clock that
+    /// can be read needs no comparison. `cause` is called four times, and then up to 24 times in all until one call
+    /// took less than 0.5 ms. Returns whether the time is known now: `false` if `cause` made no sample.
     ///
     /// # Errors
     /// As [`Rings::attach`].
     pub fn synchronise(&mut self, event: &Installed, cause: impl Fn()) -> Result<bool, Error> {
         const ROUNDS: usize = 4;
-        const MOST_ROUNDS: usize = 24;
+        const MAX_ROUNDS: usize = 24;
         /// Longer than it takes to start and end a thread on an idle CPU, in nanoseconds.
         const UNDISTURBED: u64 = 500_000;
         if self.clock() == Clock::Monotonic {
@@ -208,7 +257,7 @@ impl Rings {
         ring.attach(event, None)?;
         let mut records = Vec::with_capacity(ROUNDS);
         let mut quickest = u64::MAX;
-        while records.len() < ROUNDS || (quickest > UNDISTURBED && records.len() < MOST_ROUNDS) {
+        while records.len() < ROUNDS || (quickest > UNDISTURBED && records.len() < MAX_ROUNDS) {
             let before = monotonic();
             cause();
             let after = monotonic();
@@ -216,19 +265,21 @@ impl Rings {
             ring.merge.drain(&mut ring.rings, u64::MAX, 0, &mut |_| {});
             records.push((ring.merge.seen(), after));
         }
-        Ok(self.teller.compare(&records))
+        drop(ring);
+        self.resume_programs();
+        Ok(self.clock_estimator.compare(&records))
     }
 
     /// Waits until a ring has passed its watermark or a [`Waker`] is used (`true`), or until `timeout` is over
-    /// (`false`). Records below the watermark wake nobody: drain after each timeout as well.
+    /// (`false`). Records below the watermark do not end the wait, so drain after each timeout as well.
     ///
     /// # Errors
-    /// [`Error::Io`] of `epoll_wait(2)`. A signal ends the wait early and is no error.
+    /// [`Error::Io`] of `epoll_wait(2)`. A signal ends the wait early and is not an error.
     pub fn wait(&self, timeout: Option<Duration>) -> Result<bool, Error> {
         let ended = |fd| {
-            // The thread has ended; left in the set, its ring would end every wait.
-            if let Some(post) = self.posts.iter().find(|post| post.owner.as_raw_fd() == fd) {
-                self.poller.remove(post.owner.as_fd());
+            // The thread has ended. If its ring stayed in the set, it would end every wait.
+            if let Some(ring_fds) = self.descriptors.iter().find(|ring_fds| ring_fds.owner.as_raw_fd() == fd) {
+                self.poller.remove(ring_fds.owner.as_fd());
             }
         };
         self.poller.wait(timeout, ended).map_err(|source| Error::io("waiting for perf rings", source))
@@ -236,17 +287,17 @@ impl Rings {
 
     /// A handle that ends [`Rings::wait`].
     pub fn waker(&self) -> Waker {
-        Waker { bell: self.poller.bell() }
+        Waker { event_fd: self.poller.event_fd() }
     }
 
-    /// Lends every record with a time below `horizon` to `f`, oldest first; those at or after it stay. `u64::MAX`
-    /// for all of them; see [`Horizon`](crate::Horizon) for a stream without gaps.
+    /// Lends every record with a time below `horizon` to `f`, oldest first; later records stay. `u64::MAX` lends all
+    /// records; see [`Horizon`](crate::Horizon) for a stream in order.
     ///
-    /// Their room in the rings is given back at the end, also when `f` panics. Nothing is allocated.
+    /// Their space in the rings is released at the end, even if `f` panics. Nothing is allocated.
     ///
-    /// The kernel reports a loss only with the next record that finds room. If none has come since a ring was found
-    /// crowded, a timer is made to write one, so that a loss at the end of a burst is reported in one of the next
-    /// rounds. Before the last round, call [`Rings::settle`].
+    /// The kernel reports a loss only with the next record that fits. If none has arrived since a ring was found
+    /// crowded, a timer writes one, so that a loss at the end of a burst is reported in one of the next rounds. Before
+    /// the last round, call [`Rings::settle`].
     pub fn drain(&mut self, horizon: u64, f: &mut impl FnMut(Record<'_>)) -> Drained {
         self.ask_for_losses();
         let watermark = u64::from(self.settings.watermark);
@@ -256,12 +307,12 @@ impl Rings {
         } else {
             merge.drain(rings, horizon, watermark, &mut |record| joiner.take(record, f))
         };
-        self.teller.note(self.merge.seen(), monotonic());
+        self.clock_estimator.note(self.merge.seen(), monotonic());
         drained
     }
 
-    /// Makes the kernel report pending losses, as [`Rings::drain`] does, and waits a moment for them. Returns whether
-    /// there may be any: then drain once more.
+    /// Makes the kernel report pending losses, as [`Rings::drain`] does, and waits a moment for them. If it returns
+    /// `true`, there may be some: drain once more.
     pub fn settle(&mut self) -> bool {
         /// Much longer than the timers need.
         const MOMENT: Duration = Duration::from_millis(5);
@@ -275,39 +326,42 @@ impl Rings {
     /// Makes the timers of rings that may hide a loss write a sample. Returns whether there are such rings.
     fn ask_for_losses(&mut self) -> bool {
         let mut asked = false;
-        for (ring, post) in self.rings.iter_mut().zip(&self.posts) {
-            let Some(timer) = post.timer.as_ref().filter(|_| !post.retired && ring.may_hide_loss()) else { continue };
-            // This fails if the CPU is offline; what it lost is then not known.
+        for (ring, ring_fds) in self.rings.iter_mut().zip(&self.descriptors) {
+            let Some(timer) = ring_fds.timer.as_ref().filter(|_| !ring_fds.retired && ring.may_hide_loss()) else {
+                continue;
+            };
+            // This fails if the CPU is offline. Its losses are then unknown.
             asked |= perf::enable_once(timer.as_fd()).is_ok();
         }
         asked
     }
 
-    /// Opens rings, with all that is attached, for CPUs that came online, and lets go of those that left once
-    /// their last records have been drained. The other rings are not touched. Does nothing for a thread's ring.
+    /// Opens rings, with all attached events, for CPUs that came online. Drops the rings of CPUs that went offline once
+    /// their last records have been drained. Other rings are not touched. Does nothing for a thread's ring.
     ///
-    /// A CPU that was offline between two calls is noticed, too: its events had stopped.
+    /// A CPU that was offline between two calls is noticed too, because its events have stopped.
     ///
     /// # Errors
-    /// As [`Rings::attach`]. What could not be opened is tried again at the next call.
+    /// As [`Rings::attach`]. The next call tries again to open what failed.
     pub fn follow_cpus(&mut self) -> Result<CpuChanges, Error> {
         let mut changes = CpuChanges::default();
-        if self.posts.iter().any(|post| matches!(post.source, Source::Thread(_))) {
+        if self.descriptors.iter().any(|ring_fds| matches!(ring_fds.source, Source::Thread(_))) {
             return Ok(changes);
         }
         let mut missing = cpus::online()?;
-        for post in self.posts.iter_mut().filter(|post| !post.retired) {
-            let Source::Cpu(cpu) = post.source else { continue };
+        for ring_fds in self.descriptors.iter_mut().filter(|ring_fds| !ring_fds.retired) {
+            let Source::Cpu(cpu) = ring_fds.source else { continue };
             let online = missing.contains(&cpu);
-            if online && post.is_alive() {
+            if online && ring_fds.is_alive() {
                 missing.remove(&cpu);
             } else {
-                post.retire();
-                self.poller.remove(post.owner.as_fd());
+                ring_fds.retire();
+                self.poller.remove(ring_fds.owner.as_fd());
                 changes.left.extend((!online).then_some(cpu));
             }
         }
-        self.bury();
+        self.resume_programs();
+        self.drop_finished();
         for cpu in missing {
             if self.add(Source::Cpu(cpu))? {
                 changes.came.push(cpu);
@@ -316,49 +370,49 @@ impl Rings {
         Ok(changes)
     }
 
-    /// Records lost, CPU by CPU, since these rings were opened. A CPU that has been offline has one entry for its
-    /// present ring and one for those before.
+    /// Lost records since these rings were opened, by CPU. A CPU that has been offline has one entry for its present
+    /// ring and one for its earlier rings.
     pub fn losses(&self) -> impl Iterator<Item = Losses> {
         let present = self.rings.iter().map(|ring| Losses { cpu: ring.cpu(), records: ring.lost() });
         self.past.iter().copied().chain(present)
     }
 
-    /// Adds a ring with all that is attached. Not done (`false`) when its CPU has gone offline meanwhile.
+    /// Adds a ring with all attached events. Returns `false`, without adding it, if its CPU has gone offline meanwhile.
     fn add(&mut self, source: Source) -> Result<bool, Error> {
         let what = format!("the ring of {source}");
-        let more = self.attachments.len() + 1;
-        let owner = match open(Event::Dummy, source, &self.settings, more) {
+        let others = self.attachments.len() + 1;
+        let owner = match open(Event::Dummy, source, &self.settings, others) {
             Ok(owner) => owner,
-            Err(error) if has_gone(source, &error) => return Ok(false),
-            Err(error) => return Err(limits::why_not_open(&what, error)),
+            Err(error) if is_offline(source, &error) => return Ok(false),
+            Err(error) => return Err(limits::open_error(&what, error)),
         };
         let memory = map(&owner, self.page_exponent)
-            .map_err(|error| limits::why_not_map(&what, crate::options::bytes(self.page_exponent), error))?;
-        let timer = Post::timer(source, &owner, &self.settings, more);
-        let mut post = Post { source, owner, events: Vec::new(), timer, retired: false };
+            .map_err(|error| limits::map_error(&what, crate::options::data_size(self.page_exponent), error))?;
+        let timer = RingDescriptors::timer(source, &owner, &self.settings, others);
+        let mut ring_fds = RingDescriptors { source, owner, events: Vec::new(), timer, retired: false };
         for attachment in &self.attachments {
-            let Some(fd) = post.open(attachment, &self.settings, more)? else { return Ok(false) };
-            post.events.push((attachment.id, fd));
+            let Some(fd) = ring_fds.open(attachment, &self.settings, others)? else { return Ok(false) };
+            ring_fds.events.push((attachment.id, fd));
         }
         let start = |fd: &OwnedFd| perf::enable(fd.as_fd()).map_err(|error| Error::io(&what, error));
-        start(&post.owner)?;
-        post.events.iter().try_for_each(|(_, fd)| start(fd))?;
-        self.poller.add(post.owner.as_fd()).map_err(|error| Error::io(&what, error))?;
+        start(&ring_fds.owner)?;
+        ring_fds.events.iter().try_for_each(|(_, fd)| start(fd))?;
+        self.poller.add(ring_fds.owner.as_fd()).map_err(|error| Error::io(&what, error))?;
         let cpu = match source {
             Source::Cpu(cpu) => Some(cpu),
             Source::Thread(_) => None,
         };
         self.rings.push(Ring::new(memory, cpu));
-        self.posts.push(post);
+        self.descriptors.push(ring_fds);
         Ok(true)
     }
 
-    /// Drops the rings of offline CPUs that have been read to their end.
-    fn bury(&mut self) {
-        for index in (0..self.posts.len()).rev() {
-            if self.posts[index].retired && self.rings[index].refresh() == 0 {
+    /// Drops the rings of offline CPUs once they have been read completely.
+    fn drop_finished(&mut self) {
+        for index in (0..self.descriptors.len()).rev() {
+            if self.descriptors[index].retired && self.rings[index].refresh() == 0 {
                 let ring = self.rings.swap_remove(index);
-                self.posts.swap_remove(index);
+                self.descriptors.swap_remove(index);
                 match self.past.iter_mut().find(|past| past.cpu == ring.cpu()) {
                     Some(past) => past.records = past.records.saturating_add(ring.lost()),
                     None => self.past.push(Losses { cpu: ring.cpu(), records: ring.lost() }),
@@ -368,115 +422,11 @@ impl Rings {
     }
 }
 
-impl Post {
-    /// Opens an event that writes into this ring, not yet enabled; `None` when the CPU has gone offline.
-    fn open(&self, attachment: &Attachment, settings: &Settings, more: usize) -> Result<Option<OwnedFd>, Error> {
-        let what = || format!("a perf event on {} for {}", attachment.name, self.source);
-        let fd = match open(Event::Trace(attachment.id), self.source, settings, more) {
-            Ok(fd) => fd,
-            Err(error) if has_gone(self.source, &error) => return Ok(None),
-            Err(error) => return Err(limits::why_not_open(&what(), error)),
-        };
-        perf::set_output(fd.as_fd(), self.owner.as_fd()).map_err(|error| Error::io(what(), error))?;
-        if let Some(filter) = &attachment.filter {
-            perf::set_filter(fd.as_fd(), filter).map_err(|source| Error::Filter {
-                event: attachment.name.clone(),
-                filter: filter.to_string_lossy().into_owned(),
-                source,
-            })?;
-        }
-        Ok(Some(fd))
-    }
-
-    /// The timer of a CPU's ring. Without it losses are still reported, but only with the next sample.
-    fn timer(source: Source, owner: &OwnedFd, settings: &Settings, more: usize) -> Option<OwnedFd> {
-        let Source::Cpu(_) = source else { return None };
-        let timer = open(Event::Timer, source, settings, more).ok()?;
-        perf::set_output(timer.as_fd(), owner.as_fd()).ok()?;
-        Some(timer)
-    }
-
-    /// Whether its events still run. They stop for good when their CPU goes offline, even if it returns: then the
-    /// time for which they have been enabled stands still.
-    fn is_alive(&self) -> bool {
-        /// Longer than a tick, for kernels whose clock advances by ticks.
-        const MOMENT: Duration = Duration::from_millis(20);
-        let enabled = || perf::time_enabled(self.owner.as_fd()).unwrap_or(0);
-        let before = enabled();
-        if enabled() > before {
-            return true;
-        }
-        thread::sleep(MOMENT);
-        enabled() > before
-    }
-
-    /// Nothing more will come: closes what wrote into the ring.
-    fn retire(&mut self) {
-        self.retired = true;
-        self.events.clear();
-        self.timer = None;
-    }
-}
-
-/// Finds out what the kernel takes, by opening one event that does nothing.
-fn settings(options: &RingOptions, sources: &[Source]) -> Result<Settings, Error> {
-    let watermark = options.watermark_bytes()?;
-    let asked = Settings { clock: options.clock, close_on_exec: true, dummy: true, watermark };
-    // Older kernels refuse flags and events that they do not know.
-    let with_flags = Settings { clock: Clock::Local, ..asked };
-    let with_dummy = Settings { close_on_exec: false, ..with_flags };
-    let fallbacks = [asked, with_flags, with_dummy, Settings { dummy: false, ..with_dummy }];
-    let is_unknown = |error: &io::Error| matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOENT));
-    let mut refusal = io::Error::from_raw_os_error(libc::ENODEV);
-    for (source, settings) in sources.iter().flat_map(|source| fallbacks.map(|settings| (*source, settings))) {
-        match open(Event::Dummy, source, &settings, 1) {
-            Ok(_) => return Ok(settings),
-            Err(error) if has_gone(source, &error) || is_unknown(&error) => refusal = error,
-            Err(error) => return Err(limits::why_not_open(&format!("the ring of {source}"), error)),
-        }
-    }
-    Err(limits::why_not_open("a perf event", refusal))
-}
-
-/// Opens an event; raises the limit on files while it stands in the way of this one and `more`.
-fn open(event: Event, source: Source, settings: &Settings, more: usize) -> io::Result<OwnedFd> {
-    loop {
-        match perf::open(event, source, settings) {
-            Err(error) if error.raw_os_error() == Some(libc::EMFILE) && limits::raise_files(more) => {}
-            opened_or_not => return opened_or_not,
-        }
-    }
-}
-
-/// Maps a ring; raises the limit on locked memory once if it stands in the way.
-fn map(owner: &OwnedFd, page_exponent: u8) -> io::Result<Mapping> {
-    match Mapping::new(owner.as_fd(), page_exponent) {
-        Err(error) if error.raw_os_error() == Some(libc::EPERM) && limits::raise_memory() => {
-            Mapping::new(owner.as_fd(), page_exponent)
-        }
-        mapped => mapped,
-    }
-}
-
-/// Whether an event could not be opened because its CPU is offline.
-fn has_gone(source: Source, error: &io::Error) -> bool {
-    matches!(source, Source::Cpu(_)) && error.raw_os_error() == Some(libc::ENODEV)
-}
-
-impl fmt::Display for Source {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Cpu(cpu) => write!(f, "CPU {cpu}"),
-            Self::Thread(tid) => write!(f, "thread {tid}"),
-        }
-    }
-}
-
 impl Waker {
-    /// Ends the present [`Rings::wait`], or the next one when there is none.
+    /// Ends the present [`Rings::wait`], or the next one if none is in progress.
     pub fn wake(&self) {
-        // It fails only when 2^64 - 2 others came before, and then it rings anyway.
-        let _ = self.bell.write(1);
+        // It fails only if the counter is full, and then it wakes anyway.
+        let _ = self.event_fd.write(1);
     }
 }
 

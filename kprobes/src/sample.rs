@@ -1,4 +1,4 @@
-//! One declaration gives both the text of a probe and the decoder of its records.
+//! Declarations of samples. One declaration gives both the text of a probe and the decoder of its records.
 
 use std::marker::PhantomData;
 
@@ -9,13 +9,13 @@ use crate::{Error, Fetch, Format, Type};
 pub struct Field {
     /// Its name in the `format`.
     pub name: &'static str,
-    /// Its type, which gives its size, except that a word's is the kernel's.
+    /// Its type, which determines its size. The size of a word depends on the kernel.
     pub kind: Type,
     /// Whether the field may be missing in the `format`.
     pub optional: bool,
 }
 
-/// Where a field lies in an event's records.
+/// The place of a field in an event's records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
     /// Bytes from the start of the record.
@@ -25,7 +25,7 @@ pub struct Place {
 }
 
 impl Place {
-    /// Offset 0, for reading a value out of a slice that holds only it; the size does not matter.
+    /// Offset 0, to read a value from a slice that contains nothing else; the size does not matter.
     pub(crate) const START: Self = Self { offset: 0, size: 0 };
 
     pub(crate) fn start(self) -> usize {
@@ -38,12 +38,12 @@ pub(crate) const NOWHERE: u16 = u16::MAX;
 
 /// A typed record, declared with [`sample!`](crate::sample!) or [`tracepoint!`](crate::tracepoint!).
 pub trait Sample: Copy {
-    /// What a probe must fetch; empty for a static tracepoint.
+    /// The values that a probe must fetch; empty for a static tracepoint.
     const FETCHES: &'static [Fetch<'static>];
-    /// What the event's `format` must hold, in the order of the struct.
+    /// The fields that the event's `format` must have, in the order of the struct.
     const FIELDS: &'static [Field];
-    /// Reads the struct, its fields being at `places` (as many as [`Self::FIELDS`]). `None` when the record is
-    /// too short.
+    /// Reads the struct. Its fields are at `places`, one for each of [`Self::FIELDS`]. `None` if the record is too
+    /// short.
     fn read(raw: &[u8], places: &[Place]) -> Option<Self>;
 }
 
@@ -55,16 +55,16 @@ pub struct Decoder<S> {
 }
 
 impl<S: Sample> Decoder<S> {
-    /// Checks that `format` has each field of `S` with its size, and notes where they are.
+    /// Checks that `format` has each field of `S` with the right size, and remembers their places.
     ///
     /// # Errors
-    /// [`Error::Mismatch`] names the field that is missing or of another size.
+    /// [`Error::Mismatch`] names the field that is missing or has another size.
     pub fn new(format: &Format) -> Result<Self, Error> {
         let places = S::FIELDS.iter().map(|field| place_in(format, field)).collect::<Result<_, _>>()?;
         Ok(Self { places, sample: PhantomData })
     }
 
-    /// Decodes a record's raw bytes. `None` when it is shorter than the format says.
+    /// Decodes a record's raw bytes. `None` if the record is shorter than the format says.
     #[inline]
     pub fn decode(&self, raw: &[u8]) -> Option<S> {
         S::read(raw, &self.places)
@@ -83,17 +83,17 @@ fn place_in(format: &Format, field: &Field) -> Result<Place, Error> {
     Ok(Place { offset: found.offset, size: found.size })
 }
 
-/// Declares samples of kprobes and kretprobes: of each field its name, type and template (see
-/// [`Fetch`]).
+/// Declares samples of kprobes and kretprobes: the name, type and template (see [`Fetch`]) of each field.
 ///
-/// Makes a `Copy` struct that is a [`Sample`]: give its `FETCHES` to
-/// [`Group::install`](crate::Group::install), and decode with a [`Decoder`] of it. The types are
-/// those that are a [`Value`](crate::Value); integers are in the machine's byte order, whatever the kernel keeps there.
+/// Generates a `Copy` struct that implements [`Sample`]. Pass its `FETCHES` to
+/// [`Group::install`](crate::Group::install), and decode with a [`Decoder`] of it. All types that implement
+/// [`Value`](crate::Value) are possible. Integers are read in the machine's byte order, even if the kernel stores them
+/// in network byte order.
 ///
-/// A field without a template is one that the kernel writes by itself: `__probe_ip`, the address of the probe.
+/// A field without a template is one that the kernel always writes: `__probe_ip`, the address of the probe.
 ///
-/// A field of type `Option` is one that the sample may do without: where the layout does not know it, or the kernel does
-/// not take what it asks for, the probe is installed without it, and the field is `None`. This is the one place that says so.
+/// A field of type `Option` is optional: if the layout does not know a name in its template, or the kernel does not
+/// support the template, the probe is installed without it, and the field is `None`.
 ///
 /// ```
 /// use socktrail_kprobes::{Array, Sample, Text, Type, sample};
@@ -130,8 +130,8 @@ macro_rules! sample {
     )*};
 }
 
-/// Declares samples of static tracepoints: of each field its name, its type, and its name in the tracepoint's
-/// `format`. Otherwise like [`sample!`](crate::sample!); nothing is fetched, so `FETCHES` is empty.
+/// Declares samples of static tracepoints: the name and type of each field, and its name in the tracepoint's `format`.
+/// Otherwise like [`sample!`](crate::sample!); nothing is fetched, so `FETCHES` is empty.
 ///
 /// ```
 /// use socktrail_kprobes::{Decoder, Format, Sample, tracepoint};
@@ -170,7 +170,8 @@ macro_rules! tracepoint {
     )*};
 }
 
-/// The struct and its [`Sample`]: of each field its name in the record, and the template that fetches it, if any.
+/// The struct and its [`Sample`]: each field has its name in the record and, unless the kernel writes it anyway, the
+/// template that fetches it.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __sample {
@@ -218,7 +219,7 @@ mod tests {
     const KPROBE: &[u8] = include_bytes!("formats/kprobe.txt");
 
     crate::sample! {
-        /// What formats/kprobe.txt has.
+        /// All fields of formats/kprobe.txt.
         struct All {
             a1: Array<u64, 64> = "+0({bprm})",
             n: u8 = "{bprm}",
@@ -227,7 +228,7 @@ mod tests {
             st: Text = "+0(+8({bprm}))",
         }
 
-        /// Another in the same declaration, with a field that is of another size there.
+        /// A second struct in the same declaration, with a field that has another size in the format.
         struct Wrong {
             m: i32 = "{argument}",
         }
@@ -266,17 +267,17 @@ mod tests {
 
     #[test]
     fn words_are_as_long_as_the_format_says() {
-        let told = |word: u16, values: &[u8]| {
+        let decode = |word: u16, values: &[u8]| {
             let raw = [&[0xff; 8], values].concat();
             Decoder::<OfWords>::new(&of_words(word)).unwrap().decode(&raw)
         };
         let short = [0xc010_0000, 0xc020_0000, -22_i32 as u32].map(u32::to_ne_bytes).concat();
         let expected = OfWords { __probe_ip: 0xc010_0000, pointer: 0xc020_0000, error: -22, perhaps: None };
-        assert_eq!(told(4, &short), Some(expected));
-        assert_eq!(told(4, &short[..11]), None);
+        assert_eq!(decode(4, &short), Some(expected));
+        assert_eq!(decode(4, &short[..11]), None);
         let long = [1 << 40, 2 << 40, -22_i64 as u64].map(u64::to_ne_bytes).concat();
         let expected = OfWords { __probe_ip: 1 << 40, pointer: 2 << 40, error: -22, perhaps: None };
-        assert_eq!(told(8, &long), Some(expected));
+        assert_eq!(decode(8, &long), Some(expected));
         assert!(Decoder::<OfWords>::new(&of_words(2)).is_err());
         let fetched: Vec<_> = OfWords::FETCHES.iter().map(|fetch| &*fetch.name).collect();
         assert_eq!(fetched, ["pointer", "error", "perhaps"], "the kernel writes the first by itself");
@@ -321,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_format_may_be_without_is_none() {
+    fn optional_fields_missing_in_the_format_are_none() {
         let decoder = Decoder::<Optional>::new(&Format::parse(KPROBE).unwrap()).unwrap();
         let raw = record();
         let Optional { us, nowhere } = decoder.decode(&raw).unwrap();
@@ -334,7 +335,7 @@ mod tests {
         let decoder = Decoder::<All>::new(&Format::parse(KPROBE).unwrap()).unwrap();
         let raw = record();
         for len in 0..raw.len() {
-            // The string lies at the end, with padding behind it.
+            // The string is at the end, followed by padding.
             let short = &raw[..len];
             assert_eq!(decoder.decode(short).is_some(), len >= 557, "{len}");
         }
@@ -343,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn a_string_that_points_outside_is_no_sample() {
+    fn a_string_that_points_outside_the_record_is_rejected() {
         let decoder = Decoder::<All>::new(&Format::parse(KPROBE).unwrap()).unwrap();
         let mut raw = record();
         raw[531..535].copy_from_slice(&u32::MAX.to_ne_bytes());
@@ -363,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_named() {
+    fn mismatched_fields_are_named() {
         let format = Format::parse(KPROBE).unwrap();
         let error = Decoder::<Wrong>::new(&format).unwrap_err().to_string();
         assert_eq!(error, "event b does not fit its sample: field m: 2 bytes, expected 4");

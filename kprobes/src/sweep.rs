@@ -1,27 +1,28 @@
-//! What earlier processes left behind, and when it can be removed.
+//! Probes that earlier processes left behind, and when they can be removed.
 
 use std::io;
 
 use crate::owner::Owner;
 
-/// How often removal is tried at most. A process that is killed closes its perf events one by one, which takes half a
-/// minute where there are many CPUs, and longer under load.
-const TRIES: u16 = 300;
+/// The maximum number of attempts at removal. A killed process closes its perf events one by one, which takes half a
+/// minute on a machine with many CPUs, and longer under load.
+const MAX_ATTEMPTS: u16 = 300;
 
-/// Probes of other processes that were there when this one began: of the dead, of those that are dying, whose probes the
-/// kernel does not remove as long as a perf event uses them, and of the living, which may be dying without showing it yet.
+/// The probes of other processes at the time when this one started. The owner may be dead. It may be dying: the kernel
+/// does not remove its probes as long as a perf event uses them. Or it may be alive, because a process that has just
+/// been killed still looks alive.
 ///
-/// Only those: one that another process installs later may not be in use yet, and where that process has a namespace
-/// of its own for processes, it looks dead from here.
+/// Probes that another process installs later are left alone. They may not be in use yet, and their owner looks dead
+/// from here if it runs in another pid namespace.
 #[derive(Debug, Default)]
 pub(crate) struct Leftovers {
-    /// `GROUP/NAME` of each, by owner.
+    /// The `GROUP/NAME` of each probe, by owner.
     by_owner: Vec<(Owner, Vec<String>)>,
-    tries: u16,
+    attempts: u16,
 }
 
 impl Leftovers {
-    /// Those of `events`, given as `GROUP/NAME`, whose groups have this prefix, and are not this process' own.
+    /// Takes from `events`, each a `GROUP/NAME`, those whose group has this prefix and belongs to another process.
     pub(crate) fn among<'a>(events: impl Iterator<Item = &'a str>, prefix: &str, this: Owner) -> Self {
         let mut by_owner: Vec<(Owner, Vec<String>)> = Vec::new();
         for event in events {
@@ -32,27 +33,27 @@ impl Leftovers {
                 None => by_owner.push((owner, vec![event.to_owned()])),
             }
         }
-        Self { by_owner, tries: 0 }
+        Self { by_owner, attempts: 0 }
     }
 
-    /// Removes what the dead have left, by `remove`, and forgets what is gone. After one refusal no more of the same
-    /// owner's is tried this time.
+    /// Calls `remove` for the probes of dead processes and forgets those that are gone. After one refusal it skips the
+    /// other probes of that owner until the next call.
     pub(crate) fn sweep(&mut self, is_dead: impl Fn(Owner) -> bool, remove: impl Fn(&str) -> io::Result<()>) {
         if self.by_owner.is_empty() {
             return;
         }
-        self.tries += 1;
+        self.attempts += 1;
         for (_, events) in self.by_owner.iter_mut().filter(|(owner, _)| is_dead(*owner)) {
             while let Some(event) = events.last() {
                 match remove(event) {
                     Err(error) if error.raw_os_error() != Some(libc::ENOENT) => break,
-                    // Somebody else may have been quicker.
+                    // Another process may have removed it already.
                     _ => drop(events.pop()),
                 }
             }
         }
         self.by_owner.retain(|(_, events)| !events.is_empty());
-        if self.tries == TRIES {
+        if self.attempts == MAX_ATTEMPTS {
             self.by_owner = Vec::new();
         }
     }
@@ -104,14 +105,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_in_use_is_tried_again_until_none_is_left() {
+    fn probes_in_use_are_tried_again_until_none_is_left() {
         let (mut leftovers, kernel) = (leftovers(), Kernel::with(&["p_7_1_0/b"]));
         kernel.sweep(&mut leftovers, &[7]);
         assert_eq!(*kernel.events.borrow(), ["p_7_1_0/a", "p_7_1_0/b", "p_8_1_0/a", "q_7_1_0/a", "p_1_1_0/a"]);
         kernel.in_use.borrow_mut().clear();
         kernel.sweep(&mut leftovers, &[7]);
         assert_eq!(*kernel.events.borrow(), ["p_8_1_0/a", "q_7_1_0/a", "p_1_1_0/a"]);
-        // The other owner lived when it all began, and is dying now.
+        // The other owner was alive at the start and is dying now.
         kernel.sweep(&mut leftovers, &[7, 8, 1]);
         assert_eq!(*kernel.events.borrow(), ["q_7_1_0/a", "p_1_1_0/a"]);
         let asked = *kernel.asked.borrow();
@@ -120,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn what_another_removed_is_not_tried_again() {
+    fn probes_removed_by_another_process_are_not_tried_again() {
         let (mut leftovers, kernel) = (leftovers(), Kernel::with(&[]));
         kernel.events.borrow_mut().clear();
         kernel.sweep(&mut leftovers, &[7, 8]);
@@ -128,11 +129,11 @@ mod tests {
     }
 
     #[test]
-    fn tries_are_few_and_have_an_end() {
+    fn attempts_are_bounded() {
         let (mut leftovers, kernel) = (leftovers(), Kernel::with(&EVENTS));
-        for _ in 0..TRIES + 10 {
+        for _ in 0..MAX_ATTEMPTS + 10 {
             kernel.sweep(&mut leftovers, &[7]);
         }
-        assert_eq!(*kernel.asked.borrow(), usize::from(TRIES), "one a time");
+        assert_eq!(*kernel.asked.borrow(), usize::from(MAX_ATTEMPTS), "one a time");
     }
 }

@@ -1,67 +1,82 @@
-//! Where kernel functions begin, for kernels that take long to find that out.
+//! Addresses of kernel functions, for kernels that take long to look them up.
 //!
-//! Before Linux 6.1 a kernel looks for a function's name among all its hundred thousand, and does so four times for each
-//! probe: together some 100 million instructions. Reading the list of functions once takes less than two probes do.
+//! Before Linux 6.1 a kernel searches all of its hundred thousand symbols for a function's name, and does so four times
+//! for each probe: some 100 million instructions in all. Reading the list of functions once takes less time than two
+//! probes.
 //!
-//! Before Linux 5.2 a kernel also writes a line into its log for each function that it does not have, so it is not asked.
+//! Before Linux 5.2 a kernel also logs a line for each function that it does not have, so it is not asked for those.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 
-/// The kernel fills it at once.
-const BUFFER: usize = 64 << 10;
-/// Where the kernel's functions begin: a symbol among the first, so that it is quickly found.
+use crate::probe::ProbeKind;
+
+/// The size of the read buffer in bytes. The kernel fills it with one read.
+const BUFFER_SIZE: usize = 64 << 10;
+/// The start of the kernel's functions. It is one of the first symbols, so the kernel finds it quickly.
 const FIRST: &str = "_stext";
-/// The line where they end; more than half of the list comes after it.
+/// The line at the end of the kernel's functions. More than half of the list comes after it.
 const END: &[u8] = b" _etext\n";
 
 /// Addresses of functions, and functions that the kernel does not have.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Addresses {
     known: BTreeMap<String, u64>,
-    absent: BTreeSet<String>,
+    missing: BTreeSet<String>,
 }
 
 impl Addresses {
-    /// Those of `functions` that have one, if that is of use to the kernel that runs here.
+    /// The addresses of `functions`, if the running kernel benefits from them.
     pub(crate) fn of(functions: &[&str]) -> Self {
         let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
         match File::open("/proc/kallsyms") {
             Ok(list) if is_before(&release, (6, 1)) => {
-                parse(BufReader::with_capacity(BUFFER, list), functions, is_before(&release, (5, 2)))
+                let extent = if is_before(&release, (5, 2)) { Extent::Whole } else { Extent::Kernel };
+                parse(BufReader::with_capacity(BUFFER_SIZE, list), functions, extent)
             }
             _ => Self::default(),
         }
     }
 
-    /// Whether it is known that the kernel has no such function. One that has not been looked up may be there.
-    pub(crate) fn lack(&self, function: &str) -> bool {
-        self.absent.contains(function)
+    /// Whether the kernel is known to lack this function. A function that was not looked up may exist.
+    pub(crate) fn is_missing(&self, function: &str) -> bool {
+        self.missing.contains(function)
     }
 
-    /// What a probe's line can have in the function's place, for the kernel to find it quickly.
-    pub(crate) fn place(&self, function: &str, at_return: bool) -> Option<String> {
+    /// The text to write in place of the function's name, so that the kernel finds it quickly.
+    pub(crate) fn place(&self, function: &str, kind: ProbeKind) -> Option<String> {
         let address = *self.known.get(function)?;
-        if !at_return {
-            return Some(format!("{address:#x}"));
+        match kind {
+            ProbeKind::Kprobe => Some(format!("{address:#x}")),
+            // It needs a symbol, but that may be any symbol before the function.
+            ProbeKind::Kretprobe { .. } => {
+                let first = *self.known.get(FIRST)?;
+                Some(format!("{FIRST}+{}", address.checked_sub(first)?))
+            }
         }
-        // A return is probed by a symbol only, but any will do that has the function's first instruction behind it.
-        let first = *self.known.get(FIRST)?;
-        Some(format!("{FIRST}+{}", address.checked_sub(first)?))
     }
 }
 
-/// Whether a kernel of this release is older than that.
-fn is_before(release: &str, than: (u32, u32)) -> bool {
+/// Whether this release is older than version `than`.
+pub(crate) fn is_before(release: &str, than: (u32, u32)) -> bool {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse::<u32>().ok());
     let version = numbers.next().flatten().zip(numbers.next().flatten());
     version.is_some_and(|version| version < than)
 }
 
-/// Lines such as `ffffffff81a4ab80 T ip_local_out`. A name that two functions share is not used. Without the
-/// privilege to see addresses, all of them are 0. The `whole` list, with the functions of modules, also tells what there is not.
-fn parse(mut list: impl BufRead, functions: &[&str], whole: bool) -> Addresses {
+/// The part of the list that is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Extent {
+    /// The kernel's own functions, which come first.
+    Kernel,
+    /// All functions, also those of modules. A function that is not among them is missing.
+    Whole,
+}
+
+/// Parses lines such as `ffffffff81a4ab80 T ip_local_out`. A name that two functions share is not used. Without the
+/// privilege to see addresses, all of them are 0.
+fn parse(mut list: impl BufRead, functions: &[&str], extent: Extent) -> Addresses {
     let wanted: HashSet<&[u8]> = functions.iter().chain([&FIRST]).map(|function| function.as_bytes()).collect();
     let mut found: BTreeMap<&[u8], Vec<u64>> = BTreeMap::new();
     let mut seen: HashSet<&[u8]> = HashSet::new();
@@ -72,9 +87,9 @@ fn parse(mut list: impl BufRead, functions: &[&str], whole: bool) -> Addresses {
             Ok(_) => {}
             Err(_) => break false,
         }
-        // Functions of modules have the module's name behind.
+        // For functions of modules, the module's name follows.
         in_kernel &= !line.ends_with(END) && !line.contains(&b'\t');
-        if !in_kernel && !whole {
+        if !in_kernel && extent == Extent::Kernel {
             break false;
         }
         if let Some((address, name)) = function(&line)
@@ -92,12 +107,15 @@ fn parse(mut list: impl BufRead, functions: &[&str], whole: bool) -> Addresses {
         _ => None,
     };
     // A list without the first function is not trusted.
-    let is_complete = whole && is_read && seen.contains(FIRST.as_bytes());
-    let absent = functions.iter().filter(|function| is_complete && !seen.contains(function.as_bytes()));
-    Addresses { absent: absent.map(ToString::to_string).collect(), known: found.into_iter().filter_map(only).collect() }
+    let is_complete = extent == Extent::Whole && is_read && seen.contains(FIRST.as_bytes());
+    let missing = functions.iter().filter(|function| is_complete && !seen.contains(function.as_bytes()));
+    Addresses {
+        missing: missing.map(ToString::to_string).collect(),
+        known: found.into_iter().filter_map(only).collect(),
+    }
 }
 
-/// Address and name of a line that is about a function.
+/// The address and the name in a line about a function.
 fn function(line: &[u8]) -> Option<(u64, &[u8])> {
     let space = line.iter().position(|&byte| byte == b' ')?;
     let (b" t " | b" T " | b" w " | b" W ") = line.get(space..space + 3)? else { return None };
@@ -118,6 +136,7 @@ mod tests {
         ffffffff81a5ab80 t twice\n\
         ffffffff81a6ab80 t twice\n\
         ffffffff81b6ab80 D data\n";
+    const KRETPROBE: ProbeKind = ProbeKind::Kretprobe { maxactive: None };
     const ASKED: [&str; 5] = ["ip_local_out", "twice", "data", "tcp_init", "absent"];
 
     #[test]
@@ -130,24 +149,24 @@ mod tests {
             ["", "ffffffff82000000 T _etext\nffffffff82a6ab80 t tcp_init\n", "ffffffffc0000000 t tcp_init\t[module]\n"]
         {
             let list = format!("{LIST}{after}");
-            let parsed = |whole| parse(list.as_bytes(), &ASKED, whole);
-            assert_eq!(parsed(false), Addresses { known: found.clone(), absent: BTreeSet::new() }, "{after}");
-            assert_eq!(parsed(true).known, found, "{after}");
+            let parsed = |extent| parse(list.as_bytes(), &ASKED, extent);
+            assert_eq!(parsed(Extent::Kernel), Addresses { known: found.clone(), missing: BTreeSet::new() }, "{after}");
+            assert_eq!(parsed(Extent::Whole).known, found, "{after}");
         }
     }
 
     #[test]
-    fn what_the_whole_list_does_not_have_is_absent() {
+    fn functions_not_in_the_whole_list_are_missing() {
         let list = format!("{LIST}ffffffff82000000 T _etext\nffffffffc0000000 t tcp_init\t[module]\n");
-        let addresses = parse(list.as_bytes(), &ASKED, true);
-        assert_eq!(ASKED.map(|function| addresses.lack(function)), [false, false, true, false, true]);
-        assert!(!addresses.lack("never_asked"));
-        assert!(!parse("".as_bytes(), &ASKED, true).lack("absent"), "there is no list");
+        let addresses = parse(list.as_bytes(), &ASKED, Extent::Whole);
+        assert_eq!(ASKED.map(|function| addresses.is_missing(function)), [false, false, true, false, true]);
+        assert!(!addresses.is_missing("never_asked"));
+        assert!(!parse("".as_bytes(), &ASKED, Extent::Whole).is_missing("absent"), "there is no list");
         let broken = BufReader::new(list.as_bytes().chain(Broken));
-        assert!(!parse(broken, &ASKED, true).lack("absent"), "the list breaks off");
+        assert!(!parse(broken, &ASKED, Extent::Whole).is_missing("absent"), "the list breaks off");
     }
 
-    /// What cannot be read.
+    /// A reader that fails.
     struct Broken;
 
     impl Read for Broken {
@@ -157,16 +176,16 @@ mod tests {
     }
 
     #[test]
-    fn hidden_addresses_are_none() {
-        assert!(parse("0000000000000000 T ip_local_out\n".as_bytes(), &ASKED, true).known.is_empty());
+    fn hidden_addresses_are_not_used() {
+        assert!(parse("0000000000000000 T ip_local_out\n".as_bytes(), &ASKED, Extent::Whole).known.is_empty());
     }
 
     #[test]
     fn a_return_is_found_from_the_first_function() {
-        let addresses = parse(LIST.as_bytes(), &ASKED, false);
-        assert_eq!(addresses.place("ip_local_out", false).unwrap(), "0xffffffff81a4ab80");
-        assert_eq!(addresses.place("ip_local_out", true).unwrap(), "_stext+10791808");
-        assert_eq!(addresses.place("twice", true), None);
+        let addresses = parse(LIST.as_bytes(), &ASKED, Extent::Kernel);
+        assert_eq!(addresses.place("ip_local_out", ProbeKind::Kprobe).unwrap(), "0xffffffff81a4ab80");
+        assert_eq!(addresses.place("ip_local_out", KRETPROBE).unwrap(), "_stext+10791808");
+        assert_eq!(addresses.place("twice", KRETPROBE), None);
         assert_eq!(0xffff_ffff_8100_0000_u64 + 10_791_808, 0xffff_ffff_81a4_ab80);
     }
 

@@ -1,4 +1,4 @@
-//! Where the kernel's tracing files are.
+//! Finds and mounts tracefs, and reads the features of its probes.
 
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -15,41 +15,41 @@ use crate::{Error, Format, FormatField, WordSize};
 
 /// A mounted tracefs.
 ///
-/// What had to be mounted for it is mounted nowhere (before Linux 5.2: taken out of sight at once) and lives on through an
-/// open directory, so that nothing is left of it when this process ends, in whatever way.
+/// If we have to mount it ourselves, the mount is attached nowhere; before Linux 5.2 it is attached and at once
+/// detached. An open directory keeps it alive, so nothing is left of it when this process ends, even after a crash.
 #[derive(Debug)]
 pub struct Tracefs {
-    /// Where it is, or was when it was mounted.
+    /// Its mount point, or where it was mounted for a moment.
     root: PathBuf,
-    /// Where its files are opened.
+    /// The path by which its files are opened.
     access: PathBuf,
     features: OnceLock<Features>,
-    /// Keeps others from unmounting it under us, and alive what is out of sight.
+    /// Keeps a detached mount alive, and keeps other processes from unmounting it.
     pin: File,
 }
 
-/// What this kernel's probes can do, read from tracefs' `README`.
+/// The features of this kernel's probes, read from the `README` of tracefs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Features {
-    /// Arrays (`x64[8]`), Linux 4.20. Without them each value is fetched by itself.
+    /// Arrays (`x64[8]`), since Linux 4.20. Without them each value is fetched separately.
     pub arrays: bool,
-    /// The user's memory by words of its own (`+u0(…)`), Linux 5.3. Without it `+u0(…)` is written as `+0(…)`.
+    /// A syntax of its own for user memory (`+u0(…)`), since Linux 5.3. Without it `+u0(…)` is written as `+0(…)`.
     pub user_memory: bool,
     /// `$argN`, Linux 4.20.
     pub arguments: bool,
-    /// `r16:`, the number of calls in progress that a kretprobe follows, Linux 4.12.
+    /// `r16:`, the number of calls in progress that a kretprobe follows, since Linux 4.12.
     pub maxactive: bool,
-    /// `$comm`, the name of the running thread, from Linux 4.8 on.
+    /// `$comm`, the name of the running thread, since Linux 4.8.
     pub comm: bool,
     /// Constants (`\1`), Linux 5.4.
     pub constants: bool,
-    /// How long its words are, whatever this program's are.
+    /// The kernel's word size, which may differ from this program's.
     pub word: WordSize,
 }
 
 impl Features {
-    /// Reads them out of the texts of `README` and of `events/header_page`.
+    /// Parses the texts of `README` and `events/header_page`.
     pub(crate) fn parse(readme: &str, header_page: &str) -> Self {
         Self {
             arrays: readme.contains("\\[<array-size>\\]"),
@@ -63,7 +63,7 @@ impl Features {
     }
 }
 
-/// The size of `commit`, a `local_t`, in the head of a page of the kernel's own rings.
+/// The word size: the size of `commit`, a `local_t`, in the page header of the kernel's own rings.
 fn word_size(header_page: &str) -> Option<WordSize> {
     let mut fields = header_page.lines().filter_map(|line| FormatField::parse(line.trim_ascii()).ok());
     match fields.find(|field| field.name == "commit")?.size {
@@ -74,11 +74,11 @@ fn word_size(header_page: &str) -> Option<WordSize> {
 }
 
 impl Tracefs {
-    /// Finds tracefs at `/sys/kernel/tracing` or `/sys/kernel/debug/tracing`; where neither is mounted, mounts
-    /// tracefs, or debugfs on kernels before 4.1, for this process alone.
+    /// Finds tracefs at `/sys/kernel/tracing` or `/sys/kernel/debug/tracing`. If neither is mounted, it mounts tracefs
+    /// (debugfs on kernels before 4.1) for this process alone.
     ///
     /// # Errors
-    /// [`Error::NoTracefs`] when the kernel has none, [`Error::Permission`] when it is there but not for us.
+    /// [`Error::NoTracefs`] if the kernel has none, [`Error::Permission`] if we may not use it.
     pub fn find() -> Result<Self, Error> {
         const TRACEFS: &str = "/sys/kernel/tracing";
         const DEBUGFS: &str = "/sys/kernel/debug";
@@ -89,7 +89,7 @@ impl Tracefs {
                 found_or_forbidden => return found_or_forbidden,
             }
         }
-        // An error that names one of our descriptors would tell a user nothing.
+        // An error that names one of our descriptors would not help a user.
         if let Ok(mount) = files::detached("tracefs")
             && let Ok(mut tracefs) = Self::at(&files::by_descriptor(&mount))
         {
@@ -112,7 +112,7 @@ impl Tracefs {
     /// Uses the tracefs at `path`; mounts nothing.
     ///
     /// # Errors
-    /// [`Error::NotTracefs`] when something else or nothing is there, [`Error::Permission`].
+    /// [`Error::NotTracefs`] if the path does not exist or is something else, [`Error::Permission`].
     pub fn at(path: &Path) -> Result<Self, Error> {
         let not = |problem: &str| Error::NotTracefs { path: path.to_owned(), problem: problem.to_owned() };
         let unreadable = |error: io::Error| match error.raw_os_error() {
@@ -124,16 +124,16 @@ impl Tracefs {
         match files::file_system(path).map_err(unreadable)? {
             FileSystem::Tracefs => {}
             FileSystem::Debugfs if path.join("tracing").exists() => {
-                return Err(not("it is debugfs; its directory tracing would be"));
+                return Err(not("it is debugfs, and tracefs is its directory tracing"));
             }
             FileSystem::Debugfs => {}
             FileSystem::Other => return Err(not("another file system is there")),
         }
         if fs::read_dir(path).map_err(unreadable)?.next().is_none() {
-            // That is how a kernel in lockdown=confidentiality shows it, even to root.
+            // A kernel in lockdown mode `confidentiality` shows it like this, even to root.
             return Err(forbidden(&format!("tracefs at {}, which is empty", path.display()), Errno::EPERM.into()));
         }
-        // An instance and any other directory within tracefs lack the one or the other.
+        // An instance, or any other directory within tracefs, lacks one of these files.
         if !path.join("events").is_dir() || !path.join("README").exists() {
             return Err(not("it has no events or no README"));
         }
@@ -150,12 +150,12 @@ impl Tracefs {
         Ok(tracefs)
     }
 
-    /// Where it is mounted, or was for a moment: for messages. [`Tracefs::path`] is where its files are.
+    /// Where it is mounted, or was for a moment, for messages. To open its files, use [`Tracefs::path`].
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// The path to open one of its files by, `kprobe_events` for instance, in this process.
+    /// The path by which this process can open one of its files, for instance `kprobe_events`.
     pub fn path(&self, file: &str) -> PathBuf {
         self.access.join(file)
     }
@@ -165,13 +165,13 @@ impl Tracefs {
         self.path("kprobe_events").exists()
     }
 
-    /// The same on an older kernel: its probes cannot do what these names of [`Features`]' fields stand for. Other names are
-    /// ignored.
+    /// Pretends that the kernel is older and lacks these features, given by the names of the fields of [`Features`].
+    /// Other names are ignored.
     #[must_use]
-    pub fn without(self, abilities: &[impl AsRef<str>]) -> Self {
+    pub fn without(self, names: &[impl AsRef<str>]) -> Self {
         let mut features = self.features();
-        for ability in abilities {
-            match ability.as_ref() {
+        for name in names {
+            match name.as_ref() {
                 "arrays" => features.arrays = false,
                 "user_memory" => features.user_memory = false,
                 "arguments" => features.arguments = false,
@@ -184,17 +184,17 @@ impl Tracefs {
         Self { features: OnceLock::from(features), ..self }
     }
 
-    /// What its probes can do. Read once.
+    /// The features of its probes. They are read once.
     pub fn features(&self) -> Features {
         let text = |file| fs::read_to_string(self.path(file)).unwrap_or_default();
         *self.features.get_or_init(|| Features::parse(&text("README"), &text("events/header_page")))
     }
 
-    /// The format of an event, of a static tracepoint for instance.
+    /// The format of an event, for instance of a static tracepoint.
     ///
     /// # Errors
-    /// [`Error::Refused`] of kind [`NoFunction`](crate::Kind::NoFunction) when there is no such event;
-    /// [`Error::Format`] when its format cannot be understood.
+    /// [`Error::Refused`] of kind [`NoFunction`](crate::Kind::NoFunction) if the event does not exist;
+    /// [`Error::Format`] if its format cannot be parsed.
     pub fn format(&self, category: &str, name: &str) -> Result<Format, Error> {
         check_name("event category", category, 63)?;
         check_name("event", name, 63)?;
@@ -213,9 +213,9 @@ impl Tracefs {
         Format::parse(&text)
     }
 
-    /// Which of `functions` are in `available_filter_functions`. A probe on one that is there is a quick one; one
-    /// that is missing there may still take a slower probe, or be no function of this kernel. The file has some
-    /// 50,000 names and is read once a call: ask for all at once.
+    /// Returns those of `functions` that are in `available_filter_functions`. Probes on these are fast. For the others,
+    /// the probe is slower, or the kernel has no such function. The file has about 50,000 names and is read at each
+    /// call, so ask for all functions at once.
     ///
     /// # Errors
     /// [`Error::Io`]: the kernel has no function tracer, or the file cannot be read.
@@ -239,7 +239,7 @@ impl Tracefs {
     }
 }
 
-/// Whether an error means that we may not, rather than that it is not there.
+/// Whether an error means that access is forbidden, rather than that the file is missing.
 pub(crate) fn forbids(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES))
 }
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn words_are_those_of_the_kernel() {
+    fn word_sizes_are_the_kernels() {
         for (bytes, word) in [(4, WordSize::Four), (8, WordSize::Eight), (2, WordSize::OURS)] {
             assert_eq!(Features::parse("", &header_page(bytes)).word, word);
         }
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_tracefs_is_said() {
+    fn other_directories_are_not_tracefs() {
         for (path, problem) in [("/proc", "another file system"), ("/no/such/place", "No such file")] {
             match Tracefs::at(Path::new(path)) {
                 Err(Error::NotTracefs { problem: said, .. }) => assert!(said.contains(problem), "{said}"),

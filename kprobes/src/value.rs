@@ -1,11 +1,11 @@
-//! What one fetched value is: its type in the probe's text, and how it is read out of a record.
+//! Fetched values: their types in the text of a probe, and how they are read from a record.
 
 use std::fmt;
 use std::marker::PhantomData;
 
 use crate::sample::{NOWHERE, Place};
 
-/// The type of a fetch argument, in the words of kprobetrace.rst. Numbers are in the machine's byte order.
+/// The type of a fetch argument, named as in kprobetrace.rst. Numbers are in the machine's byte order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Type {
@@ -25,22 +25,22 @@ pub enum Type {
     S32,
     /// `s64`
     S64,
-    /// `u32` or `u64`: as long as a pointer of this kernel.
+    /// `u32` or `u64`: the size of a pointer of this kernel.
     Word,
     /// `s32` or `s64`: the same with a sign.
     SignedWord,
-    /// `x8[N]`: N bytes as they lie in memory, 64 at most; a static tracepoint's field may be longer. Before Linux 4.20 they
-    /// are fetched as single values.
+    /// `x8[N]`: N bytes in memory order, at most 64; a field of a static tracepoint may be longer. Before Linux 4.20
+    /// they are fetched as single values.
     Bytes(u16),
     /// `x64[N]`: N words of 8 bytes, 64 at most. Before Linux 4.20 they are fetched one by one.
     Words(u16),
-    /// `string`: ended by NUL, of the kernel's memory, or of the user's behind `+u…(…)`.
+    /// `string`: NUL-terminated, from kernel memory, or from user memory after `+u…(…)`.
     String,
 }
 
 impl Type {
-    /// How many bytes the value takes in the fixed part of a record (a string: the 4 bytes that locate it; a word: the 8
-    /// that it takes at most).
+    /// The number of bytes that the value takes in the fixed part of a record. A string takes the 4 bytes that locate
+    /// it. For a word this is the maximum, 8.
     pub const fn size(self) -> usize {
         match self {
             Self::U8 | Self::S8 => 1,
@@ -70,7 +70,8 @@ impl Type {
         size == self.size() || matches!(self, Self::Word | Self::SignedWord) && size == 4
     }
 
-    /// The type that fetches the lowest `bits` of this one; `None` where it is no unsigned number or has not as many.
+    /// The type that fetches the lowest `bits` of this one. `None` if this is not an unsigned number, or has fewer
+    /// bits.
     pub(crate) fn of_bits(self, bits: u8) -> Option<String> {
         let is_unsigned = matches!(self, Self::U8 | Self::U16 | Self::U32 | Self::U64);
         let size = self.size() * 8;
@@ -78,7 +79,7 @@ impl Type {
     }
 }
 
-/// How long a word of the kernel is: a pointer, a `long`, a register.
+/// The size of a word of the kernel: a pointer, a `long`, a register.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum WordSize {
     /// 32 bits.
@@ -89,7 +90,7 @@ pub enum WordSize {
 }
 
 impl WordSize {
-    /// That of this program.
+    /// The word size of this program.
     pub const OURS: Self = if size_of::<usize>() == 4 { Self::Four } else { Self::Eight };
 
     /// In bytes.
@@ -101,7 +102,7 @@ impl WordSize {
     }
 }
 
-/// As the kernel spells it where a word is 64 bits long.
+/// As a 64-bit kernel spells it.
 impl fmt::Display for Type {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -121,8 +122,8 @@ impl fmt::Display for Type {
 }
 
 /// A Rust type that a field of a [`sample!`](crate::sample!) or [`tracepoint!`](crate::tracepoint!) may have: the
-/// integers from 8 to 64 bits, [`Word`], [`SignedWord`], `[u8; N]`, [`Array<u64, N>`](Array), [`Text`], and an `Option` of
-/// one of them for what not every kernel has.
+/// integers from 8 to 64 bits, [`Word`], [`SignedWord`], `[u8; N]`, [`Array<u64, N>`](Array), [`Text`], and an `Option`
+/// of one of them for a field that not every kernel has.
 pub trait Value {
     /// The type of the struct's field: `Self`, or `u64` and `i64` for [`Word`] and [`SignedWord`].
     type Read: Copy;
@@ -130,7 +131,7 @@ pub trait Value {
     const TYPE: Type;
     /// Whether the field may be missing in the record.
     const OPTIONAL: bool = false;
-    /// Reads it out of a record; `None` when the record ends before.
+    /// Reads it from a record. `None` if the record ends before it.
     fn read(raw: &[u8], place: Place) -> Option<Self::Read>;
 }
 
@@ -149,8 +150,8 @@ macro_rules! integers {
 }
 integers!(u8 = U8, u16 = U16, u32 = U32, u64 = U64, i8 = S8, i16 = S16, i32 = S32, i64 = S64);
 
-/// A pointer, or anything else that is as long as one of the kernel's. The struct has a `u64`. How long it is in a record
-/// is what the event's `format` says.
+/// A pointer, or any other value of the kernel's word size. In the struct it is a `u64`. The event's `format` says how
+/// many bytes it takes in a record.
 #[derive(Clone, Copy, Debug)]
 pub enum Word {}
 
@@ -185,7 +186,7 @@ impl<const N: usize> Value for [u8; N] {
     }
 }
 
-/// Where an array of `N` values lies within a record. It is not copied out: ask for its bytes or values.
+/// The place of an array of `N` values in a record. The array is not copied; ask for its bytes or values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Array<T, const N: usize> {
     offset: u16,
@@ -193,14 +194,14 @@ pub struct Array<T, const N: usize> {
 }
 
 impl<T: Value<Read = T>, const N: usize> Array<T, N> {
-    /// The bytes of the array within the record that it was decoded from, in the machine's byte order; empty
-    /// when `raw` is another, shorter record.
+    /// The bytes of the array, in the machine's byte order. `raw` must be the record that it was decoded from; for a
+    /// shorter record the result is empty.
     pub fn bytes<'a>(&self, raw: &'a [u8]) -> &'a [u8] {
         let start = usize::from(self.offset);
         raw.get(start..start + N * size_of::<T>()).unwrap_or_default()
     }
 
-    /// The values of the array within the record that it was decoded from, in order.
+    /// The values of the array, in order. `raw` must be the record that it was decoded from.
     pub fn values<'a>(&self, raw: &'a [u8]) -> impl Iterator<Item = T> + 'a {
         self.bytes(raw).chunks_exact(size_of::<T>()).filter_map(|chunk| T::read(chunk, Place::START))
     }
@@ -216,7 +217,7 @@ impl<const N: usize> Value for Array<u64, N> {
     }
 }
 
-/// Where a string lies within a record. It is not copied out: ask for its bytes.
+/// The place of a string in a record. The string is not copied; ask for its bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Text {
     offset: u16,
@@ -224,9 +225,9 @@ pub struct Text {
 }
 
 impl Text {
-    /// The bytes of the string within the record that it was decoded from, without the closing NUL. What the
-    /// kernel could not read is empty, or `(fault)` on some kernels. Empty as well when `raw` is another, shorter
-    /// record.
+    /// The bytes of the string, without the terminating NUL. `raw` must be the record that it was decoded from; for a
+    /// shorter record the result is empty. A string that the kernel could not read is empty too, or `(fault)` on some
+    /// kernels.
     pub fn bytes<'a>(&self, raw: &'a [u8]) -> &'a [u8] {
         let start = usize::from(self.offset);
         let bytes = raw.get(start..start + usize::from(self.len)).unwrap_or_default();
@@ -255,7 +256,7 @@ impl<T: Value> Value for Option<T> {
     }
 }
 
-/// Offset from the start of the record and length of what a `__data_loc` word points at.
+/// The target of a `__data_loc` word: its offset from the start of the record, and its length.
 pub(crate) fn located(word: u32) -> (usize, usize) {
     ((word & 0xffff) as usize, (word >> 16) as usize)
 }

@@ -1,65 +1,68 @@
-//! The command line. Names here are a contract.
+//! The command line, except the flags that set keys of the configuration, which `flags.rs` adds. Scripts depend on these
+//! names: they do not change.
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use socktrail::config::Time;
-use socktrail::filter::{Choice, Filter, Network};
 use socktrail::monitor::{Options, Release};
 use socktrail::output::Format;
-use socktrail_guess::{SAVED_LAYOUT, Source};
+use socktrail_guess::SAVED_LAYOUT;
 
 use super::events::EventsArgs;
 use super::sensors::{SensorsArgs, UnlockArgs};
+use crate::receive::Limits;
 
-/// Sees every TCP and UDP flow of this host and whose it is.
+/// Shows every TCP and UDP flow of this host, with the process and user it belongs to.
 #[derive(Debug, Parser)]
 #[command(version, arg_required_else_help = true, disable_help_subcommand = true)]
 pub struct Cli {
-    /// Says more on stderr; twice, all there is
+    /// Log more to stderr; give it twice to log everything
     #[arg(long, short, global = true, action = ArgAction::Count, conflicts_with = "quiet", display_order = 900)]
     pub verbose: u8,
 
-    /// Says nothing on stderr but errors
+    /// Print only errors to stderr
     #[arg(long, short, global = true, display_order = 901)]
     pub quiet: bool,
 
-    /// What to do.
+    /// The subcommand.
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// What to do.
+/// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Writes finished flows to stdout, one a line
+    /// Print flows as they end, one per line; when it stops, also those that have not ended
     Flows(Box<FlowsArgs>),
-    /// Writes what programs do with sockets, one call a line
+    /// Print socket calls (bind, connect, …) of all processes, one per line
     Events(Box<EventsArgs>),
-    /// Writes the names that processes look up, as they do
+    /// Print the DNS names that processes look up, one per line
     Names(NamesArgs),
-    /// Keeps what the kernel says in a file, to be replayed elsewhere
+    /// Record raw samples from the kernel to a file, for `socktrail replay`
     Record(RecordArgs),
-    /// Writes the flows of a recording to stdout; needs no root
+    /// Print the flows of a recording; needs no root
     Replay(ReplayArgs),
-    /// Shows where this kernel's structures keep what is needed
+    /// Show the layout of this kernel: offsets in structures, positions of function arguments
     Layout(LayoutArgs),
-    /// Shows what this host offers, what would be missing, and what to do about it
+    /// Check this host: what works, what would be missing, and how to fix it
     Doctor(DoctorArgs),
-    /// Ships documents to the outputs that a configuration names, until it is told to end
+    /// Run as a service, and send documents to the outputs of a configuration
     Agent(AgentArgs),
-    /// Writes the events of sensors that a file defines: sockets that open and close, one a line
+    /// Print events of the sensors in a file (sockets that open and close), one per line
     Sensors(Box<SensorsArgs>),
-    /// Lets a locked event of a sensor be said again
+    /// Unlock a locked event of a sensor, so that it is reported again
     Unlock(UnlockArgs),
-    /// Installs index templates and a lifecycle policy in Elasticsearch
+    /// Install index templates and a lifecycle policy in Elasticsearch or OpenSearch
     Setup(SetupArgs),
-    /// Writes manual pages and completions for shells into a folder; for packages
+    /// Write manual pages and shell completions to a directory; for packages
     #[command(hide = true)]
     Generate(GenerateArgs),
-    /// Checks a configuration, or shows what it comes down to
+    /// Check or show a configuration
     Config(ConfigArgs),
-    /// Runs getent for another socktrail process (internal)
+    /// Run getent for another socktrail process (internal)
     #[command(hide = true, name = super::users::ASK_GETENT)]
     AskGetent,
 }
@@ -67,171 +70,44 @@ pub enum Command {
 /// `socktrail flows`.
 #[derive(Debug, Args)]
 pub struct FlowsArgs {
-    /// What a line is: an ECS document, or columns for people [default: text on a terminal, else ecs]
+    /// The format of the output [default: text on a terminal, otherwise ecs]
     #[arg(long, value_enum)]
     pub format: Option<FormatArg>,
 
-    /// Stops after this time; flows that are alive then are written too, with flow.final false
-    #[arg(long, value_name = "TIME")]
-    pub duration: Option<Time>,
-
-    /// Stops after so many flows
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
-    pub count: Option<u64>,
-
-    /// A flow without traffic for so long has ended
-    #[arg(long, value_name = "TIME", default_value_t = defaults().flow_inactive_timeout.into())]
-    pub flow_inactive_timeout: Time,
-
-    /// How long packets are still counted in after a socket was closed
-    #[arg(long, value_name = "TIME", default_value_t = defaults().flow_termination_timeout.into())]
-    pub flow_termination_timeout: Time,
-
-    /// How often a flow with traffic is written while it lives, with flow.final false [default: never]
-    #[arg(long, value_name = "TIME")]
-    pub flow_report_interval: Option<Time>,
-
-    /// A socket without traffic for so long is forgotten
-    #[arg(long, value_name = "TIME", default_value_t = defaults().socket_inactive_timeout.into())]
-    pub socket_inactive_timeout: Time,
-
-    /// The mount point of tracefs, or the tracing directory of debugfs [default: found, else mounted]
-    #[arg(long, value_name = "PATH")]
-    pub tracefs_path: Option<PathBuf>,
-
-    /// Each CPU's ring has 2^N pages
-    #[arg(long, value_name = "N", default_value_t = defaults().ring_size_exponent)]
-    pub ring_size_exponent: u8,
-
-    /// Whether IPv6 is watched [default: where the kernel has it]
-    #[arg(long, value_name = "BOOL")]
-    pub enable_ipv6: Option<bool>,
-
-    /// How many samples may wait to be taken in
-    #[arg(long, value_name = "N", default_value_t = defaults().perf_queue_size)]
-    pub perf_queue_size: usize,
-
-    /// How many reports of losses may wait; beyond, they are joined
-    #[arg(long, value_name = "N", default_value_t = defaults().lost_queue_size)]
-    pub lost_queue_size: usize,
-
-    /// Live flows at most; beyond, those closest to their end are written early
-    #[arg(long, value_name = "N", default_value_t = defaults().max_flows)]
-    pub max_flows: usize,
-
-    /// Known sockets at most
-    #[arg(long, value_name = "N", default_value_t = defaults().max_sockets)]
-    pub max_sockets: usize,
-
-    /// Known processes at most
-    #[arg(long, value_name = "N", default_value_t = defaults().max_processes)]
-    pub max_processes: usize,
-
-    /// Writes a line with what was counted to stderr, at the end and on SIGUSR1
-    #[arg(long)]
-    pub stats: bool,
-
-    /// How names are listened to.
+    /// When to stop.
     #[command(flatten)]
-    pub dns: DnsArgs,
+    pub limits: LimitArgs,
 
-    /// What is left out.
-    #[command(flatten)]
-    pub filter: FilterArgs,
-
-    /// What to do without.
+    /// Features to ignore.
     #[command(flatten)]
     pub without: WithoutArgs,
-
-    /// Where the layout comes from.
-    #[command(flatten)]
-    pub source: SourceArgs,
 }
 
 /// `socktrail names`.
 #[derive(Debug, Args)]
 pub struct NamesArgs {
-    /// What a line is: JSON, or text for people [default: text on a terminal, else ecs]
+    /// The format of the output: JSON (ecs), or columns (text) [default: text on a terminal, otherwise ecs]
     #[arg(long, value_enum)]
     pub format: Option<FormatArg>,
 
-    /// Stops after this time [default: at Ctrl-C]
+    /// Stop after this time [default: run until Ctrl-C]
     #[arg(long, value_name = "TIME")]
     pub duration: Option<Time>,
-
-    /// The mount point of tracefs, or the tracing directory of debugfs [default: found, else mounted]
-    #[arg(long, value_name = "PATH")]
-    pub tracefs_path: Option<PathBuf>,
-
-    /// How names are listened to.
-    #[command(flatten)]
-    pub dns: DnsArgs,
-
-    /// Where the layout comes from.
-    #[command(flatten)]
-    pub source: SourceArgs,
-}
-
-/// How names are listened to.
-#[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Names")]
-pub struct DnsArgs {
-    /// Whether names that processes look up are listened to
-    #[arg(long, value_name = "BOOL", default_value_t = defaults().dns.enabled, action = ArgAction::Set)]
-    pub dns_enabled: bool,
-
-    /// Only on this interface [default: any]
-    #[arg(long, value_name = "NAME")]
-    pub dns_interface: Option<String>,
-
-    /// Bytes read of each packet
-    #[arg(long, value_name = "BYTES", default_value_t = defaults().dns.snaplen)]
-    pub dns_snaplen: u32,
-
-    /// A port that servers of names listen on; may be given several times
-    #[arg(long, value_name = "PORT", default_values_t = defaults().dns.ports)]
-    pub dns_port: Vec<u16>,
-}
-
-impl DnsArgs {
-    /// Puts them into the options.
-    pub fn apply(&self, options: &mut socktrail_dns::Options) {
-        options.enabled = self.dns_enabled;
-        options.interface = self.dns_interface.clone().filter(|name| name != "any");
-        options.snaplen = self.dns_snaplen;
-        options.ports = self.dns_port.clone();
-    }
 }
 
 /// `socktrail record`.
 #[derive(Debug, Args)]
 pub struct RecordArgs {
-    /// The file; one that exists is overwritten
+    /// The file to write; an existing file is overwritten
     pub file: PathBuf,
 
-    /// Stops after this time [default: at Ctrl-C]
+    /// Stop after this time [default: run until Ctrl-C]
     #[arg(long, value_name = "TIME")]
     pub duration: Option<Time>,
 
-    /// The mount point of tracefs, or the tracing directory of debugfs [default: found, else mounted]
-    #[arg(long, value_name = "PATH")]
-    pub tracefs_path: Option<PathBuf>,
-
-    /// Each CPU's ring has 2^N pages
-    #[arg(long, value_name = "N", default_value_t = defaults().ring_size_exponent)]
-    pub ring_size_exponent: u8,
-
-    /// How names are listened to.
-    #[command(flatten)]
-    pub dns: DnsArgs,
-
-    /// What to do without.
+    /// Features to ignore.
     #[command(flatten)]
     pub without: WithoutArgs,
-
-    /// Where the layout comes from.
-    #[command(flatten)]
-    pub source: SourceArgs,
 }
 
 /// `socktrail replay`.
@@ -240,112 +116,48 @@ pub struct ReplayArgs {
     /// The recording
     pub file: PathBuf,
 
-    /// What a line is: an ECS document, or columns for people [default: text on a terminal, else ecs]
+    /// The format of the output [default: text on a terminal, otherwise ecs]
     #[arg(long, value_enum)]
     pub format: Option<FormatArg>,
 
-    /// A flow without traffic for so long has ended
-    #[arg(long, value_name = "TIME", default_value_t = defaults().flow_inactive_timeout.into())]
-    pub flow_inactive_timeout: Time,
-
-    /// How long packets are still counted in after a socket was closed
-    #[arg(long, value_name = "TIME", default_value_t = defaults().flow_termination_timeout.into())]
-    pub flow_termination_timeout: Time,
-
-    /// How often a flow with traffic is written while it lives, with flow.final false [default: never]
-    #[arg(long, value_name = "TIME")]
-    pub flow_report_interval: Option<Time>,
-
-    /// Writes a line with what was counted to stderr at the end
+    /// Print statistics to stderr at the end, as a line of JSON
     #[arg(long)]
     pub stats: bool,
-
-    /// What is left out.
-    #[command(flatten)]
-    pub filter: FilterArgs,
 }
 
-/// What is left out. Each may be given several times.
+/// When a command that prints results stops, and whether it prints statistics.
 #[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "What is left out")]
-pub struct FilterArgs {
-    /// Leaves out what the host says to itself
+pub struct LimitArgs {
+    /// Stop after this time [default: run until Ctrl-C]
+    #[arg(long, value_name = "TIME")]
+    pub duration: Option<Time>,
+
+    /// Stop after printing this number of lines
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: Option<u64>,
+
+    /// Print statistics to stderr, as a line of JSON: at the end, and on SIGUSR1
     #[arg(long)]
-    pub exclude_loopback: bool,
-
-    /// Only flows with this port at either end
-    #[arg(long, value_name = "PORT")]
-    pub only_port: Vec<u16>,
-
-    /// No flows with this port at either end
-    #[arg(long, value_name = "PORT")]
-    pub exclude_port: Vec<u16>,
-
-    /// Only flows with a remote in this network, as in 192.0.2.0/24
-    #[arg(long, value_name = "NETWORK")]
-    pub only_network: Vec<Network>,
-
-    /// No flows with a remote in this network
-    #[arg(long, value_name = "NETWORK")]
-    pub exclude_network: Vec<Network>,
-
-    /// Only flows of processes of this user id
-    #[arg(long, value_name = "UID")]
-    pub only_uid: Vec<u32>,
-
-    /// No flows of processes of this user id
-    #[arg(long, value_name = "UID")]
-    pub exclude_uid: Vec<u32>,
-
-    /// Only flows of this process
-    #[arg(long, value_name = "PID")]
-    pub only_pid: Vec<u32>,
-
-    /// No flows of this process
-    #[arg(long, value_name = "PID")]
-    pub exclude_pid: Vec<u32>,
+    pub stats: bool,
 }
 
-impl From<FilterArgs> for Filter {
-    fn from(args: FilterArgs) -> Self {
-        Self {
-            exclude_loopback: args.exclude_loopback,
-            ports: Choice { only: args.only_port, exclude: args.exclude_port },
-            networks: Choice { only: args.only_network, exclude: args.exclude_network },
-            uids: Choice { only: args.only_uid, exclude: args.exclude_uid },
-            pids: Choice { only: args.only_pid, exclude: args.exclude_pid },
-        }
+impl From<&LimitArgs> for Limits {
+    fn from(args: &LimitArgs) -> Self {
+        Self { count: args.count, duration: args.duration.map(Duration::from) }
     }
 }
 
-/// Where the layout comes from.
-#[derive(Debug, Args)]
-pub struct SourceArgs {
-    /// How the kernel's layout is found: auto, guess, btf, btf:PATH or file:PATH
-    #[arg(long, value_name = "SOURCE", default_value_t)]
-    pub source: Source,
-
-    /// The time that one guess may take
-    #[arg(long, value_name = "TIME", default_value_t = defaults().guess_timeout.into())]
-    pub guess_timeout: Time,
-}
-
-/// What to do without although the kernel has it.
+/// Features of the kernel to ignore.
 #[derive(Debug, Clone, Default, Args)]
 pub struct WithoutArgs {
-    /// A kernel function to do without, as if the kernel did not have it: to see what would be lost
-    #[arg(long, value_name = "FUNCTION")]
-    pub mask: Vec<String>,
-
-    /// Do without what a kernel of this release does not have, such as 4.18: to see what would be lost there
+    /// Ignore what kernels of this release (such as 4.18) do not have, to see what would be missing on such a kernel
     #[arg(long, value_name = "RELEASE")]
     pub as_of: Option<Release>,
 }
 
 impl WithoutArgs {
-    /// Puts them into a monitor's options, whose source is set already.
+    /// Applies them to the options of a monitor. Call it after all other options are set.
     pub fn apply(&self, options: &mut Options) {
-        options.mask.clone_from(&self.mask);
         if let Some(release) = self.as_of {
             options.behave_as_of(release);
         }
@@ -355,19 +167,15 @@ impl WithoutArgs {
 /// `socktrail layout`.
 #[derive(Debug, Args)]
 pub struct LayoutArgs {
-    /// Where the layout comes from.
-    #[command(flatten)]
-    pub source: SourceArgs,
-
-    /// Writes JSON
+    /// Print JSON
     #[arg(long)]
     pub json: bool,
 
-    /// Writes the layout to a file, for --source file:PATH; where no path is given, to where --source auto looks last
+    /// Save the layout to a file, for --source file:PATH. Without PATH, save it where --source auto falls back on it
     #[arg(long, value_name = "PATH", num_args = 0..=1, default_missing_value = SAVED_LAYOUT)]
     pub save: Option<PathBuf>,
 
-    /// Compares two saved layouts instead; status 1 when they differ
+    /// Compare two saved layouts instead; exit with status 1 if they differ
     #[arg(long, num_args = 2, value_names = ["A", "B"], conflicts_with_all = ["save", "source"])]
     pub diff: Option<Vec<PathBuf>>,
 }
@@ -375,51 +183,43 @@ pub struct LayoutArgs {
 /// `socktrail doctor`.
 #[derive(Debug, Args)]
 pub struct DoctorArgs {
-    /// Writes JSON
+    /// Print JSON
     #[arg(long)]
     pub json: bool,
 
-    /// Tries out socket events, too
+    /// Test the probes for socket events, too
     #[arg(long)]
     pub events: bool,
 
-    /// The mount point of tracefs, or the tracing directory of debugfs [default: found, else mounted]
-    #[arg(long, value_name = "PATH")]
-    pub tracefs_path: Option<PathBuf>,
-
-    /// What to do without.
+    /// Features to ignore.
     #[command(flatten)]
     pub without: WithoutArgs,
-
-    /// Where the layout comes from.
-    #[command(flatten)]
-    pub source: SourceArgs,
 }
 
 /// `socktrail agent`.
 #[derive(Debug, Args)]
 pub struct AgentArgs {
-    /// The configuration, in YAML (.yml, .yaml) or TOML (.toml); read again on SIGHUP
+    /// The configuration file, in YAML (.yml, .yaml) or TOML (.toml); SIGHUP reloads it
     #[arg(long, short, value_name = "FILE")]
     pub config: PathBuf,
 
-    /// Sets a key over the file and the environment; may be given several times
+    /// Set a key of the configuration. Overrides the file and the environment; can be given several times
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
 
-    /// Writes a line with what was counted to stderr at the end; SIGUSR1 asks for it at any time
+    /// Print statistics to stderr at the end, as a line of JSON; SIGUSR1 prints them at any time
     #[arg(long)]
     pub stats: bool,
 
-    /// Ships the flows of a recording, as new ones, instead of the kernel's; needs no root
+    /// Send the flows of a recording instead of this host's; needs no root
     #[arg(long, value_name = "FILE")]
     pub replay: Option<PathBuf>,
 
-    /// Flows a second of a recording, at most [default: as many as outputs take]
+    /// The maximum number of flows per second that are replayed [default: as fast as the outputs accept them]
     #[arg(long, value_name = "N", requires = "replay", value_parser = clap::value_parser!(u32).range(1..))]
     pub replay_rate: Option<u32>,
 
-    /// How often to play a recording
+    /// How many times to replay the recording
     #[arg(long, value_name = "N", requires = "replay", default_value_t = 1)]
     pub replay_times: u64,
 }
@@ -427,11 +227,11 @@ pub struct AgentArgs {
 /// `socktrail setup`.
 #[derive(Debug, Args)]
 pub struct SetupArgs {
-    /// The configuration, which names the hosts
+    /// The configuration file, whose output.elasticsearch section is used
     #[arg(long, short, value_name = "FILE")]
     pub config: PathBuf,
 
-    /// Sets a key over the file and the environment; may be given several times
+    /// Set a key of the configuration. Overrides the file and the environment; can be given several times
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
 }
@@ -439,34 +239,34 @@ pub struct SetupArgs {
 /// `socktrail generate`.
 #[derive(Debug, Args)]
 pub struct GenerateArgs {
-    /// The folder; it is made where it is missing
+    /// The directory; it is created if it is missing
     pub folder: PathBuf,
 }
 
 /// `socktrail config`.
 #[derive(Debug, Args)]
 pub struct ConfigArgs {
-    /// Which of both.
+    /// The subcommand.
     #[command(subcommand)]
     pub command: ConfigCommand,
 }
 
-/// What to do with a configuration.
+/// The subcommands of `socktrail config`.
 #[derive(Debug, Subcommand)]
 pub enum ConfigCommand {
-    /// Says whether a file makes sense, together with the environment; status 2 when it does not
+    /// Check a file, together with the environment; exit with status 2 if there are mistakes
     Check(ConfigCheckArgs),
-    /// Shows every key with its value and where that comes from; secrets are left out
+    /// Show every key with its value and where it is set; secrets are hidden
     Show(ConfigShowArgs),
 }
 
 /// `socktrail config check`.
 #[derive(Debug, Args)]
 pub struct ConfigCheckArgs {
-    /// The file, in YAML (.yml, .yaml) or TOML (.toml)
+    /// The configuration file, in YAML (.yml, .yaml) or TOML (.toml)
     pub file: PathBuf,
 
-    /// Sets a key over the file and the environment; may be given several times
+    /// Set a key of the configuration. Overrides the file and the environment; can be given several times
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
 }
@@ -474,46 +274,42 @@ pub struct ConfigCheckArgs {
 /// `socktrail config show`.
 #[derive(Debug, Args)]
 pub struct ConfigShowArgs {
-    /// The file, in YAML (.yml, .yaml) or TOML (.toml) [default: none]
+    /// The configuration file, in YAML (.yml, .yaml) or TOML (.toml) [default: none]
     #[arg(long, short, value_name = "FILE")]
     pub config: Option<PathBuf>,
 
-    /// Sets a key over the file and the environment; may be given several times
+    /// Set a key of the configuration. Overrides the file and the environment; can be given several times
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
 }
 
-/// What a line is.
+/// The format of the output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum FormatArg {
-    /// One ECS document in JSON
+    /// ECS documents, one JSON object per line
     Ecs,
-    /// Aligned columns
+    /// Columns for people
     Text,
 }
 
-impl From<FormatArg> for Format {
-    fn from(format: FormatArg) -> Self {
-        match format {
-            FormatArg::Ecs => Self::Ecs,
-            FormatArg::Text => Self::Text,
+impl FormatArg {
+    /// The given format, or else the default: text on a terminal.
+    pub fn or_default(given: Option<Self>, stdout: &impl IsTerminal) -> Format {
+        match given {
+            Some(Self::Ecs) => Format::Ecs,
+            Some(Self::Text) => Format::Text,
+            None if stdout.is_terminal() => Format::Text,
+            None => Format::Ecs,
         }
     }
 }
 
-/// What is done unless the command line says otherwise.
-pub fn defaults() -> Options {
-    Options::default()
-}
-
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
-    use super::*;
+    use super::super::command;
 
     #[test]
     fn the_command_line_is_consistent() {
-        Cli::command().debug_assert();
+        command().debug_assert();
     }
 }

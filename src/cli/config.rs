@@ -1,4 +1,4 @@
-//! `socktrail config`: whether a configuration makes sense, and what it comes down to.
+//! `socktrail config`: checks or shows a configuration.
 
 use std::io::{self, Write};
 
@@ -24,11 +24,11 @@ pub fn run(args: ConfigArgs, out: impl Write) -> anyhow::Result<Status> {
     Ok(Status::Success)
 }
 
-/// The configuration as the agent would have it: the environment and the command line over the file.
+/// Loads a configuration as the agent does: the environment and `--set` override the file.
 pub fn load(loader: Loader, assignments: Vec<String>) -> anyhow::Result<Loaded> {
-    let text =
+    let variables =
         std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-    Ok(loader.environment(text).set(assignments).load()?)
+    Ok(loader.environment(variables).set(assignments).load()?)
 }
 
 fn check(loaded: &Loaded, file: &str, mut out: impl Write) -> io::Result<()> {
@@ -38,7 +38,7 @@ fn check(loaded: &Loaded, file: &str, mut out: impl Write) -> io::Result<()> {
     writeln!(out, "{file}: ok")
 }
 
-/// As YAML, one key a line.
+/// Prints YAML, one key per line.
 fn show(loaded: &Loaded, mut out: impl Write) -> io::Result<()> {
     for resolved in &loaded.resolved {
         let line = format!("{}: {}", resolved.key, resolved.value);

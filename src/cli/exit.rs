@@ -1,4 +1,4 @@
-//! What the exit status means: the only place that says so.
+//! Exit statuses and their meanings.
 
 use std::process::ExitCode;
 
@@ -6,21 +6,21 @@ use std::process::ExitCode;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Status {
-    /// It did what was asked.
+    /// The command succeeded.
     Success = 0,
-    /// Something else went wrong.
+    /// Another failure.
     Failure = 1,
-    /// The command line or the configuration makes no sense.
+    /// The command line or the configuration is invalid.
     Usage = 2,
     /// This kernel cannot show flows.
     Kernel = 3,
-    /// The user may not see flows.
+    /// Privileges are missing.
     Privileges = 4,
-    /// Tracefs cannot be found.
+    /// tracefs cannot be found.
     Tracefs = 5,
     /// A limit is too low.
     Limit = 6,
-    /// The kernel is not laid out as expected.
+    /// The layout of the kernel's structures cannot be found.
     Layout = 7,
 }
 
@@ -36,15 +36,15 @@ impl Status {
         Self::Layout,
     ];
 
-    /// What `--help` says of it.
+    /// Its meaning, for `--help`.
     const fn meaning(self) -> &'static str {
         match self {
-            Self::Success => "success; so is an interrupt, and a reader that closed the pipe",
-            Self::Failure => "another failure; of doctor: something would be missing",
-            Self::Usage => "bad usage, or a configuration that makes no sense",
-            Self::Kernel => "this kernel cannot show flows (no kprobes, lockdown); of doctor: no flow could be seen",
+            Self::Success => "success; also after Ctrl-C, or when the reader closed the pipe",
+            Self::Failure => "another failure; doctor: some data would be missing",
+            Self::Usage => "usage error, or an invalid configuration",
+            Self::Kernel => "this kernel cannot show flows (no kprobes, lockdown); doctor: no flow could be seen",
             Self::Privileges => "privileges are missing",
-            Self::Tracefs => "tracefs is missing, or the path given is none",
+            Self::Tracefs => "tracefs is missing, or the given path is not tracefs",
             Self::Limit => "a limit is too low (open files, locked memory, perf events)",
             Self::Layout => "the kernel's layout could not be found, or a kernel function is missing",
         }

@@ -1,26 +1,26 @@
-//! Failures: which exit status they mean, and what is said about them.
+//! Failures: their exit statuses and messages.
 
 use std::io;
 
 use socktrail::Error;
 use socktrail::config::ConfigError;
-use socktrail::probes::Refusal;
+use socktrail::monitor::Refusal;
 use socktrail::sensors::FileError;
 use socktrail_kprobes::{self as kprobes, Kind};
 
 use super::doctor;
 use super::exit::Status;
 
-/// A failure as it is told: a message for stderr and an exit status.
+/// A failure as users see it: a message for stderr and an exit status.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Told {
-    /// What to say, without a newline at its end.
+pub struct FailureReport {
+    /// The message, without a newline at its end.
     pub message: String,
-    /// How to end.
+    /// The exit status.
     pub status: Status,
 }
 
-/// Whether all that failed is that nobody reads stdout any more.
+/// Whether the only failure is that stdout was closed.
 pub fn is_closed_pipe(error: &anyhow::Error) -> bool {
     let kind = |cause: &(dyn std::error::Error + 'static)| {
         let direct = cause.downcast_ref().map(io::Error::kind);
@@ -29,23 +29,23 @@ pub fn is_closed_pipe(error: &anyhow::Error) -> bool {
     error.chain().filter_map(kind).any(|kind| kind == io::ErrorKind::BrokenPipe)
 }
 
-/// Explains why a command failed. Where the host itself is the cause, says what [`doctor`] says of it.
-pub fn tell(error: &anyhow::Error) -> Told {
-    let told = Told { message: message(error), status: status(error) };
-    if !may_be_the_hosts(error, told.status) {
-        return told;
+/// Describes why a command failed. If the host is the cause, adds the findings of [`doctor`].
+pub fn explain(error: &anyhow::Error) -> FailureReport {
+    let report = FailureReport { message: message(error), status: status(error) };
+    if !may_be_caused_by_host(error, report.status) {
+        return report;
     }
     let findings = doctor::examine();
     match doctor::blocking(&findings).first() {
-        Some(cause) => Told {
-            message: format!("{}\n\n{}\n`socktrail doctor` shows all.", told.message, doctor::explanation(&findings)),
+        Some(cause) => FailureReport {
+            message: format!("{}\n\n{}\n`socktrail doctor` shows all.", report.message, doctor::explanation(&findings)),
             status: cause.status,
         },
-        None => told,
+        None => report,
     }
 }
 
-/// The causes one after the other, each once: some errors name their cause in their own message.
+/// The error and its causes, separated by colons. Leaves out a cause that the message already contains.
 fn message(error: &anyhow::Error) -> String {
     let mut message = String::new();
     for cause in error.chain().map(ToString::to_string) {
@@ -59,10 +59,11 @@ fn message(error: &anyhow::Error) -> String {
     message
 }
 
-/// Whether a look at the host may explain it better than the error does. A path that was given explains itself.
-fn may_be_the_hosts(error: &anyhow::Error, status: Status) -> bool {
+/// Whether the host may be the cause, so that its examination says more than the error.
+fn may_be_caused_by_host(error: &anyhow::Error, status: Status) -> bool {
     match status {
         Status::Kernel | Status::Privileges | Status::Tracefs | Status::Limit => {
+            // The path that the user gave is the cause.
             !matches!(kprobes_error(error), Some(kprobes::Error::NotTracefs { .. }))
         }
         Status::Layout => matches!(error.downcast_ref(), Some(Error::NothingToSee(_))),
@@ -72,7 +73,7 @@ fn may_be_the_hosts(error: &anyhow::Error, status: Status) -> bool {
 
 fn status(error: &anyhow::Error) -> Status {
     if let Some(error) = kprobes_error(error) {
-        return of_kprobes(error);
+        return status_of_kprobes(error);
     }
     if error.is::<ConfigError>() || error.is::<FileError>() {
         return Status::Usage;
@@ -80,23 +81,22 @@ fn status(error: &anyhow::Error) -> Status {
     match error.downcast_ref::<Error>() {
         Some(Error::Layout(_)) => Status::Layout,
         Some(Error::NothingToSee(missing)) => {
-            let lost = missing.iter().filter(|served| served.by.is_none());
-            let refusals = lost.flat_map(|served| &served.refusals);
+            let refusals = missing.iter().flat_map(|missing| &missing.refusals);
             let kernels = refusals.filter_map(|refusal| match refusal {
-                Refusal::Kernel(error) => Some(of_kprobes(error)),
+                Refusal::Kernel(error) => Some(status_of_kprobes(error)),
                 Refusal::NotHit(..) => Some(Status::Kernel),
-                Refusal::Masked(_) | Refusal::AddressesHidden => None,
+                _ => None,
             });
             kernels.into_iter().find(|status| *status != Status::Layout).unwrap_or(Status::Layout)
         }
-        Some(Error::Thread { .. }) => Status::Limit,
+        Some(Error::Thread { .. } | Error::EventFd(_)) => Status::Limit,
         Some(Error::Clock(_) | Error::Silenced(_)) => Status::Kernel,
         Some(Error::Option { .. }) => Status::Usage,
         _ => Status::Failure,
     }
 }
 
-/// The error of the probes that lies at the bottom, if one does.
+/// The error of `socktrail-kprobes` among the causes, if there is one.
 fn kprobes_error(error: &anyhow::Error) -> Option<&kprobes::Error> {
     if let Some(Error::Kprobes(error)) = error.downcast_ref::<Error>() {
         return Some(error);
@@ -104,7 +104,7 @@ fn kprobes_error(error: &anyhow::Error) -> Option<&kprobes::Error> {
     error.chain().find_map(|cause| cause.downcast_ref())
 }
 
-fn of_kprobes(error: &kprobes::Error) -> Status {
+fn status_of_kprobes(error: &kprobes::Error) -> Status {
     match (error, error.kind()) {
         (kprobes::Error::NotTracefs { .. } | kprobes::Error::NoTracefs { .. }, _) => Status::Tracefs,
         (_, Kind::Unsupported) => Status::Kernel,
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn each_sort_of_failure_has_its_status() {
+    fn each_kind_of_failure_has_its_status() {
         let path = PathBuf::from("/tmp");
         let refusal = || io::Error::from_raw_os_error(nix::libc::EPERM);
         assert_eq!(of(kprobes::Error::NotTracefs { path: path.clone(), problem: "x".into() }), Status::Tracefs);
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cause_is_said_once() {
+    fn a_cause_is_named_once() {
         let source = io::Error::from_raw_os_error(nix::libc::EPERM);
         let error = kprobes::Error::Io { what: "reading x".into(), source };
         let error = Err::<(), _>(Error::from(error)).context("starting").unwrap_err();
@@ -158,9 +158,9 @@ mod tests {
     }
 
     #[test]
-    fn a_path_that_is_no_tracefs_is_its_own_explanation() {
+    fn a_path_that_is_not_tracefs_needs_no_explanation() {
         let error = kprobes::Error::NotTracefs { path: "/tmp".into(), problem: "x".into() };
-        let told = tell(&Error::from(error).into());
-        assert_eq!((told.status, told.message.lines().count()), (Status::Tracefs, 1));
+        let report = explain(&Error::from(error).into());
+        assert_eq!((report.status, report.message.lines().count()), (Status::Tracefs, 1));
     }
 }

@@ -1,4 +1,4 @@
-//! `socktrail generate`: what packages bring along that the command line itself says.
+//! `socktrail generate`: manual pages and shell completions, made from the command line's declaration.
 
 use std::fs;
 
@@ -8,7 +8,7 @@ use clap_complete::Shell;
 use super::args::GenerateArgs;
 use super::exit::Status;
 
-/// What completions are written for.
+/// The shells that completions are written for.
 const SHELLS: [Shell; 3] = [Shell::Bash, Shell::Zsh, Shell::Fish];
 
 /// Runs the command.

@@ -1,4 +1,4 @@
-//! Signals that ask to end.
+//! Signals that ask the command to end.
 
 use std::io;
 
@@ -6,7 +6,7 @@ use procfs::process::Process;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-/// Signals that came in since they are caught.
+/// The signals that have arrived.
 #[derive(Debug)]
 pub struct Interrupts {
     signals: Signals,
@@ -23,7 +23,7 @@ impl Interrupts {
         Ok(Self { signals, count: 0 })
     }
 
-    /// How many came so far. Several of one kind that came at once count as one.
+    /// The number of signals so far. Several of one kind at once count as one.
     pub fn count(&mut self) -> usize {
         self.count += self.signals.pending().count();
         self.count

@@ -1,4 +1,4 @@
-//! `socktrail layout`: where this kernel's structures keep what is needed.
+//! `socktrail layout`: offsets in this kernel's structures, and positions of function arguments.
 
 use std::fs;
 use std::io::Write;
@@ -6,25 +6,28 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use serde::Serialize;
-use socktrail::Error;
+use socktrail::{Error, Options};
 use socktrail_guess::{Difference, Layout, ResolveOptions, Resolved, SAVED_LAYOUT, SavedLayout, Skipped, resolve};
 
-use super::args::{LayoutArgs, SourceArgs};
+use super::args::LayoutArgs;
 use super::exit::Status;
 use super::table::aligned;
 
 /// Runs the command.
-pub fn run(args: &LayoutArgs, mut out: impl Write) -> anyhow::Result<Status> {
+pub fn run(args: &LayoutArgs, options: &Options, mut out: impl Write) -> anyhow::Result<Status> {
     let status = match args.diff.as_deref() {
         Some([one, other]) => diff(one, other, args.json, &mut out)?,
-        _ => show(args, &mut out)?,
+        _ => show(args, options, &mut out)?,
     };
     out.flush()?;
     Ok(status)
 }
 
-fn show(args: &LayoutArgs, out: &mut impl Write) -> anyhow::Result<Status> {
-    let Resolved { layout, skipped, took, .. } = find(&args.source)?;
+fn show(args: &LayoutArgs, options: &Options, out: &mut impl Write) -> anyhow::Result<Status> {
+    let Resolved { layout, skipped, took, btf_error, saved_error, .. } = find(options)?;
+    for error in btf_error.iter().chain(&saved_error) {
+        tracing::warn!("{error}");
+    }
     let saved = SavedLayout::of_running(layout).map_err(Error::from)?;
     if let Some(path) = &args.save {
         if path == Path::new(SAVED_LAYOUT)
@@ -45,19 +48,19 @@ fn show(args: &LayoutArgs, out: &mut impl Write) -> anyhow::Result<Status> {
     Ok(Status::Success)
 }
 
-fn find(args: &SourceArgs) -> Result<Resolved, Error> {
-    let mut options = ResolveOptions::default();
-    options.guess_timeout = args.guess_timeout.into();
-    Ok(resolve(&args.source, &options)?)
+fn find(options: &Options) -> Result<Resolved, Error> {
+    let mut resolve_options = ResolveOptions::default();
+    resolve_options.guess_timeout = options.guess_timeout;
+    Ok(resolve(&options.source, &resolve_options)?)
 }
 
-/// What `--json` writes: a saved layout, and what else is known.
+/// The output of `--json`: a saved layout with additional fields.
 #[derive(Serialize)]
 struct Report<'a> {
     #[serde(flatten)]
     saved: &'a SavedLayout,
     skipped: &'a [Skipped],
-    /// How long all of it took, in nanoseconds.
+    /// How long it took to find the layout, in nanoseconds.
     took_ns: u64,
 }
 
@@ -73,7 +76,7 @@ fn diff(one: &PathBuf, other: &PathBuf, json: bool, out: &mut impl Write) -> any
     Ok(if differences.is_empty() { Status::Success } else { Status::Failure })
 }
 
-/// What `--diff --json` writes.
+/// The output of `--diff --json`.
 #[derive(Serialize)]
 struct Compared<'a> {
     one: &'a Path,
@@ -91,8 +94,8 @@ fn comparison(one: &Path, other: &Path, differences: &[Difference]) -> String {
     aligned(&std::iter::once(head).chain(rows).collect::<Vec<_>>())
 }
 
-/// A line for each field and each argument. What was learnt in the same go has the same time. What was not found
-/// comes last, with the reason.
+/// A line for each field and argument. Keys that one guess found together have the same time. Keys that were not found
+/// come last, with the reason.
 fn table(layout: &Layout, skipped: &[Skipped]) -> String {
     let head = ["KEY", "VALUE", "SOURCE", "TOOK"].map(str::to_owned);
     let fields = layout.fields().map(|(name, field)| {
@@ -111,14 +114,14 @@ fn table(layout: &Layout, skipped: &[Skipped]) -> String {
 mod tests {
     use std::time::Duration;
 
-    use socktrail_guess::Origin;
+    use socktrail_guess::ValueOrigin;
 
     use super::*;
 
     fn layout(offset: u32) -> Layout {
         let mut layout = Layout::new();
-        layout.set("sock_common.skc_num", offset, Origin::Guess, Duration::from_micros(1500));
-        layout.set("ip_local_out(skb)", 3, Origin::Btf, Duration::ZERO);
+        layout.set("sock_common.skc_num", offset, ValueOrigin::Guess, Duration::from_micros(1500));
+        layout.set("ip_local_out(skb)", 3, ValueOrigin::Btf, Duration::ZERO);
         layout
     }
 
@@ -149,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn what_json_says_can_be_read_as_a_saved_layout() {
+    fn json_can_be_read_as_a_saved_layout() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("layout");
         let saved = SavedLayout::of_running(layout(14)).unwrap();

@@ -1,10 +1,10 @@
-//! What is said on stderr beside flows and errors.
+//! Logging to stderr.
 
 use std::io::{self, IsTerminal};
 
 use tracing_subscriber::EnvFilter;
 
-/// Starts logging to stderr. `RUST_LOG` decides what is said unless the command line does.
+/// Starts logging to stderr. `-v` and `-q` set the level; without them, `RUST_LOG` does.
 pub fn start(verbose: u8, quiet: bool) {
     let (ours, others) = match (quiet, verbose) {
         (true, _) => ("error", "error"),
@@ -14,10 +14,10 @@ pub fn start(verbose: u8, quiet: bool) {
     };
     let asked_for = quiet || verbose > 0;
     let from_environment = (!asked_for).then(|| EnvFilter::try_from_default_env().ok()).flatten();
-    // `socktrail` is the start of our libraries' names too.
+    // This prefix includes socktrail_kprobes, socktrail_guess and socktrail_dns.
     let filter = from_environment.unwrap_or_else(|| EnvFilter::new(format!("{others},socktrail={ours}")));
     let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let format = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(colours);
-    // Fails only when a program that embeds this has set one up already: then that one stays.
+    // Fails only if a subscriber is already set; that one then stays.
     let _ = format.without_time().with_target(false).try_init();
 }

@@ -1,78 +1,82 @@
-//! `socktrail names`: names as they are looked up, by whom.
+//! `socktrail names`: DNS names as processes look them up.
 
-use std::io::{self, IsTerminal};
+use std::io::{self, StdoutLock};
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
 use serde::Serialize;
+use serde_json::Value;
 use socktrail::clock::Clock;
+use socktrail::escape::printable;
 use socktrail::monitor::{Monitor, Options, Received};
-use socktrail::output::{LineBuffer, printable};
-use socktrail::state::NameLearned;
+use socktrail::names::NameLearned;
+use socktrail::output::{Format, LineBuffer};
 
 use super::args::{FormatArg, NamesArgs};
 use super::exit::Status;
-use super::interrupt::Interrupts;
-
-/// How long a signal may go unnoticed.
-const PAUSE: Duration = Duration::from_millis(100);
+use super::print::{Print, Signals, print};
+use crate::receive::{Limits, announce};
 
 /// Runs the command.
-pub fn run(args: NamesArgs, quiet: bool) -> anyhow::Result<Status> {
-    let mut interrupts = Interrupts::catch().context("catching signals")?;
-    let mut options = Options::default();
-    options.tracefs_path = args.tracefs_path;
-    options.source = args.source.source;
-    options.guess_timeout = args.source.guess_timeout.into();
+pub fn run(args: NamesArgs, mut options: Options, quiet: bool) -> anyhow::Result<Status> {
+    let signals = Signals::catch(false)?;
     options.report_names = true;
-    args.dns.apply(&mut options.dns);
-    anyhow::ensure!(options.dns.enabled, "names cannot be shown without listening to them: leave --dns-enabled out");
+    anyhow::ensure!(
+        options.dns.enabled,
+        "names are taken from DNS traffic, which is not captured: remove --dns-enabled false"
+    );
     let monitor = Monitor::start(&options)?;
-    super::flows::announce(&monitor, quiet);
-
+    announce(&monitor, quiet);
     let stdout = io::stdout();
-    let text = args.format.map_or(stdout.is_terminal(), |format| matches!(format, FormatArg::Text));
-    let (mut lines, started) = (LineBuffer::new(stdout.lock()), Instant::now());
-    let mut stopping = false;
-    loop {
-        let signals = interrupts.count();
-        let is_over = signals > 0 || args.duration.is_some_and(|duration| started.elapsed() >= duration.into());
-        if is_over && !stopping {
-            stopping = true;
-            monitor.stop();
+    let format = FormatArg::or_default(args.format, &stdout);
+    let limits = Limits { count: None, duration: args.duration.map(Duration::from) };
+    print(&monitor, limits, signals, Names { monitor: &monitor, format, lines: LineBuffer::new(stdout.lock()) })
+}
+
+/// Prints names.
+struct Names<'a> {
+    monitor: &'a Monitor,
+    format: Format,
+    lines: LineBuffer<StdoutLock<'a>>,
+}
+
+impl Print for Names<'_> {
+    fn print(&mut self, received: &Received, _now: Instant, _most: u64) -> io::Result<u64> {
+        let Received::Name(name) = received else { return Ok(0) };
+        let clock = self.monitor.clock();
+        match self.format {
+            Format::Text => self.lines.text(&line(name, clock))?,
+            Format::Ecs => self.lines.json(&Report::of(name, clock))?,
         }
-        let written = match monitor.recv(PAUSE) {
-            Received::Name(name) if text => lines.text(&line(&name, monitor.clock())),
-            Received::Name(name) => lines.json(&Report::of(&name, monitor.clock())),
-            Received::Ended if stopping => return Ok(Status::Success),
-            Received::Ended => anyhow::bail!("the monitor ended by itself; this is a bug: please report it"),
-            Received::Idle if super::flows::is_gone(&stdout) => return Ok(Status::Success),
-            _ => Ok(()),
-        };
-        match written.and_then(|()| lines.flush()) {
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(Status::Success),
-            written => written.context("writing to stdout")?,
-        }
-        if signals > 1 {
-            return Ok(Status::Success);
-        }
+        Ok(1)
+    }
+
+    fn is_unflushed(&self) -> bool {
+        self.lines.is_unflushed()
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.lines.flush()
+    }
+
+    fn stats(&self) -> Value {
+        serde_json::to_value(self.monitor.stats()).unwrap_or_default()
     }
 }
 
 fn line(name: &NameLearned, clock: Clock) -> String {
-    let addresses: Vec<_> = name.learned.addresses.iter().map(|address| address.ip.to_string()).collect();
+    let addresses: Vec<_> = name.lookup.addresses.iter().map(|address| address.ip.to_string()).collect();
     let process = name.process.image.name().unwrap_or("-");
     format!(
         "{}  {:>7} {:<16} {} -> {}",
-        clock.wall(name.learned.time).millis(),
+        clock.wall(name.time()).millis(),
         name.process.pid,
         printable(process, 64),
-        printable(&name.learned.name, 255),
+        printable(&name.lookup.name, 255),
         addresses.join(" ")
     )
 }
 
-/// A line of JSON.
+/// A line of JSON output.
 #[derive(Serialize)]
 struct Report {
     #[serde(rename = "@timestamp")]
@@ -93,20 +97,20 @@ struct ProcessFields {
 #[derive(Serialize)]
 struct AddressFields {
     ip: std::net::IpAddr,
-    /// Seconds.
+    /// In seconds.
     ttl: u32,
 }
 
 impl Report {
     fn of(name: &NameLearned, clock: Clock) -> Self {
-        let NameLearned { process, learned } = name;
-        let addresses = learned.addresses.iter().map(|address| AddressFields { ip: address.ip, ttl: address.ttl });
+        let NameLearned { process, lookup, .. } = name;
+        let addresses = lookup.addresses.iter().map(|address| AddressFields { ip: address.ip, ttl: address.ttl });
         Self {
-            timestamp: clock.wall(learned.time).millis(),
+            timestamp: clock.wall(name.time()).millis(),
             process: ProcessFields { pid: process.pid, name: process.image.name().map(str::to_owned) },
-            name: learned.name.to_string(),
+            name: lookup.name.to_string(),
             addresses: addresses.collect(),
-            server: learned.server.to_string(),
+            server: lookup.server.to_string(),
         }
     }
 }

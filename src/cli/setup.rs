@@ -1,4 +1,4 @@
-//! `socktrail setup`: prepares a server for documents.
+//! `socktrail setup`: installs index templates and a lifecycle policy on a server.
 
 use std::io::Write;
 
@@ -16,8 +16,11 @@ pub fn run(args: SetupArgs, mut out: impl Write) -> anyhow::Result<Status> {
     let output = &loaded.config.output.elasticsearch;
     anyhow::ensure!(!output.hosts.is_empty(), "{}: output.elasticsearch.hosts is empty", args.config.display());
     let installed = elasticsearch::setup(output.client(), &output.index, output.data_stream)?;
-    let lifecycle =
-        if installed.policy { "lifecycle policy socktrail" } else { "no lifecycle policy: OpenSearch has none" };
+    let lifecycle = if installed.policy {
+        "lifecycle policy socktrail"
+    } else {
+        "no lifecycle policy: OpenSearch does not support them"
+    };
     writeln!(out, "index templates {}; {lifecycle}", installed.templates.join(", ")).context("writing to stdout")?;
     Ok(Status::Success)
 }

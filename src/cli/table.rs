@@ -1,6 +1,6 @@
-//! Text in columns.
+//! Tables in plain text.
 
-/// Rows with each column as wide as its widest cell, two spaces between; the last column is as long as it is.
+/// Formats rows as columns, each as wide as its widest cell, with two spaces between them.
 pub fn aligned<const N: usize>(rows: &[[String; N]]) -> String {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: [usize; N] = std::array::from_fn(width);

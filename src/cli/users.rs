@@ -1,4 +1,4 @@
-//! Names of users, with this program as the getent helper.
+//! Names of users. The getent helper is a second process of this program.
 
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -7,15 +7,16 @@ use anyhow::Context as _;
 use socktrail::users::{GetentHelper, Sources, Users};
 
 use super::exit::Status;
+use crate::agent::ask_for_names;
 
 /// The hidden command that runs the getent helper.
 pub const ASK_GETENT: &str = "ask-getent";
 
-/// Starts the getent helper, if there is a `getent`. Without it, users that only `getent` knows have no names.
+/// Starts the getent helper, if the host has a `getent`. Without it, users that only `getent` knows have no names.
 pub fn start_helper() -> Option<GetentHelper> {
     Sources::system().getent()?;
     let mut command = Command::new("/proc/self/exe");
-    // A group of its own: an interrupt from the terminal is not for it.
+    // In a process group of its own, it does not get the terminal's Ctrl-C.
     command.arg0("socktrail").arg(ASK_GETENT).process_group(0);
     GetentHelper::start(command)
         .inspect_err(|error| {
@@ -24,16 +25,11 @@ pub fn start_helper() -> Option<GetentHelper> {
         .ok()
 }
 
-/// Starts the helper and the thread that asks for names. For commands that keep their privileges.
+/// Starts the helper, and the thread that looks up names. For commands that keep their privileges.
 pub fn start() -> anyhow::Result<Users> {
     let users = Users::new();
-    start_with_helper(&users, start_helper())?;
+    ask_for_names(&users, start_helper())?;
     Ok(users)
-}
-
-/// Starts the thread that asks for names, with a helper that was started earlier.
-pub fn start_with_helper(users: &Users, helper: Option<GetentHelper>) -> anyhow::Result<()> {
-    users.start(helper).context("starting the thread that asks for names of users")
 }
 
 /// Runs `socktrail ask-getent`: this process is the helper.

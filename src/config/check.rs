@@ -1,134 +1,83 @@
-//! What makes no sense together.
+//! Checks that involve several keys.
 
 use ureq::http::Uri;
 
-use super::elasticsearch::{Elasticsearch, Spool, Ssl};
+use super::elasticsearch::{Elasticsearch, Ssl};
+use super::keys::{keys, lookup};
 use super::options::Config;
-use super::outputs::{FileOutput, Outputs, Sensors};
-use super::values::Size;
+use super::section::Section;
 use crate::Error;
+use crate::model::socket_event::Actions;
 use crate::output::elasticsearch::KIND;
-use crate::socket_event::Actions;
 
-/// What a look at a configuration found: keys, each with what is to be said of it.
+/// The result of a check: keys, each with a message.
 #[derive(Debug, Default)]
 pub struct Checked {
-    /// What is wrong.
+    /// Errors: the configuration is refused.
     pub problems: Vec<(String, String)>,
-    /// What is worth knowing.
+    /// Notes: the configuration is valid, but may not be what the user wants.
     pub notes: Vec<(String, String)>,
 }
 
-/// Looks at the whole.
+/// Checks a configuration.
 pub fn check(config: &Config) -> Checked {
     let mut checked = Checked::default();
+    config.check("", &mut checked.problems);
+    checked.problems.extend(without_effect(config));
+    let mut wrong = |key: &str, problem: &str| checked.problems.push((key.to_owned(), problem.to_owned()));
     if let Err(Error::Option { name, problem }) = config.monitor().validate() {
-        checked.problems.push((key_of(name), problem));
+        wrong(&key_of(name), &problem);
     }
     if let Some(name) = config.events.actions.iter().find(|name| Actions::named(name).is_none()) {
-        let problem = format!("{name:?} is none of create, bind, listen, accept, connect, setsockopt, close");
-        checked.problems.push(("events.actions".to_owned(), problem));
+        let problem = format!("{name:?} is not one of create, bind, listen, accept, connect, setsockopt, close");
+        wrong("events.actions", &problem);
     }
     if let Err(error) = config.events.condition() {
-        checked.problems.push(("events.where".to_owned(), error.to_string()));
+        wrong("events.where", &error.to_string());
     }
-    if config.events.condition.is_some() && config.events.actions.is_empty() {
-        checked.problems.push(("events.where".to_owned(), "has no effect without events.actions".to_owned()));
+    if !config.sensors.control.is_absolute() {
+        wrong("sensors.control", "must begin with /: `socktrail unlock` may run in another directory");
     }
-    checked.problems.extend(sensors(&config.sensors));
-    checked.problems.extend(outputs(&config.output));
-    checked.problems.extend(elasticsearch(&config.output.elasticsearch));
-    checked.problems.extend(spool(&config.spool));
-    let unencrypted = |host: &String| !host.starts_with("https:");
-    let elasticsearch = &config.output.elasticsearch;
-    let secret = !elasticsearch.password.is_empty() || !elasticsearch.api_key.is_empty();
-    if secret && elasticsearch.hosts.iter().any(unencrypted) {
-        let note = "the password or API key is sent unencrypted: write https://";
-        checked.notes.push(("output.elasticsearch.hosts".to_owned(), note.to_owned()));
+    if config.spool.max_size.0 < config.spool.segment_size.0.saturating_mul(4) {
+        wrong("spool.max_size", "must be at least four times spool.segment_size");
     }
-    if config.agent.nice > 19 {
-        checked.problems.push(("agent.nice".to_owned(), format!("{} is not within 0 to 19", config.agent.nice)));
+    if !config.spool.path.is_absolute() {
+        wrong("spool.path", "must begin with /: it must be the same directory at every start");
     }
+    elasticsearch(&config.output.elasticsearch, &mut checked);
     checked
 }
 
-/// What makes no sense of sensors; the files themselves are read later.
-fn sensors(sensors: &Sensors) -> Vec<(String, String)> {
-    let mut problems = Vec::new();
-    let mut wrong = |key: &str, problem: &str| problems.push((format!("sensors.{key}"), problem.to_owned()));
-    let default = Sensors::default();
-    for (key, changed) in
-        [("profiles", sensors.profiles != default.profiles), ("control", sensors.control != default.control)]
-    {
-        if changed && sensors.files.is_empty() {
-            wrong(key, "has no effect without sensors.files");
-        }
-    }
-    if !sensors.control.is_absolute() {
-        wrong("control", "must begin with /: `socktrail unlock` must find it from anywhere");
-    }
-    problems
+/// The keys that have no effect, because the key that they need is not set.
+fn without_effect(config: &Config) -> impl Iterator<Item = (String, String)> {
+    let json = |config: &Config| serde_json::to_value(config).unwrap_or_default();
+    let (now, default) = (json(config), json(&Config::default()));
+    keys().into_iter().filter_map(move |key| {
+        let needs = key.needs?;
+        let is_set = |key: &str| lookup(&now, key) != lookup(&default, key);
+        (is_set(&key.name) && !is_set(needs)).then(|| (key.name, format!("has no effect without {needs}")))
+    })
 }
 
-/// What makes no sense of the outputs.
-fn outputs(output: &Outputs) -> Vec<(String, String)> {
-    let mut problems = Vec::new();
-    let mut wrong = |key: &str, problem: &str| problems.push((key.to_owned(), problem.to_owned()));
-    if output.queue_size < Size(1 << 20) {
-        wrong("output.queue_size", "must be at least 1MiB");
-    }
-    let (file, default) = (&output.file, FileOutput::default());
-    for (key, changed) in [
-        ("output.file.rotate_size", file.rotate_size != default.rotate_size),
-        ("output.file.rotate_every", file.rotate_every != default.rotate_every),
-        ("output.file.keep", file.keep != default.keep),
-        ("output.file.gzip", file.gzip != default.gzip),
-        ("output.file.sync", file.sync != default.sync),
-    ] {
-        if changed && file.path.is_none() {
-            wrong(key, "has no effect without output.file.path");
-        }
-    }
-    if output.file.rotate_size < Size(1 << 10) {
-        wrong("output.file.rotate_size", "must be at least 1KiB");
-    }
-    problems
-}
-
-/// What makes no sense of Elasticsearch.
-fn elasticsearch(output: &Elasticsearch) -> Vec<(String, String)> {
-    let mut problems = Vec::new();
-    let mut wrong =
-        |key: &str, problem: &str| problems.push((format!("output.elasticsearch.{key}"), problem.to_owned()));
-    let default = Elasticsearch::default();
-    let (user, password, key) = (!output.username.is_empty(), !output.password.is_empty(), !output.api_key.is_empty());
-    let off = output.hosts.is_empty();
-    for (name, changed) in [
-        ("username", user),
-        ("password", password),
-        ("api_key", key),
-        ("index", output.index != default.index),
-        ("ssl.certificate", output.ssl.certificate.is_some()),
-        ("ssl.certificate_authorities", !output.ssl.certificate_authorities.is_empty()),
-        ("ssl.ca_trusted_fingerprint", !output.ssl.ca_trusted_fingerprint.is_empty()),
-    ] {
-        if off && changed {
-            wrong(name, "has no effect without output.elasticsearch.hosts");
-        }
-    }
+/// Checks the options of Elasticsearch.
+fn elasticsearch(output: &Elasticsearch, checked: &mut Checked) {
+    let mut wrong = |key: &str, problem: &str| {
+        checked.problems.push((format!("output.elasticsearch.{key}"), problem.to_owned()));
+    };
     for host in &output.hosts {
-        if let Err(problem) = is_host(host) {
+        if let Err(problem) = check_host(host) {
             wrong("hosts", problem);
         }
     }
+    let (user, password, key) = (!output.username.is_empty(), !output.password.is_empty(), !output.api_key.is_empty());
     match (user, password, key) {
-        (true, _, true) => wrong("api_key", "takes the place of a username: leave one of both out"),
+        (true, _, true) => wrong("api_key", "cannot be used together with username: remove one of them"),
         (true, false, _) => wrong("username", "needs output.elasticsearch.password"),
         (false, true, _) => wrong("password", "needs output.elasticsearch.username"),
         _ => {}
     }
-    if !is_index(&output.index) {
-        wrong("index", "expected small letters, digits, and -_. between them, with {kind} where the kind is to be");
+    if !is_index_name(&output.index) {
+        wrong("index", "expected lower-case letters, digits, {kind}, and -, _ or . except at the start");
     }
     let ssl = &output.ssl;
     match (&ssl.certificate, &ssl.key) {
@@ -140,59 +89,44 @@ fn elasticsearch(output: &Elasticsearch) -> Vec<(String, String)> {
         wrong("ssl.ca_trusted_fingerprint", "expected the 64 hexadecimal digits of a SHA-256");
     }
     if !ssl.ca_trusted_fingerprint.is_empty() && !ssl.certificate_authorities.is_empty() {
-        wrong("ssl.ca_trusted_fingerprint", "takes the place of ssl.certificate_authorities: leave one of both out");
+        wrong(
+            "ssl.ca_trusted_fingerprint",
+            "cannot be used together with ssl.certificate_authorities: remove one of them",
+        );
     }
-    if *ssl != Ssl::default() && !off && output.hosts.iter().all(|host| host.starts_with("http:")) {
+    let all_plain = output.hosts.iter().all(|host| host.starts_with("http:"));
+    if *ssl != Ssl::default() && !output.hosts.is_empty() && all_plain {
         wrong("hosts", "ssl has no effect on http://: write https://");
-    }
-    if output.compression_level > 9 {
-        wrong("compression_level", "is not within 0 to 9");
-    }
-    if !(1..=100_000).contains(&output.bulk_max_size) {
-        wrong("bulk_max_size", "is not within 1 to 100000");
     }
     if output.backoff.init > output.backoff.max {
         wrong("backoff.init", "is longer than output.elasticsearch.backoff.max");
     }
-    problems
+    if (password || key) && output.hosts.iter().any(|host| !host.starts_with("https:")) {
+        let note = "the password or API key is sent unencrypted: write https://";
+        checked.notes.push(("output.elasticsearch.hosts".to_owned(), note.to_owned()));
+    }
 }
 
-/// Whether it is a scheme, a host and perhaps a port and a path. What is wrong is told without repeating it: it may hold
-/// a password.
-fn is_host(text: &str) -> Result<(), &'static str> {
-    let uri: Uri = text.parse().map_err(|_| "expected a URL, as in https://host:9200")?;
+/// Checks that a text is a URL of a server: a scheme, a host, and optionally a port and a path. The error does not repeat
+/// the text, because it may contain a password.
+fn check_host(text: &str) -> Result<(), &'static str> {
+    let uri: Uri = text.parse().map_err(|_| "expected a URL, such as https://host:9200")?;
     if !matches!(uri.scheme_str(), Some("http" | "https")) {
-        return Err("a host begins with https:// or http://");
+        return Err("expected a URL that begins with https:// or http://");
     }
     if uri.authority().is_none_or(|authority| authority.as_str().contains('@')) {
-        return Err("user and password are not part of a host: write them to username and password");
+        return Err("a URL cannot contain a user and password: set username and password instead");
     }
-    if uri.query().is_some() { Err("a host has no query (?)") } else { Ok(()) }
+    if uri.query().is_some() { Err("a URL cannot contain a query (?)") } else { Ok(()) }
 }
 
-fn is_index(name: &str) -> bool {
+fn is_index_name(name: &str) -> bool {
     let bare = name.replace(KIND, "");
     let allowed = |char: char| char.is_ascii_lowercase() || char.is_ascii_digit() || "-_.".contains(char);
     !name.is_empty() && bare.chars().all(allowed) && !name.starts_with(['-', '_', '.']) && name.len() < 200
 }
 
-/// What makes no sense of the spool.
-fn spool(spool: &Spool) -> Vec<(String, String)> {
-    let mut problems = Vec::new();
-    let mut wrong = |key: &str, problem: &str| problems.push((format!("spool.{key}"), problem.to_owned()));
-    if !(Size(64 << 10)..=Size(256 << 20)).contains(&spool.segment_size) {
-        wrong("segment_size", "is not within 64KiB to 256MiB");
-    }
-    if spool.max_size.0 < spool.segment_size.0.saturating_mul(4) {
-        wrong("max_size", "must be at least four times spool.segment_size");
-    }
-    if !spool.path.is_absolute() {
-        wrong("path", "must begin with /: it must be the same folder at every start");
-    }
-    problems
-}
-
-/// The key that sets an option of the monitor.
+/// The name of the key that sets an option of the monitor.
 fn key_of(option: &str) -> String {
     match option {
         "dns.snaplen" => "socket.dns.af_packet.snaplen".to_owned(),

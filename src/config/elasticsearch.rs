@@ -1,121 +1,98 @@
-//! What can be configured of Elasticsearch and of the spool before it.
+//! The sections `output.elasticsearch` and `spool`.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-
-use super::values::{Secret, Size, Time};
+use super::section::section;
+use super::values::{ByteSize, Secret};
+use crate::model::units::Time;
 use crate::output::SpoolOptions;
 use crate::output::elasticsearch::{ClientOptions, Credentials, ElasticsearchOptions, TlsOptions};
 
-/// `output.elasticsearch.*`. Names are those of Beats where it has the same.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-#[non_exhaustive]
-pub struct Elasticsearch {
-    /// Where to, as in `https://host:9200`; none: the output is off. When one fails, the next is asked.
-    pub hosts: Vec<String>,
-    /// The index or data stream; `{kind}` stands for `flow`, `event`, `sensor` or `loss`.
-    pub index: String,
-    /// Whether it is a data stream: what `socktrail setup` makes of it.
-    pub data_stream: bool,
-    /// A user.
-    pub username: String,
-    /// The user's password.
-    pub password: Secret,
-    /// An API key in place of a user, as `id:key` or encoded.
-    pub api_key: Secret,
-    /// How much requests are packed: 0, not at all, to 9.
-    pub compression_level: u32,
-    /// Documents in one request at most.
-    pub bulk_max_size: usize,
-    /// How long a request may take.
-    pub timeout: Time,
-    /// Waits after failures.
-    pub backoff: Backoff,
-    /// TLS.
-    pub ssl: Ssl,
-}
-
-/// `output.elasticsearch.backoff.*`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-#[non_exhaustive]
-pub struct Backoff {
-    /// The first wait.
-    pub init: Time,
-    /// The longest wait.
-    pub max: Time,
-}
-
-/// `output.elasticsearch.ssl.*`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-#[non_exhaustive]
-pub struct Ssl {
-    /// Files (PEM) of certificates of authorities; none: those of the host.
-    pub certificate_authorities: Vec<PathBuf>,
-    /// The SHA-256, in hexadecimal, of a certificate that the server shows.
-    pub ca_trusted_fingerprint: String,
-    /// Our certificate (PEM).
-    pub certificate: Option<PathBuf>,
-    /// Its key (PEM).
-    pub key: Option<PathBuf>,
-}
-
-/// `spool.*`: where documents wait for a server.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-#[non_exhaustive]
-pub struct Spool {
-    /// The folder.
-    pub path: PathBuf,
-    /// Bytes at most; then the oldest documents are dropped, and counted.
-    pub max_size: Size,
-    /// Bytes that are dropped at once.
-    pub segment_size: Size,
-    /// After how long at the latest the disk has what was taken.
-    pub sync: Time,
-}
-
-impl Default for Elasticsearch {
-    fn default() -> Self {
-        Self {
-            hosts: Vec::new(),
-            index: "logs-socktrail.{kind}-default".to_owned(),
-            data_stream: true,
-            username: String::new(),
-            password: Secret::default(),
-            api_key: Secret::default(),
-            compression_level: 1,
-            bulk_max_size: 1600,
-            timeout: Duration::from_secs(90).into(),
-            backoff: Backoff::default(),
-            ssl: Ssl::default(),
-        }
+section! {
+    /// `output.elasticsearch.*`. Options that Beats has, too, have its names.
+    pub struct Elasticsearch {
+        /// The URLs of the servers, such as `https://host:9200`. If one fails, the next is tried. If empty, this output
+        /// is off.
+        hosts: Vec<String> = Vec::new(),
+        /// The index or data stream to write to. `{kind}` is replaced by the kind of document: `flow`, `event`, `sensor`
+        /// or `loss`.
+        #[needs("output.elasticsearch.hosts")]
+        index: String = "logs-socktrail.{kind}-default".to_owned(),
+        /// Whether `socktrail setup` makes `index` a data stream.
+        data_stream: bool = true,
+        /// The user to authenticate as.
+        #[needs("output.elasticsearch.hosts")]
+        username: String = String::new(),
+        /// The user's password. Better set it in the environment, as `SOCKTRAIL_OUTPUT_ELASTICSEARCH_PASSWORD`.
+        #[needs("output.elasticsearch.hosts")]
+        password: Secret = Secret::default(),
+        /// An API key, used instead of a user: `id:key`, or its Base64 encoding. Better set it in the environment, as
+        /// `SOCKTRAIL_OUTPUT_ELASTICSEARCH_API_KEY`.
+        #[needs("output.elasticsearch.hosts")]
+        api_key: Secret = Secret::default(),
+        /// The gzip level of requests. With 0, they are not compressed.
+        #[bounds(0, 9)]
+        compression_level: u32 = 1,
+        /// The maximum number of documents in one bulk request, which also never exceeds 5 MiB.
+        #[bounds(1, 100_000)]
+        bulk_max_size: usize = 1600,
+        /// The timeout of a request.
+        timeout: Time = Duration::from_secs(90).into(),
+    } with {
+        /// Waits between retries
+        backoff: Backoff,
+        /// TLS
+        ssl: Ssl,
     }
 }
 
-impl Default for Backoff {
-    fn default() -> Self {
-        Self { init: Duration::from_secs(1).into(), max: Duration::from_secs(60).into() }
+section! {
+    /// `output.elasticsearch.backoff.*`.
+    pub struct Backoff {
+        /// How long to wait before the first retry of a failed request. The wait doubles with each retry.
+        init: Time = Duration::from_secs(1).into(),
+        /// The longest wait between retries.
+        max: Time = Duration::from_secs(60).into(),
     }
 }
 
-impl Default for Spool {
-    fn default() -> Self {
-        Self {
-            path: "/var/lib/socktrail/spool".into(),
-            max_size: Size(1 << 30),
-            segment_size: Size(16 << 20),
-            sync: Duration::from_secs(1).into(),
-        }
+section! {
+    /// `output.elasticsearch.ssl.*`.
+    pub struct Ssl {
+        /// PEM files with the certificates of trusted authorities. If empty, the host's trusted authorities are used.
+        #[needs("output.elasticsearch.hosts")]
+        certificate_authorities: Vec<PathBuf> = Vec::new(),
+        /// The SHA-256 fingerprint, in hexadecimal, of a certificate to trust. The server must present this certificate:
+        /// as its own, or as that of an authority in its chain.
+        #[needs("output.elasticsearch.hosts")]
+        ca_trusted_fingerprint: String = String::new(),
+        /// A PEM file with the client certificate that is presented to the server.
+        #[needs("output.elasticsearch.hosts")]
+        certificate: Option<PathBuf> = None,
+        /// A PEM file with the private key of the client certificate.
+        key: Option<PathBuf> = None,
+    }
+}
+
+section! {
+    /// `spool.*`: where documents wait on disk until a server has taken them.
+    pub struct Spool {
+        /// The directory of the spool. It is created with mode 0700 if it is missing.
+        path: PathBuf = "/var/lib/socktrail/spool".into(),
+        /// The maximum size of the spool. When it is full, the oldest segment is dropped, and its documents are counted
+        /// as lost.
+        max_size: ByteSize = ByteSize(1 << 30),
+        /// The size of a segment, which is one file of the spool.
+        #[bounds(ByteSize(64 << 10), ByteSize(256 << 20))]
+        segment_size: ByteSize = ByteSize(16 << 20),
+        /// How long documents may stay unflushed to disk (`fdatasync(2)`). A power failure loses at most those.
+        sync: Time = Duration::from_secs(1).into(),
     }
 }
 
 impl Elasticsearch {
-    /// How to talk to the servers.
+    /// The options of the HTTP client.
     pub fn client(&self) -> ClientOptions {
         let credentials = if !self.api_key.is_empty() {
             Credentials::ApiKey(self.api_key.reveal().to_owned())
@@ -138,7 +115,7 @@ impl Elasticsearch {
         }
     }
 
-    /// What the output is to do; `memory` bytes of documents may wait while the disk cannot take them.
+    /// The options of the output. Up to `memory` bytes of documents wait in memory while the disk cannot take them.
     pub fn options(&self, spool: &Spool, memory: usize) -> ElasticsearchOptions {
         ElasticsearchOptions {
             client: self.client(),
@@ -159,7 +136,7 @@ impl Elasticsearch {
 }
 
 impl Ssl {
-    /// The fingerprint as bytes, if it is one.
+    /// The bytes of `ca_trusted_fingerprint`; `None` if it is not a SHA-256 in hexadecimal.
     pub(super) fn fingerprint(&self) -> Option<[u8; 32]> {
         let digits: Vec<u8> = self.ca_trusted_fingerprint.bytes().filter(|byte| !matches!(byte, b':' | b' ')).collect();
         let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();

@@ -1,28 +1,26 @@
-//! What is wrong with a configuration.
+//! Errors in a configuration.
 
 use std::fmt;
 
-use super::load::Origin;
-
-/// Everything that is wrong with a configuration; at least one thing.
+/// All problems of a configuration; there is at least one.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
 pub struct ConfigError(pub Vec<Problem>);
 
-/// One thing that is wrong.
+/// One problem of a configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// Where.
-    pub origin: Origin,
-    /// Which key; none when the text as a whole cannot be read.
+    /// Where the value is set: a line of a file, an environment variable, a flag, `command line` or `default`.
+    pub origin: String,
+    /// The key; `None` if the problem is not about one key.
     pub key: Option<String>,
-    /// What is wrong, and what would be right.
+    /// What is wrong, and what is expected.
     pub problem: String,
 }
 
 impl Problem {
-    pub(super) fn of(origin: Origin, key: &str, problem: impl Into<String>) -> Self {
-        Self { origin, key: Some(key.to_owned()), problem: problem.into() }
+    pub(super) fn with_key(origin: impl Into<String>, key: &str, problem: impl Into<String>) -> Self {
+        Self { origin: origin.into(), key: Some(key.to_owned()), problem: problem.into() }
     }
 }
 
@@ -36,7 +34,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// What a mistake of figment means. Values are never repeated: they may be secret.
+/// The message for an error of figment. figment's own message repeats the value, which may be secret.
 pub(super) fn describe(kind: &figment::error::Kind) -> String {
     use figment::error::{Actual, Kind};
     let found = |actual: &Actual| match actual {
@@ -49,8 +47,8 @@ pub(super) fn describe(kind: &figment::error::Kind) -> String {
     };
     let wanted = |expected: &str| match expected {
         "a boolean" => "true or false".to_owned(),
-        "a string" | "path string" => "text (a number goes in quotes)".to_owned(),
-        "a sequence" => "a list, as in [a, b]".to_owned(),
+        "a string" | "path string" => "text (put a number in quotes)".to_owned(),
+        "a sequence" => "a list, such as [a, b]".to_owned(),
         "u8" => format!("a whole number up to {}", u8::MAX),
         "u16" => format!("a whole number up to {}", u16::MAX),
         "u32" => format!("a whole number up to {}", u32::MAX),

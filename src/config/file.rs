@@ -1,37 +1,42 @@
-//! A configuration file: its text to settings.
+//! Reads a configuration file as settings.
 
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
 use super::error::Problem;
-use super::load::Origin;
 use super::setting::Setting;
 use super::{toml, yaml};
 
-/// No configuration is larger than this.
+/// The maximum size of a file in bytes.
 const MOST: u64 = 1024 * 1024;
 
-/// What the file says.
+/// Reads and parses a file.
 pub fn read(path: &Path) -> Result<Vec<Setting>, Problem> {
-    let whole = |problem: String| Problem { origin: Origin::file(path, 0), key: None, problem };
+    let whole = |problem: String| Problem { origin: path.display().to_string(), key: None, problem };
     let parse = match path.extension().and_then(|extension| extension.to_str()) {
         Some("yml" | "yaml") => yaml::parse,
         Some("toml") => toml::parse,
         _ => {
-            return Err(whole("its name ends in none of .yml, .yaml and .toml, so its format is not known".to_owned()));
+            return Err(whole("expected a name that ends in .yml, .yaml or .toml".to_owned()));
         }
     };
     let text = text(path).map_err(|error| whole(error.to_string()))?;
-    let broken = |problem: String| move |line| Problem { origin: Origin::file(path, line), key: None, problem };
-    parse(&text).map_err(|mistake| broken(mistake.problem)(mistake.line))
+    match parse(&text) {
+        Ok(lines) => Ok(lines.into_iter().map(|line| Setting::at_line(path, line)).collect()),
+        Err(mistake) => {
+            Err(Problem { origin: format!("{}:{}", path.display(), mistake.line), ..whole(mistake.problem) })
+        }
+    }
 }
 
 fn text(path: &Path) -> io::Result<String> {
     let mut bytes = Vec::new();
     File::open(path)?.take(MOST + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > MOST {
-        return Err(io::Error::other(format!("it is longer than {MOST} bytes: this is no configuration")));
+        return Err(io::Error::other(format!(
+            "the file is larger than {MOST} bytes, which is too large for a configuration"
+        )));
     }
     String::from_utf8(bytes).map_err(|error| {
         let line = 1 + error.as_bytes()[..error.utf8_error().valid_up_to()].iter().filter(|&&b| b == b'\n').count();

@@ -1,63 +1,53 @@
-//! Which keys there are. The structures themselves say so.
+//! All keys, and suggestions for misspelt ones.
 
-use std::collections::BTreeMap;
-
-use figment::value::Value;
+use serde_json::Value;
 
 use super::options::Config;
-use super::setting::join;
+use super::section::{Key, Section};
 
-/// What every variable of the environment that configures begins with.
+/// The prefix of the environment variables that set keys.
 pub const ENVIRONMENT: &str = "SOCKTRAIL_";
-/// How alike two keys must be for one to be meant by the other (Jaro-Winkler, 0 to 1).
+/// How similar a misspelt key and a suggestion must be (Jaro-Winkler, 0 to 1).
 const ALIKE: f64 = 0.8;
 
-/// Every key with its built-in value.
-#[derive(Debug)]
-pub struct Keys(BTreeMap<String, Value>);
+/// Every key, in the order of the declarations.
+pub fn keys() -> Vec<Key> {
+    let mut keys = Vec::new();
+    Config::keys("", &mut keys);
+    keys
+}
 
-impl Keys {
-    /// The keys of [`Config`].
-    pub fn all() -> Self {
-        let mut keys = BTreeMap::new();
-        // A structure of plain values always serializes.
-        if let Ok(value) = Value::serialize(Config::default()) {
-            flatten("", value, &mut keys);
-        }
-        Self(keys)
+impl Key {
+    /// The default as JSON; null if there is none.
+    pub fn default(&self) -> Value {
+        lookup(&serde_json::to_value(Config::default()).unwrap_or_default(), &self.name).clone()
     }
+}
 
-    /// In alphabetical order.
-    pub fn iter(&self) -> impl Iterator<Item = &str> {
-        self.0.keys().map(String::as_str)
+/// The environment variable that sets a key: `SOCKTRAIL_SOCKET_DNS_ENABLED`.
+pub fn variable(key: &str) -> String {
+    ENVIRONMENT.to_owned() + &key.to_uppercase().replace('.', "_")
+}
+
+/// The value of a key in a configuration as JSON.
+pub fn lookup<'a>(config: &'a Value, key: &str) -> &'a Value {
+    key.split('.').fold(config, |value, part| &value[part])
+}
+
+/// The message for an unknown key, with a suggestion.
+pub fn unknown(keys: &[Key], key: &str) -> String {
+    let section = format!("{key}.");
+    if let Some(inner) = keys.iter().find(|known| known.name.starts_with(&section)) {
+        return format!("is a section, not a value; it holds keys such as {}", inner.name);
     }
-
-    /// The built-in value of a key; `None` if there is no such key.
-    pub fn default(&self, key: &str) -> Option<&Value> {
-        self.0.get(key)
+    if key.starts_with("auditbeat.") {
+        return "is not known: from an auditbeat.yml, copy only the lines that begin with socket.".to_owned();
     }
-
-    /// The key that a path within its value belongs to.
-    pub fn holding(&self, path: &str) -> Option<&str> {
-        let within = |key: &&str| path.strip_prefix(key).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
-        self.iter().find(within)
-    }
-
-    /// Why there is no such key, and which may be meant.
-    pub fn unknown(&self, key: &str) -> String {
-        let section = format!("{key}.");
-        if let Some(inner) = self.iter().find(|known| known.starts_with(&section)) {
-            return format!("is a section, not a value; it holds keys such as {inner}");
-        }
-        if key.starts_with("auditbeat.") {
-            return "is not known: of an auditbeat.yml, take over the lines that begin with socket.".to_owned();
-        }
-        let likeness = |known: &str| strsim::jaro_winkler(last(known), last(key)) + strsim::jaro_winkler(known, key);
-        let best = self.iter().max_by(|one, other| likeness(one).total_cmp(&likeness(other)));
-        match best.filter(|known| likeness(known) > 2.0 * ALIKE) {
-            Some(known) => format!("is not known; is {known} meant?"),
-            None => "is not known".to_owned(),
-        }
+    let likeness = |known: &str| strsim::jaro_winkler(last(known), last(key)) + strsim::jaro_winkler(known, key);
+    let likenesses = keys.iter().map(|known| (likeness(&known.name), known));
+    match likenesses.max_by(|one, other| one.0.total_cmp(&other.0)) {
+        Some((likeness, known)) if likeness > 2.0 * ALIKE => format!("is not known; is {} meant?", known.name),
+        _ => "is not known".to_owned(),
     }
 }
 
@@ -65,34 +55,23 @@ fn last(key: &str) -> &str {
     key.rsplit('.').next().unwrap_or(key)
 }
 
-fn flatten(key: &str, value: Value, keys: &mut BTreeMap<String, Value>) {
-    match value {
-        Value::Dict(_, inner) => inner.into_iter().for_each(|(name, value)| flatten(&join(key, &name), value, keys)),
-        value => {
-            keys.insert(key.to_owned(), value);
-        }
-    }
-}
-
-/// The variable that sets a key: `SOCKTRAIL_SOCKET_DNS_ENABLED`.
-pub fn variable(key: &str) -> String {
-    ENVIRONMENT.to_owned() + &key.to_uppercase().replace('.', "_")
-}
-
 #[cfg(test)]
 mod tests {
-    use std::collections::HashSet;
+    use std::collections::{BTreeSet, HashSet};
 
     use super::*;
 
-    /// Names and defaults as in seeds/auditbeat-system-socket.md.
+    fn defaults() -> Value {
+        serde_json::to_value(Config::default()).unwrap()
+    }
+
+    /// As documented for Auditbeat 8's `system/socket` dataset.
     #[test]
     fn the_options_of_auditbeat_have_their_names_and_defaults() {
-        let keys = Keys::all();
-        let none = Value::serialize(None::<u8>).unwrap();
+        let defaults = defaults();
         for (key, default) in [
-            ("tracefs_path", none.clone()),
-            ("enable_ipv6", none),
+            ("tracefs_path", Value::Null),
+            ("enable_ipv6", Value::Null),
             ("flow_inactive_timeout", "30s".into()),
             ("flow_termination_timeout", "5s".into()),
             ("socket_inactive_timeout", "1m".into()),
@@ -107,34 +86,55 @@ mod tests {
             ("dns.af_packet.interface", "any".into()),
             ("dns.af_packet.snaplen", 1024.into()),
         ] {
-            let found = keys.default(&format!("socket.{key}"));
-            let json = |value: &Value| serde_json::to_string(value).unwrap();
-            assert_eq!(found.map(json), Some(json(&default)), "{key}");
+            let key = format!("socket.{key}");
+            assert_eq!(lookup(&defaults, &key), &default, "{key}");
+            assert!(keys().iter().any(|known| known.name == key), "{key}");
+        }
+    }
+
+    /// The keys of filters are listed by hand, apart from their structure.
+    #[test]
+    fn every_value_has_its_key() {
+        fn flatten(section: &str, value: &Value, found: &mut BTreeSet<String>) {
+            match value {
+                Value::Object(inner) => inner
+                    .iter()
+                    .for_each(|(key, value)| flatten(&super::super::section::join(section, key), value, found)),
+                _ => drop(found.insert(section.to_owned())),
+            }
+        }
+        let mut values = BTreeSet::new();
+        flatten("", &defaults(), &mut values);
+        let keys: Vec<_> = keys().into_iter().map(|key| key.name).collect();
+        assert_eq!(keys.iter().cloned().collect::<BTreeSet<_>>(), values);
+        assert_eq!(keys.len(), values.len());
+    }
+
+    #[test]
+    fn no_two_keys_share_a_variable_or_a_flag() {
+        let keys = keys();
+        let variables: HashSet<_> = keys.iter().map(|key| variable(&key.name)).collect();
+        assert_eq!(variables.len(), keys.len());
+        assert!(variables.contains("SOCKTRAIL_SOCKET_DNS_AF_PACKET_SNAPLEN"));
+        let flags: Vec<_> = keys.iter().filter_map(|key| key.flag).map(|flag| flag.name).collect();
+        assert_eq!(flags.iter().collect::<HashSet<_>>().len(), flags.len());
+    }
+
+    #[test]
+    fn needed_keys_exist() {
+        let keys = keys();
+        for needs in keys.iter().filter_map(|key| key.needs) {
+            assert!(keys.iter().any(|key| key.name == needs), "{needs}");
         }
     }
 
     #[test]
-    fn no_two_keys_share_a_variable() {
-        let keys = Keys::all();
-        let variables: HashSet<_> = keys.iter().map(variable).collect();
-        assert_eq!(variables.len(), keys.iter().count());
-        assert!(variables.contains("SOCKTRAIL_SOCKET_DNS_AF_PACKET_SNAPLEN"));
-    }
-
-    #[test]
-    fn a_key_that_may_be_meant_is_named() {
-        let keys = Keys::all();
-        assert!(keys.unknown("socket.enable_ip6").contains("socket.enable_ipv6"));
-        assert!(keys.unknown("socket.dns.snaplen").contains("socket.dns.af_packet.snaplen"));
-        assert!(keys.unknown("socket.dns").contains("is a section"));
-        assert!(keys.unknown("auditbeat.modules").contains("begin with socket."));
-        assert_eq!(keys.unknown("zzzzzz"), "is not known");
-    }
-
-    #[test]
-    fn what_lies_within_a_value_belongs_to_its_key() {
-        let keys = Keys::all();
-        assert_eq!(keys.holding("socket.dns.ports.0"), Some("socket.dns.ports"));
-        assert_eq!(keys.holding("socket.dns.port"), None);
+    fn a_similar_key_is_suggested() {
+        let unknown = |key| unknown(&keys(), key);
+        assert!(unknown("socket.enable_ip6").contains("socket.enable_ipv6"));
+        assert!(unknown("socket.dns.snaplen").contains("socket.dns.af_packet.snaplen"));
+        assert!(unknown("socket.dns").contains("is a section"));
+        assert!(unknown("auditbeat.modules").contains("begin with socket."));
+        assert_eq!(unknown("zzzzzz"), "is not known");
     }
 }

@@ -1,57 +1,22 @@
-//! Laying one source of configuration over the other.
+//! Loads a configuration from its sources. Each overrides those before it.
 
-use std::collections::BTreeMap;
-use std::fmt;
-use std::path::{Path, PathBuf};
+use std::collections::HashMap;
+use std::path::PathBuf;
 
-use figment::value::{Dict, Empty, Map, Tag, Value};
-use figment::{Figment, Metadata, Profile, Provider};
+use figment::value::{Empty, Tag, Value};
+use figment::{Figment, Metadata};
 
 use super::check;
 use super::error::{ConfigError, Problem, describe};
 use super::file;
-use super::keys::{ENVIRONMENT, Keys, variable};
+use super::keys::{ENVIRONMENT, keys, lookup, unknown, variable};
 use super::options::Config;
-use super::setting::insert;
+use super::section::Key;
+use super::setting::{Setting, defaults, origin};
 use super::yaml;
 
-/// Where a value comes from.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Origin {
-    /// It is built in.
-    Default,
-    /// A file.
-    File {
-        /// Which.
-        path: PathBuf,
-        /// The line, from 1; 0 where the file as a whole is meant.
-        line: usize,
-    },
-    /// A variable of the environment.
-    Environment(String),
-    /// The command line.
-    CommandLine,
-}
-
-impl Origin {
-    pub(super) fn file(path: &Path, line: usize) -> Self {
-        Self::File { path: path.to_owned(), line }
-    }
-}
-
-impl fmt::Display for Origin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Default => f.write_str("default"),
-            Self::File { path, line: 0 } => path.display().fmt(f),
-            Self::File { path, line } => write!(f, "{}:{line}", path.display()),
-            Self::Environment(name) => write!(f, "environment variable {name}"),
-            Self::CommandLine => f.write_str("command line"),
-        }
-    }
-}
-
-/// Gathers the sources of a configuration, then loads it.
+/// Collects the sources of a configuration, then loads it. Each source overrides those before it: file, environment,
+/// flags, assignments.
 ///
 /// ```
 /// # use socktrail::config::Loader;
@@ -63,192 +28,175 @@ impl fmt::Display for Origin {
 pub struct Loader {
     file: Option<PathBuf>,
     environment: Vec<(String, String)>,
+    flags: Vec<(String, String)>,
     assignments: Vec<String>,
 }
 
-/// A configuration that makes sense.
+/// A valid configuration.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Loaded {
     /// The configuration.
     pub config: Config,
-    /// What is worth knowing though nothing is wrong.
+    /// Notes about settings that are valid, but may not be what the user wants.
     pub notes: Vec<Problem>,
-    /// Every key with its value.
+    /// Every key with its value, in alphabetical order.
     pub resolved: Vec<Resolved>,
 }
 
 /// A key with its value and where that comes from.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resolved {
-    /// With dots.
+    /// The full name of the key.
     pub key: String,
-    /// As JSON, which is YAML too; secrets are not in it.
+    /// The value as JSON, which is also YAML. Secrets are replaced by asterisks.
     pub value: String,
-    /// Who said so.
-    pub origin: Origin,
+    /// Where it is set: a line of a file, an environment variable, a flag, `command line` or `default`.
+    pub origin: String,
+    /// Whether a running agent applies a new value when it reads its configuration again.
+    pub reloadable: bool,
 }
 
-/// What one source sets.
-struct Layer(BTreeMap<String, (Value, Origin)>);
-
 impl Loader {
-    /// With what is built in.
+    /// A loader without any source, which yields the defaults.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Over that, a YAML or TOML file; its name says which.
+    /// Adds a file. Its name ends in `.yml`, `.yaml` or `.toml`.
     pub fn file(mut self, path: impl Into<PathBuf>) -> Self {
         self.file = Some(path.into());
         self
     }
 
-    /// Over that, variables of the environment: those that begin with `SOCKTRAIL_`.
+    /// Adds environment variables. Only those that begin with `SOCKTRAIL_` are used.
     pub fn environment(mut self, variables: impl IntoIterator<Item = (String, String)>) -> Self {
         self.environment = variables.into_iter().filter(|(name, _)| name.starts_with(ENVIRONMENT)).collect();
         self
     }
 
-    /// Over that, assignments as in `socket.dns.enabled=false`.
+    /// Adds [flags](super::Flag): names without dashes, each with its value. Commas separate the values of a list.
+    pub fn flags(mut self, flags: impl IntoIterator<Item = (String, String)>) -> Self {
+        self.flags = flags.into_iter().collect();
+        self
+    }
+
+    /// Adds assignments, such as `socket.dns.enabled=false`.
     pub fn set(mut self, assignments: impl IntoIterator<Item = String>) -> Self {
         self.assignments = assignments.into_iter().collect();
         self
     }
 
-    /// Puts it all together.
+    /// Loads and checks the configuration.
     ///
     /// # Errors
-    /// Whatever is wrong, all of it.
+    /// All problems that were found, not only the first.
     pub fn load(&self) -> Result<Loaded, ConfigError> {
-        let keys = Keys::all();
-        let mut problems = Vec::new();
-        let layers = [
-            self.of_file(&keys, &mut problems),
-            self.of_environment(&keys, &mut problems),
-            self.of_assignments(&keys, &mut problems),
-        ];
-        let figment = layers.iter().fold(Figment::from(built_in()), |figment, layer| figment.merge(layer));
-        let origins: BTreeMap<_, _> =
-            layers.iter().flat_map(|layer| &layer.0).map(|(key, (_, origin))| (&**key, origin)).collect();
-        let origin = |key: &str| origins.get(key).map_or(Origin::Default, |origin| (*origin).clone());
-
-        let config = extract(figment, &keys, origin, &mut problems);
+        let (keys, defaults) = (keys(), defaults());
+        let (mut figment, mut problems, mut order) = (defaults.clone(), Vec::new(), HashMap::new());
+        for (place, setting) in self.settings(&keys, &defaults).into_iter().enumerate() {
+            let origin = match setting.and_then(|setting| checked(setting, &keys, &defaults, &figment)) {
+                Ok(setting) => {
+                    figment = figment.merge(&setting);
+                    setting.metadata.name.into_owned()
+                }
+                Err(problem) => {
+                    problems.push(problem.clone());
+                    problem.origin
+                }
+            };
+            order.entry(origin).or_insert(place);
+        }
+        // Settings of the wrong type were not merged.
+        let config: Config = figment.extract().unwrap_or_default();
+        let located = |(key, problem): (String, String)| Problem::with_key(origin(&figment, &key), &key, problem);
         let checked = check::check(&config);
-        problems.extend(checked.problems.into_iter().map(|(key, problem)| Problem::of(origin(&key), &key, problem)));
+        problems.extend(checked.problems.into_iter().map(located));
         if !problems.is_empty() {
-            problems.sort_by(|one, other| one.origin.cmp(&other.origin));
+            problems.sort_by_key(|problem| order.get(&problem.origin));
             return Err(ConfigError(problems));
         }
-        let notes = checked.notes.into_iter().map(|(key, note)| Problem::of(origin(&key), &key, note)).collect();
-        Ok(Loaded { resolved: resolved(&config, &keys, origin), config, notes })
+        let notes = checked.notes.into_iter().map(located).collect();
+        Ok(Loaded { resolved: resolved(&config, &keys, &figment), config, notes })
     }
 
-    fn of_file(&self, keys: &Keys, problems: &mut Vec<Problem>) -> Layer {
-        let mut layer = Layer(BTreeMap::new());
-        let Some(path) = &self.file else { return layer };
-        let settings = file::read(path).unwrap_or_else(|problem| {
-            problems.push(problem);
-            Vec::new()
+    /// The settings of all sources, in the order in which they are merged.
+    fn settings(&self, keys: &[Key], defaults: &Figment) -> Vec<Result<Setting, Problem>> {
+        let typed = |key: &str, text: &str, origin: String| Setting {
+            key: key.to_owned(),
+            value: typed(defaults, key, text),
+            metadata: Metadata::named(origin),
+        };
+        let file = self.file.iter().flat_map(|path| match file::read(path) {
+            Ok(settings) => settings.into_iter().map(Ok).collect(),
+            Err(problem) => vec![Err(problem)],
         });
-        for setting in settings {
-            let origin = Origin::file(path, setting.line);
-            if keys.default(&setting.key).is_none() {
-                problems.push(Problem::of(origin, &setting.key, keys.unknown(&setting.key)));
-            } else if let Some((_, before)) = layer.0.get(&setting.key) {
-                problems.push(Problem::of(origin, &setting.key, format!("is set twice, at {before} too")));
-            } else {
-                layer.0.insert(setting.key, (setting.value, origin));
+        let of = |key: Option<&Key>, text: &str, origin: String| match key {
+            Some(key) => Ok(typed(&key.name, text, origin)),
+            None => Err(Problem { origin, key: None, problem: "does not name a known key".to_owned() }),
+        };
+        let environment = self.environment.iter().map(|(name, text)| {
+            let key = keys.iter().find(|key| variable(&key.name) == *name);
+            of(key, text, format!("environment variable {name}"))
+        });
+        let flags = self.flags.iter().map(|(name, text)| {
+            let key = keys.iter().find(|key| key.flag.is_some_and(|flag| flag.name == name));
+            of(key, text, format!("--{name}"))
+        });
+        let assignments = self.assignments.iter().map(|assignment| {
+            let origin = "command line".to_owned();
+            match assignment.split_once('=') {
+                Some((key, text)) => Ok(typed(key, text, origin)),
+                None if keys.iter().any(|key| key.name == *assignment) => {
+                    Err(Problem::with_key(origin, assignment, "expected KEY=VALUE"))
+                }
+                None => Err(Problem::with_key(origin, assignment, unknown(keys, assignment))),
             }
-        }
-        layer
-    }
-
-    fn of_environment(&self, keys: &Keys, problems: &mut Vec<Problem>) -> Layer {
-        let mut layer = Layer(BTreeMap::new());
-        for (name, text) in &self.environment {
-            let origin = Origin::Environment(name.clone());
-            match keys.iter().find(|key| variable(key) == *name) {
-                Some(key) => drop(layer.0.insert(key.to_owned(), (typed(keys, key, text), origin))),
-                None => problems.push(Problem { origin, key: None, problem: "sets no key that is known".to_owned() }),
-            }
-        }
-        layer
-    }
-
-    fn of_assignments(&self, keys: &Keys, problems: &mut Vec<Problem>) -> Layer {
-        let mut layer = Layer(BTreeMap::new());
-        for assignment in &self.assignments {
-            let (key, text) = assignment.split_once('=').unwrap_or((assignment, ""));
-            if keys.default(key).is_none() {
-                problems.push(Problem::of(Origin::CommandLine, key, keys.unknown(key)));
-            } else if !assignment.contains('=') {
-                problems.push(Problem::of(Origin::CommandLine, key, "expected KEY=VALUE"));
-            } else {
-                layer.0.insert(key.to_owned(), (typed(keys, key, text), Origin::CommandLine));
-            }
-        }
-        layer
+        });
+        file.chain(environment).chain(flags).chain(assignments).collect()
     }
 }
 
-/// A value that came as text, of the type that its key's built-in value has.
-fn typed(keys: &Keys, key: &str, text: &str) -> Value {
+/// The setting, if its key is known, its value has the right type, and the same file does not set it twice.
+fn checked(setting: Setting, keys: &[Key], defaults: &Figment, before: &Figment) -> Result<Setting, Problem> {
+    let refused = |problem: String| Err(Problem::with_key(setting.metadata.name.clone(), &setting.key, problem));
+    if !keys.iter().any(|key| key.name == setting.key) {
+        return refused(unknown(keys, &setting.key));
+    }
+    let earlier = before.find_metadata(&setting.key).filter(|earlier| Setting::is_from_file(earlier));
+    if let Some(earlier) = earlier.filter(|_| Setting::is_from_file(&setting.metadata)) {
+        return refused(format!("is already set at {}", earlier.name));
+    }
+    match defaults.clone().merge(&setting).extract::<Config>() {
+        Ok(_) => Ok(setting),
+        Err(error) => refused(describe(&error.kind)),
+    }
+}
+
+/// Parses a text to the type of its key's default. figment's own provider for the environment goes by the text alone: it
+/// would make a number of a password that consists of digits.
+fn typed(defaults: &Figment, key: &str, text: &str) -> Value {
     let plain = |text: &str| yaml::plain(text).unwrap_or(Value::Empty(Tag::Default, Empty::None));
-    match keys.default(key) {
-        Some(Value::String(..)) => text.into(),
-        Some(Value::Array(..)) => {
+    match defaults.find_value(key) {
+        Ok(Value::String(..)) => text.into(),
+        Ok(Value::Array(..)) => {
             text.split(',').map(str::trim).filter(|part| !part.is_empty()).map(plain).collect::<Vec<_>>().into()
         }
         _ => plain(text),
     }
 }
 
-fn built_in() -> impl Provider {
-    figment::providers::Serialized::defaults(Config::default())
-}
-
-impl Provider for Layer {
-    fn metadata(&self) -> Metadata {
-        Metadata::default()
-    }
-
-    fn data(&self) -> Result<Map<Profile, Dict>, figment::Error> {
-        let mut dict = Dict::new();
-        for (key, (value, _)) in &self.0 {
-            insert(&mut dict, key, value.clone());
-        }
-        Ok(Profile::Default.collect(dict))
-    }
-}
-
-/// The configuration; where a value is wrong, the built-in one takes its place and the problem is noted.
-fn extract(mut figment: Figment, keys: &Keys, origin: impl Fn(&str) -> Origin, problems: &mut Vec<Problem>) -> Config {
-    for _ in keys.iter() {
-        let error = match figment.extract::<Config>() {
-            Ok(config) => return config,
-            Err(error) => error,
-        };
-        let Some(key) = keys.holding(&error.path.join(".")) else {
-            problems.push(Problem { origin: Origin::Default, key: None, problem: describe(&error.kind) });
-            return Config::default();
-        };
-        problems.push(Problem::of(origin(key), key, describe(&error.kind)));
-        let mut instead = Layer(BTreeMap::new());
-        let default = keys.default(key).cloned();
-        instead.0.extend(default.map(|value| (key.to_owned(), (value, Origin::Default))));
-        figment = figment.merge(&instead);
-    }
-    Config::default()
-}
-
 /// Every key with its value.
-pub(super) fn resolved(config: &Config, keys: &Keys, origin: impl Fn(&str) -> Origin) -> Vec<Resolved> {
+fn resolved(config: &Config, keys: &[Key], figment: &Figment) -> Vec<Resolved> {
     let json = serde_json::to_value(config).unwrap_or_default();
-    let resolve = |key: &str| {
-        let value = key.split('.').fold(&json, |value, part| &value[part]).to_string();
-        Resolved { key: key.to_owned(), value, origin: origin(key) }
+    let resolve = |key: &Key| Resolved {
+        key: key.name.clone(),
+        value: lookup(&json, &key.name).to_string(),
+        origin: origin(figment, &key.name),
+        reloadable: key.reloadable,
     };
-    keys.iter().map(resolve).collect()
+    let mut resolved: Vec<_> = keys.iter().map(resolve).collect();
+    resolved.sort_by(|one, other| one.key.cmp(&other.key));
+    resolved
 }
 
 #[cfg(test)]

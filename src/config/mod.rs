@@ -1,15 +1,21 @@
-//! Configuration: what is built in, under what a file says, under the environment, under the command line.
+//! Configuration: defaults, overridden by a file, the environment and the command line, in this order.
 //!
 //! ```text
-//! built-in values < file (YAML or TOML) < environment (SOCKTRAIL_…) < command line (--set KEY=VALUE)
+//! defaults < file (YAML or TOML) < environment (SOCKTRAIL_…) < command line (--set KEY=VALUE)
 //! ```
 //!
 //! A key is written with dots (`socket.dns.enabled: true`) or nested (`socket: {dns: {enabled: true}}`), so that the
-//! lines of an `auditbeat.yml` that begin with `socket.` can be pasted in. What is built in is what
-//! [`Config::default`] says, and that takes it from the options of the parts that are configured: there is no list of
-//! defaults beside the structures themselves. What a key is about, in the words of the documentation, says [`mod@reference`].
+//! lines of an `auditbeat.yml` that begin with `socket.` can be pasted in.
 //!
-//! Every mistake is reported, not only the first, each with its place and its key.
+//! An option is declared once, in `options.rs`, `outputs.rs` or `elasticsearch.rs`, by the macro of `section.rs`: name,
+//! type, default, bounds, description, flag, and which field of the library's options it sets. The documentation and the
+//! example ([`mod@reference`]) and the flags of the command line (`keys`) are made from the declarations. `check.rs` checks
+//! what involves several keys.
+//!
+//! [`figment`] merges the sources and knows which one a value comes from. This module reads files itself, because figment
+//! does not know lines, and the environment, because figment does not know the types of keys.
+//!
+//! All mistakes are reported, not only the first, each with its place and key.
 
 mod check;
 mod elasticsearch;
@@ -20,14 +26,18 @@ mod load;
 mod options;
 mod outputs;
 pub mod reference;
+mod section;
 mod setting;
 mod toml;
 mod values;
 mod yaml;
 
+pub use self::values::{ByteSize, ByteSizeError, Secret};
+pub use crate::model::units::{Time, TimeError};
 pub use elasticsearch::{Backoff, Elasticsearch, Spool, Ssl};
 pub use error::{ConfigError, Problem};
-pub use load::{Loaded, Loader, Origin, Resolved};
+pub use keys::keys;
+pub use load::{Loaded, Loader, Resolved};
 pub use options::{AfPacket, Config, Dns, DnsType, Document, Socket};
 pub use outputs::{Agent, Events, FileOutput, Listen, Metrics, OutputKind, Outputs, Sensors, Stdout, Sync};
-pub use values::{Secret, Size, SizeError, Time, TimeError};
+pub use section::{Flag, Key};

@@ -1,216 +1,227 @@
-//! What can be configured. Field names are the keys.
+//! The sections `socket`, `document` and `filter`, and the whole configuration.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use socktrail_guess::Source;
+use socktrail_guess::LayoutSource;
 
 use super::elasticsearch::Spool;
 use super::outputs::{Agent, Events, Metrics, Outputs, Sensors};
-use super::values::Time;
-use crate::ecs::Directions;
-use crate::filter::Filter;
+use super::section::{Flag, Key, Section, join, section};
+use crate::documents::ecs::Directions;
+use crate::model::filter::Filter;
+use crate::model::socket_event::Actions;
+use crate::model::units::Time;
 use crate::monitor::Options;
-use crate::socket_event::Actions;
 
-/// All of it.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-#[non_exhaustive]
-pub struct Config {
-    /// How flows are watched.
-    pub socket: Socket,
-    /// Which calls on sockets are told beside flows.
-    pub events: Events,
-    /// Which sensors tell of sockets.
-    pub sensors: Sensors,
-    /// Which flows are of no interest.
-    pub filter: Filter,
-    /// How documents are written.
-    pub document: Document,
-    /// Where they go.
-    pub output: Outputs,
-    /// Where they wait.
-    pub spool: Spool,
-    /// The program itself.
-    pub agent: Agent,
-    /// Numbers of it.
-    pub metrics: Metrics,
+section! {
+    /// The whole configuration.
+    pub struct Config {
+    } with {
+        /// Monitoring: names and defaults are those of Auditbeat's system/socket dataset
+        socket: Socket,
+        /// Socket events: documents about calls on sockets, in addition to flows
+        events: Events,
+        /// Sensors: documents about sockets that open and close, selected by patterns, in addition to flows
+        sensors: Sensors,
+        /// Filters: which flows are reported. An empty list matches every flow, and exclude wins over only
+        filter: Filter,
+        /// Documents: their contents
+        #[reloadable(true)]
+        document: Document,
+        /// Outputs: where documents go. Several may be on at once
+        #[reloadable(true)]
+        output: Outputs,
+        /// Spool: where documents wait on disk until Elasticsearch has taken them
+        #[reloadable(true)]
+        spool: Spool,
+        /// Agent: the process itself
+        agent: Agent,
+        /// Metrics: the agent's counters, for Prometheus
+        metrics: Metrics,
+    }
 }
 
-/// `socket.*`: the options of Auditbeat's `system/socket` dataset, with its names and defaults, and more.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-#[non_exhaustive]
-pub struct Socket {
-    /// The mount point of tracefs, or the tracing directory of debugfs; none: found, else mounted.
-    pub tracefs_path: Option<PathBuf>,
-    /// Whether IPv6 is watched; none: where the kernel has it.
-    pub enable_ipv6: Option<bool>,
-    /// A flow without traffic for so long has ended.
-    pub flow_inactive_timeout: Time,
-    /// How long packets are still counted in after a socket was closed.
-    pub flow_termination_timeout: Time,
-    /// A socket without traffic for so long is forgotten.
-    pub socket_inactive_timeout: Time,
-    /// How many samples may wait to be taken in.
-    pub perf_queue_size: usize,
-    /// How many reports of losses may wait; beyond, they are joined.
-    pub lost_queue_size: usize,
-    /// Each CPU's ring has 2^n pages.
-    pub ring_size_exponent: u8,
-    /// By how much the wall clock may move against the kernel's before times follow it.
-    pub clock_max_drift: Time,
-    /// How often the kernel's clock is compared with ours where programs cannot read it.
-    pub clock_sync_period: Time,
-    /// The time that one guess may take.
-    pub guess_timeout: Time,
-    /// How names are listened to.
-    pub dns: Dns,
-    /// How often a flow with traffic is reported while it lives; none: never.
-    pub flow_report_interval: Option<Time>,
-    /// Where the kernel's layout comes from: `auto`, `guess`, `btf`, `btf:PATH` or `file:PATH`.
-    #[serde(with = "super::values::text")]
-    pub source: Source,
-    /// Live flows at most; beyond, those closest to their end are written early.
-    pub max_flows: usize,
-    /// Known sockets at most.
-    pub max_sockets: usize,
-    /// Known processes at most.
-    pub max_processes: usize,
-    /// Kernel functions to do without, as if the kernel did not have them.
-    pub mask: Vec<String>,
+section! {
+    /// `socket.*`: the options of Auditbeat's `system/socket` dataset, with its names and defaults, and others.
+    pub struct Socket sets Options {
+        /// The mount point of tracefs, or the `tracing` directory of debugfs. If not set, Socktrail looks for it, and
+        /// mounts tracefs if it is not mounted.
+        #[flag("tracefs-path", "PATH")]
+        tracefs_path: Option<PathBuf>,
+        /// Whether to monitor IPv6. If not set, IPv6 is monitored if the kernel supports it.
+        #[flag("enable-ipv6", "BOOL")]
+        enable_ipv6: Option<bool>,
+        /// A flow ends after this time without traffic.
+        #[flag("flow-inactive-timeout", "TIME")]
+        flow_inactive_timeout: Time,
+        /// A flow whose socket was closed ends after this time without traffic. Until then, late packets still count.
+        #[flag("flow-termination-timeout", "TIME")]
+        flow_termination_timeout: Time,
+        /// Socktrail drops its record of a socket whose owner it does not know after this time without traffic. Sockets
+        /// with a known owner are kept until they close, unless the table of sockets (`max_sockets`) is nearly full.
+        #[flag("socket-inactive-timeout", "TIME")]
+        socket_inactive_timeout: Time,
+        /// How many samples may wait in memory between the kernel's rings and flow tracking.
+        #[flag("perf-queue-size", "N")]
+        perf_queue_size: usize,
+        /// How many reports of losses may wait to be processed. When the queue is full, new reports are merged with a
+        /// waiting one of the same cause.
+        #[flag("lost-queue-size", "N")]
+        lost_queue_size: usize,
+        /// Each CPU's perf ring has 2^N memory pages; the default is 512 KiB with pages of 4 KiB.
+        #[flag("ring-size-exponent", "N")]
+        ring_size_exponent: u8,
+        /// How far the wall clock may drift from the kernel's monotonic clock before timestamps are corrected.
+        clock_max_drift: Time,
+        /// How often to compare the clock of samples with the monotonic clock on kernels whose sample clock programs
+        /// cannot read (before Linux 4.1). On other kernels, clocks are compared ten times a second.
+        clock_sync_period: Time,
+        /// How long one guess about the layout of kernel structures may take.
+        #[flag("guess-timeout", "TIME")]
+        guess_timeout: Time,
+        /// How often to report a live flow that has traffic, with `flow.final` false. If not set, a flow is reported only
+        /// when it ends.
+        #[flag("flow-report-interval", "TIME")]
+        flow_report_interval: Option<Time>,
+        /// Where the layout of kernel structures comes from: `auto`, `guess`, `btf`, `btf:PATH` or `file:PATH`. `auto`
+        /// reads BTF, guesses what BTF does not give, and takes the rest from a saved layout.
+
+        #[flag("source", "SOURCE")]
+        #[serde(with = "super::values::text")]
+        source: LayoutSource,
+        /// The maximum number of live flows. Each takes up to 440 bytes, with its socket. Beyond it, the flow closest to
+        /// its timeout is reported early.
+        #[flag("max-flows", "N")]
+        max_flows: usize,
+        /// The maximum number of sockets that are tracked. Beyond it, the owners of new sockets are not known.
+        #[flag("max-sockets", "N")]
+        max_sockets: usize,
+        /// The maximum number of processes that are tracked. Beyond it, new processes are not known.
+        #[flag("max-processes", "N")]
+        max_processes: usize,
+        /// Kernel functions to ignore, as if this kernel lacked them. Shows what would be missing on such a kernel.
+        #[flag("mask", "FUNCTION")]
+        mask: Vec<String>,
+    } with {
+        /// DNS: names that processes look up
+        dns: Dns,
+    }
 }
 
-/// `socket.dns.*`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-#[non_exhaustive]
-pub struct Dns {
-    /// Whether names that processes look up are listened to.
-    pub enabled: bool,
-    /// How.
-    #[serde(rename = "type")]
-    pub kind: DnsType,
-    /// How packets are captured.
-    pub af_packet: AfPacket,
-    /// Ports that servers of names listen on.
-    pub ports: Vec<u16>,
+section! {
+    /// `socket.dns.*`.
+    pub struct Dns sets socktrail_dns::Options {
+        /// Whether to capture DNS traffic, so that flows get the names that processes look up.
+        #[flag("dns-enabled", "BOOL")]
+        enabled: bool,
+        /// How DNS traffic is captured. `af_packet` is the only value.
+        r#type: DnsType = DnsType::AfPacket,
+        /// Ports that DNS servers listen on.
+        #[flag("dns-port", "PORT")]
+        ports: Vec<u16>,
+    } with {
+        /// Packet sockets: `packet(7)`
+        af_packet: AfPacket,
+    }
 }
 
 /// `socket.dns.type`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DnsType {
-    /// Packets are captured: `packet(7)`. There is no other way yet.
-    #[default]
+    /// With a packet socket: `packet(7)`.
     AfPacket,
 }
 
-/// `socket.dns.af_packet.*`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-#[non_exhaustive]
-pub struct AfPacket {
-    /// Only this interface; `any`: all of them.
-    pub interface: String,
-    /// Bytes read of each packet.
-    pub snaplen: u32,
+section! {
+    /// `socket.dns.af_packet.*`.
+    pub struct AfPacket sets socktrail_dns::Options {
+        /// The network interface on which DNS traffic is captured; `any` is all of them.
+        #[flag("dns-interface", "NAME")]
+        interface: String = ANY.to_owned(),
+        /// How many bytes of each UDP packet are captured, from its IP header on. Names and addresses beyond that are
+        /// missed. DNS over TCP is always captured whole.
+        #[flag("dns-snaplen", "BYTES")]
+        snaplen: u32,
+    }
 }
 
-/// `document.*`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-#[non_exhaustive]
-pub struct Document {
-    /// What `network.direction` is called: `ingress` (and `egress`, as ECS asks) or `inbound` (and `outbound`).
-    pub direction: Directions,
-}
-
-/// The word for all interfaces.
+/// The value that stands for all interfaces.
 const ANY: &str = "any";
 
-impl Default for Socket {
-    fn default() -> Self {
-        let options = Options::default();
-        Self {
-            tracefs_path: options.tracefs_path,
-            enable_ipv6: options.enable_ipv6,
-            flow_inactive_timeout: options.flow_inactive_timeout.into(),
-            flow_termination_timeout: options.flow_termination_timeout.into(),
-            socket_inactive_timeout: options.socket_inactive_timeout.into(),
-            perf_queue_size: options.perf_queue_size,
-            lost_queue_size: options.lost_queue_size,
-            ring_size_exponent: options.ring_size_exponent,
-            clock_max_drift: options.clock_max_drift.into(),
-            clock_sync_period: options.clock_sync_period.into(),
-            guess_timeout: options.guess_timeout.into(),
-            dns: Dns::default(),
-            flow_report_interval: options.flow_report_interval.map(Time::from),
-            source: options.source,
-            max_flows: options.max_flows,
-            max_sockets: options.max_sockets,
-            max_processes: options.max_processes,
-            mask: options.mask,
-        }
+section! {
+    /// `document.*`.
+    pub struct Document {
+        /// The values of `network.direction`: with `ingress`, they are `ingress` and `egress`, as ECS defines for a host;
+        /// with `inbound`, they are `inbound` and `outbound`.
+        direction: Directions = Directions::default(),
     }
 }
 
-impl Default for Dns {
-    fn default() -> Self {
-        let options = socktrail_dns::Options::default();
-        let interface = options.interface.unwrap_or_else(|| ANY.to_owned());
-        let af_packet = AfPacket { interface, snaplen: options.snaplen };
-        Self { enabled: options.enabled, kind: DnsType::default(), af_packet, ports: options.ports }
-    }
-}
+/// `filter.*`: key, flag, name of the flag's value, description. The structure belongs to the library, and its lists share
+/// one type, so [`section!`] cannot describe them.
+const FILTER: [(&str, &str, &str, &str); 9] = [
+    (
+        "exclude_loopback",
+        "exclude-loopback",
+        "BOOL",
+        "Whether to leave out traffic within this host: that on the loopback interface.",
+    ),
+    ("ports.only", "only-port", "PORT", "Report only flows with one of these ports at either end."),
+    ("ports.exclude", "exclude-port", "PORT", "Report no flows with one of these ports at either end."),
+    (
+        "networks.only",
+        "only-network",
+        "NETWORK",
+        "Report only flows whose remote address is in one of these networks, such as `192.0.2.0/24`.",
+    ),
+    (
+        "networks.exclude",
+        "exclude-network",
+        "NETWORK",
+        "Report no flows whose remote address is in one of these networks.",
+    ),
+    ("uids.only", "only-uid", "UID", "Report only flows of processes with one of these user ids."),
+    ("uids.exclude", "exclude-uid", "UID", "Report no flows of processes with one of these user ids."),
+    ("pids.only", "only-pid", "PID", "Report only flows of processes with one of these process ids."),
+    ("pids.exclude", "exclude-pid", "PID", "Report no flows of processes with one of these process ids."),
+];
 
-impl Default for AfPacket {
-    fn default() -> Self {
-        Dns::default().af_packet
+impl Section for Filter {
+    type Target = ();
+
+    const INNER: &'static [(&'static str, &'static str)] = &[];
+
+    fn keys(section: &str, keys: &mut Vec<Key>) {
+        keys.extend(FILTER.iter().map(|&(key, flag, value, description)| Key {
+            name: join(section, key),
+            description,
+            flag: Some(Flag { name: flag, value }),
+            bounds: None,
+            needs: None,
+            reloadable: false,
+        }));
     }
+
+    fn check(&self, _section: &str, _problems: &mut Vec<(String, String)>) {}
+
+    fn apply_to(&self, _target: &mut ()) {}
 }
 
 impl Config {
-    /// What the monitor is to do.
+    /// The options of the monitor.
     pub fn monitor(&self) -> Options {
-        let socket = self.socket.clone();
-        let of_sensors = if self.sensors.files.is_empty() { Actions::NONE } else { Actions::SENSORS };
-        let dns = socktrail_dns::Options::from(socket.dns);
-        Options {
-            tracefs_path: socket.tracefs_path,
-            enable_ipv6: socket.enable_ipv6,
-            flow_inactive_timeout: socket.flow_inactive_timeout.into(),
-            flow_termination_timeout: socket.flow_termination_timeout.into(),
-            socket_inactive_timeout: socket.socket_inactive_timeout.into(),
-            perf_queue_size: socket.perf_queue_size,
-            lost_queue_size: socket.lost_queue_size,
-            ring_size_exponent: socket.ring_size_exponent,
-            clock_max_drift: socket.clock_max_drift.into(),
-            clock_sync_period: socket.clock_sync_period.into(),
-            guess_timeout: socket.guess_timeout.into(),
-            flow_report_interval: socket.flow_report_interval.map(Duration::from),
-            source: socket.source,
-            max_flows: socket.max_flows,
-            max_sockets: socket.max_sockets,
-            max_processes: socket.max_processes,
-            mask: socket.mask,
-            filter: self.filter.clone(),
-            socket_events: self.events.set().or(of_sensors),
-            dns,
-            ..Options::default()
-        }
-    }
-}
+        let mut options = Options::default();
+        let Socket { dns, .. } = &self.socket;
+        self.socket.apply_to(&mut options);
+        dns.apply_to(&mut options.dns);
+        dns.af_packet.apply_to(&mut options.dns);
+        options.dns.interface = Some(dns.af_packet.interface.clone()).filter(|name| name != ANY);
+        options.filter = self.filter.clone();
+        let for_sensors = if self.sensors.files.is_empty() { Actions::NONE } else { Actions::SENSORS };
+        options.socket_events = self.events.action_set().or(for_sensors);
 
-impl From<Dns> for socktrail_dns::Options {
-    fn from(dns: Dns) -> Self {
-        let mut options = Self::default();
-        options.enabled = dns.enabled;
-        options.interface = Some(dns.af_packet.interface).filter(|name| name != ANY);
-        options.snaplen = dns.af_packet.snaplen;
-        options.ports = dns.ports;
         options
     }
 }

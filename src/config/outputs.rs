@@ -1,4 +1,4 @@
-//! What can be configured of outputs and of the agent itself.
+//! The sections `agent`, `events`, `sensors`, `metrics` and `output`.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -9,92 +9,89 @@ use std::{fmt, iter};
 use serde::{Deserialize, Serialize};
 
 use super::elasticsearch::Elasticsearch;
-use super::values::{Size, Time, TimeError};
+use super::section::section;
+use super::values::ByteSize;
+use crate::condition::{Condition, ConditionError};
 use crate::control::CONTROL_PATH;
+use crate::model::socket_event::Actions;
+use crate::model::units::{Time, TimeError};
 use crate::output::{FileOptions, SyncPolicy};
 use crate::sensors::{self, FileError, Sensor};
-use crate::socket_event::Actions;
-use crate::socket_event::condition::{Condition, ConditionError};
 
-/// `agent.*`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-#[non_exhaustive]
-pub struct Agent {
-    /// `agent.name` in documents; empty: the host's name.
-    pub name: String,
-    /// How much less of the CPU than others get the agent asks for: 0 to 19, `nice(2)`.
-    pub nice: u8,
-    /// Whether the agent gives up, once it watches, what it does not need any more: capabilities, system calls, files.
-    pub harden: bool,
-    /// How long the end may take: what is not sent by then stays in the spool, or is counted as lost.
-    pub shutdown_timeout: Time,
-}
-
-impl Default for Agent {
-    fn default() -> Self {
-        Self { name: String::new(), nice: 0, harden: true, shutdown_timeout: Duration::from_secs(10).into() }
+section! {
+    /// `agent.*`.
+    pub struct Agent {
+        /// `agent.name` in documents. If empty, the host's name is used.
+        #[reloadable(true)]
+        name: String = String::new(),
+        /// The niceness of the agent: `nice(2)`. A higher value leaves more CPU time to other processes.
+        #[bounds(0, 19)]
+        nice: u8 = 0,
+        /// Whether the agent drops [privileges](security.md) once its probes are installed: capabilities, system calls
+        /// and access to files.
+        harden: bool = true,
+        /// How long the agent may take to shut down. Documents that are not sent by then stay in the spool, or are
+        /// counted as lost.
+        #[reloadable(true)]
+        shutdown_timeout: Time = Duration::from_secs(10).into(),
     }
 }
 
-/// `events.*`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-#[non_exhaustive]
-pub struct Events {
-    /// Calls on sockets that become documents of their own: `create`, `bind`, `listen`, `accept`, `connect`,
-    /// `setsockopt`, `close`; none: no such documents.
-    pub actions: Vec<String>,
-    /// Only events that fulfil this [condition](Condition); none: all of them.
-    #[serde(rename = "where")]
-    pub condition: Option<String>,
+section! {
+    /// `events.*`.
+    pub struct Events {
+        /// The calls that become documents: any of `create`, `bind`, `listen`, `accept`, `connect`, `setsockopt` and
+        /// `close`. Their `event.sequence` counts them from the start of the agent.
+        actions: Vec<String> = Vec::new(),
+        /// Only events that match this [condition](events.md#conditions), such as
+        /// `remote.port == 443 && process.name in ["curl", "wget"]`, become documents.
+        #[needs("events.actions")]
+        #[reloadable(true)]
+        r#where: Option<String> = None,
+    }
 }
 
 impl Events {
-    /// The set of them; a name that is none adds nothing.
-    pub fn set(&self) -> Actions {
+    /// The actions as a set. Unknown names are ignored; [`check`](super::check) reports them.
+    pub fn action_set(&self) -> Actions {
         self.actions.iter().filter_map(|name| Actions::named(name)).fold(Actions::NONE, Actions::or)
     }
 
-    /// The condition, understood.
+    /// The parsed condition.
     ///
     /// # Errors
-    /// It is none, and where.
+    /// A syntax error, with its position.
     pub fn condition(&self) -> Result<Option<Condition>, ConditionError> {
-        self.condition.as_deref().map(str::parse).transpose()
+        self.r#where.as_deref().map(str::parse).transpose()
     }
 }
 
-/// `sensors.*`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-#[non_exhaustive]
-pub struct Sensors {
-    /// Sensor files, whose sensors' events become documents of their own; none: no sensors.
-    pub files: Vec<PathBuf>,
-    /// Only sensors of these profiles, and those that name none; none: all sensors.
-    pub profiles: Vec<String>,
-    /// Where locked events are unlocked.
-    pub control: PathBuf,
-}
-
-impl Default for Sensors {
-    fn default() -> Self {
-        Self { files: Vec::new(), profiles: Vec::new(), control: CONTROL_PATH.into() }
+section! {
+    /// `sensors.*`.
+    pub struct Sensors {
+        /// [Sensor files](sensors.md). The events of their sensors become documents. No two files may define a sensor
+        /// with the same id.
+        files: Vec<PathBuf> = Vec::new(),
+        /// Run only sensors that have one of these profiles, and sensors without a profile. If empty, all sensors run.
+        #[needs("sensors.files")]
+        profiles: Vec<String> = Vec::new(),
+        /// The control socket, through which `socktrail unlock` unlocks events. It exists if a sensor locks events.
+        #[needs("sensors.files")]
+        control: PathBuf = CONTROL_PATH.into(),
     }
 }
 
 impl Sensors {
-    /// Reads the files: the sensors that are wanted.
+    /// Reads the files, and returns the sensors of the configured profiles.
     ///
     /// # Errors
-    /// A file cannot be read or makes no sense, or no sensor is left.
+    /// A file cannot be read or is invalid, or no sensor has one of the profiles.
     pub fn read(&self) -> Result<Vec<Sensor>, FileError> {
         let mut sensors = sensors::read_all(&self.files)?;
-        sensors.retain(|sensor| sensor.is_of(&self.profiles));
+        sensors.retain(|sensor| sensor.belongs_to(&self.profiles));
         match self.files.last() {
             Some(file) if sensors.is_empty() => {
-                let message = "no sensor is of one of sensors.profiles".to_owned();
+                let message = "no sensor has one of the profiles in sensors.profiles".to_owned();
                 let problem = sensors::Problem { line: None, key: String::new(), message };
                 Err(FileError::Bad { file: file.clone(), problem })
             }
@@ -103,22 +100,22 @@ impl Sensors {
     }
 }
 
-/// `metrics.*`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-#[non_exhaustive]
-pub struct Metrics {
-    /// Where numbers are served for Prometheus: an address of this host, or `unix:PATH`; none: nowhere.
-    pub listen: Option<Listen>,
+section! {
+    /// `metrics.*`.
+    pub struct Metrics {
+        /// Where [metrics for Prometheus](metrics.md) are served: a loopback address and port, such as `127.0.0.1:9479`,
+        /// or a Unix socket, such as `unix:/run/socktrail.sock`. If not set, they are not served.
+        listen: Option<Listen> = None,
+    }
 }
 
-/// Where to listen.
+/// The address that metrics are served at.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Listen {
     /// A loopback address and port.
     Tcp(SocketAddr),
-    /// A socket in the file system.
+    /// The path of a Unix socket.
     Unix(PathBuf),
 }
 
@@ -132,8 +129,10 @@ impl TryFrom<String> for Listen {
         let address: Result<SocketAddr, _> = text.parse();
         match address {
             Ok(address) if address.ip().is_loopback() => Ok(Self::Tcp(address)),
-            Ok(_) => Err("expected an address of this host alone, as in 127.0.0.1:9479: put a proxy before it"),
-            Err(_) => Err("expected an address and port, as in 127.0.0.1:9479, or unix:/run/socktrail.sock"),
+            Ok(_) => {
+                Err("expected a loopback address, such as 127.0.0.1:9479; other hosts can be served through a proxy")
+            }
+            Err(_) => Err("expected an address and port, such as 127.0.0.1:9479, or unix:/run/socktrail.sock"),
         }
     }
 }
@@ -147,34 +146,24 @@ impl From<Listen> for String {
     }
 }
 
-/// `output.*`. Several may be on at once.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-#[non_exhaustive]
-pub struct Outputs {
-    /// Bytes of documents that may wait in memory for each output.
-    pub queue_size: Size,
-    /// Standard output.
-    pub stdout: Stdout,
-    /// A file.
-    pub file: FileOutput,
-    /// Elasticsearch or OpenSearch.
-    pub elasticsearch: Elasticsearch,
-}
-
-impl Default for Outputs {
-    fn default() -> Self {
-        Self {
-            queue_size: Size(32 << 20),
-            stdout: Stdout::default(),
-            file: FileOutput::default(),
-            elasticsearch: Elasticsearch::default(),
-        }
+section! {
+    /// `output.*`. Several outputs may be on at once.
+    pub struct Outputs {
+        /// How much memory the documents that wait for one output may take.
+        #[bounds(ByteSize(1 << 20))]
+        queue_size: ByteSize = ByteSize(32 << 20),
+    } with {
+        /// Standard output
+        stdout: Stdout,
+        /// A file
+        file: FileOutput,
+        /// Elasticsearch or OpenSearch
+        elasticsearch: Elasticsearch,
     }
 }
 
 impl Outputs {
-    /// Those that are on.
+    /// The outputs that are on.
     pub fn enabled(&self) -> impl Iterator<Item = OutputKind> {
         let stdout = self.stdout.enabled.then_some(OutputKind::Stdout);
         let file = self.file.options().map(OutputKind::File);
@@ -183,14 +172,14 @@ impl Outputs {
     }
 }
 
-/// Where documents can go.
+/// An output that is on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OutputKind {
     /// Standard output.
     Stdout,
     /// A file, written with these options.
     File(FileOptions),
-    /// A cluster of Elasticsearch.
+    /// Elasticsearch or OpenSearch.
     Elasticsearch,
 }
 
@@ -205,50 +194,42 @@ impl OutputKind {
     }
 }
 
-/// `output.stdout.*`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-#[non_exhaustive]
-pub struct Stdout {
-    /// Whether documents go to standard output, one a line.
-    pub enabled: bool,
+section! {
+    /// `output.stdout.*`.
+    pub struct Stdout {
+        /// Whether to write documents to standard output, one per line.
+        enabled: bool = false,
+    }
 }
 
-/// `output.file.*`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-#[non_exhaustive]
-pub struct FileOutput {
-    /// The file; none: the output is off.
-    pub path: Option<PathBuf>,
-    /// A file is done with before it would be larger.
-    pub rotate_size: Size,
-    /// A file is done with when it is so old; none: however old.
-    pub rotate_every: Option<Time>,
-    /// How many files that are done with are kept.
-    pub keep: usize,
-    /// Whether they are packed.
-    pub gzip: bool,
-    /// When the disk is to have what was written.
-    #[serde(with = "super::values::text")]
-    pub sync: Sync,
-}
-
-impl Default for FileOutput {
-    fn default() -> Self {
-        Self {
-            path: None,
-            rotate_size: Size(100 << 20),
-            rotate_every: None,
-            keep: 7,
-            gzip: false,
-            sync: Sync(SyncPolicy::Every(Duration::from_secs(1))),
-        }
+section! {
+    /// `output.file.*`.
+    pub struct FileOutput {
+        /// The file to write documents to, one per line. If not set, this output is off.
+        path: Option<PathBuf> = None,
+        /// The file is rotated before it grows larger than this.
+        #[bounds(ByteSize(1 << 10))]
+        #[needs("output.file.path")]
+        rotate_size: ByteSize = ByteSize(100 << 20),
+        /// The file is rotated when it reaches this age. If not set, age does not matter.
+        #[needs("output.file.path")]
+        rotate_every: Option<Time> = None,
+        /// How many rotated files to keep.
+        #[needs("output.file.path")]
+        keep: usize = 7,
+        /// Whether to compress rotated files with gzip.
+        #[needs("output.file.path")]
+        gzip: bool = false,
+        /// When to flush the file to disk (`fdatasync(2)`): `never`, `always` (after each batch of documents), or a time
+        /// after which written documents are flushed at the latest.
+        #[needs("output.file.path")]
+        #[serde(with = "super::values::text")]
+        sync: Sync = Sync(SyncPolicy::Every(Duration::from_secs(1))),
     }
 }
 
 impl FileOutput {
-    /// What the output is to do, if it is on.
+    /// The options of the output, if it is on.
     pub fn options(&self) -> Option<FileOptions> {
         Some(FileOptions {
             path: self.path.clone()?,
@@ -261,7 +242,8 @@ impl FileOutput {
     }
 }
 
-/// `never`, `always`, or a time.
+/// `output.file.sync`: `never`, `always`, or a time.
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sync(pub SyncPolicy);
 

@@ -1,15 +1,69 @@
-//! What a source of configuration comes down to: keys with dots, each with a value and a place.
+//! Settings: keys with values, and where they are set. Each setting is one layer for [`figment`], which merges the layers
+//! and knows which one a value comes from.
 
-use figment::value::{Dict, Value};
+use std::path::Path;
+
+use figment::providers::Serialized;
+use figment::value::{Dict, Map, Value};
+use figment::{Figment, Metadata, Profile, Provider, Source};
+
+use super::options::Config;
 
 /// One key with its value.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Setting {
-    /// With dots: `socket.dns.enabled`.
+    /// The full name, such as `socket.dns.enabled`.
     pub key: String,
-    /// What it is set to. Never a section: those are spelt out in keys.
+    /// The value. It is never a section: each key of a section is a setting of its own.
     pub value: Value,
-    /// The line of a file, from 1.
+    /// Where it is set, for messages.
+    pub metadata: Metadata,
+}
+
+impl Setting {
+    /// A setting at a line of a file.
+    pub fn at_line(path: &Path, Line { key, value, line }: Line) -> Self {
+        Self { key, value, metadata: Metadata::from(format!("{}:{line}", path.display()), path) }
+    }
+
+    /// Whether a setting comes from a file.
+    pub fn is_from_file(metadata: &Metadata) -> bool {
+        matches!(metadata.source, Some(Source::File(_)))
+    }
+}
+
+impl Provider for Setting {
+    fn metadata(&self) -> Metadata {
+        self.metadata.clone()
+    }
+
+    fn data(&self) -> Result<Map<Profile, Dict>, figment::Error> {
+        let nested = figment::util::nest(&self.key, self.value.clone());
+        Ok(Profile::Default.collect(nested.into_dict().unwrap_or_default()))
+    }
+}
+
+/// The defaults, as the bottom layer.
+pub fn defaults() -> Figment {
+    Figment::from(Serialized::defaults(Config::default()))
+}
+
+/// Where the value of a key comes from, for messages.
+pub fn origin(figment: &Figment, key: &str) -> String {
+    match figment.find_metadata(key) {
+        Some(Metadata { source: Some(Source::Code(_)), .. }) | None => "default".to_owned(),
+        Some(metadata) => metadata.name.to_string(),
+    }
+}
+
+/// A key with its value, at a line of a file.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Line {
+    /// The full name of the key.
+    pub key: String,
+    /// The value.
+    pub value: Value,
+    /// The line, from 1.
     pub line: usize,
 }
 
@@ -20,45 +74,4 @@ pub struct Mistake {
     pub line: usize,
     /// What is wrong.
     pub problem: String,
-}
-
-/// Joins the key of a section and a key within it.
-pub fn join(section: &str, key: &str) -> String {
-    if section.is_empty() { key.to_owned() } else { format!("{section}.{key}") }
-}
-
-/// Puts a value at its place in nested dictionaries. A value in the way of a section gives way.
-pub fn insert(dict: &mut Dict, key: &str, value: Value) {
-    let Some((section, rest)) = key.split_once('.') else {
-        dict.insert(key.to_owned(), value);
-        return;
-    };
-    let mut inner = match dict.remove(section) {
-        Some(Value::Dict(_, inner)) => inner,
-        _ => Dict::new(),
-    };
-    insert(&mut inner, rest, value);
-    dict.insert(section.to_owned(), inner.into());
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn keys_with_dots_nest() {
-        let mut dict = Dict::new();
-        insert(&mut dict, "a.b.c", 1.into());
-        insert(&mut dict, "a.b.d", 2.into());
-        insert(&mut dict, "e", 3.into());
-        let value = Value::from(dict);
-        let number = |key| value.find_ref(key).and_then(Value::to_i128);
-        assert_eq!((number("a.b.c"), number("a.b.d"), number("e")), (Some(1), Some(2), Some(3)));
-    }
-
-    #[test]
-    fn sections_join() {
-        assert_eq!(join("", "socket.dns"), "socket.dns");
-        assert_eq!(join("socket", "dns.enabled"), "socket.dns.enabled");
-    }
 }

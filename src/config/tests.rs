@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::config::DnsType;
-use crate::socket_event::Actions;
+use crate::model::socket_event::Actions;
 
 /// A folder with one configuration file.
 struct Written {
@@ -30,7 +30,7 @@ impl Written {
         self.folder.path().join(self.name)
     }
 
-    /// What is said of it, the path left out.
+    /// The problems that are reported, without the path.
     fn problems(&self) -> Vec<String> {
         let prefix = self.path().display().to_string();
         let ConfigError(problems) = self.loader().load().unwrap_err();
@@ -43,7 +43,7 @@ fn variables(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
 }
 
 fn origin(loaded: &Loaded, key: &str) -> String {
-    loaded.resolved.iter().find(|resolved| resolved.key == key).unwrap().origin.to_string()
+    loaded.resolved.iter().find(|resolved| resolved.key == key).unwrap().origin.clone()
 }
 
 #[test]
@@ -110,19 +110,19 @@ events.actions: [bind, close]
     assert_eq!((options.socket_inactive_timeout, options.perf_queue_size), (seconds(3), 4));
     assert_eq!((options.ring_size_exponent, options.clock_max_drift), (5, seconds(6)));
     assert_eq!((options.guess_timeout, options.flow_report_interval), (seconds(7), Some(seconds(8))));
-    assert_eq!(options.source, socktrail_guess::Source::File("/layout".into()));
+    assert_eq!(options.source, socktrail_guess::LayoutSource::File("/layout".into()));
     assert_eq!((options.max_flows, options.max_sockets, options.max_processes), (9, 10, 11));
     assert_eq!(options.mask, ["tcp_v4_rcv"]);
     assert_eq!((options.dns.enabled, options.dns.snaplen), (false, 512));
     assert_eq!((options.dns.interface.as_deref(), &*options.dns.ports), (Some("eth0"), &[53, 5353][..]));
-    assert_eq!(config.socket.dns.kind, DnsType::AfPacket);
+    assert_eq!(config.socket.dns.r#type, DnsType::AfPacket);
     assert!(options.filter.exclude_loopback);
     assert_eq!((&*options.filter.ports.only, &*options.filter.ports.exclude), (&[80][..], &[22][..]));
     assert_eq!(options.filter.networks.only, ["10.0.0.0/8".parse().unwrap()]);
     assert_eq!(options.filter.networks.exclude, ["fd00::/8".parse().unwrap()]);
     assert_eq!((&*options.filter.uids.only, &*options.filter.pids.exclude), (&[0][..], &[1][..]));
     assert_eq!(options.socket_events, Actions::BIND.or(Actions::CLOSE));
-    assert_eq!(config.document.direction, crate::ecs::Directions::Inbound);
+    assert_eq!(config.document.direction, crate::documents::ecs::Directions::Inbound);
 }
 
 #[test]
@@ -130,7 +130,7 @@ fn sensors_hear_of_what_they_need_beside_what_is_written() {
     let written = file("a.yml", "events.actions: [setsockopt]\nsensors.files: [/etc/sensors.yml]\n");
     let config = written.loader().load().unwrap().config;
     assert_eq!(config.monitor().socket_events, Actions::SENSORS.or(Actions::SETSOCKOPT));
-    assert_eq!(config.events.set(), Actions::SETSOCKOPT);
+    assert_eq!(config.events.action_set(), Actions::SETSOCKOPT);
     assert!(config.sensors.read().unwrap_err().to_string().contains("/etc/sensors.yml"));
 }
 
@@ -151,6 +151,19 @@ fn text_from_outside_a_file_takes_the_type_of_its_key() {
     let socket = Loader::new().environment(variables(&environment)).load().unwrap().config.socket;
     assert_eq!((&*socket.dns.ports, socket.enable_ipv6), (&[53, 5353][..], Some(false)));
     assert_eq!((&*socket.dns.af_packet.interface, socket.perf_queue_size), ("12", 7));
+}
+
+#[test]
+fn flags_set_their_keys_over_the_environment() {
+    let flags = [("dns-port", "53,5353"), ("exclude-loopback", "true"), ("max-flows", "9"), ("dns-interface", "12")];
+    let loader = Loader::new().environment(variables(&[("SOCKTRAIL_SOCKET_MAX_FLOWS", "8")]));
+    let loaded = loader.flags(variables(&flags)).load().unwrap();
+    let options = loaded.config.monitor();
+    assert_eq!((&*options.dns.ports, options.dns.interface.as_deref()), (&[53, 5353][..], Some("12")));
+    assert!(options.filter.exclude_loopback);
+    assert_eq!((options.max_flows, &*origin(&loaded, "socket.max_flows")), (9, "--max-flows"));
+    let wrong = Loader::new().flags(variables(&[("ring-size-exponent", "99")])).load().unwrap_err();
+    assert_eq!(wrong.to_string(), "--ring-size-exponent: socket.ring_size_exponent: 99 is not within 1 to 14");
 }
 
 #[test]
@@ -194,7 +207,7 @@ fn what_makes_no_sense_is_told_with_its_line() {
     let path = written.path();
     assert_eq!(
         written.loader().load().unwrap_err().to_string(),
-        format!("{0}:2: socket.guess_timeout: is set twice, at {0}:1 too", path.display())
+        format!("{0}:2: socket.guess_timeout: is already set at {0}:1", path.display())
     );
 }
 
@@ -208,7 +221,7 @@ fn mistakes_outside_a_file_name_their_place() {
         told[0],
         "environment variable SOCKTRAIL_SOCKET_ENABLE_IPV6: socket.enable_ipv6: expected true or false, found a number"
     );
-    assert_eq!(told[1], "environment variable SOCKTRAIL_SOKET: sets no key that is known");
+    assert_eq!(told[1], "environment variable SOCKTRAIL_SOKET: does not name a known key");
     assert!(told[2].starts_with("command line: socket.dns: is a section"), "{}", told[2]);
     assert_eq!(told[3], "command line: socket.mask: expected KEY=VALUE");
 }
@@ -217,12 +230,12 @@ fn mistakes_outside_a_file_name_their_place() {
 fn a_file_that_cannot_be_read_is_named() {
     let problem = |loader: Loader| loader.load().unwrap_err().to_string();
     assert!(problem(Loader::new().file("/no/such.yml")).starts_with("/no/such.yml: No such file"));
-    assert!(problem(Loader::new().file("/etc/hostname")).contains("none of .yml, .yaml and .toml"));
+    assert!(problem(Loader::new().file("/etc/hostname")).contains(".yml, .yaml or .toml"));
     let written = file("a.yml", "");
     fs::write(written.path(), b"a: 1\nb: \xff\n").unwrap();
     assert!(written.problems()[0].contains("line 2 is not UTF-8"));
     fs::write(written.path(), vec![b'#'; 2 << 20]).unwrap();
-    assert!(written.problems()[0].contains("this is no configuration"));
+    assert!(written.problems()[0].contains("too large for a configuration"));
 }
 
 #[test]

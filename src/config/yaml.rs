@@ -1,15 +1,17 @@
-//! YAML to settings.
+//! Parses YAML to settings with their lines. figment's own provider for YAML uses an unmaintained crate and does not know
+//! lines.
 
 use figment::value::{Empty, Tag, Value};
 use serde_saphyr::granit_parser::{Event, Parser, ScalarStyle, ScanError, Span, StrInput};
 
-use super::setting::{Mistake, Setting, join};
+use super::section::join;
+use super::setting::{Line, Mistake};
 
-/// Sections within sections at most.
+/// The maximum depth of sections.
 const DEEPEST: usize = 32;
 
-/// Reads the first document of a text.
-pub fn parse(text: &str) -> Result<Vec<Setting>, Mistake> {
+/// Parses the first document of a text.
+pub fn parse(text: &str) -> Result<Vec<Line>, Mistake> {
     let mut reader = Reader { events: Parser::new_from_str(text), settings: Vec::new() };
     loop {
         match reader.next()? {
@@ -17,14 +19,14 @@ pub fn parse(text: &str) -> Result<Vec<Setting>, Mistake> {
             (Event::DocumentEnd | Event::StreamEnd, _) => return Ok(reader.settings),
             (Event::StreamStart | Event::DocumentStart(..), _) => {}
             (Event::Scalar(text, ScalarStyle::Plain, ..), _) if plain(&text).is_none() => {}
-            (_, span) => return Err(mistake(span, "expected keys with values, as in `socket.enable_ipv6: true`")),
+            (_, span) => return Err(mistake(span, "expected keys with values, such as `socket.enable_ipv6: true`")),
         }
     }
 }
 
 struct Reader<'a> {
     events: Parser<'a, StrInput<'a>>,
-    settings: Vec<Setting>,
+    settings: Vec<Line>,
 }
 
 impl<'a> Reader<'a> {
@@ -38,7 +40,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// What follows the start of a mapping, up to its end.
+    /// Reads the rest of a mapping, after its start.
     fn section(&mut self, section: &str, depth: usize) -> Result<(), Mistake> {
         loop {
             let (event, span) = self.next()?;
@@ -55,14 +57,14 @@ impl<'a> Reader<'a> {
                 (Event::MappingStart(..), _) => self.section(&key, depth + 1)?,
                 (event, span) => {
                     if let Some(value) = self.value(event, span, depth)? {
-                        self.settings.push(Setting { key, value, line });
+                        self.settings.push(Line { key, value, line });
                     }
                 }
             }
         }
     }
 
-    /// A value that is no section; `None` for one that was left empty.
+    /// A value other than a section; `None` if it is empty.
     fn value(&mut self, event: Event<'a>, span: Span, depth: usize) -> Result<Option<Value>, Mistake> {
         match event {
             Event::Scalar(text, ScalarStyle::Plain, ..) => Ok(plain(&text)),
@@ -93,7 +95,7 @@ fn mistake(span: Span, problem: &str) -> Mistake {
     Mistake { line: span.start.line(), problem: problem.to_owned() }
 }
 
-/// A scalar without quotes, by YAML's core schema: nothing, a boolean, a number, or text.
+/// Parses a scalar without quotes by YAML's core schema: null (`None`), a boolean, a number, or text.
 pub fn plain(text: &str) -> Option<Value> {
     match text {
         "" | "~" | "null" | "Null" | "NULL" => return None,
@@ -152,14 +154,14 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_nothing() {
+    fn empty_text_has_no_settings() {
         for text in ["", "# only a comment\n", "---\n...\n", "~\n"] {
             assert_eq!(parsed(text), [], "{text:?}");
         }
     }
 
     #[test]
-    fn what_is_no_mapping_is_a_mistake_at_its_line() {
+    fn other_values_than_mappings_are_mistakes() {
         for (text, line) in [
             ("- a\n- b\n", 1),
             ("just text\n", 1),

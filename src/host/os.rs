@@ -5,12 +5,12 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::bounded;
+use crate::model::bounded;
 
 /// `host.os.*`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Os {
-    /// ECS's name for the family of all that runs on Linux.
+    /// `linux`.
     #[serde(rename = "type")]
     pub kind: Cow<'static, str>,
     /// The kernel's release, as `uname -r` gives it.
@@ -22,13 +22,13 @@ pub struct Os {
     /// `VERSION`, else `VERSION_ID`: `9 (stretch)`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
-    /// `VERSION_CODENAME`, else what `VERSION` has in parentheses. Not ECS; Beats documents have it.
+    /// `VERSION_CODENAME`, else the part of `VERSION` in parentheses. Not an ECS field; Beats documents have it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub codename: Option<String>,
     /// `ID`: `debian`, `ubuntu`, `rhel`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub platform: Option<String>,
-    /// Which family of distributions it belongs to, where known: `debian`, `redhat`, `suse`, …
+    /// The family of distributions, if known: `debian`, `redhat`, `suse`, …
     #[serde(skip_serializing_if = "Option::is_none")]
     pub family: Option<Cow<'static, str>>,
 }
@@ -76,7 +76,7 @@ impl Os {
     }
 }
 
-/// A line `KEY=value` with the value's shell quoting undone; `None` for comments, other lines and empty values.
+/// Parses a line `KEY=value`, and removes shell quoting. `None` for comments, other lines and empty values.
 fn assignment(line: &str) -> Option<(&str, String)> {
     let (key, value) = line.trim().split_once('=')?;
     let value = unquoted(value);
@@ -159,7 +159,7 @@ HOME_URL="https://www.debian.org/"
     }
 
     #[test]
-    fn junk_is_nothing() {
+    fn malformed_lines_are_skipped() {
         let junk = "# NAME=x\nNAME=\nVERSION=\"\"\n=\n\u{0}\nID";
         assert_eq!(Os::from_release(junk), Os { ..Os::default() });
     }

@@ -1,23 +1,24 @@
-//! Older kernels, as far as a newer one can behave like them: for tests of what Socktrail does there.
+//! Makes a newer kernel behave like an older one, as far as that is possible: for tests.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
-use socktrail_guess::Source;
+use socktrail_guess::LayoutSource;
 
 use super::Options;
 
-/// What Linux has since when. Each name is one for [`Options::mask`].
+/// The functions and abilities that Linux has since a release, by their names in [`Options::mask`].
 ///
-/// Not here: `__sys_connect` and its like, which before 4.17 are called `SyS_connect` and have the same arguments. A newer
-/// kernel has no other function in their place.
+/// `__sys_connect` and similar functions are left out. Before 4.17 they are called `SyS_connect`, with the same arguments, and a
+/// newer kernel has no other function in their place.
 const SINCE: &[(Release, &[&str])] = &[
     (Release(4, 1), &["use_clockid"]),
     (Release(4, 2), &["ip_do_fragment"]),
+    (Release(4, 7), &["rtnl_kfree_skbs"]),
     (Release(4, 8), &["comm"]),
+    (Release(4, 9), &["cgroup_attach_task"]),
     (Release(4, 12), &["maxactive"]),
-    (Release(4, 13), &["cgroup_attach_task"]),
     (Release(4, 20), &["arrays", "arguments"]),
     (Release(5, 0), &["udp_queue_rcv_one_skb", "udpv6_queue_rcv_one_skb"]),
     (Release(5, 3), &["user_memory"]),
@@ -30,7 +31,7 @@ const SINCE: &[(Release, &[&str])] = &[
     (Release(6, 11), &["sk_skb_reason_drop"]),
 ];
 
-/// The first release whose type information a program can read (`/sys/kernel/btf/vmlinux`).
+/// The first release with type information that a program can read (`/sys/kernel/btf/vmlinux`).
 const TYPE_INFORMATION: Release = Release(5, 4);
 
 /// A release of Linux: major and minor number.
@@ -38,42 +39,42 @@ const TYPE_INFORMATION: Release = Release(5, 4);
 #[serde(try_from = "String", into = "String")]
 pub struct Release(pub u32, pub u32);
 
-/// The error for a text that is not a release.
+/// The error of [`Release::from_str`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a release has two numbers, as in 4.18")]
-pub struct NoRelease;
+pub struct ParseReleaseError;
 
 impl Release {
-    /// What a kernel of this release does not have, and newer ones have.
+    /// The functions and abilities that only newer kernels have.
     fn lacks(self) -> impl Iterator<Item = &'static str> {
         SINCE.iter().filter(move |(since, _)| self < *since).flat_map(|(_, names)| names.iter().copied())
     }
 }
 
 impl Options {
-    /// Does without what a kernel of this release does not have. What that kernel has and this one no longer has cannot be
-    /// brought back, so more may be lost than there.
+    /// Masks the functions and abilities that a kernel of this release does not have. Functions that only the older kernel has
+    /// cannot be added, so more may be lost than on that kernel.
     pub fn behave_as_of(&mut self, release: Release) {
         self.mask.extend(release.lacks().map(str::to_owned));
-        if self.source == Source::Auto && release < TYPE_INFORMATION {
-            self.source = Source::Guess;
+        if self.source == LayoutSource::Auto && release < TYPE_INFORMATION {
+            self.source = LayoutSource::Guess;
         }
     }
 }
 
 impl FromStr for Release {
-    type Err = NoRelease;
+    type Err = ParseReleaseError;
 
-    fn from_str(text: &str) -> Result<Self, NoRelease> {
-        let (major, minor) = text.split_once('.').ok_or(NoRelease)?;
-        Ok(Self(major.parse().map_err(|_| NoRelease)?, minor.parse().map_err(|_| NoRelease)?))
+    fn from_str(text: &str) -> Result<Self, ParseReleaseError> {
+        let (major, minor) = text.split_once('.').ok_or(ParseReleaseError)?;
+        Ok(Self(major.parse().map_err(|_| ParseReleaseError)?, minor.parse().map_err(|_| ParseReleaseError)?))
     }
 }
 
 impl TryFrom<String> for Release {
-    type Error = NoRelease;
+    type Error = ParseReleaseError;
 
-    fn try_from(text: String) -> Result<Self, NoRelease> {
+    fn try_from(text: String) -> Result<Self, ParseReleaseError> {
         text.parse()
     }
 }
@@ -103,7 +104,7 @@ mod tests {
         };
         let (of_3_13, of_4_18, of_6_10) = (mask("3.13"), mask("4.18"), mask("6.10"));
         assert!(of_3_13.0 > of_4_18.0 && of_4_18.0 > of_6_10.0);
-        assert_eq!((of_3_13.1, of_4_18.1, of_6_10.1), (Source::Guess, Source::Guess, Source::Auto));
+        assert_eq!((of_3_13.1, of_4_18.1, of_6_10.1), (LayoutSource::Guess, LayoutSource::Guess, LayoutSource::Auto));
         let lacks: Vec<_> = Release(6, 10).lacks().collect();
         assert_eq!(lacks, ["sk_skb_reason_drop"]);
         assert!(Release(4, 18).lacks().any(|name| name == "arrays"));
@@ -114,18 +115,18 @@ mod tests {
     fn a_release_is_two_numbers() {
         assert_eq!("4.18".parse(), Ok(Release(4, 18)));
         for text in ["4", "", "4.", "4.18.0", "v4.18", "4.-1"] {
-            assert_eq!(text.parse::<Release>(), Err(NoRelease), "{text}");
+            assert_eq!(text.parse::<Release>(), Err(ParseReleaseError), "{text}");
         }
     }
 
     /// What is masked is a probe's function or an ability; nothing else has an effect.
     #[test]
     fn every_name_stands_for_something() {
-        use crate::probes::{CALLS, Probe, TABLE};
+        use crate::source::kprobes::{CALLS, Probe, TABLE};
         let functions: Vec<_> =
             TABLE.iter().chain(CALLS).flat_map(|(_, probes)| probes.iter().map(Probe::function)).collect();
-        const ABILITIES: [&str; 7] =
-            ["use_clockid", "comm", "maxactive", "arrays", "arguments", "user_memory", "constants"];
+        const ABILITIES: [&str; 8] =
+            ["use_clockid", "comm", "maxactive", "arrays", "arguments", "user_memory", "constants", "rtnl_kfree_skbs"];
         for name in Release(0, 0).lacks() {
             assert!(functions.contains(&name) || ABILITIES.contains(&name), "{name}");
         }

@@ -1,26 +1,30 @@
-//! A monitor in one expression.
+//! Builds a monitor in one expression.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use socktrail_guess::Source;
+use socktrail_guess::LayoutSource;
 
 use super::{Monitor, Options, Prepared};
-use crate::clock::TimeSource;
-use crate::error::Error;
-use crate::filter::Filter;
-use crate::socket_event::Actions;
-use crate::users::Users;
+use crate::model::clock::TimeSource;
+use crate::model::filter::Filter;
+use crate::model::names::ExpectNames;
+use crate::model::socket_event::Actions;
+use crate::source::Error;
 
-/// What [`Monitor::builder`] begins with. Everything that is not said is as [`Options::default`] has it.
+/// Builds a monitor: see [`Monitor::builder`]. Options that are not set have the values of [`Options::default`].
 ///
 /// ```no_run
 /// use std::time::Duration;
-/// use socktrail::monitor::Monitor;
+/// use socktrail::Monitor;
+/// use socktrail::filter::Filter;
 ///
+/// let mut filter = Filter::default();
+/// filter.exclude_loopback = true;
 /// let monitor = Monitor::builder()
 ///     .flow_report_interval(Duration::from_secs(60))
-///     .filter(socktrail::filter::Filter { exclude_loopback: true, ..Default::default() })
+///     .filter(filter)
 ///     .with(|options| options.max_flows = 10_000)
 ///     .start()?;
 /// # Ok::<(), socktrail::Error>(())
@@ -29,19 +33,19 @@ use crate::users::Users;
 #[must_use = "nothing is watched before it is started"]
 pub struct Builder {
     options: Options,
-    users: Option<Users>,
+    users: Option<Arc<dyn ExpectNames>>,
 }
 
 impl Builder {
-    /// Takes all options at once.
+    /// Replaces all options.
     pub fn options(self, options: Options) -> Self {
         Self { options, ..self }
     }
 
-    /// Asks for the names of those who come to own a socket, so that they are known once a flow tells of them. Their thread
-    /// is the caller's to [start](Users::start).
-    pub fn users(self, users: Users) -> Self {
-        Self { users: Some(users), ..self }
+    /// Requests the names of users as soon as they own a socket, so that the names are known when the flow is reported. The
+    /// caller must have started `users`, for instance by `Users::start` of the module `users`.
+    pub fn users(self, users: impl ExpectNames + 'static) -> Self {
+        Self { users: Some(Arc::new(users)), ..self }
     }
 
     /// Changes options that have no method of their own.
@@ -61,7 +65,7 @@ impl Builder {
     }
 
     /// See [`Options::source`].
-    pub fn source(self, source: Source) -> Self {
+    pub fn source(self, source: LayoutSource) -> Self {
         self.with(|options| options.source = source)
     }
 
@@ -90,7 +94,7 @@ impl Builder {
         self.with(|options| options.filter = filter)
     }
 
-    /// Whether names that processes look up are listened to, on the wire: see [`Options::dns`].
+    /// Whether DNS traffic is captured: see [`Options::dns`].
     pub fn names(self, enabled: bool) -> Self {
         self.with(|options| options.dns.enabled = enabled)
     }
@@ -110,16 +114,17 @@ impl Builder {
         self.with(|options| options.own_process = reported)
     }
 
-    /// Finds out the kernel's layout, installs the probes, begins to watch and learns what was there before.
+    /// Finds the kernel's layout, installs the probes, starts the threads, and waits until the existing processes and sockets are
+    /// known.
     ///
     /// # Errors
-    /// The kernel has no kprobes or they are switched off, something is not permitted or a limit too low, the layout
-    /// could not be found, or no probe that shows flows could be installed. What had been installed is removed.
+    /// The kernel has no kprobes or they are switched off, a permission is missing, a limit is too low, the layout could not be
+    /// found, or no probe that shows what is wanted could be installed. The probes are then removed.
     pub fn start(self) -> Result<Monitor, Error> {
         self.prepare()?.start()
     }
 
-    /// The first half of [`Builder::start`]: all but the threads.
+    /// The first half of [`Builder::start`]: everything except the threads.
     ///
     /// # Errors
     /// As [`Builder::start`].

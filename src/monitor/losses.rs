@@ -1,44 +1,50 @@
-//! Losses on their way out.
+//! Reports losses to the user.
+
+use std::time::Duration;
 
 use crossbeam_channel::Sender;
 
-use crate::event::KernelTime;
-use crate::loss::{Loss, Losses};
+use crate::model::loss::{Loss, Losses};
+use crate::model::time::MonotonicTime;
 
-/// Nanoseconds between two tellings: a burst of losses is not to become a burst of reports.
-const PERIOD: u64 = 1_000_000_000;
+/// The time between two reports, so that a burst of losses does not become a burst of reports.
+const PERIOD: Duration = Duration::from_secs(1);
 
-/// Tells of losses, through a queue of its own: the one for results may be why there are any.
+/// Reports losses through a queue of its own, because a full queue of results may be the reason for the loss.
 #[derive(Debug)]
-pub(super) struct Teller {
+pub(super) struct LossReporter {
     to_user: Sender<Loss>,
-    untold: Losses,
-    next: KernelTime,
+    pending: Losses,
+    next: MonotonicTime,
 }
 
-impl Teller {
-    /// Of no losses yet.
+impl LossReporter {
+    /// A reporter without losses.
     pub(super) fn new(to_user: Sender<Loss>) -> Self {
-        Self { to_user, untold: Losses::default(), next: 0 }
+        Self { to_user, pending: Losses::default(), next: MonotonicTime::ZERO }
     }
 
-    /// Takes in a loss, to be told later.
+    /// Adds a loss, to be reported later.
     pub(super) fn add(&mut self, loss: Loss) {
-        self.untold.add(loss);
+        self.pending.add(loss);
     }
 
-    /// Tells what there is room for, if it is time. The rest waits, and grows.
-    pub(super) fn tell(&mut self, now: KernelTime) {
+    /// Reports the losses that fit the queue, if [`PERIOD`] has passed since the last report. The others wait and are added to
+    /// later ones. Returns whether any loss was reported.
+    pub(super) fn report(&mut self, now: MonotonicTime) -> bool {
+        let mut has_reported = false;
         if now >= self.next {
             self.next = now.saturating_add(PERIOD);
-            self.untold.offer(|loss| {
+            self.pending.offer(|loss| {
                 let taken = self.to_user.try_send(loss).is_ok();
                 if taken {
                     tracing::warn!("{loss}");
+                    has_reported = true;
                 }
                 taken
             });
         }
+        has_reported
     }
 }
 
@@ -47,45 +53,49 @@ mod tests {
     use crossbeam_channel::bounded;
 
     use super::*;
-    use crate::loss::LossCause;
-    use crate::probes::Feature;
+    use crate::model::loss::LossCause;
+    use crate::source::kprobes::Feature;
+
+    fn seconds(time: MonotonicTime) -> u64 {
+        time.as_nanos() / 1_000_000_000
+    }
 
     #[test]
     fn a_full_queue_joins_losses_and_forgets_none() {
         for (lost_queue_size, expected) in
             [(1, vec![(1, 0, 0), (9, 1, 9)]), (4, vec![(1, 0, 0), (1, 1, 1), (1, 2, 2), (1, 3, 3), (6, 4, 9)])]
         {
-            let (to_user, told) = bounded(lost_queue_size);
-            let mut teller = Teller::new(to_user);
+            let (to_user, reported) = bounded(lost_queue_size);
+            let mut reporter = LossReporter::new(to_user);
             for second in 0..10 {
-                let at = second * PERIOD;
-                teller.add(Loss {
+                let at = MonotonicTime::ZERO.saturating_add(second * PERIOD);
+                reporter.add(Loss {
                     cause: LossCause::Probes { feature: Feature::Accept },
                     count: 1,
                     first: at,
                     last: at,
                 });
-                teller.tell(at);
+                reporter.report(at);
             }
-            let first: Vec<_> = told.try_iter().collect();
+            let first: Vec<_> = reported.try_iter().collect();
             assert_eq!(first.len(), lost_queue_size);
-            teller.tell(KernelTime::MAX);
-            let all = first.into_iter().chain(told.try_iter());
-            let all: Vec<_> = all.map(|loss| (loss.count, loss.first / PERIOD, loss.last / PERIOD)).collect();
+            reporter.report(MonotonicTime::MAX);
+            let all = first.into_iter().chain(reported.try_iter());
+            let all: Vec<_> = all.map(|loss| (loss.count, seconds(loss.first), seconds(loss.last))).collect();
             assert_eq!(all, expected);
         }
     }
 
     #[test]
-    fn losses_are_told_once_a_second() {
-        let (to_user, told) = bounded(100);
-        let mut teller = Teller::new(to_user);
-        for at in (0..3 * PERIOD).step_by(PERIOD as usize / 1000) {
-            teller.add(Loss { cause: LossCause::Ring { cpu: 0 }, count: 2, first: at, last: at });
-            teller.tell(at);
+    fn losses_are_reported_once_a_second() {
+        let (to_user, reported) = bounded(100);
+        let mut reporter = LossReporter::new(to_user);
+        for at in (0..3000).map(|millis| MonotonicTime::ZERO.saturating_add(Duration::from_millis(millis))) {
+            reporter.add(Loss { cause: LossCause::Ring { cpu: 0 }, count: 2, first: at, last: at });
+            reporter.report(at);
         }
-        teller.tell(KernelTime::MAX);
-        let counts: Vec<_> = told.try_iter().map(|loss| loss.count).collect();
+        reporter.report(MonotonicTime::MAX);
+        let counts: Vec<_> = reported.try_iter().map(|loss| loss.count).collect();
         assert_eq!(counts, [2, 2000, 2000, 1998]);
     }
 }

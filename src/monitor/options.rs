@@ -1,85 +1,91 @@
-//! What a monitor can be told.
+//! Options of a monitor.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-use socktrail_guess::Source;
+use socktrail_guess::LayoutSource;
 
-use crate::clock::TimeSource;
-use crate::error::Error;
-use crate::filter::Filter;
-use crate::socket_event::Actions;
-use crate::state::Config;
+use crate::model::clock::TimeSource;
+use crate::model::filter::Filter;
+use crate::model::socket_event::Actions;
+use crate::source::Error;
+use crate::source::kprobes::options::{self as kprobes, lasting, within};
+use crate::state::StateConfig;
 
-/// How to monitor.
+/// Options of a monitor. [`Monitor::start`](super::Monitor::start) validates them.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Options {
-    /// Where tracefs is; `None`: at one of its usual places, where it is mounted when missing.
+    /// The mount point of tracefs. `None`: one of the usual places, where it is mounted if it is not.
     pub tracefs_path: Option<PathBuf>,
-    /// Whether to watch IPv6; `None`: if the kernel has it.
+    /// Whether to watch IPv6. `None`: if the kernel has it.
     pub enable_ipv6: Option<bool>,
-    /// Where the layout of kernel structures is learnt from.
-    pub source: Source,
-    /// How long one guess may take.
+    /// The source of the kernel's layout: where its structures keep their fields.
+    pub source: LayoutSource,
+    /// The maximum time for one guess of the layout.
     pub guess_timeout: Duration,
-    /// See [`Config::flow_inactive_timeout`].
+    /// A flow ends after this time without traffic.
     pub flow_inactive_timeout: Duration,
-    /// See [`Config::flow_termination_timeout`].
+    /// A flow whose socket was closed ends after this time without a packet.
     pub flow_termination_timeout: Duration,
-    /// See [`Config::flow_report_interval`].
+    /// How often a live flow with traffic is reported; `None`: only at its end.
     pub flow_report_interval: Option<Duration>,
-    /// See [`Config::socket_inactive_timeout`].
+    /// A socket without flows and without a known owner is forgotten after this time. If the table of sockets is nearly full,
+    /// so is any idle socket.
     pub socket_inactive_timeout: Duration,
-    /// A ring has 2^n pages, one ring per CPU: 512 KiB with the default of 7.
+    /// The size of a ring is 2^n pages, and each CPU has one: 512 KiB each with the default of 7 and pages of 4 KiB.
     pub ring_size_exponent: u8,
-    /// How many samples may wait between the rings and the state machine.
+    /// The maximum number of samples that wait between the rings and the state machine. When it is reached, samples wait in
+    /// the rings.
     pub perf_queue_size: usize,
-    /// How many flows may wait for whoever receives them.
+    /// The maximum number of flows, names and socket events that wait to be [received](super::Monitor::recv). When it is
+    /// reached, further ones are dropped and counted ([`MonitorStats::flows_dropped`](super::MonitorStats::flows_dropped)).
     pub flow_queue_size: usize,
-    /// How many [losses](crate::loss::Loss) may wait for whoever receives them. While there is no room, those of one cause are
-    /// joined into one: then it is told less closely when they happened, and none is forgotten.
+    /// The maximum number of [losses](crate::model::loss::Loss) that wait to be received. When it is reached, later losses of one
+    /// cause are merged into one. None is forgotten, but their times are less exact.
     pub lost_queue_size: usize,
-    /// See [`Config::max_flows`].
+    /// The maximum number of live flows. Beyond it, the flow that is closest to its timeout is reported early.
     pub max_flows: usize,
-    /// See [`Config::max_sockets`].
+    /// The maximum number of sockets. Beyond it, new sockets have no known owner.
     pub max_sockets: usize,
-    /// See [`Config::max_processes`].
+    /// The maximum number of processes, and of threads besides the main threads. Beyond it, new ones are not known.
     pub max_processes: usize,
-    /// The wall clock that times of documents are of. The kernel stamps events with its own clock, whatever this says.
+    /// The source of wall time. The kernel stamps events with its own clock; their times are converted to this one.
     pub time: TimeSource,
-    /// By how much the wall clock may move against the kernel's before that is a step: times after it follow.
+    /// The maximum drift between the wall clock and the kernel's clock. If they drift apart further, the wall clock has been
+    /// set, and later times follow it.
     pub clock_max_drift: Duration,
-    /// How often to compare the kernel's clock with ours where programs cannot read it: before Linux 4.1.
+    /// How often the kernel's clock is compared with the wall clock on kernels before Linux 4.1, where programs cannot read the
+    /// former.
     pub clock_sync_period: Duration,
-    /// What is of no interest.
+    /// Which flows are reported.
     pub filter: Filter,
-    /// Whether and how names are learned.
+    /// Whether DNS traffic is captured, and how.
     pub dns: socktrail_dns::Options,
-    /// How much is remembered of them.
+    /// How many DNS names are remembered.
     pub names: socktrail_dns::NamesOptions,
     /// Whether [`Received::Name`](super::Received::Name) is wanted.
     pub report_names: bool,
-    /// Whether flows are wanted. Without them no packet is sampled, but for [`Actions::STATE`] the datagrams that leave.
+    /// Whether flows are wanted. If not, packets are not sampled, except outgoing datagrams if [`Actions::STATE`] is wanted.
     pub flows: bool,
-    /// Of which calls [`Received::Socket`](super::Received::Socket) is wanted: none, unless asked for.
+    /// The calls that are reported as [`Received::Socket`](super::Received::Socket). None by default.
     pub socket_events: Actions,
-    /// Whether what this very process does is reported, too. By default it is not: a program that sends each flow somewhere
-    /// would report that it does, without end.
+    /// Whether flows and calls of this process itself are reported. By default they are not: a program that sends each flow
+    /// over the network would make another flow by that, without end.
     pub own_process: bool,
-    /// Kernel functions to do without, as if the kernel did not have them: to see what would be lost. `use_clockid` stands
-    /// for samples' times of a clock that programs can read, and the names of the fields of
-    /// [`socktrail_kprobes::Features`], such as `arrays`, for what probes can do.
+    /// Kernel functions that are not probed, as if the kernel did not have them: for tests of what is lost without them.
+    /// `use_clockid` stands for sample times by a clock that programs can read. The names of the fields of
+    /// [`socktrail_kprobes::Features`], such as `arrays`, stand for abilities of probes.
     pub mask: Vec<String>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        let config = Config::default();
+        let config = StateConfig::default();
         Self {
             tracefs_path: None,
             enable_ipv6: None,
-            source: Source::Auto,
+            source: LayoutSource::Auto,
             guess_timeout: Duration::from_secs(15),
             flow_inactive_timeout: config.flow_inactive_timeout,
             flow_termination_timeout: config.flow_termination_timeout,
@@ -108,41 +114,69 @@ impl Default for Options {
 }
 
 impl Options {
-    /// Says which option makes no sense, and why.
+    /// Checks the options.
     ///
     /// # Errors
     /// [`Error::Option`], with the name of the field.
     pub fn validate(&self) -> Result<(), Error> {
+        kprobes::Options::from(self).validate()?;
+        self.validate_own()
+    }
+
+    /// [`Options::validate`], except for the options that the source validates itself.
+    pub(super) fn validate_own(&self) -> Result<(), Error> {
         let size = |name, value: usize| within(name, value, 1, 100_000_000);
-        within("ring_size_exponent", self.ring_size_exponent.into(), 1, 14)?;
         size("perf_queue_size", self.perf_queue_size)?;
         size("flow_queue_size", self.flow_queue_size)?;
         size("lost_queue_size", self.lost_queue_size)?;
         size("max_flows", self.max_flows)?;
         size("max_sockets", self.max_sockets)?;
         size("max_processes", self.max_processes)?;
-        for (name, time) in [
-            ("guess_timeout", Some(self.guess_timeout)),
-            ("flow_inactive_timeout", Some(self.flow_inactive_timeout)),
-            ("flow_termination_timeout", Some(self.flow_termination_timeout)),
-            ("flow_report_interval", self.flow_report_interval),
-            ("clock_sync_period", Some(self.clock_sync_period)),
-        ] {
-            if time.is_some_and(|time| time.is_zero()) {
-                return Err(Error::Option { name, problem: "must be longer than nothing".to_owned() });
-            }
-        }
-        self.dns.validate().map_err(|error| match error {
-            socktrail_dns::Error::Option { option: "snaplen", problem } => {
-                Error::Option { name: "dns.snaplen", problem }
-            }
-            socktrail_dns::Error::Option { option: "ports", problem } => Error::Option { name: "dns.ports", problem },
-            other => Error::Option { name: "dns", problem: other.to_string() },
-        })
+        lasting("flow_inactive_timeout", self.flow_inactive_timeout)?;
+        lasting("flow_termination_timeout", self.flow_termination_timeout)?;
+        self.flow_report_interval.map_or(Ok(()), |interval| lasting("flow_report_interval", interval))
     }
 }
 
-fn within(name: &'static str, value: usize, least: usize, most: usize) -> Result<(), Error> {
-    let problem = || format!("{value} is not within {least} to {most}");
-    if (least..=most).contains(&value) { Ok(()) } else { Err(Error::Option { name, problem: problem() }) }
+/// The options of the source.
+impl From<&Options> for kprobes::Options {
+    fn from(options: &Options) -> Self {
+        Self {
+            tracefs_path: options.tracefs_path.clone(),
+            enable_ipv6: options.enable_ipv6,
+            source: options.source.clone(),
+            guess_timeout: options.guess_timeout,
+            ring_size_exponent: options.ring_size_exponent,
+            time: options.time.clone(),
+            clock_max_drift: options.clock_max_drift,
+            clock_sync_period: options.clock_sync_period,
+            dns: options.dns.clone(),
+            flows: options.flows,
+            socket_events: options.socket_events,
+            mask: options.mask.clone(),
+            loopback: !options.filter.exclude_loopback,
+        }
+    }
+}
+
+/// The options of the state machine.
+impl From<&Options> for StateConfig {
+    fn from(options: &Options) -> Self {
+        Self {
+            flow_inactive_timeout: options.flow_inactive_timeout,
+            flow_termination_timeout: options.flow_termination_timeout,
+            flow_report_interval: options.flow_report_interval,
+            socket_inactive_timeout: options.socket_inactive_timeout,
+            max_flows: options.max_flows,
+            max_sockets: options.max_sockets,
+            max_processes: options.max_processes,
+            own_pid: if options.own_process { 0 } else { std::process::id() },
+            filter: options.filter.clone(),
+            dns_ports: options.dns.ports.clone(),
+            names: options.names.clone(),
+            report_names: options.report_names,
+            socket_events: options.socket_events,
+            flows: options.flows,
+        }
+    }
 }

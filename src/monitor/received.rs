@@ -1,45 +1,47 @@
-//! What a monitor hands out, and how it is taken: one at a time, as an iterator, or by a handler.
+//! The results of a monitor, which are received one at a time, by an iterator, or by a handler.
 
 use std::ops::ControlFlow;
 use std::time::Duration;
 
 use super::Monitor;
-use crate::clock::Clock;
-use crate::flow::Flow;
-use crate::loss::Loss;
-use crate::socket_event::{Socket, SocketEvent};
-use crate::state::NameLearned;
+use crate::model::clock::Clock;
+use crate::model::flow::Flow;
+use crate::model::loss::Loss;
+use crate::model::names::NameLearned;
+use crate::model::socket_event::{EventSocket, SocketEvent};
 
-/// How long [`Monitor::run`] waits before it says that nothing came.
+/// How long [`Monitor::run`] waits for a result before it calls [`Handler::idle`].
 const PAUSE: Duration = Duration::from_millis(100);
-/// How often an iterator that waits looks for losses.
+/// How often a waiting iterator checks for losses.
 const ROUND: Duration = Duration::from_secs(1);
 
-/// What [`Monitor::recv`] brings.
+/// A result of [`Monitor::recv`].
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum Received {
     /// A flow.
     Flow(Box<Flow>),
-    /// A name that a process looked up, where [`Options::report_names`](super::Options::report_names) asks for them.
+    /// A name that a process looked up, if [`Options::report_names`](super::Options::report_names) is set.
     Name(Box<NameLearned>),
-    /// A call on a socket, where [`Options::socket_events`](super::Options::socket_events) asks for it.
+    /// A call on a socket, if it is in [`Options::socket_events`](super::Options::socket_events).
     Socket(Box<SocketEvent>),
-    /// The sockets that were there before the monitor, where [`Options::socket_events`](super::Options::socket_events)
-    /// asks for any: once, before any [`Received::Socket`].
-    Existing(Box<[Socket]>),
-    /// Something was missed. Comes before what else waits, at most once a second for each cause.
+    /// The sockets that existed before the monitor, if [`Options::socket_events`](super::Options::socket_events) is not empty:
+    /// once, before any [`Received::Socket`].
+    Existing(Box<[EventSocket]>),
+    /// Samples or results were lost. Comes before other results that wait, at most once a second for each cause.
     Loss(Loss),
-    /// Nothing within the time given.
+    /// There was no result within the timeout.
     Idle,
-    /// The monitor has stopped and everything was handed out.
+    /// The monitor has stopped, and all results were received.
     Ended,
 }
 
-/// Takes what a monitor hands out, called by [`Monitor::run`] in its thread. [`ControlFlow::Break`] ends the run, not the
+/// Takes the results of a monitor. [`Monitor::run`] calls it in its own thread. [`ControlFlow::Break`] ends the run, not the
 /// monitor.
 ///
-/// Whoever is slow loses: the monitor waits for nobody, and drops and counts what finds no room
-/// ([`Options::flow_queue_size`](super::Options::flow_queue_size), [`Stats::flows_dropped`](super::Stats::flows_dropped)).
+/// A slow handler loses results: the monitor does not wait for it, and drops and counts results that do not fit the
+/// queue ([`Options::flow_queue_size`](super::Options::flow_queue_size),
+/// [`MonitorStats::flows_dropped`](super::MonitorStats::flows_dropped)).
 pub trait Handler {
     /// A flow has ended, or is reported while it lives. `clock` turns its times into times of day.
     fn flow(&mut self, flow: Flow, clock: Clock) -> ControlFlow<()> {
@@ -59,26 +61,26 @@ pub trait Handler {
         ControlFlow::Continue(())
     }
 
-    /// These sockets were there before the monitor.
-    fn existing_sockets(&mut self, sockets: Vec<Socket>) -> ControlFlow<()> {
+    /// These sockets existed before the monitor.
+    fn existing_sockets(&mut self, sockets: Vec<EventSocket>) -> ControlFlow<()> {
         let _ = sockets;
         ControlFlow::Continue(())
     }
 
-    /// Something was missed.
+    /// Samples or results were lost.
     fn loss(&mut self, loss: Loss, clock: Clock) -> ControlFlow<()> {
         let _ = (loss, clock);
         ControlFlow::Continue(())
     }
 
-    /// Nothing came for a tenth of a second: time to flush, or to see whether to go on.
+    /// There was no result for a tenth of a second: time to flush, or to decide whether to go on.
     fn idle(&mut self) -> ControlFlow<()> {
         ControlFlow::Continue(())
     }
 }
 
 impl Monitor {
-    /// Hands everything to `handler` until it breaks, or the monitor was [stopped](Monitor::stop) and has no more.
+    /// Passes all results to `handler` until it breaks, or until the last result after [`Monitor::stop`].
     pub fn run(&self, handler: &mut impl Handler) {
         loop {
             let control = match self.recv(PAUSE) {
@@ -96,15 +98,15 @@ impl Monitor {
         }
     }
 
-    /// Everything it hands out, waited for; ends after the last, once the monitor was [stopped](Monitor::stop).
+    /// An iterator over all results, which waits for the next one. It ends after the last result after [`Monitor::stop`].
     ///
-    /// Neither [`Received::Idle`] nor [`Received::Ended`] is among it.
+    /// It never returns [`Received::Idle`] or [`Received::Ended`].
     pub fn iter(&self) -> Iter<'_> {
         Iter { monitor: self }
     }
 
-    /// Its flows, waited for; ends after the last, once the monitor was [stopped](Monitor::stop). What else it hands
-    /// out is passed over.
+    /// An iterator over the flows, which waits for the next one. It ends after the last flow after [`Monitor::stop`]. Other
+    /// results are dropped.
     pub fn flows(&self) -> impl Iterator<Item = Flow> + '_ {
         self.iter().filter_map(|received| match received {
             Received::Flow(flow) => Some(*flow),
@@ -113,7 +115,7 @@ impl Monitor {
     }
 }
 
-/// What [`Monitor::iter`] gives.
+/// The iterator of [`Monitor::iter`].
 #[derive(Debug, Clone)]
 pub struct Iter<'a> {
     monitor: &'a Monitor,

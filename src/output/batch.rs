@@ -1,31 +1,31 @@
-//! Documents on their way to the outputs.
+//! Batches of documents for the outputs.
 
 use std::io;
 
 use serde::Serialize;
 
-use super::escape::append_json;
+use crate::documents::json::append_json;
 
-/// What a document tells of. Outputs may keep the kinds apart.
+/// The kind of a document. Outputs may treat kinds differently, for example write them to different indices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 #[repr(u8)]
 pub enum Kind {
     /// A flow.
     Flow = 1,
-    /// A socket call.
+    /// A socket event.
     Event = 2,
-    /// What a sensor noticed.
+    /// An event of a sensor.
     Sensor = 3,
-    /// What was missed.
+    /// A loss.
     Loss = 4,
 }
 
 impl Kind {
-    /// All of them.
+    /// All kinds.
     pub const ALL: [Self; 4] = [Self::Flow, Self::Event, Self::Sensor, Self::Loss];
 
-    /// As it stands in names of indices.
+    /// Its name in the names of indices.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Flow => "flow",
@@ -35,13 +35,13 @@ impl Kind {
         }
     }
 
-    /// The kind that has this number in a spool.
+    /// The kind with this number in a spool.
     pub(super) fn from_number(number: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| *kind as u8 == number)
     }
 }
 
-/// Documents in JSON, in order, one a line.
+/// Documents as JSON, in order, one per line.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Batch {
     lines: Vec<u8>,
@@ -49,7 +49,7 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// With room for `bytes`.
+    /// An empty batch with room for `bytes`.
     pub fn with_capacity(bytes: usize) -> Self {
         Self { lines: Vec::with_capacity(bytes), ends: Vec::new() }
     }
@@ -57,14 +57,14 @@ impl Batch {
     /// Adds a document.
     ///
     /// # Errors
-    /// It cannot be written as JSON; then the batch is as it was.
+    /// The document cannot be serialized. The batch is then unchanged.
     pub fn push(&mut self, kind: Kind, document: &impl Serialize) -> io::Result<()> {
         append_json(&mut self.lines, document)?;
         self.end_line(kind);
         Ok(())
     }
 
-    /// Adds a document that is JSON on one line already.
+    /// Adds a document that is already JSON on one line.
     pub fn push_json(&mut self, kind: Kind, json: &[u8]) {
         self.lines.extend_from_slice(json);
         self.end_line(kind);
@@ -75,7 +75,7 @@ impl Batch {
         self.ends.push((kind, self.lines.len()));
     }
 
-    /// The documents, each without the newline at its end.
+    /// The documents, without newlines.
     pub fn documents(&self) -> impl ExactSizeIterator<Item = (Kind, &[u8])> {
         let mut start = 0;
         self.ends.iter().map(move |&(kind, end)| {
@@ -85,17 +85,17 @@ impl Batch {
         })
     }
 
-    /// All of them as lines.
+    /// All documents as lines.
     pub fn lines(&self) -> &[u8] {
         &self.lines
     }
 
-    /// How many there are.
+    /// The number of documents.
     pub fn len(&self) -> usize {
         self.ends.len()
     }
 
-    /// Whether there are none.
+    /// Whether there are no documents.
     pub fn is_empty(&self) -> bool {
         self.ends.is_empty()
     }

@@ -1,4 +1,4 @@
-//! Why documents cannot be written.
+//! Errors of outputs.
 
 use std::fmt;
 use std::io;
@@ -6,7 +6,7 @@ use std::path::Path;
 
 use nix::errno::Errno;
 
-/// Why something cannot be written now: what it concerns, why, and what to do about it.
+/// An error of an output: what failed, why, and what to do about it.
 #[derive(Debug)]
 pub struct OutputError {
     problem: String,
@@ -15,25 +15,25 @@ pub struct OutputError {
 }
 
 impl OutputError {
-    /// With a remedy.
+    /// An error with a remedy, which may be empty.
     pub fn new(problem: impl Into<String>, remedy: &'static str) -> Self {
         Self { problem: problem.into(), remedy, is_forbidden: false }
     }
 
-    /// Whether the system did not permit it.
+    /// Whether it was not permitted (`EACCES`, `EPERM`).
     pub fn is_forbidden(&self) -> bool {
         self.is_forbidden
     }
 
-    /// A refusal of the system; `doing` is what was tried, as in `writing`.
+    /// An I/O error. `doing` is what was tried, such as `writing`.
     pub fn io(doing: &str, path: &Path, error: &io::Error) -> Self {
         let remedy = match error.raw_os_error().map(Errno::from_raw) {
             Some(Errno::ENOSPC | Errno::EDQUOT) => "make room on its file system",
             Some(Errno::EFBIG) => "raise the limit of a file's size (ulimit -f)",
-            Some(Errno::EROFS) => "its file system is read-only: remount it, or choose another place",
+            Some(Errno::EROFS) => "its file system is read-only: remount it, or choose another path",
             Some(Errno::EACCES | Errno::EPERM) => "allow it, or run as root",
-            Some(Errno::ENOENT | Errno::ENOTDIR) => "create the folder that it lies in",
-            Some(Errno::ELOOP) => "it is a symbolic link, which is not followed: remove it",
+            Some(Errno::ENOENT | Errno::ENOTDIR) => "create its directory",
+            Some(Errno::ELOOP) => "it is a symbolic link, and links are not followed: remove it",
             _ => "",
         };
         let is_forbidden = error.kind() == io::ErrorKind::PermissionDenied;

@@ -1,4 +1,4 @@
-//! Several outputs at once, each on a thread of its own.
+//! Sends documents to several outputs, each on its own thread.
 
 use std::io;
 use std::sync::Arc;
@@ -10,13 +10,13 @@ use super::queue::{Popped, Queue};
 use super::trouble::{Cause, Scope};
 use super::{Batch, OutputError};
 
-/// How often an output that has nothing to do looks at the time.
+/// How often [`Output::tick`] is called while no documents arrive.
 const TICK: Duration = Duration::from_millis(200);
-/// How long after the deadline an output may take to notice it.
+/// How long an output may run beyond the deadline, to notice it.
 const GRACE: Duration = Duration::from_secs(1);
-/// How often to look whether all have ended.
+/// How often to check whether all outputs have ended.
 const POLL: Duration = Duration::from_millis(5);
-/// How long to wait before something is tried again.
+/// How long to wait before a failed write is tried again.
 const RETRY: Duration = Duration::from_millis(500);
 
 /// The scope of trouble with writing documents.
@@ -24,38 +24,39 @@ const WRITING: Scope = Scope::Local("writing");
 /// The scope of trouble with periodic work, which is due even without new documents.
 pub(super) const UPKEEP: Scope = Scope::Local("syncing or rotating");
 
-/// Where documents go. Called on one thread.
+/// An output for documents. All calls come from one thread.
 pub trait Output: Send {
-    /// Takes documents. After an error nothing of the batch was taken, and it is given again.
+    /// Takes documents. After an error, nothing of the batch was taken, and the same batch is passed again.
     ///
     /// # Errors
-    /// It is not possible now.
+    /// The documents cannot be taken now.
     fn write(&mut self, batch: &Batch) -> Result<(), OutputError>;
 
-    /// Does what is due by the time alone. Called between batches, and a few times a second when none come.
+    /// Does periodic work. Called between batches, and a few times per second while there are none.
     ///
     /// # Errors
-    /// It is not possible now.
+    /// The work cannot be done now.
     fn tick(&mut self, now: Instant) -> Result<(), OutputError>;
 
-    /// Ends: whatever is still on its way has until `deadline`. What it has taken, and can keep nowhere, it adds to `left`.
+    /// Ends the output. It may send documents until `deadline`. It adds documents to `left` that it has taken, but has neither
+    /// sent nor stored.
     ///
     /// # Errors
     /// Something could not be written.
     fn close(self: Box<Self>, deadline: Instant, left: &mut Batch) -> Result<(), OutputError>;
 }
 
-/// One output that runs.
+/// A running output.
 struct Running {
     name: &'static str,
     queue: Arc<Queue>,
     meter: Arc<Meter>,
     deadline: Arc<std::sync::OnceLock<Instant>>,
-    /// Comes to its end with what could not be written by the deadline.
+    /// Returns the batches that were not written by the deadline.
     thread: JoinHandle<Vec<Arc<Batch>>>,
 }
 
-/// What an output that was closed could not write, for the one that takes its place.
+/// Documents that a closed output has not written. [`Outputs::go_on`] passes them to its successor.
 #[derive(Debug)]
 pub struct Unwritten {
     output: &'static str,
@@ -63,7 +64,7 @@ pub struct Unwritten {
     meter: Arc<Meter>,
 }
 
-/// All outputs that run.
+/// The running outputs.
 #[derive(Default)]
 pub struct Outputs {
     running: Vec<Running>,
@@ -76,12 +77,12 @@ impl std::fmt::Debug for Outputs {
 }
 
 impl Outputs {
-    /// None yet.
+    /// No outputs yet.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Starts one. At most `queue_bytes` of documents wait for it; `meter` is what it counts with.
+    /// Starts an output. Up to `queue_bytes` of documents wait in its queue. `meter` has its counters.
     ///
     /// # Errors
     /// No thread can be started.
@@ -106,7 +107,8 @@ impl Outputs {
         Ok(())
     }
 
-    /// Hands documents to every output. Never waits: an output whose queue is full loses them, and counts them.
+    /// Passes documents to all outputs. Never blocks: if the queue of an output is full, they are lost for this output, and
+    /// counted.
     pub fn send(&self, batch: &Arc<Batch>) {
         for Running { queue, meter, .. } in &self.running {
             meter.offered.add(batch.len());
@@ -116,22 +118,22 @@ impl Outputs {
         }
     }
 
-    /// Whether every output has room for a batch of this size. A source that can wait asks this first.
+    /// Whether all queues have room for a batch of this size. A source that can wait checks this first.
     pub fn have_room(&self, bytes: usize) -> bool {
         self.running.iter().all(|running| running.queue.has_room(bytes))
     }
 
-    /// What each has counted.
+    /// The counters of all outputs.
     pub fn readings(&self) -> Vec<Reading> {
         self.running.iter().map(|running| running.meter.read(running.name)).collect()
     }
 
-    /// Ends all of them: what was handed over is written, within the time given, or else counted as lost.
+    /// Ends all outputs. Documents that are not written within the given time are counted as lost.
     pub fn close(self, within: Duration) -> Vec<Reading> {
         self.close_while(within, || true)
     }
 
-    /// The same, as long as `patience` says so; it is asked many times a second.
+    /// Like [`close`](Self::close), but ends early when `patience`, which is called many times per second, returns false.
     pub fn close_while(self, within: Duration, patience: impl FnMut() -> bool) -> Vec<Reading> {
         let lose = |unwritten: Unwritten| {
             unwritten.lose();
@@ -140,9 +142,8 @@ impl Outputs {
         self.end(within, patience).into_iter().map(lose).collect()
     }
 
-    /// Ends all of them, for others to take their place: what cannot be written within the time given is returned, for
-    /// them to [go on](Self::go_on) with. An output that hangs in the system beyond that, or when `patience` says that it is
-    /// enough, is left to itself.
+    /// Ends all outputs, and returns the documents that are not written within the given time, for [`go_on`](Self::go_on). The
+    /// thread of an output that hangs in a system call beyond that time, or after `patience` has returned false, is left running.
     pub fn end(self, within: Duration, mut patience: impl FnMut() -> bool) -> Vec<Unwritten> {
         let deadline = Instant::now() + within;
         for running in &self.running {
@@ -159,7 +160,7 @@ impl Outputs {
         }
         let join = |running: Running| {
             if hangs(&running) {
-                tracing::warn!("{}: it is not done yet, and is left to itself", running.name);
+                tracing::warn!("{}: it does not end in time; its thread is left running", running.name);
                 let batches = running.queue.rest();
                 return Unwritten { output: running.name, batches, meter: running.meter };
             }
@@ -172,8 +173,8 @@ impl Outputs {
         self.running.into_iter().map(join).collect()
     }
 
-    /// Goes on with what others before could not write. To be called before anything is [sent](Self::send). What was for an
-    /// output that there is no more is counted as lost.
+    /// Passes on the documents that previous outputs have not written. Call it before [`send`](Self::send). Documents of an output
+    /// that does not exist any more are counted as lost.
     pub fn go_on(&self, unwritten: Vec<Unwritten>) {
         for unwritten in unwritten {
             match self.running.iter().find(|running| running.name == unwritten.output) {
@@ -200,7 +201,7 @@ struct Worker {
 }
 
 impl Worker {
-    /// Returns what could not be written by the deadline.
+    /// Runs the output. Returns the batches that were not written by the deadline.
     fn run(mut self) -> Vec<Arc<Batch>> {
         let mut unwritten = Vec::new();
         loop {
@@ -222,7 +223,7 @@ impl Worker {
         }
         self.meter.log_ends(self.name, true);
         if !left.is_empty() {
-            // It had taken them before the others.
+            // The output has taken these documents first.
             unwritten.insert(0, Arc::new(left));
         }
         unwritten
@@ -240,7 +241,7 @@ impl Worker {
         self.deadline.get().is_some_and(|deadline| Instant::now() >= *deadline)
     }
 
-    /// Writes a batch, however often that has to be tried, unless the time has come to end. Whether it is written.
+    /// Writes a batch, and retries until the deadline. Returns whether it was written.
     fn write(&mut self, batch: &Batch) -> bool {
         let mut waited = false;
         loop {

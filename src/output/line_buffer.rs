@@ -1,12 +1,12 @@
-//! Whole lines to any writer.
+//! Buffers lines for a writer.
 
 use std::io::{self, Write};
 
 use serde::Serialize;
 
-use super::escape::append_json;
+use crate::documents::json::append_json;
 
-/// Gathers lines for a writer. The caller decides when to flush: writes reach a reader in order, and whole lines only.
+/// Buffers lines for a writer. The caller decides when to flush. Lines are written in order and only as a whole.
 #[derive(Debug)]
 pub struct LineBuffer<W> {
     writer: W,
@@ -15,41 +15,42 @@ pub struct LineBuffer<W> {
 }
 
 impl<W: Write> LineBuffer<W> {
-    /// How much is kept before it is written unasked.
-    const ENOUGH: usize = 64 * 1024;
+    /// The buffer's size in bytes at which it is written without a flush.
+    const WRITE_SIZE: usize = 64 * 1024;
 
-    /// Lines to `writer`, which should not buffer for itself.
+    /// Writes lines to `writer`, which needs no buffer of its own.
     pub fn new(writer: W) -> Self {
-        Self { writer, buffer: Vec::with_capacity(Self::ENOUGH), unflushed: false }
+        Self { writer, buffer: Vec::with_capacity(Self::WRITE_SIZE), unflushed: false }
     }
 
-    /// Adds a document in JSON, on one line and without control characters.
+    /// Adds a document as JSON, on one line and without control characters.
     ///
     /// # Errors
-    /// It cannot be written as JSON, or the writer's; [`io::ErrorKind::BrokenPipe`] means that nobody reads any more.
+    /// The document cannot be serialized, or the writer fails; [`io::ErrorKind::BrokenPipe`] means that the reader has closed
+    /// its end.
     pub fn json(&mut self, document: &impl Serialize) -> io::Result<()> {
         append_json(&mut self.buffer, document)?;
         self.end_line()
     }
 
-    /// Adds a line of text, given without the newline at its end.
+    /// Adds a line of text. `line` has no newline.
     ///
     /// # Errors
-    /// The writer's.
+    /// The writer fails.
     pub fn text(&mut self, line: &str) -> io::Result<()> {
         self.buffer.extend_from_slice(line.as_bytes());
         self.end_line()
     }
 
-    /// Whether anything waits to be flushed.
+    /// Whether there are lines to flush.
     pub fn is_unflushed(&self) -> bool {
         self.unflushed
     }
 
-    /// Hands all lines to the reader.
+    /// Writes all lines, and flushes the writer.
     ///
     /// # Errors
-    /// The writer's.
+    /// The writer fails.
     pub fn flush(&mut self) -> io::Result<()> {
         self.write_out()?;
         self.unflushed = false;
@@ -59,10 +60,10 @@ impl<W: Write> LineBuffer<W> {
     fn end_line(&mut self) -> io::Result<()> {
         self.buffer.push(b'\n');
         self.unflushed = true;
-        if self.buffer.len() >= Self::ENOUGH { self.write_out() } else { Ok(()) }
+        if self.buffer.len() >= Self::WRITE_SIZE { self.write_out() } else { Ok(()) }
     }
 
-    /// What was buffered is gone after this, also when it could not be written: no line is ever written twice.
+    /// Writes the buffer, and clears it even if that fails, so that no line is written twice.
     fn write_out(&mut self) -> io::Result<()> {
         let result = self.writer.write_all(&self.buffer);
         self.buffer.clear();
@@ -75,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_is_written_before_it_is_flushed_and_then_whole_lines() {
+    fn lines_are_written_when_they_are_flushed() {
         let mut lines = LineBuffer::new(Vec::new());
         lines.text("a").unwrap();
         lines.json(&serde_json::json!({ "b": "\u{7f}" })).unwrap();
@@ -86,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_json_leaves_no_trace() {
+    fn a_failed_document_leaves_the_buffer_unchanged() {
         let mut lines = LineBuffer::new(Vec::new());
         let keys = std::collections::HashMap::from([((1, 2), 3)]);
         assert!(lines.json(&keys).is_err());
@@ -96,17 +97,17 @@ mod tests {
     }
 
     #[test]
-    fn much_is_written_unasked() {
+    fn a_full_buffer_is_written_without_a_flush() {
         let mut lines = LineBuffer::new(Vec::new());
         for _ in 0..1000 {
             lines.text(&"x".repeat(99)).unwrap();
-            assert!(lines.buffer.len() < LineBuffer::<Vec<u8>>::ENOUGH);
+            assert!(lines.buffer.len() < LineBuffer::<Vec<u8>>::WRITE_SIZE);
         }
         assert!(lines.writer.len() > 64 * 1024);
     }
 
     #[test]
-    fn a_broken_pipe_is_told_and_nothing_is_kept_for_it() {
+    fn a_broken_pipe_is_reported_and_clears_the_buffer() {
         struct Broken;
         impl Write for Broken {
             fn write(&mut self, _bytes: &[u8]) -> io::Result<usize> {

@@ -1,4 +1,4 @@
-//! What an output counts.
+//! Counters of an output.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -8,65 +8,65 @@ use serde::Serialize;
 
 use super::trouble::{Cause, Scope, Troubles};
 
-/// A number that only its owner changes and anyone may read.
+/// A counter that other threads can read.
 #[derive(Debug, Default)]
 pub struct Count(AtomicU64);
 
 impl Count {
-    /// Adds to it.
+    /// Adds to the counter.
     pub fn add(&self, more: usize) {
         self.0.fetch_add(more as u64, Ordering::Relaxed);
     }
 
-    /// Sets it.
+    /// Sets the counter.
     pub fn set(&self, value: u64) {
         self.0.store(value, Ordering::Relaxed);
     }
 
-    /// Replaces one contribution to the sum: it was `from` and is now `to`.
+    /// Replaces one contribution to the counter: `from` becomes `to`.
     pub(super) fn change(&self, from: u64, to: u64) {
         self.0.fetch_add(to.wrapping_sub(from), Ordering::Relaxed);
     }
 
-    /// Reads it.
+    /// Reads the counter.
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-/// The numbers of one output, in documents unless said otherwise.
+/// The counters of one output. They count documents unless noted otherwise.
 #[derive(Debug, Default)]
 pub struct Meter {
-    /// Handed to it.
+    /// Passed to the output.
     pub offered: Count,
-    /// Refused because too much waited already, or given up at the end.
+    /// Dropped because the queue was full, or because they were not written at the end.
     pub dropped: Count,
-    /// Written: taken by the file system, or acknowledged by the server.
+    /// Written to a file, or acknowledged by the server.
     pub written: Count,
-    /// Times that something could not be written at once.
+    /// Failed attempts to write.
     pub failures: Count,
-    /// Of those written, such as the server had already.
+    /// Written documents that the server already had.
     pub duplicates: Count,
-    /// Refused by the server for what they say; they lie in the dead-letter file.
+    /// Refused by the server because of their contents. They are in the dead-letter file.
     pub rejected: Count,
-    /// Of those, such as had to go from the dead-letter file to make room.
+    /// Documents removed from the dead-letter file to make room.
     pub rejected_dropped: Count,
-    /// Taken into the spool.
+    /// Written to the spool.
     pub spooled: Count,
     /// Waiting in the spool.
     pub pending: Count,
-    /// Bytes of the spool on disk.
+    /// The size of the spool on disk, in bytes.
     pub spool_bytes: Count,
     /// Dropped from the spool because it was full.
     pub spool_dropped: Count,
     /// Damaged parts of the spool that were set aside.
     pub spool_damaged: Count,
-    /// Of those, such as had to go to make room.
+    /// Damaged parts that were removed to make room.
     pub spool_damaged_dropped: Count,
     troubles: Mutex<Troubles>,
 }
 
-/// [`Meter`] at one moment.
+/// The values of a [`Meter`] at one time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[allow(missing_docs, reason = "the fields are those of Meter")]
 pub struct Reading {
@@ -100,7 +100,7 @@ pub struct Reading {
 }
 
 impl Reading {
-    /// Each number with its name.
+    /// Each value with its name.
     pub fn numbers(&self) -> [(&'static str, u64); 14] {
         [
             ("offered", self.offered),
@@ -126,37 +126,38 @@ fn is_zero(count: &u64) -> bool {
 }
 
 impl Meter {
-    /// Notes that something cannot be done now, and counts it.
+    /// Notes and counts a failure.
     pub(super) fn failed(&self, output: &str, who: (&Scope, &'static str), cause: Cause, reason: &str) {
         self.failures.add(1);
         self.troubled(output, who, cause, reason);
     }
 
-    /// Notes that something cannot be done now. It is logged when the trouble begins, and once for each other cause.
+    /// Notes a failure. Logs it if a trouble begins, or if this trouble has a new cause.
     pub(super) fn troubled(&self, output: &str, who: (&Scope, &'static str), cause: Cause, reason: &str) {
         if let Some(line) = self.troubles().failed(who, cause, reason, Instant::now()) {
             tracing::warn!("{output}: {line}");
         }
     }
 
-    /// Notes that it works, and how many documents were waiting for it.
+    /// Notes a success, and the number of documents that have waited for it.
     pub(super) fn worked(&self, who: (&Scope, &'static str), waiting: u64) {
         self.troubles().worked(who, waiting, Instant::now());
     }
 
-    /// Whether there is any trouble.
+    /// Whether the output has any trouble.
     pub(super) fn is_troubled(&self) -> bool {
         self.troubles().len() > 0
     }
 
-    /// Logs the troubles that are over. `at_once`: nothing more will be tried, so those that work now are over at once.
+    /// Logs the troubles that are over. With `at_once`, because there will be no further attempts, every trouble whose last attempt
+    /// has succeeded is over.
     pub(super) fn log_ends(&self, output: &str, at_once: bool) {
         for line in self.troubles().ended(Instant::now(), at_once) {
             tracing::info!("{output}: {line}");
         }
     }
 
-    /// Resets the troubles and what waits, for a new start of the output; counts go on.
+    /// Resets troubles and gauges when the output is started again. Counters continue.
     pub(super) fn begin(&self) {
         self.troubles().forget();
         self.pending.set(0);
@@ -167,7 +168,7 @@ impl Meter {
         self.troubles.lock()
     }
 
-    /// The numbers so far.
+    /// The present values.
     pub fn read(&self, output: &'static str) -> Reading {
         let troubles = self.troubles();
         Reading {

@@ -1,4 +1,4 @@
-//! Documents as lines to any writer: standard output.
+//! An output that writes documents as lines to any writer, such as standard output.
 
 use std::io::Write;
 use std::path::Path;
@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use super::{Batch, Meter, Output, OutputError};
 
-/// Writes documents to a writer, a line each.
+/// An output that writes documents to a writer, one per line.
 #[derive(Debug)]
 pub struct Plain<W> {
     writer: W,
@@ -16,7 +16,7 @@ pub struct Plain<W> {
 }
 
 impl<W: Write> Plain<W> {
-    /// To a writer that errors call `name`.
+    /// Writes to `writer`, which error messages call `name`.
     pub fn new(writer: W, name: &'static str, meter: Arc<Meter>) -> Self {
         Self { writer, name, meter }
     }

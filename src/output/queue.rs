@@ -1,4 +1,4 @@
-//! What waits for one output: bounded by memory.
+//! The queue of an output, with a limit on its memory.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use super::Batch;
 /// Batches between the thread that makes documents and the thread of an output.
 #[derive(Debug)]
 pub struct Queue {
-    most: usize,
+    max_bytes: usize,
     inner: Mutex<Inner>,
     changed: Condvar,
 }
@@ -24,33 +24,33 @@ struct Inner {
 }
 
 impl Inner {
-    fn has_room(&self, bytes: usize, most: usize) -> bool {
-        self.batches.is_empty() || self.bytes + bytes <= most
+    fn has_room(&self, bytes: usize, max_bytes: usize) -> bool {
+        self.batches.is_empty() || self.bytes + bytes <= max_bytes
     }
 }
 
-/// What [`Queue::pop`] brings.
+/// The result of [`Queue::pop`].
 #[derive(Debug, PartialEq, Eq)]
 pub enum Popped {
     /// The oldest batch.
     Batch(Arc<Batch>),
-    /// None came within the time given.
+    /// No batch arrived in time.
     Idle,
-    /// None is left, and none will come.
+    /// The queue is empty and closed.
     Closed,
 }
 
 impl Queue {
-    /// Holds at most so many bytes of documents; a single batch always finds room in an empty queue.
-    pub fn new(most: usize) -> Self {
-        Self { most, inner: Mutex::default(), changed: Condvar::new() }
+    /// A queue for up to `max_bytes` of documents. An empty queue accepts any batch.
+    pub fn new(max_bytes: usize) -> Self {
+        Self { max_bytes, inner: Mutex::default(), changed: Condvar::new() }
     }
 
-    /// Adds a batch, or says that there is no room for it. Never waits.
+    /// Adds a batch. Returns false if there is no room for it. Never blocks.
     pub fn push(&self, batch: &Arc<Batch>) -> bool {
         let mut inner = self.lock();
         let bytes = batch.lines().len();
-        if inner.closed || !inner.has_room(bytes, self.most) {
+        if inner.closed || !inner.has_room(bytes, self.max_bytes) {
             return false;
         }
         inner.bytes += bytes;
@@ -60,7 +60,7 @@ impl Queue {
         true
     }
 
-    /// Takes the oldest batch, waited for at most `timeout`.
+    /// Takes the oldest batch. Waits at most `timeout` for one.
     pub fn pop(&self, timeout: Duration) -> Popped {
         let until = Instant::now() + timeout;
         let mut inner = self.lock();
@@ -80,7 +80,7 @@ impl Queue {
         }
     }
 
-    /// Puts batches before all others, however full it is.
+    /// Puts batches before all others, even if the queue is full.
     pub fn restore(&self, batches: Vec<Arc<Batch>>) {
         let mut inner = self.lock();
         for batch in batches.into_iter().rev() {
@@ -91,20 +91,20 @@ impl Queue {
         self.changed.notify_one();
     }
 
-    /// Takes all that is in it.
+    /// Takes all batches.
     pub fn rest(&self) -> Vec<Arc<Batch>> {
         let mut inner = self.lock();
         inner.bytes = 0;
         std::mem::take(&mut inner.batches).into()
     }
 
-    /// Waits, but no longer than until the queue is closed.
+    /// Waits for `time`, or until the queue is closed.
     pub fn pause(&self, time: Duration) {
         let open = |inner: &mut Inner| !inner.closed;
         self.changed.wait_while_for(&mut self.lock(), open, time);
     }
 
-    /// Takes nothing more in. What is in it can still be taken.
+    /// Closes the queue: it accepts no more batches, but those in it can still be taken.
     pub fn close(&self) {
         self.lock().closed = true;
         self.changed.notify_all();
@@ -115,14 +115,14 @@ impl Queue {
         self.lock().closed
     }
 
-    /// How many documents are in it.
+    /// The number of documents in the queue.
     pub fn documents(&self) -> usize {
         self.lock().batches.iter().map(|batch| batch.len()).sum()
     }
 
-    /// Whether a batch of so many bytes would find room.
+    /// Whether there is room for a batch of this size.
     pub fn has_room(&self, bytes: usize) -> bool {
-        self.lock().has_room(bytes, self.most)
+        self.lock().has_room(bytes, self.max_bytes)
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {

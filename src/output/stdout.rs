@@ -1,22 +1,23 @@
-//! One line a flow, to any writer.
+//! Writes flows as lines to any writer.
 
 use std::io::{self, Write};
 
-use crate::ecs::{self, Context};
-use crate::flow::Flow;
+use crate::documents::ecs::{self, Context};
+use crate::model::flow::Flow;
 
-use super::{HEADER, LineBuffer, line};
+use super::LineBuffer;
+use crate::documents::text::{HEADER, line};
 
-/// What the lines are.
+/// The format of the lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
-    /// One ECS document in JSON.
+    /// ECS documents in JSON.
     Ecs,
-    /// Aligned columns for people.
+    /// Columns for people.
     Text,
 }
 
-/// Writes flows as lines. The caller decides when to flush: writes reach a reader in order, and whole lines only.
+/// Writes flows as lines. The caller decides when to flush. Lines are written in order and only as a whole.
 #[derive(Debug)]
 pub struct Lines<W: Write> {
     lines: LineBuffer<W>,
@@ -24,7 +25,7 @@ pub struct Lines<W: Write> {
 }
 
 impl<W: Write> Lines<W> {
-    /// Lines to `writer`, which should not buffer for itself.
+    /// Writes lines to `writer`, which needs no buffer of its own.
     pub fn new(writer: W, format: Format) -> Self {
         Self { lines: LineBuffer::new(writer), format }
     }
@@ -32,7 +33,7 @@ impl<W: Write> Lines<W> {
     /// Writes the names of the columns, in a format that has columns.
     ///
     /// # Errors
-    /// The writer's.
+    /// The writer fails.
     pub fn header(&mut self) -> io::Result<()> {
         if self.format == Format::Text { self.lines.text(HEADER) } else { Ok(()) }
     }
@@ -40,7 +41,7 @@ impl<W: Write> Lines<W> {
     /// Writes one flow.
     ///
     /// # Errors
-    /// The writer's; [`io::ErrorKind::BrokenPipe`] means that nobody reads any more.
+    /// The writer fails; [`io::ErrorKind::BrokenPipe`] means that the reader has closed its end.
     pub fn write(&mut self, flow: &Flow, context: &Context<'_>) -> io::Result<()> {
         match self.format {
             Format::Ecs => self.lines.json(&ecs::network_flow(flow, context)),
@@ -48,15 +49,15 @@ impl<W: Write> Lines<W> {
         }
     }
 
-    /// Whether anything waits to be flushed.
+    /// Whether there are lines to flush.
     pub fn is_unflushed(&self) -> bool {
         self.lines.is_unflushed()
     }
 
-    /// Hands all lines to the reader.
+    /// Writes all lines, and flushes the writer.
     ///
     /// # Errors
-    /// The writer's.
+    /// The writer fails.
     pub fn flush(&mut self) -> io::Result<()> {
         self.lines.flush()
     }
@@ -65,12 +66,13 @@ impl<W: Write> Lines<W> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::agent::Agent;
-    use crate::clock::{Clock, Readings, Timestamp};
-    use crate::ecs::Directions;
-    use crate::event::{Endpoint, Transport};
-    use crate::flow::{Counters, Direction, Inexact, Outcome, Owner, Reason};
+    use crate::documents::ecs::Directions;
     use crate::host::Host;
+    use crate::host::agent::Agent;
+    use crate::model::clock::{Clock, Readings, Timestamp};
+    use crate::model::flow::{Counters, Direction, Endpoint, Inexact, Outcome, Owner, Reason, Transport};
+    use crate::model::kernel_address::{NetAddress, SockAddress};
+    use crate::model::testing::{monotonic, since_boot};
 
     fn flow(number: u64) -> Flow {
         Flow {
@@ -78,12 +80,12 @@ mod tests {
             transport: Transport::Udp,
             local: Endpoint::new([192, 0, 2, 1], 4000),
             remote: Endpoint::new([192, 0, 2, 2], 53),
-            sock: 1,
-            net: 1,
+            sock: SockAddress::new(1),
+            net: NetAddress::new(1),
             direction: Direction::Unknown,
             owner: Owner::Unknown,
-            start: 0,
-            end: 0,
+            start: monotonic(0),
+            end: monotonic(0),
             sent: Counters::default(),
             received: Counters::default(),
             dropped: Counters::default(),
@@ -100,7 +102,8 @@ mod tests {
     fn with_context<T>(work: impl FnOnce(&Context<'_>) -> T) -> T {
         let host = Host::default();
         let agent = Agent::of(&host);
-        let clock = Clock::from_readings(Readings { kernel: 0, boot: 0, wall: Timestamp::default() });
+        let clock =
+            Clock::from_readings(Readings { kernel: monotonic(0), boot: since_boot(0), wall: Timestamp::default() });
         work(&Context { host: &host, agent: &agent, clock, names: &(), directions: Directions::Ingress })
     }
 

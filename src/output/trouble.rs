@@ -8,12 +8,12 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-/// How long everything must work before a trouble is over.
+/// How long there must be no failures before a trouble is over.
 const CALM: Duration = Duration::from_secs(5);
 /// How many causes of one trouble are logged, including the first.
-const CAUSES: usize = 6;
+const MAX_CAUSES: usize = 6;
 /// How many troubles a status names.
-const NAMED: usize = 3;
+const MAX_NAMED: usize = 3;
 
 /// The part of an output that a trouble concerns.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,19 +26,19 @@ pub enum Scope {
     Index(String),
 }
 
-/// The kind of reason; each is logged once for a trouble.
+/// The kind of reason for a failure. Each is logged once for a trouble.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cause {
     /// An error of this host's system.
     System,
     /// No answer, or an answer that says to come back later.
     Unavailable,
-    /// A certificate that is not trusted, here or there.
+    /// A certificate that this host or the server does not trust.
     Untrusted,
-    /// An answer with this status, which waiting alone will hardly change.
+    /// An answer with this status, which will hardly change without action.
     Refused(u16),
-    /// An answer that makes no sense.
-    Senseless,
+    /// An answer that cannot be understood.
+    Malformed,
 }
 
 /// All troubles of one output.
@@ -50,12 +50,13 @@ struct Trouble {
     scope: Scope,
     since: Instant,
     reason: String,
-    told: Vec<Cause>,
-    /// The members that failed, each with the number of documents that waited when it succeeded again; `None` while it
-    /// fails.
+    /// The causes that were logged.
+    logged: Vec<Cause>,
+    /// The members that have failed. Each has the number of documents that waited when it succeeded again, or `None` while it
+    /// still fails.
     members: BTreeMap<&'static str, Option<u64>>,
-    /// Since when all members succeed.
-    well: Option<Instant>,
+    /// Since when all members have succeeded.
+    recovered: Option<Instant>,
 }
 
 impl Troubles {
@@ -73,32 +74,32 @@ impl Troubles {
         });
         let trouble = &mut self.0[at];
         trouble.members.insert(member, None);
-        trouble.well = None;
+        trouble.recovered = None;
         reason.clone_into(&mut trouble.reason);
-        if trouble.told.contains(&cause) || trouble.told.len() >= CAUSES {
+        if trouble.logged.contains(&cause) || trouble.logged.len() >= MAX_CAUSES {
             return None;
         }
-        trouble.told.push(cause);
+        trouble.logged.push(cause);
         Some(trouble.to_string())
     }
 
-    /// Notes that it works for a member, and how many documents waited for it.
+    /// Notes a success of a member, and the number of documents that have waited for it.
     pub fn worked(&mut self, (scope, member): (&Scope, &'static str), waiting: u64, now: Instant) {
         let Some(trouble) = self.0.iter_mut().find(|trouble| trouble.scope == *scope) else { return };
         let Some(waited) = trouble.members.get_mut(member) else { return };
         *waited = Some(waited.unwrap_or(0).max(waiting));
-        if trouble.well.is_none() && trouble.members.values().all(Option::is_some) {
-            trouble.well = Some(now);
+        if trouble.recovered.is_none() && trouble.members.values().all(Option::is_some) {
+            trouble.recovered = Some(now);
         }
     }
 
-    /// Removes the troubles that are over and returns what to log. `at_once` is for the end, when nothing more will be
-    /// tried: everything that works again counts as over.
+    /// Removes the troubles that are over, and returns lines to log. With `at_once`, because there will be no further attempts, a
+    /// trouble is over as soon as all members have succeeded.
     pub fn ended(&mut self, now: Instant, at_once: bool) -> Vec<String> {
         let mut lines = Vec::new();
-        self.0.retain(|trouble| match trouble.well {
-            Some(well) if at_once || now.saturating_duration_since(well) >= CALM => {
-                lines.push(trouble.end(well));
+        self.0.retain(|trouble| match trouble.recovered {
+            Some(recovered) if at_once || now.saturating_duration_since(recovered) >= CALM => {
+                lines.push(trouble.end(recovered));
                 false
             }
             _ => true,
@@ -111,15 +112,15 @@ impl Troubles {
         self.0.clear();
     }
 
-    /// How many there are.
+    /// The number of troubles.
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
     /// The troubles in one line, if there are any.
     pub fn status(&self) -> Option<String> {
-        let named: Vec<_> = self.0.iter().take(NAMED).map(ToString::to_string).collect();
-        let more = self.0.len().saturating_sub(NAMED);
+        let named: Vec<_> = self.0.iter().take(MAX_NAMED).map(ToString::to_string).collect();
+        let more = self.0.len().saturating_sub(MAX_NAMED);
         let rest = if more > 0 { format!("; and {more} more") } else { String::new() };
         (!named.is_empty()).then(|| named.join("; ") + &rest)
     }
@@ -136,16 +137,16 @@ impl std::fmt::Display for Trouble {
 
 impl Trouble {
     fn new(scope: Scope, since: Instant) -> Self {
-        Self { scope, since, reason: String::new(), told: Vec::new(), members: BTreeMap::new(), well: None }
+        Self { scope, since, reason: String::new(), logged: Vec::new(), members: BTreeMap::new(), recovered: None }
     }
 
-    fn end(&self, well: Instant) -> String {
+    fn end(&self, recovered: Instant) -> String {
         let what = match &self.scope {
             Scope::Index(index) => format!("index {index}: "),
             Scope::Local(what) => format!("{what}: "),
             Scope::Server => String::new(),
         };
-        let seconds = well.saturating_duration_since(self.since).as_secs_f64();
+        let seconds = recovered.saturating_duration_since(self.since).as_secs_f64();
         let waited: u64 = self.members.values().flatten().sum();
         let waited = if waited > 0 { format!("; {waited} documents waited") } else { String::new() };
         format!("{what}it works again after {seconds:.1} s{waited}")
@@ -216,7 +217,7 @@ mod tests {
             Some("index event: no")
         );
         let told = |status| troubles.failed((&flow, "flow"), Cause::Refused(status), "no", now).is_some();
-        assert_eq!((400..500).map(told).filter(|told| *told).count(), CAUSES - 1);
+        assert_eq!((400..500).map(told).filter(|told| *told).count(), MAX_CAUSES - 1);
         troubles.worked((&flow, "flow"), 5, now);
         assert_eq!(troubles.ended(now, true), ["index flow: it works again after 0.0 s; 5 documents waited"]);
         assert_eq!(troubles.status().as_deref(), Some("index event: no"));

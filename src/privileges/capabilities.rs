@@ -1,4 +1,4 @@
-//! Which capabilities are kept, and why.
+//! Drops capabilities, except those that a running monitor needs.
 
 use std::fmt;
 use std::io;
@@ -14,11 +14,12 @@ use socktrail_kprobes::{RingOptions, Rings};
 
 use super::PrivilegesError;
 
-/// Open files for each CPU that may come, and for all else.
+/// How many open files each CPU needs that may come online.
 const FILES_PER_CPU: rlim_t = 64;
+/// How many open files everything else needs.
 const OTHER_FILES: rlim_t = 1024;
 
-/// What is needed beside a monitor's own.
+/// Capabilities that are needed in addition to the monitor's own.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Extra {
@@ -31,19 +32,19 @@ pub struct Extra {
 pub struct Kept(CapabilitySet);
 
 impl Kept {
-    /// From what `/proc/PID/status` says of a process.
+    /// From a capability mask, such as `CapEff` in `/proc/PID/status`.
     pub fn from_bits(bits: u64) -> Self {
         Self(CapabilitySet::from_bits_retain(bits))
     }
 
-    /// A bit each, as in `/proc/PID/status`.
+    /// The capability mask, as in `/proc/PID/status`.
     pub fn bits(self) -> u64 {
         self.0.bits()
     }
 }
 
 impl fmt::Display for Kept {
-    /// By their names in `capabilities(7)`.
+    /// Writes their names from `capabilities(7)`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.0.is_empty() {
             return f.write_str("none");
@@ -55,19 +56,20 @@ impl fmt::Display for Kept {
     }
 }
 
-/// Keeps those capabilities of this thread that a running monitor needs, and lets no program that it starts have more
-/// (`no_new_privs`). Limits on files and locked memory are raised before, for CPUs that come online later.
+/// Drops all capabilities of this thread except those that a running monitor needs, and sets `no_new_privs`. Raises the
+/// limits on open files and locked memory first, for CPUs that come online later.
 ///
-/// - `CAP_PERFMON`: a perf event on each CPU that comes online. `CAP_SYS_ADMIN` in its place where that has been tried and
-///   is not enough: before Linux 5.8, and on Debian's kernels with `kernel.perf_event_paranoid` at 3.
-/// - `CAP_SYS_PTRACE`, `CAP_DAC_READ_SEARCH`: the program, arguments and sockets of other users' processes in `/proc`.
-/// - `CAP_DAC_OVERRIDE`, unless it runs as root: tracefs is root's, and probes are taken out by writing to it.
-/// - `CAP_IPC_LOCK`, only where the limit on locked memory could not be lifted.
+/// These are kept, if the thread has them:
+/// - `CAP_PERFMON`, to open perf events on CPUs that come online; `CAP_SYS_ADMIN` instead if a test shows that it is not
+///   enough: before Linux 5.8, and on Debian's kernels with `kernel.perf_event_paranoid` 3.
+/// - `CAP_SYS_PTRACE` and `CAP_DAC_READ_SEARCH`, to read program, arguments and sockets of other users' processes in `/proc`.
+/// - `CAP_DAC_OVERRIDE`, unless the user is root: removing probes writes to tracefs, which root owns.
+/// - `CAP_IPC_LOCK`, if the limit on locked memory could not be removed.
 ///
 /// # Errors
 /// [`PrivilegesError::Capabilities`], [`PrivilegesError::NoNewPrivileges`].
 pub fn drop_capabilities(extra: Extra) -> Result<Kept, PrivilegesError> {
-    let unlimited = make_room();
+    let unlimited = raise_limits();
     let failed = |error: rustix::io::Errno| PrivilegesError::Capabilities(error.into());
     let had = capabilities(None).map_err(failed)?.permitted;
     let rest = needed(geteuid().is_root(), unlimited, extra) & had;
@@ -79,17 +81,17 @@ pub fn drop_capabilities(extra: Extra) -> Result<Kept, PrivilegesError> {
     Ok(Kept(keep))
 }
 
-/// Removes all other capabilities from the bounding set. This needs `CAP_SETPCAP`. Without it nothing is lost, because
-/// `no_new_privs` makes the bounding set meaningless.
+/// Removes all other capabilities from the bounding set. This needs `CAP_SETPCAP`. A failure does no harm: with
+/// `no_new_privs`, the bounding set has no effect.
 pub(super) fn limit_bounding_set_to(keep: CapabilitySet) {
     for capability in bits(CapabilitySet::from_bits_retain(u64::MAX) & !keep) {
         let _ = remove_capability_from_bounding_set(capability);
     }
 }
 
-/// Gives up all other capabilities, and the means to get more.
+/// Drops all other capabilities, and sets `no_new_privs`.
 pub(super) fn keep_only(keep: CapabilitySet) -> Result<(), PrivilegesError> {
-    // Linux 4.3; what is not permitted is not ambient either.
+    // Fails before Linux 4.3, which has no ambient capabilities. They are always a subset of the permitted ones.
     let _ = clear_ambient_capability_set();
     set_capabilities(None, exactly(keep)).map_err(|error| PrivilegesError::Capabilities(error.into()))?;
     set_no_new_privs(true).map_err(|error| PrivilegesError::NoNewPrivileges(error.into()))
@@ -99,17 +101,17 @@ fn exactly(set: CapabilitySet) -> CapabilitySets {
     CapabilitySets { effective: set, permitted: set, inheritable: CapabilitySet::empty() }
 }
 
-/// Whether a thread with just these may watch a CPU: tried out in one that ends then.
+/// Whether a thread with only these capabilities can open perf events on a CPU. Tests it in a temporary thread.
 fn opens_perf_events(set: CapabilitySet) -> bool {
     let attempt = || {
-        let mut small = RingOptions::default();
-        small.page_exponent = 0;
-        set_capabilities(None, exactly(set)).is_ok() && Rings::per_cpu(&small).is_ok()
+        let mut smallest = RingOptions::default();
+        smallest.page_exponent = 0;
+        set_capabilities(None, exactly(set)).is_ok() && Rings::per_cpu(&smallest).is_ok()
     };
     thread::scope(|scope| scope.spawn(attempt).join().unwrap_or(false))
 }
 
-/// What a running monitor needs beside perf events.
+/// The capabilities that a running monitor needs, except those for perf events.
 fn needed(is_root: bool, unlimited_memory: bool, extra: Extra) -> CapabilitySet {
     let mut keep = CapabilitySet::SYS_PTRACE | CapabilitySet::DAC_READ_SEARCH;
     keep.set(CapabilitySet::DAC_OVERRIDE, !is_root);
@@ -118,20 +120,20 @@ fn needed(is_root: bool, unlimited_memory: bool, extra: Extra) -> CapabilitySet 
     keep
 }
 
-/// The capabilities of a set, one by one.
+/// Splits a set into single capabilities.
 fn bits(set: CapabilitySet) -> impl Iterator<Item = CapabilitySet> {
     (0..64).map(|bit| CapabilitySet::from_bits_retain(1 << bit)).filter(move |one| set.contains(*one))
 }
 
-/// Raises limits while we may. Whether locked memory has none.
-fn make_room() -> bool {
+/// Raises the limits on open files and locked memory. Returns whether locked memory is unlimited.
+fn raise_limits() -> bool {
     let cpus = sysconf(SysconfVar::_NPROCESSORS_CONF).ok().flatten().unwrap_or(1);
     let files = rlim_t::try_from(cpus).unwrap_or(1).saturating_mul(FILES_PER_CPU) + OTHER_FILES;
     let _ = raise(Resource::RLIMIT_NOFILE, files);
     raise(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY).unwrap_or(false)
 }
 
-/// Raises a limit to what is wanted, or as far as we may. Whether it reaches that.
+/// Raises a limit to `wanted`, or else to the hard limit. Returns whether it is at least `wanted`.
 fn raise(resource: Resource, wanted: rlim_t) -> io::Result<bool> {
     let (soft, hard) = getrlimit(resource)?;
     if soft >= wanted || setrlimit(resource, wanted, wanted.max(hard)).is_ok() {

@@ -1,4 +1,4 @@
-//! Which files can be written to, with Landlock (Linux 5.13).
+//! Restricts access to files, ports and signals with Landlock (Linux 5.13).
 
 use std::fmt;
 use std::path::Path;
@@ -10,44 +10,45 @@ use landlock::{
 
 use super::PrivilegesError;
 
-/// The newest of what is asked for; an older kernel gives what it has.
+/// The newest version of Landlock that is used. Older kernels enforce only the part that they know.
 const NEWEST: ABI = ABI::V6;
 
-/// What came of it.
+/// The restrictions that are in force.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Confined {
-    /// The version of Landlock that the kernel and we understand; 0 where it has none.
+    /// The Landlock version in use; 0 if the kernel does not support Landlock.
     abi: u32,
-    whole: bool,
+    /// Whether the kernel enforces all restrictions.
+    complete: bool,
 }
 
 impl Confined {
-    /// Whether anything is restricted at all.
-    pub fn is_something(self) -> bool {
+    /// Whether at least some restrictions are in force.
+    pub fn is_restricted(self) -> bool {
         self.abi > 0
     }
 }
 
 impl fmt::Display for Confined {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (self.abi, self.whole) {
+        match (self.abi, self.complete) {
             (0, _) => {
-                f.write_str("files not: no Landlock here (Linux 5.13 has it, where the boot parameter lsm= names it)")
+                f.write_str("files are not restricted: this kernel has no Landlock (Linux 5.13, with landlock in the boot parameter lsm=)")
             }
-            (abi, true) => write!(f, "files and listening (Landlock {abi})"),
-            // Truncating came with 3, ports with 4, signals with 6.
-            (abi, false) => write!(f, "files (Landlock {abi}: as much as this kernel can)"),
+            (abi, true) => write!(f, "files and listening are restricted (Landlock {abi})"),
+            // Landlock 3 added truncation, 4 ports, 6 signals.
+            (abi, false) => write!(f, "files are restricted (Landlock {abi}: as far as this kernel supports it)"),
         }
     }
 }
 
-/// From now on this thread, and those that it starts, read any file, write only in these folders, execute nothing, listen
-/// on TCP only on these ports, and send signals to nobody outside, as far as the kernel has the means.
+/// Restricts this thread and the threads that it starts later, as far as the kernel supports it. They can read all files, but
+/// write only in these directories, execute nothing, listen only on these TCP ports, and send no signals to other processes.
 ///
-/// A folder that is not there is left out: make it before.
+/// A missing directory is skipped, so create it first.
 ///
 /// # Errors
-/// [`PrivilegesError::Files`]. That the kernel has no Landlock is none.
+/// [`PrivilegesError::Files`]. A kernel without Landlock is not an error.
 pub fn restrict_files(writable: &[&Path], ports: &[u16]) -> Result<Confined, PrivilegesError> {
     restrict(writable, ports).map_err(|error| PrivilegesError::Files(error.to_string()))
 }
@@ -77,6 +78,6 @@ fn restrict(writable: &[&Path], ports: &[u16]) -> Result<Confined, RulesetError>
             LandlockStatus::Available { effective_abi, .. } => effective_abi as u32,
             _ => 0,
         },
-        whole: status.ruleset == RulesetStatus::FullyEnforced,
+        complete: status.ruleset == RulesetStatus::FullyEnforced,
     })
 }

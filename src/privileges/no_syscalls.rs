@@ -1,8 +1,8 @@
-//! Where system calls are not filtered: 32-bit machines have many more, in two generations, and there is no list of them.
+//! Architectures without a list of system calls. 32-bit ones have many more calls, often two for one purpose.
 
 use super::PrivilegesError;
 
-/// Fails: this machine's system calls are in no list.
+/// Always fails: there is no list of this architecture's system calls.
 ///
 /// # Errors
 /// [`PrivilegesError::Syscalls`], always.

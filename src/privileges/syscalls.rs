@@ -1,10 +1,10 @@
-//! Which system calls are left, with seccomp.
+//! Filters system calls with seccomp.
 //!
-//! A list of what may be done, not of what may not: what is in no list cannot be forgotten. Anything else is answered with
-//! `ENOSYS`, as if the kernel did not have it: a C library that has a newer call and an older one to choose from then takes
-//! the older one. In the list is what Rust's standard library, either C library (musl, glibc), the resolver, files, sockets
-//! and perf rings take. Not in it are starting programs, other processes' memory and signals, mounts, modules, namespaces,
-//! keys, BPF, io_uring, and changing one's user.
+//! The filter has a list of allowed calls, so that no forbidden call can be forgotten. All other calls fail with `ENOSYS`, as
+//! if the kernel did not have them; a C library then falls back from a newer call to an older one. The list has the calls of
+//! Rust's standard library, the C libraries musl and glibc, the resolver, files, sockets and perf rings. It does not have
+//! calls that start programs, access other processes' memory, send signals to them, change the user, or concern mounts,
+//! modules, namespaces, keys, BPF or io_uring.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ use seccompiler::{
 
 use super::PrivilegesError;
 
-/// Calls that both architectures have.
+/// Calls that all supported architectures have.
 const ALLOWED: &[libc::c_long] = &[
     // Files.
     libc::SYS_openat,
@@ -107,11 +107,11 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_restart_syscall,
     // To reap the getent helper.
     libc::SYS_wait4,
-    // Landlock comes after this.
+    // Landlock, which restricts files later.
     libc::SYS_landlock_create_ruleset,
     libc::SYS_landlock_add_rule,
     libc::SYS_landlock_restrict_self,
-    // Signals: one's own.
+    // Signals of this process.
     libc::SYS_rt_sigaction,
     libc::SYS_rt_sigprocmask,
     libc::SYS_rt_sigreturn,
@@ -142,7 +142,7 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_inotify_init1,
     libc::SYS_inotify_add_watch,
     libc::SYS_inotify_rm_watch,
-    // Sockets; which ones can be made is below.
+    // Sockets; `FAMILIES` limits socket(2).
     libc::SYS_socketpair,
     libc::SYS_bind,
     libc::SYS_listen,
@@ -160,13 +160,13 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_recvfrom,
     libc::SYS_recvmsg,
     libc::SYS_recvmmsg,
-    // A CPU came online.
+    // For CPUs that come online.
     libc::SYS_perf_event_open,
 ];
 
-/// Calls that only x86_64 has: newer architectures have just their successors.
+/// Older calls that only x86_64 has; newer architectures have only their successors.
 #[cfg(target_arch = "x86_64")]
-const OLD: &[libc::c_long] = &[
+const X86_64_ONLY: &[libc::c_long] = &[
     libc::SYS_open,
     libc::SYS_stat,
     libc::SYS_lstat,
@@ -191,22 +191,22 @@ const OLD: &[libc::c_long] = &[
     libc::SYS_arch_prctl,
 ];
 #[cfg(not(target_arch = "x86_64"))]
-const OLD: &[libc::c_long] = &[];
+const X86_64_ONLY: &[libc::c_long] = &[];
 
-/// Families of sockets that outputs, the resolver and the control socket use.
+/// The socket families that outputs, the resolver and the control socket use.
 const FAMILIES: [libc::c_int; 4] = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
-/// `prctl(2)`: names of threads and of memory, and the flag that Landlock wants.
+/// The options of `prctl(2)`: names of threads and of memory mappings, and the flag that Landlock needs.
 const PRCTLS: [libc::c_int; 5] =
     [libc::PR_SET_NAME, libc::PR_GET_NAME, libc::PR_SET_NO_NEW_PRIVS, libc::PR_GET_NO_NEW_PRIVS, libc::PR_SET_VMA];
 
-/// From now on this thread, and those that it starts, can do what a running monitor and its outputs do, and nothing else:
-/// start no program and no process, change no user, mount nothing, capture no packets.
+/// Restricts this thread and the threads that it starts later to the system calls of a running monitor and its outputs. They
+/// cannot start programs or processes, change the user, mount file systems or capture packets.
 ///
 /// # Errors
-/// [`PrivilegesError::Syscalls`]: the kernel has no seccomp.
+/// [`PrivilegesError::Syscalls`]: the kernel has no seccomp, or another filter forbids it.
 pub fn filter_syscalls() -> Result<(), PrivilegesError> {
     let failed = |error: &dyn std::error::Error| {
-        PrivilegesError::Syscalls(format!("{error}; the kernel needs CONFIG_SECCOMP_FILTER"))
+        PrivilegesError::Syscalls(format!("{error}; the kernel needs CONFIG_SECCOMP_FILTER and Linux 3.17"))
     };
     let program = program().map_err(|error| failed(&error))?;
     seccompiler::apply_filter(&program).map_err(|error| failed(&error))
@@ -214,11 +214,11 @@ pub fn filter_syscalls() -> Result<(), PrivilegesError> {
 
 fn program() -> Result<BpfProgram, seccompiler::BackendError> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
-        ALLOWED.iter().chain(OLD).map(|&call| (number(call), Vec::new())).collect();
+        ALLOWED.iter().chain(X86_64_ONLY).map(|&call| (number(call), Vec::new())).collect();
     rules.insert(number(libc::SYS_socket), first_argument_of(&FAMILIES)?);
     rules.insert(number(libc::SYS_prctl), first_argument_of(&PRCTLS)?);
-    // A thread of this process, never another process. clone3 has its flags in memory, which a filter cannot read: without
-    // it C libraries take clone.
+    // Only threads of this process, never other processes. clone3 is not in the list, because it has its flags in memory,
+    // which a filter cannot read. C libraries then fall back on clone.
     let thread = libc::CLONE_THREAD as u64;
     let is_thread = SeccompCondition::new(0, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(thread), thread)?;
     rules.insert(number(libc::SYS_clone), vec![SeccompRule::new(vec![is_thread])?]);
@@ -227,7 +227,7 @@ fn program() -> Result<BpfProgram, seccompiler::BackendError> {
     SeccompFilter::new(rules, otherwise, SeccompAction::Allow, arch)?.try_into()
 }
 
-/// Allowed where the first argument is one of these.
+/// Rules that allow a call if its first argument is one of these values.
 fn first_argument_of(values: &[libc::c_int]) -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
     let rule = |value: &libc::c_int| {
         let is_it = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, *value as u64)?;
@@ -236,7 +236,7 @@ fn first_argument_of(values: &[libc::c_int]) -> Result<Vec<SeccompRule>, seccomp
     values.iter().map(rule).collect()
 }
 
-/// Numbers are of another width on some platforms.
+/// The number of a call; `c_long` has 32 bits on some targets.
 #[allow(clippy::unnecessary_cast, clippy::cast_lossless, reason = "c_long differs from target to target")]
 fn number(call: libc::c_long) -> i64 {
     call as i64

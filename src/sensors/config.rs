@@ -1,4 +1,4 @@
-//! Sensor files: YAML, as sysinspect's `net.socket` has it.
+//! Sensor files: YAML in the form of sysinspect's `net.socket`.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,54 +12,54 @@ use serde::de::{Deserializer, Error, Visitor};
 use serde_saphyr::{DefaultMessageFormatter, MessageFormatter};
 
 use super::pattern::{Pattern, Patterns};
-use crate::config::Time;
+use crate::model::units::Time;
 
-/// The listener that sensors name.
+/// The only listener that sensors can name.
 pub const LISTENER: &str = "net.socket";
 
-/// No file is longer, in bytes.
-const LONGEST: u64 = 1 << 20;
-/// No file has more sensors.
-const MOST: usize = 64;
-/// How long an id or a tag may be, in bytes.
-const LONGEST_NAME: usize = 128;
-/// `dns-ttl` where it is left out.
+/// The maximum size of a file in bytes.
+const MAX_FILE_LEN: u64 = 1 << 20;
+/// The maximum number of sensors.
+const MAX_SENSORS: usize = 64;
+/// The maximum length of an id or a tag in bytes.
+const MAX_NAME_LEN: usize = 128;
+/// The default of `dns-ttl`.
 const DNS_TTL: Duration = Duration::from_secs(60);
 
-/// What is wrong with a sensor file, and where.
+/// An error in a sensor file.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
-    /// It cannot be read.
+    /// The file cannot be read.
     #[error("cannot read {}: {source}", file.display())]
     Io {
         /// The file.
         file: PathBuf,
-        /// The system's answer.
+        /// The error.
         source: io::Error,
     },
-    /// It says something that makes no sense.
+    /// The file is invalid.
     #[error("{}{}: {problem}", file.display(), problem.line.map_or_else(String::new, |line| format!(":{line}")))]
     Bad {
         /// The file.
         file: PathBuf,
-        /// What, and on which line.
+        /// The problem and its line.
         problem: Problem,
     },
 }
 
-/// What is wrong with the text of a sensor file.
+/// A problem in the text of a sensor file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// On which line, from 1.
+    /// The line, from 1, if it is known.
     pub line: Option<u64>,
-    /// Under which key, as in `sockets.args.patterns[1]`; empty where there is none.
+    /// The key, such as `sockets.args.patterns[1]`; empty if there is none.
     pub key: String,
-    /// What.
+    /// What is wrong.
     pub message: String,
 }
 
 impl fmt::Display for Problem {
-    /// Without the line.
+    /// Writes the problem without the line.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &*self.key {
             "" => f.write_str(&self.message),
@@ -68,41 +68,41 @@ impl fmt::Display for Problem {
     }
 }
 
-/// One sensor: what to watch, and what to say of it.
+/// A sensor: which sockets to follow, and what to report.
 #[derive(Debug, Clone)]
 pub struct Sensor {
     /// Its name in the file, and the first part of the ids of its events.
     pub id: String,
-    /// The profiles that it belongs to; empty: to all.
+    /// The profiles that it belongs to; empty for all.
     pub profiles: Vec<String>,
-    /// Whether sockets that appear are events.
+    /// Whether to report sockets that open.
     pub opened: bool,
-    /// Whether sockets that disappear are events.
+    /// Whether to report sockets that close.
     pub closed: bool,
-    /// What is watched; `None`: all sockets.
+    /// The sockets to follow; `None` for all.
     pub patterns: Option<Patterns>,
-    /// What is not, though a pattern matches.
+    /// Sockets to ignore, even if one of `patterns` matches.
     pub ignore: Patterns,
-    /// Whether remote hosts are looked up, and how.
+    /// How to look up names of remote hosts; `None`: not at all.
     pub dns: Option<Dns>,
-    /// Whether an event is said once only, until it is unlocked.
+    /// Whether an event is reported only once until it is unlocked.
     pub locked: bool,
-    /// The second half of the listener's part of event ids.
+    /// The tag after the listener in event ids.
     pub tag: Option<String>,
 }
 
-/// How remote hosts are looked up.
+/// How to look up names of remote hosts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Dns {
-    /// How long an answer counts.
+    /// How long an answer is used.
     pub ttl: Duration,
-    /// Whether hosts that no server outside can know are not asked for.
+    /// Whether to skip addresses whose names no outside server can know.
     pub skip_non_routable: bool,
 }
 
 impl Sensor {
-    /// Whether it is wanted where one of these profiles is. No profile: everything is.
-    pub fn is_of(&self, profiles: &[String]) -> bool {
+    /// Whether it belongs to one of these profiles. Without profiles, on either side, it does.
+    pub fn belongs_to(&self, profiles: &[String]) -> bool {
         let wanted = |own: &String| profiles.iter().any(|profile| profile.eq_ignore_ascii_case(own));
         profiles.is_empty() || self.profiles.is_empty() || self.profiles.iter().any(wanted)
     }
@@ -111,18 +111,18 @@ impl Sensor {
 /// Reads a sensor file.
 ///
 /// # Errors
-/// It cannot be read, is longer than 1 MiB, or says something that makes no sense: [`parse`].
+/// It cannot be read, is larger than 1 MiB, or is invalid: see [`parse`].
 pub fn read(path: &Path) -> Result<Vec<Sensor>, FileError> {
     let io = |source| FileError::Io { file: path.to_owned(), source };
     let bad = |problem| FileError::Bad { file: path.to_owned(), problem };
     let mut bytes = Vec::new();
-    File::open(path).map_err(io)?.take(LONGEST + 1).read_to_end(&mut bytes).map_err(io)?;
-    if bytes.len() as u64 > LONGEST {
-        return Err(bad(Problem::of_all(format!("it is longer than {LONGEST} bytes"))));
+    File::open(path).map_err(io)?.take(MAX_FILE_LEN + 1).read_to_end(&mut bytes).map_err(io)?;
+    if bytes.len() as u64 > MAX_FILE_LEN {
+        return Err(bad(Problem::without_key(format!("the file is larger than {MAX_FILE_LEN} bytes"))));
     }
     let text = std::str::from_utf8(&bytes).map_err(|error| {
         let line = 1 + bytes[..error.valid_up_to()].iter().filter(|byte| **byte == b'\n').count();
-        bad(Problem { line: Some(line as u64), key: String::new(), message: "it is no UTF-8 text".to_owned() })
+        bad(Problem { line: Some(line as u64), key: String::new(), message: "the file is not UTF-8".to_owned() })
     })?;
     parse(text).map_err(bad)
 }
@@ -130,30 +130,33 @@ pub fn read(path: &Path) -> Result<Vec<Sensor>, FileError> {
 /// Reads several sensor files as if they were one.
 ///
 /// # Errors
-/// One of them cannot be read or makes no sense ([`read`]), two define a sensor of one id, or all together define more
-/// than 64.
+/// A file cannot be read or is invalid ([`read`]), two files define a sensor with the same id, or all together define more than
+/// 64 sensors.
 pub fn read_all(files: &[PathBuf]) -> Result<Vec<Sensor>, FileError> {
     let mut all: Vec<Sensor> = Vec::new();
     for (at, file) in files.iter().enumerate() {
         let bad = |problem| FileError::Bad { file: file.clone(), problem };
         let sensors = read(file)?;
         if let Some(twice) = sensors.iter().find(|sensor| all.iter().any(|other| other.id == sensor.id)) {
-            let message = "another file defines a sensor of this id, too".to_owned();
+            let message = "another file defines a sensor with this id, too".to_owned();
             return Err(bad(Problem { line: None, key: twice.id.clone(), message }));
         }
         all.extend(sensors);
-        if all.len() > MOST {
-            let message = format!("with those of the {at} files before, {} sensors are more than {MOST}", all.len());
-            return Err(bad(Problem::of_all(message)));
+        if all.len() > MAX_SENSORS {
+            let message = format!(
+                "{} sensors, with those of the {at} files before, are more than the maximum of {MAX_SENSORS}",
+                all.len()
+            );
+            return Err(bad(Problem::without_key(message)));
         }
     }
     Ok(all)
 }
 
-/// Understands the text of a sensor file: sensors in the order of their ids.
+/// Parses the text of a sensor file. Returns the sensors in the order of their ids.
 ///
 /// # Errors
-/// No YAML, an unknown or repeated key, a value of the wrong type, a bad glob, more than 64 sensors, or none.
+/// Invalid YAML, an unknown or repeated key, a value of the wrong type, an invalid glob, no sensor, or more than 64.
 pub fn parse(text: &str) -> Result<Vec<Sensor>, Problem> {
     let options = serde_saphyr::options! { with_snippet: false, strict_booleans: true, no_schema: true };
     let mut key = String::new();
@@ -170,31 +173,33 @@ pub fn parse(text: &str) -> Result<Vec<Sensor>, Problem> {
         message: message(&error),
     })?;
     match sensors.len() {
-        0 => Err(Problem::of_all("no sensor is defined: expected an id with a listener below it".to_owned())),
-        1..=MOST => sensors.into_iter().map(|(id, raw)| raw.sensor(id.0)).collect(),
-        many => Err(Problem::of_all(format!("{many} sensors are more than {MOST}"))),
+        0 => Err(Problem::without_key(
+            "no sensor is defined: expected the id of a sensor, with its keys below it".to_owned(),
+        )),
+        1..=MAX_SENSORS => sensors.into_iter().map(|(id, raw)| raw.sensor(id.0)).collect(),
+        many => Err(Problem::without_key(format!("{many} sensors are more than the maximum of {MAX_SENSORS}"))),
     }
 }
 
-/// What is wrong with the YAML, in this program's words where the crate speaks to programmers.
+/// The message for an error in the YAML. Replaces messages of the crate that are meant for programmers.
 fn message(error: &serde_saphyr::Error) -> String {
     use serde_saphyr::Error as E;
     match error {
-        E::Unexpected { expected: "sequence start", .. } => "expected a list, as in [a, b]".to_owned(),
+        E::Unexpected { expected: "sequence start", .. } => "expected a list, such as [a, b]".to_owned(),
         E::Unexpected { expected: "mapping start", .. } => "expected keys with values".to_owned(),
-        E::DuplicateMappingKey { key: Some(key), .. } => format!("the key {key} is there already"),
-        E::MultipleDocuments { .. } => "a second document begins: expected all sensors in one".to_owned(),
+        E::DuplicateMappingKey { key: Some(key), .. } => format!("the key {key} is already set"),
+        E::MultipleDocuments { .. } => "a second YAML document begins: put all sensors in one".to_owned(),
         other => DefaultMessageFormatter.format_message(other).into_owned(),
     }
 }
 
 impl Problem {
-    fn of_all(message: String) -> Self {
+    fn without_key(message: String) -> Self {
         Self { line: None, key: String::new(), message }
     }
 }
 
-/// A sensor as it is written.
+/// A sensor as in the file.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawSensor {
@@ -255,7 +260,7 @@ impl RawSensor {
     }
 }
 
-/// Defines how a value is read: from which types, and what is expected.
+/// Implements `Deserialize` for a value: the accepted types, and the text for what is expected.
 macro_rules! value {
     ($type:ident, $expected:literal, $($visit:item)+) => {
         impl<'de> Deserialize<'de> for $type {
@@ -276,7 +281,7 @@ macro_rules! value {
     };
 }
 
-/// The name of a listener that is known.
+/// The name of a known listener.
 struct Listener;
 
 value! { Listener, "the name of a listener",
@@ -294,8 +299,8 @@ struct Name(String);
 
 value! { Name, "a name in quotes",
     fn visit_str<E: Error>(self, text: &str) -> Result<Name, E> {
-        if text.is_empty() || text.len() > LONGEST_NAME || text.contains('|') || text.contains(char::is_control) {
-            let expected = format_args!("1 to {LONGEST_NAME} bytes without | and control characters");
+        if text.is_empty() || text.len() > MAX_NAME_LEN || text.contains('|') || text.contains(char::is_control) {
+            let expected = format_args!("1 to {MAX_NAME_LEN} bytes without | and control characters");
             return Err(E::custom(format_args!("{text:?} cannot be part of an event id: {expected}")));
         }
         Ok(Name(text.to_owned()))
@@ -374,9 +379,9 @@ mod tests {
     fn profiles_choose_sensors() {
         let own = |profile: &str| one(&format!("a:\n  listener: net.socket\n  profile: [{profile}]\n"));
         let wanted = |profiles: &[&str]| profiles.iter().map(|profile| (*profile).to_owned()).collect::<Vec<_>>();
-        assert!(own("web, db").is_of(&wanted(&["DB"])));
-        assert!(!own("web").is_of(&wanted(&["db"])));
-        assert!(own("web").is_of(&[]) && own("").is_of(&wanted(&["db"])), "neither side has to name any");
+        assert!(own("web, db").belongs_to(&wanted(&["DB"])));
+        assert!(!own("web").belongs_to(&wanted(&["db"])));
+        assert!(own("web").belongs_to(&[]) && own("").belongs_to(&wanted(&["db"])), "neither side has to name any");
     }
 
     #[test]
@@ -389,12 +394,15 @@ mod tests {
             path
         };
         let (one, other) = (file("one.yaml", 0..40), file("other.yaml", 40..64));
-        assert_eq!(read_all(&[one.clone(), other.clone()]).unwrap().len(), MOST);
+        assert_eq!(read_all(&[one.clone(), other.clone()]).unwrap().len(), MAX_SENSORS);
         let said = |files: &[PathBuf]| read_all(files).unwrap_err().to_string();
         let twice = said(&[one.clone(), file("twice.yaml", 39..41)]);
-        assert!(twice.ends_with("twice.yaml: s39: another file defines a sensor of this id, too"), "{twice}");
+        assert!(twice.ends_with("twice.yaml: s39: another file defines a sensor with this id, too"), "{twice}");
         let many = said(&[one, other, file("many.yaml", 64..65)]);
-        assert!(many.ends_with("many.yaml: with those of the 2 files before, 65 sensors are more than 64"), "{many}");
+        assert!(
+            many.ends_with("many.yaml: 65 sensors, with those of the 2 files before, are more than the maximum of 64"),
+            "{many}"
+        );
         assert!(said(&["/no/such.yaml".into()]).contains("/no/such.yaml"));
     }
 
@@ -404,8 +412,8 @@ mod tests {
         assert_eq!(sensors.iter().map(|sensor| &*sensor.id).collect::<Vec<_>>(), ["a", "b"]);
         let many =
             |count| (0..count).map(|number| format!("s{number}: {{ listener: net.socket }}\n")).collect::<String>();
-        assert_eq!(parse(&many(MOST)).unwrap().len(), MOST);
-        assert_eq!(parse(&many(MOST + 1)).unwrap_err().message, "65 sensors are more than 64");
+        assert_eq!(parse(&many(MAX_SENSORS)).unwrap().len(), MAX_SENSORS);
+        assert_eq!(parse(&many(MAX_SENSORS + 1)).unwrap_err().message, "65 sensors are more than the maximum of 64");
     }
 
     proptest::proptest! {

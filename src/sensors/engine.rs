@@ -1,9 +1,9 @@
-//! From socket events to sensor events. No I/O, no clock, no threads.
+//! Turns socket events into sensor events. No I/O, no clock, no threads.
 //!
-//! A sensor follows a socket from the first moment in which the socket's tuple matches: then it says `opened`, unless
-//! the socket was there before, and once the socket is gone it says `closed`. A change of state in between is no event.
-//! Where a sensor wants the remote host's name and that is not known yet, what happens to the sockets of that address
-//! waits for it, in order, while everything else goes on.
+//! A sensor follows a socket from the first moment at which the socket's tuple matches. Then it reports `opened`,
+//! unless the socket existed before the monitor. Once the socket is gone it reports `closed`. A change of state in
+//! between is no event. If a sensor wants the remote host's name and it is not known yet, changes of sockets with that
+//! address wait for it, in order, while everything else goes on.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -19,17 +19,17 @@ use super::locks::Locks;
 use super::pattern::BadPattern;
 use super::reverse::{ReverseLimits, ReverseNames, is_non_routable};
 use super::row::Row;
-use crate::event::KernelTime;
-use crate::socket_event::{Action, CallResult, Socket, SocketEvent, SocketId, SocketState};
+use crate::model::socket_event::{Action, CallResult, EventSocket, SocketEvent, SocketId, SocketState};
+use crate::model::time::MonotonicTime;
 
-/// How much is kept at most.
+/// Bounds of the tables.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Sockets.
+    /// The maximum number of sockets.
     pub sockets: usize,
-    /// Locked event ids.
+    /// The maximum number of locked event ids.
     pub locks: usize,
-    /// Names of hosts, and what waits for them.
+    /// Limits for host names.
     pub names: ReverseLimits,
 }
 
@@ -39,37 +39,38 @@ impl Default for Limits {
     }
 }
 
-/// What was counted.
+/// The statistics of sensors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
-pub struct Stats {
+#[non_exhaustive]
+pub struct SensorStats {
     /// Sensor events.
     pub sensor_events: u64,
-    /// Sensor events that were not said because their id is locked.
+    /// Sensor events that were not reported because their id is locked.
     pub sensor_events_muted: u64,
-    /// Locks forgotten before anybody unlocked them, to make room.
+    /// Locks removed before they were unlocked, to make room.
     pub locks_evicted: u64,
-    /// Sockets that are known at this moment.
+    /// Sockets that are known at the moment.
     pub sensor_sockets_live: u64,
-    /// Sockets that found no room.
+    /// Sockets that did not fit the table.
     pub sensor_sockets_refused: u64,
-    /// Host names that could not be asked for.
+    /// Host names that could not be looked up.
     pub reverse_lookups_dropped: u64,
-    /// What went on without a host name because the answer took too long, or too much waited.
+    /// Socket changes that continued without a host name because the answer took too long, or too many were waiting.
     pub reverse_lookups_unanswered: u64,
 }
 
-/// All sensors of a file at work.
+/// Runs all sensors of a file.
 #[derive(Debug)]
 pub struct Engine {
     sensors: Vec<Sensor>,
-    /// Whose sockets are never looked at: our own, or each look-up would be an event.
+    /// The process whose sockets are ignored: the monitor's own, because each lookup of a name would be an event.
     own_pid: u32,
     sockets: HashMap<SocketId, Tracked, foldhash::fast::RandomState>,
-    names: ReverseNames<Moment>,
+    names: ReverseNames<SocketChange>,
     locks: Locks,
     limits: Limits,
     ready: Vec<SensorEvent>,
-    stats: Stats,
+    stats: SensorStats,
     tuple: String,
 }
 
@@ -80,7 +81,7 @@ struct Tracked {
     followers: Followers,
 }
 
-/// By which sensors a socket is followed: a bit each, of which there are as many as a file may have sensors.
+/// The sensors that follow a socket, one bit each. A file has at most 64 sensors.
 #[derive(Debug, Clone, Default)]
 struct Followers(Arc<AtomicU64>);
 
@@ -94,28 +95,28 @@ impl Followers {
     }
 }
 
-/// Something that happened to a socket, for one sensor.
+/// A change of a socket, for one sensor.
 #[derive(Debug)]
-struct Moment {
+struct SocketChange {
     sensor: usize,
-    what: What,
-    time: KernelTime,
+    kind: ChangeKind,
+    time: MonotonicTime,
     row: Row,
     followers: Followers,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum What {
-    /// It was there before.
+enum ChangeKind {
+    /// The socket existed before the monitor.
     Known,
-    /// It is new, or changed.
+    /// The socket is new or has changed.
     Seen,
-    /// It is gone.
+    /// The socket is gone.
     Gone,
 }
 
 impl Engine {
-    /// These sensors, which have seen nothing yet.
+    /// An engine with these sensors and without sockets.
     pub fn new(sensors: Vec<Sensor>, own_pid: u32, limits: Limits) -> Self {
         Self {
             sensors,
@@ -125,82 +126,82 @@ impl Engine {
             locks: Locks::new(limits.locks),
             limits,
             ready: Vec::new(),
-            stats: Stats::default(),
+            stats: SensorStats::default(),
             tuple: String::new(),
         }
     }
 
-    /// These sockets were there before the first event.
-    pub fn existing(&mut self, sockets: &[Socket], now: Instant) {
+    /// Takes the sockets that existed before the first event.
+    pub fn existing(&mut self, sockets: &[EventSocket], now: Instant) {
         for socket in sockets {
             if let Some(row) = Row::of(socket, None) {
-                self.row(socket.id, row, What::Known, 0, now);
+                self.row(socket.id, row, ChangeKind::Known, MonotonicTime::ZERO, now);
             }
         }
     }
 
-    /// Takes in what was done to a socket.
+    /// Takes a socket event.
     pub fn ingest(&mut self, event: &SocketEvent, now: Instant) {
         let SocketEvent { time, action, result, socket, .. } = event;
         if *result == CallResult::Success && matches!(action, Action::Create { .. } | Action::Accept { .. }) {
-            // Should it have been found when one looked for those that were there before, it was not.
+            // It is new, even if the search for existing sockets has found it, too.
             self.sockets.remove(&socket.id);
         }
         let row = Row::of(socket, event.process.as_ref()).filter(|_| *action != Action::Close);
         match (row, result) {
-            // A call that failed changes nothing, but for a connect that goes on by itself.
+            // A failed call changes nothing, except for a connect that continues in the background.
             (Some(_), CallResult::Failure(_)) if socket.state != Some(SocketState::SYN_SENT) => {}
-            (Some(row), _) => self.row(socket.id, row, What::Seen, *time, now),
+            (Some(row), _) => self.row(socket.id, row, ChangeKind::Seen, *time, now),
             (None, _) => self.gone(socket.id, event.before, *time, now),
         }
     }
 
-    /// A host has this name, or none.
+    /// Takes the answer of a lookup: the name of a host, or none.
     pub fn answer(&mut self, ip: IpAddr, name: Option<String>, now: Instant) {
-        let (moments, name) = self.names.answer(ip, name, now);
-        self.decide_all(moments, name.as_deref());
+        let (changes, name) = self.names.answer(ip, name, now);
+        self.decide_all(changes, name.as_deref());
     }
 
-    /// A host could not be asked for.
+    /// Notes that a lookup was not possible.
     pub fn refuse(&mut self, ip: IpAddr) {
         self.stats.reverse_lookups_dropped += 1;
-        let moments = self.names.refuse(ip);
-        self.decide_all(moments, None);
+        let changes = self.names.refuse(ip);
+        self.decide_all(changes, None);
     }
 
-    /// Lets go on what has waited too long for a name.
+    /// Continues changes that have waited too long for a name.
     pub fn expire(&mut self, now: Instant) {
-        let moments = self.names.give_up(now);
-        self.decide_all(moments, None);
+        let changes = self.names.give_up(now);
+        self.decide_all(changes, None);
     }
 
-    /// Lets everything go on: nothing comes any more.
+    /// Continues all waiting changes, because no answers will come.
     pub fn finish(&mut self) {
-        let moments = self.names.give_up_all();
-        self.decide_all(moments, None);
+        let changes = self.names.give_up_all();
+        self.decide_all(changes, None);
     }
 
-    /// The hosts whose names should be asked for.
+    /// The hosts whose names should be looked up.
     pub fn take_wanted(&mut self) -> Vec<IpAddr> {
         self.names.take_wanted()
     }
 
-    /// What the sensors have said since this was last asked.
+    /// The sensor events since the last call.
     pub fn take_events(&mut self) -> Vec<SensorEvent> {
         std::mem::take(&mut self.ready)
     }
 
-    /// Unlocks the event id `text`, or all that the pattern `text` matches; returns how many were locked.
+    /// Unlocks the event id `text`, or all ids that the pattern `text` matches. Returns how many were locked.
     ///
     /// # Errors
-    /// It is neither.
+    /// `text` is neither a locked id nor a pattern.
     pub fn unlock(&mut self, text: &str) -> Result<usize, BadPattern> {
         self.locks.unlock(text)
     }
 
-    /// What was counted so far.
-    pub fn stats(&self) -> Stats {
-        Stats {
+    /// The statistics so far.
+    pub fn stats(&self) -> SensorStats {
+        SensorStats {
             locks_evicted: self.locks.evicted,
             sensor_sockets_live: self.sockets.len() as u64,
             reverse_lookups_unanswered: self.names.unanswered,
@@ -208,7 +209,7 @@ impl Engine {
         }
     }
 
-    fn row(&mut self, id: SocketId, row: Row, what: What, time: KernelTime, now: Instant) {
+    fn row(&mut self, id: SocketId, row: Row, kind: ChangeKind, time: MonotonicTime, now: Instant) {
         if row.process.as_ref().is_some_and(|process| process.pid == self.own_pid) {
             return;
         }
@@ -229,81 +230,88 @@ impl Engine {
                 followers
             }
         };
-        self.tell(what, time, &row, &followers, now);
+        self.notify_sensors(kind, time, &row, &followers, now);
     }
 
-    /// The socket has left the table; `last` is the state that it was in.
-    fn gone(&mut self, id: SocketId, last: Option<SocketState>, time: KernelTime, now: Instant) {
+    /// Removes a socket; `last` is its last state.
+    fn gone(&mut self, id: SocketId, last: Option<SocketState>, time: MonotonicTime, now: Instant) {
         let Some(Tracked { mut row, followers }) = self.sockets.remove(&id) else { return };
         if let Some(last) = last.filter(|last| row.state.is_some() && *last != SocketState::CLOSE) {
             row.state = Some(last);
         }
-        self.tell(What::Gone, time, &row, &followers, now);
+        self.notify_sensors(ChangeKind::Gone, time, &row, &followers, now);
     }
 
-    /// Tells every sensor.
-    fn tell(&mut self, what: What, time: KernelTime, row: &Row, followers: &Followers, now: Instant) {
+    /// Passes a change to every sensor.
+    fn notify_sensors(
+        &mut self,
+        kind: ChangeKind,
+        time: MonotonicTime,
+        row: &Row,
+        followers: &Followers,
+        now: Instant,
+    ) {
         for sensor in 0..self.sensors.len() {
-            self.submit(Moment { sensor, what, time, row: row.clone(), followers: followers.clone() }, now);
+            self.submit(SocketChange { sensor, kind, time, row: row.clone(), followers: followers.clone() }, now);
         }
     }
 
-    /// Decides at once where no name is missing, else as soon as it is there.
-    fn submit(&mut self, moment: Moment, now: Instant) {
-        let (sensor, ip) = (&self.sensors[moment.sensor], moment.row.remote.ip);
-        let Some(dns) = sensor.dns.filter(|dns| has_name(*dns, ip)) else {
-            return self.decide(moment, None);
+    /// Decides about a change at once or, if the host name is missing, when it is known.
+    fn submit(&mut self, change: SocketChange, now: Instant) {
+        let (sensor, ip) = (&self.sensors[change.sensor], change.row.remote.ip);
+        let Some(dns) = sensor.dns.filter(|dns| needs_name(*dns, ip)) else {
+            return self.decide(change, None);
         };
         if !self.names.is_awaited(ip) {
-            let follows = moment.followers.has(moment.sensor);
-            let is_idle = match moment.what {
-                What::Gone => !follows,
-                What::Known | What::Seen => follows || !self.may_match(&moment),
+            let follows = change.followers.has(change.sensor);
+            let is_idle = match change.kind {
+                ChangeKind::Gone => !follows,
+                ChangeKind::Known | ChangeKind::Seen => follows || !self.may_match(&change),
             };
             if is_idle {
                 return;
             }
             if let Some(name) = self.names.find(ip, dns.ttl, now) {
-                return self.decide(moment, name.as_deref());
+                return self.decide(change, name.as_deref());
             }
         }
-        let others = self.names.wait(ip, moment, now);
+        let others = self.names.wait(ip, change, now);
         self.decide_all(others, None);
     }
 
-    /// Whether there is a host name with which the sensor would want this.
-    fn may_match(&mut self, moment: &Moment) -> bool {
-        moment.row.write_tuple(None, &mut self.tuple);
-        self.sensors[moment.sensor].patterns.as_ref().is_none_or(|patterns| patterns.may_match(&self.tuple))
+    /// Whether the tuple may match once the host name is known.
+    fn may_match(&mut self, change: &SocketChange) -> bool {
+        change.row.write_tuple(None, &mut self.tuple);
+        self.sensors[change.sensor].patterns.as_ref().is_none_or(|patterns| patterns.may_match(&self.tuple))
     }
 
-    fn decide_all(&mut self, moments: Vec<Moment>, name: Option<&str>) {
-        for moment in moments {
-            self.decide(moment, name);
+    fn decide_all(&mut self, changes: Vec<SocketChange>, name: Option<&str>) {
+        for change in changes {
+            self.decide(change, name);
         }
     }
 
-    fn decide(&mut self, moment: Moment, name: Option<&str>) {
-        let Moment { sensor: index, what, time, row, followers } = moment;
+    fn decide(&mut self, change: SocketChange, name: Option<&str>) {
+        let SocketChange { sensor: index, kind, time, row, followers } = change;
         let sensor = &self.sensors[index];
-        match (what, followers.has(index)) {
-            (What::Gone, true) if sensor.closed => self.say(index, SensorAction::Closed, time, &row, name),
-            (What::Gone, _) | (What::Known | What::Seen, true) => {}
-            (What::Known | What::Seen, false) => {
+        match (kind, followers.has(index)) {
+            (ChangeKind::Gone, true) if sensor.closed => self.emit(index, SensorAction::Closed, time, &row, name),
+            (ChangeKind::Gone, _) | (ChangeKind::Known | ChangeKind::Seen, true) => {}
+            (ChangeKind::Known | ChangeKind::Seen, false) => {
                 row.write_tuple(name, &mut self.tuple);
                 let is_wanted = sensor.patterns.as_ref().is_none_or(|patterns| patterns.match_tuple(&self.tuple))
                     && !sensor.ignore.match_tuple(&self.tuple);
                 if is_wanted {
                     followers.add(index);
-                    if what == What::Seen && sensor.opened {
-                        self.say(index, SensorAction::Opened, time, &row, name);
+                    if kind == ChangeKind::Seen && sensor.opened {
+                        self.emit(index, SensorAction::Opened, time, &row, name);
                     }
                 }
             }
         }
     }
 
-    fn say(&mut self, sensor: usize, action: SensorAction, time: KernelTime, row: &Row, name: Option<&str>) {
+    fn emit(&mut self, sensor: usize, action: SensorAction, time: MonotonicTime, row: &Row, name: Option<&str>) {
         let sensor = &self.sensors[sensor];
         let event = SensorEvent::new(sensor, action, time, row, name);
         if sensor.locked && !self.locks.lock(&event.eid) {
@@ -315,8 +323,8 @@ impl Engine {
     }
 }
 
-/// Whether a sensor wants the name of this address.
-fn has_name(dns: Dns, ip: IpAddr) -> bool {
+/// Whether a sensor needs the name of this address.
+fn needs_name(dns: Dns, ip: IpAddr) -> bool {
     let is_skipped = dns.skip_non_routable && is_non_routable(ip);
     !(is_skipped || ip.is_unspecified())
 }

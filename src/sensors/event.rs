@@ -1,4 +1,4 @@
-//! What a sensor says, in sysinspect's form.
+//! Events of sensors, in sysinspect's form.
 
 use std::borrow::Cow;
 
@@ -6,19 +6,19 @@ use serde::Serialize;
 
 use super::config::{LISTENER, Sensor};
 use super::row::Row;
-use crate::event::KernelTime;
+use crate::model::time::MonotonicTime;
 
 /// What happened to a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SensorAction {
-    /// It appeared.
+    /// It opened.
     Opened,
-    /// It disappeared.
+    /// It closed.
     Closed,
 }
 
-/// An event of a sensor. What is not known of the socket is null.
+/// An event of a sensor. Unknown values are null.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct SensorEvent {
     /// `<sensor-id>|net.socket[@tag]|<action>@<remote-ip:port>|0`.
@@ -29,30 +29,30 @@ pub struct SensorEvent {
     pub listener: &'static str,
     /// The socket.
     pub data: Data,
-    /// When the call came back, or the socket went, that this is about; not part of sysinspect's form.
+    /// When the call returned or the socket closed. Not part of sysinspect's form.
     #[serde(skip)]
-    pub time: KernelTime,
-    /// The socket, in types; not part of sysinspect's form.
+    pub time: MonotonicTime,
+    /// The socket as typed values. Not part of sysinspect's form.
     #[serde(skip)]
     pub row: Row,
 }
 
-/// A socket, as it is told.
+/// The socket of an event.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Data {
     /// What happened to it.
     pub action: SensorAction,
     /// `tcp`, `tcp6`, `udp` or `udp6`.
     pub proto: &'static str,
-    /// Its own end: `192.0.2.1:80`, `[2001:db8::1]:80`.
+    /// The local end: `192.0.2.1:80`, `[2001:db8::1]:80`.
     pub local: String,
-    /// The other end.
+    /// The remote end.
     pub remote: String,
-    /// The name of the other end's host, where it was asked for and has one.
+    /// The name of the remote host, if it was looked up and has one.
     pub remote_host: Option<String>,
     /// The state of a TCP socket.
     pub state: Option<Cow<'static, str>>,
-    /// Whose it is.
+    /// The process of the socket.
     pub process: Option<ProcessFields>,
 }
 
@@ -66,8 +66,14 @@ pub struct ProcessFields {
 }
 
 impl SensorEvent {
-    /// What a sensor says of a socket.
-    pub fn new(sensor: &Sensor, action: SensorAction, time: KernelTime, row: &Row, remote_host: Option<&str>) -> Self {
+    /// The event of a sensor about a socket.
+    pub fn new(
+        sensor: &Sensor,
+        action: SensorAction,
+        time: MonotonicTime,
+        row: &Row,
+        remote_host: Option<&str>,
+    ) -> Self {
         let process = row.process.as_ref();
         Self {
             eid: eid(sensor, action, row),

@@ -1,28 +1,28 @@
-//! Event ids that are muted until somebody unlocks them.
+//! Event ids that are not reported again until a user unlocks them.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
 use super::pattern::{BadPattern, Pattern};
 
-/// The ids that are locked, the oldest of which is forgotten when there is no room.
+/// The locked ids. When the table is full, the oldest is removed.
 #[derive(Debug)]
 pub struct Locks {
     locked: HashSet<Arc<str>>,
-    /// The same, oldest first.
+    /// The same ids, the oldest first.
     order: VecDeque<Arc<str>>,
     limit: usize,
-    /// How many were forgotten before anybody unlocked them.
+    /// How many were removed before they were unlocked.
     pub evicted: u64,
 }
 
 impl Locks {
-    /// Nothing is locked; at most `limit` ids ever are.
+    /// A table for up to `limit` ids.
     pub fn new(limit: usize) -> Self {
         Self { locked: HashSet::new(), order: VecDeque::new(), limit, evicted: 0 }
     }
 
-    /// Locks an id. `false` when it was locked already.
+    /// Locks an id. Returns false if it was locked already.
     pub fn lock(&mut self, eid: &str) -> bool {
         if self.locked.contains(eid) {
             return false;
@@ -39,10 +39,10 @@ impl Locks {
         true
     }
 
-    /// Unlocks the id that is `text`, or else all that the pattern `text` matches. Returns how many were locked.
+    /// Unlocks the id `text`, or else all ids that the pattern `text` matches. Returns how many were locked.
     ///
     /// # Errors
-    /// It is neither.
+    /// `text` is neither a locked id nor a pattern.
     pub fn unlock(&mut self, text: &str) -> Result<usize, BadPattern> {
         if self.locked.remove(text) {
             self.order.retain(|eid| **eid != *text);

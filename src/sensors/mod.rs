@@ -1,7 +1,7 @@
-//! `net.socket` sensors: sockets that appear and disappear, filtered by patterns, in sysinspect's form.
+//! `net.socket` sensors: they report sockets that open and close, filtered by patterns, in sysinspect's form.
 //!
-//! [`read`] understands a sensor file, an [`Engine`] turns [socket events](crate::socket_event) into [`SensorEvent`]s. It
-//! asks for the names of hosts ([`Engine::take_wanted`]), which a [`Resolver`] finds out in threads of its own.
+//! [`read`] reads a sensor file, and an [`Engine`] turns [socket events](crate::model::socket_event) into [`SensorEvent`]s. The
+//! engine may need names of hosts ([`Engine::take_wanted`]); a [`Resolver`] looks them up in its own threads.
 //!
 //! ```no_run
 //! use std::time::{Duration, Instant};
@@ -37,7 +37,7 @@ mod reverse;
 mod row;
 
 pub use config::{Dns, FileError, LISTENER, Problem, Sensor, parse, read, read_all};
-pub use engine::{Engine, Limits, Stats};
+pub use engine::{Engine, Limits, SensorStats};
 pub use event::{Data, ProcessFields, SensorAction, SensorEvent};
 pub use pattern::{BadPattern, Pattern, Patterns};
 pub use resolver::Resolver;

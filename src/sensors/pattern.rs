@@ -1,9 +1,8 @@
-//! Glob patterns, and what they mean here.
+//! Glob patterns.
 //!
-//! `*` is any run of characters, spaces included; `?` any one character; `[0-9]` one of these, `[!0-9]` one of no
-//! others; `{tcp,udp}` either; `\` takes the meaning from what follows. Everything else is itself, and a pattern is
-//! about the whole text. A bracket that holds a colon is an IPv6 address and stands for itself: `[::1]:80`,
-//! `[2001:db8:*]:443`.
+//! `*` matches any number of characters, also spaces; `?` one character; `[0-9]` one of these, `[!0-9]` one other; `{tcp,udp}`
+//! either. `\` escapes the next character. A pattern must match the whole text. Brackets that contain a colon are an IPv6 address
+//! and match literally: `[::1]:80`, `[2001:db8:*]:443`.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -11,22 +10,22 @@ use std::fmt;
 use globset::{Glob, GlobBuilder, GlobSet, GlobSetBuilder};
 use serde::de::{Deserialize, Deserializer, Error, Visitor};
 
-/// No pattern is longer, in bytes.
-const LONGEST: usize = 1024;
-/// Where in the tuple the name of the remote host is.
+/// The maximum length of a pattern in bytes.
+const MAX_LEN: usize = 1024;
+/// The index of the remote host's name in the tuple.
 const HOST: usize = 3;
-/// How many parts the tuple has.
+/// The number of parts of the tuple.
 const PARTS: usize = 5;
 
 /// One pattern.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pattern {
     glob: Glob,
-    /// The same for whatever name the remote host may have: matches at least what `glob` does with any name.
+    /// The pattern for any name of the remote host. It matches every tuple that `glob` matches with some name.
     any_host: Glob,
 }
 
-/// A text that is no pattern.
+/// The error for a text that is not a pattern.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("bad glob {pattern:?}: {problem}")]
 pub struct BadPattern {
@@ -35,29 +34,28 @@ pub struct BadPattern {
 }
 
 impl Pattern {
-    /// Understands a pattern.
+    /// Parses a pattern.
     ///
     /// # Errors
-    /// A bracket or brace that is not closed, a range that runs backwards, a lone `\` at the end, nothing at all, or
-    /// more than 1,024 bytes.
+    /// An unclosed bracket or brace, a reversed range, a `\` at the end, an empty text, or more than 1,024 bytes.
     pub fn new(text: &str) -> Result<Self, BadPattern> {
         let bad = |problem| BadPattern { pattern: text.chars().take(80).collect(), problem };
-        if text.is_empty() || text.len() > LONGEST {
-            return Err(bad(format!("1 to {LONGEST} bytes are expected, not {}", text.len()).into()));
+        if text.is_empty() || text.len() > MAX_LEN {
+            return Err(bad(format!("expected 1 to {MAX_LEN} bytes, not {}", text.len()).into()));
         }
         let glob = glob(text).map_err(bad)?;
         let any_host = self::glob(&with_any_host(text)).map_err(bad)?;
         Ok(Self { glob, any_host })
     }
 
-    /// Whether it matches a text that is no tuple.
+    /// A function that matches texts other than tuples.
     pub fn matcher(&self) -> impl Fn(&str) -> bool + use<> {
         let matcher = self.glob.compile_matcher();
         move |text| matcher.is_match(text)
     }
 }
 
-/// Several patterns, asked at once.
+/// A set of patterns.
 #[derive(Debug, Clone)]
 pub struct Patterns {
     exact: GlobSet,
@@ -65,10 +63,10 @@ pub struct Patterns {
 }
 
 impl Patterns {
-    /// Those of the list.
+    /// A set of these patterns.
     ///
     /// # Errors
-    /// Together they are too much.
+    /// Together they are too large.
     pub fn new(patterns: &[Pattern]) -> Result<Self, BadPattern> {
         let set = |part: fn(&Pattern) -> &Glob| {
             let mut set = GlobSetBuilder::new();
@@ -118,7 +116,7 @@ fn with_literal_addresses(text: &str) -> Result<String, Cow<'static, str>> {
                 continue;
             }
             Some((inside, _)) => inside.len() + 2,
-            // What is escaped may be of several bytes.
+            // The escaped character may have several bytes.
             None => special.chars().take(2).map(char::len_utf8).sum(),
         };
         out.push_str(&special[..length]);
@@ -128,8 +126,8 @@ fn with_literal_addresses(text: &str) -> Result<String, Cow<'static, str>> {
     Ok(out)
 }
 
-/// The pattern with `*` for the host where it has one part for each of the tuple's, so that every space of the one can
-/// only be a space of the other; else `*` for everything.
+/// The pattern with `*` for the host, if it has as many parts as the tuple, so that each of its spaces can match only a space of
+/// the tuple. Otherwise `*`.
 fn with_any_host(text: &str) -> Cow<'static, str> {
     let mut parts: Vec<_> = text.split(' ').collect();
     if parts.len() != PARTS || parts.iter().any(|part| glob(part).is_err()) {
@@ -226,7 +224,7 @@ mod tests {
             let said = Pattern::new(text).unwrap_err().to_string();
             assert!(said.contains(why) && said.contains(&format!("{text:?}")), "{said}");
         }
-        assert!(Pattern::new(&"x".repeat(LONGEST + 1)).unwrap_err().to_string().contains("1025"));
+        assert!(Pattern::new(&"x".repeat(MAX_LEN + 1)).unwrap_err().to_string().contains("1025"));
     }
 
     #[test]

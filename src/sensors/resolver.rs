@@ -1,17 +1,16 @@
-//! Names of hosts, looked up in threads of their own.
+//! Looks up names of hosts in separate threads.
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use crate::error::Error;
-
-/// How many look-ups go on at once.
+/// The number of concurrent lookups.
 const THREADS: usize = 4;
-/// How many may wait for their turn.
+/// The maximum number of waiting lookups.
 const QUEUE: usize = 1024;
 
-/// Asks this host's resolver for the names of addresses: whatever `nsswitch.conf` and `resolv.conf` say.
+/// Looks up names of addresses with this host's resolver, as `nsswitch.conf` and `resolv.conf` configure it.
 #[derive(Debug)]
 pub struct Resolver {
     questions: Sender<IpAddr>,
@@ -19,15 +18,15 @@ pub struct Resolver {
 }
 
 impl Resolver {
-    /// Starts the threads. They end by themselves once this is dropped and what they are asking for is answered.
+    /// Starts the threads. They end once this is dropped and their present lookups are done.
     ///
     /// # Errors
     /// A thread could not be started.
-    pub fn start() -> Result<Self, Error> {
+    pub fn start() -> io::Result<Self> {
         Self::with(look_up)
     }
 
-    fn with(look_up: fn(IpAddr) -> Option<String>) -> Result<Self, Error> {
+    fn with(look_up: fn(IpAddr) -> Option<String>) -> io::Result<Self> {
         const NAME: &str = "socktrail-hosts";
         let (questions, to_ask) = bounded(QUEUE);
         let (to_tell, answers) = bounded(QUEUE);
@@ -40,24 +39,23 @@ impl Resolver {
                     }
                 }
             };
-            let started = std::thread::Builder::new().name(NAME.to_owned()).spawn(run);
-            started.map_err(|source| Error::Thread { name: NAME, source })?;
+            std::thread::Builder::new().name(NAME.to_owned()).spawn(run)?;
         }
         Ok(Self { questions, answers })
     }
 
-    /// Asks for the name of an address. `false` when too many wait already.
+    /// Asks for the name of an address. Returns false if too many lookups are waiting.
     pub fn ask(&self, ip: IpAddr) -> bool {
         self.questions.try_send(ip).is_ok()
     }
 
-    /// The answers that have come so far; `None` for an address without a name.
+    /// The answers since the last call; `None` for an address without a name.
     pub fn answers(&self) -> impl Iterator<Item = (IpAddr, Option<String>)> {
         self.answers.try_iter()
     }
 }
 
-/// `getnameinfo(3)`. That nobody knows and that nobody answered are the same here.
+/// Calls `getnameinfo(3)`. The result is the same for an address without a name and for a failure.
 fn look_up(ip: IpAddr) -> Option<String> {
     let (host, _) = dns_lookup::getnameinfo(&SocketAddr::new(ip, 0), nix::libc::NI_NAMEREQD).ok()?;
     Some(host)

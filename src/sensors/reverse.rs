@@ -1,24 +1,24 @@
-//! Names of remote hosts: what is known, what is being asked, and what waits for the answer.
+//! Names of remote hosts: a cache of answers, lookups in progress, and the changes that wait for them.
 //!
-//! Nothing here asks anybody: [`ReverseNames::take_wanted`] says what should be asked, and whoever asks comes back with
-//! [`ReverseNames::answer`].
+//! This module does no I/O: [`ReverseNames::take_wanted`] returns the addresses to look up, and the caller passes the
+//! results to [`ReverseNames::answer`].
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How long anything waits for a name at most.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// A domain name is no longer (RFC 1035, section 2.3.4).
-const LONGEST_NAME: usize = 253;
+/// How long a change waits for a name.
+const MAX_WAIT: Duration = Duration::from_secs(2);
+/// The maximum length of a domain name (RFC 1035, section 2.3.4).
+const MAX_NAME_LEN: usize = 253;
 
-/// How much is remembered, and how much may wait.
+/// Limits of `ReverseNames`.
 #[derive(Debug, Clone, Copy)]
 pub struct ReverseLimits {
-    /// Answers at most.
+    /// The maximum number of cached answers.
     pub answers: usize,
-    /// Things that wait at most.
+    /// The maximum number of waiting things.
     pub waiting: usize,
 }
 
@@ -28,32 +28,32 @@ impl Default for ReverseLimits {
     }
 }
 
-/// Answers, and things that wait for them: those for one address in the order in which they came.
+/// Answers, and the things that wait for them. Things that wait for the same address keep their order.
 #[derive(Debug)]
 pub struct ReverseNames<T> {
     answers: HashMap<IpAddr, Answer>,
-    /// Asked, and not answered.
+    /// Addresses that are being looked up.
     asked: HashSet<IpAddr>,
-    /// To be asked.
+    /// Addresses to look up.
     wanted: Vec<IpAddr>,
     waiting: HashMap<IpAddr, Vec<T>>,
-    /// The addresses of `waiting`, by the end of patience.
+    /// The addresses of `waiting` with the end of their wait, the earliest first.
     deadlines: VecDeque<(Instant, IpAddr)>,
     waiting_count: usize,
     limits: ReverseLimits,
-    /// Things that went on without an answer, because it took too long or too many others waited.
+    /// How many things continued without an answer, because it took too long or too many were waiting.
     pub unanswered: u64,
 }
 
 #[derive(Debug)]
 struct Answer {
-    /// `None`: it has no name.
+    /// `None` if the address has no name.
     name: Option<Arc<str>>,
     at: Instant,
 }
 
 impl<T> ReverseNames<T> {
-    /// Nothing is known.
+    /// An empty cache.
     pub fn new(limits: ReverseLimits) -> Self {
         Self {
             answers: HashMap::new(),
@@ -67,24 +67,24 @@ impl<T> ReverseNames<T> {
         }
     }
 
-    /// What is known of an address, if that is younger than `ttl`; `Some(None)`: that it has no name.
+    /// The answer for an address, if it is younger than `ttl`; `Some(None)` if the address has no name.
     pub fn find(&self, ip: IpAddr, ttl: Duration, now: Instant) -> Option<Option<Arc<str>>> {
         let answer = self.answers.get(&ip).filter(|answer| now.saturating_duration_since(answer.at) < ttl)?;
         Some(answer.name.clone())
     }
 
-    /// Whether anything waits for the name of this address.
+    /// Whether something waits for the name of this address.
     pub fn is_awaited(&self, ip: IpAddr) -> bool {
         self.waiting.contains_key(&ip)
     }
 
-    /// Lets a thing wait for the name of an address. Returns what must go on without a name to make room for it.
+    /// Makes a thing wait for the name of an address. To make room for it, it may return others, which continue without a name.
     pub fn wait(&mut self, ip: IpAddr, thing: T, now: Instant) -> Vec<T> {
         let others = if self.waiting_count >= self.limits.waiting { self.give_up_first() } else { Vec::new() };
         self.waiting_count += 1;
         let things = self.waiting.entry(ip).or_default();
         if things.is_empty() {
-            self.deadlines.push_back((now + PATIENCE, ip));
+            self.deadlines.push_back((now + MAX_WAIT, ip));
             if self.asked.insert(ip) {
                 self.wanted.push(ip);
             }
@@ -93,13 +93,13 @@ impl<T> ReverseNames<T> {
         others
     }
 
-    /// The addresses that should be asked for, each once until it is answered.
+    /// The addresses to look up, each only once until it is answered.
     pub fn take_wanted(&mut self) -> Vec<IpAddr> {
         std::mem::take(&mut self.wanted)
     }
 
-    /// An address has this name, or none. Returns what waited for it, and the name as it may be used: what is no host
-    /// name is none, for whoever owns an address writes there what they like.
+    /// Stores the answer for an address. Returns the things that waited for it, and the name if it is a valid host name. (The owner
+    /// of an address can set any text.)
     pub fn answer(&mut self, ip: IpAddr, name: Option<String>, now: Instant) -> (Vec<T>, Option<Arc<str>>) {
         let name: Option<Arc<str>> = name.as_deref().and_then(host_name).map(Arc::from);
         self.make_room();
@@ -107,13 +107,13 @@ impl<T> ReverseNames<T> {
         (self.refuse(ip), name)
     }
 
-    /// An address could not be asked for. Returns what waited for it.
+    /// Notes that an address could not be looked up. Returns the things that waited for it.
     pub fn refuse(&mut self, ip: IpAddr) -> Vec<T> {
         self.asked.remove(&ip);
         self.take(ip)
     }
 
-    /// What has waited too long, and goes on without a name. A late answer is remembered all the same.
+    /// Returns the things that have waited too long, and continue without a name. A late answer is still stored.
     pub fn give_up(&mut self, now: Instant) -> Vec<T> {
         let mut things = Vec::new();
         while self.deadlines.front().is_some_and(|(deadline, _)| *deadline <= now) {
@@ -122,7 +122,7 @@ impl<T> ReverseNames<T> {
         things
     }
 
-    /// Everything goes on.
+    /// Returns all waiting things, which continue without a name.
     pub fn give_up_all(&mut self) -> Vec<T> {
         let mut things = Vec::new();
         while !self.deadlines.is_empty() {
@@ -147,7 +147,7 @@ impl<T> ReverseNames<T> {
         things
     }
 
-    /// A host that talks to more addresses than fit pays with look-ups, not with memory.
+    /// Makes room for another answer. A host with more addresses than fit costs more lookups, not more memory.
     fn make_room(&mut self) {
         if self.answers.len() >= self.limits.answers {
             self.answers.clear();
@@ -155,16 +155,16 @@ impl<T> ReverseNames<T> {
     }
 }
 
-/// A name that says nothing but a name: letters, digits, `-`, `_` and `.`, not an address, without the root's dot.
+/// The name without the root's dot, if it is valid: it has only letters, digits, `-`, `_` and `.`, and is not an address.
 fn host_name(text: &str) -> Option<&str> {
     let name = text.strip_suffix('.').unwrap_or(text);
     let is_sound = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
-    let is_name = is_sound && !name.is_empty() && name.len() <= LONGEST_NAME && name != "-";
+    let is_name = is_sound && !name.is_empty() && name.len() <= MAX_NAME_LEN && name != "-";
     (is_name && name.parse::<IpAddr>().is_err()).then_some(name)
 }
 
-/// Whether no server outside this host's own networks can know a name for it: private, loopback, link-local,
-/// multicast, broadcast and unspecified addresses.
+/// Whether only this host's own networks can know a name for it: a private, loopback, link-local, multicast, broadcast or
+/// unspecified address.
 pub fn is_non_routable(ip: IpAddr) -> bool {
     match ip.to_canonical() {
         IpAddr::V4(ip) => {
@@ -226,19 +226,19 @@ mod tests {
     fn nothing_waits_for_ever_and_a_late_answer_still_counts() {
         let (mut names, now) = names(9);
         names.wait(ip(1), 1, now);
-        names.wait(ip(2), 2, now + PATIENCE / 2);
+        names.wait(ip(2), 2, now + MAX_WAIT / 2);
         assert_eq!(names.take_wanted().len(), 2);
-        assert!(names.give_up(now + PATIENCE / 2).is_empty());
-        assert_eq!(names.give_up(now + PATIENCE), [1]);
+        assert!(names.give_up(now + MAX_WAIT / 2).is_empty());
+        assert_eq!(names.give_up(now + MAX_WAIT), [1]);
         assert_eq!(names.unanswered, 1);
-        names.wait(ip(1), 3, now + PATIENCE);
+        names.wait(ip(1), 3, now + MAX_WAIT);
         assert!(names.take_wanted().is_empty(), "the first question is still open");
-        assert_eq!(names.answer(ip(1), None, now + PATIENCE).0, [3]);
+        assert_eq!(names.answer(ip(1), None, now + MAX_WAIT).0, [3]);
         assert_eq!(names.give_up_all(), [2]);
     }
 
     #[test]
-    fn the_table_of_those_who_wait_is_bounded() {
+    fn the_table_of_waiting_things_is_bounded() {
         let (mut names, now) = names(2);
         assert!(names.wait(ip(1), 1, now).is_empty());
         assert!(names.wait(ip(2), 2, now).is_empty());
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_not_be_asked_may_be_asked_again() {
+    fn failed_look_ups_can_be_repeated() {
         let (mut names, now) = names(2);
         names.wait(ip(1), 1, now);
         names.take_wanted();

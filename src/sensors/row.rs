@@ -1,34 +1,34 @@
-//! Sockets as sensors see them: rows of `/proc/net/{tcp,tcp6,udp,udp6}`, and whose they are.
+//! Sockets in the form of rows of `/proc/net/{tcp,tcp6,udp,udp6}`, with their processes.
 
 use std::borrow::Cow;
 use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
-use crate::event::{Endpoint, Transport};
-use crate::process::Process;
-use crate::socket_event::{Family, Socket, SocketState};
+use crate::model::flow::{Endpoint, Transport};
+use crate::model::process::Process;
+use crate::model::socket_event::{EventSocket, Family, SocketState};
 
-/// A socket as it is at one moment.
+/// A socket at one time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Row {
     /// Its transport.
     pub transport: Transport,
-    /// Its own end.
+    /// The local end.
     pub local: Endpoint,
-    /// The other end; the unspecified address and port 0 where there is none, as in `/proc`.
+    /// The remote end. If there is none, the unspecified address and port 0, as in `/proc`.
     pub remote: Endpoint,
     /// The state of a TCP socket; a UDP socket has none.
     pub state: Option<SocketState>,
-    /// Whose it is, where known.
+    /// Its process, if known.
     pub process: Option<Arc<Process>>,
 }
 
 impl Row {
-    /// The row of a socket; `None` for one that has none: it is neither TCP's nor UDP's, or nobody could reach it by
-    /// now. `process` is whose it is if nobody knows who made it.
-    pub fn of(socket: &Socket, process: Option<&Arc<Process>>) -> Option<Self> {
-        let end = |address: &Option<_>| address.as_ref().and_then(crate::socket_event::Address::endpoint);
+    /// The row of a socket. `None` if it is neither TCP nor UDP, or not reachable yet. `process` is used if the
+    /// socket's creator is unknown.
+    pub fn of(socket: &EventSocket, process: Option<&Arc<Process>>) -> Option<Self> {
+        let end = |address: &Option<_>| address.as_ref().and_then(crate::model::socket_event::Address::endpoint);
         let (local, remote) = (end(&socket.local), end(&socket.remote));
         let (transport, state) = match socket.protocol? {
             6 => (Transport::Tcp, Some(socket.state.filter(|state| *state != SocketState::CLOSE)?)),
@@ -38,7 +38,7 @@ impl Row {
         if transport == Transport::Udp && local.or(remote).is_none() {
             return None;
         }
-        // Of an IPv6 socket that speaks IPv4, the missing end is IPv4's.
+        // If an IPv6 socket uses IPv4, its missing end is an IPv4 one.
         let family = local.or(remote).map(|end| end.ip).filter(|ip| !ip.is_unspecified());
         let unspecified = match (socket.family, family) {
             (Family::INET, _) | (Family::INET6, Some(IpAddr::V4(_))) => Endpoint::new(Ipv4Addr::UNSPECIFIED, 0),
@@ -54,7 +54,7 @@ impl Row {
         })
     }
 
-    /// `tcp`, `tcp6`, `udp` or `udp6`. What an IPv6 socket says over IPv4 is IPv4.
+    /// `tcp`, `tcp6`, `udp` or `udp6`. An IPv6 socket that uses IPv4 counts as IPv4.
     pub fn proto(&self) -> &'static str {
         match (self.transport, self.local.ip.is_ipv6() || self.remote.ip.is_ipv6()) {
             (Transport::Tcp, false) => "tcp",
@@ -69,8 +69,8 @@ impl Row {
         self.state.map(SocketState::name)
     }
 
-    /// Writes `<proto> <local> <remote> <remote-host> <state>`, what patterns match, to the emptied `out`; `-` for what
-    /// is missing.
+    /// Replaces `out` with the tuple that patterns match: `<proto> <local> <remote> <remote-host> <state>`, with `-` for a missing
+    /// part.
     pub fn write_tuple(&self, remote_host: Option<&str>, out: &mut String) {
         out.clear();
         let (host, state) = (remote_host.unwrap_or("-"), self.state_name().unwrap_or("-".into()));
@@ -84,16 +84,17 @@ mod tests {
     use std::net::SocketAddr;
 
     use super::*;
-    use crate::socket_event::{Address, IpEnd, SocketId, SocketType};
+    use crate::model::kernel_address::SockAddress;
+    use crate::model::socket_event::{Address, IpEnd, SocketId, SocketType};
 
-    fn socket(family: Family, protocol: u16, ends: [&str; 2], state: SocketState) -> Socket {
+    fn socket(family: Family, protocol: u16, ends: [&str; 2], state: SocketState) -> EventSocket {
         let end = |text: &str| {
             let parsed = text.parse::<SocketAddr>().ok()?;
             Some(Address::Ip(IpEnd::new(parsed.ip(), parsed.port())))
         };
-        Socket {
+        EventSocket {
             id: SocketId(1),
-            sock: 1,
+            sock: SockAddress::new(1),
             family,
             kind: Some(SocketType::STREAM),
             protocol: Some(protocol),
@@ -105,7 +106,7 @@ mod tests {
         }
     }
 
-    fn tuple(socket: &Socket) -> Option<String> {
+    fn tuple(socket: &EventSocket) -> Option<String> {
         let mut out = "what was there".to_owned();
         Row::of(socket, None)?.write_tuple(None, &mut out);
         Some(out)
@@ -153,6 +154,6 @@ mod tests {
         assert_eq!(tuple(&bound), None, "TCP that is bound only");
         assert_eq!(tuple(&socket(Family::INET, 17, ["-", "-"], SocketState::CLOSE)), None, "UDP without a port");
         assert_eq!(tuple(&socket(Family::INET, 1, ["192.0.2.1:1", "-"], SocketState::CLOSE)), None, "ICMP");
-        assert_eq!(tuple(&Socket { protocol: None, ..bound }), None);
+        assert_eq!(tuple(&EventSocket { protocol: None, ..bound }), None);
     }
 }

@@ -1,89 +1,112 @@
-//! What tasks do with sockets: who owns a socket, and when it is over.
+//! Calls of tasks on sockets, which show who owns a socket and when it ends.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
+use std::time::Duration;
 
-use super::flows::{FlowId, FlowKey, Live};
-use super::idle::LAST_PAUSE;
-use super::sockets::{Datagrams, Socket, SocketKey};
+use super::flows::{Beginning, FlowId, FlowKey, LiveFlow};
+use super::idle::LAST_PACKET_TIMEOUT;
+use super::sockets::{Socket, SocketKey, UdpKind};
 use super::wheel::Tick;
-use super::{Config, State, counting, nanos};
-use crate::event::{Endpoint, Event, KernelAddress, KernelTime, Segments, Sight, TcpState, Transport, Tuple};
-use crate::flow::{Direction, Outcome, Reason};
-use crate::loss::Harm;
-use crate::process::Process;
+use super::{State, StateConfig, counting};
+use crate::model::event::{Event, Segments, SocketUser, SourceCapabilities, TcpState, Tuple};
+use crate::model::flow::{Direction, Endpoint, Outcome, Reason, Transport};
+use crate::model::kernel_address::SockAddress;
+use crate::model::loss::Harm;
+use crate::model::process::Process;
+use crate::model::time::MonotonicTime;
 
-/// How many connects may be under way at once, each in a thread of its own.
-const MAX_CONNECTING: usize = 65_536;
+/// The maximum number of connects in progress, each in a thread of its own.
+pub(super) const MAX_CONNECTING: usize = 65_536;
 
-/// A connect under way, by the thread that waits for it.
+/// A connect in progress.
 #[derive(Debug)]
 pub struct Connecting {
     socket: SocketKey,
-    begun: KernelTime,
-    /// Whom it wants.
+    begun: MonotonicTime,
+    /// The address that it connects to.
     remote: Endpoint,
 }
 
+/// How a socket ends.
+#[derive(Debug, Clone)]
+pub enum SocketEnd {
+    /// Its last descriptor was closed. The kernel may still use the socket, to send a FIN for instance.
+    Released {
+        /// The process that closed the descriptor, if it is known and not a kernel thread.
+        user: Option<Arc<Process>>,
+    },
+    /// The kernel has freed the `struct sock`: its address may be another socket's from now on.
+    Freed,
+}
+
 impl State {
-    pub(super) fn created(&mut self, event: &Event, sock: KernelAddress, for_program: bool) {
+    /// The running task created a socket.
+    pub(super) fn created(&mut self, event: &Event, sock: SockAddress, user: SocketUser) {
         let now = event.time;
-        self.closed(now, sock, true, None); // the address is a new socket's: whatever was there is over
-        let owner = self.processes.actor(event.pid, event.tid);
-        let datagrams = match self.sight {
-            Sight { programs: true, .. } if !for_program => Datagrams::Kernel,
-            Sight { single_datagrams: true, .. } => Datagrams::Single,
-            _ => Datagrams::Unknown,
+        self.closed(now, Some(sock), SocketEnd::Freed); // an earlier socket at this address has ended
+        let owner = self.processes.process_of_running_thread(event.pid, event.tid);
+        let udp_kind = match self.capabilities {
+            SourceCapabilities { programs: true, .. } if user == SocketUser::Kernel => UdpKind::Kernel,
+            SourceCapabilities { single_datagrams: true, .. } => UdpKind::Single,
+            _ => UdpKind::Unknown,
         };
-        if let Some(socket) = self.new_socket(now, sock).and_then(|key| self.sockets.get_mut(key)) {
+        if let Some(socket) = self.new_socket(now, Some(sock)).and_then(|key| self.sockets.get_mut(key)) {
             socket.created = true;
-            socket.datagrams = datagrams;
+            socket.udp_kind = udp_kind;
             socket.owner = Some(owner);
             socket.owner_since = now;
         }
     }
 
-    pub(super) fn takes_merged(&mut self, now: KernelTime, sock: KernelAddress) {
-        if let Some(socket) = self.socket_at(now, sock).and_then(|key| self.sockets.get_mut(key)) {
-            socket.datagrams = Datagrams::Merged;
+    /// A socket asked for UDP GRO.
+    pub(super) fn udp_gro_enabled(&mut self, now: MonotonicTime, sock: SockAddress) {
+        if let Some(socket) = self.socket_at(now, Some(sock)).and_then(|key| self.sockets.get_mut(key)) {
+            socket.udp_kind = UdpKind::Gro;
         }
     }
 
-    pub(super) fn sends_joined(&mut self, now: KernelTime, sock: KernelAddress) {
-        if let Some(socket) = self.socket_at(now, sock).and_then(|key| self.sockets.get_mut(key)) {
-            socket.joins = true;
+    /// A socket may use UDP GSO from now on.
+    pub(super) fn udp_gso_enabled(&mut self, now: MonotonicTime, sock: SockAddress) {
+        if let Some(socket) = self.socket_at(now, Some(sock)).and_then(|key| self.sockets.get_mut(key)) {
+            socket.uses_gso = true;
         }
     }
 
-    pub(super) fn connect_begins(&mut self, event: &Event, sock: KernelAddress, remote: Endpoint) {
-        let Some(key) = self.socket_at(event.time, sock) else { return };
-        let actor = self.processes.actor(event.pid, event.tid);
+    /// The running task begins to connect a TCP socket.
+    pub(super) fn connect_begins(&mut self, event: &Event, sock: SockAddress, remote: Endpoint) {
+        let Some(key) = self.socket_at(event.time, Some(sock)) else { return };
+        let actor = self.processes.process_of_running_thread(event.pid, event.tid);
         let Some(socket) = self.sockets.get_mut(key) else { return };
-        // A socket passed to another process keeps its creator as owner; the creator's present program is used. After a
-        // loss the known creator may be that of an earlier socket at this address, so the connecting process is taken:
-        // it is certain. A joined MPTCP subflow is connected on behalf of another process.
-        let is_doubtful = self.history.touches(Harm::OWNERS, socket.owner_since, event.time);
+        // A socket that was passed to another process keeps its creator as owner. If the creator itself connects, its present
+        // program is used. After a loss, the known creator may be that of an earlier socket at this address, so the connecting
+        // process becomes the owner. A joined MPTCP subflow is connected on behalf of another process.
+        let is_doubtful = self.loss_history.overlaps(Harm::OWNERS, socket.owner_since, event.time);
         let is_actors = socket.owner.as_ref().is_none_or(|owner| owner.pid == actor.pid);
+        socket.accepted_as = None; // the connection that it was accepted as has ended
         if !socket.joined && (is_doubtful || is_actors) {
             socket.owner = Some(actor);
             socket.owner_since = event.time;
         }
         socket.direction = Direction::Egress;
         socket.last = event.time;
-        if self.connecting.len() < MAX_CONNECTING {
-            self.connecting.insert(event.tid, Connecting { socket: key, begun: event.time, remote });
+        if self.connecting.len() >= MAX_CONNECTING && !self.connecting.contains_key(&event.tid) {
+            self.stats.pending_connects_refused += 1;
+            return;
         }
+        self.connecting.insert(event.tid, Connecting { socket: key, begun: event.time, remote });
     }
 
-    pub(super) fn connect_returns(&mut self, now: KernelTime, tid: u32, result: i32) {
+    /// The last connect that this thread began returns 0 or a negative errno.
+    pub(super) fn connect_returns(&mut self, now: MonotonicTime, tid: u32, result: i32) {
         let Some(Connecting { socket: key, begun, remote }) = self.connecting.remove(&tid) else { return };
         let Some(socket) = self.sockets.get(key).filter(|_| result < 0) else { return };
         let sock = socket.sock;
         // No packet left, or the connect would be in progress: the attempt itself is the flow.
         let local = Endpoint::new(unspecified(remote), 0);
-        let id = FlowId { scope: sock, transport: Transport::Tcp, local, remote };
+        let id = FlowId { scope: sock.into(), transport: Transport::Tcp, local, remote };
         if self.flows.find(&id).is_none() {
-            let flow = self.open(begun, id, 0, Some(key), Direction::Egress, true);
+            let flow = self.open(begun, id, None, Some(key), Direction::Egress, Beginning::Seen);
             if let Some(live) = self.flows.get_mut(flow) {
                 live.last = now;
                 live.outcome = Outcome::Failure(-result);
@@ -93,29 +116,34 @@ impl State {
         }
     }
 
-    /// A SYN arrived at a listener.
-    pub(super) fn connection_requested(&mut self, listener: KernelAddress, tuple: &Tuple) {
+    /// A SYN arrived at a listener, whose owner has the connection until it is accepted.
+    pub(super) fn connection_requested(&mut self, listener: SockAddress, tuple: &Tuple) {
         let Some(flow) = self.flows.find(&FlowId::tcp(tuple)) else { return };
-        let Some(key) = self.sockets.at(listener) else { return };
-        let is_new = |live: &Live| live.direction == Direction::Ingress && !live.bound;
+        let Some(key) = self.sockets.at(Some(listener)) else { return };
+        let is_new = |live: &LiveFlow| live.direction == Direction::Ingress && !live.bound;
         if self.flows.get(flow).is_some_and(is_new) {
-            self.give_to_listener(flow, key);
+            self.set_owner_to_listeners(flow, key);
         }
     }
 
-    pub(super) fn accepted(&mut self, event: &Event, sock: KernelAddress, tuple: &Tuple) {
+    /// The running task accepted a connection.
+    pub(super) fn accepted(&mut self, event: &Event, sock: SockAddress, tuple: &Tuple) {
         let now = event.time;
-        let actor = self.processes.actor(event.pid, event.tid);
-        let Some(key) = self.living_socket_at(now, sock) else { return };
-        if let Some(socket) = self.sockets.get_mut(key) {
+        let actor = self.processes.process_of_running_thread(event.pid, event.tid);
+        let Some(key) = self.living_socket_at(now, Some(sock)) else { return };
+        let flow = self.flows.find(&FlowId::tcp(tuple)).or_else(|| self.flow_without_port(key, tuple));
+        let connection = flow.and_then(|flow| self.flows.get(flow)).map_or_else(|| FlowId::tcp(tuple), |live| live.id);
+        if flow.is_none_or(|flow| !self.had_address_before(flow, key))
+            && let Some(socket) = self.sockets.get_mut(key)
+        {
             socket.direction = Direction::Ingress;
             socket.last = now;
             socket.owner = Some(Arc::clone(&actor));
+            socket.accepted_as = Some(self.flows.hash(&connection));
             socket.owner_since = now;
         }
-        self.give_to_subflows(key, &actor);
-        let flow = self.flows.find(&FlowId::tcp(tuple)).or_else(|| self.flow_without_port(key, tuple));
-        let Some(flow) = flow else { return }; // its next packet finds the socket
+        self.set_owner_of_subflows(key, &actor);
+        let Some(flow) = flow else { return }; // the flow of its next packet is bound to the socket
         // The accepted socket is not always the one that sends and has the counters: with MPTCP and SMC it is not.
         let is_others = self.flows.get(flow).is_some_and(|live| live.bound && live.socket != Some(key));
         if !is_others && !self.sockets.has_subflows(key) {
@@ -123,7 +151,7 @@ impl State {
         }
         if let Some(live) = self.flows.get_mut(flow) {
             live.doubtful = self.processes.confirm(&actor);
-            live.give_to(actor);
+            live.set_owner(actor);
             live.owner_since = now;
             live.accepted = true;
             live.direction = Direction::Ingress;
@@ -131,35 +159,43 @@ impl State {
         }
     }
 
+    /// Whether the flow's socket had the same address before the socket `now_there`. If each CPU has a clock of its own (before
+    /// Linux 4.1), an accept may come after the end of its connection.
+    fn had_address_before(&self, flow: FlowKey, now_there: SocketKey) -> bool {
+        let own = self.flows.get(flow).and_then(|live| live.socket).filter(|own| *own != now_there);
+        own.is_some_and(|own| self.sock(own) == self.sock(now_there))
+    }
+
     /// The flow of a socket that no longer has a local port: a connection that was reset before it was accepted.
     fn flow_without_port(&self, key: SocketKey, tuple: &Tuple) -> Option<FlowKey> {
         let socket = self.sockets.get(key).filter(|_| tuple.local.port == 0)?;
-        let is_it = |live: &Live| live.id.transport == Transport::Tcp && live.id.remote == tuple.remote;
+        let is_it = |live: &LiveFlow| live.id.transport == Transport::Tcp && live.id.remote == tuple.remote;
         self.flows.chain(socket.flows).find(|flow| self.flows.get(*flow).is_some_and(is_it))
     }
 
+    /// A TCP socket became established or closed.
     pub(super) fn tcp_state(
         &mut self,
-        now: KernelTime,
-        sock: KernelAddress,
+        now: MonotonicTime,
+        sock: SockAddress,
         tuple: &Tuple,
         state: TcpState,
         segments: Option<Segments>,
     ) {
         let id = FlowId::tcp(tuple);
         let mut found = self.flows.find(&id);
-        let was_unread = || {
-            let socket = self.sockets.at(sock).and_then(|key| self.sockets.get(key));
-            socket.is_some_and(|socket| socket.unread) || self.was_unread(now, &id, tuple.net)
+        let had_unparsed_packets = || {
+            let socket = self.sockets.at(Some(sock)).and_then(|key| self.sockets.get(key));
+            socket.is_some_and(|socket| socket.had_unparsed_packets) || self.had_unparsed_packets(now, &id, tuple.net)
         };
-        if found.is_none() && state == TcpState::Established && was_unread() {
-            // None of its packets could be read: this is what is known of it.
-            found = Some(self.open(now, id, tuple.net, None, Direction::Unknown, false));
+        if found.is_none() && state == TcpState::Established && had_unparsed_packets() {
+            // None of its packets could be read, so only this event shows the connection.
+            found = Some(self.open(now, id, tuple.net, None, Direction::Unknown, Beginning::Missed));
         }
         let Some(flow) = found else { return };
         match state {
             TcpState::Established => {
-                if let Some(key) = self.living_socket_at(now, sock) {
+                if let Some(key) = self.living_socket_at(now, Some(sock)) {
                     self.bind(flow, key);
                 }
                 if let Some(live) = self.flows.get_mut(flow) {
@@ -170,7 +206,7 @@ impl State {
                 let Some(live) = self
                     .flows
                     .get(flow)
-                    .filter(|live| self.sock_of(live) == sock)
+                    .filter(|live| self.sock_of(live) == Some(sock))
                     .is_some()
                     .then(|| self.flows.get_mut(flow))
                     .flatten()
@@ -182,7 +218,7 @@ impl State {
                     counting::settle(live, now, segments);
                 }
                 live.uncounted = true;
-                // A connect that was given up before it was answered has failed, though the kernel has no error for it.
+                // A connect that was abandoned before an answer came has failed, though the kernel has no error for it.
                 if is_unanswered(live) || (error != 0 && live.outcome == Outcome::Unknown) {
                     live.outcome = Outcome::Failure(if error == 0 { live.noted_error } else { error });
                 }
@@ -191,19 +227,25 @@ impl State {
         }
     }
 
-    /// A task gives up a socket's last descriptor.
-    pub(super) fn released(&mut self, now: KernelTime, pid: u32, sock: KernelAddress) {
-        // Descriptors on their way to nobody are closed by a thread of the kernel, which has used nothing.
+    /// A task closes a socket's last descriptor.
+    pub(super) fn released(&mut self, now: MonotonicTime, pid: u32, sock: SockAddress) {
+        // A kernel thread closes descriptors in flight (SCM_RIGHTS) that no process received. It is not a user of the socket.
         let user = self.processes.known(pid).filter(|user| !user.kernel);
-        self.closed(now, sock, false, user);
+        self.closed(now, Some(sock), SocketEnd::Released { user });
     }
 
-    /// A socket's last descriptor is gone, given up by `user`; when `freed`, its address too.
-    pub(super) fn closed(&mut self, now: KernelTime, sock: KernelAddress, freed: bool, user: Option<Arc<Process>>) {
+    /// The socket at this address ends.
+    pub(super) fn closed(&mut self, now: MonotonicTime, sock: Option<SockAddress>, end: SocketEnd) {
         let Some(key) = self.sockets.at(sock) else { return };
+        let (freed, user) = match end {
+            SocketEnd::Released { user } => (false, user),
+            SocketEnd::Freed => (true, None),
+        };
         if freed {
             self.sockets.unmap(key);
         }
+        // The kernel may still create a subflow, which belongs to this socket's owner as well.
+        let may_get_subflows = !freed && self.sockets.has_subflows(key);
         self.close_subflows(now, key, user.as_ref());
         let Some(socket) = self.sockets.get_mut(key) else { return };
         socket.closed = true;
@@ -216,7 +258,9 @@ impl State {
             return; // its FIN is still to come
         }
         if head.is_none() {
-            self.forget_socket(now, key);
+            if !may_get_subflows {
+                self.forget_socket(now, key);
+            }
             return;
         }
         let flows: Vec<_> = self.flows.chain(head).collect();
@@ -229,8 +273,8 @@ impl State {
     }
 
     /// The kernel reported an error to a socket's program.
-    pub(super) fn socket_error(&mut self, sock: KernelAddress, error: i32) {
-        let Some(socket) = self.sockets.at(sock).and_then(|key| self.sockets.get(key)) else { return };
+    pub(super) fn socket_error(&mut self, sock: SockAddress, error: i32) {
+        let Some(socket) = self.sockets.at(Some(sock)).and_then(|key| self.sockets.get(key)) else { return };
         let mut flows = self.flows.chain(socket.flows);
         // If the socket has several flows, it is not known which one failed.
         let (Some(flow), None) = (flows.next(), flows.next()) else { return };
@@ -250,30 +294,30 @@ impl State {
     }
 
     /// Forgets a socket. Its connection ends with it, unless the other side's FIN is still to come.
-    pub(super) fn forget_socket(&mut self, now: KernelTime, key: SocketKey) {
+    pub(super) fn forget_socket(&mut self, now: MonotonicTime, key: SocketKey) {
         if let Some(idle) = self.sockets.remove(key).and_then(|socket| socket.idle) {
             self.idle.lose_socket(idle, now);
         }
     }
 
-    /// The socket at an address; a new one, of which nothing is known, where there is none.
-    pub(super) fn socket_at(&mut self, now: KernelTime, sock: KernelAddress) -> Option<SocketKey> {
+    /// The socket at an address. If none is known, a new one is added.
+    pub(super) fn socket_at(&mut self, now: MonotonicTime, sock: Option<SockAddress>) -> Option<SocketKey> {
         match self.sockets.at(sock) {
             Some(key) => Some(key),
             None => self.new_socket(now, sock),
         }
     }
 
-    /// The same for a new socket: if a closed one is known at this address, it has been freed, although that was not
-    /// seen.
-    fn living_socket_at(&mut self, now: KernelTime, sock: KernelAddress) -> Option<SocketKey> {
+    /// The open socket at an address. If the socket that is known there was closed, it has been freed unseen, and a new one
+    /// is added.
+    fn living_socket_at(&mut self, now: MonotonicTime, sock: Option<SockAddress>) -> Option<SocketKey> {
         if let Some(gone) = self.sockets.at(sock).filter(|key| self.sockets.get(*key).is_some_and(|it| it.closed)) {
             self.sockets.unmap(gone);
         }
         self.socket_at(now, sock)
     }
 
-    fn new_socket(&mut self, now: KernelTime, sock: KernelAddress) -> Option<SocketKey> {
+    fn new_socket(&mut self, now: MonotonicTime, sock: Option<SockAddress>) -> Option<SocketKey> {
         let key = self.sockets.insert(sock, now)?;
         self.arm_socket(key);
         Some(key)
@@ -281,18 +325,19 @@ impl State {
 
     fn arm_socket(&mut self, key: SocketKey) {
         let Some(socket) = self.sockets.get_mut(key) else { return };
-        let deadline = socket.last.saturating_add(patience(socket, &self.config));
+        let deadline = socket.last.saturating_add(idle_timeout(socket, &self.config));
         socket.armed = self.socket_timers.set(deadline, key);
     }
 
-    pub(super) fn socket_timer(&mut self, now: KernelTime, tick: Tick, key: SocketKey) {
+    pub(super) fn socket_timer(&mut self, now: MonotonicTime, tick: Tick, key: SocketKey) {
         let (crowded, has_subflows) = (self.sockets.crowded(), self.sockets.has_subflows(key));
         let Some(socket) = self.sockets.get_mut(key).filter(|socket| socket.armed == tick) else { return };
         let in_use = has_subflows || socket.flows.is_some();
-        let busy = in_use || socket.last.saturating_add(patience(socket, &self.config)) > now;
-        let of_somebody = || socket.idle.and_then(|idle| self.idle.get(idle)).is_some_and(|idle| idle.owner.is_some());
-        let is_of_use = !socket.closed && (socket.owner.is_some() || of_somebody());
-        if !busy && (!is_of_use || crowded) {
+        let busy = in_use || socket.last.saturating_add(idle_timeout(socket, &self.config)) > now;
+        let idle_has_owner =
+            || socket.idle.and_then(|idle| self.idle.get(idle)).is_some_and(|idle| idle.owner.is_some());
+        let is_worth_keeping = !socket.closed && (socket.owner.is_some() || idle_has_owner());
+        if !busy && (!is_worth_keeping || crowded) {
             self.stats.sockets_evicted += 1;
             if let Some(idle) = self.sockets.remove(key).and_then(|socket| socket.idle) {
                 self.idle.remove(idle);
@@ -300,24 +345,25 @@ impl State {
             return;
         }
         if !busy || in_use {
-            socket.last = now; // an owner is not forgotten for want of traffic
+            socket.last = now; // a socket with a known owner is kept, however long it is idle
         }
         self.arm_socket(key);
     }
 }
 
-/// How long a socket without flows is kept, in nanoseconds. A closed one may still have to send its last packet.
-fn patience(socket: &Socket, config: &Config) -> KernelTime {
-    let timeout = nanos(config.socket_inactive_timeout);
-    if socket.closed { timeout.max(LAST_PAUSE) } else { timeout }
+/// How long a socket without flows is kept. A closed one may still have to send its last packet.
+fn idle_timeout(socket: &Socket, config: &StateConfig) -> Duration {
+    let timeout = config.socket_inactive_timeout;
+    if socket.closed { timeout.max(LAST_PACKET_TIMEOUT) } else { timeout }
 }
 
 /// Whether this is an outgoing connection, seen from its start, with no answer and no outcome yet.
-fn is_unanswered(live: &Live) -> bool {
+fn is_unanswered(live: &LiveFlow) -> bool {
     let is_begun_here = live.complete && live.direction == Direction::Egress;
     is_begun_here && live.outcome == Outcome::Unknown && live.received.packets == 0
 }
 
+/// The unspecified address of the same family.
 fn unspecified(like: Endpoint) -> IpAddr {
     match like.ip {
         IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
@@ -325,10 +371,32 @@ fn unspecified(like: Endpoint) -> IpAddr {
     }
 }
 
-/// Whether the process that closed a socket is another one than its owner, whatever programs they run.
+/// Whether the process that closed a socket is not its owner. Their programs do not matter.
 fn is_another(owner: Option<&Process>, user: &Process) -> bool {
     owner.is_none_or(|owner| {
         let other_start = owner.start.is_some() && user.start.is_some() && owner.start != user.start;
         !owner.kernel && (owner.pid != user.pid || other_start)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::testing::since_boot;
+
+    #[test]
+    fn processes_are_distinguished_by_id_and_start() {
+        let process = |(pid, start): (u32, Option<u64>)| Process { start: start.map(since_boot), ..Process::new(pid) };
+        for (owner, user, expected) in [
+            ((7, Some(1)), (7, Some(1)), false),
+            ((7, None), (7, Some(1)), false),
+            ((7, Some(1)), (7, Some(2)), true),
+            ((7, Some(1)), (8, Some(1)), true),
+            ((7, None), (8, None), true),
+        ] {
+            assert_eq!(is_another(Some(&process(owner)), &process(user)), expected, "{owner:?} {user:?}");
+        }
+        assert!(is_another(None, &process((7, None))), "the owner is not known");
+        assert!(!is_another(Some(&Process { kernel: true, ..Process::new(0) }), &process((7, None))));
+    }
 }

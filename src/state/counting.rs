@@ -1,50 +1,69 @@
-//! How packets become wire packets and wire bytes.
+//! Counts packets and bytes on the wire.
 //!
-//! The kernel carries several segments as one packet (GSO out, GRO in). A TCP socket's own segment counters tell how
-//! many there were; every further segment repeats the headers of the first.
+//! The kernel handles several segments as one packet: GSO for outgoing, GRO for incoming ones. A TCP socket's segment counters
+//! show how many there were. Each further segment repeats the headers of the first.
 
-use super::flows::{Headers, LastSent, Live, Watched};
-use crate::event::{Fragmented, KernelTime, Packet, Segments, Size, Transport, Way, tcp_flags};
-use crate::flow::Counters;
+use std::net::IpAddr;
 
-/// More segments than this between two samples is no super-packet but another socket's counter: 2 MB of 32-byte
-/// segments.
-const PLAUSIBLE: u32 = 1 << 16;
+use super::flows::{Headers, LastSent, LiveFlow, SegmentBaseline};
+use crate::model::event::{Fragmented, Packet, PacketDirection, PacketSize, Segments, tcp_flags};
+use crate::model::flow::{Counters, Transport};
+use crate::model::time::MonotonicTime;
 
-/// IP headers of fragments, in bytes: IPv4's without options (RFC 791); IPv6's with a fragment header (RFC 8200).
+/// The maximum plausible number of segments between two samples: 2 MB of 32-byte segments. A larger difference is that of
+/// another socket's counter.
+const MAX_PLAUSIBLE_STEP: u32 = 1 << 16;
+
+/// The header of an IPv4 fragment without options, in bytes (RFC 791).
 const IPV4_FRAGMENT: u32 = 20;
-/// See [`IPV4_FRAGMENT`].
+/// The header of an IPv6 fragment, in bytes: IPv6 header and fragment header (RFC 8200).
 const IPV6_FRAGMENT: u32 = 40 + 8;
+
+/// The socket that sent a packet, as far as it is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sender {
+    /// The flow's socket.
+    OwnSocket,
+    /// Another socket, such as the kernel's control socket, or none. Also for all received packets.
+    Other,
+}
+
+/// What a dropped packet may hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DroppedAs {
+    /// One packet of the wire.
+    OnePacket,
+    /// One or more TCP segments.
+    Segments,
+}
 
 /// Adds a packet that was seen at `now` to its flow's counters.
 ///
-/// Where the kernel's clock advances by ticks, two packets of two CPUs have the same time, and the later one may come first.
-/// What the socket's counters said of the other one is then taken back.
+/// If the kernel's clock advances by ticks, two packets of two CPUs may have the same time, and the later one may come first.
+/// The segments that were then counted for the other one are subtracted again.
 ///
-/// Sent by another socket than the flow's, such as the kernel's own, which sends the last words of connections that have none
-/// any more, it tells nothing of the flow's segments.
-pub fn add(live: &mut Live, now: KernelTime, packet: &Packet, by_own_socket: bool) {
+/// The segment counters of a packet that [another socket](Sender::Other) sent are not the flow's.
+pub fn add(live: &mut LiveFlow, now: MonotonicTime, packet: &Packet, sender: Sender) {
     let is_later = live.note_time(now);
-    let counters = match packet.way {
-        Way::Out => &mut live.sent,
-        Way::In => &mut live.received,
+    let counters = match packet.direction {
+        PacketDirection::Outbound => &mut live.sent,
+        PacketDirection::Inbound => &mut live.received,
     };
-    let Size { bytes, headers } = packet.size;
+    let PacketSize { bytes, headers } = packet.size;
     *counters = counters.plus(1, u64::from(bytes));
     if packet.fragment > 0 {
-        *counters = counters.fragments(bytes, packet.fragment, packet.tuple.remote.ip.is_ipv4());
+        *counters = counters.fragments(bytes, packet.fragment, packet.tuple.remote.ip);
         live.inexact.fragments = true;
     }
-    match (packet.transport, packet.way) {
+    match (packet.transport, packet.direction) {
         (Transport::Udp, _) => {}
-        (Transport::Tcp, Way::In) => {
+        (Transport::Tcp, PacketDirection::Inbound) => {
             let is_counted = note_received(live, packet, headers);
-            let first = packet.tcp_flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN;
             live.inexact.late_data |= live.uncounted && !is_counted && bytes > u32::from(headers);
-            live.syns = live.syns.saturating_add(u8::from(first && !live.bound));
+            live.syns = live.syns.saturating_add(u8::from(packet.is_initial_syn() && !live.bound));
         }
-        (Transport::Tcp, Way::Out) => {
-            let further = match packet.segments.filter(|_| by_own_socket && live.bound) {
+        (Transport::Tcp, PacketDirection::Outbound) => {
+            let further = match packet.segments.filter(|_| sender == Sender::OwnSocket && live.bound) {
                 Some(counted) if is_later || !is_overtaken(live, counted) => {
                     further_segments(live, now, packet, counted, headers)
                 }
@@ -55,16 +74,19 @@ pub fn add(live: &mut Live, now: KernelTime, packet: &Packet, by_own_socket: boo
     }
 }
 
-/// Counts what a packet that was counted as one becomes when it is cut.
-pub fn further_fragments(live: &mut Live, packet: &Fragmented) {
-    live.sent = live.sent.fragments(packet.bytes, packet.first, packet.tuple.remote.ip.is_ipv4());
+/// Counts the further fragments of a packet that was counted as one.
+pub fn further_fragments(live: &mut LiveFlow, packet: &Fragmented) {
+    live.sent = live.sent.fragments(packet.bytes, packet.first, packet.tuple.remote.ip);
     live.inexact.fragments = true;
 }
 
-/// Subtracts a packet that was counted as sent and dropped later. A TCP packet may stand for several segments.
-pub fn take_back(live: &mut Live, bytes: u32, may_be_several: bool) {
+/// Subtracts a packet that was counted as sent and dropped later. `bytes` is its size with headers.
+pub fn take_back(live: &mut LiveFlow, bytes: u32, dropped_as: DroppedAs) {
     let LastSent { headers, .. } = live.last_sent;
-    let (segments, is_exact) = if may_be_several { live.last_sent.segments_of(bytes) } else { (1, true) };
+    let (segments, is_exact) = match dropped_as {
+        DroppedAs::Segments => live.last_sent.segments_of(bytes),
+        DroppedAs::OnePacket => (1, true),
+    };
     let further = u64::from(segments) - 1;
     let all = Counters { packets: 1 + further, bytes: u64::from(bytes) + further * u64::from(headers) };
     live.inexact.dropped_locally |= !is_exact || live.sent.packets < all.packets || live.sent.bytes < all.bytes;
@@ -72,80 +94,85 @@ pub fn take_back(live: &mut Live, bytes: u32, may_be_several: bool) {
     live.sent = live.sent.minus(all);
 }
 
-/// Notes the headers of a received packet. Says whether the socket's counters have shown it before its sample came.
+/// Notes the header length of a received packet. Returns whether the packet was already counted, because the socket's counters
+/// had shown it before its sample came.
 ///
-/// If so, it is one of the segments that were counted early. The others are taken to have its headers.
-fn note_received(live: &mut Live, packet: &Packet, headers: u16) -> bool {
-    let supposed = live.received_headers.last;
+/// If so, it is one of the segments that were counted early. The others of them are assumed to have the same headers.
+fn note_received(live: &mut LiveFlow, packet: &Packet, headers: u16) -> bool {
+    let assumed = live.received_headers.last;
     // A SYN is never merged with others, and has options that others do not have.
     live.received_headers.note(headers, packet.tcp_flags & tcp_flags::SYN == 0);
-    let Some(watched) = live.segments.as_mut().filter(|watched| watched.early > 0) else { return false };
-    let early = u64::from(watched.early);
-    watched.early -= 1;
-    live.received = live.received.minus(Counters { packets: early, bytes: early * u64::from(supposed) });
+    let Some(baseline) = live.segments.as_mut().filter(|baseline| baseline.early > 0) else { return false };
+    let early = u64::from(baseline.early);
+    baseline.early -= 1;
+    live.received = live.received.minus(Counters { packets: early, bytes: early * u64::from(assumed) });
     live.received = live.received.plus(early - 1, (early - 1) * u64::from(live.received_headers.last));
     true
 }
 
-/// Whether a packet was sent before another whose sample came first. It was then counted as a further segment of the other, and
-/// that is taken back.
-fn is_overtaken(live: &mut Live, counted: Segments) -> bool {
-    let Some(watched) = live.segments else { return false };
-    let behind = watched.sent.wrapping_sub(counted.sent);
-    if behind > 0 && behind < u32::from(watched.sent_by_flow) {
+/// Whether a packet was sent before another one whose sample came first. If it was counted as a further segment of the other
+/// one, this is undone.
+fn is_overtaken(live: &mut LiveFlow, counted: Segments) -> bool {
+    let Some(baseline) = live.segments else { return false };
+    let behind = baseline.sent.wrapping_sub(counted.sent);
+    if behind == 0 || behind >= MAX_PLAUSIBLE_STEP {
+        return false;
+    }
+    if behind < u32::from(baseline.sent_by_flow) {
         live.sent = live.sent.minus(Counters { packets: 1, bytes: live.last_sent.headers.into() });
     }
-    behind > 0 && behind < PLAUSIBLE
+    true
 }
 
-/// Counts the further segments that an outgoing packet carries, and those that have arrived meanwhile. Returns how many
-/// further segments were sent.
-fn further_segments(live: &mut Live, now: KernelTime, packet: &Packet, counted: Segments, headers: u16) -> u64 {
-    let watched = live.segments.unwrap_or_else(|| first_seen(live, packet, counted));
-    let step = since(watched.sent, counted.sent);
-    let sent_by_flow = watched.sent_by_flow.saturating_add(u16::try_from(step).unwrap_or(u16::MAX));
-    live.segments = Some(Watched { sent: counted.sent, sent_by_flow, ..watched });
+/// Counts the further segments of an outgoing packet, and the segments that have arrived meanwhile. Returns the number of the
+/// former.
+fn further_segments(live: &mut LiveFlow, now: MonotonicTime, packet: &Packet, counted: Segments, headers: u16) -> u64 {
+    let baseline = live.segments.unwrap_or_else(|| baseline_before(live, packet, counted));
+    let step = since(baseline.sent, counted.sent);
+    let sent_by_flow = baseline.sent_by_flow.saturating_add(u16::try_from(step).unwrap_or(u16::MAX));
+    live.segments = Some(SegmentBaseline { sent: counted.sent, sent_by_flow, ..baseline });
     let more = step.saturating_sub(1);
     live.sent = live.sent.plus(more, more * u64::from(headers));
     settle(live, now, counted);
     more
 }
 
-/// Where a socket's counters stood before its flow began: a SYN is one segment and finds them as the attempt before
-/// left them; an accepted connection's begin at zero (its SYN counts as received, once, however often it came:
-/// `tcp_create_openreq_child`).
-fn first_seen(live: &Live, packet: &Packet, now: Segments) -> Watched {
+/// A socket's counters before its flow began, computed from those at the flow's first packet.
+///
+/// A SYN is one segment, and the counters go on from an earlier connection attempt of the socket. The counters of an accepted
+/// connection begin at zero; they count its SYN once, however often it came (`tcp_create_openreq_child`).
+fn baseline_before(live: &LiveFlow, packet: &Packet, now: Segments) -> SegmentBaseline {
     if packet.tcp_flags & tcp_flags::SYN != 0 {
-        Watched::since(now.sent.wrapping_sub(1), now.received)
+        SegmentBaseline::since(now.sent.wrapping_sub(1), now.received)
     } else if live.complete {
         let repeated = u32::from(live.syns.saturating_sub(1));
-        Watched::since(0, 0_u32.wrapping_sub(repeated))
+        SegmentBaseline::since(0, 0_u32.wrapping_sub(repeated))
     } else {
         let seen = u32::try_from(live.received.packets).unwrap_or(u32::MAX);
-        Watched::since(now.sent.wrapping_sub(1), now.received.wrapping_sub(seen))
+        SegmentBaseline::since(now.sent.wrapping_sub(1), now.received.wrapping_sub(seen))
     }
 }
 
-/// Brings what was received up to the socket's own count at `now`.
-pub fn settle(live: &mut Live, now: KernelTime, counted: Segments) {
-    let Some(watched) = &mut live.segments else { return };
-    let arrived = counted.received.wrapping_sub(watched.received_before);
+/// Raises the count of received segments to the socket's own count at `now`.
+pub fn settle(live: &mut LiveFlow, now: MonotonicTime, counted: Segments) {
+    let Some(baseline) = &mut live.segments else { return };
+    let arrived = counted.received.wrapping_sub(baseline.received_before);
     let missing = u64::from(arrived).saturating_sub(live.received.packets);
-    if missing > 0 && missing < u64::from(PLAUSIBLE) && live.received.packets > 0 {
+    if missing > 0 && missing < u64::from(MAX_PLAUSIBLE_STEP) && live.received.packets > 0 {
         let Headers { last, range: (shortest, longest) } = live.received_headers;
-        // A sample that is late itself says nothing of those that are still to come.
+        // A late sample says nothing about the samples still to come.
         if now == live.last {
-            watched.early = watched.early.saturating_add(u16::try_from(missing).unwrap_or(u16::MAX));
+            baseline.early = baseline.early.saturating_add(u16::try_from(missing).unwrap_or(u16::MAX));
         }
         live.received = live.received.plus(missing, missing * u64::from(last));
-        // Which of the packets were several is not known: they may all have been one with other headers.
+        // It is not known which of the packets were merged; their headers may have had any of these lengths.
         live.inexact.merged_segments |= shortest != longest;
     }
     live.received_headers.range = (0, 0);
 }
 
 impl Headers {
-    /// What `may_merge` is among packets of which some were several.
+    /// Notes a packet's header length. Packets that `may_merge` with others determine the headers of merged segments.
     fn note(&mut self, headers: u16, may_merge: bool) {
         if may_merge || self.last == 0 {
             self.last = headers;
@@ -161,6 +188,7 @@ impl Headers {
 }
 
 impl LastSent {
+    /// Notes an outgoing packet of `bytes` with its headers, which was split into this number of segments.
     fn note(&mut self, bytes: u32, headers: u16, segments: u64) {
         let segments = u16::try_from(segments).unwrap_or(u16::MAX).max(1);
         if segments > 1 {
@@ -171,7 +199,7 @@ impl LastSent {
         *self = Self { bytes, headers, segments, full: self.full };
     }
 
-    /// How many segments a packet of this size stands for, and whether that is certain, not an estimate.
+    /// The number of segments in a packet of this size, and whether that is certain (`true`) or an estimate.
     fn segments_of(&self, bytes: u32) -> (u32, bool) {
         let payload = bytes.saturating_sub(self.headers.into());
         if bytes == self.bytes {
@@ -184,9 +212,10 @@ impl LastSent {
     }
 }
 
+/// The number of segments between two values of a counter; 1 if the second value cannot be of the same socket.
 fn since(before: u32, now: u32) -> u64 {
     let segments = now.wrapping_sub(before);
-    if segments < PLAUSIBLE { u64::from(segments) } else { 1 }
+    if segments < MAX_PLAUSIBLE_STEP { u64::from(segments) } else { 1 }
 }
 
 impl Counters {
@@ -199,10 +228,11 @@ impl Counters {
         Self { packets: self.packets.saturating_sub(packets), bytes: self.bytes.saturating_sub(bytes) }
     }
 
-    /// Adds to a packet of `bytes`, of which the largest fragment has `largest` bytes, all but the first. All are as large
-    /// as the largest, but the last. Two, where it is not known how large that is; one, for a fragment that is all there is.
-    fn fragments(self, bytes: u32, largest: u16, ipv4: bool) -> Self {
-        let (plain, header) = if ipv4 { (IPV4_FRAGMENT, IPV4_FRAGMENT) } else { (IPV6_FRAGMENT - 8, IPV6_FRAGMENT) };
+    /// Adds the further fragments of a packet of `bytes`, whose largest fragment has `largest` bytes (0: not known, so two
+    /// fragments are assumed). All fragments but the last have that size. An atomic fragment (RFC 6946) is one.
+    fn fragments(self, bytes: u32, largest: u16, remote: IpAddr) -> Self {
+        let (plain, header) =
+            if remote.is_ipv4() { (IPV4_FRAGMENT, IPV4_FRAGMENT) } else { (IPV6_FRAGMENT - 8, IPV6_FRAGMENT) };
         let payload = bytes.saturating_sub(plain);
         let each = u32::from(largest).saturating_sub(header);
         let count = if each == 0 { 2 } else { payload.div_ceil(each).max(1) };

@@ -2,32 +2,34 @@
 
 use std::collections::VecDeque;
 
+use super::counting::DroppedAs;
 use super::flows::{FlowId, FlowKey, Flows};
-use super::sockets::Datagrams;
+use super::sockets::UdpKind;
 use super::{State, counting};
-use crate::event::{Dropped, Endpoint, Transport, Tuple};
+use crate::model::event::{Dropped, Tuple};
+use crate::model::flow::{Endpoint, Transport};
 
-/// How many of the last packets sent by another than the flow's own socket are remembered.
-const MOST: usize = 64;
-/// How many flows of a socket are searched for the one that a packet's headers name.
-const MOST_FLOWS: usize = 64;
+/// The maximum number of remembered packets that were not sent by their flow's own socket.
+const MAX_SENT_BY_OTHERS: usize = 64;
+/// The maximum number of flows of a socket that are searched for the one with a packet's addresses.
+const MAX_SEARCHED_FLOWS: usize = 64;
 
 impl State {
     /// Subtracts a packet that was counted as sent, or marks the flows that it may belong to.
     pub(super) fn dropped(&mut self, packet: &Dropped) {
-        let is_filtered = |(local, remote)| !self.config.filter.lets_tuple_pass(&Tuple { net: 0, local, remote });
+        let is_filtered = |(local, remote)| !self.config.filter.accepts(&Tuple { net: None, local, remote });
         if packet.ends.is_some_and(is_filtered) || (packet.may_have_arrived && self.has_arrived(packet)) {
             return;
         }
-        if packet.sock == 0 && packet.may_have_arrived {
-            // Without a link header it looks the same when it arrives, as over a tunnel.
+        if packet.sock.is_none() && packet.may_have_arrived {
+            // Without a link header, as in a tunnel, an arriving packet looks the same as an outgoing one.
             return self.mark_connection_of_reply(packet);
         }
         if packet.with_others {
             self.mark_dropped(packet);
         }
         let Some(transport) = packet.transport else {
-            // If its ports are hidden, its flow is not known. If it never came to IP, it was not counted as a packet,
+            // If its ports could not be read, its flow is not known. If it never came to IP, it was not counted as a packet,
             // but TCP has counted it as a segment sent.
             return self.mark_dropped(packet);
         };
@@ -41,39 +43,42 @@ impl State {
         }
     }
 
-    /// Whether a packet's headers name a flow of its socket the other way round: the kernel also notes the socket that a
-    /// packet is for.
+    /// Whether the packet was arriving: its source is the remote end of a flow of its socket, and its destination the local end.
+    /// (The kernel also sets `sk_buff.sk` of packets that it receives.)
     fn has_arrived(&self, packet: &Dropped) -> bool {
         let (Some((remote, local)), Some(socket)) = (packet.ends, self.sockets.at(packet.sock)) else { return false };
         let flows = self.sockets.get(socket).and_then(|socket| socket.flows);
         let is_reverse =
             |flow: FlowKey| self.flows.get(flow).is_some_and(|live| (live.id.local, live.id.remote) == (local, remote));
-        local != remote && self.flows.chain(flows).take(MOST_FLOWS).any(is_reverse)
+        local != remote && self.flows.chain(flows).take(MAX_SEARCHED_FLOWS).any(is_reverse)
     }
 
+    /// Subtracts a dropped packet from its flow.
     fn take_back(&mut self, flow: FlowKey, transport: Transport, packet: &Dropped) {
         if let Some(live) = self.flows.get_mut(flow) {
-            let may_be_several = transport == Transport::Tcp && packet.ends.is_some();
-            counting::take_back(live, packet.bytes, may_be_several);
+            let is_segments = transport == Transport::Tcp && packet.ends.is_some();
+            let dropped_as = if is_segments { DroppedAs::Segments } else { DroppedAs::OnePacket };
+            counting::take_back(live, packet.bytes, dropped_as);
+            live.inexact.dropped_locally |= packet.may_be_drivers && self.capabilities.driver_drops_unclear;
         }
     }
 
-    /// The flow that a packet's own headers name, and whose socket sent it.
+    /// The flow with the addresses in the packet's own headers, if its socket sent the packet.
     fn flow_of_dropped(&mut self, transport: Transport, packet: &Dropped) -> Option<FlowKey> {
         let (local, remote) = packet.ends?;
         if transport == Transport::Udp {
-            return self.flows.find(&FlowId { scope: packet.sock, transport, local, remote });
+            return self.flows.find(&FlowId { scope: packet.sock.into(), transport, local, remote });
         }
         let is_between = |flow: &FlowKey| is_between(&self.flows, *flow, local, remote);
         let socket = self.sockets.at(packet.sock).and_then(|key| self.sockets.get(key));
-        let own = self.flows.chain(socket.and_then(|socket| socket.flows)).take(MOST_FLOWS).find(is_between);
-        // A program's raw socket may forge packets of any flow and have them dropped: those must not be subtracted.
-        let is_kernels = socket.is_none_or(|socket| socket.datagrams == Datagrams::Kernel);
+        let own = self.flows.chain(socket.and_then(|socket| socket.flows)).take(MAX_SEARCHED_FLOWS).find(is_between);
+        // A program may forge packets of any flow with a raw socket and have them dropped. They must not be subtracted.
+        let is_kernels = socket.is_none_or(|socket| socket.udp_kind == UdpKind::Kernel);
         own.or_else(|| is_kernels.then(|| self.sent_by_others.take(&self.flows, local, remote)).flatten())
     }
 
-    /// The socket's flow, if it has only one, for a packet whose headers do not name it: its destination was
-    /// translated, or it is a fragment.
+    /// The only flow of the packet's socket, for a packet whose headers do not show its flow: its destination was translated, or
+    /// it is a fragment.
     fn translated(&self, transport: Transport, packet: &Dropped) -> Option<FlowKey> {
         let of_socket = self.sockets.get(self.sockets.at(packet.sock)?)?.flows;
         let mut all = self.flows.chain(of_socket);
@@ -83,10 +88,10 @@ impl State {
         (others.is_none() && id.transport == transport && is_from_there).then_some(flow)
     }
 
-    /// Marks the connection of a dropped socketless reply that is no longer among the remembered ones.
+    /// Marks the connection of a dropped reply without a socket that is no longer remembered.
     fn mark_connection_of_reply(&mut self, packet: &Dropped) {
         let (Some(Transport::Tcp), Some((local, remote))) = (packet.transport, packet.ends) else { return };
-        let id = FlowId { scope: 0, transport: Transport::Tcp, local, remote };
+        let id = FlowId::tcp(&Tuple { net: None, local, remote });
         if let Some(live) = self.connection_of_reply(id).and_then(|(_, flow)| self.flows.get_mut(flow)) {
             live.inexact.dropped_locally = true;
         }
@@ -94,7 +99,7 @@ impl State {
 
     /// Marks all flows of the packet's socket, because it is not known which of them it belongs to.
     fn mark_dropped(&mut self, packet: &Dropped) {
-        if packet.sock == 0 {
+        if packet.sock.is_none() {
             return self.mark_connection_of_reply(packet);
         }
         let Some(socket) = self.sockets.at(packet.sock).and_then(|key| self.sockets.get(key)) else { return };
@@ -104,14 +109,15 @@ impl State {
         let flows: Vec<_> = self.flows.chain(socket.flows).collect();
         for flow in flows {
             let Some(live) = self.flows.get_mut(flow) else { continue };
-            // Packets that never came to IP matter to TCP only, where they were counted as segments. Others may be
-            // encapsulated, and then have the transport of the outer packet.
+            // A packet that never came to IP matters to TCP only, which has counted its segments. A packet that came to IP may
+            // be encapsulated, and then has the transport of the outer packet.
             let came_to_ip = packet.other_protocol || packet.transport.is_some();
             live.inexact.dropped_locally |= came_to_ip || live.id.transport == Transport::Tcp;
         }
     }
 }
 
+/// Whether it is a TCP flow between these ends.
 fn is_between(flows: &Flows, flow: FlowKey, local: Endpoint, remote: Endpoint) -> bool {
     flows.get(flow).is_some_and(|live| {
         let FlowId { transport, local: from, remote: to, .. } = live.id;
@@ -127,7 +133,7 @@ pub struct SentByOthers(VecDeque<FlowKey>);
 impl SentByOthers {
     /// Remembers the flow of such a packet.
     pub fn note(&mut self, flow: FlowKey) {
-        if self.0.len() == MOST {
+        if self.0.len() == MAX_SENT_BY_OTHERS {
             self.0.pop_front();
         }
         self.0.push_back(flow);
@@ -147,7 +153,7 @@ mod tests {
     #[test]
     fn only_so_many_senders_are_remembered() {
         let mut sent = SentByOthers::default();
-        (0..2 * MOST).for_each(|_| sent.note(FlowKey::default()));
-        assert_eq!(sent.0.len(), MOST);
+        (0..2 * MAX_SENT_BY_OTHERS).for_each(|_| sent.note(FlowKey::default()));
+        assert_eq!(sent.0.len(), MAX_SENT_BY_OTHERS);
     }
 }

@@ -1,6 +1,10 @@
-//! The table of flows: by tuple, and in a chain per socket.
+//! The table of live flows: found by their addresses, and by their socket, whose flows form a doubly linked list.
+
+#[cfg(test)]
+mod properties;
 
 use std::hash::BuildHasher;
+use std::num::NonZeroU16;
 use std::sync::Arc;
 
 use hashbrown::HashTable;
@@ -8,21 +12,49 @@ use slotmap::{SlotMap, new_key_type};
 
 use super::sockets::{SocketKey, Sockets};
 use super::wheel::Tick;
-use crate::event::{Endpoint, Fragmented, KernelAddress, KernelTime, Packet, Transport, Tuple};
-use crate::flow::{Counters, Direction, Inexact, Outcome};
-use crate::process::Process;
+use crate::model::event::{Fragmented, Packet, Tuple};
+use crate::model::flow::{Counters, Direction, Endpoint, Inexact, Outcome, Transport};
+use crate::model::kernel_address::{NetAddress, SockAddress};
+use crate::model::process::Process;
+use crate::model::time::MonotonicTime;
 
 new_key_type! {
-    /// Names a live flow.
+    /// Identifies a live flow.
     pub struct FlowKey;
 }
 
-/// What a flow is found by.
+/// The kernel object within which addresses and ports identify one flow: the address of a `struct net` or a `struct sock`; 0
+/// if it is not known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Scope(u64);
+
+impl From<Option<NetAddress>> for Scope {
+    fn from(net: Option<NetAddress>) -> Self {
+        Self(net.map_or(0, NetAddress::get))
+    }
+}
+
+impl From<Option<SockAddress>> for Scope {
+    fn from(sock: Option<SockAddress>) -> Self {
+        Self(sock.map_or(0, SockAddress::get))
+    }
+}
+
+/// Whether a flow is observed from its first packet or call on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Beginning {
+    /// It is.
+    Seen,
+    /// Earlier packets were not seen.
+    Missed,
+}
+
+/// The key by which a flow is found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct FlowId {
-    /// Within what the tuple is unique: the network namespace for TCP; the socket for UDP, since several sockets may
-    /// get one datagram.
-    pub scope: KernelAddress,
+    /// The tuple is unique within this: the network namespace for TCP; the socket for UDP, because several sockets may
+    /// receive the same datagram.
+    pub scope: Scope,
     /// Its transport.
     pub transport: Transport,
     /// This host's end.
@@ -32,64 +64,64 @@ pub struct FlowId {
 }
 
 impl FlowId {
-    /// Of a TCP connection.
+    /// The key of a TCP connection.
     pub fn tcp(tuple: &Tuple) -> Self {
-        Self { scope: tuple.net, transport: Transport::Tcp, local: tuple.local, remote: tuple.remote }
+        Self { scope: tuple.net.into(), transport: Transport::Tcp, local: tuple.local, remote: tuple.remote }
     }
 
-    /// Of a packet.
+    /// The key of a packet's flow.
     pub fn of(packet: &Packet) -> Self {
         Self::between(packet.transport, packet.sock, &packet.tuple)
     }
 
-    /// Of a packet that is cut.
+    /// The key of a fragmented packet's flow.
     pub fn of_fragmented(packet: &Fragmented) -> Self {
         Self::between(packet.transport, packet.sock, &packet.tuple)
     }
 
-    fn between(transport: Transport, sock: KernelAddress, tuple: &Tuple) -> Self {
+    fn between(transport: Transport, sock: Option<SockAddress>, tuple: &Tuple) -> Self {
         match transport {
             Transport::Tcp => Self::tcp(tuple),
-            Transport::Udp => Self { scope: sock, transport, local: tuple.local, remote: tuple.remote },
+            Transport::Udp => Self { scope: sock.into(), transport, local: tuple.local, remote: tuple.remote },
         }
     }
 }
 
 /// A live flow.
 #[derive(Debug)]
-pub struct Live {
-    /// What it is found by.
+pub struct LiveFlow {
+    /// The key by which it is found.
     pub id: FlowId,
     /// The network namespace.
-    pub net: KernelAddress,
-    /// Its running number.
+    pub net: Option<NetAddress>,
+    /// Its number: flows are numbered from 1 as they begin.
     pub number: u64,
     /// Its socket, once known.
     pub socket: Option<SocketKey>,
     /// Whether the socket is its own, not the listener that answers before the connection has a socket.
     pub bound: bool,
-    /// Whose it is.
+    /// Its owner.
     pub owner: Option<Arc<Process>>,
-    /// Who gave its socket up, if that is another.
+    /// The process that closed its socket, if that is not the owner.
     pub last_user: Option<Arc<Process>>,
-    /// Who began it.
+    /// Which side began it.
     pub direction: Direction,
     /// First packet or call.
-    pub start: KernelTime,
-    /// Since when packets of it may have been missed.
-    pub exposed: KernelTime,
+    pub start: MonotonicTime,
+    /// The earliest time at which packets of it may have been missed.
+    pub exposed: MonotonicTime,
     /// When it was last certain that this is the owner of its socket.
-    pub owner_since: KernelTime,
-    /// Whether the owner accepted it itself, and is not that of the listener.
+    pub owner_since: MonotonicTime,
+    /// Whether the owner accepted it, and is not merely the listener's owner.
     pub accepted: bool,
     /// Whether the owner may by now run another program, or be another process, because an event of it may have been
     /// lost.
     pub doubtful: bool,
     /// Last packet or call.
-    pub last: KernelTime,
-    /// When it was last reported, or began.
-    pub reported: KernelTime,
-    /// It is over but for late packets.
+    pub last: MonotonicTime,
+    /// When it was last reported; before its first report, when it began.
+    pub reported: MonotonicTime,
+    /// Whether its end was seen, so that only late packets may still come.
     pub closing: bool,
     /// What left.
     pub sent: Counters,
@@ -97,58 +129,105 @@ pub struct Live {
     pub received: Counters,
     /// What was counted as sent and then dropped by this host.
     pub dropped: Counters,
-    /// What TCP sent last: needed to know how many segments a dropped packet stood for.
+    /// The last packet sent over TCP, from which the number of segments in a dropped packet is estimated.
     pub last_sent: LastSent,
-    /// The socket's segment counters, from the first packet on that showed them.
-    pub segments: Option<Watched>,
-    /// Whether the socket is closed and its counters are gone.
+    /// The socket's segment counters, once a packet has shown them.
+    pub segments: Option<SegmentBaseline>,
+    /// Whether the socket is closed, so that its segment counters are gone.
     pub uncounted: bool,
-    /// The headers of what was received.
+    /// The header lengths of received packets.
     pub received_headers: Headers,
-    /// How often the other side's first SYN came, before the socket was there that counts.
+    /// How many SYNs were received before there was a socket that counts them.
     pub syns: u8,
     /// Which FINs were seen.
     pub fins: Fins,
-    /// Why the counters may be wrong, of what the flow itself can tell.
+    /// Why the counters may be inexact, as far as the flow's own packets show it.
     pub inexact: Inexact,
-    /// Watched from its first packet on.
+    /// Whether it was observed from its first packet on.
     pub complete: bool,
-    /// What became of it, as far as is known.
+    /// Its outcome so far.
     pub outcome: Outcome,
     /// The error that the kernel may have noted for a connect without reporting it (`sock.sk_err_soft`), a positive
     /// errno; 0 if there was none.
     pub noted_error: i32,
     /// The name that its owner looked up for the remote.
     pub domain: Option<Box<Arc<str>>>,
-    /// When its timer comes up.
+    /// The tick of its timer. Earlier timers are stale.
     pub armed: Tick,
-    /// Neighbours in the chain of its socket's flows.
+    /// The flow before it in the list of its socket's flows; `None` for the head.
     pub previous: Option<FlowKey>,
-    /// See `previous`.
+    /// The flow after it in that list.
     pub next: Option<FlowKey>,
 }
 
-impl Live {
-    /// Notes a packet or call. Says whether it is later than all before.
-    pub fn note_time(&mut self, now: KernelTime) -> bool {
+impl LiveFlow {
+    /// A flow that begins now. Nothing but its id is known yet.
+    pub fn new(id: FlowId, now: MonotonicTime) -> Self {
+        Self {
+            id,
+            net: None,
+            number: 0,
+            socket: None,
+            bound: false,
+            owner: None,
+            last_user: None,
+            direction: Direction::Unknown,
+            start: now,
+            exposed: now,
+            owner_since: now,
+            accepted: false,
+            doubtful: false,
+            last: now,
+            reported: now,
+            closing: false,
+            sent: Counters::default(),
+            received: Counters::default(),
+            dropped: Counters::default(),
+            last_sent: LastSent::default(),
+            segments: None,
+            uncounted: false,
+            received_headers: Headers::default(),
+            syns: 0,
+            fins: Fins::default(),
+            inexact: Inexact::default(),
+            complete: false,
+            outcome: Outcome::Unknown,
+            noted_error: 0,
+            domain: None,
+            armed: Tick::default(),
+            previous: None,
+            next: None,
+        }
+    }
+
+    /// Notes the time of a packet or call. Returns whether it is later than all before.
+    pub fn note_time(&mut self, now: MonotonicTime) -> bool {
         let is_later = now > self.last;
         if is_later {
             self.last = now;
-            if let Some(watched) = &mut self.segments {
-                watched.early = 0;
+            if let Some(baseline) = &mut self.segments {
+                baseline.early = 0;
             }
         }
         is_later
     }
 
-    /// Sets the owner, or that there is none. A name that another process looked up is removed.
-    pub fn give_to(&mut self, owner: impl Into<Option<Arc<Process>>>) {
-        let owner = owner.into();
-        if self.owner.is_some() && !is_same(self.owner.as_deref(), owner.as_deref()) {
-            self.domain = None;
-        }
-        self.owner = owner;
+    /// Sets or removes the owner. The domain is removed if another process looked it up.
+    pub fn set_owner(&mut self, owner: impl Into<Option<Arc<Process>>>) {
+        change_owner(&mut self.owner, &mut self.domain, owner.into());
     }
+}
+
+/// Changes the owner of a connection. The domain is removed if another process looked it up.
+pub fn change_owner(
+    owner: &mut Option<Arc<Process>>,
+    domain: &mut Option<Box<Arc<str>>>,
+    new_owner: Option<Arc<Process>>,
+) {
+    if !is_same(owner.as_deref(), new_owner.as_deref()) {
+        *domain = None;
+    }
+    *owner = new_owner;
 }
 
 /// Whether both are the same process, even if it runs another program by now, or both are `None`.
@@ -157,7 +236,7 @@ pub fn is_same(one: Option<&Process>, other: Option<&Process>) -> bool {
     one.map(id) == other.map(id)
 }
 
-/// The ends of a TCP connection's two directions.
+/// The sides of a TCP connection that have ended it.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Fins {
     /// This host has sent its FIN.
@@ -173,37 +252,37 @@ impl Fins {
     }
 }
 
-/// A TCP socket's segment counters as its flow sees them.
+/// A TCP socket's segment counters at the flow's last packet, and the part of them that is the flow's.
 #[derive(Debug, Clone, Copy)]
-pub struct Watched {
-    /// How many segments had been sent with the last packet.
+pub struct SegmentBaseline {
+    /// The socket's count of sent segments at the last packet, modulo 2³².
     pub sent: u32,
-    /// How many segments had been received before this flow.
+    /// The socket's count of received segments before this flow, modulo 2³².
     pub received_before: u32,
-    /// How many of those sent are this flow's; `u16::MAX` also stands for more.
+    /// How many of the sent segments are this flow's; `u16::MAX` stands for that many or more.
     pub sent_by_flow: u16,
-    /// How many segments were counted as received at `Live::last` only because the socket had counted them: more of those in a
-    /// packet before, or of one whose sample has the same time and comes later.
+    /// How many segments were counted as received at `LiveFlow::last` only because the socket had counted them. They belong to
+    /// an earlier packet, or to a packet whose sample has the same time and has not come yet.
     pub early: u16,
 }
 
-impl Watched {
-    /// Counters that stood there when a flow began.
+impl SegmentBaseline {
+    /// The counters at the beginning of a flow.
     pub fn since(sent: u32, received: u32) -> Self {
         Self { sent, received_before: received, sent_by_flow: 0, early: 0 }
     }
 }
 
-/// What is known of how TCP's packets are split into segments.
+/// The last packet sent over TCP, and how it was split into segments.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct LastSent {
     /// The last packet, in bytes with its headers.
     pub bytes: u32,
     /// Its IP and transport header, in bytes.
     pub headers: u16,
-    /// How many segments it stood for.
+    /// The number of segments that it was split into.
     pub segments: u16,
-    /// The payload of a full segment, as learned from packets that stood for several; 0 if there were none.
+    /// The payload of a full segment in bytes, estimated from packets that were split; 0 if there were none.
     pub full: u16,
 }
 
@@ -219,7 +298,7 @@ pub struct Headers {
 /// Live flows.
 #[derive(Debug, Default)]
 pub struct Flows {
-    slots: SlotMap<FlowKey, Live>,
+    slots: SlotMap<FlowKey, LiveFlow>,
     index: HashTable<FlowKey>,
     hasher: foldhash::fast::RandomState,
 }
@@ -230,6 +309,18 @@ impl Flows {
         self.slots.len()
     }
 
+    /// A hash of an id. Two ids have the same hash in one of 65,535 cases.
+    pub fn hash(&self, id: &FlowId) -> NonZeroU16 {
+        NonZeroU16::new(self.hasher.hash_one(id) as u16).unwrap_or(NonZeroU16::MAX)
+    }
+
+    /// Hashes as another table does.
+    #[cfg(test)]
+    pub fn hash_like(&mut self, other: &Self) {
+        assert!(self.slots.is_empty(), "the index has hashes already");
+        self.hasher = other.hasher.clone();
+    }
+
     /// The flow with this id.
     pub fn find(&self, id: &FlowId) -> Option<FlowKey> {
         let hash = self.hasher.hash_one(id);
@@ -237,12 +328,12 @@ impl Flows {
     }
 
     /// A flow by its key.
-    pub fn get(&self, key: FlowKey) -> Option<&Live> {
+    pub fn get(&self, key: FlowKey) -> Option<&LiveFlow> {
         self.slots.get(key)
     }
 
     /// A flow by its key, to be changed.
-    pub fn get_mut(&mut self, key: FlowKey) -> Option<&mut Live> {
+    pub fn get_mut(&mut self, key: FlowKey) -> Option<&mut LiveFlow> {
         self.slots.get_mut(key)
     }
 
@@ -251,16 +342,16 @@ impl Flows {
         self.slots.keys().collect()
     }
 
-    /// Adds a flow. No flow may have its id.
-    pub fn insert(&mut self, live: Live) -> FlowKey {
+    /// Adds a flow. No other flow may have the same id.
+    pub fn insert(&mut self, live: LiveFlow) -> FlowKey {
         let hash = self.hasher.hash_one(live.id);
         let key = self.slots.insert(live);
         self.index.insert_unique(hash, key, |key| self.hasher.hash_one(self.slots[*key].id));
         key
     }
 
-    /// Takes a flow out, and out of its socket's chain.
-    pub fn remove(&mut self, key: FlowKey, sockets: &mut Sockets) -> Option<Live> {
+    /// Removes a flow, also from the list of its socket's flows.
+    pub fn remove(&mut self, key: FlowKey, sockets: &mut Sockets) -> Option<LiveFlow> {
         self.unlink(key, sockets);
         let live = self.slots.get(key)?;
         let hash = self.hasher.hash_one(live.id);
@@ -270,7 +361,7 @@ impl Flows {
         self.slots.remove(key)
     }
 
-    /// Puts a flow at the head of a socket's chain, out of the chain where it was.
+    /// Moves a flow to the head of a socket's list.
     pub fn link(&mut self, key: FlowKey, socket: SocketKey, sockets: &mut Sockets) {
         if self.slots.get(key).is_none_or(|live| live.socket == Some(socket)) {
             return;
@@ -285,7 +376,7 @@ impl Flows {
         (live.socket, live.next) = (Some(socket), head);
     }
 
-    /// The flows of a socket, from a flow on.
+    /// The flows of a socket: `head` and those after it in the list.
     pub fn chain(&self, head: Option<FlowKey>) -> impl Iterator<Item = FlowKey> {
         std::iter::successors(head, |key| self.slots.get(*key).and_then(|live| live.next))
     }
@@ -304,5 +395,21 @@ impl Flows {
         if let Some(next) = next.and_then(|next| self.slots.get_mut(next)) {
             next.previous = previous;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::testing::since_boot;
+
+    #[test]
+    fn another_owner_has_not_looked_up_the_name() {
+        let process = |pid| Some(Arc::new(Process { start: Some(since_boot(1)), ..Process::new(pid) }));
+        let (mut owner, mut domain) = (process(7), Some(Box::new(Arc::from("a.example"))));
+        change_owner(&mut owner, &mut domain, process(7));
+        assert!(domain.is_some(), "it may run another program by now, but is the same process");
+        change_owner(&mut owner, &mut domain, process(8));
+        assert_eq!((domain, owner.map(|owner| owner.pid)), (None, Some(8)));
     }
 }

@@ -1,27 +1,28 @@
-//! Connections that go on after their flow has ended: later packets still belong to the same owner.
+//! TCP connections that go on after their flow has ended: later packets still belong to the same owner.
 //!
-//! A flow ends when it has had no packets for a while. Its TCP connection may end hours later, by a FIN, a reset or a
-//! failed keepalive. Until then less is kept of it than of a live flow.
+//! A flow ends when it has had no packets for a while. Its connection may end hours later, by a FIN, a reset or a failed
+//! keepalive. Until then, a small part of the flow is kept.
 
 use std::collections::VecDeque;
 use std::hash::BuildHasher;
 use std::sync::Arc;
+use std::time::Duration;
 
 use hashbrown::HashTable;
 use slotmap::{SlotMap, new_key_type};
 
-use super::flows::{Fins, FlowId, Live, Watched, is_same};
+use super::flows::{Fins, FlowId, LiveFlow, SegmentBaseline, change_owner};
 use super::sockets::SocketKey;
-use crate::event::KernelTime;
-use crate::flow::{Direction, Outcome};
-use crate::process::Process;
+use crate::model::flow::{Direction, Outcome};
+use crate::model::process::Process;
+use crate::model::time::MonotonicTime;
 
-/// How long to wait for the last packet of a connection that has no socket any more, in nanoseconds. It is longer than
-/// `TCP_RTO_MAX`, the longest pause between two retransmissions, and than `TCP_TIMEWAIT_LEN`.
-pub const LAST_PAUSE: KernelTime = 150_000_000_000;
+/// How long a connection without a socket is kept for its last packet. That is longer than `TCP_RTO_MAX`, the longest pause
+/// between two retransmissions, and than `TCP_TIMEWAIT_LEN`.
+pub const LAST_PACKET_TIMEOUT: Duration = Duration::from_secs(150);
 
-/// How many connections without a socket are remembered at once.
-const MOST_LEAVING: usize = 65_536;
+/// The maximum number of connections without a socket that are kept.
+const MAX_WITHOUT_SOCKET: usize = 65_536;
 
 new_key_type! {
     /// Identifies an idle connection.
@@ -39,30 +40,31 @@ pub struct Idle {
     pub owner: Option<Arc<Process>>,
     /// The process that closed its socket, if that is not the owner.
     pub last_user: Option<Arc<Process>>,
-    /// Who began it.
+    /// Which side began it.
     pub direction: Direction,
     /// The outcome so far.
     pub outcome: Outcome,
     /// The name that its owner looked up for the remote.
     pub domain: Option<Box<Arc<str>>>,
     /// The socket's segment counters, from which the connection's next flow goes on counting.
-    pub segments: Option<Watched>,
+    pub segments: Option<SegmentBaseline>,
     /// Which FINs were seen.
     pub fins: Fins,
     /// When it was last certain that the owner is its socket's.
-    pub owner_since: KernelTime,
-    /// Whether it is the owner that accepted it, not the listener's.
+    pub owner_since: MonotonicTime,
+    /// Whether the owner accepted it, and is not merely the listener's owner.
     pub accepted: bool,
-    /// When it was last heard of.
-    pub last: KernelTime,
+    /// When its last packet or call was seen.
+    pub last: MonotonicTime,
 }
 
 impl Idle {
-    /// What is kept of a connection after its flow.
-    pub fn after(live: &Live, socket: Option<SocketKey>) -> Self {
+    /// The part of a flow that is kept after its end.
+    pub fn after(live: &LiveFlow, socket: Option<SocketKey>) -> Self {
         let received = u32::try_from(live.received.packets).unwrap_or(u32::MAX);
-        let segments =
-            live.segments.map(|watched| Watched::since(watched.sent, watched.received_before.wrapping_add(received)));
+        let segments = live
+            .segments
+            .map(|baseline| SegmentBaseline::since(baseline.sent, baseline.received_before.wrapping_add(received)));
         Self {
             id: live.id,
             socket,
@@ -79,23 +81,20 @@ impl Idle {
         }
     }
 
-    /// Sets the owner, or that there is none. A name that another process looked up is removed.
-    pub fn give_to(&mut self, owner: Option<Arc<Process>>) {
-        if !is_same(self.owner.as_deref(), owner.as_deref()) {
-            self.domain = None;
-        }
-        self.owner = owner;
+    /// Sets or removes the owner. The domain is removed if another process looked it up.
+    pub fn set_owner(&mut self, owner: Option<Arc<Process>>) {
+        change_owner(&mut self.owner, &mut self.domain, owner);
     }
 }
 
-/// Idle connections, by their ends.
+/// Idle connections, by their addresses.
 #[derive(Debug, Default)]
 pub struct IdleConnections {
     slots: SlotMap<IdleKey, Idle>,
     index: HashTable<IdleKey>,
     hasher: foldhash::fast::RandomState,
-    /// Those without a socket, in the order in which they lost it, with the time when each is forgotten.
-    leaving: VecDeque<(KernelTime, IdleKey)>,
+    /// The connections without a socket, in the order in which they lost it, with the time at which each is forgotten.
+    without_socket: VecDeque<(MonotonicTime, IdleKey)>,
     /// Connections without a socket that were removed to make room.
     pub evicted: u64,
 }
@@ -117,7 +116,7 @@ impl IdleConnections {
     }
 
     /// Keeps a connection; it replaces one between the same ends.
-    pub fn insert(&mut self, idle: Idle, now: KernelTime) -> IdleKey {
+    pub fn insert(&mut self, idle: Idle, now: MonotonicTime) -> IdleKey {
         self.take(&idle.id);
         let (hash, has_socket) = (self.hasher.hash_one(idle.id), idle.socket.is_some());
         let key = self.slots.insert(idle);
@@ -146,30 +145,50 @@ impl IdleConnections {
     }
 
     /// A connection has lost its socket. It is kept only if the other side's FIN is still to come.
-    pub fn lose_socket(&mut self, key: IdleKey, now: KernelTime) {
+    pub fn lose_socket(&mut self, key: IdleKey, now: MonotonicTime) {
         match self.slots.get_mut(key) {
             Some(idle) if idle.fins.is_half_closed() => {
                 idle.socket = None;
-                if self.leaving.len() >= MOST_LEAVING
-                    && let Some((_, oldest)) = self.leaving.pop_front()
+                if self.without_socket.len() >= MAX_WITHOUT_SOCKET
+                    && let Some((_, oldest)) = self.without_socket.pop_front()
                 {
                     self.evicted += u64::from(self.slots.contains_key(oldest));
                     self.remove(oldest);
                 }
-                self.leaving.push_back((now.saturating_add(LAST_PAUSE), key));
+                self.without_socket.push_back((now.saturating_add(LAST_PACKET_TIMEOUT), key));
             }
             _ => self.remove(key),
         }
     }
 
-    /// Forgets connections whose last packet is no longer waited for.
-    pub fn expire(&mut self, now: KernelTime) {
-        while let Some(&(due, key)) = self.leaving.front() {
+    /// Forgets connections that have waited for their last packet for too long.
+    pub fn expire(&mut self, now: MonotonicTime) {
+        while let Some(&(due, key)) = self.without_socket.front() {
             if due > now {
                 break;
             }
-            self.leaving.pop_front();
+            self.without_socket.pop_front();
             self.remove(key);
+        }
+    }
+}
+
+#[cfg(test)]
+impl IdleConnections {
+    /// Panics if a connection cannot be found by its ends, or if it and its socket do not point to each other.
+    pub fn check(&self, sockets: &super::sockets::Sockets) {
+        assert_eq!(self.index.len(), self.slots.len());
+        for (key, idle) in &self.slots {
+            let found = self.index.find(self.hasher.hash_one(idle.id), |other| *other == key);
+            assert_eq!(found, Some(&key), "{idle:?} cannot be found");
+            if let Some(socket) = idle.socket {
+                assert_eq!(sockets.get(socket).and_then(|socket| socket.idle), Some(key), "{idle:?}");
+            }
+        }
+        for (key, socket) in sockets.iter() {
+            if let Some(idle) = socket.idle {
+                assert_eq!(self.get(idle).and_then(|idle| idle.socket), Some(key), "{socket:?}");
+            }
         }
     }
 }
@@ -178,14 +197,20 @@ impl IdleConnections {
 mod tests {
     use std::net::Ipv4Addr;
 
-    use super::super::processes::nameless;
+    use super::super::flows::Scope;
     use super::*;
-    use crate::event::{Endpoint, Transport};
+    use crate::model::flow::{Endpoint, Transport};
+    use crate::model::kernel_address::NetAddress;
+    use crate::model::testing::monotonic;
+
+    fn scope(net: u64) -> Scope {
+        NetAddress::new(net).into()
+    }
 
     fn idle(port: u16, sent: bool, received: bool) -> Idle {
         let end = |port| Endpoint::new(Ipv4Addr::LOCALHOST, port);
         Idle {
-            id: FlowId { scope: 1, transport: Transport::Tcp, local: end(port), remote: end(80) },
+            id: FlowId { scope: scope(1), transport: Transport::Tcp, local: end(port), remote: end(80) },
             socket: None,
             owner: None,
             last_user: None,
@@ -194,9 +219,9 @@ mod tests {
             domain: None,
             segments: None,
             fins: Fins { sent, received },
-            owner_since: 0,
+            owner_since: monotonic(0),
             accepted: false,
-            last: u64::from(port),
+            last: monotonic(u64::from(port)),
         }
     }
 
@@ -204,54 +229,43 @@ mod tests {
     fn without_a_socket_only_a_last_packet_is_waited_for_and_not_for_ever() {
         let mut connections = IdleConnections::default();
         for (port, sent, received) in [(1, true, false), (2, false, false), (3, true, true), (4, false, true)] {
-            connections.insert(idle(port, sent, received), 1000);
+            connections.insert(idle(port, sent, received), monotonic(1000));
         }
         assert_eq!(connections.len(), 1);
-        connections.expire(1000 + LAST_PAUSE - 1);
+        connections.expire(monotonic(999).saturating_add(LAST_PACKET_TIMEOUT));
         assert_eq!(connections.len(), 1);
-        connections.expire(1000 + LAST_PAUSE);
+        connections.expire(monotonic(1000).saturating_add(LAST_PACKET_TIMEOUT));
         assert_eq!(connections.len(), 0);
     }
 
     #[test]
     fn only_so_many_wait_for_their_last_packet_and_the_oldest_make_room() {
         let mut connections = IdleConnections::default();
-        let another = |scope: usize| {
+        let another = |number: usize| {
             let idle = idle(1, true, false);
-            Idle { id: FlowId { scope: scope as u64, ..idle.id }, ..idle }
+            Idle { id: FlowId { scope: scope(number as u64), ..idle.id }, ..idle }
         };
-        for scope in 0..MOST_LEAVING {
-            connections.insert(another(scope), 1000);
+        for number in 0..MAX_WITHOUT_SOCKET {
+            connections.insert(another(number), monotonic(1000));
         }
         assert!(connections.take(&another(0).id).is_some(), "its last packet comes");
-        for scope in MOST_LEAVING..MOST_LEAVING + 3 {
-            connections.insert(another(scope), 2000);
+        for number in MAX_WITHOUT_SOCKET..MAX_WITHOUT_SOCKET + 3 {
+            connections.insert(another(number), monotonic(2000));
         }
-        assert_eq!((connections.len(), connections.evicted), (MOST_LEAVING, 2));
-        let is_there = [1, 2, 3, MOST_LEAVING + 2].map(|scope| connections.take(&another(scope).id).is_some());
+        assert_eq!((connections.len(), connections.evicted), (MAX_WITHOUT_SOCKET, 2));
+        let is_there = [1, 2, 3, MAX_WITHOUT_SOCKET + 2].map(|number| connections.take(&another(number).id).is_some());
         assert_eq!(is_there, [false, false, true, true]);
     }
 
     #[test]
     fn between_the_same_ends_the_later_one_counts() {
         let mut connections = IdleConnections::default();
-        connections.insert(idle(1, true, false), 1000);
-        let later = Idle { last: 77, ..idle(1, true, false) };
+        connections.insert(idle(1, true, false), monotonic(1000));
+        let later = Idle { last: monotonic(77), ..idle(1, true, false) };
         let id = later.id;
-        connections.insert(later, 2000);
+        connections.insert(later, monotonic(2000));
         assert_eq!(connections.len(), 1);
-        assert_eq!(connections.take(&id).map(|idle| idle.last), Some(77));
+        assert_eq!(connections.take(&id).map(|idle| idle.last), Some(monotonic(77)));
         assert!(connections.take(&id).is_none());
-    }
-
-    #[test]
-    fn another_owner_has_not_looked_up_the_name() {
-        let owner = |pid| Some(Arc::new(Process { start: Some(1), ..nameless(pid) }));
-        let mut idle =
-            Idle { owner: owner(7), domain: Some(Box::new(Arc::from("a.example"))), ..idle(1, false, false) };
-        idle.give_to(owner(7));
-        assert!(idle.domain.is_some());
-        idle.give_to(owner(8));
-        assert_eq!((idle.domain, idle.owner.map(|owner| owner.pid)), (None, Some(8)));
     }
 }

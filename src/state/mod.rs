@@ -1,10 +1,9 @@
 //! The state machine: events in, flows out.
 //!
-//! Pure: no clock but the events' own, no threads, nothing read or written. Whoever drives it calls
-//! [`State::ingest`] with each event in order of time, [`State::expire`] with the time up to which all events have
-//! been given, and takes finished flows with [`State::finished`].
+//! It is pure: no clock except the events' times, no threads, no I/O. The caller passes each event to [`State::ingest`] in
+//! order of time, calls [`State::expire`] with the time up to which it has passed all events, and takes finished flows
+//! from [`State::finished`].
 
-mod adopted;
 mod calls;
 mod counting;
 mod dropped;
@@ -13,6 +12,7 @@ mod idle;
 mod losses;
 mod names;
 mod packets;
+mod preexisting;
 mod processes;
 #[cfg(test)]
 mod properties;
@@ -22,7 +22,8 @@ mod sockless;
 mod subflows;
 #[cfg(test)]
 mod tests;
-mod unread;
+mod unclaimed;
+mod unparsed;
 mod wheel;
 
 use std::sync::Arc;
@@ -32,65 +33,67 @@ use hashbrown::HashMap;
 use serde::Serialize;
 use socktrail_dns::NamesOptions;
 
-pub use self::adopted::OldSocket;
-pub use self::names::NameLearned;
-pub use self::processes::{Found, OldProcess};
+pub use self::preexisting::PreexistingSocket;
+pub use self::processes::{FoundProcess, PreexistingProcess};
 
-use self::adopted::Adopted;
-use self::calls::Connecting;
+use self::calls::{Connecting, SocketEnd};
 use self::dropped::SentByOthers;
 use self::flows::{FlowKey, Flows};
 use self::idle::IdleConnections;
-use self::losses::History;
-use self::names::Correlation;
+use self::losses::LossHistory;
+use self::names::NameTracker;
+use self::preexisting::PreexistingSockets;
 use self::processes::Processes;
 use self::socket_events::SocketEvents;
 use self::sockets::{SocketKey, Sockets};
 use self::sockless::LastNamespaces;
-use self::unread::Unread;
+use self::unparsed::UnparsedPackets;
 use self::wheel::Wheel;
-use crate::event::{Event, EventKind, Fork, KernelTime, Sight};
-use crate::filter::Filter;
-use crate::flow::{Flow, Owner, Reason};
-use crate::loss::{Harm, Loss, Losses};
-use crate::process::Process;
-use crate::socket_event::{Actions, Socket, SocketEvent};
+use crate::model::event::{Event, EventKind, Fork, SourceCapabilities};
+use crate::model::filter::Filter;
+use crate::model::flow::{Flow, Owner, Reason};
+use crate::model::loss::{Harm, Loss, Losses};
+use crate::model::names::NameLearned;
+use crate::model::process::Process;
+use crate::model::socket_event::{Actions, EventSocket, SocketEvent};
+use crate::model::time::MonotonicTime;
 
-/// When flows end, and how much may be kept.
+/// Timeouts, sizes of tables, and what is reported.
 #[derive(Debug, Clone)]
-pub struct Config {
-    /// A flow without traffic for so long is over.
+#[non_exhaustive]
+pub struct StateConfig {
+    /// A flow ends after this time without traffic.
     pub flow_inactive_timeout: Duration,
-    /// A flow whose socket was closed is over when no packet came for so long.
+    /// A flow whose socket was closed ends after this time without a packet.
     pub flow_termination_timeout: Duration,
-    /// How often a flow with traffic is reported while it lives; `None`: only when it is over.
+    /// How often a live flow with traffic is reported; `None`: only at its end.
     pub flow_report_interval: Option<Duration>,
-    /// A socket without flows and without a known owner is forgotten after so long; when the table of sockets is
-    /// crowded, any idle socket.
+    /// A socket without flows and without a known owner is forgotten after this time. If the table of sockets is nearly full,
+    /// so is any idle socket.
     pub socket_inactive_timeout: Duration,
-    /// Live flows at most; beyond, the flow closest to its timeout is reported early.
+    /// The maximum number of live flows; beyond it, the flow that is closest to its timeout is reported early.
     pub max_flows: usize,
-    /// Sockets at most; beyond, new sockets have no known owner.
+    /// The maximum number of sockets; beyond it, new sockets have no known owner.
     pub max_sockets: usize,
-    /// The maximum number of processes, and of threads besides the leading ones; beyond it, new ones are not known.
+    /// The maximum number of processes, and of threads besides main threads; beyond it, new ones are not known.
     pub max_processes: usize,
-    /// The monitor's own process id: what it does is not reported.
+    /// The process id of the monitor, whose own flows and calls are not reported; 0 if they are.
     pub own_pid: u32,
-    /// What else is not reported.
+    /// Which of the other flows are reported.
     pub filter: Filter,
-    /// The ports that servers of names listen on.
+    /// The ports of DNS servers.
     pub dns_ports: Vec<u16>,
-    /// How much is remembered of what was looked up.
+    /// How many DNS names are remembered.
     pub names: NamesOptions,
-    /// Whether names are handed out as they are learned.
+    /// Whether [`State::names`] hands out DNS names as they are learned.
     pub report_names: bool,
-    /// Of which calls socket events are handed out.
+    /// The calls that [`State::socket_events`] hands out.
     pub socket_events: Actions,
-    /// Whether flows are made of packets.
+    /// Whether flows are wanted.
     pub flows: bool,
 }
 
-impl Default for Config {
+impl Default for StateConfig {
     fn default() -> Self {
         Self {
             flow_inactive_timeout: Duration::from_secs(30),
@@ -111,18 +114,19 @@ impl Default for Config {
     }
 }
 
-/// What happened so far, in numbers.
+/// Counters of the state machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
-pub struct Stats {
+#[non_exhaustive]
+pub struct StateStats {
     /// Events taken in.
     pub events: u64,
-    /// Of these, packets.
+    /// Packets among them.
     pub packets: u64,
-    /// Packets that name neither a socket nor a live flow.
+    /// Packets without a known socket and without a live flow.
     pub packets_without_flow: u64,
-    /// Packets that the filter left out.
+    /// Packets that the filter rejected.
     pub packets_filtered: u64,
-    /// Conversations with packets that could not be read, and that were too many to be remembered.
+    /// Conversations with packets whose headers could not be read that were forgotten, because there were too many.
     pub unread_forgotten: u64,
     /// Samples that the source lost.
     pub samples_lost: u64,
@@ -130,43 +134,60 @@ pub struct Stats {
     pub flows_started: u64,
     /// Flows handed out, final or not.
     pub flows_reported: u64,
-    /// Flows that the filter left out for their owner.
+    /// Flows that the filter rejected because of their owner.
     pub flows_filtered: u64,
     /// Flows of the monitor itself.
     pub flows_own: u64,
-    /// Conversations that no socket of this host took part in, such as a knock on a closed port.
+    /// Conversations without a socket of this host, such as a SYN to a closed port and its RST.
     pub flows_without_socket: u64,
     /// Flows reported early because there were too many.
     pub flows_evicted: u64,
     /// Live flows now.
     pub flows_live: u64,
-    /// Connections known now that go on although their flow has ended.
+    /// Connections known now whose flow has ended, but which go on.
     pub idle_connections_live: u64,
-    /// Connections without a socket that found no room: the other side's last packets then have no known owner.
+    /// Connections without a socket that found no room: their last packets then have no known owner.
     pub idle_connections_evicted: u64,
+    /// Connects in progress that found no room: there is no flow of them if they fail before a packet leaves.
+    pub pending_connects_refused: u64,
     /// Sockets known now.
     pub sockets_live: u64,
     /// Sockets that found no room.
     pub sockets_refused: u64,
     /// Idle sockets forgotten.
     pub sockets_evicted: u64,
-    /// Answers with names whose asker is known.
+    /// DNS answers whose asking process is known.
     pub names_learned: u64,
-    /// Answers with names that nobody here is known to have asked for.
+    /// DNS answers whose asking process is not known.
     pub names_without_owner: u64,
+    /// Addresses in such answers that were forgotten, because there were too many. Flows that began shortly before have
+    /// no name then, and names that were looked up before are no longer used.
+    pub names_without_owner_forgotten: u64,
+    /// Processes whose DNS names were forgotten, because too many processes knew too many names.
+    pub name_owners_evicted: u64,
+    /// Addresses whose DNS names were forgotten, because their process knew too many.
+    pub name_addresses_evicted: u64,
+    /// Forks that were forgotten, because there were too many at once. Names that were looked up before are no longer used.
+    pub forks_forgotten: u64,
     /// Processes known now.
     pub processes_live: u64,
     /// Processes that found no room.
     pub processes_refused: u64,
-    /// Threads known now, besides the leading ones.
+    /// Lookups in `/proc` for which there was no room: what only `/proc` shows may be missing. A lookup that was not made is
+    /// requested again when its process does something.
+    pub process_lookups_refused: u64,
+    /// Control groups for new processes that were forgotten, because there were too many: the container of such a process may
+    /// be missing.
+    pub control_groups_forgotten: u64,
+    /// Threads known now, besides main threads.
     pub threads_live: u64,
     /// Threads that found no room: if such a thread is the last of its process, the process seems to end too early.
     pub threads_refused: u64,
     /// Socket events handed out.
     pub socket_events: u64,
-    /// Sockets of which earlier calls are known now, for socket events.
+    /// Sockets known now for socket events.
     pub event_sockets_live: u64,
-    /// Sockets that found no room there: their events tell less.
+    /// Sockets that found no room in that table: their events have fewer fields.
     pub event_sockets_refused: u64,
     /// Calls whose return was not seen.
     pub calls_unfinished: u64,
@@ -175,31 +196,37 @@ pub struct Stats {
 /// The state machine. See the [module](self).
 #[derive(Debug)]
 pub struct State {
-    config: Config,
+    config: StateConfig,
     processes: Processes,
     sockets: Sockets,
     flows: Flows,
+    /// Connections that go on although their flow has ended.
     idle: IdleConnections,
     flow_timers: Wheel<FlowKey>,
     socket_timers: Wheel<SocketKey>,
+    /// The connects in progress, by thread.
     connecting: HashMap<u32, Connecting, foldhash::fast::RandomState>,
-    history: History,
-    unread: Unread,
+    loss_history: LossHistory,
+    /// Conversations with packets whose headers could not be read.
+    unparsed: UnparsedPackets,
     sent_by_others: SentByOthers,
     last_namespaces: LastNamespaces,
-    adopted: Adopted,
-    correlation: Correlation,
+    preexisting: PreexistingSockets,
+    name_tracker: NameTracker,
     socket_events: SocketEvents,
+    /// Flows, names and losses that were not taken yet.
     finished: Vec<Flow>,
+    /// See `finished`.
     names: Vec<NameLearned>,
+    /// See `finished`.
     losses: Losses,
-    sight: Sight,
-    stats: Stats,
+    capabilities: SourceCapabilities,
+    stats: StateStats,
 }
 
 impl State {
     /// An empty machine.
-    pub fn new(config: Config) -> Self {
+    pub fn new(config: StateConfig) -> Self {
         Self {
             processes: Processes::new(config.max_processes),
             sockets: Sockets::new(config.max_sockets),
@@ -208,24 +235,24 @@ impl State {
             flow_timers: Wheel::new(),
             socket_timers: Wheel::new(),
             connecting: HashMap::default(),
-            history: History::default(),
-            unread: Unread::default(),
+            loss_history: LossHistory::default(),
+            unparsed: UnparsedPackets::default(),
             sent_by_others: SentByOthers::default(),
             last_namespaces: LastNamespaces::default(),
-            correlation: Correlation::new(config.dns_ports.clone(), &config.names),
-            adopted: Adopted::default(),
+            name_tracker: NameTracker::new(config.dns_ports.clone(), &config.names),
+            preexisting: PreexistingSockets::default(),
             socket_events: SocketEvents::new(config.socket_events, config.own_pid, config.max_sockets),
             finished: Vec::new(),
             names: Vec::new(),
             losses: Losses::default(),
-            sight: Sight::default(),
-            stats: Stats::default(),
+            capabilities: SourceCapabilities::default(),
+            stats: StateStats::default(),
             config,
         }
     }
 
-    /// Handles an event. Events come in order of their time, except for answers of name servers, which may come up to a
-    /// tenth of a second late.
+    /// Takes in an event. Events come in order of their time, except for DNS answers, which may come up to a tenth of a second
+    /// late.
     pub fn ingest(&mut self, event: &Event) {
         self.stats.events += 1;
         let (now, pid) = (event.time, event.pid);
@@ -241,21 +268,21 @@ impl State {
             EventKind::Unreadable(packet) => self.unreadable(now, packet),
             EventKind::Fork(fork) => self.forked(event, *fork),
             EventKind::ThreadStarted(started) => {
-                self.processes.acts(pid, event.tid);
-                self.processes.thread(*started);
+                self.processes.note_alive(pid, event.tid);
+                self.processes.thread_started(*started);
             }
-            EventKind::Name(learned) => self.learned(learned),
-            EventKind::NamesMissed { since } => self.correlation.missed(*since, now),
+            EventKind::Name(lookup) => self.dns_answer(lookup),
+            EventKind::NamesMissed { since } => self.name_tracker.answers_missed(*since, now),
             EventKind::Exec(exec) => self.processes.exec(pid, exec),
-            EventKind::Ran(ran) => self.processes.ran(pid, ran),
+            EventKind::ExecutedFile(file) => self.processes.executed_file(pid, file),
             EventKind::Exit => self.exit(event),
             EventKind::ControlGroupLookup(group) => self.processes.group_looked_up(event.tid, group.clone()),
             EventKind::ForkElsewhere { child } => self.processes.fork_elsewhere(event.tid, *child),
             EventKind::Moved(moved) => self.processes.moved(moved),
             EventKind::Credentials(credentials) => self.processes.credentials(pid, event.tid, *credentials),
-            EventKind::SocketCreated { sock, for_program } => self.created(event, *sock, *for_program),
-            EventKind::TakesMerged { sock } => self.takes_merged(now, *sock),
-            EventKind::SendsJoined { sock } => self.sends_joined(now, *sock),
+            EventKind::SocketCreated { sock, user } => self.created(event, *sock, *user),
+            EventKind::UdpGroEnabled { sock } => self.udp_gro_enabled(now, *sock),
+            EventKind::UdpGsoEnabled { sock } => self.udp_gso_enabled(now, *sock),
             EventKind::ConnectBegins { sock, remote } => self.connect_begins(event, *sock, *remote),
             EventKind::ConnectReturns { result } => self.connect_returns(now, event.tid, *result),
             EventKind::Accepted { sock, tuple } => self.accepted(event, *sock, tuple),
@@ -266,7 +293,7 @@ impl State {
             }
             EventKind::Subflow { sock, mptcp, joined } => self.subflow(now, *sock, *mptcp, *joined),
             EventKind::SocketReleased { sock } => self.released(now, pid, *sock),
-            EventKind::SocketFreed { sock } => self.closed(now, *sock, true, None),
+            EventKind::SocketFreed { sock } => self.closed(now, Some(*sock), SocketEnd::Freed),
             EventKind::SocketError { sock, error } => self.socket_error(*sock, *error),
             EventKind::IcmpError { tuple, error } => self.icmp_error(tuple, *error),
             EventKind::Step { step, thread_name } => {
@@ -280,8 +307,8 @@ impl State {
         }
     }
 
-    /// Ends what is due. All events up to `now` have been taken in.
-    pub fn expire(&mut self, now: KernelTime) {
+    /// Runs the timers that are due at `now`. All events up to then must have been taken in.
+    pub fn expire(&mut self, now: MonotonicTime) {
         self.name_flows(now);
         while let Some((tick, key)) = self.flow_timers.pop(now) {
             self.flow_timer(now, tick, key);
@@ -290,12 +317,12 @@ impl State {
             self.socket_timer(now, tick, key);
         }
         self.idle.expire(now);
-        self.processes.expire(now);
-        self.processes.doubt_what_is_pending(now);
-        self.correlation.expire(now);
+        self.processes.expire(now, |process| self.name_tracker.forget(process));
+        self.processes.begin_postponed_epoch(now);
+        self.name_tracker.expire(now);
     }
 
-    /// Hands out every live flow, because the monitor stops.
+    /// Ends every live flow, because the monitor stops.
     pub fn shutdown(&mut self) {
         for key in self.flows.keys() {
             let over = self.flows.get(key).is_some_and(|live| live.closing);
@@ -303,33 +330,33 @@ impl State {
         }
     }
 
-    /// Returns the flows that ended since the last call. Those that ended before their name was known get it now.
+    /// Takes the flows that ended since the last call. A flow that ended before its name was known gets the name now.
     pub fn finished(&mut self) -> std::vec::Drain<'_, Flow> {
         for flow in self.finished.iter_mut().filter(|flow| flow.domain.is_none()) {
             if let Owner::Process(owner) = &flow.owner
                 && names::begins_with_its_start(flow.transport, flow.complete)
             {
-                flow.domain = self.correlation.name(owner, flow.remote.ip, flow.start).cloned();
+                flow.domain = self.name_tracker.name(owner, flow.remote.ip, flow.start).cloned();
             }
         }
         self.finished.drain(..)
     }
 
-    /// Takes the names that were learned since the last call, if they are to be handed out.
+    /// Takes the DNS names that were learned since the last call, if [`StateConfig::report_names`] is set.
     pub fn names(&mut self) -> std::vec::Drain<'_, NameLearned> {
         self.names.drain(..)
     }
 
-    /// Takes what the source lost since the last call: one entry for each cause.
+    /// Takes the losses of the source since the last call, one for each cause.
     pub fn losses(&mut self) -> std::vec::Drain<'_, Loss> {
         self.losses.drain()
     }
 
-    /// Something of `harm` was lost between `since` and `now`.
-    fn lost(&mut self, now: KernelTime, since: KernelTime, harm: Harm) {
-        self.history.add(since, now, harm);
+    /// Facts of the kinds in `harm` may have been lost between `since` and `now`.
+    fn lost(&mut self, now: MonotonicTime, since: MonotonicTime, harm: Harm) {
+        self.loss_history.add(since, now, harm);
         if harm.intersects(Harm::OUTCOMES.or(Harm::OWNERS)) {
-            // The result of a pending connect may be lost; a later one's must not be taken for it.
+            // The return of a pending connect may be lost. The return of a later one must not be taken for it.
             self.connecting.clear();
         }
         if harm.intersects(Harm::PROCESSES) {
@@ -340,8 +367,8 @@ impl State {
 
     fn forked(&mut self, event: &Event, fork: Fork) {
         let parent = event.pid;
-        self.processes.acts(parent, event.tid);
-        self.correlation.fork(event.time, self.processes.get(parent), fork);
+        self.processes.note_alive(parent, event.tid);
+        self.name_tracker.fork(event.time, self.processes.get(parent), fork);
         self.processes.fork(parent, fork);
     }
 
@@ -355,81 +382,85 @@ impl State {
         self.socket_events.events()
     }
 
-    /// Takes in a socket that was there before events were, for socket events, and says whose it is.
-    pub fn adopt_event_socket(&mut self, mut socket: Socket, pid: Option<u32>) -> Socket {
+    /// Adds a socket that existed before the first event, for socket events. Returns it with its owner.
+    pub fn add_preexisting_event_socket(&mut self, mut socket: EventSocket, pid: Option<u32>) -> EventSocket {
         socket.owner = pid.and_then(|pid| self.processes.known(pid));
-        self.socket_events.adopt(socket.clone());
+        self.socket_events.add_preexisting(socket.clone());
         socket
     }
 
-    /// Takes in a process that was there before events were.
-    pub fn adopt(&mut self, process: OldProcess) {
-        self.processes.adopt(process);
+    /// Adds a process that existed before the first event.
+    pub fn add_preexisting(&mut self, process: PreexistingProcess) {
+        self.processes.add_preexisting(process);
     }
 
-    /// A process that should be looked up, because the event of its end may have been lost. If it does not exist any
-    /// more, call [`State::gone`].
+    /// The next process whose end may have been missed. If it no longer exists, call [`State::gone`].
     pub fn next_unchecked(&mut self) -> Option<Arc<Process>> {
         self.processes.next_unchecked()
     }
 
-    /// This process does not exist any more.
+    /// This process no longer exists.
     pub fn gone(&mut self, process: &Process) {
         self.processes.gone(process);
     }
 
-    /// Takes in a socket that was there before events were. Its process must have been [adopted](Self::adopt) before.
-    pub fn adopt_socket(&mut self, socket: &OldSocket) {
+    /// Adds a socket that existed before the first event. Its process must have been
+    /// [added](Self::add_preexisting) before.
+    pub fn add_preexisting_socket(&mut self, socket: &PreexistingSocket) {
         if let Some(process) = self.processes.known(socket.pid) {
-            self.adopted.add(socket, process);
+            self.preexisting.add(socket, process);
         }
     }
 
-    /// A process that has come to matter and whose details somebody should look up; answer with [`State::learn`].
+    /// The next process to look up in `/proc`, because it owns a socket. Pass the result to [`State::learn`].
     pub fn next_wanted(&mut self) -> Option<Arc<Process>> {
         self.processes.next_wanted()
     }
 
-    /// The process of this id, which a source has looked up unasked or in another order.
+    /// The process with this id, which a source has looked up without being asked, or in another order. It need not be looked up
+    /// again.
     pub fn take_wanted(&mut self, pid: u32) -> Option<Arc<Process>> {
         self.processes.take_wanted(pid)
     }
 
-    /// Takes in what was looked up. It must be about that very process running that very program. Where execs are no
-    /// events, nobody can make sure of the program, and the state machine does.
-    pub fn learn(&mut self, process: &Arc<Process>, found: Found) {
+    /// Takes in the result of a lookup. The caller has verified that it is about this process, running this program. If execs
+    /// are not seen, the caller cannot verify the program, and the state machine does.
+    pub fn learn(&mut self, process: &Arc<Process>, found: FoundProcess) {
         self.processes.learn(process, found);
     }
 
-    /// Takes in what the source of events can tell; without, it is nothing.
-    pub fn learn_sight(&mut self, sight: Sight) {
-        self.processes.see_moves(sight.moves);
-        self.processes.see_execs(sight.execs);
-        self.sight = sight;
+    /// Sets what the source can observe. Call it before any event; the default is nothing.
+    pub fn set_capabilities(&mut self, capabilities: SourceCapabilities) {
+        self.processes.see_moves(capabilities.control_group_moves);
+        self.processes.see_execs(capabilities.execs);
+        self.capabilities = capabilities;
     }
 
-    /// The numbers so far.
-    pub fn stats(&self) -> Stats {
-        Stats {
+    /// The counters.
+    pub fn stats(&self) -> StateStats {
+        let forgotten_names = self.name_tracker.forgotten();
+        StateStats {
             flows_live: self.flows.len() as u64,
             idle_connections_live: self.idle.len() as u64,
             idle_connections_evicted: self.idle.evicted,
             sockets_live: self.sockets.len() as u64,
             sockets_refused: self.sockets.refused,
-            unread_forgotten: self.unread.forgotten,
+            unread_forgotten: self.unparsed.forgotten,
+            names_without_owner_forgotten: forgotten_names.unclaimed,
+            name_owners_evicted: forgotten_names.names.evicted_owners,
+            name_addresses_evicted: forgotten_names.names.evicted_addresses,
+            forks_forgotten: forgotten_names.forks,
             processes_live: self.processes.len() as u64,
             processes_refused: self.processes.refused,
+            process_lookups_refused: self.processes.lookups_refused(),
+            control_groups_forgotten: self.processes.control_groups_forgotten(),
             threads_live: self.processes.threads() as u64,
             threads_refused: self.processes.threads_refused,
             event_sockets_live: self.socket_events.len() as u64,
-            event_sockets_refused: self.socket_events.refused,
+            event_sockets_refused: self.socket_events.not_remembered,
             calls_unfinished: self.socket_events.unfinished,
-            socket_events: self.socket_events.told,
+            socket_events: self.socket_events.emitted,
             ..self.stats
         }
     }
-}
-
-fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -1,70 +1,87 @@
-//! The table of processes: who is who, now and a little after they are gone.
+//! The table of processes: those that live, and those that ended a short time ago.
 //!
-//! A process lives as long as one of its threads. Each thread's start and end is an event. So is an exec, after which
-//! only the thread that called it is left, with the leading thread's id. If such an event was lost, a later event of
-//! the process shows that it still lives, and a periodic look into `/proc` shows that it does not.
+//! A process lives as long as one of its threads. The start and the end of each thread is an event, and so is an exec, which
+//! ends all threads but its caller and gives the caller the main thread's id. If such an event was lost, a later event of the
+//! process shows that it still lives, and a periodic check in `/proc` shows that it does not.
 
+mod doubt;
+mod image;
+mod lookups;
 mod moves;
 mod programs;
 #[cfg(test)]
 mod properties;
+#[cfg(test)]
+mod tests;
 mod threads;
 
 use std::collections::VecDeque;
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::time::Duration;
 
 use hashbrown::HashMap;
 
+pub use self::lookups::FoundProcess;
+
+use self::image::image;
 use self::moves::Moves;
 use self::programs::Programs;
 use self::threads::Threads;
-use crate::container::Containers;
-use crate::event::{Credentials, Exec, Fork, KernelTime, Ran, ThreadStarted};
-use crate::halves::Halves;
-use crate::process::{Details, Image, Process};
+use crate::model::event::{Exec, Fork, ThreadStarted};
+use crate::model::halves::Halves;
+use crate::model::process::{Credentials, ExecutedFile, Process};
+use crate::model::time::{BootTime, MonotonicTime};
 
-/// How long an exited process is kept for events that name it late. Its flows keep it for as long as they need.
-const LINGER: KernelTime = 10_000_000_000;
-/// How long after a loss a further one does not put processes in doubt again: under a flood of losses, `/proc` must not
-/// be read for every process all the time.
-const DOUBT: KernelTime = 250_000_000;
-/// How many processes may wait for `/proc` to be read.
+/// How long a process is kept after its end, for late events of it. Its flows hold it for as long as they need.
+const LINGER: Duration = Duration::from_secs(10);
+/// The maximum number of processes that wait for a lookup in `/proc`.
 const MAX_WANTED: usize = 1024;
-/// Nanoseconds in a clock tick, the unit of times in `/proc`.
-const TICK: u64 = 10_000_000;
-/// How often to check that each process still exists: the event of its end may have been lost.
-const CHECK_PERIOD: KernelTime = 300_000_000_000;
+/// A clock tick, the unit of times in `/proc`.
+const TICK: Duration = Duration::from_millis(10);
+/// The time between two checks that each process still exists. The event of its end may have been lost.
+const CHECK_PERIOD: Duration = Duration::from_secs(300);
 
 /// Processes by id.
 #[derive(Debug)]
 pub struct Processes {
     by_pid: HashMap<u32, Entry, foldhash::fast::RandomState>,
-    exited: VecDeque<(KernelTime, u32)>,
+    /// Processes that have ended, in order of time.
+    exited: VecDeque<(MonotonicTime, u32)>,
+    /// Processes that wait for a lookup in `/proc`.
     wanted: VecDeque<u32>,
+    /// Requests for such a lookup that found no room.
+    wanted_refused: u64,
+    /// Processes that wait for a check that they still exist.
     unchecked: VecDeque<u32>,
-    /// When the last check began, and how many processes had been refused by then.
-    checked: (KernelTime, u64),
-    now: KernelTime,
-    /// How many threads are known besides the leading ones.
+    last_check: Check,
+    /// The latest time that was passed to [`Processes::expire`].
+    now: MonotonicTime,
+    /// The number of known threads besides main threads.
     threads: usize,
-    /// Execs that wait for the event with their file, and files that wait for the event of their exec.
-    execs: Halves<(), Ran>,
+    /// Execs that wait for the event of their file, and files that wait for the event of their exec.
+    execs: Halves<(), ExecutedFile>,
     limit: usize,
     moves: Moves,
     programs: Programs,
-    /// Incremented when events of processes may have been lost.
+    /// The number of the present epoch: see [`doubt`].
     epoch: u32,
-    /// When it was last incremented.
-    doubted: KernelTime,
-    /// Whether it must be incremented once more, when enough time has passed.
-    doubt_pending: bool,
+    /// When the epoch began.
+    epoch_began: MonotonicTime,
+    /// Whether another epoch must begin as soon as this one is long enough.
+    epoch_postponed: bool,
     /// Processes that found no room.
     pub refused: u64,
     /// Threads that found no room: if such a thread is the last of its process, the process seems to end too early.
     pub threads_refused: u64,
+}
+
+/// A check that all processes still exist.
+#[derive(Debug)]
+struct Check {
+    /// When it began; zero if there was none.
+    began: MonotonicTime,
+    /// How many processes had found no room by then.
+    refused: u64,
 }
 
 #[derive(Debug)]
@@ -72,72 +89,73 @@ struct Entry {
     process: Arc<Process>,
     threads: Threads,
     /// When the last thread ended.
-    exited: Option<KernelTime>,
-    /// Whether its start or end is not known from an event: later events may then be older than what is known, or
-    /// contradict it.
-    unsure: bool,
+    exited: Option<MonotonicTime>,
+    /// Whether its start or end is known from `/proc` only. A later event may then be older than what is known, or contradict it.
+    tentative: bool,
+    /// Whether `/proc` was asked about its present program.
     asked: bool,
-    /// The last epoch in which what is known of it was certain.
-    sure: u32,
+    /// The last epoch in which what is known of it was confirmed.
+    confirmed_in: u32,
     /// The epoch in which `/proc` was last asked about it.
     asked_in: u32,
-    /// How many losses there had been when its program became known: see [`Programs`].
+    /// The number of losses before its program became known: see [`Programs`].
     losses: u32,
 }
 
 impl Entry {
-    /// Whether this forked process is already known from `/proc`, which has start times in ticks only.
-    fn is_this(&self, fork: &Fork) -> bool {
-        let in_tick = |(start, began): (u64, u64)| (start..start.saturating_add(TICK)).contains(&began);
-        self.unsure && self.process.start.zip(fork.start).is_some_and(in_tick)
+    /// Whether it is the process that this fork created, and is already known from `/proc`, which has start times in ticks only.
+    fn is_result_of(&self, fork: &Fork) -> bool {
+        let in_tick = |(start, began): (BootTime, BootTime)| (start..start.saturating_add(TICK)).contains(&began);
+        self.tentative && self.process.start.zip(fork.start).is_some_and(in_tick)
     }
 
-    /// Whether this is the same process. Where nothing tells when processes begin, another with the same id is told by its
-    /// parent.
+    /// Whether it is the same process. If start times are not known, processes with the same id are distinguished by their
+    /// parents.
     fn is_the_same(&self, process: &Process) -> bool {
         self.process.start == process.start
             && (process.start.is_some() || self.process.parent_pid == process.parent_pid)
     }
 }
 
-/// A process that is older than the first event.
+/// A process that existed before the first event.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OldProcess {
+pub struct PreexistingProcess {
     /// What is known of it.
     pub process: Process,
-    /// Its living threads; the leading one need not be among them.
+    /// Its living threads. The main thread may have ended.
     pub threads: Vec<u32>,
 }
 
 impl Processes {
-    /// An empty table for at most `limit` processes, and as many threads besides the leading ones.
+    /// An empty table for at most `limit` processes, and as many threads besides main threads.
     pub fn new(limit: usize) -> Self {
         Self {
             by_pid: HashMap::default(),
             exited: VecDeque::new(),
             wanted: VecDeque::new(),
+            wanted_refused: 0,
             unchecked: VecDeque::new(),
-            checked: (0, 0),
-            now: 0,
+            last_check: Check { began: MonotonicTime::ZERO, refused: 0 },
+            now: MonotonicTime::ZERO,
             threads: 0,
             execs: Halves::default(),
             limit,
             moves: Moves::default(),
             programs: Programs::default(),
             epoch: 0,
-            doubted: 0,
-            doubt_pending: false,
+            epoch_began: MonotonicTime::ZERO,
+            epoch_postponed: false,
             refused: 0,
             threads_refused: 0,
         }
     }
 
-    /// How many are known.
+    /// The number of known processes.
     pub fn len(&self) -> usize {
         self.by_pid.len()
     }
 
-    /// How many threads are known besides the leading ones.
+    /// The number of known threads besides main threads.
     pub fn threads(&self) -> usize {
         self.threads
     }
@@ -147,31 +165,40 @@ impl Processes {
         self.by_pid.get(&pid).map(|entry| &*entry.process)
     }
 
-    /// The same, to keep.
+    /// Lookups in `/proc` that found no room.
+    pub fn lookups_refused(&self) -> u64 {
+        self.wanted_refused + self.programs.refused
+    }
+
+    /// Control groups of threads and new processes that were forgotten, because there were too many.
+    pub fn control_groups_forgotten(&self) -> u64 {
+        self.moves.forgotten
+    }
+
+    /// Like [`Processes::get`], as a shared value.
     pub fn known(&self, pid: u32) -> Option<Arc<Process>> {
         self.by_pid.get(&pid).map(|entry| Arc::clone(&entry.process))
     }
 
-    /// The process of the thread with these ids, which does something now; a nameless process if nothing else is known
-    /// of it. Its details in `/proc` are asked for, since it has come to matter.
-    pub fn actor(&mut self, pid: u32, tid: u32) -> Arc<Process> {
-        self.make_known(pid, Some(tid));
-        self.acts(pid, tid);
-        self.matters(pid)
+    /// The process of the thread that caused an event. If the process was not known, only its id is. Requests a lookup in `/proc`.
+    pub fn process_of_running_thread(&mut self, pid: u32, tid: u32) -> Arc<Process> {
+        self.ensure_known(pid, Some(tid));
+        self.note_alive(pid, tid);
+        self.want_details(pid)
     }
 
-    /// The same for a thread that may have ended already: its descriptors are closed after its end.
-    pub fn leaver(&mut self, pid: u32) -> Arc<Process> {
-        self.make_known(pid, None);
-        self.matters(pid)
+    /// The process that caused an event and may have ended before: the kernel closes descriptors after the end of their process.
+    pub fn process_that_may_have_ended(&mut self, pid: u32) -> Arc<Process> {
+        self.ensure_known(pid, None);
+        self.want_details(pid)
     }
 
-    /// A thread does something, so it is alive: it is added to its process, if that is known.
-    pub fn acts(&mut self, pid: u32, tid: u32) {
+    /// A thread does something, so it lives: adds it to its process, if that is known.
+    pub fn note_alive(&mut self, pid: u32, tid: u32) {
         match self.by_pid.get(&pid) {
-            Some(entry) if entry.exited.is_some() && tid == pid && !entry.unsure => {
-                // The id has a new owner whose start was not seen.
-                self.insert(nameless(pid), Threads::leader());
+            Some(entry) if entry.exited.is_some() && tid == pid && !entry.tentative => {
+                // The id belongs to another process now, whose start was not seen.
+                self.insert(Process::new(pid), Threads::leader());
             }
             // If all its threads seemed to have ended, this one's start was not seen, or `/proc` was ahead of the
             // events.
@@ -180,38 +207,7 @@ impl Processes {
         }
     }
 
-    /// Events of processes were lost: any process may run another program than is known, or be another process.
-    pub fn doubt(&mut self, now: KernelTime) {
-        self.doubt_pending = true;
-        self.doubt_what_is_pending(now);
-    }
-
-    /// The same for a doubt that was postponed, so that `/proc` is not asked about all processes too often.
-    pub fn doubt_what_is_pending(&mut self, now: KernelTime) {
-        if self.doubt_pending && now >= self.doubted.saturating_add(DOUBT) {
-            (self.epoch, self.doubted, self.doubt_pending) = (self.epoch.wrapping_add(1), now, false);
-        }
-    }
-
-    /// Whether what is known of a process may be out of date because of a loss. If so, `/proc` is asked about it.
-    pub fn confirm(&mut self, process: &Process) -> bool {
-        let is_doubtful = self.is_doubtful(process);
-        if is_doubtful {
-            self.ask_about(process.pid);
-        }
-        is_doubtful
-    }
-
-    /// Whether what is known of it may be out of date because of a loss, and has not been confirmed since.
-    pub fn is_doubtful(&self, process: &Process) -> bool {
-        let is_this = |entry: &&Entry| self.programs.are_the_same(&entry.process, process);
-        let entry = self.by_pid.get(&process.pid).filter(is_this);
-        let is_sure = entry.is_some_and(|entry| entry.sure == self.epoch && !self.doubt_pending);
-        !is_sure && !process.kernel && (self.epoch, self.doubt_pending) != (0, false)
-    }
-
-    /// The present form of a process that was seen earlier: with its new program or credentials, if it is still
-    /// the same process.
+    /// A process as it is now, with its present program and credentials, if the id still belongs to it.
     pub fn latest(&self, process: &Arc<Process>) -> Arc<Process> {
         match self.by_pid.get(&process.pid) {
             Some(entry) if entry.is_the_same(process) => Arc::clone(&entry.process),
@@ -219,24 +215,24 @@ impl Processes {
         }
     }
 
-    /// A process that was there before events were: from `/proc`. What events said already is kept.
-    pub fn adopt(&mut self, old: OldProcess) {
+    /// Adds a process from `/proc` that existed before the first event, unless events have added it already.
+    pub fn add_preexisting(&mut self, old: PreexistingProcess) {
         let pid = old.process.pid;
-        let process = self.programs.adopted(self.moves.adopted(old.process));
+        let process = self.programs.preexisting(self.moves.preexisting(old.process));
         if self.by_pid.contains_key(&pid) || !self.insert(process, Threads::default()) {
             return;
         }
         old.threads.into_iter().for_each(|tid| self.add_thread(pid, tid));
         if let Some(entry) = self.by_pid.get_mut(&pid) {
-            entry.unsure = true;
+            entry.tentative = true;
         }
     }
 
-    /// `parent` made a process.
+    /// `parent` created a process.
     pub fn fork(&mut self, parent: u32, fork: Fork) {
-        let start_group = self.moves.begins_elsewhere(fork.child);
-        if let Some(entry) = self.by_pid.get_mut(&fork.child).filter(|entry| entry.is_this(&fork)) {
-            // What `/proc` said of it is newer than what is known of its parent.
+        let start_group = self.moves.start_group(fork.child);
+        if let Some(entry) = self.by_pid.get_mut(&fork.child).filter(|entry| entry.is_result_of(&fork)) {
+            // What is known from `/proc` is newer than what is known of its parent.
             let process = Arc::make_mut(&mut entry.process);
             (process.parent_pid, process.start) = (Some(parent), fork.start);
             return self.add_thread(fork.child, fork.child);
@@ -249,11 +245,11 @@ impl Processes {
                 image: self.programs.inherited(&entry.process),
                 ..(*entry.process).clone()
             },
-            None => Process { parent_pid: Some(parent), start: fork.start, ..nameless(fork.child) },
+            None => Process { parent_pid: Some(parent), start: fork.start, ..Process::new(fork.child) },
         };
-        // It is a copy of its parent, and just as certain.
+        // A fork is a copy of its parent, and as certain.
         let (sure, losses) = match self.by_pid.get(&parent) {
-            Some(entry) => (entry.sure, entry.losses),
+            Some(entry) => (entry.confirmed_in, entry.losses),
             None => (self.epoch, self.programs.losses()),
         };
         let process = match &start_group {
@@ -264,50 +260,42 @@ impl Processes {
         if self.insert(process, Threads::leader())
             && let Some(entry) = self.by_pid.get_mut(&fork.child)
         {
-            (entry.sure, entry.losses) = (sure, losses);
+            (entry.confirmed_in, entry.losses) = (sure, losses);
         }
         if is_to_find {
-            self.matters(fork.child);
+            self.want_details(fork.child);
         }
     }
 
     /// A known process has one more thread.
-    pub fn thread(&mut self, started: ThreadStarted) {
+    pub fn thread_started(&mut self, started: ThreadStarted) {
         self.add_thread(started.process, started.thread);
     }
 
-    /// `pid` executed another program. All its threads have ended but the one that did it, which is now the leading
-    /// one.
+    /// `pid` executed another program. Its calling thread is the only one left, and now the main thread.
     pub fn exec(&mut self, pid: u32, exec: &Exec) {
         let ran = self.execs.join_left(pid, ()).map(|((), ran)| ran);
         self.change(pid, pid, |process| process.image = Arc::new(image(exec, ran, &process.image)));
         self.set_threads(pid, Threads::leader());
         if let Some(entry) = self.by_pid.get_mut(&pid) {
-            entry.sure = self.epoch;
+            entry.confirmed_in = self.epoch;
         }
         self.find_container(pid);
     }
 
-    /// The file that `pid` runs since its exec of this moment.
-    pub fn ran(&mut self, pid: u32, ran: &Ran) {
-        if let Some(((), ran)) = self.execs.join_right(pid, ran.clone())
+    /// The file that `pid` runs since its latest exec.
+    pub fn executed_file(&mut self, pid: u32, file: &ExecutedFile) {
+        if let Some(((), file)) = self.execs.join_right(pid, file.clone())
             && let Some(entry) = self.by_pid.get(&pid)
         {
             // The exec came first and made a new image, so its file cannot have been set before.
-            let _ = entry.process.image.file.set(ran);
+            let _ = entry.process.image.file.set(file);
         }
     }
 
-    /// Events were lost: the other half of what waits may be among them, and so may moves into other control groups.
-    pub fn samples_lost(&mut self) {
-        self.execs.clear();
-        self.moves_lost();
-        self.programs.lost();
-    }
-
-    /// `pid` acts as somebody else from now on.
+    /// `pid` has these users and groups from now on.
     pub fn credentials(&mut self, pid: u32, tid: u32, credentials: Credentials) {
-        self.acts(pid, tid);
+        self.note_alive(pid, tid);
         // This is the first event of an exec, so a half that still waits belongs to an earlier one.
         self.execs.forget(pid);
         let may_exec = self.programs.may_change_with_credentials();
@@ -326,7 +314,8 @@ impl Processes {
     }
 
     /// A thread ended, and if it was the last one, so did its process. An unknown thread changes nothing.
-    pub fn exit(&mut self, pid: u32, tid: u32, now: KernelTime) {
+    pub fn exit(&mut self, pid: u32, tid: u32, now: MonotonicTime) {
+        self.moves.thread_ended(tid);
         let Some(entry) = self.by_pid.get_mut(&pid) else { return };
         if !entry.threads.remove(pid, tid) {
             return;
@@ -337,35 +326,16 @@ impl Processes {
         }
     }
 
-    /// A process that should be looked up in `/proc`. If it does not exist any more, call [`Self::gone`].
-    pub fn next_unchecked(&mut self) -> Option<Arc<Process>> {
-        while let Some(pid) = self.unchecked.pop_front() {
-            if let Some(entry) = self.by_pid.get(&pid).filter(|entry| entry.exited.is_none()) {
-                return Some(Arc::clone(&entry.process));
-            }
-        }
-        None
-    }
-
-    /// The process has ended without an event.
-    pub fn gone(&mut self, process: &Process) {
-        let known = self.by_pid.get(&process.pid);
-        if known.is_some_and(|entry| entry.is_the_same(process) && entry.exited.is_none()) {
-            self.set_threads(process.pid, Threads::default());
-            self.ends_unseen(process.pid);
-        }
-    }
-
-    /// Forgets processes that have been gone for a while.
-    pub fn expire(&mut self, now: KernelTime) {
+    /// Forgets processes that ended [`LINGER`] ago, and calls `forgotten` for each.
+    pub fn expire(&mut self, now: MonotonicTime, mut forgotten: impl FnMut(&Process)) {
         self.now = self.now.max(now);
         self.learn_programs(now);
-        let (checked, refused) = self.checked;
+        let Check { began, refused } = self.last_check;
         let period = if self.refused > refused { LINGER } else { CHECK_PERIOD };
-        if checked == 0 {
-            self.checked.0 = now;
-        } else if checked + period <= now && self.unchecked.is_empty() {
-            self.checked = (now, self.refused);
+        if began == MonotonicTime::ZERO {
+            self.last_check.began = now;
+        } else if began.saturating_add(period) <= now && self.unchecked.is_empty() {
+            self.last_check = Check { began: now, refused: self.refused };
             self.unchecked.extend(self.by_pid.keys().filter(|pid| **pid != 0));
         }
         while let Some(&(when, pid)) = self.exited.front() {
@@ -373,53 +343,16 @@ impl Processes {
                 break;
             }
             self.exited.pop_front();
-            self.forget(pid, when);
-        }
-    }
-
-    /// A process whose details somebody should read from `/proc`.
-    pub fn next_wanted(&mut self) -> Option<Arc<Process>> {
-        while let Some(pid) = self.wanted.pop_front() {
-            if let Some(process) = self.known(pid) {
-                return Some(process);
+            if let Some(process) = self.forget(pid, when) {
+                forgotten(&process);
             }
         }
-        None
     }
 
-    /// The process of this id, whose details need not be read any more.
-    pub fn take_wanted(&mut self, pid: u32) -> Option<Arc<Process>> {
-        self.wanted.retain(|wanted| *wanted != pid);
-        self.known(pid)
-    }
-
-    /// Takes what `/proc` said about `process`. The caller has made sure that it is the same process running the
-    /// same program: a wrong answer is worse than none.
-    pub fn learn(&mut self, process: &Arc<Process>, mut found: Found) {
-        let details = std::mem::take(&mut found.details);
-        if let Some(details) = self.programs.proven(process, details, found.read) {
-            // Somebody else cannot have set it: each image is asked about once.
-            let _ = process.image.details.set(details);
-        }
-        let Some(entry) = self.by_pid.get_mut(&process.pid).filter(|entry| entry.is_the_same(process)) else {
-            return;
-        };
-        let now = Arc::make_mut(&mut entry.process);
-        now.start = now.start.or(found.start);
-        now.parent_pid = now.parent_pid.or(found.parent_pid);
-        if now.credentials.is_some() && found.credentials.is_some() && now.credentials != found.credentials {
-            now.credentials = found.credentials; // a change of user was lost: what came before stays in doubt
-        } else {
-            now.credentials = now.credentials.or(found.credentials);
-            entry.sure = entry.asked_in;
-        }
-        self.moves.learn(now, found.containers);
-    }
-
-    /// Makes sure that there is a process with this id, if there is room. A new one has only this thread or, without a
-    /// `tid`, may have ended already.
-    fn make_known(&mut self, pid: u32, tid: Option<u32>) {
-        if self.by_pid.contains_key(&pid) || !self.insert(nameless(pid), Threads::default()) {
+    /// Adds a process with this id if it is not known and there is room. It has only the thread `tid`; without a `tid`, it may
+    /// have ended already.
+    fn ensure_known(&mut self, pid: u32, tid: Option<u32>) {
+        if self.by_pid.contains_key(&pid) || !self.insert(Process::new(pid), Threads::default()) {
             return;
         }
         match tid {
@@ -428,27 +361,7 @@ impl Processes {
         }
     }
 
-    /// Returns a process and asks for its details.
-    fn matters(&mut self, pid: u32) -> Arc<Process> {
-        self.ask_about(pid);
-        self.known(pid).unwrap_or_else(|| Arc::new(nameless(pid)))
-    }
-
-    /// Asks for what `/proc` knows of a process: once for each program, and again when what is known is in doubt.
-    fn ask_about(&mut self, pid: u32) {
-        let Some(entry) = self.by_pid.get_mut(&pid).filter(|entry| !entry.process.kernel) else { return };
-        let is_in_doubt = entry.sure != self.epoch && entry.asked_in != self.epoch;
-        let may_have_changed = self.programs.may_change_with_credentials() && entry.losses != self.programs.losses();
-        if (!entry.asked || is_in_doubt || may_have_changed) && self.wanted.len() < MAX_WANTED {
-            if may_have_changed {
-                Arc::make_mut(&mut entry.process).image = Arc::default();
-                entry.losses = self.programs.losses();
-            }
-            (entry.asked, entry.asked_in) = (true, self.epoch);
-            self.wanted.push_back(pid);
-        }
-    }
-
+    /// Adds a process, or replaces the one with the same id. Returns whether there was room.
     fn insert(&mut self, process: Process, threads: Threads) -> bool {
         let pid = process.pid;
         if self.by_pid.len() >= self.limit && !self.by_pid.contains_key(&pid) && !self.make_room() {
@@ -457,30 +370,30 @@ impl Processes {
         }
         self.remove(pid);
         let (process, epoch, losses) = (Arc::new(process), self.epoch, self.programs.losses());
-        let (exited, unsure, asked) = (None, false, false);
-        let entry = Entry { process, threads, exited, unsure, asked, sure: epoch, asked_in: epoch, losses };
+        let (exited, tentative, asked) = (None, false, false);
+        let entry = Entry { process, threads, exited, tentative, asked, confirmed_in: epoch, asked_in: epoch, losses };
         self.by_pid.insert(pid, entry);
         true
     }
 
-    fn remove(&mut self, pid: u32) {
-        if let Some(entry) = self.by_pid.remove(&pid) {
-            self.threads -= entry.threads.others();
-        }
+    fn remove(&mut self, pid: u32) -> Option<Arc<Process>> {
+        let entry = self.by_pid.remove(&pid)?;
+        self.threads -= entry.threads.others();
+        Some(entry.process)
     }
 
     /// A process has no more threads.
-    fn ends(&mut self, pid: u32, now: KernelTime) {
+    fn ends(&mut self, pid: u32, now: MonotonicTime) {
         if let Some(entry) = self.by_pid.get_mut(&pid) {
             entry.exited = Some(now);
             self.exited.push_back((now, pid));
         }
     }
 
-    /// The same without an event.
+    /// A process has no more threads, although their ends were not seen.
     fn ends_unseen(&mut self, pid: u32) {
         if let Some(entry) = self.by_pid.get_mut(&pid) {
-            entry.unsure = true;
+            entry.tentative = true;
         }
         self.ends(pid, self.now);
     }
@@ -504,273 +417,29 @@ impl Processes {
         }
     }
 
-    /// Changes a process, which is added if it is not known. Its details are not asked for: it may never own a socket.
+    /// Changes a process, which is added if it is not known. No lookup is requested, because it may never own a socket.
     fn change(&mut self, pid: u32, tid: u32, change: impl FnOnce(&mut Process)) {
-        self.make_known(pid, Some(tid));
-        self.acts(pid, tid);
+        self.ensure_known(pid, Some(tid));
+        self.note_alive(pid, tid);
         if let Some(entry) = self.by_pid.get_mut(&pid) {
             change(Arc::make_mut(&mut entry.process));
             entry.asked = false;
         }
     }
 
-    /// Drops the process that has been gone longest.
+    /// Forgets the process that ended first. Returns whether there was one.
     fn make_room(&mut self) -> bool {
         while let Some((when, pid)) = self.exited.pop_front() {
-            if self.forget(pid, when) {
+            if self.forget(pid, when).is_some() {
                 return true;
             }
         }
         false
     }
 
-    /// Forgets `pid` unless the id has gone to a new process since.
-    fn forget(&mut self, pid: u32, exited: KernelTime) -> bool {
-        let gone = self.by_pid.get(&pid).is_some_and(|entry| entry.exited == Some(exited));
-        if gone {
-            self.remove(pid);
-        }
-        gone
-    }
-}
-
-/// A process whose id is known, and nothing else.
-pub(super) fn nameless(pid: u32) -> Process {
-    Process {
-        pid,
-        parent_pid: None,
-        start: None,
-        kernel: pid == 0,
-        credentials: None,
-        containers: None,
-        image: Arc::default(),
-    }
-}
-
-/// What `/proc` said of one process.
-#[derive(Debug, Clone, Default)]
-pub struct Found {
-    /// When it was read. Once [`State::expire`](super::State::expire) is told a later time, all events from before have
-    /// been taken in.
-    pub read: KernelTime,
-    /// Nanoseconds since boot.
-    pub start: Option<u64>,
-    /// Parent.
-    pub parent_pid: Option<u32>,
-    /// Users and groups.
-    pub credentials: Option<Credentials>,
-    /// Containers.
-    pub containers: Containers,
-    /// The rest.
-    pub details: Details,
-}
-
-fn image(exec: &Exec, ran: Option<Ran>, before: &Image) -> Image {
-    let (args, args_cut) = split(&exec.arguments, exec.argument_count);
-    // A program that executes itself again, as busybox does, says so by a link that means another file to us.
-    let itself = exec.filename == b"/proc/self/exe";
-    let (name, executable) = match before.executable().filter(|_| itself) {
-        Some(path) => (base_name(path.as_os_str().as_encoded_bytes()), Some(path.clone())),
-        None => (named(&exec.filename), absolute(&exec.interpreter)),
-    };
-    let file = ran.map_or_else(OnceLock::new, OnceLock::from);
-    Image { name, file, executable, args, argument_count: exec.argument_count, args_cut, details: OnceLock::new() }
-}
-
-/// The name of the file at an executed path; empty if the path is that of a descriptor.
-fn named(path: &[u8]) -> String {
-    if is_link_of_a_task(path) { String::new() } else { base_name(path) }
-}
-
-/// Whether a path may lead to a different file for each task: `/dev/fd` is a link to `/proc/self/fd`.
-fn is_link_of_a_task(path: &[u8]) -> bool {
-    path.starts_with(b"/proc/") || path.starts_with(b"/dev/fd/")
-}
-
-fn base_name(path: &[u8]) -> String {
-    text(path.rsplit(|b| *b == b'/').next().unwrap_or_default())
-}
-
-fn absolute(path: &[u8]) -> Option<PathBuf> {
-    let path = Some(path).filter(|path| path.starts_with(b"/") && !is_link_of_a_task(path))?;
-    Some(OsStr::from_bytes(path).into())
-}
-
-/// Splits an argument area; the second result says whether the area ended before the arguments did.
-fn split(area: &[u8], count: Option<u32>) -> (Vec<String>, bool) {
-    let wanted = count.map_or(usize::MAX, |n| n as usize);
-    let mut args = Vec::new();
-    let mut rest = area;
-    while args.len() < wanted {
-        let Some(end) = rest.iter().position(|b| *b == 0) else {
-            if !rest.is_empty() {
-                args.push(text(rest));
-            }
-            return (args, true);
-        };
-        args.push(text(&rest[..end]));
-        rest = &rest[end + 1..];
-    }
-    (args, false)
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn exec(name: &str, args: &[u8], count: u32) -> Exec {
-        Exec { filename: name.into(), interpreter: name.into(), arguments: args.to_vec(), argument_count: Some(count) }
-    }
-
-    #[test]
-    fn environment_after_the_arguments_is_not_taken_for_arguments() {
-        let (args, cut) = split(b"curl\0-s\0\0PATH=/bin\0", Some(3));
-        assert_eq!(args, ["curl", "-s", ""]);
-        assert!(!cut);
-    }
-
-    #[test]
-    fn a_cut_area_is_said_to_be_cut() {
-        let (args, cut) = split(b"curl\0http://exam", Some(2));
-        assert_eq!(args, ["curl", "http://exam"]);
-        assert!(cut);
-    }
-
-    #[test]
-    fn a_fork_keeps_program_and_credentials_until_it_changes_them() {
-        let mut table = Processes::new(10);
-        table.fork(1, Fork { child: 10, start: Some(5) });
-        table.exec(10, &exec("/bin/sh", b"sh\0", 1));
-        table.credentials(10, 10, Credentials { uid: 7, ..Credentials::default() });
-        table.fork(10, Fork { child: 11, start: Some(6) });
-        let child = table.actor(11, 11);
-        assert_eq!((child.parent_pid, child.image.name.as_str()), (Some(10), "sh"));
-        assert_eq!(child.credentials.map(|c| c.uid), Some(7));
-        table.exec(11, &exec("/usr/bin/curl", b"curl\0", 1));
-        assert_eq!(child.image.name, "sh", "what was bound earlier stays as it was");
-        assert_eq!(table.latest(&child).image.name, "curl");
-        assert_eq!(table.actor(10, 10).image.name, "sh");
-    }
-
-    #[test]
-    fn a_program_that_executes_itself_again_is_named_by_its_file() {
-        let mut table = Processes::new(10);
-        table.fork(1, Fork { child: 10, start: Some(5) });
-        table.exec(10, &exec("/bin/busybox", b"sh\0", 1));
-        table.exec(10, &exec("/proc/self/exe", b"wget\0", 1));
-        let process = table.actor(10, 10);
-        assert_eq!(process.image.name, "busybox");
-        assert_eq!(process.image.executable(), Some(&PathBuf::from("/bin/busybox")));
-        assert_eq!(process.image.args(), ["wget"]);
-    }
-
-    fn ran(path: &str) -> Ran {
-        Ran::Path(path.into())
-    }
-
-    #[test]
-    fn an_exec_and_the_file_that_it_runs_meet_in_either_order() {
-        for file_first in [true, false] {
-            let mut table = Processes::new(10);
-            table.fork(1, Fork { child: 10, start: Some(5) });
-            let before = table.actor(10, 10);
-            if file_first {
-                table.ran(10, &ran("/usr/bin/python3.11"));
-            }
-            table.exec(10, &exec("/usr/bin/python3", b"python3\0", 1));
-            if !file_first {
-                table.ran(10, &ran("/usr/bin/python3.11"));
-            }
-            let process = table.actor(10, 10);
-            assert_eq!(process.image.executable(), Some(&PathBuf::from("/usr/bin/python3.11")));
-            assert_eq!(before.image.executable(), None);
-            let later = Details { executable: Some("/usr/bin/python3.11 (deleted)".into()), ..Details::default() };
-            table.learn(&process, Found { details: later, ..Found::default() });
-            assert_eq!(process.image.executable(), Some(&PathBuf::from("/usr/bin/python3.11")), "as at the exec");
-        }
-    }
-
-    #[test]
-    fn a_file_whose_exec_was_lost_is_not_that_of_the_next() {
-        let mut table = Processes::new(10);
-        table.fork(1, Fork { child: 10, start: Some(5) });
-        table.ran(10, &ran("/bin/lost"));
-        table.credentials(10, 10, Credentials::default());
-        table.exec(10, &exec("/bin/next", b"next\0", 1));
-        assert_eq!(table.actor(10, 10).image.executable(), Some(&PathBuf::from("/bin/next")));
-        table.ran(11, &ran("/bin/lost"));
-        table.samples_lost();
-        table.exec(11, &exec("/bin/next", b"next\0", 1));
-        assert_eq!(table.actor(11, 11).image.executable(), Some(&PathBuf::from("/bin/next")));
-    }
-
-    #[test]
-    fn what_cannot_be_the_file_is_not_told() {
-        let mut table = Processes::new(10);
-        for (pid, path) in [(10, "/proc/self/fd/4"), (11, "/dev/fd/4"), (12, "./nc"), (13, "nc")] {
-            table.exec(pid, &exec(path, b"nc\0", 1));
-            assert_eq!(table.actor(pid, pid).image.executable(), None, "{path}");
-        }
-        table.exec(14, &exec("/a/link", b"nc\0", 1));
-        table.ran(14, &Ran::TooDeep);
-        assert_eq!(table.actor(14, 14).image.executable(), None, "it may be a link");
-        table.exec(15, &exec("/dev/fd/4", b"nc\0", 1));
-        table.ran(15, &ran("/memfd:x (deleted)"));
-        assert_eq!(table.actor(15, 15).image.name(), Some("memfd:x"));
-    }
-
-    #[test]
-    fn arguments_are_counted_also_when_they_are_cut() {
-        let mut table = Processes::new(10);
-        table.exec(10, &exec("/bin/sh", b"sh\0-c\0ech", 13));
-        let image = &table.actor(10, 10).image;
-        assert_eq!((image.args().len(), image.args_count(), image.lacks_args()), (3, 13, true));
-        let whole = Details { args: Some(vec![String::new(); 13]), ..Details::default() };
-        image.details.set(whole).unwrap();
-        assert_eq!((image.args().len(), image.args_count(), image.lacks_args()), (13, 13, false));
-    }
-
-    #[test]
-    fn a_reused_pid_is_another_process() {
-        let mut table = Processes::new(10);
-        table.fork(1, Fork { child: 10, start: Some(5) });
-        let old = table.actor(10, 10);
-        table.exit(10, 10, 100);
-        table.fork(1, Fork { child: 10, start: Some(200) });
-        assert_eq!(table.latest(&old).start, Some(5));
-        table.expire(100 + LINGER);
-        assert_eq!(table.actor(10, 10).start, Some(200), "the old one's end does not take the new one away");
-    }
-
-    #[test]
-    fn without_starts_a_reused_pid_is_told_by_the_parent() {
-        let mut table = Processes::new(10);
-        let fork = |table: &mut Processes, parent| table.fork(parent, Fork { child: 10, start: None });
-        fork(&mut table, 1);
-        table.exec(10, &exec("/usr/bin/curl", b"curl\0", 1));
-        let old = table.actor(10, 10);
-        assert_eq!((old.start, old.image.name.as_str()), (None, "curl"));
-        assert_eq!(table.latest(&old).image.name, "curl");
-        fork(&mut table, 2);
-        table.exec(10, &exec("/bin/cat", b"cat\0", 1));
-        assert_eq!(table.latest(&old).image.name, "curl");
-        table.gone(&old);
-        assert_eq!(table.actor(10, 10).image.name, "cat");
-    }
-
-    #[test]
-    fn the_table_is_bounded_and_the_gone_make_room() {
-        let mut table = Processes::new(2);
-        table.fork(1, Fork { child: 10, start: Some(1) });
-        table.fork(1, Fork { child: 11, start: Some(2) });
-        table.fork(1, Fork { child: 12, start: Some(3) });
-        assert_eq!((table.len(), table.refused), (2, 1));
-        table.exit(10, 10, 9);
-        table.fork(1, Fork { child: 12, start: Some(3) });
-        assert_eq!((table.len(), table.refused), (2, 1));
+    /// Forgets the process `pid` that ended at this time, unless the id belongs to another process now.
+    fn forget(&mut self, pid: u32, exited: MonotonicTime) -> Option<Arc<Process>> {
+        let is_gone = self.by_pid.get(&pid).is_some_and(|entry| entry.exited == Some(exited));
+        is_gone.then(|| self.remove(pid)).flatten()
     }
 }

@@ -1,6 +1,7 @@
-//! The table of sockets: by which kernel address, whose, and with which flows.
+//! The table of sockets: their kernel addresses, owners and flows.
 
 use std::hash::BuildHasher;
+use std::num::NonZeroU16;
 use std::sync::Arc;
 
 use hashbrown::{HashMap, HashTable};
@@ -9,65 +10,68 @@ use slotmap::{SlotMap, new_key_type};
 use super::flows::FlowKey;
 use super::idle::IdleKey;
 use super::wheel::Tick;
-use crate::event::{KernelAddress, KernelTime};
-use crate::flow::Direction;
-use crate::process::Process;
+use crate::model::flow::Direction;
+use crate::model::kernel_address::SockAddress;
+use crate::model::process::Process;
+use crate::model::time::MonotonicTime;
 
 new_key_type! {
-    /// Names a socket for as long as it is known: the generation of a `struct sock` address.
+    /// Identifies a socket as long as it is known, even if another socket gets its `struct sock` address.
     pub struct SocketKey;
 }
 
 /// One socket.
 #[derive(Debug)]
 pub struct Socket {
-    /// Its `struct sock`.
-    pub sock: KernelAddress,
-    /// Who made, connected or accepted it.
+    /// The address of its `struct sock`. One entry with `None` stands for all sockets whose address is not known.
+    pub sock: Option<SockAddress>,
+    /// The process that created, connected or accepted it.
     pub owner: Option<Arc<Process>>,
-    /// Who began its conversations: a connected or accepted TCP socket knows.
+    /// The hash of the connection that it was accepted as: the owner applies to that connection only.
+    pub accepted_as: Option<NonZeroU16>,
+    /// Which side began its connection; known for a connected or accepted TCP socket.
     pub direction: Direction,
     /// Whether its creation was seen.
     pub created: bool,
     /// When it was first seen.
-    pub since: KernelTime,
+    pub since: MonotonicTime,
     /// When it was last certain that the owner is this socket's, not that of an earlier socket at the same address.
-    pub owner_since: KernelTime,
-    /// The port of a UDP socket, learned while the owner was certain; 0 if it is not known.
+    pub owner_since: MonotonicTime,
+    /// The local port of a UDP socket, learned while the owner was certain; 0 if it is not known.
     pub port: u16,
-    /// Whose it is as a UDP socket, and whether a datagram that it takes may be several.
-    pub datagrams: Datagrams,
-    /// Whether it may send several datagrams as one: `UDP_SEGMENT`.
-    pub joins: bool,
-    /// Whether a packet of it was cut into fragments, of which flow is not known.
-    pub cut: bool,
+    /// Which kind of UDP socket it is.
+    pub udp_kind: UdpKind,
+    /// Whether it may use UDP GSO (`UDP_SEGMENT`): send several datagrams as one packet.
+    pub uses_gso: bool,
+    /// Whether one of its packets was fragmented and its flow is not known.
+    pub fragmented: bool,
     /// Whether its last descriptor is gone, or the kernel freed it.
     pub closed: bool,
-    /// Whether it had a packet of which nothing else could be read.
-    pub unread: bool,
+    /// Whether it had a packet whose addresses and ports could not be read.
+    pub had_unparsed_packets: bool,
     /// Whether it joined an existing MPTCP connection: then the listener at which it arrived says nothing about its
     /// owner.
     pub joined: bool,
-    /// When something was last heard of it.
-    pub last: KernelTime,
-    /// The first of its flows; each flow knows its neighbours.
+    /// When its last packet or call was seen.
+    pub last: MonotonicTime,
+    /// The head of the list of its flows.
     pub flows: Option<FlowKey>,
     /// Its idle connection, while that has no flow.
     pub idle: Option<IdleKey>,
-    /// When its timer comes up.
+    /// The tick of its timer. Earlier timers are stale.
     pub armed: Tick,
 }
 
-/// What kind of UDP socket it is, as to what it takes as one datagram.
+/// The kinds of UDP sockets, by whether they receive several datagrams merged into one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Datagrams {
-    /// One: a program made it, and did not ask for more.
+pub enum UdpKind {
+    /// A program's socket that has not asked for UDP GRO: single datagrams.
     Single,
-    /// Several, if they came together: `UDP_GRO`.
-    Merged,
-    /// Several, if it is a tunnel's: it is the kernel's own.
+    /// A socket with `UDP_GRO`: merged datagrams.
+    Gro,
+    /// The kernel's own socket, such as a tunnel's: merged datagrams.
     Kernel,
-    /// Nobody knows: it is older than the monitor, or who asks for more is not seen.
+    /// Not known: it is older than the monitor, or requests for UDP GRO are not seen.
     Unknown,
 }
 
@@ -102,13 +106,19 @@ impl Sockets {
         self.slots.len()
     }
 
-    /// Whether the table is so full that idle sockets should leave.
+    /// All of them.
+    #[cfg(test)]
+    pub fn iter(&self) -> impl Iterator<Item = (SocketKey, &Socket)> {
+        self.slots.iter()
+    }
+
+    /// Whether the table is so full that idle sockets should be removed.
     pub fn crowded(&self) -> bool {
         self.slots.len() >= self.limit / 4 * 3
     }
 
     /// The socket that has this address now.
-    pub fn at(&self, sock: KernelAddress) -> Option<SocketKey> {
+    pub fn at(&self, sock: Option<SockAddress>) -> Option<SocketKey> {
         self.by_sock.find(self.hasher.hash_one(sock), |key| self.slots[*key].sock == sock).copied()
     }
 
@@ -122,9 +132,8 @@ impl Sockets {
         self.slots.get_mut(key)
     }
 
-    /// Puts a socket of which nothing else is known at an address. What was there before loses the address.
-    /// `None` when the table is full.
-    pub fn insert(&mut self, sock: KernelAddress, now: KernelTime) -> Option<SocketKey> {
+    /// Adds a socket at an address. An earlier socket there loses the address. `None` if the table is full.
+    pub fn insert(&mut self, sock: Option<SockAddress>, now: MonotonicTime) -> Option<SocketKey> {
         if self.slots.len() >= self.limit {
             self.refused += 1;
             return None;
@@ -135,16 +144,17 @@ impl Sockets {
         let key = self.slots.insert(Socket {
             sock,
             owner: None,
+            accepted_as: None,
             direction: Direction::Unknown,
             created: false,
             since: now,
             owner_since: now,
             port: 0,
-            datagrams: Datagrams::Unknown,
-            joins: false,
-            cut: false,
+            udp_kind: UdpKind::Unknown,
+            uses_gso: false,
+            fragmented: false,
             closed: false,
-            unread: false,
+            had_unparsed_packets: false,
             joined: false,
             last: now,
             flows: None,
@@ -183,7 +193,7 @@ impl Sockets {
         self.subflows.get(&mptcp).cloned().unwrap_or_default()
     }
 
-    /// The same, and removes them.
+    /// Removes and returns the subflows of an MPTCP socket.
     pub fn take_subflows(&mut self, mptcp: SocketKey) -> Vec<SocketKey> {
         self.subflows.remove(&mptcp).unwrap_or_default()
     }

@@ -1,29 +1,31 @@
-//! MPTCP (RFC 8684): a program's socket and the TCP connections that it consists of, its subflows.
+//! MPTCP (RFC 8684): a program's socket, and its subflows, which are TCP connections.
 //!
-//! Packets are seen with the `struct sock` of a subflow, which no program ever has. Programs connect, accept and close
+//! Packets are seen with the `struct sock` of a subflow, which no program ever holds. Programs connect, accept and close
 //! the MPTCP socket. So subflows belong to the owner of the MPTCP socket, whoever created them: the kernel creates
 //! further ones in a thread of its own.
 
 use std::sync::Arc;
 
 use super::State;
+use super::calls::SocketEnd;
 use super::sockets::SocketKey;
-use crate::event::{KernelAddress, KernelTime};
-use crate::process::Process;
+use crate::model::kernel_address::SockAddress;
+use crate::model::process::Process;
+use crate::model::time::MonotonicTime;
 
 impl State {
     /// A TCP socket turns out to be a subflow of an MPTCP socket.
-    pub(super) fn subflow(&mut self, now: KernelTime, sock: KernelAddress, mptcp: KernelAddress, joined: bool) {
-        let Some(key) = self.socket_at(now, sock) else { return };
+    pub(super) fn subflow(&mut self, now: MonotonicTime, sock: SockAddress, mptcp: SockAddress, joined: bool) {
+        let Some(key) = self.socket_at(now, Some(sock)) else { return };
         let Some(subflow) = self.sockets.get(key) else { return };
         let (created, owner, was_joined) = (subflow.created, subflow.owner.clone(), subflow.joined);
-        if !joined && !created && self.sockets.at(mptcp).is_some_and(|key| self.has_owner(key)) {
+        if !joined && !created && self.sockets.at(Some(mptcp)).is_some_and(|key| self.has_owner(key)) {
             // An MPTCP socket reported with its first, incoming connection is new and has no owner before it is
             // accepted: the owner known at this address is an earlier socket's.
-            self.closed(now, mptcp, true, None);
+            self.closed(now, Some(mptcp), SocketEnd::Freed);
         }
         let joined = joined || was_joined || owner.as_ref().is_some_and(|maker| maker.kernel);
-        let Some(of) = self.socket_at(now, mptcp) else { return };
+        let Some(of) = self.socket_at(now, Some(mptcp)) else { return };
         let known = self.owner_of_mptcp(of, key);
         self.sockets.add_subflow(of, key);
         if let Some(subflow) = self.sockets.get_mut(key) {
@@ -32,30 +34,30 @@ impl State {
         match (known, owner) {
             // The process itself may be known more recently by its own calls, so it stays as it is.
             (Some(known), Some(owner)) if known.pid == owner.pid => {}
-            (Some(known), _) => self.give(key, Some(&known)),
-            // It was given its owner before, and the MPTCP socket has been closed since.
+            (Some(known), _) => self.set_owner_of(key, Some(&known)),
+            // It got its owner before, and the MPTCP socket has been closed since.
             (None, Some(_)) if was_joined => {}
             // The task that created it, or the listener at which it arrived, need not be the owner of the MPTCP socket.
-            (None, _) if joined => self.give(key, None),
+            (None, _) if joined => self.set_owner_of(key, None),
             (None, _) => {}
         }
     }
 
     /// Gives the subflows of an MPTCP socket its owner.
-    pub(super) fn give_to_subflows(&mut self, mptcp: SocketKey, owner: &Arc<Process>) {
+    pub(super) fn set_owner_of_subflows(&mut self, mptcp: SocketKey, owner: &Arc<Process>) {
         for subflow in self.sockets.subflows(mptcp) {
-            self.give(subflow, Some(owner));
+            self.set_owner_of(subflow, Some(owner));
         }
     }
 
     /// The last descriptor of an MPTCP socket was closed, by `user`: this closes its subflows as well.
-    pub(super) fn close_subflows(&mut self, now: KernelTime, mptcp: SocketKey, user: Option<&Arc<Process>>) {
+    pub(super) fn close_subflows(&mut self, now: MonotonicTime, mptcp: SocketKey, user: Option<&Arc<Process>>) {
         for subflow in self.sockets.take_subflows(mptcp) {
             // The kernel may have freed it, and given its address to another socket.
             if let Some(sock) = self.sockets.get(subflow).map(|socket| socket.sock)
                 && self.sockets.at(sock) == Some(subflow)
             {
-                self.closed(now, sock, false, user.cloned());
+                self.closed(now, sock, SocketEnd::Released { user: user.cloned() });
             }
         }
     }
@@ -79,16 +81,16 @@ impl State {
     }
 
     /// Sets or removes the owner of a subflow, its idle connection and its flows.
-    fn give(&mut self, key: SocketKey, owner: Option<&Arc<Process>>) {
+    fn set_owner_of(&mut self, key: SocketKey, owner: Option<&Arc<Process>>) {
         let Some(socket) = self.sockets.get_mut(key) else { return };
         socket.owner = owner.cloned();
         if let Some(idle) = socket.idle.and_then(|idle| self.idle.get_mut(idle)) {
-            idle.give_to(owner.cloned());
+            idle.set_owner(owner.cloned());
         }
         let flows: Vec<_> = self.flows.chain(socket.flows).collect();
         for flow in flows {
             if let Some(live) = self.flows.get_mut(flow) {
-                live.give_to(owner.cloned());
+                live.set_owner(owner.cloned());
             }
         }
     }

@@ -1,20 +1,22 @@
-//! Timers: which things may be due by now, at a cost that does not depend on how many there are.
+//! A timing wheel: finds timers that are due, at a cost that does not depend on the number of timers.
 
-use crate::event::KernelTime;
+use std::time::Duration;
 
-/// How precise timers are: a tenth of a second.
-const TICK: KernelTime = 100_000_000;
-/// How many ticks ahead a timer can be set. What lies further ahead comes up early and is set again.
+use crate::model::time::{MonotonicTime, nanos};
+
+/// The resolution of timers in nanoseconds: a tenth of a second.
+const TICK: u64 = nanos(Duration::from_millis(100));
+/// The number of ticks ahead that a timer can be set. A timer that is set further ahead comes up early and must be set again.
 const SLOTS: usize = 1024;
 
-/// A moment, rounded up to the wheel's precision. A timer that was set again is recognised by it as stale.
+/// A time in ticks, rounded up. An entry of a timer that was set again since has another tick than the timer, so it is stale.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Tick(u32);
 
 /// A timing wheel of keys.
 ///
-/// It does not know which of its keys still matter: whoever takes a key out looks, and sets it again when it is not
-/// due yet. So activity costs nothing here; a key is touched once per timeout.
+/// It does not know whether a deadline has moved. The caller checks each key that it takes out, and sets it again if it is not
+/// due yet. So activity costs nothing here: a key is touched once per timeout.
 #[derive(Debug)]
 pub struct Wheel<K> {
     slots: Vec<Vec<K>>,
@@ -31,10 +33,10 @@ impl<K> Wheel<K> {
 
     /// Sets a timer. Returns when it comes up: at `deadline` rounded up, earlier when that is too far ahead, and
     /// never in a moment that has already been emptied.
-    pub fn set(&mut self, deadline: KernelTime, key: K) -> Tick {
-        let wanted = deadline.div_ceil(TICK);
+    pub fn set(&mut self, deadline: MonotonicTime, key: K) -> Tick {
+        let wanted = deadline.as_nanos().div_ceil(TICK);
         if self.len == 0 && self.next + (SLOTS as u64) <= wanted {
-            // Nothing to step over: after a long silence (or at the very start) do not walk empty slots.
+            // After a long time without timers, and at the start, empty slots are not walked through.
             self.next = wanted - (SLOTS as u64) + 1;
         }
         let tick = wanted.clamp(self.next, self.next + (SLOTS as u64) - 1);
@@ -43,9 +45,9 @@ impl<K> Wheel<K> {
         Tick::of(tick)
     }
 
-    /// Takes one key out whose time has come by `now`, with that time.
-    pub fn pop(&mut self, now: KernelTime) -> Option<(Tick, K)> {
-        let last = now / TICK;
+    /// Takes out one key that is due at `now`, with its tick.
+    pub fn pop(&mut self, now: MonotonicTime) -> Option<(Tick, K)> {
+        let last = now.as_nanos() / TICK;
         while self.len > 0 && self.next <= last {
             if let Some(key) = self.slots[slot(self.next)].pop() {
                 self.len -= 1;
@@ -67,7 +69,7 @@ impl<K> Wheel<K> {
 }
 
 impl Tick {
-    /// The lower half tells timers apart for 13 years.
+    /// The lower 32 bits, which are unique for 13 years.
     fn of(tick: u64) -> Self {
         Self(tick as u32)
     }
@@ -81,8 +83,9 @@ fn slot(tick: u64) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::testing::monotonic;
 
-    fn due(wheel: &mut Wheel<u32>, now: KernelTime) -> Vec<u32> {
+    fn due(wheel: &mut Wheel<u32>, now: MonotonicTime) -> Vec<u32> {
         let mut all: Vec<_> = std::iter::from_fn(|| wheel.pop(now)).map(|(_, key)| key).collect();
         all.sort_unstable();
         all
@@ -91,43 +94,43 @@ mod tests {
     #[test]
     fn comes_up_at_its_deadline_and_not_before() {
         let mut wheel = Wheel::new();
-        wheel.set(1_000_000_000, 1);
-        wheel.set(3_000_000_001, 3);
-        assert!(due(&mut wheel, 999_999_999).is_empty());
-        assert_eq!(due(&mut wheel, 1_000_000_000), [1]);
-        assert!(due(&mut wheel, 3_000_000_001).is_empty(), "rounded up, never early");
-        assert_eq!(due(&mut wheel, 3_100_000_000), [3]);
-        assert!(due(&mut wheel, u64::MAX).is_empty());
+        wheel.set(monotonic(1_000_000_000), 1);
+        wheel.set(monotonic(3_000_000_001), 3);
+        assert!(due(&mut wheel, monotonic(999_999_999)).is_empty());
+        assert_eq!(due(&mut wheel, monotonic(1_000_000_000)), [1]);
+        assert!(due(&mut wheel, monotonic(3_000_000_001)).is_empty(), "rounded up, never early");
+        assert_eq!(due(&mut wheel, monotonic(3_100_000_000)), [3]);
+        assert!(due(&mut wheel, MonotonicTime::MAX).is_empty());
     }
 
     #[test]
     fn a_deadline_in_the_past_comes_up_at_once() {
         let mut wheel = Wheel::new();
-        wheel.set(50_000_000_000, 1);
-        assert_eq!(due(&mut wheel, 60_000_000_000), [1]);
-        wheel.set(10, 2);
-        assert_eq!(due(&mut wheel, 60_000_000_000), [2]);
+        wheel.set(monotonic(50_000_000_000), 1);
+        assert_eq!(due(&mut wheel, monotonic(60_000_000_000)), [1]);
+        wheel.set(monotonic(10), 2);
+        assert_eq!(due(&mut wheel, monotonic(60_000_000_000)), [2]);
     }
 
     #[test]
-    fn what_is_too_far_ahead_comes_up_early_rather_than_never() {
+    fn a_deadline_too_far_ahead_comes_up_early() {
         let mut wheel = Wheel::new();
-        wheel.set(0, 0);
+        wheel.set(monotonic(0), 0);
         let hour = 3_600_000_000_000;
-        let early = wheel.set(hour, 1);
+        let early = wheel.set(monotonic(hour), 1);
         assert!(early < Tick::of(hour / TICK));
-        assert_eq!(due(&mut wheel, 0), [0]);
-        assert_eq!(due(&mut wheel, hour / 2), [1]);
+        assert_eq!(due(&mut wheel, monotonic(0)), [0]);
+        assert_eq!(due(&mut wheel, monotonic(hour / 2)), [1]);
     }
 
     #[test]
     fn the_earliest_goes_first_when_room_is_needed() {
         let mut wheel = Wheel::new();
-        wheel.set(9_000_000_000, 9);
-        wheel.set(4_000_000_000, 4);
+        wheel.set(monotonic(9_000_000_000), 9);
+        wheel.set(monotonic(4_000_000_000), 4);
         assert_eq!(wheel.pop_earliest().map(|(_, key)| key), Some(4));
-        wheel.set(1_000_000_000, 1);
-        assert_eq!(due(&mut wheel, 1_000_000_000), [1], "what is due sooner still comes up in time");
+        wheel.set(monotonic(1_000_000_000), 1);
+        assert_eq!(due(&mut wheel, monotonic(1_000_000_000)), [1], "what is due sooner still comes up in time");
         assert_eq!(wheel.pop_earliest().map(|(_, key)| key), Some(9));
         assert_eq!(wheel.pop_earliest().map(|(_, key)| key), None);
     }

@@ -1,29 +1,30 @@
-//! The kernel's names of functions: which of them several functions have, and which the compiler has changed.
+//! The kernel's function names: names that several functions share, and functions that the compiler has replaced by variants.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 
-use crate::probes::{Probe, every};
+use crate::source::kprobes::{Probe, all_features};
 
-/// What `/proc/kallsyms` says of the functions that may be probed.
+/// The functions that may be probed, as `/proc/kallsyms` lists them.
 #[derive(Debug, Default)]
 pub(super) struct Symbols {
-    /// How many functions have a name.
+    /// The number of functions with each name.
     count: BTreeMap<String, usize>,
-    /// What the compiler made of a function: `name.isra.0` has lost arguments, `name.constprop.0` knows some of them.
+    /// The variants that the compiler made of each function: `name.isra.0` has fewer arguments, `name.constprop.0` has constants in
+    /// place of some of them.
     made: BTreeMap<String, Vec<String>>,
 }
 
 impl Symbols {
-    /// Of the kernel that runs here; nothing where they cannot be read.
+    /// The functions of the running kernel; none if they cannot be read.
     pub(super) fn read() -> Self {
-        let probes = every().flat_map(|(_, probes)| probes.iter());
+        let probes = all_features().flat_map(|(_, probes)| probes.iter());
         let wanted: BTreeSet<_> = probes.map(Probe::function).collect();
         File::open("/proc/kallsyms").map(|list| Self::parse(BufReader::new(list), &wanted)).unwrap_or_default()
     }
 
-    /// Lines such as `ffffffff81a4ab80 T ip_local_out`; modules come last, with their name behind.
+    /// Parses lines such as `ffffffff81a4ab80 T ip_local_out`. Functions of modules come last, followed by the module's name.
     fn parse(list: impl BufRead, wanted: &BTreeSet<&str>) -> Self {
         let mut symbols = Self::default();
         for line in list.lines().map_while(Result::ok) {
@@ -31,7 +32,7 @@ impl Symbols {
             let (Some("t" | "T"), Some(name)) = (columns.next(), columns.next()) else { continue };
             match name.split_once('.') {
                 _ if wanted.contains(name) => *symbols.count.entry(name.to_owned()).or_default() += 1,
-                // `.cold` is the part that is hardly ever run, and `.part` the rest of one that is still there.
+                // Not a replacement: `.cold` is the rarely executed part of a function, `.part` the rest of an inlined one.
                 Some((of, how)) if wanted.contains(of) && (how.starts_with("isra") || how.starts_with("constprop")) => {
                     symbols.made.entry(of.to_owned()).or_default().push(name.to_owned());
                 }
@@ -41,12 +42,12 @@ impl Symbols {
         symbols
     }
 
-    /// How many functions are called so.
+    /// The number of functions with this name.
     pub(super) fn of(&self, function: &str) -> usize {
         self.count.get(function).copied().unwrap_or(0)
     }
 
-    /// What the compiler made of a function that is not there itself.
+    /// The variants of a function that does not exist itself.
     pub(super) fn made_of(&self, function: &str) -> &[String] {
         if self.of(function) > 0 { &[] } else { self.made.get(function).map_or(&[], Vec::as_slice) }
     }

@@ -1,4 +1,5 @@
-//! `/etc/passwd` and `/etc/group`: lines of fields between colons, the name first, the id third (`passwd(5)`, `group(5)`).
+//! Looks up names in `/etc/passwd` and `/etc/group`. Each line has fields separated by colons: the first is the name, the
+//! third the id (`passwd(5)`, `group(5)`).
 
 use std::fs::OpenOptions;
 use std::io::{self, BufRead, BufReader, Read};
@@ -9,21 +10,21 @@ use nix::libc::O_NONBLOCK;
 
 use super::Answer;
 
-/// The most bytes that are read.
-const MOST: u64 = 16 << 20;
+/// The maximum number of bytes that are read.
+const MAX_BYTES: u64 = 16 << 20;
 
-/// What a file says of an id.
+/// Looks up an id in a file.
 pub(super) fn look_up(path: &Path, id: u32) -> Answer {
     search(path, id).unwrap_or(Answer::Failed)
 }
 
 fn search(path: &Path, id: u32) -> io::Result<Answer> {
-    // Not to wait should it be a pipe.
+    // Non-blocking, in case it is a pipe.
     let file = OpenOptions::new().read(true).custom_flags(O_NONBLOCK).open(path)?;
     if !file.metadata()?.is_file() {
         return Ok(Answer::Failed);
     }
-    let mut lines = BufReader::new(file.take(MOST));
+    let mut lines = BufReader::new(file.take(MAX_BYTES));
     let mut line = Vec::new();
     while lines.read_until(b'\n', &mut line)? > 0 {
         if let answer @ Answer::Named(_) = read(&line, id) {
@@ -34,7 +35,7 @@ fn search(path: &Path, id: u32) -> io::Result<Answer> {
     Ok(Answer::Unknown)
 }
 
-/// What a line says of an id, if it is about that one.
+/// Parses a line. Returns the name, if the line is about this id.
 pub(super) fn read(line: &[u8], id: u32) -> Answer {
     let mut fields = line.split(|byte| matches!(byte, b':' | b'\n'));
     let (name, _password, number) = (fields.next(), fields.next(), fields.next());
@@ -66,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pipe_makes_nobody_wait() {
+    fn a_pipe_does_not_block() {
         let folder = tempfile::TempDir::new().unwrap();
         let path = folder.path().join("passwd");
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();

@@ -1,4 +1,4 @@
-//! `getent(1)`: what the host's own C library says, asked by a program of a few milliseconds.
+//! Looks up names with `getent(1)`, which asks the host's C library. It runs for a few milliseconds.
 
 use std::io::Read;
 use std::os::fd::AsFd;
@@ -12,21 +12,19 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::{Answer, Id, files, guarded};
 
-/// The most bytes of an answer: a group may have many members.
-const MOST: usize = 64 * 1024;
+/// The maximum size of an answer in bytes: a group may have many members.
+const MAX_ANSWER: usize = 64 * 1024;
 /// The exit status for a key that was not found.
 const NOT_FOUND: i32 = 2;
-/// How often to look whether it has ended.
-const PAUSE: Duration = Duration::from_millis(2);
+/// How often to check whether `getent` has ended.
+const POLL_INTERVAL: Duration = Duration::from_millis(2);
 
-/// The first of some paths that is a program which nobody else can replace.
+/// The first path of a program that only root and this process's user can replace.
 pub(super) fn find(paths: &[PathBuf]) -> Option<PathBuf> {
     paths.iter().find_map(|path| guarded::resolve_program(path))
 }
 
-/// What it says of an id; `None` where there is none, or no program may be started.
-///
-/// It takes no longer than `timeout`, whatever the program does.
+/// Runs `getent` to look up an id, for at most `timeout`. `None` if there is no `getent`, or it cannot be started.
 pub(super) fn look_up(paths: &[PathBuf], id: Id, timeout: Duration) -> Option<Answer> {
     let deadline = Instant::now() + timeout;
     let mut child = spawn(&find(paths)?, id)?;
@@ -53,11 +51,11 @@ fn spawn(getent: &Path, id: Id) -> Option<Child> {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().ok()
 }
 
-/// All that it writes, unless that is too much or takes too long.
+/// The complete output; `None` if it is too long or takes too long.
 fn output(child: &mut Child, deadline: Instant) -> Option<Vec<u8>> {
     let mut pipe = child.stdout.take()?;
     let (mut output, mut part) = (Vec::new(), [0; 4096]);
-    while output.len() <= MOST {
+    while output.len() <= MAX_ANSWER {
         let left = deadline.saturating_duration_since(Instant::now());
         let timeout = PollTimeout::try_from(left).ok()?;
         let mut wait = [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)];
@@ -72,13 +70,13 @@ fn output(child: &mut Child, deadline: Instant) -> Option<Vec<u8>> {
     None
 }
 
-/// Its exit status, once it has closed its output and ends in time.
+/// The exit status; `None` if the program does not exit by the deadline.
 fn ended(child: &mut Child, deadline: Instant) -> Option<i32> {
     loop {
         match child.try_wait().ok()? {
             Some(status) => return status.code(),
             None if Instant::now() >= deadline => return None,
-            None => sleep(PAUSE),
+            None => sleep(POLL_INTERVAL),
         }
     }
 }
@@ -128,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn none_is_no_answer() {
+    fn without_getent_there_is_no_answer() {
         assert_eq!(look_up(&["/nonexistent/getent".into()], USER, LONG), None);
     }
 

@@ -1,4 +1,4 @@
-//! Files and folders that only root and this process's user can change or replace.
+//! Checks whether only root and this process's user can change or replace a file or directory.
 
 use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt;
@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 
 use nix::unistd::geteuid;
 
-/// The sticky bit (`inode(7)`): in such a folder, other users can rename or remove only their own files.
+/// The sticky bit (`inode(7)`): in such a directory, users can rename or remove only their own files.
 const STICKY: u32 = 0o1000;
 
-/// Whether this is a folder (not a link to one) whose entries only root and this process's user can change. Entries
-/// that are links are trusted too.
+/// Whether this is a directory (not a link to one) whose entries only root and this process's user can change. The targets
+/// of entries that are links are not checked.
 pub(super) fn is_guarded_folder(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|found| found.is_dir() && has_trusted_owner(&found) && !is_writable(&found))
 }
@@ -31,7 +31,7 @@ fn has_trusted_owner(found: &Metadata) -> bool {
     [0, geteuid().as_raw()].contains(&found.uid())
 }
 
-/// Whether its group, or everybody, can write to it.
+/// Whether its group or all users can write to it.
 fn is_writable(found: &Metadata) -> bool {
     found.mode() & 0o022 != 0
 }
@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_program_counts_only_where_nobody_else_can_replace_it() {
+    fn only_programs_that_no_other_user_can_replace_are_trusted() {
         let folder = tempfile::TempDir::new().unwrap();
         let root = folder.path().canonicalize().unwrap();
         let (bin, link) = (root.join("bin"), root.join("link"));
@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_is_no_link_to_one() {
+    fn a_link_to_a_folder_is_not_a_folder() {
         let folder = tempfile::TempDir::new().unwrap();
         let (inside, link) = (folder.path().join("inside"), folder.path().join("link"));
         fs::create_dir(&inside).unwrap();

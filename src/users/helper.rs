@@ -1,9 +1,9 @@
-//! The getent helper: a process that runs `getent(1)`, for those who may start no program any more.
+//! The getent helper: a process that runs `getent(1)` for a process that cannot start programs any more.
 //!
-//! It is started before privileges are given up, gives up all of its own, and answers questions over a socket, one at a
-//! time. Questions and answers are datagrams of a bounded length. It ends when the socket is closed, so also when the
-//! asking process dies, at most two seconds later: that is how long one `getent` may run. (`PR_SET_PDEATHSIG` would
-//! leave a running `getent` behind.)
+//! It is started before the process drops its privileges, drops all of its own, and answers questions over a socket, one at a
+//! time. Questions and answers are datagrams of bounded length. It exits when the socket is closed, so also when the asking
+//! process dies. This takes up to two seconds, the timeout of one `getent`. (`PR_SET_PDEATHSIG` would leave a running
+//! `getent` behind.)
 
 mod message;
 mod serve;
@@ -21,32 +21,32 @@ use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, 
 use self::message::MAX_ANSWER_LEN;
 use super::{Answer, Id, Sources};
 
-/// How much longer an answer may take than `getent` may run.
+/// How long an answer may take in addition to the timeout of `getent`.
 const SLACK: Duration = Duration::from_secs(3);
-/// How long to wait for its end.
+/// How long to wait for the process to end.
 const EXIT_TIMEOUT: Duration = Duration::from_secs(1);
-/// How often to look whether it has ended.
+/// How often to check whether the process has ended.
 const POLL_INTERVAL: Duration = Duration::from_millis(2);
 
 /// The getent helper: a process that asks `getent` for names. [`Users::start`](super::Users::start) takes it.
 ///
-/// It ends once this is dropped.
+/// The process ends once this is dropped.
 #[derive(Debug)]
 pub struct GetentHelper {
     child: Child,
     /// `None` once the process has ended.
     socket: Option<OwnedFd>,
     timeout: Duration,
-    /// A question was not answered in time.
+    /// Whether a question was not answered in time.
     awaits_late_answer: bool,
     has_warned: bool,
 }
 
 impl GetentHelper {
-    /// Starts it: a program that calls [`GetentHelper::serve`]. It has no environment, `/` as its folder, and stderr as
-    /// here.
+    /// Starts the helper. `command` is a program that calls [`GetentHelper::serve`]. It gets an empty environment, `/` as its
+    /// working directory, and this process's stderr.
     ///
-    /// To be called before anything is given up. It takes about a millisecond, and waits for nothing.
+    /// Call it before you drop privileges. It takes about a millisecond and does not block.
     ///
     /// # Errors
     /// The program cannot be started.
@@ -61,16 +61,16 @@ impl GetentHelper {
         Ok(Self { child, socket: Some(ours), timeout, awaits_late_answer: false, has_warned: false })
     }
 
-    /// Runs the process that [`GetentHelper::start`] started. Gives up all privileges, then answers questions on
+    /// Runs the helper in the process that [`GetentHelper::start`] has started: drops all privileges, then answers questions on
     /// standard input until the other end is closed.
     ///
     /// # Errors
-    /// Privileges cannot be given up, or standard input is no socket. The process should end.
+    /// Privileges cannot be dropped, or standard input is not a socket. The process should exit.
     pub fn serve() -> io::Result<()> {
         serve::run(io::stdin().as_fd(), &Sources::system())
     }
 
-    /// What `getent` says of an id; `None` if there is no `getent`, or the process has ended.
+    /// Asks `getent` for the name of an id. `None` if there is no `getent`, or the helper has ended.
     pub(super) fn ask(&mut self, id: Id) -> Option<Answer> {
         let socket = self.socket.as_ref()?.as_raw_fd();
         if self.awaits_late_answer {
@@ -91,7 +91,7 @@ impl GetentHelper {
         }
     }
 
-    /// One message, if it comes in time.
+    /// Receives one message; `None` if none arrives in time.
     fn receive(&self, timeout: Duration) -> io::Result<Option<Vec<u8>>> {
         let Some(socket) = &self.socket else { return Err(io::ErrorKind::NotConnected.into()) };
         let mut wait = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
@@ -134,7 +134,7 @@ impl GetentHelper {
         None
     }
 
-    /// Its exit status, if it ends soon.
+    /// The exit status of the process; `None` if it does not end soon.
     fn wait(&mut self) -> Option<ExitStatus> {
         let deadline = Instant::now() + EXIT_TIMEOUT;
         loop {

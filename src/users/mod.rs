@@ -1,9 +1,8 @@
 //! Names of users and groups.
 //!
-//! [`Users`] answers at once with what it knows: from `/etc/passwd` and `/etc/group`, and from what a thread of its own has
-//! asked other sources for, one after the other: the services of systemd's user database, then `getent(1)`, which a
-//! process of its own runs ([`GetentHelper`]). The C library is not used: a static binary cannot load `nsswitch.conf`
-//! modules, and modules may block on a server.
+//! [`Users`] answers lookups at once, from `/etc/passwd`, `/etc/group` and a cache. A thread fills the cache: it asks the
+//! services of systemd's user database, then `getent(1)`, which a separate process runs ([`GetentHelper`]). The C library is
+//! not used, because a static binary cannot load `nsswitch.conf` modules, and modules may block on a server.
 
 mod files;
 mod getent;
@@ -13,43 +12,24 @@ mod table;
 mod thread;
 mod userdb;
 
-use std::fmt;
-use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use std::{fmt, io};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
 
 pub use self::helper::GetentHelper;
 use self::table::Table;
-use crate::event::Credentials;
+pub use crate::model::names::{ExpectNames, UserNames};
+use crate::model::process::Credentials;
 use crate::privileges::UNPRIVILEGED;
 
-/// How many ids may wait to be asked for.
+/// The maximum number of ids that wait for the thread.
 const QUEUE: usize = 1024;
 
-/// Gives names to user and group ids.
-pub trait Names {
-    /// The name of a user, `None` where it has none.
-    fn user(&self, uid: u32) -> Option<Arc<str>>;
-    /// The name of a group, `None` where it has none.
-    fn group(&self, gid: u32) -> Option<Arc<str>>;
-}
-
-/// Knows no names.
-impl Names for () {
-    fn user(&self, _uid: u32) -> Option<Arc<str>> {
-        None
-    }
-
-    fn group(&self, _gid: u32) -> Option<Arc<str>> {
-        None
-    }
-}
-
-/// What is asked for.
+/// The id of a user or group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Id {
     User(u32),
@@ -64,18 +44,18 @@ impl Id {
     }
 }
 
-/// What a source says.
+/// The answer of a source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Answer {
     Named(String),
-    /// It knows of no such id.
+    /// The source does not know the id.
     Unknown,
-    /// It cannot be asked, did not answer in time, or what it said makes no sense.
+    /// The source could not be asked, did not answer in time, or sent a malformed answer.
     Failed,
 }
 
 impl Answer {
-    /// A name that a source gave, if it is one: others decide what sources say.
+    /// An answer with a name. Checks the name, because other programs control what sources return.
     fn named(name: &str) -> Self {
         let is_name =
             (1..=MAX_NAME_LEN).contains(&name.len()) && !name.chars().any(|char| char.is_control() || char == ':');
@@ -83,24 +63,24 @@ impl Answer {
     }
 }
 
-/// The longest name that is believed, in bytes. Linux's own tools allow 32, and directories have longer ones.
+/// The maximum length of a name in bytes. Linux's own tools allow 32; directories such as LDAP have longer ones.
 const MAX_NAME_LEN: usize = 256;
 
-/// Where names come from, in the order in which they are asked.
+/// The sources of names, in the order in which they are asked.
 #[derive(Debug, Clone)]
 pub struct Sources {
     passwd: PathBuf,
     group: PathBuf,
     userdb: PathBuf,
     getent: Vec<PathBuf>,
-    /// How long one service may take for its whole answer.
+    /// The timeout for the whole answer of one service.
     userdb_timeout: Duration,
-    /// How long one `getent` may run.
+    /// The timeout of one `getent`.
     getent_timeout: Duration,
 }
 
 impl Sources {
-    /// This host's.
+    /// The sources of this host.
     pub fn system() -> Self {
         Self {
             passwd: "/etc/passwd".into(),
@@ -112,12 +92,12 @@ impl Sources {
         }
     }
 
-    /// The services of the user database that are there, by name: those that would be asked.
+    /// The names of the user database services that would be asked.
     pub fn services(&self) -> Vec<String> {
         userdb::services(&self.userdb)
     }
 
-    /// The `getent` that would be run, where there is one.
+    /// The `getent` that would be run, if there is one.
     pub fn getent(&self) -> Option<PathBuf> {
         getent::find(&self.getent)
     }
@@ -129,7 +109,7 @@ impl Sources {
         }
     }
 
-    /// Asks all but the files. The first name counts; that there is none is known only where none has failed.
+    /// Asks all sources except the files. The first name counts. An id counts as unknown only if no source has failed.
     fn others(&self, id: Id, helper: Option<&mut GetentHelper>) -> Answer {
         // The helper's own id. Its `getent` may connect to a directory; looking up the owner of those flows would start
         // another `getent`.
@@ -147,10 +127,10 @@ impl Sources {
     }
 }
 
-/// The names that this host gives to users and groups, kept for a while. Clones share what they know.
+/// A cache of the names of this host's users and groups. Clones share it.
 ///
-/// Nobody who asks for a name ever waits: files are read at once, and what they do not have is asked for by a thread
-/// ([`Users::start`]). Until it is answered there is no name.
+/// A lookup never blocks: it reads files at once, and a thread ([`Users::start`]) asks the other sources. Until they answer,
+/// there is no name.
 #[derive(Clone)]
 pub struct Users {
     shared: Arc<Shared>,
@@ -160,7 +140,7 @@ struct Shared {
     sources: Sources,
     table: Arc<Mutex<Table>>,
     questions: Sender<Id>,
-    /// Until the thread takes them.
+    /// The other end of `questions`, until the thread takes it.
     to_ask: Mutex<Option<Receiver<Id>>>,
 }
 
@@ -177,32 +157,22 @@ impl fmt::Debug for Users {
 }
 
 impl Users {
-    /// Nothing known yet.
+    /// An empty cache.
     pub fn new() -> Self {
         Self::from(Sources::system())
     }
 
-    /// Starts the thread that asks other sources than files; what was asked for before is asked now. Without a helper
-    /// `getent` is not asked. The thread ends by itself once the last clone is dropped, and the helper with it.
+    /// Starts the thread that asks the sources other than files, beginning with earlier lookups. Without a helper, `getent` is
+    /// not asked. The thread and the helper end once the last clone is dropped.
     ///
     /// # Errors
-    /// No thread can be started. Names come from files alone then.
+    /// The thread cannot be started. Names then come only from files.
     pub fn start(&self, helper: Option<GetentHelper>) -> io::Result<()> {
         let Some(to_ask) = self.shared.to_ask.lock().take() else { return Ok(()) };
         thread::start(self.shared.sources.clone(), helper, to_ask, Arc::clone(&self.shared.table))
     }
 
-    /// Asks for the names of somebody of whom documents will tell, so that they are known by then.
-    pub fn expect(&self, credentials: &Credentials) {
-        let now = Instant::now();
-        let Credentials { uid, euid, gid, egid } = *credentials;
-        let ids = [Id::User(uid), Id::User(euid), Id::Group(gid), Id::Group(egid)];
-        for id in ids {
-            let _ = self.get(id, now);
-        }
-    }
-
-    /// The names as they are at `now`.
+    /// The names at the time `now`.
     pub fn at(&self, now: Instant) -> UsersAt<'_> {
         UsersAt { users: self, now }
     }
@@ -217,7 +187,7 @@ impl Users {
             } else if self.shared.questions.try_send(id).is_ok() {
                 table.wait_for(id, now);
             } else {
-                // Too many wait: it is asked for again a little later.
+                // The queue is full. The id is looked up again later.
                 table.learn(id, Answer::Failed, now);
             }
         }
@@ -233,14 +203,25 @@ impl From<Sources> for Users {
     }
 }
 
-/// [`Users`] at one moment.
+impl ExpectNames for Users {
+    fn expect(&self, credentials: &Credentials) {
+        let now = Instant::now();
+        let Credentials { uid, euid, gid, egid } = *credentials;
+        let ids = [Id::User(uid), Id::User(euid), Id::Group(gid), Id::Group(egid)];
+        for id in ids {
+            let _ = self.get(id, now);
+        }
+    }
+}
+
+/// [`Users`] at one point in time.
 #[derive(Debug, Clone, Copy)]
 pub struct UsersAt<'a> {
     users: &'a Users,
     now: Instant,
 }
 
-impl Names for UsersAt<'_> {
+impl UserNames for UsersAt<'_> {
     fn user(&self, uid: u32) -> Option<Arc<str>> {
         self.users.get(Id::User(uid), self.now)
     }

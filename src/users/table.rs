@@ -1,4 +1,4 @@
-//! A bounded table of names with an age.
+//! A bounded cache of names.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 
 use super::{Answer, Id};
 
-/// As many ids at most.
+/// The maximum number of ids.
 const CAPACITY: usize = 8192;
-/// How long an answer does before it is asked for again, that there is no name too.
+/// How long an answer is used before the id is looked up again. This includes the answer that there is no name.
 const FRESH: Duration = Duration::from_secs(60);
-/// How soon it is asked for again after no source could answer.
-const AGAIN: Duration = Duration::from_secs(10);
-/// How long a name is given that was not confirmed since. An id may become another's.
+/// How long to wait before the next lookup if no source could answer.
+const RETRY: Duration = Duration::from_secs(10);
+/// How long a name is used without being confirmed, because an id may be reassigned to another user.
 const LIFETIME: Duration = Duration::from_secs(300);
 
 #[derive(Debug, Default)]
@@ -23,36 +23,36 @@ pub(super) struct Table {
 #[derive(Debug)]
 struct Entry {
     name: Option<Arc<str>>,
-    /// When a source last said so.
+    /// When a source last confirmed the name.
     learned: Instant,
-    /// When to ask.
+    /// When to look it up again.
     due: Instant,
 }
 
 impl Table {
-    /// Whether it is time to ask for it.
+    /// Whether it is time to look up an id.
     pub(super) fn is_due(&self, id: Id, now: Instant) -> bool {
         self.entries.get(&id).is_none_or(|entry| now >= entry.due)
     }
 
-    /// The name, if it is known and not too old.
+    /// The name of an id, if it is known and not too old.
     pub(super) fn name(&self, id: Id, now: Instant) -> Option<Arc<str>> {
         let entry = self.entries.get(&id)?;
         entry.name.clone().filter(|_| now.saturating_duration_since(entry.learned) < LIFETIME)
     }
 
-    /// It has been asked for; what is known does until the answer is there.
+    /// Notes that an id is being looked up. Until the answer arrives, the known name is used.
     pub(super) fn wait_for(&mut self, id: Id, now: Instant) {
         self.entry(id, now).due = now + FRESH;
     }
 
-    /// A source, or all of them, have said this. What has failed changes nothing.
+    /// Stores an answer. After a failure, the known name stays.
     pub(super) fn learn(&mut self, id: Id, answer: Answer, now: Instant) {
         let name = match answer {
             Answer::Named(name) => Some(Arc::from(name)),
             Answer::Unknown => None,
             Answer::Failed => {
-                self.entry(id, now).due = now + AGAIN;
+                self.entry(id, now).due = now + RETRY;
                 return;
             }
         };
@@ -66,8 +66,8 @@ impl Table {
         self.entries.entry(id).or_insert(Entry { name: None, learned: now, due: now })
     }
 
-    /// A host with more live ids than fit pays with look-ups, not with memory. Ids without a name go first: anybody with a
-    /// user namespace has thousands of them.
+    /// Makes room for another id. A host with more ids than fit costs more lookups, not more memory. Ids without a name are
+    /// removed first, because any user with a user namespace can have thousands of them.
     fn make_room(&mut self, now: Instant) {
         if self.entries.len() >= CAPACITY {
             self.entries.retain(|_, entry| now < entry.due);
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_asked_for_once_a_minute_misses_too() {
+    fn every_answer_is_renewed_once_a_minute() {
         for answer in [named("one"), Answer::Unknown] {
             let (mut table, start) = (Table::default(), Instant::now());
             let due = |table: &Table, seconds| table.is_due(ID, start + Duration::from_secs(seconds));
@@ -101,8 +101,8 @@ mod tests {
             assert!(!due(&table, 59), "still fresh");
             assert!(due(&table, 60), "a minute old");
             table.wait_for(ID, start + Duration::from_secs(60));
-            assert!(!due(&table, 61), "asked for");
-            assert!(table.is_due(Id::Group(1), start), "a group is no user");
+            assert!(!due(&table, 61), "being looked up");
+            assert!(table.is_due(Id::Group(1), start), "groups are not users");
         }
     }
 
@@ -118,7 +118,7 @@ mod tests {
         table.learn(ID, named("two"), at(300));
         assert_eq!(table.name(ID, at(301)).as_deref(), Some("two"));
         table.learn(ID, Answer::Unknown, at(302));
-        assert_eq!(table.name(ID, at(303)), None, "who is gone has no name");
+        assert_eq!(table.name(ID, at(303)), None, "a removed user has no name");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::thread::sleep;
 use tempfile::TempDir;
 
 use super::*;
+#[cfg(feature = "privileges")]
 use crate::privileges;
 
 /// A host with its users in files, and a user database of one service.
@@ -30,7 +31,7 @@ impl Host {
         Users::from(Sources { passwd, group, userdb, getent, userdb_timeout, getent_timeout })
     }
 
-    /// A service that says after a while that the user 1000 is `name`.
+    /// A service that answers after a while that the user 1000 is `name`.
     fn serve(&self, name: &str, after: Duration) {
         let listener = UnixListener::bind(self.folder.path().join("userdb/io.systemd.Test")).unwrap();
         let reply = format!(r#"{{"parameters":{{"record":{{"userName":"{name}","uid":1000}}}}}}"#);
@@ -64,21 +65,22 @@ fn files_answer_at_once_and_without_a_thread() {
 }
 
 #[test]
-fn who_is_expected_has_a_name_by_the_time_that_it_is_wanted() {
+fn expected_users_have_a_name_in_time() {
     let host = Host::new();
     host.serve("ldap-user", Duration::ZERO);
     let users = host.users();
-    // Also what is asked for before the thread is there.
+    // Lookups from before the thread's start count, too.
     users.expect(&Credentials { uid: 1, gid: 2, euid: 1000, egid: 2 });
     users.start(None).unwrap();
     assert_eq!(wait_for(|| users.at(Instant::now()).user(1000)).as_deref(), Some("ldap-user"));
     assert_eq!(users.clone().at(Instant::now()).user(1000).as_deref(), Some("ldap-user"), "clones share it");
 }
 
+#[cfg(feature = "privileges")]
 #[test]
-fn what_an_agent_gives_up_leaves_the_services() {
-    // Where the sandbox that tests run in forbids it, there is nothing to test. What is given up is a thread's.
-    let give_up = || {
+fn services_can_be_asked_after_privileges_are_dropped() {
+    // A sandbox around the tests may forbid it; then there is nothing to test. Only this thread drops its privileges.
+    let drop_privileges = || {
         privileges::drop_capabilities(privileges::Extra::default())?;
         privileges::filter_syscalls()?;
         privileges::restrict_files(&[], &[]).map(drop)
@@ -88,7 +90,7 @@ fn what_an_agent_gives_up_leaves_the_services() {
     host.serve("ldap-user", Duration::ZERO);
     let users = host.users();
     in_a_thread(&|| {
-        if give_up().is_ok() {
+        if drop_privileges().is_ok() {
             users.start(None).unwrap();
             assert_eq!(wait_for(|| users.at(Instant::now()).user(1000)).as_deref(), Some("ldap-user"));
         }
@@ -96,7 +98,7 @@ fn what_an_agent_gives_up_leaves_the_services() {
 }
 
 #[test]
-fn nobody_waits_for_a_slow_service() {
+fn a_slow_service_does_not_block() {
     let host = Host::new();
     host.serve("slow", Duration::from_secs(300));
     let users = host.users();
@@ -110,7 +112,7 @@ fn nobody_waits_for_a_slow_service() {
 }
 
 #[test]
-fn a_name_that_has_changed_is_told_after_it_was_asked_for_again() {
+fn a_changed_name_appears_after_the_next_look_up() {
     let host = Host::new();
     let (users, start) = (host.users(), Instant::now());
     assert_eq!(users.at(start).user(1).as_deref(), Some("local"));

@@ -1,4 +1,4 @@
-//! The thread that asks.
+//! The thread that asks the slow sources.
 
 use std::io;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use super::table::Table;
 use super::{GetentHelper, Id, Sources};
 
-/// Ends once nobody can ask any more.
+/// Starts the thread. It ends once all clones of [`Users`](super::Users) are dropped.
 pub(super) fn start(
     sources: Sources,
     mut helper: Option<GetentHelper>,

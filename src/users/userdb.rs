@@ -1,9 +1,9 @@
-//! systemd's user database: services that answer over Varlink, each on a socket in one folder that has its name
-//! (<https://systemd.io/USER_GROUP_API/>). A message is JSON with a NUL behind it.
+//! Looks up names in systemd's user database (<https://systemd.io/USER_GROUP_API/>): services that speak Varlink, each on a
+//! socket with the service's name in one directory. A message is JSON, followed by a NUL.
 //!
-//! `io.systemd.Multiplexer` asks all others, those that have what `nsswitch.conf` says among them. Where it is not there
-//! (`systemd-userdbd` is not installed) or does not answer, each of the others is asked: the service manager's own, which
-//! has the users of `DynamicUser=`, is always one.
+//! `io.systemd.Multiplexer` asks all other services, also the one for `nsswitch.conf`. If it does not exist, because
+//! `systemd-userdbd` is not installed, or does not answer, each of the other services is asked. One of them is always the
+//! service manager's own, for users of `DynamicUser=`.
 
 use std::collections::HashMap;
 use std::fs;
@@ -22,12 +22,12 @@ use serde_json::json;
 use super::{Answer, Id, guarded};
 
 const MULTIPLEXER: &str = "io.systemd.Multiplexer";
-/// The most bytes of an answer.
-const MOST: usize = 64 * 1024;
-/// The most services that are asked.
-const MOST_SERVICES: usize = 16;
+/// The maximum size of an answer in bytes.
+const MAX_ANSWER: usize = 64 * 1024;
+/// The maximum number of services that are asked.
+const MAX_SERVICES: usize = 16;
 
-/// Asks the services in a folder.
+/// Asks the services in a directory.
 pub(super) fn look_up(folder: &Path, id: Id, timeout: Duration) -> Answer {
     let mut answer = Answer::Unknown;
     for service in services(folder) {
@@ -41,19 +41,19 @@ pub(super) fn look_up(folder: &Path, id: Id, timeout: Duration) -> Answer {
     answer
 }
 
-/// Whether what the services do not know is not known to the C library either.
+/// Whether the services cover everything that the C library knows.
 pub(super) fn speaks_for_all(folder: &Path) -> bool {
     services(folder).first().is_some_and(|first| first == MULTIPLEXER)
 }
 
-/// The services in a folder, the multiplexer first. None where others than root could put some there.
+/// The services in a directory, the multiplexer first. Empty if users other than root could put services there.
 pub(super) fn services(folder: &Path) -> Vec<String> {
     if !guarded::is_guarded_folder(folder) {
         return Vec::new();
     }
     let entries = fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok);
     let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
-    let mut names = names.take(MOST_SERVICES).collect::<Vec<_>>();
+    let mut names = names.take(MAX_SERVICES).collect::<Vec<_>>();
     names.sort_by_key(|name| (name != MULTIPLEXER, name.clone()));
     names
 }
@@ -67,7 +67,7 @@ fn ask(folder: &Path, service: &str, id: Id, timeout: Duration) -> io::Result<An
     Ok(read(&message(&mut stream, deadline)?, id))
 }
 
-/// Connects, which waits where too many others do already.
+/// Connects to a service, for at most `timeout`: connecting blocks if too many connections are pending.
 fn open(path: &Path, timeout: Duration) -> io::Result<UnixStream> {
     let socket = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
     let micros = timeout.as_micros().try_into().unwrap_or(i64::MAX);
@@ -90,12 +90,12 @@ fn request(service: &str, id: Id) -> String {
     .to_string()
 }
 
-/// One message, without its NUL.
+/// Reads one message, without its NUL.
 fn message(stream: &mut UnixStream, deadline: Instant) -> io::Result<Vec<u8>> {
     let (mut message, mut part) = (Vec::new(), [0; 4096]);
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() || message.len() > MOST {
+        if left.is_zero() || message.len() > MAX_ANSWER {
             return Err(io::ErrorKind::TimedOut.into());
         }
         stream.set_read_timeout(Some(left))?;
@@ -125,7 +125,7 @@ struct Parameters {
     record: Option<Record>,
 }
 
-/// What is read of a user's or group's record.
+/// The used fields of a user's or group's record.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Record {
@@ -133,7 +133,7 @@ struct Record {
     group_name: Option<String>,
     #[serde(flatten)]
     ids: Ids,
-    /// By the machine that they hold for: where users with homes of their own (`systemd-homed`) have their ids.
+    /// For users of `systemd-homed`: ids by the machine on which they are valid.
     #[serde(default)]
     binding: HashMap<String, Ids>,
 }
@@ -154,7 +154,7 @@ fn read(message: &[u8], id: Id) -> Answer {
 }
 
 impl Record {
-    /// The name, if it is about this id.
+    /// The name in the record, if the record is about this id.
     fn name_of(&self, id: Id) -> Answer {
         let of = |ids: &Ids| match id {
             Id::User(_) => ids.uid,

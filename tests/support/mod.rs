@@ -1,4 +1,4 @@
-//! An agent under test.
+//! Runs agents for tests.
 
 #![allow(dead_code, reason = "each test uses its part of it")]
 
@@ -15,10 +15,10 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// What the agent is fed with: a few flows.
+/// The recording that agents replay: a few flows.
 pub const RECORDING: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/recordings/6.1-x86_64.strec");
-/// How long anything may take on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// The timeout for everything, long enough for a busy machine.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 pub fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).expect("UTF-8")
@@ -28,22 +28,22 @@ pub fn json_lines(text: &str) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).expect("a line of JSON")).collect()
 }
 
-/// Waits until it is so.
+/// Waits until a condition is true.
 pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let start = Instant::now();
     while !holds() {
-        assert!(start.elapsed() < PATIENCE, "waited in vain: {what}");
+        assert!(start.elapsed() < TIMEOUT, "waited in vain: {what}");
         thread::sleep(Duration::from_millis(10));
     }
 }
 
-/// A folder with a configuration.
+/// A directory with a configuration.
 pub struct Agent {
     folder: Arc<TempDir>,
 }
 
 impl Agent {
-    /// With a configuration in YAML, in which `{folder}` is the test's own folder.
+    /// Writes a configuration in YAML, in which `{folder}` stands for the test's directory.
     pub fn configured(yaml: &str) -> Self {
         let agent = Self { folder: Arc::new(tempfile::tempdir().expect("a temporary directory")) };
         configure(agent.folder(), yaml);
@@ -58,12 +58,12 @@ impl Agent {
         self.start_with(arguments, &[])
     }
 
-    /// Runs to its end under a shell script, which is to execute its arguments.
+    /// Runs an agent to its end under a shell script, which must execute its arguments.
     pub fn start_under(&self, script: &str, arguments: &[String]) -> Ended {
         self.spawn_under(script, arguments).finish()
     }
 
-    /// Runs under a shell script, which is to execute its arguments.
+    /// Starts an agent under a shell script, which must execute its arguments.
     pub fn spawn_under(&self, script: &str, arguments: &[String]) -> Running {
         let mut command = Command::new("sh");
         command.args(["-c", script, "sh", env!("CARGO_BIN_EXE_socktrail"), "agent", "--config"]);
@@ -71,7 +71,7 @@ impl Agent {
         self.spawn(command)
     }
 
-    /// Runs another command, which takes the configuration last.
+    /// Runs another command, whose last argument is the configuration.
     pub fn command(&self, arguments: &[&str]) -> Output {
         let mut command = Command::new(env!("CARGO_BIN_EXE_socktrail"));
         command.env_clear().args(arguments).arg(self.folder().join("socktrail.yml"));
@@ -109,7 +109,7 @@ fn configure(folder: &Path, yaml: &str) {
     fs::write(folder.join("socktrail.yml"), yaml).expect("a writable folder");
 }
 
-/// A process that does not outlive a test that fails.
+/// A process that is killed when the test ends or fails.
 struct Killed(Child);
 
 impl Drop for Killed {
@@ -120,7 +120,7 @@ impl Drop for Killed {
     }
 }
 
-/// An agent that runs.
+/// A running agent.
 pub struct Running {
     child: Killed,
     log: Arc<Mutex<String>>,
@@ -134,7 +134,7 @@ pub struct Ended {
     pub status: ExitStatus,
     pub stdout: String,
     pub stderr: String,
-    /// From the signal, or from when its end was awaited.
+    /// The time from the signal, or else from the beginning of the wait, to the end.
     pub took: Duration,
     folder: Arc<TempDir>,
 }
@@ -148,7 +148,7 @@ impl Running {
         self.folder.path()
     }
 
-    /// How many lines a file of the folder has.
+    /// The number of lines of a file in the directory.
     pub fn lines(&self, name: &str) -> usize {
         fs::read(self.folder().join(name)).unwrap_or_default().iter().filter(|&&byte| byte == b'\n').count()
     }
@@ -178,7 +178,7 @@ impl Running {
         self.finish()
     }
 
-    /// Waits for its end.
+    /// Waits until the agent ends.
     pub fn finish(mut self) -> Ended {
         let asked = Instant::now();
         let mut status = None;
@@ -199,13 +199,13 @@ impl Ended {
         self.folder.path()
     }
 
-    /// The last line of numbers.
+    /// The last line of statistics.
     pub fn stats(&self) -> Value {
         last_stats(&self.stderr)
     }
 }
 
-/// The last line of numbers in a log.
+/// The last line of statistics in a log.
 pub fn last_stats(log: &str) -> Value {
     let line = log.lines().rev().find_map(|line| line.strip_prefix("socktrail: stats "));
     serde_json::from_str(line.expect("a line of numbers")).expect("JSON")

@@ -3,23 +3,23 @@ use std::net::IpAddr;
 use proptest::prelude::*;
 
 use super::*;
-use crate::Frame;
-use crate::testing::{Record, a, cname, packet, query, recorded, response, unhex, wire};
+use crate::ParsedPacket;
+use crate::testing::{Record, a, cname, from_hex, packet, query, recorded, response, wire_name};
 
 /// The UDP messages among the recorded packets.
 fn messages() -> Vec<Vec<u8>> {
     let udp = recorded().into_iter().filter(|(_, bytes)| bytes[9] == 17 || bytes[6] == 17);
-    udp.map(|(ethertype, bytes)| Frame::parse(&packet(0, ethertype, &bytes)).unwrap().payload.to_vec()).collect()
+    udp.map(|(ethertype, bytes)| ParsedPacket::parse(&packet(0, ethertype, &bytes)).unwrap().payload.to_vec()).collect()
 }
 
-fn addresses(bytes: &[u8]) -> Result<Vec<String>, Unusable> {
+fn addresses(bytes: &[u8]) -> Result<Vec<String>, MessageError> {
     let mut addresses = Vec::new();
-    Message::parse(bytes)?.addresses(false, &mut addresses)?;
+    Message::parse(bytes)?.addresses(Completeness::Complete, &mut addresses)?;
     Ok(addresses.iter().map(|Address { ip, ttl }| format!("{ip} {ttl}")).collect())
 }
 
-fn stray(bytes: &[u8]) -> u32 {
-    Message::parse(bytes).unwrap().addresses(false, &mut Vec::new()).unwrap().stray
+fn unrelated(bytes: &[u8]) -> u32 {
+    Message::parse(bytes).unwrap().addresses(Completeness::Complete, &mut Vec::new()).unwrap().addresses
 }
 
 #[test]
@@ -42,14 +42,14 @@ fn reads_recorded_messages() {
     assert_eq!(messages.len(), 2 * expected.len());
     for (pair, (question, found)) in messages.chunks(2).zip(expected) {
         if question.is_empty() {
-            assert!(pair.iter().all(|bytes| Message::parse(bytes).err() == Some(Unusable::Uninteresting)));
+            assert!(pair.iter().all(|bytes| Message::parse(bytes).err() == Some(MessageError::NotAddressQuery)));
             continue;
         }
         let [asked, answered] = [0, 1].map(|at| Message::parse(&pair[at]).unwrap());
         assert!(!asked.is_response() && answered.is_response(), "{question}");
         assert_eq!(asked.id(), answered.id());
         for message in [&asked, &answered] {
-            assert_eq!(format!("{} {}", message.kind().name(), message.name()), question);
+            assert_eq!(format!("{} {}", message.query_type().name(), message.name()), question);
         }
         if answered.is_truncated() {
             assert_eq!(addresses(&pair[1]).unwrap().len(), 29);
@@ -61,19 +61,19 @@ fn reads_recorded_messages() {
 }
 
 #[test]
-fn addresses_are_found_in_whatever_order_aliases_come() {
+fn addresses_are_found_with_aliases_in_any_order() {
     let chain = [cname("w", "x"), cname("x", "y"), cname("y", "z"), a("z", "192.0.2.1")];
     let orders: [[usize; 4]; 4] = [[0, 1, 2, 3], [3, 2, 1, 0], [3, 0, 2, 1], [1, 3, 2, 0]];
     for order in orders {
         let records: Vec<Record<'_>> = order.iter().map(|&at| chain[at].clone()).collect();
-        assert_eq!(addresses(&response(1, "w", Kind::A, &records)).unwrap(), ["192.0.2.1 300"], "{order:?}");
+        assert_eq!(addresses(&response(1, "w", QueryType::A, &records)).unwrap(), ["192.0.2.1 300"], "{order:?}");
     }
 }
 
 #[test]
-fn the_least_time_to_live_on_the_way_counts() {
-    let mut bytes = response(1, "w", Kind::A, &[cname("w", "z"), a("z", "192.0.2.1")]);
-    // The alias's comes after header, question and pointer, type and class.
+fn the_least_time_to_live_counts() {
+    let mut bytes = response(1, "w", QueryType::A, &[cname("w", "z"), a("z", "192.0.2.1")]);
+    // The time to live of the alias comes after header, question, pointer, type and class.
     let at = 12 + 7 + 2 + 4;
     assert_eq!(bytes[at..at + 4], [0, 0, 1, 44]);
     bytes[at + 3] = 5;
@@ -84,78 +84,80 @@ fn the_least_time_to_live_on_the_way_counts() {
 
 #[test]
 fn addresses_of_other_names_are_ignored() {
-    let bytes = response(1, "w", Kind::A, &[a("bank", "192.0.2.66"), a("w", "192.0.2.1"), a("sub.w", "192.0.2.67")]);
+    let bytes =
+        response(1, "w", QueryType::A, &[a("bank", "192.0.2.66"), a("w", "192.0.2.1"), a("sub.w", "192.0.2.67")]);
     assert_eq!(addresses(&bytes).unwrap(), ["192.0.2.1 300"]);
-    assert_eq!(stray(&bytes), 2);
-    let bytes = response(1, "w", Kind::A, &[cname("other", "w2"), a("w2", "192.0.2.66")]);
+    assert_eq!(unrelated(&bytes), 2);
+    let bytes = response(1, "w", QueryType::A, &[cname("other", "w2"), a("w2", "192.0.2.66")]);
     assert!(addresses(&bytes).unwrap().is_empty());
-    let before_the_alias = response(1, "w", Kind::A, &[a("w", "192.0.2.66"), cname("w", "z"), a("z", "192.0.2.1")]);
+    let before_the_alias =
+        response(1, "w", QueryType::A, &[a("w", "192.0.2.66"), cname("w", "z"), a("z", "192.0.2.1")]);
     assert_eq!(addresses(&before_the_alias).unwrap(), ["192.0.2.1 300"]);
 }
 
 #[test]
-fn addresses_that_were_not_asked_for_are_ignored() {
+fn addresses_of_another_type_are_ignored() {
     let six = ("w", 28, vec![0x20; 16]);
     let both = [a("w", "192.0.2.1"), six];
-    assert_eq!(addresses(&response(1, "w", Kind::A, &both)).unwrap().len(), 1);
-    assert_eq!(addresses(&response(1, "w", Kind::Aaaa, &both)).unwrap().len(), 1);
-    assert_eq!(addresses(&response(1, "w", Kind::Any, &both)).unwrap().len(), 2);
-    assert!(addresses(&response(1, "w", Kind::Https, &both)).unwrap().is_empty());
+    assert_eq!(addresses(&response(1, "w", QueryType::A, &both)).unwrap().len(), 1);
+    assert_eq!(addresses(&response(1, "w", QueryType::Aaaa, &both)).unwrap().len(), 1);
+    assert_eq!(addresses(&response(1, "w", QueryType::Any, &both)).unwrap().len(), 2);
+    assert!(addresses(&response(1, "w", QueryType::Https, &both)).unwrap().is_empty());
 }
 
 #[test]
 fn mapped_addresses_are_ipv4() {
-    let mapped = unhex("0000 0000 0000 0000 0000 ffff c000 0201");
-    let bytes = response(1, "w", Kind::Aaaa, &[("w", 28, mapped)]);
+    let mapped = from_hex("0000 0000 0000 0000 0000 ffff c000 0201");
+    let bytes = response(1, "w", QueryType::Aaaa, &[("w", 28, mapped)]);
     assert_eq!(addresses(&bytes).unwrap(), ["192.0.2.1 300"]);
 }
 
 #[test]
-fn services_are_followed() {
+fn service_records_are_followed() {
     // Priority 0 is an alias; parameter 4 holds IPv4 hints.
-    let alias = ("w", 64, [vec![0, 0], wire("s")].concat());
-    let hints = unhex("0001 00 0001 0003 026832 0004 0004 c0000201");
-    let bytes = response(1, "w", Kind::Svcb, &[alias, ("s", 64, hints)]);
+    let alias = ("w", 64, [vec![0, 0], wire_name("s")].concat());
+    let hints = from_hex("0001 00 0001 0003 026832 0004 0004 c0000201");
+    let bytes = response(1, "w", QueryType::Svcb, &[alias, ("s", 64, hints)]);
     assert_eq!(addresses(&bytes).unwrap(), ["192.0.2.1 300"]);
     let none = ("w", 64, vec![0, 0, 0]);
-    assert!(addresses(&response(1, "w", Kind::Svcb, &[none])).unwrap().is_empty());
+    assert!(addresses(&response(1, "w", QueryType::Svcb, &[none])).unwrap().is_empty());
 }
 
 #[test]
-fn letters_are_lowered_and_bytes_escaped() {
-    let mut bytes = query(1, "ABCDEF.Z", Kind::A);
+fn names_are_written_in_lower_case_and_escaped() {
+    let mut bytes = query(1, "ABCDEF.Z", QueryType::A);
     bytes[13..19].copy_from_slice(b"A. \x07\xff\\");
     assert_eq!(Message::parse(&bytes).unwrap().name(), r"a\.\032\007\255\\.z");
-    assert_eq!(Message::parse(&query(1, "", Kind::A)).unwrap().name(), ".");
+    assert_eq!(Message::parse(&query(1, "", QueryType::A)).unwrap().name(), ".");
 }
 
 #[test]
 fn the_longest_name_is_1003_bytes_long() {
     let labels =
         [63_usize, 63, 63, 61].map(|length| [vec![u8::try_from(length).unwrap()], vec![0xff; length]].concat());
-    let mut bytes = query(1, "", Kind::A);
+    let mut bytes = query(1, "", QueryType::A);
     bytes.splice(12..12, labels.concat());
     assert_eq!(Message::parse(&bytes).unwrap().name().len(), 1_003);
     bytes[12 + 192] = 62;
     bytes.insert(12 + 193, 0xff);
-    assert_eq!(Message::parse(&bytes).err(), Some(Unusable::Bad), "256 bytes");
+    assert_eq!(Message::parse(&bytes).err(), Some(MessageError::Malformed), "256 bytes");
 }
 
-/// What is wrong, and the message.
+/// Malformed messages, each with what is wrong with it.
 fn malformed() -> Vec<(&'static str, Vec<u8>)> {
     let header = "0001 8180 0001 0001 0000 0000";
     let question = "0177 00 0001 0001";
-    let of = |rest: &str| unhex(&format!("{header} {question} {rest}"));
+    let of = |rest: &str| from_hex(&format!("{header} {question} {rest}"));
     vec![
         ("nothing", vec![]),
-        ("half a header", unhex("0001 8180 0001")),
-        ("no question", unhex(header)),
-        ("half a question", unhex(&format!("{header} 0177 00 0001"))),
-        ("a name that points at itself", unhex(&format!("{header} c00c 0001 0001"))),
-        ("a name that points ahead", unhex(&format!("{header} c00e 0001 0001 0177 00"))),
-        ("a label of a reserved type", unhex(&format!("{header} 8177 00 0001 0001"))),
-        ("a label beyond the end", unhex(&format!("{header} 3f77 00 0001 0001"))),
-        ("a promised record that is not there", of("")),
+        ("half a header", from_hex("0001 8180 0001")),
+        ("no question", from_hex(header)),
+        ("half a question", from_hex(&format!("{header} 0177 00 0001"))),
+        ("a name that points at itself", from_hex(&format!("{header} c00c 0001 0001"))),
+        ("a name that points ahead", from_hex(&format!("{header} c00e 0001 0001 0177 00"))),
+        ("a label of a reserved type", from_hex(&format!("{header} 8177 00 0001 0001"))),
+        ("a label beyond the end", from_hex(&format!("{header} 3f77 00 0001 0001"))),
+        ("a missing record", of("")),
         ("half a record", of("c00c 0001 0001 0000")),
         ("data beyond the end", of("c00c 0001 0001 0000 0100 0004 c000 02")),
         ("an address of three bytes", of("c00c 0001 0001 0000 0100 0003 c000 02")),
@@ -165,7 +167,7 @@ fn malformed() -> Vec<(&'static str, Vec<u8>)> {
         ("an alias to itself by pointer", of("c00c 0005 0001 0000 0100 0002 c01f")),
         ("an alias that ends before its data", of("c00c 0005 0001 0000 0100 0005 0178 00 0000")),
         ("65,535 records", {
-            let mut bytes = response(1, "w", Kind::A, &[a("w", "192.0.2.1")]);
+            let mut bytes = response(1, "w", QueryType::A, &[a("w", "192.0.2.1")]);
             bytes[6..8].copy_from_slice(&[0xff, 0xff]);
             bytes
         }),
@@ -175,12 +177,13 @@ fn malformed() -> Vec<(&'static str, Vec<u8>)> {
             bytes
         }),
         ("a name of 300 bytes", {
-            let mut bytes = query(1, "", Kind::A);
+            let mut bytes = query(1, "", QueryType::A);
             bytes.splice(12..12, b"\x05xxxxx".repeat(50));
             bytes
         }),
         ("pointers to pointers", {
-            // One record of another type with 300 pointers for data, each to the one before; then one that they own.
+            // A record of another type whose data is 300 pointers, each to the one before, and an A record whose owner
+            // is the last of them.
             let mut bytes = of("c00c 0063 0001 0000 0100 0258");
             bytes[7] = 2;
             let start = u16::try_from(bytes.len()).unwrap();
@@ -188,45 +191,45 @@ fn malformed() -> Vec<(&'static str, Vec<u8>)> {
             bytes.extend(pointers.flat_map(|target| (0xc000 + target).to_be_bytes()));
             let last = 0xc000 + start + 2 * 299;
             bytes.extend(last.to_be_bytes());
-            bytes.extend(unhex("0001 0001 0000 0100 0004 c000 0201"));
+            bytes.extend(from_hex("0001 0001 0000 0100 0004 c000 0201"));
             bytes
         }),
     ]
 }
 
 #[test]
-fn malformed_messages_name_nothing() {
+fn malformed_messages_are_errors() {
     for (what, bytes) in malformed() {
-        assert_eq!(addresses(&bytes), Err(Unusable::Bad), "{what}");
+        assert_eq!(addresses(&bytes), Err(MessageError::Malformed), "{what}");
     }
 }
 
 #[test]
-fn circles_lead_nowhere() {
-    let circles: [&[Record<'_>]; 4] = [
+fn loops_of_aliases_lead_to_no_address() {
+    let loops: [&[Record<'_>]; 4] = [
         &[cname("w", "w")],
         &[cname("w", "x"), cname("x", "w")],
         &[cname("x", "w"), cname("w", "x")],
         &[cname("w", "x"), cname("x", "y"), cname("y", "x"), a("z", "192.0.2.1")],
     ];
-    for records in circles {
-        let found = addresses(&response(1, "w", Kind::A, records));
-        assert!(matches!(found.as_deref(), Ok([]) | Err(Unusable::Bad)), "{records:?}: {found:?}");
+    for records in loops {
+        let found = addresses(&response(1, "w", QueryType::A, records));
+        assert!(matches!(found.as_deref(), Ok([]) | Err(MessageError::Malformed)), "{records:?}: {found:?}");
     }
 }
 
 #[test]
-fn of_a_cut_message_whole_records_count() {
-    let bytes = response(1, "w", Kind::A, &[a("w", "192.0.2.1"), a("w", "192.0.2.2")]);
+fn the_whole_records_of_a_partial_message_count() {
+    let bytes = response(1, "w", QueryType::A, &[a("w", "192.0.2.1"), a("w", "192.0.2.2")]);
     let mut found = Vec::new();
-    let cut = &bytes[..bytes.len() - 1];
-    Message::parse(cut).unwrap().addresses(true, &mut found).unwrap();
+    let partial = &bytes[..bytes.len() - 1];
+    Message::parse(partial).unwrap().addresses(Completeness::Partial, &mut found).unwrap();
     assert_eq!(found.iter().map(|address| address.ip).collect::<Vec<_>>(), ["192.0.2.1".parse::<IpAddr>().unwrap()]);
-    assert_eq!(addresses(cut), Err(Unusable::Bad));
+    assert_eq!(addresses(partial), Err(MessageError::Malformed));
 }
 
 #[test]
-fn other_messages_are_of_no_interest() {
+fn messages_about_other_things_are_not_used() {
     type Change = fn(&mut Vec<u8>);
     let changes: [(&str, Change); 4] = [
         ("an update", |b| b[2] |= 5 << 3),
@@ -235,47 +238,47 @@ fn other_messages_are_of_no_interest() {
         ("class CH", |b| *b.last_mut().unwrap() = 3),
     ];
     for (what, change) in changes {
-        let mut bytes = query(1, "w", Kind::A);
+        let mut bytes = query(1, "w", QueryType::A);
         change(&mut bytes);
-        assert_eq!(Message::parse(&bytes).err(), Some(Unusable::Uninteresting), "{what}");
+        assert_eq!(Message::parse(&bytes).err(), Some(MessageError::NotAddressQuery), "{what}");
     }
 }
 
 #[test]
 fn work_is_bounded() {
-    // As many aliases as fit, each leading to the one before it: the worst order.
+    // As many aliases as fit, each after the one that it leads to, which is the worst order.
     let names: Vec<String> = (0..2_000).map(|at| format!("n{at}")).collect();
     let records: Vec<Record<'_>> = (1..names.len()).rev().map(|at| cname(&names[at - 1], &names[at])).collect();
-    assert_eq!(addresses(&response(1, "n0", Kind::A, &records)), Err(Unusable::Bad));
+    assert_eq!(addresses(&response(1, "n0", QueryType::A, &records)), Err(MessageError::Malformed));
     // As many addresses as fit.
     let records: Vec<Record<'_>> = (0..1_000).map(|_| a("w", "192.0.2.1")).collect();
-    assert_eq!(addresses(&response(1, "w", Kind::A, &records)).unwrap().len(), 256);
+    assert_eq!(addresses(&response(1, "w", QueryType::A, &records)).unwrap().len(), 256);
 }
 
 proptest! {
     #[test]
-    fn any_bytes_are_survived(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+    fn any_bytes_are_handled(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         let _ = addresses(&bytes);
     }
 
     #[test]
-    fn spoiled_messages_are_survived(
+    fn changed_messages_are_handled(
         at in 0..messages().len(),
         keep in any::<prop::sample::Index>(),
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..8),
-        cut in any::<bool>(),
+        completeness in prop::sample::select(vec![Completeness::Complete, Completeness::Partial]),
     ) {
         let mut bytes = messages().swap_remove(at);
-        for (place, value) in changes {
-            let place = place.index(bytes.len());
-            bytes[place] = value;
+        for (at, value) in changes {
+            let at = at.index(bytes.len());
+            bytes[at] = value;
         }
         bytes.truncate(keep.index(bytes.len() + 1));
         if let Ok(message) = Message::parse(&bytes) {
             let name = message.name();
             prop_assert!((1..=1_003).contains(&name.len()) && name.bytes().all(|byte| (b'!'..=b'~').contains(&byte)));
             let mut found = Vec::new();
-            let _ = message.addresses(cut, &mut found);
+            let _ = message.addresses(completeness, &mut found);
             prop_assert!(found.len() <= 256);
         }
     }

@@ -10,22 +10,22 @@ fn ip(last: u8) -> IpAddr {
     IpAddr::from([192, 0, 2, last])
 }
 
-fn names(spoil: impl FnOnce(&mut NamesOptions)) -> Names<u64> {
+fn names(change: impl FnOnce(&mut NamesOptions)) -> KnownNames<u64> {
     let mut options = NamesOptions::default();
-    spoil(&mut options);
-    Names::new(&options)
+    change(&mut options);
+    KnownNames::new(&options)
 }
 
-fn learn(names: &mut Names<u64>, owner: u64, name: &str, last: u8, ttl: u32, now: u64) {
+fn learn(names: &mut KnownNames<u64>, owner: u64, name: &str, last: u8, ttl: u32, now: u64) {
     names.learn(&owner, &Arc::from(name), Address { ip: ip(last), ttl }, now);
 }
 
-fn find(names: &Names<u64>, owner: u64, last: u8, at: u64) -> Option<&str> {
+fn find(names: &KnownNames<u64>, owner: u64, last: u8, at: u64) -> Option<&str> {
     names.find(&owner, ip(last), at).map(AsRef::as_ref)
 }
 
 #[test]
-fn everyone_knows_what_they_learned() {
+fn each_owner_finds_its_own_names() {
     let mut names = names(|_| {});
     learn(&mut names, 1, "one", 1, 300, 0);
     learn(&mut names, 2, "two", 1, 300, 0);
@@ -39,27 +39,27 @@ fn everyone_knows_what_they_learned() {
 }
 
 #[test]
-fn nothing_is_known_before_the_first_answer() {
+fn no_name_is_found_before_the_first_answer() {
     let mut names = names(|_| {});
     learn(&mut names, 1, "one", 1, 300, SECOND);
     assert_eq!((find(&names, 1, 1, SECOND - 1), find(&names, 1, 1, SECOND)), (None, Some("one")));
 }
 
 #[test]
-fn what_was_superseded_is_forgotten_after_a_while() {
+fn superseded_answers_are_forgotten_after_a_while() {
     let mut names = names(|_| {});
     for second in 0..1_000 {
         learn(&mut names, 1, &second.to_string(), 1, 300, second * SECOND / 1_000);
     }
-    assert_eq!((names.known_names(), find(&names, 1, 1, SECOND / 2)), (MOST_VERSIONS, None), "too many");
+    assert_eq!((names.known_names(), find(&names, 1, 1, SECOND / 2)), (MAX_ANSWERS, None), "too many");
     learn(&mut names, 1, "last", 1, 300, 10 * SECOND);
     assert_eq!((names.known_names(), find(&names, 1, 1, 9 * SECOND)), (2, Some("999")));
     learn(&mut names, 1, "late", 1, 300, 5 * SECOND);
-    assert_eq!(find(&names, 1, 1, 9 * SECOND), Some("999"), "too late to be believed");
+    assert_eq!(find(&names, 1, 1, 9 * SECOND), Some("999"), "an answer that is too old changes nothing");
 }
 
 #[test]
-fn nothing_is_certain_after_answers_were_missed() {
+fn no_name_is_found_after_answers_were_missed() {
     let mut names = names(|_| {});
     learn(&mut names, 1, "one", 1, 300, 10);
     names.missed(20, 30);
@@ -75,13 +75,13 @@ fn nothing_is_certain_after_answers_were_missed() {
 }
 
 #[test]
-fn an_answer_within_a_gap_is_not_certain_and_no_gap_is_forgotten() {
+fn an_answer_within_a_gap_does_not_count_and_no_gap_is_forgotten() {
     let mut names = names(|_| {});
     learn(&mut names, 1, "one", 1, 300, 15);
     names.missed(10, 20);
-    assert_eq!(find(&names, 1, 1, 30), None, "another may have come after it");
-    (1..=MOST_GAPS as u64).for_each(|gap| names.missed(1000 * gap, 1000 * gap + 1));
-    assert_eq!(find(&names, 1, 1, 30), None, "the oldest gap is merged, and not forgotten");
+    assert_eq!(find(&names, 1, 1, 30), None, "a later one may have been missed");
+    (1..=MAX_GAPS as u64).for_each(|gap| names.missed(1000 * gap, 1000 * gap + 1));
+    assert_eq!(find(&names, 1, 1, 30), None, "the oldest gap was merged, not forgotten");
 }
 
 #[test]
@@ -104,27 +104,27 @@ fn time_to_live_has_a_floor_and_a_ceiling() {
 }
 
 proptest! {
-    /// In whatever order answers are learned, the last one that had arrived by a moment counts.
+    /// The latest answer until a given time counts, in any order of learning.
     #[test]
-    fn the_last_answer_before_a_moment_counts(
-        answers in prop::collection::vec((0..1_000_u64, 0..4_u8), 0..MOST_VERSIONS),
-        moments in prop::collection::vec(0..1_000_u64, 20),
+    fn the_latest_answer_until_a_time_counts(
+        answers in prop::collection::vec((0..1_000_u64, 0..4_u8), 0..MAX_ANSWERS),
+        times in prop::collection::vec(0..1_000_u64, 20),
     ) {
         let mut names = names(|_| {});
         for (at, name) in &answers {
             learn(&mut names, 1, &name.to_string(), 1, 300, *at);
         }
-        for moment in moments {
-            // Of several answers at the same time, the one learned last counts.
-            let last = answers.iter().filter(|(at, _)| *at <= moment).max_by_key(|(at, _)| *at);
+        for time in times {
+            // Of several answers with the same time, the one that was learned last counts.
+            let last = answers.iter().filter(|(at, _)| *at <= time).max_by_key(|(at, _)| *at);
             let expected = last.map(|(_, name)| name.to_string());
-            prop_assert_eq!(find(&names, 1, 1, moment), expected.as_deref());
+            prop_assert_eq!(find(&names, 1, 1, time), expected.as_deref());
         }
     }
 }
 
 #[test]
-fn what_is_over_is_forgotten() {
+fn expired_names_are_forgotten() {
     let mut names = names(|_| {});
     learn(&mut names, 1, "short", 1, 60, 0);
     learn(&mut names, 1, "long", 2, 120, 0);
@@ -138,7 +138,7 @@ fn what_is_over_is_forgotten() {
 }
 
 #[test]
-fn children_know_what_their_parents_knew() {
+fn children_inherit_names() {
     let mut names = names(|_| {});
     learn(&mut names, 1, "before", 1, 300, 0);
     names.inherit(&1, &2);
@@ -154,12 +154,16 @@ fn children_know_what_their_parents_knew() {
     names.forget(&1);
     assert_eq!((find(&names, 2, 1, 0), names.known_names()), (Some("before"), 2));
     names.inherit(&1, &2);
-    assert_eq!((find(&names, 2, 1, 0), names.known_names()), (None, 0), "who inherits nothing knows nothing");
+    assert_eq!(
+        (find(&names, 2, 1, 0), names.known_names()),
+        (None, 0),
+        "a parent without names leaves the child without names"
+    );
     names.inherit(&2, &2);
 }
 
 #[test]
-fn shared_tables_are_let_go_when_all_of_them_is_over() {
+fn shared_tables_are_forgotten_when_all_their_names_have_expired() {
     let mut names = names(|_| {});
     learn(&mut names, 1, "one", 1, 60, 0);
     learn(&mut names, 1, "one", 2, 120, 0);
@@ -171,17 +175,17 @@ fn shared_tables_are_let_go_when_all_of_them_is_over() {
 }
 
 #[test]
-fn the_oldest_gives_way() {
+fn the_oldest_is_evicted() {
     let mut names = names(|o| (o.per_owner, o.owners, o.total) = (3, 2, 4));
     for last in 1..=5 {
         learn(&mut names, 1, "one", last, 300, 0);
     }
-    let known: Vec<IpAddr> = names.known_to(&1).map(|(ip, _, _)| ip).collect();
+    let known: Vec<IpAddr> = names.known_to(&1).map(|known| known.ip).collect();
     assert_eq!(known, [ip(3), ip(4), ip(5)]);
     assert_eq!(names.counters().evicted_addresses, 2);
     learn(&mut names, 2, "two", 1, 300, 0);
     learn(&mut names, 2, "two", 2, 300, 0);
-    assert_eq!((names.owners(), names.known_names(), names.counters().evicted_owners), (1, 2, 1), "four in all");
+    assert_eq!((names.owners(), names.known_names(), names.counters().evicted_owners), (1, 2, 1), "four names in all");
     learn(&mut names, 3, "three", 1, 300, 0);
     learn(&mut names, 2, "two", 1, 300, 0);
     learn(&mut names, 4, "four", 1, 300, 0);
@@ -205,7 +209,7 @@ fn step() -> impl Strategy<Value = Step> {
 
 proptest! {
     #[test]
-    fn knows_what_a_map_of_maps_knows(steps in prop::collection::vec(step(), 0..100)) {
+    fn behaves_like_a_map_of_maps(steps in prop::collection::vec(step(), 0..100)) {
         let mut names = names(|_| {});
         let mut model: HashMap<u64, HashMap<u8, String>> = HashMap::new();
         for (now, step) in (0..).zip(steps) {

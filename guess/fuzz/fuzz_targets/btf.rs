@@ -1,4 +1,4 @@
-//! Type information of any bytes: `cargo fuzz run btf` in `guess/`.
+//! Reads any bytes as type information: `cargo fuzz run btf` in `guess/`.
 //!
 //! With a stable compiler: `RUSTC_BOOTSTRAP=1 cargo fuzz run btf`. A seed: the head of `/sys/kernel/btf/vmlinux`.
 

@@ -1,96 +1,112 @@
-//! The catalog, looked up in type information.
+//! Looks the catalog up in type information.
 
-use super::reader::{Btf, Malformed, Member, Type, kind, starts_with_string};
+use super::reader::{Btf, MalformedBtf, Member, Type, kind, starts_with_string};
 use crate::catalog::{self, ArgumentSpec, FieldSpec, FunctionSpec};
 use crate::engine::WORD;
-use crate::layout::{Layout, Origin};
+use crate::layout::{Layout, ValueOrigin};
 use std::time::Instant;
 
-/// How many members may be looked at for one field: far above what any structure has, far below what takes long.
-const MEMBERS: u32 = 100_000;
+/// How many members may be visited to find one. No structure has nearly as many, and visiting them does not take long.
+const MAX_MEMBERS: u32 = 100_000;
 
-/// What type information told.
+/// The layout in type information.
 #[derive(Debug)]
-pub struct Found {
-    /// Everything that it told.
+pub struct BtfLayout {
+    /// The keys that were found.
     pub layout: Layout,
-    /// What it did not tell, by key, and why.
-    pub missing: Vec<(String, String)>,
+    /// The keys that were not found, and why.
+    pub missing: Vec<MissingKey>,
+}
+
+/// A key that is not in type information.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MissingKey {
+    /// `struct.field` or `function(argument)`.
+    pub key: String,
+    /// Why it was not found.
+    pub reason: String,
 }
 
 /// Looks up every field and argument of the catalog.
 ///
 /// # Errors
 ///
-/// When the bytes are not type information in this machine's byte order, or contradict themselves.
-pub fn find(bytes: &[u8]) -> Result<Found, Malformed> {
+/// The bytes are not type information in this machine's byte order, or are malformed.
+pub fn find(bytes: &[u8]) -> Result<BtfLayout, MalformedBtf> {
     let began = Instant::now();
-    let mut names = Names::of_catalog();
+    let mut names = WantedNames::of_catalog();
     let btf = Btf::scan(bytes, |kind, id, name| names.note(kind, id, name))?;
-    let mut told = Vec::new();
+    let mut values = Vec::new();
     for spec in catalog::FIELDS {
-        told.push((spec.name.to_owned(), find_field(&btf, &names, spec)?));
+        values.push((spec.name.to_owned(), find_field(&btf, &names, spec)?));
     }
     for spec in catalog::FUNCTIONS {
         for argument in spec.arguments {
             let key = catalog::argument_key(spec.name, argument.name);
-            told.push((key, find_argument(&btf, &names, spec, argument)?));
+            values.push((key, find_argument(&btf, &names, spec, argument)?));
         }
     }
     let took = began.elapsed();
     let (mut layout, mut missing) = (Layout::new(), Vec::new());
-    for (key, told) in told {
-        match told {
-            Ok(value) => layout.set(&key, value, Origin::Btf, took),
-            Err(why) => missing.push((key, why)),
+    for (key, value) in values {
+        match value {
+            Ok(value) => layout.set(&key, value, ValueOrigin::Btf, took),
+            Err(reason) => missing.push(MissingKey { key, reason }),
         }
     }
-    Ok(Found { layout, missing })
+    Ok(BtfLayout { layout, missing })
 }
 
-/// A number, or why there is none.
-type Told = Result<u32, String>;
+/// An offset or a position, or why there is none.
+type Value = Result<u32, String>;
 
-/// The wanted structures and functions, and the types of those names.
-struct Names {
-    /// Sorted by kind and name.
-    wanted: Vec<(u8, &'static [u8], Vec<u32>)>,
-    /// Whether any wanted name starts with these two bytes: nearly all other names end here.
-    starts: Box<[bool; 1 << 16]>,
+/// The wanted names, and the types that have them.
+struct WantedNames {
+    names: Vec<WantedName>,
+    /// Whether a wanted name begins with these two bytes. Nearly all other names are ruled out by them.
+    beginnings: Box<[bool; 1 << 16]>,
 }
 
-impl Names {
+/// The name of a structure or a function.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct WantedName {
+    kind: u8,
+    name: &'static [u8],
+    /// The numbers of the types that have it.
+    ids: Vec<u32>,
+}
+
+impl WantedNames {
     fn of_catalog() -> Self {
         let fields = catalog::FIELDS.iter();
-        let paths = fields.flat_map(|spec| spec.forms.iter().copied().chain([spec.name]));
+        let paths = fields.flat_map(|spec| spec.alternatives.iter().copied().chain([spec.name]));
         let paths = paths.chain([catalog::CONTROL_BLOCK]);
-        let structs = paths.map(|path| (kind::STRUCT, split_path(path).0.as_bytes(), Vec::new()));
-        let functions = catalog::FUNCTIONS.iter();
-        let functions = functions.map(|spec| (kind::FUNC, spec.name.as_bytes(), Vec::new()));
-        let mut wanted: Vec<_> = structs.chain(functions).collect();
-        wanted.sort();
-        wanted.dedup();
-        let mut starts = Box::new([false; 1 << 16]);
-        for (_, name, _) in &wanted {
-            starts[two_bytes(name)] = true;
+        let structures = paths.map(|path| (kind::STRUCT, split_path(path).0));
+        let functions = catalog::FUNCTIONS.iter().map(|spec| (kind::FUNC, spec.name));
+        let name = |(kind, name): (u8, &'static str)| WantedName { kind, name: name.as_bytes(), ids: Vec::new() };
+        let mut names: Vec<_> = structures.chain(functions).map(name).collect();
+        names.sort();
+        names.dedup();
+        let mut beginnings = Box::new([false; 1 << 16]);
+        for WantedName { name, .. } in &names {
+            beginnings[two_bytes(name)] = true;
         }
-        Self { wanted, starts }
+        Self { names, beginnings }
     }
 
-    /// `name` ends at its first NUL.
+    /// Notes a type if its name is wanted. `name` ends at its first NUL.
     fn note(&mut self, kind: u8, id: u32, name: &[u8]) {
-        if self.starts[two_bytes(name)] {
-            let same = |wanted: &&mut (u8, &[u8], Vec<u32>)| wanted.0 == kind && starts_with_string(name, wanted.1);
-            if let Some((_, _, ids)) = self.wanted.iter_mut().find(same) {
-                ids.push(id);
+        if self.beginnings[two_bytes(name)] {
+            let is_it = |wanted: &&mut WantedName| wanted.kind == kind && starts_with_string(name, wanted.name);
+            if let Some(wanted) = self.names.iter_mut().find(is_it) {
+                wanted.ids.push(id);
             }
         }
     }
 
     fn ids(&self, kind: u8, name: &str) -> &[u32] {
-        let mut wanted = self.wanted.iter();
-        let found = wanted.find(|wanted| wanted.0 == kind && wanted.1 == name.as_bytes());
-        found.map_or(&[], |(_, _, ids)| ids)
+        let found = self.names.iter().find(|wanted| wanted.kind == kind && wanted.name == name.as_bytes());
+        found.map_or(&[], |wanted| &wanted.ids)
     }
 }
 
@@ -105,18 +121,18 @@ fn split_path(path: &str) -> (&str, &str) {
     path.split_once('.').expect("the catalog's names are struct.field")
 }
 
-fn find_field(btf: &Btf<'_>, names: &Names, spec: &FieldSpec) -> Result<Told, Malformed> {
+fn find_field(btf: &Btf<'_>, names: &WantedNames, spec: &FieldSpec) -> Result<Value, MalformedBtf> {
     let mut base = 0;
     if spec.control_block {
-        match find_path(btf, names, catalog::CONTROL_BLOCK, Extent::Bytes(catalog::CONTROL_BLOCK_SIZE))? {
+        match find_path(btf, names, catalog::CONTROL_BLOCK, MemberSize::Bytes(catalog::CONTROL_BLOCK_SIZE))? {
             Ok(offset) => base = offset,
             Err(why) => return Ok(Err(why)),
         }
     }
-    let extent = spec.bits.map_or(Extent::Bytes(spec.size), Extent::Bits);
+    let size = spec.bits.map_or(MemberSize::Bytes(spec.size), MemberSize::Bits);
     let mut why = None;
-    for path in [spec.name].iter().chain(spec.forms) {
-        match find_path(btf, names, path, extent)? {
+    for path in [spec.name].iter().chain(spec.alternatives) {
+        match find_path(btf, names, path, size)? {
             Ok(offset) => return Ok(Ok(base.saturating_add(offset))),
             Err(reason) => why = why.or(Some(reason)),
         }
@@ -124,16 +140,17 @@ fn find_field(btf: &Btf<'_>, names: &Names, spec: &FieldSpec) -> Result<Told, Ma
     Ok(Err(why.expect("at least one path was tried")))
 }
 
-/// How large a member must be.
+/// The size that a member must have.
 #[derive(Clone, Copy)]
-enum Extent {
+enum MemberSize {
     Bytes(u32),
-    /// A bit-field.
+    /// A bit-field of this width.
     Bits(u8),
 }
 
-/// Looks `struct.member.member…` up in every structure of that name; those that have it must agree.
-fn find_path(btf: &Btf<'_>, names: &Names, path: &str, extent: Extent) -> Result<Told, Malformed> {
+/// The offset of `struct.member.member…`. If there are several structures with this name, those that have the member
+/// must agree.
+fn find_path(btf: &Btf<'_>, names: &WantedNames, path: &str, size: MemberSize) -> Result<Value, MalformedBtf> {
     let (structure, members) = split_path(path);
     let members = members.split(':').next().unwrap_or(members);
     let ids = names.ids(kind::STRUCT, structure);
@@ -143,7 +160,7 @@ fn find_path(btf: &Btf<'_>, names: &Names, path: &str, extent: Extent) -> Result
     let mut offsets = Vec::new();
     let mut why = format!("struct {structure} has no member {members}");
     for &id in ids {
-        match follow(btf, id, members, extent)? {
+        match follow(btf, id, members, size)? {
             Some(Ok(offset)) => offsets.push(offset),
             Some(Err(reason)) => why = reason,
             None => {}
@@ -158,11 +175,11 @@ fn find_path(btf: &Btf<'_>, names: &Names, path: &str, extent: Extent) -> Result
     })
 }
 
-/// The offset of a member of a member of … the structure `id`; none when it has no such member.
-fn follow(btf: &Btf<'_>, id: u32, members: &str, extent: Extent) -> Result<Option<Told>, Malformed> {
+/// The offset of `member.member…` in the structure `id`; `None` if it has no such member.
+fn follow(btf: &Btf<'_>, id: u32, members: &str, size: MemberSize) -> Result<Option<Value>, MalformedBtf> {
     let (mut within, mut bits, mut last) = (id, 0u32, None);
     for name in members.split('.') {
-        let mut budget = MEMBERS;
+        let mut budget = MAX_MEMBERS;
         let Some((member, base)) = find_member(btf, &btf.strip(within)?, name, &mut budget)? else {
             return Ok(None);
         };
@@ -172,25 +189,27 @@ fn follow(btf: &Btf<'_>, id: u32, members: &str, extent: Extent) -> Result<Optio
     }
     let member = last.expect("a path has at least one member");
     let (start, width) = match member.bits {
-        0 => btf.odd_bits(member.type_id)?.unwrap_or((0, 0)),
+        0 => btf.int_bits(member.type_id)?.unwrap_or((0, 0)),
         width => (0, width),
     };
     let bits = bits.saturating_add(start);
-    Ok(Some(match extent {
-        Extent::Bytes(_) if width != 0 || !bits.is_multiple_of(8) => Err(format!("{members} is a bit field")),
-        Extent::Bytes(size) => match btf.size(member.type_id)? {
+    Ok(Some(match size {
+        MemberSize::Bytes(_) if width != 0 || !bits.is_multiple_of(8) => Err(format!("{members} is a bit-field")),
+        MemberSize::Bytes(size) => match btf.size(member.type_id)? {
             found if found == u64::from(size) => Ok(bits / 8),
             found => Err(format!("{members} has {found} bytes, not {size}")),
         },
-        Extent::Bits(_) if width == 0 => Err(format!("{members} is no bit field")),
-        Extent::Bits(wanted) if width != u32::from(wanted) => Err(format!("{members} has {width} bits, not {wanted}")),
-        Extent::Bits(_) if !bits.is_multiple_of(8) => Err(format!("{members} begins within a byte")),
-        Extent::Bits(_) => Ok(bits / 8),
+        MemberSize::Bits(_) if width == 0 => Err(format!("{members} is not a bit-field")),
+        MemberSize::Bits(wanted) if width != u32::from(wanted) => {
+            Err(format!("{members} has {width} bits, not {wanted}"))
+        }
+        MemberSize::Bits(_) if !bits.is_multiple_of(8) => Err(format!("{members} begins within a byte")),
+        MemberSize::Bits(_) => Ok(bits / 8),
     }))
 }
 
-/// The member of that name, also inside anonymous members, and the bits before the structure that it is in.
-fn find_member(btf: &Btf<'_>, of: &Type, name: &str, budget: &mut u32) -> Result<Option<(Member, u32)>, Malformed> {
+/// Finds a member by name, also in anonymous members. Returns it with the bit offset of the structure that it is in.
+fn find_member(btf: &Btf<'_>, of: &Type, name: &str, budget: &mut u32) -> Result<Option<(Member, u32)>, MalformedBtf> {
     let mut open = vec![(*of, 0u32)];
     while let Some((of, base)) = open.pop() {
         if !matches!(of.kind, kind::STRUCT | kind::UNION) {
@@ -200,7 +219,7 @@ fn find_member(btf: &Btf<'_>, of: &Type, name: &str, budget: &mut u32) -> Result
             let member = member?;
             let what = "a structure without endless members";
             let at = member.type_id as usize;
-            *budget = budget.checked_sub(1).ok_or(Malformed { what, at })?;
+            *budget = budget.checked_sub(1).ok_or(MalformedBtf { what, at })?;
             if member.name == 0 {
                 open.push((btf.strip(member.type_id)?, base.saturating_add(member.bit_offset)));
             } else if btf.is_called(member.name, name)? {
@@ -213,10 +232,10 @@ fn find_member(btf: &Btf<'_>, of: &Type, name: &str, budget: &mut u32) -> Result
 
 fn find_argument(
     btf: &Btf<'_>,
-    names: &Names,
+    names: &WantedNames,
     function: &FunctionSpec,
     argument: &ArgumentSpec,
-) -> Result<Told, Malformed> {
+) -> Result<Value, MalformedBtf> {
     let mut positions = Vec::new();
     for &id in names.ids(kind::FUNC, function.name) {
         let prototype = btf.strip(btf.get(id)?.size_or_type)?;
@@ -232,8 +251,8 @@ fn find_argument(
     })
 }
 
-/// An argument's position by its name, else by its type when only one is of that type.
-fn position(btf: &Btf<'_>, prototype: &Type, argument: &ArgumentSpec) -> Result<Option<u32>, Malformed> {
+/// The position of an argument: by its name, or else by its type if only one has that type.
+fn position(btf: &Btf<'_>, prototype: &Type, argument: &ArgumentSpec) -> Result<Option<u32>, MalformedBtf> {
     if prototype.kind != kind::FUNC_PROTO {
         return Ok(None);
     }
@@ -243,7 +262,8 @@ fn position(btf: &Btf<'_>, prototype: &Type, argument: &ArgumentSpec) -> Result<
         let parameter = parameter?;
         let position = next;
         next = next_position(position, WORD, btf.size(parameter.type_id)?);
-        // All of it is on the stack, as a single register is not used for half of it.
+        // A 64-bit argument is not split between a register and the stack. So with one register left, it is on the
+        // stack as a whole.
         let position = if next == position + 3 { position + 1 } else { position };
         let is_pointer = btf.strip(parameter.type_id)?.kind == kind::PTR;
         if is_pointer == argument.points_to.is_some() && btf.is_called(parameter.name, argument.name)? {
@@ -258,8 +278,8 @@ fn position(btf: &Btf<'_>, prototype: &Type, argument: &ArgumentSpec) -> Result<
     Ok(if let [only] = of_type[..] { Some(only) } else { None })
 }
 
-/// The position of the next argument. With `-mregparm=3` on 32-bit x86 a 64-bit argument takes two positions, and goes to the
-/// stack if fewer than two registers are left.
+/// The position after an argument of `size` bytes at `position`. With `-mregparm=3` on 32-bit x86, a 64-bit argument
+/// takes two positions, and is passed on the stack if fewer than two registers are left.
 fn next_position(position: u32, word: u32, size: u64) -> u32 {
     const REGISTERS: u32 = 3;
     match (word, size) {
@@ -269,7 +289,7 @@ fn next_position(position: u32, word: u32, size: u64) -> u32 {
     }
 }
 
-fn points_to(btf: &Btf<'_>, type_id: u32, structure: &str) -> Result<bool, Malformed> {
+fn points_to(btf: &Btf<'_>, type_id: u32, structure: &str) -> Result<bool, MalformedBtf> {
     let pointer = btf.strip(type_id)?;
     if pointer.kind != kind::PTR {
         return Ok(false);
@@ -297,6 +317,6 @@ mod tests {
         assert_eq!(positions(4, &[4, 2, 1, 4, 4]), [1, 2, 3, 4, 5]);
         assert_eq!(positions(4, &[8, 4, 4]), [1, 3, 4], "%ax and %dx, then %cx, then the stack");
         assert_eq!(positions(4, &[4, 8, 4]), [1, 2, 4]);
-        assert_eq!(positions(4, &[4, 4, 8, 4]), [1, 2, 3, 6], "a single register is not used for half of it");
+        assert_eq!(positions(4, &[4, 4, 8, 4]), [1, 2, 3, 6], "it is not split between a register and the stack");
     }
 }

@@ -1,30 +1,30 @@
 //! The BTF format: a header, a section of types of varying length, a section of strings.
 //!
-//! Types are numbered in order of appearance, from 1 on. Nothing in the bytes is trusted: counts and offsets are checked
-//! where they are used, and what is followed from type to type is followed a bounded number of times.
+//! Types are numbered from 1 in their order. Nothing in the bytes is trusted: counts and offsets are checked where they
+//! are used, and chains of types are followed a bounded number of times.
 
 use std::fmt;
 
-/// What is wrong with type information, and where.
+/// Type information is malformed: what was expected, and where.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Malformed {
-    /// What was being read.
+pub struct MalformedBtf {
+    /// What was expected.
     pub what: &'static str,
-    /// Where it should be, in bytes from the start of its section.
+    /// Where it was expected, in bytes from the beginning of its section, or the number of the type.
     pub at: usize,
 }
 
-impl fmt::Display for Malformed {
+impl fmt::Display for MalformedBtf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} at byte {}", self.what, self.at)
     }
 }
 
-impl std::error::Error for Malformed {}
+impl std::error::Error for MalformedBtf {}
 
-type Result<T> = std::result::Result<T, Malformed>;
+type Result<T> = std::result::Result<T, MalformedBtf>;
 
-/// The kinds of type, by their numbers in the format.
+/// The kinds of types (`BTF_KIND_*`).
 pub(super) mod kind {
     pub(in crate::btf) const VOID: u8 = 0;
     pub(in crate::btf) const INT: u8 = 1;
@@ -49,23 +49,23 @@ pub(super) mod kind {
 }
 
 const MAGIC: u16 = 0xeb9f;
-/// Name, info and size of every type.
+/// The size of `struct btf_type`: name, info, and size or type.
 const TYPE_HEAD: usize = 12;
-/// How many types may stand between a name and what it names: typedefs, qualifiers, arrays of arrays.
+/// How long a chain of typedefs and qualifiers, or of arrays of arrays, may be.
 const DEPTH: usize = 32;
 
-/// The fixed head of a type.
+/// The head of a type (`struct btf_type`).
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Type {
     pub(super) name: u32,
     pub(super) kind: u8,
     /// How many members, parameters or values follow.
     pub(super) count: usize,
-    /// Whether member offsets carry bit field sizes.
+    /// `kind_flag`: whether the offsets of members also hold the widths of bit-fields.
     pub(super) flag: bool,
-    /// The size in bytes, or the type referred to.
+    /// The size in bytes, or the number of the type that this one refers to.
     pub(super) size_or_type: u32,
-    /// Where what follows the head starts, in the section of types.
+    /// Where the data after the head begins in the section of types.
     body: usize,
 }
 
@@ -75,7 +75,7 @@ pub(super) struct Member {
     pub(super) name: u32,
     pub(super) type_id: u32,
     pub(super) bit_offset: u32,
-    /// Not 0 for a bit field.
+    /// The width of a bit-field; 0 for other members.
     pub(super) bits: u32,
 }
 
@@ -86,17 +86,18 @@ pub(super) struct Parameter {
     pub(super) type_id: u32,
 }
 
-/// Type information with the place of each type known.
+/// Type information, with an index of its types.
 #[derive(Debug)]
 pub(super) struct Btf<'a> {
     types: &'a [u8],
     strings: &'a [u8],
-    /// Where each type starts; the first one is that of type 1.
+    /// Where each type begins in `types`. The first is type 1.
     starts: Vec<u32>,
 }
 
 impl<'a> Btf<'a> {
-    /// Walks all types once. `visit` is told every named structure and function.
+    /// Walks all types once. Calls `visit` with kind, number and name of every named structure and function; the name
+    /// ends at its first NUL.
     pub(super) fn scan(bytes: &'a [u8], mut visit: impl FnMut(u8, u32, &'a [u8])) -> Result<Self> {
         let (types, strings) = sections(bytes)?;
         let mut btf = Self { types, strings, starts: Vec::with_capacity(types.len() / 36) };
@@ -116,7 +117,7 @@ impl<'a> Btf<'a> {
         Ok(btf)
     }
 
-    /// A type by its number.
+    /// The type with this number. Type 0 is void.
     pub(super) fn get(&self, id: u32) -> Result<Type> {
         if id == 0 {
             return Ok(Type { name: 0, kind: kind::VOID, count: 0, flag: false, size_or_type: 0, body: 0 });
@@ -150,7 +151,7 @@ impl<'a> Btf<'a> {
         })
     }
 
-    /// What a type is under its typedefs and qualifiers.
+    /// A type without its typedefs and qualifiers.
     pub(super) fn strip(&self, id: u32) -> Result<Type> {
         let mut at = self.get(id)?;
         for _ in 0..DEPTH {
@@ -187,9 +188,9 @@ impl<'a> Btf<'a> {
         Err(malformed("the end of a chain of arrays", id as usize))
     }
 
-    /// Where in its bytes an integer type begins and of how many bits it is, when that is fewer than its bytes hold: the
-    /// old way of writing bit fields.
-    pub(super) fn odd_bits(&self, id: u32) -> Result<Option<(u32, u32)>> {
+    /// The bit offset and the width of an integer type that does not fill its bytes. Older BTF describes bit-fields
+    /// with such types.
+    pub(super) fn int_bits(&self, id: u32) -> Result<Option<(u32, u32)>> {
         let at = self.strip(id)?;
         if at.kind != kind::INT {
             return Ok(None);
@@ -233,11 +234,11 @@ pub(super) fn starts_with_string(bytes: &[u8], name: &[u8]) -> bool {
     bytes.get(name.len()) == Some(&0) && bytes.starts_with(name)
 }
 
-const fn malformed(what: &'static str, at: usize) -> Malformed {
-    Malformed { what, at }
+const fn malformed(what: &'static str, at: usize) -> MalformedBtf {
+    MalformedBtf { what, at }
 }
 
-/// The sections of types and of strings.
+/// The section of types and that of strings.
 fn sections(bytes: &[u8]) -> Result<(&[u8], &[u8])> {
     let word = |at: usize| {
         let bytes = bytes.get(at..at + 4).ok_or(malformed("the header", at))?;
@@ -260,7 +261,7 @@ fn sections(bytes: &[u8]) -> Result<(&[u8], &[u8])> {
     Ok((section(8, "the section of types")?, section(16, "the section of strings")?))
 }
 
-/// How many bytes follow the head of a type.
+/// How many bytes of data follow the head of a type.
 fn body_size(head: &Type, at: usize) -> Result<usize> {
     let size = match head.kind {
         kind::INT | kind::VAR | kind::DECL_TAG => 4,

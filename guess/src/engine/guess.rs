@@ -1,73 +1,73 @@
-//! What a guess is.
+//! The interface of guesses, and the thread that they run on.
 
-use super::board::Posted;
-use super::clues::Clues;
+use super::call::{Call, CallAssembler};
+use super::candidates::Evidence;
+use super::installer::InstalledProbes;
 use super::probe::Probe;
 use super::random::Random;
-use super::shot::{Assembler, Shot};
 use socktrail_kprobes::{Error, Record, RingOptions, Rings};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
-/// A ring of 2^n pages holds what one trigger shows.
-const RING: u8 = 5;
+/// A ring of 2^n pages. It holds the records of one trigger.
+const RING_PAGE_EXPONENT: u8 = 5;
 
-/// One idea of how to find some keys.
+/// A way to find some keys.
 pub(crate) trait Guess {
-    /// What a trigger chose, for the solver to look for.
-    type Sent;
+    /// What the trigger knows about the calls that it caused, such as the values that it chose. `solve` looks for it.
+    type Expected;
 
-    /// What it is called in logs and reasons.
+    /// A name for the guess's thread.
     fn name(&self) -> &'static str;
 
-    /// The keys without which it cannot begin.
+    /// The keys that must be known before it can run.
     fn needs(&self) -> Vec<String>;
 
     /// The keys that it finds.
     fn gives(&self) -> Vec<String>;
 
-    /// Whether it can only work where there is IPv6.
+    /// Whether it works only on a host with IPv6.
     fn ipv6(&self) -> bool {
         false
     }
 
-    /// How many different places it can look at, the likeliest first.
+    /// How many attempts it may take, each with other probes. The first is the likeliest to succeed.
     fn attempts(&self) -> u32 {
         1
     }
 
-    /// What it wants to see, in the attempt of that number.
+    /// The probes that the attempt with this number looks through.
     fn probes(&self, attempt: u32) -> Vec<Probe>;
 
-    /// Makes the kernel call the probed functions with new values. Touches nothing but what it made itself, and
-    /// leaves nothing behind.
+    /// Makes the kernel call the probed functions with new values. It touches only what it has made itself, and leaves
+    /// nothing behind.
     ///
     /// # Errors
     ///
-    /// What the system refused.
-    fn trigger(&mut self, stage: &mut dyn Scene) -> io::Result<Self::Sent>;
+    /// When the system refuses.
+    fn trigger(&mut self, context: &mut dyn Context) -> io::Result<Self::Expected>;
 
-    /// Finds in what was seen, oldest first, the values that were sent.
-    fn solve(&self, sent: &Self::Sent, shots: &[Shot]) -> Clues;
+    /// Finds the expected values in the calls, the oldest call first.
+    fn solve(&self, expected: &Self::Expected, calls: &[Call]) -> Evidence;
 }
 
-/// Where a guess acts: what it takes its values from, and what is seen of it.
-pub(crate) trait Scene {
-    /// Where triggers take their values from.
+/// What a trigger runs with.
+pub(crate) trait Context {
+    /// Random values for the trigger.
     fn random(&mut self) -> &mut Random;
 
-    /// Sees what another process does as well, until the next [`Scene::shots`].
+    /// Also records the calls of another process, until the next [`Context::calls`].
     ///
     /// # Errors
     ///
-    /// What the system refused.
-    fn watch(&mut self, pid: u32) -> io::Result<()>;
+    /// When the system refuses.
+    fn follow(&mut self, pid: u32) -> io::Result<()>;
 
-    /// Every call seen since the last time, oldest first.
-    fn shots(&mut self) -> Vec<Shot>;
+    /// The calls since the last time, the oldest first.
+    fn calls(&mut self) -> Vec<Call>;
 }
 
-/// A guess, whatever it sends.
+/// A guess with any type of expectation.
 pub(crate) trait AnyGuess: Send {
     fn name(&self) -> &'static str;
     fn needs(&self) -> Vec<String>;
@@ -75,8 +75,8 @@ pub(crate) trait AnyGuess: Send {
     fn ipv6(&self) -> bool;
     fn attempts(&self) -> u32;
     fn probes(&self, attempt: u32) -> Vec<Probe>;
-    /// Triggers and solves once.
-    fn once(&mut self, stage: &mut dyn Scene) -> io::Result<Clues>;
+    /// Triggers and solves.
+    fn run_once(&mut self, context: &mut dyn Context) -> io::Result<Evidence>;
 }
 
 impl<G: Guess + Send> AnyGuess for G {
@@ -104,80 +104,81 @@ impl<G: Guess + Send> AnyGuess for G {
         Guess::probes(self, attempt)
     }
 
-    fn once(&mut self, stage: &mut dyn Scene) -> io::Result<Clues> {
-        // What an earlier run left is not of this one.
-        stage.shots();
-        let sent = self.trigger(stage)?;
-        Ok(self.solve(&sent, &stage.shots()))
+    fn run_once(&mut self, context: &mut dyn Context) -> io::Result<Evidence> {
+        // A run that failed may have left calls behind.
+        context.calls();
+        let expected = self.trigger(context)?;
+        Ok(self.solve(&expected, &context.calls()))
     }
 }
 
-/// The calling thread, as the kernel sees it through the guess's probes.
+/// The calling thread, with rings that receive the records of its calls.
 #[derive(Debug)]
-pub(crate) struct Stage<'a> {
+pub(crate) struct ProbedThread<'a> {
     random: Random,
-    posted: &'a Posted,
+    installed: &'a InstalledProbes,
+    /// The first is the thread's own, the others those of processes that it follows.
     rings: Vec<Rings>,
-    /// What puts the records of the guess's own probes together, by the number of the probe.
-    assemblers: BTreeMap<usize, Assembler>,
-    /// The functions that were called.
-    called: BTreeSet<String>,
+    /// The assemblers of the guess's probes, by the index of the probe.
+    assemblers: BTreeMap<usize, CallAssembler>,
+    called_functions: BTreeSet<String>,
 }
 
-impl<'a> Stage<'a> {
-    /// The stage of the calling thread, for a guess whose probes have these numbers among those that are posted.
-    pub(crate) fn new(posted: &'a Posted, probes: &[usize]) -> Result<Self, Error> {
-        let assembler = |&probe: &usize| Some((probe, posted.assembler(probe)?));
+impl<'a> ProbedThread<'a> {
+    /// Attaches rings to the calling thread, for the probes with these indices.
+    pub(crate) fn attach(installed: &'a InstalledProbes, probes: &[usize]) -> Result<Self, Error> {
+        let assembler = |&probe: &usize| Some((probe, installed.assembler(probe)?));
         let assemblers = probes.iter().filter_map(assembler).collect();
-        let mut stage = Self { random: Random::new(), posted, rings: Vec::new(), assemblers, called: BTreeSet::new() };
-        stage.follow(nix::unistd::gettid().as_raw() as u32)?;
-        Ok(stage)
+        let mut thread =
+            Self { random: Random::new(), installed, rings: Vec::new(), assemblers, called_functions: BTreeSet::new() };
+        thread.attach_rings(nix::unistd::gettid().as_raw() as u32)?;
+        Ok(thread)
     }
 
-    fn follow(&mut self, tid: u32) -> Result<(), Error> {
+    fn attach_rings(&mut self, tid: u32) -> Result<(), Error> {
         let mut options = RingOptions::default();
-        options.page_exponent = RING;
+        options.page_exponent = RING_PAGE_EXPONENT;
         let mut rings = Rings::for_thread(tid, &options)?;
         let probes: Vec<usize> = self.assemblers.keys().copied().collect();
-        for (event, filter) in self.posted.events_of(&probes) {
+        for (event, filter) in self.installed.events_of(&probes) {
             rings.attach(event, filter.as_deref())?;
         }
         self.rings.push(rings);
         Ok(())
     }
 
-    /// The functions that were called so far.
-    pub(crate) fn called(&self) -> &BTreeSet<String> {
-        &self.called
+    /// The probed functions that have been called so far.
+    pub(crate) fn called_functions(&self) -> &BTreeSet<String> {
+        &self.called_functions
     }
 }
 
-impl Scene for Stage<'_> {
+impl Context for ProbedThread<'_> {
     fn random(&mut self) -> &mut Random {
         &mut self.random
     }
 
-    fn watch(&mut self, pid: u32) -> io::Result<()> {
-        self.follow(pid).map_err(io::Error::other)
+    fn follow(&mut self, pid: u32) -> io::Result<()> {
+        self.attach_rings(pid).map_err(io::Error::other)
     }
 
-    fn shots(&mut self) -> Vec<Shot> {
+    fn calls(&mut self) -> Vec<Call> {
         for rings in &mut self.rings {
-            let (posted, assemblers) = (&self.posted, &mut self.assemblers);
+            let (installed, assemblers) = (&self.installed, &mut self.assemblers);
             rings.drain(u64::MAX, &mut |record| {
                 if let Record::Sample { time, id, raw, .. } = record
-                    && let Some((probe, part)) = posted.site_of(id, raw)
-                    && let Some(assembler) = assemblers.get_mut(&probe)
+                    && let Some(part) = installed.part_of_record(id, raw)
+                    && let Some(assembler) = assemblers.get_mut(&part.probe)
                 {
-                    assembler.take(part, time, raw);
+                    assembler.add(part.part, time, raw);
                 }
             });
         }
         self.rings.truncate(1);
-        let mut shots: Vec<_> = self.assemblers.values_mut().flat_map(Assembler::finish).collect();
-        shots.sort_by_key(|&(time, _)| time);
-        let shots: Vec<Shot> = shots.into_iter().map(|(_, shot)| shot).collect();
-        self.called.extend(shots.iter().map(|shot| shot.function.clone()));
-        shots
+        let mut calls: Vec<_> = self.assemblers.values_mut().flat_map(CallAssembler::finish).collect();
+        calls.sort_by_key(|timed| timed.time);
+        let calls: Vec<Call> = calls.into_iter().map(|timed| timed.call).collect();
+        self.called_functions.extend(calls.iter().map(|call| call.function.clone()));
+        calls
     }
 }

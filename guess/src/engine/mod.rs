@@ -1,28 +1,28 @@
-//! The engine of guesses.
+//! Runs guesses.
 //!
-//! A [`Guess`] says what it needs and what it gives, which [`Probe`]s it wants to look through, how to make the kernel
-//! pass by them with values of its choice, and how to find those values in what was seen. [`plan`] puts guesses into
-//! levels, so that each finds what it needs given by those below. [`run`] installs the probes of a level ([`board`]) and
-//! runs each of its guesses on a thread of its own, again and again with new values, until one candidate is left for every
-//! key ([`clues`]).
+//! A [`Guess`] says which keys it needs and gives, and which [`Probe`]s it looks through. It triggers calls of the
+//! probed functions with values that it chooses, and finds those values in the [`Call`]s that the probes captured.
+//! [`plan`] sorts guesses into levels, so that lower levels give what higher ones need. [`run`] installs the probes of
+//! a level ([`installer`]) and runs each guess of the level on a thread of its own, again and again with new values,
+//! until one candidate is left for every key ([`candidates`]).
 
-mod board;
-mod clues;
+mod call;
+mod candidates;
 mod guess;
+mod installer;
 mod plan;
 mod probe;
 mod random;
 mod run;
-mod shot;
 mod window;
 
-pub(crate) use board::Board;
-pub(crate) use clues::Clues;
-pub(crate) use guess::{AnyGuess, Guess, Scene};
+pub(crate) use call::Call;
+pub(crate) use candidates::Evidence;
+pub(crate) use guess::{AnyGuess, Context, Guess};
+pub(crate) use installer::ProbeInstaller;
 #[cfg(test)]
 pub(crate) use probe::ARGUMENTS;
-pub(crate) use probe::{Probe, WINDOW};
+pub(crate) use probe::{MAX_WINDOW, Probe};
 pub(crate) use random::Random;
-pub(crate) use run::{Terms, run_all};
-pub(crate) use shot::Shot;
+pub(crate) use run::{RunOptions, run_all};
 pub(crate) use window::{WORD, Window, bytes_of, is_kernel_pointer};

@@ -1,16 +1,16 @@
-//! In which order guesses run.
+//! The order in which guesses run.
 
 use std::collections::BTreeSet;
 
-/// What a plan must know of a guess.
+/// The keys that a guess needs and gives.
 #[derive(Debug)]
 pub(crate) struct Step {
     pub(crate) needs: Vec<String>,
     pub(crate) gives: Vec<String>,
 }
 
-/// The steps, by their indices, that together give what is `wanted` when `known` is known already: only those that
-/// are needed, in levels, each step in the first one that finds what it needs given by those before.
+/// Sorts the steps that are needed to find the `wanted` keys into levels, by their indices. Each step is in the first
+/// level where everything that it needs is known already or given by the levels before.
 pub(crate) fn levels(steps: &[Step], wanted: &[String], known: impl Fn(&str) -> bool) -> Vec<Vec<usize>> {
     let mut needed = needed(steps, wanted, &known);
     let mut given: BTreeSet<&str> = BTreeSet::new();
@@ -19,7 +19,7 @@ pub(crate) fn levels(steps: &[Step], wanted: &[String], known: impl Fn(&str) -> 
         let has = |key: &String| known(key) || given.contains(key.as_str());
         let (ready, rest): (Vec<usize>, Vec<usize>) =
             needed.into_iter().partition(|&index| steps[index].needs.iter().all(has));
-        // What can never begin comes last: it will say what it lacks.
+        // Steps whose needs are never met come last. When they run, they report what they need.
         let (level, rest) = if ready.is_empty() { (rest, Vec::new()) } else { (ready, rest) };
         given.extend(level.iter().flat_map(|&index| &steps[index].gives).map(String::as_str));
         levels.push(level);
@@ -28,7 +28,7 @@ pub(crate) fn levels(steps: &[Step], wanted: &[String], known: impl Fn(&str) -> 
     levels
 }
 
-/// The steps that give what is wanted, and those that give what these need, and so on; in their order.
+/// The indices of the steps that give what is wanted, of those that give what these need, and so on.
 fn needed(steps: &[Step], wanted: &[String], known: &impl Fn(&str) -> bool) -> Vec<usize> {
     let mut open: Vec<&String> = wanted.iter().collect();
     let mut needed = BTreeSet::new();
@@ -58,13 +58,13 @@ mod tests {
     }
 
     #[test]
-    fn each_comes_after_what_it_needs() {
+    fn each_step_comes_after_those_that_give_what_it_needs() {
         let steps = steps(&[("b c", "d"), ("a", "b"), ("", "a"), ("a", "c"), ("", "e")]);
         assert_eq!(levels(&steps, &keys("d e"), |_| false), [vec![2, 4], vec![1, 3], vec![0]]);
     }
 
     #[test]
-    fn what_nobody_wants_does_not_run() {
+    fn steps_that_are_not_needed_do_not_run() {
         let steps = steps(&[("", "a"), ("a", "b"), ("", "c")]);
         assert_eq!(levels(&steps, &keys("b"), |_| false), [[0], [1]]);
         assert_eq!(levels(&steps, &keys("b"), |key| key == "a"), [[1]]);
@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_begin_comes_last() {
+    fn steps_that_cannot_run_come_last() {
         let steps = steps(&[("z", "a"), ("b", "c"), ("c", "b"), ("", "d")]);
         assert_eq!(levels(&steps, &keys("a b d"), |_| false), [vec![3], vec![0, 1, 2]]);
     }

@@ -1,50 +1,54 @@
-//! What a guess wants to see at a kernel function, and how that is cut into fetch arguments.
+//! What a guess wants to capture in calls of a kernel function, split into fetch arguments of kprobes.
 
-use super::shot::Piece;
+use super::call::CapturedView;
 use super::window::{WORD, Window};
 use socktrail_kprobes::{Error, Fetch, Format, Type};
 use std::ops::Range;
 
-/// Values that one kprobe may fetch, less one that the board needs: what the kernel takes is 128.
-const MOST_FETCHES: usize = 127;
-/// The bytes of a structure that one kprobe can show.
-pub(crate) const WINDOW: u32 = MOST_FETCHES as u32 * 8;
-/// Bytes of text for them, with room for the probe's own name; a template is never shorter than what it becomes.
-const MOST_TEXT: usize = 3900;
+/// How many values one kprobe may fetch. The kernel allows 128, and the installer needs one of them.
+const MAX_FETCHES: usize = 127;
+/// How many bytes of a structure one kprobe can capture.
+pub(crate) const MAX_WINDOW: u32 = MAX_FETCHES as u32 * 8;
+/// How long the text of the fetches may be, so that the probe's own name fits beside them. A template is never shorter
+/// than the text that it expands to.
+const MAX_TEXT: usize = 3900;
 
-/// The name of the view of arguments.
+/// The name of the view that holds the function's arguments.
 pub(crate) const ARGUMENTS: &str = "arguments";
 
-/// What is seen of each call of a kernel function.
+/// What is captured in each call of a kernel function.
 ///
-/// What cannot be read, because a pointer on the way leads nowhere, keeps what an earlier record had in its place.
+/// Where the kernel cannot read a value, because a pointer on the way is not valid, the record still holds what an
+/// earlier record had there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Probe {
     pub(crate) function: String,
-    /// Whether the guess can go on when the function cannot be probed.
+    /// Whether the guess can do without the probe if the function cannot be probed.
     pub(crate) optional: bool,
     views: Vec<View>,
 }
 
-/// Something to see: words of memory, or what they point to.
+/// A range of memory to capture, or what the words in it point to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct View {
     name: String,
-    kind: Kind,
+    kind: ViewKind,
+    /// The offset of the first byte, as it is in the captured view.
     from: u32,
+    /// The offset behind the last byte.
     to: u32,
-    /// How many bytes before the base this view begins.
-    back: u32,
+    /// How far before the base the memory at offset 0 is, in bytes.
+    bytes_before_base: u32,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Kind {
-    /// The first arguments as they are.
+enum ViewKind {
+    /// The values of the first arguments.
     Arguments,
     /// The words of a structure, or those from one of its fields on.
     Words { base: String, field: Option<&'static str> },
-    /// The values found by following each word of a structure as a pointer: the word at an offset behind that pointer,
-    /// and so on.
+    /// The values at the end of chains of pointers that begin with the words of a structure. Each offset leads from one
+    /// pointer to the next value.
     Through { base: String, offsets: Vec<String> },
 }
 
@@ -53,79 +57,80 @@ impl Probe {
         Self { function: function.to_owned(), optional: false, views: Vec::new() }
     }
 
-    /// The guess has others and can do without.
+    /// Makes the probe optional: the guess has others and can do without it.
     pub(crate) fn optional(mut self) -> Self {
         self.optional = true;
         self
     }
 
-    /// The first `count` arguments.
+    /// Captures the first `count` arguments.
     pub(crate) fn arguments(self, count: u32) -> Self {
-        self.view(ARGUMENTS, Kind::Arguments, WORD..WORD * (count + 1))
+        self.view(ARGUMENTS, ViewKind::Arguments, WORD..WORD * (count + 1))
     }
 
-    /// The bytes in `range` of the structure at `base`, a template such as `{arg1}` or `+{socket.sk}({sock})`.
+    /// Captures the bytes in `range` of the structure at `base`, a template such as `{arg1}` or `+{socket.sk}({sock})`.
     pub(crate) fn words(self, name: &str, base: &str, range: Range<u32>) -> Self {
-        self.view(name, Kind::Words { base: base.to_owned(), field: None }, range)
+        self.view(name, ViewKind::Words { base: base.to_owned(), field: None }, range)
     }
 
-    /// The first `size` bytes, a multiple of 8, of a field of the structure at `base`, and of what follows it.
+    /// Captures `size` bytes, a multiple of 8, from the beginning of a field of the structure at `base`.
     pub(crate) fn field(self, name: &str, base: &str, field: &'static str, size: u32) -> Self {
-        self.view(name, Kind::Words { base: base.to_owned(), field: Some(field) }, 0..size)
+        self.view(name, ViewKind::Words { base: base.to_owned(), field: Some(field) }, 0..size)
     }
 
-    /// For each word in `range` of the structure at `base`: the first 8 bytes of what it points to, at its offset.
+    /// For each word in `range` of the structure at `base`, captures the first 8 bytes that it points to. They are at
+    /// the word's offset in the view.
     pub(crate) fn targets(self, name: &str, base: &str, range: Range<u32>) -> Self {
         self.through(name, base, range, &["0"])
     }
 
-    /// For each word in `range` of the structure at `base`: follows it as a pointer, reads the word at the first of
-    /// `offsets` there, follows that, and so on. The view shows the last word read.
+    /// For each word in `range` of the structure at `base`, follows it as a pointer, reads the word at the first of
+    /// `offsets` there, follows that, and so on. Captures the last word that is read.
     pub(crate) fn through(self, name: &str, base: &str, range: Range<u32>, offsets: &[&str]) -> Self {
         let offsets = offsets.iter().map(|&offset| offset.to_owned()).collect();
-        self.view(name, Kind::Through { base: base.to_owned(), offsets }, range)
+        self.view(name, ViewKind::Through { base: base.to_owned(), offsets }, range)
     }
 
-    /// Makes the last view show the bytes that end where its base points to, instead of those that begin there.
-    pub(crate) fn before(mut self) -> Self {
+    /// Makes the last view capture the bytes that end at its base, instead of those that begin there.
+    pub(crate) fn ending_at_base(mut self) -> Self {
         let view = self.views.last_mut().expect("there is a view");
-        view.back = view.to;
+        view.bytes_before_base = view.to;
         self
     }
 
-    fn view(mut self, name: &str, kind: Kind, range: Range<u32>) -> Self {
-        self.views.push(View { name: name.to_owned(), kind, from: range.start, to: range.end, back: 0 });
+    fn view(mut self, name: &str, kind: ViewKind, range: Range<u32>) -> Self {
+        self.views.push(View { name: name.to_owned(), kind, from: range.start, to: range.end, bytes_before_base: 0 });
         self
     }
 
-    /// Cuts it into as few kprobes as the kernel's limits allow, all of them on the same function.
+    /// Splits the probe into as few kprobes as the kernel's limits allow, all of them on the same function.
     pub(crate) fn parts(&self) -> Vec<Part> {
         let mut parts = vec![Part::default()];
         for (view, what) in self.views.iter().enumerate() {
             for (from, template) in what.fetches() {
-                if !parts.last_mut().is_some_and(|part| part.takes(&template)) {
+                if !parts.last_mut().is_some_and(|part| part.has_room_for(&template)) {
                     parts.push(Part::default());
                 }
                 let part = parts.last_mut().expect("there is always a part");
-                part.push(Place { view, from, size: what.kind.step() }, template);
+                part.push(FetchTarget { view, offset: from, size: what.kind.step() }, template);
             }
         }
         parts
     }
 
-    /// The views, all of them blank.
-    pub(crate) fn blank(&self) -> Vec<Piece> {
+    /// The views, filled with zeros.
+    pub(crate) fn blank(&self) -> Vec<CapturedView> {
         let blank = |view: &View| {
             let window = Window::new(view.from, vec![0; (view.to - view.from) as usize]);
-            Piece { name: view.name.clone(), window }
+            CapturedView { name: view.name.clone(), window }
         };
         self.views.iter().map(blank).collect()
     }
 }
 
-impl Kind {
-    /// How far its fetches are apart, and how many bytes of each count. All fetch 8 bytes, since probes that share an event
-    /// must fetch alike.
+impl ViewKind {
+    /// The distance between the fetches, and how many bytes of each are used. All fetch 8 bytes, because probes that
+    /// share an event must fetch the same types.
     fn step(&self) -> u32 {
         match self {
             Self::Words { .. } => 8,
@@ -135,17 +140,17 @@ impl Kind {
 }
 
 impl View {
-    /// The offset and the template of each fetch. Scalars, since older kernels have no arrays.
+    /// The offset and the template of each fetch. They fetch scalars, because older kernels cannot fetch arrays.
     fn fetches(&self) -> impl Iterator<Item = (u32, String)> {
         (self.from..self.to).step_by(self.kind.step() as usize).map(|from| {
-            let place = i64::from(from) - i64::from(self.back);
+            let offset = i64::from(from) - i64::from(self.bytes_before_base);
             let template = match &self.kind {
-                Kind::Arguments => format!("{{arg{}}}", from / WORD),
-                Kind::Words { base, field: None } => format!("{place:+}({base})"),
-                Kind::Words { base, field: Some(field) } => format!("+{{{field}+{from}}}({base})"),
-                Kind::Through { base, offsets } => {
-                    let word = format!("{place:+}({base})");
-                    offsets.iter().fold(word, |word, offset| format!("+{offset}({word})"))
+                ViewKind::Arguments => format!("{{arg{}}}", from / WORD),
+                ViewKind::Words { base, field: None } => format!("{offset:+}({base})"),
+                ViewKind::Words { base, field: Some(field) } => format!("+{{{field}+{from}}}({base})"),
+                ViewKind::Through { base, offsets } => {
+                    let word = format!("{offset:+}({base})");
+                    offsets.iter().fold(word, |pointer, offset| format!("+{offset}({pointer})"))
                 }
             };
             (from, template)
@@ -153,43 +158,43 @@ impl View {
     }
 }
 
-/// One kprobe of a probe: its fetches, and what each of them is.
+/// One kprobe of a probe: its fetches, and where in the views their values belong.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Part {
     pub(crate) fetches: Vec<Fetch<'static>>,
-    places: Vec<Place>,
+    targets: Vec<FetchTarget>,
     text: usize,
 }
 
-/// Where what was fetched belongs.
+/// Where in the views a fetched value belongs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Place {
+struct FetchTarget {
     view: usize,
-    from: u32,
+    offset: u32,
     size: u32,
 }
 
 impl Part {
-    fn takes(&self, template: &str) -> bool {
-        self.fetches.len() < MOST_FETCHES && self.text + text(template) <= MOST_TEXT
+    fn has_room_for(&self, template: &str) -> bool {
+        self.fetches.len() < MAX_FETCHES && self.text + text_length(template) <= MAX_TEXT
     }
 
-    fn push(&mut self, place: Place, template: String) {
-        self.text += text(&template);
-        self.fetches.push(Fetch::new(Self::name(self.fetches.len()), template, Type::U64));
-        self.places.push(place);
+    fn push(&mut self, target: FetchTarget, template: String) {
+        self.text += text_length(&template);
+        self.fetches.push(Fetch::new(Self::fetch_name(self.fetches.len()), template, Type::U64));
+        self.targets.push(target);
     }
 
-    /// What the fetch of that number is called.
-    pub(super) fn name(index: usize) -> String {
+    /// The name of the fetch with this index.
+    pub(super) fn fetch_name(index: usize) -> String {
         format!("f{index}")
     }
 
-    /// Where in a record each fetch is.
+    /// The offset of each fetched value in a record.
     ///
     /// # Errors
     ///
-    /// [`Error::Mismatch`] when the format is not that of this part.
+    /// [`Error::Mismatch`] when the format does not fit this part.
     pub(crate) fn offsets(&self, format: &Format) -> Result<Vec<u16>, Error> {
         let offset = |fetch: &Fetch<'_>| {
             let found = format.field(&fetch.name).filter(|found| usize::from(found.size) == fetch.kind.size());
@@ -202,19 +207,19 @@ impl Part {
         self.fetches.iter().map(offset).collect()
     }
 
-    /// Copies a record into the views. A record that is too short leaves them as they are.
-    pub(crate) fn read(&self, raw: &[u8], offsets: &[u16], into: &mut [Piece]) {
-        for (place, &offset) in self.places.iter().zip(offsets) {
+    /// Copies the values in a record into the views. Values behind the end of a record that is too short are left out.
+    pub(crate) fn read(&self, raw: &[u8], offsets: &[u16], into: &mut [CapturedView]) {
+        for (target, &offset) in self.targets.iter().zip(offsets) {
             let offset = usize::from(offset);
-            if let Some(bytes) = raw.get(offset..offset + place.size as usize) {
-                into[place.view].window.write(place.from, bytes);
+            if let Some(bytes) = raw.get(offset..offset + target.size as usize) {
+                into[target.view].window.write(target.offset, bytes);
             }
         }
     }
 }
 
-/// How long a fetch is as text: ` f126=TEMPLATE:u64`.
-fn text(template: &str) -> usize {
+/// The length of a fetch as text: ` f126=TEMPLATE:u64`.
+fn text_length(template: &str) -> usize {
     template.len() + 10
 }
 
@@ -241,27 +246,27 @@ mod tests {
     }
 
     #[test]
-    fn a_large_view_is_cut_at_the_kernels_limits() {
-        assert_eq!(shape(&Probe::on("f").words("w", "{arg1}", 0..WINDOW)), [127]);
-        assert_eq!(shape(&Probe::on("f").words("w", "{arg1}", 0..2 * WINDOW + 8)), [127, 127, 1]);
+    fn a_large_view_is_split_at_the_kernels_limits() {
+        assert_eq!(shape(&Probe::on("f").words("w", "{arg1}", 0..MAX_WINDOW)), [127]);
+        assert_eq!(shape(&Probe::on("f").words("w", "{arg1}", 0..2 * MAX_WINDOW + 8)), [127, 127, 1]);
         let far = Probe::on("f").words("w", "+{some_long_structure.some_long_field}({argument})", 0..1016);
-        assert!(shape(&far)[0] < 127, "the text is full before the count is");
+        assert!(shape(&far)[0] < 127, "the limit of text is reached before that of fetches");
     }
 
     #[test]
-    fn records_are_put_together_again() {
+    fn records_fill_the_views() {
         let probe = Probe::on("f").words("w", "{arg1}", 0..1040);
-        let mut pieces = probe.blank();
+        let mut views = probe.blank();
         for part in probe.parts() {
             let offsets: Vec<u16> = (0..part.fetches.len() as u16).map(|index| 8 + 8 * index).collect();
-            let first = part.places[0].from;
+            let first = part.targets[0].offset;
             let raw: Vec<u8> = (0..)
                 .map(|index| u64::from(first) + 8 * index)
                 .flat_map(u64::to_ne_bytes)
                 .take(part.fetches.len() * 8)
                 .collect();
-            part.read(&[vec![0; 8], raw].concat(), &offsets, &mut pieces);
+            part.read(&[vec![0; 8], raw].concat(), &offsets, &mut views);
         }
-        assert!(pieces[0].window.words().all(|(offset, word)| u64::from(offset) == word));
+        assert!(views[0].window.words().all(|(offset, word)| u64::from(offset) == word));
     }
 }

@@ -1,15 +1,16 @@
-//! Values that nobody else has.
+//! Random values, by which a guess recognises its own calls.
 
 use std::hash::{BuildHasher, RandomState};
 use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
 
-/// Random numbers, good enough to tell one trigger's values from another's.
+/// A generator of random numbers. It is good enough to tell the values of one trigger from those of another, and not
+/// for cryptography.
 #[derive(Debug)]
 pub(crate) struct Random(u64);
 
 impl Random {
-    /// Seeded by the system.
+    /// A generator with a seed from the system.
     pub(crate) fn new() -> Self {
         Self(RandomState::new().hash_one(0) | 1)
     }
@@ -28,8 +29,9 @@ impl Random {
         range.start() + ((self.next() >> 32) % width) as u32
     }
 
-    /// An address of this host that nobody uses: 127.a.b.c, none of them 0 and no two alike.
-    pub(crate) fn loopback(&mut self) -> Ipv4Addr {
+    /// An address of this host that most likely is not in use: 127.a.b.c, with a, b and c different from each other and
+    /// from 0.
+    pub(crate) fn loopback_address(&mut self) -> Ipv4Addr {
         loop {
             let [a, b, c] = [(); 3].map(|()| self.within(1..=254) as u8);
             if a != b && b != c && a != c && a != 127 {
@@ -51,9 +53,9 @@ mod tests {
     }
 
     #[test]
-    fn addresses_are_the_hosts_own_and_differ() {
+    fn addresses_are_loopback_and_differ() {
         let mut random = Random::new();
-        let (one, other) = (random.loopback(), random.loopback());
+        let (one, other) = (random.loopback_address(), random.loopback_address());
         assert!(one.is_loopback() && other.is_loopback() && one != other);
     }
 }

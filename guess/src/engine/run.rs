@@ -1,12 +1,12 @@
-//! Running guesses.
+//! Runs guesses.
 
-use super::board::{Board, Posted};
-use super::clues::{Candidates, Verdict};
-use super::guess::{AnyGuess, Scene, Stage};
+use super::candidates::{Candidates, Verdict};
+use super::guess::{AnyGuess, Context, ProbedThread};
+use super::installer::{InstalledProbes, ProbeInstaller};
 use super::plan::{Step, levels};
 use super::probe::Probe;
 use crate::catalog;
-use crate::layout::{Layout, Origin};
+use crate::layout::{Layout, ValueOrigin};
 use crate::resolve::{SkipKind, Skipped};
 use socktrail_kprobes::{Error, Kind};
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,97 +15,96 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// How many triggers in a row may fail before a guess gives up.
-const FAILURES: u32 = 5;
+const MAX_FAILURES: u32 = 5;
 
 /// How guesses are run.
 #[derive(Debug, Clone)]
-pub(crate) struct Terms {
+pub(crate) struct RunOptions {
     /// How long one guess may take.
     pub(crate) timeout: Duration,
     /// Why guesses that need IPv6 cannot run, if they cannot.
     pub(crate) no_ipv6: Option<String>,
 }
 
-/// Runs what is needed of `guesses` to find the keys `wanted`, and adds what they find to `layout`. Returns what they do
-/// not find.
+/// Runs those of `guesses` that are needed to find the `wanted` keys, and adds what they find to `layout`. Returns the
+/// keys that they do not find.
 ///
 /// # Errors
 ///
-/// When no thread can be started. A guess that finds nothing is no error: then there are reasons.
+/// When no thread can be started. It is not an error if a guess finds nothing: the returned keys have reasons.
 pub(crate) fn run_all(
     mut guesses: Vec<Box<dyn AnyGuess>>,
     wanted: &[String],
     layout: &mut Layout,
-    board: &mut Board,
-    terms: &Terms,
+    installer: &mut ProbeInstaller,
+    options: &RunOptions,
 ) -> io::Result<Vec<Skipped>> {
     let steps: Vec<Step> = guesses.iter().map(|guess| Step { needs: guess.needs(), gives: guess.gives() }).collect();
     let probes: Vec<Probe> = guesses.iter().flat_map(|guess| guess.probes(0)).collect();
-    board.learn(&probes.iter().map(|probe| probe.function.as_str()).collect::<Vec<_>>());
-    let mut run = Run { layout, board, terms, skipped: BTreeMap::new() };
-    for level in levels(&steps, wanted, |key| run.layout.knows(key)) {
+    installer.learn(&probes.iter().map(|probe| probe.function.as_str()).collect::<Vec<_>>());
+    let mut runner = Runner { layout, installer, options, skipped: BTreeMap::new() };
+    for level in levels(&steps, wanted, |key| runner.layout.contains(key)) {
         let members = guesses.iter_mut().enumerate().filter(|(index, _)| level.contains(index));
-        run.level(members.map(|(_, guess)| guess.as_mut() as &mut dyn AnyGuess).collect())?;
+        runner.run_level(members.map(|(_, guess)| guess.as_mut() as &mut dyn AnyGuess).collect())?;
     }
-    Ok(run.skipped.into_values().collect())
+    Ok(runner.skipped.into_values().collect())
 }
 
-/// A run of guesses under way.
-struct Run<'a> {
+struct Runner<'a> {
     layout: &'a mut Layout,
-    board: &'a mut Board,
-    terms: &'a Terms,
+    installer: &'a mut ProbeInstaller,
+    options: &'a RunOptions,
     /// What was not found, by key.
     skipped: BTreeMap<String, Skipped>,
 }
 
-/// A guess that is running.
-struct Runner<'a> {
+/// A guess that has not found everything yet and has attempts left.
+struct ActiveGuess<'a> {
     guess: &'a mut dyn AnyGuess,
+    /// The number of the current attempt.
     attempt: u32,
-    /// What it gives and has not found yet.
+    /// The keys that it gives and has not found yet.
     missing: Vec<String>,
     spent: Duration,
 }
 
-/// How it went on a guess's thread.
+/// What a guess's thread reports besides candidates.
 #[derive(Default)]
-struct Report {
-    /// What ended the guess before its time.
-    trouble: Option<String>,
-    /// The functions that were called.
-    called: BTreeSet<String>,
+struct ThreadReport {
+    /// Why the last trigger that failed did so, or why the guess could not run.
+    error: Option<String>,
+    called_functions: BTreeSet<String>,
 }
 
-impl Run<'_> {
-    /// Runs guesses that do not need each other, those that found nothing where they looked first once more.
-    fn level(&mut self, guesses: Vec<&mut dyn AnyGuess>) -> io::Result<()> {
-        let mut runners: Vec<Runner<'_>> = guesses.into_iter().filter_map(|guess| self.runner(guess)).collect();
-        while !runners.is_empty() {
-            self.round(&mut runners)?;
-            for runner in &mut runners {
-                runner.attempt += 1;
+impl Runner<'_> {
+    /// Runs guesses that do not depend on each other, until none of them has an attempt left or a key missing.
+    fn run_level(&mut self, guesses: Vec<&mut dyn AnyGuess>) -> io::Result<()> {
+        let mut active: Vec<ActiveGuess<'_>> = guesses.into_iter().filter_map(|guess| self.start(guess)).collect();
+        while !active.is_empty() {
+            self.run_attempts(&mut active)?;
+            for guess in &mut active {
+                guess.attempt += 1;
             }
-            runners.retain(|runner| !runner.missing.is_empty() && runner.attempt < runner.guess.attempts());
+            active.retain(|guess| !guess.missing.is_empty() && guess.attempt < guess.guess.attempts());
         }
         Ok(())
     }
 
-    /// A guess that can begin. Of another it is said why it cannot.
-    fn runner<'a>(&mut self, guess: &'a mut dyn AnyGuess) -> Option<Runner<'a>> {
+    /// Makes a guess active. If it cannot run, the reason is noted for each of its keys.
+    fn start<'a>(&mut self, guess: &'a mut dyn AnyGuess) -> Option<ActiveGuess<'a>> {
         let mut missing = guess.gives();
-        missing.retain(|key| !self.layout.needs_no(key));
-        if let Some(why) = self.terms.no_ipv6.as_ref().filter(|_| guess.ipv6()) {
-            self.skip(&missing, SkipKind::NoIpv6, why);
+        missing.retain(|key| !self.layout.has_either_form(key));
+        if let Some(reason) = self.options.no_ipv6.as_ref().filter(|_| guess.ipv6()) {
+            self.skip(&missing, SkipKind::NoIpv6, reason);
             return None;
         }
-        if let Some(lacks) = guess.needs().into_iter().find(|key| !self.layout.knows(key)) {
-            let why = self.skipped.get(&lacks).map_or("nothing gives it", |skipped| &skipped.reason);
-            let why = format!("it takes {lacks} to find it, and that was not found: {why}");
-            self.skip(&missing, SkipKind::NotFound, &why);
+        if let Some(needed) = guess.needs().into_iter().find(|key| !self.layout.contains(key)) {
+            let reason = self.skipped.get(&needed).map_or("no guess gives it", |skipped| &skipped.reason);
+            let reason = format!("finding it needs {needed}, which was not found: {reason}");
+            self.skip(&missing, SkipKind::NotFound, &reason);
             return None;
         }
-        Some(Runner { guess, attempt: 0, missing, spent: Duration::ZERO })
+        Some(ActiveGuess { guess, attempt: 0, missing, spent: Duration::ZERO })
     }
 
     fn skip(&mut self, keys: &[String], kind: SkipKind, reason: &str) {
@@ -115,197 +114,213 @@ impl Run<'_> {
         }
     }
 
-    /// Installs what the guesses want to look through and runs one guess after the other.
-    fn round(&mut self, runners: &mut [Runner<'_>]) -> io::Result<()> {
+    /// Installs the probes of one attempt of each guess, and makes the attempts one after the other.
+    fn run_attempts(&mut self, active: &mut [ActiveGuess<'_>]) -> io::Result<()> {
         let began = Instant::now();
-        let (probes, numbers) = number(runners);
-        let posted = match self.board.post(probes.clone(), self.layout) {
-            Ok(posted) => posted,
+        let ProbePlan { probes, indices } = plan_probes(active);
+        let installed = match self.installer.install(probes.clone(), self.layout) {
+            Ok(installed) => installed,
             Err(error) => {
-                runners.iter().for_each(|runner| self.skip(&runner.missing, SkipKind::NotFound, &error.to_string()));
+                active.iter().for_each(|guess| self.skip(&guess.missing, SkipKind::NotFound, &error.to_string()));
                 return Ok(());
             }
         };
-        let installed = began.elapsed();
-        for (runner, numbers) in runners.iter_mut().zip(&numbers) {
+        let installing_took = began.elapsed();
+        for (guess, indices) in active.iter_mut().zip(&indices) {
             let began = Instant::now();
-            runner.spent += installed;
-            self.attempt(runner, &posted, numbers, &probes)?;
-            runner.spent += began.elapsed();
-            tracing::debug!(guess = runner.guess.name(), took = ?runner.spent, missing = ?runner.missing);
+            guess.spent += installing_took;
+            self.run_attempt(guess, &installed, indices, &probes)?;
+            guess.spent += began.elapsed();
         }
-        let removing = Instant::now();
-        drop(posted);
-        tracing::debug!(probes = probes.len(), ?installed, removed = ?removing.elapsed(), all = ?began.elapsed());
+        drop(installed);
         Ok(())
     }
 
-    /// Runs a guess and takes what it finds into the layout.
-    fn attempt(
+    /// Makes one attempt of a guess, and adds what it finds to the layout.
+    fn run_attempt(
         &mut self,
-        runner: &mut Runner<'_>,
-        posted: &Posted,
-        numbers: &[usize],
+        active: &mut ActiveGuess<'_>,
+        installed: &InstalledProbes,
+        indices: &[usize],
         probes: &[Probe],
     ) -> io::Result<()> {
-        let mut keys = runner.missing.clone();
-        for &number in numbers {
-            if let Some(error) = posted.refused(number) {
-                let lost = lost(&probes[number], &keys);
-                self.skip(&lost, kind_of(error), &error.to_string());
-                keys.retain(|key| !lost.contains(key));
-            }
-        }
+        let keys = self.keys_with_probes(active, installed, indices, probes);
         if keys.is_empty() {
             return Ok(());
         }
         let began = Instant::now();
-        let until = began + self.terms.timeout.saturating_sub(runner.spent);
-        let mut candidates = Candidates::of(&keys);
-        let report = on_own_thread(runner.guess, posted, numbers, &mut candidates, until)?;
-        tracing::trace!(guess = runner.guess.name(), runs = candidates.runs(), took = ?began.elapsed());
-        for (key, verdict) in candidates.verdicts() {
-            // What was seen here is not looked for elsewhere.
-            if matches!(verdict, Verdict::Is(_) | Verdict::Unclear(_)) {
-                runner.missing.retain(|missing| missing != key);
+        let deadline = began + self.options.timeout.saturating_sub(active.spent);
+        let mut candidates = Candidates::for_keys(&keys);
+        let report = run_on_own_thread(active.guess, installed, indices, &mut candidates, deadline)?;
+        for (key, verdict) in candidates.final_verdicts() {
+            // Another attempt captures other memory, so it does not help with a key that was seen in this one.
+            if matches!(verdict, Verdict::Found(_) | Verdict::Inconclusive(_)) {
+                active.missing.retain(|missing| missing != key);
             }
-            if let Verdict::Is(value) = verdict {
-                self.layout.set(key, value, Origin::Guess, runner.spent + began.elapsed());
+            if let Verdict::Found(value) = verdict {
+                self.layout.set(key, value, ValueOrigin::Guess, active.spent + began.elapsed());
                 self.skipped.remove(key);
             } else {
-                let (kind, why) = self.why_not(key, verdict, &report, candidates.runs());
-                self.skip(&[key.to_owned()], kind, &why);
+                let (kind, reason) = self.why_not_found(key, verdict, &report, candidates.runs());
+                self.skip(&[key.to_owned()], kind, &reason);
             }
         }
-        // This kernel does not have the other form of what was found.
-        runner.missing.retain(|key| !self.layout.needs_no(key));
+        // A kernel has only one of two forms of a key.
+        active.missing.retain(|key| !self.layout.has_either_form(key));
         Ok(())
     }
 
-    fn why_not(&self, key: &str, verdict: Verdict, report: &Report, runs: u32) -> (SkipKind, String) {
-        let function = catalog::split_argument_key(key).map(|(function, _)| function);
-        if let Some(function) = function.filter(|&function| !report.called.contains(function))
-            && !report.called.is_empty()
-        {
-            let why = format!("{function} was not called in {runs} runs that should have: its callers have its code");
-            return (SkipKind::NeverCalled, why);
+    /// The missing keys of a guess, without those whose probe could not be installed.
+    fn keys_with_probes(
+        &mut self,
+        active: &ActiveGuess<'_>,
+        installed: &InstalledProbes,
+        indices: &[usize],
+        probes: &[Probe],
+    ) -> Vec<String> {
+        let mut keys = active.missing.clone();
+        for &index in indices {
+            if let Some(error) = installed.install_error(index) {
+                let dependent = keys_that_need(&probes[index], &keys);
+                self.skip(&dependent, skip_kind(error), &error.to_string());
+                keys.retain(|key| !dependent.contains(key));
+            }
         }
-        let why = match (verdict, &report.trouble) {
-            (Verdict::Unclear(why), _) => why,
-            (Verdict::Unseen, _) => format!("it was not seen in {runs} runs"),
-            (_, Some(trouble)) => trouble.clone(),
-            (_, None) => format!("not certain after {runs} runs in {:?}", self.terms.timeout),
+        keys
+    }
+
+    fn why_not_found(&self, key: &str, verdict: Verdict, report: &ThreadReport, runs: u32) -> (SkipKind, String) {
+        let function = catalog::split_argument_key(key).map(|(function, _)| function);
+        let called = &report.called_functions;
+        if let Some(function) = function.filter(|&function| !called.contains(function))
+            && !called.is_empty()
+        {
+            let reason = format!("{function} was not called in {runs} runs that should call it: it is inlined");
+            return (SkipKind::NeverCalled, reason);
+        }
+        let reason = match (verdict, &report.error) {
+            (Verdict::Inconclusive(reason), _) => reason,
+            (Verdict::NotSeen, _) => format!("it was not seen in {runs} runs"),
+            (_, Some(error)) => error.clone(),
+            (_, None) => format!("not certain after {runs} runs in {:?}", self.options.timeout),
         };
-        (SkipKind::NotFound, why)
+        (SkipKind::NotFound, reason)
     }
 }
 
-/// Everything that guesses want to look through, what they declare alike once, and for each guess the numbers of its
-/// probes. Those that serve only what is known already are left out.
-fn number(runners: &[Runner<'_>]) -> (Vec<Probe>, Vec<Vec<usize>>) {
-    let mut probes: Vec<Probe> = Vec::new();
-    let mut numbers = Vec::new();
-    for runner in runners {
+/// The probes of one attempt of each of several guesses.
+struct ProbePlan {
+    /// All probes, with equal ones listed once.
+    probes: Vec<Probe>,
+    /// For each guess, the indices of its probes.
+    indices: Vec<Vec<usize>>,
+}
+
+/// Collects the probes that active guesses need for what they have not found yet.
+fn plan_probes(active: &[ActiveGuess<'_>]) -> ProbePlan {
+    let mut plan = ProbePlan { probes: Vec::new(), indices: Vec::new() };
+    for guess in active {
         let mut own = Vec::new();
-        for probe in runner.guess.probes(runner.attempt) {
-            if lost(&probe, &runner.missing).is_empty() {
+        for probe in guess.guess.probes(guess.attempt) {
+            if keys_that_need(&probe, &guess.missing).is_empty() {
                 continue;
             }
-            let known = probes.iter().position(|known| *known == probe);
-            own.push(known.unwrap_or(probes.len()));
+            let known = plan.probes.iter().position(|known| *known == probe);
+            own.push(known.unwrap_or(plan.probes.len()));
             if known.is_none() {
-                probes.push(probe);
+                plan.probes.push(probe);
             }
         }
-        numbers.push(own);
+        plan.indices.push(own);
     }
-    (probes, numbers)
+    plan
 }
 
-/// The keys that cannot be found without a probe.
-fn lost(probe: &Probe, keys: &[String]) -> Vec<String> {
+/// Those of `keys` that cannot be found without the probe.
+fn keys_that_need(probe: &Probe, keys: &[String]) -> Vec<String> {
     let function = |key: &String| catalog::split_argument_key(key).map(|(function, _)| function.to_owned());
-    let hangs_on_it = |key: &&String| !probe.optional || function(key).as_ref() == Some(&probe.function);
-    keys.iter().filter(hangs_on_it).cloned().collect()
+    let needs_it = |key: &&String| !probe.optional || function(key).as_ref() == Some(&probe.function);
+    keys.iter().filter(needs_it).cloned().collect()
 }
 
-fn kind_of(error: &Error) -> SkipKind {
+fn skip_kind(error: &Error) -> SkipKind {
     if error.kind() == Kind::NoFunction { SkipKind::NoFunction } else { SkipKind::NotFound }
 }
 
-/// Runs a guess again and again on a fresh thread.
-fn on_own_thread(
+/// Runs a guess repeatedly on a thread of its own.
+fn run_on_own_thread(
     guess: &mut dyn AnyGuess,
-    posted: &Posted,
-    numbers: &[usize],
+    installed: &InstalledProbes,
+    indices: &[usize],
     candidates: &mut Candidates,
-    until: Instant,
-) -> io::Result<Report> {
+    deadline: Instant,
+) -> io::Result<ThreadReport> {
     let name = format!("guess {}", guess.name());
     thread::scope(|scope| {
-        let runs = || on_stage(guess, posted, numbers, candidates, until);
-        let running = thread::Builder::new().name(name).spawn_scoped(scope, runs)?;
-        let broken =
-            |_| Report { trouble: Some("the guess broke down: this is a bug".to_owned()), ..Report::default() };
-        Ok(running.join().unwrap_or_else(broken))
+        let run = || run_on_this_thread(guess, installed, indices, candidates, deadline);
+        let thread = thread::Builder::new().name(name).spawn_scoped(scope, run)?;
+        let panicked =
+            |_| ThreadReport { error: Some("the guess panicked: this is a bug".to_owned()), ..ThreadReport::default() };
+        Ok(thread.join().unwrap_or_else(panicked))
     })
 }
 
-fn on_stage(
+fn run_on_this_thread(
     guess: &mut dyn AnyGuess,
-    posted: &Posted,
-    numbers: &[usize],
+    installed: &InstalledProbes,
+    indices: &[usize],
     candidates: &mut Candidates,
-    until: Instant,
-) -> Report {
-    match Stage::new(posted, numbers) {
-        Ok(mut stage) => {
-            let trouble = repeat(guess, &mut stage, candidates, until);
-            Report { trouble, called: stage.called().clone() }
+    deadline: Instant,
+) -> ThreadReport {
+    match ProbedThread::attach(installed, indices) {
+        Ok(mut thread) => {
+            let error = repeat(guess, &mut thread, candidates, deadline);
+            ThreadReport { error, called_functions: thread.called_functions().clone() }
         }
-        Err(error) => Report { trouble: Some(error.to_string()), ..Report::default() },
+        Err(error) => ThreadReport { error: Some(error.to_string()), ..ThreadReport::default() },
     }
 }
 
-/// Runs a guess until nothing is open, and tells the last trouble that it had, if any.
+/// Runs a guess until all its keys are decided, the deadline has passed, or its trigger keeps failing. Returns why the
+/// last trigger that failed did so.
 fn repeat(
     guess: &mut dyn AnyGuess,
-    scene: &mut dyn Scene,
+    context: &mut dyn Context,
     candidates: &mut Candidates,
-    until: Instant,
+    deadline: Instant,
 ) -> Option<String> {
-    let (mut failures, mut trouble) = (0, None);
-    while candidates.open() && Instant::now() < until && failures < FAILURES {
-        match guess.once(scene) {
-            Ok(clues) => {
-                candidates.note(clues);
+    let (mut failures, mut last_error) = (0, None);
+    while candidates.is_undecided() && Instant::now() < deadline && failures < MAX_FAILURES {
+        match guess.run_once(context) {
+            Ok(evidence) => {
+                candidates.add(evidence);
                 failures = 0;
             }
             Err(error) => {
-                trouble = Some(format!("what would show it does not work: {error}"));
+                last_error = Some(format!("the trigger failed: {error}"));
                 failures += 1;
             }
         }
     }
-    trouble
+    last_error
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::clues::Clues;
+    use crate::engine::call::Call;
+    use crate::engine::candidates::Evidence;
     use crate::engine::guess::Guess;
     use crate::engine::random::Random;
-    use crate::engine::shot::Shot;
 
-    /// A guess that is told what each run shows.
-    struct Told(Vec<Option<Vec<u32>>>);
+    /// A guess with given evidence for each run; `None` is a trigger that fails.
+    struct Scripted(Vec<Option<Vec<u32>>>);
 
-    impl Guess for Told {
-        type Sent = Vec<u32>;
+    impl Guess for Scripted {
+        type Expected = Vec<u32>;
 
         fn name(&self) -> &'static str {
-            "told"
+            "scripted"
         }
 
         fn needs(&self) -> Vec<String> {
@@ -320,75 +335,75 @@ mod tests {
             Vec::new()
         }
 
-        fn trigger(&mut self, _scene: &mut dyn Scene) -> io::Result<Vec<u32>> {
+        fn trigger(&mut self, _context: &mut dyn Context) -> io::Result<Vec<u32>> {
             let run = if self.0.is_empty() { None } else { self.0.remove(0) };
             run.ok_or_else(|| io::Error::other("refused"))
         }
 
-        fn solve(&self, sent: &Vec<u32>, _shots: &[Shot]) -> Clues {
-            let mut clues = Clues::default();
-            clues.allow("a.b", sent.iter().copied());
-            clues
+        fn solve(&self, expected: &Vec<u32>, _calls: &[Call]) -> Evidence {
+            let mut evidence = Evidence::default();
+            evidence.one_of("a.b", expected.iter().copied());
+            evidence
         }
     }
 
-    struct Nowhere(Random);
+    struct NoCalls(Random);
 
-    impl Scene for Nowhere {
+    impl Context for NoCalls {
         fn random(&mut self) -> &mut Random {
             &mut self.0
         }
 
-        fn watch(&mut self, _pid: u32) -> io::Result<()> {
+        fn follow(&mut self, _pid: u32) -> io::Result<()> {
             Ok(())
         }
 
-        fn shots(&mut self) -> Vec<Shot> {
+        fn calls(&mut self) -> Vec<Call> {
             Vec::new()
         }
     }
 
-    fn run(shown: &[Option<&[u32]>], time: Duration) -> (Verdict, Option<String>, u32) {
-        let mut guess = Told(shown.iter().map(|run| run.map(<[u32]>::to_vec)).collect());
-        let mut candidates = Candidates::of(&["a.b".to_owned()]);
-        let trouble = repeat(&mut guess, &mut Nowhere(Random::new()), &mut candidates, Instant::now() + time);
+    fn run(evidence: &[Option<&[u32]>], time: Duration) -> (Verdict, Option<String>, u32) {
+        let mut guess = Scripted(evidence.iter().map(|run| run.map(<[u32]>::to_vec)).collect());
+        let mut candidates = Candidates::for_keys(&["a.b".to_owned()]);
+        let error = repeat(&mut guess, &mut NoCalls(Random::new()), &mut candidates, Instant::now() + time);
         let verdict = candidates.verdicts().next().unwrap().1;
-        (verdict, trouble, candidates.runs())
+        (verdict, error, candidates.runs())
     }
 
     const TIME: Duration = Duration::from_secs(60);
 
     #[test]
-    fn it_runs_until_one_is_left() {
-        let (verdict, trouble, runs) =
+    fn it_runs_until_one_candidate_is_left() {
+        let (verdict, error, runs) =
             run(&[Some(&[1, 2, 3]), Some(&[2, 3]), Some(&[2]), Some(&[2]), Some(&[2]), Some(&[9])], TIME);
-        assert_eq!((verdict, trouble, runs), (Verdict::Is(2), None, 5));
+        assert_eq!((verdict, error, runs), (Verdict::Found(2), None, 5));
     }
 
     #[test]
-    fn a_trigger_that_fails_now_and_then_does_not_matter() {
-        let (verdict, trouble, _) = run(&[None, Some(&[2]), None, None, Some(&[2]), Some(&[2])], TIME);
-        assert_eq!(verdict, Verdict::Is(2));
-        assert!(trouble.unwrap().ends_with("refused"));
+    fn a_trigger_may_fail_now_and_then() {
+        let (verdict, error, _) = run(&[None, Some(&[2]), None, None, Some(&[2]), Some(&[2])], TIME);
+        assert_eq!(verdict, Verdict::Found(2));
+        assert!(error.unwrap().ends_with("refused"));
     }
 
     #[test]
     fn a_trigger_that_always_fails_ends_it() {
-        let (verdict, trouble, runs) = run(&[], TIME);
-        assert_eq!((verdict, runs), (Verdict::Open, 0));
-        assert_eq!(trouble.unwrap(), "what would show it does not work: refused");
+        let (verdict, error, runs) = run(&[], TIME);
+        assert_eq!((verdict, runs), (Verdict::Undecided, 0));
+        assert_eq!(error.unwrap(), "the trigger failed: refused");
     }
 
     #[test]
-    fn time_ends_it() {
-        let (verdict, trouble, runs) = run(&[Some(&[2])], Duration::ZERO);
-        assert_eq!((verdict, trouble, runs), (Verdict::Open, None, 0));
+    fn the_deadline_ends_it() {
+        let (verdict, error, runs) = run(&[Some(&[2])], Duration::ZERO);
+        assert_eq!((verdict, error, runs), (Verdict::Undecided, None, 0));
     }
 
     #[test]
-    fn a_probe_that_is_refused_takes_its_own_arguments_only_if_others_can_do_without() {
+    fn keys_of_other_functions_do_not_need_an_optional_probe() {
         let keys = ["f(a)", "f(b)", "g(a)", "s.m"].map(str::to_owned);
-        assert_eq!(lost(&Probe::on("f").optional(), &keys), ["f(a)", "f(b)"]);
-        assert_eq!(lost(&Probe::on("f"), &keys), keys);
+        assert_eq!(keys_that_need(&Probe::on("f").optional(), &keys), ["f(a)", "f(b)"]);
+        assert_eq!(keys_that_need(&Probe::on("f"), &keys), keys);
     }
 }

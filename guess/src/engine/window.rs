@@ -1,27 +1,28 @@
-//! A piece of kernel memory, and where in it a value lies.
+//! Captured kernel memory, and the search for values in it.
 
-/// Bytes of a word of this machine's, and its kernel's.
+/// The size of a word of this machine and its kernel, in bytes.
 pub(crate) const WORD: u32 = size_of::<usize>() as u32;
 
-/// The bytes of a word in memory.
+/// A word as it is in memory.
 pub(crate) fn bytes_of(word: u64) -> [u8; WORD as usize] {
     (word as usize).to_ne_bytes()
 }
 
-/// Bytes of kernel memory, from an offset in their structure on.
+/// A part of a kernel structure. Offsets are counted from the beginning of the structure.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Window {
+    /// The offset of the first byte.
     from: u32,
     bytes: Vec<u8>,
 }
 
 impl Window {
-    /// The bytes that start `from` bytes into a structure.
+    /// Bytes that begin at offset `from` of their structure.
     pub(crate) fn new(from: u32, bytes: Vec<u8>) -> Self {
         Self { from, bytes }
     }
 
-    /// `N` bytes at an offset in the structure; none when the window does not hold them.
+    /// `N` bytes at an offset; `None` if the window does not hold them all.
     fn get<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
         let start = offset.checked_sub(self.from)? as usize;
         self.bytes.get(start..)?.first_chunk().copied()
@@ -42,30 +43,30 @@ impl Window {
         (self.from..).step_by(WORD as usize).map_while(|offset| Some((offset, self.word(offset)?)))
     }
 
-    /// Every offset, a multiple of `align` in the structure, at which `pattern` lies.
+    /// Every offset of `pattern` that is a multiple of `align`.
     pub(crate) fn find(&self, pattern: &[u8], align: u32) -> Vec<u32> {
-        let places = (self.from.next_multiple_of(align)..).step_by(align as usize);
+        let offsets = (self.from.next_multiple_of(align)..).step_by(align as usize);
         let end = self.from + self.bytes.len() as u32;
         let holds = |offset: &u32| self.bytes[(offset - self.from) as usize..].starts_with(pattern);
-        places.take_while(|&offset| offset + pattern.len() as u32 <= end).filter(holds).collect()
+        offsets.take_while(|&offset| offset + pattern.len() as u32 <= end).filter(holds).collect()
     }
 
-    /// Every offset, as a 2-byte field may have it, of a number in the machine's byte order.
+    /// Every offset of a number in the machine's byte order where a 2-byte field may be.
     pub(crate) fn find_u16(&self, value: u16) -> Vec<u32> {
         self.find(&value.to_ne_bytes(), 2)
     }
 
-    /// Every offset, as a 4-byte field may have it, of a number in the machine's byte order.
+    /// Every offset of a number in the machine's byte order where a 4-byte field may be.
     pub(crate) fn find_u32(&self, value: u32) -> Vec<u32> {
         self.find(&value.to_ne_bytes(), 4)
     }
 
-    /// Every offset, as a field of a word may have it, of a number or pointer.
+    /// Every offset of a number or pointer where a field of a word's size may be.
     pub(crate) fn find_word(&self, value: u64) -> Vec<u32> {
         self.find(&bytes_of(value), WORD)
     }
 
-    /// The bytes from `start` to `end` of the structure, or as much of them as there is.
+    /// The bytes from offset `start` to offset `end`, as far as the window holds them.
     pub(crate) fn part(&self, start: u32, end: u32) -> Self {
         let length = self.bytes.len();
         let index = |offset: u32| (offset.saturating_sub(self.from) as usize).min(length);
@@ -73,20 +74,20 @@ impl Window {
         Self { from: start.max(self.from), bytes }
     }
 
-    /// Puts bytes where they belong.
+    /// Writes bytes at an offset.
     pub(crate) fn write(&mut self, offset: u32, bytes: &[u8]) {
         let start = (offset - self.from) as usize;
         self.bytes[start..start + bytes.len()].copy_from_slice(bytes);
     }
 
-    /// The bytes.
+    /// All bytes.
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 }
 
-/// Whether a word can be the address of something in the kernel, on any 64-bit machine; on one of 32 bits, where the kernel
-/// has the last of four gigabytes (`CONFIG_VMSPLIT_3G`).
+/// Whether a word may be a kernel address. On a 32-bit machine this assumes that the kernel has the last of the four
+/// gigabytes (`CONFIG_VMSPLIT_3G`).
 pub(crate) fn is_kernel_pointer(word: u64) -> bool {
     if WORD == 4 {
         return (0xc000_0000..0xffff_f000).contains(&word);
@@ -127,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn pointers_are_told_from_numbers() {
+    fn pointers_and_numbers_are_distinguished() {
         for pointer in [0xffff_8880_1234_5678, 0xffff_ffff_8123_4567, 0xff11_0000_0000_1000] {
             assert!(is_kernel_pointer(pointer));
         }

@@ -1,39 +1,41 @@
-//! What a `linux_binprm` holds of a program that is about to run.
+//! The fields of a `linux_binprm`.
 
-use super::nameless_file::{NamelessFile, RANDOM_AT, random_part};
-use crate::engine::{Clues, Guess, Probe, Random, Scene, Shot, WORD, Window, bytes_of, is_kernel_pointer};
+use super::anonymous_file::{AnonymousFile, RANDOM_AT, random_part};
+use crate::engine::{Call, Context, Evidence, Guess, Probe, Random, WORD, Window, bytes_of, is_kernel_pointer};
 use crate::sys::PausedChild;
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
-/// How much of a `linux_binprm` is looked at.
+/// How many bytes of a `linux_binprm` are captured.
 const BINPRM: u32 = 384;
-/// Strings are laid out from the top of a page, under an empty word.
+/// The size of a page in bytes.
 const PAGE: u64 = 4096;
+/// The kernel copies the program's strings to the new stack, downwards from an empty word of this size at the end of a page.
 const TOP: u64 = WORD as u64;
 
-/// A child of this process executes a script without a path. Its interpreter has no path either and ends at once. Both are
-/// named by a spelling chosen at random from a thousand for the same file (`/././proc/self/fd/7`), which tells `filename` from
-/// `interp`. The program's strings have random lengths: `p` lies that far below the top of a page.
+/// A child of this process executes a script. Script and interpreter are anonymous files, and the interpreter ends at
+/// once. Each is named by one of a thousand spellings of its path, chosen at random (`/././proc/self/fd/7`), which
+/// distinguishes `filename` from `interp`. The program's strings have random lengths; `p` is below the end of a page by
+/// the sum of these lengths.
 ///
-/// Who audits what is executed will see it: `…-socktrail-guess`, a few times.
+/// If the host audits executed programs, the audit log shows `…-socktrail-guess` a few times.
 #[derive(Debug)]
 pub(super) struct Binprm;
 
-/// Where `linux_binprm` keeps the opened file. The trigger executes a file with a random name: the pointer that leads to
-/// that name is the file.
+/// Finds `linux_binprm.file`. The trigger executes a file with a random name; the pointer that leads to this name is
+/// the file.
 ///
 /// If the host audits executed programs, the audit log shows this too.
 #[derive(Debug)]
-pub(super) struct Opened;
+pub(super) struct BinprmFile;
 
-impl Guess for Opened {
+impl Guess for BinprmFile {
     /// The file's name.
-    type Sent = String;
+    type Expected = String;
 
     fn name(&self) -> &'static str {
-        "opened"
+        "binprm_file"
     }
 
     fn needs(&self) -> Vec<String> {
@@ -49,37 +51,37 @@ impl Guess for Opened {
         vec![probe.through("names", "{bprm}", 0..BINPRM, &["{file.dentry}", "{dentry.name}", RANDOM_AT])]
     }
 
-    fn trigger(&mut self, stage: &mut dyn Scene) -> io::Result<String> {
-        let program = NamelessFile::new(&program(), stage.random())?;
-        let path = CString::new(path_of(&program.file, stage.random()))?;
+    fn trigger(&mut self, context: &mut dyn Context) -> io::Result<String> {
+        let program = AnonymousFile::new(&program(), context.random())?;
+        let path = CString::new(path_of(&program.file, context.random()))?;
         let child = PausedChild::new(&path, std::slice::from_ref(&path), &[])?;
-        stage.watch(child.pid())?;
+        context.follow(child.pid())?;
         child.run()?;
         Ok(program.name)
     }
 
-    fn solve(&self, name: &String, shots: &[Shot]) -> Clues {
-        let mut clues = Clues::default();
-        if let ([shot], Some(random_part)) = (shots, random_part(name)) {
-            clues.allow("linux_binprm.file", shot.view("names").find(random_part, WORD));
+    fn solve(&self, name: &String, calls: &[Call]) -> Evidence {
+        let mut evidence = Evidence::default();
+        if let ([call], Some(random_part)) = (calls, random_part(name)) {
+            evidence.one_of("linux_binprm.file", call.view("names").find(random_part, WORD));
         }
-        clues
+        evidence
     }
 }
 
-/// A program that was executed.
+/// A program that was executed, as its `linux_binprm` should describe it.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Executed {
     script: String,
     interpreter: String,
-    /// How many arguments it was left with.
+    /// How many arguments it has in the end.
     arguments: u32,
-    /// Bytes of all strings that were laid out.
+    /// The size of all its strings on the new stack, in bytes.
     strings: u64,
 }
 
 impl Guess for Binprm {
-    type Sent = Executed;
+    type Expected = Executed;
 
     fn name(&self) -> &'static str {
         "binprm"
@@ -99,31 +101,32 @@ impl Guess for Binprm {
         vec![probe.words("binprm", "{arg1}", 0..BINPRM).targets("targets", "{arg1}", 0..BINPRM)]
     }
 
-    fn trigger(&mut self, stage: &mut dyn Scene) -> io::Result<Executed> {
-        let random = stage.random();
-        let program = NamelessFile::new(&program(), random)?;
+    fn trigger(&mut self, context: &mut dyn Context) -> io::Result<Executed> {
+        let random = context.random();
+        let program = AnonymousFile::new(&program(), random)?;
         let interpreter = path_of(&program.file, random);
-        let script = NamelessFile::new(format!("#!{interpreter}\n").as_bytes(), random)?;
+        let script = AnonymousFile::new(format!("#!{interpreter}\n").as_bytes(), random)?;
         let script_name = path_of(&script.file, random);
         let arguments: Vec<_> = (0..random.within(3..=50)).map(|_| word(random)).collect();
         let environment: Vec<_> = (0..random.within(3..=50)).map(|_| word(random)).collect();
         let path = CString::new(script_name.as_str())?;
         let child = PausedChild::new(&path, &arguments, &environment)?;
-        stage.watch(child.pid())?;
+        context.follow(child.pid())?;
         child.run()?;
         Ok(executed(script_name, interpreter, &arguments, &environment))
     }
 
-    fn solve(&self, sent: &Executed, shots: &[Shot]) -> Clues {
-        let mut clues = Clues::default();
-        if let [shot] = shots {
-            find(sent, shot.view("binprm"), shot.view("targets"), &mut clues);
+    fn solve(&self, expected: &Executed, calls: &[Call]) -> Evidence {
+        let mut evidence = Evidence::default();
+        if let [call] = calls {
+            add_evidence(expected, call.view("binprm"), call.view("targets"), &mut evidence);
         }
-        clues
+        evidence
     }
 }
 
-/// What is left when the name of the script and its interpreter have taken the place of the first argument.
+/// What the `linux_binprm` should hold. The kernel replaces the first argument of a script with the interpreter and the
+/// name of the script.
 fn executed(script: String, interpreter: String, arguments: &[CString], environment: &[CString]) -> Executed {
     let bytes = |strings: &[CString]| strings.iter().map(|string| string.count_bytes() + 1).sum::<usize>();
     let names = 2 * (script.len() + 1) + interpreter.len() + 1;
@@ -135,28 +138,31 @@ fn executed(script: String, interpreter: String, arguments: &[CString], environm
     }
 }
 
-fn find(sent: &Executed, binprm: &Window, targets: &Window, clues: &mut Clues) {
-    let called = |name: &str| {
-        // The strings of the program, which user pointers point to, are called the same.
+fn add_evidence(expected: &Executed, binprm: &Window, targets: &Window, evidence: &mut Evidence) {
+    let pointers_to = |name: &str| {
+        // The program's own strings have the same names, but pointers to them are user addresses.
         let in_kernel = |offset| binprm.word(offset).is_some_and(is_kernel_pointer);
         let begins =
             |&(offset, target): &(u32, u64)| name.as_bytes().starts_with(&bytes_of(target)) && in_kernel(offset);
         targets.words().filter(begins).map(|(offset, _)| offset).collect::<Vec<_>>()
     };
-    let came_down = |&(_, word): &(u32, u64)| {
-        word > PAGE && word >> 56 == 0 && !is_kernel_pointer(word) && (word + TOP + sent.strings).is_multiple_of(PAGE)
+    let is_stack_pointer = |&(_, word): &(u32, u64)| {
+        word > PAGE
+            && word >> 56 == 0
+            && !is_kernel_pointer(word)
+            && (word + TOP + expected.strings).is_multiple_of(PAGE)
     };
-    let script = called(&sent.script);
+    let script = pointers_to(&expected.script);
     if !script.is_empty() {
-        clues.allow("security_bprm_committed_creds(bprm)", [1]);
+        evidence.one_of("security_bprm_committed_creds(bprm)", [1]);
     }
-    clues.allow("linux_binprm.filename", script);
-    clues.allow("linux_binprm.interp", called(&sent.interpreter));
-    clues.allow("linux_binprm.p", binprm.words().filter(came_down).map(|(offset, _)| offset));
-    clues.allow("linux_binprm.argc", binprm.find_u32(sent.arguments));
+    evidence.one_of("linux_binprm.filename", script);
+    evidence.one_of("linux_binprm.interp", pointers_to(&expected.interpreter));
+    evidence.one_of("linux_binprm.p", binprm.words().filter(is_stack_pointer).map(|(offset, _)| offset));
+    evidence.one_of("linux_binprm.argc", binprm.find_u32(expected.arguments));
 }
 
-/// One of the many paths of an open file, beginning differently from others.
+/// A path of an open file, with a beginning that is chosen at random.
 fn path_of(file: &OwnedFd, random: &mut Random) -> String {
     let step = |_| if random.within(0..=1) == 0 { "/." } else { "//" };
     let steps: String = (0..10).map(step).collect();
@@ -164,11 +170,11 @@ fn path_of(file: &OwnedFd, random: &mut Random) -> String {
 }
 
 fn word(random: &mut Random) -> CString {
-    CString::new(vec![b'x'; random.within(1..=40) as usize]).expect("there is no NUL in it")
+    CString::new(vec![b'x'; random.within(1..=40) as usize]).expect("the text should contain no NUL")
 }
 
-/// A program that ends at once: an ELF header, one segment that is the whole file, one that says that its stack is not to
-/// be executed (32-bit kernels write of programs without it into their log), and the code.
+/// A program that ends at once: an ELF header, a segment with the whole file, a segment that marks the stack as not
+/// executable (32-bit kernels log a message about programs without one), and the code.
 fn program() -> Vec<u8> {
     const BASE: usize = 0x40_0000;
     const ELF: usize = if WORD == 4 { 52 } else { 64 };
@@ -189,13 +195,13 @@ fn program() -> Vec<u8> {
     let class = (WORD / 4) as u8;
     let mut out = [b"\x7fELF", &[class, 1, 1][..]].concat();
     out.resize(16, 0);
-    // An executable for this machine, version 1.
+    // Type (executable), machine and version.
     out.extend([2, machine].map(u16::to_ne_bytes).concat());
     out.extend(1u32.to_ne_bytes());
-    // Its entry, where the program headers are, no section headers, no flags.
+    // Entry point, offset of the program headers, no section headers, no flags.
     out.extend(words(&[BASE + CODE, ELF, 0]));
     out.extend(0u32.to_ne_bytes());
-    // Sizes and counts: two program headers.
+    // Size of this header, size and number of program headers, no section headers.
     out.extend([ELF as u16, SEGMENT as u16, 2, 0, 0, 0].map(u16::to_ne_bytes).concat());
     let segment = |kind: u32, flags: u32, place: [usize; 5], align: usize| {
         let ([kind, flags], place, align) = ([kind, flags].map(u32::to_ne_bytes), words(&place), words(&[align]));
@@ -205,7 +211,7 @@ fn program() -> Vec<u8> {
             [&kind[..], &flags, &place, &align].concat()
         }
     };
-    // To be loaded, readable and executable, from the start of the file.
+    // The whole file (`PT_LOAD`), readable and executable.
     out.extend(segment(1, 5, [0, BASE, BASE, size, size], 0x1_0000));
     // The stack (`PT_GNU_STACK`), readable and writable.
     out.extend(segment(0x6474_e551, 6, [0; 5], 16));
@@ -218,19 +224,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_program_runs_and_ends_well() {
+    fn the_program_runs_and_succeeds() {
         let mut random = Random::new();
-        let file = NamelessFile::new(&program(), &mut random).unwrap();
+        let file = AnonymousFile::new(&program(), &mut random).unwrap();
         let name = path_of(&file.file, &mut random);
-        let script = NamelessFile::new(format!("#!{name}\n").as_bytes(), &mut random).unwrap();
-        // The child of a shell has no such file, so it is this process' own.
+        let script = AnonymousFile::new(format!("#!{name}\n").as_bytes(), &mut random).unwrap();
+        // The child does not inherit the files, so use those of this process.
         let path = path_of(&script.file, &mut random).replace("self", &std::process::id().to_string());
         let program = name.replace("self", &std::process::id().to_string());
         assert!(std::process::Command::new(program).status().unwrap().success());
         assert!(std::fs::read_to_string(path).unwrap().starts_with("#!/"));
     }
 
-    fn sent() -> Executed {
+    fn expected() -> Executed {
         Executed { script: "/.//././x".into(), interpreter: "//./././y".into(), arguments: 37, strings: 1234 }
     }
 
@@ -248,24 +254,27 @@ mod tests {
             binprm.write(offset, &pointer.to_ne_bytes());
             targets.write(offset, target);
         }
-        let shot = Shot::of("security_bprm_committed_creds", vec![("binprm", binprm), ("targets", targets)]);
-        let clues = Binprm.solve(&sent(), &[shot]);
+        let call = Call::of("security_bprm_committed_creds", vec![("binprm", binprm), ("targets", targets)]);
+        let evidence = Binprm.solve(&expected(), &[call]);
         for (key, offset) in [("p", 24), ("argc", 88), ("filename", 96), ("interp", 104)] {
-            assert_eq!(clues.of(&format!("linux_binprm.{key}")), [offset], "{key}");
+            assert_eq!(evidence.values(&format!("linux_binprm.{key}")), [offset], "{key}");
         }
-        assert_eq!(clues.of("security_bprm_committed_creds(bprm)"), [1]);
+        assert_eq!(evidence.values("security_bprm_committed_creds(bprm)"), [1]);
     }
 
     #[test]
     fn the_file_is_found_by_its_name() {
-        let mut shot = Shot::blank(&Opened.probes(0)[0]);
-        shot.put("names", 64, b"socktest");
-        shot.put("names", 72, b"somebody");
-        assert_eq!(Opened.solve(&"memfd:socktest-socktrail-guess".to_owned(), &[shot]).of("linux_binprm.file"), [64]);
+        let mut call = Call::blank(&BinprmFile.probes(0)[0]);
+        call.put("names", 64, b"socktest");
+        call.put("names", 72, b"somebody");
+        assert_eq!(
+            BinprmFile.solve(&"memfd:socktest-socktrail-guess".to_owned(), &[call]).values("linux_binprm.file"),
+            [64]
+        );
     }
 
     #[test]
-    fn the_name_of_the_script_is_laid_out_twice() {
+    fn the_name_of_the_script_is_counted_twice() {
         let words = |count: usize| vec![CString::new("abc").unwrap(); count];
         let executed = executed("/s".into(), "/in".into(), &words(4), &words(2));
         assert_eq!((executed.arguments, executed.strings), (5, 3 + 3 + 4 + 2 * 4 + 3 * 4));

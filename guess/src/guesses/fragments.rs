@@ -1,45 +1,46 @@
-//! Where an `sk_buff` keeps the size of the largest fragment that its datagram was put together from.
+//! The size of the largest fragment, in the control block of a reassembled `sk_buff`.
 
-use super::talk;
-use crate::engine::{Clues, Guess, Probe, Random, Scene, Shot};
+use super::loopback;
+use crate::engine::{Call, Context, Evidence, Guess, Probe, Random};
 use crate::sys;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 
-/// `struct sk_buff` is not larger than this on any machine of 64 bits, and the control block is part of it.
+/// How many bytes of an `sk_buff` are captured: at least its size on every known 64-bit kernel.
 const SKB: u32 = 256;
-/// How long the first fragment is, in units of 8 bytes, without IP's headers. With them it is no shorter than IPv6's
-/// smallest MTU: where connections are tracked, the kernel puts together what goes out and cuts it anew, but no smaller.
+/// The length of the first fragment without IP headers, in units of 8 bytes. With IP headers it is at least IPv6's
+/// minimum MTU: connection tracking reassembles outgoing fragments and fragments them again, but never below that MTU.
 const FIRST: RangeInclusive<u32> = 154..=400;
-/// How long the second is: always the shorter one, and long enough that the kernel must cut again.
+/// The length of the second fragment in bytes. It is always the shorter one, and long enough that the kernel has to
+/// fragment again.
 const SECOND: RangeInclusive<u32> = 200..=600;
 
 const UDP_HEADER: u16 = 8;
 const IPV4_HEADER: u16 = 20;
 const IPV6_HEADER: u16 = 40;
 const FRAGMENT_HEADER: u16 = 8;
-/// Flags of a fragment in IPv4's header.
-const DO_NOT_CUT: u16 = 0x4000;
-const MORE_FOLLOW: u16 = 0x2000;
-/// What goes into IPv6's header for a fragment header.
+/// Flags in the IPv4 header (RFC 791, section 3.1).
+const DONT_FRAGMENT: u16 = 0x4000;
+const MORE_FRAGMENTS: u16 = 0x2000;
+/// The next header value of the IPv6 fragment header.
 const NEXT_IS_FRAGMENT: u8 = 44;
 
-/// A datagram comes as two fragments, the first of random size. Where the socket takes it in, put together again, the
-/// packet's control block has that size.
+/// Sends a datagram as two fragments, the first of random size. When the socket receives the reassembled packet, its
+/// control block has that size.
 #[derive(Debug)]
 pub(super) struct Fragments {
     pub(super) ipv6: bool,
 }
 
-/// A UDP datagram that is cut in two.
+/// A UDP datagram that is sent as two fragments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Datagram {
     from: SocketAddr,
     to: SocketAddr,
-    /// What tells its fragments from those of others.
+    /// The identification by which its fragments are reassembled.
     id: u16,
-    /// How many bytes are in each fragment, not counting IP's headers.
+    /// The length of each fragment in bytes, without IP headers.
     first: u16,
     second: u16,
 }
@@ -55,7 +56,7 @@ impl Fragments {
 }
 
 impl Guess for Fragments {
-    type Sent = Datagram;
+    type Expected = Datagram;
 
     fn name(&self) -> &'static str {
         if self.ipv6 { "fragments6" } else { "fragments" }
@@ -77,27 +78,27 @@ impl Guess for Fragments {
         vec![Probe::on(self.function()).words("skb", "{skb}", 0..SKB)]
     }
 
-    fn trigger(&mut self, stage: &mut dyn Scene) -> io::Result<Datagram> {
-        let random = stage.random();
-        let from = SocketAddr::new(talk::address(random, self.ipv6).ip(), talk::port(random));
-        let receiver = talk::udp(talk::address(random, self.ipv6))?;
+    fn trigger(&mut self, context: &mut dyn Context) -> io::Result<Datagram> {
+        let random = context.random();
+        let from = SocketAddr::new(loopback::address(random, self.ipv6).ip(), loopback::port(random));
+        let receiver = loopback::udp(loopback::address(random, self.ipv6))?;
         let datagram = Datagram::random(random, from, receiver.local_addr()?);
         datagram.send()?;
-        talk::receive(&receiver, usize::from(datagram.length() - UDP_HEADER))?;
+        loopback::receive(&receiver, usize::from(datagram.length() - UDP_HEADER))?;
         Ok(datagram)
     }
 
-    fn solve(&self, sent: &Datagram, shots: &[Shot]) -> Clues {
-        let mut clues = Clues::default();
-        for shot in shots {
-            let skb = shot.view("skb");
-            let places = skb.find_u16(sent.largest());
-            // A packet of others may come in on this thread as well: whoever is interrupted takes it.
-            if !places.is_empty() {
-                clues.allow(self.key(), places);
+    fn solve(&self, sent: &Datagram, calls: &[Call]) -> Evidence {
+        let mut evidence = Evidence::default();
+        for call in calls {
+            let skb = call.view("skb");
+            let offsets = skb.find_u16(sent.largest());
+            // An interrupt on this thread may receive packets of other sockets, too.
+            if !offsets.is_empty() {
+                evidence.one_of(self.key(), offsets);
             }
         }
-        clues
+        evidence
     }
 }
 
@@ -107,34 +108,35 @@ impl Datagram {
         Self { from, to, id, first: 8 * random.within(FIRST) as u16, second: random.within(SECOND) as u16 }
     }
 
-    /// Sends both fragments. What tracks connections is not to put them together, since before Linux 4.2 it sends them as
-    /// one packet then. A firewall may let nothing pass that is not tracked; then they go as all others.
+    /// Sends both fragments. Connection tracking should not reassemble them, because before Linux 4.2 it then sends
+    /// them as one packet. But a firewall may block packets that are not tracked; then the fragments are sent like
+    /// other packets.
     fn send(&self) -> io::Result<()> {
         match self.send_as(self.to.is_ipv4()) {
             Err(error) if self.to.is_ipv4() && error.kind() == io::ErrorKind::PermissionDenied => self.send_as(false),
-            sent => sent,
+            result => result,
         }
     }
 
     fn send_as(&self, keep_fragments: bool) -> io::Result<()> {
-        let through = talk::raw(self.to.ip())?;
+        let socket = loopback::raw(self.to.ip())?;
         if keep_fragments {
-            sys::keep_fragments(&through)?;
+            sys::keep_fragments(&socket)?;
         }
-        self.fragments().iter().try_for_each(|fragment| talk::packet(&through, fragment))
+        self.fragments().iter().try_for_each(|fragment| loopback::send_packet(&socket, fragment))
     }
 
-    /// How long it is with UDP's header.
+    /// The length with the UDP header.
     fn length(&self) -> u16 {
         self.first + self.second
     }
 
-    /// The size of the larger fragment.
+    /// The size of the larger fragment with IP headers.
     fn largest(&self) -> u16 {
         self.first + if self.to.is_ipv4() { IPV4_HEADER } else { IPV6_HEADER + FRAGMENT_HEADER }
     }
 
-    /// Both fragments as they travel.
+    /// Both fragments, as packets.
     fn fragments(&self) -> [Vec<u8>; 2] {
         let udp = self.udp();
         let (first, second) = udp.split_at(self.first.into());
@@ -142,7 +144,7 @@ impl Datagram {
         [fragment(0, first), fragment(self.first, second)]
     }
 
-    /// UDP's header and the bytes that it is for. IPv4 does without a checksum.
+    /// The UDP header and the data. Over IPv4 there is no checksum.
     fn udp(&self) -> Vec<u8> {
         let header = [self.from.port(), self.to.port(), self.length(), 0].map(u16::to_be_bytes).concat();
         let mut udp = [header, vec![0xa5; usize::from(self.length() - UDP_HEADER)]].concat();
@@ -157,7 +159,7 @@ impl Datagram {
         [self.from, self.to].map(|address| octets(address.ip())).concat()
     }
 
-    /// What follows the addresses in the pseudo header of IPv6 (RFC 8200, section 8.1).
+    /// The part of the IPv6 pseudo-header after the addresses (RFC 8200, section 8.1).
     fn pseudo_header(&self) -> Vec<u8> {
         [u32::from(self.length()), libc::IPPROTO_UDP as u32].map(u32::to_be_bytes).concat()
     }
@@ -169,19 +171,19 @@ impl Datagram {
         [before, self.addresses(), after].concat()
     }
 
-    /// What is before the addresses and after them. The kernel fills in the checksum. Kernels before 4.2 note the size
-    /// only of fragments that may not be cut any further, so that is what these say they are.
+    /// The IPv4 header before and after the addresses. The kernel fills in the checksum. Kernels before 4.2 keep the
+    /// size only of fragments that must not be fragmented any further, so the fragments have the flag `DF`.
     fn headers4(&self, offset: u16, length: u16) -> [Vec<u8>; 2] {
-        let flags = if offset == 0 { DO_NOT_CUT | MORE_FOLLOW } else { DO_NOT_CUT };
+        let flags = if offset == 0 { DONT_FRAGMENT | MORE_FRAGMENTS } else { DONT_FRAGMENT };
         let words = [0x4500, IPV4_HEADER + length, self.id, flags | (offset / 8)].map(u16::to_be_bytes);
         [[words.as_flattened(), &[64, libc::IPPROTO_UDP as u8, 0, 0]].concat(), Vec::new()]
     }
 
-    /// What is before the addresses and after them, where the fragment header is (RFC 8200, section 4.5).
+    /// The IPv6 header before the addresses, and the fragment header after them (RFC 8200, section 4.5).
     fn headers6(&self, offset: u16, length: u16) -> [Vec<u8>; 2] {
         let words = [0x6000, 0, FRAGMENT_HEADER + length].map(u16::to_be_bytes);
-        let place = offset | u16::from(offset == 0);
-        let fragment = [(libc::IPPROTO_UDP as u16) << 8, place, 0, self.id].map(u16::to_be_bytes);
+        let offset_and_flags = offset | u16::from(offset == 0);
+        let fragment = [(libc::IPPROTO_UDP as u16) << 8, offset_and_flags, 0, self.id].map(u16::to_be_bytes);
         [[words.as_flattened(), &[NEXT_IS_FRAGMENT, 64]].concat(), fragment.concat()]
     }
 }
@@ -193,7 +195,7 @@ fn octets(address: IpAddr) -> Vec<u8> {
     }
 }
 
-/// The checksum of the internet (RFC 1071), as UDP writes it: 0 would mean that there is none.
+/// The internet checksum (RFC 1071) as UDP sends it: 0 would mean that there is none, so it becomes 0xffff.
 fn checksum(bytes: &[u8]) -> u16 {
     let word = |pair: &[u8]| u32::from(pair[0]) << 8 | pair.get(1).copied().map_or(0, u32::from);
     let mut sum: u32 = bytes.chunks(2).map(word).sum();
@@ -218,42 +220,48 @@ mod tests {
         Datagram { from, to, id: 0xbeef, first: 1240, second: 333 }
     }
 
-    fn shot(guess: &Fragments, size: u16, at: u32) -> Shot {
-        let mut shot = Shot::blank(&Guess::probes(guess, 0)[0]);
-        shot.put("skb", at, &size.to_ne_bytes());
-        shot
+    fn call(guess: &Fragments, size: u16, at: u32) -> Call {
+        let mut call = Call::blank(&Guess::probes(guess, 0)[0]);
+        call.put("skb", at, &size.to_ne_bytes());
+        call
     }
 
     #[test]
     fn the_size_of_the_first_fragment_is_found() {
         for (ipv6, size) in [(false, 1260_u16), (true, 1288)] {
             let guess = Fragments { ipv6 };
-            let mut shot = shot(&guess, size, 66);
-            shot.put("skb", 120, &size.to_ne_bytes());
-            shot.put("skb", 113, &size.to_ne_bytes());
-            assert_eq!(guess.solve(&sent(ipv6), &[shot]).of(guess.key()), [66, 120]);
+            let mut call = call(&guess, size, 66);
+            call.put("skb", 120, &size.to_ne_bytes());
+            call.put("skb", 113, &size.to_ne_bytes());
+            assert_eq!(guess.solve(&sent(ipv6), &[call]).values(guess.key()), [66, 120]);
         }
     }
 
     #[test]
-    fn what_others_receive_tells_nothing() {
+    fn packets_of_others_are_not_evidence() {
         let guess = Fragments { ipv6: false };
-        let blank = Shot::blank(&Guess::probes(&guess, 0)[0]);
-        let stranger = shot(&guess, 1261, 66);
-        assert_eq!(guess.solve(&sent(false), &[blank.clone(), stranger.clone()]), Clues::default());
-        let clues = guess.solve(&sent(false), &[blank, shot(&guess, 1260, 66), stranger]);
-        assert_eq!(clues.of(guess.key()), [66]);
-        assert_eq!(guess.solve(&sent(false), &[]), Clues::default());
+        let blank = Call::blank(&Guess::probes(&guess, 0)[0]);
+        let other = call(&guess, 1261, 66);
+        assert_eq!(guess.solve(&sent(false), &[blank.clone(), other.clone()]), Evidence::default());
+        let evidence = guess.solve(&sent(false), &[blank, call(&guess, 1260, 66), other]);
+        assert_eq!(evidence.values(guess.key()), [66]);
+        assert_eq!(guess.solve(&sent(false), &[]), Evidence::default());
     }
 
-    /// Offset, whether more follows and id of a fragment as another program reads it, and what it carries.
-    fn read(fragment: &[u8]) -> (u16, bool, u32, Vec<u8>) {
+    /// A fragment, as another library reads it.
+    struct Read {
+        offset: u16,
+        more_fragments: bool,
+        id: u32,
+        payload: Vec<u8>,
+    }
+    fn read(fragment: &[u8]) -> Read {
         let packet = SlicedPacket::from_ip(fragment).unwrap();
         let net = packet.net.unwrap();
         let payload = net.ip_payload_ref().unwrap();
         assert!(payload.fragmented);
         assert_eq!(payload.ip_number, IpNumber::UDP);
-        let (offset, more, id) = match &net {
+        let (offset, more_fragments, id) = match &net {
             NetSlice::Ipv4(ip) => {
                 let header = ip.header();
                 (header.fragments_offset(), header.more_fragments(), header.identification().into())
@@ -265,11 +273,11 @@ mod tests {
             }
             NetSlice::Arp(_) => unreachable!(),
         };
-        (offset.value() * 8, more, id, payload.payload.to_vec())
+        Read { offset: offset.value() * 8, more_fragments, id, payload: payload.payload.to_vec() }
     }
 
     #[test]
-    fn fragments_are_those_of_a_datagram() {
+    fn fragments_form_a_datagram() {
         for ipv6 in [false, true] {
             let sent = sent(ipv6);
             let [first, second] = sent.fragments();
@@ -277,9 +285,9 @@ mod tests {
             assert_eq!((first.len(), second.len()), (header + 1240, header + 333));
             assert_eq!(usize::from(sent.largest()), first.len());
             let (first, second) = (read(&first), read(&second));
-            assert_eq!((first.0, first.1, first.2), (0, true, 0xbeef));
-            assert_eq!((second.0, second.1, second.2), (1240, false, 0xbeef));
-            let whole = [first.3, second.3].concat();
+            assert_eq!((first.offset, first.more_fragments, first.id), (0, true, 0xbeef));
+            assert_eq!((second.offset, second.more_fragments, second.id), (1240, false, 0xbeef));
+            let whole = [first.payload, second.payload].concat();
             let (udp, data) = UdpHeader::from_slice(&whole).unwrap();
             assert_eq!((udp.source_port, udp.destination_port, udp.length), (4660, 17185, 1573));
             assert_eq!(data, [0xa5; 1565]);

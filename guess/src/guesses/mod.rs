@@ -1,15 +1,16 @@
-//! All guesses, each an idea of how the kernel can be made to show where it keeps something.
+//! All guesses. Each makes the kernel handle values that it knows, and looks for them in kernel memory.
 //!
-//! None of them disturbs the host: they talk over loopback only, between addresses and ports that nobody else has, on
-//! threads and with sockets of their own; what they change they change for their own thread; and they leave nothing
-//! behind, not even a connection that waits for its end.
+//! No guess disturbs the host. Guesses send packets only over loopback, between addresses and ports that are not in
+//! use, on threads and with sockets of their own. What they change, they change only for their own thread. They leave
+//! nothing behind, not even a connection in TIME_WAIT.
 
+mod anonymous_file;
 mod arguments;
 mod binprm;
 mod cred;
 mod flow6;
 mod fragments;
-mod nameless_file;
+mod loopback;
 mod net_device;
 mod path;
 mod sender;
@@ -18,16 +19,15 @@ mod sock;
 mod sock6;
 mod socket;
 mod socket_events;
-mod talk;
 mod task;
 mod tcp;
 mod views;
 
-pub(crate) use talk::{no_ipv6, no_loopback};
+pub(crate) use loopback::{no_ipv6, no_loopback};
 
 use crate::engine::AnyGuess;
 
-/// Every guess there is.
+/// All guesses.
 pub(crate) fn all() -> Vec<Box<dyn AnyGuess>> {
     vec![
         Box::new(socket::Socket),
@@ -40,10 +40,10 @@ pub(crate) fn all() -> Vec<Box<dyn AnyGuess>> {
         Box::new(sender::Sender),
         Box::new(cred::Cred),
         Box::new(binprm::Binprm),
-        Box::new(path::Name),
-        Box::new(path::Entry),
+        Box::new(path::DentryName),
+        Box::new(path::DentryLinks),
         Box::new(path::Mount),
-        Box::new(binprm::Opened),
+        Box::new(binprm::BinprmFile),
         Box::new(task::Task),
         Box::new(arguments::Arguments { ipv6: false }),
         Box::new(flow6::Flow6),
@@ -57,67 +57,67 @@ pub(crate) fn all() -> Vec<Box<dyn AnyGuess>> {
 mod tests {
     use super::*;
     use crate::catalog;
-    use crate::engine::{Clues, Random, Scene, Shot};
+    use crate::engine::{Call, Context, Evidence, Random};
     use std::collections::BTreeMap;
     use std::io;
     use std::net::Ipv4Addr;
 
     #[test]
-    fn every_key_of_the_catalog_has_one_guess_that_gives_it() {
+    fn every_key_of_the_catalog_is_given_by_one_guess() {
         let mut givers: BTreeMap<String, Vec<&str>> = BTreeMap::new();
         for guess in all() {
             for key in guess.gives() {
                 givers.entry(key).or_default().push(guess.name());
             }
         }
-        for (key, _) in catalog::keys() {
+        for key in catalog::keys().map(|key| key.name) {
             let giver = givers.remove(&key).unwrap_or_default();
             assert_eq!(giver.len(), 1, "{key} is given by {giver:?}");
         }
         assert!(givers.is_empty(), "not in the catalog: {givers:?}");
     }
 
-    /// A scene on which nothing is seen.
-    struct Dark(Random);
+    /// A context that records no calls.
+    struct NoCalls(Random);
 
-    impl Scene for Dark {
+    impl Context for NoCalls {
         fn random(&mut self) -> &mut Random {
             &mut self.0
         }
 
-        fn watch(&mut self, _pid: u32) -> io::Result<()> {
+        fn follow(&mut self, _pid: u32) -> io::Result<()> {
             Ok(())
         }
 
-        fn shots(&mut self) -> Vec<Shot> {
+        fn calls(&mut self) -> Vec<Call> {
             Vec::new()
         }
     }
 
-    /// Whether this process may do what a guess does.
-    fn may(guess: &str) -> bool {
+    /// Whether this process has the privileges that a guess needs.
+    fn is_permitted(guess: &str) -> bool {
         match guess {
             "cred" => nix::unistd::geteuid().is_root(),
-            "fragments" | "fragments6" => talk::raw(Ipv4Addr::LOCALHOST.into()).is_ok(),
+            "fragments" | "fragments6" => loopback::raw(Ipv4Addr::LOCALHOST.into()).is_ok(),
             _ => true,
         }
     }
 
-    /// On a thread of its own each, as always, since one of them changes who its thread is.
+    /// Each guess runs on a thread of its own, as always, because one of them changes the ids of its thread.
     #[test]
-    fn every_trigger_works_and_nothing_seen_tells_nothing() {
+    fn every_trigger_works_and_without_calls_there_is_no_evidence() {
         for mut guess in all() {
-            if may(guess.name()) && (!guess.ipv6() || no_ipv6().is_none()) {
-                let once = move || (guess.name(), guess.once(&mut Dark(Random::new())));
-                let (name, clues) = std::thread::spawn(once).join().expect("no guess panics");
-                assert_eq!(clues.unwrap_or_else(|error| panic!("{name}: {error}")), Clues::default(), "{name}");
+            if is_permitted(guess.name()) && (!guess.ipv6() || no_ipv6().is_none()) {
+                let run = move || (guess.name(), guess.run_once(&mut NoCalls(Random::new())));
+                let (name, evidence) = std::thread::spawn(run).join().expect("a guess should not panic");
+                assert_eq!(evidence.unwrap_or_else(|error| panic!("{name}: {error}")), Evidence::default(), "{name}");
             }
         }
     }
 
     #[test]
-    fn guesses_that_only_ipv6_needs_say_so() {
-        let only_ipv6: BTreeMap<String, bool> = catalog::keys().collect();
+    fn guesses_and_keys_agree_on_the_need_for_ipv6() {
+        let only_ipv6: BTreeMap<String, bool> = catalog::keys().map(|key| (key.name, key.only_ipv6)).collect();
         for guess in all() {
             assert!(guess.gives().iter().all(|key| only_ipv6[key] == guess.ipv6()), "{}", guess.name());
         }

@@ -1,37 +1,37 @@
-//! The network namespace of a `sock` and of a device, and the device and the length of an `sk_buff`.
+//! The network namespace of a `sock` and of a `net_device`, and the device and the length of an `sk_buff`.
 
-use super::sock::{COMMON, window, window_needs};
-use super::talk;
-use crate::engine::{Clues, Guess, Probe, Scene, Shot, WINDOW, Window, is_kernel_pointer};
+use super::loopback;
+use super::sock::{COMMON, released_sock, released_sock_needs};
+use crate::engine::{Call, Context, Evidence, Guess, MAX_WINDOW, Probe, Window, is_kernel_pointer};
 use std::io;
 
-/// `struct sk_buff` is not larger than this on any machine of 64 bits.
+/// How many bytes of an `sk_buff` are captured: at least its size on every known 64-bit kernel.
 const SKB: u32 = 256;
-/// Where in it the device may be.
-const TO_DEVICE: u32 = 64;
-/// How much of a device is looked at in one attempt: with the rest, what two kprobes can show.
-const DEVICE: u32 = 2 * WINDOW - SKB - ARGUMENTS * 8;
-/// How many arguments are looked at.
+/// The device of an `sk_buff` is among its first bytes.
+const DEVICE_WITHIN: u32 = 64;
+/// How many bytes of a device are captured in one attempt. Together with the `sk_buff` and the arguments they fill two kprobes.
+const DEVICE: u32 = 2 * MAX_WINDOW - SKB - ARGUMENTS * 8;
+/// How many arguments are captured.
 const ARGUMENTS: u32 = 2;
-/// What IPv4 and UDP add to a datagram.
+/// The size of the IPv4 and UDP headers.
 const HEADERS: u32 = 28;
 
-/// A datagram comes in through `lo`: `ip_rcv(skb, dev, …)` is given both, and has been since Linux 2.6. What `dev` and
-/// the receiving `sock` both hold is the network namespace that they are in. The packet has its IP header here, and nobody
-/// has noted its length elsewhere yet, as UDP will.
+/// A datagram arrives through `lo`, and `ip_rcv(skb, dev, …)` gets it; the arguments are the same since Linux 2.6. The
+/// pointer that `dev` and the receiving `sock` have in common is their network namespace. At `ip_rcv` the packet still has
+/// its IP header, and its length is in the `sk_buff` only once; UDP stores it a second time later.
 #[derive(Debug)]
 pub(super) struct NetDevice;
 
 impl Guess for NetDevice {
-    /// The length of the packet.
-    type Sent = u32;
+    /// The length of the packet in bytes.
+    type Expected = u32;
 
     fn name(&self) -> &'static str {
         "net_device"
     }
 
     fn needs(&self) -> Vec<String> {
-        window_needs()
+        released_sock_needs()
     }
 
     fn gives(&self) -> Vec<String> {
@@ -46,45 +46,45 @@ impl Guess for NetDevice {
         let device = attempt * DEVICE..(attempt + 1) * DEVICE;
         let packet =
             Probe::on("ip_rcv").arguments(ARGUMENTS).words("skb", "{arg1}", 0..SKB).words("dev", "{arg2}", device);
-        vec![window(), packet]
+        vec![released_sock(), packet]
     }
 
-    fn trigger(&mut self, stage: &mut dyn Scene) -> io::Result<u32> {
-        let [from, to] = [(); 2].map(|()| talk::udp(talk::address(stage.random(), false)));
-        let length = stage.random().within(100..=1200);
-        talk::datagram(&from?, &to?, length as usize)?;
+    fn trigger(&mut self, context: &mut dyn Context) -> io::Result<u32> {
+        let [from, to] = [(); 2].map(|()| loopback::udp(loopback::address(context.random(), false)));
+        let length = context.random().within(100..=1200);
+        loopback::datagram(&from?, &to?, length as usize)?;
         Ok(length + HEADERS)
     }
 
-    fn solve(&self, length: &u32, shots: &[Shot]) -> Clues {
-        let mut clues = Clues::default();
-        let of = |function: &'static str| shots.iter().filter(move |shot| shot.function == function);
-        // A packet of others may come in on this thread as well: whoever is interrupted takes it.
-        let ours = |shot: &&Shot| !shot.view("skb").find_u32(*length).is_empty();
-        if let Some(packet) = of("ip_rcv").find(ours) {
+    fn solve(&self, length: &u32, calls: &[Call]) -> Evidence {
+        let mut evidence = Evidence::default();
+        let of = |function: &'static str| calls.iter().filter(move |call| call.function == function);
+        // An interrupt on this thread may receive packets of other sockets, too.
+        let is_expected = |call: &&Call| !call.view("skb").find_u32(*length).is_empty();
+        if let Some(packet) = of("ip_rcv").find(is_expected) {
             let skb = packet.view("skb");
-            clues.allow("sk_buff.len", skb.find_u32(*length));
-            clues.allow("sk_buff.dev", skb.part(0, TO_DEVICE).find_word(packet.argument(2)));
-            for shot in of("inet_release") {
-                find(packet.view("dev"), &shot.view("sk").part(0, COMMON), &mut clues);
+            evidence.one_of("sk_buff.len", skb.find_u32(*length));
+            evidence.one_of("sk_buff.dev", skb.part(0, DEVICE_WITHIN).find_word(packet.argument(2)));
+            for call in of("inet_release") {
+                add_evidence(packet.view("dev"), &call.view("sk").part(0, COMMON), &mut evidence);
             }
         }
-        clues
+        evidence
     }
 }
 
-/// The pointers that a device and a `sock` share.
-fn find(device: &Window, sk: &Window, clues: &mut Clues) {
+/// Finds the pointers that a device and a `sock` have in common.
+fn add_evidence(device: &Window, sk: &Window, evidence: &mut Evidence) {
     let (mut of_device, mut of_sock) = (Vec::new(), Vec::new());
     for (offset, word) in sk.words().filter(|&(_, word)| is_kernel_pointer(word)) {
-        let places = device.find_word(word);
-        if !places.is_empty() {
-            of_device.extend(places);
+        let offsets = device.find_word(word);
+        if !offsets.is_empty() {
+            of_device.extend(offsets);
             of_sock.push(offset);
         }
     }
-    clues.allow("net_device.nd_net", of_device);
-    clues.allow("sock_common.skc_net", of_sock);
+    evidence.one_of("net_device.nd_net", of_device);
+    evidence.one_of("sock_common.skc_net", of_sock);
 }
 
 #[cfg(test)]
@@ -93,7 +93,7 @@ mod tests {
     use crate::engine;
 
     #[test]
-    fn what_device_and_sock_share_is_their_namespace() {
+    fn the_pointer_in_both_device_and_sock_is_their_namespace() {
         let (device, net, operations) = (0xffff_8880_0100_0000u64, 0xffff_ffff_8300_0000u64, 0xffff_ffff_8200_0000u64);
         let (mut skb, mut dev, mut sk) =
             (Window::new(0, vec![0; 256]), Window::new(0, vec![0; DEVICE as usize]), Window::new(0, vec![0; 1016]));
@@ -103,11 +103,11 @@ mod tests {
         sk.write(40, &operations.to_ne_bytes());
         sk.write(48, &net.to_ne_bytes());
         let arguments = Window::new(8, [1, device].map(u64::to_ne_bytes).concat());
-        let packet = Shot::of("ip_rcv", vec![(engine::ARGUMENTS, arguments), ("skb", skb), ("dev", dev)]);
-        let clues = NetDevice.solve(&777, &[packet, Shot::of("inet_release", vec![("sk", sk)])]);
-        assert_eq!(clues.of("sk_buff.len"), [112]);
-        assert_eq!(clues.of("sk_buff.dev"), [16]);
-        assert_eq!(clues.of("net_device.nd_net"), [280]);
-        assert_eq!(clues.of("sock_common.skc_net"), [48]);
+        let packet = Call::of("ip_rcv", vec![(engine::ARGUMENTS, arguments), ("skb", skb), ("dev", dev)]);
+        let evidence = NetDevice.solve(&777, &[packet, Call::of("inet_release", vec![("sk", sk)])]);
+        assert_eq!(evidence.values("sk_buff.len"), [112]);
+        assert_eq!(evidence.values("sk_buff.dev"), [16]);
+        assert_eq!(evidence.values("net_device.nd_net"), [280]);
+        assert_eq!(evidence.values("sock_common.skc_net"), [48]);
     }
 }

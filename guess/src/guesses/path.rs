@@ -1,11 +1,11 @@
 //! The fields that lead from an open file to its path: directory entries and mounts.
 //!
-//! All of them are observed at `security_file_fcntl(file, cmd, arg)`, which `fcntl(2)` calls. The call used changes
-//! nothing, and the function has had the same arguments since Linux 2.6. The files are those of `/proc`, and one that no
-//! path leads to.
+//! All are captured at `security_file_fcntl(file, cmd, arg)`, which `fcntl(2)` calls and whose arguments are the same
+//! since Linux 2.6. The guesses call `fcntl(2)` with `F_GETFL`, which changes nothing, on files in `/proc` and on an
+//! anonymous file.
 
-use super::nameless_file::{NamelessFile, RANDOM_AT, random_part};
-use crate::engine::{Clues, Guess, Probe, Scene, Shot, WORD, Window, bytes_of, is_kernel_pointer};
+use super::anonymous_file::{AnonymousFile, RANDOM_AT, random_part};
+use crate::engine::{Call, Context, Evidence, Guess, Probe, WORD, Window, bytes_of, is_kernel_pointer};
 use crate::sys::PausedChild;
 use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
 use nix::sys::stat::Mode;
@@ -18,28 +18,28 @@ fn fcntl_calls() -> Probe {
 }
 
 /// The guess's own calls. Calls of `fcntl(2)` with other commands are left out.
-fn own_calls(shots: &[Shot]) -> Vec<&Shot> {
-    shots.iter().filter(|shot| shot.argument(2) as u32 == libc::F_GETFL as u32).collect()
+fn own_calls(calls: &[Call]) -> Vec<&Call> {
+    calls.iter().filter(|call| call.argument(2) as u32 == libc::F_GETFL as u32).collect()
 }
 
-/// How many bytes of a file each of the two attempts looks at.
+/// How many bytes of a `struct file` each of the two attempts captures.
 const FILE: u32 = 16 * WORD;
-/// Offsets in a directory entry where the pointer to its name may be. Together with a file's words they are as many as
-/// one kprobe can fetch. Several kprobes would not do: what one of them read could be taken for what another could not
-/// read.
+/// Offsets in a `dentry` where the pointer to its name may be. Each is combined with each word of the file, and all
+/// combinations fit into one kprobe. With several kprobes, a value that one of them cannot read could keep what another
+/// has read.
 const NAME: [u32; 7] = [3 * WORD, 4 * WORD, 5 * WORD, 6 * WORD, 7 * WORD, 8 * WORD, 9 * WORD];
 
-/// The file has a random name. The word of the file that leads, through another pointer, to this name is its directory
-/// entry.
+/// The file has a random name. The word of its `struct file` that leads to this name, through another pointer, is its
+/// `dentry`.
 #[derive(Debug)]
-pub(super) struct Name;
+pub(super) struct DentryName;
 
-impl Guess for Name {
+impl Guess for DentryName {
     /// The file's name.
-    type Sent = String;
+    type Expected = String;
 
     fn name(&self) -> &'static str {
-        "name"
+        "dentry_name"
     }
 
     fn needs(&self) -> Vec<String> {
@@ -62,49 +62,50 @@ impl Guess for Name {
         vec![NAME.into_iter().fold(fcntl_calls(), through)]
     }
 
-    fn trigger(&mut self, stage: &mut dyn Scene) -> io::Result<String> {
-        let made = NamelessFile::new(b"", stage.random())?;
+    fn trigger(&mut self, context: &mut dyn Context) -> io::Result<String> {
+        let made = AnonymousFile::new(b"", context.random())?;
         call_fcntl(&made.file)?;
         Ok(made.name)
     }
 
-    fn solve(&self, name: &String, shots: &[Shot]) -> Clues {
-        let mut clues = Clues::default();
-        let [shot] = own_calls(shots)[..] else { return clues };
+    fn solve(&self, name: &String, calls: &[Call]) -> Evidence {
+        let mut evidence = Evidence::default();
+        let [call] = own_calls(calls)[..] else { return evidence };
         let begins = |word: u64| random_part(name) == Some(&bytes_of(word));
         let found =
-            |offset: u32| shot.view(&view(offset)).words().filter(|&(_, word)| begins(word)).map(|(file, _)| file);
+            |offset: u32| call.view(&view(offset)).words().filter(|&(_, word)| begins(word)).map(|(file, _)| file);
         let files: Vec<u32> = NAME.into_iter().flat_map(found).collect();
         if !files.is_empty() {
-            clues.allow("file.dentry", files);
-            clues.allow("dentry.name", NAME.into_iter().filter(|&offset| found(offset).next().is_some()));
+            evidence.one_of("file.dentry", files);
+            evidence.one_of("dentry.name", NAME.into_iter().filter(|&offset| found(offset).next().is_some()));
         }
-        clues
+        evidence
     }
 }
 
-/// The name of the view for this offset of the name.
+/// The name of the view for an offset.
 fn view(name: u32) -> String {
     format!("names at {name}")
 }
 
-/// How many bytes of a directory entry are looked at.
+/// How many bytes of a `dentry` are captured.
 const ENTRY: u32 = 128;
-/// How many bytes of a file are looked at for its mount.
-const TO_MOUNT: u32 = 24 * WORD;
-/// Offsets in a `struct vfsmount` where its root entry may be.
+/// How many bytes of a `struct file` are captured to find its mount.
+const MOUNT_WITHIN: u32 = 24 * WORD;
+/// Offsets in a `struct vfsmount` where the pointer to its root may be.
 const ROOT: [u32; 3] = [0, WORD, 2 * WORD];
 
-/// The entry of a process's directory in `/proc` has the entry of `/proc`, the root of the mount, as its parent. When
-/// the process has ended, the kernel removes the entry from the hash table of names, and `d_hash.pprev` becomes null.
+/// The `dentry` of a process's directory in `/proc` has the `dentry` of `/proc`, which is the root of the mount, as its
+/// parent. When the process has ended, the kernel removes the `dentry` from the hash table of names, and `d_hash.pprev`
+/// becomes null.
 #[derive(Debug)]
-pub(super) struct Entry;
+pub(super) struct DentryLinks;
 
-impl Guess for Entry {
-    type Sent = ();
+impl Guess for DentryLinks {
+    type Expected = ();
 
     fn name(&self) -> &'static str {
-        "entry"
+        "dentry_links"
     }
 
     fn needs(&self) -> Vec<String> {
@@ -118,12 +119,13 @@ impl Guess for Entry {
     fn probes(&self, _attempt: u32) -> Vec<Probe> {
         let probe = fcntl_calls().field("own", "{arg1}", "file.dentry", 8);
         let probe = probe.words("entry", "+{file.dentry}({arg1})", 0..ENTRY);
-        let through =
-            |probe: Probe, root: u32| probe.through(&view(root), "{arg1}", 0..TO_MOUNT, &[root.to_string().as_str()]);
+        let through = |probe: Probe, root: u32| {
+            probe.through(&view(root), "{arg1}", 0..MOUNT_WITHIN, &[root.to_string().as_str()])
+        };
         vec![ROOT.into_iter().fold(probe, through)]
     }
 
-    fn trigger(&mut self, _stage: &mut dyn Scene) -> io::Result<()> {
+    fn trigger(&mut self, _context: &mut dyn Context) -> io::Result<()> {
         let child = PausedChild::new(c"", &[], &[])?;
         call_fcntl(directory("/proc")?)?;
         let of_child = directory(&format!("/proc/{}", child.pid()))?;
@@ -132,34 +134,35 @@ impl Guess for Entry {
         call_fcntl(&of_child)
     }
 
-    fn solve(&self, (): &(), shots: &[Shot]) -> Clues {
-        let mut clues = Clues::default();
-        let [proc, alive, gone] = own_calls(shots)[..] else { return clues };
-        let Some(root) = proc.view("own").word(0).filter(|&root| is_kernel_pointer(root)) else { return clues };
-        let (entry, left) = (alive.view("entry"), gone.view("entry"));
-        clues.allow("dentry.d_parent", entry.find_word(root));
-        let leaves = |&(offset, word): &(u32, u64)| is_kernel_pointer(word) && left.word(offset) == Some(0);
-        clues.allow("dentry.pprev", entry.words().filter(leaves).map(|(offset, _)| offset));
+    fn solve(&self, (): &(), calls: &[Call]) -> Evidence {
+        let mut evidence = Evidence::default();
+        let [proc, alive, gone] = own_calls(calls)[..] else { return evidence };
+        let Some(root) = proc.view("own").word(0).filter(|&root| is_kernel_pointer(root)) else { return evidence };
+        let (entry, removed) = (alive.view("entry"), gone.view("entry"));
+        evidence.one_of("dentry.d_parent", entry.find_word(root));
+        let becomes_null = |&(offset, word): &(u32, u64)| is_kernel_pointer(word) && removed.word(offset) == Some(0);
+        evidence.one_of("dentry.pprev", entry.words().filter(becomes_null).map(|(offset, _)| offset));
         let mounts = |offset: u32| alive.view(&view(offset)).find_word(root);
-        clues.allow("file.mnt", ROOT.into_iter().flat_map(mounts));
-        clues.allow("vfsmount.mnt_root", ROOT.into_iter().filter(|&offset| !mounts(offset).is_empty()));
-        clues
+        evidence.one_of("file.mnt", ROOT.into_iter().flat_map(mounts));
+        evidence.one_of("vfsmount.mnt_root", ROOT.into_iter().filter(|&offset| !mounts(offset).is_empty()));
+        evidence
     }
 }
 
-/// How many bytes before `struct vfsmount`, the part of a mount that files point to, are looked at for the rest of
-/// `struct mount`.
+/// How many bytes before a `struct vfsmount` are captured. Files point to the `struct vfsmount` inside a `struct mount`, so these
+/// bytes belong to the `struct mount`.
 const BEFORE: u32 = 128;
-/// How many bytes of `struct vfsmount` are looked at.
-const KNOWN: u32 = 24;
+/// How many bytes of a `struct vfsmount` are captured.
+const VFSMOUNT: u32 = 24;
 
-/// `/proc` is mounted on an entry of that name below `/`, in the mount of `/`. So a word before `/proc`'s `struct
-/// vfsmount` points a little before that of `/`: to the beginning of its `struct mount`.
+/// `/proc` is mounted on a directory with this name in the mount of `/`. So a word before the `struct vfsmount` of
+/// `/proc` is the parent mount: it points to the beginning of the `struct mount` of `/`, which is a little before the
+/// `struct vfsmount` of `/`.
 #[derive(Debug)]
 pub(super) struct Mount;
 
 impl Guess for Mount {
-    type Sent = ();
+    type Expected = ();
 
     fn name(&self) -> &'static str {
         "mount"
@@ -176,31 +179,39 @@ impl Guess for Mount {
     fn probes(&self, _attempt: u32) -> Vec<Probe> {
         const MOUNT: &str = "+{file.mnt}({arg1})";
         let probe = fcntl_calls().field("entry", "{arg1}", "file.dentry", 8).field("mount", "{arg1}", "file.mnt", 8);
-        let probe = probe.words("known", MOUNT, 0..KNOWN).words("before", MOUNT, 0..BEFORE).before();
-        let probe = probe.through("names", MOUNT, 0..BEFORE, &["{dentry.name}", "0"]).before();
-        vec![probe.through("parents", MOUNT, 0..BEFORE, &["{dentry.d_parent}"]).before()]
+        let probe = probe.words("vfsmount", MOUNT, 0..VFSMOUNT).words("before", MOUNT, 0..BEFORE).ending_at_base();
+        let probe = probe.through("names", MOUNT, 0..BEFORE, &["{dentry.name}", "0"]).ending_at_base();
+        vec![probe.through("parents", MOUNT, 0..BEFORE, &["{dentry.d_parent}"]).ending_at_base()]
     }
 
-    fn trigger(&mut self, _stage: &mut dyn Scene) -> io::Result<()> {
+    fn trigger(&mut self, _context: &mut dyn Context) -> io::Result<()> {
         call_fcntl(directory("/")?)?;
         call_fcntl(directory("/proc")?)
     }
 
-    fn solve(&self, (): &(), shots: &[Shot]) -> Clues {
-        let mut clues = Clues::default();
-        let [above, proc] = own_calls(shots)[..] else { return clues };
-        let pointer = |shot: &Shot, name: &str| shot.view(name).word(0).filter(|&word| is_kernel_pointer(word));
-        let of_both = |name: &str| Some((pointer(above, name)?, pointer(proc, name)?));
-        if let (Some((parent, _)), Some((directory, root))) = (of_both("mount"), of_both("entry")) {
+    fn solve(&self, (): &(), calls: &[Call]) -> Evidence {
+        let mut evidence = Evidence::default();
+        let [root, proc] = own_calls(calls)[..] else { return evidence };
+        let pointer = |call: &Call, name: &str| call.view(name).word(0).filter(|&word| is_kernel_pointer(word));
+        let of_root_and_proc = |name: &str| Some((pointer(root, name)?, pointer(proc, name)?));
+        if let (Some((parent, _)), Some((directory, proc_root))) =
+            (of_root_and_proc("mount"), of_root_and_proc("entry"))
+        {
             let mountpoints = mountpoints(proc, directory);
-            find(proc.view("before"), parent, &mountpoints, &proc.view("known").find_word(root), &mut clues);
+            add_evidence(
+                proc.view("before"),
+                parent,
+                &mountpoints,
+                &proc.view("vfsmount").find_word(proc_root),
+                &mut evidence,
+            );
         }
-        clues
+        evidence
     }
 }
 
-/// The offsets before a mount that hold a directory entry called `proc` in this directory.
-fn mountpoints(proc: &Shot, directory: u64) -> Vec<u32> {
+/// The offsets of pointers to a `dentry` with the name `proc` whose parent is `directory`.
+fn mountpoints(proc: &Call, directory: u64) -> Vec<u32> {
     let (names, parents) = (proc.view("names"), proc.view("parents"));
     let called = &b"proc\0"[..5.min(WORD as usize)];
     let is_called = |&(_, word): &(u32, u64)| bytes_of(word).starts_with(called);
@@ -208,25 +219,25 @@ fn mountpoints(proc: &Shot, directory: u64) -> Vec<u32> {
     names.words().filter(is_called).filter(is_in).map(|(offset, _)| offset).collect()
 }
 
-/// `before` are the bytes before a `struct vfsmount`; `parent` is the address of the `struct vfsmount` that it is
-/// mounted in.
-fn find(before: &Window, parent: u64, mountpoints: &[u32], roots: &[u32], clues: &mut Clues) {
+/// Finds the fields of a `struct mount`. `before` holds the bytes before its `struct vfsmount`; `parent` is the address
+/// of the parent's `struct vfsmount`.
+fn add_evidence(before: &Window, parent: u64, mountpoints: &[u32], roots: &[u32], evidence: &mut Evidence) {
     for (offset, word) in before.words() {
-        // The distance from the beginning of `struct mount` to its `struct vfsmount`, and to the word.
-        let known = parent.wrapping_sub(word);
-        if known > u64::from(BEFORE) || !known.is_multiple_of(WORD.into()) {
+        // If the word points to the parent's `struct mount`, this is the offset of the `struct vfsmount` in it.
+        let vfsmount = parent.wrapping_sub(word);
+        if vfsmount > u64::from(BEFORE) || !vfsmount.is_multiple_of(WORD.into()) {
             continue;
         }
-        let from_start = |offset: u32| (known as u32 + offset).checked_sub(BEFORE);
+        let from_start = |offset: u32| (vfsmount as u32 + offset).checked_sub(BEFORE);
         if let Some(at) = from_start(offset) {
-            clues.allow("mount.mnt_parent", [at]);
-            clues.allow("mount.mnt_mountpoint", mountpoints.iter().filter_map(|&offset| from_start(offset)));
-            clues.allow("mount.mnt_root", roots.iter().map(|&offset| known as u32 + offset));
+            evidence.one_of("mount.mnt_parent", [at]);
+            evidence.one_of("mount.mnt_mountpoint", mountpoints.iter().filter_map(|&offset| from_start(offset)));
+            evidence.one_of("mount.mnt_root", roots.iter().map(|&offset| vfsmount as u32 + offset));
         }
     }
 }
 
-/// Makes the kernel call the probed function with a file.
+/// Makes the kernel call the probed function.
 fn call_fcntl(file: impl AsFd) -> io::Result<()> {
     fcntl(file, FcntlArg::F_GETFL)?;
     Ok(())
@@ -242,52 +253,53 @@ mod tests {
 
     const AT: u64 = 0xffff_8880_1234_5600;
 
-    fn shot(guess: &impl Guess) -> Shot {
-        let mut shot = Shot::blank(&guess.probes(0)[0]);
-        shot.pass(2, libc::F_GETFL as u64);
-        shot
+    fn call(guess: &impl Guess) -> Call {
+        let mut call = Call::blank(&guess.probes(0)[0]);
+        call.pass(2, libc::F_GETFL as u64);
+        call
     }
 
     #[test]
     fn a_name_is_found_behind_two_pointers() {
-        let mut shot = shot(&Name);
-        shot.put(&view(40), 72, b"abcdefgh");
-        shot.put(&view(48), 80, b"xyzwefgh");
-        let clues = Name.solve(&"memfd:abcdefgh".to_owned(), &[shot]);
-        assert_eq!((clues.of("file.dentry"), clues.of("dentry.name")), (vec![72], vec![40]));
+        let mut call = call(&DentryName);
+        call.put(&view(40), 72, b"abcdefgh");
+        call.put(&view(48), 80, b"xyzwefgh");
+        let evidence = DentryName.solve(&"memfd:abcdefgh".to_owned(), &[call]);
+        assert_eq!((evidence.values("file.dentry"), evidence.values("dentry.name")), (vec![72], vec![40]));
     }
 
     #[test]
-    fn an_entry_has_a_parent_and_leaves_the_hash_table() {
-        let [mut proc, mut alive, mut gone] = [(); 3].map(|()| shot(&Entry));
+    fn a_dentry_has_a_parent_and_is_removed_from_the_hash_table() {
+        let [mut proc, mut alive, mut gone] = [(); 3].map(|()| call(&DentryLinks));
         proc.put("own", 0, &AT.to_ne_bytes());
-        for shot in [&mut alive, &mut gone] {
-            shot.put("entry", 16, &(AT + 512).to_ne_bytes());
-            shot.put("entry", 24, &AT.to_ne_bytes());
-            shot.put("entry", 48, &(AT + 768).to_ne_bytes());
-            shot.put(&view(0), 64, &AT.to_ne_bytes());
+        for call in [&mut alive, &mut gone] {
+            call.put("entry", 16, &(AT + 512).to_ne_bytes());
+            call.put("entry", 24, &AT.to_ne_bytes());
+            call.put("entry", 48, &(AT + 768).to_ne_bytes());
+            call.put(&view(0), 64, &AT.to_ne_bytes());
         }
         gone.put("entry", 16, &[0; 8]);
-        let clues = Entry.solve(&(), &[proc, alive, gone]);
-        let found = ["dentry.d_parent", "dentry.pprev", "file.mnt", "vfsmount.mnt_root"].map(|key| clues.of(key));
+        let evidence = DentryLinks.solve(&(), &[proc, alive, gone]);
+        let found =
+            ["dentry.d_parent", "dentry.pprev", "file.mnt", "vfsmount.mnt_root"].map(|key| evidence.values(key));
         assert_eq!(found, [[24], [16], [64], [0]]);
     }
 
     #[test]
-    fn a_mount_is_mounted_in_another() {
-        let [mut above, mut proc] = [(); 2].map(|()| shot(&Mount));
+    fn a_mount_has_a_parent_mount() {
+        let [mut root, mut proc] = [(); 2].map(|()| call(&Mount));
         // `struct vfsmount` is at 32 in `struct mount`, the parent at 16 and the mountpoint at 24.
-        above.put("mount", 0, &(AT + 32).to_ne_bytes());
-        above.put("entry", 0, &(AT + 4096).to_ne_bytes());
+        root.put("mount", 0, &(AT + 32).to_ne_bytes());
+        root.put("entry", 0, &(AT + 4096).to_ne_bytes());
         proc.put("mount", 0, &(AT + 1024).to_ne_bytes());
         proc.put("entry", 0, &(AT + 8192).to_ne_bytes());
-        proc.put("known", 0, &(AT + 8192).to_ne_bytes());
+        proc.put("vfsmount", 0, &(AT + 8192).to_ne_bytes());
         proc.put("before", BEFORE - 16, &AT.to_ne_bytes());
         proc.put("before", BEFORE - 8, &(AT + 6000).to_ne_bytes());
         proc.put("names", BEFORE - 8, b"proc\0xyz");
         proc.put("parents", BEFORE - 8, &(AT + 4096).to_ne_bytes());
-        let clues = Mount.solve(&(), &[above, proc]);
-        let found = ["mount.mnt_root", "mount.mnt_parent", "mount.mnt_mountpoint"].map(|key| clues.of(key));
+        let evidence = Mount.solve(&(), &[root, proc]);
+        let found = ["mount.mnt_root", "mount.mnt_parent", "mount.mnt_mountpoint"].map(|key| evidence.values(key));
         assert_eq!(found, [[32], [16], [24]]);
     }
 }

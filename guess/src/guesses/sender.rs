@@ -1,23 +1,24 @@
-//! The `sock` that a packet was sent by.
+//! The `sock` of an outgoing `sk_buff`.
 
-use super::talk;
-use crate::engine::{Clues, Guess, Probe, Scene, Shot, is_kernel_pointer};
+use super::loopback;
+use crate::engine::{Call, Context, Evidence, Guess, Probe, is_kernel_pointer};
 use std::io;
 
-/// The sender is one of the first words of an `sk_buff`.
-const TO_SENDER: u32 = 64;
-/// `struct socket` is smaller than this.
+/// The `sock` is among the first bytes of an `sk_buff`.
+const SOCK_WITHIN: u32 = 64;
+/// How many bytes of a `struct socket` are captured: more than its size.
 const SOCKET: u32 = 128;
 
-/// A datagram leaves: `dev_hard_start_xmit` is given the packet first, and has been since Linux 2.6, when it still belongs
-/// to its sender. When the sender is closed, its `socket` is seen. What both point to is the `sock`.
+/// Sends a datagram. `dev_hard_start_xmit` gets it as its first argument since Linux 2.6, while it still belongs to its
+/// sender. When the sender is closed, its `struct socket` is captured. The pointer that the packet and the `struct socket`
+/// have in common is the `sock`.
 ///
-/// Only kernels whose functions are given no `sock` beside the packet (before Linux 4.1) need this.
+/// Only kernels before Linux 4.1 need this, where functions get the packet without its `sock`.
 #[derive(Debug)]
 pub(super) struct Sender;
 
 impl Guess for Sender {
-    type Sent = ();
+    type Expected = ();
 
     fn name(&self) -> &'static str {
         "sender"
@@ -32,29 +33,29 @@ impl Guess for Sender {
     }
 
     fn probes(&self, _attempt: u32) -> Vec<Probe> {
-        let packet = Probe::on("dev_hard_start_xmit").words("skb", "{arg1}", 0..TO_SENDER);
+        let packet = Probe::on("dev_hard_start_xmit").words("skb", "{arg1}", 0..SOCK_WITHIN);
         vec![packet, Probe::on("inet_release").words("socket", "{sock}", 0..SOCKET)]
     }
 
-    fn trigger(&mut self, stage: &mut dyn Scene) -> io::Result<()> {
-        let [from, to] = [(); 2].map(|()| talk::udp(talk::address(stage.random(), false)));
-        talk::datagram(&from?, &to?, 100)
+    fn trigger(&mut self, context: &mut dyn Context) -> io::Result<()> {
+        let [from, to] = [(); 2].map(|()| loopback::udp(loopback::address(context.random(), false)));
+        loopback::datagram(&from?, &to?, 100)
     }
 
-    fn solve(&self, (): &(), shots: &[Shot]) -> Clues {
-        let mut clues = Clues::default();
-        let of = |function: &'static str| shots.iter().filter(move |shot| shot.function == function);
-        let released = of("inet_release").flat_map(|shot| shot.view("socket").words());
+    fn solve(&self, (): &(), calls: &[Call]) -> Evidence {
+        let mut evidence = Evidence::default();
+        let of = |function: &'static str| calls.iter().filter(move |call| call.function == function);
+        let released = of("inet_release").flat_map(|call| call.view("socket").words());
         let pointers: Vec<u64> = released.map(|(_, word)| word).filter(|&word| is_kernel_pointer(word)).collect();
         for packet in of("dev_hard_start_xmit") {
-            let ours = packet.view("skb").words().filter(|(_, word)| pointers.contains(word));
-            let offsets: Vec<u32> = ours.map(|(offset, _)| offset).collect();
-            // Packets of others may leave on this thread as well.
+            let of_sender = packet.view("skb").words().filter(|(_, word)| pointers.contains(word));
+            let offsets: Vec<u32> = of_sender.map(|(offset, _)| offset).collect();
+            // An interrupt on this thread may send packets of other sockets, too.
             if !offsets.is_empty() {
-                clues.allow("sk_buff.sk", offsets);
+                evidence.one_of("sk_buff.sk", offsets);
             }
         }
-        clues
+        evidence
     }
 }
 
@@ -64,16 +65,16 @@ mod tests {
     use crate::engine::Window;
 
     #[test]
-    fn what_packet_and_socket_share_is_the_sender() {
+    fn the_pointer_in_both_packet_and_socket_is_the_sock() {
         let (sk, operations, device) = (0xffff_8880_0100_0000u64, 0xffff_ffff_8200_0000u64, 0xffff_8880_0200_0000u64);
         let (mut skb, mut socket) = (Window::new(0, vec![0; 64]), Window::new(0, vec![0; 128]));
         skb.write(16, &device.to_ne_bytes());
         skb.write(24, &sk.to_ne_bytes());
         socket.write(24, &sk.to_ne_bytes());
         socket.write(32, &operations.to_ne_bytes());
-        let shots =
-            [Shot::of("dev_hard_start_xmit", vec![("skb", skb)]), Shot::of("inet_release", vec![("socket", socket)])];
-        assert_eq!(Sender.solve(&(), &shots).of("sk_buff.sk"), [24]);
-        assert_eq!(Sender.solve(&(), &shots[..1]), Clues::default());
+        let calls =
+            [Call::of("dev_hard_start_xmit", vec![("skb", skb)]), Call::of("inet_release", vec![("socket", socket)])];
+        assert_eq!(Sender.solve(&(), &calls).values("sk_buff.sk"), [24]);
+        assert_eq!(Sender.solve(&(), &calls[..1]), Evidence::default());
     }
 }

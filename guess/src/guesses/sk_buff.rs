@@ -1,38 +1,39 @@
-//! Where an `sk_buff` keeps its data and its headers.
+//! The data and the headers of an `sk_buff`.
 
-use super::talk;
-use crate::engine::{Clues, Guess, Probe, Scene, Shot, WORD, Window, bytes_of, is_kernel_pointer};
+use super::loopback;
+use crate::engine::{Call, Context, Evidence, Guess, Probe, WORD, Window, bytes_of, is_kernel_pointer};
 use crate::sys;
 use std::io;
 use std::net::SocketAddr;
 
-/// `struct sk_buff` is not larger than this on any machine of its word.
+/// How many bytes of an `sk_buff` are captured: at least its size on every known kernel with this word size.
 const SKB: u32 = if WORD == 4 { 192 } else { 256 };
-/// Its first words are pointers to others of its kind, not to data.
-const TARGETS: u32 = 64;
+/// `data` is searched from this offset on. The words before it (list, socket, device) point to other structures.
+const FIRST_DATA_OFFSET: u32 = 64;
 const UDP_HEADER: u32 = 8;
 const IP_HEADER: u16 = 20;
 
-/// A datagram of random length goes from a random address and port to another. Where the socket takes it in, the packet
-/// begins with the UDP header: `data` is what points to these ports.
+/// Sends a datagram of random length from a random address and port to another. At the probed function, the data of the `sk_buff`
+/// begin with the UDP header, so `data` is the word that points to the source port, the destination port and the length.
 ///
-/// Headers are told as distances from `head`: whatever word lies shortly before `data` may be `head`, if the distance of
-/// `data` from it and the same less an IP header are found too. Sent without a checksum, since `csum_start` would be the
-/// same distance.
+/// `transport_header` and `network_header` are 16-bit offsets from `head`, whose place is unknown. So every word is tried as
+/// `head`: if `data - head` fits into 16 bits, and both this number and this number less 20 (an IP header) occur in the structure,
+/// the places where they occur are candidates for `transport_header` and `network_header`. The datagram is sent without a checksum,
+/// because otherwise `csum_start` would have the same value as the transport header.
 #[derive(Debug)]
 pub(super) struct SkBuff;
 
-/// A datagram as it was sent.
+/// A datagram that was sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Datagram {
     from: SocketAddr,
     to: SocketAddr,
-    /// With its header.
+    /// The length with the UDP header, in bytes.
     length: u32,
 }
 
 impl Guess for SkBuff {
-    type Sent = Datagram;
+    type Expected = Datagram;
 
     fn name(&self) -> &'static str {
         "sk_buff"
@@ -49,71 +50,81 @@ impl Guess for SkBuff {
     }
 
     fn probes(&self, _attempt: u32) -> Vec<Probe> {
+        // It is not known which argument is the `sk_buff`. So both are captured: the memory that they point to, and the bytes that
+        // each word of this memory points to (targets).
         let probe = Probe::on("udp_queue_rcv_skb").arguments(3);
         let probe = probe.words("memory 1", "{arg1}", 0..SKB).words("memory 2", "{arg2}", 0..SKB);
-        vec![probe.targets("targets 1", "{arg1}", TARGETS..SKB).targets("targets 2", "{arg2}", TARGETS..SKB)]
+        vec![probe.targets("targets 1", "{arg1}", FIRST_DATA_OFFSET..SKB).targets(
+            "targets 2",
+            "{arg2}",
+            FIRST_DATA_OFFSET..SKB,
+        )]
     }
 
-    fn trigger(&mut self, stage: &mut dyn Scene) -> io::Result<Datagram> {
-        let from = talk::udp(talk::address(stage.random(), false))?;
-        let to = talk::udp(talk::address(stage.random(), false))?;
+    fn trigger(&mut self, context: &mut dyn Context) -> io::Result<Datagram> {
+        let from = loopback::udp(loopback::address(context.random(), false))?;
+        let to = loopback::udp(loopback::address(context.random(), false))?;
         sys::no_checksums(&from)?;
-        let length = stage.random().within(100..=1200);
-        talk::datagram(&from, &to, length as usize)?;
+        let length = context.random().within(100..=1200);
+        loopback::datagram(&from, &to, length as usize)?;
         Ok(Datagram { from: from.local_addr()?, to: to.local_addr()?, length: length + UDP_HEADER })
     }
 
-    fn solve(&self, sent: &Datagram, shots: &[Shot]) -> Clues {
-        let mut clues = Clues::default();
-        for shot in shots {
-            let places = [(1, "memory 1", "targets 1"), (2, "memory 2", "targets 2")];
-            let views = places.map(|(position, memory, targets)| (position, shot.view(memory), shot.view(targets)));
-            let skb = views.iter().find(|(_, memory, targets)| !data(sent, memory, targets).is_empty());
-            // A packet of others may come in on this thread as well: whoever is interrupted takes it.
+    fn solve(&self, expected: &Datagram, calls: &[Call]) -> Evidence {
+        let mut evidence = Evidence::default();
+        for call in calls {
+            let arguments = [(1, "memory 1", "targets 1"), (2, "memory 2", "targets 2")];
+            let views = arguments.map(|(position, memory, targets)| (position, call.view(memory), call.view(targets)));
+            let skb = views.iter().find(|(_, memory, targets)| !data_offsets(expected, memory, targets).is_empty());
+            // An interrupt on this thread may receive packets of other sockets, too.
             let Some((position, memory, targets)) = skb else { continue };
-            clues.allow("udp_queue_rcv_skb(skb)", [*position]);
-            find(sent, memory, targets, &mut clues);
-            if let Some((position, ..)) = views.iter().find(|(_, memory, _)| is_receiver(sent, memory)) {
-                clues.allow("udp_queue_rcv_skb(sk)", [*position]);
+            evidence.one_of("udp_queue_rcv_skb(skb)", [*position]);
+            add_header_evidence(expected, memory, targets, &mut evidence);
+            if let Some((position, ..)) = views.iter().find(|(_, memory, _)| is_receiver(expected, memory)) {
+                evidence.one_of("udp_queue_rcv_skb(sk)", [*position]);
             }
         }
-        clues
+        evidence
     }
 }
 
-/// Whether this is the beginning of the `sock` that the datagram is for: it knows its own address and port.
-fn is_receiver(sent: &Datagram, memory: &Window) -> bool {
-    let SocketAddr::V4(to) = sent.to else { return false };
+/// Whether this memory may be the `sock` that receives the datagram: it contains the datagram's destination address and port (the
+/// port in host byte order: `skc_num`).
+fn is_receiver(expected: &Datagram, memory: &Window) -> bool {
+    let SocketAddr::V4(to) = expected.to else { return false };
     !memory.find(&to.ip().octets(), 4).is_empty() && !memory.find_u16(to.port()).is_empty()
 }
 
-/// The words that point to the datagram's UDP header.
-fn data(sent: &Datagram, memory: &Window, targets: &Window) -> Vec<u32> {
-    let length = sent.length as u16;
-    let header = [sent.from.port(), sent.to.port(), length].map(u16::to_be_bytes).concat();
-    let begins = &header[..header.len().min(WORD as usize)];
+/// The offsets at which the structure has a pointer to the datagram's UDP header.
+fn data_offsets(expected: &Datagram, memory: &Window, targets: &Window) -> Vec<u32> {
+    let length = expected.length as u16;
+    let header = [expected.from.port(), expected.to.port(), length].map(u16::to_be_bytes).concat();
+    let header_start = &header[..header.len().min(WORD as usize)];
     let points_there = |&(offset, target): &(u32, u64)| {
-        bytes_of(target).starts_with(begins) && memory.word(offset).is_some_and(is_kernel_pointer)
+        bytes_of(target).starts_with(header_start) && memory.word(offset).is_some_and(is_kernel_pointer)
     };
     targets.words().filter(points_there).map(|(offset, _)| offset).collect()
 }
 
-fn find(sent: &Datagram, memory: &Window, targets: &Window, clues: &mut Clues) {
-    let data = data(sent, memory, targets);
+/// Adds the candidates for the offsets of `data`, `transport_header` and `network_header`.
+fn add_header_evidence(expected: &Datagram, memory: &Window, targets: &Window, evidence: &mut Evidence) {
+    let data = data_offsets(expected, memory, targets);
     let (mut transport, mut network) = (Vec::new(), Vec::new());
-    let begins = data.iter().filter_map(|&offset| memory.word(offset));
-    for (begin, (_, head)) in begins.flat_map(|begin| memory.words().map(move |word| (begin, word))) {
-        let distance = begin.checked_sub(head).and_then(|distance| u16::try_from(distance).ok());
+    let data_addresses = data.iter().filter_map(|&offset| memory.word(offset));
+    for (data_address, (_, head)) in data_addresses.flat_map(|address| memory.words().map(move |word| (address, word)))
+    {
+        let distance = data_address.checked_sub(head).and_then(|distance| u16::try_from(distance).ok());
         let Some(distance) = distance.filter(|&distance| distance >= IP_HEADER) else { continue };
-        let (to_transport, to_network) = (memory.find_u16(distance), memory.find_u16(distance - IP_HEADER));
-        if !to_transport.is_empty() && !to_network.is_empty() {
-            transport.extend(to_transport);
-            network.extend(to_network);
+        let transport_offsets = memory.find_u16(distance);
+        let network_offsets = memory.find_u16(distance - IP_HEADER);
+        if !transport_offsets.is_empty() && !network_offsets.is_empty() {
+            transport.extend(transport_offsets);
+            network.extend(network_offsets);
         }
     }
-    clues.allow("sk_buff.data", data);
-    clues.allow("sk_buff.transport_header", transport);
-    clues.allow("sk_buff.network_header", network);
+    evidence.one_of("sk_buff.data", data);
+    evidence.one_of("sk_buff.transport_header", transport);
+    evidence.one_of("sk_buff.network_header", network);
 }
 
 #[cfg(test)]
@@ -123,14 +134,14 @@ mod tests {
 
     const HEAD: u64 = 0xffff_8880_0123_4000;
 
-    fn sent() -> Datagram {
+    fn expected() -> Datagram {
         let [from, to] = ["127.1.2.3:4660", "127.9.8.7:17185"].map(|address| address.parse().unwrap());
         Datagram { from, to, length: 777 }
     }
 
-    fn shot() -> Shot {
+    fn call() -> Call {
         let blank = |from: u32| Window::new(from, vec![0; (SKB - from) as usize]);
-        let (mut sk, mut skb, mut targets) = (blank(0), blank(0), blank(TARGETS));
+        let (mut sk, mut skb, mut targets) = (blank(0), blank(0), blank(FIRST_DATA_OFFSET));
         sk.write(4, &[127, 9, 8, 7]);
         sk.write(14, &17185u16.to_ne_bytes());
         skb.write(182, &84u16.to_ne_bytes());
@@ -143,15 +154,15 @@ mod tests {
             (ARGUMENTS, arguments),
             ("memory 1", sk),
             ("memory 2", skb),
-            ("targets 1", blank(TARGETS)),
+            ("targets 1", blank(FIRST_DATA_OFFSET)),
             ("targets 2", targets),
         ];
-        Shot::of("udp_queue_rcv_skb", views)
+        Call::of("udp_queue_rcv_skb", views)
     }
 
     #[test]
-    fn a_datagram_shows_where_its_buffer_keeps_what() {
-        let clues = SkBuff.solve(&sent(), &[shot()]);
+    fn data_and_headers_are_found() {
+        let evidence = SkBuff.solve(&expected(), &[call()]);
         for (key, value) in [
             ("sk_buff.data", 208),
             ("sk_buff.transport_header", 182),
@@ -159,16 +170,16 @@ mod tests {
             ("udp_queue_rcv_skb(sk)", 1),
             ("udp_queue_rcv_skb(skb)", 2),
         ] {
-            assert_eq!(clues.of(key), [value], "{key}");
+            assert_eq!(evidence.values(key), [value], "{key}");
         }
     }
 
     #[test]
-    fn another_datagram_tells_nothing() {
-        let other = Datagram { length: 778, to: "127.9.8.7:1".parse().unwrap(), ..sent() };
-        assert_eq!(SkBuff.solve(&other, &[shot()]), Clues::default());
-        let clues = SkBuff.solve(&sent(), &[Shot::blank(&SkBuff.probes(0)[0]), shot()]);
-        assert_eq!(clues.of("sk_buff.data"), [208], "what others receive in between does not matter");
-        assert_eq!(SkBuff.solve(&sent(), &[]), Clues::default());
+    fn other_datagrams_are_not_evidence() {
+        let other = Datagram { length: 778, to: "127.9.8.7:1".parse().unwrap(), ..expected() };
+        assert_eq!(SkBuff.solve(&other, &[call()]), Evidence::default());
+        let evidence = SkBuff.solve(&expected(), &[Call::blank(&SkBuff.probes(0)[0]), call()]);
+        assert_eq!(evidence.values("sk_buff.data"), [208], "packets of others do not matter");
+        assert_eq!(SkBuff.solve(&expected(), &[]), Evidence::default());
     }
 }

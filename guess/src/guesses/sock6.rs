@@ -1,29 +1,33 @@
-//! Where a `sock` keeps IPv6 addresses.
+//! The IPv6 addresses of a `sock`.
 
-use super::sock::{COMMON, window, window_needs};
-use super::talk;
-use crate::engine::{Clues, Guess, Probe, Scene, Shot};
+use super::loopback;
+use super::sock::{COMMON, released_sock, released_sock_needs};
+use crate::engine::{Call, Context, Evidence, Guess, Probe};
 use nix::sys::socket::{AddressFamily, SockType, setsockopt, sockopt};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 
-/// `lo` has one IPv6 address only, but an IPv6 socket may also talk IPv4: then it holds `::ffff:127.x.y.z`, of which
-/// this host has millions.
+/// Connects an IPv6 socket over IPv4. `lo` has only one IPv6 address, but such a socket has an address `::ffff:127.x.y.z`,
+/// and there are millions of these.
 #[derive(Debug)]
 pub(super) struct Sock6;
 
-/// The IPv4 addresses of a socket, its own first.
-type Pair = (Ipv4Addr, Ipv4Addr);
+/// The IPv4 addresses of a socket.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pair {
+    local: Ipv4Addr,
+    remote: Ipv4Addr,
+}
 
 impl Guess for Sock6 {
-    type Sent = Pair;
+    type Expected = Pair;
 
     fn name(&self) -> &'static str {
         "sock6"
     }
 
     fn needs(&self) -> Vec<String> {
-        window_needs()
+        released_sock_needs()
     }
 
     fn gives(&self) -> Vec<String> {
@@ -35,28 +39,28 @@ impl Guess for Sock6 {
     }
 
     fn probes(&self, _attempt: u32) -> Vec<Probe> {
-        vec![window()]
+        vec![released_sock()]
     }
 
-    fn trigger(&mut self, stage: &mut dyn Scene) -> io::Result<Pair> {
-        let (local, remote) = (stage.random().loopback(), stage.random().loopback());
+    fn trigger(&mut self, context: &mut dyn Context) -> io::Result<Pair> {
+        let (local, remote) = (context.random().loopback_address(), context.random().loopback_address());
         let mapped = |address: Ipv4Addr, port: u16| SocketAddr::from((address.to_ipv6_mapped(), port));
-        let socket = talk::socket(SockType::Datagram, AddressFamily::Inet6, None)?;
+        let socket = loopback::socket(SockType::Datagram, AddressFamily::Inet6, None)?;
         setsockopt(&socket, sockopt::Ipv6V6Only, &false)?;
-        talk::bind(&socket, mapped(local, 0))?;
-        talk::connect(&socket, mapped(remote, talk::port(stage.random())))?;
-        Ok((local, remote))
+        loopback::bind(&socket, mapped(local, 0))?;
+        loopback::connect(&socket, mapped(remote, loopback::port(context.random())))?;
+        Ok(Pair { local, remote })
     }
 
-    fn solve(&self, (local, remote): &Pair, shots: &[Shot]) -> Clues {
-        let mut clues = Clues::default();
-        if let [shot] = shots {
-            let common = shot.view("sk").part(0, COMMON);
+    fn solve(&self, Pair { local, remote }: &Pair, calls: &[Call]) -> Evidence {
+        let mut evidence = Evidence::default();
+        if let [call] = calls {
+            let common = call.view("sk").part(0, COMMON);
             let find = |address: &Ipv4Addr| common.find(&address.to_ipv6_mapped().octets(), 4);
-            clues.allow("sock_common.skc_v6_daddr", find(remote));
-            clues.allow("sock_common.skc_v6_rcv_saddr", find(local));
+            evidence.one_of("sock_common.skc_v6_daddr", find(remote));
+            evidence.one_of("sock_common.skc_v6_rcv_saddr", find(local));
         }
-        clues
+        evidence
     }
 }
 
@@ -73,8 +77,8 @@ mod tests {
         sk.write(56, &remote.to_ipv6_mapped().octets());
         sk.write(72, &local.to_ipv6_mapped().octets());
         sk.write(1000, &local.to_ipv6_mapped().octets());
-        let clues = Sock6.solve(&(local, remote), &[Shot::of("inet_release", vec![("sk", sk)])]);
-        assert_eq!(clues.of("sock_common.skc_v6_daddr"), [56]);
-        assert_eq!(clues.of("sock_common.skc_v6_rcv_saddr"), [72]);
+        let evidence = Sock6.solve(&Pair { local, remote }, &[Call::of("inet_release", vec![("sk", sk)])]);
+        assert_eq!(evidence.values("sock_common.skc_v6_daddr"), [56]);
+        assert_eq!(evidence.values("sock_common.skc_v6_rcv_saddr"), [72]);
     }
 }

@@ -1,47 +1,48 @@
-//! What socket events say beside addresses: inode, type, protocol, state, device.
+//! The fields that socket events need besides addresses: inode, type, protocol, state and device.
 
-use super::sock::{COMMON, window_needs};
-use super::talk;
-use crate::engine::{Clues, Guess, Probe, Scene, Shot, WINDOW};
+use super::loopback;
+use super::sock::{COMMON, released_sock_needs};
+use crate::engine::{Call, Context, Evidence, Guess, MAX_WINDOW, Probe};
 use nix::sys::socket::{AddressFamily, SockType, listen, setsockopt, sockopt};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 
-/// A `struct socket` and as much of the inode behind it as its number is in.
+/// How many bytes from the beginning of a `struct socket` are captured. They contain the number of the inode that follows the
+/// `struct socket`.
 const SOCKET: u32 = 512;
-/// `struct socket` is smaller than this.
-const ITSELF: u32 = 128;
+/// More than the size of a `struct socket` itself.
+const MAX_SOCKET: u32 = 128;
 
-/// `TCP_ESTABLISHED`, `TCP_CLOSE` and `TCP_LISTEN`, which are part of the kernel's interface.
+/// `TCP_ESTABLISHED`, `TCP_CLOSE` and `TCP_LISTEN`. Their numbers are part of the kernel's interface.
 const STATES: [u8; 3] = [1, 7, 10];
 
-/// Closes sockets of which all this is known, two of them bound to the loopback device, and looks at `struct socket` and
-/// `struct sock` as they are released. The inode's number is what `fstat(2)` says.
+/// Closes sockets with known type, protocol, state and device, two of them bound to the loopback device, and captures
+/// `struct socket` and `struct sock` when they are released. `fstat(2)` gives the number of the inode.
 #[derive(Debug)]
 pub(super) struct SocketEvents;
 
-/// What is known of a socket that was closed.
+/// What is known about a socket that was closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Closed {
+pub(super) struct ClosedSocket {
     inode: u64,
     kind: u16,
     protocol: u16,
     state: u8,
-    /// Of the device that it is bound to; 0 for any.
+    /// The index of the device that it is bound to; 0 if it is not bound.
     device: u32,
 }
 
 impl Guess for SocketEvents {
-    type Sent = Vec<Closed>;
+    type Expected = Vec<ClosedSocket>;
 
     fn name(&self) -> &'static str {
         "socket_events"
     }
 
     fn needs(&self) -> Vec<String> {
-        window_needs()
+        released_sock_needs()
     }
 
     fn gives(&self) -> Vec<String> {
@@ -58,23 +59,23 @@ impl Guess for SocketEvents {
 
     fn probes(&self, _attempt: u32) -> Vec<Probe> {
         let socket = Probe::on("inet_release").words("socket", "{sock}", 0..SOCKET);
-        vec![socket.words("sk", "+{socket.sk}({sock})", 0..WINDOW)]
+        vec![socket.words("sk", "+{socket.sk}({sock})", 0..MAX_WINDOW)]
     }
 
-    fn trigger(&mut self, stage: &mut dyn Scene) -> io::Result<Vec<Closed>> {
+    fn trigger(&mut self, context: &mut dyn Context) -> io::Result<Vec<ClosedSocket>> {
         let mut open = |kind| {
-            let local = talk::address(stage.random(), false);
-            talk::socket(kind, AddressFamily::Inet, Some(local))
+            let local = loopback::address(context.random(), false);
+            loopback::socket(kind, AddressFamily::Inet, Some(local))
         };
         let [established, close, listening] = STATES;
         let (datagrams, stream, listener) =
             (open(SockType::Datagram)?, open(SockType::Stream)?, open(SockType::Stream)?);
         let connected = open(SockType::Datagram)?;
-        let mut remote = talk::address(stage.random(), false);
-        remote.set_port(talk::port(stage.random()));
-        talk::connect(&connected, remote)?;
+        let mut remote = loopback::address(context.random(), false);
+        remote.set_port(loopback::port(context.random()));
+        loopback::connect(&connected, remote)?;
         listen(&listener, nix::sys::socket::Backlog::new(1)?)?;
-        let device = loopback()?;
+        let device = loopback_index()?;
         for bound in [&datagrams, &stream] {
             setsockopt(bound, sockopt::BindToDevice, &"lo".into())?;
         }
@@ -87,19 +88,19 @@ impl Guess for SocketEvents {
         ]
         .into_iter()
         .map(|(socket, (kind, protocol), state, device)| {
-            Ok(Closed { inode: inode(socket.as_fd().try_clone_to_owned()?)?, kind, protocol, state, device })
+            Ok(ClosedSocket { inode: inode(socket.as_fd().try_clone_to_owned()?)?, kind, protocol, state, device })
         })
         .collect()
     }
 
-    fn solve(&self, sent: &Vec<Closed>, shots: &[Shot]) -> Clues {
-        let mut clues = Clues::default();
-        if sent.len() == shots.len() {
-            for (closed, shot) in sent.iter().zip(shots) {
-                find(closed, shot, &mut clues);
+    fn solve(&self, expected: &Vec<ClosedSocket>, calls: &[Call]) -> Evidence {
+        let mut evidence = Evidence::default();
+        if expected.len() == calls.len() {
+            for (closed, call) in expected.iter().zip(calls) {
+                add_evidence(closed, call, &mut evidence);
             }
         }
-        clues
+        evidence
     }
 }
 
@@ -107,23 +108,23 @@ fn inode(socket: OwnedFd) -> io::Result<u64> {
     Ok(File::from(socket).metadata()?.ino())
 }
 
-fn loopback() -> io::Result<u32> {
+fn loopback_index() -> io::Result<u32> {
     Ok(nix::net::if_::if_nametoindex("lo")?)
 }
 
-fn find(closed: &Closed, shot: &Shot, clues: &mut Clues) {
-    let (socket, sk) = (shot.view("socket"), shot.view("sk"));
+fn add_evidence(closed: &ClosedSocket, call: &Call, evidence: &mut Evidence) {
+    let (socket, sk) = (call.view("socket"), call.view("sk"));
     let common = sk.part(0, COMMON);
-    clues.allow("socket.type", socket.part(0, ITSELF).find_u16(closed.kind));
-    clues.allow("socket_alloc.i_ino", socket.find_word(closed.inode));
-    clues.allow("sock_common.skc_state", common.find(&[closed.state], 1));
-    clues.allow("sock_common.skc_bound_dev_if", common.find_u32(closed.device));
-    let behind_common = sk.part(COMMON, WINDOW);
-    clues.allow("sock.sk_protocol", behind_common.find_u16(closed.protocol));
-    // `sk_protocol : 8, sk_type : 16`, before Linux 5.6. Since then the type comes first.
+    evidence.one_of("socket.type", socket.part(0, MAX_SOCKET).find_u16(closed.kind));
+    evidence.one_of("socket_alloc.i_ino", socket.find_word(closed.inode));
+    evidence.one_of("sock_common.skc_state", common.find(&[closed.state], 1));
+    evidence.one_of("sock_common.skc_bound_dev_if", common.find_u32(closed.device));
+    let after_common = sk.part(COMMON, MAX_WINDOW);
+    evidence.one_of("sock.sk_protocol", after_common.find_u16(closed.protocol));
+    // Before Linux 5.6: `sk_protocol : 8, sk_type : 16`. Since then the type comes first.
     let [protocol, _] = closed.protocol.to_le_bytes();
     let [low, high] = closed.kind.to_le_bytes();
-    clues.allow("sock.sk_protocol:8", behind_common.find(&[protocol, low, high], 1));
+    evidence.one_of("sock.sk_protocol:8", after_common.find(&[protocol, low, high], 1));
 }
 
 #[cfg(test)]
@@ -131,41 +132,41 @@ mod tests {
     use super::*;
     use crate::engine::Window;
 
-    /// With the bytes around the protocol as some kernel has them, which are given with their offset.
-    fn shot(closed: &Closed, (at, protocol): (u32, &[u8])) -> Shot {
+    /// A call with these bytes at this offset of the `sock`: the protocol and the fields around it.
+    fn call(closed: &ClosedSocket, (at, protocol): (u32, &[u8])) -> Call {
         let mut socket = Window::new(0, vec![0; SOCKET as usize]);
         socket.write(4, &closed.kind.to_ne_bytes());
         socket.write(192, &closed.inode.to_ne_bytes());
-        let mut sk = Window::new(0, vec![0; WINDOW as usize]);
+        let mut sk = Window::new(0, vec![0; MAX_WINDOW as usize]);
         sk.write(18, &[closed.state]);
         sk.write(20, &closed.device.to_ne_bytes());
         sk.write(at, protocol);
-        Shot::of("inet_release", vec![("socket", socket), ("sk", sk)])
+        Call::of("inet_release", vec![("socket", socket), ("sk", sk)])
     }
 
-    fn sent() -> Vec<Closed> {
-        let closed = |inode, kind, protocol, state, device| Closed { inode, kind, protocol, state, device };
+    fn expected() -> Vec<ClosedSocket> {
+        let closed = |inode, kind, protocol, state, device| ClosedSocket { inode, kind, protocol, state, device };
         vec![closed(70_001, 2, 17, 7, 1), closed(70_002, 1, 6, 10, 0), closed(70_003, 2, 17, 1, 0)]
     }
 
     /// `sk_type` and `sk_protocol`, each of 16 bits.
-    fn since_5_6(closed: &Closed) -> Vec<u8> {
+    fn since_5_6(closed: &ClosedSocket) -> Vec<u8> {
         [closed.kind, closed.protocol].map(u16::to_ne_bytes).concat()
     }
 
     /// A word of bit-fields: flags, `sk_userlocks : 4`, `sk_protocol : 8`, `sk_type : 16`.
-    fn before_5_6(closed: &Closed) -> Vec<u8> {
+    fn before_5_6(closed: &ClosedSocket) -> Vec<u8> {
         [vec![0x40, closed.protocol as u8], closed.kind.to_le_bytes().to_vec()].concat()
     }
 
     #[test]
-    fn sockets_of_several_sorts_tell_each_place() {
+    fn each_field_is_found_from_several_kinds_of_sockets() {
         for (bytes, wide, narrow) in
-            [(since_5_6 as fn(&Closed) -> Vec<u8>, &[516][..], &[][..]), (before_5_6, &[], &[515])]
+            [(since_5_6 as fn(&ClosedSocket) -> Vec<u8>, &[516][..], &[][..]), (before_5_6, &[], &[515])]
         {
-            let sent = sent();
-            let shots: Vec<_> = sent.iter().map(|closed| shot(closed, (514, &bytes(closed)))).collect();
-            let clues = SocketEvents.solve(&sent, &shots);
+            let expected = expected();
+            let calls: Vec<_> = expected.iter().map(|closed| call(closed, (514, &bytes(closed)))).collect();
+            let evidence = SocketEvents.solve(&expected, &calls);
             for (key, offsets) in [
                 ("socket.type", &[4][..]),
                 ("socket_alloc.i_ino", &[192]),
@@ -174,14 +175,14 @@ mod tests {
                 ("sock.sk_protocol", wide),
                 ("sock.sk_protocol:8", narrow),
             ] {
-                assert_eq!(clues.of(key), offsets, "{key}");
+                assert_eq!(evidence.values(key), offsets, "{key}");
             }
         }
     }
 
     #[test]
-    fn a_close_too_few_tells_nothing() {
-        let one = Closed { inode: 9, kind: 1, protocol: 6, state: 7, device: 0 };
-        assert_eq!(SocketEvents.solve(&vec![one], &[]), Clues::default());
+    fn a_missing_call_gives_no_evidence() {
+        let one = ClosedSocket { inode: 9, kind: 1, protocol: 6, state: 7, device: 0 };
+        assert_eq!(SocketEvents.solve(&vec![one], &[]), Evidence::default());
     }
 }

@@ -28,7 +28,7 @@ tracepoint! {
 }
 
 fuzz_target!(|data: &[u8]| {
-    // A record, then the text; what is one to the reader may be cut anywhere.
+    // A record, then the text. The length of the record is arbitrary.
     let Some((length, data)) = data.split_first_chunk() else { return };
     let (raw, text) = data.split_at(usize::from(u16::from_le_bytes(*length)).min(data.len()));
     let Ok(format) = Format::parse(text) else { return };

@@ -11,13 +11,13 @@ use socktrail_kprobes::{Drained, Record};
 /// The longest raw part that a record's 16-bit size leaves room for.
 const LONGEST: usize = u16::MAX as usize;
 
-/// One thing to do, behind a byte that says what.
+/// A step. Two bytes of input select it and give a number.
 enum Step<'a> {
     /// Write a record to this ring: its type, then its body.
     Record(u8, u32, &'a [u8]),
     /// Write bytes that need not be records.
     Bytes(u8, &'a [u8]),
-    /// Read what is older than this.
+    /// Read the records older than this.
     Drain(u64),
 }
 
@@ -44,7 +44,7 @@ fn record(kind: u32, body: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Reads what is older than `horizon`; the latest time so far goes from call to call.
+/// Reads the records older than `horizon`. `latest` is the latest time that any call has seen.
 fn drain(rings: &mut FakeRings, horizon: u64, latest: &mut u64) -> Drained {
     let (mut records, mut late) = (0, 0);
     let drained = rings.drain(horizon, &mut |record| {
@@ -84,9 +84,10 @@ fuzz_target!(|data: &[u8]| {
     }
     drain(&mut rings, u64::MAX, &mut latest);
     if data.windows(8).any(|bytes| bytes == [0xff; 8]) {
-        return; // the end of time may have come for one of them, and no horizon is beyond
+        // A record may have the time `u64::MAX`, which no horizon is above, so it stays in its ring.
+        return;
     }
-    // Whatever was there before, what comes now is read.
+    // Records are read after any others.
     for ring in 0..3 {
         assert!(rings.write(ring, &record(9, &[0; 32])), "ring {ring} was emptied");
     }

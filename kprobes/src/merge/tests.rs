@@ -61,7 +61,7 @@ fn late_records_are_lent_and_counted() {
 }
 
 #[test]
-fn a_ring_beyond_its_watermark_is_said() {
+fn a_ring_beyond_its_watermark_is_reported() {
     // 32 bytes a sample, the watermark is at 2048.
     let times: Vec<u64> = (0..66).collect();
     let mut rings = rings(&[&[1], &times]);
@@ -87,7 +87,26 @@ fn malformed_records_are_counted_once() {
 }
 
 #[test]
-fn a_panic_loses_only_what_it_was_lent() {
+fn the_room_of_records_that_were_read_is_released() {
+    let mut rings = rings(&[&[]]);
+    for time in 1.. {
+        if !rings[0].memory_mut().sample(time, b"abcd") {
+            break;
+        }
+    }
+    assert!(!rings[0].memory_mut().sample(1000, b"abcd"), "the ring is full");
+    drain(&mut Merge::new(), &mut rings, ALL);
+    assert!(rings[0].memory_mut().sample(1000, b"abcd"));
+}
+
+#[test]
+fn a_horizon_lies_at_the_round_before_and_a_slack_ago() {
+    let mut horizon = Horizon::with_slack(Duration::from_nanos(100));
+    assert_eq!([1000, 1250, 1260].map(|now| horizon.next(now)), [0, 1000, 1160]);
+}
+
+#[test]
+fn a_panic_loses_only_the_lent_records() {
     let mut rings = rings(&[&[1, 3, 5], &[2, 4]]);
     let mut merge = Merge::new();
     let mut lent = 0;

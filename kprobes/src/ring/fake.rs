@@ -1,11 +1,11 @@
-//! A ring in plain memory, written to as the kernel would.
+//! A ring in plain memory, which tests write to as the kernel does.
 
 use super::{LOST, Memory, SAMPLE, halves};
 
 #[derive(Debug)]
 pub(crate) struct Fake {
     data: Vec<u8>,
-    /// What the kernel has written, and what the reader has seen of it.
+    /// How far the kernel has written, and how much of it the reader has seen.
     written: u64,
     head: u64,
     tail: u64,
@@ -14,19 +14,19 @@ pub(crate) struct Fake {
 }
 
 impl Fake {
-    /// Room for `capacity` bytes, the counters at `start`.
+    /// A ring of `capacity` bytes whose counters begin at `start`.
     pub(crate) fn new(capacity: usize, start: u64) -> Self {
         assert!(capacity.is_power_of_two() && start.is_multiple_of(8));
         let data = vec![0xee; capacity];
         Self { data, written: start, head: start, tail: start, lost: 0, of_thread: false }
     }
 
-    /// A ring whose records say their CPU, which is 7.
+    /// A ring whose records name their CPU, which is 7.
     pub(crate) fn of_thread(capacity: usize) -> Self {
         Self { of_thread: true, ..Self::new(capacity, 0) }
     }
 
-    /// Writes a record if there is room, whatever it is.
+    /// Writes any record, if it fits.
     pub(crate) fn write(&mut self, record: &[u8]) -> bool {
         if self.data.len() as u64 - (self.written - self.tail) < record.len() as u64 {
             return false;
@@ -38,7 +38,7 @@ impl Fake {
         true
     }
 
-    /// Writes a sample, after the record of what was lost before; or loses it.
+    /// Writes a sample, after a record of earlier losses. Loses it if it does not fit.
     pub(crate) fn sample(&mut self, time: u64, raw: &[u8]) -> bool {
         let len = (raw.len() as u32).to_ne_bytes();
         self.sample_of(time, &[&len, raw].concat())
@@ -64,7 +64,7 @@ impl Fake {
         false
     }
 
-    /// pid 21, tid 22, time, and CPU 7 where it belongs.
+    /// pid 21, tid 22, time, and CPU 7 if the ring's records name it.
     fn identity(&self, time: u64) -> Vec<u8> {
         let mut bytes = [&21_u32.to_ne_bytes()[..], &22_u32.to_ne_bytes(), &time.to_ne_bytes()].concat();
         if self.of_thread {

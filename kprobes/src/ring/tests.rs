@@ -18,7 +18,7 @@ fn reader(memory: Fake) -> Ring<Fake> {
 /// Reads everything and gives it back.
 fn read(ring: &mut Ring<Fake>) -> Vec<Seen> {
     let mut seen = Vec::new();
-    let mut scratch = vec![0; LONGEST];
+    let mut scratch = vec![0; MAX_RECORD_SIZE];
     ring.refresh();
     while let Some(time) = ring.peek() {
         let last = ring.last;
@@ -71,7 +71,7 @@ fn the_id_is_the_first_field() {
 }
 
 #[test]
-fn every_place_of_the_wrap() {
+fn a_record_can_wrap_anywhere() {
     for start in (0..64).step_by(8) {
         let mut ring = reader(Fake::new(64, start));
         for time in 0..10 {
@@ -92,7 +92,7 @@ fn counters_far_beyond_the_ring() {
 }
 
 #[test]
-fn a_full_ring_and_what_it_lost() {
+fn a_full_ring_counts_what_it_lost() {
     // 32 bytes each: exactly two fit.
     let mut ring = reader(Fake::new(64, 40));
     assert!(ring.memory.sample(1, b"1111"));
@@ -113,7 +113,7 @@ fn a_full_ring_and_what_it_lost() {
 }
 
 #[test]
-fn a_loss_that_nothing_follows_is_suspected_until_something_does() {
+fn a_loss_is_suspected_until_the_next_record() {
     let mut ring = reader(Fake::new(128, 0));
     (0..2).for_each(|time| assert!(ring.memory.sample(time, b"abcd")));
     read(&mut ring);
@@ -134,7 +134,7 @@ fn a_loss_that_nothing_follows_is_suspected_until_something_does() {
 }
 
 #[test]
-fn a_crowded_ring_that_is_written_on_needs_no_help() {
+fn a_crowded_ring_with_new_records_hides_no_loss() {
     let mut ring = reader(Fake::new(128, 0));
     (0..4).for_each(|time| assert!(ring.memory.sample(time, b"abcd")));
     assert!(!ring.memory.sample(4, b"abcd"));
@@ -166,7 +166,7 @@ fn other_records_are_skipped() {
 }
 
 #[test]
-fn malformed_records_cost_what_is_behind_them_and_no_more() {
+fn malformed_records_cost_only_the_records_after_them() {
     let with_size = |size: u16, kind| {
         let mut bytes = record(kind, &[0; 24]);
         bytes[6..8].copy_from_slice(&size.to_ne_bytes());
@@ -200,7 +200,7 @@ fn malformed_records_cost_what_is_behind_them_and_no_more() {
 }
 
 #[test]
-fn an_impossible_count_of_losses_is_held_at_the_most() {
+fn an_impossible_count_of_losses_saturates() {
     let mut ring = reader(Fake::new(256, 0));
     for _ in 0..2 {
         let identity = [&21_u32.to_ne_bytes()[..], &22_u32.to_ne_bytes(), &1_u64.to_ne_bytes()].concat();
@@ -212,9 +212,9 @@ fn an_impossible_count_of_losses_is_held_at_the_most() {
 }
 
 proptest! {
-    /// What is written comes out in order, whole, and losses add up, wherever it wraps and whenever it is read.
+    /// Records are read whole and in order, and losses add up, wherever the ring wraps and whenever it is read.
     #[test]
-    fn what_is_written_comes_out(
+    fn written_records_are_read(
         exponent in 6_u32..10,
         start in (0_u64..1 << 40).prop_map(|start| start * 8),
         steps in vec((any::<bool>(), vec(any::<u8>(), 0..60)), 0..200),
@@ -233,7 +233,7 @@ proptest! {
             }
         }
         seen.extend(read(&mut ring));
-        // A last sample tells of losses not yet told.
+        // A last sample reports the losses that are still pending.
         if lost > 0 && ring.memory.sample(u64::MAX, b"abcd") {
             expected.push(sample(u64::MAX, b"abcd"));
             seen.extend(read(&mut ring));
@@ -249,12 +249,15 @@ proptest! {
         prop_assert_eq!(ring.take_malformed(), 0);
     }
 
-    /// Whatever lies in a ring is read to its end, and what is written afterwards is read right.
+    /// A ring with any bytes in it is read to its end, and records written afterwards are read correctly.
     #[test]
-    fn nonsense_is_survived(start in (0_u64..100).prop_map(|start| start * 8), words in vec(any::<[u8; 8]>(), 0..32)) {
+    fn any_bytes_are_read_to_the_end(
+            start in (0_u64..100).prop_map(|start| start * 8),
+            words in vec(any::<[u8; 8]>(), 0..32),
+        ) {
         let mut ring = reader(Fake::new(256, start));
         ring.memory.write(&words.concat());
-        let mut scratch = vec![0; LONGEST];
+        let mut scratch = vec![0; MAX_RECORD_SIZE];
         ring.refresh();
         while ring.peek().is_some() {
             ring.take(&mut scratch, &mut |_| ());

@@ -15,11 +15,11 @@ use perf_event_open_sys::bindings::perf_event_mmap_page;
 
 use crate::ring::{Memory, halves};
 
-/// A ring mapped into our memory: a control page, and data pages that the kernel writes.
+/// A ring mapped into our memory: a control page, and data pages that the kernel writes to.
 ///
-/// The kernel never writes between the tail, which only we move, and the head, which only it moves (a mapping that
-/// we may write to is never overwritten, `perf_event_open(2)`). Slices are lent of that part alone, and the
-/// tail moves only by `&mut self`, when none is lent.
+/// The kernel never writes between the tail, which only we move, and the head, which only the kernel moves: it does not
+/// overwrite unread data in a writable mapping (`perf_event_open(2)`). Slices are lent from that part alone. The tail
+/// moves only through `&mut self`, so never while a slice is lent.
 #[derive(Debug)]
 pub(crate) struct Mapping {
     base: NonNull<c_void>,
@@ -33,7 +33,7 @@ pub(crate) struct Mapping {
 
 // SAFETY: the mapping belongs to the process, not to a thread.
 unsafe impl Send for Mapping {}
-// SAFETY: by `&self` it is only read, in the part that nobody writes.
+// SAFETY: `&self` only gives read access, to the part that the kernel does not write to.
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
@@ -53,8 +53,8 @@ impl Mapping {
 
     fn counter(&self, offset: usize) -> &AtomicU64 {
         debug_assert!(offset + 8 <= self.page && offset.is_multiple_of(8));
-        // SAFETY: within the control page, aligned, mapped for as long as self lives, and on either side only
-        // accessed whole.
+        // SAFETY: the counter lies in the control page, aligned, and is mapped as long as self lives. Both sides access
+        // it atomically.
         unsafe { self.base.byte_add(offset).cast::<AtomicU64>().as_ref() }
     }
 }
@@ -67,7 +67,7 @@ impl Memory for Mapping {
     fn refresh(&mut self) -> u64 {
         // Pairs with the kernel's barrier between writing data and moving the head.
         let head = self.counter(offset_of!(perf_event_mmap_page, data_head)).load(Ordering::Acquire);
-        // More than all of it cannot be unread.
+        // No more than the whole ring can be unread.
         self.head = self.tail + head.wrapping_sub(self.tail).min(self.capacity() as u64);
         self.head
     }
@@ -78,7 +78,7 @@ impl Memory for Mapping {
 
     fn release(&mut self, tail: u64) {
         self.tail = tail.clamp(self.tail, self.head);
-        // The kernel writes over what is before the tail once it sees this.
+        // Once the kernel sees this, it may overwrite everything before the tail.
         self.counter(offset_of!(perf_event_mmap_page, data_tail)).store(self.tail, Ordering::Release);
     }
 

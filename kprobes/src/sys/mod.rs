@@ -1,5 +1,6 @@
-//! Every system call of the crate that is more than reading a file, and all of its unsafe code.
+//! All system calls of this crate except reading files, and all of its unsafe code.
 
+pub(crate) mod bpf;
 pub(crate) mod files;
 pub(crate) mod limits;
 pub(crate) mod mapping;

@@ -10,10 +10,10 @@ use perf_event_open_sys::bindings;
 
 use crate::Clock;
 
-/// What is opened.
+/// The kind of perf event to open.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Event {
-    /// Nothing: only owns a ring.
+    /// An event that counts nothing and only owns a ring.
     Dummy,
     /// The trace event of this id.
     Trace(u32),
@@ -24,25 +24,26 @@ pub(crate) enum Event {
 /// Where samples come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Source {
-    /// Whatever runs on a CPU.
+    /// A CPU, for all threads that run on it.
     Cpu(u32),
     /// A thread, on any CPU.
     Thread(u32),
 }
 
-/// What is the same for every event of one set of rings.
+/// Settings that all events of one set of rings share.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Settings {
     pub(crate) clock: Clock,
-    /// Whether the kernel knows close-on-exec (Linux 3.14); if not, it is set afterwards.
+    /// Whether the kernel supports close-on-exec here (Linux 3.14). If not, it is set afterwards.
     pub(crate) close_on_exec: bool,
-    /// Whether the kernel has an event that counts nothing (Linux 3.12); if not, a clock that makes no samples is one.
+    /// Whether the kernel has an event that counts nothing (Linux 3.12). If not, a clock that makes no samples takes
+    /// its place.
     pub(crate) dummy: bool,
-    /// Unread bytes at which a ring wakes its reader.
+    /// The number of unread bytes at which a ring wakes its reader.
     pub(crate) watermark: u32,
 }
 
-/// How long after it is enabled an [`Event::Timer`] fires.
+/// The delay between enabling an [`Event::Timer`] and its sample.
 const TIMER_NANOSECONDS: u64 = 100_000;
 
 /// Opens an event, not yet enabled.
@@ -93,7 +94,7 @@ pub(crate) fn open(event: Event, source: Source, settings: &Settings) -> io::Res
     let flags = if settings.close_on_exec { libc::c_ulong::from(bindings::PERF_FLAG_FD_CLOEXEC) } else { 0 };
     // SAFETY: attr is initialised and lives through the call; neither a dummy nor a trace event touches our memory.
     let fd = check(unsafe { perf::perf_event_open(&mut attr, pid, cpu, -1, flags) })?;
-    // SAFETY: the kernel has just given us this descriptor and nobody else has it.
+    // SAFETY: the kernel has just given us this descriptor, so nothing else owns it.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     if !settings.close_on_exec {
         fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
@@ -119,15 +120,22 @@ pub(crate) fn set_output(event: BorrowedFd<'_>, owner: BorrowedFd<'_>) -> io::Re
     check(unsafe { perf::ioctls::SET_OUTPUT(event.as_raw_fd(), owner.as_raw_fd()) }).map(drop)
 }
 
-/// Lets only records through that match, in the filter language of Documentation/trace/events.rst.
+/// Lets only matching records through. The filter language is described in Documentation/trace/events.rst.
 pub(crate) fn set_filter(event: BorrowedFd<'_>, filter: &CStr) -> io::Result<()> {
     // SAFETY: the string ends in NUL and lives through the call; the kernel copies it and writes nothing.
     check(unsafe { perf::ioctls::SET_FILTER(event.as_raw_fd(), filter.as_ptr().cast_mut()) }).map(drop)
 }
 
-/// For how many nanoseconds the event has been enabled. Stands still once its CPU has been offline.
+/// Runs a BPF program at each hit of the trace event, until this perf event is closed. `EEXIST` if the trace event
+/// already has one.
+pub(crate) fn set_program(event: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: both descriptors are open; the kernel takes its own reference to the program.
+    check(unsafe { perf::ioctls::SET_BPF(event.as_raw_fd(), program.as_raw_fd().cast_unsigned()) }).map(drop)
+}
+
+/// How long the event has been enabled, in nanoseconds. No longer advances once its CPU has been offline.
 pub(crate) fn time_enabled(event: BorrowedFd<'_>) -> io::Result<u64> {
-    // The count, then the time, as read_format asks.
+    // The count, then the time, as read_format requests.
     let mut words = [0_u8; 16];
     let read = nix::unistd::read(event.as_fd(), &mut words)?;
     let (_, time) = words.split_at(8);

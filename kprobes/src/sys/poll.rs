@@ -1,4 +1,4 @@
-//! Waiting for rings, and being woken meanwhile.
+//! Waits for rings, and can be woken.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -11,22 +11,22 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::time::TimeValLike;
 use nix::time::{ClockId, clock_gettime};
 
-/// An epoll set with a bell in it.
+/// An epoll set, with an eventfd in it that wakes it.
 #[derive(Debug)]
 pub(crate) struct Poller {
     epoll: Epoll,
-    bell: Arc<EventFd>,
+    event_fd: Arc<EventFd>,
 }
 
-/// The data of the bell's event; a descriptor is never negative.
-const BELL: u64 = u64::MAX;
+/// The epoll data of the eventfd. No descriptor has this number, because descriptors are never negative.
+const WAKE_KEY: u64 = u64::MAX;
 
 impl Poller {
     pub(crate) fn new() -> io::Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-        epoll.add(&bell, EpollEvent::new(EpollFlags::EPOLLIN, BELL))?;
-        Ok(Self { epoll, bell: Arc::new(bell) })
+        let event_fd = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        epoll.add(&event_fd, EpollEvent::new(EpollFlags::EPOLLIN, WAKE_KEY))?;
+        Ok(Self { epoll, event_fd: Arc::new(event_fd) })
     }
 
     pub(crate) fn add(&self, ring: BorrowedFd<'_>) -> io::Result<()> {
@@ -34,15 +34,15 @@ impl Poller {
     }
 
     pub(crate) fn remove(&self, ring: BorrowedFd<'_>) {
-        // It fails only when it is not in there.
+        // It fails only if the ring is not in the set.
         let _ = self.epoll.delete(ring);
     }
 
-    pub(crate) fn bell(&self) -> Arc<EventFd> {
-        Arc::clone(&self.bell)
+    pub(crate) fn event_fd(&self) -> Arc<EventFd> {
+        Arc::clone(&self.event_fd)
     }
 
-    /// Waits; hands the rings that will never have more (their thread has ended) to `ended`.
+    /// Waits. Passes rings that will get no more records, because their thread has ended, to `ended`.
     pub(crate) fn wait(&self, timeout: Option<Duration>, mut ended: impl FnMut(i32)) -> io::Result<bool> {
         let mut events = [EpollEvent::empty(); 16];
         let ready = match self.epoll.wait(&mut events, in_milliseconds(timeout)) {
@@ -51,9 +51,9 @@ impl Poller {
             Err(error) => return Err(error.into()),
         };
         for event in &events[..ready] {
-            if event.data() == BELL {
-                // Reading it makes it silent again. It does not block, and another reader may have been first.
-                let _ = self.bell.read();
+            if event.data() == WAKE_KEY {
+                // Reading resets it. The read does not block; another reader may have been first.
+                let _ = self.event_fd.read();
             } else if event.events().intersects(EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR) {
                 ended(event.data() as i32);
             }
@@ -62,7 +62,7 @@ impl Poller {
     }
 }
 
-/// Rounded up, so that the last fraction of a millisecond is not spent in a busy loop.
+/// Rounded up, so that the last fraction of a millisecond is not a busy loop.
 fn in_milliseconds(timeout: Option<Duration>) -> EpollTimeout {
     let Some(timeout) = timeout else { return EpollTimeout::NONE };
     let milliseconds = timeout.as_nanos().div_ceil(1_000_000);
@@ -71,7 +71,7 @@ fn in_milliseconds(timeout: Option<Duration>) -> EpollTimeout {
 
 /// `CLOCK_MONOTONIC` in nanoseconds.
 pub(crate) fn monotonic() -> u64 {
-    // It fails for clocks that do not exist.
+    // It fails only for clocks that do not exist.
     clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |time| time.num_nanoseconds() as u64)
 }
 
@@ -80,11 +80,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_bell_ends_one_wait() {
+    fn the_event_fd_ends_one_wait() {
         let poller = Poller::new().unwrap();
         assert!(!poller.wait(Some(Duration::ZERO), |_| ()).unwrap());
-        poller.bell().write(1).unwrap();
-        poller.bell().write(1).unwrap();
+        poller.event_fd().write(1).unwrap();
+        poller.event_fd().write(1).unwrap();
         assert!(poller.wait(None, |_| ()).unwrap());
         assert!(!poller.wait(Some(Duration::from_micros(1)), |_| ()).unwrap());
     }

@@ -1,4 +1,4 @@
-//! CPUs that leave and come. CPU 1 is switched off and on.
+//! CPUs that go offline and come back: CPU 1 is switched off and on.
 
 use std::fs;
 
@@ -6,14 +6,14 @@ use socktrail_kprobes::{Record, RingOptions, Rings, Sample};
 
 use crate::help::{OPEN, Open, group, install, on_cpu, open};
 
-/// Following CPUs opens files as well.
+/// The tests open only this path. `follow_cpus` opens other files.
 const FILTER: Option<&str> = Some("path == \"/x\"");
 
 fn switch(online: bool) {
     fs::write("/sys/devices/system/cpu/cpu1/online", if online { "1" } else { "0" }).unwrap();
 }
 
-/// On which CPUs what is in the rings was written.
+/// The CPUs of the samples in the rings.
 fn cpus(rings: &mut Rings) -> Vec<u32> {
     let mut cpus = Vec::new();
     rings.drain(u64::MAX, &mut |record| {
@@ -40,7 +40,7 @@ fn rings_follow_cpus() {
     opens_on(1);
     assert_eq!(cpus(&mut rings), [0, 1]);
 
-    // It leaves with a sample that nobody has read yet.
+    // CPU 1 goes offline while its ring holds an unread sample.
     opens_on(1);
     on_cpu(0);
     switch(false);
@@ -49,13 +49,13 @@ fn rings_follow_cpus() {
     opens_on(0);
     assert_eq!(cpus(&mut rings), [1, 0]);
     assert_eq!(rings.follow_cpus().unwrap(), Default::default());
-    // What is attached meanwhile is attached where there are CPUs.
+    // A second event is attached on the CPUs that are online.
     let second = install(&group, "second", OPEN, Open::FETCHES);
     rings.attach(&second, FILTER).unwrap();
     opens_on(0);
     assert_eq!(cpus(&mut rings), [0, 0]);
 
-    // It returns, and has both.
+    // CPU 1 comes back and gets both events.
     switch(true);
     let changes = rings.follow_cpus().unwrap();
     assert_eq!((changes.came, changes.left), (vec![1], vec![]));
@@ -64,7 +64,7 @@ fn rings_follow_cpus() {
     rings.detach(&second);
     drop(second);
 
-    // It was away for so short a time that only its silence tells.
+    // CPU 1 goes offline and comes back between two calls. Its events have stopped, which shows it.
     rings.follow_cpus().unwrap();
     on_cpu(0);
     switch(false);
@@ -76,7 +76,7 @@ fn rings_follow_cpus() {
     opens_on(1);
     assert_eq!(cpus(&mut rings), [1]);
 
-    // Rings of a CPU that is off when they are made.
+    // CPU 1 is offline when the rings are opened.
     on_cpu(0);
     switch(false);
     let mut rings = Rings::per_cpu(&RingOptions::default()).unwrap();

@@ -1,4 +1,4 @@
-//! What the tests have in common.
+//! Helpers that several tests use.
 
 use std::fs::{self, File};
 use std::os::unix::fs::OpenOptionsExt;
@@ -12,12 +12,12 @@ use socktrail_kprobes::{Fetch, Group, Installed, Record, Rings, Target, Term, Te
 sample! {
     /// `do_sys_openat2(dfd, filename, how)`
     pub struct Open {
-        /// What was opened.
+        /// The path that is opened.
         pub path: Text = "+u0({filename})",
     }
 }
 
-/// Where `do_sys_openat2` has what.
+/// The positions of the arguments of `do_sys_openat2`, and the offset of a field.
 pub fn layout(_: &str, name: &str) -> Option<Term> {
     match name {
         "dfd" => Some(Term::Argument(1)),
@@ -48,31 +48,46 @@ pub fn kprobe_events(tracefs: &Tracefs) -> Vec<String> {
     text.lines().map(str::to_owned).collect()
 }
 
-/// A filter for this thread alone.
+/// A filter for hits of this thread.
 pub fn here() -> String {
     format!("common_pid == {}", gettid())
 }
 
-/// Opens a path, which need not be there.
+/// Opens a path, which need not exist.
 pub fn open(path: impl AsRef<Path>) {
     let _ = File::options().read(true).custom_flags(0).open(path);
 }
 
-/// Runs on this CPU from now on.
+/// Binds this thread to a CPU.
 pub fn on_cpu(cpu: usize) {
     let mut cpus = CpuSet::new();
     cpus.set(cpu).unwrap();
     sched_setaffinity(Pid::from_raw(0), &cpus).unwrap();
 }
 
-/// Everything in the rings: time, CPU and raw bytes of samples, and what was lost.
-pub fn drain_all(rings: &mut Rings) -> (Vec<(u64, u32, Vec<u8>)>, u64) {
-    let (mut samples, mut lost) = (Vec::new(), 0);
+/// The records that were in the rings.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Contents {
+    pub samples: Vec<OwnedSample>,
+    /// The number of lost records that the kernel reported.
+    pub lost: u64,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub struct OwnedSample {
+    pub time: u64,
+    pub cpu: u32,
+    pub raw: Vec<u8>,
+}
+
+/// Reads all records in the rings.
+pub fn drain_all(rings: &mut Rings) -> Contents {
+    let mut contents = Contents { samples: Vec::new(), lost: 0 };
     let drained = rings.drain(u64::MAX, &mut |record| match record {
-        Record::Sample { time, cpu, raw, .. } => samples.push((time, cpu, raw.to_vec())),
-        Record::Lost { count, .. } => lost += count,
+        Record::Sample { time, cpu, raw, .. } => contents.samples.push(OwnedSample { time, cpu, raw: raw.to_vec() }),
+        Record::Lost { count, .. } => contents.lost += count,
         _ => {}
     });
     assert_eq!(drained.malformed, 0);
-    (samples, lost)
+    contents
 }

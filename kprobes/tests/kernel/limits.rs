@@ -4,19 +4,20 @@ use std::process::Command;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{Uid, setresuid};
+use socktrail_kprobes::bpf::{Assembler, Program, Register};
 use socktrail_kprobes::{Group, Kind, RingOptions, Rings, Sample, Tracefs};
 
 use crate::help::{OPEN, Open, group, here, install, open, tracefs};
 
-/// Runs one of the tests below in a process of its own, as what they do cannot be undone.
-fn alone(test: &str) {
+/// Runs a test of this program in a process of its own, because its effects on the process cannot be undone.
+pub fn alone(test: &str) {
     let run =
         Command::new("/proc/self/exe").args(["--exact", test, "--ignored"]).env("KERNEL_TEST_ALONE", "1").output();
     let run = run.unwrap();
     assert!(run.status.success(), "{}{}", String::from_utf8_lossy(&run.stdout), String::from_utf8_lossy(&run.stderr));
 }
 
-fn is_alone() -> bool {
+pub fn is_alone() -> bool {
     std::env::var_os("KERNEL_TEST_ALONE").is_some()
 }
 
@@ -43,12 +44,17 @@ fn without_privileges_the_remedy_is_named() {
         return alone("limits::without_privileges_the_remedy_is_named");
     }
     let tracefs = tracefs();
+    let mut asm = Assembler::new();
+    asm.mov(Register::R0, 0);
+    asm.exit();
+    let code = asm.finish("zero").unwrap();
     let nobody = Uid::from_raw(65534);
     setresuid(nobody, nobody, nobody).unwrap();
     for error in [
         Tracefs::find().unwrap_err(),
         Group::create(&tracefs, "kt").unwrap_err(),
         Rings::per_cpu(&RingOptions::default()).unwrap_err(),
+        Program::load("zero", &code, &[]).unwrap_err(),
     ] {
         assert_eq!(error.kind(), Kind::Permission, "{error:?}");
         assert!(error.to_string().contains("run as root"), "{error}");

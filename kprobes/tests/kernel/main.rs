@@ -1,4 +1,4 @@
-//! What only a kernel can show. Needs root, kprobes, and a machine that does nothing else; one test at a time:
+//! Tests against the running kernel. They need root, kprobes, and a machine that does nothing else, and run one at a time:
 //! `cargo test --package socktrail-kprobes --test kernel -- --ignored --test-threads 1`. `cargo vm test kprobes::` runs
 //! them in a guest.
 
@@ -6,5 +6,6 @@ mod cpus;
 mod help;
 mod limits;
 mod probes;
+mod programs;
 mod rings;
 mod sweeping;

@@ -1,4 +1,4 @@
-//! Probes: what they fetch, how they are refused, when they are gone.
+//! Probes: fetched values, refusals, and removal.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -13,10 +13,12 @@ use socktrail_kprobes::{
     tracepoint,
 };
 
-use crate::help::{OPEN, Open, drain_all, group, here, install, kprobe_events, layout, open, tracefs};
+use crate::help::{
+    Contents, OPEN, Open, OwnedSample, drain_all, group, here, install, kprobe_events, layout, open, tracefs,
+};
 
 sample! {
-    /// One field of every kind.
+    /// A field of every type.
     struct Everything {
         dfd: i32 = "{dfd}",
         low: u8 = "{dfd}",
@@ -31,7 +33,7 @@ sample! {
         comm: Text = "$comm",
     }
 
-    /// The file descriptor or error that comes back.
+    /// The file descriptor or error that is returned.
     struct Return {
         fd: i32 = "$retval",
     }
@@ -79,7 +81,7 @@ fn every_type_is_fetched() {
         assert_eq!((it.mode, it.same_mode), (0, 0));
         assert!([&b""[..], b"(fault)"].contains(&it.fault.bytes(raw)), "{:?}", it.fault.bytes(raw));
         assert!(!it.comm.bytes(raw).is_empty());
-        // The same by way of the format alone.
+        // The `format` alone gives the same values.
         let field = |name| event.format().field(name).unwrap();
         assert_eq!(field("dfd").number(raw), Some(i64::from(libc::AT_FDCWD) as u64));
         assert_eq!(field("path").bytes(raw).unwrap().strip_suffix(b"\0"), Some(it.path.bytes(raw)));
@@ -94,16 +96,16 @@ fn every_type_is_fetched() {
 
 #[test]
 #[ignore = "needs a kernel with kprobes"]
-fn as_many_arguments_as_there_may_be() {
+fn a_probe_may_have_128_arguments() {
     let group = group();
     let fetches: Vec<_> = (0..128).map(|i| Fetch::new(format!("w{i}"), "{filename}", Type::U64)).collect();
     let event = install(&group, "many", OPEN, &fetches);
     let mut rings = Rings::per_cpu(&RingOptions::default()).unwrap();
     rings.attach(&event, Some(&here())).unwrap();
     open("/");
-    let (samples, _) = drain_all(&mut rings);
-    let first = event.format().field("w0").unwrap().number(&samples[0].2);
-    let last = event.format().field("w127").unwrap().number(&samples[0].2);
+    let Contents { samples, .. } = drain_all(&mut rings);
+    let first = event.format().field("w0").unwrap().number(&samples[0].raw);
+    let last = event.format().field("w127").unwrap().number(&samples[0].raw);
     assert!(first.is_some_and(|first| first != 0));
     assert_eq!(first, last);
 }
@@ -121,15 +123,15 @@ fn returns_are_seen() {
     rings.attach(&event, None).unwrap();
     let file = File::open("/").unwrap();
     open("/not/there");
-    let (samples, _) = drain_all(&mut rings);
-    let fds: Vec<_> = samples.iter().map(|(_, _, raw)| decoder.decode(raw).unwrap().fd).collect();
+    let Contents { samples, .. } = drain_all(&mut rings);
+    let fds: Vec<_> = samples.iter().map(|OwnedSample { raw, .. }| decoder.decode(raw).unwrap().fd).collect();
     assert_eq!(fds, [file.as_raw_fd(), -libc::ENOENT]);
     let misses = group.misses().unwrap();
     assert_eq!((misses.len(), misses[0].name.as_str(), misses[0].misses), (1, "ret", 0));
     assert!(misses[0].hits >= 2);
 }
 
-/// Locks a file. The kernel does that in `fcntl_setlk`, which no other program of the machine calls at that time, and waits
+/// Locks a file. The kernel does that in `fcntl_setlk`, which no other program calls during these tests, and waits
 /// there while another process holds the lock.
 fn locked() -> File {
     let file = File::options().write(true).create(true).truncate(false).open("/tmp/kernel_test.lock").unwrap();
@@ -146,7 +148,7 @@ fn locked() -> File {
 
 #[test]
 #[ignore = "needs a kernel with kprobes"]
-fn misses_are_told_once() {
+fn new_misses_are_reported_once() {
     let mut group = group();
     let target = Target::Kretprobe { function: "fcntl_setlk", maxactive: Some(1) };
     let event = install(&group, "lock", target, &[]);
@@ -156,18 +158,18 @@ fn misses_are_told_once() {
     assert_eq!((missed(), missed()), (Some(0), None));
     let held = locked();
     assert_eq!(missed(), None, "it was only hit");
-    // Of calls at the same time one is followed to its return.
-    let mut told = None;
+    // The kretprobe follows one call at a time and misses the other three.
+    let mut reported = None;
     std::thread::scope(|scope| {
         (0..4).for_each(|_| drop(scope.spawn(|| drop(locked()))));
         let end = Instant::now() + Duration::from_secs(30);
-        while told != Some(3) && Instant::now() < end {
+        while reported != Some(3) && Instant::now() < end {
             std::thread::sleep(Duration::from_millis(10));
-            told = missed().or(told);
+            reported = missed().or(reported);
         }
         drop(held);
     });
-    assert_eq!((told, missed()), (Some(3), None));
+    assert_eq!((reported, missed()), (Some(3), None));
 }
 
 #[test]
@@ -186,9 +188,9 @@ fn tracepoints_are_looked_up() {
     rings.attach(&event, None).unwrap();
     let child = std::process::Command::new("/proc/self/exe").arg("--list").output().unwrap();
     assert!(child.status.success());
-    let (samples, _) = drain_all(&mut rings);
-    let exec = decoder.decode(&samples[0].2).unwrap();
-    assert_eq!(exec.path.bytes(&samples[0].2), b"/proc/self/exe");
+    let Contents { samples, .. } = drain_all(&mut rings);
+    let exec = decoder.decode(&samples[0].raw).unwrap();
+    assert_eq!(exec.path.bytes(&samples[0].raw), b"/proc/self/exe");
     assert!(exec.pid > 1);
 
     let missing = Target::Tracepoint { category: "sock", name: "no_such" };
@@ -199,7 +201,7 @@ fn tracepoints_are_looked_up() {
 
 #[test]
 #[ignore = "needs a kernel with kprobes"]
-fn refusals_say_what_and_why() {
+fn refusals_name_the_probe_and_the_reason() {
     let group = group();
     let refused = |name, function, fetches: &[Fetch<'_>]| {
         group.install(name, Target::Kprobe { function }, fetches, &layout).unwrap_err()
@@ -243,7 +245,7 @@ fn the_last_user_removes_a_probe() {
     rings.attach(&event, Some(&here())).unwrap();
     drop(event);
     open("/");
-    assert_eq!(drain_all(&mut rings).0.len(), 1);
+    assert_eq!(drain_all(&mut rings).samples.len(), 1);
     assert_eq!(kprobe_events(&tracefs).len(), 1);
     drop(rings);
     assert_eq!(kprobe_events(&tracefs).len(), 0);
@@ -256,12 +258,12 @@ fn the_last_user_removes_a_probe() {
     open("/");
     drop(event);
     assert_eq!(kprobe_events(&tracefs).len(), 0);
-    assert_eq!(drain_all(&mut rings).0.len(), 1);
+    assert_eq!(drain_all(&mut rings).samples.len(), 1);
 }
 
 #[test]
 #[ignore = "needs a kernel with kprobes"]
-fn what_can_be_known_of_functions() {
+fn features_and_traceable_functions_are_known() {
     let tracefs = tracefs();
     assert!(tracefs.has_kprobes());
     let features = tracefs.features();
@@ -272,10 +274,10 @@ fn what_can_be_known_of_functions() {
 
 #[test]
 #[ignore = "needs a kernel with kprobes"]
-fn what_was_mounted_is_out_of_sight() {
+fn a_tracefs_that_is_mounted_is_detached() {
     let is_mounted = || std::fs::read_to_string("/proc/self/mounts").unwrap().contains(" tracefs ");
     if is_mounted() {
-        // Somebody else's, which must stay.
+        // Another process mounted it, so it must stay mounted.
         drop(Tracefs::find().unwrap());
         assert!(is_mounted());
         return;
@@ -286,7 +288,7 @@ fn what_was_mounted_is_out_of_sight() {
     let other = Tracefs::find().unwrap();
     drop(tracefs);
     assert!(other.has_kprobes());
-    // A group needs it for longer than its maker.
+    // An installed probe keeps the mount alive.
     let group = Group::create(&Arc::new(other), "kt").unwrap();
     let event = install(&group, "open", OPEN, Open::FETCHES);
     drop(group);

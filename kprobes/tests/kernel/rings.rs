@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use nix::unistd::gettid;
 use socktrail_kprobes::{Clock, Decoder, Horizon, Record, RingOptions, Rings, Sample};
 
-use crate::help::{OPEN, Open, drain_all, group, here, install, on_cpu, open};
+use crate::help::{Contents, OPEN, Open, OwnedSample, drain_all, group, here, install, on_cpu, open};
 
 /// Opens `/x/CPU/N` for N below `count`, from each of two CPUs at the same time.
 fn opens_on_two_cpus(count: usize) -> Vec<thread::JoinHandle<()>> {
@@ -21,9 +21,9 @@ fn opens_on_two_cpus(count: usize) -> Vec<thread::JoinHandle<()>> {
     [0, 1].map(on).into()
 }
 
-/// For the probes of all threads of this process.
-fn of_this_process() -> String {
-    // The paths that the tests open; `~` matches a pattern.
+/// A filter for the paths that the tests open from several threads.
+fn path_filter() -> String {
+    // `~` matches a pattern.
     "path ~ \"/x/*\"".to_owned()
 }
 
@@ -36,12 +36,12 @@ fn two_cpus_make_one_stream() {
     let decoder = Decoder::<Open>::new(event.format()).unwrap();
     let mut rings = Rings::per_cpu(&RingOptions::default()).unwrap();
     assert_eq!(rings.clock(), Clock::Monotonic);
-    rings.attach(&event, Some(&of_this_process())).unwrap();
+    rings.attach(&event, Some(&path_filter())).unwrap();
     let before = rings.now();
     let threads = opens_on_two_cpus(COUNT);
     let mut horizon = Horizon::default();
     let mut next = [0, 0];
-    let (mut last, mut late, mut said_late, mut rounds) = (before, 0, 0, 0);
+    let (mut last, mut late, mut reported_late, mut rounds) = (before, 0, 0, 0);
     let end = Instant::now() + Duration::from_secs(30);
     while next != [COUNT, COUNT] && Instant::now() < end {
         rings.wait(Some(Duration::from_millis(5))).unwrap();
@@ -52,21 +52,21 @@ fn two_cpus_make_one_stream() {
             assert!(time < until && time <= now);
             late += u64::from(time < last);
             last = last.max(time);
-            // Each CPU's samples come in their order, none is missing, none is double.
+            // Each CPU's samples come in order, and none is missing or repeated.
             let path = decoder.decode(raw).unwrap().path;
             let expected = format!("/x/{cpu}/{}", next[cpu as usize]);
             assert_eq!(String::from_utf8_lossy(path.bytes(raw)), expected);
             next[cpu as usize] += 1;
         });
         assert_eq!(drained.malformed, 0);
-        said_late += drained.late;
+        reported_late += drained.late;
         rounds += 1;
     }
     threads.into_iter().for_each(|thread| thread.join().unwrap());
     assert_eq!(next, [COUNT, COUNT]);
     // An emulated CPU may be halted within a sample for longer than any slack.
     assert!(late < 10, "{late} late");
-    assert_eq!(late, said_late);
+    assert_eq!(late, reported_late);
     assert!(rounds > 2);
     assert!(rings.losses().all(|losses| losses.records == 0));
 }
@@ -80,13 +80,13 @@ fn every_loss_is_counted() {
     let mut options = RingOptions::default();
     options.page_exponent = 0;
     let mut rings = Rings::per_cpu(&options).unwrap();
-    rings.attach(&event, Some(&of_this_process())).unwrap();
+    rings.attach(&event, Some(&path_filter())).unwrap();
     opens_on_two_cpus(COUNT).into_iter().for_each(|thread| thread.join().unwrap());
-    let (first, lost) = drain_all(&mut rings);
-    assert_eq!(lost, 0, "the kernel tells with the next sample that finds room");
-    // One more on each CPU brings the news.
+    let Contents { samples: first, lost } = drain_all(&mut rings);
+    assert_eq!(lost, 0, "the kernel reports a loss with the next sample that fits");
+    // One more sample on each CPU reports the losses.
     opens_on_two_cpus(1).into_iter().for_each(|thread| thread.join().unwrap());
-    let (second, lost) = drain_all(&mut rings);
+    let Contents { samples: second, lost } = drain_all(&mut rings);
     assert_eq!(second.len(), 2);
     assert!(lost > 0);
     assert_eq!(first.len() as u64 + lost, 2 * COUNT as u64);
@@ -97,24 +97,24 @@ fn every_loss_is_counted() {
 
 #[test]
 #[ignore = "needs a kernel with kprobes"]
-fn a_loss_that_no_sample_follows_is_told_and_counted_once() {
+fn a_loss_that_no_sample_follows_is_reported_and_counted_once() {
     const COUNT: usize = 2000;
     let group = group();
     let event = install(&group, "open", OPEN, Open::FETCHES);
     let mut options = RingOptions::default();
     options.page_exponent = 0;
     let mut rings = Rings::per_cpu(&options).unwrap();
-    rings.attach(&event, Some(&of_this_process())).unwrap();
+    rings.attach(&event, Some(&path_filter())).unwrap();
     assert!(!rings.settle(), "nothing was lost, nothing is asked for");
     for _ in 0..2 {
         opens_on_two_cpus(COUNT).into_iter().for_each(|thread| thread.join().unwrap());
-        let (samples, lost) = drain_all(&mut rings);
+        let Contents { samples, lost } = drain_all(&mut rings);
         assert!(rings.settle());
-        let (none, told) = drain_all(&mut rings);
-        assert_eq!((none, samples.len() as u64 + lost + told), (vec![], 2 * COUNT as u64));
-        assert!(told > 0);
-        assert!(!rings.settle(), "all is told");
-        assert_eq!(drain_all(&mut rings), (vec![], 0));
+        let later = drain_all(&mut rings);
+        assert_eq!((later.samples, samples.len() as u64 + lost + later.lost), (vec![], 2 * COUNT as u64));
+        assert!(later.lost > 0);
+        assert!(!rings.settle(), "every loss has been reported");
+        assert_eq!(drain_all(&mut rings), Contents { samples: vec![], lost: 0 });
     }
 }
 
@@ -133,7 +133,7 @@ fn the_watermark_wakes_and_one_sample_does_not() {
     assert!(!rings.wait(Some(Duration::from_millis(50))).unwrap());
     (0..150).for_each(|_| open("/x"));
     assert!(rings.wait(Some(Duration::from_secs(5))).unwrap());
-    // Kept back, it is a backlog.
+    // Records that stay in a ring beyond its watermark are a backlog.
     assert!(rings.drain(0, &mut |_| ()).backlog);
     let drained = rings.drain(u64::MAX, &mut |_| ());
     assert_eq!((drained.records, drained.backlog), (151, false));
@@ -157,7 +157,7 @@ fn a_waker_ends_a_wait() {
 
 #[test]
 #[ignore = "needs a kernel with kprobes"]
-fn one_thread_and_no_other() {
+fn the_ring_of_a_thread_has_no_samples_of_others() {
     let group = group();
     let event = install(&group, "open", OPEN, Open::FETCHES);
     let decoder = Decoder::<Open>::new(event.format()).unwrap();
@@ -176,10 +176,12 @@ fn one_thread_and_no_other() {
     }
     stop.store(true, Ordering::Relaxed);
     other.join().unwrap();
-    let (samples, lost) = drain_all(&mut rings);
+    let Contents { samples, lost } = drain_all(&mut rings);
     let seen: Vec<_> = samples
         .iter()
-        .map(|(_, cpu, raw)| format!("{cpu} {}", String::from_utf8_lossy(decoder.decode(raw).unwrap().path.bytes(raw))))
+        .map(|OwnedSample { cpu, raw, .. }| {
+            format!("{cpu} {}", String::from_utf8_lossy(decoder.decode(raw).unwrap().path.bytes(raw)))
+        })
         .filter(|seen| seen.contains("/mine") || seen.contains("/other"))
         .collect();
     assert_eq!(seen, ["0 /mine/0", "1 /mine/1", "0 /mine/0", "1 /mine/1"]);
@@ -192,16 +194,16 @@ fn one_thread_and_no_other() {
 fn a_thread_that_has_ended_leaves_its_samples_and_does_not_spin() {
     let group = group();
     let event = install(&group, "open", OPEN, Open::FETCHES);
-    let (tell, told) = std::sync::mpsc::channel();
-    let (go, gone) = std::sync::mpsc::channel::<()>();
+    let (send_tid, tid) = std::sync::mpsc::channel();
+    let (start, started) = std::sync::mpsc::channel::<()>();
     let thread = thread::spawn(move || {
-        tell.send(gettid().as_raw() as u32).unwrap();
-        gone.recv().unwrap();
+        send_tid.send(gettid().as_raw() as u32).unwrap();
+        started.recv().unwrap();
         open("/last/words");
     });
-    let mut rings = Rings::for_thread(told.recv().unwrap(), &RingOptions::default()).unwrap();
+    let mut rings = Rings::for_thread(tid.recv().unwrap(), &RingOptions::default()).unwrap();
     rings.attach(&event, None).unwrap();
-    go.send(()).unwrap();
+    start.send(()).unwrap();
     thread.join().unwrap();
     let begun = Instant::now();
     let mut waits = 0;
@@ -210,7 +212,7 @@ fn a_thread_that_has_ended_leaves_its_samples_and_does_not_spin() {
         waits += 1;
     }
     assert!(waits < 20, "{waits} waits");
-    assert!(!drain_all(&mut rings).0.is_empty());
+    assert!(!drain_all(&mut rings).samples.is_empty());
 }
 
 #[test]
@@ -225,21 +227,21 @@ fn the_local_clock_can_be_synchronised() {
     assert!(!rings.synchronise(&event, || {}).unwrap(), "nothing was caused");
     assert!(rings.synchronise(&event, || open("/x")).unwrap());
     drain_all(&mut rings);
-    // A sample is written between two looks at the clock, the earlier of which may be a little early.
+    // A sample is written between two readings of the clock, and a reading may be a little too early.
     const EARLY: u64 = 5_000_000;
     for _ in 0..5 {
         let before = rings.now();
         open("/x");
         let after = rings.now();
-        let (samples, _) = drain_all(&mut rings);
-        let [(time, ..)] = samples[..] else { panic!("{} samples", samples.len()) };
+        let Contents { samples, .. } = drain_all(&mut rings);
+        let [OwnedSample { time, .. }] = samples[..] else { panic!("{} samples", samples.len()) };
         assert!(before <= time && time <= after + EARLY, "{before} {time} {after}");
     }
 }
 
 #[test]
 #[ignore = "needs a kernel with kprobes"]
-fn the_local_clock_is_told_from_records() {
+fn the_local_clock_is_estimated_from_records() {
     let group = group();
     let event = install(&group, "open", OPEN, Open::FETCHES);
     let mut options = RingOptions::default();

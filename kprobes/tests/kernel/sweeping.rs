@@ -1,4 +1,4 @@
-//! What dead processes left behind.
+//! Removal of probes that dead processes left behind.
 
 use std::fs;
 use std::io::Write;
@@ -15,7 +15,7 @@ fn write(tracefs: &Tracefs, line: &str) {
 
 #[test]
 #[ignore = "needs a kernel with kprobes"]
-fn only_the_dead_are_swept() {
+fn only_probes_of_dead_processes_are_removed() {
     let tracefs = tracefs();
     let mut child = start("sweeping::sleeps");
     let stat = fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap();
@@ -37,7 +37,7 @@ fn only_the_dead_are_swept() {
     assert_eq!(groups().len(), 6);
     drop(Group::create(&tracefs, "kt").unwrap());
     assert_eq!(groups(), [&living, "other_4000000_1_3", "kt_x", "kt2_4000000_1_0"]);
-    // Killed and not yet waited for, it is dead enough.
+    // A zombie counts as dead.
     child.kill().unwrap();
     while !fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap().contains(") Z") {}
     drop(Group::create(&tracefs, "kt").unwrap());
@@ -63,7 +63,7 @@ fn sleeps() {
     }
 }
 
-/// Run by the next test: installs, attaches, says so, and waits for its death.
+/// Run by the next test: attaches probes, writes the name of their group to a file, and waits to be killed.
 #[test]
 #[ignore = "waits to be killed"]
 fn is_killed() {
@@ -79,7 +79,7 @@ fn is_killed() {
 
 #[test]
 #[ignore = "needs a kernel with kprobes"]
-fn nothing_is_left_of_the_killed() {
+fn probes_of_killed_processes_are_removed() {
     let tracefs = tracefs();
     for _ in 0..3 {
         let _ = fs::remove_file("/tmp/is_killed.ready");

@@ -1,4 +1,4 @@
-//! What each feature would show, how it was tested, and where the layout comes from.
+//! Prints the state of each feature, the results of the self-test, and the sources of the layout.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use socktrail::survey::{Capability, CapabilityState, Survey};
 
 use crate::cli::table::aligned;
 
-/// A line for each feature, below those that are not fine what is missing and why, and lines on the self-test and the layout.
+/// A line for each feature, with what is missing and why if it is not ok, then lines about the self-test and the layout.
 pub fn table(survey: &Survey) -> String {
     let rows: Vec<_> = survey.capabilities.iter().map(row).collect();
     let mut text = String::new();
@@ -33,21 +33,23 @@ fn row(capability: &Capability) -> [String; 3] {
     [state.to_owned(), capability.feature.to_string(), capability.function.unwrap_or("-").to_owned()]
 }
 
-/// How many probes were hit by own traffic, and what could not be tested.
+/// How many probes the test traffic hit, and which traffic could not be made.
 fn self_test(survey: &Survey) -> String {
     let test = &survey.self_test;
     let mut text = match (&test.untested, &test.went_through[..]) {
-        (Some(reason), _) => format!("self-test: none, {reason}\n"),
-        (None, []) => "self-test: not possible, no test traffic arrived over loopback\n".to_owned(),
-        (None, traffic) => format!("self-test: {} probes were hit by {}\n", survey.hits(), listed(traffic)),
+        (Some(reason), _) => format!("self-test: not run: {reason}\n"),
+        (None, []) => "self-test: not possible: no test traffic arrived over loopback\n".to_owned(),
+        (None, traffic) => {
+            format!("self-test: {} probes were hit by test traffic: {}\n", survey.hits(), listed(traffic))
+        }
     };
     for failed in &test.failed {
-        text.push_str(&format!("      not tested by {}: {}\n", failed.traffic, failed.reason));
+        text.push_str(&format!("      test traffic failed: {}: {}\n", failed.traffic, failed.reason));
     }
     text
 }
 
-/// How many numbers of the layout come from where.
+/// How many keys of the layout come from which source.
 fn layout(survey: &Survey) -> String {
     let mut sources = BTreeMap::<String, usize>::new();
     let fields = survey.layout.layout.fields().map(|(_, field)| field.source);
@@ -55,6 +57,10 @@ fn layout(survey: &Survey) -> String {
     for source in fields.chain(arguments) {
         *sources.entry(source.to_string()).or_default() += 1;
     }
-    let told: Vec<_> = sources.iter().map(|(source, count)| format!("{count} from {source}")).collect();
-    format!("layout: {} in {:.1?} (`socktrail layout` shows each)\n", told.join(", "), survey.layout.took)
+    let counts: Vec<_> = sources.iter().map(|(source, count)| format!("{count} from {source}")).collect();
+    format!(
+        "layout: keys found: {}, in {:.1?} (`socktrail layout` shows all keys)\n",
+        counts.join(", "),
+        survey.layout.took
+    )
 }

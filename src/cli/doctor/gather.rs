@@ -1,20 +1,20 @@
-//! Asks the host. Leaves nothing behind.
+//! Gathers facts about the host. Undoes all its changes.
 
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use nix::sys::utsname::{UtsName, uname};
-use nix::unistd::{SysconfVar, sysconf};
+use nix::unistd::{SysconfVar, gettid, sysconf};
 use procfs::process::{LimitValue, Process, all_processes};
 use socktrail::privileges::{Kept, Trial};
 use socktrail::switches::Switches;
 use socktrail::users::Sources;
-use socktrail_kprobes::{self as kprobes, Kind};
+use socktrail_kprobes::{self as kprobes, Clock, Kind, RingOptions, Rings};
 
 use super::facts::{Facts, Limit, Tracefs};
 
-/// What this host and this process's rights are.
+/// Gathers facts about this host and this process's privileges.
 pub fn gather() -> Facts {
     let name = uname().ok();
     let text = |part: Option<&OsStr>| part.unwrap_or_default().to_string_lossy().into_owned();
@@ -28,6 +28,7 @@ pub fn gather() -> Facts {
         kprobes: kprobes.or_else(kprobe_pmu),
         switches: Switches::read(),
         perf_event_paranoid: number("/proc/sys/kernel/perf_event_paranoid"),
+        samples_clock: samples_clock(),
         clock_source: fs::read_to_string("/sys/devices/system/clocksource/clocksource0/current_clocksource")
             .ok()
             .map(|name| name.trim().to_owned()),
@@ -38,7 +39,7 @@ pub fn gather() -> Facts {
         user_services: Sources::system().services(),
         getent: Sources::system().getent(),
         user_modules: fs::read_to_string("/etc/nsswitch.conf").map_or_else(|_| Vec::new(), |text| user_modules(&text)),
-        lockdown: fs::read_to_string("/sys/kernel/security/lockdown").ok().and_then(|modes| chosen(&modes)),
+        lockdown: fs::read_to_string("/sys/kernel/security/lockdown").ok().and_then(|modes| selected(&modes)),
         ipv6: Path::new("/proc/sys/net/ipv6").exists(),
         ipv6_off_on_lo: number("/proc/sys/net/ipv6/conf/lo/disable_ipv6").map(|off: u8| off != 0),
         btf: Path::new("/sys/kernel/btf/vmlinux").exists(),
@@ -54,7 +55,7 @@ pub fn gather() -> Facts {
     }
 }
 
-/// Where tracefs is, and whether it has kprobe events, if it let itself be asked.
+/// The state of tracefs, and whether it has kprobe events; `None` if it cannot be accessed.
 fn tracefs() -> (Tracefs, Option<bool>) {
     let mounted_before = mount_points();
     match kprobes::Tracefs::find() {
@@ -69,7 +70,16 @@ fn tracefs() -> (Tracefs, Option<bool>) {
     }
 }
 
-/// Where tracefs and debugfs are mounted.
+/// The clock of samples when `use_clockid` is requested. Distributions have backported this, so the kernel's release does
+/// not tell.
+fn samples_clock() -> Option<Clock> {
+    let mut options = RingOptions::default();
+    options.page_exponent = 0;
+    let rings = Rings::for_thread(gettid().as_raw().cast_unsigned(), &options);
+    rings.ok().map(|rings| rings.clock())
+}
+
+/// The mount points of tracefs and debugfs.
 fn mount_points() -> Vec<PathBuf> {
     let mounts = Process::myself().and_then(|myself| myself.mountinfo());
     let mounts = mounts.map(|mounts| mounts.0).unwrap_or_default();
@@ -77,7 +87,7 @@ fn mount_points() -> Vec<PathBuf> {
     ours.map(|mount| mount.mount_point).collect()
 }
 
-/// What each `socktrail agent` that runs now may still do, as the kernel has it.
+/// The privileges of each running `socktrail agent`, according to the kernel.
 fn agents() -> Vec<String> {
     let processes = all_processes().into_iter().flatten().filter_map(Result::ok);
     let is_agent = |process: &Process| {
@@ -85,34 +95,36 @@ fn agents() -> Vec<String> {
         let program = arguments.first().map(Path::new).and_then(Path::file_name);
         program == Some(OsStr::new("socktrail")) && arguments.iter().any(|argument| argument == "agent")
     };
-    let told = |process: Process| {
+    let describe = |process: Process| {
         let status = process.status().ok()?;
         let (kept, pid) = (Kept::from_bits(status.capeff), process.pid());
-        let filtered = if status.seccomp == Some(2) { "system calls filtered" } else { "system calls not filtered" };
-        let privileges = if status.nonewprivs == Some(1) { "no new privileges" } else { "new privileges possible" };
+        let filtered =
+            if status.seccomp == Some(2) { "system calls are filtered" } else { "system calls are not filtered" };
+        let privileges =
+            if status.nonewprivs == Some(1) { "it cannot gain privileges" } else { "it can gain privileges" };
         Some(format!("process {pid} keeps {kept}; {filtered}; {privileges}"))
     };
-    processes.filter(is_agent).filter_map(told).collect()
+    processes.filter(is_agent).filter_map(describe).collect()
 }
 
-/// Kernels from 4.17 on show anyone whether they have kprobe events.
+/// Whether the kernel has kprobe events. Kernels from 4.17 on show this to all users; `None` on older ones.
 fn kprobe_pmu() -> Option<bool> {
     let sources = Path::new("/sys/bus/event_source/devices");
-    let newer = sources.join("uprobe").exists() || sources.join("kprobe").exists();
-    newer.then(|| sources.join("kprobe").exists())
+    let is_shown = sources.join("uprobe").exists() || sources.join("kprobe").exists();
+    is_shown.then(|| sources.join("kprobe").exists())
 }
 
-/// The modules of `nsswitch.conf(5)` for users that neither files nor the service manager stand for.
+/// The modules for users in `nsswitch.conf(5)`, except `files`, `compat` and `systemd`.
 fn user_modules(text: &str) -> Vec<String> {
     let line = text.lines().find_map(|line| line.trim_start().strip_prefix("passwd:")).unwrap_or_default();
     let line = line.split('#').next().unwrap_or_default();
-    // Actions are in brackets, and may have spaces.
+    // Actions are in brackets, and may contain spaces.
     let words = line.split('[').flat_map(|part| part.rsplit(']').next()).flat_map(str::split_whitespace);
     words.filter(|word| !["files", "compat", "systemd"].contains(word)).map(str::to_owned).collect()
 }
 
-/// The word in brackets: `none [integrity] confidentiality`.
-fn chosen(modes: &str) -> Option<String> {
+/// The word in brackets, as in `none [integrity] confidentiality`.
+fn selected(modes: &str) -> Option<String> {
     let (mode, _) = modes.split_once('[')?.1.split_once(']')?;
     Some(mode.to_owned())
 }
@@ -143,8 +155,8 @@ mod tests {
 
     #[test]
     fn the_mode_of_lockdown() {
-        assert_eq!(chosen("none [integrity] confidentiality\n").as_deref(), Some("integrity"));
-        assert_eq!(chosen(""), None);
+        assert_eq!(selected("none [integrity] confidentiality\n").as_deref(), Some("integrity"));
+        assert_eq!(selected(""), None);
     }
 
     #[test]

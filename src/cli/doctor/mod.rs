@@ -1,4 +1,4 @@
-//! `socktrail doctor`: what this host offers, what would be missing, and what to do about it.
+//! `socktrail doctor`: examines this host, and reports what would be missing and how to fix it.
 
 mod capabilities;
 mod facts;
@@ -20,22 +20,26 @@ use super::table::aligned;
 
 pub use findings::{Finding, State};
 
-/// Looks at this host.
+/// Examines this host.
 pub fn examine() -> Vec<Finding> {
     findings::findings(&gather::gather())
 }
 
-/// What keeps this host from showing any flow at all, the cause that matters most first.
+/// The findings that keep any flow from being seen, the most important first.
 pub fn blocking(findings: &[Finding]) -> Vec<&Finding> {
     findings::blocking(findings).collect()
 }
 
 /// Runs the command.
-pub fn run(args: &DoctorArgs, mut out: impl Write) -> anyhow::Result<Status> {
+pub fn run(args: &DoctorArgs, mut options: Options, mut out: impl Write) -> anyhow::Result<Status> {
+    args.without.apply(&mut options);
+    if args.events {
+        options.socket_events = Actions::ALL;
+    }
     let findings = examine();
-    // Where nothing can be seen, trying it out would only say so again.
+    // If nothing can be seen, a test would only confirm it.
     let survey = match blocking(&findings).is_empty() {
-        true => Some(Survey::take(&options(args))?),
+        true => Some(Survey::take(&options)?),
         false => None,
     };
     let worst = worst(&findings, survey.as_ref());
@@ -64,33 +68,21 @@ pub fn run(args: &DoctorArgs, mut out: impl Write) -> anyhow::Result<Status> {
     })
 }
 
-fn options(args: &DoctorArgs) -> Options {
-    let mut options = Options::default();
-    options.tracefs_path = args.tracefs_path.clone();
-    options.source = args.source.source.clone();
-    options.guess_timeout = args.source.guess_timeout.into();
-    args.without.apply(&mut options);
-    if args.events {
-        options.socket_events = Actions::ALL;
-    }
-    options
-}
-
-/// The worst of all; a lost feature degrades the whole unless no flow could be seen any more.
+/// The worst state of all. A lost feature counts as degraded, unless no flow could be seen without it.
 fn worst(findings: &[Finding], survey: Option<&Survey>) -> State {
-    let found = findings.iter().map(|finding| finding.state).max().unwrap_or(State::Ok);
-    let tried = survey.map_or(State::Ok, |survey| match survey.shows_flows() {
+    let of_findings = findings.iter().map(|finding| finding.state).max().unwrap_or(State::Ok);
+    let of_features = survey.map_or(State::Ok, |survey| match survey.shows_flows() {
         false => State::Lost,
         true if survey.capabilities.iter().any(|one| one.state != CapabilityState::Ok) => State::Degraded,
         true => State::Ok,
     });
-    found.max(tried)
+    of_findings.max(of_features)
 }
 
-/// What `--json` writes.
+/// The output of `--json`.
 #[derive(Serialize)]
 struct Report<'a> {
-    /// The worst of all.
+    /// The worst state of all.
     state: State,
     findings: &'a [Finding],
     capabilities: &'a [Capability],
@@ -103,12 +95,12 @@ struct Report<'a> {
 fn summary(worst: State) -> &'static str {
     match worst {
         State::Ok => "All flows can be seen.",
-        State::Degraded => "Flows can be seen, but something would be missing.",
+        State::Degraded => "Flows can be seen, but some data would be missing: see above.",
         State::Lost => "No flow can be seen.",
     }
 }
 
-/// A line for each finding, and below those that are not fine what would be missing and what to do.
+/// A line for each finding. Below each problem: what would be missing, and what to do.
 fn table(findings: &[Finding]) -> String {
     let rows: Vec<_> = findings
         .iter()
@@ -132,7 +124,7 @@ fn advice(finding: &Finding, indent: &str) -> String {
     line("missing", &finding.missing) + &line("what to do", &finding.remedy)
 }
 
-/// The findings that keep flows from being seen, for a command that failed because of them.
+/// The blocking findings as text, for a command that failed because of them.
 pub fn explanation(findings: &[Finding]) -> String {
     let lines = |finding: &Finding| format!("{}: {}\n{}", finding.subject, finding.found, advice(finding, "  "));
     blocking(findings).into_iter().map(lines).collect()

@@ -1,68 +1,41 @@
 //! `socktrail events`: its arguments.
 
-use std::path::PathBuf;
-
 use clap::{Args, ValueEnum};
-use socktrail::config::Time;
+use socktrail::condition::Condition;
 use socktrail::socket_event::Actions;
-use socktrail::socket_event::condition::Condition;
 
-use super::super::args::{SourceArgs, WithoutArgs, defaults};
+use super::super::args::{LimitArgs, WithoutArgs};
 use super::write::Form;
 
 /// `socktrail events`.
 #[derive(Debug, Args)]
 pub struct EventsArgs {
-    /// Only these, separated by commas [default: all]
+    /// Print only these calls, separated by commas [default: all that the format has]
     #[arg(long, value_name = "ACTIONS", value_enum, value_delimiter = ',')]
     pub only: Vec<ActionArg>,
 
-    /// Only events that fulfil this, as in 'remote.port == 443 && process.name in ["curl", "wget"]'
+    /// Print only events that match this condition, such as 'remote.port == 443 && process.name in ["curl", "wget"]'
     #[arg(long = "where", value_name = "EXPR")]
     pub condition: Option<Condition>,
 
-    /// What a line is [default: text on a terminal, else ecs]
+    /// The format of the output [default: text on a terminal, otherwise ecs]
     #[arg(long, value_enum)]
     pub format: Option<EventFormat>,
 
-    /// Which of Tracee's forms
+    /// The form of events with --format tracee
     #[arg(long, value_name = "VERSION", value_enum, default_value_t = TraceeVersion::Current)]
     pub tracee_version: TraceeVersion,
 
-    /// Stops after this time [default: at Ctrl-C]
-    #[arg(long, value_name = "TIME")]
-    pub duration: Option<Time>,
+    /// When to stop.
+    #[command(flatten)]
+    pub limits: LimitArgs,
 
-    /// Stops after so many events
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
-    pub count: Option<u64>,
-
-    /// The mount point of tracefs, or the tracing directory of debugfs [default: found, else mounted]
-    #[arg(long, value_name = "PATH")]
-    pub tracefs_path: Option<PathBuf>,
-
-    /// Each CPU's ring has 2^N pages
-    #[arg(long, value_name = "N", default_value_t = defaults().ring_size_exponent)]
-    pub ring_size_exponent: u8,
-
-    /// Known sockets at most
-    #[arg(long, value_name = "N", default_value_t = defaults().max_sockets)]
-    pub max_sockets: usize,
-
-    /// Writes a line with what was counted to stderr, at the end and on SIGUSR1
-    #[arg(long)]
-    pub stats: bool,
-
-    /// What to do without.
+    /// Features to ignore.
     #[command(flatten)]
     pub without: WithoutArgs,
-
-    /// Where the layout comes from.
-    #[command(flatten)]
-    pub source: SourceArgs,
 }
 
-/// What is done to a socket.
+/// A call on a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum ActionArg {
     /// socket(2), socketpair(2)
@@ -78,29 +51,29 @@ pub enum ActionArg {
     /// setsockopt(2)
     #[value(name = "setsockopt")]
     SetSockOpt,
-    /// The last descriptor is gone
+    /// The last descriptor of the socket is closed
     Close,
 }
 
-/// What a line is.
+/// The format of the output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum EventFormat {
-    /// One ECS document in JSON
+    /// ECS documents, one JSON object per line
     Ecs,
-    /// The socket object of MITRE CAR in JSON: bind, listen and close
+    /// Socket objects of MITRE CAR in JSON, for bind, listen and close
     Car,
-    /// The security_socket_… event of Tracee in JSON: all but close
+    /// Tracee's security_socket_… events in JSON, for all calls but close
     Tracee,
-    /// Aligned columns
+    /// Columns for people
     Text,
 }
 
-/// Which of Tracee's forms.
+/// The form of Tracee's events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum TraceeVersion {
-    /// Today's
+    /// The current form
     Current,
-    /// The older trace.Event
+    /// The older form: trace.Event
     Legacy,
 }
 
@@ -119,7 +92,7 @@ impl From<ActionArg> for Actions {
 }
 
 impl EventsArgs {
-    /// What a line is to be.
+    /// The form of a line.
     pub fn form(&self, to_terminal: bool) -> Form {
         match (self.format, self.tracee_version) {
             (Some(EventFormat::Ecs), _) => Form::Ecs,
@@ -132,10 +105,10 @@ impl EventsArgs {
         }
     }
 
-    /// The actions of `--only`, or all that the form has.
+    /// The actions of `--only`, or all actions that the form has.
     ///
     /// # Errors
-    /// The form does not have one of them: it would never be written.
+    /// The form does not have one of the actions of `--only`.
     pub fn actions(&self, form: Form) -> anyhow::Result<Actions> {
         let all = match form {
             Form::Car => Actions::BIND.or(Actions::LISTEN).or(Actions::CLOSE),

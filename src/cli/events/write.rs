@@ -1,20 +1,21 @@
-//! Socket events as lines.
+//! Writes socket events as lines.
 
 use std::io;
 
 use serde::Serialize;
-use socktrail::agent::Agent;
 use socktrail::clock::Clock;
-use socktrail::ecs::{self, Context, Directions};
+use socktrail::documents::car::CarSocket;
+use socktrail::documents::ecs::{self, Context, Directions};
+use socktrail::documents::event_text as text;
+use socktrail::documents::tracee::TraceeEvent;
+use socktrail::documents::tracee::legacy::TraceEvent;
 use socktrail::host::Host;
+use socktrail::host::agent::Agent;
 use socktrail::output::LineBuffer;
-use socktrail::socket_event::car::CarSocket;
-use socktrail::socket_event::tracee::TraceeEvent;
-use socktrail::socket_event::tracee::legacy::TraceEvent;
-use socktrail::socket_event::{SocketEvent, text};
-use socktrail::users::Names;
+use socktrail::socket_event::SocketEvent;
+use socktrail::users::UserNames;
 
-/// What a line is.
+/// The form of a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
     /// An ECS document.
@@ -38,7 +39,7 @@ pub struct Lines<W: io::Write> {
 }
 
 impl<W: io::Write> Lines<W> {
-    /// Lines to `writer`, which should not buffer for itself.
+    /// Writes lines to `writer`, which needs no buffer of its own.
     pub fn new(writer: W, form: Form) -> Self {
         let host = Host::gather();
         let agent = Agent::of(&host);
@@ -50,8 +51,8 @@ impl<W: io::Write> Lines<W> {
         if self.form == Form::Text { self.lines.text(text::HEADER) } else { Ok(()) }
     }
 
-    /// Writes an event, if the form has a line for it; says whether it had.
-    pub fn write(&mut self, event: &SocketEvent, clock: Clock, names: &dyn Names) -> io::Result<bool> {
+    /// Writes an event, if the form has a line for it. Returns whether it does.
+    pub fn write(&mut self, event: &SocketEvent, clock: Clock, names: &dyn UserNames) -> io::Result<bool> {
         let Self { lines, host, agent, .. } = self;
         match self.form {
             Form::Ecs => {
@@ -65,12 +66,12 @@ impl<W: io::Write> Lines<W> {
         }
     }
 
-    /// Whether anything waits to be flushed.
+    /// Whether there are lines to flush.
     pub fn is_unflushed(&self) -> bool {
         self.lines.is_unflushed()
     }
 
-    /// Hands all lines to the reader.
+    /// Flushes all lines.
     pub fn flush(&mut self) -> io::Result<()> {
         self.lines.flush()
     }

@@ -1,37 +1,37 @@
-//! How long to wait before the next attempt.
+//! Waits between retries.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::Duration;
 
-/// Twice as long after every failure, up to a limit, and by chance a little less, so that many agents that failed together
-/// do not come back together.
+/// An exponential backoff: the wait doubles with every failure, up to a limit. It is shortened at random, so that many agents do
+/// not retry at the same time.
 #[derive(Debug, Clone)]
 pub struct Backoff {
     init: Duration,
-    most: Duration,
+    max: Duration,
     next: Duration,
 }
 
 impl Backoff {
-    /// The first and the longest wait.
-    pub fn new(init: Duration, most: Duration) -> Self {
-        Self { init, most, next: init.min(most) }
+    /// A backoff with this first and this longest wait.
+    pub fn new(init: Duration, max: Duration) -> Self {
+        Self { init, max, next: init.min(max) }
     }
 
-    /// How long to wait now: between half and all of what it may be.
+    /// The next wait: between half and all of the present limit.
     pub fn wait(&mut self) -> Duration {
         let longest = self.next;
-        self.next = (longest * 2).min(self.most);
+        self.next = (longest * 2).min(self.max);
         longest.mul_f64(0.5 + 0.5 * chance())
     }
 
-    /// It worked: the next failure is the first one again.
+    /// Resets the backoff after a success.
     pub fn reset(&mut self) {
-        self.next = self.init.min(self.most);
+        self.next = self.init.min(self.max);
     }
 }
 
-/// From 0 to 1; std seeds every `RandomState` differently.
+/// A random number from 0 to 1: std seeds every `RandomState` differently.
 pub fn chance() -> f64 {
     RandomState::new().build_hasher().finish() as f64 / u64::MAX as f64
 }

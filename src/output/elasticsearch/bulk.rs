@@ -1,7 +1,7 @@
-//! The bulk API: what is sent, and what the answer means. Nothing here talks to anyone.
+//! The bulk API: makes requests and interprets answers. Does no I/O.
 //!
-//! An answer is believed document by document, and only if it is about the documents that were sent: as many, in the same
-//! order, with the same `_id`. Anything else acknowledges nothing.
+//! An answer counts only if it is about the documents that were sent: the same number, in the same order, with the same `_id`. Any
+//! other answer acknowledges nothing.
 
 use std::borrow::Cow;
 
@@ -10,30 +10,31 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::output::{Kind, printable};
+use crate::model::escape::printable;
+use crate::output::Kind;
 
-/// What stands for the kind of a document in the name of an index.
+/// The placeholder for the kind of a document in the name of an index.
 pub const KIND: &str = "{kind}";
-/// Characters of a reason that are kept.
+/// The maximum length of a reason in characters.
 const REASON: usize = 300;
 
 /// What the server did with one document.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// It is in the index.
+    /// The document is in the index.
     Written,
-    /// It was there already: sent before, and the answer was lost.
+    /// The document was already in the index: it was sent before, and the answer was lost.
     Duplicate,
-    /// Not now.
+    /// Not written; a retry may succeed.
     Retry(u16, String),
-    /// Never.
+    /// Refused for good.
     Rejected(u16, String),
 }
 
-/// The id of a document: the same for the same bytes, and nobody can make two documents that share one.
+/// The `_id` of a document: the same for the same bytes, and collision-resistant.
 ///
-/// The first 128 bits of the BLAKE3 hash, in URL-safe base64. (SHA-256 would do as well, and costs seven times as much on a
-/// processor that has no instructions for it.)
+/// The first 128 bits of the BLAKE3 hash, in URL-safe base64. (SHA-256 would do, too, but takes seven times as long on a
+/// processor without instructions for it.)
 pub fn id(document: &[u8]) -> String {
     URL_SAFE_NO_PAD.encode(&blake3::hash(document).as_bytes()[..16])
 }
@@ -48,18 +49,18 @@ pub fn index_of(pattern: &str, kind: Kind) -> String {
 pub struct Indices(Vec<(Kind, String)>);
 
 impl Indices {
-    /// As the pattern says.
+    /// The indices of a pattern.
     pub fn new(pattern: &str) -> Self {
         Self(Kind::ALL.into_iter().map(|kind| (kind, index_of(pattern, kind))).collect())
     }
 
-    /// Where documents of this kind go.
+    /// The index for documents of this kind.
     pub fn of(&self, kind: Kind) -> &str {
         self.0.iter().find(|(of, _)| *of == kind).map_or("", |(_, index)| index)
     }
 }
 
-/// Appends what creates a document: two lines.
+/// Appends the two lines that create a document.
 pub fn create(index: &str, id: &str, document: &[u8], to: &mut Vec<u8>) {
     // Names of indices and ids hold nothing that JSON would have to escape.
     for part in ["{\"create\":{\"_index\":\"", index, "\",\"_id\":\"", id, "\"}}\n"] {
@@ -90,18 +91,18 @@ struct Created<'a> {
     error: Value,
 }
 
-/// What an answer says of each of the documents with these ids.
+/// The verdict on each document, from an answer to a request with the documents of these ids.
 ///
 /// # Errors
-/// It is no answer to what was sent.
+/// The answer is not about these documents.
 pub fn judge<'a>(answer: &[u8], ids: impl ExactSizeIterator<Item = &'a str>) -> Result<Vec<Verdict>, String> {
     let answer: Answer<'_> = serde_json::from_slice(answer)
-        .map_err(|error| format!("the answer is none of the bulk API, or is cut off ({error})"))?;
+        .map_err(|error| format!("the answer is not one of the bulk API, or is truncated ({error})"))?;
     if answer.items.len() != ids.len() {
-        return Err(format!("the answer is about {} documents, {} were sent", answer.items.len(), ids.len()));
+        return Err(format!("the answer is about {} documents, but {} were sent", answer.items.len(), ids.len()));
     }
     if let Some((item, id)) = answer.items.iter().zip(ids).find(|(item, id)| item.create._id != *id) {
-        return Err(format!("the answer is about {:?} where {id} was sent", printable(&item.create._id, 40)));
+        return Err(format!("the answer is about {:?}, but {id} was sent", printable(&item.create._id, 40)));
     }
     Ok(answer.items.into_iter().map(|item| verdict(item.create)).collect())
 }
@@ -110,7 +111,7 @@ fn verdict(created: Created<'_>) -> Verdict {
     match created.status {
         200..=299 => Verdict::Written,
         409 => Verdict::Duplicate,
-        // These are about the index or whoever sends, not about the document: someone can put them right.
+        // These concern the index or the sender, not the document, and can be fixed.
         401 | 403 | 404 | 408 | 429 | 500.. => Verdict::Retry(created.status, reason(created.status, &created.error)),
         status => Verdict::Rejected(status, reason(status, &created.error)),
     }
@@ -179,13 +180,13 @@ mod tests {
     #[test]
     fn an_answer_about_something_else_acknowledges_nothing() {
         for (answer, expected) in [
-            (&br#"{"items":[]}"#[..], "about 0 documents, 1 were sent"),
-            (br#"{"items":[{"create":{"_id":"other","status":201}}]}"#, "\"other\" where id0"),
-            (br#"{"items":[{"index":{"_id":"id0","status":201}}]}"#, "none of the bulk API"),
-            (br#"{"errors":false}"#, "none of the bulk API"),
-            (b"<html>Welcome to our hotel</html>", "none of the bulk API"),
-            (br#"{"items":[{"create":{"_id":"id0","sta"#, "cut off"),
-            (b"", "cut off"),
+            (&br#"{"items":[]}"#[..], "about 0 documents, but 1 were sent"),
+            (br#"{"items":[{"create":{"_id":"other","status":201}}]}"#, "\"other\", but id0"),
+            (br#"{"items":[{"index":{"_id":"id0","status":201}}]}"#, "not one of the bulk API"),
+            (br#"{"errors":false}"#, "not one of the bulk API"),
+            (b"<html>Welcome to our hotel</html>", "not one of the bulk API"),
+            (br#"{"items":[{"create":{"_id":"id0","sta"#, "truncated"),
+            (b"", "truncated"),
         ] {
             let problem = judge(answer, ids(1).iter().map(String::as_str)).unwrap_err();
             assert!(problem.contains(expected), "{problem}");

@@ -1,4 +1,4 @@
-//! Talks to the servers, one after the other.
+//! The HTTP client, which tries several servers.
 
 use std::fmt;
 use std::io::{self, Write};
@@ -13,35 +13,36 @@ use ureq::unversioned::transport::{Connector as _, TcpConnector};
 use ureq::{Agent, RequestExt as _, http};
 
 use super::tls::{self, TlsConnector, TlsOptions};
+use crate::model::escape::printable;
 use crate::output::trouble::Cause;
-use crate::output::{Kind, OutputError, printable};
+use crate::output::{Kind, OutputError};
 
-/// How long a connection may take to come about.
-const CONNECT: Duration = Duration::from_secs(10);
-/// No answer is longer.
-const LONGEST: u64 = 64 << 20;
-/// What is shown in the place of a secret.
+/// The timeout for connecting.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// The maximum length of an answer in bytes.
+const MAX_ANSWER_LEN: u64 = 64 << 20;
+/// The text that is shown instead of a secret.
 const HIDDEN: &str = "********";
-/// Characters of an answer that are repeated in an error.
+/// How many characters of an answer an error repeats.
 const EXCERPT: usize = 200;
 
-/// Who we are to the server.
+/// How to authenticate to the server.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Credentials {
-    /// Nobody.
+    /// Without authentication.
     None,
-    /// A user with a password.
+    /// HTTP basic authentication.
     Basic {
-        /// The user.
+        /// The user name.
         username: String,
         /// The password.
         password: String,
     },
-    /// An API key, as `id:key` or as the server gives it encoded.
+    /// An API key: `id:key`, or its Base64 encoding.
     ApiKey(String),
 }
 
-/// Secrets are not shown.
+/// Does not show secrets.
 impl fmt::Debug for Credentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -64,7 +65,7 @@ impl Credentials {
         }
     }
 
-    /// A text that somebody else wrote, with our secrets hidden in it.
+    /// Hides these secrets in a text from the server.
     fn hidden_in(&self, text: &str) -> String {
         let header = self.header();
         let token = header.as_deref().and_then(|header| header.split_once(' ')).map(|(_, token)| token);
@@ -78,27 +79,27 @@ impl Credentials {
     }
 }
 
-/// Where the servers are and how to talk to them.
+/// The options of a `Client`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientOptions {
-    /// `https://host:9200`, at least one.
+    /// URLs of the servers, such as `https://host:9200`; at least one.
     pub hosts: Vec<String>,
-    /// Who we are.
+    /// How to authenticate.
     pub credentials: Credentials,
-    /// Whom to trust.
+    /// Certificates for `https`.
     pub tls: TlsOptions,
-    /// 0, none, to 9.
+    /// The gzip level of requests, up to 9; 0 does not compress them.
     pub compression_level: u32,
-    /// How long a request may take.
+    /// The timeout of a request.
     pub timeout: Duration,
 }
 
-/// An answer.
+/// The answer of a server.
 #[derive(Debug)]
 pub struct Answer {
-    /// The host that gave it.
+    /// The host that answered.
     pub host: String,
-    /// The status.
+    /// The HTTP status.
     pub status: u16,
     /// The body.
     pub body: Vec<u8>,
@@ -115,13 +116,14 @@ impl From<Unanswered> for OutputError {
 }
 
 impl Answer {
-    /// Whether the server refuses the request for good, as forbidden or invalid. Other failures say to come back later.
+    /// Whether the server refuses the request for good, because it is forbidden or invalid. After other failures, a retry may
+    /// succeed.
     pub fn refuses(&self) -> bool {
         matches!(self.status, 400..500) && !matches!(self.status, 408 | 429)
     }
 }
 
-/// A client of several servers that stays with one as long as that one answers.
+/// A client with a list of servers. It keeps using a server as long as this server answers.
 #[derive(Debug, Clone)]
 pub struct Client {
     agent: Agent,
@@ -131,7 +133,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// Prepares; nobody is asked yet.
+    /// Prepares the client. It sends no request yet.
     ///
     /// # Errors
     /// Certificates cannot be used.
@@ -139,7 +141,7 @@ impl Client {
         let needs_tls = options.hosts.iter().any(|host| host.starts_with("https:"));
         let tls = if needs_tls { Some(tls::config(&options.tls)?) } else { None };
         let config = Agent::config_builder()
-            .timeout_connect(Some(CONNECT))
+            .timeout_connect(Some(CONNECT_TIMEOUT))
             .timeout_global(Some(options.timeout))
             .http_status_as_error(false)
             .max_redirects(0)
@@ -155,17 +157,17 @@ impl Client {
         Ok(Self { agent, options, authorization, current: 0 })
     }
 
-    /// Asks one server after the other until one gives an answer that another server would give as well. If none does,
-    /// returns an answer all the same: preferably a refusal (see [`Answer::refuses`]), else one that says to come back
-    /// later.
+    /// Sends a request to one server after the other, until one gives an answer that does not depend on the server. If none does,
+    /// returns one of the answers: preferably a refusal ([`Answer::refuses`]), else one after which a retry may succeed.
     ///
     /// # Errors
     /// No server answered. The error names the last one that was asked.
     pub fn ask(&mut self, method: &str, path: &str, kind: &str, body: &[u8]) -> Result<Answer, Unanswered> {
-        let packing = |error| Unanswered(Cause::System, OutputError::new(format!("packing: {error}"), ""));
-        let packed = self.pack(body).map_err(packing)?;
-        let nobody = OutputError::new("no host is named", "name one in output.elasticsearch.hosts");
-        let mut failed = Unanswered(Cause::System, nobody);
+        let compressing =
+            |error| Unanswered(Cause::System, OutputError::new(format!("compressing a request: {error}"), ""));
+        let packed = self.compress(body).map_err(compressing)?;
+        let no_host = OutputError::new("no host is configured", "set output.elasticsearch.hosts");
+        let mut failed = Unanswered(Cause::System, no_host);
         let mut unwell: Option<Answer> = None;
         for _ in 0..self.options.hosts.len() {
             let host = &self.options.hosts[self.current % self.options.hosts.len()];
@@ -201,11 +203,11 @@ impl Client {
         let request = request.body(body)?.with_agent(&self.agent);
         let mut response = request.run()?;
         let status = response.status().as_u16();
-        let body = response.body_mut().with_config().limit(LONGEST).read_to_vec()?;
+        let body = response.body_mut().with_config().limit(MAX_ANSWER_LEN).read_to_vec()?;
         Ok(Answer { host: host.to_owned(), status, body })
     }
 
-    /// What a server that answers, but not what was hoped for, has said; without our secrets, should it repeat them.
+    /// The error for an answer that is not a success, with the text of the answer. Secrets in the text are hidden.
     pub fn refusal(&self, answer: &Answer) -> OutputError {
         let remedy = match answer.status {
             401 => "check output.elasticsearch.api_key, or username and password",
@@ -217,7 +219,8 @@ impl Client {
         OutputError::new(format!("{} answers {}: {}", answer.host, answer.status, printable(&said, EXCERPT)), remedy)
     }
 
-    fn pack(&self, body: &[u8]) -> io::Result<Option<Vec<u8>>> {
+    /// The body as gzip; `None` if it is not to be compressed.
+    fn compress(&self, body: &[u8]) -> io::Result<Option<Vec<u8>>> {
         if self.options.compression_level == 0 || body.is_empty() {
             return Ok(None);
         }
@@ -240,7 +243,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn secrets_are_hidden_in_what_others_say() {
+    fn secrets_are_hidden_in_answers() {
         let basic = Credentials::Basic { username: "me".to_owned(), password: "s3cr3t".to_owned() };
         let [pair, encoded] = ["id:s3cr3t", "s3cr3t=="].map(|key| Credentials::ApiKey(key.to_owned()));
         for (credentials, said, hidden) in [

@@ -1,4 +1,4 @@
-//! Documents that the server will never take, with the reason, kept for people.
+//! The dead-letter file: documents that the server has refused for good, with the reason.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use super::bulk::index_of;
 use crate::output::{Batch, FileOptions, FileOutput, Kind, Meter, Output as _, OutputError, SyncPolicy};
 
-/// A file of dead letters is done with before it would be larger.
+/// The dead-letter file is rotated before it grows larger than this, in bytes.
 const ROTATE: u64 = 16 << 20;
-/// How many of them are kept.
+/// How many rotated files to keep.
 const KEEP: usize = 4;
 /// How often further dead letters are logged.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
@@ -17,15 +17,15 @@ const LOG_INTERVAL: Duration = Duration::from_secs(10);
 /// A document that the server refuses for good.
 #[derive(Debug)]
 pub struct DeadLetter<'a> {
-    /// What it tells of.
+    /// The kind of the document.
     pub kind: Kind,
     /// Its `_id`.
     pub id: &'a str,
-    /// Itself.
+    /// The document.
     pub document: &'a [u8],
-    /// What the server answered.
+    /// The HTTP status.
     pub status: u16,
-    /// Why.
+    /// The reason.
     pub reason: String,
 }
 
@@ -36,21 +36,21 @@ pub struct DeadLetters {
     index: String,
     meter: Arc<Meter>,
     file: Option<FileOutput>,
-    /// When dead letters were last logged, and how many came since.
-    told: Option<Instant>,
-    untold: usize,
+    /// When dead letters were last logged, and how many have come since.
+    logged: Option<Instant>,
+    unlogged: usize,
 }
 
 impl DeadLetters {
-    /// In this file, which is created when it is needed.
+    /// A dead-letter file at `path`, which is created when it is needed.
     pub fn new(path: PathBuf, index: String, meter: Arc<Meter>) -> Self {
-        Self { path, index, meter, file: None, told: None, untold: 0 }
+        Self { path, index, meter, file: None, logged: None, unlogged: 0 }
     }
 
-    /// Keeps all of these documents, or none.
+    /// Writes all of these documents or, after an error, none.
     ///
     /// # Errors
-    /// They cannot be written.
+    /// The documents cannot be written.
     pub fn keep(&mut self, letters: &[DeadLetter<'_>]) -> Result<(), OutputError> {
         if letters.is_empty() {
             return Ok(());
@@ -60,27 +60,27 @@ impl DeadLetters {
         self.file()?.write(&batch)?;
         self.meter.rejected.add(letters.len());
         self.log(letters);
-        // They are kept: that older ones cannot go does not mean that these are to be written again.
+        // The documents are written. If older files cannot be removed, that is no error: the documents must not be written again.
         match FileOutput::prune(&self.path, KEEP) {
             Ok(0) => {}
             Ok(lost) => {
                 self.meter.rejected_dropped.add(lost);
-                tracing::warn!("{}: the oldest {lost} dead letters went to make room", self.path.display());
+                tracing::warn!("{}: the oldest {lost} dead letters were removed to make room", self.path.display());
             }
             Err(error) => tracing::warn!("{error}"),
         }
         Ok(())
     }
 
-    /// Logs the last of them, unless others were logged just now.
+    /// Logs the last of these documents, unless others were logged recently.
     fn log(&mut self, letters: &[DeadLetter<'_>]) {
-        self.untold += letters.len();
+        self.unlogged += letters.len();
         let Some(last) = letters.last() else { return };
-        if self.told.is_some_and(|told| told.elapsed() < LOG_INTERVAL) {
+        if self.logged.is_some_and(|logged| logged.elapsed() < LOG_INTERVAL) {
             return;
         }
         let (index, path) = (index_of(&self.index, last.kind), self.path.display());
-        let others = match self.untold - 1 {
+        let others = match self.unlogged - 1 {
             0 => String::new(),
             others => format!(", and {others} others since the last such line"),
         };
@@ -89,7 +89,7 @@ impl DeadLetters {
             last.id,
             last.reason
         );
-        (self.told, self.untold) = (Some(Instant::now()), 0);
+        (self.logged, self.unlogged) = (Some(Instant::now()), 0);
     }
 
     fn file(&mut self) -> Result<&mut FileOutput, OutputError> {
@@ -97,7 +97,7 @@ impl DeadLetters {
             path: self.path.clone(),
             rotate_size: ROTATE,
             rotate_every: None,
-            // What goes is counted here.
+            // Removed documents are counted in `keep`.
             keep: usize::MAX,
             gzip: false,
             sync: SyncPolicy::Always,
@@ -127,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_file_is_bounded_and_what_goes_is_counted() {
+    fn the_file_is_bounded_and_removed_documents_are_counted() {
         let folder = tempfile::tempdir().unwrap();
         let meter = Arc::<Meter>::default();
         let path = folder.path().join("rejected.json");
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn of_letters_that_cannot_be_kept_none_is_counted() {
+    fn letters_that_cannot_be_kept_are_not_counted() {
         let meter = Arc::<Meter>::default();
         let mut dead = DeadLetters::new("/no/such/rejected.json".into(), "i".to_owned(), Arc::clone(&meter));
         let letter = DeadLetter { kind: Kind::Flow, id: "x", document: b"{}", status: 400, reason: String::new() };

@@ -1,53 +1,53 @@
-//! Finds the documents that make a server refuse a whole request, by bisection. No I/O is done here.
+//! Finds the documents that make a server refuse a whole request, by bisection. Does no I/O.
 //!
-//! A server, or a proxy in front of it, may answer a whole request with 4xx because of one document. A refused part is
-//! halved until the document is alone. That proves nothing yet: with a wrong key everything is refused. So the document
-//! is only a suspect until another one is taken, and is at fault if it is refused again after that. When too many
-//! requests are refused in a row, or only suspects are left, a [witness](Step::Witness) is needed: another document,
-//! sent alone, which shows whether anything is taken at all.
+//! A server, or a proxy in front of it, may answer a whole request with 4xx because of one document. A refused request is halved
+//! until the document is alone. That proves nothing yet: with a wrong key, everything is refused. So the document is only a suspect
+//! until another document is accepted. If it is refused again after that, it is at fault. When too many requests are refused in a
+//! row, or only suspects are left, a [witness](Step::Witness) is needed: another document, sent alone, which shows whether the
+//! server accepts anything.
 
 use std::ops::Range;
 
-/// How many refusals in a row are accepted, beyond those needed to get down to one document.
-const PATIENCE: u32 = 4;
-/// After how many taken requests of the largest allowed size a larger one is tried again.
+/// How many refusals in a row are tolerated, in addition to those needed to isolate one document.
+const MAX_REFUSALS: u32 = 4;
+/// After how many accepted requests of the maximum size a larger size is tried again.
 const GROW: u32 = 8;
 
-/// What to do next.
+/// The next step.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Send these in one request.
+    /// Send these documents in one request.
     Send(Range<usize>),
     /// Send a document alone that is not a suspect.
     Witness,
-    /// All were sent, and there are no suspects.
+    /// All documents were sent, and there are no suspects.
     Done,
 }
 
 /// The search for documents at fault. Documents are numbered in order.
 #[derive(Debug)]
 pub struct Halving {
-    /// Ranges still to be sent; the last is the next.
+    /// Ranges that still have to be sent; the last one is next.
     rest: Vec<Range<usize>>,
-    /// Suspects: refused alone, and nothing was taken since.
+    /// Suspects: refused alone, and no other document was accepted since.
     suspects: Vec<usize>,
-    /// Refused alone, and others were taken since: these are sent once more.
+    /// Refused alone, but others were accepted since: these are sent once more.
     again: Vec<usize>,
-    /// The one of these that is being sent now.
+    /// The document of `again` that is being sent.
     on_trial: Option<usize>,
     /// How many requests were refused in a row.
     refusals: u32,
     patience: u32,
     /// The maximum number of documents in one request.
-    most: usize,
-    /// How many requests of this size were taken in a row.
-    taken: u32,
+    max_request: usize,
+    /// How many requests of this size were accepted in a row.
+    accepted_in_a_row: u32,
 }
 
 impl Halving {
-    /// For `count` documents.
+    /// A search among `count` documents.
     pub fn new(count: usize) -> Self {
-        let patience = count.max(1).ilog2() + 1 + PATIENCE;
+        let patience = count.max(1).ilog2() + 1 + MAX_REFUSALS;
         let rest = (count > 0).then_some(0..count).into_iter().collect();
         Self {
             rest,
@@ -56,12 +56,12 @@ impl Halving {
             on_trial: None,
             refusals: 0,
             patience,
-            most: count,
-            taken: 0,
+            max_request: count,
+            accepted_in_a_row: 0,
         }
     }
 
-    /// What to do next.
+    /// The next step.
     pub fn next(&mut self) -> Step {
         self.on_trial = self.again.pop();
         if let Some(at) = self.on_trial {
@@ -71,29 +71,30 @@ impl Halving {
             return Step::Witness;
         }
         let Some(range) = self.rest.pop() else { return Step::Done };
-        let end = range.end.min(range.start + self.most);
+        let end = range.end.min(range.start + self.max_request);
         if end < range.end {
             self.rest.push(end..range.end);
         }
         Step::Send(range.start..end)
     }
 
-    /// This request was taken.
-    pub fn taken(&mut self, range: &Range<usize>) {
-        self.taken = if range.len() == self.most { self.taken + 1 } else { self.taken };
-        if self.taken >= GROW {
-            (self.most, self.taken) = (self.most * 2, 0);
+    /// Notes that a request was accepted.
+    pub fn accepted(&mut self, range: &Range<usize>) {
+        self.accepted_in_a_row =
+            if range.len() == self.max_request { self.accepted_in_a_row + 1 } else { self.accepted_in_a_row };
+        if self.accepted_in_a_row >= GROW {
+            (self.max_request, self.accepted_in_a_row) = (self.max_request * 2, 0);
         }
-        self.witnessed();
+        self.witness_accepted();
     }
 
-    /// A document that is not a suspect was taken.
-    pub fn witnessed(&mut self) {
+    /// Notes that a witness was accepted.
+    pub fn witness_accepted(&mut self) {
         self.refusals = 0;
         self.again.extend(self.suspects.drain(..).rev());
     }
 
-    /// This request was refused. Returns a document that is at fault.
+    /// Notes that a request was refused. Returns a document that is at fault, if one was found.
     pub fn refused(&mut self, range: Range<usize>) -> Option<usize> {
         if self.on_trial.is_some() {
             return self.on_trial.take();
@@ -108,17 +109,17 @@ impl Halving {
         None
     }
 
-    /// This request was refused for its size. Returns a document that is at fault.
+    /// Notes that a request was refused for its size. Returns a document that is at fault, if one was found.
     pub fn too_large(&mut self, range: Range<usize>) -> Option<usize> {
         if range.len() <= 1 {
             return self.refused(range);
         }
-        (self.most, self.taken) = (range.len() / 2, 0);
+        (self.max_request, self.accepted_in_a_row) = (range.len() / 2, 0);
         self.rest.push(range);
         None
     }
 
-    /// Documents that were not sent yet, or only together with others, in order.
+    /// The documents that were not sent yet, or only together with others, in order.
     pub fn unsent(&self) -> impl DoubleEndedIterator<Item = usize> {
         self.rest.iter().rev().cloned().flatten()
     }
@@ -143,10 +144,10 @@ mod tests {
                     at_fault.extend(halving.refused(range));
                 }
                 Step::Send(range) => {
-                    halving.taken(&range);
+                    halving.accepted(&range);
                     taken.extend(range);
                 }
-                Step::Witness if bad.len() < count => halving.witnessed(),
+                Step::Witness if bad.len() < count => halving.witness_accepted(),
                 Step::Witness | Step::Done => return (taken, at_fault, requests - 1),
             }
         }
@@ -164,7 +165,7 @@ mod tests {
 
     /// The server refuses everything for a while, and takes everything after that.
     #[test]
-    fn what_is_taken_the_second_time_is_not_at_fault() {
+    fn a_document_that_is_accepted_the_second_time_is_not_at_fault() {
         for refusals in 0..9 {
             let (mut halving, mut asked, mut taken) = (Halving::new(25), 0, Vec::new());
             loop {
@@ -172,10 +173,10 @@ mod tests {
                 match halving.next() {
                     Step::Send(range) if asked <= refusals => assert_eq!(halving.refused(range), None),
                     Step::Send(range) => {
-                        halving.taken(&range);
+                        halving.accepted(&range);
                         taken.extend(range);
                     }
-                    Step::Witness => halving.witnessed(),
+                    Step::Witness => halving.witness_accepted(),
                     Step::Done => break,
                 }
             }
@@ -185,16 +186,16 @@ mod tests {
     }
 
     #[test]
-    fn where_all_is_refused_nothing_is_at_fault_and_few_are_asked() {
+    fn if_everything_is_refused_no_document_is_at_fault_and_few_requests_are_made() {
         for count in [1, 2, 25, 1600] {
             let (taken, at_fault, requests) = sent(count, &(0..count).collect());
             assert_eq!((taken.len(), at_fault.len()), (0, 0));
-            assert!(requests <= 11 + PATIENCE as usize, "{requests}");
+            assert!(requests <= 11 + MAX_REFUSALS as usize, "{requests}");
         }
     }
 
     #[test]
-    fn what_is_too_large_is_sent_in_parts_that_grow_again() {
+    fn a_request_that_is_too_large_is_sent_in_parts_that_grow_again() {
         let (mut halving, mut refused, mut requests) = (Halving::new(1000), 0, 0);
         let mut sent = Vec::new();
         while let Step::Send(range) = halving.next() {
@@ -204,7 +205,7 @@ mod tests {
                 refused += 1;
                 halving.too_large(range);
             } else {
-                halving.taken(&range);
+                halving.accepted(&range);
                 sent.extend(range);
             }
         }
@@ -213,14 +214,14 @@ mod tests {
     }
 
     #[test]
-    fn one_that_is_too_large_alone_is_at_fault_only_after_another_was_taken() {
+    fn a_document_that_is_too_large_alone_is_at_fault_only_after_another_was_accepted() {
         let mut halving = Halving::new(2);
         assert_eq!(halving.next(), Step::Send(0..2));
         assert_eq!(halving.too_large(0..2), None);
         assert_eq!(halving.next(), Step::Send(0..1));
         assert_eq!(halving.too_large(0..1), None, "anything may be too large for a server that is not well");
         assert_eq!(halving.next(), Step::Send(1..2));
-        halving.taken(&(1..2));
+        halving.accepted(&(1..2));
         assert_eq!(halving.next(), Step::Send(0..1));
         assert_eq!(halving.too_large(0..1), Some(0));
         assert_eq!(halving.next(), Step::Done);
@@ -228,7 +229,7 @@ mod tests {
 
     /// A server that says how large a request may be is well: only refusals for other reasons make it doubtful.
     #[test]
-    fn what_is_too_large_is_no_refusal() {
+    fn too_large_is_not_a_refusal() {
         let mut halving = Halving::new(1024);
         let mut limit = 1024;
         while limit > 1 {
@@ -237,7 +238,7 @@ mod tests {
             limit /= 2;
         }
         // As many as if nothing had been too large: those that halve 1,024 down to one, and those of patience.
-        for at in 0..11 + PATIENCE as usize {
+        for at in 0..11 + MAX_REFUSALS as usize {
             assert_eq!(halving.next(), Step::Send(at..at + 1));
             assert_eq!(halving.refused(at..at + 1), None);
         }
@@ -245,14 +246,14 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_sent_is_known_in_order() {
+    fn unsent_documents_are_known_in_order() {
         let mut halving = Halving::new(8);
         assert_eq!(halving.unsent().collect::<Vec<_>>(), (0..8).collect::<Vec<_>>());
         assert_eq!(halving.next(), Step::Send(0..8));
         halving.refused(0..8);
         assert_eq!(halving.unsent().collect::<Vec<_>>(), (0..8).collect::<Vec<_>>(), "only together with others");
         assert_eq!(halving.next(), Step::Send(0..4));
-        halving.taken(&(0..4));
+        halving.accepted(&(0..4));
         assert_eq!(halving.unsent().collect::<Vec<_>>(), (4..8).collect::<Vec<_>>());
     }
 

@@ -1,13 +1,12 @@
-//! A spool for each index, with a sender of its own, so that an index that refuses documents or is slow does not hold
-//! up the others.
+//! A spool and a sender for each index, so that an index that is slow or refuses documents does not delay the others.
 //!
 //! ```text
-//! spool.path/elasticsearch/            lock, position; documents of all kinds where the index has no {kind} in its name
+//! spool.path/elasticsearch/            lock, position; documents of all kinds if the index has no {kind} in its name
 //! spool.path/elasticsearch/flow/       documents of flows, and so on
 //! ```
 //!
-//! Documents that an earlier configuration left in a folder that is no longer used are sent from there. All spools
-//! share the configured size: when it is used up, the largest one drops its oldest segment.
+//! Documents that an earlier configuration has left in an unused directory are sent from there. All spools share the configured size.
+//! When it is used up, the largest spool drops its oldest segment.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -28,14 +27,14 @@ use crate::output::{Batch, Kind, Meter, OutputError, Spool, SpoolOptions};
 
 /// The name of the spool that holds documents of several kinds.
 const ALL: &str = "all";
-/// The maximum number of bytes that a spool needs for a document besides the document itself.
+/// The maximum number of bytes that a spool needs for a document in addition to the document itself.
 const OVERHEAD: u64 = 32;
 
 /// All spools, each with its sender.
 #[derive(Debug)]
 pub(super) struct Lanes {
     lanes: Vec<Lane>,
-    /// The folder's own spool, if it is not in use: kept only for its lock, which keeps other programs out.
+    /// The directory's own spool, if it is not in use. It is kept only for its lock, which excludes other processes.
     _all: Option<Spool>,
     max_size: u64,
     meter: Arc<Meter>,
@@ -75,7 +74,7 @@ impl Shared {
 }
 
 impl Lanes {
-    /// Opens all spools and begins to send.
+    /// Opens all spools and starts to send.
     pub(super) fn start(options: ElasticsearchOptions, meter: &Arc<Meter>) -> Result<Self, OutputError> {
         let client = Client::new(options.client.clone())?;
         meter.begin();
@@ -124,8 +123,7 @@ impl Lanes {
         self.lanes.iter()
     }
 
-    /// Puts documents into the spools where they belong. If a disk cannot take them, they wait in memory, and the error
-    /// says why.
+    /// Writes documents to their spools. If the disk cannot take them, they wait in memory, and the error has the reason.
     pub(super) fn push(&self, batch: &Batch) -> Result<(), OutputError> {
         let mut pushed = Ok(());
         for (at, lane) in self.lanes.iter().enumerate() {
@@ -164,8 +162,8 @@ impl Lanes {
         self.max_size
     }
 
-    /// The senders have until the deadline. What they have not sent stays in the spools; documents that are not in a
-    /// spool are put into `left`.
+    /// Ends the senders at the deadline at the latest. Documents that are not sent stay in the spools. Documents that are not in a
+    /// spool are added to `left`.
     pub(super) fn close(self, deadline: Instant, left: &mut Batch) -> Result<(), OutputError> {
         for lane in &self.lanes {
             *lane.shared.deadline.lock() = Some(deadline);
@@ -203,7 +201,7 @@ impl Lane {
         Ok(Self { kinds, shared, sender })
     }
 
-    /// The file that must be synced so that everything so far survives a loss of power.
+    /// The file to sync, so that all documents so far survive a power failure.
     pub(super) fn to_sync(&self) -> Option<File> {
         self.shared.spool().as_ref().and_then(Spool::to_sync)
     }

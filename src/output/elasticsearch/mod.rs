@@ -1,15 +1,14 @@
-//! Documents to Elasticsearch or OpenSearch, none lost and none twice.
+//! The output to Elasticsearch and OpenSearch, which loses no documents and writes none twice.
 //!
 //! ```text
 //! queue --> its thread: into spools (disk)        each spool --> a thread of its own: bulk requests --> server
 //! ```
 //!
-//! A document counts as taken once it is in a spool, and leaves the spool once the server has said that it is written.
-//! Between the two it may be sent any number of times: it has the same `_id` each time, and `create` does nothing where
-//! that is there already. What the server refuses for what it says goes to the dead-letter file; for any other trouble
-//! the sender waits and tries again.
+//! A document counts as taken once it is in a spool, and leaves the spool once the server has acknowledged it. Meanwhile it may be
+//! sent several times: it has the same `_id` each time, and `create` does nothing if the `_id` exists. A document that the server
+//! refuses because of its contents goes to the dead-letter file. After any other failure, the sender waits and retries.
 //!
-//! Each index has a spool and a sender of its own, so that an index that refuses documents does not hold up the others.
+//! Each index has its own spool and sender, so that an index that refuses documents does not delay the others.
 
 mod backoff;
 mod bulk;
@@ -34,34 +33,34 @@ use self::lanes::{Lane, Lanes};
 use super::trouble::{Cause, Scope};
 use super::{Batch, Meter, Output, OutputError, SpoolOptions};
 
-/// How the output is called.
+/// The name of the output.
 const NAME: &str = "elasticsearch";
 
-/// How documents are shipped.
+/// The options of the output.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ElasticsearchOptions {
-    /// Where to.
+    /// The servers.
     pub client: ClientOptions,
-    /// The index or data stream; [`KIND`] in it stands for the kind of a document.
+    /// The index or data stream. [`KIND`] in it is replaced by the kind of a document.
     pub index: String,
-    /// Documents in one request at most.
+    /// The maximum number of documents in a request.
     pub bulk_max_size: usize,
-    /// The first wait after a failure.
+    /// The wait after the first failure.
     pub backoff_init: Duration,
     /// The longest wait.
     pub backoff_max: Duration,
-    /// Where documents wait.
+    /// Where documents wait on disk.
     pub spool: SpoolOptions,
-    /// After how long at the latest the disk has what was taken.
+    /// How long taken documents may stay unflushed to disk.
     pub sync: Duration,
-    /// Where documents go that the server will never take.
+    /// The file for documents that the server refuses for good.
     pub dead_letters: PathBuf,
 }
 
 /// The scope of trouble when the disk cannot take documents.
 const SPOOLING: Scope = Scope::Local("writing to the spool");
 
-/// The output.
+/// The output to Elasticsearch or OpenSearch.
 #[derive(Debug)]
 pub struct Elasticsearch {
     lanes: Lanes,
@@ -71,7 +70,7 @@ pub struct Elasticsearch {
 }
 
 impl Elasticsearch {
-    /// Opens the spools and begins to send what they hold.
+    /// Opens the spools and starts to send their documents.
     ///
     /// # Errors
     /// A spool or a certificate cannot be used.
@@ -83,7 +82,7 @@ impl Elasticsearch {
 }
 
 impl Output for Elasticsearch {
-    /// The batch is taken in any case: what the disk cannot take waits in memory.
+    /// The batch is always taken. Documents that the disk cannot take wait in memory.
     fn write(&mut self, batch: &Batch) -> Result<(), OutputError> {
         match self.lanes.push(batch) {
             Ok(()) => self.meter.worked((&SPOOLING, NAME), 0),
@@ -102,8 +101,8 @@ impl Output for Elasticsearch {
         Ok(())
     }
 
-    /// The senders have until the deadline. What is not sent by then stays in the spools; documents that a full disk
-    /// kept out of them are put into `left`.
+    /// Ends the senders at the deadline at the latest. Documents that are not sent stay in the spools. Documents that a full disk
+    /// could not take are added to `left`.
     fn close(self: Box<Self>, deadline: Instant, left: &mut Batch) -> Result<(), OutputError> {
         self.lanes.close(deadline, left)
     }

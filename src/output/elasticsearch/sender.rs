@@ -1,7 +1,7 @@
 //! The thread that sends the documents of one spool to the server, in order.
 //!
-//! While a part of a chunk has to be sent again, the documents that are already settled are remembered. After each wait
-//! the spool is read again, because there may be more documents by then.
+//! While a part of a chunk has to be sent again, the sender remembers which documents are already settled. After each wait it reads
+//! the spool again, because there may be more documents.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -21,15 +21,15 @@ use super::lanes::Shared;
 use crate::output::trouble::{Cause, Scope};
 use crate::output::{Batch, Chunk, Kind, OutputError};
 
-/// Bytes of documents in one request, save for the last of them.
+/// The maximum number of bytes of documents in a request, without its last document.
 const BULK_BYTES: usize = 5 << 20;
-/// How long to wait for documents before looking again. New documents end the wait at once.
+/// How long to wait for documents before checking again. New documents end the wait at once.
 const IDLE: Duration = Duration::from_secs(60);
-/// What the answer is to hold: all that is looked at, and no more.
+/// The path of bulk requests. The answer contains only the fields that are used.
 const BULK: &str = "_bulk?filter_path=items.*._id,items.*.status,items.*.error.type,items.*.error.reason,\
                     items.*.error.caused_by.type,items.*.error.caused_by.reason";
 
-/// The server wants smaller requests.
+/// The HTTP status for requests that are too large.
 const TOO_LARGE: u16 = 413;
 
 /// Scopes of trouble with the spool.
@@ -37,7 +37,7 @@ const READING: Scope = Scope::Local("reading the spool");
 const POSITION: Scope = Scope::Local("writing the position of the spool");
 const DEAD_LETTERS: Scope = Scope::Local("writing dead letters");
 
-/// Sends until it is to end.
+/// The state of the thread.
 pub(super) struct Sender {
     pub(super) shared: Arc<Shared>,
     pub(super) client: Client,
@@ -45,48 +45,48 @@ pub(super) struct Sender {
     pub(super) indices: Indices,
     pub(super) bulk_max_size: usize,
     pub(super) backoff: Backoff,
-    /// Ids of the chunk's documents that are settled: written, or in the dead-letter file.
+    /// The ids of the chunk's documents that are settled: written, or in the dead-letter file.
     pub(super) settled: HashSet<String>,
-    /// The id of a document after the chunk that was sent ahead, as a witness.
+    /// The id of a later document that was sent ahead as a witness.
     pub(super) ahead: Option<String>,
     /// How many times in a row everything was refused.
     pub(super) refused: usize,
 }
 
-/// A document on its way.
-struct Letter<'a> {
+/// A document to send.
+struct Outgoing<'a> {
     kind: Kind,
     document: &'a [u8],
     id: String,
 }
 
-impl<'a> Letter<'a> {
+impl<'a> Outgoing<'a> {
     fn of((kind, document): (Kind, &'a [u8])) -> Self {
         Self { kind, document, id: bulk::id(document) }
     }
 }
 
-/// How a request went.
+/// The result of a request.
 enum Sent {
-    /// All of it is settled.
+    /// All its documents are settled.
     Taken,
-    /// None of it was taken, and this may be because of one document.
+    /// None of its documents was accepted, perhaps because of one of them.
     Refused(Refusal),
-    /// Some of it has to be sent again; the wait before that is already over.
+    /// Some documents have to be sent again. The wait before that is already over.
     Later,
 }
 
-/// An answer of 4xx to a whole request.
+/// A 4xx answer to a whole request.
 struct Refusal {
     status: u16,
     reason: String,
 }
 
-/// How a chunk went.
+/// The result of sending a chunk.
 enum Delivered {
-    /// All of it is settled.
+    /// All its documents are settled.
     All,
-    /// Some of it is not settled.
+    /// Some of its documents are not settled.
     Part,
     /// It is time to end.
     Over,
@@ -107,14 +107,14 @@ impl Sender {
                 break;
             }
         }
-        // Under the lock, so that whoever waits for it cannot miss it.
+        // Under the lock, so that a thread that waits for this cannot miss it.
         let spool = self.shared.spool();
         self.shared.ended.store(true, Ordering::Release);
         drop(spool);
         self.shared.changed.notify_all();
     }
 
-    /// What is to be sent; `None` when it is time to end.
+    /// The next chunk to send; `None` when it is time to end.
     fn next(&mut self) -> Option<Chunk> {
         let shared = Arc::clone(&self.shared);
         let mut guard = shared.spool();
@@ -141,7 +141,7 @@ impl Sender {
         }
     }
 
-    /// Acknowledges to the spool; whether to go on.
+    /// Removes a chunk from the spool. Returns whether to go on.
     fn done(&mut self, chunk: &Chunk) -> bool {
         let Some(spool) = &mut *self.shared.spool() else { return false };
         match spool.done(chunk) {
@@ -156,7 +156,7 @@ impl Sender {
         true
     }
 
-    /// Acknowledges the settled documents at the beginning of a chunk. Returns whether to go on.
+    /// Removes the settled documents at the beginning of a chunk from the spool. Returns whether to go on.
     fn done_in_part(&mut self, chunk: &Chunk) -> bool {
         let ids: Vec<_> = chunk.batch.documents().map(|(_, document)| bulk::id(document)).collect();
         let count = ids.iter().take_while(|id| self.settled.contains(*id)).count();
@@ -180,13 +180,13 @@ impl Sender {
 
     /// Sends the unsettled documents of a chunk that go to the same index as the first of them.
     fn deliver(&mut self, chunk: &Chunk) -> Delivered {
-        let mut letters: Vec<_> = chunk.batch.documents().map(Letter::of).collect();
-        letters.retain(|letter| !self.settled.contains(&letter.id));
-        let Some(kind) = letters.first().map(|letter| letter.kind) else { return Delivered::All };
+        let mut documents: Vec<_> = chunk.batch.documents().map(Outgoing::of).collect();
+        documents.retain(|letter| !self.settled.contains(&letter.id));
+        let Some(kind) = documents.first().map(|letter| letter.kind) else { return Delivered::All };
         let index = self.indices.of(kind).to_owned();
-        let all = letters.len();
-        letters.retain(|letter| self.indices.of(letter.kind) == index);
-        let mut halving = Halving::new(letters.len());
+        let all = documents.len();
+        documents.retain(|letter| self.indices.of(letter.kind) == index);
+        let mut halving = Halving::new(documents.len());
         let mut last = None;
         loop {
             let step = if self.refused > 0 { Step::Witness } else { halving.next() };
@@ -194,46 +194,46 @@ impl Sender {
                 return Delivered::Over;
             }
             match step {
-                Step::Send(range) => match self.send(&letters, range.clone()) {
-                    Sent::Taken => halving.taken(&range),
+                Step::Send(range) => match self.send(&documents, range.clone()) {
+                    Sent::Taken => halving.accepted(&range),
                     Sent::Later => return Delivered::Part,
                     Sent::Refused(refusal) => {
                         let is_size = refusal.status == TOO_LARGE;
                         let at_fault = if is_size { halving.too_large(range) } else { halving.refused(range) };
-                        if !self.set_aside(at_fault.map(|at| &letters[at]), &refusal) {
+                        if !self.set_aside(at_fault.map(|at| &documents[at]), &refusal) {
                             return Delivered::Part;
                         }
                         last = Some(refusal);
                     }
                 },
-                Step::Witness if self.finds_witness(chunk, &letters, &halving, &index, last.take()) => {
-                    halving.witnessed();
+                Step::Witness if self.finds_witness(chunk, &documents, &halving, &index, last.take()) => {
+                    halving.witness_accepted();
                 }
                 Step::Witness => return Delivered::Part,
-                Step::Done if letters.len() == all => return Delivered::All,
+                Step::Done if documents.len() == all => return Delivered::All,
                 Step::Done => return Delivered::Part,
             }
         }
     }
 
-    /// Sends other documents alone until one is taken. Returns whether one was; if not, waits before it returns.
+    /// Sends other documents, each alone, until one is accepted. Returns whether one was. If not, waits before it returns.
     fn finds_witness(
         &mut self,
         chunk: &Chunk,
-        letters: &[Letter<'_>],
+        documents: &[Outgoing<'_>],
         halving: &Halving,
         index: &str,
         mut last: Option<Refusal>,
     ) -> bool {
         let behind =
             self.shared.spool().as_ref().map_or_else(Batch::default, |spool| spool.after(chunk, self.bulk_max_size));
-        let behind = behind.documents().find(|(kind, _)| self.indices.of(*kind) == index).map(Letter::of);
+        let behind = behind.documents().find(|(kind, _)| self.indices.of(*kind) == index).map(Outgoing::of);
         let unsent: Vec<_> = halving.unsent().collect();
         // The first unsent document keeps the order. In case it is at fault itself, a random one is tried too, and in
         // case all are, one from after the chunk.
         let by_chance = (unsent.len() as f64 * chance()) as usize;
         let places = [unsent.first(), unsent.get(by_chance).filter(|_| by_chance > 0)].into_iter().flatten();
-        let mut witnesses: Vec<_> = places.map(|&at| &letters[at]).chain(&behind).collect();
+        let mut witnesses: Vec<_> = places.map(|&at| &documents[at]).chain(&behind).collect();
         if self.refused > 0 && !witnesses.is_empty() {
             // While everything is refused, one try per wait is enough.
             witnesses = vec![witnesses[(self.refused - 1) % witnesses.len()]];
@@ -261,13 +261,13 @@ impl Sender {
     }
 
     /// Sends the unsettled documents of a range in one request.
-    fn send(&mut self, letters: &[Letter<'_>], range: Range<usize>) -> Sent {
-        let letters: Vec<_> = letters[range].iter().filter(|letter| !self.settled.contains(&letter.id)).collect();
-        if letters.is_empty() {
+    fn send(&mut self, documents: &[Outgoing<'_>], range: Range<usize>) -> Sent {
+        let documents: Vec<_> = documents[range].iter().filter(|letter| !self.settled.contains(&letter.id)).collect();
+        if documents.is_empty() {
             return Sent::Taken;
         }
-        let mut body = Vec::with_capacity(letters.iter().map(|letter| letter.document.len() + 128).sum());
-        for letter in &letters {
+        let mut body = Vec::with_capacity(documents.iter().map(|letter| letter.document.len() + 128).sum());
+        for letter in &documents {
             bulk::create(self.indices.of(letter.kind), &letter.id, letter.document, &mut body);
         }
         let answer = match self.client.ask("POST", BULK, "application/x-ndjson", &body) {
@@ -279,12 +279,12 @@ impl Sender {
             }
             Err(Unanswered(cause, error)) => return self.later(&Scope::Server, cause, &error),
         };
-        match bulk::judge(&answer.body, letters.iter().map(|letter| &*letter.id)) {
-            Ok(verdicts) => self.settle(&answer.host, &letters, verdicts),
+        match bulk::judge(&answer.body, documents.iter().map(|letter| &*letter.id)) {
+            Ok(verdicts) => self.settle(&answer.host, &documents, verdicts),
             Err(problem) => {
                 let problem = format!("{}: {problem}", answer.host);
-                let error = OutputError::new(problem, "is it Elasticsearch that answers there?");
-                self.later(&Scope::Server, Cause::Senseless, &error)
+                let error = OutputError::new(problem, "check that this address belongs to Elasticsearch");
+                self.later(&Scope::Server, Cause::Malformed, &error)
             }
         }
     }
@@ -295,10 +295,10 @@ impl Sender {
     }
 
     /// Acts on the server's verdict about each document.
-    fn settle(&mut self, host: &str, letters: &[&Letter<'_>], verdicts: Vec<Verdict>) -> Sent {
+    fn settle(&mut self, host: &str, documents: &[&Outgoing<'_>], verdicts: Vec<Verdict>) -> Sent {
         let (mut dead, mut trouble) = (Vec::new(), None);
         self.worked(&Scope::Server);
-        for (letter, verdict) in letters.iter().zip(verdicts) {
+        for (letter, verdict) in documents.iter().zip(verdicts) {
             match verdict {
                 Verdict::Written => self.shared.meter.written.add(1),
                 Verdict::Duplicate => {
@@ -320,7 +320,7 @@ impl Sender {
             return Sent::Later;
         }
         let Some((kind, status, reason)) = trouble else {
-            let letter = letters[0];
+            let letter = documents[0];
             self.worked(&Scope::Index(self.indices.of(letter.kind).to_owned()));
             self.backoff.reset();
             return Sent::Taken;
@@ -333,18 +333,18 @@ impl Sender {
 
     /// Writes a document that is at fault to the dead-letter file. Returns whether to go on; if not, waits before it
     /// returns.
-    fn set_aside(&mut self, at_fault: Option<&Letter<'_>>, refusal: &Refusal) -> bool {
-        let letters = at_fault.map(|letter| (letter, refusal.status, refusal.reason.clone()));
-        self.write_dead_letters(letters.into_iter().collect())
+    fn set_aside(&mut self, at_fault: Option<&Outgoing<'_>>, refusal: &Refusal) -> bool {
+        let documents = at_fault.map(|letter| (letter, refusal.status, refusal.reason.clone()));
+        self.write_dead_letters(documents.into_iter().collect())
     }
 
-    /// Writes documents to the dead-letter file. Returns whether that went well; if not, waits before it returns.
-    fn write_dead_letters(&mut self, letters: Vec<(&Letter<'_>, u16, String)>) -> bool {
-        if letters.is_empty() {
+    /// Writes documents to the dead-letter file. Returns whether that succeeded. If not, waits before it returns.
+    fn write_dead_letters(&mut self, documents: Vec<(&Outgoing<'_>, u16, String)>) -> bool {
+        if documents.is_empty() {
             return true;
         }
-        let ids: Vec<_> = letters.iter().map(|(letter, ..)| letter.id.clone()).collect();
-        let dead: Vec<_> = letters
+        let ids: Vec<_> = documents.iter().map(|(letter, ..)| letter.id.clone()).collect();
+        let dead: Vec<_> = documents
             .into_iter()
             .map(|(letter, status, reason)| DeadLetter {
                 kind: letter.kind,
@@ -380,7 +380,7 @@ impl Sender {
         Sent::Later
     }
 
-    /// Reports why something does not work, and waits.
+    /// Reports a failure, and waits.
     fn failed(&mut self, scope: &Scope, cause: Cause, reason: &str) {
         self.shared.meter.failed(NAME, (scope, self.shared.name), cause, reason);
         self.wait();

@@ -1,4 +1,4 @@
-//! What the server should know before the first document: types of fields, and how long data is kept.
+//! Prepares a server for documents: types of fields, and how long data is kept.
 
 use serde_json::{Value, json};
 
@@ -6,37 +6,41 @@ use super::bulk::{KIND, index_of};
 use super::client::{Answer, Client, ClientOptions};
 use crate::output::{Kind, OutputError};
 
-/// The name of the policy, and the first part of the templates'.
+/// The name of the policy, and the prefix of the templates' names.
 const NAME: &str = "socktrail";
-/// Above those for `logs-*-*` that a server brings along, which have 100.
+/// The priority of the templates: higher than that of the server's own templates for `logs-*-*`, which is 100.
 const PRIORITY: u32 = 200;
 
-/// What was installed.
+/// What [`setup`] has installed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Installed {
-    /// Names of index templates.
+    /// The names of the index templates.
     pub templates: Vec<String>,
-    /// Whether there is a lifecycle policy; OpenSearch has none of this kind.
+    /// Whether a lifecycle policy was installed. OpenSearch does not support them.
     pub policy: bool,
 }
 
-/// Installs an index template for each kind of documents, and a lifecycle policy that begins a new index at 30 days or
-/// 50 GB and deletes what is older than 90 days. What had these names is replaced.
+/// Installs an index template for each kind of document, and a lifecycle policy that starts a new index at 30 days or 50 GB and
+/// deletes an index 90 days after it was rolled over. Replaces templates and policies with these names. `{kind}` in `index_pattern`
+/// stands for the kind of document.
 ///
 /// # Errors
 /// The server cannot be reached, or refuses.
-pub fn setup(options: ClientOptions, index: &str, data_stream: bool) -> Result<Installed, OutputError> {
+pub fn setup(options: ClientOptions, index_pattern: &str, data_stream: bool) -> Result<Installed, OutputError> {
     let mut client = Client::new(options)?;
-    let policy = has_policies(&mut client)?;
+    let server = server(&mut client)?;
+    let policy = server == Server::Elasticsearch;
     if policy {
         put(&mut client, &format!("_ilm/policy/{NAME}"), &lifecycle())?;
     }
     let mut templates = Vec::new();
-    let kinds = if index.contains(KIND) { &Kind::ALL[..] } else { &Kind::ALL[..1] };
+    // Without `{kind}` in its name there is one index, so there is one template, whichever kind gives its index.
+    let has_kind = index_pattern.contains(KIND);
+    let kinds = if has_kind { &Kind::ALL[..] } else { &Kind::ALL[..1] };
     for kind in kinds {
-        let name = if index.contains(KIND) { format!("{NAME}-{}", kind.name()) } else { NAME.to_owned() };
-        let index = index_of(index, *kind);
-        put(&mut client, &format!("_index_template/{name}"), &template(&index, data_stream, policy))?;
+        let name = if has_kind { format!("{NAME}-{}", kind.name()) } else { NAME.to_owned() };
+        let index = index_of(index_pattern, *kind);
+        put(&mut client, &format!("_index_template/{name}"), &template(&index, data_stream, server))?;
         templates.push(name);
     }
     Ok(Installed { templates, policy })
@@ -47,14 +51,24 @@ fn put(client: &mut Client, path: &str, body: &Value) -> Result<(), OutputError>
     if answer.status == 200 { Ok(()) } else { Err(client.refusal(&answer)) }
 }
 
-/// Whether the server manages the life of indices as Elasticsearch does.
-fn has_policies(client: &mut Client) -> Result<bool, OutputError> {
+/// What a server is, as far as its features differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Server {
+    /// It has index lifecycle management and the field type `wildcard`, both in X-Pack.
+    Elasticsearch,
+    /// It has no index lifecycle management, and no `wildcard` before 2.15.
+    OpenSearch,
+}
+
+/// Asks the server what it is.
+fn server(client: &mut Client) -> Result<Server, OutputError> {
     let answer: Answer = client.ask("GET", "", "application/json", b"")?;
     let about: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
     if !about["version"]["number"].is_string() {
         return Err(client.refusal(&answer));
     }
-    Ok(about["version"]["distribution"] != "opensearch")
+    let is_opensearch = about["version"]["distribution"] == "opensearch";
+    Ok(if is_opensearch { Server::OpenSearch } else { Server::Elasticsearch })
 }
 
 fn lifecycle() -> Value {
@@ -64,24 +78,24 @@ fn lifecycle() -> Value {
     } } })
 }
 
-fn template(index: &str, data_stream: bool, policy: bool) -> Value {
+fn template(index: &str, data_stream: bool, server: Server) -> Value {
     let mut template = json!({
         "index_patterns": [index],
         "priority": PRIORITY,
-        "template": { "settings": { "index": {} }, "mappings": mappings() },
+        "template": { "settings": { "index": {} }, "mappings": mappings(server) },
         "_meta": { "description": "Documents of Socktrail" }
     });
     if data_stream {
         template["data_stream"] = json!({});
     }
-    if policy {
+    if server == Server::Elasticsearch {
         template["template"]["settings"]["index"]["lifecycle"] = json!({ "name": NAME });
     }
     template
 }
 
-/// Fields with the types that ECS gives them. Text that is not named becomes a keyword.
-fn mappings() -> Value {
+/// The mappings of fields to the types that ECS defines. All text that is not listed becomes a keyword.
+fn mappings(server: Server) -> Value {
     let mut mappings = json!({
         "date_detection": false,
         "dynamic_templates": [{ "text": {
@@ -89,20 +103,25 @@ fn mappings() -> Value {
         } }],
         "properties": {}
     });
-    for (kind, fields) in FIELDS {
+    for (field_type, fields) in FIELDS {
         for field in fields.split_whitespace() {
             let path = field.split('.').fold(&mut mappings, |within, part| &mut within["properties"][part]);
-            *path = json!({ "type": kind });
+            *path = json!({ "type": field_type });
         }
     }
-    for field in ["args", "command_line"] {
-        // Longer text is kept and shown, but not searched.
-        mappings["properties"]["process"]["properties"][field] = json!({ "type": "keyword", "ignore_above": 8191 });
-    }
+    // A term of Lucene has at most 32,766 bytes, which is enough for 8191 characters of 4 bytes. Longer text is kept and shown, but
+    // not searched.
+    let long_keyword = json!({ "type": "keyword", "ignore_above": 8191 });
+    let process = &mut mappings["properties"]["process"]["properties"];
+    process["command_line"] = match server {
+        Server::Elasticsearch => json!({ "type": "wildcard" }),
+        Server::OpenSearch => long_keyword.clone(),
+    };
+    process["args"] = long_keyword;
     mappings
 }
 
-/// Fields by type; all others are keywords, booleans or numbers by what they hold.
+/// Fields by type. All other fields become keywords, booleans or numbers, by their values.
 const FIELDS: [(&str, &str); 4] = [
     ("date", "@timestamp event.start event.end process.start process.created"),
     ("ip", "source.ip destination.ip client.ip server.ip related.ip host.ip"),
@@ -123,8 +142,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_template_has_what_the_server_asks_for() {
-        let template = template("logs-socktrail.flow-default", true, true);
+    fn a_template_has_its_pattern_types_and_lifecycle() {
+        let template = template("logs-socktrail.flow-default", true, Server::Elasticsearch);
         assert_eq!(template["index_patterns"], json!(["logs-socktrail.flow-default"]));
         assert_eq!(template["data_stream"], json!({}));
         let properties = &template["template"]["mappings"]["properties"];
@@ -135,9 +154,15 @@ mod tests {
         );
         assert_eq!(properties["@timestamp"]["type"], "date");
         assert_eq!(template["template"]["settings"]["index"]["lifecycle"]["name"], "socktrail");
-        let plain = super::template("mine", false, false);
-        assert!(
-            plain.get("data_stream").is_none() && plain["template"]["settings"]["index"].get("lifecycle").is_none()
-        );
+        assert_eq!(properties["process"]["properties"]["command_line"]["type"], "wildcard");
+    }
+
+    #[test]
+    fn a_template_for_opensearch_has_no_lifecycle_and_no_wildcards() {
+        let template = template("mine", false, Server::OpenSearch);
+        assert_eq!(template.get("data_stream"), None);
+        assert_eq!(template["template"]["settings"]["index"].get("lifecycle"), None);
+        let command_line = &template["template"]["mappings"]["properties"]["process"]["properties"]["command_line"];
+        assert_eq!(*command_line, json!({ "type": "keyword", "ignore_above": 8191 }));
     }
 }

@@ -1,4 +1,4 @@
-//! TLS: rustls over Graviola, or over ring on processors that Graviola does not take; and whom to trust.
+//! TLS, and which certificates are trusted. It uses rustls with Graviola, or with ring on processors that Graviola does not support.
 
 use std::fmt;
 use std::io::{Read, Write};
@@ -18,21 +18,21 @@ use ureq::unversioned::transport::{
 
 use crate::output::OutputError;
 
-/// Whom to trust, and who we are.
+/// The certificates to trust, and the client certificate.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TlsOptions {
-    /// Files of certificates (PEM) of authorities; none: those of the host.
+    /// PEM files with certificates of trusted authorities. If empty, the host's trusted authorities are used.
     pub certificate_authorities: Vec<PathBuf>,
-    /// The SHA-256 of a certificate that the server shows, or of one that vouches for it and that it shows too.
+    /// The SHA-256 of a certificate to trust, which the server must present: its own, or that of an authority in its chain.
     pub fingerprint: Option<[u8; 32]>,
-    /// Our certificate and its key (PEM).
+    /// PEM files with the client certificate and its key.
     pub certificate: Option<(PathBuf, PathBuf)>,
 }
 
-/// Reads certificates and prepares what every connection uses.
+/// Reads certificates, and makes the configuration of all connections.
 ///
 /// # Errors
-/// A file cannot be read or holds nothing of use, or this CPU lacks what the cryptography needs.
+/// A file cannot be read or contains nothing usable, or this CPU lacks instructions that the cryptography needs.
 pub fn config(options: &TlsOptions) -> Result<Arc<ClientConfig>, OutputError> {
     config_over(Arc::new(provider()?), options)
 }
@@ -57,7 +57,7 @@ fn config_over(provider: Arc<CryptoProvider>, options: &TlsOptions) -> Result<Ar
     Ok(Arc::new(config))
 }
 
-/// The cryptography: Graviola where the CPU has what it needs.
+/// The cryptography provider: Graviola, if the CPU supports it.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 fn provider() -> Result<CryptoProvider, OutputError> {
     match missing_feature() {
@@ -71,20 +71,20 @@ fn provider() -> Result<CryptoProvider, OutputError> {
     provider_without("64 bits")
 }
 
-/// The cryptography for processors that Graviola does not take.
+/// The cryptography provider for processors that Graviola does not support.
 #[cfg(any(target_arch = "x86_64", target_arch = "x86"))]
 fn provider_without(_feature: &str) -> Result<CryptoProvider, OutputError> {
     Ok(rustls::crypto::ring::default_provider())
 }
 
-/// None: building ring for aarch64 on another machine would need a C cross compiler.
+/// Fails. There is no ring for aarch64, because building it on another machine needs a C cross compiler.
 #[cfg(target_arch = "aarch64")]
 fn provider_without(feature: &str) -> Result<CryptoProvider, OutputError> {
     let problem = format!("TLS needs a CPU with {feature}, which this one lacks");
-    Err(OutputError::new(problem, "send by http:// through a TLS proxy on this host"))
+    Err(OutputError::new(problem, "use http:// and a TLS proxy on this host"))
 }
 
-/// The features that Graviola cannot do without.
+/// The CPU feature that Graviola needs and this CPU lacks, if there is one.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 fn missing_feature() -> Option<&'static str> {
     #[cfg(target_arch = "x86_64")]
@@ -116,8 +116,8 @@ fn authorities(files: &[PathBuf]) -> Result<RootCertStore, OutputError> {
         store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     }
     if store.is_empty() {
-        let remedy = "name some in output.elasticsearch.ssl.certificate_authorities, or install ca-certificates";
-        return Err(OutputError::new("this host has no certificates of authorities", remedy));
+        let remedy = "set output.elasticsearch.ssl.certificate_authorities, or install ca-certificates";
+        return Err(OutputError::new("this host has no certificates of trusted authorities", remedy));
     }
     Ok(store)
 }
@@ -126,14 +126,14 @@ fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, OutputError
     let error = |error: rustls::pki_types::pem::Error| unusable(file, &error.to_string());
     let found: Result<Vec<_>, _> = CertificateDer::pem_file_iter(file).map_err(error)?.collect();
     let found = found.map_err(error)?;
-    if found.is_empty() { Err(unusable(file, "it holds no certificate")) } else { Ok(found) }
+    if found.is_empty() { Err(unusable(file, "it contains no certificate")) } else { Ok(found) }
 }
 
 fn unusable(file: &Path, problem: &str) -> OutputError {
-    OutputError::new(format!("{}: {problem}", file.display()), "PEM is expected: -----BEGIN …")
+    OutputError::new(format!("{}: {problem}", file.display()), "expected PEM: -----BEGIN …")
 }
 
-/// The error of TLS that a request failed with, if it was one.
+/// The TLS error that made a request fail, if there is one.
 pub fn cause(error: &ureq::Error) -> Option<&rustls::Error> {
     match error {
         ureq::Error::Rustls(error) => Some(error),
@@ -142,7 +142,7 @@ pub fn cause(error: &ureq::Error) -> Option<&rustls::Error> {
     }
 }
 
-/// Whether a certificate was not accepted, the server's or ours.
+/// Whether a certificate was not accepted: the server's, or the client certificate.
 pub fn is_certificate_error(error: &rustls::Error) -> bool {
     use rustls::AlertDescription as Alert;
     match error {
@@ -163,7 +163,7 @@ pub fn is_certificate_error(error: &rustls::Error) -> bool {
     }
 }
 
-/// What to do when a certificate is not accepted.
+/// The remedy for a certificate that is not accepted.
 pub fn remedy(error: &rustls::Error) -> &'static str {
     use rustls::CertificateError as Problem;
     const CLIENT_CERTIFICATE: &str = "check output.elasticsearch.ssl.certificate and output.elasticsearch.ssl.key";
@@ -186,7 +186,7 @@ pub fn remedy(error: &rustls::Error) -> &'static str {
     }
 }
 
-/// Like `Display` of [`rustls::Error`], but without the `Debug` output that it has for a verifier's own error.
+/// The text of a TLS error. `Display` of [`rustls::Error`] would show a verifier's own error with `Debug`.
 pub fn text(error: &rustls::Error) -> String {
     match error {
         rustls::Error::InvalidCertificate(rustls::CertificateError::Other(other)) => other.0.to_string(),
@@ -194,12 +194,12 @@ pub fn text(error: &rustls::Error) -> String {
     }
 }
 
-/// No certificate is the one that was named.
+/// The error if no certificate has the fingerprint.
 #[derive(Debug, thiserror::Error)]
 #[error("no certificate of the server has the fingerprint")]
 struct WrongFingerprint;
 
-/// Trusts one certificate by its fingerprint: the server's own, or an authority's that the server shows.
+/// Trusts one certificate by its fingerprint: the server's own, or that of an authority that the server presents.
 #[derive(Debug)]
 struct Pinned {
     fingerprint: [u8; 32],
@@ -348,7 +348,7 @@ mod tests {
         ServerConnection::new(Arc::new(config)).unwrap()
     }
 
-    /// Both ends read what the other has written, until there is nothing more to say.
+    /// Both ends read what the other has written, until neither has more to write.
     fn talk(client: &mut ClientConnection, server: &mut ServerConnection) -> Result<(), rustls::Error> {
         while client.wants_write() || server.wants_write() {
             let (mut there, mut back) = (Vec::new(), Vec::new());

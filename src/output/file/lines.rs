@@ -1,4 +1,4 @@
-//! A file that holds whole lines only.
+//! A file that contains only whole lines.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
@@ -9,7 +9,7 @@ use nix::libc::O_NOFOLLOW;
 
 use crate::output::OutputError;
 
-/// How far back the end of the last whole line is looked for at once.
+/// How many bytes are read at once, when searching backwards for the last newline.
 const WINDOW: u64 = 64 * 1024;
 
 /// A file that lines are appended to.
@@ -18,11 +18,12 @@ pub struct LinesFile {
     path: PathBuf,
     file: File,
     length: u64,
+    /// Whether an incomplete line must be removed from the end.
     torn: bool,
 }
 
 impl LinesFile {
-    /// Opens it, or creates it for its owner alone. A symbolic link is not followed.
+    /// Opens the file, or creates it with mode 0600. Symbolic links are not followed.
     pub fn open(path: &Path) -> Result<Self, OutputError> {
         let error = |error| OutputError::io("opening", path, &error);
         let mut options = OpenOptions::new();
@@ -30,7 +31,7 @@ impl LinesFile {
         let mut file = options.open(path).map_err(error)?;
         let metadata = file.metadata().map_err(error)?;
         if !metadata.is_file() {
-            return Err(OutputError::new(format!("{} is no regular file", path.display()), "choose another path"));
+            return Err(OutputError::new(format!("{} is not a regular file", path.display()), "choose another path"));
         }
         let length = whole_lines(&mut file, metadata.len()).map_err(error)?;
         let mut lines = Self { path: path.to_owned(), file, length, torn: length < metadata.len() };
@@ -38,12 +39,12 @@ impl LinesFile {
         Ok(lines)
     }
 
-    /// Bytes in it.
+    /// The length in bytes.
     pub fn length(&self) -> u64 {
         self.length
     }
 
-    /// Writes all of it or, after an error, nothing.
+    /// Appends all lines or, after an error, none.
     pub fn append(&mut self, lines: &[u8]) -> Result<(), OutputError> {
         self.mend()?;
         if let Err(error) = self.file.write_all(lines) {
@@ -55,12 +56,12 @@ impl LinesFile {
         Ok(())
     }
 
-    /// Lets the disk have it.
+    /// Flushes the file to disk.
     pub fn sync(&self) -> Result<(), OutputError> {
         self.file.sync_data().map_err(|error| OutputError::io("syncing", &self.path, &error))
     }
 
-    /// Takes back what is no whole line.
+    /// Removes an incomplete line from the end.
     fn mend(&mut self) -> Result<(), OutputError> {
         if self.torn {
             self.file.set_len(self.length).map_err(|error| OutputError::io("truncating", &self.path, &error))?;
@@ -70,7 +71,7 @@ impl LinesFile {
     }
 }
 
-/// How many whole lines a file has.
+/// The number of whole lines in a file.
 pub fn count(path: &Path) -> io::Result<usize> {
     let mut file = BufReader::with_capacity(WINDOW as usize, File::open(path)?);
     let mut lines = 0;
@@ -85,7 +86,7 @@ pub fn count(path: &Path) -> io::Result<usize> {
     }
 }
 
-/// The length up to the end of the last whole line.
+/// The length of a file without an incomplete line at its end.
 fn whole_lines(file: &mut File, length: u64) -> io::Result<u64> {
     let mut end = length;
     let mut window = Vec::new();

@@ -1,8 +1,8 @@
-//! Documents in a file that is changed for a new one when it is large or old.
+//! An output that writes documents to a file, which is rotated when it is large or old.
 //!
-//! A file that is done with is called like the present one with a number after it, the newest with the highest:
-//! `flows.json.000017`, `flows.json.000017.gz` once it is packed. Whole lines only: what a full disk let through of a
-//! batch is taken back, and so is a line that a crash left unfinished.
+//! Rotated files are named after the current one, with a number; the highest number is the newest: `flows.json.000017`, or
+//! `flows.json.000017.gz` when compressed. Files contain only whole lines: the rest of a batch that a full disk has truncated is
+//! removed, and so is an incomplete line that a crash has left.
 
 mod lines;
 mod pack;
@@ -18,31 +18,31 @@ use super::fanout::UPKEEP;
 use super::trouble::Cause;
 use super::{Batch, Meter, Output, OutputError};
 
-/// When what was written is made to survive a loss of power.
+/// When the file is flushed to disk (`fdatasync(2)`), so that it survives a power failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SyncPolicy {
-    /// When the kernel thinks fit.
+    /// Never; the kernel decides when to write.
     Never,
-    /// Before the next documents are taken.
+    /// After each batch.
     Always,
-    /// After so long at the latest.
+    /// At most this time after a write.
     Every(Duration),
 }
 
-/// Where and how.
+/// The options of a [`FileOutput`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileOptions {
-    /// The present file.
+    /// The file to write to.
     pub path: PathBuf,
-    /// A file is done with before it would be larger.
+    /// The file is rotated before it grows larger than this, in bytes.
     pub rotate_size: u64,
-    /// A file is done with when it is so old; none: however old.
+    /// The file is rotated when it reaches this age; `None`: age does not matter.
     pub rotate_every: Option<Duration>,
-    /// How many files that are done with are kept.
+    /// How many rotated files to keep.
     pub keep: usize,
-    /// Whether they are packed.
+    /// Whether to compress rotated files with gzip.
     pub gzip: bool,
-    /// When the disk is to have it.
+    /// When to flush the file to disk.
     pub sync: SyncPolicy,
 }
 
@@ -58,10 +58,10 @@ pub struct FileOutput {
 }
 
 impl FileOutput {
-    /// Opens the file, to write after what is in it.
+    /// Opens the file to append to it.
     ///
     /// # Errors
-    /// It cannot be opened or is no regular file, or its folder cannot be read.
+    /// The file cannot be opened or is not a regular file, or its directory cannot be read.
     pub fn open(options: FileOptions, meter: Arc<Meter>) -> Result<Self, OutputError> {
         let file = LinesFile::open(&options.path)?;
         let packer = if options.gzip { Some(Packer::start(&options.path)?) } else { None };
@@ -72,7 +72,7 @@ impl FileOutput {
         self.sync()?;
         let done = Numbered::next(&self.options.path)?;
         match std::fs::rename(&self.options.path, &done) {
-            // Someone has taken it away: a new one begins all the same.
+            // Another process has removed the file. Begin a new one.
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             renamed => renamed.map_err(|error| OutputError::io("renaming", &self.options.path, &error))?,
         }
@@ -84,13 +84,13 @@ impl FileOutput {
         Numbered::prune(&self.options.path, self.options.keep, |_| ())
     }
 
-    /// Removes all but the newest `keep` of the files that are done with; returns how many lines those had.
+    /// Removes all but the newest `keep` rotated files. Returns how many lines they had.
     ///
     /// # Errors
-    /// One of them cannot be removed.
+    /// A file cannot be removed.
     pub fn prune(path: &Path, keep: usize) -> Result<usize, OutputError> {
         let mut lines = 0;
-        // A file that cannot be read goes uncounted.
+        // The lines of an unreadable file are not counted.
         Numbered::prune(path, keep, |old| lines += lines::count(old).unwrap_or(0))?;
         Ok(lines)
     }
@@ -114,7 +114,7 @@ impl Output for FileOutput {
         self.unsynced.get_or_insert_with(Instant::now);
         self.meter.written.add(batch.len());
         if self.options.sync == SyncPolicy::Always {
-            // The batch was taken: it must not be given again because of this.
+            // The batch is written. An error here must not make it be written again.
             if let Err(error) = self.sync() {
                 self.meter.failed("file", (&UPKEEP, "file"), Cause::System, &error.to_string());
             }

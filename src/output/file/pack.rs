@@ -1,4 +1,4 @@
-//! Files that are done with: their numbers, and packing them.
+//! Rotated files: their numbers, and compressing them.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -12,12 +12,12 @@ use flate2::write::GzEncoder;
 
 use crate::output::OutputError;
 
-/// How many files may wait to be packed; others stay as they are until the next start.
-const WAITING: usize = 64;
+/// How many files may wait to be compressed. Others are compressed after the next start.
+const QUEUE: usize = 64;
 const PACKED: &str = ".gz";
 const UNFINISHED: &str = ".gz.part";
 
-/// A file that is done with.
+/// A rotated file.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Numbered {
     number: u64,
@@ -26,7 +26,7 @@ pub struct Numbered {
 }
 
 impl Numbered {
-    /// All of them beside a file, in order.
+    /// All rotated files of `file`, in order.
     fn all(file: &Path) -> Result<Vec<Self>, OutputError> {
         let folder = folder(file);
         let prefix = format!("{}.", file.file_name().unwrap_or_default().to_string_lossy());
@@ -45,13 +45,13 @@ impl Numbered {
         Ok(found)
     }
 
-    /// What to call the next one.
+    /// The path for the next rotated file.
     pub fn next(file: &Path) -> Result<PathBuf, OutputError> {
         let number = Self::all(file)?.last().map_or(1, |last| last.number.saturating_add(1));
         Ok(with(file, &format!(".{number:06}")))
     }
 
-    /// Removes all but the newest `keep`, each after `going` was told of it.
+    /// Removes all but the newest `keep` files. Calls `going` before it removes a file.
     pub fn prune(file: &Path, keep: usize, mut going: impl FnMut(&Path)) -> Result<(), OutputError> {
         let all = Self::all(file)?;
         for old in all.iter().rev().skip(keep) {
@@ -72,16 +72,17 @@ fn with(file: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-/// Packs files on a thread of its own. What it has not come to when the program ends is packed after the next start.
+/// Compresses files on its own thread. Files that are not compressed when the program ends are compressed after the next
+/// start.
 #[derive(Debug)]
 pub struct Packer {
     files: Sender<PathBuf>,
 }
 
 impl Packer {
-    /// Begins with what was left over beside `file`.
+    /// Starts the thread, which first compresses files that an earlier run has left.
     pub fn start(file: &Path) -> Result<Self, OutputError> {
-        let (files, waiting) = bounded::<PathBuf>(WAITING);
+        let (files, waiting) = bounded::<PathBuf>(QUEUE);
         remove_unfinished(file);
         for left in Numbered::all(file)?.into_iter().filter(|numbered| !numbered.packed) {
             let _ = files.try_send(left.path);
@@ -90,7 +91,7 @@ impl Packer {
             for path in waiting {
                 match pack(&path) {
                     Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                        tracing::warn!("{}", OutputError::io("packing", &path, &error));
+                        tracing::warn!("{}", OutputError::io("compressing", &path, &error));
                     }
                     _ => {}
                 }
@@ -102,15 +103,15 @@ impl Packer {
         Ok(Self { files })
     }
 
-    /// Packs a file as soon as possible.
+    /// Compresses a file as soon as possible.
     pub fn pack(&self, path: PathBuf) {
         if self.files.try_send(path).is_err() {
-            tracing::debug!("a file stays unpacked until the next start: too many wait");
+            tracing::debug!("a file stays uncompressed until the next start: too many are waiting");
         }
     }
 }
 
-/// Removes what a program before was packing when it ended.
+/// Removes incomplete compressed files that an earlier run has left.
 fn remove_unfinished(file: &Path) {
     let prefix = format!("{}.", file.file_name().unwrap_or_default().to_string_lossy());
     let is_ours = |name: &str| {
@@ -119,13 +120,13 @@ fn remove_unfinished(file: &Path) {
     };
     for entry in fs::read_dir(folder(file)).into_iter().flatten().flatten() {
         if entry.file_name().to_str().is_some_and(is_ours) {
-            // It is only in the way of nobody: the next one may try again.
+            // If this fails, the next start tries again.
             let _ = fs::remove_file(entry.path());
         }
     }
 }
 
-/// The packed file appears whole, and only then does the other go.
+/// Compresses a file, and removes it only when the compressed file is complete.
 fn pack(path: &Path) -> io::Result<()> {
     let (unfinished, packed) = (with(path, UNFINISHED), with(path, PACKED));
     let mut from = BufReader::with_capacity(1 << 16, File::open(path)?);
@@ -134,7 +135,7 @@ fn pack(path: &Path) -> io::Result<()> {
     to.finish()?.sync_all()?;
     fs::rename(&unfinished, &packed)?;
     match fs::remove_file(path) {
-        // It was one too many, and went meanwhile.
+        // It was pruned meanwhile.
         Err(error) if error.kind() == io::ErrorKind::NotFound => fs::remove_file(&packed),
         removed => removed,
     }

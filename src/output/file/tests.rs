@@ -117,16 +117,13 @@ fn places_that_cannot_be_written_are_named() {
         FileOutput::open(FileOptions { path, ..options(&folder) }, Arc::default()).unwrap_err().to_string()
     };
     let missing = refusal(folder.path().join("no/such/flows.json"));
-    assert!(
-        missing.contains("no/such/flows.json") && missing.ends_with("create the folder that it lies in"),
-        "{missing}"
-    );
-    assert!(refusal("/dev/null".into()).contains("/dev/null is no regular file"));
+    assert!(missing.contains("no/such/flows.json") && missing.ends_with("create its directory"), "{missing}");
+    assert!(refusal("/dev/null".into()).contains("/dev/null is not a regular file"));
     std::os::unix::fs::symlink("/tmp/elsewhere", folder.path().join("link")).unwrap();
     assert!(refusal(folder.path().join("link")).contains("symbolic link"));
 }
 
-/// What the system lets a process write to a file stands in for a full disk: nobody needs root for it.
+/// A limit on file size stands in for a full disk, because setting it does not take root.
 #[test]
 fn a_full_disk_leaves_whole_lines_and_all_is_there_once_there_is_room() {
     const CHILD: &str = "SOCKTRAIL_TEST_FULL_DISK";

@@ -1,13 +1,13 @@
-//! Documents on disk until the server has them.
+//! Stores documents on disk until the server has acknowledged them.
 //!
-//! Every document goes through the spool, so that there is one way and one order, and a crash loses nothing that was
-//! taken in. Segments are appended to and never changed; each start begins a new one, so that what a crash left
-//! unfinished is never written behind. A small file keeps how far the server has acknowledged. What is read is checked:
-//! damaged bytes are set aside in `damaged/` and counted, and reading goes on at the next whole document. When that folder
-//! holds a quarter of what the spool may, its oldest files go, and are counted and named.
+//! All documents go through the spool, so that they keep their order, and a crash loses none that was taken. Segments are only
+//! appended to. Each start begins a new segment, so that nothing is written after an incomplete document that a crash has left.
+//! A small file has the position up to which the server has acknowledged documents. All reads are checked: damaged bytes are moved
+//! to `damaged/` and counted, and reading continues at the next whole document. When that directory is larger than a quarter of
+//! the spool's limit, its oldest files are removed, counted and logged.
 //!
-//! When the spool is full, its oldest segment is dropped, and counted. When the disk cannot take a document it waits in
-//! memory, within a bound, and is sent from there.
+//! When the spool is full, its oldest segment is dropped, and its documents are counted. When the disk cannot take a document, it
+//! waits in memory, up to a limit, and is sent from there.
 
 mod position;
 mod record;
@@ -24,84 +24,85 @@ use std::time::{Duration, Instant};
 
 use nix::fcntl::{Flock, FlockArg};
 
-use self::position::{Place, Position};
-use self::record::Found;
+use self::position::{Position, PositionFile};
+use self::record::Entry;
 use self::segment::{Folder, Segment, head};
 use super::{Batch, Kind, Meter, OutputError};
 
-/// How much is read at once at least.
+/// The minimum number of bytes that are read at once.
 const WINDOW: usize = 64 << 10;
 
 /// How often dropped documents are logged.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Of the bytes that the spool may have, the share that damage which was set aside may have beside them.
+/// The size limit of `damaged/`, as a fraction (1/n) of the spool's limit.
 const DAMAGED_SHARE: u64 = 4;
 
-/// Where and how much.
+/// The options of a [`Spool`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SpoolOptions {
-    /// A folder of its own.
+    /// The directory of the spool, which nothing else uses.
     pub path: PathBuf,
-    /// Bytes on disk at most.
+    /// The maximum number of bytes on disk.
     pub max_size: u64,
-    /// Bytes of one segment, save for a larger document, which has one alone: the amount that is dropped at once when the
-    /// spool is full.
+    /// The size of a segment in bytes. A document that is larger has a segment of its own. When the spool is full, one segment is
+    /// dropped at a time.
     pub segment_size: u64,
-    /// Bytes of documents in memory at most, while the disk cannot take them.
+    /// The maximum number of bytes of documents in memory, while the disk cannot take them.
     pub memory: usize,
 }
 
-/// Documents that wait for the server, in the order in which they came.
+/// Documents that wait for the server, in order.
 #[derive(Debug)]
 pub struct Spool {
     options: SpoolOptions,
     folder: Folder,
     _lock: Flock<File>,
     segments: VecDeque<Segment>,
-    /// The last of the segments, while it is written to.
+    /// The last segment, while it is being written.
     active: Option<File>,
     /// The segment that was read last.
     reading: Option<(u64, File)>,
-    place: Place,
+    /// How far documents have been read or acknowledged.
     position: Position,
+    position_file: PositionFile,
     memory: Memory,
     dropped: Dropped,
     /// The documents from the disk that are being sent.
-    on_their_way: Option<OnTheirWay>,
+    in_flight: Option<InFlight>,
     meter: Arc<Meter>,
-    /// This spool's contribution to the meter: documents that wait, and bytes on disk.
-    told: (u64, u64),
-    /// What is written next.
+    /// This spool's present contribution to the meter: waiting documents, and bytes on disk.
+    metered: (u64, u64),
+    /// The bytes to write next.
     buffer: Vec<u8>,
-    /// What was read last.
+    /// The bytes that were read last.
     window: Vec<u8>,
 }
 
-/// What the disk could not take.
+/// Documents that could not be written to the disk.
 #[derive(Debug, Default)]
 struct Memory {
     documents: VecDeque<(Kind, Box<[u8]>)>,
     bytes: usize,
-    /// The number of the first of them, counted from the start of the program.
+    /// The number of the first document, counted from the start of the program.
     first: u64,
-    /// Whether some of them are being sent.
+    /// Whether some of these documents are being sent.
     lent: bool,
 }
 
-/// Dropped documents that were not logged yet.
+/// Dropped documents that have not been logged yet.
 #[derive(Debug, Default)]
 struct Dropped {
     documents: u64,
-    told: Option<Instant>,
+    logged: Option<Instant>,
 }
 
 /// Documents that are being sent.
 #[derive(Debug)]
-struct OnTheirWay {
+struct InFlight {
     segment: u64,
     count: u64,
-    /// Whether their segment was dropped meanwhile: unless they arrive they are lost.
+    /// Whether their segment was dropped meanwhile, so that they are lost if sending fails.
     dropped: bool,
 }
 
@@ -113,10 +114,10 @@ pub struct Chunk {
     end: End,
 }
 
-/// What comes after a chunk.
+/// The position after a chunk.
 #[derive(Debug, Clone, Copy)]
 enum End {
-    Disk(Place),
+    Disk(Position),
     Memory(u64),
 }
 
@@ -124,21 +125,21 @@ impl Spool {
     /// Opens or creates a spool and counts what it holds.
     ///
     /// # Errors
-    /// Its folder cannot be used, or another program uses it.
+    /// Its directory cannot be used, or another process uses it.
     pub fn open(options: SpoolOptions, meter: Arc<Meter>) -> Result<Self, OutputError> {
         let error = |doing: &str, error: &io::Error| OutputError::io(doing, &options.path, error);
         let folder = Folder::open(&options.path).map_err(|it| error("opening the spool", &it))?;
         let lock = folder.file("lock").map_err(|it| error("locking the spool", &it))?;
         let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|_| {
-            let problem = format!("another program uses the spool {}", options.path.display());
-            OutputError::new(problem, "end it, or give this one another spool.path")
+            let problem = format!("another process uses the spool {}", options.path.display());
+            OutputError::new(problem, "stop it, or set another spool.path")
         })?;
-        let position = folder.file("position").and_then(Position::read);
-        let (position, place) = position.map_err(|it| error("reading the position of the spool", &it))?;
+        let found = folder.file("position").and_then(PositionFile::read);
+        let (position_file, position) = found.map_err(|it| error("reading the position of the spool", &it))?;
         let mut segments = VecDeque::new();
         for number in folder.numbers().map_err(|it| error("reading the spool", &it))? {
-            let from = if number == place.segment { place.offset } else { 0 };
-            if number < place.segment {
+            let from = if number == position.segment { position.offset } else { 0 };
+            if number < position.segment {
                 let _ = folder.remove(number);
             } else {
                 segments.push_back(folder.count(number, from).map_err(|it| error("reading the spool", &it))?);
@@ -151,13 +152,13 @@ impl Spool {
             segments,
             active: None,
             reading: None,
-            place,
             position,
+            position_file,
             memory: Memory::default(),
             dropped: Dropped::default(),
-            on_their_way: None,
+            in_flight: None,
             meter,
-            told: (0, 0),
+            metered: (0, 0),
             buffer: Vec::new(),
             window: Vec::new(),
         };
@@ -165,7 +166,7 @@ impl Spool {
         Ok(spool)
     }
 
-    /// Takes documents in. They are taken in also when this fails: then they wait in memory, and the error says why.
+    /// Takes documents. If the disk cannot take them, they wait in memory, and the error has the reason.
     ///
     /// # Errors
     /// The disk cannot take them.
@@ -173,14 +174,14 @@ impl Spool {
         self.push_of(batch, |_| true)
     }
 
-    /// The same, but only for documents of some kinds.
+    /// Takes only the documents of some kinds; otherwise like [`push`](Self::push).
     ///
     /// # Errors
     /// The disk cannot take them.
     pub fn push_of(&mut self, batch: &Batch, takes: impl Fn(Kind) -> bool) -> Result<(), OutputError> {
         let documents = || batch.documents().filter(|(kind, _)| takes(*kind));
         self.meter.spooled.add(documents().count());
-        // What is being sent from memory comes before these.
+        // Documents that are being sent from memory come before these.
         let (on_disk, result) = match (self.memory.lent, self.free_memory()) {
             (true, _) => (0, Ok(())),
             (false, Ok(())) => self.append(documents()),
@@ -191,8 +192,8 @@ impl Spool {
         result.map_err(|error| OutputError::io("writing to the spool", self.folder.path(), &error))
     }
 
-    /// What is to be sent next: up to so many documents and, after the first, so many bytes. The same again until it is
-    /// [done](Self::done).
+    /// The documents to send next: up to `documents`, and up to `bytes` unless the first one is larger. Returns the same chunk until
+    /// it is [done](Self::done).
     ///
     /// # Errors
     /// The disk cannot be read, or damaged bytes cannot be set aside.
@@ -204,8 +205,8 @@ impl Spool {
         }
     }
 
-    /// The documents after a chunk, as far as they can be read at once, but at most `documents`. Unlike those of
-    /// [`next`](Self::next) they are not taken as being sent.
+    /// Up to `documents` documents after a chunk, as far as one read gets them. Unlike with [`next`](Self::next), they do not count as
+    /// being sent.
     pub fn after(&self, chunk: &Chunk, documents: usize) -> Batch {
         let in_memory = |first: u64| {
             let skip = usize::try_from(first.saturating_sub(self.memory.first)).unwrap_or(usize::MAX);
@@ -220,7 +221,7 @@ impl Spool {
         }
     }
 
-    fn after_on_disk(&self, place: Place, documents: usize) -> Option<Batch> {
+    fn after_on_disk(&self, place: Position, documents: usize) -> Option<Batch> {
         self.segments.iter().filter(|segment| segment.number >= place.segment).find_map(|segment| {
             let from = if segment.number == place.segment { place.offset } else { 0 };
             let mut bytes = vec![0; WINDOW.min(segment.length.saturating_sub(from) as usize)];
@@ -230,31 +231,31 @@ impl Spool {
         })
     }
 
-    /// The server has these documents, or will never have them.
+    /// Removes documents that the server has acknowledged, or that will never be sent.
     ///
     /// # Errors
-    /// How far it is cannot be written down: after a crash these are sent again.
+    /// The position cannot be written. After a crash, these documents are sent again.
     pub fn done(&mut self, chunk: &Chunk) -> Result<(), OutputError> {
         match chunk.end {
             End::Memory(end) => self.memory.forget(end),
             End::Disk(place) => {
-                self.on_their_way = None;
+                self.in_flight = None;
                 if let Some(segment) = self.segments.front_mut().filter(|segment| segment.number == place.segment) {
                     segment.left = segment.left.saturating_sub(chunk.batch.len() as u64);
                 }
-                self.place = place.max(self.place);
+                self.position = place.max(self.position);
             }
         }
-        let written = self.position.write(self.place);
+        let written = self.position_file.write(self.position);
         self.drop_finished();
         self.update_meter();
         written.map_err(|error| OutputError::io("writing the position of the spool", self.folder.path(), &error))
     }
 
-    /// Writes what waits in memory to the disk, and adds to `left` what that cannot take. The last thing to do.
+    /// Closes the spool: writes the documents in memory to disk, and adds those to `left` that the disk cannot take.
     ///
     /// # Errors
-    /// The disk cannot take it.
+    /// The disk cannot take documents.
     pub fn close(&mut self, left: &mut Batch) -> Result<(), OutputError> {
         self.give_up();
         self.memory.lent = false; // there is no sender any more
@@ -272,23 +273,23 @@ impl Spool {
         freed.map_err(|error| OutputError::io("writing to the spool", self.folder.path(), &error))
     }
 
-    /// What has to be synced for everything so far to survive a loss of power. Syncing takes long: do it without a lock.
+    /// The file to sync, so that all documents so far survive a power failure. Syncing is slow: do it without holding a lock.
     pub fn to_sync(&self) -> Option<File> {
         self.active.as_ref().and_then(|file| file.try_clone().ok())
     }
 
-    /// How many documents wait.
+    /// The number of waiting documents.
     pub fn waiting(&self) -> u64 {
         let left: u64 = self.segments.iter().map(|segment| segment.left).sum();
         left + self.memory.documents.len() as u64
     }
 
-    /// Whether nothing waits.
+    /// Whether no documents wait.
     pub fn is_empty(&self) -> bool {
         self.waiting() == 0
     }
 
-    /// Writes what waits in memory to the disk, if that works again. Not while some of it is being sent.
+    /// Writes the documents in memory to disk, if possible. Does nothing while some of them are being sent.
     fn free_memory(&mut self) -> io::Result<()> {
         if self.memory.lent || self.memory.documents.is_empty() {
             return Ok(());
@@ -310,15 +311,14 @@ impl Spool {
             self.meter.spool_dropped.add(1);
         }
         while self.memory.bytes > self.options.memory {
-            // The oldest are on their way: the newest have to give way.
+            // The oldest documents are being sent, so the newest are dropped.
             let Some((_, document)) = self.memory.documents.pop_back() else { return };
             self.memory.bytes -= document.len();
             self.meter.spool_dropped.add(1);
         }
     }
 
-    /// Writes documents, as many in a segment as it holds. Returns how many are on disk: all of them, or, when it fails,
-    /// those before the first that is not.
+    /// Writes documents to segments. Returns how many are on disk: all or, after an error, those before the first that failed.
     fn append<'a>(&mut self, documents: impl Iterator<Item = (Kind, &'a [u8])>) -> (usize, io::Result<()>) {
         let mut documents = documents.peekable();
         let mut on_disk = 0;
@@ -331,8 +331,8 @@ impl Spool {
         (on_disk, Ok(()))
     }
 
-    /// Writes the first documents, as many as the segment has room for, or begins the next; at least one. Returns how
-    /// many; when it fails, none of them is on disk.
+    /// Writes as many documents as the segment has room for, or begins a new segment; at least one. Returns how many. After an
+    /// error, none of them is on disk.
     fn append_to_segment<'a>(
         &mut self,
         documents: &mut Peekable<impl Iterator<Item = (Kind, &'a [u8])>>,
@@ -361,7 +361,7 @@ impl Spool {
         Ok(count)
     }
 
-    /// Writes the buffer to the segment that is open: all of it, or nothing.
+    /// Writes the buffer to the open segment: all of it or, after an error, nothing.
     fn write_buffer(&mut self) -> io::Result<()> {
         let length = self.buffer.len() as u64;
         self.make_room(length);
@@ -369,7 +369,8 @@ impl Spool {
             return Err(io::Error::other("no segment is open"));
         };
         if let Err(error) = file.write_all(&self.buffer) {
-            // What cannot be taken back is damage at the end of this segment; no document is written behind it.
+            // If the truncation fails, the bytes are damage at the end of this segment. No document is written after
+            // them.
             if file.set_len(segment.length).is_err() {
                 self.active = None;
             }
@@ -380,7 +381,7 @@ impl Spool {
     }
 
     fn begin_segment(&mut self) -> io::Result<()> {
-        let number = self.segments.back().map_or(self.place.segment, |last| last.number) + 1;
+        let number = self.segments.back().map_or(self.position.segment, |last| last.number) + 1;
         let file = self.folder.create(number)?;
         let length = file.metadata()?.len();
         self.active = Some(file);
@@ -414,31 +415,31 @@ impl Spool {
     fn drop_front(&mut self) {
         let Some(oldest) = self.segments.pop_front() else { return };
         let mut lost = oldest.left;
-        if let Some(on_their_way) = self.on_their_way.as_mut().filter(|it| it.segment == oldest.number) {
-            on_their_way.dropped = true;
-            lost = lost.saturating_sub(on_their_way.count);
+        if let Some(in_flight) = self.in_flight.as_mut().filter(|it| it.segment == oldest.number) {
+            in_flight.dropped = true;
+            lost = lost.saturating_sub(in_flight.count);
         }
         let _ = self.folder.remove(oldest.number);
-        self.place = self.place.max(Place { segment: oldest.number + 1, offset: 0 });
+        self.position = self.position.max(Position { segment: oldest.number + 1, offset: 0 });
         self.meter.spool_dropped.add(usize::try_from(lost).unwrap_or(usize::MAX));
         self.dropped.documents += lost;
-        if lost > 0 && self.dropped.told.is_none_or(|told| told.elapsed() >= LOG_INTERVAL) {
+        if lost > 0 && self.dropped.logged.is_none_or(|logged| logged.elapsed() >= LOG_INTERVAL) {
             self.log_dropped();
         }
     }
 
     fn log_dropped(&mut self) {
         tracing::warn!(
-            "the spool {} is full: {} documents were dropped; make spool.max_size larger, or the server faster",
+            "the spool {} is full: {} documents were dropped; set a larger spool.max_size, or make the server faster",
             self.folder.path().display(),
             self.dropped.documents
         );
-        self.dropped = Dropped { documents: 0, told: Some(Instant::now()) };
+        self.dropped = Dropped { documents: 0, logged: Some(Instant::now()) };
     }
 
-    /// Counts as lost what has not arrived and is not on disk any more.
+    /// Counts documents as lost that were being sent, and are not on disk any more.
     fn give_up(&mut self) {
-        let lost = self.on_their_way.take().filter(|it| it.dropped).map_or(0, |it| it.count);
+        let lost = self.in_flight.take().filter(|it| it.dropped).map_or(0, |it| it.count);
         self.meter.spool_dropped.add(usize::try_from(lost).unwrap_or(usize::MAX));
     }
 
@@ -459,35 +460,35 @@ impl Spool {
         loop {
             let Some(segment) = self.segments.front() else { return Ok(None) };
             let (number, length) = (segment.number, segment.length);
-            if self.place.segment < number {
-                self.place = Place { segment: number, offset: 0 };
+            if self.position.segment < number {
+                self.position = Position { segment: number, offset: 0 };
             }
-            if self.place.offset >= length {
+            if self.position.offset >= length {
                 if self.segments.len() == 1 {
                     return Ok(None);
                 }
-                self.place = Place { segment: number + 1, offset: 0 };
+                self.position = Position { segment: number + 1, offset: 0 };
                 self.drop_finished();
                 continue;
             }
-            read.resize(window.min((length - self.place.offset) as usize), 0);
-            self.read(number, self.place.offset, read)?;
-            let skip = head(self.place.offset, read);
-            let is_all = self.place.offset + read.len() as u64 == length;
+            read.resize(window.min((length - self.position.offset) as usize), 0);
+            self.read(number, self.position.offset, read)?;
+            let skip = head(self.position.offset, read);
+            let is_all = self.position.offset + read.len() as u64 == length;
             let rest = &read[skip..];
             if !is_all && record::document(rest).is_none() {
                 window *= 2;
                 continue;
             }
-            let start = self.place.offset + skip as u64;
+            let start = self.position.offset + skip as u64;
             match record::next(rest) {
-                None => self.place.offset = length,
-                Some((Found::Damage, damaged)) => self.set_aside(number, start, &rest[..damaged])?,
-                Some((Found::Document(..), _)) => {
+                None => self.position.offset = length,
+                Some((Entry::Damage, damaged)) => self.set_aside(number, start, &rest[..damaged])?,
+                Some((Entry::Document(..), _)) => {
                     let (batch, taken) = gather(rest, documents, bytes);
                     self.give_up();
-                    self.on_their_way = Some(OnTheirWay { segment: number, count: batch.len() as u64, dropped: false });
-                    let end = Place { segment: number, offset: start + taken as u64 };
+                    self.in_flight = Some(InFlight { segment: number, count: batch.len() as u64, dropped: false });
+                    let end = Position { segment: number, offset: start + taken as u64 };
                     return Ok(Some(Chunk { batch, end: End::Disk(end) }));
                 }
             }
@@ -509,17 +510,17 @@ impl Spool {
         self.meter.spool_damaged.add(1);
         let segment = self.folder.segment(number);
         tracing::warn!(
-            "{} is damaged at byte {offset}: {} bytes were set aside in {}; what follows is sent",
+            "{} is damaged at byte {offset}: {} bytes were moved to {}; the documents after them are sent",
             segment.display(),
             bytes.len(),
             kept.display()
         );
-        self.place = Place { segment: number, offset: offset + bytes.len() as u64 };
-        // Should this fail, the same bytes are set aside under the same name after the next start.
-        let _ = self.position.write(self.place);
+        self.position = Position { segment: number, offset: offset + bytes.len() as u64 };
+        // If this fails, the next start moves the same bytes to the same file.
+        let _ = self.position_file.write(self.position);
         for removed in self.folder.prune_damaged(self.options.max_size / DAMAGED_SHARE)? {
             self.meter.spool_damaged_dropped.add(1);
-            tracing::warn!("{} was removed: too much damage was set aside; look at its disk", removed.display());
+            tracing::warn!("{} was removed, because there is too much damaged data; check the disk", removed.display());
         }
         Ok(())
     }
@@ -537,12 +538,12 @@ impl Spool {
         (!batch.is_empty()).then_some(Chunk { batch, end })
     }
 
-    /// Removes segments that lie behind the place, and the last one when it is not written to any more.
+    /// Removes segments before the position, also the last one if it is not being written.
     fn drop_finished(&mut self) {
         while let Some(first) = self.segments.front() {
             let is_last = self.segments.len() == 1;
-            let behind = first.number < self.place.segment
-                || (first.number == self.place.segment && self.place.offset >= first.length);
+            let behind = first.number < self.position.segment
+                || (first.number == self.position.segment && self.position.offset >= first.length);
             if !behind || (is_last && self.active.is_some()) {
                 return;
             }
@@ -554,14 +555,14 @@ impl Spool {
     /// Updates this spool's contribution to the meter, which all spools of the output share.
     fn update_meter(&mut self) {
         let now = (self.waiting(), self.size());
-        self.meter.pending.change(self.told.0, now.0);
-        self.meter.spool_bytes.change(self.told.1, now.1);
-        self.told = now;
+        self.meter.pending.change(self.metered.0, now.0);
+        self.meter.spool_bytes.change(self.metered.1, now.1);
+        self.metered = now;
     }
 }
 
 impl Memory {
-    /// Forgets the documents before this number.
+    /// Removes the documents before this number.
     fn forget(&mut self, end: u64) {
         while self.first < end {
             let Some((_, document)) = self.documents.pop_front() else { break };
@@ -572,7 +573,7 @@ impl Memory {
     }
 }
 
-/// Whole documents from the beginning of `bytes`, and how many bytes they take.
+/// Takes whole documents from the beginning of `bytes`. Returns them, and how many bytes they take.
 fn gather(bytes: &[u8], documents: usize, most: usize) -> (Batch, usize) {
     let (mut batch, mut taken) = (Batch::default(), 0);
     while batch.len() < documents {

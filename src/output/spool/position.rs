@@ -1,7 +1,7 @@
-//! How far a spool has been sent: a small file that survives being cut off at any byte.
+//! The position up to which a spool has been sent, in a small file that survives an interrupted write.
 //!
-//! Two slots take turns, each with a number that counts up and a checksum; the valid one with the higher number holds.
-//! When none is valid, all is sent again, which does no harm: documents have the same `_id` again.
+//! The file has two slots, which are written in turn. Each has an increasing number and a checksum. The valid slot with the higher
+//! number counts. If no slot is valid, all documents are sent again, which does no harm, because they have the same `_id`.
 
 use std::fs::File;
 use std::io;
@@ -9,25 +9,25 @@ use std::os::unix::fs::FileExt;
 
 const SLOT: usize = 32;
 
-/// A place in a spool: everything before it has been sent.
+/// A position in a spool: all documents before it have been sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
-pub struct Place {
+pub struct Position {
     /// The segment's number.
     pub segment: u64,
-    /// Bytes from its start.
+    /// The offset in the segment in bytes.
     pub offset: u64,
 }
 
-/// The file that keeps a [`Place`].
+/// The file that keeps a [`Position`].
 #[derive(Debug)]
-pub struct Position {
+pub struct PositionFile {
     file: File,
     turn: u64,
 }
 
-impl Position {
-    /// Reads the place from the file.
-    pub fn read(file: File) -> io::Result<(Self, Place)> {
+impl PositionFile {
+    /// Reads the position.
+    pub fn read(file: File) -> io::Result<(Self, Position)> {
         let mut bytes = [0; 2 * SLOT];
         let mut length = 0;
         while length < bytes.len() {
@@ -40,78 +40,78 @@ impl Position {
         Ok((Self { file, turn: valid.0 }, valid.1))
     }
 
-    /// Keeps a place.
-    pub fn write(&mut self, place: Place) -> io::Result<()> {
+    /// Writes a position.
+    pub fn write(&mut self, position: Position) -> io::Result<()> {
         let turn = self.turn + 1;
-        self.file.write_all_at(&encode(turn, place), turn % 2 * SLOT as u64)?;
+        self.file.write_all_at(&encode(turn, position), turn % 2 * SLOT as u64)?;
         self.turn = turn;
         Ok(())
     }
 }
 
-fn encode(turn: u64, place: Place) -> [u8; SLOT] {
+fn encode(turn: u64, position: Position) -> [u8; SLOT] {
     let mut slot = [0; SLOT];
     slot[..8].copy_from_slice(&turn.to_le_bytes());
-    slot[8..16].copy_from_slice(&place.segment.to_le_bytes());
-    slot[16..24].copy_from_slice(&place.offset.to_le_bytes());
+    slot[8..16].copy_from_slice(&position.segment.to_le_bytes());
+    slot[16..24].copy_from_slice(&position.offset.to_le_bytes());
     let crc = crc32fast::hash(&slot[..24]);
     slot[24..28].copy_from_slice(&crc.to_le_bytes());
     slot
 }
 
-fn decode(slot: &[u8]) -> Option<(u64, Place)> {
+fn decode(slot: &[u8]) -> Option<(u64, Position)> {
     let number = |at: usize| Some(u64::from_le_bytes(slot.get(at..at + 8)?.try_into().ok()?));
-    let (turn, place) = (number(0)?, Place { segment: number(8)?, offset: number(16)? });
-    (turn > 0 && encode(turn, place) == *slot).then_some((turn, place))
+    let (turn, position) = (number(0)?, Position { segment: number(8)?, offset: number(16)? });
+    (turn > 0 && encode(turn, position) == *slot).then_some((turn, position))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn place(segment: u64) -> Place {
-        Place { segment, offset: segment * 100 }
+    fn position(segment: u64) -> Position {
+        Position { segment, offset: segment * 100 }
     }
 
-    fn reopened(file: &File) -> Place {
-        Position::read(file.try_clone().unwrap()).unwrap().1
+    fn reopened(file: &File) -> Position {
+        PositionFile::read(file.try_clone().unwrap()).unwrap().1
     }
 
     #[test]
-    fn the_last_place_holds() {
+    fn the_last_position_holds() {
         let file = tempfile::tempfile().unwrap();
-        let (mut position, start) = Position::read(file.try_clone().unwrap()).unwrap();
-        assert_eq!(start, Place::default());
+        let (mut kept, start) = PositionFile::read(file.try_clone().unwrap()).unwrap();
+        assert_eq!(start, Position::default());
         for segment in 1..9 {
-            position.write(place(segment)).unwrap();
-            assert_eq!(reopened(&file), place(segment));
+            kept.write(position(segment)).unwrap();
+            assert_eq!(reopened(&file), position(segment));
         }
-        let (mut position, _) = Position::read(file.try_clone().unwrap()).unwrap();
-        position.write(place(3)).unwrap();
-        assert_eq!(reopened(&file), place(3), "the last one, not the furthest");
+        let (mut kept, _) = PositionFile::read(file.try_clone().unwrap()).unwrap();
+        kept.write(position(3)).unwrap();
+        assert_eq!(reopened(&file), position(3), "the last one, not the furthest");
     }
 
     #[test]
-    fn a_slot_that_is_cut_off_or_damaged_leaves_the_place_before() {
+    fn a_slot_that_is_cut_off_or_damaged_leaves_the_position_before() {
         for damaged in 0..SLOT as u64 {
             let file = tempfile::tempfile().unwrap();
-            let (mut position, _) = Position::read(file.try_clone().unwrap()).unwrap();
-            position.write(place(4)).unwrap();
-            let slot = position.turn % 2 * SLOT as u64;
-            position.write(place(5)).unwrap();
-            let other = position.turn % 2 * SLOT as u64;
+            let (mut kept, _) = PositionFile::read(file.try_clone().unwrap()).unwrap();
+            kept.write(position(4)).unwrap();
+            let slot = kept.turn % 2 * SLOT as u64;
+            kept.write(position(5)).unwrap();
+            let other = kept.turn % 2 * SLOT as u64;
             assert_ne!(slot, other);
             let mut byte = [0];
             file.read_exact_at(&mut byte, other + damaged).unwrap();
             file.write_all_at(&[byte[0] ^ 0xff], other + damaged).unwrap();
-            assert_eq!(reopened(&file), place(4), "byte {damaged}");
+            assert_eq!(reopened(&file), position(4), "byte {damaged}");
         }
     }
 
     #[test]
-    fn nothing_valid_is_the_start() {
+    fn without_a_valid_slot_the_position_is_the_start() {
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(&[0xff; 77], 0).unwrap();
-        assert_eq!(reopened(&file), Place::default());
+        assert_eq!(reopened(&file), Position::default());
     }
 }

@@ -1,31 +1,30 @@
-//! Documents as bytes of a segment.
+//! The format of documents in a segment.
 //!
 //! ```text
 //! mark f5 53 54 fa   length of the document   CRC-32 of kind and document   kind     document
 //! (4 bytes)          (4, little-endian)       (4, little-endian)            (1)
 //! ```
 //!
-//! Neither `f5` nor `fa` occurs in UTF-8, so the mark is never part of a document: after damage the next document is
-//! found again by it.
+//! Neither `f5` nor `fa` occurs in UTF-8, so a document never contains the mark. After damage, the mark finds the next document.
 
 use crate::output::Kind;
 
 const MARK: [u8; 4] = [0xf5, b'S', b'T', 0xfa];
-/// Bytes before each document.
+/// The number of bytes before each document.
 pub const HEAD: usize = 13;
-/// No document is longer.
-const LONGEST: usize = 16 << 20;
+/// The maximum length of a document in bytes.
+const MAX_LEN: usize = 16 << 20;
 
-/// What lies at a place of a segment.
+/// An entry of a segment.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Found<'a> {
+pub enum Entry<'a> {
     /// A document.
     Document(Kind, &'a [u8]),
-    /// Bytes that are none.
+    /// Damaged bytes.
     Damage,
 }
 
-/// How many bytes a document takes.
+/// How many bytes a document takes in a segment.
 pub fn length(document: &[u8]) -> u64 {
     (HEAD + document.len()) as u64
 }
@@ -42,24 +41,24 @@ pub fn encode(kind: Kind, document: &[u8], to: &mut Vec<u8>) {
     to.extend_from_slice(document);
 }
 
-/// How many bytes the document at the beginning takes, as far as its head is there and says so.
+/// How many bytes the document at the beginning takes according to its head; `None` if the head is incomplete or invalid.
 fn claimed(bytes: &[u8]) -> Option<usize> {
     let head = bytes.get(..HEAD)?;
     let length = number(head, 4)?;
-    (head.starts_with(&MARK) && length <= LONGEST).then_some(HEAD + length)
+    (head.starts_with(&MARK) && length <= MAX_LEN).then_some(HEAD + length)
 }
 
-/// What lies at the beginning, and how many bytes it takes. Damage reaches up to the next document.
-pub fn next(bytes: &[u8]) -> Option<(Found<'_>, usize)> {
+/// The first entry, and its size in bytes. Damage extends to the next document.
+pub fn next(bytes: &[u8]) -> Option<(Entry<'_>, usize)> {
     if bytes.is_empty() {
         return None;
     }
     if let Some((kind, document)) = document(bytes) {
-        return Some((Found::Document(kind, document), HEAD + document.len()));
+        return Some((Entry::Document(kind, document), HEAD + document.len()));
     }
     let begins = |at: &usize| bytes[*at] == MARK[0] && document(&bytes[*at..]).is_some();
     let end = (1..bytes.len()).find(begins).unwrap_or(bytes.len());
-    Some((Found::Damage, end))
+    Some((Entry::Damage, end))
 }
 
 /// The document at the beginning, if there is one.
@@ -81,7 +80,7 @@ fn number(bytes: &[u8], at: usize) -> Option<usize> {
 mod tests {
     use super::*;
 
-    fn found(mut bytes: &[u8]) -> Vec<(Found<'_>, usize)> {
+    fn found(mut bytes: &[u8]) -> Vec<(Entry<'_>, usize)> {
         let mut all = Vec::new();
         while let Some((found, length)) = next(bytes) {
             all.push((found, length));
@@ -103,7 +102,7 @@ mod tests {
         let bytes = three();
         let documents: Vec<_> = found(&bytes).into_iter().map(|(found, _)| found).collect();
         let expected = [(Kind::Flow, &b"{\"n\":1}"[..]), (Kind::Event, b"{}"), (Kind::Sensor, b"")]
-            .map(|(k, d)| Found::Document(k, d));
+            .map(|(k, d)| Entry::Document(k, d));
         assert_eq!(documents, expected);
     }
 
@@ -114,7 +113,7 @@ mod tests {
             let mut bytes = good.clone();
             bytes[at] ^= 0x10;
             let all = found(&bytes);
-            let documents = all.iter().filter(|(found, _)| *found != Found::Damage).count();
+            let documents = all.iter().filter(|(found, _)| *found != Entry::Damage).count();
             assert_eq!(documents, 2, "byte {at}");
             assert_eq!(all.iter().map(|(_, length)| length).sum::<usize>(), bytes.len(), "no byte is passed over");
         }
@@ -127,7 +126,7 @@ mod tests {
         for length in 0..good.len() {
             let whole = ends.iter().filter(|&&end| end <= length).count();
             let all = found(&good[..length]);
-            let documents = all.iter().filter(|(found, _)| *found != Found::Damage).count();
+            let documents = all.iter().filter(|(found, _)| *found != Entry::Damage).count();
             assert_eq!(documents, whole, "{length} bytes");
         }
     }
@@ -135,6 +134,6 @@ mod tests {
     #[test]
     fn noise_is_damage() {
         let noise: Vec<u8> = MARK.iter().copied().cycle().take(999).collect();
-        assert_eq!(found(&noise), [(Found::Damage, 999)]);
+        assert_eq!(found(&noise), [(Entry::Damage, 999)]);
     }
 }

@@ -7,48 +7,48 @@ use std::path::{Path, PathBuf};
 
 use nix::libc::O_NOFOLLOW;
 
-use super::record::{self, Found};
+use super::record::{self, Entry};
 
-/// What every segment begins with; the last byte is the version.
+/// The first bytes of every segment. The last one is the version.
 const MAGIC: [u8; 8] = *b"STSPOOL\x01";
 const EXTENSION: &str = "spool";
 const DAMAGED: &str = "damaged";
 
-/// A segment, as far as it is known.
+/// The facts about a segment.
 #[derive(Debug)]
 pub struct Segment {
-    /// Which one; they count up.
+    /// The number of the segment; later segments have higher numbers.
     pub number: u64,
-    /// Its bytes.
+    /// The length in bytes.
     pub length: u64,
-    /// Documents that are not yet sent.
+    /// The number of documents that have not been sent.
     pub left: u64,
 }
 
-/// The folder of a spool.
+/// The directory of a spool.
 #[derive(Debug)]
 pub struct Folder(PathBuf);
 
 impl Folder {
-    /// Opens or creates it, for its owner alone.
+    /// Opens the directory, or creates it with mode 0700.
     pub fn open(path: &Path) -> io::Result<Self> {
         DirBuilder::new().recursive(true).mode(0o700).create(path)?;
         Ok(Self(path.to_owned()))
     }
 
-    /// Where it is.
+    /// The path of the directory.
     pub fn path(&self) -> &Path {
         &self.0
     }
 
-    /// Opens or creates a file in it that is no segment.
+    /// Opens or creates a file other than a segment.
     pub fn file(&self, name: &str) -> io::Result<File> {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(O_NOFOLLOW);
         options.open(self.0.join(name))
     }
 
-    /// Where a segment lies.
+    /// The path of a segment.
     pub fn segment(&self, number: u64) -> PathBuf {
         self.0.join(format!("{number:016}.{EXTENSION}"))
     }
@@ -67,7 +67,7 @@ impl Folder {
         Ok(numbers)
     }
 
-    /// Begins a segment.
+    /// Creates a segment.
     pub fn create(&self, number: u64) -> io::Result<File> {
         let mut options = OpenOptions::new();
         options.append(true).create_new(true).mode(0o600).custom_flags(O_NOFOLLOW);
@@ -85,7 +85,7 @@ impl Folder {
         OpenOptions::new().read(true).custom_flags(O_NOFOLLOW).open(self.segment(number))
     }
 
-    /// Removes a segment that is done with.
+    /// Removes a segment.
     pub fn remove(&self, number: u64) -> io::Result<()> {
         match fs::remove_file(self.segment(number)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -93,20 +93,20 @@ impl Folder {
         }
     }
 
-    /// Counts the documents of a segment from a place on.
+    /// Counts the documents of a segment from an offset on.
     pub fn count(&self, number: u64, from: u64) -> io::Result<Segment> {
         let mut bytes = Vec::new();
         self.read(number)?.read_to_end(&mut bytes)?;
         let mut left = 0;
         let mut at = usize::try_from(from).unwrap_or(usize::MAX).max(head(0, &bytes));
-        while let Some((found, length)) = bytes.get(at..).and_then(record::next) {
-            left += u64::from(found != Found::Damage);
+        while let Some((entry, length)) = bytes.get(at..).and_then(record::next) {
+            left += u64::from(entry != Entry::Damage);
             at += length;
         }
         Ok(Segment { number, length: bytes.len() as u64, left })
     }
 
-    /// Keeps damaged bytes in a file of their own: in `damaged/`, called by segment and place.
+    /// Writes damaged bytes to a file in `damaged/`, which is named after segment and offset.
     pub fn set_aside(&self, number: u64, offset: u64, bytes: &[u8]) -> io::Result<PathBuf> {
         let folder = self.0.join(DAMAGED);
         DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
@@ -117,8 +117,8 @@ impl Folder {
         Ok(path)
     }
 
-    /// Removes the oldest of what was set aside until the rest is within `most` bytes, save for the newest. Returns what
-    /// was removed.
+    /// Removes the oldest files of damaged bytes, until the rest has at most `most` bytes. The newest file stays. Returns the removed
+    /// files.
     pub fn prune_damaged(&self, most: u64) -> io::Result<Vec<PathBuf>> {
         let mut files = Vec::new();
         for entry in fs::read_dir(self.0.join(DAMAGED))? {
@@ -141,7 +141,7 @@ impl Folder {
     }
 }
 
-/// How many bytes at a place of a segment are its head, and no document.
+/// How many bytes at an offset of a segment belong to the segment's head.
 pub fn head(offset: u64, bytes: &[u8]) -> usize {
     if offset == 0 && bytes.starts_with(&MAGIC) { MAGIC.len() } else { 0 }
 }

@@ -1,4 +1,4 @@
-//! What goes in comes out, in order and once, whatever happens to the files.
+//! Documents come out in order and once, whatever happens to the files.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -148,7 +148,7 @@ fn a_batch_larger_than_segments_is_cut() {
 }
 
 #[test]
-fn of_a_batch_that_the_disk_takes_in_part_the_rest_waits_in_memory() {
+fn the_rest_of_a_partly_written_batch_waits_in_memory() {
     let folder = tempfile::tempdir().unwrap();
     let small = SpoolOptions { segment_size: 300, ..options(&folder) };
     let mut spool = Spool::open(small, Arc::default()).unwrap();
@@ -164,7 +164,7 @@ fn of_a_batch_that_the_disk_takes_in_part_the_rest_waits_in_memory() {
     assert_eq!(rest(&mut spool), (0..32).collect::<Vec<_>>());
 }
 
-/// What is on its way counts as lost only if it does not arrive.
+/// Documents that are being sent count as lost only if they do not arrive.
 #[test]
 fn what_is_being_sent_may_be_dropped_meanwhile() {
     for arrives in [true, false] {
@@ -293,12 +293,12 @@ fn two_programs_cannot_use_one_spool() {
     let folder = tempfile::tempdir().unwrap();
     let spool = opened(&folder);
     let error = Spool::open(options(&folder), Arc::default()).unwrap_err().to_string();
-    assert!(error.contains("another program uses the spool") && error.contains("spool.path"), "{error}");
+    assert!(error.contains("another process uses the spool") && error.contains("spool.path"), "{error}");
     drop(spool);
     opened(&folder);
 }
 
-/// A folder in place of the next segment makes the disk refuse: nobody needs root or a small disk for it.
+/// A folder in place of the next segment makes writes fail, without root or a small disk.
 fn block(folder: &TempDir, number: u64) -> PathBuf {
     let path = folder.path().join(format!("spool/{number:016}.spool"));
     fs::create_dir_all(&path).unwrap();

@@ -1,4 +1,4 @@
-//! What sensors say of sockets that programs open and close.
+//! Sensor events of sockets that programs open and close.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -7,20 +7,22 @@ use serde_json::{Value, json};
 
 use super::super::config::parse;
 use super::*;
-use crate::process::{Image, Process};
-use crate::socket_event::{Address, Family, IpEnd, Listener, SocketType};
+use crate::model::kernel_address::SockAddress;
+use crate::model::process::{Image, Process};
+use crate::model::socket_event::{Address, Family, IpEnd, Listener, SocketType};
+use crate::model::testing::monotonic;
 
 const SAMPLE: &str = include_str!("../../../tests/data/net-socket.yaml");
 const ALL: &str = "all:\n  listener: net.socket\n";
 const SERVER: &str = "198.51.100.7:443";
 
 /// An engine at work, and the time.
-struct Desk {
+struct Harness {
     engine: Engine,
     now: Instant,
 }
 
-impl Desk {
+impl Harness {
     fn new(file: &str) -> Self {
         Self::with_limits(file, Limits::default())
     }
@@ -29,9 +31,9 @@ impl Desk {
         Self { engine: Engine::new(parse(file).unwrap(), 1, limits), now: Instant::now() }
     }
 
-    fn event(&mut self, action: Action, result: CallResult, socket: Socket, before: Option<SocketState>) {
+    fn event(&mut self, action: Action, result: CallResult, socket: EventSocket, before: Option<SocketState>) {
         let event = SocketEvent {
-            time: 0,
+            time: monotonic(0),
             action,
             result,
             fd: Some(3),
@@ -52,7 +54,7 @@ impl Desk {
         self.event(Action::Close, CallResult::Success, socket(id, remote, SocketState::CLOSE), Some(last));
     }
 
-    /// Action, remote and state of what was said since this was last asked.
+    /// Action, remote and state of the events since the last call.
     fn said(&mut self) -> Vec<String> {
         let events = self.engine.take_events();
         let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
@@ -71,7 +73,7 @@ fn end(text: &str) -> Option<Address> {
 }
 
 /// A TCP socket of process 7.
-fn socket(id: u64, remote: &str, state: SocketState) -> Socket {
+fn socket(id: u64, remote: &str, state: SocketState) -> EventSocket {
     let is_ipv6 = remote.starts_with('[');
     let process = Process {
         pid: 7,
@@ -82,9 +84,9 @@ fn socket(id: u64, remote: &str, state: SocketState) -> Socket {
         containers: None,
         image: Arc::new(Image { name: "curl".into(), ..Image::default() }),
     };
-    Socket {
+    EventSocket {
         id: SocketId(id),
-        sock: id,
+        sock: SockAddress::new(id),
         family: if is_ipv6 { Family::INET6 } else { Family::INET },
         kind: Some(SocketType::STREAM),
         protocol: Some(6),
@@ -96,16 +98,16 @@ fn socket(id: u64, remote: &str, state: SocketState) -> Socket {
     }
 }
 
-fn udp(id: u64, local: &str, remote: &str) -> Socket {
+fn udp(id: u64, local: &str, remote: &str) -> EventSocket {
     let state = SocketState::CLOSE;
-    Socket { protocol: Some(17), local: end(local), ..socket(id, remote, state) }
+    EventSocket { protocol: Some(17), local: end(local), ..socket(id, remote, state) }
 }
 
 #[test]
 fn an_event_is_written_as_documented() {
-    let mut desk = Desk::new("web:\n  listener: net.socket\n  tag: out\n");
-    desk.connect(1, "[2001:db8::2]:443");
-    let events = desk.engine.take_events();
+    let mut harness = Harness::new("web:\n  listener: net.socket\n  tag: out\n");
+    harness.connect(1, "[2001:db8::2]:443");
+    let events = harness.engine.take_events();
     assert_eq!(
         serde_json::to_value(&events).unwrap(),
         json!([{
@@ -123,7 +125,7 @@ fn an_event_is_written_as_documented() {
             },
         }])
     );
-    let mut untagged = Desk::new(ALL);
+    let mut untagged = Harness::new(ALL);
     untagged.connect(1, SERVER);
     untagged.close(1, SERVER, SocketState::ESTABLISHED);
     let eids: Vec<_> = untagged.engine.take_events().into_iter().map(|event| event.eid).collect();
@@ -132,253 +134,254 @@ fn an_event_is_written_as_documented() {
 
 #[test]
 fn each_socket_opens_and_closes_once_whatever_its_states() {
-    let mut desk = Desk::new(ALL);
-    let step = |desk: &mut Desk, state| {
-        desk.event(Action::Connect, CallResult::Success, socket(1, SERVER, state), None);
+    let mut harness = Harness::new(ALL);
+    let step = |harness: &mut Harness, state| {
+        harness.event(Action::Connect, CallResult::Success, socket(1, SERVER, state), None);
     };
-    desk.event(
+    harness.event(
         Action::Connect,
         CallResult::Failure(nix::libc::EINPROGRESS),
         socket(1, SERVER, SocketState::SYN_SENT),
         Some(SocketState::CLOSE),
     );
-    assert_eq!(desk.said(), ["opened 198.51.100.7:443 - SYN_SENT"]);
-    step(&mut desk, SocketState::ESTABLISHED);
-    step(&mut desk, SocketState(8));
-    assert!(desk.said().is_empty(), "a change of state is no event");
-    desk.close(1, SERVER, SocketState(8));
-    desk.close(1, SERVER, SocketState(8));
-    assert_eq!(desk.said(), ["closed 198.51.100.7:443 - CLOSE_WAIT"]);
+    assert_eq!(harness.said(), ["opened 198.51.100.7:443 - SYN_SENT"]);
+    step(&mut harness, SocketState::ESTABLISHED);
+    step(&mut harness, SocketState(8));
+    assert!(harness.said().is_empty(), "a change of state is no event");
+    harness.close(1, SERVER, SocketState(8));
+    harness.close(1, SERVER, SocketState(8));
+    assert_eq!(harness.said(), ["closed 198.51.100.7:443 - CLOSE_WAIT"]);
 }
 
 #[test]
 fn a_sensor_follows_a_socket_from_the_first_match_on() {
-    let mut desk = Desk::new(&SAMPLE.replace("dns: true", "dns: false"));
+    let mut harness = Harness::new(&SAMPLE.replace("dns: true", "dns: false"));
     let connecting = socket(1, SERVER, SocketState::SYN_SENT);
-    desk.event(Action::Connect, CallResult::Failure(nix::libc::EINPROGRESS), connecting, None);
-    assert!(desk.said().is_empty(), "not yet established");
-    desk.connect(1, SERVER);
-    assert_eq!(desk.said(), ["opened 198.51.100.7:443 - ESTABLISHED"]);
-    desk.close(1, SERVER, SocketState(8));
-    assert_eq!(desk.said(), ["closed 198.51.100.7:443 - CLOSE_WAIT"], "though no pattern has this state");
-    desk.connect(2, "[2001:db8::2]:443");
-    desk.event(Action::Listen { backlog: 1 }, CallResult::Success, socket(3, "-", SocketState::LISTEN), None);
-    desk.event(Action::Bind, CallResult::Success, udp(4, "192.0.2.1:53", "-"), None);
-    assert!(desk.said().is_empty(), "neither IPv6, nor listeners, nor UDP");
+    harness.event(Action::Connect, CallResult::Failure(nix::libc::EINPROGRESS), connecting, None);
+    assert!(harness.said().is_empty(), "not yet established");
+    harness.connect(1, SERVER);
+    assert_eq!(harness.said(), ["opened 198.51.100.7:443 - ESTABLISHED"]);
+    harness.close(1, SERVER, SocketState(8));
+    assert_eq!(harness.said(), ["closed 198.51.100.7:443 - CLOSE_WAIT"], "though no pattern has this state");
+    harness.connect(2, "[2001:db8::2]:443");
+    harness.event(Action::Listen { backlog: 1 }, CallResult::Success, socket(3, "-", SocketState::LISTEN), None);
+    harness.event(Action::Bind, CallResult::Success, udp(4, "192.0.2.1:53", "-"), None);
+    assert!(harness.said().is_empty(), "neither IPv6, nor listeners, nor UDP");
 }
 
 #[test]
-fn what_was_there_before_is_known_and_only_its_end_is_told() {
-    let mut desk = Desk::new(ALL);
-    let old = Socket { existing: true, ..socket(1, SERVER, SocketState::ESTABLISHED) };
-    desk.engine.existing(std::slice::from_ref(&old), desk.now);
-    desk.event(Action::Connect, CallResult::Success, old, None);
-    assert!(desk.said().is_empty());
-    desk.close(1, SERVER, SocketState::ESTABLISHED);
-    assert_eq!(desk.said(), ["closed 198.51.100.7:443 - ESTABLISHED"]);
-    desk.connect(1, SERVER);
-    assert_eq!(desk.said().len(), 1, "the inode's number is another socket's now");
+fn existing_sockets_are_known_and_only_their_end_is_reported() {
+    let mut harness = Harness::new(ALL);
+    let old = EventSocket { existing: true, ..socket(1, SERVER, SocketState::ESTABLISHED) };
+    harness.engine.existing(std::slice::from_ref(&old), harness.now);
+    harness.event(Action::Connect, CallResult::Success, old, None);
+    assert!(harness.said().is_empty());
+    harness.close(1, SERVER, SocketState::ESTABLISHED);
+    assert_eq!(harness.said(), ["closed 198.51.100.7:443 - ESTABLISHED"]);
+    harness.connect(1, SERVER);
+    assert_eq!(harness.said().len(), 1, "the inode's number is another socket's now");
 }
 
-/// The look at what was there before takes a while: what begins meanwhile is new all the same.
+/// The search for existing sockets takes a while. A socket that begins meanwhile is new all the same.
 #[test]
-fn what_begins_while_one_looks_is_new() {
-    let mut desk = Desk::new(ALL);
-    let found = |id| Socket { existing: true, ..socket(id, SERVER, SocketState::ESTABLISHED) };
-    desk.engine.existing(&[found(1), found(2)], desk.now);
-    desk.event(Action::Create { protocol: 0 }, CallResult::Success, socket(1, "-", SocketState::CLOSE), None);
-    desk.event(Action::Connect, CallResult::Success, found(1), Some(SocketState::CLOSE));
+fn sockets_that_begin_during_the_search_are_new() {
+    let mut harness = Harness::new(ALL);
+    let found = |id| EventSocket { existing: true, ..socket(id, SERVER, SocketState::ESTABLISHED) };
+    harness.engine.existing(&[found(1), found(2)], harness.now);
+    harness.event(Action::Create { protocol: 0 }, CallResult::Success, socket(1, "-", SocketState::CLOSE), None);
+    harness.event(Action::Connect, CallResult::Success, found(1), Some(SocketState::CLOSE));
     let action = Action::Accept { listener: Listener { id: SocketId(9), local: None }, accepted: Some(4) };
-    desk.event(action, CallResult::Success, found(2), None);
-    assert_eq!(desk.said(), ["opened 198.51.100.7:443 - ESTABLISHED"; 2]);
+    harness.event(action, CallResult::Success, found(2), None);
+    assert_eq!(harness.said(), ["opened 198.51.100.7:443 - ESTABLISHED"; 2]);
 }
 
 #[test]
 fn failed_calls_open_nothing() {
-    let mut desk = Desk::new(ALL);
+    let mut harness = Harness::new(ALL);
     let refused = CallResult::Failure(nix::libc::ECONNREFUSED);
-    desk.event(Action::Connect, refused, socket(1, SERVER, SocketState::CLOSE), Some(SocketState::CLOSE));
+    harness.event(Action::Connect, refused, socket(1, SERVER, SocketState::CLOSE), Some(SocketState::CLOSE));
     let in_use = CallResult::Failure(nix::libc::EADDRINUSE);
-    desk.event(Action::Bind, in_use, udp(2, "192.0.2.1:53", "-"), None);
-    desk.close(1, SERVER, SocketState::CLOSE);
-    assert!(desk.said().is_empty());
-    desk.connect(3, SERVER);
+    harness.event(Action::Bind, in_use, udp(2, "192.0.2.1:53", "-"), None);
+    harness.close(1, SERVER, SocketState::CLOSE);
+    assert!(harness.said().is_empty());
+    harness.connect(3, SERVER);
     let again = CallResult::Failure(nix::libc::EISCONN);
-    desk.event(Action::Connect, again, socket(3, "203.0.113.1:1", SocketState::ESTABLISHED), None);
-    desk.close(3, SERVER, SocketState::ESTABLISHED);
-    assert_eq!(desk.said(), ["opened 198.51.100.7:443 - ESTABLISHED", "closed 198.51.100.7:443 - ESTABLISHED"]);
+    harness.event(Action::Connect, again, socket(3, "203.0.113.1:1", SocketState::ESTABLISHED), None);
+    harness.close(3, SERVER, SocketState::ESTABLISHED);
+    assert_eq!(harness.said(), ["opened 198.51.100.7:443 - ESTABLISHED", "closed 198.51.100.7:443 - ESTABLISHED"]);
 }
 
 #[test]
 fn a_connection_that_is_reset_is_gone_before_its_descriptor() {
-    let mut desk = Desk::new(ALL);
-    desk.connect(1, SERVER);
-    desk.event(
+    let mut harness = Harness::new(ALL);
+    harness.connect(1, SERVER);
+    harness.event(
         Action::Connect,
         CallResult::Failure(nix::libc::ECONNRESET),
         socket(1, SERVER, SocketState::CLOSE),
         Some(SocketState::ESTABLISHED),
     );
-    desk.close(1, SERVER, SocketState::CLOSE);
-    assert_eq!(desk.said(), ["opened 198.51.100.7:443 - ESTABLISHED", "closed 198.51.100.7:443 - ESTABLISHED"]);
+    harness.close(1, SERVER, SocketState::CLOSE);
+    assert_eq!(harness.said(), ["opened 198.51.100.7:443 - ESTABLISHED", "closed 198.51.100.7:443 - ESTABLISHED"]);
 }
 
 #[test]
 fn udp_sockets_have_no_state() {
-    let mut desk = Desk::new(ALL);
-    desk.event(Action::Bind, CallResult::Success, udp(1, "192.0.2.1:53", "-"), None);
-    desk.event(Action::Connect, CallResult::Success, udp(1, "192.0.2.1:53", "192.0.2.9:9"), None);
-    desk.close(1, "192.0.2.9:9", SocketState::CLOSE);
-    assert_eq!(desk.said(), ["opened 0.0.0.0:0 - -", "closed 192.0.2.9:9 - -"]);
+    let mut harness = Harness::new(ALL);
+    harness.event(Action::Bind, CallResult::Success, udp(1, "192.0.2.1:53", "-"), None);
+    harness.event(Action::Connect, CallResult::Success, udp(1, "192.0.2.1:53", "192.0.2.9:9"), None);
+    harness.close(1, "192.0.2.9:9", SocketState::CLOSE);
+    assert_eq!(harness.said(), ["opened 0.0.0.0:0 - -", "closed 192.0.2.9:9 - -"]);
 }
 
 #[test]
-fn opts_choose_what_is_told() {
+fn opts_choose_the_reported_events() {
     for (opts, expected) in [("opened", "opened"), ("closed", "closed")] {
-        let mut desk = Desk::new(&format!("{ALL}  opts: [{opts}]\n"));
-        desk.connect(1, SERVER);
-        desk.close(1, SERVER, SocketState::ESTABLISHED);
-        assert_eq!(desk.said(), [format!("{expected} 198.51.100.7:443 - ESTABLISHED")]);
+        let mut harness = Harness::new(&format!("{ALL}  opts: [{opts}]\n"));
+        harness.connect(1, SERVER);
+        harness.close(1, SERVER, SocketState::ESTABLISHED);
+        assert_eq!(harness.said(), [format!("{expected} 198.51.100.7:443 - ESTABLISHED")]);
     }
 }
 
 #[test]
 fn ignore_beats_patterns() {
     let args = "  args:\n    patterns: ['tcp * * * *']\n    ignore: ['* *:443 * *']\n";
-    let mut desk = Desk::new(&format!("{ALL}{args}"));
-    desk.connect(1, SERVER);
-    desk.connect(2, "198.51.100.7:80");
-    assert_eq!(desk.said(), ["opened 198.51.100.7:80 - ESTABLISHED"]);
+    let mut harness = Harness::new(&format!("{ALL}{args}"));
+    harness.connect(1, SERVER);
+    harness.connect(2, "198.51.100.7:80");
+    assert_eq!(harness.said(), ["opened 198.51.100.7:80 - ESTABLISHED"]);
 }
 
 #[test]
 fn several_sensors_each_see_for_themselves() {
-    let mut desk = Desk::new("a:\n  listener: net.socket\n  opts: [opened]\nb:\n  listener: net.socket\n  tag: t\n");
-    desk.connect(1, SERVER);
-    desk.close(1, SERVER, SocketState::ESTABLISHED);
-    let eids: Vec<_> = desk.engine.take_events().into_iter().map(|event| event.eid).collect();
+    let mut harness =
+        Harness::new("a:\n  listener: net.socket\n  opts: [opened]\nb:\n  listener: net.socket\n  tag: t\n");
+    harness.connect(1, SERVER);
+    harness.close(1, SERVER, SocketState::ESTABLISHED);
+    let eids: Vec<_> = harness.engine.take_events().into_iter().map(|event| event.eid).collect();
     let expected = ["a|net.socket|opened@", "b|net.socket@t|opened@", "b|net.socket@t|closed@"];
     assert_eq!(eids, expected.map(|eid| format!("{eid}{SERVER}|0")));
 }
 
 #[test]
-fn our_own_sockets_are_not_looked_at() {
-    let mut desk = Desk::new(ALL);
+fn our_own_sockets_are_ignored() {
+    let mut harness = Harness::new(ALL);
     let mut own = socket(1, SERVER, SocketState::ESTABLISHED);
     own.owner = own.owner.map(|owner| Arc::new(Process { pid: 1, ..(*owner).clone() }));
-    desk.event(Action::Connect, CallResult::Success, own, None);
-    desk.close(1, SERVER, SocketState::ESTABLISHED);
-    assert!(desk.said().is_empty());
+    harness.event(Action::Connect, CallResult::Success, own, None);
+    harness.close(1, SERVER, SocketState::ESTABLISHED);
+    assert!(harness.said().is_empty());
 }
 
 #[test]
-fn a_locked_event_is_said_once_until_it_is_unlocked() {
-    let mut desk = Desk::new(&format!("{ALL}  opts: [opened]\n  args: {{ locked: true }}\n"));
-    desk.connect(1, SERVER);
-    desk.connect(2, SERVER);
-    desk.connect(3, "198.51.100.8:443");
-    assert_eq!(desk.said().len(), 2, "one for each id");
-    assert_eq!(desk.engine.stats().sensor_events_muted, 1);
-    assert_eq!(desk.engine.unlock("all|net.socket|opened@198.51.100.7:443|0"), Ok(1));
-    desk.connect(4, SERVER);
-    desk.connect(5, "198.51.100.8:443");
-    assert_eq!(desk.said(), ["opened 198.51.100.7:443 - ESTABLISHED"]);
-    assert_eq!(desk.engine.unlock("all|*"), Ok(2));
+fn a_locked_event_is_reported_once_until_it_is_unlocked() {
+    let mut harness = Harness::new(&format!("{ALL}  opts: [opened]\n  args: {{ locked: true }}\n"));
+    harness.connect(1, SERVER);
+    harness.connect(2, SERVER);
+    harness.connect(3, "198.51.100.8:443");
+    assert_eq!(harness.said().len(), 2, "one for each id");
+    assert_eq!(harness.engine.stats().sensor_events_muted, 1);
+    assert_eq!(harness.engine.unlock("all|net.socket|opened@198.51.100.7:443|0"), Ok(1));
+    harness.connect(4, SERVER);
+    harness.connect(5, "198.51.100.8:443");
+    assert_eq!(harness.said(), ["opened 198.51.100.7:443 - ESTABLISHED"]);
+    assert_eq!(harness.engine.unlock("all|*"), Ok(2));
 }
 
 #[test]
 fn a_name_is_waited_for_in_order_while_others_go_on() {
-    let mut desk = Desk::new(&format!("{ALL}  args: {{ dns: true }}\n"));
+    let mut harness = Harness::new(&format!("{ALL}  args: {{ dns: true }}\n"));
     let ip: IpAddr = "198.51.100.7".parse().unwrap();
-    desk.connect(1, SERVER);
-    desk.close(1, SERVER, SocketState::ESTABLISHED);
-    desk.event(Action::Listen { backlog: 1 }, CallResult::Success, socket(2, "-", SocketState::LISTEN), None);
-    assert_eq!(desk.said(), ["opened 0.0.0.0:0 - LISTEN"], "nobody has no name");
-    assert_eq!(desk.engine.take_wanted(), [ip]);
-    desk.engine.answer(ip, Some("www.example.org".into()), desk.now);
+    harness.connect(1, SERVER);
+    harness.close(1, SERVER, SocketState::ESTABLISHED);
+    harness.event(Action::Listen { backlog: 1 }, CallResult::Success, socket(2, "-", SocketState::LISTEN), None);
+    assert_eq!(harness.said(), ["opened 0.0.0.0:0 - LISTEN"], "nobody has no name");
+    assert_eq!(harness.engine.take_wanted(), [ip]);
+    harness.engine.answer(ip, Some("www.example.org".into()), harness.now);
     let named = ["opened", "closed"].map(|action| format!("{action} 198.51.100.7:443 www.example.org ESTABLISHED"));
-    assert_eq!(desk.said(), named);
-    desk.connect(3, SERVER);
-    assert_eq!(desk.said(), named[..1], "known by now");
-    desk.now += Duration::from_secs(60);
-    desk.connect(4, SERVER);
-    assert!(desk.said().is_empty() && desk.engine.take_wanted() == [ip], "too old after dns-ttl");
+    assert_eq!(harness.said(), named);
+    harness.connect(3, SERVER);
+    assert_eq!(harness.said(), named[..1], "known by now");
+    harness.now += Duration::from_secs(60);
+    harness.connect(4, SERVER);
+    assert!(harness.said().is_empty() && harness.engine.take_wanted() == [ip], "too old after dns-ttl");
 }
 
 #[test]
 fn without_an_answer_events_go_on_without_a_name() {
-    let mut desk = Desk::new(&format!("{ALL}  args: {{ dns: true }}\n"));
-    desk.connect(1, SERVER);
-    desk.engine.expire(desk.now + Duration::from_secs(1));
-    assert!(desk.said().is_empty());
-    desk.engine.expire(desk.now + Duration::from_secs(2));
-    assert_eq!(desk.said(), ["opened 198.51.100.7:443 - ESTABLISHED"]);
-    assert_eq!(desk.engine.stats().reverse_lookups_unanswered, 1);
-    desk.connect(2, "198.51.100.8:443");
-    desk.engine.refuse("198.51.100.8".parse().unwrap());
-    desk.connect(3, "198.51.100.9:443");
-    desk.engine.finish();
-    assert_eq!(desk.said().len(), 2);
-    assert_eq!(desk.engine.stats().reverse_lookups_dropped, 1);
+    let mut harness = Harness::new(&format!("{ALL}  args: {{ dns: true }}\n"));
+    harness.connect(1, SERVER);
+    harness.engine.expire(harness.now + Duration::from_secs(1));
+    assert!(harness.said().is_empty());
+    harness.engine.expire(harness.now + Duration::from_secs(2));
+    assert_eq!(harness.said(), ["opened 198.51.100.7:443 - ESTABLISHED"]);
+    assert_eq!(harness.engine.stats().reverse_lookups_unanswered, 1);
+    harness.connect(2, "198.51.100.8:443");
+    harness.engine.refuse("198.51.100.8".parse().unwrap());
+    harness.connect(3, "198.51.100.9:443");
+    harness.engine.finish();
+    assert_eq!(harness.said().len(), 2);
+    assert_eq!(harness.engine.stats().reverse_lookups_dropped, 1);
 }
 
 #[test]
-fn nobody_is_asked_when_no_name_could_matter() {
-    let mut desk = Desk::new(SAMPLE);
-    desk.connect(1, "10.0.0.7:443");
-    assert_eq!(desk.said(), ["opened 10.0.0.7:443 - ESTABLISHED"], "skip-reverse-dns: not routable");
-    desk.connect(2, "[2001:db8::2]:443");
-    assert!(desk.engine.take_wanted().is_empty(), "no pattern has this protocol");
-    desk.connect(3, SERVER);
-    assert_eq!(desk.engine.take_wanted().len(), 1);
+fn names_that_cannot_matter_are_not_looked_up() {
+    let mut harness = Harness::new(SAMPLE);
+    harness.connect(1, "10.0.0.7:443");
+    assert_eq!(harness.said(), ["opened 10.0.0.7:443 - ESTABLISHED"], "skip-reverse-dns: not routable");
+    harness.connect(2, "[2001:db8::2]:443");
+    assert!(harness.engine.take_wanted().is_empty(), "no pattern has this protocol");
+    harness.connect(3, SERVER);
+    assert_eq!(harness.engine.take_wanted().len(), 1);
 }
 
 #[test]
 fn patterns_see_the_name() {
-    let mut desk = Desk::new(&format!("{ALL}  args: {{ dns: true, patterns: ['* * * *.example.org *'] }}\n"));
-    let name = |desk: &mut Desk, ip: &str, name: &str| {
-        let now = desk.now;
-        desk.engine.answer(ip.parse().unwrap(), Some(name.into()), now);
+    let mut harness = Harness::new(&format!("{ALL}  args: {{ dns: true, patterns: ['* * * *.example.org *'] }}\n"));
+    let name = |harness: &mut Harness, ip: &str, name: &str| {
+        let now = harness.now;
+        harness.engine.answer(ip.parse().unwrap(), Some(name.into()), now);
     };
-    desk.connect(1, SERVER);
-    desk.connect(2, "198.51.100.8:443");
-    name(&mut desk, "198.51.100.7", "www.example.org");
-    name(&mut desk, "198.51.100.8", "www.example.net");
-    desk.close(2, "198.51.100.8:443", SocketState::ESTABLISHED);
-    assert_eq!(desk.said(), ["opened 198.51.100.7:443 www.example.org ESTABLISHED"]);
+    harness.connect(1, SERVER);
+    harness.connect(2, "198.51.100.8:443");
+    name(&mut harness, "198.51.100.7", "www.example.org");
+    name(&mut harness, "198.51.100.8", "www.example.net");
+    harness.close(2, "198.51.100.8:443", SocketState::ESTABLISHED);
+    assert_eq!(harness.said(), ["opened 198.51.100.7:443 www.example.org ESTABLISHED"]);
 }
 
 #[test]
 fn the_table_of_sockets_is_bounded() {
-    let mut desk = Desk::with_limits(ALL, Limits { sockets: 1, ..Limits::default() });
-    desk.connect(1, SERVER);
-    desk.connect(2, SERVER);
-    desk.close(2, SERVER, SocketState::ESTABLISHED);
-    desk.close(1, SERVER, SocketState::ESTABLISHED);
-    assert_eq!(desk.said().len(), 2);
-    assert_eq!(desk.engine.stats().sensor_sockets_refused, 1);
+    let mut harness = Harness::with_limits(ALL, Limits { sockets: 1, ..Limits::default() });
+    harness.connect(1, SERVER);
+    harness.connect(2, SERVER);
+    harness.close(2, SERVER, SocketState::ESTABLISHED);
+    harness.close(1, SERVER, SocketState::ESTABLISHED);
+    assert_eq!(harness.said().len(), 2);
+    assert_eq!(harness.engine.stats().sensor_sockets_refused, 1);
 }
 
 proptest::proptest! {
     /// Whatever happens in whatever order: a socket is closed at most as often as it was opened, and never first.
     #[test]
     fn opened_comes_before_closed(steps in proptest::collection::vec((0_u64..3, 0_u8..13, proptest::bool::ANY), 0..40)) {
-        let mut desk = Desk::new(&format!("{ALL}  args: {{ dns: true }}\n"));
+        let mut harness = Harness::new(&format!("{ALL}  args: {{ dns: true }}\n"));
         for (id, state, closes) in steps {
             let remote = format!("198.51.100.{id}:1");
             if closes {
-                desk.close(id, &remote, SocketState(state));
+                harness.close(id, &remote, SocketState(state));
             } else {
-                desk.event(Action::Connect, CallResult::Unknown, socket(id, &remote, SocketState(state)), None);
+                harness.event(Action::Connect, CallResult::Unknown, socket(id, &remote, SocketState(state)), None);
             }
             if state == 12 {
-                let now = desk.now;
-                desk.engine.answer(format!("198.51.100.{id}").parse().unwrap(), None, now);
+                let now = harness.now;
+                harness.engine.answer(format!("198.51.100.{id}").parse().unwrap(), None, now);
             }
         }
-        desk.engine.finish();
+        harness.engine.finish();
         let mut open = [0_i32; 3];
-        for line in desk.said() {
+        for line in harness.said() {
             let id = line.split("198.51.100.").nth(1).and_then(|rest| rest[..1].parse::<usize>().ok()).unwrap();
             open[id] += if line.starts_with("opened") { 1 } else { -1 };
             proptest::prop_assert!((0..=1).contains(&open[id]), "{}", line);

@@ -1,42 +1,45 @@
-//! Which program a process runs, where its execs are no events.
+//! The programs of processes on kernels where execs are not seen.
 //!
-//! Then what is known of its program may be out of date at any time, and a wrong program is worse than none. A fork
-//! still runs its parent's program, though, and each exec commits new credentials. So where those are events, a program
-//! is known until the next of them. Only `/proc` tells the new one: its answer counts if no new credentials were
-//! committed before it was read, and no events were lost. Where not even those are events, no program is known.
+//! There, what is known of a program may be out of date at any time, and a wrong program is worse than none. But a fork runs
+//! its parent's program, and each exec commits new credentials. If new credentials are events, a program is known until the
+//! next such event. Only `/proc` shows the new program. Its answer is used if no new credentials were committed before it was
+//! read, and no events were lost. If new credentials are not events either, no program is known.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::{Entry, MAX_WANTED, Processes};
-use crate::event::{Execs, KernelTime};
-use crate::process::{Details, Image, Process};
+use crate::model::event::Execs;
+use crate::model::process::{Details, Image, Process};
+use crate::model::time::MonotonicTime;
 
 /// What is known of programs without events of execs.
 #[derive(Debug, Default)]
 pub struct Programs {
     seen: Execs,
-    /// Answers of `/proc` that wait for the events from before they were read.
+    /// Results of lookups that wait until all events from before they were read have been taken in.
     unproven: VecDeque<Answer>,
-    /// How many times events were lost: new credentials may have been among them.
+    /// The number of times that events were lost, perhaps new credentials among them.
     losses: u32,
+    /// Results that found no room in `unproven`.
+    pub refused: u64,
 }
 
 #[derive(Debug)]
 struct Answer {
     process: Arc<Process>,
     details: Details,
-    read: KernelTime,
+    read: MonotonicTime,
 }
 
 impl Programs {
-    /// Prepares a process that is older than the first event.
-    pub fn adopted(&self, process: Process) -> Process {
+    /// The process, which existed before the first event, without what is uncertain.
+    pub fn preexisting(&self, process: Process) -> Process {
         let image = self.inherited(&process);
         Process { image, ..process }
     }
 
-    /// What a fork of this process runs.
+    /// The image that a fork of this process runs.
     pub fn inherited(&self, parent: &Process) -> Arc<Image> {
         if self.seen == Execs::Unseen { Arc::default() } else { Arc::clone(&parent.image) }
     }
@@ -51,7 +54,7 @@ impl Programs {
         self.losses = self.losses.wrapping_add(1);
     }
 
-    /// How many times events were lost.
+    /// The number of times that events were lost.
     pub fn losses(&self) -> u32 {
         self.losses
     }
@@ -61,8 +64,14 @@ impl Programs {
         one.start == other.start && (self.seen == Execs::Seen || Arc::ptr_eq(&one.image, &other.image))
     }
 
-    /// What of the details of a process, read at that time, is about the program it ran when it was asked for.
-    pub fn proven(&mut self, process: &Arc<Process>, details: Details, read: KernelTime) -> Option<Details> {
+    /// The part of a process's details, read at this time, that is certain to be about its known program. Other details may wait
+    /// to be proven by later events.
+    pub fn about_known_program(
+        &mut self,
+        process: &Arc<Process>,
+        details: Details,
+        read: MonotonicTime,
+    ) -> Option<Details> {
         match self.seen {
             Execs::Seen => Some(details),
             Execs::AsCredentials => {
@@ -70,6 +79,8 @@ impl Programs {
                 let is_whole = details.args.as_ref().is_some_and(|args| !args.is_empty());
                 if is_whole && self.unproven.len() < MAX_WANTED {
                     self.unproven.push_back(Answer { process: Arc::clone(process), details, read });
+                } else if is_whole {
+                    self.refused += 1;
                 }
                 None
             }
@@ -84,9 +95,8 @@ impl Processes {
         self.programs.seen = seen;
     }
 
-    /// Uses answers of `/proc` about programs that have not changed until then. All events up to `now` have been taken
-    /// in.
-    pub(super) fn learn_programs(&mut self, now: KernelTime) {
+    /// Uses results of lookups about programs that had not changed when they were read. All events up to `now` have been taken in.
+    pub(super) fn learn_programs(&mut self, now: MonotonicTime) {
         while self.programs.unproven.front().is_some_and(|answer| answer.read < now) {
             let Some(Answer { process, details, .. }) = self.programs.unproven.pop_front() else { return };
             let losses = self.programs.losses;

@@ -8,11 +8,13 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 
 use super::*;
-use crate::event::{Event, EventKind, Execs, Sight};
-use crate::loss::{Harm, LossCause};
-use crate::state::{Config, State};
+use crate::model::event::{Event, EventKind, Execs, SocketUser, SourceCapabilities};
+use crate::model::loss::{Harm, LossCause};
+use crate::model::process::{Details, Image};
+use crate::model::testing::sock_at;
+use crate::state::{State, StateConfig};
 
-const SECOND: KernelTime = 1_000_000_000;
+const SECOND: Duration = Duration::from_secs(1);
 
 /// What a task, chosen among those that live, does next; or a pause of some seconds.
 #[derive(Debug, Clone)]
@@ -43,35 +45,40 @@ fn steps() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// A start so many ticks after boot.
+fn in_ticks(count: u64) -> BootTime {
+    BootTime::ZERO.saturating_add(TICK.saturating_mul(count as u32))
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Model {
-    start: u64,
+    start: BootTime,
     name: String,
     uid: u32,
-    /// The leading thread's id stays in use while other threads live.
+    /// The main thread's id stays in use while other threads live.
     threads: BTreeSet<u32>,
 }
 
 /// A host, and the events of its kernel.
 #[derive(Debug)]
 struct Host {
-    now: KernelTime,
+    now: MonotonicTime,
     count: u64,
     processes: BTreeMap<u32, Model>,
-    ended: BTreeMap<u32, KernelTime>,
+    ended: BTreeMap<u32, MonotonicTime>,
     events: Vec<Event>,
     /// What made sockets, by the time of their creation.
-    made_by: BTreeMap<KernelTime, String>,
+    made_by: BTreeMap<MonotonicTime, String>,
     /// Ids below this are not used again.
     fresh: u32,
 }
 
 impl Host {
     fn new() -> Self {
-        let first = Model { start: TICK, name: "p0".into(), uid: 0, threads: BTreeSet::from([1]) };
+        let first = Model { start: in_ticks(1), name: "p0".into(), uid: 0, threads: BTreeSet::from([1]) };
         let processes = BTreeMap::from([(1, first)]);
         Self {
-            now: 100 * SECOND,
+            now: MonotonicTime::ZERO.saturating_add(100 * SECOND),
             count: 1,
             processes,
             ended: BTreeMap::new(),
@@ -87,11 +94,11 @@ impl Host {
         let chosen = |who: &Index| *who.get(&tasks);
         self.count += 1;
         match step {
-            Step::Sleep(seconds) => self.now += seconds * SECOND,
+            Step::Sleep(seconds) => self.now = self.now.saturating_add(Duration::from_secs(*seconds)),
             Step::Fork(who) => {
                 let ((pid, tid), child) = (chosen(who), self.free_id());
                 let model = Model {
-                    start: self.count * TICK,
+                    start: in_ticks(self.count),
                     threads: BTreeSet::from([child]),
                     ..self.processes[&pid].clone()
                 };
@@ -119,7 +126,7 @@ impl Host {
             }
             Step::Socket(who) => {
                 let (pid, tid) = chosen(who);
-                self.tell(pid, tid, EventKind::SocketCreated { sock: self.count, for_program: true });
+                self.tell(pid, tid, EventKind::SocketCreated { sock: sock_at(self.count), user: SocketUser::Program });
                 let name = self.model(pid).name.clone();
                 self.made_by.insert(self.now, name);
             }
@@ -168,18 +175,18 @@ impl Host {
     }
 
     fn tell(&mut self, pid: u32, tid: u32, kind: EventKind) {
-        self.now += 1;
+        self.now = self.now.saturating_add(Duration::from_nanos(1));
         self.events.push(Event { time: self.now, pid, tid, kind });
     }
 
     /// What `/proc` says.
-    fn listed(&self) -> impl Iterator<Item = OldProcess> {
-        self.processes.iter().map(|(pid, model)| OldProcess {
+    fn listed(&self) -> impl Iterator<Item = PreexistingProcess> {
+        self.processes.iter().map(|(pid, model)| PreexistingProcess {
             process: Process {
                 start: Some(model.start),
                 credentials: Some(credentials(model.uid)),
                 image: Arc::new(Image { name: model.name.clone(), ..Image::default() }),
-                ..nameless(*pid)
+                ..Process::new(*pid)
             },
             threads: model.threads.iter().copied().collect(),
         })
@@ -211,7 +218,8 @@ fn check(state: &State, host: &Host) -> Result<(), TestCaseError> {
         let known = known.map(|one| (one.start, one.image.name.as_str(), one.credentials.map(|of| of.uid)));
         prop_assert_eq!(known, Some((Some(model.start), model.name.as_str(), Some(model.uid))), "{}: {:?}", pid, model);
     }
-    let long_gone = |pid: &u32, when: KernelTime| !host.processes.contains_key(pid) && when + LINGER <= host.now;
+    let long_gone =
+        |pid: &u32, when: MonotonicTime| !host.processes.contains_key(pid) && when.saturating_add(LINGER) <= host.now;
     for (pid, _) in host.ended.iter().filter(|(pid, when)| long_gone(pid, **when)) {
         prop_assert!(table.get(*pid).is_none(), "{} has ended", pid);
     }
@@ -229,12 +237,12 @@ proptest! {
         meanwhile in vec(steps(), 0..10),
         after in vec(steps(), 0..80),
     ) {
-        let (mut host, mut state) = (Host::new(), State::new(Config::default()));
+        let (mut host, mut state) = (Host::new(), State::new(StateConfig::default()));
         before.iter().for_each(|step| host.step(step));
         host.events.clear();
         host.fresh = 1000;
         meanwhile.iter().filter(|step| !matches!(step, Step::Sleep(_))).for_each(|step| host.step(step));
-        host.listed().for_each(|old| state.adopt(old));
+        host.listed().for_each(|old| state.add_preexisting(old));
         ingest(&mut state, &mut host, |_| false);
         check(&state, &host)?;
         host.fresh = 1;
@@ -245,21 +253,21 @@ proptest! {
         }
     }
 
-    /// Whatever is lost, no process stays for ever, or has another's name.
+    /// No process stays for ever or has the name of another one, even if events are lost.
     #[test]
-    fn who_ended_unseen_is_forgotten_after_a_look_into_proc(
+    fn a_process_whose_end_was_missed_is_forgotten_after_a_check(
         story in vec(steps(), 0..80),
         lost in vec(any::<Index>(), 1..20),
     ) {
-        let (mut host, mut state) = (Host::new(), State::new(Config::default()));
-        host.listed().for_each(|old| state.adopt(old));
+        let (mut host, mut state) = (Host::new(), State::new(StateConfig::default()));
+        host.listed().for_each(|old| state.add_preexisting(old));
         story.iter().for_each(|step| host.step(step));
         let lost: BTreeSet<_> =
             lost.iter().filter(|_| !host.events.is_empty()).map(|at| at.get(&host.events).time).collect();
         ingest(&mut state, &mut host, |event| lost.contains(&event.time));
         let is_there = |known: &Process| host.processes.get(&known.pid).is_some_and(|of| known.start.is_none_or(|at| at == of.start));
         // The first look may have become due in the middle of the story, before the last process began.
-        for when in [host.now, host.now + CHECK_PERIOD] {
+        for when in [host.now, host.now.saturating_add(CHECK_PERIOD)] {
             state.expire(when);
             while let Some(process) = state.next_unchecked() {
                 if !is_there(&process) {
@@ -267,7 +275,7 @@ proptest! {
                 }
             }
         }
-        host.now += CHECK_PERIOD + LINGER;
+        host.now = host.now.saturating_add(CHECK_PERIOD + LINGER);
         state.expire(host.now);
         let left: Vec<_> = (0..100).filter_map(|pid| state.processes.get(pid)).collect();
         prop_assert_eq!(left.len(), state.processes.len());
@@ -276,19 +284,19 @@ proptest! {
         }
     }
 
-    /// Where execs are no events, no process that made a socket has another's name, whenever `/proc` is asked and
-    /// answers, and whatever happened in between.
+    /// If execs are not events, no process that created a socket has the name of another one. `/proc` may be asked and may answer
+    /// at any time, with any events in between.
     #[test]
     fn no_program_is_wrong_where_execs_are_not_seen(
         story in vec((steps(), any::<bool>(), any::<bool>()), 0..80),
         as_credentials in any::<bool>(),
         lost in vec(any::<Index>(), 0..8),
     ) {
-        let (mut host, mut state) = (Host::new(), State::new(Config::default()));
+        let (mut host, mut state) = (Host::new(), State::new(StateConfig::default()));
         let execs = if as_credentials { Execs::AsCredentials } else { Execs::Unseen };
-        state.learn_sight(Sight { execs, ..Sight::default() });
-        host.listed().for_each(|old| state.adopt(old));
-        let mut teller = Teller { execs, lost: lost.iter().map(|at| at.index(100)).collect(), count: 0 };
+        state.set_capabilities(SourceCapabilities { execs, ..SourceCapabilities::default() });
+        host.listed().for_each(|old| state.add_preexisting(old));
+        let mut teller = LossyReporter { execs, lost: lost.iter().map(|at| at.index(100)).collect(), count: 0 };
         let (mut asked, mut owners) = (Vec::new(), Vec::new());
         for (step, is_answered, is_told) in &story {
             host.step(step);
@@ -302,7 +310,7 @@ proptest! {
         }
         asked.drain(..).for_each(|process| answer(&mut state, &host, &process));
         owners.extend(teller.tell(&mut state, &mut host));
-        state.expire(host.now + 1);
+        state.expire(host.now.saturating_add(Duration::from_nanos(1)));
         for (process, truth, is_doubtful) in owners {
             let details = process.image.details.get();
             let known = Some(process.image.name.as_str()).filter(|name| !name.is_empty());
@@ -323,18 +331,18 @@ fn answer(state: &mut State, host: &Host, process: &Arc<Process>) {
         Details { name: Some(model.name.clone()), args: Some(vec![model.name.clone()]), ..Details::default() };
     let credentials = Some(credentials(model.uid));
     let start = Some(model.start);
-    state.learn(process, Found { read: host.now, start, credentials, details, ..Found::default() });
+    state.learn(process, FoundProcess { read: host.now, start, credentials, details, ..FoundProcess::default() });
 }
 
-/// Tells what happened, without execs, and of some events only that they are lost.
-struct Teller {
+/// Passes events on without execs, and reports some of the others as lost.
+struct LossyReporter {
     execs: Execs,
     lost: BTreeSet<usize>,
     count: usize,
 }
 
-impl Teller {
-    /// Returns who made sockets, what that process ran, and whether it was in doubt.
+impl LossyReporter {
+    /// Returns the processes that created sockets, the programs that they ran, and whether they were in doubt.
     fn tell(&mut self, state: &mut State, host: &mut Host) -> Vec<(Arc<Process>, String, bool)> {
         let mut owners = Vec::new();
         for event in std::mem::take(&mut host.events) {
@@ -355,7 +363,7 @@ impl Teller {
             state.ingest(&event);
             state.expire(event.time);
             if matches!(event.kind, EventKind::SocketCreated { .. }) {
-                let owner = state.processes.actor(event.pid, event.tid);
+                let owner = state.processes.process_of_running_thread(event.pid, event.tid);
                 let is_doubtful = state.processes.confirm(&owner);
                 owners.push((owner, host.made_by[&event.time].clone(), is_doubtful));
             }

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-/// Thread ids. Most processes have only the leading thread, whose id is the process's own.
+/// Thread ids. Most processes have only the main thread (the kernel's thread group leader), whose id is the process's own.
 #[derive(Debug, Default)]
 pub struct Threads {
     leader: bool,
@@ -10,12 +10,12 @@ pub struct Threads {
 }
 
 impl Threads {
-    /// Only the leading thread.
+    /// Only the main thread.
     pub fn leader() -> Self {
         Self { leader: true, ..Self::default() }
     }
 
-    /// How many there are besides the leading one.
+    /// The number of threads besides the main thread.
     pub fn others(&self) -> usize {
         self.others.len()
     }

@@ -1,4 +1,5 @@
-//! Steps of calls to socket events: what each thread is doing, and what is known of each socket.
+//! Turns the steps of calls into socket events. For this it keeps the call in progress of each thread, and what is known of each
+//! socket.
 
 mod pending;
 mod states;
@@ -11,51 +12,55 @@ use nix::libc;
 
 use hashbrown::HashMap;
 
-use self::pending::{Aim, Pending};
+use self::pending::{CallTarget, Pending};
 use super::processes::Processes;
-use crate::event::{Event, KernelAddress, KernelTime};
-use crate::process::Process;
-use crate::socket_event::step::{Call, Entered, Layer, Reached, Seen, Step};
-use crate::socket_event::{
-    Action, Actions, Address, CallResult, Family, IpEnd, Listener, Socket, SocketEvent, SocketId, SocketState,
+use crate::model::event::Event;
+use crate::model::kernel_address::SockAddress;
+use crate::model::process::Process;
+use crate::model::socket_event::step::{Call, Entered, Layer, Operation, SocketSnapshot, Step};
+use crate::model::socket_event::{
+    Action, Actions, Address, CallResult, EventSocket, Family, IpEnd, Listener, SocketEvent, SocketId, SocketState,
     SocketType, ThreadName,
 };
+use crate::model::time::MonotonicTime;
 
-/// How many calls may be under way at once, each in a thread of its own.
+/// The maximum number of calls in progress, each in a thread of its own.
 const MAX_PENDING: usize = 65_536;
 
 type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
 
-/// What is known of sockets and of the calls that are under way. See the [module](self).
+/// The known sockets and the calls in progress. See the [module](self).
 #[derive(Debug)]
 pub struct SocketEvents {
     wanted: Actions,
     own_pid: u32,
     limit: usize,
-    sockets: Map<SocketId, Socket>,
-    /// The same by their `struct sock`, where changes of state are asked for.
-    by_sock: Map<KernelAddress, SocketId>,
+    sockets: Map<SocketId, EventSocket>,
+    /// The ids of sockets by their `struct sock`, if changes of state are wanted.
+    by_sock: Map<SockAddress, SocketId>,
+    /// The calls in progress, by thread.
     pending: Map<u32, Pending>,
     events: Vec<SocketEvent>,
     /// Events made.
-    pub told: u64,
-    /// Sockets that found no room: what only their earlier calls told is missing in their later events.
-    pub refused: u64,
-    /// Calls whose return was not seen.
+    pub emitted: u64,
+    /// How often a socket was not remembered because the table was full. Later events of such a socket lack what only its earlier
+    /// calls have shown, such as its owner.
+    pub not_remembered: u64,
+    /// Calls that were not tracked because too many were in progress, and calls with a socket whose return was not seen.
     pub unfinished: u64,
 }
 
-/// Who is in a call, and when.
+/// The time, thread and process of a step.
 #[derive(Debug, Clone)]
-struct Moment {
-    time: KernelTime,
+struct CallContext {
+    time: MonotonicTime,
     tid: u32,
     thread_name: Option<ThreadName>,
     process: Option<Arc<Process>>,
 }
 
 impl SocketEvents {
-    /// Events of the `wanted` actions of everybody but `own_pid`, with at most `limit` sockets known at once.
+    /// Makes events of the `wanted` actions of all processes except `own_pid`; knows at most `limit` sockets at once.
     pub fn new(wanted: Actions, own_pid: u32, limit: usize) -> Self {
         Self {
             wanted,
@@ -65,8 +70,8 @@ impl SocketEvents {
             by_sock: HashMap::default(),
             pending: HashMap::default(),
             events: Vec::new(),
-            told: 0,
-            refused: 0,
+            emitted: 0,
+            not_remembered: 0,
             unfinished: 0,
         }
     }
@@ -81,99 +86,111 @@ impl SocketEvents {
         self.events.drain(..)
     }
 
-    /// Takes in a socket that was there before events were.
-    pub fn adopt(&mut self, socket: Socket) {
+    /// Adds a socket that existed before the first event.
+    pub fn add_preexisting(&mut self, socket: EventSocket) {
         if !self.sockets.contains_key(&socket.id) {
             self.remember(socket);
         }
     }
 
-    /// A thread has ended: it comes back from no call any more.
+    /// A thread has ended, so its call does not return.
     pub fn exit(&mut self, tid: u32) {
         self.pending.remove(&tid);
     }
 
-    /// Takes in a step.
+    /// Applies a step.
     pub fn step(&mut self, event: &Event, step: &Step, thread_name: Option<ThreadName>, processes: &mut Processes) {
         if event.pid == self.own_pid {
             return;
         }
-        let mut moment = Moment { time: event.time, tid: event.tid, thread_name, process: None };
+        let mut context = CallContext { time: event.time, tid: event.tid, thread_name, process: None };
         match step {
-            Step::Entered(entered) => self.enter(moment, *entered),
-            Step::Reached { socket, what } => {
-                moment.process = not_the_kernels(processes.actor(event.pid, event.tid));
-                self.reach(moment, socket, what);
+            Step::Entered(entered) => self.entered(context, *entered),
+            Step::Reached { socket, operation } => {
+                context.process = unless_kernel(processes.process_of_running_thread(event.pid, event.tid));
+                self.reached(context, socket, operation);
             }
             Step::Connecting { local } => self.connecting(event.tid, *local),
             Step::Accepted { socket } => {
-                moment.process = not_the_kernels(processes.actor(event.pid, event.tid));
-                self.accepted(moment, socket);
+                context.process = unless_kernel(processes.process_of_running_thread(event.pid, event.tid));
+                self.accepted(context, socket);
             }
             Step::Returned { call, layer, value } => {
-                moment.process = not_the_kernels(processes.actor(event.pid, event.tid));
-                self.back(moment, *call, *layer, *value);
+                context.process = unless_kernel(processes.process_of_running_thread(event.pid, event.tid));
+                self.returned(context, *call, *layer, *value);
             }
             Step::Released { socket } => {
-                moment.process = not_the_kernels(processes.leaver(event.pid));
-                self.released(moment, socket);
+                context.process = unless_kernel(processes.process_that_may_have_ended(event.pid));
+                self.released(context, socket);
             }
         }
     }
 
-    fn enter(&mut self, moment: Moment, entered: Entered) {
-        self.put(moment.tid, Pending::entered(entered, moment.thread_name));
+    fn entered(&mut self, context: CallContext, entered: Entered) {
+        self.begin_call(context.tid, Pending::entered(entered, context.thread_name));
     }
 
-    fn reach(&mut self, moment: Moment, seen: &Seen, what: &Reached) {
-        // What /proc said of a socket that is made only now, it said too early.
-        let is_new = what.call() == Call::Create;
-        let socket = if is_new { of_sample(seen) } else { self.known(seen) };
-        if what.call() == Call::Connect && self.wanted.meets(Actions::STATE) {
+    fn reached(&mut self, context: CallContext, snapshot: &SocketSnapshot, operation: &Operation) {
+        // A new socket has no history. If it is known already, `/proc` was read after its creation and may show a later state.
+        let is_new = operation.call() == Call::Create;
+        let socket = if is_new { from_snapshot(snapshot) } else { self.known(snapshot) };
+        // A nonblocking connect may be established before the call returns; `tcp_state` must find the socket then.
+        if operation.call() == Call::Connect && self.wanted.intersects(Actions::STATE) {
             self.remember(socket.clone());
         }
-        let aim =
-            Aim { socket, before: seen.state, what: what.clone(), from: None, accepted: None, moment: moment.clone() };
-        match self.pending.get_mut(&moment.tid) {
-            Some(pending) if pending.call == what.call() && pending.entered.is_some() && pending.aim.is_none() => {
-                pending.aim = Some(aim);
-                pending.thread_name = pending.thread_name.or(moment.thread_name);
+        let target = CallTarget {
+            socket,
+            before: snapshot.state,
+            operation: operation.clone(),
+            connected_from: None,
+            accepted: None,
+            context: context.clone(),
+        };
+        match self.pending.get_mut(&context.tid) {
+            Some(pending)
+                if pending.call == operation.call() && pending.start.is_some() && pending.target.is_none() =>
+            {
+                pending.target = Some(target);
+                pending.thread_name = pending.thread_name.or(context.thread_name);
             }
-            // A socket that is made by no call of its own, one of a pair or io_uring's, is there by now.
-            _ if what.call() == Call::Create => self.finish(moment, None, aim, CallResult::Success),
-            _ => self.put(moment.tid, Pending::reached(what.call(), aim, moment.thread_name)),
+            // A socket that is created without a system call of its own (one of a pair, or by io_uring): no return will be
+            // sampled. This sample is taken after the creation, so the creation succeeded.
+            _ if operation.call() == Call::Create => self.emit_outcome(context, None, target, CallResult::Success),
+            _ => self.begin_call(context.tid, Pending::reached(operation.call(), target, context.thread_name)),
         }
     }
 
     fn connecting(&mut self, tid: u32, local: Option<IpEnd>) {
-        let aim = self.pending.get_mut(&tid).and_then(|pending| pending.aim.as_mut());
-        let Some(aim) = aim.filter(|aim| matches!(aim.what, Reached::Connect(_))) else { return };
-        aim.from = merged(local, aim.socket.local.clone());
+        let target = self.pending.get_mut(&tid).and_then(|pending| pending.target.as_mut());
+        let Some(target) = target.filter(|target| matches!(target.operation, Operation::Connect(_))) else { return };
+        target.connected_from = merged_address(local, target.socket.local.clone());
     }
 
-    fn accepted(&mut self, moment: Moment, seen: &Seen) {
-        let mut socket = of_sample(seen);
-        socket.owner.clone_from(&moment.process);
-        let Some(pending) = self.pending.get_mut(&moment.tid).filter(|pending| pending.call == Call::Accept) else {
-            return self.accepted_late(moment, socket);
+    fn accepted(&mut self, context: CallContext, snapshot: &SocketSnapshot) {
+        let mut socket = from_snapshot(snapshot);
+        socket.owner.clone_from(&context.process);
+        let Some(pending) = self.pending.get_mut(&context.tid).filter(|pending| pending.call == Call::Accept) else {
+            return self.accepted_by_unseen_call(context, socket);
         };
-        let Some(aim) = &mut pending.aim else { return };
+        let Some(target) = &mut pending.target else { return };
         if socket.family == Family::UNIX {
-            socket.local.clone_from(&aim.socket.local);
+            socket.local.clone_from(&target.socket.local);
         }
-        aim.accepted = Some(socket);
-        if pending.entered.is_none() {
-            self.end(moment, CallResult::Success, None);
+        target.accepted = Some(socket);
+        // io_uring: no system call returns, so the call ends here.
+        if pending.start.is_none() {
+            self.end_call(context, CallResult::Success, None);
         }
     }
 
-    /// A connection for a call that began before calls were watched: nothing is known of its listener.
-    fn accepted_late(&mut self, moment: Moment, socket: Socket) {
-        // Without a process the kernel accepts for itself.
-        let Moment { time, tid, thread_name, process: Some(process) } = moment else { return };
+    /// The connection of an accept whose entry was not seen, for instance because it began before the monitor. Its listener is not
+    /// known.
+    fn accepted_by_unseen_call(&mut self, context: CallContext, socket: EventSocket) {
+        // A kernel thread accepts for the kernel itself: this is no program's call, so there is no event.
+        let CallContext { time, tid, thread_name, process: Some(process) } = context else { return };
         self.remember(socket.clone());
         let listener = Listener { id: SocketId::default(), local: None };
-        self.tell(SocketEvent {
+        self.emit(SocketEvent {
             time,
             action: Action::Accept { listener, accepted: None },
             result: CallResult::Success,
@@ -186,112 +203,120 @@ impl SocketEvents {
         });
     }
 
-    fn back(&mut self, moment: Moment, call: Call, layer: Layer, value: i64) {
-        let Some(pending) = self.pending.get(&moment.tid) else { return };
+    fn returned(&mut self, context: CallContext, call: Call, layer: Layer, value: i64) {
+        let Some(pending) = self.pending.get(&context.tid) else { return };
         if pending.call != call || layer != pending.outermost() {
             return;
         }
         if (call, layer, value) == (Call::Accept, Layer::Socket, -i64::from(libc::EAGAIN)) {
-            self.pending.remove(&moment.tid); // io_uring asks again when a connection has come
+            self.pending.remove(&context.tid); // io_uring tries again when a connection has come
             return;
         }
         let descriptor = i32::try_from(value).ok().filter(|fd| layer == Layer::SystemCall && *fd >= 0);
-        self.end(moment, CallResult::of(value), descriptor);
+        self.end_call(context, CallResult::of(value), descriptor);
     }
 
-    fn released(&mut self, moment: Moment, seen: &Seen) {
-        let known = self.sockets.remove(&seen.id);
-        self.unindex(seen.sock, seen.id);
+    fn released(&mut self, context: CallContext, snapshot: &SocketSnapshot) {
+        let known = self.sockets.remove(&snapshot.id);
+        self.unindex(snapshot.sock, snapshot.id);
         let mut socket = match known {
-            Some(known) => updated(known, seen),
-            None if seen.sock == 0 => return, // an accept that got no connection
-            None => of_sample(seen),
+            Some(known) => updated(known, snapshot),
+            None if snapshot.sock.is_none() => return, // made for an accept that got no connection
+            None => from_snapshot(snapshot),
         };
         let before = socket.state.replace(SocketState::CLOSE);
-        self.tell(SocketEvent {
-            time: moment.time,
+        self.emit(SocketEvent {
+            time: context.time,
             action: Action::Close,
             result: CallResult::Success,
             fd: None,
             socket,
             before,
-            process: moment.process,
-            tid: moment.tid,
-            thread_name: moment.thread_name,
+            process: context.process,
+            tid: context.tid,
+            thread_name: context.thread_name,
         });
     }
 
-    /// A call begins; the one before it in the same thread must be over.
-    fn put(&mut self, tid: u32, pending: Pending) {
+    /// A call begins. If a call before it in the same thread is pending, its return was missed.
+    fn begin_call(&mut self, tid: u32, pending: Pending) {
         if self.pending.len() >= MAX_PENDING && !self.pending.contains_key(&tid) {
             self.unfinished += 1;
             return;
         }
-        if let Some(Pending { entered, aim: Some(aim), .. }) = self.pending.insert(tid, pending) {
+        if let Some(Pending { start, target: Some(target), .. }) = self.pending.insert(tid, pending) {
             self.unfinished += 1;
-            let result = if aim.accepted.is_some() { CallResult::Success } else { CallResult::Unknown };
-            self.finish(aim.moment.clone(), entered, aim, result);
+            let result = if target.accepted.is_some() { CallResult::Success } else { CallResult::Unknown };
+            self.emit_outcome(target.context.clone(), start, target, result);
         }
     }
 
-    /// The call that a thread is in ends. `descriptor` is what it brought.
-    fn end(&mut self, mut moment: Moment, result: CallResult, descriptor: Option<i32>) {
-        let Some(Pending { entered, aim, thread_name, .. }) = self.pending.remove(&moment.tid) else { return };
+    /// A thread's call ends. `descriptor` is the file descriptor that the call returned, if it returned one.
+    fn end_call(&mut self, mut context: CallContext, result: CallResult, descriptor: Option<i32>) {
+        let Some(Pending { start, target, thread_name, .. }) = self.pending.remove(&context.tid) else { return };
         // A return sample does not contain the thread's name.
-        moment.thread_name = moment.thread_name.or(thread_name);
-        let entered = entered.map(|entered| entered.with_descriptor(descriptor));
-        match (aim, entered.and_then(pending::Begun::asked)) {
-            (Some(aim), _) => self.finish(moment, entered, aim, result),
-            // It failed before there was a socket.
+        context.thread_name = context.thread_name.or(thread_name);
+        let start = start.map(|start| start.with_descriptor(descriptor));
+        match (target, start.and_then(pending::CallStart::requested_socket)) {
+            (Some(target), _) => self.emit_outcome(context, start, target, result),
+            // The call failed before it had created a socket.
             (None, Some((family, kind, protocol))) if result != CallResult::Success => {
                 let number = u16::try_from(protocol).ok();
-                let socket = Socket { kind: Some(kind), protocol: number, ..nothing(family) };
+                let socket =
+                    EventSocket { kind: Some(kind), protocol: number, ..EventSocket::new(SocketId::default(), family) };
                 let before = SocketState::CLOSE;
-                let aim = Aim {
+                let target = CallTarget {
                     socket,
                     before,
-                    what: Reached::Create { protocol },
-                    from: None,
+                    operation: Operation::Create { protocol },
+                    connected_from: None,
                     accepted: None,
-                    moment: moment.clone(),
+                    context: context.clone(),
                 };
-                self.finish(moment, entered, aim, result);
+                self.emit_outcome(context, start, target, result);
             }
-            (None, _) => {} // no socket, or one whose creation was not seen
+            (None, _) => {} // no socket, or a socket whose creation was not sampled
         }
     }
 
-    fn finish(&mut self, moment: Moment, entered: Option<pending::Begun>, aim: Aim, result: CallResult) {
-        let process = moment.process.clone();
-        let mut outcome = aim.outcome(entered, result, process);
+    /// Remembers the socket as the call left it, and emits the call's event.
+    fn emit_outcome(
+        &mut self,
+        context: CallContext,
+        start: Option<pending::CallStart>,
+        target: CallTarget,
+        result: CallResult,
+    ) {
+        let process = context.process.clone();
+        let mut outcome = target.outcome(start, result, process);
         if let Some(mut socket) = outcome.remember {
-            self.catch_up(&mut socket);
-            self.catch_up(&mut outcome.socket);
+            self.keep_established(&mut socket);
+            self.keep_established(&mut outcome.socket);
             self.remember(socket);
         }
-        let Moment { time, tid, thread_name, process } = moment;
+        let CallContext { time, tid, thread_name, process } = context;
         let (action, socket, before) = (outcome.action, outcome.socket, outcome.before);
-        self.tell(SocketEvent { time, action, result, fd: outcome.fd, socket, before, process, tid, thread_name });
+        self.emit(SocketEvent { time, action, result, fd: outcome.fd, socket, before, process, tid, thread_name });
     }
 
-    fn tell(&mut self, event: SocketEvent) {
+    fn emit(&mut self, event: SocketEvent) {
         if self.wanted.contains(event.action.as_set()) {
-            self.told += 1;
+            self.emitted += 1;
             self.events.push(event);
         }
     }
 
-    /// What is known of a socket that a sample shows.
-    fn known(&self, seen: &Seen) -> Socket {
-        match self.sockets.get(&seen.id) {
-            Some(known) => updated(known.clone(), seen),
-            None => of_sample(seen),
+    /// The socket of a sample, with what is known of it from earlier.
+    fn known(&self, snapshot: &SocketSnapshot) -> EventSocket {
+        match self.sockets.get(&snapshot.id) {
+            Some(known) => updated(known.clone(), snapshot),
+            None => from_snapshot(snapshot),
         }
     }
 
-    fn remember(&mut self, socket: Socket) {
+    fn remember(&mut self, socket: EventSocket) {
         if self.sockets.len() >= self.limit && !self.sockets.contains_key(&socket.id) {
-            self.refused += 1;
+            self.not_remembered += 1;
             return;
         }
         self.index(&socket);
@@ -299,52 +324,36 @@ impl SocketEvents {
     }
 }
 
-/// Who acts, unless it is one of the kernel's own threads.
-fn not_the_kernels(process: Arc<Process>) -> Option<Arc<Process>> {
+/// The process, unless it is a kernel thread.
+fn unless_kernel(process: Arc<Process>) -> Option<Arc<Process>> {
     Some(process).filter(|process| !process.kernel)
 }
 
-/// A socket of which only the family is known.
-fn nothing(family: Family) -> Socket {
-    Socket {
-        id: SocketId::default(),
-        sock: 0,
-        family,
-        kind: None,
-        protocol: None,
-        local: None,
-        remote: None,
-        state: None,
-        owner: None,
-        existing: false,
-    }
+/// A socket that is known only from this sample.
+fn from_snapshot(snapshot: &SocketSnapshot) -> EventSocket {
+    updated(EventSocket::new(snapshot.id, snapshot.family), snapshot)
 }
 
-/// A socket of which nothing is known but what a sample shows.
-fn of_sample(seen: &Seen) -> Socket {
-    updated(Socket { id: seen.id, ..nothing(seen.family) }, seen)
-}
-
-/// What was known of a socket, and what a sample shows of it now.
-fn updated(known: Socket, seen: &Seen) -> Socket {
-    if seen.sock == 0 {
+/// A known socket, updated by a sample.
+fn updated(known: EventSocket, snapshot: &SocketSnapshot) -> EventSocket {
+    if snapshot.sock.is_none() {
         return known;
     }
-    Socket {
-        sock: seen.sock,
-        family: seen.family,
-        kind: Some(seen.kind),
-        protocol: seen.protocol.or(known.protocol),
-        local: merged(seen.local, known.local),
-        remote: merged(seen.remote, known.remote),
-        state: Some(seen.state),
+    EventSocket {
+        sock: snapshot.sock,
+        family: snapshot.family,
+        kind: Some(snapshot.kind),
+        protocol: snapshot.protocol.or(known.protocol),
+        local: merged_address(snapshot.local, known.local),
+        remote: merged_address(snapshot.remote, known.remote),
+        state: Some(snapshot.state),
         ..known
     }
 }
 
-/// An end as it is now, with what only a program's own address said of it. The port of a connection that is over is
-/// no longer the socket's, but was.
-fn merged(now: Option<IpEnd>, known: Option<Address>) -> Option<Address> {
+/// The address of a sample, with the scope id and flow label of the known address. If the sample is of a closed connection,
+/// which has no port any more, the known port is kept.
+fn merged_address(now: Option<IpEnd>, known: Option<Address>) -> Option<Address> {
     let Some(now) = now else { return known };
     match known {
         Some(Address::Ip(known)) if known.ip == now.ip && now.port == 0 => Some(Address::Ip(known)),

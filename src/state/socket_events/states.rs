@@ -1,17 +1,20 @@
-//! What sockets become without a call: the answer to a connect that did not wait, a reset, the port that sending gives.
+//! Changes of sockets that no call reports: the result of a nonblocking connect, a reset, the port of a socket that sends without
+//! a bind.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::{SocketEvents, merged};
-use crate::event::{Endpoint, Event, KernelAddress, Packet, TcpState, Transport, Tuple, Way};
-use crate::socket_event::{
-    Action, Actions, Address, CallResult, Family, IpEnd, Socket, SocketEvent, SocketId, SocketState,
+use super::{SocketEvents, merged_address};
+use crate::model::event::{Event, Packet, PacketDirection, TcpState, Tuple};
+use crate::model::flow::{Endpoint, Transport};
+use crate::model::kernel_address::SockAddress;
+use crate::model::socket_event::{
+    Action, Actions, Address, CallResult, EventSocket, Family, IpEnd, SocketEvent, SocketId, SocketState,
 };
 
 impl SocketEvents {
-    /// The `struct sock` at this address has entered a state, in whatever context. Sockets of which nothing else is
-    /// known are left out: nobody has accepted them.
-    pub fn tcp_state(&mut self, event: &Event, sock: KernelAddress, tuple: &Tuple, state: TcpState) {
+    /// A TCP socket has entered a state. The event may come from any thread, so its process is not used. Unknown sockets are
+    /// ignored: they have not been accepted yet.
+    pub fn tcp_state(&mut self, event: &Event, sock: SockAddress, tuple: &Tuple, state: TcpState) {
         let Some(socket) = self.by_sock.get(&sock).and_then(|id| self.sockets.get_mut(id)) else { return };
         let entered = match state {
             TcpState::Established => SocketState::ESTABLISHED,
@@ -22,19 +25,22 @@ impl SocketEvents {
             return;
         }
         if entered == SocketState::ESTABLISHED {
-            socket.local = merged(Some(end(tuple.local, socket.family)), socket.local.take());
-            socket.remote = merged(Some(end(tuple.remote, socket.family)), socket.remote.take());
+            socket.local = merged_address(Some(end(tuple.local, socket.family)), socket.local.take());
+            socket.remote = merged_address(Some(end(tuple.remote, socket.family)), socket.remote.take());
         }
         let socket = socket.clone();
-        self.tell_state(event, socket, before);
+        self.emit_state(event, socket, before);
     }
 
-    /// A datagram leaves: a socket that had no port has one now, and one that is connected has an address.
+    /// A datagram leaves: if the socket had no port, it has one now, and if it is connected, it has an address.
     pub fn datagram(&mut self, event: &Event, packet: &Packet) {
-        if (packet.transport, packet.way) != (Transport::Udp, Way::Out) {
+        if (packet.transport, packet.direction) != (Transport::Udp, PacketDirection::Outbound) {
             return;
         }
-        let Some(socket) = self.by_sock.get(&packet.sock).and_then(|id| self.sockets.get_mut(id)) else { return };
+        let Some(socket) = packet.sock.and_then(|sock| self.by_sock.get(&sock)).and_then(|id| self.sockets.get_mut(id))
+        else {
+            return;
+        };
         let known = match &socket.local {
             Some(Address::Ip(end)) if end.port != 0 => return,
             Some(Address::Ip(end)) => Some(end.ip),
@@ -46,13 +52,13 @@ impl SocketEvents {
             Family::INET6 => known.unwrap_or(Ipv6Addr::UNSPECIFIED.into()),
             _ => known.unwrap_or(Ipv4Addr::UNSPECIFIED.into()),
         };
-        socket.local = merged(Some(IpEnd::new(ip, local.port)), socket.local.take());
+        socket.local = merged_address(Some(IpEnd::new(ip, local.port)), socket.local.take());
         let (socket, before) = (socket.clone(), socket.state);
-        self.tell_state(event, socket, before);
+        self.emit_state(event, socket, before);
     }
 
-    fn tell_state(&mut self, event: &Event, socket: Socket, before: Option<SocketState>) {
-        self.tell(SocketEvent {
+    fn emit_state(&mut self, event: &Event, socket: EventSocket, before: Option<SocketState>) {
+        self.emit(SocketEvent {
             time: event.time,
             action: Action::State,
             result: CallResult::Success,
@@ -65,22 +71,22 @@ impl SocketEvents {
         });
     }
 
-    /// Where a socket is found by its `struct sock` from now on, if anybody asks for that.
-    pub(super) fn index(&mut self, socket: &Socket) {
-        if self.wanted.meets(Actions::STATE) && socket.sock != 0 {
-            self.by_sock.insert(socket.sock, socket.id);
+    /// Adds a socket to the index by `struct sock`, if changes of state are wanted.
+    pub(super) fn index(&mut self, socket: &EventSocket) {
+        if let Some(sock) = socket.sock.filter(|_| self.wanted.intersects(Actions::STATE)) {
+            self.by_sock.insert(sock, socket.id);
         }
     }
 
-    /// The address may be another socket's from now on.
-    pub(super) fn unindex(&mut self, sock: KernelAddress, id: SocketId) {
-        if self.by_sock.get(&sock) == Some(&id) {
+    /// Removes a socket from the index by `struct sock`. Its address may be another socket's from now on.
+    pub(super) fn unindex(&mut self, sock: Option<SockAddress>, id: SocketId) {
+        if let Some(sock) = sock.filter(|sock| self.by_sock.get(sock) == Some(&id)) {
             self.by_sock.remove(&sock);
         }
     }
 
-    /// A connect that did not wait may be done by the time that it comes back.
-    pub(super) fn catch_up(&self, socket: &mut Socket) {
+    /// Keeps the state of a socket whose nonblocking connect was established before the call returned.
+    pub(super) fn keep_established(&self, socket: &mut EventSocket) {
         let established = Some(SocketState::ESTABLISHED);
         let is_done = self.sockets.get(&socket.id).is_some_and(|known| known.state == established);
         if is_done && socket.state == Some(SocketState::SYN_SENT) {
@@ -89,7 +95,7 @@ impl SocketEvents {
     }
 }
 
-/// An end as a socket of this family has it.
+/// An endpoint as an address of this family: an IPv4 address is mapped for `AF_INET6`.
 fn end(end: Endpoint, family: Family) -> IpEnd {
     match end.ip {
         IpAddr::V4(ip) if family == Family::INET6 => IpEnd::new(ip.to_ipv6_mapped(), end.port),

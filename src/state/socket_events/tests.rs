@@ -1,8 +1,11 @@
 //! Calls step by step, as the kernel tells of them.
 
 use super::*;
-use crate::event::{Endpoint, EventKind, Segments, TcpState, Tuple};
-use crate::socket_event::UnixName;
+use crate::model::event::{EventKind, Segments, TcpState, Tuple};
+use crate::model::flow::Endpoint;
+use crate::model::kernel_address::{NetAddress, SockAddress};
+use crate::model::socket_event::UnixName;
+use crate::model::testing::{monotonic, sock_at};
 
 const PID: u32 = 100;
 const ANY: Option<Address> = None;
@@ -22,7 +25,7 @@ impl Machine {
 
     fn step(&mut self, tid: u32, step: Step) {
         self.time += 1;
-        let event = Event { time: self.time, pid: PID, tid, kind: EventKind::Exit };
+        let event = Event { time: monotonic(self.time), pid: PID, tid, kind: EventKind::Exit };
         self.events.step(&event, &step, self.thread_name.take(), &mut self.processes);
     }
 
@@ -34,22 +37,22 @@ impl Machine {
         self.step(7, Step::Returned { call, layer, value });
     }
 
-    fn told(&mut self) -> Vec<SocketEvent> {
+    fn emitted(&mut self) -> Vec<SocketEvent> {
         self.events.events().collect()
     }
 
     /// The only event.
     fn one(&mut self) -> SocketEvent {
-        let mut told = self.told();
-        assert_eq!(told.len(), 1, "{told:#?}");
-        told.remove(0)
+        let mut emitted = self.emitted();
+        assert_eq!(emitted.len(), 1, "{emitted:#?}");
+        emitted.remove(0)
     }
 }
 
-fn tcp(id: u64) -> Seen {
-    Seen {
+fn tcp(id: u64) -> SocketSnapshot {
+    SocketSnapshot {
         id: SocketId(id),
-        sock: id * 64,
+        sock: SockAddress::new(id * 64),
         family: Family::INET,
         kind: SocketType::STREAM,
         protocol: Some(6),
@@ -59,16 +62,16 @@ fn tcp(id: u64) -> Seen {
     }
 }
 
-fn unix(id: u64) -> Seen {
-    Seen { family: Family::UNIX, protocol: Some(0), ..tcp(id) }
+fn unix(id: u64) -> SocketSnapshot {
+    SocketSnapshot { family: Family::UNIX, protocol: Some(0), ..tcp(id) }
 }
 
 fn end(port: u16) -> IpEnd {
     IpEnd::new([127, 0, 0, 1], port)
 }
 
-fn reach(socket: Seen, what: Reached) -> Step {
-    Step::Reached { socket, what }
+fn reach(socket: SocketSnapshot, operation: Operation) -> Step {
+    Step::Reached { socket, operation }
 }
 
 fn path(name: &[u8]) -> Address {
@@ -76,13 +79,13 @@ fn path(name: &[u8]) -> Address {
 }
 
 #[test]
-fn a_socket_is_made_with_its_descriptor() {
+fn a_creation_has_the_descriptor() {
     let mut machine = Machine::new(Actions::ALL);
     machine.step(
         7,
         Step::Entered(Entered::Create { layer: Layer::SystemCall, family: 2, kind: 1 | 0o2_000_000, protocol: 0 }),
     );
-    machine.step(7, reach(tcp(5), Reached::Create { protocol: 0 }));
+    machine.step(7, reach(tcp(5), Operation::Create { protocol: 0 }));
     machine.back(Call::Create, Layer::SystemCall, 3);
     let event = machine.one();
     assert_eq!(
@@ -94,7 +97,7 @@ fn a_socket_is_made_with_its_descriptor() {
 }
 
 #[test]
-fn a_socket_that_is_not_made_is_told_as_it_was_asked_for() {
+fn a_failed_creation_has_the_requested_family_type_and_protocol() {
     let mut machine = Machine::new(Actions::ALL);
     machine
         .step(7, Step::Entered(Entered::Create { layer: Layer::SystemCall, family: 2, kind: 3 | 0o4000, protocol: 1 }));
@@ -106,12 +109,12 @@ fn a_socket_that_is_not_made_is_told_as_it_was_asked_for() {
 }
 
 #[test]
-fn both_ends_of_a_pair_are_made_without_a_descriptor() {
+fn the_creations_of_a_socketpair_have_no_descriptors() {
     let mut machine = Machine::new(Actions::ALL);
-    machine.step(7, reach(unix(5), Reached::Create { protocol: 0 }));
-    machine.step(7, reach(unix(6), Reached::Create { protocol: 0 }));
-    let told = machine.told();
-    assert_eq!(told.iter().map(|event| (event.socket.id.0, event.fd)).collect::<Vec<_>>(), [(5, None), (6, None)]);
+    machine.step(7, reach(unix(5), Operation::Create { protocol: 0 }));
+    machine.step(7, reach(unix(6), Operation::Create { protocol: 0 }));
+    let emitted = machine.emitted();
+    assert_eq!(emitted.iter().map(|event| (event.socket.id.0, event.fd)).collect::<Vec<_>>(), [(5, None), (6, None)]);
 }
 
 #[test]
@@ -119,7 +122,7 @@ fn a_bind_that_fails_leaves_the_socket_nameless() {
     let mut machine = Machine::new(Actions::ALL);
     for (name, value) in [(b"/a", -98), (b"/b", 0)] {
         machine.enter(Call::Bind, 4);
-        machine.step(7, reach(unix(5), Reached::Bind(Some(path(name)))));
+        machine.step(7, reach(unix(5), Operation::Bind(Some(path(name)))));
         machine.back(Call::Bind, Layer::Socket, value);
         machine.back(Call::Bind, Layer::SystemCall, value);
         let event = machine.one();
@@ -131,9 +134,9 @@ fn a_bind_that_fails_leaves_the_socket_nameless() {
 }
 
 #[test]
-fn a_call_through_io_uring_ends_where_it_comes_back_to_io_uring() {
+fn a_call_through_io_uring_ends_when_it_returns_to_io_uring() {
     let mut machine = Machine::new(Actions::ALL);
-    machine.step(7, reach(tcp(5), Reached::Connect(Some(Address::Ip(end(80))))));
+    machine.step(7, reach(tcp(5), Operation::Connect(Some(Address::Ip(end(80))))));
     machine.step(7, Step::Connecting { local: Some(end(4000)) });
     machine.back(Call::Connect, Layer::Socket, -115);
     let event = machine.one();
@@ -144,10 +147,10 @@ fn a_call_through_io_uring_ends_where_it_comes_back_to_io_uring() {
 }
 
 #[test]
-fn a_refused_connect_says_whom_it_wanted_and_the_socket_forgets_it() {
+fn a_refused_connect_has_the_remote_address_but_its_socket_does_not() {
     let mut machine = Machine::new(Actions::ALL);
     machine.enter(Call::Connect, 3);
-    machine.step(7, reach(tcp(5), Reached::Connect(Some(Address::Ip(end(1))))));
+    machine.step(7, reach(tcp(5), Operation::Connect(Some(Address::Ip(end(1))))));
     machine.step(7, Step::Connecting { local: Some(end(4000)) });
     machine.back(Call::Connect, Layer::SystemCall, -111);
     let event = machine.one();
@@ -159,20 +162,20 @@ fn a_refused_connect_says_whom_it_wanted_and_the_socket_forgets_it() {
 }
 
 #[test]
-fn an_accept_tells_of_the_connection_and_its_listener() {
+fn an_accept_has_the_connection_and_its_listener() {
     let mut machine = Machine::new(Actions::ALL);
     machine.step(7, Step::Entered(Entered::Listen { fd: 3, backlog: 9999 }));
-    let listener = Seen { local: Some(end(80)), ..tcp(5) };
-    machine.step(7, reach(listener, Reached::Listen { backlog: 4096 }));
+    let listener = SocketSnapshot { local: Some(end(80)), ..tcp(5) };
+    machine.step(7, reach(listener, Operation::Listen { backlog: 4096 }));
     machine.back(Call::Listen, Layer::SystemCall, 0);
     let event = machine.one();
     assert_eq!(event.action, Action::Listen { backlog: 9999 });
     assert_eq!(event.socket.state, Some(SocketState::LISTEN));
 
     machine.enter(Call::Accept, 3);
-    machine.step(7, reach(Seen { state: SocketState::LISTEN, ..listener }, Reached::Accept));
-    let connection = Seen { state: SocketState::ESTABLISHED, remote: Some(end(4000)), ..listener };
-    machine.step(7, Step::Accepted { socket: Seen { id: SocketId(6), ..connection } });
+    machine.step(7, reach(SocketSnapshot { state: SocketState::LISTEN, ..listener }, Operation::Accept));
+    let connection = SocketSnapshot { state: SocketState::ESTABLISHED, remote: Some(end(4000)), ..listener };
+    machine.step(7, Step::Accepted { socket: SocketSnapshot { id: SocketId(6), ..connection } });
     machine.back(Call::Accept, Layer::SystemCall, 8);
     let event = machine.one();
     let of = Listener { id: SocketId(5), local: Some(Address::Ip(end(80))) };
@@ -183,26 +186,26 @@ fn an_accept_tells_of_the_connection_and_its_listener() {
 }
 
 #[test]
-fn an_accept_that_gets_nothing_tells_of_the_listener() {
+fn a_failed_accept_has_the_listener() {
     let mut machine = Machine::new(Actions::ALL);
     machine.enter(Call::Accept, 3);
-    machine.step(7, reach(Seen { state: SocketState::LISTEN, ..tcp(5) }, Reached::Accept));
+    machine.step(7, reach(SocketSnapshot { state: SocketState::LISTEN, ..tcp(5) }, Operation::Accept));
     machine.back(Call::Accept, Layer::SystemCall, -11);
-    machine.step(7, Step::Released { socket: Seen { sock: 0, ..tcp(6) } });
+    machine.step(7, Step::Released { socket: SocketSnapshot { sock: None, ..tcp(6) } });
     let event = machine.one();
     assert_eq!((event.result, event.socket.id), (CallResult::Failure(11), SocketId(5)));
     assert!(matches!(event.action, Action::Accept { accepted: None, .. }));
 }
 
 #[test]
-fn what_is_no_socket_is_no_event_and_what_is_not_wanted_is_not_told() {
+fn calls_without_a_socket_and_unwanted_actions_make_no_event() {
     let mut machine = Machine::new(Actions::CLOSE);
     machine.enter(Call::Bind, 99);
     machine.back(Call::Bind, Layer::SystemCall, -9);
     machine.enter(Call::Bind, 4);
-    machine.step(7, reach(unix(5), Reached::Bind(Some(path(b"/b")))));
+    machine.step(7, reach(unix(5), Operation::Bind(Some(path(b"/b")))));
     machine.back(Call::Bind, Layer::SystemCall, 0);
-    assert!(machine.told().is_empty());
+    assert!(machine.emitted().is_empty());
     machine.step(7, Step::Released { socket: unix(5) });
     let event = machine.one();
     assert_eq!((event.before, event.socket.state), (Some(SocketState::CLOSE), Some(SocketState::CLOSE)));
@@ -210,10 +213,10 @@ fn what_is_no_socket_is_no_event_and_what_is_not_wanted_is_not_told() {
 }
 
 #[test]
-fn a_missed_return_is_told_with_the_next_call_and_counted() {
+fn a_call_with_a_missed_return_is_reported_with_the_next_call_and_counted() {
     let mut machine = Machine::new(Actions::ALL);
     machine.enter(Call::Connect, 3);
-    machine.step(7, reach(tcp(5), Reached::Connect(ANY)));
+    machine.step(7, reach(tcp(5), Operation::Connect(ANY)));
     machine.enter(Call::Bind, 3);
     assert_eq!(machine.one().result, CallResult::Unknown);
     assert_eq!(machine.events.unfinished, 1);
@@ -225,21 +228,21 @@ fn threads_do_not_disturb_each_other() {
     for tid in [7, 8] {
         machine.step(tid, Step::Entered(Entered::Other { call: Call::Connect, fd: tid as i32 }));
         let to = Some(Address::Ip(end(tid as u16)));
-        machine.step(tid, reach(tcp(u64::from(tid)), Reached::Connect(to)));
+        machine.step(tid, reach(tcp(u64::from(tid)), Operation::Connect(to)));
     }
     for tid in [8, 7] {
         machine.step(tid, Step::Returned { call: Call::Connect, layer: Layer::SystemCall, value: 0 });
     }
-    let told: Vec<_> = machine.told().iter().map(|event| (event.fd, event.socket.id.0)).collect();
-    assert_eq!(told, [(Some(8), 8), (Some(7), 7)]);
+    let emitted: Vec<_> = machine.emitted().iter().map(|event| (event.fd, event.socket.id.0)).collect();
+    assert_eq!(emitted, [(Some(8), 8), (Some(7), 7)]);
 }
 
 #[test]
-fn sockets_that_were_there_are_known_and_said_to_be() {
+fn preexisting_sockets_are_known_and_marked() {
     let mut machine = Machine::new(Actions::ALL);
-    let old = Socket { existing: true, local: Some(path(b"/old")), ..of_sample(&unix(5)) };
-    machine.events.adopt(old);
-    assert!(machine.told().is_empty());
+    let old = EventSocket { existing: true, local: Some(path(b"/old")), ..from_snapshot(&unix(5)) };
+    machine.events.add_preexisting(old);
+    assert!(machine.emitted().is_empty());
     machine.step(7, Step::Released { socket: unix(5) });
     let event = machine.one();
     assert!(event.socket.existing);
@@ -247,22 +250,22 @@ fn sockets_that_were_there_are_known_and_said_to_be() {
 }
 
 #[test]
-fn a_socket_that_proc_showed_before_its_creation_was_read_is_new() {
+fn a_socket_that_proc_shows_before_its_creation_event_comes_is_new() {
     let mut machine = Machine::new(Actions::ALL);
-    machine.events.adopt(Socket { existing: true, ..of_sample(&unix(5)) });
-    machine.step(7, reach(unix(5), Reached::Create { protocol: 0 }));
+    machine.events.add_preexisting(EventSocket { existing: true, ..from_snapshot(&unix(5)) });
+    machine.step(7, reach(unix(5), Operation::Create { protocol: 0 }));
     assert!(!machine.one().socket.existing);
     machine.step(7, Step::Released { socket: unix(5) });
     assert!(!machine.one().socket.existing);
 }
 
 #[test]
-fn what_finds_no_room_is_told_all_the_same() {
+fn sockets_that_found_no_room_still_have_events() {
     let mut machine = Machine::new(Actions::ALL);
     for id in 1..=6 {
-        machine.step(7, reach(unix(id), Reached::Create { protocol: 0 }));
+        machine.step(7, reach(unix(id), Operation::Create { protocol: 0 }));
     }
-    assert_eq!((machine.told().len(), machine.events.len(), machine.events.refused), (6, 4, 2));
+    assert_eq!((machine.emitted().len(), machine.events.len(), machine.events.not_remembered), (6, 4, 2));
     machine.step(7, Step::Released { socket: unix(6) });
     assert_eq!(machine.one().socket.id, SocketId(6));
 }
@@ -271,32 +274,36 @@ fn what_finds_no_room_is_told_all_the_same() {
 fn a_known_scope_and_a_port_that_was_given_back_are_kept() {
     let known = IpEnd { ip: "fe80::1".parse().unwrap(), port: 80, scope_id: 2, flow_info: 0 };
     let now = |port| Some(IpEnd { scope_id: 0, port, ..known });
-    assert_eq!(merged(now(80), Some(Address::Ip(known))), Some(Address::Ip(known)));
-    assert_eq!(merged(now(0), Some(Address::Ip(known))), Some(Address::Ip(known)));
-    assert_eq!(merged(now(81), Some(Address::Ip(known))), Some(Address::Ip(IpEnd { port: 81, ..known })));
-    assert_eq!(merged(Some(end(9)), Some(Address::Ip(known))), Some(Address::Ip(end(9))));
+    assert_eq!(merged_address(now(80), Some(Address::Ip(known))), Some(Address::Ip(known)));
+    assert_eq!(merged_address(now(0), Some(Address::Ip(known))), Some(Address::Ip(known)));
+    assert_eq!(merged_address(now(81), Some(Address::Ip(known))), Some(Address::Ip(IpEnd { port: 81, ..known })));
+    assert_eq!(merged_address(Some(end(9)), Some(Address::Ip(known))), Some(Address::Ip(end(9))));
 }
 
 /// The `struct sock` at this address enters a state, while something else runs.
-fn enters(machine: &mut Machine, sock: KernelAddress, state: TcpState) {
-    let tuple = Tuple { net: 1, local: Endpoint::new([127, 0, 0, 1], 9), remote: Endpoint::new([127, 0, 0, 1], 80) };
+fn enters(machine: &mut Machine, sock: SockAddress, state: TcpState) {
+    let tuple = Tuple {
+        net: NetAddress::new(1),
+        local: Endpoint::new([127, 0, 0, 1], 9),
+        remote: Endpoint::new([127, 0, 0, 1], 80),
+    };
     machine.time += 1;
     let kind = EventKind::TcpState { sock, tuple, state, segments: Some(Segments::default()) };
-    let event = Event { time: machine.time, pid: 0, tid: 0, kind };
+    let event = Event { time: monotonic(machine.time), pid: 0, tid: 0, kind };
     machine.events.tcp_state(&event, sock, &tuple, state);
 }
 
 /// Makes socket 5 and begins to connect it.
 fn connecting(wanted: Actions) -> Machine {
     let mut machine = Machine::new(wanted);
-    machine.step(7, reach(tcp(5), Reached::Create { protocol: 0 }));
+    machine.step(7, reach(tcp(5), Operation::Create { protocol: 0 }));
     machine.enter(Call::Connect, 3);
-    machine.step(7, reach(tcp(5), Reached::Connect(Some(Address::Ip(end(80))))));
+    machine.step(7, reach(tcp(5), Operation::Connect(Some(Address::Ip(end(80))))));
     machine
 }
 
-fn told_states(machine: &mut Machine) -> Vec<(&'static str, Option<SocketState>, Option<SocketState>)> {
-    machine.told().into_iter().map(|event| (event.action.name(), event.before, event.socket.state)).collect()
+fn emitted_states(machine: &mut Machine) -> Vec<(&'static str, Option<SocketState>, Option<SocketState>)> {
+    machine.emitted().into_iter().map(|event| (event.action.name(), event.before, event.socket.state)).collect()
 }
 
 const STATES: Actions = Actions::CONNECT.or(Actions::STATE);
@@ -305,12 +312,12 @@ const SYN_SENT: Option<SocketState> = Some(SocketState::SYN_SENT);
 const ESTABLISHED: Option<SocketState> = Some(SocketState::ESTABLISHED);
 
 #[test]
-fn a_connect_that_does_not_wait_is_established_later() {
+fn a_nonblocking_connect_is_established_later() {
     let mut machine = connecting(STATES);
     machine.back(Call::Connect, Layer::SystemCall, -115);
-    enters(&mut machine, 5 * 64, TcpState::Established);
-    let told = machine.told();
-    let [connect, state] = &told[..] else { panic!("{told:#?}") };
+    enters(&mut machine, sock_at(5 * 64), TcpState::Established);
+    let emitted = machine.emitted();
+    let [connect, state] = &emitted[..] else { panic!("{emitted:#?}") };
     assert_eq!((connect.socket.state, &connect.action), (SYN_SENT, &Action::Connect));
     assert_eq!((state.before, state.socket.state, &state.action), (SYN_SENT, ESTABLISHED, &Action::State));
     assert_eq!(state.socket.remote, Some(Address::Ip(end(80))));
@@ -320,40 +327,42 @@ fn a_connect_that_does_not_wait_is_established_later() {
 }
 
 #[test]
-fn it_may_be_established_before_the_call_is_back() {
+fn it_may_be_established_before_the_call_returns() {
     let mut machine = connecting(STATES);
-    enters(&mut machine, 5 * 64, TcpState::Established);
+    enters(&mut machine, sock_at(5 * 64), TcpState::Established);
     machine.back(Call::Connect, Layer::SystemCall, -115);
-    enters(&mut machine, 5 * 64, TcpState::Closed { error: 104 });
+    enters(&mut machine, sock_at(5 * 64), TcpState::Closed { error: 104 });
     let expected = [("state", CLOSE, ESTABLISHED), ("connect", CLOSE, ESTABLISHED), ("state", ESTABLISHED, CLOSE)];
-    assert_eq!(told_states(&mut machine), expected);
+    assert_eq!(emitted_states(&mut machine), expected);
 }
 
 #[test]
-fn states_of_sockets_that_nobody_has_are_nobodys() {
+fn states_of_unknown_sockets_make_no_event() {
     let mut machine = connecting(STATES);
-    enters(&mut machine, 6 * 64, TcpState::Established);
+    enters(&mut machine, sock_at(6 * 64), TcpState::Established);
     machine.back(Call::Connect, Layer::SystemCall, 0);
     machine.step(7, Step::Released { socket: tcp(5) });
-    enters(&mut machine, 5 * 64, TcpState::Closed { error: 0 });
-    assert_eq!(told_states(&mut machine), [("connect", CLOSE, ESTABLISHED)]);
+    enters(&mut machine, sock_at(5 * 64), TcpState::Closed { error: 0 });
+    assert_eq!(emitted_states(&mut machine), [("connect", CLOSE, ESTABLISHED)]);
     assert!(machine.events.by_sock.is_empty());
 }
 
 #[test]
-fn states_cost_nothing_unless_they_are_asked_for() {
+fn states_are_not_indexed_unless_they_are_wanted() {
     let mut machine = connecting(Actions::CONNECT);
-    enters(&mut machine, 5 * 64, TcpState::Established);
+    enters(&mut machine, sock_at(5 * 64), TcpState::Established);
     machine.back(Call::Connect, Layer::SystemCall, -115);
-    assert_eq!(told_states(&mut machine), [("connect", CLOSE, SYN_SENT)]);
+    assert_eq!(emitted_states(&mut machine), [("connect", CLOSE, SYN_SENT)]);
     assert!(machine.events.by_sock.is_empty());
 }
 
 #[test]
-fn an_accept_that_waited_before_calls_were_watched_is_told_without_its_listener() {
+fn an_accept_that_began_before_the_monitor_has_no_listener() {
     let mut machine = Machine::new(Actions::ALL);
-    machine
-        .step(7, Step::Accepted { socket: Seen { state: SocketState::ESTABLISHED, local: Some(end(80)), ..tcp(6) } });
+    machine.step(
+        7,
+        Step::Accepted { socket: SocketSnapshot { state: SocketState::ESTABLISHED, local: Some(end(80)), ..tcp(6) } },
+    );
     let event = machine.one();
     let listener = Listener { id: SocketId(0), local: None };
     assert_eq!((event.action, event.fd, event.before), (Action::Accept { listener, accepted: None }, None, None));
@@ -362,7 +371,7 @@ fn an_accept_that_waited_before_calls_were_watched_is_told_without_its_listener(
 }
 
 #[test]
-fn io_uring_tells_of_creations_and_accepts_that_fail() {
+fn failed_creations_and_accepts_by_io_uring_are_reported() {
     let mut machine = Machine::new(Actions::ALL);
     let create = Entered::Create { layer: Layer::Socket, family: 2, kind: 3, protocol: 1 };
     machine.step(7, Step::Entered(create));
@@ -371,53 +380,60 @@ fn io_uring_tells_of_creations_and_accepts_that_fail() {
     assert_eq!((event.result, event.fd, event.socket.kind), (CallResult::Failure(93), None, Some(SocketType::RAW)));
 
     machine.step(7, Step::Entered(create));
-    machine.step(7, Step::Reached { socket: tcp(5), what: Reached::Create { protocol: 1 } });
+    machine.step(7, Step::Reached { socket: tcp(5), operation: Operation::Create { protocol: 1 } });
     machine.back(Call::Create, Layer::Socket, 0);
     let event = machine.one();
     assert_eq!((event.result, event.fd, event.socket.id), (CallResult::Success, None, SocketId(5)));
 
-    for (value, told) in [(-11, None), (-22, Some(CallResult::Failure(22)))] {
-        machine.step(7, Step::Reached { socket: tcp(6), what: Reached::Accept });
+    for (value, emitted) in [(-11, None), (-22, Some(CallResult::Failure(22)))] {
+        machine.step(7, Step::Reached { socket: tcp(6), operation: Operation::Accept });
         machine.back(Call::Accept, Layer::Socket, value);
-        assert_eq!(machine.told().first().map(|event| event.result), told);
+        assert_eq!(machine.emitted().first().map(|event| event.result), emitted);
     }
 }
 
 /// A datagram leaves from this port of 192.0.2.1.
 fn sends(machine: &mut Machine, sock: u64, port: u16) {
-    use crate::event::{Packet, Size, Transport, Way};
+    use crate::model::event::{Packet, PacketDirection, PacketSize};
+    use crate::model::flow::Transport;
     let address = |port| Endpoint { ip: "192.0.2.1".parse().unwrap(), port };
-    let tuple = Tuple { net: 1, local: address(port), remote: address(53) };
-    let packet = Packet::new(Way::Out, Transport::Udp, sock, tuple, Size { bytes: 60, headers: 28 });
-    let event = Event { time: 99, pid: 0, tid: 0, kind: EventKind::Packet(packet) };
+    let tuple = Tuple { net: NetAddress::new(1), local: address(port), remote: address(53) };
+    let packet = Packet::new(
+        PacketDirection::Outbound,
+        Transport::Udp,
+        SockAddress::new(sock),
+        tuple,
+        PacketSize { bytes: 60, headers: 28 },
+    );
+    let event = Event { time: monotonic(99), pid: 0, tid: 0, kind: EventKind::Packet(packet) };
     machine.events.datagram(&event, &packet);
 }
 
 #[test]
 fn sending_gives_a_port_and_to_a_connected_socket_an_address() {
-    let udp = |id, remote| Seen { kind: SocketType::DGRAM, protocol: Some(17), remote, ..tcp(id) };
+    let udp = |id, remote| SocketSnapshot { kind: SocketType::DGRAM, protocol: Some(17), remote, ..tcp(id) };
     let mut machine = Machine::new(Actions::CREATE.or(Actions::STATE));
     for (id, remote, ip) in [(5, None, "0.0.0.0"), (6, Some(end(53)), "192.0.2.1")] {
-        machine.step(7, Step::Reached { socket: udp(id, remote), what: Reached::Create { protocol: 17 } });
+        machine.step(7, Step::Reached { socket: udp(id, remote), operation: Operation::Create { protocol: 17 } });
         sends(&mut machine, id * 64, 4000);
         sends(&mut machine, id * 64, 4000);
-        let told = machine.told();
-        let [create, state] = &told[..] else { panic!("{told:#?}") };
+        let emitted = machine.emitted();
+        let [create, state] = &emitted[..] else { panic!("{emitted:#?}") };
         assert_eq!((&create.socket.local, &state.action), (&ANY, &Action::State));
         assert_eq!(state.socket.local, Some(Address::Ip(IpEnd::new(ip.parse::<std::net::IpAddr>().unwrap(), 4000))));
         assert_eq!(state.socket.owner.as_ref().map(|owner| owner.pid), Some(PID));
     }
     sends(&mut machine, 7 * 64, 4000);
-    assert!(machine.told().is_empty(), "nobody knows of it");
+    assert!(machine.emitted().is_empty(), "nobody knows of it");
 }
 
 #[test]
-fn a_call_is_told_with_its_threads_own_name() {
+fn an_event_has_the_name_of_the_thread() {
     let mut machine = Machine::new(Actions::ALL);
     let name = |name: &[u8]| Some(ThreadName::new(name));
     machine.enter(Call::Connect, 5);
     machine.thread_name = name(b"worker");
-    machine.step(7, reach(tcp(5), Reached::Connect(ANY)));
+    machine.step(7, reach(tcp(5), Operation::Connect(ANY)));
     machine.back(Call::Connect, Layer::SystemCall, 0);
     assert_eq!(machine.one().thread_name, name(b"worker"));
 
@@ -428,5 +444,5 @@ fn a_call_is_told_with_its_threads_own_name() {
     assert_eq!(machine.one().thread_name, name(b"other"));
 
     machine.step(7, Step::Released { socket: tcp(5) });
-    assert_eq!(machine.one().thread_name, None, "nothing told it");
+    assert_eq!(machine.one().thread_name, None, "nothing emitted it");
 }

@@ -4,6 +4,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
+use crate::model::testing::{monotonic, sock_at};
 
 /// At 250 a second, in nanoseconds.
 const TICK: u64 = 4_000_000;
@@ -13,11 +14,11 @@ const SYN_HEADERS: u16 = 60;
 const SOCK: u64 = 0xa;
 
 /// A packet of so many segments with so much payload each, on a CPU, so many nanoseconds after the one before.
-type Step = (Way, u32, u32, u32, u64);
+type Step = (PacketDirection, u32, u32, u32, u64);
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let way = prop_oneof![Just(Way::Out), Just(Way::In)];
-    vec((way, 1..5_u32, 0..1400_u32, 0..3_u32, 1..2_000_000_u64), 0..40)
+    let direction = prop_oneof![Just(PacketDirection::Outbound), Just(PacketDirection::Inbound)];
+    vec((direction, 1..5_u32, 0..1400_u32, 0..3_u32, 1..2_000_000_u64), 0..40)
 }
 
 /// What a connection of these packets is on the wire, and what is seen of it: time, CPU and event.
@@ -35,36 +36,37 @@ impl Wire {
         let mut now = 100_000_000_000;
         let remote = tuple(40000, 80).remote;
         for kind in [
-            EventKind::SocketCreated { sock: SOCK, for_program: true },
-            EventKind::ConnectBegins { sock: SOCK, remote },
+            EventKind::SocketCreated { sock: sock_at(SOCK), user: SocketUser::Program },
+            EventKind::ConnectBegins { sock: sock_at(SOCK), remote },
         ] {
             wire.seen.push((now, 0, kind));
         }
-        wire.packet((Way::Out, 1, 0, 0, 0), now, SYN, SYN_HEADERS);
+        wire.packet((PacketDirection::Outbound, 1, 0, 0, 0), now, SYN, SYN_HEADERS);
         for (nth, step) in steps.iter().enumerate() {
             now += step.4;
             match nth {
-                0 => wire.packet((Way::In, 1, 0, step.3, 0), now, SYN | ACK, SYN_HEADERS),
+                0 => wire.packet((PacketDirection::Inbound, 1, 0, step.3, 0), now, SYN | ACK, SYN_HEADERS),
                 _ => wire.packet(*step, now, ACK, HEADERS),
             }
         }
         let (tuple, state) = (tuple(40000, 80), TcpState::Closed { error: 0 });
-        let closed = EventKind::TcpState { sock: SOCK, tuple, state, segments: Some(wire.counted) };
+        let closed = EventKind::TcpState { sock: sock_at(SOCK), tuple, state, segments: Some(wire.counted) };
         wire.seen.push((now + closes_after, closed_on, closed));
         wire
     }
 
-    fn packet(&mut self, (way, count, payload, cpu, _): Step, now: u64, tcp_flags: u8, headers: u16) {
-        let (on_wire, socket) = match way {
-            Way::Out => (&mut self.sent, &mut self.counted.sent),
-            Way::In => (&mut self.received, &mut self.counted.received),
+    fn packet(&mut self, (direction, count, payload, cpu, _): Step, now: u64, tcp_flags: u8, headers: u16) {
+        let (on_wire, socket) = match direction {
+            PacketDirection::Outbound => (&mut self.sent, &mut self.counted.sent),
+            PacketDirection::Inbound => (&mut self.received, &mut self.counted.received),
         };
         on_wire.packets += u64::from(count);
         on_wire.bytes += u64::from(count * (payload + u32::from(headers)));
         *socket += count;
-        let (sock, segments) = if way == Way::Out { (SOCK, Some(self.counted)) } else { (0, None) };
-        let size = Size { bytes: count * payload + u32::from(headers), headers };
-        let packet = Packet::new(way, Transport::Tcp, sock, tuple(40000, 80), size);
+        let (sock, segments) =
+            if direction == PacketDirection::Outbound { (SOCK, Some(self.counted)) } else { (0, None) };
+        let size = PacketSize { bytes: count * payload + u32::from(headers), headers };
+        let packet = Packet::new(direction, Transport::Tcp, SockAddress::new(sock), tuple(40000, 80), size);
         self.seen.push((now, cpu, EventKind::Packet(Packet { tcp_flags, segments, ..packet })));
     }
 
@@ -74,9 +76,9 @@ impl Wire {
         let mut seen = self.seen.clone();
         seen.iter_mut().for_each(|(time, ..)| *time -= *time % tick);
         seen.sort_by_key(|(time, cpu, _)| (*time, *cpu));
-        let mut state = State::new(Config::default());
+        let mut state = State::new(StateConfig::default());
         for (time, _, kind) in seen {
-            state.ingest(&Event { time, pid: CURL, tid: CURL, kind });
+            state.ingest(&Event { time: monotonic(time), pid: CURL, tid: CURL, kind });
         }
         state.shutdown();
         let flows: Vec<_> = state.finished().collect();
@@ -87,7 +89,7 @@ impl Wire {
 
 proptest! {
     #[test]
-    fn counts_are_exact_by_whatever_clock(steps in steps()) {
+    fn counts_are_exact_with_any_clock(steps in steps()) {
         let wire = Wire::of(&steps, TICK, 0);
         prop_assert_eq!(wire.counted_by(1), (wire.sent, wire.received));
         prop_assert_eq!(wire.counted_by(TICK), (wire.sent, wire.received));
@@ -105,30 +107,63 @@ proptest! {
     }
 }
 
+/// A connection of curl's up to the end of its handshake.
+fn connected() -> Story {
+    let (mut story, tuple) = (Story::new(), tuple(40000, 80));
+    story.say(CURL, EventKind::SocketCreated { sock: sock_at(SOCK), user: SocketUser::Program });
+    story.say(CURL, EventKind::ConnectBegins { sock: sock_at(SOCK), remote: tuple.remote });
+    sends(&mut story, Segments { sent: 1, received: 0 }, SYN, SYN_HEADERS);
+    story.tcp(PacketDirection::Inbound, 0, tuple, 60, SYN | ACK);
+    sends(&mut story, Segments { sent: 2, received: 1 }, ACK, HEADERS);
+    story
+}
+
+/// An empty packet leaves. The socket has counted these segments by then.
+fn sends(story: &mut Story, segments: Segments, tcp_flags: u8, headers: u16) {
+    let size = PacketSize { bytes: headers.into(), headers };
+    let packet = Packet::new(PacketDirection::Outbound, Transport::Tcp, SockAddress::new(SOCK), tuple(40000, 80), size);
+    story.say(CURL, EventKind::Packet(Packet { tcp_flags, segments: Some(segments), ..packet }));
+}
+
+fn receives(story: &mut Story, payload: u32) {
+    let size = PacketSize { bytes: payload + u32::from(HEADERS), headers: HEADERS };
+    let packet = Packet::new(PacketDirection::Inbound, Transport::Tcp, None, tuple(40000, 80), size);
+    story.say(CURL, EventKind::Packet(Packet { tcp_flags: ACK, ..packet }));
+}
+
 /// The socket's counters are not looked at again before the flow ends.
 #[test]
-fn what_arrives_after_a_tick_is_no_part_of_what_was_merged_before() {
-    let (mut story, tuple) = (Story::new(), tuple(40000, 80));
-    let sent = |story: &mut Story, sent: u32, received: u32, flags: u8, headers: u16| {
-        let size = Size { bytes: headers.into(), headers };
-        let packet = Packet::new(Way::Out, Transport::Tcp, SOCK, tuple, size);
-        let segments = Some(Segments { sent, received });
-        story.say(CURL, EventKind::Packet(Packet { tcp_flags: flags, segments, ..packet }));
-    };
-    let arrives = |story: &mut Story, payload: u32| {
-        let size = Size { bytes: payload + u32::from(HEADERS), headers: HEADERS };
-        let packet = Packet::new(Way::In, Transport::Tcp, 0, tuple, size);
-        story.say(CURL, EventKind::Packet(Packet { tcp_flags: ACK, ..packet }));
-    };
-    story.say(CURL, EventKind::SocketCreated { sock: SOCK, for_program: true });
-    story.say(CURL, EventKind::ConnectBegins { sock: SOCK, remote: tuple.remote });
-    sent(&mut story, 1, 0, SYN, SYN_HEADERS);
-    story.tcp(Way::In, 0, tuple, 60, SYN | ACK);
-    sent(&mut story, 2, 1, ACK, HEADERS);
+fn a_packet_after_a_tick_is_not_among_the_segments_counted_before() {
+    let mut story = connected();
     // Three segments of 100 bytes as one packet.
-    arrives(&mut story, 300);
-    sent(&mut story, 3, 4, ACK, HEADERS);
-    arrives(&mut story, 48);
+    receives(&mut story, 300);
+    sends(&mut story, Segments { sent: 3, received: 4 }, ACK, HEADERS);
+    receives(&mut story, 48);
     story.wait(31);
     assert_eq!(story.only().received, counters(5, 60 + 3 * 152 + 100));
+}
+
+/// The sample of a packet that leaves comes before those of two packets that its socket has counted already, and of one that
+/// it has not.
+#[test]
+fn of_the_packets_of_one_tick_only_those_that_were_counted_before_are_not_counted_again() {
+    let mut story = connected();
+    sends(&mut story, Segments { sent: 3, received: 3 }, ACK, HEADERS);
+    for _ in 0..3 {
+        story.now -= 1000; // the same time
+        receives(&mut story, 48);
+    }
+    story.wait(31);
+    assert_eq!(story.only().received, counters(4, 60 + 3 * 100));
+}
+
+/// The connection is older than its flow, whose first sample has overtaken the one before.
+#[test]
+fn a_packet_that_was_sent_before_the_first_one_of_its_flow_is_counted() {
+    let mut story = Story::new();
+    sends(&mut story, Segments { sent: 10, received: 1 }, ACK, HEADERS);
+    story.now -= 1000; // the same time
+    sends(&mut story, Segments { sent: 9, received: 1 }, ACK, HEADERS);
+    story.wait(31);
+    assert_eq!(story.only().sent, counters(2, 2 * 52));
 }

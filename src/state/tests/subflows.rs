@@ -1,6 +1,7 @@
 //! MPTCP: programs act on one socket, packets are seen with others.
 
 use super::*;
+use crate::model::testing::{since_boot, sock_at};
 
 /// The addresses of the MPTCP sockets and of their subflows: the listener's, the first and one that joined.
 const LISTENING: u64 = 0x1000;
@@ -19,43 +20,49 @@ impl Story {
         let process = Process {
             pid: WORKER,
             parent_pid: None,
-            start: Some(4),
+            start: Some(since_boot(4)),
             kernel: true,
             credentials: None,
             containers: None,
             image: Arc::default(),
         };
-        story.state.adopt(OldProcess { process, threads: vec![WORKER] });
+        story.state.add_preexisting(PreexistingProcess { process, threads: vec![WORKER] });
         story
     }
 
     fn subflow(&mut self, sock: u64, mptcp: u64, joined: bool) {
-        self.say(4_000_000, EventKind::Subflow { sock, mptcp, joined });
+        self.say(4_000_000, EventKind::Subflow { sock: sock_at(sock), mptcp: sock_at(mptcp), joined });
     }
 
     fn listens(&mut self, pid: u32) {
         for sock in [LISTENING, LISTENER] {
-            self.say(pid, EventKind::SocketCreated { sock, for_program: true });
+            self.say(pid, EventKind::SocketCreated { sock: sock_at(sock), user: SocketUser::Program });
         }
     }
 
     /// The handshake of an incoming connection.
     fn comes_in(&mut self, sock: u64, tuple: Tuple, joined: bool) {
-        self.tcp(Way::In, 0, tuple, 60, SYN);
-        self.tcp(Way::Out, LISTENER, tuple, 60, SYN | ACK);
-        self.tcp(Way::In, 0, tuple, 60, ACK);
+        self.tcp(PacketDirection::Inbound, 0, tuple, 60, SYN);
+        self.tcp(PacketDirection::Outbound, LISTENER, tuple, 60, SYN | ACK);
+        self.tcp(PacketDirection::Inbound, 0, tuple, 60, ACK);
         self.subflow(sock, ACCEPTED, joined);
         self.state_is(sock, tuple, TcpState::Established);
     }
 
     fn accepts(&mut self, pid: u32, tuple: Tuple) {
-        self.say(pid, EventKind::Accepted { sock: ACCEPTED, tuple });
+        self.say(pid, EventKind::Accepted { sock: sock_at(ACCEPTED), tuple });
     }
 
     /// An outgoing packet of `count` segments, with the socket's counters after it.
     fn segments(&mut self, sock: u64, tuple: Tuple, count: u32, segments: Segments) {
         let (bytes, headers) = (52 + count * 1000, 52);
-        let packet = Packet::new(Way::Out, Transport::Tcp, sock, tuple, Size { bytes, headers });
+        let packet = Packet::new(
+            PacketDirection::Outbound,
+            Transport::Tcp,
+            SockAddress::new(sock),
+            tuple,
+            PacketSize { bytes, headers },
+        );
         let packet = Packet { tcp_flags: ACK, segments: Some(segments), ..packet };
         self.say(4_000_000, EventKind::Packet(packet));
     }
@@ -76,7 +83,7 @@ fn pid(flow: &Flow) -> Option<u32> {
 }
 
 #[test]
-fn an_accepted_socket_that_is_not_the_senders_leaves_the_counters_alone() {
+fn an_accepted_socket_that_does_not_send_does_not_change_the_counters() {
     // With and without MPTCP's own events: an accepted SMC socket has none.
     for told in [true, false] {
         let mut story = Story::new();
@@ -85,7 +92,7 @@ fn an_accepted_socket_that_is_not_the_senders_leaves_the_counters_alone() {
         match told {
             true => story.comes_in(FIRST, tuple, false),
             false => {
-                story.tcp(Way::In, 0, tuple, 60, SYN);
+                story.tcp(PacketDirection::Inbound, 0, tuple, 60, SYN);
                 story.state_is(FIRST, tuple, TcpState::Established);
             }
         }
@@ -93,7 +100,7 @@ fn an_accepted_socket_that_is_not_the_senders_leaves_the_counters_alone() {
         story.accepts(CURL, tuple);
         story.segments(FIRST, tuple, 10, Segments { received: before.1, sent: 10 });
         let closed = EventKind::TcpState {
-            sock: FIRST,
+            sock: sock_at(FIRST),
             tuple,
             state: TcpState::Closed { error: 0 },
             segments: Some(Segments { received: before.1 + 3, sent: 10 }),
@@ -101,14 +108,14 @@ fn an_accepted_socket_that_is_not_the_senders_leaves_the_counters_alone() {
         story.say(0, closed);
         story.wait(6);
         let flow = story.only();
-        assert_eq!((pid(&flow), flow.direction, flow.sock), (Some(CURL), Direction::Ingress, FIRST));
+        assert_eq!((pid(&flow), flow.direction, flow.sock), (Some(CURL), Direction::Ingress, SockAddress::new(FIRST)));
         assert_eq!(flow.sent.packets, before.0 + 10);
         assert_eq!(flow.received.packets, u64::from(before.1) + 3);
     }
 }
 
 #[test]
-fn subflows_are_whose_the_accepted_socket_is_whenever_they_come() {
+fn subflows_have_the_owner_of_the_accepted_socket_in_any_order_of_events() {
     let (first, joined) = (tuple(80, 40000), tuple(80, 40001));
     for early in [true, false] {
         let mut story = Story::new();
@@ -121,8 +128,8 @@ fn subflows_are_whose_the_accepted_socket_is_whenever_they_come() {
         if !early {
             story.accepts(CURL, first);
         }
-        story.tcp(Way::Out, JOINED, joined, 1000, ACK);
-        story.say(CURL, EventKind::SocketReleased { sock: ACCEPTED });
+        story.tcp(PacketDirection::Outbound, JOINED, joined, 1000, ACK);
+        story.say(CURL, EventKind::SocketReleased { sock: sock_at(ACCEPTED) });
         story.wait(6);
         let flows = story.sorted();
         assert_eq!(flows.iter().map(pid).collect::<Vec<_>>(), [Some(CURL); 2]);
@@ -131,18 +138,18 @@ fn subflows_are_whose_the_accepted_socket_is_whenever_they_come() {
 }
 
 #[test]
-fn what_is_never_accepted_is_the_listeners() {
+fn a_connection_that_is_never_accepted_belongs_to_the_listeners_owner() {
     let mut story = Story::new();
     story.listens(SERVER);
     story.comes_in(FIRST, tuple(80, 40000), false);
     story.comes_in(JOINED, tuple(80, 40001), true);
-    story.say(0, EventKind::SocketFreed { sock: ACCEPTED });
+    story.say(0, EventKind::SocketFreed { sock: sock_at(ACCEPTED) });
     story.wait(6);
     assert_eq!(story.sorted().iter().map(pid).collect::<Vec<_>>(), [Some(SERVER); 2]);
 }
 
 #[test]
-fn a_subflow_that_the_kernel_makes_is_the_mptcp_sockets() {
+fn a_subflow_that_the_kernel_creates_has_the_owner_of_the_mptcp_socket() {
     let remote = tuple(40000, 80).remote;
     // The MPTCP socket is older than the monitor or not; the subflow is reported when it is created, when it is
     // established, or both.
@@ -151,17 +158,17 @@ fn a_subflow_that_the_kernel_makes_is_the_mptcp_sockets() {
     {
         let mut story = Story::with_worker();
         if known {
-            story.say(CURL, EventKind::SocketCreated { sock: MADE, for_program: true });
+            story.say(CURL, EventKind::SocketCreated { sock: sock_at(MADE), user: SocketUser::Program });
             story.conversation_of_subflow(CURL, FIRST, tuple(40000, 80));
         }
-        story.say(WORKER, EventKind::SocketCreated { sock: JOINED, for_program: false });
+        story.say(WORKER, EventKind::SocketCreated { sock: sock_at(JOINED), user: SocketUser::Kernel });
         if made {
             story.subflow(JOINED, MADE, false);
         }
-        story.say(WORKER, EventKind::ConnectBegins { sock: JOINED, remote });
-        story.tcp(Way::Out, JOINED, tuple(40001, 80), 60, SYN);
+        story.say(WORKER, EventKind::ConnectBegins { sock: sock_at(JOINED), remote });
+        story.tcp(PacketDirection::Outbound, JOINED, tuple(40001, 80), 60, SYN);
         if answered {
-            story.tcp(Way::In, 0, tuple(40001, 80), 60, SYN | ACK);
+            story.tcp(PacketDirection::Inbound, 0, tuple(40001, 80), 60, SYN | ACK);
             story.subflow(JOINED, MADE, true);
             story.state_is(JOINED, tuple(40001, 80), TcpState::Established);
         }
@@ -173,31 +180,51 @@ fn a_subflow_that_the_kernel_makes_is_the_mptcp_sockets() {
     }
 }
 
+/// The kernel goes on with what it was about to do when the program closed its socket.
+#[test]
+fn a_subflow_that_the_kernel_creates_after_the_close_has_the_owner_of_the_mptcp_socket() {
+    for freed in [false, true] {
+        let mut story = Story::with_worker();
+        story.say(CURL, EventKind::SocketCreated { sock: sock_at(MADE), user: SocketUser::Program });
+        story.conversation_of_subflow(CURL, FIRST, tuple(40000, 80));
+        story.say(CURL, EventKind::SocketReleased { sock: sock_at(MADE) });
+        if freed {
+            story.say(0, EventKind::SocketFreed { sock: sock_at(MADE) });
+        }
+        story.say(WORKER, EventKind::SocketCreated { sock: sock_at(JOINED), user: SocketUser::Kernel });
+        story.subflow(JOINED, MADE, false);
+        story.tcp(PacketDirection::Outbound, JOINED, tuple(40001, 80), 60, SYN);
+        story.wait(31);
+        let flows = story.sorted();
+        assert_eq!(flows.iter().map(pid).collect::<Vec<_>>(), [Some(CURL), (!freed).then_some(CURL)]);
+    }
+}
+
 impl Story {
     /// The first subflow of [`MADE`], already established.
     fn conversation_of_subflow(&mut self, pid: u32, sock: u64, tuple: Tuple) {
-        self.say(pid, EventKind::SocketCreated { sock, for_program: false });
+        self.say(pid, EventKind::SocketCreated { sock: sock_at(sock), user: SocketUser::Kernel });
         self.subflow(sock, MADE, false);
-        self.say(pid, EventKind::ConnectBegins { sock, remote: tuple.remote });
-        self.tcp(Way::Out, sock, tuple, 60, SYN);
+        self.say(pid, EventKind::ConnectBegins { sock: sock_at(sock), remote: tuple.remote });
+        self.tcp(PacketDirection::Outbound, sock, tuple, 60, SYN);
         self.say(pid, EventKind::ConnectReturns { result: 0 });
-        self.tcp(Way::In, 0, tuple, 60, SYN | ACK);
+        self.tcp(PacketDirection::Inbound, 0, tuple, 60, SYN | ACK);
         self.subflow(sock, MADE, false);
         self.state_is(sock, tuple, TcpState::Established);
     }
 }
 
 #[test]
-fn who_gave_an_mptcp_socket_up_is_told_of_all_that_it_was_made_of() {
+fn the_process_that_closes_an_mptcp_socket_is_reported_for_all_subflows() {
     let mut story = Story::with_worker();
-    story.say(CURL, EventKind::SocketCreated { sock: MADE, for_program: true });
+    story.say(CURL, EventKind::SocketCreated { sock: sock_at(MADE), user: SocketUser::Program });
     story.conversation_of_subflow(CURL, FIRST, tuple(40000, 80));
-    story.say(WORKER, EventKind::SocketCreated { sock: JOINED, for_program: false });
+    story.say(WORKER, EventKind::SocketCreated { sock: sock_at(JOINED), user: SocketUser::Kernel });
     story.subflow(JOINED, MADE, false);
-    story.tcp(Way::Out, JOINED, tuple(40001, 80), 60, SYN);
-    story.say(SHELL, EventKind::SocketReleased { sock: MADE });
+    story.tcp(PacketDirection::Outbound, JOINED, tuple(40001, 80), 60, SYN);
+    story.say(SHELL, EventKind::SocketReleased { sock: sock_at(MADE) });
     // Its last packets belong to the same flow.
-    story.tcp(Way::Out, JOINED, tuple(40001, 80), 52, FIN | ACK);
+    story.tcp(PacketDirection::Outbound, JOINED, tuple(40001, 80), 52, FIN | ACK);
     story.subflow(JOINED, MADE, true);
     story.wait(6);
     let flows = story.sorted();
@@ -207,7 +234,7 @@ fn who_gave_an_mptcp_socket_up_is_told_of_all_that_it_was_made_of() {
 }
 
 #[test]
-fn an_mptcp_socket_at_an_old_address_is_another() {
+fn an_mptcp_socket_at_a_reused_address_is_a_new_one() {
     let mut story = Story::new();
     let (old, new) = (tuple(80, 40000), tuple(80, 40002));
     story.listens(SERVER);
@@ -230,10 +257,10 @@ fn a_socket_at_the_address_of_a_subflow_that_is_gone_is_not_closed_with_the_othe
     story.listens(SERVER);
     story.comes_in(0xb, tuple, false);
     story.accepts(SERVER, tuple);
-    story.say(0, EventKind::SocketFreed { sock: 0xb });
-    story.say(CURL, EventKind::SocketCreated { sock: 0xb, for_program: true });
-    story.udp(Way::Out, 0xb, super::tuple(5001, 7), 60);
-    story.say(SERVER, EventKind::SocketReleased { sock: ACCEPTED });
+    story.say(0, EventKind::SocketFreed { sock: sock_at(0xb) });
+    story.say(CURL, EventKind::SocketCreated { sock: sock_at(0xb), user: SocketUser::Program });
+    story.udp(PacketDirection::Outbound, 0xb, super::tuple(5001, 7), 60);
+    story.say(SERVER, EventKind::SocketReleased { sock: sock_at(ACCEPTED) });
     story.wait(6);
     story.out.retain(|flow| flow.transport == Transport::Udp);
     assert!(story.out.is_empty(), "another socket's flow goes on: {:?}", story.out);
@@ -245,16 +272,16 @@ fn a_socket_at_the_address_of_a_subflow_that_is_gone_is_not_closed_with_the_othe
 fn a_subflow_belongs_to_the_program_that_connected() {
     let mut story = Story::new();
     let (of_mptcp, plain) = (tuple(40000, 80), tuple(40001, 80));
-    story.say(CURL, EventKind::SocketCreated { sock: MADE, for_program: true });
-    story.say(CURL, EventKind::SocketCreated { sock: FIRST, for_program: false });
+    story.say(CURL, EventKind::SocketCreated { sock: sock_at(MADE), user: SocketUser::Program });
+    story.say(CURL, EventKind::SocketCreated { sock: sock_at(FIRST), user: SocketUser::Kernel });
     story.subflow(FIRST, MADE, false);
-    story.say(CURL, EventKind::SocketCreated { sock: 0xa, for_program: true });
+    story.say(CURL, EventKind::SocketCreated { sock: sock_at(0xa), user: SocketUser::Program });
     for (sock, tuple) in [(FIRST, of_mptcp), (0xa, plain)] {
-        story.say(CURL, EventKind::ConnectBegins { sock, remote: tuple.remote });
-        story.tcp(Way::Out, sock, tuple, 60, SYN);
+        story.say(CURL, EventKind::ConnectBegins { sock: sock_at(sock), remote: tuple.remote });
+        story.tcp(PacketDirection::Outbound, sock, tuple, 60, SYN);
     }
     for (sock, tuple) in [(FIRST, of_mptcp), (0xa, plain)] {
-        story.tcp(Way::In, 0, tuple, 60, SYN | ACK);
+        story.tcp(PacketDirection::Inbound, 0, tuple, 60, SYN | ACK);
         story.state_is(sock, tuple, TcpState::Established);
     }
     story.say(CURL, exec("/usr/bin/wget", b"wget\0"));
@@ -264,15 +291,15 @@ fn a_subflow_belongs_to_the_program_that_connected() {
 }
 
 #[test]
-fn a_subflow_that_the_kernel_makes_is_the_program_s_that_runs_by_then() {
+fn a_subflow_that_the_kernel_creates_belongs_to_the_owners_present_program() {
     let mut story = Story::with_worker();
     let tuple = tuple(40001, 80);
-    story.say(CURL, EventKind::SocketCreated { sock: MADE, for_program: true });
+    story.say(CURL, EventKind::SocketCreated { sock: sock_at(MADE), user: SocketUser::Program });
     story.say(CURL, exec("/usr/bin/wget", b"wget\0"));
-    story.say(WORKER, EventKind::SocketCreated { sock: JOINED, for_program: false });
-    story.say(WORKER, EventKind::ConnectBegins { sock: JOINED, remote: tuple.remote });
-    story.tcp(Way::Out, JOINED, tuple, 60, SYN);
-    story.tcp(Way::In, 0, tuple, 60, SYN | ACK);
+    story.say(WORKER, EventKind::SocketCreated { sock: sock_at(JOINED), user: SocketUser::Kernel });
+    story.say(WORKER, EventKind::ConnectBegins { sock: sock_at(JOINED), remote: tuple.remote });
+    story.tcp(PacketDirection::Outbound, JOINED, tuple, 60, SYN);
+    story.tcp(PacketDirection::Inbound, 0, tuple, 60, SYN | ACK);
     story.subflow(JOINED, MADE, true);
     story.wait(31);
     assert_eq!(owner(&story.only()), (CURL, "wget".into()));
@@ -280,30 +307,30 @@ fn a_subflow_that_the_kernel_makes_is_the_program_s_that_runs_by_then() {
 
 /// The kernel closes a subflow, it is idle when its MPTCP socket is accepted, and its last packet comes when it has no socket.
 #[test]
-fn an_idle_subflow_is_whose_the_accepted_socket_is() {
+fn an_idle_subflow_has_the_owner_of_the_accepted_socket() {
     let mut story = Story::new();
     let (first, joined) = (tuple(80, 40000), tuple(80, 40001));
     story.listens(SERVER);
     story.comes_in(FIRST, first, false);
     story.comes_in(JOINED, joined, true);
-    story.tcp(Way::Out, JOINED, joined, 52, FIN | ACK);
-    story.tcp(Way::In, 0, joined, 52, ACK);
+    story.tcp(PacketDirection::Outbound, JOINED, joined, 52, FIN | ACK);
+    story.tcp(PacketDirection::Inbound, 0, joined, 52, ACK);
     story.wait(40);
     assert_eq!(story.sorted().iter().map(pid).collect::<Vec<_>>(), [Some(SERVER); 2], "nobody has accepted it yet");
     story.accepts(CURL, first);
     story.state_is(JOINED, joined, TcpState::Closed { error: 0 });
-    story.say(0, EventKind::SocketFreed { sock: JOINED });
-    story.tcp(Way::In, 0, joined, 52, FIN | ACK);
+    story.say(0, EventKind::SocketFreed { sock: sock_at(JOINED) });
+    story.tcp(PacketDirection::Inbound, 0, joined, 52, FIN | ACK);
     story.wait(31);
     assert_eq!(pid(&story.only()), Some(CURL));
 }
 
 /// The kernel tells of a subflow when it is made, and again when it is established.
 #[test]
-fn a_first_subflow_that_is_told_of_twice_goes_on() {
+fn a_first_subflow_that_is_reported_twice_goes_on() {
     let (made, accepted) = (tuple(40000, 80), tuple(80, 40000));
     let mut story = Story::new();
-    story.say(CURL, EventKind::SocketCreated { sock: MADE, for_program: true });
+    story.say(CURL, EventKind::SocketCreated { sock: sock_at(MADE), user: SocketUser::Program });
     story.conversation_of_subflow(CURL, FIRST, made);
     story.listens(SERVER);
     for _ in 0..2 {
@@ -315,30 +342,30 @@ fn a_first_subflow_that_is_told_of_twice_goes_on() {
 
 /// The kernel makes the first subflow in the task that connects.
 #[test]
-fn an_mptcp_socket_that_was_passed_on_stays_its_creators() {
+fn an_mptcp_socket_that_was_passed_on_still_belongs_to_its_creator() {
     let mut story = Story::new();
-    story.say(CURL, EventKind::SocketCreated { sock: MADE, for_program: true });
+    story.say(CURL, EventKind::SocketCreated { sock: sock_at(MADE), user: SocketUser::Program });
     story.conversation_of_subflow(SHELL, FIRST, tuple(40000, 80));
     story.wait(31);
     assert_eq!(pid(&story.only()), Some(CURL));
 }
 
 #[test]
-fn a_subflow_of_the_kernels_that_is_told_of_twice_before_it_connects_is_not_the_kernels() {
+fn a_subflow_of_the_kernel_that_is_reported_twice_before_it_connects_belongs_to_the_program() {
     let mut story = Story::with_worker();
     let tuple = tuple(40001, 80);
-    story.say(WORKER, EventKind::SocketCreated { sock: JOINED, for_program: false });
+    story.say(WORKER, EventKind::SocketCreated { sock: sock_at(JOINED), user: SocketUser::Kernel });
     for _ in 0..2 {
         story.subflow(JOINED, MADE, false);
     }
-    story.say(WORKER, EventKind::ConnectBegins { sock: JOINED, remote: tuple.remote });
-    story.tcp(Way::Out, JOINED, tuple, 60, SYN);
+    story.say(WORKER, EventKind::ConnectBegins { sock: sock_at(JOINED), remote: tuple.remote });
+    story.tcp(PacketDirection::Outbound, JOINED, tuple, 60, SYN);
     story.wait(31);
     assert_eq!(pid(&story.only()), None);
 }
 
 #[test]
-fn a_subflow_that_joins_an_idle_one_is_whose_that_is() {
+fn a_subflow_that_joins_an_idle_one_has_the_same_owner() {
     let mut story = Story::new();
     story.listens(SERVER);
     story.comes_in(FIRST, tuple(80, 40000), false);

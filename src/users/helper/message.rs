@@ -1,11 +1,11 @@
-//! The messages. A question is `u` or `g` and the id (`u32`, little-endian). An answer repeats the question and adds
-//! one byte for the result and, if there is one, the name.
+//! The messages of the helper. A question is `u` or `g`, then the id as a little-endian `u32`. An answer repeats the question,
+//! and adds a byte for the result and, if there is one, the name.
 
 use super::super::{Answer, Id, MAX_NAME_LEN};
 
 /// The length of a question.
 pub(super) const QUESTION_LEN: usize = 5;
-/// The most bytes of an answer.
+/// The maximum size of an answer in bytes.
 pub(super) const MAX_ANSWER_LEN: usize = QUESTION_LEN + 1 + MAX_NAME_LEN;
 
 const USER: u8 = b'u';
@@ -46,7 +46,7 @@ pub(super) fn answer(id: Id, answer: Option<&Answer>) -> Vec<u8> {
     [&question(id), &[kind][..], name.as_bytes()].concat()
 }
 
-/// What an answer says of an id. One about another says nothing.
+/// Parses an answer. `None` if it is about another id.
 pub(super) fn read_answer(bytes: &[u8], id: Id) -> Option<Answer> {
     let rest = bytes.strip_prefix(&question(id)).and_then(<[u8]>::split_first);
     match rest {

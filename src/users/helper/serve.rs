@@ -1,4 +1,4 @@
-//! The helper process: gives up its privileges and answers questions.
+//! The helper process: drops its privileges and answers questions.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -24,10 +24,10 @@ pub(super) fn run(socket: BorrowedFd<'_>, sources: &Sources) -> io::Result<()> {
     answer(socket, sources)
 }
 
-/// Answers until nobody can ask any more.
+/// Answers until the other end of the socket is closed.
 pub(super) fn answer(socket: BorrowedFd<'_>, sources: &Sources) -> io::Result<()> {
     loop {
-        // One byte more than a question has, to notice one that is too long.
+        // One byte longer than a question, to notice questions that are too long.
         let mut question = [0; QUESTION_LEN + 1];
         let id = match recv(socket.as_raw_fd(), &mut question, MsgFlags::empty()) {
             Ok(0) | Err(Errno::ECONNRESET) => return Ok(()),

@@ -7,12 +7,13 @@ use std::thread;
 use tempfile::TempDir;
 
 use super::*;
+#[cfg(feature = "privileges")]
 use crate::privileges;
 
 const LONG: Duration = Duration::from_secs(60);
 const USER: Id = Id::User(70_001);
 
-/// One that is asked here, and the socket at the other end. The process does nothing.
+/// A helper, and the socket at its other end. Its process does nothing.
 fn helper(timeout: Duration) -> (GetentHelper, OwnedFd) {
     let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
     let child = Command::new("/bin/true").spawn().unwrap();
@@ -35,7 +36,7 @@ fn sources(getent: Vec<PathBuf>) -> Sources {
 }
 
 #[test]
-fn it_is_asked_and_ends_with_the_one_that_asks() {
+fn the_helper_answers_and_ends_with_its_client() {
     let folder = TempDir::new().unwrap();
     for (getent, user, group) in [
         (vec![getent(&folder)], Some(Answer::Named("ldap-user".into())), Some(Answer::Unknown)),
@@ -49,8 +50,9 @@ fn it_is_asked_and_ends_with_the_one_that_asks() {
     }
 }
 
+#[cfg(feature = "privileges")]
 #[test]
-fn who_may_start_no_program_asks_it_all_the_same() {
+fn the_helper_works_for_a_thread_that_cannot_start_programs() {
     let folder = TempDir::new().unwrap();
     let sources = sources(vec![getent(&folder)]);
     let (mut helper, theirs) = helper(LONG);
@@ -58,7 +60,7 @@ fn who_may_start_no_program_asks_it_all_the_same() {
         let sources = sources.clone();
         move || serve::answer(theirs.as_fd(), &sources)
     });
-    // Where the sandbox that tests run in forbids it, there is nothing to test. What is given up is a thread's.
+    // A sandbox around the tests may forbid it; then there is nothing to test. Only this thread drops its privileges.
     let asking = thread::spawn(move || {
         privileges::drop_capabilities(privileges::Extra::default()).ok()?;
         privileges::filter_syscalls().ok()?;
@@ -74,7 +76,7 @@ fn who_may_start_no_program_asks_it_all_the_same() {
 }
 
 #[test]
-fn its_death_is_no_answer() {
+fn a_dead_helper_gives_no_answer() {
     let (mut helper, theirs) = helper(LONG);
     drop(theirs);
     assert_eq!(helper.ask(USER), None);
@@ -85,13 +87,13 @@ fn its_death_is_no_answer() {
     let dies = thread::spawn(move || {
         recv(theirs.as_raw_fd(), &mut [0; 9], MsgFlags::empty()).unwrap();
     });
-    assert_eq!(helper.ask(USER), None, "while it is waited for");
+    assert_eq!(helper.ask(USER), None, "it dies while the question waits");
     dies.join().unwrap();
 }
 
-/// Answers each time that it is told to.
-fn slow(theirs: OwnedFd, told: Receiver<()>, done: Sender<()>) {
-    for () in told {
+/// Answers one question each time that the test triggers it.
+fn slow(theirs: OwnedFd, triggers: Receiver<()>, done: Sender<()>) {
+    for () in triggers {
         let mut question = [0; 9];
         let count = recv(theirs.as_raw_fd(), &mut question, MsgFlags::empty()).unwrap();
         let id = message::read_question(&question[..count]).unwrap();
@@ -102,23 +104,23 @@ fn slow(theirs: OwnedFd, told: Receiver<()>, done: Sender<()>) {
 }
 
 #[test]
-fn who_does_not_answer_holds_nobody_up_and_a_late_answer_is_not_taken_for_another() {
+fn a_slow_helper_does_not_block_and_late_answers_are_discarded() {
     let (mut helper, theirs) = helper(Duration::from_millis(50));
-    let ((tell, told), (done, is_done)) = (channel(), channel());
-    let answering = thread::spawn(move || slow(theirs, told, done));
+    let ((trigger, triggers), (done, is_done)) = (channel(), channel());
+    let answering = thread::spawn(move || slow(theirs, triggers, done));
     assert_eq!(helper.ask(Id::User(1)), Some(Answer::Failed), "in time");
     helper.timeout = LONG;
     let start = Instant::now();
     for user in 2..10_000 {
         assert_eq!(helper.ask(Id::User(user)), Some(Answer::Failed));
     }
-    assert!(start.elapsed() < LONG, "nobody waits again: {:?}", start.elapsed());
-    // The answer to the first question comes; the ones between were never asked.
-    tell.send(()).unwrap();
+    assert!(start.elapsed() < LONG, "later questions do not wait: {:?}", start.elapsed());
+    // The answer to the first question arrives. The questions after it were never sent.
+    trigger.send(()).unwrap();
     is_done.recv().unwrap();
-    tell.send(()).unwrap();
+    trigger.send(()).unwrap();
     assert_eq!(helper.ask(Id::User(7)), Some(Answer::Named("name-7".into())));
-    drop(tell);
+    drop(trigger);
     answering.join().unwrap();
 }
 

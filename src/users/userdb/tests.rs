@@ -12,7 +12,7 @@ const LONG: Duration = Duration::from_secs(60);
 const SHORT: Duration = Duration::from_millis(200);
 const ID: Id = Id::User(61_184);
 
-/// A service that answers each request with what it is told to.
+/// A service that answers each request with `answer`.
 fn serve(folder: &TempDir, name: &str, answer: impl Fn(Value, &mut UnixStream) + Send + 'static) {
     let listener = UnixListener::bind(folder.path().join(name)).unwrap();
     thread::spawn(move || {
@@ -24,8 +24,8 @@ fn serve(folder: &TempDir, name: &str, answer: impl Fn(Value, &mut UnixStream) +
     });
 }
 
-/// What is made of an answer of these bytes.
-fn told(bytes: &[u8], timeout: Duration) -> Answer {
+/// The result of an answer of these bytes.
+fn answer_to(bytes: &[u8], timeout: Duration) -> Answer {
     let (folder, bytes) = (TempDir::new().unwrap(), bytes.to_vec());
     serve(&folder, "io.systemd.DynamicUser", move |_, stream| drop(stream.write_all(&bytes)));
     look_up(folder.path(), ID, timeout)
@@ -85,13 +85,14 @@ fn the_multiplexer_speaks_for_all_unless_it_fails() {
     });
     assert_eq!(services(folder.path()), [MULTIPLEXER, "io.systemd.DynamicUser"]);
     assert_eq!(look_up(folder.path(), ID, LONG), named("dynamic"));
-    assert_eq!(look_up(folder.path(), Id::User(1), LONG), Answer::Failed, "one could not say");
+    assert_eq!(look_up(folder.path(), Id::User(1), LONG), Answer::Failed, "one service has failed");
     assert_eq!(look_up(folder.path(), Id::Group(61_184), LONG), Answer::Unknown, "the others are not asked");
 }
 
 #[test]
 fn only_an_answer_about_the_id_is_believed() {
-    let user = |record: Value| told(format!("{}\0", json!({ "parameters": { "record": record } })).as_bytes(), LONG);
+    let user =
+        |record: Value| answer_to(format!("{}\0", json!({ "parameters": { "record": record } })).as_bytes(), LONG);
     assert_eq!(user(json!({ "userName": "a", "uid": 61_184 })), named("a"));
     assert_eq!(user(json!({ "userName": "a", "uid": 61_185 })), Answer::Failed);
     assert_eq!(user(json!({ "userName": "a", "uid": 61_185, "binding": { "m": { "uid": 61_184 } } })), Answer::Failed);
@@ -106,21 +107,21 @@ fn only_an_answer_about_the_id_is_believed() {
 }
 
 #[test]
-fn answers_that_make_no_sense_or_have_no_end() {
-    assert_eq!(told(b"\0", LONG), Answer::Failed);
-    assert_eq!(told(b"{}\0", LONG), Answer::Failed);
-    assert_eq!(told(b"\xff\xfe{garbage\0", LONG), Answer::Failed);
-    assert_eq!(told("[".repeat(60_000).as_bytes(), SHORT), Answer::Failed);
-    assert_eq!(told(b"{\"parameters\":", LONG), Answer::Failed, "the service hangs up");
+fn malformed_and_endless_answers_fail() {
+    assert_eq!(answer_to(b"\0", LONG), Answer::Failed);
+    assert_eq!(answer_to(b"{}\0", LONG), Answer::Failed);
+    assert_eq!(answer_to(b"\xff\xfe{garbage\0", LONG), Answer::Failed);
+    assert_eq!(answer_to("[".repeat(60_000).as_bytes(), SHORT), Answer::Failed);
+    assert_eq!(answer_to(b"{\"parameters\":", LONG), Answer::Failed, "the service hangs up");
     let start = Instant::now();
     let folder = TempDir::new().unwrap();
     serve(&folder, "io.systemd.Endless", |_, stream| while stream.write_all(b"          ").is_ok() {});
     assert_eq!(look_up(folder.path(), ID, LONG), Answer::Failed);
-    assert!(start.elapsed() < LONG, "nobody waits for the end of what is too long");
+    assert!(start.elapsed() < LONG, "an endless answer is not read to its end");
 }
 
 #[test]
-fn a_service_that_never_answers_does_not_keep_us() {
+fn a_service_that_never_answers_does_not_block() {
     let folder = TempDir::new().unwrap();
     let start = Instant::now();
     serve(&folder, "io.systemd.Slow", |_, stream| {
@@ -130,7 +131,7 @@ fn a_service_that_never_answers_does_not_keep_us() {
         }
     });
     assert_eq!(look_up(folder.path(), ID, SHORT), Answer::Failed);
-    // One that does not even accept: as many wait as may, and connecting would wait for them.
+    // A service that does not accept: its backlog is full, so connecting blocks.
     let path = folder.path().join("io.systemd.Full");
     let _listener = UnixListener::bind(&path).unwrap();
     let mut waiting = Vec::new();
@@ -143,7 +144,7 @@ fn a_service_that_never_answers_does_not_keep_us() {
 }
 
 #[test]
-fn only_a_folder_of_ones_own_is_looked_into() {
+fn only_a_guarded_directory_is_used() {
     let folder = TempDir::new().unwrap();
     serve(&folder, "io.systemd.Any", |request, stream| {
         stream.write_all(knows_one(&request, "any", 61_184).as_bytes()).unwrap();

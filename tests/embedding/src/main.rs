@@ -13,10 +13,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use socktrail::clock::{Clock, TimeSource, Timestamp};
-use socktrail::event::Endpoint;
-use socktrail::flow::{Flow, Owner};
-use socktrail::monitor::{Handler, Monitor, Received};
+use socktrail::clock::TimeSource;
+use socktrail::{Clock, Endpoint, Flow, Handler, Monitor, Owner, Received, Timestamp};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 

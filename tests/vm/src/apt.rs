@@ -1,5 +1,5 @@
-//! Debian packages, through an apt state of our own: any release and architecture, nothing of the host's touched,
-//! no root needed.
+//! Debian packages of any release and architecture, through apt with its own state: it needs no root and changes
+//! nothing on the host.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,15 +8,15 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::cache::Workshop;
+use crate::cache::LockedCache;
 use crate::matrix::{Arch, Suite};
 use crate::process;
 
-/// Debian's own keys, where its releases keep them.
+/// The path of Debian's archive keys.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// How long package lists count as new.
-const FRESH: Duration = Duration::from_secs(3600);
+/// The age at which package lists are fetched again.
+const MAX_AGE: Duration = Duration::from_secs(3600);
 
 /// The packages of one release for one architecture.
 #[derive(Debug)]
@@ -26,9 +26,9 @@ pub struct Archive {
 }
 
 impl Archive {
-    /// Opens a release, with package lists as they are now.
-    pub fn open(workshop: &Workshop<'_>, suite: Suite, arch: Arch) -> Result<Self> {
-        let folder = workshop.path(&format!("apt/{}-{}", suite.name, arch.debian()));
+    /// Opens a release, with current package lists.
+    pub fn open(cache: &LockedCache<'_>, suite: Suite, arch: Arch) -> Result<Self> {
+        let folder = cache.path(&format!("apt/{}-{}", suite.name, arch.debian()));
         let archive = Self { folder, arch };
         archive.prepare(suite)?;
         archive.update(suite)?;
@@ -41,28 +41,28 @@ impl Archive {
             let folder = self.folder.join(folder);
             fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
         }
-        // No package counts as installed, so that dependencies are always fetched.
+        // With an empty status file no package is installed, so dependencies are always fetched.
         fs::write(self.folder.join("status"), "").context("write apt's status")?;
         fs::write(self.folder.join("sources.list"), sources(suite, self.arch)?).context("write apt's sources")
     }
 
-    /// Fetches the package lists, unless that was done a moment ago.
+    /// Fetches the package lists, if they are older than [`MAX_AGE`].
     fn update(&self, suite: Suite) -> Result<()> {
         let stamp = self.folder.join("updated");
-        if is_younger_than(&stamp, FRESH) {
+        if is_younger_than(&stamp, MAX_AGE) {
             return Ok(());
         }
         eprintln!("vm: reading the package lists of Debian {} ({})", suite.name, self.arch.debian());
         let update = self.tool("apt-get").args(["-q", "-o", "APT::Update::Error-Mode=any", "update"]).output();
         let update = update.context("start apt-get")?;
         if !update.status.success() {
-            let said = String::from_utf8_lossy(&update.stderr);
-            // A mirror may have one of several sources only in part. What is wanted may be in the others.
+            let stderr = String::from_utf8_lossy(&update.stderr);
+            // A mirror may lack a part of one source. The other sources may have the wanted packages.
             ensure!(
                 self.has_lists(),
-                "the package lists could not be fetched; does `apt-get update` work on this machine?\n{said}"
+                "the package lists could not be fetched; does `apt-get update` work on this machine?\n{stderr}"
             );
-            eprintln!("vm: not all package lists could be fetched: {}", said.trim());
+            eprintln!("vm: not all package lists could be fetched: {}", stderr.trim());
         }
         fs::write(&stamp, "").with_context(|| format!("write {}", stamp.display()))
     }
@@ -78,7 +78,7 @@ impl Archive {
         let text = process::output(self.tool("apt-cache").args(["show", name]))?;
         text.split("\n\n")
             .filter(|stanza| !stanza.trim().is_empty())
-            .map(|stanza| Package::parse(stanza).with_context(|| format!("understand apt's description of {name}")))
+            .map(|stanza| Package::parse(stanza).with_context(|| format!("parse apt's description of {name}")))
             .collect()
     }
 
@@ -87,7 +87,7 @@ impl Archive {
         process::output(self.tool("apt-get").args(["-q", "download"]).args(names).current_dir(into)).map(drop)
     }
 
-    /// Downloads packages with all that they depend on; returns the files.
+    /// Downloads packages with all dependencies; returns the files.
     pub fn download_closure(&self, names: &[String]) -> Result<Vec<PathBuf>> {
         let install = || {
             let mut apt = self.tool("apt-get");
@@ -101,7 +101,7 @@ impl Archive {
         Ok(files.iter().map(|file| self.folder.join("cache/archives").join(file)).collect())
     }
 
-    /// An apt program that sees this archive only.
+    /// A command of an apt program that uses this archive only.
     fn tool(&self, program: &str) -> Command {
         let mut command = Command::new(program);
         let path = |name: &str| self.folder.join(name).display().to_string();
@@ -130,12 +130,12 @@ fn is_younger_than(path: &Path, age: Duration) -> bool {
     written.is_ok_and(|written| written.elapsed().is_ok_and(|elapsed| elapsed < age))
 }
 
-/// What apt knows of a package.
+/// A package, as apt describes it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Package {
     /// Its version.
     pub version: String,
-    /// The first alternative of each package that it depends on.
+    /// Its dependencies: the first alternative of each.
     pub depends: Vec<String>,
 }
 
@@ -155,7 +155,7 @@ impl Package {
     }
 }
 
-/// The file names in the answer of `apt-get install --print-uris`: `'URI' FILE SIZE HASH` a line.
+/// The file names in the output of `apt-get install --print-uris`: lines of `'URI' FILE SIZE HASH`.
 fn files_of(listing: &str) -> Vec<String> {
     listing
         .lines()
@@ -195,8 +195,8 @@ struct Mirrors {
 }
 
 impl Mirrors {
-    /// Reads `RELEASE COMPONENT URI` lines: the mirror of `X-updates` or of a Debian release's name serves releases,
-    /// that of `X-security` security updates.
+    /// Reads `RELEASE COMPONENT URI` lines: the mirror of a release's name serves releases, and that of
+    /// `X-security` serves security updates.
     fn parse(targets: &str) -> Result<Self> {
         let find = |wanted: fn(&str) -> bool| {
             targets.lines().find_map(|line| {
@@ -215,7 +215,7 @@ impl Mirrors {
     }
 }
 
-/// Whether a source's suite is a Debian release itself.
+/// Whether a suite is the name of a Debian release.
 fn is_release(suite: &str) -> bool {
     const NAMES: [&str; 9] =
         ["bullseye", "bookworm", "trixie", "forky", "sid", "oldstable", "stable", "testing", "unstable"];
@@ -246,17 +246,17 @@ mod tests {
     }
 
     #[test]
-    fn age_is_that_of_the_last_write() {
+    fn the_age_of_a_file_is_that_of_its_last_write() {
         let folder = tempfile::TempDir::new().unwrap();
         let path = folder.path().join("stamp");
-        assert!(!is_younger_than(&path, FRESH));
+        assert!(!is_younger_than(&path, MAX_AGE));
         fs::write(&path, "").unwrap();
-        assert!(is_younger_than(&path, FRESH));
+        assert!(is_younger_than(&path, MAX_AGE));
         assert!(!is_younger_than(&path, Duration::ZERO));
     }
 
     #[test]
-    fn the_mirrors_are_those_of_the_machine() {
+    fn mirrors_are_found_in_index_targets() {
         let targets = "nodistro main other/\nbookworm-security main sec/\nbookworm contrib no/\nbookworm main deb/\n";
         let mirrors = Mirrors::parse(targets).unwrap();
         assert_eq!(mirrors, Mirrors { releases: "deb/".into(), security: Some("sec/".into()) });

@@ -1,4 +1,4 @@
-//! `vm bench`: what packets and processes cost, in instructions.
+//! `vm bench`: the cost of packets and processes, in instructions.
 
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,7 +11,7 @@ use crate::guest::{Guest, Outcome};
 use crate::matrix::Arch;
 use crate::options::{BenchOptions, MachineOptions};
 
-/// Measures, and prints a table in Markdown for packets and one for processes.
+/// Measures, and prints a Markdown table for packets and one for processes.
 pub fn run(options: &BenchOptions) -> Result<u8> {
     let mut machine = MachineOptions::standard(options.kernel, Arch::X86_64);
     machine.icount = true;
@@ -39,7 +39,7 @@ pub fn run(options: &BenchOptions) -> Result<u8> {
     Ok(outcome.exit_status())
 }
 
-/// What the guest's program prints, kept for the table.
+/// The output of `guest-bench`.
 #[derive(Debug, Clone, Default)]
 struct Lines(Arc<Mutex<Vec<u8>>>);
 
@@ -63,7 +63,7 @@ impl Write for Lines {
 #[derive(Debug, Default)]
 struct Load {
     name: String,
-    /// Packets of one datagram, exchange or connection; processes of one go.
+    /// Packets or processes per iteration.
     each: f64,
     alone: Rounds,
     probes: Rounds,
@@ -71,7 +71,7 @@ struct Load {
     user: Rounds,
 }
 
-/// One number, measured several times.
+/// A value that was measured several times.
 #[derive(Debug, Default)]
 struct Rounds(Vec<f64>);
 
@@ -80,7 +80,7 @@ impl Rounds {
         self.0.iter().sum::<f64>() / self.0.len() as f64
     }
 
-    /// How far the rounds lie from their mean at most, as a share of it.
+    /// The largest deviation from the mean, as a share of the mean.
     fn spread(&self) -> f64 {
         let mean = self.mean();
         let farthest = self.0.iter().map(|one| (one - mean).abs()).fold(0.0, f64::max);
@@ -93,25 +93,25 @@ impl Rounds {
     }
 }
 
-/// The loads of each unit, packets or processes.
+/// The loads of each unit: packet or process.
 type Measurements = Vec<(String, Vec<Load>)>;
 
-/// Reads the guest's lines, one JSON object a round.
+/// Parses the output of `guest-bench`: one JSON object per round.
 fn measurements(text: &str) -> Result<Measurements> {
     let mut measurements = Measurements::new();
     for line in text.lines() {
-        let value: Value = serde_json::from_str(line).with_context(|| format!("no JSON: {line}"))?;
+        let value: Value = serde_json::from_str(line).with_context(|| format!("not JSON: {line}"))?;
         let number = |name: &str| value[name].as_f64().with_context(|| format!("no {name}: {line}"));
         let name = value["load"].as_str().with_context(|| format!("no load: {line}"))?;
         let unit = value["unit"].as_str().with_context(|| format!("no unit: {line}"))?;
         if measurements.last().is_none_or(|(last, _)| last != unit) {
             measurements.push((unit.to_owned(), Vec::new()));
         }
-        let (_, loads) = measurements.last_mut().context("a unit was begun")?;
+        let (_, loads) = measurements.last_mut().context("no unit")?;
         if loads.last().is_none_or(|last| last.name != name) {
             loads.push(Load { name: name.to_owned(), ..Load::default() });
         }
-        let load = loads.last_mut().context("a load was begun")?;
+        let load = loads.last_mut().context("no load")?;
         load.each = number("each")?;
         load.alone.0.push(number("alone")?);
         load.probes.0.push(number("probes")?);
@@ -121,7 +121,7 @@ fn measurements(text: &str) -> Result<Measurements> {
     Ok(measurements)
 }
 
-/// A line for each load: numbers for one unit, means of all rounds with the farthest from it.
+/// A table with a line for each load: the means of all rounds per unit, with their spread.
 fn table(unit: &str, loads: &[Load]) -> String {
     let (what, each) = if unit == "packet" { ("traffic over loopback", "packets") } else { ("processes", "processes") };
     let mut text = format!(

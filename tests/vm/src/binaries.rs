@@ -1,4 +1,4 @@
-//! The programs of this repository, built to run in a guest: static, so that they need nothing there.
+//! Builds the programs of this repository for a guest: statically linked, so that they need no libraries there.
 
 use std::env;
 use std::fmt;
@@ -13,7 +13,7 @@ use socktrail_vm::KPROBES_TESTS;
 use crate::matrix::Arch;
 use crate::process;
 
-/// Rust's standard library for an architecture cannot be had here.
+/// This Rust toolchain has no standard library for an architecture.
 #[derive(Debug)]
 pub struct NoTarget(Arch);
 
@@ -26,13 +26,13 @@ impl fmt::Display for NoTarget {
 /// A program of the workspace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Program {
-    /// What all of this is about.
+    /// The `socktrail` program.
     Socktrail,
     /// Process 1 of a guest.
     Init,
     /// The kernel tests.
     GuestTests,
-    /// Those of the crate that puts probes in place.
+    /// The kernel tests of the crate `socktrail-kprobes`.
     KprobesTests,
     /// Traffic for measurements.
     GuestBench,
@@ -52,7 +52,7 @@ impl Program {
         }
     }
 
-    /// Where it is, if not in the workspace.
+    /// Its manifest, if it is not in the workspace.
     const fn manifest(&self) -> Option<&'static str> {
         match self {
             Self::Embedding => Some("tests/embedding/Cargo.toml"),
@@ -76,7 +76,7 @@ impl Program {
 /// How programs are built.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Profile {
-    /// Quickly, and not too slow.
+    /// For tests: quick to build, and not too slow.
     Guest,
     /// As users build them.
     Release,
@@ -91,7 +91,7 @@ impl Profile {
     }
 }
 
-/// Builds programs and returns where they lie, in the same order.
+/// Builds programs; returns their paths, in the same order.
 pub fn build(arch: Arch, profile: Profile, programs: &[Program]) -> Result<Vec<PathBuf>> {
     let target = target(arch)?;
     eprintln!("vm: building for the guest ({target})");
@@ -104,13 +104,13 @@ pub fn build(arch: Arch, profile: Profile, programs: &[Program]) -> Result<Vec<P
         .iter()
         .map(|program| {
             let built = executable(&messages, program.binary())
-                .with_context(|| format!("cargo did not say where it put {}", program.binary()))?;
+                .with_context(|| format!("no executable {} in cargo's messages", program.binary()))?;
             if *program == Program::KprobesTests { without_hash(&built) } else { Ok(built) }
         })
         .collect()
 }
 
-/// A copy under a name that the guest's tests know: cargo adds a hash to that of a test.
+/// Copies a test program to a name without cargo's hash, which the guest's tests know.
 fn without_hash(built: &Path) -> Result<PathBuf> {
     let copy = built.with_file_name(KPROBES_TESTS);
     fs::copy(built, &copy).with_context(|| format!("write {}", copy.display()))?;
@@ -130,7 +130,7 @@ fn cargo_build(target: &str, profile: Profile, manifest: Option<&str>, programs:
         cargo.env("RUSTFLAGS", "-C target-feature=+crt-static");
     }
     if let Some(manifest) = manifest {
-        // The versions of the workspace, which have been fetched and tested.
+        // Use the workspace's versions of dependencies.
         let lock = workspace().join(manifest).with_file_name("Cargo.lock");
         fs::copy(workspace().join("Cargo.lock"), &lock).with_context(|| format!("write {}", lock.display()))?;
         cargo.args(["--manifest-path", manifest, "--target-dir"]).arg(target_folder());
@@ -150,19 +150,19 @@ fn cargo_build(target: &str, profile: Profile, manifest: Option<&str>, programs:
     String::from_utf8(output.stdout).context("cargo's messages are not text")
 }
 
-/// Where the workspace's own builds go: what several workspaces have in common is built there once.
+/// The workspace's target directory. Other workspaces use it, too, so that common dependencies are built once.
 fn target_folder() -> PathBuf {
     env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from)
 }
 
-/// The path of a built program in cargo's messages, one JSON object a line.
+/// The path of a built program in cargo's messages, one JSON object per line.
 fn executable(messages: &str, name: &str) -> Option<PathBuf> {
     messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()).find_map(|message| {
         (message["target"]["name"] == name).then(|| message["executable"].as_str().map(PathBuf::from)).flatten()
     })
 }
 
-/// The target to build for: musl, or, where rustup cannot have that for this machine's architecture, static glibc.
+/// The target to build for: musl, or glibc if rustup cannot install musl for this machine's architecture.
 fn target(arch: Arch) -> Result<String> {
     let musl = format!("{arch}-unknown-linux-musl");
     let Err(error) = ensure_target(&musl) else { return Ok(musl) };
@@ -183,17 +183,17 @@ fn ensure_target(target: &str) -> Result<()> {
         .with_context(|| format!("install Rust's standard library for {target}"))
 }
 
-/// The cargo that runs us.
+/// The cargo that runs this program.
 fn cargo() -> PathBuf {
     env::var_os("CARGO").map_or_else(|| "cargo".into(), PathBuf::from)
 }
 
-/// The compiler that cargo would use.
+/// The compiler that cargo uses.
 fn rustc() -> PathBuf {
     env::var_os("RUSTC").map_or_else(|| "rustc".into(), PathBuf::from)
 }
 
-/// Builds and runs socktrail on this machine, and returns what it writes to standard output.
+/// Builds and runs socktrail on this machine; returns its standard output.
 pub fn socktrail_here(arguments: &[&str]) -> Result<String> {
     let mut cargo = Command::new(cargo());
     cargo.args(["run", "--quiet", "--package", "socktrail", "--bin", "socktrail", "--"]).args(arguments);

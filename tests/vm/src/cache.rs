@@ -1,4 +1,4 @@
-//! The folder outside the repository that keeps what was fetched.
+//! The cache of downloads, outside the repository.
 
 use std::env;
 use std::fs::{self, File};
@@ -9,10 +9,10 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use tempfile::TempDir;
 
-/// What the names of folders start with in which an entry is being made.
-const BENCH: &str = "making-";
+/// The prefix of folders in which an entry is being made.
+const UNFINISHED: &str = "making-";
 
-/// The cache. Things in it are complete or absent: they are made elsewhere and renamed.
+/// The cache. Its entries are complete or absent: they are made in another folder and then renamed.
 #[derive(Debug)]
 pub struct Cache {
     root: PathBuf,
@@ -25,7 +25,7 @@ impl Cache {
             .map(PathBuf::from)
             .or_else(|| env::var_os("XDG_CACHE_HOME").map(|base| Path::new(&base).join("socktrail")))
             .or_else(|| env::var_os("HOME").map(|home| Path::new(&home).join(".cache/socktrail")))
-            .context("no place for downloads: set SOCKTRAIL_VM_CACHE to a folder")?;
+            .context("no folder for downloads: set SOCKTRAIL_VM_CACHE to a folder")?;
         Self::at(&root)
     }
 
@@ -36,37 +36,37 @@ impl Cache {
         Ok(Self { root })
     }
 
-    /// A path in the cache, whether there is anything or not.
+    /// A path in the cache. It may not exist.
     pub fn path(&self, name: &str) -> PathBuf {
         self.root.join(name)
     }
 
-    /// The path of an entry; when it is missing, `make` creates it at the path that it is given.
+    /// The path of an entry. If it is missing, `make` creates it at a path that it is given.
     ///
-    /// One process at a time makes entries, the others wait and then find them.
-    pub fn entry(&self, name: &str, make: impl FnOnce(&Workshop<'_>, &Path) -> Result<()>) -> Result<PathBuf> {
+    /// One process at a time makes entries; others wait.
+    pub fn entry(&self, name: &str, make: impl FnOnce(&LockedCache<'_>, &Path) -> Result<()>) -> Result<PathBuf> {
         let path = self.path(name);
         if path.exists() {
             return Ok(path);
         }
         let _lock = self.lock()?;
-        self.clear_benches()?;
-        Workshop { cache: self }.entry(name, make)
+        self.remove_unfinished()?;
+        LockedCache { cache: self }.entry(name, make)
     }
 
     /// Removes the unfinished work of processes that were killed.
-    fn clear_benches(&self) -> Result<()> {
-        let context = || format!("clear unfinished work in {}", self.root.display());
+    fn remove_unfinished(&self) -> Result<()> {
+        let context = || format!("remove unfinished entries in {}", self.root.display());
         for entry in fs::read_dir(&self.root).with_context(context)? {
             let entry = entry.with_context(context)?;
-            if entry.file_name().to_string_lossy().starts_with(BENCH) {
+            if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
                 fs::remove_dir_all(entry.path()).with_context(context)?;
             }
         }
         Ok(())
     }
 
-    /// Waits until no other process makes entries.
+    /// Locks the cache; waits while another process makes entries.
     fn lock(&self) -> Result<Flock<File>> {
         let path = self.path("lock");
         let open = || File::create(&path).with_context(|| format!("create {}", path.display()));
@@ -81,30 +81,30 @@ impl Cache {
     }
 }
 
-/// The cache while this process holds its lock, so that one entry may be made from others.
+/// The locked cache. An entry may be made from others.
 #[derive(Debug)]
-pub struct Workshop<'a> {
+pub struct LockedCache<'a> {
     cache: &'a Cache,
 }
 
-impl Workshop<'_> {
+impl LockedCache<'_> {
     /// A path in the cache.
     pub fn path(&self, name: &str) -> PathBuf {
         self.cache.path(name)
     }
 
-    /// As [`Cache::entry`].
+    /// Like [`Cache::entry`].
     pub fn entry(&self, name: &str, make: impl FnOnce(&Self, &Path) -> Result<()>) -> Result<PathBuf> {
         let path = self.path(name);
         if path.exists() {
             return Ok(path);
         }
-        let parent = path.parent().context("an entry lies in the cache")?;
+        let parent = path.parent().context("the entry's path has no parent")?;
         fs::create_dir_all(parent).with_context(|| format!("create {}", parent.display()))?;
-        let bench = TempDir::with_prefix_in(BENCH, &self.cache.root).context("create a folder in the cache")?;
-        let made = bench.path().join("entry");
+        let folder = TempDir::with_prefix_in(UNFINISHED, &self.cache.root).context("create a folder in the cache")?;
+        let made = folder.path().join("entry");
         make(self, &made)?;
-        fs::rename(&made, &path).with_context(|| format!("put {} in its place", path.display()))?;
+        fs::rename(&made, &path).with_context(|| format!("rename an entry to {}", path.display()))?;
         Ok(path)
     }
 }
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_killed_process_left_is_cleared() {
+    fn unfinished_entries_are_removed() {
         let folder = TempDir::new().unwrap();
         let cache = Cache::at(folder.path()).unwrap();
         fs::create_dir_all(cache.path("making-x/entry")).unwrap();
@@ -161,8 +161,8 @@ mod tests {
         let folder = TempDir::new().unwrap();
         let cache = Cache::at(folder.path()).unwrap();
         let path = cache
-            .entry("outer", |workshop, path| {
-                let inner = workshop.entry("inner", |_, path| Ok(fs::write(path, "x")?))?;
+            .entry("outer", |cache, path| {
+                let inner = cache.entry("inner", |_, path| Ok(fs::write(path, "x")?))?;
                 Ok(fs::copy(inner, path).map(drop)?)
             })
             .unwrap();

@@ -1,11 +1,11 @@
-//! The kernel's console: what it said last, and whether it broke.
+//! The kernel's console: its last lines, and messages of a broken kernel.
 
 use std::collections::VecDeque;
 
-/// How many lines are kept to be shown after a failure: a whole oops with its registers and stack.
-const KEPT: usize = 60;
+/// The number of lines that are kept to be printed after a failure: enough for an oops with registers and stack.
+const LINES: usize = 60;
 
-/// What a kernel prints when it breaks.
+/// Messages of a broken kernel.
 const FAULTS: &[&str] = &[
     "Kernel panic",
     "kernel BUG at",
@@ -21,10 +21,10 @@ const FAULTS: &[&str] = &[
     "blocked for more than",
 ];
 
-/// What a kernel prints about a program that broke, which is the program's own affair.
+/// Messages about a crashed program, which may contain those of [`FAULTS`].
 const HARMLESS: &[&str] = &["traps: "];
 
-/// The console's text, as it comes in.
+/// The text of the console so far.
 #[derive(Debug, Default)]
 pub struct Console {
     line: Vec<u8>,
@@ -33,7 +33,7 @@ pub struct Console {
 }
 
 impl Console {
-    /// Takes in a piece of output.
+    /// Appends output.
     pub fn push(&mut self, bytes: &[u8]) {
         for &byte in bytes {
             match byte {
@@ -44,12 +44,12 @@ impl Console {
         }
     }
 
-    /// The first line that tells of a broken kernel.
+    /// The first line with a message of a broken kernel.
     pub fn fault(&self) -> Option<&str> {
         self.fault.as_deref()
     }
 
-    /// The last lines, an unfinished one included.
+    /// The last lines, including an unfinished one.
     pub fn last_lines(&self) -> Vec<String> {
         let unfinished = String::from_utf8_lossy(&self.line).into_owned();
         self.last.iter().cloned().chain((!unfinished.is_empty()).then_some(unfinished)).collect()
@@ -61,14 +61,14 @@ impl Console {
         if self.fault.is_none() && is_fault(&line) {
             self.fault = Some(line.trim().to_owned());
         }
-        if self.last.len() == KEPT {
+        if self.last.len() == LINES {
             self.last.pop_front();
         }
         self.last.push_back(line);
     }
 }
 
-/// Whether a line says that the kernel broke.
+/// Whether a line has a message of a broken kernel.
 fn is_fault(line: &str) -> bool {
     FAULTS.iter().any(|sign| line.contains(sign)) && !HARMLESS.iter().any(|sign| line.contains(sign))
 }
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_fault_is_not_taken_for_one() {
+    fn other_messages_are_not_faults() {
         for line in [
             "[    0.0] Linux version 6.1.0-56-cloud-amd64",
             "[    1.2] traps: crashy[77] general protection fault ip:401000 sp:7ffe error:0 in crashy",
@@ -124,8 +124,8 @@ mod tests {
         console.push(b"unfinis");
         console.push(b"hed");
         let lines = console.last_lines();
-        assert_eq!(lines.len(), KEPT + 1);
-        assert_eq!(lines[KEPT - 1], "line 99");
-        assert_eq!(lines[KEPT], "unfinished");
+        assert_eq!(lines.len(), LINES + 1);
+        assert_eq!(lines[LINES - 1], "line 99");
+        assert_eq!(lines[LINES], "unfinished");
     }
 }

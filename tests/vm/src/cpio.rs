@@ -1,6 +1,6 @@
-//! A writer of the `newc` cpio format, which the kernel unpacks as its first root file system.
+//! A writer of the `newc` cpio format of an initramfs.
 //!
-//! Archives can simply be joined: the kernel reads one after the other, and later files replace earlier ones.
+//! Archives can be concatenated: the kernel reads one after the other, and later files replace earlier ones.
 
 use std::fs;
 use std::io::{self, Write};
@@ -43,7 +43,7 @@ impl<W: Write> Writer<W> {
         self.entry(path.as_bytes(), SYMLINK | 0o777, target.as_bytes())
     }
 
-    /// Adds the folders that lead to a path.
+    /// Adds all parent folders of a path.
     pub fn parents(&mut self, path: &str) -> io::Result<()> {
         for (at, _) in path.match_indices('/') {
             self.directory(&path[..at], 0o755)?;
@@ -51,7 +51,7 @@ impl<W: Write> Writer<W> {
         Ok(())
     }
 
-    /// Adds a file or folder of this machine under the given path, without those paths that `skip` picks.
+    /// Adds a file or folder of this machine under the given path, except paths for which `skip` returns true.
     pub fn tree(&mut self, host: &Path, path: &str, skip: &dyn Fn(&str) -> bool) -> Result<()> {
         if skip(path) {
             return Ok(());
@@ -72,7 +72,7 @@ impl<W: Write> Writer<W> {
         Ok(())
     }
 
-    /// Adds what lies in a folder of this machine, in order of names; an empty path is the archive's root.
+    /// Adds the content of a folder of this machine, sorted by name; an empty path is the archive's root.
     pub fn tree_content(&mut self, host: &Path, path: &str, skip: &dyn Fn(&str) -> bool) -> Result<()> {
         let context = || format!("read the folder {}", host.display());
         let mut names = fs::read_dir(host)
@@ -115,7 +115,7 @@ impl<W: Write> Writer<W> {
     }
 }
 
-/// How many bytes lead to the next multiple of four.
+/// The number of bytes to the next multiple of four.
 fn padding(length: usize) -> usize {
     length.wrapping_neg() % 4
 }
@@ -128,7 +128,7 @@ mod tests {
 
     use super::*;
 
-    /// The `(name, mode, content)` of an archive, read as the format's description says.
+    /// The `(name, mode, content)` of each entry of an archive.
     fn read(mut archive: &[u8]) -> Vec<(String, u32, String)> {
         let mut entries = Vec::new();
         loop {
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_can_be_read() {
+    fn a_written_archive_can_be_read() {
         let mut writer = Writer::new(Vec::new());
         writer.parents("usr/bin/x").unwrap();
         writer.file("usr/bin/x", 0o4755, b"hello").unwrap();

@@ -1,4 +1,4 @@
-//! `cargo demo`: real traffic in a guest, and the documents that socktrail makes of it.
+//! `cargo demo`: real traffic in a guest, and socktrail's documents about it.
 
 use std::fs;
 use std::io::{self, Write};
@@ -12,9 +12,9 @@ use crate::binaries::{Profile, Program};
 use crate::guest::{Guest, Outcome};
 use crate::options::{DemoOptions, EXIT_RUNNER, MachineOptions};
 
-/// What the guest runs.
+/// The script that the guest runs.
 const SCRIPT: &str = include_str!("demo.sh");
-/// Packages that it needs.
+/// The Debian packages that it needs.
 pub const PACKAGES: &[&str] = &["curl", "dnsmasq-base", "netcat-openbsd"];
 
 /// Runs the demo; documents go to standard output.
@@ -37,7 +37,7 @@ pub fn run(options: &DemoOptions) -> Result<u8> {
     eprintln!("vm: {count} documents");
     match outcome {
         Outcome::Ended(0) if count == 0 => {
-            eprintln!("vm: the demo failed: no document came out");
+            eprintln!("vm: the demo failed: there were no documents");
             Ok(EXIT_RUNNER)
         }
         Outcome::Ended(0) => Ok(0),
@@ -48,7 +48,7 @@ pub fn run(options: &DemoOptions) -> Result<u8> {
     }
 }
 
-/// What socktrail is to do.
+/// The arguments of socktrail.
 fn arguments(source: Option<&str>) -> String {
     let flows = "flows --format ecs";
     source.map_or_else(|| flows.to_owned(), |source| format!("{flows} --source {source}"))
@@ -59,12 +59,12 @@ pub fn script(arguments: &str) -> String {
     format!("set -- {arguments}\n{SCRIPT}")
 }
 
-/// Where this machine's kernel can be watched itself, the demo need not stay one.
+/// If this machine's kernel has kprobes, says how to run socktrail on it.
 fn say_how_to_run_natively() {
     let places = ["/sys/kernel/tracing/kprobe_events", "/sys/kernel/debug/tracing/kprobe_events"];
     let symbols = fs::read_to_string("/proc/kallsyms").unwrap_or_default();
     if places.iter().any(|place| Path::new(place).exists()) || symbols.contains(" register_kprobe\n") {
-        eprintln!("vm: this machine's own kernel has kprobes, too; to watch it natively:");
+        eprintln!("vm: this machine's kernel has kprobes, too; to run socktrail on it:");
         eprintln!("vm:     cargo build --release && sudo target/release/socktrail flows");
     }
 }
@@ -83,7 +83,7 @@ impl Write for LineCounter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let ends = bytes.iter().filter(|&&byte| byte == b'\n').count();
         self.0.fetch_add(ends as u64, Ordering::Relaxed);
-        // A reader that has seen enough is no reason to count less.
+        // Lines are counted even if the reader has closed the pipe.
         io::stdout().write_all(bytes).and_then(|()| io::stdout().flush()).ok();
         Ok(bytes.len())
     }

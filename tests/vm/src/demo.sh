@@ -1,18 +1,18 @@
 # What `cargo demo` runs in its guest, with the arguments for `socktrail`: a web server and its clients over IPv4,
-# over IPv6 and by name, and a UDP exchange, while socktrail watches. The documents go to standard output, all else
+# over IPv6 and by name, and a UDP exchange, while socktrail runs. The documents go to standard output, everything else
 # to standard error.
 
 set -eu
 exec 3>&1 >&2
 
-# fail MESSAGE: gives up, after what socktrail had to say.
+# fail MESSAGE: prints socktrail's log and the message, and ends.
 fail() {
     cat /tmp/socktrail.log
     echo "demo: $1"
     exit 1
 }
 
-# await WHAT COMMAND...: waits up to 30 seconds until the command succeeds.
+# await WHAT COMMAND...: waits up to 30 seconds for the command to succeed.
 await() {
     what=$1
     shift
@@ -25,7 +25,7 @@ await() {
     done
 }
 
-echo "demo: nc waits for a datagram before socktrail is there"
+echo "demo: nc waits for a datagram before socktrail starts"
 echo pong | nc.openbsd -u -l 127.0.0.1 9001 &
 until grep -qi "0100007F:$(printf %04X 9001)" /proc/net/udp; do sleep 0.1; done
 

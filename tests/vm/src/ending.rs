@@ -1,9 +1,9 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// How a command in the guest ended, and how many bytes it sent before.
+/// How a command in the guest ended, and how many bytes the guest has sent over each port.
 ///
-/// The counts let the host know when all of the output has arrived, since the ports carry bytes without an end.
+/// The ports have no end of file, so the host needs the counts to know when all output has arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ending {
     /// The exit status as a shell gives it: 128 + N when signal N ended the command.
@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_printed_can_be_read() {
+    fn a_printed_ending_can_be_parsed() {
         let ending = Ending { status: 137, stdout: 1 << 40, stderr: 0, out: 7 };
         assert_eq!(ending.to_string().parse(), Ok(ending));
     }

@@ -21,20 +21,20 @@ use crate::binaries::{self, Profile, Program};
 use crate::cache::Cache;
 use crate::console::Console;
 use crate::options::{Addition, EXIT_INTERRUPTED, EXIT_KERNEL, EXIT_RUNNER, EXIT_TIMEOUT, MachineOptions};
-use crate::transfer::{self, Event, Line};
+use crate::transfer::{self, Event, SocketPair};
 use crate::{image, kernel, packages, process, qemu};
 
-/// How long a kernel that broke may go on to say how.
-const LAST_WORDS: Duration = Duration::from_secs(2);
+/// How long to read the console after the first message of a broken kernel.
+const FAULT_OUTPUT: Duration = Duration::from_secs(2);
 /// How long a guest may take to power off.
 const POWER_OFF: Duration = Duration::from_secs(10);
 /// Memory of a guest without packages, in MiB.
 const MEMORY: u64 = 512;
 
-/// Held while programs are started: QEMU gets its ends of the lines by inheriting them, and no other program may.
+/// Held while programs start: QEMU inherits its ends of the sockets, and no other program may inherit them.
 static STARTING: Mutex<()> = Mutex::new(());
 
-/// What to boot, and what to do there.
+/// A guest to boot, and the command to run in it.
 pub struct Guest<'a> {
     /// The machine.
     pub machine: &'a MachineOptions,
@@ -46,21 +46,21 @@ pub struct Guest<'a> {
     pub profile: Profile,
     /// Files and folders of the host.
     pub additions: &'a [Addition],
-    /// Where its /out goes.
+    /// The host folder for its `/out`.
     pub out: Option<&'a Path>,
-    /// How long it may take.
+    /// Its time limit.
     pub timeout: Duration,
     /// The shell command.
     pub command: &'a str,
 }
 
-/// What a guest needs of the world, QEMU or a package of Debian's, cannot be had here.
+/// QEMU or a Debian package cannot be fetched.
 #[derive(Debug)]
 pub struct Unavailable;
 
 impl fmt::Display for Unavailable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("what the guest is made of cannot be had")
+        f.write_str("QEMU, the kernel or a Debian package could not be fetched")
     }
 }
 
@@ -69,13 +69,13 @@ impl fmt::Display for Unavailable {
 pub enum Outcome {
     /// The command ended with this status.
     Ended(u8),
-    /// The kernel said this.
+    /// The kernel broke, with this console line.
     Fault(String),
-    /// It took too long.
+    /// It exceeded this time limit.
     Timeout(Duration),
-    /// It was gone before the command had ended.
+    /// QEMU ended before the command.
     Vanished,
-    /// The user had enough.
+    /// The user interrupted.
     Interrupted,
 }
 
@@ -98,14 +98,15 @@ impl fmt::Display for Outcome {
             Self::Ended(status) => write!(f, "the command ended with status {status}"),
             Self::Fault(line) => write!(f, "the guest's kernel broke: {line}"),
             Self::Timeout(limit) => write!(f, "the guest took longer than {}", humantime::format_duration(*limit)),
-            Self::Vanished => f.write_str("the guest was gone before its command had ended"),
+            Self::Vanished => f.write_str("QEMU ended before the guest's command"),
             Self::Interrupted => f.write_str("interrupted"),
         }
     }
 }
 
 impl Guest<'_> {
-    /// Builds, fetches what is missing, boots, and waits for the end. The command's output goes to the given places.
+    /// Builds programs, fetches missing packages, boots, and waits for the end. The command's output goes to `stdout`
+    /// and `stderr`.
     pub fn boot(&self, stdout: Box<dyn Write + Send>, stderr: Box<dyn Write + Send>) -> Result<Outcome> {
         let arch = self.machine.arch;
         let starting = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
@@ -134,7 +135,7 @@ impl Guest<'_> {
 
         eprintln!("vm: booting Linux {} ({arch})", kernel.release);
         let (sender, events) = channel();
-        let lines = Lines::new()?;
+        let sockets = Sockets::new()?;
         let machine = qemu::Machine {
             arch,
             smp: self.machine.processors()?,
@@ -143,20 +144,20 @@ impl Guest<'_> {
             vmlinuz: &kernel.vmlinuz,
             initramfs: &initramfs,
             append: self.machine.append.as_deref(),
-            console: lines.console.theirs.as_raw_fd(),
-            ports: lines.descriptors(),
+            console: sockets.console.theirs.as_raw_fd(),
+            ports: sockets.descriptors(),
         };
         let qemu = Qemu::start(qemu::command(&machine), folder.path())?;
         let tar = folder.path().join("out.tar");
         let out = File::create(&tar).with_context(|| format!("create {}", tar.display()))?;
-        let status = lines.connect(stdout, stderr, Box::new(out), &sender)?;
+        let status = sockets.connect(stdout, stderr, Box::new(out), &sender)?;
         drop(starting);
         interrupt_on_signals(sender)?;
 
         let mut session = Session::new(&events, status, self.timeout);
         let outcome = session.run()?;
         if !matches!(outcome, Outcome::Ended(_) | Outcome::Interrupted) {
-            complain(&outcome, &session.console, &qemu);
+            report_failure(&outcome, &session.console, &qemu);
         }
         drop(qemu);
         if let (Outcome::Ended(_), Some(folder)) = (&outcome, self.out) {
@@ -166,22 +167,22 @@ impl Guest<'_> {
     }
 }
 
-/// Memory in MiB for a guest whose files take this many bytes: they are there twice while the kernel unpacks them,
-/// and a root file system may take half of all memory.
+/// Memory in MiB for a guest with an initramfs of this many bytes: the kernel keeps it while it unpacks it, and a root
+/// file system may use half of all memory.
 fn memory(initramfs: u64) -> u64 {
     MEMORY.max(256 + 3 * initramfs.div_ceil(1 << 20))
 }
 
-/// The lines between us and QEMU.
-struct Lines {
-    console: Line,
-    ports: Vec<(Port, Line)>,
+/// The sockets between this process and QEMU.
+struct Sockets {
+    console: SocketPair,
+    ports: Vec<(Port, SocketPair)>,
 }
 
-impl Lines {
+impl Sockets {
     fn new() -> Result<Self> {
-        let ports = ALL_PORTS.into_iter().map(|port| Ok((port, Line::new()?))).collect::<Result<_>>()?;
-        Ok(Self { console: Line::new()?, ports })
+        let ports = ALL_PORTS.into_iter().map(|port| Ok((port, SocketPair::new()?))).collect::<Result<_>>()?;
+        Ok(Self { console: SocketPair::new()?, ports })
     }
 
     /// The descriptors that QEMU inherits.
@@ -189,7 +190,8 @@ impl Lines {
         std::array::from_fn(|at| (self.ports[at].0, self.ports[at].1.theirs.as_raw_fd()))
     }
 
-    /// Starts to carry bytes, closes our copies of QEMU's ends, and returns the line that takes our acknowledgement.
+    /// Starts threads that read the sockets, and closes this process's copies of QEMU's ends. Returns the socket for
+    /// the acknowledgement.
     fn connect(
         self,
         stdout: Box<dyn Write + Send>,
@@ -197,49 +199,49 @@ impl Lines {
         out: Box<dyn Write + Send>,
         events: &Sender<Event>,
     ) -> Result<UnixStream> {
-        transfer::watch(&self.console.ours, events, Event::Console, Some(Event::ConsoleClosed))?;
+        transfer::send_as_events(&self.console.ours, events, Event::Console, Some(Event::ConsoleClosed))?;
         let (mut stdout, mut stderr, mut out) = (Some(stdout), Some(stderr), Some(out));
         let mut status = None;
-        for (port, line) in self.ports {
+        for (port, pair) in self.ports {
             let to = match port {
                 Port::Stdout => stdout.take(),
                 Port::Stderr => stderr.take(),
                 Port::Out => out.take(),
                 Port::Status => {
-                    transfer::watch(&line.ours, events, Event::Status, None)?;
-                    status = Some(line.ours);
+                    transfer::send_as_events(&pair.ours, events, Event::Status, None)?;
+                    status = Some(pair.ours);
                     continue;
                 }
             };
-            transfer::forward(&line.ours, port, to.context("each port is connected once")?, events)?;
+            transfer::forward(&pair.ours, port, to.context("a port is connected twice")?, events)?;
         }
-        status.context("there is a status port")
+        status.context("no status port")
     }
 }
 
-/// A running QEMU, ended when it is dropped.
+/// A running QEMU; dropping it kills it.
 struct Qemu {
     child: Child,
-    said: PathBuf,
+    log: PathBuf,
 }
 
 impl Qemu {
-    /// Starts QEMU; what it says goes to a file, to be shown after a failure.
+    /// Starts QEMU with its output in a file, to be printed after a failure.
     fn start(mut command: Command, folder: &Path) -> Result<Self> {
-        let said = folder.join("qemu.log");
-        let log = File::create(&said).with_context(|| format!("create {}", said.display()))?;
+        let log = folder.join("qemu.log");
+        let file = File::create(&log).with_context(|| format!("create {}", log.display()))?;
         let child = command
             .stdin(Stdio::null())
-            .stdout(log.try_clone().context("clone a file")?)
-            .stderr(log)
+            .stdout(file.try_clone().context("clone a file")?)
+            .stderr(file)
             .spawn()
             .context("start QEMU through setpriv (of the package util-linux)")?;
-        Ok(Self { child, said })
+        Ok(Self { child, log })
     }
 
-    /// What QEMU itself had to say.
-    fn said(&self) -> String {
-        fs::read_to_string(&self.said).unwrap_or_default()
+    /// QEMU's output.
+    fn output(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
     }
 }
 
@@ -250,7 +252,7 @@ impl Drop for Qemu {
     }
 }
 
-/// Turns signals that would end us into an event, so that everything is cleaned up.
+/// Turns signals that would end this process into events, so that it can clean up.
 fn interrupt_on_signals(events: Sender<Event>) -> Result<()> {
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("handle signals")?;
     std::thread::spawn(move || {
@@ -263,17 +265,17 @@ fn interrupt_on_signals(events: Sender<Event>) -> Result<()> {
     Ok(())
 }
 
-/// What we know of a running guest.
+/// The state of a running guest.
 struct Session<'a> {
     events: &'a Receiver<Event>,
-    status_line: UnixStream,
+    status_socket: UnixStream,
     timeout: Duration,
     console: Console,
     status: Vec<u8>,
     arrived: Arrived,
 }
 
-/// How many bytes have come over each port.
+/// The number of bytes that have arrived over each port.
 #[derive(Debug, Default)]
 struct Arrived {
     stdout: u64,
@@ -296,48 +298,48 @@ impl Arrived {
     }
 }
 
-/// How a wait ended.
+/// The result of a wait.
 enum Waited {
-    For(Event),
-    InVain,
+    Event(Event),
+    Timeout,
 }
 
 impl<'a> Session<'a> {
-    fn new(events: &'a Receiver<Event>, status_line: UnixStream, timeout: Duration) -> Self {
+    fn new(events: &'a Receiver<Event>, status_socket: UnixStream, timeout: Duration) -> Self {
         let (console, status, arrived) = Default::default();
-        Self { events, status_line, timeout, console, status, arrived }
+        Self { events, status_socket, timeout, console, status, arrived }
     }
 
-    /// Waits until the guest has ended, one way or another.
+    /// Waits until the guest ends, in whatever way.
     fn run(&mut self) -> Result<Outcome> {
         let deadline = Instant::now() + self.timeout;
         loop {
             match self.wait(deadline) {
-                Waited::InVain => return Ok(Outcome::Timeout(self.timeout)),
-                Waited::For(Event::Interrupted) => return Ok(Outcome::Interrupted),
-                Waited::For(Event::ConsoleClosed) => return Ok(self.fault().unwrap_or(Outcome::Vanished)),
-                Waited::For(_) => {}
+                Waited::Timeout => return Ok(Outcome::Timeout(self.timeout)),
+                Waited::Event(Event::Interrupted) => return Ok(Outcome::Interrupted),
+                Waited::Event(Event::ConsoleClosed) => return Ok(self.fault().unwrap_or(Outcome::Vanished)),
+                Waited::Event(_) => {}
             }
             if self.console.fault().is_some() {
-                self.drain(LAST_WORDS);
+                self.drain(FAULT_OUTPUT);
                 return Ok(self.fault().unwrap_or(Outcome::Vanished));
             }
             if let Some(ending) = self.ending()?
                 && self.arrived.all_of(&ending)
             {
-                // A guest that is gone by now has said all that we need.
-                self.status_line.write_all(ACKNOWLEDGED).ok();
+                // QEMU may already have ended, but everything has arrived.
+                self.status_socket.write_all(ACKNOWLEDGED).ok();
                 self.drain(POWER_OFF);
                 return Ok(self.fault().unwrap_or(Outcome::Ended(ending.status)));
             }
         }
     }
 
-    /// Waits for one event and takes in what it brings.
+    /// Waits for one event, and stores its data.
     fn wait(&mut self, deadline: Instant) -> Waited {
         let event = match self.events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(event) => event,
-            Err(RecvTimeoutError::Timeout) => return Waited::InVain,
+            Err(RecvTimeoutError::Timeout) => return Waited::Timeout,
             Err(RecvTimeoutError::Disconnected) => Event::ConsoleClosed,
         };
         match &event {
@@ -346,44 +348,44 @@ impl<'a> Session<'a> {
             Event::Arrived(port, bytes) => self.arrived.add(*port, *bytes),
             Event::ConsoleClosed | Event::Interrupted => {}
         }
-        Waited::For(event)
+        Waited::Event(event)
     }
 
-    /// Takes in what still comes until QEMU ends, or the time is up.
-    fn drain(&mut self, patience: Duration) {
-        let deadline = Instant::now() + patience;
-        while let Waited::For(event) = self.wait(deadline) {
+    /// Handles events until QEMU ends, or the time is up.
+    fn drain(&mut self, limit: Duration) {
+        let deadline = Instant::now() + limit;
+        while let Waited::Event(event) = self.wait(deadline) {
             if matches!(event, Event::ConsoleClosed | Event::Interrupted) {
                 return;
             }
         }
     }
 
-    /// The kernel's own words for what went wrong.
+    /// The outcome of a broken kernel, if it is.
     fn fault(&self) -> Option<Outcome> {
         self.console.fault().map(|line| Outcome::Fault(line.to_owned()))
     }
 
-    /// The ending, once its line is complete.
+    /// The guest's ending, if its line is complete.
     fn ending(&self) -> Result<Option<Ending>> {
         let Some(end) = self.status.iter().position(|&byte| byte == b'\n') else { return Ok(None) };
         let line = String::from_utf8_lossy(&self.status[..end]);
-        line.parse().map(Some).with_context(|| format!("understand the guest's ending `{line}`"))
+        line.parse().map(Some).with_context(|| format!("parse the guest's ending `{line}`"))
     }
 }
 
-/// Says what went wrong, after the last words of the guest and of QEMU.
-fn complain(outcome: &Outcome, console: &Console, qemu: &Qemu) {
+/// Prints the end of the console, QEMU's output, and the outcome.
+fn report_failure(outcome: &Outcome, console: &Console, qemu: &Qemu) {
     for line in console.last_lines() {
         eprintln!("console: {line}");
     }
-    for line in qemu.said().lines() {
+    for line in qemu.output().lines() {
         eprintln!("qemu: {line}");
     }
     eprintln!("vm: {outcome}");
 }
 
-/// Unpacks what the guest left; nothing left is an empty folder.
+/// Unpacks the guest's `/out` into a folder. Without files there, the archive is empty.
 fn unpack(tar: &Path, folder: &Path) -> Result<()> {
     fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
     if fs::metadata(tar).with_context(|| format!("look at {}", tar.display()))?.len() == 0 {
@@ -392,14 +394,14 @@ fn unpack(tar: &Path, folder: &Path) -> Result<()> {
     let _starting = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
     process::output(Command::new("tar").args(["-x", "--no-same-owner", "-f"]).arg(tar).arg("-C").arg(folder))
         .map(drop)
-        .context("unpack what the guest left in /out")
+        .context("unpack the guest's /out")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Runs a session over the given events, which end with QEMU's end.
+    /// Runs a session with these events, then QEMU's end.
     fn outcome(events: Vec<Event>) -> Outcome {
         let (sender, receiver) = channel();
         for event in events {
@@ -430,13 +432,13 @@ mod tests {
     }
 
     #[test]
-    fn output_that_never_came_is_no_good_ending() {
+    fn missing_output_is_not_a_success() {
         let events = vec![status("ended status=0 stdout=3 stderr=0 out=0\n"), Event::Arrived(Port::Stdout, 2)];
         assert_eq!(outcome(events), Outcome::Vanished);
     }
 
     #[test]
-    fn a_broken_kernel_fails_a_run_that_ended_well() {
+    fn a_broken_kernel_fails_a_successful_run() {
         let oops = "[    1.2] Oops: 0002 [#1] PREEMPT SMP";
         let events = vec![
             status("ended status=0 stdout=0 stderr=0 out=0\n"),
@@ -453,7 +455,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_says_nothing_is_given_up() {
+    fn a_silent_guest_times_out() {
         let (_sender, receiver) = channel();
         let (ours, _theirs) = UnixStream::pair().unwrap();
         let limit = Duration::from_millis(10);
@@ -461,13 +463,13 @@ mod tests {
     }
 
     #[test]
-    fn memory_grows_with_the_files() {
+    fn memory_grows_with_the_initramfs() {
         assert_eq!(memory(10 << 20), 512);
         assert_eq!(memory(200 << 20), 856);
     }
 
     #[test]
-    fn what_the_guest_left_is_unpacked() {
+    fn the_out_folder_is_unpacked() {
         let folder = TempDir::new().unwrap();
         fs::create_dir(folder.path().join("left")).unwrap();
         fs::write(folder.path().join("left/f.json"), "{}").unwrap();

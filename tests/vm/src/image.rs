@@ -1,4 +1,4 @@
-//! The guest's first and only root file system: archives that never change, from the cache, and one of this run.
+//! The guest's initramfs: archives from the cache, which never change, and one for this run.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -11,13 +11,13 @@ use crate::cpio::Writer;
 use crate::options::Addition;
 use crate::packages::{MERGED, in_usr};
 
-/// Every guest has it: a shell and the usual tools.
+/// The package of every guest's shell and tools.
 pub const SHELL_PACKAGE: &str = "busybox-static";
 
-/// What goes into one guest.
+/// The content of a guest's initramfs.
 #[derive(Debug)]
 pub struct Content<'a> {
-    /// Archives to take over as they are.
+    /// Archives to copy as they are.
     pub archives: &'a [PathBuf],
     /// The program that becomes process 1.
     pub init: &'a Path,
@@ -33,17 +33,17 @@ pub struct Content<'a> {
 pub fn write(content: &Content<'_>, path: &Path) -> Result<u64> {
     let context = || format!("write the initramfs {}", path.display());
     let mut file = File::create(path).with_context(context)?;
-    // First the links of the root, so that everything after them can rely on them.
+    // The links of the root come first, because later paths use them.
     file.write_all(&base().context("write the base archive")?).with_context(context)?;
     for archive in content.archives {
         let mut from = File::open(archive).with_context(|| format!("open {}", archive.display()))?;
         io::copy(&mut from, &mut file).with_context(context)?;
     }
-    file.write_all(&of_this_run(content)?).with_context(context)?;
+    file.write_all(&run_archive(content)?).with_context(context)?;
     Ok(file.metadata().with_context(context)?.len())
 }
 
-/// Folders, links and the files of /etc.
+/// The archive of folders, links and files in `/etc`.
 fn base() -> io::Result<Vec<u8>> {
     let mut archive = Writer::new(Vec::new());
     archive.directory("usr", 0o755)?;
@@ -70,13 +70,13 @@ fn base() -> io::Result<Vec<u8>> {
     archive.finish()
 }
 
-/// What differs from run to run: the programs as just built, the user's files, the command.
-fn of_this_run(content: &Content<'_>) -> Result<Vec<u8>> {
+/// The archive for this run: programs, the user's files, and the command.
+fn run_archive(content: &Content<'_>) -> Result<Vec<u8>> {
     let keep_all = |_: &str| false;
     let mut archive = Writer::new(Vec::new());
     archive.tree(content.init, "init", &keep_all)?;
     for program in content.programs {
-        let name = program.file_name().context("a program has a name")?.to_string_lossy();
+        let name = program.file_name().context("a program's path has no name")?.to_string_lossy();
         archive.tree(program, &format!("usr/local/bin/{name}"), &keep_all)?;
     }
     for addition in content.additions {

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use tempfile::TempDir;
 
 use crate::apt::{Archive, Package};
-use crate::cache::{Cache, Workshop};
+use crate::cache::{Cache, LockedCache};
 use crate::matrix::{Arch, Kernel};
 use crate::{modules, process};
 
@@ -18,25 +18,25 @@ use crate::{modules, process};
 pub struct Image {
     /// The compressed kernel.
     pub vmlinuz: PathBuf,
-    /// Its modules, as a part of an initramfs.
+    /// A cpio archive of its modules.
     pub modules: PathBuf,
-    /// What `uname -r` will say.
+    /// Its release, as `uname -r` prints it.
     pub release: String,
 }
 
 /// Finds a kernel in the cache, or fetches the newest of its series.
 pub fn image(cache: &Cache, kernel: Kernel, arch: Arch) -> Result<Image> {
     let context = || format!("get kernel {kernel} for {arch}");
-    // The series' name is a link to a version, so that a version once fetched never changes.
+    // The entry of a series is a link to a version, so that a fetched version never changes.
     let series = cache
-        .entry(&format!("kernels/{kernel}-{}", arch.debian()), |workshop, link| {
-            let version = newest(workshop, kernel, arch)?;
-            Ok(symlink(version.file_name().context("a version has a name")?, link)?)
+        .entry(&format!("kernels/{kernel}-{}", arch.debian()), |cache, link| {
+            let version = newest(cache, kernel, arch)?;
+            Ok(symlink(version.file_name().context("a version's path has no name")?, link)?)
         })
         .with_context(context)?;
     let folder = series.canonicalize().with_context(context)?;
     let (module_folder, release) = module_folder(&folder).with_context(context)?;
-    let name = folder.file_name().context("a version has a name")?.to_string_lossy().into_owned();
+    let name = folder.file_name().context("a version's path has no name")?.to_string_lossy().into_owned();
     let modules = cache
         .entry(&format!("kernels/{name}.modules-{}.cpio", modules::fingerprint()), |_, path| {
             Ok(fs::write(path, modules::archive(&module_folder, &release)?)?)
@@ -45,16 +45,16 @@ pub fn image(cache: &Cache, kernel: Kernel, arch: Arch) -> Result<Image> {
     Ok(Image { vmlinuz: vmlinuz(&folder, &module_folder).with_context(context)?, modules, release })
 }
 
-/// The folder of the newest version that can be had: mirrors of old releases do not keep every file that they list.
-fn newest(workshop: &Workshop<'_>, kernel: Kernel, arch: Arch) -> Result<PathBuf> {
-    let archive = Archive::open(workshop, kernel.suite(), arch)?;
+/// The folder of the newest version that can be fetched: mirrors of old releases list files that they no longer have.
+fn newest(cache: &LockedCache<'_>, kernel: Kernel, arch: Arch) -> Result<PathBuf> {
+    let archive = Archive::open(cache, kernel.suite(), arch)?;
     let meta = kernel.meta_package(arch);
     let mut failure = anyhow!("Debian {} has no {meta} of series {kernel}", kernel.suite().name);
     for Package { version, depends } in archive.versions(&meta)? {
         if !version.starts_with(&format!("{kernel}.")) {
             continue;
         }
-        let made = workshop.entry(&format!("kernels/{version}-{}", arch.debian()), |_, folder| {
+        let made = cache.entry(&format!("kernels/{version}-{}", arch.debian()), |_, folder| {
             eprintln!("vm: fetching Linux {version} for {arch}");
             unpack(&archive, &packages(&archive, depends)?, folder)
         });
@@ -67,28 +67,28 @@ fn newest(workshop: &Workshop<'_>, kernel: Kernel, arch: Arch) -> Result<PathBuf
     Err(failure)
 }
 
-/// The packages that hold the kernel's files, found by following what a meta package depends on.
+/// The packages with the kernel's files: the dependencies of a meta package, followed recursively.
 fn packages(archive: &Archive, depends: Vec<String>) -> Result<Vec<String>> {
     let mut packages = Vec::new();
-    let mut open = depends;
-    while let Some(name) = open.pop() {
+    let mut queue = depends;
+    while let Some(name) = queue.pop() {
         if !holds_kernel_files(&name) || packages.contains(&name) {
             continue;
         }
         let newest = archive.versions(&name)?.into_iter().next();
-        open.extend(newest.with_context(|| format!("{name} has no version"))?.depends);
+        queue.extend(newest.with_context(|| format!("{name} has no version"))?.depends);
         packages.push(name);
     }
-    ensure!(!packages.is_empty(), "it depends on no package of kernel files");
+    ensure!(!packages.is_empty(), "the meta package depends on no package of kernel files");
     Ok(packages)
 }
 
-/// Whether a package is one of those that a kernel is split into.
+/// Whether a package has files of a kernel.
 fn holds_kernel_files(package: &str) -> bool {
     ["linux-image-", "linux-binary-", "linux-modules-"].iter().any(|prefix| package.starts_with(prefix))
 }
 
-/// Downloads the packages and unpacks them, all into one folder.
+/// Downloads the packages, and unpacks all of them into one folder.
 fn unpack(archive: &Archive, packages: &[String], folder: &Path) -> Result<()> {
     let downloads = TempDir::new().context("create a temporary folder")?;
     archive.download(packages, downloads.path())?;
@@ -99,7 +99,7 @@ fn unpack(archive: &Archive, packages: &[String], folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The folder of a kernel's modules, which is named for its release.
+/// The folder of a kernel's modules, and its name, which is the release.
 fn module_folder(folder: &Path) -> Result<(PathBuf, String)> {
     for place in ["usr/lib/modules", "lib/modules"] {
         let Ok(mut entries) = fs::read_dir(folder.join(place)) else { continue };
@@ -108,10 +108,10 @@ fn module_folder(folder: &Path) -> Result<(PathBuf, String)> {
             return Ok((entry.path(), entry.file_name().to_string_lossy().into_owned()));
         }
     }
-    anyhow::bail!("{} holds no modules", folder.display())
+    anyhow::bail!("{} has no modules", folder.display())
 }
 
-/// The kernel itself, in /boot or, from 7.2 on, beside its modules.
+/// The path of the kernel: in `/boot`, or, since Debian's 7.2, beside its modules.
 fn vmlinuz(folder: &Path, module_folder: &Path) -> Result<PathBuf> {
     let beside = module_folder.join("vmlinuz");
     if beside.exists() {
@@ -123,7 +123,7 @@ fn vmlinuz(folder: &Path, module_folder: &Path) -> Result<PathBuf> {
         .filter_map(Result::ok)
         .find(|entry| entry.file_name().to_string_lossy().starts_with("vmlinuz-"))
         .map(|entry| entry.path())
-        .with_context(|| format!("{} holds no kernel", folder.display()))
+        .with_context(|| format!("{} has no kernel", folder.display()))
 }
 
 #[cfg(test)]

@@ -1,32 +1,32 @@
-//! What the test of the kernel's layout found, as the table at the end tells it.
+//! The result of the layout test, for the table of `vm test`.
 
 use std::path::Path;
 
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-/// How guesses and type information compare on one kernel.
+/// A comparison of guesses and type information on one kernel.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LayoutFacts {
     /// Fields and arguments found by both.
     pub found: u64,
-    /// The names of those that differ.
+    /// Fields and arguments that differ.
     pub differ: Vec<String>,
-    /// Functions that exist and never run, because the compiler made them part of their callers.
+    /// Functions that exist but are never called, because the compiler inlined them.
     pub inlined: Vec<String>,
-    /// How long the guesses took, in seconds of the guest.
+    /// The time that guesses took, in seconds of the guest.
     pub guess_seconds: f64,
-    /// How long reading type information took.
+    /// The time that reading type information took, in seconds of the guest.
     pub btf_seconds: f64,
 }
 
 impl LayoutFacts {
-    /// Reads the file that the test leaves; nothing where it was not run.
+    /// Reads the file that the test writes; `None` if the test did not run.
     pub fn read(path: &Path) -> Result<Option<Self>> {
         if !path.exists() {
             return Ok(None);
         }
-        let context = || format!("understand {}", path.display());
+        let context = || format!("parse {}", path.display());
         let text = std::fs::read_to_string(path).with_context(context)?;
         let value: Value = serde_json::from_str(&text).with_context(context)?;
         let seconds = |name: &str| value[name].as_f64().with_context(context);
@@ -43,7 +43,7 @@ impl LayoutFacts {
         }))
     }
 
-    /// Whether the two agree, and if not, on what.
+    /// Whether the two agree, or the keys that differ.
     pub fn verdict(&self) -> String {
         if self.differ.is_empty() { "yes".to_owned() } else { format!("NO: {}", self.differ.join(" ")) }
     }
@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_test_leaves_is_read() {
+    fn the_file_of_the_test_is_read() {
         let folder = tempfile::TempDir::new().unwrap();
         let path = folder.path().join("layout.json");
         assert_eq!(LayoutFacts::read(&path).unwrap(), None);

@@ -1,8 +1,8 @@
-//! What the runner on the host (`vm`) and process 1 of the guest (`vm-init`) must agree on.
+//! The protocol between the runner on the host (`vm`), process 1 of the guest (`vm-init`) and the tests in the guest.
 //!
-//! A guest talks to its host over virtio ports, one a purpose, so that what a command writes arrives byte for
-//! byte; the kernel's console has a serial line of its own. See [`Port`] for the ports and [`Ending`] for the
-//! one line that ends a run.
+//! A guest sends data to its host over virtio ports, one for each purpose, so that a command's output arrives
+//! unchanged. The kernel's console is a serial port. See [`Port`] for the ports, and [`Ending`] for the line at the end
+//! of a run.
 
 mod ending;
 mod port;
@@ -10,39 +10,39 @@ mod port;
 pub use ending::{Ending, ParseEndingError};
 pub use port::{ALL_PORTS, Port};
 
-/// The file of the initramfs that holds the command that the guest is to run.
+/// The file of the initramfs with the command that the guest runs.
 pub const COMMAND_FILE: &str = "/etc/vm-command";
 
-/// The kernel argument that makes systemd, of the package of this name, process 1 of the guest.
+/// The kernel argument that makes systemd process 1 of the guest. The guest needs Debian's package `systemd`.
 pub const SYSTEMD: &str = "socktrail.systemd";
 
-/// The folder of the guest that comes back to the host.
+/// The folder of the guest that is copied to the host.
 pub const OUT_DIR: &str = "/out";
 
-/// What the host writes to [`Port::Status`] once everything has arrived, and the guest may power off.
+/// The host's answer on [`Port::Status`] when everything has arrived. The guest then powers off.
 pub const ACKNOWLEDGED: &[u8] = b"ok\n";
 
-/// The environment variable that tells the guest's tests which of them to run: the beginnings of their names, with
-/// spaces between them. A `-` before a beginning leaves tests out; if there are only such, all others run.
+/// The environment variable that selects tests: prefixes of their names, separated by spaces. A `-` before a prefix
+/// leaves tests out; if all prefixes have one, all other tests run.
 pub const TESTS_VARIABLE: &str = "GUEST_TESTS";
 
-/// The file of [`OUT_DIR`] in which the tests leave how many of them passed.
+/// The file in [`OUT_DIR`] with the tests' results.
 pub const RESULT_FILE: &str = "result.json";
 
-/// The file of [`OUT_DIR`] in which the test of the kernel's layout leaves what it found.
+/// The file in [`OUT_DIR`] with the result of the layout test.
 pub const LAYOUT_FILE: &str = "layout.json";
 
-/// The program with the kernel tests of `kprobes/`.
+/// The name of the program with the kernel tests of `kprobes/`.
 pub const KPROBES_TESTS: &str = "kprobes-tests";
 
-/// The environment variable with the release of an older kernel that Socktrail is to behave as of (`--as-of`).
+/// The environment variable with an older kernel's release, for Socktrail's option `--as-of`.
 pub const AS_OF_VARIABLE: &str = "AS_OF";
 
-/// The environment variable with the seed of random traffic; without it a new one is chosen.
+/// The environment variable with the seed of random traffic. Without it, a new seed is chosen.
 pub const TORTURE_SEED_VARIABLE: &str = "TORTURE_SEED";
 
-/// The environment variable that says for how many seconds random traffic is made.
+/// The environment variable with the duration of random traffic in seconds.
 pub const TORTURE_SECONDS_VARIABLE: &str = "TORTURE_SECONDS";
 
-/// The environment variable with the kinds of random traffic that are left out, with commas between them.
+/// The environment variable with the kinds of random traffic to leave out, separated by commas.
 pub const TORTURE_WITHOUT_VARIABLE: &str = "TORTURE_WITHOUT";

@@ -1,10 +1,10 @@
-//! The kernels that can be booted, and those that every test runs on.
+//! The kernels that guests can boot, and the matrix of tested ones.
 
 use std::fmt;
 
 use clap::ValueEnum;
 
-/// The kernels that Socktrail must work on, the one that every test runs on first.
+/// The tested kernels. By default, every test runs on the first one.
 pub const MATRIX: &[(Kernel, Arch)] = &[
     (Kernel::V6_1, Arch::X86_64),
     (Kernel::V5_10, Arch::X86_64),
@@ -25,10 +25,10 @@ pub enum Kernel {
     /// Debian 12.
     #[value(name = "6.1")]
     V6_1,
-    /// Debian 13's, as Debian 12 also has it.
+    /// Debian 13, also in Debian 12.
     #[value(name = "6.12")]
     V6_12,
-    /// Debian unstable's.
+    /// Debian unstable.
     #[value(name = "7.2")]
     V7_2,
 }
@@ -46,7 +46,7 @@ const BULLSEYE: Suite = Suite { name: "bullseye", security: Some("bullseye-secur
 const BOOKWORM: Suite = Suite { name: "bookworm", security: Some("bookworm-security") };
 const SID: Suite = Suite { name: "sid", security: None };
 
-/// Where the guest's programs come from, whatever its kernel.
+/// The release of the guest's programs, with every kernel.
 pub const USERLAND: Suite = BOOKWORM;
 
 impl Kernel {
@@ -73,7 +73,7 @@ impl Kernel {
     pub fn meta_package(self, arch: Arch) -> String {
         let series = if self == Self::V6_12 { "-6.12" } else { "" };
         match arch {
-            // There is none for clouds.
+            // There is no cloud kernel.
             Arch::I686 => format!("linux-image{series}-686-pae"),
             Arch::X86_64 | Arch::Aarch64 => format!("linux-image{series}-cloud-{}", arch.debian()),
         }

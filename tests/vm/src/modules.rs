@@ -1,4 +1,4 @@
-//! The kernel modules that a guest gets: those named here, with all that they depend on.
+//! The kernel modules of a guest: those named here, and their dependencies.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -12,9 +12,9 @@ use lzma_rust2::XzReader;
 
 use crate::cpio::Writer;
 
-/// What a guest may load. Names that a kernel has built in, or does not have, are passed over.
+/// The modules that a guest may load. Modules that a kernel has built in, or does not have, are skipped.
 const WANTED: &[&str] = &[
-    // The way to the host.
+    // Virtio ports to the host.
     "virtio_pci",
     "virtio_mmio",
     "virtio_console",
@@ -63,6 +63,8 @@ const WANTED: &[&str] = &[
     "act_mirred",
     "act_gact",
     "act_bpf",
+    // A checksum, without which nf_tables cannot be loaded.
+    "crc32c_generic",
     // Packet filters and address translation.
     "nf_tables",
     "nft_compat",
@@ -107,32 +109,32 @@ const WANTED: &[&str] = &[
     "overlay",
 ];
 
-/// A name that changes when other modules would be picked.
+/// A name that changes with [`WANTED`].
 pub fn fingerprint() -> String {
     let mut hasher = DefaultHasher::new();
     WANTED.hash(&mut hasher);
     format!("{:016x}", hasher.finish())
 }
 
-/// Writes the modules of one kernel release, and the tables that `modprobe` reads, as a part of an initramfs.
+/// Makes a cpio archive with the modules of a kernel release, and with the tables of `modprobe`.
 pub fn archive(kernel_folder: &Path, release: &str) -> Result<Vec<u8>> {
     let available = available(kernel_folder)?;
     let picked = pick(&available)?;
     write(&picked, release).context("write the modules' archive")
 }
 
-/// A module's file in the kernel's package.
+/// The files of modules, and their paths for `modules.dep`, by module name.
 type Available = BTreeMap<String, (PathBuf, String)>;
 
-/// Every module below a folder: name -> file, and its path for `modules.dep`.
+/// Every module below a folder.
 fn available(folder: &Path) -> Result<Available> {
     let mut found = Available::new();
-    let mut open = vec![folder.join("kernel")];
-    while let Some(at) = open.pop() {
+    let mut queue = vec![folder.join("kernel")];
+    while let Some(at) = queue.pop() {
         for entry in fs::read_dir(&at).with_context(|| format!("read {}", at.display()))? {
             let path = entry.with_context(|| format!("read {}", at.display()))?.path();
             if path.is_dir() {
-                open.push(path);
+                queue.push(path);
                 continue;
             }
             let relative = path.strip_prefix(folder).expect("the path lies in the folder").to_string_lossy();
@@ -145,12 +147,12 @@ fn available(folder: &Path) -> Result<Available> {
     Ok(found)
 }
 
-/// A module's name, which knows no difference between `-` and `_`.
+/// A module's name with `_` for `-`, which mean the same.
 fn module_name(name: &str) -> String {
     name.replace('-', "_")
 }
 
-/// A module that the guest gets.
+/// A module of the guest.
 #[derive(Debug)]
 struct Module {
     path: String,
@@ -159,11 +161,11 @@ struct Module {
     aliases: Vec<String>,
 }
 
-/// The wanted modules and, step by step, what they depend on.
+/// The wanted modules and their dependencies.
 fn pick(available: &Available) -> Result<BTreeMap<String, Module>> {
     let mut picked = BTreeMap::new();
-    let mut open: Vec<String> = WANTED.iter().map(|name| module_name(name)).collect();
-    while let Some(name) = open.pop() {
+    let mut queue: Vec<String> = WANTED.iter().map(|name| module_name(name)).collect();
+    while let Some(name) = queue.pop() {
         if picked.contains_key(&name) {
             continue;
         }
@@ -175,13 +177,13 @@ fn pick(available: &Available) -> Result<BTreeMap<String, Module>> {
             .map(module_name)
             .collect();
         let aliases = info(&content, "alias=").map(str::to_owned).collect();
-        open.extend(depends.iter().cloned());
+        queue.extend(depends.iter().cloned());
         picked.insert(name, Module { path: path.clone(), content, depends, aliases });
     }
     Ok(picked)
 }
 
-/// A module's object file, unpacked.
+/// A module's object file, decompressed.
 fn content(file: &Path) -> Result<Vec<u8>> {
     let context = || format!("read the module {}", file.display());
     let raw = fs::read(file).with_context(context)?;
@@ -198,7 +200,7 @@ fn info<'a>(content: &'a [u8], key: &'a str) -> impl Iterator<Item = &'a str> {
     content.split(|&byte| byte == 0).filter_map(move |text| std::str::from_utf8(text).ok()?.strip_prefix(key))
 }
 
-/// The archive: module files, `modules.dep`, `modules.alias`.
+/// Writes the archive: module files, `modules.dep`, `modules.alias`.
 fn write(modules: &BTreeMap<String, Module>, release: &str) -> Result<Vec<u8>> {
     let root = format!("usr/lib/modules/{release}");
     let mut archive = Writer::new(Vec::new());
@@ -223,15 +225,15 @@ fn write(modules: &BTreeMap<String, Module>, release: &str) -> Result<Vec<u8>> {
     Ok(archive.finish()?)
 }
 
-/// All that a module needs, so that each stands before what it needs itself: `modprobe` loads from the end.
+/// All dependencies of a module, each before its own dependencies: `modprobe` loads from the end.
 fn closure(modules: &BTreeMap<String, Module>, name: &str) -> Vec<String> {
     let mut order: Vec<String> = Vec::new();
-    let mut open: Vec<&str> = modules[name].depends.iter().map(String::as_str).collect();
-    while let Some(need) = open.pop() {
+    let mut queue: Vec<&str> = modules[name].depends.iter().map(String::as_str).collect();
+    while let Some(need) = queue.pop() {
         let Some(module) = modules.get(need) else { continue };
         order.retain(|earlier| earlier != need);
         order.push(need.to_owned());
-        open.extend(module.depends.iter().map(String::as_str));
+        queue.extend(module.depends.iter().map(String::as_str));
     }
     order
 }
@@ -257,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_needed_stands_behind_what_needs_it() {
+    fn a_dependency_follows_the_modules_that_need_it() {
         let modules = BTreeMap::from([
             ("console".to_owned(), module(&["virtio", "ring"])),
             ("ring".to_owned(), module(&["virtio"])),

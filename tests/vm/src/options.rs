@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::matrix::{Arch, Kernel};
 
-/// Exit status: a kernel in the guest broke (oops, BUG, panic, stall).
+/// Exit status: the guest's kernel broke (oops, BUG, panic, stall).
 pub const EXIT_KERNEL: u8 = 123;
 /// Exit status: the guest did not end in time.
 pub const EXIT_TIMEOUT: u8 = 124;
@@ -46,7 +46,7 @@ pub enum Action {
     Demo(DemoOptions),
     /// Count the instructions that packets and processes cost with and without a monitor.
     Bench(BenchOptions),
-    /// Make the recordings of tests/data anew, with what they are replayed to.
+    /// Make the recordings of tests/data again, and the documents of their replay.
     Record(RecordOptions),
 }
 
@@ -68,7 +68,7 @@ pub struct RunOptions {
     /// A file or folder of this host to put into the guest.
     #[arg(long, value_name = "HOST_PATH:GUEST_PATH")]
     pub add: Vec<Addition>,
-    /// Where to put what the command leaves in the guest's /out.
+    /// The folder for the files that the command writes to the guest's /out.
     #[arg(long, value_name = "HOST_DIR")]
     pub out: Option<PathBuf>,
     /// How long the guest may take in all.
@@ -103,12 +103,12 @@ pub struct MachineOptions {
 }
 
 impl MachineOptions {
-    /// A machine as tests and the demo use it.
+    /// The machine of tests and the demo.
     pub fn standard(kernel: Kernel, arch: Arch) -> Self {
         Self { kernel, arch, smp: None, mem: None, icount: false, append: None }
     }
 
-    /// The number of processors. By default more than one, so that events of several must be brought into order.
+    /// The number of CPUs. By default more than one, so that samples of several rings must be sorted.
     pub fn processors(&self) -> anyhow::Result<u8> {
         match (self.icount, self.smp) {
             (false, smp) => Ok(smp.unwrap_or(2)),
@@ -126,7 +126,7 @@ impl FromStr for Release {
     type Err = anyhow::Error;
 
     fn from_str(text: &str) -> anyhow::Result<Self> {
-        let (major, minor) = text.split_once('.').context("a release has two numbers, such as 4.18")?;
+        let (major, minor) = text.split_once('.').context("not a release of two numbers, such as 4.18")?;
         Ok(Self(major.parse()?, minor.parse()?))
     }
 }
@@ -144,20 +144,20 @@ pub struct TestOptions {
     /// of the matrix those that depend on the kernel most].
     #[arg(long = "kernel", value_enum, value_name = "KERNEL")]
     pub kernels: Vec<Kernel>,
-    /// Run every test on this architecture only.
+    /// Run every test, on this architecture only.
     #[arg(long, value_enum)]
     pub arch: Option<Arch>,
     /// Run every test on every kernel of the matrix.
     #[arg(long)]
     pub full: bool,
-    /// Also run the tests that take many minutes, and that others leave out.
+    /// Also run the tests that take many minutes, which are skipped by default.
     #[arg(long)]
     pub long: bool,
     /// How many guests run at once; each keeps one processor busy or waits [default: three for two processors].
     #[arg(long, value_parser = clap::value_parser!(u8).range(1..))]
     pub jobs: Option<u8>,
-    /// Have Socktrail do without what a kernel of this release does not have, such as 4.18: flows, owners, ends, programs,
-    /// events and sensors, on 6.1.
+    /// Run Socktrail on 6.1 without the features that a kernel of this release lacks, such as 4.18: tests flows,
+    /// owners, threads, ends, programs, events and sensors.
     #[arg(long, value_name = "RELEASE")]
     pub as_of: Option<Release>,
     /// The seed of random traffic, to repeat an earlier run [default: a new one].
@@ -183,7 +183,7 @@ pub struct DemoOptions {
     /// The processor's architecture.
     #[arg(long, value_enum, default_value_t = Arch::X86_64)]
     pub arch: Arch,
-    /// Where socktrail takes the kernel's layout from; its own default when not given.
+    /// The source of the kernel's layout [default: socktrail's own].
     #[arg(long, value_parser = ["guess", "btf", "auto"])]
     pub source: Option<String>,
     /// How long the guest may take in all.
@@ -197,7 +197,7 @@ pub struct BenchOptions {
     /// The kernel series.
     #[arg(long, value_enum, default_value_t = Kernel::V6_1)]
     pub kernel: Kernel,
-    /// Measure only what has this in its name, such as `TCP` or `process`.
+    /// Measure only loads with this in their name, such as `TCP` or `process`.
     #[arg(long, value_name = "WORDS", default_value = "")]
     pub only: String,
     /// How long the guest may take in all.
@@ -217,7 +217,7 @@ pub struct RecordOptions {
     /// Record on this architecture only.
     #[arg(long, value_enum)]
     pub arch: Option<Arch>,
-    /// Record nothing: only replay what is there, after a change of what documents say.
+    /// Only replay existing recordings, after a change of documents.
     #[arg(long)]
     pub replay_only: bool,
     /// How long each guest may take.
@@ -225,7 +225,7 @@ pub struct RecordOptions {
     pub timeout: Duration,
 }
 
-/// A path of the host that the guest gets, and where.
+/// A file or folder to copy into the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Addition {
     /// The file or folder on this host.

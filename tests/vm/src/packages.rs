@@ -1,4 +1,4 @@
-//! Debian packages as parts of an initramfs, unpacked with all that they depend on.
+//! Debian packages with their dependencies as a cpio archive for an initramfs.
 
 use std::fs::File;
 use std::io::BufWriter;
@@ -9,34 +9,34 @@ use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
 
 use crate::apt::Archive;
-use crate::cache::{Cache, Workshop};
+use crate::cache::{Cache, LockedCache};
 use crate::cpio::Writer;
 use crate::matrix::{Arch, USERLAND};
 use crate::process;
 
-/// The folders of the root that are links into /usr.
+/// The folders of the root that are links into `/usr`.
 pub const MERGED: &[&str] = &["bin", "sbin", "lib", "lib32", "lib64", "libx32"];
 
-/// What no test reads and would only slow the boot down.
+/// Folders that tests do not need: without them, the guest boots faster.
 const LEFT_OUT: &[&str] =
     &["usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/info", "usr/share/lintian"];
 
-/// The part of an initramfs that holds the named packages and their dependencies.
+/// The path of an archive with packages and their dependencies.
 pub fn archive(cache: &Cache, arch: Arch, names: &[String]) -> Result<PathBuf> {
     make(cache, arch, names).with_context(|| format!("get the packages {} for {arch}", names.join(" ")))
 }
 
 fn make(cache: &Cache, arch: Arch, names: &[String]) -> Result<PathBuf> {
     for name in names {
-        ensure!(is_package_name(name), "`{name}` is no name of a Debian package");
+        ensure!(is_package_name(name), "`{name}` is not a name of a Debian package");
     }
-    cache.entry(&entry_name(arch, names), |workshop, path| {
+    cache.entry(&entry_name(arch, names), |cache, path| {
         eprintln!("vm: fetching {}", names.join(" "));
-        build(workshop, arch, names, path)
+        build(cache, arch, names, path)
     })
 }
 
-/// The cache entry of a set of packages, whatever their order.
+/// The cache entry of a set of packages, in any order.
 fn entry_name(arch: Arch, names: &[String]) -> String {
     let mut names = names.to_vec();
     names.sort();
@@ -44,15 +44,15 @@ fn entry_name(arch: Arch, names: &[String]) -> String {
     format!("packages/{}-{}/{}.cpio", USERLAND.name, arch.debian(), names.join(","))
 }
 
-/// Whether the text has the form that Debian's policy gives to names, so that it can name a file, too.
+/// Whether a text is a package name by Debian's policy. Such a name is also safe as a file name.
 fn is_package_name(text: &str) -> bool {
     text.starts_with(|c: char| c.is_ascii_alphanumeric())
         && text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "+-.".contains(c))
 }
 
 /// Fetches, unpacks and writes the archive.
-fn build(workshop: &Workshop<'_>, arch: Arch, names: &[String], path: &Path) -> Result<()> {
-    let files = Archive::open(workshop, USERLAND, arch)?.download_closure(names)?;
+fn build(cache: &LockedCache<'_>, arch: Arch, names: &[String], path: &Path) -> Result<()> {
+    let files = Archive::open(cache, USERLAND, arch)?.download_closure(names)?;
     let root = TempDir::new().context("create a temporary folder")?;
     for file in files {
         process::output(Command::new("dpkg-deb").arg("--extract").arg(file).arg(root.path()))?;
@@ -70,7 +70,7 @@ fn build(workshop: &Workshop<'_>, arch: Arch, names: &[String], path: &Path) -> 
     Ok(())
 }
 
-/// A path of the guest without the links of its root: writing `bin/x` would replace the link `bin` by a folder.
+/// A path of the guest with the links of the root resolved: writing `bin/x` would replace the link `bin` by a folder.
 pub fn in_usr(path: &str) -> String {
     let first = path.split('/').next().unwrap_or_default();
     if MERGED.contains(&first) { format!("usr/{path}") } else { path.to_owned() }

@@ -1,21 +1,21 @@
-//! Running programs of the host, with errors that tell what they said.
+//! Runs programs of the host. Errors contain their standard error.
 
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-/// Runs a program to its end and returns what it wrote to its standard output.
+/// Runs a program to its end; returns its standard output.
 pub fn output(command: &mut Command) -> Result<String> {
     let shown = shown(command);
     let output = command.stdin(Stdio::null()).output().with_context(|| format!("start `{shown}`"))?;
     if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        bail!("`{shown}` failed, {}: {}", output.status, said.trim());
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        bail!("`{shown}` failed, {}: {}", output.status, stderr.trim());
     }
-    String::from_utf8(output.stdout).with_context(|| format!("`{shown}` wrote something that is not text"))
+    String::from_utf8(output.stdout).with_context(|| format!("`{shown}` wrote output that is not UTF-8"))
 }
 
-/// Runs a program to its end, showing what it says on our standard error.
+/// Runs a program to its end, with its output on this process's standard error.
 pub fn visible(command: &mut Command) -> Result<()> {
     let shown = shown(command);
     let status =
@@ -26,7 +26,7 @@ pub fn visible(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// The command as a user would type it, without apt's many settings.
+/// The command line for messages, without apt's `-o` settings.
 fn shown(command: &Command) -> String {
     let mut words = vec![command.get_program().to_string_lossy().into_owned()];
     let mut arguments = command.get_args();
@@ -40,7 +40,7 @@ fn shown(command: &Command) -> String {
     words.join(" ")
 }
 
-/// Whether a program of this name is on the PATH.
+/// Whether the PATH has a program with this name.
 pub fn exists(program: &str) -> bool {
     std::env::var_os("PATH")
         .is_some_and(|path| std::env::split_paths(&path).any(|folder| folder.join(program).is_file()))
@@ -56,7 +56,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_names_the_command_and_what_it_said() {
+    fn an_error_has_the_command_and_its_standard_error() {
         let error = output(Command::new("sh").args(["-c", "echo no way >&2; exit 3", "-o", "secret"])).unwrap_err();
         let text = format!("{error:#}");
         assert!(text.contains("no way") && text.contains("exit status: 3") && !text.contains("secret"), "{text}");

@@ -1,4 +1,4 @@
-//! QEMU's command line, and QEMU itself when it is missing.
+//! QEMU's command line, and its installation if it is missing.
 
 use std::fmt::Display;
 use std::path::Path;
@@ -11,7 +11,7 @@ use socktrail_vm::{ALL_PORTS, Port};
 use crate::matrix::Arch;
 use crate::process;
 
-/// A machine as QEMU gets to know it.
+/// The machine that QEMU emulates.
 #[derive(Debug)]
 pub struct Machine<'a> {
     /// Its architecture.
@@ -34,7 +34,7 @@ pub struct Machine<'a> {
     pub ports: [(Port, i32); ALL_PORTS.len()],
 }
 
-/// The command that boots a machine. It dies with us, even if we are killed.
+/// The command that boots a machine. QEMU ends with this process, even if this is killed.
 pub fn command(machine: &Machine<'_>) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", program(machine.arch)]);
@@ -45,9 +45,9 @@ pub fn command(machine: &Machine<'_>) -> Command {
         option("-M", &"virt");
     }
     option("-cpu", &cpu(machine.arch));
-    // KVM is not asked for: where it does not work it hangs, and emulation is the same everywhere.
-    // One thread for all processors: with one each, QEMU may go on to run instructions that another processor has just
-    // replaced, and a kernel that patches its own code now and then stumbles over a breakpoint long removed.
+    // Not KVM: where it does not work, it hangs, and emulation is the same everywhere. One thread for all CPUs: with
+    // several, a CPU may execute instructions that another one has just replaced. A kernel that patches its code then
+    // sometimes hits a breakpoint that it has already removed.
     option("-accel", &"tcg,thread=single");
     if machine.icount {
         option("-icount", &"shift=0,sleep=off");
@@ -69,21 +69,21 @@ pub fn command(machine: &Machine<'_>) -> Command {
     command
 }
 
-/// The processor with everything that emulation offers.
+/// The CPU with all features that QEMU emulates.
 fn cpu(arch: Arch) -> &'static str {
     match arch {
         Arch::X86_64 => "max",
-        // As it is, it looks like an old processor of which a 32-bit kernel warns that it is no good beside another.
+        // The default family and model make a 32-bit kernel warn that the CPU is not suitable for SMP.
         Arch::I686 => "max,family=15,model=107,stepping=1",
-        // The architecture's own algorithm of pointer authentication takes half of all time in emulation.
+        // Emulating the architecture's pointer authentication algorithm takes half of all time.
         Arch::Aarch64 => "max,pauth-impdef=on",
     }
 }
 
-/// Errors and worse go to the console; an oops ends the guest at once.
+/// The kernel's command line: only errors go to the console, and an oops ends the guest.
 fn kernel_arguments(machine: &Machine<'_>) -> String {
     let own = match machine.arch {
-        // Without `no_timer_check` a kernel whose host is busy may find that its timer does not tick, and panics.
+        // On a busy host, the kernel's timer check may fail, and the kernel panics.
         Arch::X86_64 | Arch::I686 => "console=ttyS0 no_timer_check",
         Arch::Aarch64 => "console=ttyAMA0",
     };
@@ -95,7 +95,7 @@ fn kernel_arguments(machine: &Machine<'_>) -> String {
     arguments
 }
 
-/// QEMU's name.
+/// The name of QEMU's program.
 fn program(arch: Arch) -> &'static str {
     match arch {
         Arch::X86_64 => "qemu-system-x86_64",
@@ -104,7 +104,7 @@ fn program(arch: Arch) -> &'static str {
     }
 }
 
-/// The Debian package that has it.
+/// The Debian package of QEMU.
 fn package(arch: Arch) -> &'static str {
     match arch {
         Arch::X86_64 | Arch::I686 => "qemu-system-x86",
@@ -112,7 +112,7 @@ fn package(arch: Arch) -> &'static str {
     }
 }
 
-/// Makes sure that QEMU is there, by apt when it is missing.
+/// Installs QEMU with apt if it is missing.
 pub fn ensure_installed(arch: Arch) -> Result<()> {
     if process::exists(program(arch)) {
         return Ok(());
@@ -127,7 +127,7 @@ pub fn ensure_installed(arch: Arch) -> Result<()> {
     Ok(())
 }
 
-/// Installs a package on this machine; package lists may be missing or old.
+/// Installs a package on this machine. If that fails, updates the package lists and tries again.
 fn install(package: &str) -> Result<()> {
     let install =
         || process::visible(as_root()?.args(["apt-get", "-q", "-y", "--no-install-recommends", "install", package]));
@@ -147,7 +147,7 @@ fn as_root() -> Result<Command> {
         sudo.args(["-n", "env"]);
         sudo
     } else {
-        bail!("not root, and there is no sudo");
+        bail!("not root, and sudo is not installed");
     };
     command.arg("DEBIAN_FRONTEND=noninteractive");
     Ok(command)

@@ -1,4 +1,4 @@
-//! `vm record`: the demo's traffic as each kernel of the matrix tells of it, for tests that need no kernel.
+//! `vm record`: recordings of the demo's traffic on each kernel of the matrix, for tests without a kernel.
 
 use std::fs;
 use std::io;
@@ -13,10 +13,10 @@ use crate::guest::{Guest, Outcome};
 use crate::matrix::{Arch, Kernel, MATRIX};
 use crate::options::{MachineOptions, RecordOptions};
 
-/// Where the recordings lie in the repository.
+/// The folder of recordings in the repository.
 const FOLDER: &str = "tests/data/recordings";
-/// A file that is fetched with every clone must be small.
-const MOST_BYTES: u64 = 64 << 10;
+/// The size limit of a recording, because every clone of the repository has it.
+const MAX_BYTES: u64 = 64 << 10;
 
 /// Records and replays on each kernel; the status is 0 or that of the first guest that failed.
 pub fn run(options: &RecordOptions) -> Result<u8> {
@@ -32,7 +32,7 @@ pub fn run(options: &RecordOptions) -> Result<u8> {
     }
     for file in recordings(&folder, options)? {
         let documents = socktrail_here(&["replay", "--format", "ecs", &file.display().to_string()])?;
-        ensure!(!documents.is_empty(), "the recording {} holds no flow", file.display());
+        ensure!(!documents.is_empty(), "the recording {} has no flow", file.display());
         let expected = file.with_extension("json");
         fs::write(&expected, &documents).with_context(|| format!("write {}", expected.display()))?;
         eprintln!("vm: {}: {} documents", file.display(), documents.lines().count());
@@ -41,17 +41,17 @@ pub fn run(options: &RecordOptions) -> Result<u8> {
 }
 
 fn machines(options: &RecordOptions) -> impl Iterator<Item = (Kernel, Arch)> {
-    MATRIX.iter().copied().filter(|(kernel, arch)| is_chosen(options, &format!("{kernel}-{arch}")))
+    MATRIX.iter().copied().filter(|(kernel, arch)| is_selected(options, &format!("{kernel}-{arch}")))
 }
 
-/// The recordings that there are, also those of kernels that are not in the matrix.
+/// The existing recordings, including those of kernels outside the matrix.
 fn recordings(folder: &Path, options: &RecordOptions) -> Result<Vec<PathBuf>> {
     let reading = || format!("read {}", folder.display());
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).with_context(reading)? {
         let path = entry.with_context(reading)?.path();
         let name = path.file_stem().and_then(|name| name.to_str());
-        if path.extension().is_some_and(|end| end == "strec") && name.is_some_and(|name| is_chosen(options, name)) {
+        if path.extension().is_some_and(|end| end == "strec") && name.is_some_and(|name| is_selected(options, name)) {
             found.push(path);
         }
     }
@@ -59,14 +59,14 @@ fn recordings(folder: &Path, options: &RecordOptions) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Whether the recording of this name, `KERNEL-ARCH`, is asked for.
-fn is_chosen(options: &RecordOptions, name: &str) -> bool {
+/// Whether the options select the recording with this name, `KERNEL-ARCH`.
+fn is_selected(options: &RecordOptions, name: &str) -> bool {
     let is_of = |kernel: &Kernel| name.strip_prefix(&kernel.to_string()).is_some_and(|rest| rest.starts_with('-'));
     (options.kernels.is_empty() || options.kernels.iter().any(is_of))
         && options.arch.is_none_or(|arch| name.ends_with(&format!("-{arch}")))
 }
 
-/// Runs the demo's script with a monitor that records, and puts the recording where it belongs.
+/// Runs the demo's script with `socktrail record`, and copies the recording into the repository.
 fn record(options: &RecordOptions, kernel: Kernel, arch: Arch, file: &Path) -> Result<Outcome> {
     let machine = MachineOptions::standard(kernel, arch);
     let out = TempDir::new().context("create a temporary folder")?;
@@ -84,7 +84,7 @@ fn record(options: &RecordOptions, kernel: Kernel, arch: Arch, file: &Path) -> R
     if outcome == Outcome::Ended(0) {
         let made = out.path().join("recording");
         let length = fs::metadata(&made).context("the guest left no recording")?.len();
-        ensure!(length < MOST_BYTES, "the recording takes {length} bytes, and may take {MOST_BYTES}");
+        ensure!(length < MAX_BYTES, "the recording has {length} bytes, more than {MAX_BYTES}");
         fs::copy(&made, file).with_context(|| format!("write {}", file.display()))?;
     }
     Ok(outcome)

@@ -1,4 +1,4 @@
-//! Carries the guest's bytes to where they belong, one thread a port, and tells the waiting main thread.
+//! Reads the guest's ports, one thread each, writes the data to its destination, and sends events to the main thread.
 
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
@@ -10,32 +10,32 @@ use anyhow::{Context, Result};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use socktrail_vm::Port;
 
-/// Something that the main thread waits for.
+/// An event for the main thread.
 #[derive(Debug)]
 pub enum Event {
-    /// The console said this.
+    /// Output of the console.
     Console(Vec<u8>),
-    /// QEMU closed the console: it has ended.
+    /// QEMU has closed the console, because it has ended.
     ConsoleClosed,
-    /// The status port said this.
+    /// Data from the status port.
     Status(Vec<u8>),
-    /// This many more bytes of a port have reached their place.
+    /// This many bytes of a port have been written to their destination.
     Arrived(Port, u64),
-    /// Ctrl-C, or somebody asked us to end.
+    /// A signal to end, such as Ctrl-C's.
     Interrupted,
 }
 
-/// A two-way line between us and QEMU.
+/// A socket pair between this process and QEMU.
 #[derive(Debug)]
-pub struct Line {
-    /// Our end.
+pub struct SocketPair {
+    /// This process's end.
     pub ours: UnixStream,
     /// QEMU's end, which it inherits.
     pub theirs: OwnedFd,
 }
 
-impl Line {
-    /// Creates a line.
+impl SocketPair {
+    /// Creates a pair.
     pub fn new() -> Result<Self> {
         let (ours, theirs) = UnixStream::pair().context("create a socket pair")?;
         fcntl(&theirs, FcntlArg::F_SETFD(FdFlag::empty())).context("let QEMU inherit a socket")?;
@@ -43,8 +43,13 @@ impl Line {
     }
 }
 
-/// Reads a line until it ends, each piece turned into an event.
-pub fn watch(from: &UnixStream, events: &Sender<Event>, event: fn(Vec<u8>) -> Event, end: Option<Event>) -> Result<()> {
+/// Starts a thread that sends each piece of data as an event, and `end` at the end.
+pub fn send_as_events(
+    from: &UnixStream,
+    events: &Sender<Event>,
+    event: fn(Vec<u8>) -> Event,
+    end: Option<Event>,
+) -> Result<()> {
     let mut from = from.try_clone().context("clone a socket")?;
     let events = events.clone();
     thread::spawn(move || {
@@ -58,9 +63,9 @@ pub fn watch(from: &UnixStream, events: &Sender<Event>, event: fn(Vec<u8>) -> Ev
     Ok(())
 }
 
-/// Reads a line until it ends and writes each piece at once.
+/// Starts a thread that writes each piece of data to its destination at once.
 ///
-/// When the destination takes no more, as a closed pipe, the rest is read and dropped: the guest must not block.
+/// If the destination fails, such as a closed pipe, the rest is read and dropped: the guest must not block.
 pub fn forward(from: &UnixStream, port: Port, mut to: Box<dyn Write + Send>, events: &Sender<Event>) -> Result<()> {
     let mut from = from.try_clone().context("clone a socket")?;
     let events = events.clone();
@@ -74,7 +79,7 @@ pub fn forward(from: &UnixStream, port: Port, mut to: Box<dyn Write + Send>, eve
     Ok(())
 }
 
-/// Reads until the end or an error, which is how a killed QEMU ends.
+/// Reads until the end, or until an error: a killed QEMU may reset the connection.
 fn pieces(from: &mut UnixStream, mut take: impl FnMut(&[u8])) {
     let mut buffer = vec![0; 64 * 1024];
     loop {
@@ -94,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bytes_go_on_and_are_counted_after_the_destination_has_closed() {
+    fn bytes_are_counted_after_the_destination_has_failed() {
         struct Closed;
         impl Write for Closed {
             fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {
@@ -104,11 +109,11 @@ mod tests {
                 Ok(())
             }
         }
-        let line = Line::new().unwrap();
+        let pair = SocketPair::new().unwrap();
         let (sender, events) = channel();
-        forward(&line.ours, Port::Stdout, Box::new(Closed), &sender).unwrap();
+        forward(&pair.ours, Port::Stdout, Box::new(Closed), &sender).unwrap();
         drop(sender);
-        let mut theirs = UnixStream::from(line.theirs);
+        let mut theirs = UnixStream::from(pair.theirs);
         theirs.write_all(&[7; 1000]).unwrap();
         drop(theirs);
         let total: u64 = events

@@ -1,4 +1,4 @@
-//! What the kernel counts.
+//! Packet counters of the kernel.
 
 use std::fs;
 
@@ -10,7 +10,7 @@ pub(crate) fn packets_sent() -> Result<u64> {
     Ok(counter(&text, "Tcp:", "OutSegs")? + counter(&text, "Udp:", "OutDatagrams")?)
 }
 
-/// A number in a file of pairs of lines, names above numbers.
+/// A counter of `/proc/net/snmp`: pairs of lines, names and then values.
 fn counter(text: &str, protocol: &str, name: &str) -> Result<u64> {
     let mut lines = text.lines().filter(|line| line.starts_with(protocol));
     let (names, numbers) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
@@ -24,7 +24,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn counters_are_found_by_their_names() {
+    fn counters_are_found_by_name() {
         let text = "Tcp: InSegs OutSegs\nTcp: 7 9\nUdp: InDatagrams OutDatagrams\nUdp: 1 2\n";
         assert_eq!(counter(text, "Tcp:", "OutSegs").unwrap(), 9);
         assert_eq!(counter(text, "Udp:", "OutDatagrams").unwrap(), 2);

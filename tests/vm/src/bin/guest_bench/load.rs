@@ -1,4 +1,4 @@
-//! What is measured: traffic over loopback, as simple as can be, and processes that do nothing.
+//! The measured loads: simple traffic over loopback, and processes that do nothing.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
@@ -9,22 +9,22 @@ use anyhow::{Context, Result, anyhow, ensure};
 
 use crate::counters::packets_sent;
 
-/// Something that is done again and again.
+/// A repeated action.
 pub(crate) struct Load {
     pub(crate) name: &'static str,
-    /// How often it is done when it is measured.
+    /// The number of iterations of a measurement.
     pub(crate) count: u32,
     pub(crate) run: fn(u32) -> Result<()>,
-    /// For each of what the cost is told.
+    /// The unit of its cost.
     pub(crate) unit: Unit,
 }
 
-/// What a load consists of.
+/// A unit of cost.
 #[derive(Clone, Copy)]
 pub(crate) enum Unit {
-    /// What the kernel counts as sent.
+    /// A packet that the kernel counts as sent.
     Packet,
-    /// One each time.
+    /// A process; each iteration has one.
     Process,
 }
 
@@ -36,10 +36,10 @@ impl Unit {
         }
     }
 
-    /// Does something; how many units that was.
-    pub(crate) fn count(self, load: &Load, run: impl FnOnce() -> Result<u64>) -> Result<(u64, u64)> {
+    /// Runs a measurement of a load. Returns the number of units and the measured cost.
+    pub(crate) fn count(self, load: &Load, measure: impl FnOnce() -> Result<u64>) -> Result<(u64, u64)> {
         let sent = packets_sent()?;
-        let cost = run()?;
+        let cost = measure()?;
         let units = match self {
             Self::Packet => packets_sent()? - sent,
             Self::Process => load.count.into(),
@@ -70,7 +70,7 @@ fn datagrams(count: u32) -> Result<()> {
     Ok(())
 }
 
-/// Asks and answers over one connection. One thread plays both, so that no switching between tasks is measured.
+/// Exchanges requests and answers over one connection. One thread has both ends, so that no task switches are measured.
 fn exchanges(count: u32) -> Result<()> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let mut client = TcpStream::connect(listener.local_addr()?)?;
@@ -84,24 +84,24 @@ fn exchanges(count: u32) -> Result<()> {
     Ok(())
 }
 
-/// Connects, asks and answers, and closes.
+/// Connects, exchanges a request and an answer, and closes.
 fn connections(count: u32) -> Result<()> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let address = listener.local_addr()?;
-    // A thread of its own, since a process that just connects and one that just accepts are the usual thing.
+    // The server has a thread of its own, as usual.
     thread::scope(|scope| {
         let serving = scope.spawn(|| -> Result<()> {
             for _ in 0..count {
                 let (mut stream, _) = listener.accept().context("accept")?;
                 let mut bytes = [0; SIZE];
-                stream.read_exact(&mut bytes).context("read the question")?;
+                stream.read_exact(&mut bytes).context("read the request")?;
                 stream.write_all(&bytes).context("answer")?;
             }
             Ok(())
         });
         for _ in 0..count {
             let mut stream = TcpStream::connect(address).context("connect")?;
-            stream.write_all(&[7; SIZE]).context("ask")?;
+            stream.write_all(&[7; SIZE]).context("send the request")?;
             let mut answer = Vec::new();
             stream.read_to_end(&mut answer).context("read the answer")?;
         }
@@ -109,7 +109,7 @@ fn connections(count: u32) -> Result<()> {
     })
 }
 
-/// Forks processes that end at once, out of a shell, which is small.
+/// Forks processes that end at once. A shell does it, because forking a small process is cheap.
 fn forks(count: u32) -> Result<()> {
     let script = "i=0; while [ $i -lt $0 ]; do (:); i=$((i+1)); done";
     let status = Command::new("sh").args(["-c", script, &count.to_string()]).status().context("start a shell")?;
@@ -121,16 +121,16 @@ fn forks(count: u32) -> Result<()> {
 fn programs(count: u32) -> Result<()> {
     for _ in 0..count {
         let status = Command::new("true").status().context("run a program")?;
-        ensure!(status.success(), "it ended with {status}");
+        ensure!(status.success(), "the program ended with {status}");
     }
     Ok(())
 }
 
-/// A question and its answer.
+/// Exchanges a request and an answer.
 fn exchange(client: &mut TcpStream, server: &mut TcpStream) -> Result<()> {
     let mut bytes = [7; SIZE];
-    client.write_all(&bytes).context("ask")?;
-    server.read_exact(&mut bytes).context("read the question")?;
+    client.write_all(&bytes).context("send the request")?;
+    server.read_exact(&mut bytes).context("read the request")?;
     server.write_all(&bytes).context("answer")?;
     client.read_exact(&mut bytes).context("read the answer")
 }

@@ -1,9 +1,9 @@
-//! Traffic and processes for measurements: `cargo vm bench` boots a guest whose clock counts instructions, and starts this.
+//! Traffic and processes for measurements: `cargo vm bench` boots a guest whose clock counts instructions, and starts
+//! this.
 //!
-//! On one processor that runs one instruction a nanosecond, the time that something takes is the number of
-//! instructions that the whole machine ran meanwhile, the kernel's and the monitor's included. Each load runs by
-//! itself and then with a monitor beside it. The CPU time of the monitor's own threads tells its part; the rest of
-//! the difference is what its probes cost the kernel where they are hit.
+//! The guest has one CPU, which executes one instruction per nanosecond. So an elapsed time is the number of
+//! instructions that the whole machine has executed. Each load runs alone, and then while a monitor runs. The CPU time
+//! of the monitor's threads is their cost; the rest of the difference is the cost of probes.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command whose results are printed")]
 
 mod counters;
@@ -19,7 +19,7 @@ use serde_json::json;
 use crate::load::{LOADS, Load};
 use crate::monitor::Monitor;
 
-/// How often everything is measured.
+/// The number of measurements of each load.
 const ROUNDS: usize = 3;
 
 fn main() -> ExitCode {
@@ -32,25 +32,25 @@ fn main() -> ExitCode {
     }
 }
 
-/// Prints one JSON object a measurement. The first argument is a part of the names of what is to be measured; the others are
-/// the monitor's.
+/// Prints one JSON object per measurement. The first argument is a part of the names of the loads to measure; the
+/// others are passed to the monitor.
 fn run() -> Result<()> {
     let only = std::env::args().nth(1).unwrap_or_default();
     for load in LOADS.iter().filter(|load| load.name.contains(&only)) {
-        // What happens only once, such as code that is faulted in, is not to be counted.
+        // One-time costs, such as page faults for code, must not count.
         warm_up(load)?;
         for _ in 0..ROUNDS {
             let (units, alone) = load.unit.count(load, || instructions(load))?;
-            let watched = watched(load)?;
+            let monitored = monitored_cost(load)?;
             let per_unit = |instructions: u64| instructions as f64 / units as f64;
             let line = json!({
                 "load": load.name,
                 "unit": load.unit.name(),
                 "each": units as f64 / f64::from(load.count),
                 "alone": per_unit(alone),
-                "probes": per_unit(watched.load.saturating_sub(watched.threads_meanwhile)) - per_unit(alone),
-                "threads": per_unit(watched.threads),
-                "user": watched.user_share,
+                "probes": per_unit(monitored.load.saturating_sub(monitored.threads_meanwhile)) - per_unit(alone),
+                "threads": per_unit(monitored.threads),
+                "user": monitored.user_share,
             });
             println!("{line}");
         }
@@ -58,49 +58,49 @@ fn run() -> Result<()> {
     Ok(())
 }
 
-/// A tenth of a load.
+/// Runs a tenth of a load.
 fn warm_up(load: &Load) -> Result<()> {
     (load.run)(load.count / 10).with_context(|| format!("warm up for {}", load.name))
 }
 
-/// How many instructions the machine runs while a load does.
+/// The number of instructions of the machine while a load runs.
 fn instructions(load: &Load) -> Result<u64> {
     let start = Instant::now();
     (load.run)(load.count).with_context(|| format!("run {}", load.name))?;
     Ok(start.elapsed().as_nanos() as u64)
 }
 
-/// What a load costs with a monitor, in instructions.
-struct Watched {
-    /// Of the whole machine while the load ran.
+/// The cost of a load while a monitor runs, in instructions.
+struct MonitoredCost {
+    /// Of the whole machine, while the load runs.
     load: u64,
-    /// Of the monitor's threads while the load ran.
+    /// Of the monitor's threads, while the load runs.
     threads_meanwhile: u64,
-    /// Of the monitor's threads until the last flow was out, less what they use when there is nothing to do.
+    /// Of the monitor's threads until the last flow is written, minus their cost when idle.
     threads: u64,
-    /// The share of user space in that, from 0 to 1.
+    /// The share of user space in the cost of the threads, from 0 to 1.
     user_share: f64,
 }
 
-fn watched(load: &Load) -> Result<Watched> {
+fn monitored_cost(load: &Load) -> Result<MonitoredCost> {
     let monitor = Monitor::start()?;
     warm_up(load)?;
-    monitor.let_it_finish();
-    let resting = monitor.cpu_time()?;
-    monitor.let_it_finish();
+    monitor.wait_until_idle();
+    let idle = monitor.cpu_time()?;
+    monitor.wait_until_idle();
     let before = monitor.cpu_time()?;
     let in_user_space = monitor.user_and_system()?;
     let all = instructions(load)?;
     let meanwhile = monitor.cpu_time()? - before;
-    monitor.let_it_finish();
+    monitor.wait_until_idle();
     let after = monitor.cpu_time()?;
     let (user, system) = monitor.user_and_system()?;
     let (user, system) = (user - in_user_space.0, system - in_user_space.1);
     monitor.stop()?;
-    Ok(Watched {
+    Ok(MonitoredCost {
         load: all,
         threads_meanwhile: meanwhile,
-        threads: (after - before).saturating_sub(before - resting),
+        threads: (after - before).saturating_sub(before - idle),
         user_share: user as f64 / (user + system).max(1) as f64,
     })
 }

@@ -10,17 +10,17 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// Longer than the flows of closed sockets wait for late packets, and than any of the monitor's timers. While nothing
-/// runs, the clock of a guest that counts instructions leaps from timer to timer.
-const LONG_ENOUGH: Duration = Duration::from_secs(8);
+/// Longer than the termination timeout and all timers of the monitor. It costs little time, because the guest's clock
+/// jumps to the next timer when the guest is idle.
+const IDLE_AFTER: Duration = Duration::from_secs(8);
 
-/// A running `socktrail flows`, whose documents nobody reads; killed when it is dropped.
+/// A running `socktrail flows`, whose documents go to `/dev/null`; dropping it kills the process.
 pub(crate) struct Monitor {
     child: Child,
 }
 
 impl Monitor {
-    /// Starts it with the arguments of this program but the first, and waits until its probes are in place.
+    /// Starts it with the arguments of this program except the first, and waits until its probes are installed.
     pub(crate) fn start() -> Result<Self> {
         let mut child = Command::new("socktrail")
             .args(["flows", "--format", "ecs", "--stats"])
@@ -30,19 +30,19 @@ impl Monitor {
             .stderr(Stdio::piped())
             .spawn()
             .context("start socktrail")?;
-        let mut stderr = BufReader::new(child.stderr.take().context("standard error is a pipe")?);
+        let mut stderr = BufReader::new(child.stderr.take().context("standard error is not a pipe")?);
         let monitor = Self { child };
-        let mut said = String::new();
-        while !said.contains("ready") {
-            let length = stderr.read_line(&mut said).context("read what socktrail says")?;
-            ensure!(length > 0, "socktrail ended before it was ready: {said}");
+        let mut log = String::new();
+        while !log.contains("ready") {
+            let length = stderr.read_line(&mut log).context("read socktrail's log")?;
+            ensure!(length > 0, "socktrail ended before it was ready: {log}");
         }
-        // It says little more until its end; what it does say goes to our own standard error.
+        // The rest of its log goes to this program's standard error.
         std::thread::spawn(move || std::io::copy(&mut stderr, &mut std::io::stderr()));
         Ok(monitor)
     }
 
-    /// Nanoseconds of CPU time that its threads have used, in user space and in the kernel.
+    /// The CPU time of its threads in nanoseconds, in user space and in the kernel.
     pub(crate) fn cpu_time(&self) -> Result<u64> {
         let folder = format!("/proc/{}/task", self.child.id());
         let mut total = 0;
@@ -50,30 +50,30 @@ impl Monitor {
             let path = thread?.path().join("schedstat");
             let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
             let time = text.split_whitespace().next().and_then(|first| first.parse::<u64>().ok());
-            total += time.with_context(|| format!("{} holds `{text}`", path.display()))?;
+            total += time.with_context(|| format!("{} has unexpected content: `{text}`", path.display()))?;
         }
         Ok(total)
     }
 
-    /// Clock ticks that it was found in user space and in the kernel: coarse, but enough for their ratio.
+    /// Its CPU time in user space and in the kernel, in clock ticks: exact enough for their ratio.
     pub(crate) fn user_and_system(&self) -> Result<(u64, u64)> {
         let path = format!("/proc/{}/stat", self.child.id());
         let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
-        // The program's name stands in parentheses; user and system time are the 12th and 13th word after it.
-        let after_name = text.rsplit_once(')').with_context(|| format!("{path} holds `{text}`"))?.1;
+        // The program's name is in parentheses; user and system time are the 12th and 13th word after it.
+        let after_name = text.rsplit_once(')').with_context(|| format!("{path} has unexpected content: `{text}`"))?.1;
         let numbers: Vec<_> = after_name.split_whitespace().collect();
         match numbers.get(11..13) {
             Some([user, system]) => Ok((user.parse()?, system.parse()?)),
-            _ => bail!("{path} holds `{text}`"),
+            _ => bail!("{path} has unexpected content: `{text}`"),
         }
     }
 
-    /// Waits until it has nothing left to do.
-    pub(crate) fn let_it_finish(&self) {
-        sleep(LONG_ENOUGH);
+    /// Waits until it has processed everything.
+    pub(crate) fn wait_until_idle(&self) {
+        sleep(IDLE_AFTER);
     }
 
-    /// Ends it.
+    /// Ends it as Ctrl-C does.
     pub(crate) fn stop(mut self) -> Result<()> {
         kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGINT).context("interrupt socktrail")?;
         let status = self.child.wait().context("wait for socktrail")?;

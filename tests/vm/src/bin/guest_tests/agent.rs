@@ -1,4 +1,4 @@
-//! The agent: real traffic, from the kernel to a file and to a server.
+//! The agent, from real traffic to a file and to a server.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -14,11 +14,11 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::helpers::bulk::BulkServer;
-use crate::helpers::document::{Wanted, expect, number};
-use crate::helpers::patience::until;
+use crate::helpers::document::{ExpectedFields, expect, number};
 use crate::helpers::process::{Finished, Process};
 use crate::helpers::socktrail::Socktrail;
 use crate::helpers::traffic::{Connection, on_cpu};
+use crate::helpers::wait::wait_until;
 use crate::helpers::web::WebServer;
 
 tests![
@@ -27,19 +27,20 @@ tests![
     locked_events_of_sensors_are_unlocked,
     losses_become_documents,
     a_full_disk_loses_nothing,
-    a_full_disk_is_left_for_another,
-    a_read_only_disk_is_named,
+    after_a_reload_documents_leave_a_full_disk,
+    a_path_on_a_read_only_disk_is_named,
 ];
 
 const FOLDER: &str = "/tmp/agent";
 const PORT: u16 = 8093;
 const METRICS: &str = "127.0.0.1:9479";
 
-/// All kinds of documents, both outputs, numbers as soon as it is ready, and what is alive at the end.
+/// All kinds of documents reach both outputs, including live flows at the end. Metrics are served as soon as the
+/// agent is ready.
 fn flows_events_and_sensors_reach_a_file_and_a_server() -> Result<()> {
     let (web, server) = (WebServer::start(PORT)?, BulkServer::start(0)?);
     write("sensors.yaml", &sensor("web", PORT, ", dns: true"))?;
-    let _hosts = Hosts::with(&format!("127.0.0.1 {HOST}\n"))?;
+    let _hosts = HostsFile::with(&format!("127.0.0.1 {HOST}\n"))?;
     let agent = agent(&format!(
         "events: {{actions: [connect, close], where: 'process.name == \"curl\"'}}
 sensors.files: [{FOLDER}/sensors.yaml]
@@ -47,23 +48,23 @@ output.file.path: {FOLDER}/documents.json
 {}metrics.listen: {METRICS}
 agent.shutdown_timeout: 25s
 ",
-        to_server(&server)
+        server_output(&server)
     ))?;
-    // It listens when it says that it is ready: nobody waits for it here.
-    let numbers = scraped()?;
+    // The metrics port listens before the agent is ready, so this does not wait.
+    let metrics = scrape()?;
     ensure!(
-        numbers.contains("socktrail_flows_live ") && numbers.contains("socktrail_sensor_events_total 0"),
-        "{numbers}"
+        metrics.contains("socktrail_flows_live ") && metrics.contains("socktrail_sensor_events_total 0"),
+        "{metrics}"
     );
     let curl = curl()?;
     ensure!(curl.stdout == web.page(), "{curl:?}");
-    let alive = Connection::open()?;
+    let open_connection = Connection::open()?;
     let of_curl = |document: &Value| document["process"]["pid"] == curl.pid;
-    // The flow ends some seconds after the connection: its document is the last of this curl.
-    until("the flow at the server", || Ok(in_index(&server, "flow")?.iter().any(of_curl)))?;
-    // Numbers are a second old at most.
-    until("numbers of the outputs", || {
-        let text = scraped()?;
+    // The flow's document is the last one of this curl, some seconds after the connection.
+    wait_until("the flow at the server", || Ok(in_index(&server, "flow")?.iter().any(of_curl)))?;
+    // Metrics are at most one second old.
+    wait_until("metrics of the outputs", || {
+        let text = scrape()?;
         let has = |output: &str| {
             let name = format!("socktrail_output_written_total{{output=\"{output}\"}} ");
             text.lines().any(|line| line.strip_prefix(&*name).is_some_and(|number| number != "0"))
@@ -81,17 +82,17 @@ agent.shutdown_timeout: 25s
 
     let flows = in_index(&server, "flow")?;
     let own: Vec<_> = flows.iter().filter(|document| of_curl(document)).collect();
-    let [flow] = own[..] else { anyhow::bail!("not one flow of curl: {own:#?}") };
+    let [flow] = own[..] else { anyhow::bail!("not exactly one flow of curl: {own:#?}") };
     expect(
         flow,
         &vec![("/destination/port", json!(PORT)), ("/flow/final", json!(true)), ("/process/name", json!("curl"))],
     )?;
-    let ends = [alive.ends.0.port(), alive.ends.1.port()];
+    let ends = [open_connection.ends.0.port(), open_connection.ends.1.port()];
     let live: Vec<_> = flows.iter().filter(|document| ends.iter().all(|port| has_port(document, *port))).collect();
     let is_live = live.len() == 2 && live.iter().all(|document| document["flow"]["final"] == false);
     ensure!(
         is_live,
-        "the flows that were alive: {live:#?}
+        "the live flows: {live:#?}
 {}",
         ended.log
     );
@@ -105,16 +106,16 @@ agent.shutdown_timeout: 25s
 
     let sensors = in_index(&server, "sensor")?;
     for action in ["opened", "closed"] {
-        let is_it = |event: &&Value| of_curl(event) && event["data"]["action"] == action;
-        let found: Vec<_> = sensors.iter().filter(is_it).collect();
-        let [event] = found[..] else { anyhow::bail!("not one {action}: {sensors:#?}") };
-        expect(event, &of_sensor(action, curl.pid))?;
+        let is_action = |event: &&Value| of_curl(event) && event["data"]["action"] == action;
+        let found: Vec<_> = sensors.iter().filter(is_action).collect();
+        let [event] = found[..] else { anyhow::bail!("not exactly one {action}: {sensors:#?}") };
+        expect(event, &sensor_fields(action, curl.pid))?;
     }
     Ok(())
 }
 
-/// What a sensor document of the one curl should have.
-fn of_sensor(action: &str, pid: u32) -> Wanted {
+/// The expected sensor document of curl's socket.
+fn sensor_fields(action: &str, pid: u32) -> ExpectedFields {
     vec![
         ("/eid", json!(format!("web|net.socket|{action}@127.0.0.1:{PORT}|0"))),
         ("/data/process/pid", json!(pid)),
@@ -128,29 +129,29 @@ fn of_sensor(action: &str, pid: u32) -> Wanted {
     ]
 }
 
-/// What this machine calls itself.
+/// The host name of 127.0.0.1.
 const HOST: &str = "here.example.test";
 
-/// Another list of hosts, until it is dropped.
-struct Hosts(String);
+/// Replaces `/etc/hosts`; dropping it restores the file.
+struct HostsFile(String);
 
-impl Hosts {
-    const PLACE: &str = "/etc/hosts";
+impl HostsFile {
+    const PATH: &str = "/etc/hosts";
 
     fn with(text: &str) -> Result<Self> {
-        let before = fs::read_to_string(Self::PLACE).unwrap_or_default();
-        fs::write(Self::PLACE, text).context("write the list of hosts")?;
+        let before = fs::read_to_string(Self::PATH).unwrap_or_default();
+        fs::write(Self::PATH, text).context("write /etc/hosts")?;
         Ok(Self(before))
     }
 }
 
-impl Drop for Hosts {
+impl Drop for HostsFile {
     fn drop(&mut self) {
-        fs::write(Self::PLACE, &self.0).ok();
+        fs::write(Self::PATH, &self.0).ok();
     }
 }
 
-/// Outputs change while curl goes on: the document of each is in one of both files.
+/// The output file changes while curl runs repeatedly: the document of each is in one of the files.
 fn a_reload_misses_no_flow() -> Result<()> {
     let _web = WebServer::start(PORT)?;
     let to = |name: &str| format!("output.file.path: {FOLDER}/{name}.json\n");
@@ -163,7 +164,7 @@ fn a_reload_misses_no_flow() -> Result<()> {
         }
         pids.push(curl()?.pid);
     }
-    until("the reload", || Ok(agent.log().contains("the configuration was read again")))?;
+    wait_until("the reload", || Ok(agent.log().contains("the configuration was read again")))?;
     let ended = agent.end(Signal::SIGTERM)?;
     ensure!(ended.status.success(), "{}", ended.log);
     let (before, after) = (read(&format!("{FOLDER}/before.json"))?, read(&format!("{FOLDER}/after.json"))?);
@@ -175,6 +176,7 @@ fn a_reload_misses_no_flow() -> Result<()> {
     Ok(())
 }
 
+/// A sensor with `locked: true` reports an event id once, and again after `socktrail unlock`.
 fn locked_events_of_sensors_are_unlocked() -> Result<()> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let port = listener.local_addr()?.port();
@@ -184,57 +186,59 @@ fn locked_events_of_sensors_are_unlocked() -> Result<()> {
         "sensors: {{files: [{FOLDER}/sensors.yaml], control: {FOLDER}/control.sock}}\noutput.file.path: {path}\n"
     ))?;
     let opened = || {
-        let is_it = |document: &Value| document["data"]["action"] == "opened";
-        anyhow::Ok(read(&path)?.iter().filter(|document| is_it(document)).count())
+        let is_opened = |document: &Value| document["data"]["action"] == "opened";
+        anyhow::Ok(read(&path)?.iter().filter(|document| is_opened(document)).count())
     };
-    let unlocked = |pattern: &str| {
+    let unlock = |pattern: &str| {
         let control = format!("{FOLDER}/control.sock");
         Process::start(&["socktrail", "unlock", "--control", &control, pattern])?.finish()
     };
     drop((TcpStream::connect(listener.local_addr()?)?, TcpStream::connect(listener.local_addr()?)?));
-    until("the first event", || Ok(opened()? == 1))?;
-    let unlock = unlocked(&format!("all|net.socket|opened@127.0.0.1:{port}|0"))?;
-    ensure!(unlock.status == 0 && unlock.stdout == "1 unlocked\n", "{unlock:?}");
+    wait_until("the first event", || Ok(opened()? == 1))?;
+    let unlocked = unlock(&format!("all|net.socket|opened@127.0.0.1:{port}|0"))?;
+    ensure!(unlocked.status == 0 && unlocked.stdout == "1 unlocked\n", "{unlocked:?}");
     drop(TcpStream::connect(listener.local_addr()?)?);
-    until("the event after it was unlocked", || Ok(opened()? == 2))?;
+    wait_until("the event after it was unlocked", || Ok(opened()? == 2))?;
     let ended = agent.end(Signal::SIGTERM)?;
     ensure!(ended.status.success(), "{}", ended.log);
     ensure!(ended.log.contains("\"sensor_events_muted\":"), "{}", ended.log);
-    ensure!(opened()? == 2, "each once, and once more");
-    let gone = unlocked("*")?;
-    ensure!(gone.status == 1 && gone.stderr.contains("nobody listens"), "{gone:?}");
+    let events = opened()?;
+    ensure!(events == 2, "{events} events, not one before the unlock and one after it");
+    let without_agent = unlock("*")?;
+    ensure!(without_agent.status == 1 && without_agent.stderr.contains("no process listens"), "{without_agent:?}");
     Ok(())
 }
 
-/// A file system of 64 KiB holds both the file and the spool; there is no server at first. It fills up, and gets room. In
-/// the end every document is in both places.
+/// A file system of 64 KiB has the output file and the spool, while there is no server. It becomes full, and then
+/// larger. In the end every document is in the file and at the server.
 fn a_full_disk_loses_nothing() -> Result<()> {
     let _web = WebServer::start(PORT)?;
-    let small = Small::mount()?;
-    let free = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+    let small = SmallFileSystem::mount()?;
+    let unused_port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
     let agent = agent(&format!(
         "output.file: {{path: {SMALL}/documents.json, sync: always}}
 spool.path: {SMALL}/spool
 output.elasticsearch:
-  {{hosts: ['http://127.0.0.1:{free}'], compression_level: 0, backoff: {{init: 50ms, max: 200ms}}}}
+  {{hosts: ['http://127.0.0.1:{unused_port}'], compression_level: 0, backoff: {{init: 50ms, max: 200ms}}}}
 socket.flow_termination_timeout: 50ms
 "
     ))?;
     let mut pids = Vec::new();
-    let said = |what: &str| agent.log().contains(what);
-    until("the file system is full", || {
+    let has_logged = |text: &str| agent.log().contains(text);
+    wait_until("the file system is full", || {
         pids.push(curl()?.pid);
-        Ok(said("make room on its file system") && said("writing to the spool"))
+        Ok(has_logged("make room on its file system") && has_logged("writing to the spool"))
     })?;
     small.remount("size=16m", MsFlags::empty())?;
-    until("both work again", || {
+    wait_until("the file and the spool work again", || {
         pids.push(curl()?.pid);
         let documents = read(&format!("{SMALL}/documents.json"))?;
+        // The flows of the last four may not have ended yet.
         Ok(pids.iter().rev().skip(4).all(|pid| documents.iter().any(|document| document["process"]["pid"] == *pid)))
     })?;
-    let server = BulkServer::start(free)?;
-    let last = *pids.last().context("curl has run")?;
-    until("the last flow", || {
+    let server = BulkServer::start(unused_port)?;
+    let last = *pids.last().context("curl has not run")?;
+    wait_until("the last flow", || {
         Ok(in_index(&server, "flow")?.iter().any(|document| document["process"]["pid"] == last))
     })?;
     let ended = agent.end(Signal::SIGTERM)?;
@@ -249,21 +253,21 @@ socket.flow_termination_timeout: 50ms
     Ok(())
 }
 
-/// What found no room in one file goes to the one that a reload puts in its place.
-fn a_full_disk_is_left_for_another() -> Result<()> {
+/// Documents that did not fit into one file go to the file of the reloaded configuration.
+fn after_a_reload_documents_leave_a_full_disk() -> Result<()> {
     let _web = WebServer::start(PORT)?;
-    let _small = Small::mount()?;
-    // Else no folder is open to it that was not configured at the start.
-    let open = "agent.harden: false\nsocket.flow_termination_timeout: 50ms\n";
-    let agent = agent(&format!("output.file.path: {SMALL}/documents.json\n{open}"))?;
+    let _small = SmallFileSystem::mount()?;
+    // With hardening, the agent could not open a folder that was not configured at the start.
+    let settings = "agent.harden: false\nsocket.flow_termination_timeout: 50ms\n";
+    let agent = agent(&format!("output.file.path: {SMALL}/documents.json\n{settings}"))?;
     let mut pids = Vec::new();
-    until("the file system is full", || {
+    wait_until("the file system is full", || {
         pids.push(curl()?.pid);
         Ok(agent.log().contains("make room on its file system"))
     })?;
     write("socktrail.yml", &format!("output.file.path: {FOLDER}/after.json\n"))?;
     kill(Pid::from_raw(agent.pid.cast_signed()), Signal::SIGHUP)?;
-    until("the reload", || Ok(agent.log().contains("the configuration was read again")))?;
+    wait_until("the reload", || Ok(agent.log().contains("the configuration was read again")))?;
     pids.push(curl()?.pid);
     let ended = agent.end(Signal::SIGTERM)?;
     ensure!(ended.status.success() && !ended.log.contains("were lost"), "{}", ended.log);
@@ -275,7 +279,8 @@ fn a_full_disk_is_left_for_another() -> Result<()> {
     Ok(())
 }
 
-/// What found no room while the agent stood still is said in documents, as often as the agent counts it.
+/// Samples that did not fit into the ring while the agent was stopped are reported in documents, in the same number as
+/// in its statistics.
 fn losses_become_documents() -> Result<()> {
     const CPU: usize = 1;
     const DATAGRAMS: usize = 2000;
@@ -292,26 +297,26 @@ fn losses_become_documents() -> Result<()> {
         Ok(signal(Signal::SIGCONT)?)
     })?;
     let of_ring = |document: &Value| document["socktrail"]["loss"]["cause"] == "ring";
-    until("a document of the loss", || Ok(read(&path)?.iter().any(of_ring)))?;
+    wait_until("a document of the loss", || Ok(read(&path)?.iter().any(of_ring)))?;
     let ended = agent.end(Signal::SIGTERM)?;
     ensure!(ended.log.contains("samples found no room in the ring of CPU 1"), "{}", ended.log);
-    let mut said = BTreeMap::new();
+    let mut reported = BTreeMap::new();
     for document in read(&path)?.iter().filter(|document| of_ring(document)) {
         ensure!(document["event"]["kind"] == "pipeline_error", "{document:#}");
         let cpu = number(document, "/socktrail/loss/cpu")?.to_string();
-        *said.entry(cpu).or_default() += number(document, "/socktrail/loss/count")?;
+        *reported.entry(cpu).or_default() += number(document, "/socktrail/loss/count")?;
     }
     let (_, stats) = ended.log.rsplit_once("stats ").context("no line of statistics")?;
     let stats: Value = serde_json::from_str(stats.lines().next().unwrap_or_default())?;
     let counted: BTreeMap<String, u64> = serde_json::from_value(stats["monitor"]["lost_by_cpu"].clone())?;
-    ensure!(said == counted, "{said:?} is said, {counted:?} counted");
-    ensure!(said.get("1").is_some_and(|count| *count > DATAGRAMS as u64 / 2), "of {DATAGRAMS}: {said:?}");
+    ensure!(reported == counted, "{reported:?} reported, {counted:?} counted");
+    ensure!(reported.get("1").is_some_and(|count| *count > DATAGRAMS as u64 / 2), "of {DATAGRAMS}: {reported:?}");
     Ok(())
 }
 
-/// Neither a file nor a spool can be there: that is said, and nothing is started.
-fn a_read_only_disk_is_named() -> Result<()> {
-    let small = Small::mount()?;
+/// The output file or the spool is on a read-only file system: the agent does not start, and names the path.
+fn a_path_on_a_read_only_disk_is_named() -> Result<()> {
+    let small = SmallFileSystem::mount()?;
     small.remount("", MsFlags::MS_RDONLY)?;
     for (configuration, place) in [
         (format!("output.file.path: {SMALL}/documents.json\n"), "documents.json"),
@@ -321,18 +326,18 @@ fn a_read_only_disk_is_named() -> Result<()> {
         let config = format!("{FOLDER}/socktrail.yml");
         let refused = Process::start(&["socktrail", "agent", "--config", &config])?.finish()?;
         ensure!(refused.status == 1, "{refused:?}");
-        let said = format!("{SMALL}/{place}");
-        ensure!(refused.stderr.contains(&said) && refused.stderr.contains("read-only: remount it"), "{refused:?}");
+        let path = format!("{SMALL}/{place}");
+        ensure!(refused.stderr.contains(&path) && refused.stderr.contains("read-only: remount it"), "{refused:?}");
     }
     Ok(())
 }
 
 const SMALL: &str = "/tmp/small";
 
-/// A small file system, unmounted when dropped.
-struct Small;
+/// A tmpfs of 64 KiB; dropping it unmounts it.
+struct SmallFileSystem;
 
-impl Small {
+impl SmallFileSystem {
     fn mount() -> Result<Self> {
         fs::create_dir_all(SMALL)?;
         mount(Some("tmpfs"), SMALL, Some("tmpfs"), MsFlags::empty(), Some("size=64k")).context("mount a tmpfs")?;
@@ -344,16 +349,16 @@ impl Small {
     }
 }
 
-impl Drop for Small {
+impl Drop for SmallFileSystem {
     fn drop(&mut self) {
         umount2(SMALL, MntFlags::MNT_DETACH).ok();
     }
 }
 
-/// Starts an agent with this configuration in a folder of its own, and waits until it is ready.
+/// Starts an agent with this configuration, after removing the output of earlier tests, and waits until it is ready.
 fn agent(configuration: &str) -> Result<Socktrail> {
-    for left in ["documents.json", "before.json", "after.json", "spool"] {
-        let path = Path::new(FOLDER).join(left);
+    for leftover in ["documents.json", "before.json", "after.json", "spool"] {
+        let path = Path::new(FOLDER).join(leftover);
         fs::remove_file(&path).or_else(|_| fs::remove_dir_all(&path)).ok();
     }
     write("socktrail.yml", configuration)?;
@@ -365,11 +370,11 @@ fn write(name: &str, text: &str) -> Result<()> {
     fs::write(format!("{FOLDER}/{name}"), text).with_context(|| format!("write {name}"))
 }
 
-fn to_server(server: &BulkServer) -> String {
+fn server_output(server: &BulkServer) -> String {
     format!("output.elasticsearch: {{hosts: ['{}'], compression_level: 0}}\nspool.path: {FOLDER}/spool\n", server.url())
 }
 
-/// A file with one sensor, of connections to a port.
+/// The text of a sensor file with one sensor, for connections to a port.
 fn sensor(id: &str, port: u16, more: &str) -> String {
     format!("{id}:\n  listener: net.socket\n  args: {{ patterns: ['tcp * *:{port} * ESTABLISHED']{more} }}\n")
 }
@@ -380,14 +385,14 @@ fn curl() -> Result<Finished> {
     Ok(curl)
 }
 
-/// The documents of a file, whole lines only.
+/// The documents in the complete lines of a file.
 fn read(path: &str) -> Result<Vec<Value>> {
     let text = fs::read_to_string(path).with_context(|| format!("read {path}"))?;
     let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
     whole.lines().map(|line| serde_json::from_str(line).with_context(|| format!("{path}: {line}"))).collect()
 }
 
-/// The documents of one kind that the server has.
+/// The documents of one kind at the server.
 fn in_index(server: &BulkServer, kind: &str) -> Result<Vec<Value>> {
     let index = format!("logs-socktrail.{kind}-default");
     Ok(server.documents()?.into_iter().filter(|(of, _)| *of == index).map(|(_, document)| document).collect())
@@ -397,9 +402,9 @@ fn has_port(document: &Value, port: u16) -> bool {
     ["source", "destination"].iter().any(|end| document[end]["port"] == port)
 }
 
-/// What is served to Prometheus.
-fn scraped() -> Result<String> {
-    let mut stream = TcpStream::connect(METRICS).context("ask for numbers")?;
+/// Gets the metrics as Prometheus does.
+fn scrape() -> Result<String> {
+    let mut stream = TcpStream::connect(METRICS).context("connect to the metrics port")?;
     stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;

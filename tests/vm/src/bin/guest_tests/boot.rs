@@ -1,4 +1,4 @@
-//! The guest is what the other tests take for granted.
+//! Checks what the other tests require of a guest.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -10,14 +10,14 @@ use crate::helpers::process::Process;
 use crate::helpers::tracefs::Tracefs;
 use crate::helpers::web::WebServer;
 
-tests![file_systems, users, loopback_v4, loopback_v6, packages, tracefs_has_kprobes, no_complaint_of_the_kernel];
+tests![file_systems, users, loopback_v4, loopback_v6, packages, tracefs_has_kprobes, no_kernel_warnings];
 
 fn file_systems() -> Result<()> {
     let mounts = fs::read_to_string("/proc/mounts").context("read the mounts")?;
     for place in ["/proc", "/sys", "/dev", "/run"] {
         ensure!(mounts.contains(&format!(" {place} ")), "{place} is not mounted:\n{mounts}");
     }
-    ensure!(!mounts.contains(" tracefs "), "finding tracefs is for socktrail, but it is mounted:\n{mounts}");
+    ensure!(!mounts.contains(" tracefs "), "tracefs is mounted, but socktrail must find and mount it:\n{mounts}");
     Ok(())
 }
 
@@ -37,7 +37,7 @@ fn loopback_v6() -> Result<()> {
     exchange((Ipv6Addr::LOCALHOST, 0).into())
 }
 
-/// A byte there and back, over TCP and over UDP.
+/// Sends a byte and its echo over TCP, and a byte over UDP.
 fn exchange(address: SocketAddr) -> Result<()> {
     let listener = TcpListener::bind(address).context("listen")?;
     let mut client = TcpStream::connect(listener.local_addr()?).context("connect")?;
@@ -67,16 +67,16 @@ fn packages() -> Result<()> {
 
 fn tracefs_has_kprobes() -> Result<()> {
     let tracefs = Tracefs::mount()?;
-    ensure!(tracefs.kprobe_events()?.is_empty(), "there are probes of somebody else");
+    ensure!(tracefs.kprobe_events()?.is_empty(), "there are probes already");
     let functions = tracefs.read("available_filter_functions")?;
     ensure!(functions.lines().any(|line| line == "tcp_sendmsg"), "tcp_sendmsg cannot be probed");
     Ok(())
 }
 
-fn no_complaint_of_the_kernel() -> Result<()> {
+fn no_kernel_warnings() -> Result<()> {
     let log = Process::start(&["dmesg"])?.finish()?.stdout;
-    for complaint in [" BUG: ", "Oops", "Call Trace:"] {
-        ensure!(!log.contains(complaint), "the kernel's log has `{complaint}`:\n{log}");
+    for warning in [" BUG: ", "Oops", "Call Trace:"] {
+        ensure!(!log.contains(warning), "the kernel's log has `{warning}`:\n{log}");
     }
     Ok(())
 }

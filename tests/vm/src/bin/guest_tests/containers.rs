@@ -1,4 +1,4 @@
-//! The container of a process is known from its first instruction, and is never another process's.
+//! The container of a process is known from its start, and is never another process's.
 
 use std::fs;
 use std::net::UdpSocket;
@@ -7,20 +7,20 @@ use std::path::Path;
 use anyhow::{Result, ensure};
 use serde_json::Value;
 
-use crate::actors::{ACT, PROGRAM};
 use crate::helpers::cgroups::{Hierarchy, procs};
 use crate::helpers::process::Process;
 use crate::helpers::socktrail::Socktrail;
 use crate::helpers::web::WebServer;
+use crate::workloads::{PROGRAM, RUN};
 
 tests![
     programs_that_live_for_milliseconds,
     children_that_run_no_program,
     a_process_moves_in_and_out,
-    a_monitor_of_a_container,
+    a_supervisor_of_a_container,
     a_container_older_than_the_monitor,
-    a_process_that_begins_in_a_container,
-    children_that_begin_in_a_container_and_run_no_program,
+    a_process_that_starts_in_a_container,
+    children_that_start_in_a_container_and_run_no_program,
     a_container_of_cgroup_v1,
     groups_of_every_runtime,
     groups_of_every_runtime_with_cgroup_v1,
@@ -29,113 +29,116 @@ tests![
 const PORT: u16 = 8080;
 const ID: &str = "4f797c539e6c745de61a93ca3ff892358ecbcaccd8414d5db545c38428142970";
 const OTHER: &str = "9ec39b91f3d70e1beff50a308f77067065ea6be0d91a3378375056cd4422cf3d";
-/// How many programs and children there are.
+/// The number of programs, and of children.
 const PROGRAMS: usize = 30;
 const CHILDREN: usize = 100;
 
-/// A shell that a runtime has moved into a Podman container runs one program after the other.
+/// A shell in a Podman container runs one program after the other.
 fn programs_that_live_for_milliseconds() -> Result<()> {
     let v2 = Hierarchy::v2()?;
-    let (watch, _server) = (watch()?, WebServer::start(PORT)?);
-    let shell = Shell::waiting(&format!("for i in $(seq {PROGRAMS}); do {ASK}; done"))?;
+    let (monitor, _server) = (start_monitor()?, WebServer::start(PORT)?);
+    let shell = Shell::waiting(&format!("for i in $(seq {PROGRAMS}); do {REQUEST}; done"))?;
     v2.put(shell.pid(), &format!("/machine.slice/libpod-{ID}.scope/container"))?;
-    let asked = shell.go_on(watch, PORT)?;
-    ensure!(asked == vec![Some(ID.to_owned()); PROGRAMS], "{asked:?}");
+    let containers = shell.run(monitor, PORT)?;
+    ensure!(containers == vec![Some(ID.to_owned()); PROGRAMS], "{containers:?}");
     Ok(())
 }
 
-/// A process in a Kubernetes container forks, and its children talk at once.
+/// A process in a Kubernetes container forks children, which send at once.
 fn children_that_run_no_program() -> Result<()> {
     let v2 = Hierarchy::v2()?;
-    let (watch, receiver) = (watch()?, UdpSocket::bind("127.0.0.1:0")?);
+    let (monitor, receiver) = (start_monitor()?, UdpSocket::bind("127.0.0.1:0")?);
     let there = receiver.local_addr()?;
-    let shell = Shell::waiting(&format!("exec {PROGRAM} {ACT} fork-and-send {there} {CHILDREN}"))?;
+    let shell = Shell::waiting(&format!("exec {PROGRAM} {RUN} fork-and-send {there} {CHILDREN}"))?;
     v2.put(shell.pid(), &format!("/kubepods.slice/kubepods-pod1_2.slice/cri-containerd-{ID}.scope"))?;
-    let asked = shell.go_on(watch, there.port())?;
-    ensure!(asked == vec![Some(ID.to_owned()); CHILDREN], "{asked:?}");
+    let containers = shell.run(monitor, there.port())?;
+    ensure!(containers == vec![Some(ID.to_owned()); CHILDREN], "{containers:?}");
     Ok(())
 }
 
-/// What a process does before and after it is in the container does not belong to the container.
+/// Flows before and after a process is in a container are not the container's.
 fn a_process_moves_in_and_out() -> Result<()> {
     let v2 = Hierarchy::v2()?;
-    let (watch, _server) = (watch()?, WebServer::start(PORT)?);
+    let (monitor, _server) = (start_monitor()?, WebServer::start(PORT)?);
     let into = |path: &str| Ok::<_, anyhow::Error>(format!("echo $$ >{}", procs(&v2.make(path)?).display()));
     let (one, other) = (into(&format!("/docker/{ID}"))?, into(&format!("/docker/{OTHER}"))?);
     let out = into("/system.slice/ssh.service")?;
-    let shell = Shell::waiting(&format!("{ASK}; {one}; {ASK}; {other}; {ASK}; {out}; {ASK}; {one}; {ASK}"))?;
-    let asked = shell.go_on(watch, PORT)?;
+    let shell = Shell::waiting(&format!(
+        "{REQUEST}; {one}; {REQUEST}; {other}; {REQUEST}; {out}; {REQUEST}; {one}; {REQUEST}"
+    ))?;
+    let containers = shell.run(monitor, PORT)?;
     let wanted = [None, Some(ID), Some(OTHER), None, Some(ID)].map(|id| id.map(str::to_owned));
-    ensure!(asked == wanted, "{asked:?}");
+    ensure!(containers == wanted, "{containers:?}");
     Ok(())
 }
 
-/// A monitor has the container's id in the name of its group, but is not in the container.
-fn a_monitor_of_a_container() -> Result<()> {
+/// The cgroup of a container's supervisor (conmon) has the container's id in its name, but is not the container's.
+fn a_supervisor_of_a_container() -> Result<()> {
     let v2 = Hierarchy::v2()?;
-    let (watch, _server) = (watch()?, WebServer::start(PORT)?);
-    let shell = Shell::waiting(&format!("{ASK}; {ASK}"))?;
+    let (monitor, _server) = (start_monitor()?, WebServer::start(PORT)?);
+    let shell = Shell::waiting(&format!("{REQUEST}; {REQUEST}"))?;
     v2.put(shell.pid(), &format!("/machine.slice/libpod-conmon-{ID}.scope"))?;
-    let asked = shell.go_on(watch, PORT)?;
-    ensure!(asked == [None, None], "{asked:?}");
+    let containers = shell.run(monitor, PORT)?;
+    ensure!(containers == [None, None], "{containers:?}");
     Ok(())
 }
 
-/// No move is seen: the process is in the container already, and its children start there.
+/// The process is in the container before the monitor starts, and its children start there.
 fn a_container_older_than_the_monitor() -> Result<()> {
     let v2 = Hierarchy::v2()?;
     let _server = WebServer::start(PORT)?;
-    let shell = Shell::waiting(&format!("for i in $(seq {PROGRAMS}); do {ASK}; done"))?;
+    let shell = Shell::waiting(&format!("for i in $(seq {PROGRAMS}); do {REQUEST}; done"))?;
     v2.put(shell.pid(), &format!("/system.slice/docker-{ID}.scope"))?;
-    let watch = watch()?;
-    let asked = shell.go_on(watch, PORT)?;
-    ensure!(asked == vec![Some(ID.to_owned()); PROGRAMS], "{asked:?}");
+    let monitor = start_monitor()?;
+    let containers = shell.run(monitor, PORT)?;
+    ensure!(containers == vec![Some(ID.to_owned()); PROGRAMS], "{containers:?}");
     Ok(())
 }
 
-/// A command executed in a running container: it is never moved, and its parent is elsewhere (`CLONE_INTO_CGROUP`).
-fn a_process_that_begins_in_a_container() -> Result<()> {
+/// A command that starts in a running container (`CLONE_INTO_CGROUP`), while its parent is elsewhere.
+fn a_process_that_starts_in_a_container() -> Result<()> {
     let v2 = Hierarchy::v2()?;
-    let (watch, _server) = (watch()?, WebServer::start(PORT)?);
+    let (monitor, _server) = (start_monitor()?, WebServer::start(PORT)?);
     let (inside, outside) =
         (v2.make(&format!("/system.slice/docker-{ID}.scope"))?, v2.make("/system.slice/ssh.service")?);
     let start_in =
-        |group: &Path| format!("{PROGRAM} {ACT} fork-into {} sh -c 'sleep 1; {ASK}; {ASK}'", group.display());
-    let go_in = format!("echo $$ >{}", procs(&inside).display());
-    let shell = Shell::waiting(&format!("{}; {ASK}; {go_in}; {}; {ASK}", start_in(&inside), start_in(&outside)))?;
-    let asked = shell.go_on(watch, PORT)?;
+        |group: &Path| format!("{PROGRAM} {RUN} fork-into {} sh -c 'sleep 1; {REQUEST}; {REQUEST}'", group.display());
+    let move_in = format!("echo $$ >{}", procs(&inside).display());
+    let shell =
+        Shell::waiting(&format!("{}; {REQUEST}; {move_in}; {}; {REQUEST}", start_in(&inside), start_in(&outside)))?;
+    let containers = shell.run(monitor, PORT)?;
     let wanted = [Some(ID), Some(ID), None, None, None, Some(ID)].map(|id| id.map(str::to_owned));
-    ensure!(asked == wanted, "{asked:?}");
+    ensure!(containers == wanted, "{containers:?}");
     Ok(())
 }
 
-/// Children begin in a container and end within a millisecond. Their parent and their siblings are not in it.
-fn children_that_begin_in_a_container_and_run_no_program() -> Result<()> {
+/// Children start in a container and end within a millisecond. Their parent and siblings are not in it.
+fn children_that_start_in_a_container_and_run_no_program() -> Result<()> {
     let v2 = Hierarchy::v2()?;
-    let (watch, receiver) = (watch()?, UdpSocket::bind(("127.0.0.1", PORT))?);
+    let (monitor, receiver) = (start_monitor()?, UdpSocket::bind(("127.0.0.1", PORT))?);
     let (group, there) = (v2.make(&format!("/system.slice/docker-{ID}.scope/init.scope"))?, receiver.local_addr()?);
     let shell =
-        Shell::waiting(&format!("exec {PROGRAM} {ACT} fork-into-and-send {} {there} {CHILDREN}", group.display()))?;
-    let documents = shell.documents(watch)?;
+        Shell::waiting(&format!("exec {PROGRAM} {RUN} fork-into-and-send {} {there} {CHILDREN}", group.display()))?;
+    let documents = shell.documents(monitor)?;
     let (inside, beside) = (containers(&documents, PORT), containers(&documents, PORT + 1));
     ensure!(inside == vec![Some(ID.to_owned()); CHILDREN], "{inside:?}");
     ensure!(beside == vec![None; CHILDREN], "{beside:?}");
     Ok(())
 }
 
-/// Only one of two hierarchies names the container.
+/// The process has a container's group in cgroup v1 only.
 fn a_container_of_cgroup_v1() -> Result<()> {
     let (v1, v2) = (Hierarchy::v1()?, Hierarchy::v2()?);
-    let (watch, _server) = (watch()?, WebServer::start(PORT)?);
-    let shell = Shell::waiting(&format!("{ASK}; {ASK}"))?;
+    let (monitor, _server) = (start_monitor()?, WebServer::start(PORT)?);
+    let shell = Shell::waiting(&format!("{REQUEST}; {REQUEST}"))?;
     v1.put(shell.pid(), "/lxc/web")?;
     v2.put(shell.pid(), "/user.slice")?;
-    let asked = shell.go_on(watch, PORT)?;
-    ensure!(asked == vec![Some("web".to_owned()); 2], "{asked:?}");
+    let containers = shell.run(monitor, PORT)?;
+    ensure!(containers == vec![Some("web".to_owned()); 2], "{containers:?}");
     Ok(())
 }
 
-/// The groups that runtimes make, and the containers that these are of.
+/// Groups as container runtimes make them, with the container id of each.
 const GROUPS: &[(&str, Option<&str>)] = &[
     ("/docker/ID", Some(ID)),
     ("/docker/buildkit/gpzz5x1wvkbq6pwsdwzgk4ek9", None),
@@ -157,45 +160,45 @@ const GROUPS: &[(&str, Option<&str>)] = &[
 ];
 
 fn groups_of_every_runtime() -> Result<()> {
-    visits(&Hierarchy::v2()?)
+    move_through_groups(&Hierarchy::v2()?)
 }
 
 fn groups_of_every_runtime_with_cgroup_v1() -> Result<()> {
-    visits(&Hierarchy::v1()?)
+    move_through_groups(&Hierarchy::v1()?)
 }
 
-/// A shell moves itself into one group after the other, and makes a flow in each.
-fn visits(hierarchy: &Hierarchy) -> Result<()> {
-    let (watch, _server) = (watch()?, WebServer::start(PORT)?);
+/// A shell moves itself into each group, and makes a flow there.
+fn move_through_groups(hierarchy: &Hierarchy) -> Result<()> {
+    let (monitor, _server) = (start_monitor()?, WebServer::start(PORT)?);
     let mut script = String::new();
     for (path, _) in GROUPS {
         let group = hierarchy.make(&path.replace("ID", ID))?;
-        script += &format!("echo $$ >'{}'; {ASK}; ", procs(&group).display());
+        script += &format!("echo $$ >'{}'; {REQUEST}; ", procs(&group).display());
     }
-    let asked = Shell::waiting(&format!("{script}true"))?.go_on(watch, PORT)?;
+    let containers = Shell::waiting(&format!("{script}true"))?.run(monitor, PORT)?;
     let wanted: Vec<_> = GROUPS.iter().map(|(_, id)| id.map(str::to_owned)).collect();
-    ensure!(asked == wanted, "{asked:?}");
+    ensure!(containers == wanted, "{containers:?}");
     Ok(())
 }
 
-fn watch() -> Result<Socktrail> {
+fn start_monitor() -> Result<Socktrail> {
     Socktrail::flows(&[])
 }
 
-/// What a shell runs to make a flow. As it is not the last command, the shell forks for it.
-const ASK: &str = "wget -q -O /dev/null http://127.0.0.1:8080/";
+/// The command that makes a flow. The shell forks for it, because it is not the last command.
+const REQUEST: &str = "wget -q -O /dev/null http://127.0.0.1:8080/";
 
-/// A shell that waits until it has been moved.
+/// A shell that waits before it runs a script.
 struct Shell {
     process: Process,
 }
 
-const GO: &str = "/tmp/go-on";
+const CONTINUE: &str = "/tmp/go-on";
 
 impl Shell {
     fn waiting(script: &str) -> Result<Self> {
-        fs::remove_file(GO).ok();
-        let script = format!("until [ -e {GO} ]; do usleep 10000; done; {script}; true");
+        fs::remove_file(CONTINUE).ok();
+        let script = format!("until [ -e {CONTINUE} ]; do usleep 10000; done; {script}; true");
         Ok(Self { process: Process::start(&["sh", "-c", &script])? })
     }
 
@@ -203,25 +206,25 @@ impl Shell {
         self.process.pid
     }
 
-    /// Lets the shell go on, stops the monitor, and returns the containers of the outgoing flows to a port, in order.
-    fn go_on(self, watch: Socktrail, port: u16) -> Result<Vec<Option<String>>> {
-        Ok(containers(&self.documents(watch)?, port))
+    /// Runs the script, stops the monitor, and returns the containers of the outgoing flows to a port, in order.
+    fn run(self, monitor: Socktrail, port: u16) -> Result<Vec<Option<String>>> {
+        Ok(containers(&self.documents(monitor)?, port))
     }
 
-    /// Lets the shell go on, stops the monitor, and returns its documents.
-    fn documents(self, watch: Socktrail) -> Result<Vec<Value>> {
-        fs::write(GO, "")?;
+    /// Runs the script, stops the monitor, and returns its documents.
+    fn documents(self, monitor: Socktrail) -> Result<Vec<Value>> {
+        fs::write(CONTINUE, "")?;
         let shell = self.process.finish()?;
         ensure!(shell.status == 0, "{shell:?}");
-        Ok(watch.stop()?.documents)
+        Ok(monitor.stop()?.documents)
     }
 }
 
 /// The containers of the outgoing flows to a port, in order.
 fn containers(documents: &[Value], port: u16) -> Vec<Option<String>> {
-    let is_asked_for =
+    let is_outgoing =
         |document: &&Value| document["destination"]["port"] == port && document["network"]["direction"] == "egress";
-    let mut documents: Vec<_> = documents.iter().filter(is_asked_for).collect();
+    let mut documents: Vec<_> = documents.iter().filter(is_outgoing).collect();
     documents.sort_by_key(|document| document["event"]["start"].as_str().map(str::to_owned));
     let container = |document: &&Value| document.pointer("/container/id")?.as_str().map(str::to_owned);
     documents.iter().map(container).collect()

@@ -1,9 +1,8 @@
-//! Socket events: every call that a program made, with what it did and what it got back.
+//! Socket events: one for every socket call of a program, with its arguments and result.
 //!
-//! The actors keep a diary of what their calls did, as the calls themselves told them; each of them must be an event, in
-//! the same order, and there must be no others.
+//! The workloads print the expected event of each call. There must be exactly these events, in the same order.
 
-mod forms;
+mod formats;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::TcpListener;
@@ -13,17 +12,17 @@ use anyhow::{Context, Result, ensure};
 use nix::libc;
 use serde_json::Value;
 
-use crate::actors::{ACT, EXECUTABLE_32, PROGRAM, PROGRAM_32};
 use crate::helpers::process::{Finished, Process};
-use crate::helpers::socktrail::{Socktrail, Watched};
+use crate::helpers::socktrail::{Output, Socktrail};
 use crate::helpers::tracefs::Tracefs;
+use crate::workloads::{EXECUTABLE_32, PROGRAM, PROGRAM_32, RUN};
 
-pub(crate) use forms::{forms, thread_names};
+pub(crate) use formats::{formats, thread_names};
 
-/// The tests of this subject; those of 32-bit programs where there is one.
+/// The tests of this subject; those of 32-bit programs only if the guest has one.
 pub(crate) fn tests() -> Vec<libtest_mimic::Trial> {
-    let is_there = Path::new(EXECUTABLE_32).exists();
-    every_test().into_iter().filter(|trial| is_there || !trial.name().contains("32_bit")).collect()
+    let has_32_bit_program = Path::new(EXECUTABLE_32).exists();
+    every_test().into_iter().filter(|trial| has_32_bit_program || !trial.name().contains("32_bit")).collect()
 }
 
 tests![every_test:
@@ -34,27 +33,27 @@ tests![every_test:
     other_families,
     io_uring_calls,
     io_uring_calls_that_fail,
-    every_way_to_end,
+    every_kind_of_close,
     a_thousand_short_connections,
-    sockets_from_before,
-    only_what_is_asked_for_is_probed,
-    conditions_choose,
-    forms,
+    preexisting_sockets,
+    only_requested_calls_are_probed,
+    conditions_select_events,
+    formats,
     thread_names,
     calls_of_32_bit_programs,
     io_uring_calls_of_32_bit_programs,
     io_uring_calls_of_32_bit_programs_that_fail,
 ];
 
-/// An action, and the socket that it was done to.
+/// An event's action, and the inode of its socket.
 fn key(document: &Value) -> (String, u64) {
     let action = document["event"]["action"].as_str().unwrap_or_default();
     (action.to_owned(), document["system"]["audit"]["socket"]["inode"].as_u64().unwrap_or_default())
 }
 
-fn ended_well(watched: &Watched) -> Result<()> {
-    ensure!(watched.status.success(), "{}\n{}", watched.status, watched.log);
-    let stats = watched.log.lines().find_map(|line| line.split_once("stats ")).context("no statistics")?.1;
+fn expect_success(output: &Output) -> Result<()> {
+    ensure!(output.status.success(), "{}\n{}", output.status, output.log);
+    let stats = output.log.lines().find_map(|line| line.split_once("stats ")).context("no statistics")?.1;
     let stats: Value = serde_json::from_str(stats)?;
     for loss in ["samples_lost", "samples_unreadable", "flows_dropped", "probe_misses", "event_sockets_refused"] {
         ensure!(stats[loss] == 0, "{loss} is {} in {stats}", stats[loss]);
@@ -63,55 +62,71 @@ fn ended_well(watched: &Watched) -> Result<()> {
 }
 
 /// Starts `socktrail events` writing ECS documents.
-fn watch(more: &[&str]) -> Result<Socktrail> {
+fn start_monitor(more: &[&str]) -> Result<Socktrail> {
     Socktrail::start(&[&["events", "--format", "ecs", "--stats"], more].concat())
 }
 
-/// Plays a part under the eyes of socktrail; what came out, and what the part wrote.
-fn play(part: &[&str], as_user: bool) -> Result<(Watched, Finished)> {
-    play_by(PROGRAM, part, as_user)
+/// Runs a workload while `socktrail events` runs. Returns the output of both.
+fn run(workload: &[&str], user: RunAs) -> Result<(Output, Finished)> {
+    run_program(PROGRAM, workload, user)
 }
 
-fn play_by(program: &str, part: &[&str], as_user: bool) -> Result<(Watched, Finished)> {
-    let watch = watch(&[])?;
-    let args = [&[program, ACT], part].concat();
-    let actor = if as_user { Process::start_as_user(&args)? } else { Process::start(&args)? };
-    let finished = actor.finish()?;
+/// The user of a workload.
+#[derive(Clone, Copy)]
+enum RunAs {
+    Root,
+    User,
+}
+
+fn run_program(program: &str, workload: &[&str], user: RunAs) -> Result<(Output, Finished)> {
+    let monitor = start_monitor(&[])?;
+    let args = [&[program, RUN], workload].concat();
+    let process = match user {
+        RunAs::Root => Process::start(&args)?,
+        RunAs::User => Process::start_as_user(&args)?,
+    };
+    let finished = process.finish()?;
     ensure!(finished.status == 0, "{finished:?}");
-    let watched = watch.stop()?;
-    ended_well(&watched)?;
-    Ok((watched, finished))
+    let output = monitor.stop()?;
+    expect_success(&output)?;
+    Ok((output, finished))
 }
 
 fn lines(finished: &Finished) -> Result<Vec<Value>> {
     finished.stdout.lines().map(|line| serde_json::from_str(line).with_context(|| line.to_owned())).collect()
 }
 
-/// Fails unless the events of the actor are those of its diary, and no others but those of a kind that comes with its end.
-fn matches_diary(part: &str, as_user: bool) -> Result<()> {
-    matches_diary_of(PROGRAM, part, as_user)
+/// Fails unless a workload's events are those that it expects, followed only by closes at its end.
+fn expect_events(workload: &str, user: RunAs) -> Result<()> {
+    expect_events_of(PROGRAM, workload, user)
 }
 
-fn matches_diary_of(program: &str, part: &str, as_user: bool) -> Result<()> {
-    let (watched, actor) = play_by(program, &[part], as_user)?;
-    let diary = lines(&actor)?;
-    let named: BTreeSet<_> = diary.iter().map(inode).collect();
-    // The socket by which the standard library hears of a failed exec is closed by a successful one.
-    let is_own = |event: &&Value| event["event"]["action"] != "socket_close" || named.contains(&key(event).1);
-    let events: Vec<_> = watched.of_pid(actor.pid).into_iter().filter(is_own).collect();
-    let tell = || format!("events {:#?}", events.iter().map(|event| key(event)).collect::<Vec<_>>());
-    ensure!(!diary.is_empty() && events.len() >= diary.len(), "{} of {}; {}", events.len(), diary.len(), tell());
-    for (entry, event) in diary.iter().zip(&events) {
-        for (path, value) in entry.as_object().context("an entry is an object")? {
+fn expect_events_of(program: &str, workload: &str, user: RunAs) -> Result<()> {
+    let (output, workload) = run_program(program, &[workload], user)?;
+    let expected = lines(&workload)?;
+    let inodes: BTreeSet<_> = expected.iter().map(inode).collect();
+    // The standard library has a socket for the error of a failed exec, which a successful exec closes.
+    let is_own = |event: &&Value| event["event"]["action"] != "socket_close" || inodes.contains(&key(event).1);
+    let events: Vec<_> = output.of_pid(workload.pid).into_iter().filter(is_own).collect();
+    let list = || format!("events {:#?}", events.iter().map(|event| key(event)).collect::<Vec<_>>());
+    ensure!(
+        !expected.is_empty() && events.len() >= expected.len(),
+        "{} of {}; {}",
+        events.len(),
+        expected.len(),
+        list()
+    );
+    for (entry, event) in expected.iter().zip(&events) {
+        for (path, value) in entry.as_object().context("an expected event is not an object")? {
             let found = event.pointer(path).unwrap_or(&Value::Null);
-            ensure!(found == value, "{path} is {found}, not {value}\nin {event:#}\nfor {entry:#}\n{}", tell());
+            ensure!(found == value, "{path} is {found}, not {value}\nin {event:#}\nfor {entry:#}\n{}", list());
         }
     }
     let closed: BTreeSet<_> =
-        diary.iter().filter(|entry| entry["/event/action"] == "socket_close").map(inode).collect();
-    for event in &events[diary.len()..] {
+        expected.iter().filter(|entry| entry["/event/action"] == "socket_close").map(inode).collect();
+    for event in &events[expected.len()..] {
         let (action, inode) = key(event);
-        ensure!(action == "socket_close" && !closed.contains(&inode), "one too many: {event:#}");
+        ensure!(action == "socket_close" && !closed.contains(&inode), "unexpected event: {event:#}");
     }
     Ok(())
 }
@@ -121,30 +136,34 @@ fn inode(entry: &Value) -> u64 {
 }
 
 fn tcp_calls() -> Result<()> {
-    matches_diary("calls-tcp", false)
+    expect_events("calls-tcp", RunAs::Root)
 }
 
 fn refused_calls() -> Result<()> {
-    matches_diary("calls-refused", true)
+    expect_events("calls-refused", RunAs::User)
 }
 
 fn ipv6_calls() -> Result<()> {
-    matches_diary("calls-ipv6", false)
+    expect_events("calls-ipv6", RunAs::Root)
 }
 
 fn unix_calls() -> Result<()> {
-    matches_diary("calls-unix", false)
+    expect_events("calls-unix", RunAs::Root)
 }
 
 fn other_families() -> Result<()> {
-    matches_diary("calls-netlink", false)
+    expect_events("calls-netlink", RunAs::Root)
 }
 
-/// They come by another system call (`socketcall(2)`), and find the same functions.
+/// They use another system call (`socketcall(2)`), which calls the same kernel functions.
 fn calls_of_32_bit_programs() -> Result<()> {
-    for (part, as_user) in [("calls-tcp", false), ("calls-refused", true), ("calls-ipv6", false), ("calls-unix", false)]
-    {
-        matches_diary_of(PROGRAM_32, part, as_user).with_context(|| part.to_owned())?;
+    for (workload, user) in [
+        ("calls-tcp", RunAs::Root),
+        ("calls-refused", RunAs::User),
+        ("calls-ipv6", RunAs::Root),
+        ("calls-unix", RunAs::Root),
+    ] {
+        expect_events_of(PROGRAM_32, workload, user).with_context(|| workload.to_owned())?;
     }
     Ok(())
 }
@@ -157,14 +176,14 @@ fn io_uring_calls_of_32_bit_programs() -> Result<()> {
     io_uring_calls_of(PROGRAM_32)
 }
 
-/// The kernel tries more than once; the last try ends as the ring said, and no try has a descriptor.
+/// The kernel may try several times. The last try has the ring's result, and no try has a descriptor.
 fn io_uring_calls_of(program: &str) -> Result<()> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let there = listener.local_addr()?;
-    let (watched, actor) = play_by(program, &["calls-io-uring", &there.to_string()], false)?;
-    let told = &lines(&actor)?[0];
-    ensure!(told["result"] == 0, "{told}");
-    let tries: Vec<_> = of_socket(&watched, told["inode"].as_u64().context("an inode")?);
+    let (output, workload) = run_program(program, &["calls-io-uring", &there.to_string()], RunAs::Root)?;
+    let report = &lines(&workload)?[0];
+    ensure!(report["result"] == 0, "{report}");
+    let tries: Vec<_> = of_socket(&output, report["inode"].as_u64().context("no inode")?);
     let (last, connects) = (tries.iter().rfind(|event| key(event).0 == "socket_connect"), &tries);
     let last = last.with_context(|| format!("no connect among {connects:#?}"))?;
     ensure!(last["event"]["outcome"] == "success", "{last:#}");
@@ -172,7 +191,7 @@ fn io_uring_calls_of(program: &str) -> Result<()> {
         ensure!(event["system"]["audit"]["socket"]["fd"].is_null(), "{event:#}");
         ensure!(event["destination"]["port"] == there.port(), "{event:#}");
         let local = format!("{}:{}", event["source"]["ip"].as_str().unwrap_or("-"), event["source"]["port"]);
-        ensure!(told["local"] == local, "{} is not {local}", told["local"]);
+        ensure!(report["local"] == local, "{} is not {local}", report["local"]);
     }
     let closes = connects.iter().filter(|event| key(event).0 == "socket_close").count();
     ensure!(closes == 1, "{closes} closes");
@@ -187,24 +206,24 @@ fn io_uring_calls_of_32_bit_programs_that_fail() -> Result<()> {
     failing_io_uring_calls_of(PROGRAM_32)
 }
 
-/// Each is told with the errno that the ring gave; a kernel whose io_uring makes no sockets tells of none.
+/// Each event has the ring's errno. If the kernel's io_uring cannot make sockets, there is no event for them.
 fn failing_io_uring_calls_of(program: &str) -> Result<()> {
-    let (watched, actor) = play_by(program, &["calls-io-uring-failing"], false)?;
-    let told = &lines(&actor)?[0];
-    let result = |name: &str| told[name].as_i64().with_context(|| format!("no {name}: {told}"));
+    let (output, workload) = run_program(program, &["calls-io-uring-failing"], RunAs::Root)?;
+    let report = &lines(&workload)?[0];
+    let result = |name: &str| report[name].as_i64().with_context(|| format!("no {name}: {report}"));
     let (accepted, refused, made) = (result("accepted")?, result("refused")?, result("made")?);
-    ensure!(accepted == -i64::from(libc::EINVAL), "{told}");
-    let accepts = of_socket(&watched, told["inode"].as_u64().context("an inode")?);
+    ensure!(accepted == -i64::from(libc::EINVAL), "{report}");
+    let accepts = of_socket(&output, report["inode"].as_u64().context("no inode")?);
     let accepts: Vec<_> = accepts.into_iter().filter(|event| key(event).0 == "socket_accept").collect();
     ensure!(accepts.len() == 1 && failure(accepts[0]) == Some("EINVAL"), "{accepts:#?}");
-    let by_actor = |event: &&Value| key(event).0 == "socket_create" && event["process"]["pid"] == actor.pid;
-    let creations: Vec<_> = watched.documents.iter().filter(by_actor).collect();
+    let by_workload = |event: &&Value| key(event).0 == "socket_create" && event["process"]["pid"] == workload.pid;
+    let creations: Vec<_> = output.documents.iter().filter(by_workload).collect();
     let failed: Vec<_> = creations.iter().filter(|event| failure(event).is_some()).collect();
     if made < 0 {
         ensure!(failed.is_empty(), "this kernel's io_uring makes no sockets: {failed:#?}");
         return Ok(());
     }
-    ensure!(refused == -i64::from(libc::EPROTONOSUPPORT), "{told}");
+    ensure!(refused == -i64::from(libc::EPROTONOSUPPORT), "{report}");
     ensure!(failed.len() == 1 && failure(failed[0]) == Some("EPROTONOSUPPORT"), "{creations:#?}");
     let is_new = |event: &&&Value| event["system"]["audit"]["socket"]["type"] == "SOCK_DGRAM";
     let new: Vec<_> = creations.iter().filter(is_new).collect();
@@ -216,18 +235,18 @@ fn failure(event: &Value) -> Option<&str> {
     event["error"]["code"].as_str()
 }
 
-fn of_socket(watched: &Watched, inode: u64) -> Vec<&Value> {
-    watched.documents.iter().filter(|event| key(event).1 == inode).collect()
+fn of_socket(output: &Output, inode: u64) -> Vec<&Value> {
+    output.documents.iter().filter(|event| key(event).1 == inode).collect()
 }
 
-/// A descriptor that was copied, shared with a child, left to the end of the process, closed by an exec: each socket is
-/// closed once, by whoever gave up the last.
-fn every_way_to_end() -> Result<()> {
-    let (watched, actor) = play(&["calls-ends"], false)?;
-    let told = lines(&actor)?;
-    ensure!(told.len() == 4, "{told:?}");
-    for end in told {
-        let closes: Vec<_> = of_socket(&watched, end["inode"].as_u64().context("an inode")?)
+/// Descriptors that are duplicated, inherited by a child, open at the end of the process, or closed by an exec: each
+/// socket has one close event, of the process that closed the last descriptor.
+fn every_kind_of_close() -> Result<()> {
+    let (output, workload) = run(&["calls-ends"], RunAs::Root)?;
+    let reports = lines(&workload)?;
+    ensure!(reports.len() == 4, "{reports:?}");
+    for end in reports {
+        let closes: Vec<_> = of_socket(&output, end["inode"].as_u64().context("no inode")?)
             .into_iter()
             .filter(|event| key(event).0 == "socket_close")
             .collect();
@@ -239,9 +258,9 @@ fn every_way_to_end() -> Result<()> {
 
 fn a_thousand_short_connections() -> Result<()> {
     const COUNT: usize = 1000;
-    let (watched, actor) = play(&["short-connections", "127.0.0.1:7020", &COUNT.to_string()], false)?;
+    let (output, workload) = run(&["short-connections", "127.0.0.1:7020", &COUNT.to_string()], RunAs::Root)?;
     let mut sockets: BTreeMap<u64, Vec<String>> = BTreeMap::new();
-    for event in watched.of_pid(actor.pid) {
+    for event in output.of_pid(workload.pid) {
         let (action, inode) = key(event);
         ensure!(event["event"]["outcome"] == "success", "{event:#}");
         sockets.entry(inode).or_default().push(action);
@@ -254,23 +273,23 @@ fn a_thousand_short_connections() -> Result<()> {
     Ok(())
 }
 
-/// What was there before is not announced; its close is told, with its name.
-fn sockets_from_before() -> Result<()> {
+/// Sockets that are older than the monitor have no creation event. Their close event has their address.
+fn preexisting_sockets() -> Result<()> {
     let path = "/tmp/socket-from-before";
     let _ = std::fs::remove_file(path);
-    let mut holder = Process::start(&[PROGRAM, ACT, "hold", path])?;
+    let mut holder = Process::start(&[PROGRAM, RUN, "hold", path])?;
     let inodes: Value = serde_json::from_str(&holder.first_line()?)?;
-    let watch = watch(&[])?;
-    // Whoever's calls are told is later than the look at what was there.
-    let later = Process::start(&[PROGRAM, ACT, "calls-netlink"])?.finish()?;
-    watch.wait_for("an event", |event| event["process"]["pid"] == later.pid)?;
+    let monitor = start_monitor(&[])?;
+    // An event of a later process shows that the monitor has listed the old sockets.
+    let later = Process::start(&[PROGRAM, RUN, "calls-netlink"])?.finish()?;
+    monitor.wait_for("an event", |event| event["process"]["pid"] == later.pid)?;
     holder.signal(nix::sys::signal::Signal::SIGKILL)?;
     let pid = holder.pid;
     holder.finish()?;
-    let watched = watch.stop()?;
-    ended_well(&watched)?;
+    let output = monitor.stop()?;
+    expect_success(&output)?;
     let found = |name: &str| {
-        let events = of_socket(&watched, inodes[name].as_u64().unwrap_or_default());
+        let events = of_socket(&output, inodes[name].as_u64().unwrap_or_default());
         ensure!(events.len() == 1, "{name}: {events:#?}");
         let (event, socket) = (events[0], &events[0]["system"]["audit"]["socket"]);
         ensure!(event["event"]["action"] == "socket_close" && event["process"]["pid"] == pid, "{event:#}");
@@ -283,16 +302,16 @@ fn sockets_from_before() -> Result<()> {
     Ok(())
 }
 
-fn only_what_is_asked_for_is_probed() -> Result<()> {
+fn only_requested_calls_are_probed() -> Result<()> {
     let tracefs = Tracefs::mount()?;
     let probes = |args: &[&str]| {
-        let watch = Socktrail::start(args)?;
+        let monitor = Socktrail::start(args)?;
         let events = tracefs.kprobe_events()?;
-        watch.stop()?;
+        monitor.stop()?;
         Ok::<_, anyhow::Error>(events)
     };
     let flows = probes(&["flows"])?;
-    // By the names of the probes, since functions may be listed by their addresses.
+    // Checks the names of probes, because functions may be listed by address.
     ensure!(!flows.contains("_socket ") && !flows.contains("_call "), "{flows}");
     let connects = probes(&["events", "--only", "connect"])?;
     ensure!(connects.contains("/connect_socket ") && connects.contains("/socket_close "), "{connects}");
@@ -302,15 +321,15 @@ fn only_what_is_asked_for_is_probed() -> Result<()> {
     Ok(())
 }
 
-fn conditions_choose() -> Result<()> {
+fn conditions_select_events() -> Result<()> {
     let condition =
         r#"action == "bind" && (errno == "EADDRINUSE" || local.port in [7002]) && local.ip in "127.0.0.0/8""#;
-    let watch = watch(&["--where", condition])?;
-    let actor = Process::start(&[PROGRAM, ACT, "calls-tcp"])?.finish()?;
-    ensure!(actor.status == 0, "{actor:?}");
-    let watched = watch.stop()?;
-    ended_well(&watched)?;
-    let event = watched.only_of_pid(actor.pid)?;
+    let monitor = start_monitor(&["--where", condition])?;
+    let workload = Process::start(&[PROGRAM, RUN, "calls-tcp"])?.finish()?;
+    ensure!(workload.status == 0, "{workload:?}");
+    let output = monitor.stop()?;
+    expect_success(&output)?;
+    let event = output.only_of_pid(workload.pid)?;
     ensure!(event["error"]["code"] == "EADDRINUSE", "{event:#}");
 
     let wrong = Process::start(&["socktrail", "events", "--where", "remot.port == 1"])?.finish()?;

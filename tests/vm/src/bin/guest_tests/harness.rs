@@ -1,4 +1,4 @@
-//! From functions to tests.
+//! Makes tests of functions, times them, and inverts the results of [known failures](known).
 
 use std::fmt::Write;
 use std::sync::{Mutex, PoisonError};
@@ -9,8 +9,8 @@ use libtest_mimic::{Failed, Trial};
 
 use crate::known;
 
-/// Defines a module's `tests()`: one test for each function named, called `module::function`. Those behind `long:` run when
-/// they are asked for (`--long`). With a name in front it defines that, for a `tests()` that chooses.
+/// Defines a module's `tests()`: one test for each function, called `module::function`. Tests after `long:` run with
+/// `--long` only. With `name:` in front, it defines `name()` instead, for a module whose own `tests()` filters them.
 macro_rules! tests {
     ($all:ident: $($function:ident),* $(,)?) => {
         fn $all() -> Vec<libtest_mimic::Trial> {
@@ -29,51 +29,51 @@ macro_rules! tests {
     };
 }
 
-/// A test of one function.
+/// A test that calls a function, named after its module and the function.
 pub(crate) fn trial(module: &str, function: &str, test: fn() -> Result<()>) -> Trial {
     let subject = module.split_once("::").map_or(module, |(_, inner)| inner);
     named(format!("{subject}::{function}"), test)
 }
 
-/// A test under its full name; its error is shown with all of its causes. One that is [known] to fail must fail.
+/// A test with a full name. Its error is printed with all causes. A [known failure](known) must fail.
 pub(crate) fn named(name: String, test: impl FnOnce() -> Result<()> + Send + 'static) -> Trial {
     let known = known::find(&name);
-    let own_name = name.clone();
+    let test_name = name.clone();
     let run = move || {
         let start = Instant::now();
         let result = test();
-        TOOK.lock().unwrap_or_else(PoisonError::into_inner).push((own_name.clone(), start.elapsed()));
-        let judged = match known {
-            Some(known) => known::judge(known, result),
+        DURATIONS.lock().unwrap_or_else(PoisonError::into_inner).push((test_name.clone(), start.elapsed()));
+        let result = match known {
+            Some(known) => known::invert(known, result),
             None => result,
         };
-        if judged.is_err() {
-            FAILED.lock().unwrap_or_else(PoisonError::into_inner).push(own_name);
+        if result.is_err() {
+            FAILED.lock().unwrap_or_else(PoisonError::into_inner).push(test_name);
         }
-        judged
+        result
     };
-    let kind = if known.is_some() { "known to be wrong" } else { "" };
+    let kind = if known.is_some() { "known failure" } else { "" };
     Trial::test(name, move || run().map_err(|error| Failed::from(format!("{error:?}")))).with_kind(kind)
 }
 
-/// The tests that have failed.
+/// Names of the failed tests.
 static FAILED: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
-/// Names of the failed tests; a test that panicked has none.
+/// Names of the failed tests, without those that panicked.
 pub(crate) fn failed() -> Vec<String> {
     FAILED.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
 /// How long each test took.
-static TOOK: Mutex<Vec<(String, Duration)>> = Mutex::new(Vec::new());
+static DURATIONS: Mutex<Vec<(String, Duration)>> = Mutex::new(Vec::new());
 
-/// The tests that took longest, for who wants the run to be shorter.
+/// The slowest tests, with their durations.
 pub(crate) fn slowest() -> String {
-    let mut took = TOOK.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    took.sort_by_key(|(_, took)| std::cmp::Reverse(*took));
+    let mut durations = DURATIONS.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    durations.sort_by_key(|(_, duration)| std::cmp::Reverse(*duration));
     let mut text = String::from("slowest tests, in seconds:\n");
-    for (name, took) in took.iter().take(30) {
-        let _ = writeln!(text, "{:8.1} {name}", took.as_secs_f64());
+    for (name, duration) in durations.iter().take(30) {
+        let _ = writeln!(text, "{:8.1} {name}", duration.as_secs_f64());
     }
     text
 }

@@ -1,4 +1,4 @@
-//! What a kernel may do to a monitor, and a host's end to one.
+//! Kernels that refuse probes, and monitors that are killed.
 
 use std::fs;
 use std::process::{Command, Stdio};
@@ -14,7 +14,7 @@ use crate::helpers::tracefs::Tracefs;
 use crate::lifetime::refusal;
 
 tests![
-    a_tracefs_that_is_read_only, kprobes_that_are_switched_off, a_hundred_ends_without_warning;
+    a_read_only_tracefs, disabled_kprobes, a_hundred_kills;
     long: no_number_left_for_an_event
 ];
 
@@ -23,7 +23,7 @@ pub(crate) const KERNEL: i32 = 3;
 const PRIVILEGES: i32 = 4;
 const LIMIT: i32 = 6;
 
-fn a_tracefs_that_is_read_only() -> Result<()> {
+fn a_read_only_tracefs() -> Result<()> {
     let place = "/tmp/read-only-tracefs";
     fs::create_dir_all(place)?;
     let mounted = Mounted::new("tracefs", place, MsFlags::MS_RDONLY)?;
@@ -32,8 +32,8 @@ fn a_tracefs_that_is_read_only() -> Result<()> {
     refusal(&refused, PRIVILEGES, &[place, "read-only", "remount,rw"])
 }
 
-/// `flows` does not wait for what never comes, and `doctor` says the same.
-fn kprobes_that_are_switched_off() -> Result<()> {
+/// `flows` fails at once, and `doctor` reports the same reason.
+fn disabled_kprobes() -> Result<()> {
     let _debugfs = Mounted::new("debugfs", "/sys/kernel/debug", MsFlags::empty())?;
     let switch = "/sys/kernel/debug/kprobes/enabled";
     fs::write(switch, "0").with_context(|| format!("write to {switch}"))?;
@@ -47,37 +47,36 @@ fn kprobes_that_are_switched_off() -> Result<()> {
     Ok(())
 }
 
-/// Killed at any moment of its start and, each fifth and the last, while it watches: the next start leaves nothing of all
-/// of them.
-fn a_hundred_ends_without_warning() -> Result<()> {
+/// Monitors are killed at various times of their start, and every fifth while it monitors. The next start removes all
+/// of their probes.
+fn a_hundred_kills() -> Result<()> {
+    const KILLS: u32 = 100;
     const STEP: Duration = Duration::from_millis(4);
-    // The whole machine stops for each probe that is set on Arm, which takes long in emulation.
-    let ends = 100;
-    for end in 1..=ends {
-        if end % 5 == 0 {
+    for kill in 1..=KILLS {
+        if kill % 5 == 0 {
             Socktrail::flows(&[])?.kill()?;
         } else {
-            kill_after(STEP * end)?;
+            kill_after(STEP * kill)?;
         }
     }
     let tracefs = Tracefs::mount()?;
     let left = tracefs.kprobe_events()?;
     ensure!(!left.is_empty(), "a killed monitor cannot have removed its probes");
-    let watched = Socktrail::flows(&[])?.stop()?;
-    ensure!(watched.status.success(), "it ended with {}:\n{}", watched.status, watched.log);
+    let output = Socktrail::flows(&[])?.stop()?;
+    ensure!(output.status.success(), "it ended with {}:\n{}", output.status, output.log);
     let left = tracefs.kprobe_events()?;
     ensure!(left.is_empty(), "probes are left:\n{left}");
     Ok(())
 }
 
-/// All 65,535 numbers that the kernel has for trace events are taken. That is said, and nothing is left behind. The kernel
-/// compares each new event with all before it, so it takes minutes to get there.
+/// The kernel has 65,535 ids for trace events. If all are in use, the error says so, and no probes are left. Using all
+/// takes minutes, because the kernel compares each new event with all others.
 fn no_number_left_for_an_event() -> Result<()> {
     let (tracefs, events) = (Tracefs::mount()?, "uprobe_events");
     let program = std::env::current_exe()?;
     let mut taken = 0_u32;
     let full = loop {
-        // Names that begin differently are told apart sooner.
+        // Different first letters make the kernel's string comparisons short.
         let name = format!("{}_{taken}", char::from(b'a' + (taken % 26) as u8));
         let line = format!("p:socktrail_tests/{name} {}:0x1000", program.display());
         match tracefs.append(events, &line) {
@@ -88,12 +87,12 @@ fn no_number_left_for_an_event() -> Result<()> {
     let [flows, doctor] = ["flows", "doctor"].map(|command| Process::start(&["socktrail", command])?.finish());
     tracefs.write(events, "")?;
     ensure!(taken > 50_000, "{taken} events could be made, and then: {full:?}");
-    refusal(&flows?, LIMIT, &["the number of trace events", "all are taken", "remove probes that nobody needs"])?;
+    refusal(&flows?, LIMIT, &["the number of trace events", "all are taken", "remove unused probes"])?;
     let doctor = doctor?;
     ensure!(doctor.status == KERNEL && doctor.stdout.contains("all are taken"), "{doctor:?}");
     ensure!(tracefs.kprobe_events()?.is_empty(), "probes are left");
-    let watched = Socktrail::flows(&[])?.stop()?;
-    ensure!(watched.status.success(), "it ended with {}:\n{}", watched.status, watched.log);
+    let output = Socktrail::flows(&[])?.stop()?;
+    ensure!(output.status.success(), "it ended with {}:\n{}", output.status, output.log);
     Ok(())
 }
 
@@ -111,7 +110,7 @@ fn kill_after(time: Duration) -> Result<()> {
     Ok(())
 }
 
-/// A file system, until it is dropped.
+/// Mounts a file system; dropping it unmounts it.
 pub(crate) struct Mounted(&'static str);
 
 impl Mounted {

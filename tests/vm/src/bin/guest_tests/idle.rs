@@ -1,5 +1,5 @@
-//! Connections that were idle for longer than every timeout: their last packets belong to their owner, whichever side
-//! ends them, and however.
+//! Connections that are idle for longer than every timeout. Their last packets still have the right owner, whichever
+//! side ends the connection, and in whatever way.
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread::sleep;
@@ -26,18 +26,18 @@ tests![
 
 /// The timeout of flows and sockets without traffic.
 const TIMEOUT: &str = "500ms";
-/// Longer than the timeout, and than the monitor needs to notice it.
+/// Longer than the timeout and the monitor's delay.
 const IDLE: Duration = Duration::from_secs(3);
 
-/// A connection, and the monitor that sees it from its beginning.
-struct Stage {
-    watch: Socktrail,
+/// A connection, and a monitor that has seen its start.
+struct Fixture {
+    monitor: Socktrail,
     client: TcpStream,
     server: TcpStream,
     ends: [SocketAddr; 2],
 }
 
-/// The side that documents are about, by their direction.
+/// The side of a document's flow, as its `network.direction`.
 type Side = &'static str;
 const CLIENT: Side = "egress";
 const SERVER: Side = "ingress";
@@ -68,7 +68,7 @@ fn reset_by_the_server() -> Result<()> {
     idle(|_client, server| reset(server))
 }
 
-/// The other side sends its FIN long after ours, when the connection has no socket any more.
+/// The server sends its FIN long after the client's, when the client's connection has no socket any more.
 fn a_half_closed_connection() -> Result<()> {
     idle(|client, server| {
         drop(client);
@@ -78,66 +78,66 @@ fn a_half_closed_connection() -> Result<()> {
     })
 }
 
-/// The network drops everything, so no answers come back.
+/// The network drops all packets, so there are no answers.
 fn a_keepalive_that_fails() -> Result<()> {
     let network = Routed::new()?;
     let (client, server) = (&network.link.client, &network.link.server);
-    let stage = Stage::between(client, server)?;
-    setsockopt(&stage.client, sockopt::KeepAlive, &true)?;
+    let fixture = Fixture::between(client, server)?;
+    setsockopt(&fixture.client, sockopt::KeepAlive, &true)?;
     for (option, value) in [(TCP_KEEPIDLE, 4), (TCP_KEEPINTVL, 2), (TCP_KEEPCNT, 2)] {
-        set_option(&stage.client, IPPROTO_TCP, option, &i32::to_ne_bytes(value))?;
+        set_option(&fixture.client, IPPROTO_TCP, option, &i32::to_ne_bytes(value))?;
     }
     network.stop_forwarding()?;
     sleep(Duration::from_secs(12));
-    stage.client.take_error()?.expect("the keepalive has failed");
-    let Stage { watch, client, server: _server, ends } = stage;
+    fixture.client.take_error()?.expect("the keepalive has failed");
+    let Fixture { monitor, client, server: _server, ends } = fixture;
     // There are probes at 4 s and 6 s, and a reset at 8 s, with more than the timeout between them.
-    all_are_the_owners(watch, ends, &[CLIENT], 3)?;
+    expect_owner(monitor, ends, &[CLIENT], 3)?;
     drop(client);
     Ok(())
 }
 
-/// Ends an idle connection over loopback.
-fn idle(ends: impl FnOnce(TcpStream, TcpStream) -> Result<()>) -> Result<()> {
+/// Makes an idle connection over loopback, and closes it.
+fn idle(close: impl FnOnce(TcpStream, TcpStream) -> Result<()>) -> Result<()> {
     let host = loopback()?.client;
-    let Stage { watch, client, server, ends: between } = Stage::between(&host, &host)?;
-    ends(client, server)?;
-    all_are_the_owners(watch, between, &[CLIENT, SERVER], 2)
+    let Fixture { monitor, client, server, ends } = Fixture::between(&host, &host)?;
+    close(client, server)?;
+    expect_owner(monitor, ends, &[CLIENT, SERVER], 2)
 }
 
-impl Stage {
+impl Fixture {
     /// Waits until the first flows of both sides have ended.
     fn between(client: &Host, server: &Host) -> Result<Self> {
         let timeouts = ["--flow-inactive-timeout", "--socket-inactive-timeout", "--flow-termination-timeout"];
         let options: Vec<_> = timeouts.iter().flat_map(|option| [*option, TIMEOUT]).collect();
-        let watch = Socktrail::flows(&options)?;
+        let monitor = Socktrail::flows(&options)?;
         let listener = server.run(|| Ok(TcpListener::bind((server.ip(Family::V4), 0))?))?;
         let there = listener.local_addr()?;
         let client = client.run(|| Ok(TcpStream::connect(there)?))?;
         let (server, here) = listener.accept()?;
         sleep(IDLE);
-        let stage = Self { watch, client, server, ends: [here, there] };
+        let fixture = Self { monitor, client, server, ends: [here, there] };
         for side in [CLIENT, SERVER] {
-            let is_first = |document: &Value| is_of(document, stage.ends, side);
-            let first = stage.watch.wait_for(&format!("the first flow, {side}"), is_first)?;
+            let is_first = |document: &Value| is_of(document, fixture.ends, side);
+            let first = fixture.monitor.wait_for(&format!("the first flow, {side}"), is_first)?;
             expect(&first, &vec![("/event/reason", json!("inactive")), ("/flow/complete", json!(true))])?;
         }
-        Ok(stage)
+        Ok(fixture)
     }
 }
 
-/// Checks that every document between these ends has this process as owner and has a direction, and that the last one
-/// of each side says `closed` and is not `flow.complete`.
-fn all_are_the_owners(watch: Socktrail, ends: [SocketAddr; 2], sides: &[Side], at_least: usize) -> Result<()> {
+/// Fails unless every document of the connection has this process as owner and a direction, and the last one of each
+/// side has the reason `closed` and is not `flow.complete`.
+fn expect_owner(monitor: Socktrail, ends: [SocketAddr; 2], sides: &[Side], at_least: usize) -> Result<()> {
     for side in sides {
         let is_last = |document: &Value| is_of(document, ends, side) && document["event"]["reason"] == "closed";
-        let last = watch.wait_for(&format!("the last flow, {side}"), is_last)?;
+        let last = monitor.wait_for(&format!("the last flow, {side}"), is_last)?;
         expect(&last, &vec![("/flow/complete", json!(false)), ("/event/outcome", json!("success"))])?;
     }
-    let watched = watch.stop()?;
-    ensure!(watched.status.success(), "socktrail ended with {}:\n{}", watched.status, watched.log);
+    let output = monitor.stop()?;
+    ensure!(output.status.success(), "socktrail ended with {}:\n{}", output.status, output.log);
     let between = |document: &&Value| is_between(document, ends);
-    for document in watched.documents.iter().filter(between) {
+    for document in output.documents.iter().filter(between) {
         expect(
             document,
             &vec![
@@ -149,8 +149,8 @@ fn all_are_the_owners(watch: Socktrail, ends: [SocketAddr; 2], sides: &[Side], a
         ensure!([CLIENT, SERVER].iter().any(|side| is_of(document, ends, side)), "no direction in {document:#}");
     }
     for side in sides {
-        let count = watched.documents.iter().filter(|document| is_of(document, ends, side)).count();
-        ensure!(count >= at_least, "only {count} documents of {side}: {:#?}", watched.documents);
+        let count = output.documents.iter().filter(|document| is_of(document, ends, side)).count();
+        ensure!(count >= at_least, "only {count} documents of {side}: {:#?}", output.documents);
     }
     Ok(())
 }

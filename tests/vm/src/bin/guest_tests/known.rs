@@ -1,130 +1,130 @@
-//! What is known to be wrong.
+//! Known failures: faults of socktrail that tests show and that are not fixed yet.
 //!
-//! A test of this table must fail, and in just this way: once what it tests is mended it passes, the run fails, and
-//! its entry is taken out.
+//! A test in this table must fail, with the error given here. If it passes, because the fault is fixed, or fails in
+//! another way, the run fails, and the entry must be removed or changed.
 
 use anyhow::{Result, bail, ensure};
 
-/// Tests that are known to fail.
+/// Tests that fail because of one fault.
 #[derive(Debug)]
-pub(crate) struct Known {
-    /// Their full name; a `*` stands for any text.
+pub(crate) struct KnownFailure {
+    /// Their full names; a `*` matches any text.
     pub(crate) tests: &'static str,
-    /// Whether they fail each time: where it is up to chance, passing is no news.
-    pub(crate) always: bool,
-    /// What their error says, among other things.
-    pub(crate) difference: &'static str,
-    /// Why, as far as is known.
+    /// Whether they fail each time. If not, they may also pass.
+    pub(crate) is_deterministic: bool,
+    /// A part of their error message.
+    pub(crate) error_part: &'static str,
+    /// The file with the fault, and what it does.
     pub(crate) cause: &'static str,
 }
 
-/// All of them.
-pub(crate) const KNOWN: &[Known] = &[
-    Known {
+/// All known failures.
+pub(crate) const KNOWN_FAILURES: &[KnownFailure] = &[
+    KnownFailure {
         tests: "capture::*_v4_tcp_ip_options",
-        always: true,
-        difference: "client's: /flow/complete is not true, marked headers_unread\nserver's sent: -",
-        cause: "src/probes/packets/leaving.rs: of TCP behind IPv4 options nothing but the ports is fetched",
+        is_deterministic: true,
+        error_part: "client's: /flow/complete is not true, marked headers_unread\nserver's sent: -",
+        cause: "src/source/kprobes/packets/leaving.rs: behind IPv4 options, only the ports of the TCP header are fetched",
     },
-    Known {
+    KnownFailure {
         tests: "capture::*_v6_tcp_ip_options",
-        always: true,
-        difference: "), marked headers_unread\nserver's: /flow/complete is not true, marked headers_unread",
-        cause: "src/probes/packets/arriving.rs: what arrives with extension headers is not understood; \
-                what leaves gets them behind ip6_xmit and lacks their bytes",
+        is_deterministic: true,
+        error_part: "), marked headers_unread\nserver's: /flow/complete is not true, marked headers_unread",
+        cause: "src/source/kprobes/packets/arriving.rs: received packets with extension headers are not parsed; \
+                sent packets get the headers after ip6_xmit, so their bytes are not counted",
     },
-    Known {
+    KnownFailure {
         tests: "capture::*_v4_udp_ip_options",
-        always: true,
-        difference: "server's: 0 documents instead of 1\nin\n",
-        cause: "src/probes/packets/arriving.rs: what arrives with options is not understood, so that it is not known who began",
+        is_deterministic: true,
+        error_part: "server's: 0 documents instead of 1\nin\n",
+        cause: "src/source/kprobes/packets/arriving.rs: received packets with options are not parsed, so the direction is unknown",
     },
-    Known {
+    KnownFailure {
         tests: "capture::*_v6_udp_ip_options",
-        always: true,
-        difference: "client's: 0 documents instead of 1\nserver's: 0 documents instead of 1",
-        cause: "src/probes/packets: headers with extensions are not understood, so that it is not known who began",
+        is_deterministic: true,
+        error_part: "client's: 0 documents instead of 1\nserver's: 0 documents instead of 1",
+        cause: "src/source/kprobes/packets: extension headers are not parsed, so the direction is unknown",
     },
-    Known {
+    KnownFailure {
         tests: "capture::loopback_*_v4_udp_corked_large",
-        always: true,
-        difference: "client's sent: -1 packets, -20 bytes (of 3, 4228), marked fragments\nin\n",
+        is_deterministic: true,
+        error_part: "client's sent: -1 packets, -20 bytes (of 3, 4228), marked fragments\nin\n",
         cause: CORKED,
     },
-    Known {
+    KnownFailure {
         tests: "capture::loopback_*_v6_udp_corked_large",
-        always: true,
-        difference: "client's sent: -1 packets, -48 bytes (of 3, 4312), marked fragments\nin\n",
+        is_deterministic: true,
+        error_part: "client's sent: -1 packets, -48 bytes (of 3, 4312), marked fragments\nin\n",
         cause: CORKED,
     },
-    Known {
+    KnownFailure {
         tests: "capture::veth*_v4_udp_corked_large",
-        always: true,
-        difference: "client's sent: -1 packets, -20 bytes (of 3, 4228), marked fragments\nin\n",
+        is_deterministic: true,
+        error_part: "client's sent: -1 packets, -20 bytes (of 3, 4228), marked fragments\nin\n",
         cause: CORKED,
     },
-    Known {
+    KnownFailure {
         tests: "capture::veth*_v6_udp_corked_large",
-        always: true,
-        difference: "client's sent: -1 packets, -48 bytes (of 3, 4312), marked fragments\nin\n",
+        is_deterministic: true,
+        error_part: "client's sent: -1 packets, -48 bytes (of 3, 4312), marked fragments\nin\n",
         cause: CORKED,
     },
-    Known {
+    KnownFailure {
         tests: "capture::*_datagrams_v4_udp_segmented_a_little*",
-        always: true,
-        difference: "client's sent: -1 packets, -28 bytes (of 2, 1356), marked datagram_segments",
+        is_deterministic: true,
+        error_part: "client's sent: -1 packets, -28 bytes (of 2, 1356), marked datagram_segments",
         cause: SEGMENTS,
     },
-    Known {
+    KnownFailure {
         tests: "capture::*_datagrams_v6_udp_segmented_a_little*",
-        always: true,
-        difference: "client's sent: -1 packets, -48 bytes (of 2, 1396), marked datagram_segments",
+        is_deterministic: true,
+        error_part: "client's sent: -1 packets, -48 bytes (of 2, 1396), marked datagram_segments",
         cause: SEGMENTS,
     },
-    Known {
+    KnownFailure {
         tests: "capture::*_datagrams_v4_udp_segmented_tiny*",
-        always: true,
-        difference: "client's sent: -1 packets, -28 bytes (of 2, 76), marked datagram_segments\nin\n",
+        is_deterministic: true,
+        error_part: "client's sent: -1 packets, -28 bytes (of 2, 76), marked datagram_segments\nin\n",
         cause: SEGMENTS,
     },
-    Known {
+    KnownFailure {
         tests: "capture::*_datagrams_v6_udp_segmented_tiny*",
-        always: true,
-        difference: "client's sent: -1 packets, -48 bytes (of 2, 116), marked datagram_segments\nin\n",
+        is_deterministic: true,
+        error_part: "client's sent: -1 packets, -48 bytes (of 2, 116), marked datagram_segments\nin\n",
         cause: SEGMENTS,
     },
-    Known {
+    KnownFailure {
         tests: "capture::*_datagrams_v4_udp_segmented_by_message",
-        always: true,
-        difference: "client's sent: -1 packets, -28 bytes (of 2, 1356), marked datagram_segments",
+        is_deterministic: true,
+        error_part: "client's sent: -1 packets, -28 bytes (of 2, 1356), marked datagram_segments",
         cause: SEGMENTS,
     },
-    Known {
+    KnownFailure {
         tests: "capture::*_datagrams_v6_udp_segmented_by_message",
-        always: true,
-        difference: "client's sent: -1 packets, -48 bytes (of 2, 1396), marked datagram_segments",
+        is_deterministic: true,
+        error_part: "client's sent: -1 packets, -48 bytes (of 2, 1396), marked datagram_segments",
         cause: SEGMENTS,
     },
-    Known {
+    KnownFailure {
         tests: "capture::*_datagrams_v4_*",
-        always: true,
-        difference: "client's sent: -10 packets, -280 bytes (of 11, 10608), marked datagram_segments",
+        is_deterministic: true,
+        error_part: "client's sent: -10 packets, -280 bytes (of 11, 10608), marked datagram_segments",
         cause: SEGMENTS,
     },
-    Known {
+    KnownFailure {
         tests: "capture::*_datagrams_v6_*",
-        always: true,
-        difference: "client's sent: -10 packets, -480 bytes (of 11, 10828), marked datagram_segments",
+        is_deterministic: true,
+        error_part: "client's sent: -10 packets, -480 bytes (of 11, 10828), marked datagram_segments",
         cause: SEGMENTS,
     },
 ];
 
-const CORKED: &str = "src/probes/packets/later.rs: what was written bit by bit does not show how it is cut";
-const SEGMENTS: &str = "src/probes/packets/leaving.rs: datagrams that travel as one are counted as one";
+const CORKED: &str = "src/source/kprobes/packets/fragmenting.rs: the fragments of a corked datagram are not visible";
+const SEGMENTS: &str = "src/source/kprobes/packets/leaving.rs: the datagrams of a GSO packet are counted as one";
 
-impl Known {
-    /// Whether a test is among those meant.
-    pub(crate) fn means(&self, test: &str) -> bool {
+impl KnownFailure {
+    /// Whether a test is among [`tests`](Self::tests).
+    pub(crate) fn matches(&self, test: &str) -> bool {
         match self.tests.split_once('*') {
             None => self.tests == test,
             Some((start, rest)) => test.strip_prefix(start).is_some_and(|test| match rest.split_once('*') {
@@ -134,28 +134,28 @@ impl Known {
         }
     }
 
-    /// Whether an error's text is the difference that is known.
-    pub(crate) fn is(&self, text: &str) -> bool {
-        text.contains(self.difference)
+    /// Whether an error message is the known one.
+    pub(crate) fn has_error(&self, text: &str) -> bool {
+        text.contains(self.error_part)
     }
 }
 
-/// The entry of a test, if it has one.
-pub(crate) fn find(test: &str) -> Option<&'static Known> {
-    KNOWN.iter().find(|known| known.means(test))
+/// The known failure of a test, if there is one.
+pub(crate) fn find(test: &str) -> Option<&'static KnownFailure> {
+    KNOWN_FAILURES.iter().find(|known| known.matches(test))
 }
 
-/// Turns the verdict on a known test around.
-pub(crate) fn judge(known: &Known, result: Result<()>) -> Result<()> {
-    let Known { tests, always, difference, cause } = known;
+/// Inverts the result of a test with a known failure.
+pub(crate) fn invert(known: &KnownFailure, result: Result<()>) -> Result<()> {
+    let KnownFailure { tests, is_deterministic, error_part, cause } = known;
     let Err(error) = result else {
-        if !always {
+        if !is_deterministic {
             return Ok(());
         }
-        bail!("this passes: take {tests} out of the table of what is known to be wrong ({cause})");
+        bail!("this test passes now: remove {tests} from the table of known failures ({cause})");
     };
     let text = format!("{error:?}");
-    ensure!(known.is(&text), "not the difference that is known ({difference}), but:\n{text}");
+    ensure!(known.has_error(&text), "not the known error ({error_part}), but:\n{text}");
     Ok(())
 }
 
@@ -166,28 +166,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_star_stands_for_any_text() {
-        let known = |tests| Known { tests, always: true, difference: "", cause: "" };
-        assert!(known("a::b").means("a::b") && !known("a::b").means("a::bc"));
-        assert!(known("a::*_d").means("a::b_c_d") && !known("a::*_d").means("a::b_c_d_e"));
-        assert!(!known("a::b_*_c").means("a::b_c"), "the parts do not overlap");
-        assert!(known("a::*_c_*").means("a::b_c_d") && !known("a::*_c_*").means("a::b_d"));
+    fn a_star_matches_any_text() {
+        let known = |tests| KnownFailure { tests, is_deterministic: true, error_part: "", cause: "" };
+        assert!(known("a::b").matches("a::b") && !known("a::b").matches("a::bc"));
+        assert!(known("a::*_d").matches("a::b_c_d") && !known("a::*_d").matches("a::b_c_d_e"));
+        assert!(!known("a::b_*_c").matches("a::b_c"), "the parts do not overlap");
+        assert!(known("a::*_c_*").matches("a::b_c_d") && !known("a::*_c_*").matches("a::b_d"));
     }
 
     #[test]
-    fn every_entry_is_about_a_test() {
+    fn every_entry_matches_a_test() {
         let tests: Vec<_> = crate::all().iter().map(|test| test.name().to_owned()).collect();
-        for known in KNOWN {
-            assert!(tests.iter().any(|test| known.means(test)), "{known:?}");
+        for known in KNOWN_FAILURES {
+            assert!(tests.iter().any(|test| known.matches(test)), "{known:?}");
         }
     }
 
     #[test]
-    fn only_the_known_difference_is_taken() {
-        let known = Known { tests: "t", always: true, difference: "one packet", cause: "c" };
-        judge(&known, Err(anyhow!("inner: one packet too many").context("outer"))).unwrap();
-        judge(&known, Err(anyhow!("two packets too many"))).unwrap_err();
-        judge(&known, Ok(())).unwrap_err();
-        judge(&Known { always: false, ..known }, Ok(())).unwrap();
+    fn only_the_known_error_is_accepted() {
+        let known = KnownFailure { tests: "t", is_deterministic: true, error_part: "one packet", cause: "c" };
+        invert(&known, Err(anyhow!("inner: one packet too many").context("outer"))).unwrap();
+        invert(&known, Err(anyhow!("two packets too many"))).unwrap_err();
+        invert(&known, Ok(())).unwrap_err();
+        invert(&KnownFailure { is_deterministic: false, ..known }, Ok(())).unwrap();
     }
 }

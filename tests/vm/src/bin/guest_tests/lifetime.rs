@@ -1,4 +1,4 @@
-//! How the monitor starts, how it ends, and what is left of it then: nothing.
+//! A monitor's start and end. It leaves nothing behind.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -6,31 +6,31 @@ use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::actors::{ACT, PROGRAM};
 use crate::helpers::document::is_between;
-use crate::helpers::patience::until;
 use crate::helpers::process::{Finished, Process};
-use crate::helpers::socktrail::{Socktrail, Watched};
+use crate::helpers::socktrail::{Output, Socktrail};
 use crate::helpers::tracefs::Tracefs;
 use crate::helpers::traffic::{Connection, converse, on_cpu};
+use crate::helpers::wait::wait_until;
+use crate::workloads::{PROGRAM, RUN};
 
 tests![
     nothing_is_left_after_an_end,
-    what_was_mounted_is_unmounted,
-    the_next_start_sweeps_up_after_a_kill,
-    what_a_dying_monitor_still_uses_is_removed_later,
-    two_at_once_do_not_disturb_each_other,
-    a_duration_ends_it_with_what_is_alive,
+    tracefs_is_unmounted,
+    the_next_start_removes_probes_after_a_kill,
+    probes_in_use_are_removed_later,
+    concurrent_monitors_do_not_disturb_each_other,
+    a_duration_ends_it_and_reports_live_flows,
     a_count_ends_it,
     sigterm_flushes,
-    a_reader_that_goes_away_is_a_success,
-    a_cpu_that_comes_online_is_watched,
+    a_closed_pipe_is_a_success,
+    a_cpu_that_comes_online_is_monitored,
     a_cpu_that_goes_offline_loses_nothing,
-    no_root,
+    without_root,
     a_tracefs_path_that_does_not_exist,
     a_tracefs_path_that_is_another_file_system,
     too_few_open_files,
@@ -43,40 +43,40 @@ const LIMIT: i32 = 6;
 
 fn nothing_is_left_after_an_end() -> Result<()> {
     let tracefs = Tracefs::mount()?;
-    let watch = Socktrail::flows(&[])?;
+    let monitor = Socktrail::flows(&[])?;
     ensure!(!tracefs.kprobe_events()?.is_empty(), "a running monitor has probes");
-    ended_well(&watch.stop()?)?;
+    expect_success(&monitor.stop()?)?;
     no_probes(&tracefs)
 }
 
-fn what_was_mounted_is_unmounted() -> Result<()> {
+fn tracefs_is_unmounted() -> Result<()> {
     let before = fs::read_to_string("/proc/mounts")?;
     ensure!(!before.contains("tracefs"), "tracefs is mounted already:\n{before}");
-    ended_well(&Socktrail::flows(&[])?.stop()?)?;
+    expect_success(&Socktrail::flows(&[])?.stop()?)?;
     let after = fs::read_to_string("/proc/mounts")?;
     ensure!(before == after, "mounts before:\n{before}\nafter:\n{after}");
     no_probes(&Tracefs::mount()?)
 }
 
-fn the_next_start_sweeps_up_after_a_kill() -> Result<()> {
+fn the_next_start_removes_probes_after_a_kill() -> Result<()> {
     let tracefs = Tracefs::mount()?;
     for _ in 0..2 {
         Socktrail::flows(&[])?.kill()?;
         let left = tracefs.kprobe_events()?;
         ensure!(!left.is_empty(), "a killed monitor cannot have removed its probes");
-        let watch = Socktrail::flows(&[])?;
+        let monitor = Socktrail::flows(&[])?;
         let now = tracefs.kprobe_events()?;
         let kept: Vec<_> = left.lines().filter(|probe| now.contains(probe)).collect();
         ensure!(kept.is_empty(), "still there beside the new ones: {kept:#?}");
-        ended_well(&watch.stop()?)?;
+        expect_success(&monitor.stop()?)?;
         no_probes(&tracefs)?;
     }
     Ok(())
 }
 
-/// A probe that is switched on by other means stands for one that a killed monitor has not closed yet. Beside it a
-/// monitor is killed while the next one starts, when it still looks alive.
-fn what_a_dying_monitor_still_uses_is_removed_later() -> Result<()> {
+/// A probe that is enabled through tracefs stands for one that a killed monitor has not closed yet. Besides, a monitor
+/// is killed after the next one has started, which took it for alive.
+fn probes_in_use_are_removed_later() -> Result<()> {
     const GROUP: &str = "socktrail_4000000_1_0";
     let tracefs = Tracefs::mount()?;
     tracefs.append("kprobe_events", &format!("p:{GROUP}/a do_exit"))?;
@@ -84,27 +84,27 @@ fn what_a_dying_monitor_still_uses_is_removed_later() -> Result<()> {
     tracefs.write(&format!("events/{GROUP}/a/enable"), "1")?;
     let killed = Socktrail::flows(&[])?;
     let group_of_killed = format!("socktrail_{}_", killed.pid);
-    let watch = Socktrail::flows(&[])?;
+    let monitor = Socktrail::flows(&[])?;
     let has = |group: &str| tracefs.kprobe_events().map(|events| events.contains(group));
     ensure!(has(GROUP)?, "a probe that is in use cannot be removed");
     killed.kill()?;
     ensure!(has(&group_of_killed)?, "a killed monitor cannot have removed its probes");
-    until("the killed monitor's probes to be removed", || Ok(!has(&group_of_killed)?))?;
+    wait_until("the killed monitor's probes to be removed", || Ok(!has(&group_of_killed)?))?;
     tracefs.write(&format!("events/{GROUP}/a/enable"), "0")?;
-    until("probes that were in use to be removed", || Ok(!has(GROUP)?))?;
-    ended_well(&watch.stop()?)?;
+    wait_until("probes that were in use to be removed", || Ok(!has(GROUP)?))?;
+    expect_success(&monitor.stop()?)?;
     no_probes(&tracefs)
 }
 
-fn two_at_once_do_not_disturb_each_other() -> Result<()> {
+fn concurrent_monitors_do_not_disturb_each_other() -> Result<()> {
     let tracefs = Tracefs::mount()?;
     let first = Socktrail::flows(&["--flow-termination-timeout", "500ms"])?;
     let second = Socktrail::flows(&["--flow-termination-timeout", "500ms"])?;
     let ends = converse()?;
     let seen = [wait_for_both_sides(&first, ends)?, wait_for_both_sides(&second, ends)?];
-    ensure!(counts(&seen[0]) == counts(&seen[1]), "they do not agree: {seen:#?}");
+    ensure!(counts(&seen[0]) == counts(&seen[1]), "the monitors do not agree: {seen:#?}");
 
-    ended_well(&first.stop()?)?;
+    expect_success(&first.stop()?)?;
     wait_for_both_sides(&second, converse()?)?;
     let third = Socktrail::flows(&["--flow-termination-timeout", "500ms"])?;
     let ends = converse()?;
@@ -112,66 +112,66 @@ fn two_at_once_do_not_disturb_each_other() -> Result<()> {
     wait_for_both_sides(&third, ends)?;
     third.kill()?;
     wait_for_both_sides(&second, converse()?)?;
-    ended_well(&second.stop()?)?;
+    expect_success(&second.stop()?)?;
 
-    // A live one removes only what was there before it, so the killed one's probes wait for the next start.
-    ended_well(&Socktrail::flows(&[])?.stop()?)?;
+    // A monitor removes only probes that are older than itself, so the killed one's remain until the next start.
+    expect_success(&Socktrail::flows(&[])?.stop()?)?;
     no_probes(&tracefs)
 }
 
-fn a_duration_ends_it_with_what_is_alive() -> Result<()> {
+fn a_duration_ends_it_and_reports_live_flows() -> Result<()> {
     let tracefs = Tracefs::mount()?;
-    let watch = Socktrail::flows(&["--duration", "2s"])?;
+    let monitor = Socktrail::flows(&["--duration", "2s"])?;
     let ready = Instant::now();
     let connection = Connection::open()?;
-    let watched = watch.finish()?;
-    ended_well(&watched)?;
+    let output = monitor.finish()?;
+    expect_success(&output)?;
     let took = ready.elapsed();
     ensure!(took > Duration::from_millis(1500) && took < Duration::from_secs(6), "2 s took {took:?}");
-    unfinished(&watched, &connection)?;
+    expect_unfinished(&output, &connection)?;
     no_probes(&tracefs)
 }
 
 fn sigterm_flushes() -> Result<()> {
     let tracefs = Tracefs::mount()?;
-    let watch = Socktrail::flows(&[])?;
+    let monitor = Socktrail::flows(&[])?;
     let connection = Connection::open()?;
-    let watched = watch.end(Signal::SIGTERM)?;
-    ended_well(&watched)?;
-    unfinished(&watched, &connection)?;
+    let output = monitor.end(Signal::SIGTERM)?;
+    expect_success(&output)?;
+    expect_unfinished(&output, &connection)?;
     no_probes(&tracefs)
 }
 
-/// Both sides of a connection that was alive at the end are there, and are not final.
-fn unfinished(watched: &Watched, connection: &Connection) -> Result<()> {
-    let documents = both_sides(&watched.documents, connection.ends)
-        .with_context(|| format!("not both sides of {:?} in {:#?}", connection.ends, watched.documents))?;
+/// Fails unless both sides of a connection that was alive at the end have a document that is not final.
+fn expect_unfinished(output: &Output, connection: &Connection) -> Result<()> {
+    let documents = both_sides(&output.documents, connection.ends)
+        .with_context(|| format!("not both sides of {:?} in {:#?}", connection.ends, output.documents))?;
     for document in documents {
         let is_unfinished = document["flow"]["final"] == false && document["event"]["reason"] == "shutdown";
-        ensure!(is_unfinished && document["event"]["type"][1] == "info", "not said to be alive: {document:#}");
+        ensure!(is_unfinished && document["event"]["type"][1] == "info", "not reported as alive: {document:#}");
     }
     Ok(())
 }
 
 fn a_count_ends_it() -> Result<()> {
     let tracefs = Tracefs::mount()?;
-    let watch = Socktrail::flows(&["--count", "1", "--flow-termination-timeout", "100ms"])?;
+    let monitor = Socktrail::flows(&["--count", "1", "--flow-termination-timeout", "100ms"])?;
     converse()?; // two flows
-    let watched = watch.finish()?;
-    ended_well(&watched)?;
-    ensure!(watched.documents.len() == 1, "one was asked for: {:#?}", watched.documents);
+    let output = monitor.finish()?;
+    expect_success(&output)?;
+    ensure!(output.documents.len() == 1, "one was asked for: {:#?}", output.documents);
     no_probes(&tracefs)
 }
 
-/// `head` takes one line and goes; whether another flow comes then or not.
-fn a_reader_that_goes_away_is_a_success() -> Result<()> {
+/// `head` reads one line and ends; socktrail ends with success, whether or not another flow follows.
+fn a_closed_pipe_is_a_success() -> Result<()> {
     let tracefs = Tracefs::mount()?;
     let status = "/tmp/status-of-socktrail";
     fs::remove_file(status).ok();
     let script = format!("(socktrail flows --flow-termination-timeout 100ms; echo $? >{status}) | head -n 1");
     let shell = Process::start(&["sh", "-c", &script])?;
-    until("probes", || Ok(tracefs.kprobe_events()?.contains("socket_free")))?;
-    until("a line", || {
+    wait_until("probes", || Ok(tracefs.kprobe_events()?.contains("socket_free")))?;
+    wait_until("a line", || {
         converse()?;
         sleep(Duration::from_millis(200));
         Ok(Path::new(status).exists())
@@ -184,59 +184,59 @@ fn a_reader_that_goes_away_is_a_success() -> Result<()> {
     no_probes(&tracefs)
 }
 
-fn a_cpu_that_comes_online_is_watched() -> Result<()> {
+fn a_cpu_that_comes_online_is_monitored() -> Result<()> {
     let tracefs = Tracefs::mount()?;
-    let cpu = Offline::take(1)?;
-    let watch = Socktrail::start(&["-v", "flows", "--format", "ecs", "--flow-termination-timeout", "500ms"])?;
-    ensure!(watch.log().contains("on 1 CPUs"), "one CPU is online:\n{}", watch.log());
-    cpu.back()?;
-    until("the new CPU to be noticed", || Ok(watch.log().contains("CPUs changed")))?;
+    let cpu = OfflineCpu::new(1)?;
+    let monitor = Socktrail::start(&["-v", "flows", "--format", "ecs", "--flow-termination-timeout", "500ms"])?;
+    ensure!(monitor.log().contains("on 1 CPUs"), "one CPU is online:\n{}", monitor.log());
+    cpu.bring_online()?;
+    wait_until("the new CPU to be noticed", || Ok(monitor.log().contains("CPUs changed")))?;
     let ends = on_cpu(1, converse)?;
-    for document in wait_for_both_sides(&watch, ends)? {
+    for document in wait_for_both_sides(&monitor, ends)? {
         ensure!(document["flow"]["complete"] == true, "its beginning was not seen: {document:#}");
     }
-    ended_well(&watch.stop()?)?;
+    expect_success(&monitor.stop()?)?;
     no_probes(&tracefs)
 }
 
-/// What a CPU has seen just before it goes is still read; and it is watched again when it is back.
+/// Samples of a CPU that goes offline are still read. When it is back, it is monitored again.
 fn a_cpu_that_goes_offline_loses_nothing() -> Result<()> {
     let tracefs = Tracefs::mount()?;
-    let watch = Socktrail::start(&["-v", "flows", "--format", "ecs", "--flow-termination-timeout", "500ms"])?;
+    let monitor = Socktrail::start(&["-v", "flows", "--format", "ecs", "--flow-termination-timeout", "500ms"])?;
     let ends = on_cpu(1, converse)?;
-    let cpu = Offline::take(1)?;
-    wait_for_both_sides(&watch, ends)?;
-    wait_for_both_sides(&watch, on_cpu(0, converse)?)?;
-    until("the lost CPU to be noticed", || Ok(watch.log().contains("CPUs changed")))?;
-    cpu.back()?;
-    until("the CPU's return to be noticed", || Ok(watch.log().matches("CPUs changed").count() == 2))?;
-    wait_for_both_sides(&watch, on_cpu(1, converse)?)?;
-    ended_well(&watch.stop()?)?;
+    let cpu = OfflineCpu::new(1)?;
+    wait_for_both_sides(&monitor, ends)?;
+    wait_for_both_sides(&monitor, on_cpu(0, converse)?)?;
+    wait_until("the lost CPU to be noticed", || Ok(monitor.log().contains("CPUs changed")))?;
+    cpu.bring_online()?;
+    wait_until("the CPU's return to be noticed", || Ok(monitor.log().matches("CPUs changed").count() == 2))?;
+    wait_for_both_sides(&monitor, on_cpu(1, converse)?)?;
+    expect_success(&monitor.stop()?)?;
     no_probes(&tracefs)
 }
 
-/// A CPU that was switched off; it is switched on again when this is dropped.
-pub(crate) struct Offline(String);
+/// Takes a CPU offline; it comes back online on drop.
+pub(crate) struct OfflineCpu(String);
 
-impl Offline {
-    pub(crate) fn take(cpu: usize) -> Result<Self> {
+impl OfflineCpu {
+    pub(crate) fn new(cpu: usize) -> Result<Self> {
         let switch = format!("/sys/devices/system/cpu/cpu{cpu}/online");
         fs::write(&switch, "0").with_context(|| format!("write 0 to {switch}"))?;
         Ok(Self(switch))
     }
 
-    pub(crate) fn back(&self) -> Result<()> {
+    pub(crate) fn bring_online(&self) -> Result<()> {
         fs::write(&self.0, "1").with_context(|| format!("write 1 to {}", self.0))
     }
 }
 
-impl Drop for Offline {
+impl Drop for OfflineCpu {
     fn drop(&mut self) {
-        self.back().ok();
+        self.bring_online().ok();
     }
 }
 
-fn no_root() -> Result<()> {
+fn without_root() -> Result<()> {
     let refused = Process::start_as_user(&["socktrail", "flows"])?.finish()?;
     refusal(&refused, PRIVILEGES, &["tracefs", "not permitted", "run as root"])?;
     nothing_is_left()
@@ -244,20 +244,20 @@ fn no_root() -> Result<()> {
 
 fn a_tracefs_path_that_does_not_exist() -> Result<()> {
     let refused = Process::start(&["socktrail", "flows", "--tracefs-path", "/nonexistent"])?.finish()?;
-    refusal(&refused, TRACEFS, &["/nonexistent is no tracefs", "No such file or directory", "/sys/kernel/tracing"])?;
+    refusal(&refused, TRACEFS, &["/nonexistent is not a tracefs", "No such file or directory", "/sys/kernel/tracing"])?;
     nothing_is_left()
 }
 
 fn a_tracefs_path_that_is_another_file_system() -> Result<()> {
     let refused = Process::start(&["socktrail", "flows", "--tracefs-path", "/proc"])?.finish()?;
-    refusal(&refused, TRACEFS, &["/proc is no tracefs", "another file system", "/sys/kernel/tracing"])?;
+    refusal(&refused, TRACEFS, &["/proc is not a tracefs", "another file system", "/sys/kernel/tracing"])?;
     nothing_is_left()
 }
 
-/// Without the capability to raise a limit; at each number of files something else is the first to fail.
+/// Without the capability to raise limits. With each number of files, another call is the first to fail.
 fn too_few_open_files() -> Result<()> {
     for files in ["6", "8", "10", "16", "32"] {
-        let args = [PROGRAM, ACT, "with-few-files", files, "socktrail", "flows"];
+        let args = [PROGRAM, RUN, "with-few-files", files, "socktrail", "flows"];
         let refused = Process::start(&args)?.finish()?;
         refusal(&refused, LIMIT, &[files, "ulimit -n", "LimitNOFILE="])
             .with_context(|| format!("with {files} files"))?;
@@ -265,10 +265,10 @@ fn too_few_open_files() -> Result<()> {
     nothing_is_left()
 }
 
-/// Fails unless a start was refused with this status and all of these words: what, why, and what to do.
+/// Fails unless a start failed with this exit status, and its message contains all of these words.
 pub(crate) fn refusal(refused: &Finished, status: i32, words: &[&str]) -> Result<()> {
     ensure!(refused.status == status, "status {} instead of {status}: {refused:?}", refused.status);
-    ensure!(refused.stdout.is_empty(), "something on standard output: {refused:?}");
+    ensure!(refused.stdout.is_empty(), "standard output is not empty: {refused:?}");
     for word in words {
         ensure!(refused.stderr.contains(word), "`{word}` is missing in:\n{}", refused.stderr);
     }
@@ -276,7 +276,7 @@ pub(crate) fn refusal(refused: &Finished, status: i32, words: &[&str]) -> Result
     Ok(())
 }
 
-/// Fails if a monitor that did not start left anything behind.
+/// Fails if tracefs is mounted or probes exist.
 fn nothing_is_left() -> Result<()> {
     let mounts = fs::read_to_string("/proc/mounts")?;
     ensure!(!mounts.contains("tracefs"), "tracefs is still mounted:\n{mounts}");
@@ -289,12 +289,12 @@ pub(crate) fn no_probes(tracefs: &Tracefs) -> Result<()> {
     Ok(())
 }
 
-pub(crate) fn ended_well(watched: &Watched) -> Result<()> {
-    ensure!(watched.status.success(), "socktrail ended with {}:\n{}", watched.status, watched.log);
+pub(crate) fn expect_success(output: &Output) -> Result<()> {
+    ensure!(output.status.success(), "socktrail ended with {}:\n{}", output.status, output.log);
     Ok(())
 }
 
-/// The documents of the client's and of the server's side of a conversation.
+/// The documents of the client's and the server's side of a connection.
 pub(crate) fn both_sides(documents: &[Value], (client, server): (SocketAddr, SocketAddr)) -> Option<[Value; 2]> {
     let of = |direction: &str| {
         let is_it =
@@ -304,17 +304,16 @@ pub(crate) fn both_sides(documents: &[Value], (client, server): (SocketAddr, Soc
     Some([of("egress")?, of("ingress")?])
 }
 
-fn wait_for_both_sides(watch: &Socktrail, ends: (SocketAddr, SocketAddr)) -> Result<[Value; 2]> {
+fn wait_for_both_sides(monitor: &Socktrail, ends: (SocketAddr, SocketAddr)) -> Result<[Value; 2]> {
     let mut found = None;
-    until(&format!("both sides of {ends:?}"), || {
-        found = both_sides(&watch.documents()?, ends);
+    wait_until(&format!("both sides of {ends:?}"), || {
+        found = both_sides(&monitor.documents()?, ends);
         Ok(found.is_some())
     })?;
-    let Some(found) = found else { bail!("they were there") };
-    Ok(found)
+    found.context("the documents were not found")
 }
 
-/// What two monitors must agree on.
+/// The fields that two monitors must agree on.
 fn counts(documents: &[Value; 2]) -> Vec<&Value> {
     documents.iter().flat_map(|document| [&document["source"], &document["destination"]]).collect()
 }

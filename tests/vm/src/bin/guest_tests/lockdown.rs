@@ -1,4 +1,4 @@
-//! A kernel that is locked down. This cannot be undone, so it comes last in a guest.
+//! Kernel lockdown. It cannot be undone, so this test is the last one in a guest.
 
 use std::fs;
 
@@ -8,7 +8,7 @@ use nix::mount::{MsFlags, mount};
 use crate::helpers::process::Process;
 use crate::lifetime::refusal;
 
-// Whether a probe is left cannot be seen either: reading `kprobe_events` is not permitted any more.
+// The test cannot check that no probes are left, because `kprobe_events` can no longer be read.
 tests![a_kernel_that_is_locked_down];
 
 const SECURITYFS: &str = "/sys/kernel/security";

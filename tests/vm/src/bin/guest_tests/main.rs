@@ -2,18 +2,18 @@
 //!
 //! To add a test, write a `fn name() -> anyhow::Result<()>` in the module of its subject, and name it in the
 //! module's `tests!` line. A new subject is a new module, named in [`all`]. The [`helpers`] start programs and
-//! socktrail itself, and know what was started, so that a test can compare that with what was seen; what such a child
-//! process does is one of the [`actors`]' parts.
+//! socktrail, and record what was started, so that a test can compare it with the documents. If a test needs a process
+//! that no Debian program provides, it starts this program again with one of the [`workloads`].
 //!
-//! [`TESTS_VARIABLE`] chooses among them by the beginnings of their names.
+//! [`TESTS_VARIABLE`] selects tests by prefixes of their names.
 //!
 //! Tests run one after the other, since each of them sees the traffic of the whole machine.
 
 #[macro_use]
 mod harness;
-mod actors;
 mod helpers;
 mod known;
+mod workloads;
 
 mod agent;
 mod boot;
@@ -53,9 +53,9 @@ use std::process::ExitCode;
 use libtest_mimic::{Arguments, Trial};
 use socktrail_vm::{OUT_DIR, RESULT_FILE, TESTS_VARIABLE};
 
-use crate::actors::ACT;
+use crate::workloads::RUN;
 
-/// The tests of every subject, in order: nothing can be watched any more after the last.
+/// The tests of every subject, in order. `lockdown` is last: no monitor can start after it.
 fn all() -> Vec<Trial> {
     let all = [
         boot::tests(),
@@ -91,36 +91,36 @@ fn all() -> Vec<Trial> {
     all.into_iter().flatten().collect()
 }
 
-/// Those that the environment asks for; an error when it asks for something that there is not.
-fn chosen(all: Vec<Trial>) -> Result<Vec<Trial>, String> {
+/// The tests that [`TESTS_VARIABLE`] selects. A prefix that matches no test is an error.
+fn selected(all: Vec<Trial>) -> Result<Vec<Trial>, String> {
     match std::env::var(TESTS_VARIABLE) {
-        Ok(beginnings) => those_of(all, &beginnings),
+        Ok(prefixes) => select(all, &prefixes),
         Err(_) => Ok(all),
     }
 }
 
-/// Those that are chosen by the beginnings of their names.
-fn those_of(all: Vec<Trial>, beginnings: &str) -> Result<Vec<Trial>, String> {
-    let (without, with): (Vec<_>, Vec<_>) = beginnings.split_whitespace().partition(|word| word.starts_with('-'));
-    let without: Vec<_> = without.iter().map(|word| &word[1..]).collect();
-    for beginning in with.iter().chain(&without) {
-        if !all.iter().any(|test| test.name().starts_with(beginning)) {
-            return Err(format!("no test begins with `{beginning}`"));
+/// Selects tests by prefixes of their names, separated by spaces. A `-` before a prefix leaves tests out.
+fn select(all: Vec<Trial>, prefixes: &str) -> Result<Vec<Trial>, String> {
+    let (excluded, included): (Vec<_>, Vec<_>) = prefixes.split_whitespace().partition(|word| word.starts_with('-'));
+    let excluded: Vec<_> = excluded.iter().map(|word| &word[1..]).collect();
+    for prefix in included.iter().chain(&excluded) {
+        if !all.iter().any(|test| test.name().starts_with(prefix)) {
+            return Err(format!("no test's name starts with `{prefix}`"));
         }
     }
-    let begins = |test: &Trial, words: &[&str]| words.iter().any(|word| test.name().starts_with(word));
-    let is_chosen = |test: &Trial| (with.is_empty() || begins(test, &with)) && !begins(test, &without);
-    Ok(all.into_iter().filter(is_chosen).collect())
+    let matches = |test: &Trial, prefixes: &[&str]| prefixes.iter().any(|prefix| test.name().starts_with(prefix));
+    let is_selected = |test: &Trial| (included.is_empty() || matches(test, &included)) && !matches(test, &excluded);
+    Ok(all.into_iter().filter(is_selected).collect())
 }
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    if let Some((ACT, part)) = arguments.split_first().map(|(first, rest)| (first.as_str(), rest)) {
-        return actors::act(part);
+    if let Some((RUN, workload)) = arguments.split_first().map(|(first, rest)| (first.as_str(), rest)) {
+        return workloads::run(workload);
     }
     let mut arguments = Arguments::from_args();
     arguments.test_threads = arguments.test_threads.or(Some(1));
-    let tests = match chosen(all()) {
+    let tests = match selected(all()) {
         Ok(tests) => tests,
         Err(error) => {
             let _ = writeln!(io::stderr(), "guest-tests: {error}");
@@ -136,7 +136,7 @@ fn main() -> ExitCode {
         "filtered": conclusion.num_filtered_out,
         "failures": harness::failed(),
     });
-    // Without the file the runner knows that something went wrong.
+    // If the file is missing, the runner on the host reports a failure.
     fs::write(Path::new(OUT_DIR).join(RESULT_FILE), result.to_string()).ok();
     conclusion.exit_code()
 }
@@ -146,11 +146,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tests_are_chosen_by_the_beginnings_of_their_names() {
+    fn tests_are_selected_by_prefix() {
         let trials = || ["a::x", "a::y", "b::x"].map(|name| Trial::test(name, || Ok(()))).into();
-        let names = |beginnings| {
-            let chosen = those_of(trials(), beginnings)?;
-            Ok::<_, String>(chosen.iter().map(|test| test.name().to_owned()).collect::<Vec<_>>().join(" "))
+        let names = |prefixes| {
+            let selected = select(trials(), prefixes)?;
+            Ok::<_, String>(selected.iter().map(|test| test.name().to_owned()).collect::<Vec<_>>().join(" "))
         };
         assert_eq!(names("a:: b::").unwrap(), "a::x a::y b::x");
         assert_eq!(names("-a::").unwrap(), "b::x");

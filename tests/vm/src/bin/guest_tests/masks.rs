@@ -1,4 +1,4 @@
-//! A kernel that lacks a function costs what that function serves, and nothing else.
+//! A kernel function that is missing affects only the features that it serves.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{TcpListener, TcpStream, UdpSocket};
@@ -8,58 +8,74 @@ use serde_json::{Value, json};
 
 use crate::helpers::document::{end, expect, number};
 use crate::helpers::process::Process;
-use crate::helpers::requests::Seen;
+use crate::helpers::requests::Requests;
 use crate::helpers::tracefs::Tracefs;
 
 tests![
     each_function_in_turn,
     without_connects_over_ipv4,
-    without_what_tcp_receives_over_ipv6,
-    without_programs_that_start,
+    without_tcp_receive_over_ipv6,
+    without_execs,
     without_grafted_sockets,
-    without_what_udp_receives_over_ipv4,
-    without_what_leaves_over_ipv4,
-    socket_events_that_cannot_be_seen,
+    without_udp_receive_over_ipv4,
+    without_output_over_ipv4,
+    without_socket_event_functions,
 ];
 
-/// The functions with a substitute, what that is, and the state of the feature then; all others have none. A substitute
-/// that this kernel never calls is none.
-const SUBSTITUTES: &[(&str, &str, &str)] = &[
-    ("__ip_local_out", "ip_local_out", "degraded"),
-    ("__ip6_local_out", "ip6_local_out", "degraded"),
-    ("udp_queue_rcv_one_skb", "udp_queue_rcv_skb", "degraded"),
-    ("udpv6_queue_rcv_one_skb", "udpv6_queue_rcv_skb", "degraded"),
-    ("security_sock_graft", "inet_csk_accept", "degraded"),
-    ("sched_process_exit", "do_exit", "ok"),
+/// A function that serves a feature if another one is missing.
+struct Substitute {
+    /// The missing function.
+    of: &'static str,
+    function: &'static str,
+    /// The state of the feature then.
+    state: &'static str,
+}
+
+/// All substitutes. One that this kernel never calls does not count.
+const SUBSTITUTES: &[Substitute] = &[
+    Substitute { of: "__ip_local_out", function: "ip_local_out", state: "degraded" },
+    Substitute { of: "__ip6_local_out", function: "ip6_local_out", state: "degraded" },
+    Substitute { of: "udp_queue_rcv_one_skb", function: "udp_queue_rcv_skb", state: "degraded" },
+    Substitute { of: "udpv6_queue_rcv_one_skb", function: "udpv6_queue_rcv_skb", state: "degraded" },
+    Substitute { of: "security_sock_graft", function: "inet_csk_accept", state: "degraded" },
+    Substitute { of: "sched_process_exit", function: "do_exit", state: "ok" },
 ];
 
-/// Exactly the features of a masked function are lost or served by its substitute.
+/// With each function masked, exactly its features are lost or served by a substitute.
 fn each_function_in_turn() -> Result<()> {
     let (status, whole) = doctor(&[])?;
-    ensure!(status == 0 && whole.values().all(|served| served.0 == "ok"), "status {status}: {whole:#?}");
+    ensure!(status == 0 && whole.values().all(|status| status.state == "ok"), "status {status}: {whole:#?}");
     let uncalled = uncalled()?;
-    let functions: BTreeSet<_> = whole.values().filter_map(|served| served.1.clone()).collect();
-    ensure!(functions.len() >= 15, "no more than these? {functions:?}");
+    let functions: BTreeSet<_> = whole.values().filter_map(|status| status.function.clone()).collect();
+    ensure!(functions.len() >= 15, "only these functions: {functions:?}");
     for function in functions {
         let (status, found) = doctor(&["--mask", &function])?;
-        // How small segments look is learnt where packets leave, by a datagram that its substitute may not see.
+        // The `control_messages` feature needs a sample of an outgoing datagram, which the substitute may not see.
         let is_of_use = |name: &str| function != "__ip_local_out" || name != "control_messages";
         let wanted: Capabilities = whole
             .iter()
             .filter(|(name, _)| is_of_use(name))
-            .map(|(name, served)| (name.clone(), masked(served, &function, &uncalled)))
+            .map(|(name, status)| (name.clone(), masked(status, &function, &uncalled)))
             .collect();
         ensure!(found == wanted, "without {function}: {found:#?}, not {wanted:#?}");
-        let all_is_well = wanted.values().all(|served| served.0 == "ok");
+        let all_is_well = wanted.values().all(|status| status.state == "ok");
         ensure!((status == 0) == all_is_well, "without {function} the exit status is {status}");
     }
     Ok(())
 }
 
-/// The state of each feature and the function that serves it.
-pub(crate) type Capabilities = BTreeMap<String, (String, Option<String>)>;
+/// The status of a feature.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct FeatureStatus {
+    pub(crate) state: String,
+    /// The function that serves it.
+    pub(crate) function: Option<String>,
+}
 
-/// The substitutes that were inlined into all of their callers, as the kernel counts calls.
+/// The status of each feature.
+pub(crate) type Capabilities = BTreeMap<String, FeatureStatus>;
+
+/// The substitutes that the kernel never calls, because they are inlined.
 fn uncalled() -> Result<Vec<&'static str>> {
     let tracefs = Tracefs::mount()?;
     let mut uncalled = Vec::new();
@@ -77,65 +93,67 @@ fn uncalled() -> Result<Vec<&'static str>> {
     Ok(uncalled)
 }
 
-/// What becomes of a feature without a function.
-fn masked(served: &(String, Option<String>), function: &str, uncalled: &[&str]) -> (String, Option<String>) {
-    if served.1.as_deref() != Some(function) {
-        return served.clone();
+/// The expected status of a feature if a function is masked.
+fn masked(status: &FeatureStatus, function: &str, uncalled: &[&str]) -> FeatureStatus {
+    if status.function.as_deref() != Some(function) {
+        return status.clone();
     }
-    match SUBSTITUTES.iter().find(|(of, by, _)| *of == function && !uncalled.contains(by)) {
-        Some((_, substitute, state)) => ((*state).to_owned(), Some((*substitute).to_owned())),
-        None => ("lost".to_owned(), None),
+    match SUBSTITUTES.iter().find(|one| one.of == function && !uncalled.contains(&one.function)) {
+        Some(Substitute { function, state, .. }) => {
+            FeatureStatus { state: (*state).to_owned(), function: Some((*function).to_owned()) }
+        }
+        None => FeatureStatus { state: "lost".to_owned(), function: None },
     }
 }
 
-/// The exit status of `socktrail doctor`, and what it says.
+/// The exit status of `socktrail doctor`, and the status of each feature.
 pub(crate) fn doctor(more: &[&str]) -> Result<(i32, Capabilities)> {
     let doctor = Process::start(&[&["socktrail", "doctor", "--json"], more].concat())?.finish()?;
-    let json: Value = serde_json::from_str(&doctor.stdout).with_context(|| format!("no JSON: {doctor:?}"))?;
+    let json: Value = serde_json::from_str(&doctor.stdout).with_context(|| format!("not JSON: {doctor:?}"))?;
     let text = |value: &Value| value.as_str().map(str::to_owned);
     let mut capabilities = Capabilities::new();
-    for one in json["capabilities"].as_array().context("doctor names no capabilities")? {
+    for one in json["capabilities"].as_array().context("no capabilities in doctor's report")? {
         let feature = text(&one["feature"]).with_context(|| format!("no feature: {one}"))?;
         let state = text(&one["state"]).with_context(|| format!("no state: {one}"))?;
-        capabilities.insert(feature, (state, text(&one["function"])));
+        capabilities.insert(feature, FeatureStatus { state, function: text(&one["function"]) });
     }
     Ok((doctor.status, capabilities))
 }
 
-/// The other family is whole, and the owner of an IPv4 connection is still known from its socket's creation.
+/// IPv6 is not affected, and the owner of an IPv4 connection is known from its socket's creation.
 fn without_connects_over_ipv4() -> Result<()> {
-    let seen = without("tcp_v4_connect")?;
-    seen.v6.check(&seen.watched)?;
-    seen.v4.check(&seen.watched)
+    let requests = without("tcp_v4_connect")?;
+    requests.v6.check(&requests.output)?;
+    requests.v4.check(&requests.output)
 }
 
-/// Nothing is known of what arrives over IPv6; IPv4 is whole.
-fn without_what_tcp_receives_over_ipv6() -> Result<()> {
-    let seen = without("tcp_v6_rcv")?;
-    seen.v4.check(&seen.watched)?;
-    let document = seen.watched.only_of_pid(seen.v6.pid)?;
-    ensure!(number(document, "/source/packets")? > 0, "what leaves is still seen: {document:#}");
+/// Received TCP packets over IPv6 are not counted; IPv4 is not affected.
+fn without_tcp_receive_over_ipv6() -> Result<()> {
+    let requests = without("tcp_v6_rcv")?;
+    requests.v4.check(&requests.output)?;
+    let document = requests.output.only_of_pid(requests.v6.pid)?;
+    ensure!(number(document, "/source/packets")? > 0, "sent packets must be counted: {document:#}");
     let received = document.pointer("/destination/packets").and_then(Value::as_u64).unwrap_or(0);
-    ensure!(received == 0, "what arrives cannot be seen: {document:#}");
+    ensure!(received == 0, "received packets cannot be counted: {document:#}");
     Ok(())
 }
 
-/// Which process is still known, and what was sent and received.
-fn without_programs_that_start() -> Result<()> {
-    let seen = without("security_bprm_committed_creds")?;
-    for client in [&seen.v4, &seen.v6] {
-        expect(seen.watched.only_of_pid(client.pid)?, &client.wanted()?)?;
+/// The process and the counters are known, but not the program.
+fn without_execs() -> Result<()> {
+    let requests = without("security_bprm_committed_creds")?;
+    for client in [&requests.v4, &requests.v6] {
+        expect(requests.output.only_of_pid(client.pid)?, &client.flow_fields()?)?;
     }
     Ok(())
 }
 
 /// The substitute names the owners of accepted connections.
 fn without_grafted_sockets() -> Result<()> {
-    let seen = without("security_sock_graft")?;
-    for client in [&seen.v4, &seen.v6] {
-        client.check(&seen.watched)?;
+    let requests = without("security_sock_graft")?;
+    for client in [&requests.v4, &requests.v6] {
+        client.check(&requests.output)?;
         let from_there = |document: &&&Value| end(document, "source") == Some(client.here);
-        let of_server = seen.watched.of_pid(seen.server);
+        let of_server = requests.output.of_pid(requests.server);
         let accepted: Vec<_> = of_server.iter().filter(from_there).collect();
         ensure!(accepted.len() == 1, "the server's documents: {of_server:#?}");
         expect(accepted[0], &vec![("/network/direction", json!("ingress")), ("/process/name", json!("httpd"))])?;
@@ -143,49 +161,49 @@ fn without_grafted_sockets() -> Result<()> {
     Ok(())
 }
 
-/// TCP is whole.
-fn without_what_udp_receives_over_ipv4() -> Result<()> {
+/// TCP is not affected.
+fn without_udp_receive_over_ipv4() -> Result<()> {
     const FUNCTIONS: [&str; 2] = ["udp_queue_rcv_one_skb", "udp_queue_rcv_skb"];
-    let seen = Seen::with(&["--mask", FUNCTIONS[0], "--mask", FUNCTIONS[1]])?;
-    ensure!(FUNCTIONS.iter().all(|function| seen.watched.log.contains(function)), "{}", seen.watched.log);
-    seen.v4.check(&seen.watched)?;
-    seen.v6.check(&seen.watched)
+    let requests = Requests::with(&["--mask", FUNCTIONS[0], "--mask", FUNCTIONS[1]])?;
+    ensure!(FUNCTIONS.iter().all(|function| requests.output.log.contains(function)), "{}", requests.output.log);
+    requests.v4.check(&requests.output)?;
+    requests.v6.check(&requests.output)
 }
 
-/// What leaves is seen just when doctor says that it is.
-fn without_what_leaves_over_ipv4() -> Result<()> {
+/// Sent packets are counted if and only if doctor says so.
+fn without_output_over_ipv4() -> Result<()> {
     const FUNCTION: &str = "__ip_local_out";
     let (_, capabilities) = doctor(&["--mask", FUNCTION])?;
-    let is_lost = capabilities.get("ipv4_out").context("no ipv4_out")?.0 == "lost";
-    let seen = without(FUNCTION)?;
-    seen.v6.check(&seen.watched)?;
-    let document = seen.watched.only_of_pid(seen.v4.pid)?;
-    ensure!(number(document, "/destination/packets")? > 0, "what arrives is still seen: {document:#}");
+    let is_lost = capabilities.get("ipv4_out").context("no ipv4_out")?.state == "lost";
+    let requests = without(FUNCTION)?;
+    requests.v6.check(&requests.output)?;
+    let document = requests.output.only_of_pid(requests.v4.pid)?;
+    ensure!(number(document, "/destination/packets")? > 0, "received packets must be counted: {document:#}");
     let sent = document.pointer("/source/packets").and_then(Value::as_u64).unwrap_or(0);
-    ensure!((sent == 0) == is_lost, "lost: {is_lost}, and yet: {document:#}");
+    ensure!((sent == 0) == is_lost, "lost: {is_lost}, but: {document:#}");
     Ok(())
 }
 
-/// `doctor --events` says what serves them, and what is lost; where nothing of what is asked for is left, `events` ends.
-fn socket_events_that_cannot_be_seen() -> Result<()> {
+/// `doctor --events` reports substitutes and lost features. If all requested events are lost, `events` fails.
+fn without_socket_event_functions() -> Result<()> {
     let (status, whole) = doctor(&["--events"])?;
-    ensure!(status == 0 && whole.values().all(|served| served.0 == "ok"), "status {status}: {whole:#?}");
+    ensure!(status == 0 && whole.values().all(|status| status.state == "ok"), "status {status}: {whole:#?}");
     for (function, feature, state, next) in [
         ("security_socket_bind", "bind_socket", "lost", None),
         ("__sock_release", "socket_close", "degraded", Some("inet_release")),
     ] {
         let (status, found) = doctor(&["--events", "--mask", function])?;
         let mut wanted = whole.clone();
-        let served = (state.to_owned(), next.map(str::to_owned));
-        wanted.insert(feature.to_owned(), served).with_context(|| format!("no {feature}"))?;
+        let expected = FeatureStatus { state: state.to_owned(), function: next.map(str::to_owned) };
+        wanted.insert(feature.to_owned(), expected).with_context(|| format!("no {feature}"))?;
         ensure!(status == 1 && found == wanted, "without {function}, status {status}: {found:#?}");
     }
-    // The other probes that a listen has tell more of it, and are no use alone.
+    // The other probes of listen only add fields to its event.
     let events = ["socktrail", "events", "--only", "listen", "--mask", "security_socket_listen"];
     ends_for_want_of(&events, "security_socket_listen")?;
-    // As before, with nothing but the calls and their results, and what becomes of sockets without a call.
+    // Masks the functions of all calls, their results, and closes without a call.
     let named = |name: &str| ["_socket", "accept_connection", "socket_close"].iter().any(|end| name.ends_with(end));
-    let functions = whole.iter().filter(|(name, _)| named(name)).filter_map(|(_, served)| served.1.as_deref());
+    let functions = whole.iter().filter(|(name, _)| named(name)).filter_map(|(_, status)| status.function.as_deref());
     let others = ["__sys_socket", "sock_release", "inet_release"];
     let masks: Vec<_> = functions.chain(others).flat_map(|name| ["--mask", name]).collect();
     let sensors = "/tmp/sensors.yaml";
@@ -196,7 +214,7 @@ fn socket_events_that_cannot_be_seen() -> Result<()> {
     Ok(())
 }
 
-/// It ends at once, says which function it would need, and has the status of a kernel whose layout will not do.
+/// Fails unless a command ends at once with status 7, and names a function that it needs.
 fn ends_for_want_of(command: &[&str], function: &str) -> Result<()> {
     let ended = Process::start(command)?.finish()?;
     ensure!(ended.status == 7 && ended.stderr.contains("nothing could be seen on this kernel"), "{ended:?}");
@@ -204,9 +222,9 @@ fn ends_for_want_of(command: &[&str], function: &str) -> Result<()> {
     Ok(())
 }
 
-/// What a monitor sees without a function, of which it tells.
-fn without(function: &str) -> Result<Seen> {
-    let seen = Seen::with(&["--mask", function])?;
-    ensure!(seen.watched.log.contains(function), "the log is silent about {function}:\n{}", seen.watched.log);
-    Ok(seen)
+/// Makes requests while a function is masked, which the log must name.
+fn without(function: &str) -> Result<Requests> {
+    let requests = Requests::with(&["--mask", function])?;
+    ensure!(requests.output.log.contains(function), "the log does not name {function}:\n{}", requests.output.log);
+    Ok(requests)
 }

@@ -9,18 +9,18 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use crate::actors::{ACT, PROGRAM};
-use crate::capture::compare::{Captured, are_there, compare, documents_of};
+use crate::capture::compare::{Captured, all_exist, compare, documents_of};
 use crate::capture::link::{Conditions, Family, Host, Routed};
 use crate::capture::phases::{OFFLOADED, PLAIN};
-use crate::capture::sniffer::{Learn, Sniffer};
-use crate::capture::stage::{Expected, Side, both, canonical};
-use crate::capture::wire::{Transport, Way};
-use crate::helpers::path_manager::{Use, add_endpoint, allow_subflows};
-use crate::helpers::patience::until_within;
+use crate::capture::sniffer::{SegmentInfo, Sniffer};
+use crate::capture::testbed::{ExpectedFlow, Side, both, canonical};
+use crate::capture::wire::{Direction, Transport};
+use crate::helpers::mptcp_endpoints::{Use, add_endpoint, allow_subflows};
 use crate::helpers::process::Process;
 use crate::helpers::socktrail::Socktrail;
 use crate::helpers::tracefs::Tracefs;
+use crate::helpers::wait::wait_until_within;
+use crate::workloads::{PROGRAM, RUN};
 
 tests![
     subflows_over_ipv4,
@@ -34,23 +34,23 @@ tests![
     a_listener_that_never_accepts,
 ];
 
-/// How long a connection takes to end on the wire, after its programs have ended.
+/// How long to wait for the last packets of a connection after its programs have ended.
 const LAST_PACKETS: Duration = Duration::from_secs(2);
-/// How long documents may take after that.
+/// How long to wait for documents after that.
 const DOCUMENTS: Duration = Duration::from_secs(10);
-/// How many times a scenario is repeated if probes miss hits.
+/// How often a scenario runs at most if probes miss hits.
 const ROUNDS: usize = 5;
 
-/// What the client, and the server, do.
+/// The workloads of server and client, and the network.
 #[derive(Clone, Copy)]
 struct Scenario {
     family: Family,
     conditions: Conditions,
     server: &'static [&'static str],
     client: &'static [&'static str],
-    /// How many subflows there are, the first included.
+    /// The number of subflows, including the first.
     subflows: usize,
-    /// Whether the server accepts the connection: until then it has no owner.
+    /// Whether the server accepts the connection: before that it has no owner.
     accepted: bool,
 }
 
@@ -63,29 +63,28 @@ const SUBFLOWS: Scenario = Scenario {
     accepted: true,
 };
 
-/// The first subflow comes from the client's second address, because the kernel chooses the latest. So no further one
-/// comes from there.
+/// The kernel chooses the client's second address for the first subflow, so that there is no other from it.
 const OVER_IPV6: Scenario = Scenario { family: Family::V6, subflows: 2, ..SUBFLOWS };
 
 fn subflows_over_ipv4() -> Result<()> {
-    SUBFLOWS.play()
+    SUBFLOWS.run()
 }
 
 fn subflows_over_ipv4_with_offloads() -> Result<()> {
-    Scenario { conditions: OFFLOADED, ..SUBFLOWS }.play()
+    Scenario { conditions: OFFLOADED, ..SUBFLOWS }.run()
 }
 
 fn subflows_over_ipv6() -> Result<()> {
-    OVER_IPV6.play()
+    OVER_IPV6.run()
 }
 
 fn subflows_over_ipv6_with_offloads() -> Result<()> {
-    Scenario { conditions: OFFLOADED, ..OVER_IPV6 }.play()
+    Scenario { conditions: OFFLOADED, ..OVER_IPV6 }.run()
 }
 
 /// The other subflows and the data arrive before the program accepts the connection.
 fn subflows_before_the_accept() -> Result<()> {
-    Scenario { server: &["mptcp-serve", "mptcp", "ADDRESS", "1", "3000"], ..SUBFLOWS }.play()
+    Scenario { server: &["mptcp-serve", "mptcp", "ADDRESS", "1", "3000"], ..SUBFLOWS }.run()
 }
 
 fn a_server_that_falls_back() -> Result<()> {
@@ -95,16 +94,16 @@ fn a_server_that_falls_back() -> Result<()> {
         subflows: 1,
         ..SUBFLOWS
     }
-    .play()
+    .run()
 }
 
 fn a_client_that_falls_back() -> Result<()> {
-    Scenario { server: &["mptcp-serve", "tcp", "ADDRESS", "1", "0"], subflows: 1, ..SUBFLOWS }.play()
+    Scenario { server: &["mptcp-serve", "tcp", "ADDRESS", "1", "0"], subflows: 1, ..SUBFLOWS }.run()
 }
 
 /// The connection may be closed before the other subflows have come.
 fn a_connection_that_is_closed_at_once() -> Result<()> {
-    Scenario { client: &["mptcp-touch", "mptcp", "ADDRESS"], subflows: 1, ..SUBFLOWS }.play()
+    Scenario { client: &["mptcp-touch", "mptcp", "ADDRESS"], subflows: 1, ..SUBFLOWS }.run()
 }
 
 /// No program accepts the connection.
@@ -116,7 +115,7 @@ fn a_listener_that_never_accepts() -> Result<()> {
         accepted: false,
         ..SUBFLOWS
     }
-    .play()
+    .run()
 }
 
 /// Two hosts with two addresses each.
@@ -126,7 +125,7 @@ struct Network {
 }
 
 impl Network {
-    /// `None` if the kernel has no MPTCP, such as Debian's 5.10.
+    /// `None` if the kernel has no MPTCP, as Debian's 5.10.
     fn new(scenario: &Scenario) -> Result<Option<Self>> {
         if !Path::new("/proc/sys/net/mptcp").exists() {
             return Ok(None);
@@ -151,7 +150,7 @@ impl Network {
         }
     }
 
-    /// Has subflows made from the client's second address, and the server's announced.
+    /// Makes MPTCP use the client's second address for subflows, and announce the server's.
     fn add_endpoints(&self) -> Result<()> {
         let link = &self.routed.link;
         link.client.run(|| add_endpoint(self.second_address(1), Use::Subflow))?;
@@ -173,35 +172,35 @@ impl Network {
         };
         let address = address.to_string();
         let part = part.iter().map(|word| if *word == "ADDRESS" { address.as_str() } else { word });
-        let words: Vec<_> = [PROGRAM, ACT].into_iter().chain(part).collect();
+        let words: Vec<_> = [PROGRAM, RUN].into_iter().chain(part).collect();
         host.run(|| Process::start(&words))
     }
 }
 
-/// A process and the address that it has printed.
-fn said(mut process: Process) -> Result<(Process, SocketAddr)> {
+/// A process and the address that it prints.
+fn with_address(mut process: Process) -> Result<(Process, SocketAddr)> {
     let address = process.first_line()?.parse()?;
     Ok((process, address))
 }
 
-/// The process that must own each side's flows.
+/// The pid of each side's owner.
 struct Owners {
     client: u32,
     server: Option<u32>,
 }
 
 impl Scenario {
-    /// Repeats it until no probe has missed a hit, and compares the documents with the captures and the known owners.
-    fn play(&self) -> Result<()> {
+    /// Runs it, repeatedly if probes miss hits, and compares the documents with the captures and the owners.
+    fn run(&self) -> Result<()> {
         let Some(network) = Network::new(self)? else { return Ok(()) };
         network.add_endpoints()?;
-        let watch = Socktrail::flows(&["--flow-termination-timeout", "1s"])?;
+        let monitor = Socktrail::flows(&["--flow-termination-timeout", "1s"])?;
         let tracefs = Tracefs::mount()?;
         for round in 1..=ROUNDS {
             let missed = tracefs.missed()?;
-            let (flows, captured, owners) = self.perform(&network)?;
-            until_within(DOCUMENTS, "all documents", || Ok(are_there(&watch.documents()?, &flows))).ok();
-            let documents = watch.documents()?;
+            let (flows, captured, owners) = self.run_once(&network)?;
+            wait_until_within(DOCUMENTS, "all documents", || Ok(all_exist(&monitor.documents()?, &flows))).ok();
+            let documents = monitor.documents()?;
             match compare(&documents, &flows, &captured) {
                 Ok(()) => return check_owners(&documents, &flows, &owners),
                 Err(difference) if !difference.is_lossy || round == ROUNDS => {
@@ -213,11 +212,11 @@ impl Scenario {
         Ok(())
     }
 
-    fn perform(&self, network: &Network) -> Result<(Vec<Expected>, Captured, Owners)> {
+    fn run_once(&self, network: &Network) -> Result<(Vec<ExpectedFlow>, Captured, Owners)> {
         let link = &network.routed.link;
-        let sniffers = [&link.client, &link.server].map(|host| Sniffer::start(host, Learn::FromKernel));
-        let (server, there) = said(network.start(&link.server, self.server, network.listening())?)?;
-        let (client, here) = said(network.start(&link.client, self.client, there)?)?;
+        let sniffers = [&link.client, &link.server].map(|host| Sniffer::start(host, SegmentInfo::FromKernel));
+        let (server, there) = with_address(network.start(&link.server, self.server, network.listening())?)?;
+        let (client, here) = with_address(network.start(&link.client, self.client, there)?)?;
         let owners = Owners { client: client.pid, server: self.accepted.then_some(server.pid) };
         for process in [client, server] {
             let finished = process.finish()?;
@@ -226,7 +225,10 @@ impl Scenario {
         sleep(LAST_PACKETS);
         let [client, server] = sniffers;
         let captured = Captured { client: client?.stop()?, server: Some(server?.stop()?) };
-        let keys = captured.client.sent().filter(|key| key.transport == Transport::Tcp && key.way == Way::Out);
+        let keys = captured
+            .client
+            .sent()
+            .filter(|key| key.transport == Transport::Tcp && key.direction == Direction::Outbound);
         let ends: Vec<_> = keys.map(|key| (key.from, key.to)).collect();
         let flows: Vec<_> = ends.iter().flat_map(|(from, to)| both(Transport::Tcp, *from, *to)).collect();
         let is_first = |(from, to): &&(SocketAddr, SocketAddr)| *from == canonical(here) && to.port() == there.port();
@@ -236,15 +238,15 @@ impl Scenario {
     }
 }
 
-/// A flow's owner, at either end, must be the process that has the MPTCP socket.
-fn check_owners(documents: &[Value], flows: &[Expected], owners: &Owners) -> Result<()> {
+/// Fails unless the owner of each flow is the process with the MPTCP socket.
+fn check_owners(documents: &[Value], flows: &[ExpectedFlow], owners: &Owners) -> Result<()> {
     for flow in flows {
         let owner = match flow.side {
             Side::Client => Some(owners.client),
             Side::Server => owners.server,
         };
         let found = documents_of(documents, flow);
-        let document = found.first().context("it was compared")?;
+        let document = found.first().context("the flow has no document")?;
         let socket = &document["system"]["audit"]["socket"];
         ensure!(document["process"]["pid"].as_u64() == owner.map(u64::from), "not of {owner:?}: {document:#}");
         ensure!(socket["owner"] == if owner.is_some() { "process" } else { "unknown" }, "{document:#}");

@@ -1,4 +1,4 @@
-//! Keys of the agent's configuration whose effect only a kernel shows.
+//! Keys of the agent's configuration whose effect only a kernel shows. `tests/options.rs` names the test of each key.
 
 use std::fs;
 use std::net::{TcpListener, TcpStream};
@@ -10,11 +10,11 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::helpers::document::{end, time};
-use crate::helpers::patience::until;
 use crate::helpers::process::Process;
 use crate::helpers::socktrail::Socktrail;
 use crate::helpers::tracefs::Tracefs;
-use crate::wall_clock::set_clock;
+use crate::helpers::wait::wait_until;
+use crate::wall_clock::step_clock;
 
 tests![
     what_is_watched,
@@ -38,7 +38,7 @@ fn what_is_watched() -> Result<()> {
         let maps = fs::read_to_string(format!("/proc/{}/maps", agent.pid))?;
         maps.lines().filter(|line| line.contains("[perf_event]")).map(length).collect()
     };
-    // A page of the kernel's own before the 2^n of samples.
+    // A ring has one page of metadata before its 2^n pages.
     ensure!(rings(&usual)?.contains(&(129 * PAGE)), "{:?}", rings(&usual)?);
     ensure!(rings(&narrow)?.contains(&(9 * PAGE)), "{:?}", rings(&narrow)?);
     ensure!(narrow.log().contains("not seen: ") && narrow.log().contains("tcp_v4_connect"), "{}", narrow.log());
@@ -60,10 +60,10 @@ fn what_is_watched() -> Result<()> {
     Ok(())
 }
 
-/// The bytes of a mapping: `START-END …`.
+/// The length of a mapping in a line of `/proc/PID/maps`, in bytes.
 fn length(line: &str) -> Result<usize> {
-    let (start, rest) = line.split_once('-').context("a range")?;
-    let stop = rest.split(' ').next().context("its end")?;
+    let (start, rest) = line.split_once('-').context("no address range")?;
+    let stop = rest.split(' ').next().context("no end of the range")?;
     Ok(usize::from_str_radix(stop, 16)? - usize::from_str_radix(start, 16)?)
 }
 
@@ -71,8 +71,8 @@ fn where_the_layout_comes_from() -> Result<()> {
     let missing = refused("socket.source: file:/no/such/layout\n")?;
     ensure!(missing.contains("/no/such/layout"), "{missing}");
     let hasty = refused("socket: {source: guess, guess_timeout: 1us}\n")?;
-    ensure!(hasty.contains("could be seen on this kernel"), "no guess is that quick: {hasty}");
-    ensure!(agent("socket.source: guess\n")?.stop()?.status.success(), "with time enough it is found");
+    ensure!(hasty.contains("could be seen on this kernel"), "guesses within 1 µs: {hasty}");
+    ensure!(agent("socket.source: guess\n")?.stop()?.status.success(), "the agent with guesses failed");
     Ok(())
 }
 
@@ -85,25 +85,25 @@ fn where_names_are_listened_to() -> Result<()> {
         agent.stop()?;
         Ok(sockets.iter().filter_map(|line| line.split_whitespace().nth(4)).map(str::to_owned).collect())
     };
-    ensure!(with("")? == ["0"], "one, for every interface");
-    ensure!(with("socket.dns.enabled: false\n")?.is_empty(), "none");
-    // The loopback interface is the first of every namespace.
-    ensure!(with("socket.dns.af_packet.interface: lo\n")? == ["1"], "one, for this interface");
+    ensure!(with("")? == ["0"], "not one socket for all interfaces");
+    ensure!(with("socket.dns.enabled: false\n")?.is_empty(), "there is a socket");
+    // The index of loopback is 1 in every namespace.
+    ensure!(with("socket.dns.af_packet.interface: lo\n")? == ["1"], "not one socket for lo");
     Ok(())
 }
 
-/// `packet(7)` sockets of this machine: `sk RefCnt Type Proto Iface R Rmem User Inode`.
+/// The `packet(7)` sockets: `sk RefCnt Type Proto Iface R Rmem User Inode`.
 fn packet_sockets() -> Result<Vec<String>> {
     Ok(fs::read_to_string("/proc/net/packet")?.lines().skip(1).map(str::to_owned).collect())
 }
 
-/// An hour forward: times follow, unless a day is allowed.
+/// The clock is set an hour forward: times follow, unless a drift of a day is allowed.
 fn how_far_the_wall_clock_may_move() -> Result<()> {
     const HOUR: i64 = 3600;
     let agents = [agent("")?, agent("socket.clock_max_drift: 1day\n")?];
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let before = SystemTime::now();
-    let _back = set_clock(HOUR)?;
+    let _back = step_clock(HOUR)?;
     // Clocks are compared ten times a second.
     std::thread::sleep(Duration::from_millis(500));
     let client = TcpStream::connect(listener.local_addr()?)?;
@@ -120,8 +120,8 @@ fn how_far_the_wall_clock_may_move() -> Result<()> {
     Ok(())
 }
 
-/// Where programs cannot read the kernel's clock, each comparison begins threads, which the kernel counts; so it does
-/// after privileges were given up.
+/// Without `use_clockid`, each comparison of clocks starts threads, which the test counts. This works after the agent
+/// has dropped privileges, too.
 fn how_often_clocks_are_compared() -> Result<()> {
     let tracefs = Tracefs::mount()?;
     let threads = |period: &str, meanwhile: &dyn Fn() -> Result<()>| -> Result<u64> {
@@ -132,8 +132,8 @@ fn how_often_clocks_are_compared() -> Result<()> {
         Ok(begun)
     };
     let started = Instant::now();
-    let often = threads("100ms", &|| until("twenty threads", || Ok(tracefs.hits_so_far()? >= 20)))?;
-    // That nothing happens takes a while to see: as long as all of that took.
+    let often = threads("100ms", &|| wait_until("twenty threads", || Ok(tracefs.hits_so_far()? >= 20)))?;
+    // The agent with the long period gets the same time.
     let as_long = started.elapsed();
     let seldom = threads("1h", &|| {
         std::thread::sleep(as_long);
@@ -143,7 +143,7 @@ fn how_often_clocks_are_compared() -> Result<()> {
     Ok(())
 }
 
-/// The kernel is asked how often the agent calls `fdatasync(2)`.
+/// Counts the agent's calls of `fdatasync(2)`.
 fn the_disk_gets_it_when_it_should() -> Result<()> {
     let tracefs = Tracefs::mount()?;
     let calls = |configuration: &str| -> Result<usize> {
@@ -156,9 +156,9 @@ fn the_disk_gets_it_when_it_should() -> Result<()> {
         for round in 1..=5 {
             drop((TcpStream::connect(listener.local_addr()?)?, listener.accept()?));
             let lines = || anyhow::Ok(fs::read_to_string(&file).unwrap_or_default().lines().count());
-            until("two more flows", || Ok(lines()? >= 2 * round))?;
+            wait_until("two more flows", || Ok(lines()? >= 2 * round))?;
         }
-        // A policy by time has its chance.
+        // Time for a sync interval to pass.
         std::thread::sleep(Duration::from_millis(600));
         let count = tracefs.read("trace")?.lines().filter(|line| line.contains("sys_fdatasync(")).count();
         tracefs.write("events/syscalls/sys_enter_fdatasync/enable", "0")?;
@@ -187,17 +187,18 @@ spool: {{path: {FOLDER}/spool, sync: {sync}}}
 
 /// Starts an agent that writes to standard output, and waits until it is ready.
 fn agent(configuration: &str) -> Result<Socktrail> {
-    Socktrail::start(&["agent", "--config", &written(configuration)?])
+    Socktrail::start(&["agent", "--config", &write_configuration(configuration)?])
 }
 
-/// What an agent says that does not start.
+/// The standard error of an agent that must not start.
 fn refused(configuration: &str) -> Result<String> {
-    let ended = Process::start(&["socktrail", "agent", "--config", &written(configuration)?])?.finish()?;
+    let ended = Process::start(&["socktrail", "agent", "--config", &write_configuration(configuration)?])?.finish()?;
     ensure!(ended.status != 0, "it started: {ended:?}");
     Ok(ended.stderr)
 }
 
-fn written(configuration: &str) -> Result<String> {
+/// Writes the configuration; returns its path.
+fn write_configuration(configuration: &str) -> Result<String> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(FOLDER)?;
     let path = format!("{FOLDER}/socktrail.yml");
     let output = if configuration.contains("output.stdout") { "" } else { "output.stdout.enabled: true\n" };

@@ -1,5 +1,5 @@
-//! `process.executable` is always the path in `/proc/PID/exe`, however the program was started and however short-lived
-//! it was.
+//! `process.executable` is the path that `/proc/PID/exe` has, however the program is started, and even if it is
+//! short-lived.
 
 use std::fs;
 use std::io::Write;
@@ -13,116 +13,117 @@ use anyhow::{Context, Result, ensure};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::Value;
 
-use crate::actors::{ACT, EXECUTABLE, PROGRAM, escaped};
 use crate::helpers::process::Process;
 use crate::helpers::socktrail::Socktrail;
+use crate::workloads::{EXECUTABLE, PROGRAM, RUN, escaped};
 
 tests![
-    executables_have_one_spelling,
-    executables_have_one_spelling_without_arrays,
-    arguments_are_counted_that_are_not_kept,
-    no_program_is_wrong_where_execs_are_not_seen,
+    executables_are_as_in_proc,
+    executables_are_as_in_proc_without_arrays,
+    arguments_that_are_not_kept_are_counted,
+    no_program_is_wrong_without_exec_probes,
 ];
 
-/// A program that connects when its name is `nc`, and where it is copied from.
+/// The program that the tests copy. It connects if its name is `nc`.
 const BUSYBOX: &str = "/usr/bin/busybox";
-/// The folder of this test's files.
+/// The directory of this module's files.
 const HERE: &str = "/programs";
-/// The function whose probe sees execs.
+/// The function whose probe shows execs.
 const EXEC: &str = "security_bprm_committed_creds";
-/// How many parts of a path within a mount are read in the kernel.
-const PARTS: usize = 7;
+/// The number of path components within a mount that the probe reads.
+const COMPONENTS: usize = 7;
 
-/// One way to start a program.
-struct Way {
-    /// What it is.
-    what: &'static str,
-    how: &'static str,
+/// A way to start a program.
+struct Invocation {
+    /// A description.
+    name: &'static str,
+    /// The method of the workload `become`.
+    method: &'static str,
     directory: PathBuf,
     file: PathBuf,
-    /// Whether the path is known even for a program that has ended.
+    /// Whether the path is known even if the program is short-lived.
     known: bool,
 }
 
-/// A program that was started in some way and has talked.
+/// A program that has run and connected.
 struct Ran {
-    what: &'static str,
+    name: &'static str,
     pid: u32,
-    /// The path that it should have; `None` if it cannot be known.
+    /// The expected path; `None` if it cannot be known.
     wanted: Option<String>,
     lived: bool,
 }
 
-fn executables_have_one_spelling() -> Result<()> {
-    one_spelling(&[])
+fn executables_are_as_in_proc() -> Result<()> {
+    check_executables(&[])
 }
 
-/// Before Linux 4.20 an exec is fetched word by word, by several events.
-fn executables_have_one_spelling_without_arrays() -> Result<()> {
-    one_spelling(&["--mask", "arrays"])
+/// Before Linux 4.20 probes cannot fetch arrays, so several events have the words of an exec.
+fn executables_are_as_in_proc_without_arrays() -> Result<()> {
+    check_executables(&["--mask", "arrays"])
 }
 
-fn one_spelling(options: &[&str]) -> Result<()> {
+fn check_executables(options: &[&str]) -> Result<()> {
     let _here = Here::prepare()?;
-    let watch = Socktrail::flows(options)?;
+    let monitor = Socktrail::flows(options)?;
     let mut all = Vec::new();
-    for way in ways()? {
-        let alive = alive(&way).with_context(|| format!("{}, alive", way.what))?;
-        let wanted = alive.wanted.clone().filter(|_| way.known);
+    for invocation in invocations()? {
+        let alive = alive(&invocation).with_context(|| format!("{}, alive", invocation.name))?;
+        let wanted = alive.wanted.clone().filter(|_| invocation.known);
         all.push(alive);
-        let pid = short(&way).with_context(|| format!("{}, short-lived", way.what))?;
-        all.push(Ran { what: way.what, pid, wanted, lived: false });
+        let pid = short(&invocation).with_context(|| format!("{}, short-lived", invocation.name))?;
+        all.push(Ran { name: invocation.name, pid, wanted, lived: false });
     }
     let mut wrong = Vec::new();
     for ran in all {
-        let document = watch.wait_for(ran.what, |document| document["process"]["pid"] == ran.pid)?;
+        let document = monitor.wait_for(ran.name, |document| document["process"]["pid"] == ran.pid)?;
         let wanted = ran.wanted.map_or(Value::Null, Value::String);
         let found = &document["process"]["executable"];
         if *found != wanted {
-            wrong.push(format!("{} (lived: {}): {found}, not {wanted}", ran.what, ran.lived));
+            wrong.push(format!("{} (lived: {}): {found}, not {wanted}", ran.name, ran.lived));
         }
     }
     ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
     Ok(())
 }
 
-/// The number of arguments is right even if the program has more than are captured.
-fn arguments_are_counted_that_are_not_kept() -> Result<()> {
+/// `process.args_count` is right even if the program has more arguments than a sample.
+fn arguments_that_are_not_kept_are_counted() -> Result<()> {
     let whole = kept_arguments(&[])?;
     let pieces = kept_arguments(&["--mask", "arrays"])?;
     ensure!(whole == pieces, "{whole:?} with arrays, {pieces:?} without");
     Ok(())
 }
 
-/// The arguments that are kept of many.
+/// The `process.args` of a program with many arguments.
 fn kept_arguments(options: &[&str]) -> Result<Value> {
-    let watch = Socktrail::flows(options)?;
-    let port = "127.0.0.1:7"; // nobody listens there
+    let monitor = Socktrail::flows(options)?;
+    let port = "127.0.0.1:7"; // without a listener
     let long = "x".repeat(400);
-    let mut args = vec![PROGRAM, ACT, "tcp-ask", port, "0"];
+    let mut args = vec![PROGRAM, RUN, "tcp-ask", port, "0"];
     args.extend([long.as_str(); 8]);
     let client = Process::start(&args)?.finish()?;
-    let document = watch.wait_for("the client", |document| document["process"]["pid"] == client.pid)?;
+    let document = monitor.wait_for("the client", |document| document["process"]["pid"] == client.pid)?;
     let process = &document["process"];
     ensure!(process["args_count"] == args.len(), "{} arguments, not {}", process["args_count"], args.len());
-    let kept = process["args"].as_array().context("some are kept")?.len();
+    let kept = process["args"].as_array().context("no process.args")?.len();
     let cut = document["system"]["audit"]["socket"]["args_cut"] == true;
-    ensure!(cut == (kept < args.len()), "{kept} are kept, and cut is {cut}");
+    ensure!(cut == (kept < args.len()), "{kept} are kept, but args_cut is {cut}");
     Ok(process["args"].clone())
 }
 
-/// Without events of execs, a process has its own program or none, never its parent's. Those that live for a while have
-/// theirs, from `/proc`, if it is seen that their credentials did not change since.
-fn no_program_is_wrong_where_execs_are_not_seen() -> Result<()> {
+/// Without exec probes, a process has its own program or none, never its parent's. Longer-lived processes have theirs,
+/// from `/proc`, if a probe shows that their credentials have not changed since.
+fn no_program_is_wrong_without_exec_probes() -> Result<()> {
     const CLIENTS: usize = 10;
     let _here = Here::prepare()?;
-    let way = &ways()?[0];
+    let invocation = &invocations()?[0];
     for (masks, known) in [(&["--mask", EXEC][..], true), (&["--mask", EXEC, "--mask", "commit_creds"], false)] {
-        let watch = Socktrail::flows(masks)?;
-        let alive = (0..CLIENTS).map(|_| alive(way)).collect::<Result<Vec<_>>>()?;
-        let short = (0..CLIENTS).map(|_| short(way)).collect::<Result<Vec<_>>>()?;
-        let itself = Process::start(&[PROGRAM, ACT, "tcp-ask", &closed()?, "0"])?.finish()?.pid;
-        let document = |pid: u32| watch.wait_for("a client", move |document| document["process"]["pid"] == pid);
+        let monitor = Socktrail::flows(masks)?;
+        let alive = (0..CLIENTS).map(|_| alive(invocation)).collect::<Result<Vec<_>>>()?;
+        let short = (0..CLIENTS).map(|_| short(invocation)).collect::<Result<Vec<_>>>()?;
+        let itself = Process::start(&[PROGRAM, RUN, "tcp-ask", &closed()?, "0"])?.finish()?.pid;
+        let document = |pid: u32| monitor.wait_for("a client", move |document| document["process"]["pid"] == pid);
         let mut wrong = Vec::new();
         let mut check = |pid: u32, name: &str, is_known: bool| {
             let process = &document(pid)?["process"];
@@ -142,49 +143,54 @@ fn no_program_is_wrong_where_execs_are_not_seen() -> Result<()> {
     Ok(())
 }
 
-fn ways() -> Result<Vec<Way>> {
+fn invocations() -> Result<Vec<Invocation>> {
     let here = Path::new(HERE);
-    let way =
-        |what, how, directory: &Path, file: PathBuf| Way { what, how, directory: directory.into(), file, known: true };
-    let path = |what, file: PathBuf| way(what, "path", Path::new("/"), file);
-    let mut ways = vec![
+    let invocation = |name, method, directory: &Path, file: PathBuf| Invocation {
+        name,
+        method,
+        directory: directory.into(),
+        file,
+        known: true,
+    };
+    let path = |name, file: PathBuf| invocation(name, "path", Path::new("/"), file);
+    let mut invocations = vec![
         path("an absolute path", copy(&here.join("nc"))?),
         path("a link", link("nc", &here.join("link"))?),
         path("a path through a link to a directory", {
             link(HERE, &here.join("itself"))?;
             here.join("itself/nc")
         }),
-        way("a relative path", "path", here, "./nc".into()),
-        way("a path that climbs", "path", &here.join("sub"), "../sub/../nc".into()),
+        invocation("a relative path", "path", here, "./nc".into()),
+        invocation("a path that climbs", "path", &here.join("sub"), "../sub/../nc".into()),
         path("a name with odd bytes", copy(&here.join(odd(b"a b\nc\xff\xfe(\"")))?),
-        path("a name that says that it was deleted", copy(&here.join("nc (deleted)"))?),
+        path("a name that ends with (deleted)", copy(&here.join("nc (deleted)"))?),
         path("a name of 255 bytes", copy(&here.join("n".repeat(255)))?),
         path("a directory of 127 bytes", copy(&here.join("d".repeat(127)).join("nc"))?),
-        way("a descriptor", "descriptor", here, here.join("nc")),
-        way("a descriptor's path", "descriptor-path", here, here.join("nc")),
-        way("a deleted file", "deleted", here, here.join("gone")),
-        way("memory", "memory", here, here.join("nc")),
+        invocation("a descriptor", "descriptor", here, here.join("nc")),
+        invocation("a descriptor's path", "descriptor-path", here, here.join("nc")),
+        invocation("a deleted file", "deleted", here, here.join("gone")),
+        invocation("memory", "memory", here, here.join("nc")),
         path("a mount in a mount", copy(&here.join("outer/inner/bin/nc"))?),
         path("a directory that is mounted elsewhere", here.join("bound/nc")),
         path("a file that is mounted elsewhere", here.join("bound-file")),
-        way("a chroot", "root", &here.join("root"), "/bin/nc".into()),
-        way("a chroot in a mount", "root", &here.join("outer"), "/inner/bin/nc".into()),
-        way("a container", "container", &here.join("root"), "/bin/nc".into()),
-        way("a container of a mount", "container", &here.join("outer"), "/bin/nc".into()),
-        path("as deep as is read", copy(&deep(PARTS))?),
-        Way { known: false, ..path("deeper", copy(&deep(PARTS + 1))?) },
-        Way { known: false, ..path("a longer directory", copy(&here.join("d".repeat(128)).join("nc"))?) },
+        invocation("a chroot", "root", &here.join("root"), "/bin/nc".into()),
+        invocation("a chroot in a mount", "root", &here.join("outer"), "/inner/bin/nc".into()),
+        invocation("a container", "container", &here.join("root"), "/bin/nc".into()),
+        invocation("a container of a mount", "container", &here.join("outer"), "/bin/nc".into()),
+        path("as many components as are read", copy(&deep(COMPONENTS))?),
+        Invocation { known: false, ..path("one more component", copy(&deep(COMPONENTS + 1))?) },
+        Invocation { known: false, ..path("a longer directory", copy(&here.join("d".repeat(128)).join("nc"))?) },
     ];
     if here.join("overlay/bin").exists() {
-        ways.push(path("an overlay", here.join("overlay/bin/nc")));
+        invocations.push(path("an overlay", here.join("overlay/bin/nc")));
     }
-    Ok(ways)
+    Ok(invocations)
 }
 
-/// The path of a program, with this many parts.
-fn deep(parts: usize) -> PathBuf {
+/// The path of a program with this many components.
+fn deep(components: usize) -> PathBuf {
     let mut path = PathBuf::from(HERE);
-    path.extend((2..parts).map(|part| format!("part{part}")));
+    path.extend((2..components).map(|part| format!("part{part}")));
     path.join("nc")
 }
 
@@ -192,44 +198,45 @@ fn odd(bytes: &[u8]) -> PathBuf {
     PathBuf::from(std::ffi::OsString::from_vec(bytes.to_vec()))
 }
 
-/// Starts a program that stays alive, and reads its `/proc/PID/exe`.
-fn alive(way: &Way) -> Result<Ran> {
+/// Starts a program, reads its `/proc/PID/exe`, and lets it end after a while.
+fn alive(invocation: &Invocation) -> Result<Ran> {
     let server = TcpListener::bind("127.0.0.1:0")?;
-    let process = start(way, server.local_addr()?)?;
+    let process = start(invocation, server.local_addr()?)?;
     let (mut connection, _) = server.accept()?;
     let exe = fs::read_link(format!("/proc/{}/exe", process.pid))?;
-    ensure!(exe != Path::new(EXECUTABLE), "it has become another program");
-    // Gives socktrail time to ask /proc, and then changes what it would find there.
+    ensure!(exe != Path::new(EXECUTABLE), "the program was not executed");
+    // Gives socktrail time to read /proc, before the process ends.
     std::thread::sleep(Duration::from_millis(400));
     connection.write_all(b"answer!\n")?;
     drop(connection);
     let pid = process.pid;
     process.finish()?;
-    Ok(Ran { what: way.what, pid, wanted: Some(exe.to_string_lossy().into_owned()), lived: true })
+    Ok(Ran { name: invocation.name, pid, wanted: Some(exe.to_string_lossy().into_owned()), lived: true })
 }
 
-/// Starts a program that ends at once, since nobody listens; returns its id.
-fn short(way: &Way) -> Result<u32> {
-    Ok(start(way, closed()?.parse()?)?.finish()?.pid)
+/// Starts a program that ends at once, because its connect is refused. Returns its pid.
+fn short(invocation: &Invocation) -> Result<u32> {
+    Ok(start(invocation, closed()?.parse()?)?.finish()?.pid)
 }
 
-fn start(way: &Way, there: SocketAddr) -> Result<Process> {
-    if way.how == "deleted" {
-        copy(&way.file)?;
+fn start(invocation: &Invocation, there: SocketAddr) -> Result<Process> {
+    if invocation.method == "deleted" {
+        copy(&invocation.file)?;
     }
-    let (directory, file) = (escaped(way.directory.as_os_str().as_bytes()), escaped(way.file.as_os_str().as_bytes()));
+    let (directory, file) =
+        (escaped(invocation.directory.as_os_str().as_bytes()), escaped(invocation.file.as_os_str().as_bytes()));
     let (ip, port) = (there.ip().to_string(), there.port().to_string());
-    Process::start(&[PROGRAM, ACT, "become", way.how, &directory, &file, "nc", "-w", "20", &ip, &port])
+    Process::start(&[PROGRAM, RUN, "become", invocation.method, &directory, &file, "nc", "-w", "20", &ip, &port])
 }
 
-/// An address where nobody listens.
+/// An address without a listener.
 fn closed() -> Result<String> {
-    // The kernel does not give the port of a closed socket to another for a while.
+    // The kernel does not reuse the port of a closed socket for a while.
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string())
 }
 
 fn copy(to: &Path) -> Result<PathBuf> {
-    fs::create_dir_all(to.parent().context("it has a directory")?)?;
+    fs::create_dir_all(to.parent().context("no directory in the path")?)?;
     fs::copy(BUSYBOX, to).with_context(|| format!("copy to {to:?}"))?;
     fs::set_permissions(to, fs::Permissions::from_mode(0o755))?;
     Ok(to.to_owned())
@@ -240,7 +247,7 @@ fn link(to: &str, at: &Path) -> Result<PathBuf> {
     Ok(at.to_owned())
 }
 
-/// The directory of this test and the mounts in it, which are removed on drop.
+/// The directory of this module and its mounts; dropping it removes them.
 struct Here(Vec<PathBuf>);
 
 impl Here {
@@ -271,7 +278,7 @@ impl Here {
         fs::create_dir_all(&up)?;
         fs::create_dir_all(&work)?;
         let options = format!("lowerdir={},upperdir={},workdir={}", low.display(), up.display(), work.display());
-        // Not every kernel of the tests has overlays.
+        // Not every kernel has overlayfs.
         let overlay = |at: &Path| mount(Some("overlay"), at, Some("overlay"), MsFlags::empty(), Some(options.as_str()));
         mounted.mount(&here.join("overlay"), overlay).ok();
         Ok(mounted)

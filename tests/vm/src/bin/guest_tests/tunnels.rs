@@ -1,4 +1,4 @@
-//! Tunnels of the kernel's: their datagrams are no process's, and may be several.
+//! VXLAN tunnels: their outer datagrams belong to the kernel, and may be GSO packets.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -10,34 +10,34 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::{Value, json};
 
-use crate::flows::fragments_made;
+use crate::flows::fragments_created;
 use crate::helpers::document::end;
 use crate::helpers::netlink::{veth_pair, vxlan};
 use crate::helpers::netns::Netns;
 use crate::helpers::socktrail::Socktrail;
 
-tests![a_datagram_in_a_tunnel, a_datagram_that_a_tunnel_cuts, a_connection_in_a_tunnel];
+tests![a_datagram_in_a_tunnel, a_datagram_fragmented_outside, a_connection_in_a_tunnel];
 
 const PORT: u16 = 4789;
-/// What a tunnel puts around an Ethernet frame: IPv4, UDP and VXLAN (RFC 7348).
-const AROUND: u64 = 20 + 8 + 8;
+/// Bytes of the outer headers of a VXLAN packet: IPv4, UDP and VXLAN (RFC 7348).
+const OUTER_HEADERS: u64 = 20 + 8 + 8;
 const ETHERNET: u64 = 14;
 
-/// A tunnel between two hosts. It is set up under the eyes of the monitor, by programs that it must not be charged to.
+/// A tunnel between two hosts. It is set up while the monitor runs, by processes that must not own its flows.
 struct Tunnel {
     near: Arc<Netns>,
     far: Arc<Netns>,
 }
 
-/// What an Ethernet frame holds less what the tunnel puts around that.
-const FITTING: u32 = 1450;
+/// The largest MTU inside the tunnel without fragments outside.
+const INNER_MTU: u32 = 1450;
 
 /// The hosts' addresses outside the tunnel, and inside.
 const OUTSIDE: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 8, 0, 1), Ipv4Addr::new(10, 8, 0, 2)];
 const INSIDE: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 7, 0, 1), Ipv4Addr::new(10, 7, 0, 2)];
 
 impl Tunnel {
-    /// `mtu` is what fits inside.
+    /// `mtu` is the MTU inside the tunnel.
     fn new(mtu: u32) -> Result<Self> {
         for module in ["veth", "vxlan"] {
             run(Command::new("modprobe").arg(module))?;
@@ -55,37 +55,36 @@ impl Tunnel {
     }
 }
 
-/// Nobody's, and counted to the byte.
+/// The outer flow has no process, and exact counts.
 fn a_datagram_in_a_tunnel() -> Result<()> {
-    let watch = Socktrail::flows(&["--flow-termination-timeout", "500ms"])?;
-    let tunnel = Tunnel::new(FITTING)?;
+    let monitor = Socktrail::flows(&["--flow-termination-timeout", "500ms"])?;
+    let tunnel = Tunnel::new(INNER_MTU)?;
     let server = tunnel.far.run(|| Ok(UdpSocket::bind((INSIDE[1], 0))?))?;
     let client = tunnel.near.run(|| Ok(UdpSocket::bind((INSIDE[0], 0))?))?;
     server.set_read_timeout(Some(Duration::from_secs(20)))?;
     client.send_to(&[0; 500], server.local_addr()?)?;
     server.recv(&mut [0; 1000]).context("receive")?;
     drop(tunnel);
-    let watched = watch.stop()?;
-    let bytes = around(500);
+    let output = monitor.stop()?;
+    let bytes = outer_bytes(500);
     for direction in ["egress", "ingress"] {
         let of_tunnel = |document: &&Value| {
             is_of_tunnel(document)
                 && document["network"]["direction"] == direction
                 && document["source"]["bytes"] == bytes
         };
-        let document = watched.documents.iter().find(of_tunnel);
-        let document =
-            document.with_context(|| format!("no {direction} of {bytes} bytes: {:#?}", watched.documents))?;
+        let document = output.documents.iter().find(of_tunnel);
+        let document = document.with_context(|| format!("no {direction} of {bytes} bytes: {:#?}", output.documents))?;
         ensure!(document["source"]["packets"] == 1, "{document:#}");
         ensure!(document["flow"]["inexact"] == Value::Null, "{document:#}");
     }
-    are_the_kernels(&watched.documents)
+    expect_kernel_owner(&output.documents)
 }
 
-/// What is too large outside is cut there: that is the tunnel's flow's, and no business of the socket's inside.
-fn a_datagram_that_a_tunnel_cuts() -> Result<()> {
+/// The outer datagram is fragmented. Only the outer flow is marked, not the inner one.
+fn a_datagram_fragmented_outside() -> Result<()> {
     const PAYLOAD: usize = 1460;
-    let watch = Socktrail::flows(&["--flow-termination-timeout", "500ms"])?;
+    let monitor = Socktrail::flows(&["--flow-termination-timeout", "500ms"])?;
     let tunnel = Tunnel::new(1500)?;
     let server = tunnel.far.run(|| Ok(UdpSocket::bind((INSIDE[1], 0))?))?;
     let client = tunnel.near.run(|| Ok(UdpSocket::bind((INSIDE[0], 0))?))?;
@@ -93,39 +92,39 @@ fn a_datagram_that_a_tunnel_cuts() -> Result<()> {
     let there = server.local_addr()?;
     client.send_to(&[0; PAYLOAD], there)?;
     server.recv(&mut [0; 2000]).context("receive")?;
-    let made = tunnel.near.run(fragments_made)?;
+    let made = tunnel.near.run(fragments_created)?;
     ensure!(made == 2, "the kernel made {made} fragments");
     drop((client, server, tunnel));
-    let watched = watch.stop()?;
+    let output = monitor.stop()?;
     for direction in ["egress", "ingress"] {
         let of = |bytes: u64, to: SocketAddr| {
-            let mut all = watched.documents.iter();
+            let mut all = output.documents.iter();
             let found = all.find(|document| {
                 end(document, "destination") == Some(to)
                     && document["network"]["direction"] == direction
                     && document["source"]["bytes"] == bytes
             });
-            found.with_context(|| format!("no {direction} of {bytes} bytes: {:#?}", watched.documents))
+            found.with_context(|| format!("no {direction} of {bytes} bytes: {:#?}", output.documents))
         };
-        let outside = of(around(PAYLOAD as u64) + 20, SocketAddr::new(OUTSIDE[1].into(), PORT))?;
+        let outside = of(outer_bytes(PAYLOAD as u64) + 20, SocketAddr::new(OUTSIDE[1].into(), PORT))?;
         ensure!(outside["source"]["packets"] == made, "{outside:#}");
         ensure!(outside["flow"]["inexact"] == json!(["fragments"]), "{outside:#}");
         let inside = of(PAYLOAD as u64 + 28, there)?;
         ensure!(inside["flow"]["inexact"] == Value::Null, "{inside:#}");
     }
-    are_the_kernels(&watched.documents)
+    expect_kernel_owner(&output.documents)
 }
 
-/// What a datagram of so many bytes has in the tunnel.
-fn around(payload: u64) -> u64 {
-    AROUND + ETHERNET + 20 + 8 + payload
+/// The bytes of the outer packet of a datagram with this payload.
+fn outer_bytes(payload: u64) -> u64 {
+    OUTER_HEADERS + ETHERNET + 20 + 8 + payload
 }
 
-/// Where the tunnel carries several segments of a connection as one, that is told.
+/// If the tunnel carries GSO packets of a connection, its flow is marked.
 fn a_connection_in_a_tunnel() -> Result<()> {
     const BYTES: usize = 1_000_000;
-    let watch = Socktrail::flows(&["--flow-termination-timeout", "500ms"])?;
-    let tunnel = Tunnel::new(FITTING)?;
+    let monitor = Socktrail::flows(&["--flow-termination-timeout", "500ms"])?;
+    let tunnel = Tunnel::new(INNER_MTU)?;
     let listener = tunnel.far.run(|| Ok(TcpListener::bind((INSIDE[1], 0))?))?;
     let there = listener.local_addr()?;
     let reader = thread::spawn(move || -> Result<usize> {
@@ -137,23 +136,23 @@ fn a_connection_in_a_tunnel() -> Result<()> {
     drop(client);
     ensure!(reader.join().map_err(|_| anyhow!("the reader panicked"))?? == BYTES);
     drop(tunnel);
-    let watched = watch.stop()?;
+    let output = monitor.stop()?;
     let large = |document: &&Value| is_of_tunnel(document) && document["source"]["bytes"].as_u64() > Some(BYTES as u64);
-    let large: Vec<_> = watched.documents.iter().filter(large).collect();
-    ensure!(large.len() == 2, "not one for each host: {:#?}", watched.documents);
+    let large: Vec<_> = output.documents.iter().filter(large).collect();
+    ensure!(large.len() == 2, "not one for each host: {:#?}", output.documents);
     for document in large {
         let few = document["source"]["packets"].as_u64() < Some((BYTES / 1500) as u64);
-        ensure!(few, "the tunnel carried every segment on its own, so that there was nothing to test: {document:#}");
+        ensure!(few, "no GSO packets, so there is nothing to test: {document:#}");
         ensure!(document["flow"]["inexact"] == json!(["datagram_segments"]), "not marked: {document:#}");
     }
-    are_the_kernels(&watched.documents)
+    expect_kernel_owner(&output.documents)
 }
 
 fn is_of_tunnel(document: &Value) -> bool {
     end(document, "destination") == Some(SocketAddr::new(OUTSIDE[1].into(), PORT))
 }
 
-fn are_the_kernels(documents: &[Value]) -> Result<()> {
+fn expect_kernel_owner(documents: &[Value]) -> Result<()> {
     for document in documents.iter().filter(|document| is_of_tunnel(document)) {
         ensure!(document["system"]["audit"]["socket"]["owner"] == "kernel", "{document:#}");
         ensure!(document["process"]["name"] == Value::Null, "{document:#}");
@@ -162,7 +161,7 @@ fn are_the_kernels(documents: &[Value]) -> Result<()> {
     Ok(())
 }
 
-/// busybox's `ip` in a namespace.
+/// Runs busybox's `ip` in a namespace.
 fn ip(netns: &Netns, arguments: &str) -> Result<()> {
     netns.run(|| run(Command::new("ip").args(arguments.split(' '))))
 }

@@ -1,4 +1,5 @@
-//! The wall clock is set while connections live: their times are what it showed, their durations what passed.
+//! The wall clock is set while connections are open: their times are those of the wall clock, and their durations are
+//! right.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -16,13 +17,13 @@ use crate::helpers::socktrail::Socktrail;
 tests![
     an_hour_forward,
     an_hour_back,
-    a_clock_that_programs_cannot_read,
-    such_a_clock_where_forks_are_not_seen,
-    such_a_clock_that_nothing_shows,
+    an_unreadable_kernel_clock,
+    an_unreadable_kernel_clock_without_fork_probes,
+    an_unreadable_kernel_clock_without_samples,
 ];
 
 const HOUR: i64 = 3600;
-/// How long a step may go unnoticed, and more.
+/// Longer than the monitor needs to notice a step.
 const NOTICED: Duration = Duration::from_millis(500);
 
 fn an_hour_forward() -> Result<()> {
@@ -33,25 +34,25 @@ fn an_hour_back() -> Result<()> {
     a_step_of(-HOUR)
 }
 
-/// One connection before the step, one that lives through it, and one after.
+/// One connection before the step, one that is open during it, and one after.
 fn a_step_of(seconds: i64) -> Result<()> {
-    let watch = Socktrail::flows(&["--flow-termination-timeout", "500ms"])?;
+    let monitor = Socktrail::flows(&["--flow-termination-timeout", "500ms"])?;
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let before = SystemTime::now();
     let began = Instant::now();
-    let early = Talk::begin(&listener)?.end()?;
-    let through = Talk::begin(&listener)?;
+    let early = Connection::open(&listener)?.close()?;
+    let through = Connection::open(&listener)?;
     sleep(NOTICED);
 
     let stepped_from = SystemTime::now();
-    let _back = set_clock(seconds)?;
+    let _back = step_clock(seconds)?;
     let stepped_to = SystemTime::now();
     sleep(NOTICED);
-    let through = through.end()?;
-    let late = Talk::begin(&listener)?.end()?;
+    let through = through.close()?;
+    let late = Connection::open(&listener)?.close()?;
     let (after, took) = (SystemTime::now(), began.elapsed());
 
-    ensure!(watch.log().contains(STEPPED), "nothing was said of the step: {}", watch.log());
+    ensure!(monitor.log().contains(STEPPED), "the step was not logged: {}", monitor.log());
     for (ends, starts_in, ends_in) in [
         (early, (before, stepped_from), (before, stepped_from)),
         (through, (before, stepped_from), (stepped_to, after)),
@@ -59,7 +60,7 @@ fn a_step_of(seconds: i64) -> Result<()> {
     ] {
         for direction in ["egress", "ingress"] {
             let is_of = |document: &Value| is_between(document, ends) && document["network"]["direction"] == direction;
-            let document = watch.wait_for(&format!("the document of {ends:?}, {direction}"), is_of)?;
+            let document = monitor.wait_for(&format!("the document of {ends:?}, {direction}"), is_of)?;
             for (path, (earliest, latest)) in [("/event/start", starts_in), ("/event/end", ends_in)] {
                 let time = time(&document, path)?;
                 let readings = [earliest, latest].map(|time| time.duration_since(UNIX_EPOCH));
@@ -68,108 +69,111 @@ fn a_step_of(seconds: i64) -> Result<()> {
             let duration = Duration::from_nanos(number(&document, "/event/duration")?);
             ensure!(duration <= took, "{duration:?} of {took:?}: {document:#}");
             let least = if ends == through { NOTICED * 2 } else { Duration::ZERO };
-            ensure!(duration >= least, "{duration:?}, though it lived for {least:?}: {document:#}");
+            ensure!(duration >= least, "{duration:?}, but it was open for {least:?}: {document:#}");
         }
     }
     Ok(())
 }
 
-/// What is logged when the wall clock has been set.
+/// The log message after the wall clock was set.
 const STEPPED: &str = "the wall clock was set";
-/// As on kernels before 4.1.
+/// Before Linux 4.1 programs cannot read the clock of samples.
 const UNREADABLE: [&str; 2] = ["--mask", "use_clockid"];
-/// How often the clocks are compared.
+/// The period of clock comparisons.
 const PERIOD: Duration = Duration::from_secs(10);
 
-/// Times are right to within a few milliseconds, also when the clocks have been compared again, and when that was a while
-/// ago.
-fn a_clock_that_programs_cannot_read() -> Result<()> {
-    let watch = Socktrail::flows(&UNREADABLE)?;
+/// Times are right to within a few milliseconds, also after another comparison, and some time after it.
+fn an_unreadable_kernel_clock() -> Result<()> {
+    let monitor = Socktrail::flows(&UNREADABLE)?;
     for wait in [Duration::ZERO, PERIOD + NOTICED, PERIOD * 2 / 3] {
         sleep(wait);
-        times_are_right_unless_delayed(&watch)?;
+        check_times_unless_delayed(&monitor)?;
     }
-    ensure!(!watch.log().contains(STEPPED), "nobody has set it: {}", watch.log());
+    ensure!(!monitor.log().contains(STEPPED), "the clock was not set: {}", monitor.log());
     Ok(())
 }
 
-fn such_a_clock_where_forks_are_not_seen() -> Result<()> {
-    let watch = Socktrail::flows(&[&UNREADABLE[..], &["--mask", "wake_up_new_task"]].concat())?;
-    times_are_right_unless_delayed(&watch)?;
-    ensure!(!watch.log().contains(STEPPED), "nobody has set it: {}", watch.log());
+fn an_unreadable_kernel_clock_without_fork_probes() -> Result<()> {
+    let monitor = Socktrail::flows(&[&UNREADABLE[..], &["--mask", "wake_up_new_task"]].concat())?;
+    check_times_unless_delayed(&monitor)?;
+    ensure!(!monitor.log().contains(STEPPED), "the clock was not set: {}", monitor.log());
     Ok(())
 }
 
-/// Where nothing can be caused that shows the clock, that is said once, and the first sample is no step.
-fn such_a_clock_that_nothing_shows() -> Result<()> {
-    const SAID: &str = "the kernel's clock cannot be compared";
+/// If the monitor can cause no sample, it logs once that clocks cannot be compared, and does not take the first sample
+/// for a step.
+fn an_unreadable_kernel_clock_without_samples() -> Result<()> {
+    const MESSAGE: &str = "the kernel's clock cannot be compared";
     let masks = ["wake_up_new_task", "inet_release", "sock_init_data"].map(|function| ["--mask", function]);
-    let watch = Socktrail::flows(&[&UNREADABLE[..], &masks.concat()].concat())?;
-    let ends = Talk::begin(&TcpListener::bind("127.0.0.1:0")?)?.end()?;
+    let monitor = Socktrail::flows(&[&UNREADABLE[..], &masks.concat()].concat())?;
+    let ends = Connection::open(&TcpListener::bind("127.0.0.1:0")?)?.close()?;
     sleep(PERIOD + NOTICED);
-    watch.wait_for("the connection", |document| is_between(document, ends))?;
-    let log = watch.log();
-    ensure!(log.matches(SAID).count() == 1 && !log.contains(STEPPED), "{log}");
+    monitor.wait_for("the connection", |document| is_between(document, ends))?;
+    let log = monitor.log();
+    ensure!(log.matches(MESSAGE).count() == 1 && !log.contains(STEPPED), "{log}");
     Ok(())
 }
 
-/// A comparison of the clocks is as exact as starting and ending a thread is quick. On a busy machine times can be early until
-/// the next comparison; a lasting error fails all four attempts.
-fn times_are_right_unless_delayed(watch: &Socktrail) -> Result<()> {
+/// The error of a comparison is the time that starting and ending a thread takes. On a busy machine, times can be early
+/// until the next comparison. A lasting error fails all four attempts.
+fn check_times_unless_delayed(monitor: &Socktrail) -> Result<()> {
     const COMPARISONS: usize = 4;
-    let mut result = times_are_right(watch);
+    let mut result = check_times(monitor);
     for _ in 1..COMPARISONS {
         if result.is_ok() {
             break;
         }
         sleep(PERIOD + NOTICED);
-        result = times_are_right(watch);
+        result = check_times(monitor);
     }
     result
 }
 
-/// A connection starts and ends when it does, to within 5 ms.
-fn times_are_right(watch: &Socktrail) -> Result<()> {
-    const OFF: Duration = Duration::from_millis(5);
+/// Fails unless start and end of a connection are right to within 5 ms.
+fn check_times(monitor: &Socktrail) -> Result<()> {
+    const TOLERANCE: Duration = Duration::from_millis(5);
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let before = SystemTime::now();
-    let talk = Talk::begin(&listener)?;
+    let connection = Connection::open(&listener)?;
     let connected = SystemTime::now();
-    let ends = talk.end()?;
+    let ends = connection.close()?;
     let after = SystemTime::now();
     for direction in ["egress", "ingress"] {
         let is_of = |document: &Value| is_between(document, ends) && document["network"]["direction"] == direction;
-        let document = watch.wait_for(&format!("the document of {ends:?}, {direction}"), is_of)?;
+        let document = monitor.wait_for(&format!("the document of {ends:?}, {direction}"), is_of)?;
         let [start, end] = [time(&document, "/event/start")?, time(&document, "/event/end")?];
-        ensure!(before - OFF <= start && start <= connected + OFF, "not {before:?} to {connected:?}: {document:#}");
-        ensure!(start <= end && end <= after + OFF, "not until {after:?}: {document:#}");
+        ensure!(
+            before - TOLERANCE <= start && start <= connected + TOLERANCE,
+            "not {before:?} to {connected:?}: {document:#}"
+        );
+        ensure!(start <= end && end <= after + TOLERANCE, "not until {after:?}: {document:#}");
     }
     Ok(())
 }
 
-/// A connection whose ends this process has.
-struct Talk {
+/// A connection of this process to itself.
+struct Connection {
     client: TcpStream,
     server: TcpStream,
 }
 
-impl Talk {
-    fn begin(listener: &TcpListener) -> Result<Self> {
+impl Connection {
+    fn open(listener: &TcpListener) -> Result<Self> {
         let client = TcpStream::connect(listener.local_addr()?).context("connect")?;
         let (server, _) = listener.accept().context("accept")?;
-        let mut talk = Self { client, server };
-        talk.say()?;
-        Ok(talk)
+        let mut connection = Self { client, server };
+        connection.send()?;
+        Ok(connection)
     }
 
-    fn say(&mut self) -> Result<()> {
-        self.client.write_all(b"word")?;
+    fn send(&mut self) -> Result<()> {
+        self.client.write_all(b"data")?;
         self.server.read_exact(&mut [0; 4]).context("receive")
     }
 
-    /// The client's and the server's address.
-    fn end(mut self) -> Result<(SocketAddr, SocketAddr)> {
-        self.say()?;
+    /// Sends again and closes; returns the client's and the server's address.
+    fn close(mut self) -> Result<(SocketAddr, SocketAddr)> {
+        self.send()?;
         Ok((self.client.local_addr()?, self.client.peer_addr()?))
     }
 }
@@ -178,19 +182,19 @@ fn is_between(document: &Value, (client, server): (SocketAddr, SocketAddr)) -> b
     end(document, "source") == Some(client) && end(document, "destination") == Some(server)
 }
 
-/// Puts the wall clock back when it is dropped, for the tests that follow.
-pub(crate) struct Back(i64);
+/// Dropping it resets the wall clock.
+pub(crate) struct ClockStep(i64);
 
-impl Drop for Back {
+impl Drop for ClockStep {
     fn drop(&mut self) {
         move_clock(-self.0).ok();
     }
 }
 
-/// Moves the wall clock until what this returns is dropped.
-pub(crate) fn set_clock(seconds: i64) -> Result<Back> {
+/// Sets the wall clock forward or, if negative, back, until the returned value is dropped.
+pub(crate) fn step_clock(seconds: i64) -> Result<ClockStep> {
     move_clock(seconds)?;
-    Ok(Back(seconds))
+    Ok(ClockStep(seconds))
 }
 
 fn move_clock(seconds: i64) -> Result<()> {

@@ -1,4 +1,4 @@
-//! The one command that the guest was booted for.
+//! Runs the guest's command.
 
 use std::fs::{self, File, Permissions};
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
@@ -15,7 +15,7 @@ use socktrail_vm::{ACKNOWLEDGED, COMMAND_FILE, Ending, OUT_DIR};
 
 use crate::ports::Ports;
 
-/// Runs the command, sends what it wrote and how it ended, and waits until the host has it all.
+/// Runs the command, sends its output, files and exit status, and waits until the host has everything.
 pub(crate) fn run(ports: Ports) -> Result<()> {
     let command = fs::read_to_string(COMMAND_FILE).with_context(|| format!("read {COMMAND_FILE}"))?;
     let (stdout, stdout_copy) = forwarded(ports.stdout)?;
@@ -30,22 +30,22 @@ pub(crate) fn run(ports: Ports) -> Result<()> {
     report(ports.status, &ending)
 }
 
-/// A pipe whose contents a thread copies to the port; the thread's result is the number of bytes.
+/// A pipe whose data a thread copies to a port. The thread returns the number of bytes.
 ///
-/// A command gets pipes, not ports: a port can be opened once only, and `>/dev/stderr` opens again.
+/// A command gets pipes instead of ports, because a port can be opened only once, and `>/dev/stderr` opens it again.
 fn forwarded(mut port: File) -> Result<(PipeWriter, JoinHandle<io::Result<u64>>)> {
     let (mut reader, writer) = io::pipe().context("create a pipe")?;
-    // So that a command that became another user can open it again, too.
+    // A command that has changed its user must be able to open it again.
     fs::set_permissions(
         format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&writer)),
         Permissions::from_mode(0o666),
     )
-    .context("open a pipe to every user")?;
+    .context("let every user open a pipe")?;
     let copy = thread::spawn(move || copy(&mut reader, &mut port));
     Ok((writer, copy))
 }
 
-/// Copies until the end, each piece as soon as it is there.
+/// Copies data as soon as it arrives, until the end.
 fn copy(from: &mut PipeReader, to: &mut File) -> io::Result<u64> {
     let mut buffer = vec![0; 64 * 1024];
     let mut total = 0;
@@ -59,12 +59,12 @@ fn copy(from: &mut PipeReader, to: &mut File) -> io::Result<u64> {
     }
 }
 
-/// What a copying thread counted.
+/// The result of a copying thread.
 fn bytes_of(copy: JoinHandle<io::Result<u64>>) -> Result<u64> {
     copy.join().map_err(|_| anyhow!("a copying thread panicked"))?.context("copy output to the host")
 }
 
-/// Starts the command as a shell's child of process 1.
+/// Starts the command in a shell.
 fn start(command: &str, stdout: PipeWriter, stderr: PipeWriter) -> Result<Pid> {
     let child = Command::new("/bin/sh")
         .args(["-c", command])
@@ -82,7 +82,7 @@ fn start(command: &str, stdout: PipeWriter, stderr: PipeWriter) -> Result<Pid> {
     Ok(Pid::from_raw(child.id().cast_signed()))
 }
 
-/// Waits for one child, burying every orphan that process 1 inherits meanwhile.
+/// Waits for one child. Reaps orphans, too, which process 1 inherits.
 fn reap_until(pid: Pid) -> Result<u8> {
     loop {
         match wait().context("wait for the command")? {
@@ -93,14 +93,14 @@ fn reap_until(pid: Pid) -> Result<u8> {
     }
 }
 
-/// Kills what the command left running, so that every pipe ends.
+/// Kills all processes that the command has left, so that every pipe ends.
 fn end_all_processes() {
     let everyone_else = Pid::from_raw(-1);
     kill(everyone_else, Signal::SIGKILL).ok();
     while wait() != Err(Errno::ECHILD) {}
 }
 
-/// Sends what lies in the out folder, when there is anything.
+/// Sends a tar archive of the out folder, unless it is empty.
 fn send_out(mut port: File) -> Result<u64> {
     let empty = fs::read_dir(OUT_DIR).with_context(|| format!("read {OUT_DIR}"))?.next().is_none();
     if empty {
@@ -121,7 +121,7 @@ fn send_out(mut port: File) -> Result<u64> {
     Ok(total)
 }
 
-/// Sends the ending and waits for the host's answer.
+/// Sends the ending, and waits for the host's acknowledgement.
 fn report(mut port: File, ending: &Ending) -> Result<()> {
     port.write_all(format!("{ending}\n").as_bytes()).context("send the ending")?;
     let mut answer = [0; ACKNOWLEDGED.len()];

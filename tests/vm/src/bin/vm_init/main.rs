@@ -1,5 +1,5 @@
-//! Process 1 of a guest: sets the machine up, runs one command, sends home what it wrote and how it ended.
-#![allow(clippy::print_stderr, reason = "standard error is the kernel's console, the only place to complain")]
+//! Process 1 of a guest: sets the machine up, runs one command, and sends its output and exit status to the host.
+#![allow(clippy::print_stderr, reason = "standard error is the kernel's console, the only place for errors")]
 
 mod command;
 mod ports;
@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use nix::sys::reboot::{RebootMode, reboot};
 use socktrail_vm::SYSTEMD;
 
-/// The argument of the process that runs the command where process 1 is systemd.
+/// The argument of the process that runs the command if systemd is process 1.
 const BESIDE_SYSTEMD: &str = "--beside-systemd";
 
 fn main() -> ExitCode {
@@ -25,7 +25,7 @@ fn main() -> ExitCode {
     if let Err(error) = result {
         eprintln!("vm-init: {error:#}");
     }
-    // What the host has not acknowledged, it reports as a guest that ended early.
+    // If the host has not acknowledged the ending, it reports a failure.
     match reboot(RebootMode::RB_POWER_OFF) {
         Ok(never) => match never {},
         Err(error) => eprintln!("vm-init: power off: {error}"),
@@ -38,13 +38,13 @@ fn run() -> Result<()> {
     setup::machine()?;
     if std::fs::read_to_string("/proc/cmdline")?.split_ascii_whitespace().any(|word| word == SYSTEMD) {
         Command::new("/init").arg(BESIDE_SYSTEMD).spawn().context("start the command's process")?;
-        // Only comes back when it fails.
-        return Err(Command::new("/lib/systemd/systemd").exec()).context("become systemd");
+        // It returns only if it fails.
+        return Err(Command::new("/lib/systemd/systemd").exec()).context("execute systemd");
     }
     run_command()
 }
 
-/// What is the same whoever is process 1.
+/// Opens the ports and runs the command.
 fn run_command() -> Result<()> {
     let ports = ports::open()?;
     command::run(ports)

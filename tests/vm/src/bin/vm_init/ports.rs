@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use socktrail_vm::Port;
 
-/// How long the kernel may take to announce the ports after their driver is loaded.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long to wait for the ports after their driver is loaded.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Every port, opened.
 pub(crate) struct Ports {
@@ -20,7 +20,7 @@ pub(crate) struct Ports {
 
 /// Waits for the ports to appear and opens them.
 pub(crate) fn open() -> Result<Ports> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     let open = |port: Port| loop {
         match OpenOptions::new().read(port == Port::Status).write(true).open(port.device()) {
             Ok(file) => return Ok(file),

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use nix::mount::{MsFlags, mount};
 use socktrail_vm::OUT_DIR;
 
-/// Makes the machine ready for a command. tracefs stays unmounted: finding it is the tested program's work.
+/// Sets the machine up. It does not mount tracefs: socktrail must do that.
 pub(crate) fn machine() -> Result<()> {
     file_system("proc", "/proc", "")?;
     file_system("sysfs", "/sys", "")?;
@@ -23,7 +23,7 @@ pub(crate) fn machine() -> Result<()> {
     device_links()?;
     nix::unistd::sethostname("guest").context("set the host name")?;
     applets()?;
-    // Kernels that have a driver built in have no module of that name.
+    // A kernel with a built-in driver has no such module.
     for driver in ["virtio_pci", "virtio_console"] {
         busybox(&["modprobe", "-q", driver]).ok();
     }
@@ -42,7 +42,7 @@ fn open_to_all(path: &str) -> Result<()> {
     fs::set_permissions(path, fs::Permissions::from_mode(0o1777)).with_context(|| format!("chmod {path}"))
 }
 
-/// The links of /dev that devtmpfs does not make.
+/// Makes the links of `/dev` that devtmpfs lacks.
 fn device_links() -> Result<()> {
     for (link, target) in [
         ("/dev/fd", "/proc/self/fd"),
@@ -60,9 +60,9 @@ fn device_links() -> Result<()> {
     Ok(())
 }
 
-/// Gives every applet of busybox a name, except where a package brought its own program.
+/// Installs links for busybox's applets, except where a package has the program.
 fn applets() -> Result<()> {
-    // It complains about each name that is taken, and means no harm.
+    // It fails if a name exists, but installs the others.
     busybox(&["--install", "-s"]).or_else(|error| if Path::new("/bin/ls").exists() { Ok(()) } else { Err(error) })
 }
 

@@ -1,81 +1,81 @@
-//! Documents against captures.
+//! Compares documents with captures.
 
 use std::net::SocketAddr;
 
 use serde_json::Value;
 
-use super::stage::{Expected, Side};
-use super::wire::{Count, Key, Transport, Way, Wire};
+use super::testbed::{ExpectedFlow, Side};
+use super::wire::{Count, Direction, Key, Transport, Wire};
 use crate::helpers::document::end;
 
-/// What the interfaces of a link carried.
+/// The captures on the interfaces of a link.
 #[derive(Debug)]
 pub(crate) struct Captured {
     pub(crate) client: Wire,
-    /// Where the server has an interface of its own.
+    /// `None` on loopback, where the client's capture has the server's packets.
     pub(crate) server: Option<Wire>,
 }
 
 impl Captured {
-    /// What a host's interface carried of a flow: what left, and what arrived.
-    fn of(&self, flow: &Expected) -> (Count, Count) {
+    /// The packets of a flow that its host's interface sent and received.
+    fn of(&self, flow: &ExpectedFlow) -> (Count, Count) {
         let (wire, [sent, received]) = self.wire_of(flow);
         (wire.of(sent), wire.of(received))
     }
 
-    /// The largest datagram that was captured of a flow, in bytes.
-    fn largest(&self, flow: &Expected) -> u64 {
+    /// The largest captured datagram of a flow, in bytes.
+    fn largest(&self, flow: &ExpectedFlow) -> u64 {
         let (wire, keys) = self.wire_of(flow);
         keys.map(|key| wire.largest(key)).into_iter().max().unwrap_or(0)
     }
 
     /// Whether fragments of a flow were captured.
-    fn had_fragments(&self, flow: &Expected) -> bool {
+    fn has_fragments(&self, flow: &ExpectedFlow) -> bool {
         let (wire, keys) = self.wire_of(flow);
-        keys.into_iter().any(|key| wire.had_fragments(key))
+        keys.into_iter().any(|key| wire.has_fragments(key))
     }
 
-    /// The interface of a flow's host, and the flow's two directions there.
-    fn wire_of(&self, flow: &Expected) -> (&Wire, [Key; 2]) {
+    /// The capture on a flow's host, and the keys of the flow's two directions in it.
+    fn wire_of(&self, flow: &ExpectedFlow) -> (&Wire, [Key; 2]) {
         let wire = match flow.side {
             Side::Client => &self.client,
             Side::Server => self.server.as_ref().unwrap_or(&self.client),
         };
-        let Expected { transport, local, remote, .. } = *flow;
-        let sent = Key { way: Way::Out, transport, from: local, to: remote };
-        (wire, [sent, Key { way: Way::In, transport, from: remote, to: local }])
+        let ExpectedFlow { transport, local, remote, .. } = *flow;
+        let sent = Key { direction: Direction::Outbound, transport, from: local, to: remote };
+        (wire, [sent, Key { direction: Direction::Inbound, transport, from: remote, to: local }])
     }
 }
 
-/// How documents differ from the captures.
+/// A difference between documents and captures.
 #[derive(Debug)]
 pub(crate) struct Difference {
-    /// In words.
+    /// A message with all differences and the documents.
     pub(crate) text: String,
-    /// Whether only documents differ that lack samples, and say too little: that is what they say they do.
-    pub(crate) is_admitted: bool,
-    /// Whether any document of the flows says that samples were lost, also where its direction is unknown for that.
+    /// Whether all documents that differ are marked as lossy and count too little, as lost samples explain.
+    pub(crate) is_explained_by_loss: bool,
+    /// Whether any document of the flows is marked as lossy, including documents whose direction is unknown.
     pub(crate) is_lossy: bool,
 }
 
-/// Whether there is one document for each of the flows, and it says what was captured.
-pub(crate) fn compare(documents: &[Value], flows: &[Expected], captured: &Captured) -> Result<(), Difference> {
+/// Fails unless there is one document for each flow, with the captured packets and bytes.
+pub(crate) fn compare(documents: &[Value], flows: &[ExpectedFlow], captured: &Captured) -> Result<(), Difference> {
     let mut texts = Vec::new();
-    let mut is_admitted = true;
+    let mut is_explained_by_loss = true;
     for flow in flows {
         let found: Vec<_> = documents.iter().filter(|document| is_of(document, flow)).collect();
         if found.len() != flow.copies {
             texts.push(format!("{}: {} documents instead of {}", name(flow), found.len(), flow.copies));
-            is_admitted = false;
+            is_explained_by_loss = false;
         }
         for document in &found {
             let marks = marks(document);
-            for (text, too_little) in differing(document, flow, captured, &marks) {
-                // A loss elsewhere marks this one, too: it is not what makes the difference, unless nothing else does.
+            for Mismatch { text, counts_too_little } in mismatches(document, flow, captured, &marks) {
+                // A loss of other flows' samples marks this document, too, so it does not explain the difference.
                 let others: Vec<_> = marks.iter().copied().filter(|mark| *mark != LOST).collect();
-                let told = if others.is_empty() { text } else { format!("{text}, marked {}", others.join(" ")) };
-                texts.push(told);
-                is_admitted &= too_little && marks.contains(&LOST);
+                let text = if others.is_empty() { text } else { format!("{text}, marked {}", others.join(" ")) };
+                texts.push(text);
+                is_explained_by_loss &= counts_too_little && marks.contains(&LOST);
             }
         }
     }
@@ -85,126 +85,148 @@ pub(crate) fn compare(documents: &[Value], flows: &[Expected], captured: &Captur
     let is_related = |document: &&Value| flows.iter().any(|flow| is_related(document, flow));
     let related: Vec<_> = documents.iter().filter(is_related).collect();
     let is_lossy = related.iter().any(|document| is_lossy(document));
-    let shown: Vec<_> = related.iter().map(ToString::to_string).collect();
-    Err(Difference { text: format!("{}\nin\n{}", texts.join("\n"), shown.join("\n")), is_admitted, is_lossy })
+    let lines: Vec<_> = related.iter().map(ToString::to_string).collect();
+    Err(Difference { text: format!("{}\nin\n{}", texts.join("\n"), lines.join("\n")), is_explained_by_loss, is_lossy })
+}
+
+/// How much more a document counts than was captured; negative if it counts less.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct CountDifference {
+    pub(crate) packets: i128,
+    pub(crate) bytes: i128,
 }
 
 /// The documents of a flow.
-pub(crate) fn documents_of(documents: &[Value], flow: &Expected) -> Vec<Value> {
+pub(crate) fn documents_of(documents: &[Value], flow: &ExpectedFlow) -> Vec<Value> {
     documents.iter().filter(|document| is_of(document, flow)).cloned().collect()
 }
 
-/// Samples were lost, or probes missed.
+/// Samples were lost, or probes missed hits.
 pub(crate) const LOST: &str = "samples_lost";
 /// Packets had headers that could not be read.
 const UNREAD: &str = "headers_unread";
 /// Packets travelled as fragments.
 const FRAGMENTS: &str = "fragments";
-/// What counted as one datagram may have been several.
+/// A packet that counts as one datagram may have been several (UDP GSO or GRO).
 pub(crate) const SEGMENTS: &str = "datagram_segments";
-/// Merged segments may have had other headers.
+/// Segments merged by GRO may have had other TCP options.
 const MERGED: &str = "merged_segments";
-/// Data came when the socket was closed, perhaps several segments as one.
+/// Data arrived for a closed socket, perhaps in a GRO packet.
 const LATE: &str = "late_data";
-/// The most bytes of options that a TCP header has.
-pub(crate) const MOST_OPTIONS: u64 = 40;
-/// The most bytes of IPv6's header and TCP's.
-const MOST_HEADERS: i128 = 40 + 60;
-/// A datagram that is larger lies in memory as segments do: `SKB_MAX_ALLOC` of the kernel, four pages, less what is not data.
-const PIECES: u64 = 15_000;
+/// The largest size of TCP options, in bytes.
+pub(crate) const MAX_TCP_OPTIONS: u64 = 40;
+/// The largest size of the IPv6 and TCP headers, in bytes.
+const MAX_HEADERS: i128 = 40 + 60;
+/// The largest datagram without fragments of its `sk_buff`: the kernel's `SKB_MAX_ALLOC`, four pages, less overhead.
+/// The `sk_buff` of a larger one looks like that of a GSO packet.
+const MAX_LINEAR: u64 = 15_000;
 
-/// Why a document says it may not be exact.
+/// The reasons why a document may not be exact: `flow.inexact`.
 pub(crate) fn marks(document: &Value) -> Vec<&str> {
     document["flow"]["inexact"].as_array().into_iter().flatten().filter_map(Value::as_str).collect()
 }
 
-/// Whether a document says that something of its flow was not seen.
+/// Whether a document is marked as lossy.
 pub(crate) fn is_lossy(document: &Value) -> bool {
     marks(document).contains(&LOST)
 }
 
-/// Whether all documents that are wanted are there.
-pub(crate) fn are_there(documents: &[Value], flows: &[Expected]) -> bool {
+/// Whether all expected documents exist.
+pub(crate) fn all_exist(documents: &[Value], flows: &[ExpectedFlow]) -> bool {
     flows.iter().all(|flow| documents.iter().filter(|document| is_of(document, flow)).count() >= flow.copies)
 }
 
-/// Whether a difference is within what the marks allow: packets and bytes that a document has received more than were
-/// captured.
-pub(crate) fn is_within_bounds(marks: &[&str], captured: Count, (more, larger): (i128, i128)) -> bool {
+/// Whether a document's marks explain how its received packets and bytes differ from the captured ones.
+pub(crate) fn is_within_bounds(marks: &[&str], captured: Count, difference: CountDifference) -> bool {
+    let CountDifference { packets: more, bytes: larger } = difference;
     let packets = i128::from(captured.packets);
     let merged = marks.contains(&MERGED) && more == 0 && larger.abs() <= i128::from(bytes_off(marks, captured));
-    // Few segments arrive merged after the close, and only the headers of those are missing.
+    // Few segments arrive merged after the close, and only their headers are not counted.
     let few = (0..=packets / 10).contains(&-more);
-    merged || marks.contains(&LATE) && few && (0..=-more * MOST_HEADERS).contains(&-larger)
+    merged || marks.contains(&LATE) && few && (0..=-more * MAX_HEADERS).contains(&-larger)
 }
 
-/// How many bytes of so much that was received may be wrong. With the mark of merged segments their headers are
-/// estimated; the error is at most a header's options for each packet.
+/// The largest error of the received bytes that marks explain. The headers of merged segments are estimated: the error
+/// of each is at most the size of TCP options.
 pub(crate) fn bytes_off(marks: &[&str], received: Count) -> u64 {
-    if marks.contains(&MERGED) { MOST_OPTIONS * received.packets } else { 0 }
+    if marks.contains(&MERGED) { MAX_TCP_OPTIONS * received.packets } else { 0 }
 }
 
-/// The differences in words, each with whether the document says too little; and marks that it should not have.
-fn differing(document: &Value, flow: &Expected, captured: &Captured, marks: &[&str]) -> Vec<(String, bool)> {
+/// A mismatch between one document and the capture.
+struct Mismatch {
+    text: String,
+    /// Whether the document counts too little, as lost samples explain.
+    counts_too_little: bool,
+}
+
+impl Mismatch {
+    fn other(text: String) -> Self {
+        Self { text, counts_too_little: false }
+    }
+}
+
+/// The mismatches of one document. A mark without a reason is one, too.
+fn mismatches(document: &Value, flow: &ExpectedFlow, captured: &Captured, marks: &[&str]) -> Vec<Mismatch> {
     let (sent, received) = captured.of(flow);
     let (local, remote) = match flow.side {
         Side::Client => ("source", "destination"),
         Side::Server => ("destination", "source"),
     };
-    let mut differences = Vec::new();
+    let mut mismatches = Vec::new();
     let mut is_exact = true;
     if sent.packets + received.packets == 0 {
-        differences.push((format!("{}: the capture has seen nothing", name(flow)), false));
+        mismatches.push(Mismatch::other(format!("{}: nothing was captured", name(flow))));
     }
     for (what, end, captured) in [("sent", local, sent), ("received", remote, received)] {
         let difference = |what: &str, captured: u64| {
-            let said = document[end][what].as_u64().map_or(i128::MIN, i128::from);
-            said.saturating_sub(captured.into())
+            let reported = document[end][what].as_u64().map_or(i128::MIN, i128::from);
+            reported.saturating_sub(captured.into())
         };
         let (more, larger) = (difference("packets", captured.packets), difference("bytes", captured.bytes));
         is_exact &= (more, larger) == (0, 0);
-        let is_told = what == "received" && is_within_bounds(marks, captured, (more, larger));
-        if (more, larger) != (0, 0) && !is_told {
+        let difference = CountDifference { packets: more, bytes: larger };
+        let is_explained = what == "received" && is_within_bounds(marks, captured, difference);
+        if (more, larger) != (0, 0) && !is_explained {
             let (name, Count { packets, bytes }) = (name(flow), captured);
             let text = format!("{name} {what}: {more:+} packets, {larger:+} bytes (of {packets}, {bytes})");
-            differences.push((text, more <= 0 && larger <= 0));
+            mismatches.push(Mismatch { text, counts_too_little: more <= 0 && larger <= 0 });
         }
     }
     for (mark, is_right) in [
-        // What was missed elsewhere may have been this flow's, as far as anybody knows.
+        // A loss marks all open flows, because the lost samples could be of any of them.
         (LOST, true),
         (UNREAD, !is_exact),
-        (FRAGMENTS, captured.had_fragments(flow)),
-        (SEGMENTS, flow.transport == Transport::Udp && (!is_exact || captured.largest(flow) > PIECES)),
+        (FRAGMENTS, captured.has_fragments(flow)),
+        (SEGMENTS, flow.transport == Transport::Udp && (!is_exact || captured.largest(flow) > MAX_LINEAR)),
         (MERGED, flow.transport == Transport::Tcp),
         (LATE, flow.transport == Transport::Tcp),
     ] {
         if marks.contains(&mark) && !is_right {
-            differences.push((format!("{}: {mark}, and yet it is exact", name(flow)), false));
+            mismatches.push(Mismatch::other(format!("{}: {mark}, but it is exact", name(flow))));
         }
     }
-    if captured.had_fragments(flow) && !marks.contains(&FRAGMENTS) {
-        differences.push((format!("{}: its fragments are not told", name(flow)), false));
+    if captured.has_fragments(flow) && !marks.contains(&FRAGMENTS) {
+        mismatches.push(Mismatch::other(format!("{}: fragments were captured, but there is no mark", name(flow))));
     }
     for path in ["/flow/final", "/flow/complete"] {
         if document.pointer(path) != Some(&Value::Bool(true)) {
-            differences.push((format!("{}: {path} is not true", name(flow)), false));
+            mismatches.push(Mismatch::other(format!("{}: {path} is not true", name(flow))));
         }
     }
-    differences
+    mismatches
 }
 
 /// `client's` or `server's`.
-fn name(flow: &Expected) -> &'static str {
+fn name(flow: &ExpectedFlow) -> &'static str {
     match flow.side {
         Side::Client => "client's",
         Side::Server => "server's",
     }
 }
 
-/// Whether a document is about a flow. On a host that talks to itself both ends' documents have the same addresses,
-/// and differ in their direction.
-fn is_of(document: &Value, flow: &Expected) -> bool {
+/// Whether a document is about a flow. On loopback, the documents of both ends have the same addresses and differ in
+/// their direction.
+fn is_of(document: &Value, flow: &ExpectedFlow) -> bool {
     let (client, server, direction) = match flow.side {
         Side::Client => (flow.local, flow.remote, "egress"),
         Side::Server => (flow.remote, flow.local, "ingress"),
@@ -212,8 +234,8 @@ fn is_of(document: &Value, flow: &Expected) -> bool {
     is_between(document, client, server, flow.transport) && document["network"]["direction"] == direction
 }
 
-/// Whether a document has anything to do with a flow.
-fn is_related(document: &Value, flow: &Expected) -> bool {
+/// Whether a document has the ports of a flow, in any order.
+fn is_related(document: &Value, flow: &ExpectedFlow) -> bool {
     let ends = [end(document, "source"), end(document, "destination")];
     let ports = ends.map(|end| end.map(|end| end.port()));
     [flow.local, flow.remote].iter().all(|end| ports.contains(&Some(end.port())))
@@ -234,7 +256,7 @@ mod tests {
     use etherparse::PacketBuilder;
     use serde_json::json;
 
-    use super::super::stage::both;
+    use super::super::testbed::both;
     use super::super::wire::Segments;
     use super::*;
 
@@ -243,8 +265,8 @@ mod tests {
         let mut packet = Vec::new();
         PacketBuilder::ipv4([127, 0, 0, 1], [127, 0, 0, 1], 64).udp(9, 53).write(&mut packet, &[0; 100]).unwrap();
         let mut wire = Wire::default();
-        wire.add(Way::Out, &packet, Segments::One).unwrap();
-        wire.add(Way::In, &packet, Segments::One).unwrap();
+        wire.add(Direction::Outbound, &packet, Segments::One).unwrap();
+        wire.add(Direction::Inbound, &packet, Segments::One).unwrap();
         Captured { client: wire, server: None }
     }
 
@@ -268,46 +290,50 @@ mod tests {
     }
 
     #[test]
-    fn each_difference_is_told() {
-        let told = |documents: &[Value]| compared(documents).unwrap_err().text;
+    fn each_difference_is_reported() {
+        let message = |documents: &[Value]| compared(documents).unwrap_err().text;
         let right = document("egress", 1, 128);
-        let few = told(&[right.clone(), document("ingress", 0, 100)]);
+        let few = message(&[right.clone(), document("ingress", 0, 100)]);
         assert!(few.starts_with("server's received: -1 packets, -28 bytes (of 1, 128)\n"), "{few}");
-        let missing = told(std::slice::from_ref(&right));
+        let missing = message(std::slice::from_ref(&right));
         assert!(missing.starts_with("server's: 0 documents instead of 1\n"), "{missing}");
-        let twice = told(&[right.clone(), right.clone(), document("ingress", 1, 128)]);
+        let twice = message(&[right.clone(), right.clone(), document("ingress", 1, 128)]);
         assert!(twice.starts_with("client's: 2 documents instead of 1\n"), "{twice}");
         let mut half = document("ingress", 1, 128);
         half["flow"]["complete"] = json!(false);
-        assert!(told(&[right, half]).starts_with("server's: /flow/complete is not true\n"));
+        assert!(message(&[right, half]).starts_with("server's: /flow/complete is not true\n"));
     }
 
     #[test]
     fn a_mark_must_have_its_reason() {
         let right = document("egress", 1, 128);
-        let told = |packets, bytes, mark: &str| {
+        let message = |packets, bytes, mark: &str| {
             let mut other = document("ingress", packets, bytes);
             other["flow"]["inexact"] = json!([mark]);
             compared(&[right.clone(), other]).err().map(|difference| difference.text.lines().next().unwrap().to_owned())
         };
-        assert_eq!(told(1, 128, "samples_lost"), None);
+        assert_eq!(message(1, 128, "samples_lost"), None);
         for mark in ["headers_unread", "fragments", "datagram_segments", "merged_segments"] {
-            assert_eq!(told(1, 128, mark), Some(format!("server's: {mark}, and yet it is exact, marked {mark}")));
+            assert_eq!(message(1, 128, mark), Some(format!("server's: {mark}, but it is exact, marked {mark}")));
         }
         let short = "server's received: -1 packets, -128 bytes (of 1, 128), marked datagram_segments";
-        assert_eq!(told(0, 0, "datagram_segments"), Some(short.to_owned()));
+        assert_eq!(message(0, 0, "datagram_segments"), Some(short.to_owned()));
     }
 
     #[test]
-    fn a_document_that_lacks_samples_may_say_too_little() {
+    fn a_lossy_document_may_count_too_little() {
         let right = document("egress", 1, 128);
-        let is_admitted = |packets, bytes, lossy| {
+        let is_explained_by_loss = |packets, bytes, lossy| {
             let mut other = document("ingress", packets, bytes);
             other["flow"]["inexact"] = if lossy { json!(["samples_lost"]) } else { json!(null) };
-            compared(&[right.clone(), other]).unwrap_err().is_admitted
+            compared(&[right.clone(), other]).unwrap_err().is_explained_by_loss
         };
-        assert!(is_admitted(0, 0, true) && is_admitted(1, 127, true));
-        assert!(!is_admitted(0, 0, false) && !is_admitted(2, 200, true) && !is_admitted(0, 129, true));
+        assert!(is_explained_by_loss(0, 0, true) && is_explained_by_loss(1, 127, true));
+        assert!(
+            !is_explained_by_loss(0, 0, false)
+                && !is_explained_by_loss(2, 200, true)
+                && !is_explained_by_loss(0, 129, true)
+        );
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Outgoing packets that this host drops do not count as sent, whatever drops them.
 //!
-//! The oracle is the capture, which shows what has left the client's interface. It is compared with the client's flow,
-//! even if the capture has no packets of it at all.
+//! A capture on the client's interface shows which packets were sent. The client's flow must have these packets, even
+//! if there are none.
 
 use std::error::Error;
 use std::fmt;
@@ -18,16 +18,16 @@ use serde_json::Value;
 
 use super::compare::{documents_of, is_lossy};
 use super::link::{Conditions, Family, Routed};
-use super::sniffer::{Learn, Sniffer};
-use super::stage::{Expected, Side, Stage, of_client};
-use super::wire::{Count, Key, Transport, Way, Wire};
+use super::sniffer::{SegmentInfo, Sniffer};
+use super::testbed::{ExpectedFlow, Side, Testbed, of_client};
+use super::wire::{Count, Direction, Key, Transport, Wire};
 use crate::helpers::document::{end, number};
-use crate::helpers::netlink::{Faults, degrade};
+use crate::helpers::netlink::{Faults, set_netem};
 use crate::helpers::nft::nft;
-use crate::helpers::patience::until_within;
 use crate::helpers::socktrail::Socktrail;
+use crate::helpers::wait::wait_until_within;
 
-/// The packet filter's rules: for each hook, the ports whose packets it drops.
+/// nftables rules: for each hook, the ports whose packets it drops.
 const RULES: &str = "
     table inet test {
         chain output {
@@ -53,33 +53,33 @@ const RULES: &str = "
     }
 ";
 
-/// How many datagrams a scenario sends.
+/// The number of datagrams that a case sends.
 pub(super) const SENT: u64 = 6;
 
-/// How long the kernel waits for a neighbour before it drops packets to it, and some more.
-const NEIGHBOUR: Duration = Duration::from_secs(5);
+/// Longer than the kernel waits for a neighbour's answer before it drops packets to it.
+const NEIGHBOUR_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A flow that must be there, and how many of its packets must have been dropped.
-pub(super) struct Case {
+/// A flow, and how many of its packets were dropped.
+pub(super) struct DropCase {
     what: &'static str,
-    flow: Expected,
+    flow: ExpectedFlow,
     dropped: Dropped,
-    /// Whether it may be marked `dropped_locally`.
+    /// Whether its document may be marked `dropped_locally`.
     may_be_marked: bool,
-    /// Whether there need not be a document.
+    /// Whether its document may be missing.
     may_be_unreported: bool,
 }
 
-/// How many packets were dropped.
+/// The number of dropped packets.
 pub(super) enum Dropped {
     Exactly(u64),
     AtLeast(u64),
-    /// Of so many, all that were not captured; one at least.
+    /// All of this number that were not captured, at least one.
     AllBut(u64),
 }
 
-impl Case {
-    pub(super) fn new(what: &'static str, flow: Expected, dropped: Dropped) -> Self {
+impl DropCase {
+    pub(super) fn new(what: &'static str, flow: ExpectedFlow, dropped: Dropped) -> Self {
         Self { what, flow, dropped, may_be_marked: false, may_be_unreported: false }
     }
 
@@ -87,17 +87,17 @@ impl Case {
         Self { may_be_marked: true, ..self }
     }
 
-    /// For flows that may never send a packet.
+    /// For a flow that may never send a packet.
     pub(super) fn or_unreported(self) -> Self {
         Self { may_be_unreported: true, ..self }
     }
 
-    /// What differs from the capture, in words.
+    /// The differences between the document and the capture.
     fn differences(&self, documents: &[Value], wire: &Wire) -> Result<Vec<String>> {
-        let Expected { transport, local, remote, .. } = self.flow;
-        let wanted = wire.of(Key { way: Way::Out, transport, from: local, to: remote });
+        let ExpectedFlow { transport, local, remote, .. } = self.flow;
+        let captured = wire.of(Key { direction: Direction::Outbound, transport, from: local, to: remote });
         let of_flow = documents_of(documents, &self.flow);
-        if of_flow.is_empty() && self.may_be_unreported && wanted.packets == 0 {
+        if of_flow.is_empty() && self.may_be_unreported && captured.packets == 0 {
             return Ok(Vec::new());
         }
         let [document] = &of_flow[..] else {
@@ -112,73 +112,79 @@ impl Case {
         };
         let sender = if self.flow.side == Side::Client { "source" } else { "destination" };
         let counted = |what: &str| number(document, &format!("/{sender}/{what}"));
-        let said = Count { packets: counted("packets")?, bytes: counted("bytes")? };
+        let reported = Count { packets: counted("packets")?, bytes: counted("bytes")? };
         let dropped = document.pointer("/flow/dropped/packets").and_then(Value::as_u64).unwrap_or(0);
         let is_wrong = match self.dropped {
             Dropped::Exactly(count) => dropped != count,
             Dropped::AtLeast(count) => dropped < count,
-            Dropped::AllBut(sent) => dropped == 0 || dropped + wanted.packets != sent,
+            Dropped::AllBut(sent) => dropped == 0 || dropped + captured.packets != sent,
         };
         let mut marks = document["flow"]["inexact"].as_array().into_iter().flatten();
         let is_marked = marks.any(|mark| mark == "dropped_locally");
-        let is_told = is_marked && self.may_be_marked;
+        let is_excused = is_marked && self.may_be_marked;
         let mut differences = Vec::new();
-        if said != wanted && !is_told {
-            differences.push(format!("{}: {said:?}, not {wanted:?}: {document}", self.what));
+        if reported != captured && !is_excused {
+            differences.push(format!("{}: {reported:?}, not {captured:?}: {document}", self.what));
         }
-        if is_wrong && !is_told {
+        if is_wrong && !is_excused {
             differences.push(format!("{}: {dropped} packets were dropped: {document}", self.what));
         }
         if is_marked && !self.may_be_marked {
-            differences.push(format!("{}: it is marked: {document}", self.what));
+            differences.push(format!("{}: marked dropped_locally: {document}", self.what));
         }
         Ok(differences)
     }
 }
 
-/// A network whose client drops packets.
-pub(super) struct Scene {
+/// A network whose client drops packets, a monitor, and a capture on the client's interface.
+pub(super) struct DropTest {
     pub(super) network: Routed,
-    watch: Socktrail,
+    monitor: Socktrail,
     sniffer: Sniffer,
 }
 
-impl Scene {
+impl DropTest {
     pub(super) fn new(conditions: Conditions) -> Result<Self> {
-        let network = Routed::new()?;
-        network.set(conditions)?;
-        let watch = Socktrail::flows(&["--flow-termination-timeout", "5s", "--ring-size-exponent", "10"])?;
-        let sniffer = Sniffer::start(&network.link.client, Learn::FromKernel)?;
-        Ok(Self { network, watch, sniffer })
+        Self::with(conditions, &[])
     }
 
-    /// Captures what passes another of the client's interfaces, from now on.
+    /// Starts the monitor with more options.
+    pub(super) fn with(conditions: Conditions, options: &[&str]) -> Result<Self> {
+        let network = Routed::new()?;
+        network.set(conditions)?;
+        let options = [&["--flow-termination-timeout", "5s", "--ring-size-exponent", "10"], options].concat();
+        let monitor = Socktrail::flows(&options)?;
+        let sniffer = Sniffer::start(&network.link.client, SegmentInfo::FromKernel)?;
+        Ok(Self { network, monitor, sniffer })
+    }
+
+    /// Captures on another interface of the client instead.
     pub(super) fn capture_instead(&mut self, interface: &str) -> Result<()> {
-        self.sniffer = Sniffer::inside(&self.network.link.client.netns, interface, Learn::FromKernel)?;
+        self.sniffer = Sniffer::inside(&self.network.link.client.netns, interface, SegmentInfo::FromKernel)?;
         Ok(())
     }
 
-    pub(super) fn stage(&self, family: Family) -> Stage<'_> {
-        Stage { link: &self.network.link, family }
+    pub(super) fn testbed(&self, family: Family) -> Testbed<'_> {
+        Testbed { link: &self.network.link, family }
     }
 
-    /// Gives the client a set of rules.
+    /// Loads nftables rules on the client.
     pub(super) fn filter(&self, rules: &str) -> Result<()> {
         self.network.link.client.run(|| nft(rules))
     }
 
-    /// Fails with all that differs, as [`Lossy`] if documents say that samples were lost.
-    pub(super) fn judge(self, cases: &[Case]) -> Result<()> {
-        let is_there = |documents: &[Value], case: &Case| !documents_of(documents, &case.flow).is_empty();
+    /// Fails with all differences; with [`Lossy`] if documents are marked as lossy.
+    pub(super) fn judge(self, cases: &[DropCase]) -> Result<()> {
+        let is_there = |documents: &[Value], case: &DropCase| !documents_of(documents, &case.flow).is_empty();
         let all_there =
             |documents: &[Value]| cases.iter().all(|case| case.may_be_unreported || is_there(documents, case));
-        until_within(Duration::from_secs(60), "all documents", || Ok(all_there(&self.watch.documents()?))).ok();
+        wait_until_within(Duration::from_secs(60), "all documents", || Ok(all_there(&self.monitor.documents()?))).ok();
         let wire = self.sniffer.stop()?;
-        let watched = self.watch.stop()?;
+        let output = self.monitor.stop()?;
         let differences: Vec<_> =
-            cases.iter().map(|case| case.differences(&watched.documents, &wire)).collect::<Result<_>>()?;
+            cases.iter().map(|case| case.differences(&output.documents, &wire)).collect::<Result<_>>()?;
         let differences = differences.concat();
-        if !differences.is_empty() && watched.documents.iter().any(is_lossy) {
+        if !differences.is_empty() && output.documents.iter().any(is_lossy) {
             return Err(Lossy(differences).into());
         }
         ensure!(differences.is_empty(), "{}", differences.join("\n"));
@@ -186,7 +192,7 @@ impl Scene {
     }
 }
 
-/// What differs where documents say that samples were lost.
+/// The differences of documents that are marked as lossy.
 #[derive(Debug)]
 pub(crate) struct Lossy(Vec<String>);
 
@@ -198,12 +204,12 @@ impl fmt::Display for Lossy {
 
 impl Error for Lossy {}
 
-/// How often a test is tried whose samples were lost.
-const TRIES: usize = 5;
+/// How often a test runs at most if samples are lost.
+const ATTEMPTS: usize = 5;
 
-/// Tries a test again if samples were lost: the kernel may miss hits of probes at any time, and documents then say so.
-pub(super) fn tried(test: fn() -> Result<()>) -> Result<()> {
-    for _ in 1..TRIES {
+/// Repeats a test if samples were lost: probes may miss hits at any time, and documents are then marked.
+pub(super) fn retry_if_lossy(test: fn() -> Result<()>) -> Result<()> {
+    for _ in 1..ATTEMPTS {
         match test() {
             Err(error) if error.is::<Lossy>() => {}
             result => return result,
@@ -213,18 +219,18 @@ pub(super) fn tried(test: fn() -> Result<()>) -> Result<()> {
 }
 
 pub(super) const CONDITIONS: Conditions =
-    Conditions { mtu: 1500, far_mtu: 1500, merged_out: true, merged_in: true, cut: false, faults: Faults::NONE };
+    Conditions { mtu: 1500, far_mtu: 1500, gso: true, gro: true, software_gso: false, faults: Faults::NONE };
 
-/// By each hook of a packet filter, for both transports and families.
+/// By nftables, in each hook, for both transports and IP versions.
 pub(crate) fn by_a_packet_filter() -> Result<()> {
-    let scene = Scene::new(CONDITIONS)?;
+    let test = DropTest::new(CONDITIONS)?;
     let mut cases = Vec::new();
     for family in [Family::V4, Family::V6] {
-        let stage = scene.stage(family);
-        let to = |port| SocketAddr::new(stage.ip(Side::Server), port);
-        let mut midway = stage.pair()?;
-        scene.filter(RULES)?;
-        scene.filter(&format!("add rule inet test output tcp dport {} drop", midway.client.peer_addr()?.port()))?;
+        let testbed = test.testbed(family);
+        let to = |port| SocketAddr::new(testbed.ip(Side::Server), port);
+        let mut midway = testbed.pair()?;
+        test.filter(RULES)?;
+        test.filter(&format!("add rule inet test output tcp dport {} drop", midway.client.peer_addr()?.port()))?;
         for (what, port, length, dropped) in [
             ("UDP, output drop", 5001, 300, SENT),
             ("UDP, larger than packets, output drop", 5001, 4000, SENT),
@@ -232,114 +238,116 @@ pub(crate) fn by_a_packet_filter() -> Result<()> {
             ("UDP, every second", 5006, 300, SENT / 2),
             ("UDP, postrouting drop", 5010, 300, SENT),
         ] {
-            cases.push(Case::new(what, datagrams(&stage, to(port), length)?, Dropped::Exactly(dropped)));
+            cases.push(DropCase::new(what, datagrams(&testbed, to(port), length)?, Dropped::Exactly(dropped)));
         }
         if family == Family::V4 {
-            let translated = datagrams(&stage, to(5011), 300)?;
-            cases.push(Case::new("UDP, translated, postrouting drop", translated, Dropped::Exactly(SENT)).or_marked());
+            let translated = datagrams(&testbed, to(5011), 300)?;
+            cases.push(
+                DropCase::new("UDP, translated, postrouting drop", translated, Dropped::Exactly(SENT)).or_marked(),
+            );
         }
-        cases.push(Case::new("TCP, output drop", connect(&stage, to(5003))?, Dropped::AtLeast(1)));
-        cases.push(Case::new("TCP, output reject", connect(&stage, to(5004))?, Dropped::AtLeast(1)));
+        cases.push(DropCase::new("TCP, output drop", connect(&testbed, to(5003))?, Dropped::AtLeast(1)));
+        cases.push(DropCase::new("TCP, output reject", connect(&testbed, to(5004))?, Dropped::AtLeast(1)));
         midway.client.write_all(&[0; 30_000])?;
         thread::sleep(Duration::from_secs(1));
-        cases.push(Case::new("TCP, midway", midway.flows[0], Dropped::AtLeast(1)).or_marked());
-        scene.filter("flush ruleset")?;
-        // It continues when the rules are gone.
+        cases.push(DropCase::new("TCP, established", midway.flows[0], Dropped::AtLeast(1)).or_marked());
+        test.filter("flush ruleset")?;
+        // The connection continues without the rules.
         midway.client.shutdown(Shutdown::Write)?;
         midway.server.read_to_end(&mut Vec::new())?;
         drop(midway.server);
         midway.client.read_to_end(&mut Vec::new())?;
     }
-    scene.judge(&cases)
+    test.judge(&cases)
 }
 
-/// Drops a share of the packets, each of which carries several segments.
+/// A share of the packets, most of which are GSO packets.
 pub(crate) fn now_and_then() -> Result<()> {
-    let scene = Scene::new(CONDITIONS)?;
+    let test = DropTest::new(CONDITIONS)?;
     let mut cases = Vec::new();
     for family in [Family::V4, Family::V6] {
-        let stage = scene.stage(family);
-        scene.filter(RULES)?;
-        cases.push(Case::new("TCP, a share of it", bulk(&stage, 4_000_000)?, Dropped::AtLeast(1)).or_marked());
-        scene.filter("flush ruleset")?;
+        let testbed = test.testbed(family);
+        test.filter(RULES)?;
+        cases.push(DropCase::new("TCP, a share of it", bulk(&testbed, 4_000_000)?, Dropped::AtLeast(1)).or_marked());
+        test.filter("flush ruleset")?;
     }
-    scene.judge(&cases)
+    test.judge(&cases)
 }
 
-/// Drops after netfilter: by a queue, and because no neighbour answers for an address.
-pub(crate) fn by_a_queue_or_for_want_of_a_neighbour() -> Result<()> {
-    let scene = Scene::new(CONDITIONS)?;
+/// After netfilter: by a queue, and because no neighbour has the address.
+pub(crate) fn by_a_queue_or_without_a_neighbour() -> Result<()> {
+    let test = DropTest::new(CONDITIONS)?;
     let mut cases = Vec::new();
-    let nobody: [IpAddr; 2] =
+    let absent: [IpAddr; 2] =
         [Ipv4Addr::new(10, 9, 1, 77).into(), Ipv6Addr::new(0xfd09, 1, 0, 0, 0, 0, 0, 0x77).into()];
-    for (family, nobody) in [Family::V4, Family::V6].into_iter().zip(nobody) {
-        let stage = scene.stage(family);
-        let to = SocketAddr::new(nobody, 5001);
-        cases.push(Case::new("UDP, no neighbour", datagrams(&stage, to, 300)?, Dropped::Exactly(SENT)));
+    for (family, absent) in [Family::V4, Family::V6].into_iter().zip(absent) {
+        let testbed = test.testbed(family);
+        let to = SocketAddr::new(absent, 5001);
+        cases.push(DropCase::new("UDP, no neighbour", datagrams(&testbed, to, 300)?, Dropped::Exactly(SENT)));
     }
-    thread::sleep(NEIGHBOUR);
+    thread::sleep(NEIGHBOUR_TIMEOUT);
     for family in [Family::V4, Family::V6] {
-        scene.stage(family).pair()?; // so that the router's link address is known
+        test.testbed(family).pair()?; // so that the router's link address is known
     }
-    let client = &scene.network.link.client;
-    client.run(|| degrade(&client.interface, Faults { loss: 1.0, ..Faults::NONE }))?;
+    let client = &test.network.link.client;
+    client.run(|| set_netem(&client.interface, Faults { loss: 1.0, ..Faults::NONE }))?;
     for family in [Family::V4, Family::V6] {
-        let stage = scene.stage(family);
+        let testbed = test.testbed(family);
         for (what, length) in [("UDP, queue", 300), ("UDP, larger than packets, queue", 4000)] {
-            let to = SocketAddr::new(stage.ip(Side::Server), 5001);
+            let to = SocketAddr::new(testbed.ip(Side::Server), 5001);
             let dropped = if length > 1500 { 3 * SENT } else { SENT };
-            cases.push(Case::new(what, datagrams(&stage, to, length)?, Dropped::Exactly(dropped)).or_marked());
+            cases.push(DropCase::new(what, datagrams(&testbed, to, length)?, Dropped::Exactly(dropped)).or_marked());
         }
-        let to = SocketAddr::new(stage.ip(Side::Server), 5003);
-        cases.push(Case::new("TCP, queue", connect(&stage, to)?, Dropped::AtLeast(1)));
+        let to = SocketAddr::new(testbed.ip(Side::Server), 5003);
+        cases.push(DropCase::new("TCP, queue", connect(&testbed, to)?, Dropped::AtLeast(1)));
     }
-    client.run(|| degrade(&client.interface, Faults::NONE))?;
-    scene.judge(&cases)
+    client.run(|| set_netem(&client.interface, Faults::NONE))?;
+    test.judge(&cases)
 }
 
-/// A client's datagrams, whether or not the kernel takes them.
-pub(super) fn datagrams(stage: &Stage<'_>, to: SocketAddr, length: usize) -> Result<Expected> {
-    send(stage, to, length, SENT)
+/// Sends [`SENT`] datagrams from the client. The kernel may refuse to send them.
+pub(super) fn datagrams(testbed: &Testbed<'_>, to: SocketAddr, length: usize) -> Result<ExpectedFlow> {
+    send(testbed, to, length, SENT)
 }
 
-/// So many datagrams of a client.
-pub(super) fn send(stage: &Stage<'_>, to: SocketAddr, length: usize, count: u64) -> Result<Expected> {
-    let socket = stage.udp(Side::Client)?;
+/// Sends `count` datagrams from the client.
+pub(super) fn send(testbed: &Testbed<'_>, to: SocketAddr, length: usize, count: u64) -> Result<ExpectedFlow> {
+    let socket = testbed.udp(Side::Client)?;
     for _ in 0..count {
         socket.send_to(&vec![0; length], to).ok();
     }
     Ok(of_client(Transport::Udp, socket.local_addr()?, to))
 }
 
-/// A connection that is never established.
-pub(super) fn connect(stage: &Stage<'_>, to: SocketAddr) -> Result<Expected> {
-    stage.host(Side::Client).run(|| {
+/// Starts a connection that is never established.
+pub(super) fn connect(testbed: &Testbed<'_>, to: SocketAddr) -> Result<ExpectedFlow> {
+    testbed.host(Side::Client).run(|| {
         let stream = begin(to)?;
         let here = stream.local_addr()?;
-        // Time for a second attempt.
+        // The kernel sends a second SYN.
         thread::sleep(Duration::from_millis(1500));
         Ok(of_client(Transport::Tcp, here, to))
     })
 }
 
-/// A connection that is on its way.
+/// Starts a nonblocking connect.
 pub(super) fn begin(to: SocketAddr) -> Result<TcpStream> {
     let family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let socket = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)?;
     let begun = nix::sys::socket::connect(socket.as_raw_fd(), &SockaddrStorage::from(to));
-    ensure!(begun == Err(Errno::EINPROGRESS), "the connect is not under way: {begun:?}");
+    ensure!(begun == Err(Errno::EINPROGRESS), "the connect is not under direction: {begun:?}");
     Ok(TcpStream::from(socket))
 }
 
-/// Sends much over a connection to the port for which rules drop a share of the packets.
-pub(super) fn bulk(stage: &Stage<'_>, bytes: usize) -> Result<Expected> {
-    let to = SocketAddr::new(stage.ip(Side::Server), 5005);
-    let listener = stage.host(Side::Server).run(|| TcpListener::bind(to).context("listen"))?;
+/// Sends `bytes` bytes over a connection to the port whose packets rules drop in part.
+pub(super) fn bulk(testbed: &Testbed<'_>, bytes: usize) -> Result<ExpectedFlow> {
+    let to = SocketAddr::new(testbed.ip(Side::Server), 5005);
+    let listener = testbed.host(Side::Server).run(|| TcpListener::bind(to).context("listen"))?;
     let reader = thread::spawn(move || -> Result<usize> {
         let mut all = Vec::new();
         Ok(listener.accept()?.0.read_to_end(&mut all)?)
     });
-    let mut client = stage.connect(to)?;
+    let mut client = testbed.connect(to)?;
     let flow = of_client(Transport::Tcp, client.local_addr()?, to);
     client.write_all(&vec![0; bytes])?;
     client.shutdown(Shutdown::Write)?;

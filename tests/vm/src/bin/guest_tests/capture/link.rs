@@ -1,4 +1,4 @@
-//! The networks that traffic goes over: loopback, and two hosts with a router between them.
+//! The networks of the tests: loopback, and two hosts with a router between them.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::Command;
@@ -6,28 +6,28 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::helpers::netlink::{Faults, degrade, limit_segments, veth_pair};
+use crate::helpers::netlink::{Faults, set_gso_max_segs, set_netem, veth_pair};
 use crate::helpers::netns::Netns;
 use crate::helpers::sys::ethtool;
 
-/// A host's end of a network.
+/// A host: a network namespace with one interface.
 #[derive(Debug, Clone)]
 pub(crate) struct Host {
     pub(crate) netns: Arc<Netns>,
-    /// The interface that all of its traffic passes.
+    /// The interface of all of its traffic.
     pub(crate) interface: String,
     v4: Ipv4Addr,
     v6: Ipv6Addr,
 }
 
 impl Host {
-    /// Gives its interface another address.
+    /// Adds an address to its interface.
     pub(crate) fn add_address(&self, address: IpAddr) -> Result<()> {
         let length = if address.is_ipv4() { 24 } else { 64 };
         ip(&self.netns, &format!("addr add {address}/{length} dev {}", self.interface))
     }
 
-    /// Does something on this host.
+    /// Runs `work` in its network namespace.
     pub(crate) fn run<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         self.netns.run(work)
     }
@@ -40,36 +40,36 @@ impl Host {
         }
     }
 
-    /// Brings its interface into a state. Faults are the network's between hosts.
+    /// Sets the conditions of its interface, without faults: the router makes those.
     pub(crate) fn set(&self, conditions: Conditions) -> Result<()> {
         set(&self.netns, &self.interface, conditions)
     }
 }
 
-/// The state of a network.
+/// The conditions of a network.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Conditions {
-    /// The largest packet.
+    /// The MTU.
     pub(crate) mtu: u32,
-    /// The same behind the router, where the server is.
+    /// The MTU of the server's side of the router.
     pub(crate) far_mtu: u32,
-    /// Whether interfaces take several packets as one.
-    pub(crate) merged_out: bool,
-    /// Whether interfaces give several packets as one, that came one by one.
-    pub(crate) merged_in: bool,
-    /// Whether what is several packets is cut before it reaches an interface that would take it as one.
-    pub(crate) cut: bool,
+    /// Whether interfaces accept GSO packets, and compute checksums.
+    pub(crate) gso: bool,
+    /// Whether interfaces merge received packets (GRO).
+    pub(crate) gro: bool,
+    /// Whether the kernel segments GSO packets before they reach an interface with GSO (`gso_max_segs` is 1).
+    pub(crate) software_gso: bool,
     pub(crate) faults: Faults,
 }
 
-/// An Internet Protocol.
+/// A version of the Internet Protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Family {
     V4,
     V6,
 }
 
-/// A client's and a server's host, which may be one.
+/// The client's and the server's host, which may be the same.
 #[derive(Debug, Clone)]
 pub(crate) struct Link {
     pub(crate) client: Host,
@@ -110,29 +110,29 @@ impl Routed {
         Ok(Self { link: Link { client, server }, router })
     }
 
-    /// From now on the router takes packets and gives them to nobody.
+    /// Makes the router drop all IPv4 packets.
     pub(crate) fn stop_forwarding(&self) -> Result<()> {
         self.router.set("ipv4/ip_forward", "0")
     }
 
-    /// Brings all interfaces into a state.
+    /// Sets the conditions of all interfaces.
     pub(crate) fn set(&self, conditions: Conditions) -> Result<()> {
         let far = Conditions { mtu: conditions.far_mtu, ..conditions };
         self.link.client.set(conditions)?;
         self.link.server.set(far)?;
         for (interface, conditions) in [(TO_CLIENT, conditions), (TO_SERVER, far)] {
             set(&self.router, interface, conditions)?;
-            self.router.run(|| degrade(interface, conditions.faults))?;
+            self.router.run(|| set_netem(interface, conditions.faults))?;
         }
         Ok(())
     }
 }
 
-/// A new host, behind the router's interface `peer`, on network `number`.
+/// Makes a host on network `number`, connected to the router's interface `peer`.
 fn host(router: &Netns, peer: &str, number: u8) -> Result<Host> {
     let netns = Arc::new(Netns::new()?);
     for netns in [&*netns, router] {
-        // So that addresses can be used at once.
+        // Without duplicate address detection, addresses can be used at once.
         netns.set("ipv6/conf/default/accept_dad", "0")?;
     }
     let interface = "veth".to_owned();
@@ -149,34 +149,34 @@ fn host(router: &Netns, peer: &str, number: u8) -> Result<Host> {
     Ok(Host { netns, interface, v4: Ipv4Addr::new(10, 9, number, 2), v6 })
 }
 
-/// Loopback can only be kept from segmentation, pairs of interfaces from computing checksums too.
+/// Sets the conditions of an interface. On loopback, only TCP segmentation and GRO can be switched off.
 pub(crate) fn set(netns: &Netns, interface: &str, conditions: Conditions) -> Result<()> {
     /// `ETHTOOL_STXCSUM`, `ETHTOOL_STSO`, `ETHTOOL_SGSO`, `ETHTOOL_SGRO` of `linux/ethtool.h`.
     const CHECKSUMS: u32 = 0x17;
     const TCP_SEGMENTATION: u32 = 0x1f;
     const SEGMENTATION: u32 = 0x24;
     const RECEIVING: u32 = 0x2c;
-    let Conditions { mtu, merged_out, merged_in, cut, .. } = conditions;
+    let Conditions { mtu, gso, gro, software_gso, .. } = conditions;
     ip(netns, &format!("link set {interface} mtu {mtu}"))?;
     netns.run(|| {
         if interface != "lo" {
-            ethtool(interface, CHECKSUMS, merged_out.into())?;
-            ethtool(interface, SEGMENTATION, merged_out.into())?;
+            ethtool(interface, CHECKSUMS, gso.into())?;
+            ethtool(interface, SEGMENTATION, gso.into())?;
         }
-        ethtool(interface, TCP_SEGMENTATION, merged_out.into())?;
-        ethtool(interface, RECEIVING, merged_in.into())?;
-        limit_segments(interface, if cut { 1 } else { 65_535 })
+        ethtool(interface, TCP_SEGMENTATION, gso.into())?;
+        ethtool(interface, RECEIVING, gro.into())?;
+        set_gso_max_segs(interface, if software_gso { 1 } else { 65_535 })
     })
 }
 
-/// busybox's `ip` in a namespace.
+/// Runs busybox's `ip` in a namespace.
 pub(crate) fn ip(netns: &Netns, arguments: &str) -> Result<()> {
     netns.run(|| run(Command::new("ip").args(arguments.split(' '))))
 }
 
 fn run(command: &mut Command) -> Result<()> {
     let output = command.output().with_context(|| format!("start {command:?}"))?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{command:?} ended with {}: {said}", output.status);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{command:?} ended with {}: {stderr}", output.status);
     Ok(())
 }

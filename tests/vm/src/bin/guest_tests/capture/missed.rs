@@ -1,64 +1,63 @@
-//! What every probe has seen is not said to be lossy.
+//! A flow is not marked as lossy if no probe missed a hit.
 
 use std::thread;
 
 use anyhow::{Result, bail, ensure};
 use serde_json::Value;
 
-use super::compare::{are_there, documents_of, is_lossy};
+use super::compare::{all_exist, documents_of, is_lossy};
 use super::link::Family;
-use super::phases::{HASTY, Networks, Scenario};
-use super::play::DOCUMENTS;
-use super::stage::Stage;
+use super::phases::{Networks, Scenario, TIMER_DRIVEN};
+use super::runner::DOCUMENTS;
+use super::testbed::Testbed;
 use super::udp;
-use crate::helpers::patience::until_within;
 use crate::helpers::socktrail::Socktrail;
 use crate::helpers::tracefs::Tracefs;
+use crate::helpers::wait::wait_until_within;
 
-/// How often to try to have no probe missed: a timer's interrupt may come while another probe is being handled.
+/// The number of attempts without a missed hit. A timer interrupt may come while another probe is handled.
 const ATTEMPTS: usize = 10;
 
-/// A flow is not lossy when nothing was missed.
-pub(crate) fn what_was_seen_is_not_lossy() -> Result<()> {
-    let setting = Setting::new()?;
+pub(crate) fn flows_are_not_lossy_without_missed_hits() -> Result<()> {
+    let fixture = Fixture::new()?;
     for _ in 0..ATTEMPTS {
-        let Played { missed, documents } = setting.play(udp::connected)?;
+        let ScenarioResult { missed, documents } = fixture.run(udp::connected)?;
         if missed == 0 {
-            ensure!(!documents.iter().any(is_lossy), "nothing was missed, and yet: {documents:#?}");
+            ensure!(!documents.iter().any(is_lossy), "no hit was missed, but a document is marked: {documents:#?}");
             return Ok(());
         }
     }
-    bail!("probes were missed in each of {ATTEMPTS} attempts")
+    bail!("probes missed hits in each of {ATTEMPTS} attempts")
 }
 
-struct Setting {
+struct Fixture {
     networks: Networks,
     tracefs: Tracefs,
-    watch: Socktrail,
+    monitor: Socktrail,
 }
 
-struct Played {
-    /// How often a probe was missed meanwhile.
+struct ScenarioResult {
+    /// Hits that probes missed while the scenario ran.
     missed: u64,
     documents: Vec<Value>,
 }
 
-impl Setting {
+impl Fixture {
     fn new() -> Result<Self> {
         let (networks, tracefs) = (Networks::new()?, Tracefs::mount()?);
-        let watch = Socktrail::flows(&["--flow-termination-timeout", "2s", "--ring-size-exponent", "10"])?;
-        Ok(Self { networks, tracefs, watch })
+        let monitor = Socktrail::flows(&["--flow-termination-timeout", "2s", "--ring-size-exponent", "10"])?;
+        Ok(Self { networks, tracefs, monitor })
     }
 
-    /// Plays a scenario and waits for its documents.
-    fn play(&self, scenario: Scenario) -> Result<Played> {
-        let link = self.networks.prepare(&HASTY)?;
+    /// Runs a scenario and waits for its documents.
+    fn run(&self, scenario: Scenario) -> Result<ScenarioResult> {
+        let link = self.networks.prepare(&TIMER_DRIVEN)?;
         let before = self.tracefs.missed()?;
-        let flows = scenario(&Stage { link, family: Family::V4 })?;
-        thread::sleep(HASTY.last_packets());
-        until_within(DOCUMENTS, "the documents", || Ok(are_there(&self.watch.documents()?, &flows)))?;
-        let all = self.watch.documents()?;
-        Ok(Played {
+        let flows = scenario(&Testbed { link, family: Family::V4 })?;
+        thread::sleep(TIMER_DRIVEN.last_packets());
+        wait_until_within(DOCUMENTS, "the documents", || Ok(all_exist(&self.monitor.documents()?, &flows)))?;
+        let all = self.monitor.documents()?;
+        Ok(ScenarioResult {
             missed: self.tracefs.missed()? - before,
             documents: flows.iter().flat_map(|flow| documents_of(&all, flow)).collect(),
         })

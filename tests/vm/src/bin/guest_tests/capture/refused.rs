@@ -1,7 +1,7 @@
-//! Outgoing packets that a control group's program, IPsec's policy or a filter at the device refuses, and dropped
-//! answers of the kernel that have no socket.
+//! Outgoing packets that a cgroup's BPF program, an IPsec policy or netfilter's egress hook drops, and dropped packets
+//! that the kernel sends without a socket.
 //!
-//! The oracle is the same as in [dropped](super::dropped): a capture on the client's interface.
+//! As in [dropped](super::dropped), a capture on the client's interface shows which packets were sent.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -13,179 +13,184 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 
-use super::dropped::{CONDITIONS, Case, Dropped, SENT, Scene, begin, connect, datagrams};
+use super::dropped::{CONDITIONS, DropCase, DropTest, Dropped, SENT, begin, connect, datagrams};
 use super::link::Family;
-use super::stage::{Pair, Side, Stage, of_server};
+use super::testbed::{Pair, Side, Testbed, of_server};
 use super::wire::Transport;
-use crate::helpers::bpf::DropsAll;
+use crate::helpers::bpf::DropAll;
 use crate::helpers::cgroups::Hierarchy;
 use crate::helpers::ipsec::{Policies, Policy};
-use crate::helpers::netlink::{Faults, degrade};
-use crate::helpers::tc::{drop_every, remove_filters, take_filters};
+use crate::helpers::netlink::{Faults, set_netem};
+use crate::helpers::tc::{add_clsact, drop_every_nth, remove_clsact};
 
 const UDP: u8 = 17;
 const TCP: u8 = 6;
 
-/// Time for TCP to send something more than once.
+/// Long enough for TCP to retransmit.
 const RETRIES: Duration = Duration::from_secs(1);
 
-/// By a BPF program of the control group in which the sockets were made.
+/// By a BPF program of the cgroup in which the sockets were made.
 pub(crate) fn by_a_control_group() -> Result<()> {
     const GROUP: &str = "dropping";
-    let scene = Scene::new(CONDITIONS)?;
+    let test = DropTest::new(CONDITIONS)?;
     let groups = Hierarchy::v2()?;
     let group = groups.make(GROUP)?;
     groups.put(std::process::id(), GROUP)?;
-    let cases = [Family::V4, Family::V6].map(|family| in_a_control_group(&scene, family, &group));
+    let cases = [Family::V4, Family::V6].map(|family| in_a_control_group(&test, family, &group));
     groups.put(std::process::id(), "/")?;
-    let cases: Vec<Vec<Case>> = cases.into_iter().collect::<Result<_>>()?;
-    scene.judge(&cases.into_iter().flatten().collect::<Vec<_>>())
+    let cases: Vec<Vec<DropCase>> = cases.into_iter().collect::<Result<_>>()?;
+    test.judge(&cases.into_iter().flatten().collect::<Vec<_>>())
 }
 
-fn in_a_control_group(scene: &Scene, family: Family, group: &Path) -> Result<Vec<Case>> {
-    let stage = scene.stage(family);
-    let to = |port| SocketAddr::new(stage.ip(Side::Server), port);
-    let mut midway = stage.pair()?;
-    let drops = DropsAll::of(group)?;
+fn in_a_control_group(test: &DropTest, family: Family, group: &Path) -> Result<Vec<DropCase>> {
+    let testbed = test.testbed(family);
+    let to = |port| SocketAddr::new(testbed.ip(Side::Server), port);
+    let mut midway = testbed.pair()?;
+    let drops = DropAll::attach(group)?;
     let mut cases = Vec::new();
     for (what, length) in [("UDP, control group", 300), ("UDP, larger than packets, control group", 4000)] {
-        cases.push(Case::new(what, datagrams(&stage, to(5001), length)?, Dropped::Exactly(SENT)));
+        cases.push(DropCase::new(what, datagrams(&testbed, to(5001), length)?, Dropped::Exactly(SENT)));
     }
-    cases.push(Case::new("TCP, control group", connect(&stage, to(5003))?, Dropped::AtLeast(1)));
+    cases.push(DropCase::new("TCP, control group", connect(&testbed, to(5003))?, Dropped::AtLeast(1)));
     midway.client.write_all(&[0; 30_000])?;
     thread::sleep(RETRIES);
     drop(drops);
-    cases.push(Case::new("TCP, midway, control group", midway.flows[0], Dropped::AtLeast(1)).or_marked());
+    cases.push(DropCase::new("TCP, established, control group", midway.flows[0], Dropped::AtLeast(1)).or_marked());
     end(midway)?;
     Ok(cases)
 }
 
-/// By IPsec's policies: one that blocks, and one that nobody has keys for.
+/// By IPsec policies: one that blocks packets, and one without keys.
 pub(crate) fn by_ipsec() -> Result<()> {
-    let scene = Scene::new(CONDITIONS)?;
+    let test = DropTest::new(CONDITIONS)?;
     let mut cases = Vec::new();
     for family in [Family::V4, Family::V6] {
-        let stage = scene.stage(family);
-        let to = |port| SocketAddr::new(stage.ip(Side::Server), port);
-        let mut midway = stage.pair()?;
-        let policies = scene.network.link.client.run(Policies::new)?;
+        let testbed = test.testbed(family);
+        let to = |port| SocketAddr::new(testbed.ip(Side::Server), port);
+        let mut midway = testbed.pair()?;
+        let policies = test.network.link.client.run(Policies::new)?;
         policies.set(Policy::Block, UDP, to(5001))?;
         policies.set(Policy::Block, TCP, midway.client.peer_addr()?)?;
         policies.set(Policy::Encrypt, UDP, to(5002))?;
         policies.set(Policy::Encrypt, TCP, to(5004))?;
-        // These datagrams never become packets, so there need not be a document.
-        let blocked = datagrams(&stage, to(5001), 300)?;
-        cases.push(Case::new("UDP, blocked by IPsec", blocked, Dropped::Exactly(0)).or_unreported());
-        cases.push(Case::new("UDP, IPsec without keys", datagrams(&stage, to(5002), 300)?, Dropped::Exactly(SENT)));
-        cases.push(Case::new("TCP, IPsec without keys", connect(&stage, to(5004))?, Dropped::AtLeast(1)));
+        // These datagrams never become packets, so there may be no document.
+        let blocked = datagrams(&testbed, to(5001), 300)?;
+        cases.push(DropCase::new("UDP, blocked by IPsec", blocked, Dropped::Exactly(0)).or_unreported());
+        cases.push(DropCase::new(
+            "UDP, IPsec without keys",
+            datagrams(&testbed, to(5002), 300)?,
+            Dropped::Exactly(SENT),
+        ));
+        cases.push(DropCase::new("TCP, IPsec without keys", connect(&testbed, to(5004))?, Dropped::AtLeast(1)));
         midway.client.write_all(&[0; 3000])?;
         thread::sleep(RETRIES);
         drop(policies);
-        cases.push(Case::new("TCP, midway, blocked by IPsec", midway.flows[0], Dropped::AtLeast(0)).or_marked());
+        cases.push(
+            DropCase::new("TCP, established, blocked by IPsec", midway.flows[0], Dropped::AtLeast(0)).or_marked(),
+        );
         end(midway)?;
     }
-    scene.judge(&cases)
+    test.judge(&cases)
 }
 
-/// By a packet filter at the device, which kernels have since Linux 5.16. On others this checks nothing, and says so.
+/// By netfilter's egress hook (Linux 5.16). On older kernels this prints that it checks nothing.
 pub(crate) fn at_the_device() -> Result<()> {
-    if !has_hook()? {
-        writeln!(io::stdout(), "dropped_at_the_device checks nothing: this kernel has no hook there")?;
+    if !has_egress_hook()? {
+        writeln!(io::stdout(), "dropped_at_the_device checks nothing: this kernel has no egress hook")?;
         return Ok(());
     }
-    let scene = Scene::new(CONDITIONS)?;
-    let device = &scene.network.link.client.interface;
+    let test = DropTest::new(CONDITIONS)?;
+    let device = &test.network.link.client.interface;
     let rules = format!(
         "table netdev test {{ chain egress {{ type filter hook egress device {device} priority 0;
             udp dport 5001 drop
             tcp dport 5003 drop
         }}; }}"
     );
-    scene.filter(&rules)?;
+    test.filter(&rules)?;
     let mut cases = Vec::new();
     for family in [Family::V4, Family::V6] {
-        let stage = scene.stage(family);
-        stage.pair()?; // so that the router's link address is known
-        let to = |port| SocketAddr::new(stage.ip(Side::Server), port);
-        cases.push(Case::new("UDP, at the device", datagrams(&stage, to(5001), 300)?, Dropped::Exactly(SENT)));
-        cases.push(Case::new("TCP, at the device", connect(&stage, to(5003))?, Dropped::AtLeast(1)));
+        let testbed = test.testbed(family);
+        testbed.pair()?; // so that the router's link address is known
+        let to = |port| SocketAddr::new(testbed.ip(Side::Server), port);
+        cases.push(DropCase::new("UDP, at the device", datagrams(&testbed, to(5001), 300)?, Dropped::Exactly(SENT)));
+        cases.push(DropCase::new("TCP, at the device", connect(&testbed, to(5003))?, Dropped::AtLeast(1)));
     }
-    scene.judge(&cases)
+    test.judge(&cases)
 }
 
-/// Whether the kernel has netfilter's `egress` hook: since that release.
-fn has_hook() -> Result<bool> {
+/// Whether the kernel has netfilter's egress hook.
+fn has_egress_hook() -> Result<bool> {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
     let mut numbers = release.split('.').map(str::parse::<u32>);
     let version = numbers.next().transpose()?.zip(numbers.next().transpose()?);
     Ok(version >= Some((5, 16)))
 }
 
-/// Resets and answers in TIME_WAIT, which the kernel sends for connections without a socket: by a packet filter.
+/// Resets and answers in TIME_WAIT, which the kernel sends without a socket: dropped by nftables.
 pub(crate) fn without_a_socket() -> Result<()> {
-    let scene = Scene::new(CONDITIONS)?;
+    let test = DropTest::new(CONDITIONS)?;
     let mut cases = Vec::new();
     for family in [Family::V4, Family::V6] {
-        let pairs = answering(&scene.stage(family))?;
-        scene.filter("table inet test { chain output { type filter hook output priority 0; }; }")?;
+        let pairs = without_sockets(&test.testbed(family))?;
+        test.filter("table inet test { chain output { type filter hook output priority 0; }; }")?;
         for flow in pairs.iter().map(|pair| pair.flows[0]) {
-            scene.filter(&format!("add rule inet test output tcp dport {} drop", flow.remote.port()))?;
+            test.filter(&format!("add rule inet test output tcp dport {} drop", flow.remote.port()))?;
         }
-        cases.extend(unanswered(pairs, || scene.filter("flush ruleset"))?);
+        cases.extend(unanswered(pairs, || test.filter("flush ruleset"))?);
     }
-    scene.judge(&cases)
+    test.judge(&cases)
 }
 
-/// The same by a filter of `tc`.
+/// The same, dropped by a `tc` filter.
 pub(crate) fn without_a_socket_by_tc() -> Result<()> {
-    let scene = Scene::new(CONDITIONS)?;
-    let client = &scene.network.link.client;
+    let test = DropTest::new(CONDITIONS)?;
+    let client = &test.network.link.client;
     let mut cases = Vec::new();
     for family in [Family::V4, Family::V6] {
-        let pairs = answering(&scene.stage(family))?;
+        let pairs = without_sockets(&test.testbed(family))?;
         client.run(|| {
-            take_filters(&client.interface)?;
-            let mut ports = pairs.iter().map(|pair| pair.flows[0].remote.port());
-            ports.try_for_each(|port| drop_every(&client.interface, 1, family == Family::V6, port))
+            add_clsact(&client.interface)?;
+            pairs.iter().try_for_each(|pair| drop_every_nth(&client.interface, 1, pair.flows[0].remote))
         })?;
-        cases.extend(unanswered(pairs, || client.run(|| remove_filters(&client.interface)))?);
+        cases.extend(unanswered(pairs, || client.run(|| remove_clsact(&client.interface)))?);
     }
-    scene.judge(&cases)
+    test.judge(&cases)
 }
 
-/// The same by a queue that drops all, and with SYN cookies.
+/// The same, dropped by a queue, and with SYN cookies.
 pub(crate) fn without_a_socket_by_a_queue() -> Result<()> {
-    let scene = Scene::new(CONDITIONS)?;
-    let client = &scene.network.link.client;
+    let test = DropTest::new(CONDITIONS)?;
+    let client = &test.network.link.client;
     client.netns.set("ipv4/tcp_syncookies", "2")?; // for every connection
     let mut cases = Vec::new();
     for family in [Family::V4, Family::V6] {
-        let stage = scene.stage(family);
-        let pairs = answering(&stage)?;
+        let testbed = test.testbed(family);
+        let pairs = without_sockets(&testbed)?;
         let listener = client.run(|| Ok(TcpListener::bind((client.ip(family), 0))?))?;
         let here = listener.local_addr()?;
-        client.run(|| degrade(&client.interface, Faults { loss: 1.0, ..Faults::NONE }))?;
-        let requests = stage.host(Side::Server).run(|| begin(here))?;
+        client.run(|| set_netem(&client.interface, Faults { loss: 1.0, ..Faults::NONE }))?;
+        let requests = testbed.host(Side::Server).run(|| begin(here))?;
         thread::sleep(RETRIES);
         let requested = of_server(Transport::Tcp, requests.local_addr()?, here);
-        cases.push(Case::new("TCP, answers with SYN cookies", requested, Dropped::AtLeast(1)));
-        let answer_again = || client.run(|| degrade(&client.interface, Faults::NONE));
-        cases.extend(unanswered(pairs, answer_again)?);
-        // It asks again. Before that it is no flow: over IPv4 nothing says whose.
+        cases.push(DropCase::new("TCP, answers with SYN cookies", requested, Dropped::AtLeast(1)));
+        let stop_drops = || client.run(|| set_netem(&client.interface, Faults::NONE));
+        cases.extend(unanswered(pairs, stop_drops)?);
+        // The server retransmits its SYN. Before that there is no flow: over IPv4 its owner is not visible.
         let (mut accepted, _) = listener.accept()?;
         drop(requests);
         accepted.read_to_end(&mut Vec::new())?;
     }
-    scene.judge(&cases)
+    test.judge(&cases)
 }
 
-/// A capture that ends before it has read its copies of what was sent: the kernel frees them like packets that it drops.
+/// A capture that ends before it has read its packets: the kernel frees the copies as if it dropped packets.
 pub(crate) fn nothing_by_an_unread_capture() -> Result<()> {
-    let scene = Scene::new(CONDITIONS)?;
-    let client = &scene.network.link.client;
+    let test = DropTest::new(CONDITIONS)?;
+    let client = &test.network.link.client;
     let mut cases = Vec::new();
     for family in [Family::V4, Family::V6] {
-        let [_reset, waiting] = answering(&scene.stage(family))?;
+        let [_reset, waiting] = without_sockets(&test.testbed(family))?;
         let every = SockProtocol::EthAll;
         let capture =
             client.run(|| Ok(socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, every)?))?;
@@ -194,40 +199,40 @@ pub(crate) fn nothing_by_an_unread_capture() -> Result<()> {
         waiting.server.shutdown(Shutdown::Write)?;
         thread::sleep(RETRIES);
         drop(capture);
-        cases.push(Case::new("TCP, an unread capture", waiting.flows[0], Dropped::Exactly(0)));
+        cases.push(DropCase::new("TCP, an unread capture", waiting.flows[0], Dropped::Exactly(0)));
     }
-    scene.judge(&cases)
+    test.judge(&cases)
 }
 
-/// Two connections for whose next packets the kernel answers without a socket.
-fn answering(stage: &Stage<'_>) -> Result<[Pair; 2]> {
-    let (reset, mut waiting) = (stage.pair()?, stage.pair()?);
-    // Its FIN arrives and is acknowledged.
+/// Two connections. The kernel will answer their next packets without a socket: with a reset, and in TIME_WAIT.
+fn without_sockets(testbed: &Testbed<'_>) -> Result<[Pair; 2]> {
+    let (reset, mut waiting) = (testbed.pair()?, testbed.pair()?);
+    // The FIN arrives and is acknowledged.
     waiting.client.shutdown(Shutdown::Write)?;
     waiting.server.read_to_end(&mut Vec::new())?;
     thread::sleep(Duration::from_millis(200));
     Ok([reset, waiting])
 }
 
-/// Has the kernel answer for them while it drops the answers, until it is told otherwise.
-fn unanswered([reset, waiting]: [Pair; 2], answer_again: impl FnOnce() -> Result<()>) -> Result<[Case; 2]> {
+/// Makes the kernel answer on these connections while its answers are dropped, until `stop_drops` ends that.
+fn unanswered([reset, waiting]: [Pair; 2], stop_drops: impl FnOnce() -> Result<()>) -> Result<[DropCase; 2]> {
     let mut server = reset.server;
     server.write_all(&[0; 100])?;
     thread::sleep(Duration::from_millis(200));
-    drop(reset.client); // it has data that it did not read
+    drop(reset.client); // with unread data, so that the kernel resets the connection
     drop(waiting.client);
     server.write_all(&[0; 100])?;
     waiting.server.shutdown(Shutdown::Write)?;
     thread::sleep(RETRIES);
-    answer_again()?;
+    stop_drops()?;
     ensure!(server.read(&mut [0]).is_err(), "the connection was not reset");
     Ok([
-        Case::new("TCP, resets", reset.flows[0], Dropped::AtLeast(2)),
-        Case::new("TCP, answers in TIME_WAIT", waiting.flows[0], Dropped::AtLeast(2)),
+        DropCase::new("TCP, resets", reset.flows[0], Dropped::AtLeast(2)),
+        DropCase::new("TCP, answers in TIME_WAIT", waiting.flows[0], Dropped::AtLeast(2)),
     ])
 }
 
-/// Ends a connection whose packets leave again.
+/// Closes a connection whose packets are no longer dropped.
 fn end(mut pair: Pair) -> Result<()> {
     pair.client.shutdown(Shutdown::Write)?;
     pair.server.read_to_end(&mut Vec::new())?;

@@ -11,36 +11,37 @@ use anyhow::{Context, Result, anyhow, ensure};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{ControlMessageOwned, LinkAddr, MsgFlags, recvmsg, setsockopt, sockopt};
+use nix::sys::time::TimeSpec;
 
 use super::link::Host;
-use super::wire::{Segments, Way, Wire};
+use super::wire::{Direction, Segments, Wire};
 use crate::helpers::netns::Netns;
 use crate::helpers::sys::{packet_socket, packets_dropped, set_option};
 
-/// `linux/if_packet.h`.
+/// `linux/if_packet.h`: a packet that this host sends.
 const PACKET_OUTGOING: u8 = 4;
-/// See [`PACKET_OUTGOING`].
+/// `linux/if_packet.h`: a packet for another host.
 const PACKET_OTHERHOST: u8 = 3;
-/// `struct virtio_net_hdr`.
+/// The size of `struct virtio_net_hdr`.
 const VNET_HEADER: usize = 10;
-/// Ethernet's header, which loopback has too.
+/// The size of an Ethernet header, which packets on loopback have, too.
 const LINK_HEADER: usize = 14;
-/// `linux/if_arp.h`: a tunnel of IPv4 in IPv4, whose packets have no link header.
+/// `linux/if_arp.h`: an IPv4-in-IPv4 tunnel, whose packets have no link header.
 const ARPHRD_TUNNEL: u16 = 768;
-/// More than the largest packet.
-const LARGEST: usize = 128 * 1024;
-/// What may wait for us.
-const BUFFER: usize = 64 << 20;
+/// The buffer size for a packet: more than any packet has.
+const PACKET_BUFFER: usize = 128 * 1024;
+/// The socket's receive buffer.
+const RECEIVE_BUFFER: usize = 64 << 20;
 
-/// How a capture learns of the segments that a packet stands for.
+/// The source of the segment size of GSO packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Learn {
-    /// From the kernel, which says so for TCP.
+pub(crate) enum SegmentInfo {
+    /// From the kernel (`PACKET_VNET_HDR`), which describes TCP segments.
     FromKernel,
-    /// From the test, for UDP: those that are sent are so long.
-    Udp(u16),
-    /// From the test, which has made sure that no packet stands for several.
-    Single,
+    /// From the test: UDP segments have this many bytes.
+    UdpSize(u16),
+    /// From the test: there are no GSO packets.
+    NoSegments,
 }
 
 /// A running capture.
@@ -50,55 +51,56 @@ pub(crate) struct Sniffer {
 }
 
 impl Sniffer {
-    /// Begins to capture all that passes a host's interface.
-    pub(crate) fn start(host: &Host, learn: Learn) -> Result<Self> {
-        Self::inside(&host.netns, &host.interface, learn)
+    /// Starts a capture on a host's interface.
+    pub(crate) fn start(host: &Host, segment_info: SegmentInfo) -> Result<Self> {
+        Self::inside(&host.netns, &host.interface, segment_info)
     }
 
-    /// The same for an interface in a namespace.
-    pub(crate) fn inside(netns: &Netns, interface: &str, learn: Learn) -> Result<Self> {
-        let socket = netns.run(|| open(interface, learn)).with_context(|| format!("capture {interface}"))?;
+    /// Starts a capture on an interface in a namespace.
+    pub(crate) fn inside(netns: &Netns, interface: &str, segment_info: SegmentInfo) -> Result<Self> {
+        let socket = netns.run(|| open(interface, segment_info)).with_context(|| format!("capture {interface}"))?;
         let done = Arc::new(AtomicBool::new(false));
         let ending = Arc::clone(&done);
-        Ok(Self { done, thread: thread::spawn(move || capture(&socket, learn, &ending)) })
+        Ok(Self { done, thread: thread::spawn(move || capture(&socket, segment_info, &ending)) })
     }
 
-    /// Takes in what has passed so far, and ends.
+    /// Reads the remaining packets, and ends the capture.
     pub(crate) fn stop(self) -> Result<Wire> {
         self.done.store(true, Ordering::Release);
         self.thread.join().map_err(|_| anyhow!("the capture panicked"))?
     }
 }
 
-fn open(interface: &str, learn: Learn) -> Result<OwnedFd> {
+fn open(interface: &str, segment_info: SegmentInfo) -> Result<OwnedFd> {
     let index = nix::net::if_::if_nametoindex(interface)?;
     let socket = packet_socket(index.try_into()?)?;
-    setsockopt(&socket, sockopt::RcvBufForce, &BUFFER).context("enlarge its buffer")?;
-    setsockopt(&socket, sockopt::ReceiveTimestampns, &true).context("ask for the time of packets")?;
-    if learn == Learn::FromKernel {
+    setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).context("enlarge the receive buffer")?;
+    setsockopt(&socket, sockopt::ReceiveTimestampns, &true).context("ask for timestamps")?;
+    if segment_info == SegmentInfo::FromKernel {
         set_option(&socket, nix::libc::SOL_PACKET, nix::libc::PACKET_VNET_HDR, &1_i32.to_ne_bytes())?;
     }
     Ok(socket)
 }
 
-fn capture(socket: &OwnedFd, learn: Learn, done: &AtomicBool) -> Result<Wire> {
+fn capture(socket: &OwnedFd, segment_info: SegmentInfo, done: &AtomicBool) -> Result<Wire> {
     let mut wire = Wire::default();
-    let mut buffer = vec![0; LARGEST];
+    let mut buffer = vec![0; PACKET_BUFFER];
     loop {
-        let is_last_look = done.load(Ordering::Acquire);
-        while let Some(((length, from, time), learn)) = receive(socket, learn, &mut buffer)? {
-            let way = match from.pkttype() {
-                PACKET_OUTGOING => Way::Out,
+        let is_last_round = done.load(Ordering::Acquire);
+        while let Some((packet, segment_info)) = receive(socket, segment_info, &mut buffer)? {
+            let Received { length, from, time } = packet;
+            let direction = match from.pkttype() {
+                PACKET_OUTGOING => Direction::Outbound,
                 PACKET_OTHERHOST => continue,
-                _ => Way::In,
+                _ => Direction::Inbound,
             };
-            let (packet, segments) = segments(&buffer[..length], link_header(&from), learn)?;
+            let (packet, segments) = segments(&buffer[..length], link_header(&from), segment_info)?;
             wire.time = time;
             if is_ip(&from) {
-                wire.add(way, packet, segments)?;
+                wire.add(direction, packet, segments)?;
             }
         }
-        if is_last_look {
+        if is_last_round {
             break;
         }
         poll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLIN)], PollTimeout::from(20_u8))?;
@@ -108,42 +110,48 @@ fn capture(socket: &OwnedFd, learn: Learn, done: &AtomicBool) -> Result<Wire> {
     Ok(wire)
 }
 
-/// The length of a packet, its link address, and when it passed the interface.
-type Received = (usize, LinkAddr, Option<SystemTime>);
+/// A received packet, without its content.
+struct Received {
+    length: usize,
+    from: LinkAddr,
+    /// When it passed the interface.
+    time: Option<SystemTime>,
+}
 
-/// Takes the next packet, and what it stands for.
+/// Receives the next packet. Returns it with where its segment size comes from.
 ///
-/// The kernel describes segments as they are when a packet is taken, which may be after the receiver has noted something
-/// else in the same memory: a single packet that was joined with the next ones by GRO or in a socket's backlog has a
-/// size of segments, but no kind of them, and cannot be described (`EINVAL`). So it is taken without a description.
-fn receive(socket: &OwnedFd, learn: Learn, buffer: &mut [u8]) -> Result<Option<(Received, Learn)>> {
-    if learn != Learn::FromKernel {
-        let packet = received(socket, MsgFlags::empty(), buffer)?.context("receive a captured packet")?;
-        return Ok(packet.map(|packet| (packet, learn)));
+/// The kernel describes segments when the packet is received from the socket. By then, GRO or a socket's backlog may
+/// have merged other packets into it: a single packet then has a segment size, but no GSO type, and receiving it with a
+/// description fails with `EINVAL`. Such a packet is received without one.
+fn receive(socket: &OwnedFd, segment_info: SegmentInfo, buffer: &mut [u8]) -> Result<Option<(Received, SegmentInfo)>> {
+    if segment_info != SegmentInfo::FromKernel {
+        let packet = receive_one(socket, MsgFlags::empty(), buffer)?.context("receive a captured packet")?;
+        return Ok(packet.map(|packet| (packet, segment_info)));
     }
-    match received(socket, MsgFlags::MSG_PEEK, buffer)? {
+    match receive_one(socket, MsgFlags::MSG_PEEK, buffer)? {
         Err(Errno::EINVAL) => {
-            let described = |is_described: i32| {
-                set_option(socket, nix::libc::SOL_PACKET, nix::libc::PACKET_VNET_HDR, &is_described.to_ne_bytes())
+            let set_descriptions = |is_on: i32| {
+                set_option(socket, nix::libc::SOL_PACKET, nix::libc::PACKET_VNET_HDR, &is_on.to_ne_bytes())
             };
-            described(0)?;
-            let packet = received(socket, MsgFlags::empty(), buffer)?.context("receive a single packet")?;
-            described(1)?;
-            Ok(packet.map(|packet| (packet, Learn::Single)))
+            set_descriptions(0)?;
+            let packet = receive_one(socket, MsgFlags::empty(), buffer)?.context("receive a single packet")?;
+            set_descriptions(1)?;
+            Ok(packet.map(|packet| (packet, SegmentInfo::NoSegments)))
         }
-        looked_at => {
-            let packet = looked_at.context("look at a captured packet")?;
+        peeked => {
+            let packet = peeked.context("peek at a captured packet")?;
             if packet.is_some() {
-                // It is removed, even if it cannot be described any more.
-                received(socket, MsgFlags::empty(), &mut [0; VNET_HEADER])?.ok();
+                // This removes it, even if it fails because the packet can no longer be described.
+                receive_one(socket, MsgFlags::empty(), &mut [0; VNET_HEADER])?.ok();
             }
-            Ok(packet.map(|packet| (packet, learn)))
+            Ok(packet.map(|packet| (packet, segment_info)))
         }
     }
 }
 
-fn received(socket: &OwnedFd, flags: MsgFlags, buffer: &mut [u8]) -> Result<Result<Option<Received>, Errno>> {
-    let mut space = nix::cmsg_space!(nix::sys::time::TimeSpec);
+fn receive_one(socket: &OwnedFd, flags: MsgFlags, buffer: &mut [u8]) -> Result<Result<Option<Received>, Errno>> {
+    // On 32-bit CPUs, musl adds a second timestamp, with 64-bit seconds.
+    let mut space = nix::cmsg_space!(TimeSpec, [TimeSpec; 2]);
     let mut parts = [IoSliceMut::new(buffer)];
     match recvmsg::<LinkAddr>(socket.as_raw_fd(), &mut parts, Some(&mut space), flags) {
         Ok(message) => {
@@ -151,7 +159,8 @@ fn received(socket: &OwnedFd, flags: MsgFlags, buffer: &mut [u8]) -> Result<Resu
                 ControlMessageOwned::ScmTimestampns(time) => Some(UNIX_EPOCH + Duration::from(time)),
                 _ => None,
             });
-            Ok(Ok(Some((message.bytes, message.address.context("a packet has a link address")?, time))))
+            let from = message.address.context("a packet has no link address")?;
+            Ok(Ok(Some(Received { length: message.bytes, from, time })))
         }
         Err(Errno::EAGAIN) => Ok(Ok(None)),
         Err(errno) => Ok(Err(errno)),
@@ -166,13 +175,13 @@ fn link_header(from: &LinkAddr) -> usize {
     if from.hatype() == ARPHRD_TUNNEL { 0 } else { LINK_HEADER }
 }
 
-/// A packet without its link header and what the kernel says of it, and into what it is to be cut.
-fn segments(captured: &[u8], link_header: usize, learn: Learn) -> Result<(&[u8], Segments)> {
+/// Returns the packet without the `virtio_net_hdr` and the link header, and its segments.
+fn segments(captured: &[u8], link_header: usize, segment_info: SegmentInfo) -> Result<(&[u8], Segments)> {
     let short = "a captured packet is too short";
-    match learn {
-        Learn::Udp(size) => Ok((captured.get(link_header..).context(short)?, Segments::Of(size))),
-        Learn::Single => Ok((captured.get(link_header..).context(short)?, Segments::One)),
-        Learn::FromKernel => {
+    match segment_info {
+        SegmentInfo::UdpSize(size) => Ok((captured.get(link_header..).context(short)?, Segments::Of(size))),
+        SegmentInfo::NoSegments => Ok((captured.get(link_header..).context(short)?, Segments::One)),
+        SegmentInfo::FromKernel => {
             // flags u8, gso_type u8, hdr_len u16, gso_size u16, csum_start u16, csum_offset u16
             let (header, packet) = captured.split_at_checked(VNET_HEADER).context(short)?;
             let size = u16::from_ne_bytes([header[4], header[5]]);

@@ -1,4 +1,4 @@
-//! What TCP can do.
+//! TCP scenarios.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -14,30 +14,30 @@ use nix::sys::sendfile::sendfile;
 use nix::sys::socket::{MsgFlags, SockaddrStorage, bind, send, setsockopt, sockopt};
 
 use super::link::Family;
-use super::stage::{Expected, Pair, Side, Stage, both, canonical, of_client};
+use super::testbed::{ExpectedFlow, Pair, Side, Testbed, both, canonical, of_client};
 use super::wire::Transport;
 use crate::helpers::sys::set_option;
 
-/// "Several megabytes", each way.
+/// Bytes of bulk transfers.
 const BULK: usize = 2 << 20;
-/// Enough to lose some of it.
+/// Bytes of smaller transfers: enough packets for a faulty network to lose some.
 const SOME: usize = 400_000;
-/// What a file has that is sent.
+/// Bytes of a file.
 const FILE: usize = 1 << 20;
 
-pub(crate) fn nothing_but_a_handshake(stage: &Stage<'_>) -> Result<Vec<Expected>> {
-    let pair = stage.pair()?;
+pub(crate) fn nothing_but_a_handshake(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
+    let pair = testbed.pair()?;
     closed_by_client(pair)
 }
 
-pub(crate) fn client_closes_first(stage: &Stage<'_>) -> Result<Vec<Expected>> {
-    let mut pair = stage.pair()?;
+pub(crate) fn client_closes_first(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
+    let mut pair = testbed.pair()?;
     exchange(&mut pair.client, &mut pair.server)?;
     closed_by_client(pair)
 }
 
-pub(crate) fn server_closes_first(stage: &Stage<'_>) -> Result<Vec<Expected>> {
-    let mut pair = stage.pair()?;
+pub(crate) fn server_closes_first(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
+    let mut pair = testbed.pair()?;
     exchange(&mut pair.client, &mut pair.server)?;
     let Pair { mut client, server, flows } = pair;
     drop(server);
@@ -45,8 +45,8 @@ pub(crate) fn server_closes_first(stage: &Stage<'_>) -> Result<Vec<Expected>> {
     Ok(flows)
 }
 
-pub(crate) fn both_close_at_once(stage: &Stage<'_>) -> Result<Vec<Expected>> {
-    let mut pair = stage.pair()?;
+pub(crate) fn both_close_at_once(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
+    let mut pair = testbed.pair()?;
     exchange(&mut pair.client, &mut pair.server)?;
     let Pair { client, server, flows } = pair;
     let other = thread::spawn(move || drop(server));
@@ -55,48 +55,48 @@ pub(crate) fn both_close_at_once(stage: &Stage<'_>) -> Result<Vec<Expected>> {
     Ok(flows)
 }
 
-pub(crate) fn bulk_to_server(stage: &Stage<'_>) -> Result<Vec<Expected>> {
-    to_server(stage, BULK)
+pub(crate) fn bulk_to_server(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
+    to_server(testbed, BULK)
 }
 
-pub(crate) fn bulk_to_client(stage: &Stage<'_>) -> Result<Vec<Expected>> {
-    to_client(stage, BULK)
+pub(crate) fn bulk_to_client(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
+    to_client(testbed, BULK)
 }
 
-pub(crate) fn bulk_both_ways(stage: &Stage<'_>) -> Result<Vec<Expected>> {
-    both_ways(stage, BULK)
+pub(crate) fn bulk_both_ways(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
+    both_ways(testbed, BULK)
 }
 
-pub(crate) fn some_to_server(stage: &Stage<'_>) -> Result<Vec<Expected>> {
-    to_server(stage, SOME)
+pub(crate) fn some_to_server(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
+    to_server(testbed, SOME)
 }
 
-pub(crate) fn some_to_client(stage: &Stage<'_>) -> Result<Vec<Expected>> {
-    to_client(stage, SOME)
+pub(crate) fn some_to_client(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
+    to_client(testbed, SOME)
 }
 
-pub(crate) fn some_both_ways(stage: &Stage<'_>) -> Result<Vec<Expected>> {
-    both_ways(stage, SOME)
+pub(crate) fn some_both_ways(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
+    both_ways(testbed, SOME)
 }
 
-fn to_server(stage: &Stage<'_>, length: usize) -> Result<Vec<Expected>> {
-    let Pair { client, mut server, flows } = stage.pair()?;
+fn to_server(testbed: &Testbed<'_>, length: usize) -> Result<Vec<ExpectedFlow>> {
+    let Pair { client, mut server, flows } = testbed.pair()?;
     let sender = sending(client, length);
     read_to_end(&mut server, length)?;
     joined(sender)??;
     Ok(flows)
 }
 
-fn to_client(stage: &Stage<'_>, length: usize) -> Result<Vec<Expected>> {
-    let Pair { mut client, server, flows } = stage.pair()?;
+fn to_client(testbed: &Testbed<'_>, length: usize) -> Result<Vec<ExpectedFlow>> {
+    let Pair { mut client, server, flows } = testbed.pair()?;
     let sender = sending(server, length);
     read_to_end(&mut client, length)?;
     joined(sender)??;
     Ok(flows)
 }
 
-fn both_ways(stage: &Stage<'_>, length: usize) -> Result<Vec<Expected>> {
-    let Pair { mut client, mut server, flows } = stage.pair()?;
+fn both_ways(testbed: &Testbed<'_>, length: usize) -> Result<Vec<ExpectedFlow>> {
+    let Pair { mut client, mut server, flows } = testbed.pair()?;
     let senders = [sending(client.try_clone()?, length), sending(server.try_clone()?, length)];
     let other = thread::spawn(move || read_to_end(&mut server, length));
     read_to_end(&mut client, length)?;
@@ -107,10 +107,10 @@ fn both_ways(stage: &Stage<'_>, length: usize) -> Result<Vec<Expected>> {
     Ok(flows)
 }
 
-/// Some to and fro, then many that go one way only, each in a packet of its own.
-pub(crate) fn small_messages(stage: &Stage<'_>) -> Result<Vec<Expected>> {
+/// Exchanges, then many messages in one direction, each in its own packet.
+pub(crate) fn small_messages(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
     const SINGLE: usize = 300;
-    let mut pair = stage.pair()?;
+    let mut pair = testbed.pair()?;
     pair.client.set_nodelay(true)?;
     for _ in 0..50 {
         exchange(&mut pair.client, &mut pair.server)?;
@@ -125,8 +125,8 @@ pub(crate) fn small_messages(stage: &Stage<'_>) -> Result<Vec<Expected>> {
     Ok(flows)
 }
 
-pub(crate) fn half_close(stage: &Stage<'_>) -> Result<Vec<Expected>> {
-    let Pair { mut client, mut server, flows } = stage.pair()?;
+pub(crate) fn half_close(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
+    let Pair { mut client, mut server, flows } = testbed.pair()?;
     client.write_all(b"all I have to say")?;
     client.shutdown(Shutdown::Write)?;
     read_to_end(&mut server, 17)?;
@@ -136,8 +136,8 @@ pub(crate) fn half_close(stage: &Stage<'_>) -> Result<Vec<Expected>> {
     Ok(flows)
 }
 
-pub(crate) fn reset_by_client(stage: &Stage<'_>) -> Result<Vec<Expected>> {
-    let mut pair = stage.pair()?;
+pub(crate) fn reset_by_client(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
+    let mut pair = testbed.pair()?;
     exchange(&mut pair.client, &mut pair.server)?;
     reset(pair.client)?;
     let error = pair.server.read(&mut [0]).err().and_then(|error| error.raw_os_error());
@@ -145,8 +145,8 @@ pub(crate) fn reset_by_client(stage: &Stage<'_>) -> Result<Vec<Expected>> {
     Ok(pair.flows)
 }
 
-pub(crate) fn reset_by_server(stage: &Stage<'_>) -> Result<Vec<Expected>> {
-    let mut pair = stage.pair()?;
+pub(crate) fn reset_by_server(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
+    let mut pair = testbed.pair()?;
     exchange(&mut pair.client, &mut pair.server)?;
     reset(pair.server)?;
     let error = pair.client.read(&mut [0]).err().and_then(|error| error.raw_os_error());
@@ -154,9 +154,9 @@ pub(crate) fn reset_by_server(stage: &Stage<'_>) -> Result<Vec<Expected>> {
     Ok(pair.flows)
 }
 
-/// Closed with data that nobody has read: the kernel resets by itself.
-pub(crate) fn closed_unread(stage: &Stage<'_>) -> Result<Vec<Expected>> {
-    let Pair { mut client, mut server, flows } = stage.pair()?;
+/// A close with unread data: the kernel resets the connection.
+pub(crate) fn closed_unread(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
+    let Pair { mut client, mut server, flows } = testbed.pair()?;
     client.write_all(&[0; 5000])?;
     server.read_exact(&mut [0; 1])?;
     drop(server);
@@ -165,39 +165,39 @@ pub(crate) fn closed_unread(stage: &Stage<'_>) -> Result<Vec<Expected>> {
     Ok(flows)
 }
 
-/// Nobody listens: the client's flow is all there is.
-pub(crate) fn refused(stage: &Stage<'_>) -> Result<Vec<Expected>> {
-    let listener = stage.listen()?;
+/// A connect to a closed port: only the client has a flow.
+pub(crate) fn refused(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
+    let listener = testbed.listen()?;
     let there = listener.local_addr()?;
     drop(listener);
     let mut here = None;
-    let result = stage.connect_prepared(there, |socket| {
-        let any_port = SocketAddr::new(stage.ip(Side::Client), 0);
+    let result = testbed.connect_prepared(there, |socket| {
+        let any_port = SocketAddr::new(testbed.ip(Side::Client), 0);
         bind(socket.as_raw_fd(), &SockaddrStorage::from(any_port)).context("bind")?;
         here = Some(TcpStream::from(socket.try_clone()?).local_addr()?);
         Ok(())
     });
-    ensure!(result.is_err(), "somebody listens at {there}");
-    Ok(vec![of_client(Transport::Tcp, here.context("it was bound")?, there)])
+    ensure!(result.is_err(), "something listens at {there}");
+    Ok(vec![of_client(Transport::Tcp, here.context("the client was not bound")?, there)])
 }
 
-/// A connection in a listener's queue that nobody ever takes.
-pub(crate) fn never_accepted(stage: &Stage<'_>) -> Result<Vec<Expected>> {
-    let listener = stage.listen()?;
-    let mut client = stage.connect(listener.local_addr()?)?;
+/// A connection that is never accepted.
+pub(crate) fn never_accepted(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
+    let listener = testbed.listen()?;
+    let mut client = testbed.connect(listener.local_addr()?)?;
     client.write_all(b"is anybody there?")?;
     let flows = both(Transport::Tcp, client.local_addr()?, client.peer_addr()?);
     sleep(Duration::from_millis(100));
     drop(listener);
-    ensure!(client.read(&mut [0]).is_err(), "somebody answered");
+    ensure!(client.read(&mut [0]).is_err(), "something answered");
     Ok(flows)
 }
 
-/// The reader sleeps, so that the sender has to ask again and again whether there is room.
-pub(crate) fn zero_window(stage: &Stage<'_>) -> Result<Vec<Expected>> {
+/// The reader sleeps, so that the sender sends window probes.
+pub(crate) fn zero_window(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
     const MUCH: usize = 300_000;
     let small = |listener: &TcpListener| Ok(setsockopt(listener, sockopt::RcvBuf, &4096)?);
-    let Pair { client, mut server, flows } = stage.pair_prepared(small, |_| Ok(()))?;
+    let Pair { client, mut server, flows } = testbed.pair_prepared(small, |_| Ok(()))?;
     let sender = sending(client, MUCH);
     sleep(Duration::from_millis(1200));
     read_to_end(&mut server, MUCH)?;
@@ -205,9 +205,9 @@ pub(crate) fn zero_window(stage: &Stage<'_>) -> Result<Vec<Expected>> {
     Ok(flows)
 }
 
-/// Idle, but for the question whether the other side is still there.
-pub(crate) fn keepalive(stage: &Stage<'_>) -> Result<Vec<Expected>> {
-    let mut pair = stage.pair()?;
+/// An idle connection with keepalive probes.
+pub(crate) fn keepalive(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
+    let mut pair = testbed.pair()?;
     setsockopt(&pair.client, sockopt::KeepAlive, &true)?;
     setsockopt(&pair.client, sockopt::TcpKeepIdle, &1)?;
     setsockopt(&pair.client, sockopt::TcpKeepInterval, &1)?;
@@ -216,15 +216,15 @@ pub(crate) fn keepalive(stage: &Stage<'_>) -> Result<Vec<Expected>> {
     closed_by_client(pair)
 }
 
-pub(crate) fn urgent_data(stage: &Stage<'_>) -> Result<Vec<Expected>> {
-    let mut pair = stage.pair()?;
+pub(crate) fn urgent_data(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
+    let mut pair = testbed.pair()?;
     send(pair.client.as_raw_fd(), b"!", MsgFlags::MSG_OOB)?;
     exchange(&mut pair.client, &mut pair.server)?;
     closed_by_client(pair)
 }
 
-pub(crate) fn sent_file(stage: &Stage<'_>) -> Result<Vec<Expected>> {
-    let Pair { client, server, flows } = stage.pair()?;
+pub(crate) fn sent_file(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
+    let Pair { client, server, flows } = testbed.pair()?;
     let reader = reading(server, FILE);
     let file = file()?;
     let mut left = FILE;
@@ -236,8 +236,8 @@ pub(crate) fn sent_file(stage: &Stage<'_>) -> Result<Vec<Expected>> {
     Ok(flows)
 }
 
-pub(crate) fn spliced(stage: &Stage<'_>) -> Result<Vec<Expected>> {
-    let Pair { client, server, flows } = stage.pair()?;
+pub(crate) fn spliced(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
+    let Pair { client, server, flows } = testbed.pair()?;
     let reader = reading(server, FILE);
     let file = file()?;
     let (out, into) = nix::unistd::pipe()?;
@@ -254,8 +254,8 @@ pub(crate) fn spliced(stage: &Stage<'_>) -> Result<Vec<Expected>> {
     Ok(flows)
 }
 
-pub(crate) fn without_copies(stage: &Stage<'_>) -> Result<Vec<Expected>> {
-    let Pair { client, server, flows } = stage.pair()?;
+pub(crate) fn without_copies(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
+    let Pair { client, server, flows } = testbed.pair()?;
     set_option(&client, nix::libc::SOL_SOCKET, nix::libc::SO_ZEROCOPY, &1_i32.to_ne_bytes())?;
     let reader = reading(server, FILE);
     let data = vec![7; FILE];
@@ -273,9 +273,9 @@ pub(crate) fn without_copies(stage: &Stage<'_>) -> Result<Vec<Expected>> {
     Ok(flows)
 }
 
-/// IP options (IPv4) or an extension header (IPv6) in each of the client's packets, and some that are large.
-pub(crate) fn ip_options(stage: &Stage<'_>) -> Result<Vec<Expected>> {
-    let mut pair = stage.pair_prepared(|_| Ok(()), |socket| add_ip_options(stage.family, socket))?;
+/// IP options (IPv4) or an extension header (IPv6) in each packet of the client, some of them large.
+pub(crate) fn ip_options(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
+    let mut pair = testbed.pair_prepared(|_| Ok(()), |socket| add_ip_options(testbed.family, socket))?;
     exchange(&mut pair.client, &mut pair.server)?;
     let Pair { client, mut server, flows } = pair;
     let sender = sending(client, 20_000);
@@ -284,13 +284,13 @@ pub(crate) fn ip_options(stage: &Stage<'_>) -> Result<Vec<Expected>> {
     Ok(flows)
 }
 
-/// IPv6 sockets that speak IPv4.
-pub(crate) fn mapped(stage: &Stage<'_>) -> Result<Vec<Expected>> {
+/// IPv6 sockets with IPv4-mapped addresses.
+pub(crate) fn mapped(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
     let any: SocketAddr = "[::]:0".parse()?;
-    let listener = stage.host(Side::Server).run(|| TcpListener::bind(any).context("listen"))?;
-    let IpAddr::V4(ip) = stage.ip(Side::Server) else { return Err(anyhow!("it is for IPv4")) };
+    let listener = testbed.host(Side::Server).run(|| TcpListener::bind(any).context("listen"))?;
+    let IpAddr::V4(ip) = testbed.ip(Side::Server) else { return Err(anyhow!("this scenario is for IPv4")) };
     let there = SocketAddr::new(ip.to_ipv6_mapped().into(), listener.local_addr()?.port());
-    let client = stage.connect(there)?;
+    let client = testbed.connect(there)?;
     let (server, from) = listener.accept().context("accept")?;
     ensure!(canonical(from) == canonical(client.local_addr()?), "another client: {from}");
     let mut pair = Pair::new(client, server)?;
@@ -298,7 +298,7 @@ pub(crate) fn mapped(stage: &Stage<'_>) -> Result<Vec<Expected>> {
     closed_by_client(pair)
 }
 
-/// Adds what makes the IP header longer by 8 bytes: a recorded route, or a destination option that only pads.
+/// Makes the IP header 8 bytes longer: by Record Route (IPv4), or by a destination options header with padding (IPv6).
 pub(crate) fn add_ip_options(family: Family, socket: &OwnedFd) -> Result<()> {
     match family {
         Family::V4 => set_option(socket, nix::libc::IPPROTO_IP, nix::libc::IP_OPTIONS, &[1, 7, 7, 4, 0, 0, 0, 0]),
@@ -306,7 +306,7 @@ pub(crate) fn add_ip_options(family: Family, socket: &OwnedFd) -> Result<()> {
     }
 }
 
-/// A question and its answer.
+/// Sends a request and an answer.
 fn exchange(client: &mut TcpStream, server: &mut TcpStream) -> Result<()> {
     let mut bytes = [0; 8];
     client.write_all(b"question")?;
@@ -315,21 +315,21 @@ fn exchange(client: &mut TcpStream, server: &mut TcpStream) -> Result<()> {
     client.read_exact(&mut bytes).context("receive the answer")
 }
 
-fn closed_by_client(pair: Pair) -> Result<Vec<Expected>> {
+fn closed_by_client(pair: Pair) -> Result<Vec<ExpectedFlow>> {
     let Pair { client, mut server, flows } = pair;
     drop(client);
     read_to_end(&mut server, 0)?;
     Ok(flows)
 }
 
-/// Closes so that the other side is told at once and nothing more is sent.
+/// Closes with a reset.
 fn reset(stream: TcpStream) -> Result<()> {
     let linger = nix::libc::linger { l_onoff: 1, l_linger: 0 };
     setsockopt(&stream, sockopt::Linger, &linger)?;
     Ok(())
 }
 
-/// Sends so much and then closes this direction, in the background.
+/// Starts a thread that sends `length` bytes and then shuts down this direction.
 fn sending(mut to: TcpStream, length: usize) -> thread::JoinHandle<Result<()>> {
     thread::spawn(move || {
         to.write_all(&vec![b'x'; length]).context("send")?;
@@ -341,7 +341,7 @@ fn reading(mut from: TcpStream, length: usize) -> thread::JoinHandle<Result<()>>
     thread::spawn(move || read_to_end(&mut from, length))
 }
 
-/// Reads until the other side has closed; it must have sent so much.
+/// Reads until the other end has closed; fails unless it has sent `length` bytes.
 fn read_to_end(from: &mut TcpStream, length: usize) -> Result<()> {
     let mut buffer = vec![0; 64 * 1024];
     let mut total = 0;
@@ -351,7 +351,7 @@ fn read_to_end(from: &mut TcpStream, length: usize) -> Result<()> {
             piece => total += piece,
         }
     }
-    ensure!(total == length, "{total} bytes came instead of {length}");
+    ensure!(total == length, "{total} bytes arrived instead of {length}");
     Ok(())
 }
 

@@ -1,4 +1,4 @@
-//! What UDP can do.
+//! UDP scenarios.
 
 use std::io::IoSlice;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
@@ -14,20 +14,20 @@ use nix::sys::socket::{
     socket, sockopt,
 };
 
-use super::stage::{Expected, Side, Stage, both, of_client, of_server};
 use super::tcp::add_ip_options;
+use super::testbed::{ExpectedFlow, Side, Testbed, both, of_client, of_server};
 use super::wire::Transport;
 use crate::helpers::sys::set_option;
 
-/// The size of the segments that the kernel is asked to cut.
+/// The segment size for `UDP_SEGMENT`.
 pub(crate) const SEGMENT: u16 = 1000;
-/// Two segments, and together no more than a packet can hold.
+/// Bytes of two segments that fit into one packet together.
 const A_LITTLE: usize = 1300;
-/// A segment's size, so small that two and their headers fit in next to nothing.
+/// A segment size so small that two segments with their headers fit into the linear part of an `sk_buff`.
 const TINY: u16 = 10;
 
-pub(crate) fn connected(stage: &Stage<'_>) -> Result<Vec<Expected>> {
-    let (client, server) = sockets(stage)?;
+pub(crate) fn connected(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
+    let (client, server) = sockets(testbed)?;
     client.connect(server.local_addr()?)?;
     server.connect(client.local_addr()?)?;
     for length in [1, 100, 1400] {
@@ -39,24 +39,24 @@ pub(crate) fn connected(stage: &Stage<'_>) -> Result<Vec<Expected>> {
     flows(&client, &server)
 }
 
-pub(crate) fn unconnected(stage: &Stage<'_>) -> Result<Vec<Expected>> {
-    let (client, server) = sockets(stage)?;
+pub(crate) fn unconnected(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
+    let (client, server) = sockets(testbed)?;
     for length in [0, 1, 512] {
         client.send_to(&vec![0; length], server.local_addr()?)?;
         let (got, from) = server.recv_from(&mut [0; 2048])?;
-        ensure!(got == length, "{got} bytes came instead of {length}");
+        ensure!(got == length, "{got} bytes arrived instead of {length}");
         server.send_to(&[0; 7], from)?;
         received(&client, 7)?;
     }
     flows(&client, &server)
 }
 
-/// One socket, three conversations.
-pub(crate) fn several_remotes(stage: &Stage<'_>) -> Result<Vec<Expected>> {
-    let client = stage.udp(Side::Client)?;
+/// One socket, three remotes.
+pub(crate) fn several_remotes(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
+    let client = testbed.udp(Side::Client)?;
     let mut all = Vec::new();
     for count in 1..=3 {
-        let server = stage.udp(Side::Server)?;
+        let server = testbed.udp(Side::Server)?;
         for _ in 0..count {
             client.send_to(&[0; 50], server.local_addr()?)?;
             received(&server, 50)?;
@@ -66,12 +66,12 @@ pub(crate) fn several_remotes(stage: &Stage<'_>) -> Result<Vec<Expected>> {
     Ok(all)
 }
 
-/// One socket that is connected to one server, and then to another.
-pub(crate) fn connected_twice(stage: &Stage<'_>) -> Result<Vec<Expected>> {
-    let client = stage.udp(Side::Client)?;
+/// One socket that connects to one server, and then to another.
+pub(crate) fn connected_twice(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
+    let client = testbed.udp(Side::Client)?;
     let mut all = Vec::new();
     for _ in 0..2 {
-        let server = stage.udp(Side::Server)?;
+        let server = testbed.udp(Side::Server)?;
         client.connect(server.local_addr()?)?;
         client.send(&[0; 10])?;
         received(&server, 10)?;
@@ -80,9 +80,9 @@ pub(crate) fn connected_twice(stage: &Stage<'_>) -> Result<Vec<Expected>> {
     Ok(all)
 }
 
-/// More than one packet can hold, where packets are as small as Ethernet's.
-pub(crate) fn large(stage: &Stage<'_>) -> Result<Vec<Expected>> {
-    let (client, server) = sockets(stage)?;
+/// Datagrams that are larger than Ethernet's MTU.
+pub(crate) fn large(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
+    let (client, server) = sockets(testbed)?;
     client.send_to(&[0; 4000], server.local_addr()?)?;
     received(&server, 4000)?;
     server.send_to(&[0; 20_000], client.local_addr()?)?;
@@ -91,23 +91,23 @@ pub(crate) fn large(stage: &Stage<'_>) -> Result<Vec<Expected>> {
 }
 
 /// Many datagrams, one after the other.
-pub(crate) fn many(stage: &Stage<'_>) -> Result<Vec<Expected>> {
-    send_many(stage, 1000, None)
+pub(crate) fn many(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
+    send_many(testbed, 1000, None)
 }
 
 /// A few at a time, so that even a delayed network has delivered them before the next are sent.
-pub(crate) fn unhurried(stage: &Stage<'_>) -> Result<Vec<Expected>> {
-    send_many(stage, 300, Some(Duration::from_millis(5)))
+pub(crate) fn unhurried(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
+    send_many(testbed, 300, Some(Duration::from_millis(5)))
 }
 
-fn send_many(stage: &Stage<'_>, count: usize, pause: Option<Duration>) -> Result<Vec<Expected>> {
-    let (client, server) = sockets(stage)?;
+fn send_many(testbed: &Testbed<'_>, count: usize, pause: Option<Duration>) -> Result<Vec<ExpectedFlow>> {
+    let (client, server) = sockets(testbed)?;
     let there = server.local_addr()?;
     let all = flows(&client, &server)?;
     server.set_read_timeout(Some(Duration::from_millis(500)))?;
     let sending = Arc::new(AtomicBool::new(true));
     let still = Arc::clone(&sending);
-    // On a slow machine nothing may come for a while: what is sent after the socket is gone would be nobody's.
+    // On a slow machine nothing may arrive for a while. The socket must stay open until the last datagram is sent.
     let reader = thread::spawn(move || while server.recv(&mut [0; 2048]).is_ok() || still.load(Ordering::Acquire) {});
     for number in 0..count {
         client.send_to(&vec![0; number % 1400], there)?;
@@ -120,9 +120,9 @@ fn send_many(stage: &Stage<'_>, count: usize, pause: Option<Duration>) -> Result
     Ok(all)
 }
 
-/// Datagrams that a socket has no room for have arrived all the same.
-pub(crate) fn more_than_fits(stage: &Stage<'_>) -> Result<Vec<Expected>> {
-    let (client, server) = sockets(stage)?;
+/// Datagrams that do not fit into the receive buffer: they count as received.
+pub(crate) fn more_than_fits(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
+    let (client, server) = sockets(testbed)?;
     setsockopt(&server, sockopt::RcvBuf, &2048)?;
     for _ in 0..100 {
         client.send_to(&[0; 500], server.local_addr()?)?;
@@ -130,9 +130,9 @@ pub(crate) fn more_than_fits(stage: &Stage<'_>) -> Result<Vec<Expected>> {
     flows(&client, &server)
 }
 
-/// Nobody is there, and an ICMP message says so.
-pub(crate) fn closed_port(stage: &Stage<'_>) -> Result<Vec<Expected>> {
-    let (client, server) = sockets(stage)?;
+/// A datagram to a closed port, which an ICMP error answers.
+pub(crate) fn closed_port(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
+    let (client, server) = sockets(testbed)?;
     let (here, there) = (client.local_addr()?, server.local_addr()?);
     drop(server);
     client.connect(there)?;
@@ -142,18 +142,18 @@ pub(crate) fn closed_port(stage: &Stage<'_>) -> Result<Vec<Expected>> {
     Ok(vec![of_client(Transport::Udp, here, there)])
 }
 
-/// A datagram that the kernel cannot send is no traffic; the one after it is.
-pub(crate) fn too_large_to_send(stage: &Stage<'_>) -> Result<Vec<Expected>> {
-    let (client, server) = sockets(stage)?;
-    ensure!(client.send_to(&[0; 65_536], server.local_addr()?).is_err(), "no datagram is that large");
+/// A datagram that is too large to send does not count; the next one does.
+pub(crate) fn too_large_to_send(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
+    let (client, server) = sockets(testbed)?;
+    ensure!(client.send_to(&[0; 65_536], server.local_addr()?).is_err(), "a datagram of 65,536 bytes was sent");
     client.send_to(&[0; 20], server.local_addr()?)?;
     received(&server, 20)?;
     flows(&client, &server)
 }
 
-/// Several writes, one datagram.
-pub(crate) fn corked(stage: &Stage<'_>) -> Result<Vec<Expected>> {
-    let (client, server) = sockets(stage)?;
+/// One datagram from several writes: `UDP_CORK` and `MSG_MORE`.
+pub(crate) fn corked(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
+    let (client, server) = sockets(testbed)?;
     client.connect(server.local_addr()?)?;
     set_option(&client, nix::libc::SOL_UDP, nix::libc::UDP_CORK, &1_i32.to_ne_bytes())?;
     for _ in 0..3 {
@@ -167,9 +167,9 @@ pub(crate) fn corked(stage: &Stage<'_>) -> Result<Vec<Expected>> {
     flows(&client, &server)
 }
 
-/// Many writes, one datagram, several fragments.
-pub(crate) fn corked_large(stage: &Stage<'_>) -> Result<Vec<Expected>> {
-    let (client, server) = sockets(stage)?;
+/// One fragmented datagram from many writes.
+pub(crate) fn corked_large(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
+    let (client, server) = sockets(testbed)?;
     client.connect(server.local_addr()?)?;
     set_option(&client, nix::libc::SOL_UDP, nix::libc::UDP_CORK, &1_i32.to_ne_bytes())?;
     for _ in 0..40 {
@@ -180,9 +180,9 @@ pub(crate) fn corked_large(stage: &Stage<'_>) -> Result<Vec<Expected>> {
     flows(&client, &server)
 }
 
-/// One write, several datagrams: `UDP_SEGMENT`.
-pub(crate) fn segmented(stage: &Stage<'_>) -> Result<Vec<Expected>> {
-    let (client, server) = sockets(stage)?;
+/// Several datagrams from one write: `UDP_SEGMENT`.
+pub(crate) fn segmented(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
+    let (client, server) = sockets(testbed)?;
     send_segments(&client, &server)?;
     for _ in 0..10 {
         received(&server, SEGMENT.into())?;
@@ -191,9 +191,9 @@ pub(crate) fn segmented(stage: &Stage<'_>) -> Result<Vec<Expected>> {
     flows(&client, &server)
 }
 
-/// The same, to a socket that takes several at once: `UDP_GRO`.
-pub(crate) fn segmented_and_merged(stage: &Stage<'_>) -> Result<Vec<Expected>> {
-    let (client, server) = sockets(stage)?;
+/// The same, to a socket that receives several at once: `UDP_GRO`.
+pub(crate) fn segmented_and_merged(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
+    let (client, server) = sockets(testbed)?;
     set_option(&server, nix::libc::SOL_UDP, nix::libc::UDP_GRO, &1_i32.to_ne_bytes())?;
     send_segments(&client, &server)?;
     let mut total = 0;
@@ -203,28 +203,28 @@ pub(crate) fn segmented_and_merged(stage: &Stage<'_>) -> Result<Vec<Expected>> {
     flows(&client, &server)
 }
 
-/// Two segments that would fit one packet.
-pub(crate) fn segmented_a_little(stage: &Stage<'_>) -> Result<Vec<Expected>> {
-    let (client, server) = sockets(stage)?;
-    ask_for_segments(&client)?;
+/// Two segments that would fit into one packet.
+pub(crate) fn segmented_a_little(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
+    let (client, server) = sockets(testbed)?;
+    set_udp_segment(&client)?;
     client.send_to(&[0; A_LITTLE], server.local_addr()?)?;
     received(&server, SEGMENT.into())?;
     received(&server, A_LITTLE - usize::from(SEGMENT))?;
     flows(&client, &server)
 }
 
-/// The same, asked for with the data.
-pub(crate) fn segmented_by_message(stage: &Stage<'_>) -> Result<Vec<Expected>> {
-    let (client, server) = sockets(stage)?;
+/// The same, requested by a control message.
+pub(crate) fn segmented_by_message(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
+    let (client, server) = sockets(testbed)?;
     send_by_message(&client, &server, A_LITTLE, SEGMENT)?;
     received(&server, SEGMENT.into())?;
     received(&server, A_LITTLE - usize::from(SEGMENT))?;
     flows(&client, &server)
 }
 
-/// Two segments that fit what older kernels keep beside the headers.
-pub(crate) fn segmented_tiny(stage: &Stage<'_>) -> Result<Vec<Expected>> {
-    let (client, server) = sockets(stage)?;
+/// Two segments that fit into the linear part of an `sk_buff`.
+pub(crate) fn segmented_tiny(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
+    let (client, server) = sockets(testbed)?;
     set_option(&client, nix::libc::SOL_UDP, nix::libc::UDP_SEGMENT, &i32::from(TINY).to_ne_bytes())?;
     client.send_to(&[0; 2 * TINY as usize], server.local_addr()?)?;
     received(&server, TINY.into())?;
@@ -232,9 +232,9 @@ pub(crate) fn segmented_tiny(stage: &Stage<'_>) -> Result<Vec<Expected>> {
     flows(&client, &server)
 }
 
-/// The same, asked for with the data.
-pub(crate) fn segmented_tiny_by_message(stage: &Stage<'_>) -> Result<Vec<Expected>> {
-    let (client, server) = sockets(stage)?;
+/// The same, requested by a control message.
+pub(crate) fn segmented_tiny_by_message(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
+    let (client, server) = sockets(testbed)?;
     send_by_message(&client, &server, 2 * usize::from(TINY), TINY)?;
     received(&server, TINY.into())?;
     received(&server, TINY.into())?;
@@ -248,11 +248,11 @@ fn send_by_message(client: &UdpSocket, server: &UdpSocket, length: usize, segmen
     Ok(())
 }
 
-/// The same, to a socket that takes both at once.
-pub(crate) fn segmented_a_little_and_merged(stage: &Stage<'_>) -> Result<Vec<Expected>> {
-    let (client, server) = sockets(stage)?;
+/// [`segmented_a_little`], to a socket that receives both at once.
+pub(crate) fn segmented_a_little_and_merged(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
+    let (client, server) = sockets(testbed)?;
     set_option(&server, nix::libc::SOL_UDP, nix::libc::UDP_GRO, &1_i32.to_ne_bytes())?;
-    ask_for_segments(&client)?;
+    set_udp_segment(&client)?;
     client.send_to(&[0; A_LITTLE], server.local_addr()?)?;
     let mut total = 0;
     while total < A_LITTLE {
@@ -261,9 +261,9 @@ pub(crate) fn segmented_a_little_and_merged(stage: &Stage<'_>) -> Result<Vec<Exp
     flows(&client, &server)
 }
 
-/// A packet that is too large farther on: a router says so, and from then on the sender cuts.
-pub(crate) fn path_mtu(stage: &Stage<'_>) -> Result<Vec<Expected>> {
-    let (client, server) = sockets(stage)?;
+/// A packet that is larger than the path MTU: the router answers with an ICMP error, then the sender fragments.
+pub(crate) fn path_mtu(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
+    let (client, server) = sockets(testbed)?;
     server.set_read_timeout(Some(Duration::from_millis(100)))?;
     for _ in 0..100 {
         client.send_to(&[0; 1400], server.local_addr()?)?;
@@ -271,12 +271,12 @@ pub(crate) fn path_mtu(stage: &Stage<'_>) -> Result<Vec<Expected>> {
             return flows(&client, &server);
         }
     }
-    bail!("nothing came through")
+    bail!("no datagram arrived")
 }
 
-/// The same, where the router is allowed to cut.
-pub(crate) fn cut_on_the_way(stage: &Stage<'_>) -> Result<Vec<Expected>> {
-    let (client, server) = sockets(stage)?;
+/// The same, but the router fragments.
+pub(crate) fn cut_on_the_way(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
+    let (client, server) = sockets(testbed)?;
     let always = nix::libc::IP_PMTUDISC_INTERFACE.to_ne_bytes();
     set_option(&client, nix::libc::IPPROTO_IP, nix::libc::IP_MTU_DISCOVER, &always)?;
     client.send_to(&[0; 1400], server.local_addr()?)?;
@@ -284,22 +284,22 @@ pub(crate) fn cut_on_the_way(stage: &Stage<'_>) -> Result<Vec<Expected>> {
     flows(&client, &server)
 }
 
-fn ask_for_segments(client: &UdpSocket) -> Result<()> {
+fn set_udp_segment(client: &UdpSocket) -> Result<()> {
     set_option(client, nix::libc::SOL_UDP, nix::libc::UDP_SEGMENT, &i32::from(SEGMENT).to_ne_bytes())
 }
 
 /// Ten full segments and a short one.
 fn send_segments(client: &UdpSocket, server: &UdpSocket) -> Result<()> {
     client.connect(server.local_addr()?)?;
-    ask_for_segments(client)?;
+    set_udp_segment(client)?;
     client.send(&[0; 10_300]).context("send segments")?;
     Ok(())
 }
 
-pub(crate) fn ip_options(stage: &Stage<'_>) -> Result<Vec<Expected>> {
-    let (client, server) = sockets(stage)?;
+pub(crate) fn ip_options(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
+    let (client, server) = sockets(testbed)?;
     let client = OwnedFd::from(client);
-    add_ip_options(stage.family, &client)?;
+    add_ip_options(testbed.family, &client)?;
     let client = UdpSocket::from(client);
     for length in [10, 1000] {
         client.send_to(&vec![0; length], server.local_addr()?)?;
@@ -310,12 +310,12 @@ pub(crate) fn ip_options(stage: &Stage<'_>) -> Result<Vec<Expected>> {
     flows(&client, &server)
 }
 
-/// IPv6 sockets that speak IPv4.
-pub(crate) fn mapped(stage: &Stage<'_>) -> Result<Vec<Expected>> {
+/// IPv6 sockets with IPv4-mapped addresses.
+pub(crate) fn mapped(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
     let open = |side| -> Result<(UdpSocket, SocketAddr, SocketAddr)> {
-        let IpAddr::V4(ip) = stage.ip(side) else { return Err(anyhow!("it is for IPv4")) };
+        let IpAddr::V4(ip) = testbed.ip(side) else { return Err(anyhow!("this scenario is for IPv4")) };
         let any: SocketAddr = "[::]:0".parse()?;
-        let socket = stage.host(side).run(|| UdpSocket::bind(any).context("bind"))?;
+        let socket = testbed.host(side).run(|| UdpSocket::bind(any).context("bind"))?;
         socket.set_read_timeout(Some(Duration::from_secs(20)))?;
         let port = socket.local_addr()?.port();
         Ok((socket, SocketAddr::new(ip.into(), port), SocketAddr::new(ip.to_ipv6_mapped().into(), port)))
@@ -329,15 +329,15 @@ pub(crate) fn mapped(stage: &Stage<'_>) -> Result<Vec<Expected>> {
     Ok(both(Transport::Udp, here, there))
 }
 
-/// Two sockets get the same datagrams; each has a flow.
-pub(crate) fn multicast(stage: &Stage<'_>) -> Result<Vec<Expected>> {
+/// Two sockets receive the same datagrams; each has a flow.
+pub(crate) fn multicast(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
     const GROUP: Ipv4Addr = Ipv4Addr::new(239, 1, 2, 3);
-    let client = stage.udp(Side::Client)?;
-    let IpAddr::V4(interface) = stage.ip(Side::Client) else { return Err(anyhow!("it is for IPv4")) };
+    let client = testbed.udp(Side::Client)?;
+    let IpAddr::V4(interface) = testbed.ip(Side::Client) else { return Err(anyhow!("this scenario is for IPv4")) };
     set_option(&client, nix::libc::IPPROTO_IP, nix::libc::IP_MULTICAST_IF, &interface.octets())?;
-    let first = member(stage, 0)?;
+    let first = member(testbed, 0)?;
     let port = first.local_addr()?.port();
-    let second = member(stage, port)?;
+    let second = member(testbed, port)?;
     for member in [&first, &second] {
         member.join_multicast_v4(&GROUP, &interface).context("join a group")?;
     }
@@ -347,13 +347,13 @@ pub(crate) fn multicast(stage: &Stage<'_>) -> Result<Vec<Expected>> {
         received(&first, length)?;
         received(&second, length)?;
     }
-    let members = Expected { copies: 2, ..of_server(Transport::Udp, here, there) };
+    let members = ExpectedFlow { copies: 2, ..of_server(Transport::Udp, here, there) };
     Ok(vec![of_client(Transport::Udp, here, there), members])
 }
 
-/// A socket that shares its port.
-fn member(stage: &Stage<'_>, port: u16) -> Result<UdpSocket> {
-    let socket = stage.host(Side::Server).run(|| {
+/// A multicast socket that shares its port.
+fn member(testbed: &Testbed<'_>, port: u16) -> Result<UdpSocket> {
+    let socket = testbed.host(Side::Server).run(|| {
         let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
         setsockopt(&socket, sockopt::ReuseAddr, &true)?;
         let any = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port);
@@ -364,17 +364,17 @@ fn member(stage: &Stage<'_>, port: u16) -> Result<UdpSocket> {
     Ok(socket)
 }
 
-fn sockets(stage: &Stage<'_>) -> Result<(UdpSocket, UdpSocket)> {
-    Ok((stage.udp(Side::Client)?, stage.udp(Side::Server)?))
+fn sockets(testbed: &Testbed<'_>) -> Result<(UdpSocket, UdpSocket)> {
+    Ok((testbed.udp(Side::Client)?, testbed.udp(Side::Server)?))
 }
 
-fn flows(client: &UdpSocket, server: &UdpSocket) -> Result<Vec<Expected>> {
+fn flows(client: &UdpSocket, server: &UdpSocket) -> Result<Vec<ExpectedFlow>> {
     Ok(both(Transport::Udp, client.local_addr()?, server.local_addr()?))
 }
 
-/// Receives a datagram of that length.
+/// Receives a datagram; fails unless it has `length` bytes.
 fn received(socket: &UdpSocket, length: usize) -> Result<()> {
     let got = socket.recv(&mut vec![0; 65_536]).context("receive")?;
-    ensure!(got == length, "{got} bytes came instead of {length}");
+    ensure!(got == length, "{got} bytes arrived instead of {length}");
     Ok(())
 }

@@ -1,4 +1,5 @@
-//! From captured bytes to counts: what an interface carried, flow by flow, in wire packets.
+//! Counts the packets and bytes of each flow in a capture, as they would be on a wire: every segment of a GSO packet
+//! counts.
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
@@ -8,11 +9,11 @@ use std::time::SystemTime;
 use anyhow::{Context, Result, bail};
 use etherparse::{IpNumber, Ipv6ExtensionSlice, NetSlice, SlicedPacket, TransportSlice};
 
-/// Which way a packet passes an interface, seen from the host.
+/// The direction of a packet, seen from the host of the interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Way {
-    Out,
-    In,
+pub(crate) enum Direction {
+    Outbound,
+    Inbound,
 }
 
 /// TCP or UDP.
@@ -22,16 +23,16 @@ pub(crate) enum Transport {
     Udp,
 }
 
-/// One direction of a conversation on one interface.
+/// One direction of a flow, on one interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Key {
-    pub(crate) way: Way,
+    pub(crate) direction: Direction,
     pub(crate) transport: Transport,
     pub(crate) from: SocketAddr,
     pub(crate) to: SocketAddr,
 }
 
-/// Wire packets and their bytes: IP header, transport header, payload.
+/// Packets and their bytes: IP header, transport header, payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Count {
     pub(crate) packets: u64,
@@ -45,34 +46,34 @@ impl AddAssign for Count {
     }
 }
 
-/// How an interface was to carry a packet that is larger than it may be.
+/// Whether a captured packet is a GSO packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Segments {
-    /// As it is.
+    /// It is a single packet.
     One,
-    /// As several, with so many bytes of payload each.
+    /// It has segments with this many bytes of payload, except the last one.
     Of(u16),
 }
 
-/// What was seen on one interface.
+/// The packets that were captured on one interface.
 #[derive(Debug, Default)]
 pub(crate) struct Wire {
     counts: HashMap<Key, Count>,
-    /// When the packets came that are added next.
+    /// The time of the packets that are added next.
     pub(crate) time: Option<SystemTime>,
-    /// The packets of each conversation, with their time, as far as that is known.
+    /// The packets of each flow whose time is known.
     timed: HashMap<Key, Vec<(SystemTime, Count)>>,
-    /// The largest datagram of each, as it was captured.
+    /// The largest captured datagram of each flow, in bytes.
     largest: HashMap<Key, u64>,
-    /// Which conversations had fragments.
-    in_fragments: HashSet<Key>,
-    /// The datagrams whose first fragment was seen: the others have no ports.
-    fragmented: HashMap<(Way, Datagram), Key>,
-    /// Fragments that came before the first one.
-    early: HashMap<(Way, Datagram), Count>,
+    /// Flows with fragments.
+    with_fragments: HashSet<Key>,
+    /// The flow of each fragmented datagram: only first fragments have ports.
+    fragmented: HashMap<(Direction, Datagram), Key>,
+    /// Fragments that were captured before the first one of their datagram.
+    early: HashMap<(Direction, Datagram), Count>,
 }
 
-/// What fragments of one datagram have in common.
+/// Identifies the datagram of a fragment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Datagram {
     from: IpAddr,
@@ -87,13 +88,20 @@ struct Network {
     protocol: IpNumber,
     bytes: u64,
     headers: u64,
-    /// The datagram's id, and whether this is its first piece.
-    fragment: Option<(u32, bool)>,
+    fragment: Option<Fragment>,
+}
+
+/// The fragment fields of a packet.
+#[derive(Clone, Copy)]
+struct Fragment {
+    /// The identification of its datagram.
+    id: u32,
+    is_first: bool,
 }
 
 impl Wire {
-    /// Counts a packet, which begins with its IP header. What is neither TCP nor UDP is left out.
-    pub(crate) fn add(&mut self, way: Way, packet: &[u8], segments: Segments) -> Result<()> {
+    /// Counts a packet, which begins with its IP header. Protocols other than TCP and UDP are ignored.
+    pub(crate) fn add(&mut self, direction: Direction, packet: &[u8], segments: Segments) -> Result<()> {
         let sliced = SlicedPacket::from_ip(packet).context("parse a packet")?;
         let Some(network) = network(sliced.net.as_ref())? else { return Ok(()) };
         let transport = match network.protocol {
@@ -103,16 +111,16 @@ impl Wire {
         };
         let one = Count { packets: 1, bytes: network.bytes };
         let key = |from, to| Key {
-            way,
+            direction,
             transport,
             from: SocketAddr::new(network.from, from),
             to: SocketAddr::new(network.to, to),
         };
         match (network.fragment, &sliced.transport) {
-            (Some((id, is_first)), _) => {
+            (Some(Fragment { id, is_first }), _) => {
                 let ports = is_first.then(|| ports_of(sliced.net.as_ref())).flatten();
                 let datagram = Datagram { from: network.from, to: network.to, id };
-                self.fragment((way, datagram), ports.map(|(from, to)| key(from, to)), one);
+                self.fragment((direction, datagram), ports.map(|(from, to)| key(from, to)), one);
             }
             (None, Some(TransportSlice::Tcp(tcp))) => {
                 let headers = network.headers + tcp.header_len() as u64;
@@ -131,27 +139,27 @@ impl Wire {
         Ok(())
     }
 
-    /// Every conversation with outgoing packets.
+    /// Every flow with outbound packets.
     pub(crate) fn sent(&self) -> impl Iterator<Item = Key> {
-        self.counts.keys().copied().filter(|key| key.way == Way::Out)
+        self.counts.keys().copied().filter(|key| key.direction == Direction::Outbound)
     }
 
-    /// What was seen of one direction.
+    /// The packets of one direction of a flow.
     pub(crate) fn of(&self, key: Key) -> Count {
         self.counts.get(&key).copied().unwrap_or_default()
     }
 
-    /// The largest unfragmented datagram of one direction, in bytes; 0 for none.
+    /// The largest unfragmented datagram of one direction of a flow, in bytes; 0 if there is none.
     pub(crate) fn largest(&self, key: Key) -> u64 {
         self.largest.get(&key).copied().unwrap_or_default()
     }
 
-    /// Whether fragments of one direction were seen.
-    pub(crate) fn had_fragments(&self, key: Key) -> bool {
-        self.in_fragments.contains(&key)
+    /// Whether one direction of a flow had fragments.
+    pub(crate) fn has_fragments(&self, key: Key) -> bool {
+        self.with_fragments.contains(&key)
     }
 
-    /// What was seen of one direction up to a time.
+    /// The packets of one direction of a flow up to a time.
     pub(crate) fn until(&self, key: Key, time: SystemTime) -> Count {
         let mut sum = Count::default();
         let packets = self.timed.get(&key).into_iter().flatten();
@@ -166,10 +174,10 @@ impl Wire {
         }
     }
 
-    fn fragment(&mut self, datagram: (Way, Datagram), first: Option<Key>, count: Count) {
+    fn fragment(&mut self, datagram: (Direction, Datagram), first: Option<Key>, count: Count) {
         if let Some(key) = first {
             self.fragmented.insert(datagram, key);
-            self.in_fragments.insert(key);
+            self.with_fragments.insert(key);
             if let Some(early) = self.early.remove(&datagram) {
                 self.count(key, early);
             }
@@ -185,7 +193,8 @@ fn network(net: Option<&NetSlice<'_>>) -> Result<Option<Network>> {
     Ok(match net {
         Some(NetSlice::Ipv4(ip)) => {
             let header = ip.header();
-            let fragment = (u32::from(header.identification()), header.fragments_offset().value() == 0);
+            let is_first = header.fragments_offset().value() == 0;
+            let fragment = Fragment { id: header.identification().into(), is_first };
             Some(Network {
                 from: header.source_addr().into(),
                 to: header.destination_addr().into(),
@@ -199,7 +208,8 @@ fn network(net: Option<&NetSlice<'_>>) -> Result<Option<Network>> {
             let header = ip.header();
             let fragment = ip.extensions().clone().into_iter().find_map(|extension| match extension {
                 Ipv6ExtensionSlice::Fragment(fragment) => {
-                    Some((fragment.identification(), fragment.fragment_offset().value() == 0))
+                    let is_first = fragment.fragment_offset().value() == 0;
+                    Some(Fragment { id: fragment.identification(), is_first })
                 }
                 _ => None,
             });
@@ -217,7 +227,7 @@ fn network(net: Option<&NetSlice<'_>>) -> Result<Option<Network>> {
     })
 }
 
-/// The ports at the beginning of a first fragment's payload, which is not parsed any further.
+/// The ports in a first fragment, whose transport header etherparse does not parse.
 fn ports_of(net: Option<&NetSlice<'_>>) -> Option<(u16, u16)> {
     let payload = match net? {
         NetSlice::Ipv4(ip) => ip.payload().payload,
@@ -228,7 +238,7 @@ fn ports_of(net: Option<&NetSlice<'_>>) -> Option<(u16, u16)> {
     Some((u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])))
 }
 
-/// How one captured packet would go over a wire: each segment repeats the headers.
+/// The packets that a captured packet would be on a wire: each segment repeats the headers.
 fn wire_packets(bytes: u64, headers: u64, segments: Segments) -> Count {
     let payload = bytes.saturating_sub(headers);
     let packets = match segments {
@@ -245,7 +255,7 @@ mod tests {
     use super::*;
 
     fn key(transport: Transport, from: &str, to: &str) -> Key {
-        Key { way: Way::Out, transport, from: from.parse().unwrap(), to: to.parse().unwrap() }
+        Key { direction: Direction::Outbound, transport, from: from.parse().unwrap(), to: to.parse().unwrap() }
     }
 
     #[test]
@@ -254,18 +264,18 @@ mod tests {
         let mut tcp = Vec::new();
         let builder = PacketBuilder::ipv4([127, 0, 0, 1], [127, 0, 0, 2], 64).tcp(1000, 80, 0, 0);
         builder.write(&mut tcp, &[0; 100]).unwrap();
-        wire.add(Way::Out, &tcp, Segments::One).unwrap();
-        wire.add(Way::Out, &tcp, Segments::One).unwrap();
+        wire.add(Direction::Outbound, &tcp, Segments::One).unwrap();
+        wire.add(Direction::Outbound, &tcp, Segments::One).unwrap();
         let of_tcp = wire.of(key(Transport::Tcp, "127.0.0.1:1000", "127.0.0.2:80"));
         assert_eq!(of_tcp, Count { packets: 2, bytes: 2 * (20 + 20 + 100) });
 
         let mut udp = Vec::new();
         PacketBuilder::ipv6([1; 16], [2; 16], 64).udp(9, 53).write(&mut udp, b"").unwrap();
-        wire.add(Way::In, &udp, Segments::One).unwrap();
+        wire.add(Direction::Inbound, &udp, Segments::One).unwrap();
         let mut of_udp =
             key(Transport::Udp, "[101:101:101:101:101:101:101:101]:9", "[202:202:202:202:202:202:202:202]:53");
-        assert_eq!(wire.of(of_udp), Count::default(), "it came in");
-        of_udp.way = Way::In;
+        assert_eq!(wire.of(of_udp), Count::default(), "it is inbound");
+        of_udp.direction = Direction::Inbound;
         assert_eq!(wire.of(of_udp), Count { packets: 1, bytes: 48 });
     }
 
@@ -303,11 +313,11 @@ mod tests {
         for order in [[&first, &last], [&last, &first]] {
             let mut wire = Wire::default();
             for packet in order {
-                wire.add(Way::Out, packet, Segments::One).unwrap();
+                wire.add(Direction::Outbound, packet, Segments::One).unwrap();
             }
             let key = key(Transport::Udp, "10.0.0.1:1000", "10.0.0.2:53");
             assert_eq!(wire.of(key), Count { packets: 2, bytes: 20 + 16 + 20 + 5 });
-            assert!(wire.had_fragments(key));
+            assert!(wire.has_fragments(key));
         }
     }
 }

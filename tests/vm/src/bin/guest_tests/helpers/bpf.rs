@@ -1,4 +1,4 @@
-//! A control group's BPF program.
+//! A BPF program on a control group.
 //!
 //! `union bpf_attr`, `struct bpf_insn` and the numbers are those of `linux/bpf.h`.
 
@@ -20,14 +20,14 @@ const BPF_CGROUP_INET_EGRESS: u32 = 1;
 /// `r0 = 0; exit`: no packet may leave.
 const DROP: [u64; 2] = [0xb7, 0x95];
 
-/// A program that drops every packet that a control group's sockets send, as long as this lives.
-pub(crate) struct DropsAll {
+/// A program that drops every packet that sockets of a control group send; detached on drop.
+pub(crate) struct DropAll {
     group: File,
     program: OwnedFd,
 }
 
-impl DropsAll {
-    pub(crate) fn of(group: &Path) -> Result<Self> {
+impl DropAll {
+    pub(crate) fn attach(group: &Path) -> Result<Self> {
         // Before Linux 5.11 a program's memory counts as locked, as perf rings do.
         setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY)?;
         let group = File::open(group).with_context(|| format!("open {}", group.display()))?;
@@ -42,19 +42,19 @@ impl DropsAll {
         load.extend(BPF_CGROUP_INET_EGRESS.to_ne_bytes());
         let program = bpf(BPF_PROG_LOAD, &load).context("load a BPF program")?.context("no descriptor")?;
         let drops = Self { group, program };
-        drops.ask(BPF_PROG_ATTACH).context("attach a BPF program")?;
+        drops.control(BPF_PROG_ATTACH).context("attach a BPF program")?;
         Ok(drops)
     }
 
-    fn ask(&self, command: i32) -> Result<()> {
+    fn control(&self, command: i32) -> Result<()> {
         let [group, program] = [self.group.as_raw_fd(), self.program.as_raw_fd()];
         bpf(command, &[group as u32, program as u32, BPF_CGROUP_INET_EGRESS, 0].map(u32::to_ne_bytes).concat())?;
         Ok(())
     }
 }
 
-impl Drop for DropsAll {
+impl Drop for DropAll {
     fn drop(&mut self) {
-        self.ask(BPF_PROG_DETACH).ok();
+        self.control(BPF_PROG_DETACH).ok();
     }
 }

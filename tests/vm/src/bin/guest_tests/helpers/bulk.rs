@@ -1,4 +1,4 @@
-//! A server that takes documents as Elasticsearch's bulk API does.
+//! A server with Elasticsearch's bulk API.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -11,39 +11,39 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
-/// A running server, which takes requests that are not packed. It ends when it is dropped.
+/// A running server; dropping it stops it. It does not accept compressed requests.
 #[derive(Debug)]
 pub(crate) struct BulkServer {
     port: u16,
-    taken: Arc<Mutex<Taken>>,
+    received: Arc<Mutex<Received>>,
     stopped: Arc<AtomicBool>,
 }
 
 #[derive(Debug, Default)]
-struct Taken {
+struct Received {
     /// By index and id.
     documents: BTreeMap<(String, String), Value>,
-    /// What Elasticsearch would not have taken.
+    /// A request that Elasticsearch would reject.
     violation: Option<String>,
 }
 
 impl BulkServer {
-    /// On a port of the guest.
+    /// Listens on a port of 127.0.0.1; 0 for any.
     pub(crate) fn start(port: u16) -> Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", port)).context("listen for bulk requests")?;
         let port = listener.local_addr()?.port();
         listener.set_nonblocking(true)?;
-        let (taken, stopped) = (Arc::<Mutex<Taken>>::default(), Arc::<AtomicBool>::default());
-        let server = Self { port, taken: Arc::clone(&taken), stopped: Arc::clone(&stopped) };
+        let (received, stopped) = (Arc::<Mutex<Received>>::default(), Arc::<AtomicBool>::default());
+        let server = Self { port, received: Arc::clone(&received), stopped: Arc::clone(&stopped) };
         thread::spawn(move || {
             while !stopped.load(Ordering::Relaxed) {
                 match listener.accept() {
                     Ok((stream, _)) => {
-                        let taken = Arc::clone(&taken);
+                        let received = Arc::clone(&received);
                         thread::spawn(move || {
-                            // It is told before the connection is closed: a client may ask as soon as that is.
-                            if let Err(error) = serve(&stream, &taken) {
-                                locked(&taken).violation = Some(format!("{error:#}"));
+                            // It is recorded before the connection closes: then a client may look for it.
+                            if let Err(error) = serve(&stream, &received) {
+                                locked(&received).violation = Some(format!("{error:#}"));
                             }
                         });
                     }
@@ -54,18 +54,18 @@ impl BulkServer {
         Ok(server)
     }
 
-    /// Where it is, as the configuration wants it.
+    /// Its URL, for `output.elasticsearch.hosts`.
     pub(crate) fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    /// The documents so far, each with its index.
+    /// The documents so far, each with its index. Fails if a request was invalid.
     pub(crate) fn documents(&self) -> Result<Vec<(String, Value)>> {
-        let taken = locked(&self.taken);
-        if let Some(violation) = &taken.violation {
-            bail!("a request that Elasticsearch would not take: {violation}");
+        let received = locked(&self.received);
+        if let Some(violation) = &received.violation {
+            bail!("a request that Elasticsearch would reject: {violation}");
         }
-        Ok(taken.documents.iter().map(|((index, _), document)| (index.clone(), document.clone())).collect())
+        Ok(received.documents.iter().map(|((index, _), document)| (index.clone(), document.clone())).collect())
     }
 }
 
@@ -75,17 +75,17 @@ impl Drop for BulkServer {
     }
 }
 
-fn locked(taken: &Mutex<Taken>) -> std::sync::MutexGuard<'_, Taken> {
-    taken.lock().unwrap_or_else(PoisonError::into_inner)
+fn locked(received: &Mutex<Received>) -> std::sync::MutexGuard<'_, Received> {
+    received.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Answers one request after the other until the client goes.
-fn serve(stream: &TcpStream, taken: &Mutex<Taken>) -> Result<()> {
+/// Answers requests until the client closes the connection.
+fn serve(stream: &TcpStream, received: &Mutex<Received>) -> Result<()> {
     stream.set_nonblocking(false)?;
     let mut stream = BufReader::new(stream);
     while let Some((first, body)) = request(&mut stream)? {
         ensure!(first.starts_with("POST /_bulk"), "{first}");
-        let items = locked(taken).take(&body)?;
+        let items = locked(received).store(&body)?;
         let answer = json!({ "items": items }).to_string();
         let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", answer.len());
         let mut answering: &TcpStream = stream.get_ref();
@@ -94,10 +94,10 @@ fn serve(stream: &TcpStream, taken: &Mutex<Taken>) -> Result<()> {
     Ok(())
 }
 
-/// The first line and the body; nothing when there are no more.
+/// The request line and the body; `None` at the end of the connection.
 fn request(stream: &mut impl BufRead) -> Result<Option<(String, String)>> {
     let mut first = String::new();
-    // A client that is killed breaks its connection off.
+    // A killed client resets the connection.
     if stream.read_line(&mut first).unwrap_or(0) == 0 {
         return Ok(None);
     }
@@ -120,9 +120,9 @@ fn request(stream: &mut impl BufRead) -> Result<Option<(String, String)>> {
     Ok(Some((first, String::from_utf8(body)?)))
 }
 
-impl Taken {
-    /// Does what the body asks for; an item of the answer for each document.
-    fn take(&mut self, body: &str) -> Result<Vec<Value>> {
+impl Received {
+    /// Stores the documents of a body. Returns an item of the response for each.
+    fn store(&mut self, body: &str) -> Result<Vec<Value>> {
         let lines: Vec<&str> = body.strip_suffix('\n').context("no newline at the end")?.split('\n').collect();
         ensure!(lines.len().is_multiple_of(2), "an action without a document");
         let mut items = Vec::new();
@@ -150,7 +150,7 @@ mod tests {
 
     use super::*;
 
-    fn asked(server: &BulkServer, body: &str) -> String {
+    fn post(server: &BulkServer, body: &str) -> String {
         let mut stream = TcpStream::connect(("127.0.0.1", server.port)).unwrap();
         let head = format!("POST /_bulk HTTP/1.1\r\nContent-Length: {}\r\n\r\n", body.len());
         stream.write_all((head + body).as_bytes()).unwrap();
@@ -161,19 +161,19 @@ mod tests {
     }
 
     #[test]
-    fn documents_are_created_once() {
+    fn a_document_is_created_once() {
         let server = BulkServer::start(0).unwrap();
         let body = "{\"create\":{\"_index\":\"i\",\"_id\":\"a\"}}\n{\"@timestamp\":\"now\"}\n";
-        assert!(asked(&server, body).ends_with(r#"{"items":[{"create":{"_id":"a","status":201}}]}"#));
-        assert!(asked(&server, body).ends_with(r#"{"items":[{"create":{"_id":"a","status":409}}]}"#));
+        assert!(post(&server, body).ends_with(r#"{"items":[{"create":{"_id":"a","status":201}}]}"#));
+        assert!(post(&server, body).ends_with(r#"{"items":[{"create":{"_id":"a","status":409}}]}"#));
         assert_eq!(server.documents().unwrap(), [("i".to_owned(), json!({"@timestamp": "now"}))]);
     }
 
     #[test]
-    fn what_elasticsearch_would_not_take_is_told() {
+    fn invalid_requests_are_recorded() {
         for body in ["{}\n{}\n", "{\"create\":{\"_index\":\"i\",\"_id\":\"a\"}}\n{}\n", "{}"] {
             let server = BulkServer::start(0).unwrap();
-            assert_eq!(asked(&server, body), "", "{body}");
+            assert_eq!(post(&server, body), "", "{body}");
             assert!(server.documents().is_err(), "{body}");
         }
     }

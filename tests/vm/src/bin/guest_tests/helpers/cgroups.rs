@@ -6,20 +6,19 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-/// A hierarchy of control groups, mounted by the test, because guests boot without. Its groups are not removed: they
-/// are gone with the guest.
+/// A cgroup hierarchy, mounted by the test, because guests boot without one. Its groups are never removed.
 #[derive(Debug)]
 pub(crate) struct Hierarchy {
-    place: PathBuf,
+    mount_point: PathBuf,
 }
 
 impl Hierarchy {
-    /// That of cgroup v2.
+    /// The cgroup v2 hierarchy.
     pub(crate) fn v2() -> Result<Self> {
         Self::mount("cgroup2", "/tmp/cgroup-v2", None)
     }
 
-    /// A hierarchy of cgroup v1 without controllers, such as systemd has on hosts with cgroup v1.
+    /// A cgroup v1 hierarchy without controllers, as systemd makes it.
     pub(crate) fn v1() -> Result<Self> {
         Self::mount("cgroup", "/tmp/cgroup-v1", Some("none,name=systemd"))
     }
@@ -28,26 +27,26 @@ impl Hierarchy {
         fs::create_dir_all(place)?;
         mount(Some("none"), place, Some(kind), MsFlags::empty(), options)
             .with_context(|| format!("mount {kind} at {place}"))?;
-        Ok(Self { place: place.into() })
+        Ok(Self { mount_point: place.into() })
     }
 
     /// Makes a group and its parents.
     pub(crate) fn make(&self, path: &str) -> Result<PathBuf> {
-        let group = self.place.join(path.trim_start_matches('/'));
+        let group = self.mount_point.join(path.trim_start_matches('/'));
         fs::create_dir_all(&group).with_context(|| format!("make the group {}", group.display()))?;
         Ok(group)
     }
 
-    /// Puts a process into a group, which is made if it is not there.
+    /// Moves a process into a group, which is made if it does not exist.
     pub(crate) fn put(&self, pid: u32, path: &str) -> Result<()> {
         let group = self.make(path)?;
-        fs::write(procs(&group), pid.to_string()).with_context(|| format!("put {pid} into {}", group.display()))
+        fs::write(procs(&group), pid.to_string()).with_context(|| format!("move {pid} into {}", group.display()))
     }
 }
 
 impl Drop for Hierarchy {
     fn drop(&mut self) {
-        umount2(&self.place, MntFlags::MNT_DETACH).ok();
+        umount2(&self.mount_point, MntFlags::MNT_DETACH).ok();
     }
 }
 

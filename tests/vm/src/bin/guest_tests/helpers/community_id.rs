@@ -1,5 +1,4 @@
-//! Community ID, as its [specification](https://github.com/corelight/community-id-spec) has it: an independent
-//! computation of what documents say.
+//! An independent implementation of [Community ID](https://github.com/corelight/community-id-spec), to check documents.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -7,9 +6,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use sha1::{Digest, Sha1};
 
-/// The protocol numbers of IANA.
+/// IANA's protocol number of TCP.
 pub(crate) const TCP: u8 = 6;
-/// See [`TCP`].
+/// IANA's protocol number of UDP.
 pub(crate) const UDP: u8 = 17;
 
 /// Version 1 with seed 0: the hash of seed, the smaller end's address, the other's, protocol, a zero, both ports.

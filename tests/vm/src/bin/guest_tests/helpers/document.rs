@@ -1,4 +1,4 @@
-//! Reading documents: what they should say, and the difference.
+//! Reads fields of documents and compares them with expected values.
 
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -6,13 +6,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-/// What a document should have at a path such as `/event/start`; `null` stands for nothing at all.
-pub(crate) type Wanted = Vec<(&'static str, Value)>;
+/// The expected value at each JSON pointer, such as `/event/start`. `null` means that there must be no such field.
+pub(crate) type ExpectedFields = Vec<(&'static str, Value)>;
 
-/// Fails with all that differs.
-pub(crate) fn expect(document: &Value, wanted: &Wanted) -> Result<()> {
+/// Fails with all differences.
+pub(crate) fn expect(document: &Value, expected: &ExpectedFields) -> Result<()> {
     let nothing = Value::Null;
-    let differences: Vec<_> = wanted
+    let differences: Vec<_> = expected
         .iter()
         .filter_map(|(path, value)| {
             let found = document.pointer(path).unwrap_or(&nothing);
@@ -25,31 +25,31 @@ pub(crate) fn expect(document: &Value, wanted: &Wanted) -> Result<()> {
     Ok(())
 }
 
-/// A number.
+/// The number at a JSON pointer.
 pub(crate) fn number(document: &Value, path: &str) -> Result<u64> {
-    at(document, path)?.as_u64().with_context(|| format!("{path} is no number in {document:#}"))
+    at(document, path)?.as_u64().with_context(|| format!("{path} is not a number in {document:#}"))
 }
 
-/// A time of day.
+/// The time at a JSON pointer.
 pub(crate) fn time(document: &Value, path: &str) -> Result<SystemTime> {
-    let text = at(document, path)?.as_str().with_context(|| format!("{path} is no text in {document:#}"))?;
-    humantime::parse_rfc3339(text).with_context(|| format!("{path} is no time: {text}"))
+    let text = at(document, path)?.as_str().with_context(|| format!("{path} is not a string in {document:#}"))?;
+    humantime::parse_rfc3339(text).with_context(|| format!("{path} is not a time: {text}"))
 }
 
-/// An end of a flow: `source`, `destination`, `client` or `server`.
+/// The address of `source`, `destination`, `client` or `server`.
 pub(crate) fn end(document: &Value, name: &str) -> Option<SocketAddr> {
     let ip = document.pointer(&format!("/{name}/ip"))?.as_str()?.parse().ok()?;
     let port = document.pointer(&format!("/{name}/port"))?.as_u64()?;
     Some(SocketAddr::new(ip, u16::try_from(port).ok()?))
 }
 
-/// Whether a document is about a flow between these ends, seen from either.
+/// Whether a document is about a flow between these addresses, in either order.
 pub(crate) fn is_between(document: &Value, one: SocketAddr, other: SocketAddr) -> bool {
     let ends = (end(document, "source"), end(document, "destination"));
     ends == (Some(one), Some(other)) || ends == (Some(other), Some(one))
 }
 
-/// Fails unless the flow lies within the clock readings, and its duration is the time from start to end.
+/// Fails unless the flow starts and ends between two clock readings, and its duration is the difference.
 pub(crate) fn expect_times(document: &Value, earliest: SystemTime, latest: SystemTime) -> Result<()> {
     let (start, end) = (time(document, "/event/start")?, time(document, "/event/end")?);
     let readings = || format!("{:?} to {:?}", earliest.duration_since(UNIX_EPOCH), latest.duration_since(UNIX_EPOCH));
@@ -60,7 +60,7 @@ pub(crate) fn expect_times(document: &Value, earliest: SystemTime, latest: Syste
 }
 
 fn at<'a>(document: &'a Value, path: &str) -> Result<&'a Value> {
-    document.pointer(path).with_context(|| format!("there is no {path} in {document:#}"))
+    document.pointer(path).with_context(|| format!("no {path} in {document:#}"))
 }
 
 #[cfg(test)]
@@ -78,14 +78,14 @@ mod tests {
     }
 
     #[test]
-    fn differences_are_told() {
+    fn the_error_lists_differences() {
         expect(&document(), &vec![("/source/port", json!(9)), ("/error", Value::Null)]).unwrap();
         let error = expect(&document(), &vec![("/source/port", json!(7)), ("/event", Value::Null)]).unwrap_err();
         assert!(error.to_string().starts_with("/source/port is 9, not 7\n/event is {"), "{error}");
     }
 
     #[test]
-    fn ends_are_found_in_either_order() {
+    fn addresses_match_in_either_order() {
         let (one, other) = ("[::1]:80".parse().unwrap(), "[::1]:9".parse().unwrap());
         assert!(is_between(&document(), one, other) && is_between(&document(), other, one));
         assert!(!is_between(&document(), one, one));

@@ -1,4 +1,4 @@
-//! IPsec's policies for what leaves.
+//! IPsec policies for outgoing packets.
 //!
 //! `struct xfrm_userpolicy_info`, `xfrm_user_tmpl` and the numbers are those of `linux/xfrm.h`.
 
@@ -19,27 +19,27 @@ const XFRM_POLICY_OUT: u8 = 1;
 const XFRM_INF: u64 = u64::MAX;
 const IPPROTO_ESP: u8 = 50;
 
-/// What becomes of packets.
+/// The action of a policy.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Policy {
-    /// They are blocked.
+    /// It blocks them.
     Block,
-    /// They must be encrypted, but no keys have been negotiated.
+    /// It requires encryption, but there are no keys.
     Encrypt,
 }
 
-/// The policies of a network namespace, as long as this lives. It listens for requests for keys, as a daemon would, and
-/// never answers.
+/// Policies of a network namespace, removed on drop. The socket subscribes to requests for keys, as a key daemon does,
+/// but never answers them.
 pub(crate) struct Policies(Netlink);
 
 impl Policies {
-    /// Those of the calling thread's namespace.
+    /// For the calling thread's namespace.
     pub(crate) fn new() -> Result<Self> {
         let socket = netlink_socket(NETLINK_XFRM).context("open a socket for policies")?;
         Netlink::bound(socket, XFRMGRP_ACQUIRE).map(Self)
     }
 
-    /// Sets what becomes of packets of a protocol to an address and port.
+    /// Adds a policy for packets of a protocol to an address and port.
     pub(crate) fn set(&self, policy: Policy, protocol: u8, to: SocketAddr) -> Result<()> {
         let family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 } as u16;
         let (address, length) = match to.ip() {
@@ -58,22 +58,23 @@ impl Policies {
         body.extend([XFRM_INF; 4].map(u64::to_ne_bytes).concat());
         body.extend([0; 32 + 32 + 8]);
         body.extend([XFRM_POLICY_OUT, u8::from(matches!(policy, Policy::Block)), 0, 0]);
-        body.resize(168, 0);
+        // The structure is padded to the alignment of its 64-bit fields, which is 4 bytes on i686.
+        body.resize(body.len().next_multiple_of(align_of::<u64>()), 0);
         let mut request = Attributes(body);
         if matches!(policy, Policy::Encrypt) {
             request.put(XFRMA_TMPL, &template(family));
         }
-        self.0.ask(XFRM_MSG_NEWPOLICY, 0, &request.0).with_context(|| format!("{policy:?} {to}"))
+        self.0.request(XFRM_MSG_NEWPOLICY, 0, &request.0).with_context(|| format!("{policy:?} {to}"))
     }
 }
 
 impl Drop for Policies {
     fn drop(&mut self) {
-        self.0.ask(XFRM_MSG_FLUSHPOLICY, 0, &[]).ok();
+        self.0.request(XFRM_MSG_FLUSHPOLICY, 0, &[]).ok();
     }
 }
 
-/// ESP in transport mode, with any algorithm.
+/// `struct xfrm_user_tmpl`: ESP in transport mode, with any algorithm.
 fn template(family: u16) -> Vec<u8> {
     let mut template = vec![0; 20];
     template.extend([IPPROTO_ESP, 0, 0, 0]);

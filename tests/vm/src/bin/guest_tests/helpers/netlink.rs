@@ -1,4 +1,4 @@
-//! What only netlink can do: pairs of interfaces across namespaces, and networks that lose packets.
+//! Interfaces and queueing disciplines that busybox's `ip` cannot make, over rtnetlink.
 //!
 //! `struct nlmsghdr`, `ifinfomsg`, `tcmsg` and the numbers are those of `linux/netlink.h`, `rtnetlink.h`, `if_link.h`,
 //! `if_tunnel.h`, `veth.h` and `pkt_sched.h`.
@@ -42,7 +42,7 @@ const TCA_KIND: u16 = 1;
 const TCA_OPTIONS: u16 = 2;
 const TCA_NETEM_REORDER: u16 = 3;
 
-/// Makes a pair of interfaces; the first is in the namespace of the calling thread.
+/// Makes a pair of veth devices: `name` in the calling thread's namespace, and `peer` in another one.
 pub(crate) fn veth_pair(name: &str, peer: &str, peer_netns: &Netns) -> Result<()> {
     let mut of_peer = Attributes(vec![0; 16]); // struct ifinfomsg
     of_peer.string(IFLA_IFNAME, peer);
@@ -55,17 +55,17 @@ pub(crate) fn veth_pair(name: &str, peer: &str, peer_netns: &Netns) -> Result<()
     let mut request = Attributes(vec![0; 16]);
     request.string(IFLA_IFNAME, name);
     request.put(IFLA_LINKINFO, &info.0);
-    ask(RTM_NEWLINK, NLM_F_CREATE, &request.0).with_context(|| format!("make the interfaces {name} and {peer}"))
+    rtnetlink(RTM_NEWLINK, NLM_F_CREATE, &request.0).with_context(|| format!("make the interfaces {name} and {peer}"))
 }
 
-/// Removes an interface of the namespace of the calling thread, and its peer with it.
+/// Removes an interface of the calling thread's namespace, and its peer.
 pub(crate) fn remove_link(name: &str) -> Result<()> {
     let mut request = Attributes(vec![0; 16]); // struct ifinfomsg
     request.string(IFLA_IFNAME, name);
-    ask(RTM_DELLINK, 0, &request.0).with_context(|| format!("remove the interface {name}"))
+    rtnetlink(RTM_DELLINK, 0, &request.0).with_context(|| format!("remove the interface {name}"))
 }
 
-/// Makes one end of a VXLAN tunnel (RFC 7348) in the namespace of the calling thread.
+/// Makes one end of a VXLAN tunnel (RFC 7348) in the calling thread's namespace.
 pub(crate) fn vxlan(name: &str, id: u32, remote: Ipv4Addr, port: u16) -> Result<()> {
     let mut data = Attributes::default();
     data.put(IFLA_VXLAN_ID, &id.to_ne_bytes());
@@ -77,10 +77,10 @@ pub(crate) fn vxlan(name: &str, id: u32, remote: Ipv4Addr, port: u16) -> Result<
     let mut request = Attributes(vec![0; 16]);
     request.string(IFLA_IFNAME, name);
     request.put(IFLA_LINKINFO, &info.0);
-    ask(RTM_NEWLINK, NLM_F_CREATE, &request.0).with_context(|| format!("make the tunnel {name}"))
+    rtnetlink(RTM_NEWLINK, NLM_F_CREATE, &request.0).with_context(|| format!("make the tunnel {name}"))
 }
 
-/// Makes one end of a tunnel of IPv4 in IPv4 (RFC 2003) in the namespace of the calling thread.
+/// Makes one end of an IPv4-in-IPv4 tunnel (RFC 2003) in the calling thread's namespace.
 pub(crate) fn ipip(name: &str, local: Ipv4Addr, remote: Ipv4Addr) -> Result<()> {
     Command::new("modprobe").arg("ipip").output()?;
     let mut data = Attributes::default();
@@ -92,34 +92,41 @@ pub(crate) fn ipip(name: &str, local: Ipv4Addr, remote: Ipv4Addr) -> Result<()> 
     let mut request = Attributes(vec![0; 16]);
     request.string(IFLA_IFNAME, name);
     request.put(IFLA_LINKINFO, &info.0);
-    ask(RTM_NEWLINK, NLM_F_CREATE, &request.0).with_context(|| format!("make the tunnel {name}"))
+    rtnetlink(RTM_NEWLINK, NLM_F_CREATE, &request.0).with_context(|| format!("make the tunnel {name}"))
 }
 
-/// Switches an interface of the calling thread's namespace on or off.
-pub(crate) fn set_up(interface: &str, up: bool) -> Result<()> {
+/// The administrative state of an interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LinkState {
+    Up,
+    Down,
+}
+
+/// Sets the state of an interface of the calling thread's namespace.
+pub(crate) fn set_link_state(interface: &str, state: LinkState) -> Result<()> {
     const IFF_UP: u32 = 1;
     let index = nix::net::if_::if_nametoindex(interface)?;
-    let header = [0, index, u32::from(up) * IFF_UP, IFF_UP]; // struct ifinfomsg, as below
+    let header = [0, index, u32::from(state == LinkState::Up) * IFF_UP, IFF_UP]; // struct ifinfomsg, as below
     let request: Vec<u8> = header.into_iter().flat_map(u32::to_ne_bytes).collect();
-    ask(RTM_NEWLINK, 0, &request).with_context(|| format!("set {interface} {}", if up { "up" } else { "down" }))
+    rtnetlink(RTM_NEWLINK, 0, &request).with_context(|| format!("set {interface} {state:?}"))
 }
 
-/// Sets how many packets an interface of the calling thread's namespace takes as one.
-pub(crate) fn limit_segments(interface: &str, most: u32) -> Result<()> {
+/// Sets the most segments that a GSO packet may have at an interface of the calling thread's namespace.
+pub(crate) fn set_gso_max_segs(interface: &str, segments: u32) -> Result<()> {
     let index = nix::net::if_::if_nametoindex(interface)?;
     let header = [0, index, 0, 0]; // struct ifinfomsg: family and type, index, flags, change
     let mut request = Attributes(header.into_iter().flat_map(u32::to_ne_bytes).collect());
-    request.put(IFLA_GSO_MAX_SEGS, &most.to_ne_bytes());
-    ask(RTM_NEWLINK, 0, &request.0).with_context(|| format!("limit the segments of {interface}"))
+    request.put(IFLA_GSO_MAX_SEGS, &segments.to_ne_bytes());
+    rtnetlink(RTM_NEWLINK, 0, &request.0).with_context(|| format!("set gso_max_segs of {interface}"))
 }
 
-/// A network's faults; all but the delay as a share of its packets.
+/// Faults of a network, as `tc-netem(8)` makes them. All but the delay are shares of packets, from 0 to 1.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Faults {
     pub(crate) delay_ms: u32,
     pub(crate) loss: f64,
     pub(crate) duplicates: f64,
-    /// Of packets that overtake those before them.
+    /// Packets sent at once, so that they overtake delayed ones.
     pub(crate) reordered: f64,
 }
 
@@ -131,8 +138,8 @@ impl Faults {
     }
 }
 
-/// Makes an interface of the calling thread's namespace deliver what it sends with faults.
-pub(crate) fn degrade(interface: &str, faults: Faults) -> Result<()> {
+/// Puts `netem` on an interface of the calling thread's namespace.
+pub(crate) fn set_netem(interface: &str, faults: Faults) -> Result<()> {
     let share = |share: f64| (share * f64::from(u32::MAX)) as u32;
     let ticks = faults.delay_ms * (1_000_000 / 64); // of 64 ns
     let limit = 10_000;
@@ -147,10 +154,11 @@ pub(crate) fn degrade(interface: &str, faults: Faults) -> Result<()> {
     let mut request = Attributes(header.into_iter().flat_map(u32::to_ne_bytes).collect());
     request.string(TCA_KIND, "netem");
     request.put(TCA_OPTIONS, &options.0);
-    ask(RTM_NEWQDISC, NLM_F_CREATE | NLM_F_REPLACE, &request.0).with_context(|| format!("degrade {interface}"))
+    rtnetlink(RTM_NEWQDISC, NLM_F_CREATE | NLM_F_REPLACE, &request.0)
+        .with_context(|| format!("put netem on {interface}"))
 }
 
-/// A message's fixed part and its attributes.
+/// The body of a netlink message: a fixed part, then attributes.
 #[derive(Default)]
 pub(super) struct Attributes(pub(super) Vec<u8>);
 
@@ -168,9 +176,9 @@ impl Attributes {
     }
 }
 
-/// Sends a request about interfaces.
-pub(super) fn ask(kind: u16, flags: u16, body: &[u8]) -> Result<()> {
-    Netlink::open(SockProtocol::NetlinkRoute)?.ask(kind, flags, body)
+/// Sends an rtnetlink request.
+pub(super) fn rtnetlink(kind: u16, flags: u16, body: &[u8]) -> Result<()> {
+    Netlink::open(SockProtocol::NetlinkRoute)?.request(kind, flags, body)
 }
 
 /// A netlink socket.
@@ -188,9 +196,9 @@ impl Netlink {
     }
 
     /// Sends a request and waits for the kernel's acknowledgement.
-    pub(super) fn ask(&self, kind: u16, flags: u16, body: &[u8]) -> Result<()> {
+    pub(super) fn request(&self, kind: u16, flags: u16, body: &[u8]) -> Result<()> {
         let answer = self.exchange(kind, flags | NLM_F_ACK, body)?;
-        ensure!(answer.len() >= 20 && answer[4..6] == NLMSG_ERROR.to_ne_bytes(), "not an answer: {answer:?}");
+        ensure!(answer.len() >= 20 && answer[4..6] == NLMSG_ERROR.to_ne_bytes(), "unexpected answer {answer:?}");
         match i32::from_ne_bytes([answer[16], answer[17], answer[18], answer[19]]) {
             0 => Ok(()),
             error => Err(Errno::from_raw(-error)).context("the kernel's answer"),
@@ -200,7 +208,7 @@ impl Netlink {
     /// Sends a request and returns the message that answers it.
     pub(super) fn get(&self, kind: u16, body: &[u8]) -> Result<Vec<u8>> {
         let answer = self.exchange(kind, 0, body)?;
-        ensure!(answer.get(4..6) == Some(&kind.to_ne_bytes()), "not an answer: {answer:?}");
+        ensure!(answer.get(4..6) == Some(&kind.to_ne_bytes()), "unexpected answer {answer:?}");
         Ok(answer)
     }
 

@@ -7,17 +7,17 @@ use std::thread;
 use anyhow::{Context, Result, anyhow};
 use nix::sched::{CloneFlags, setns, unshare};
 
-/// A network namespace, for as long as it or a socket in it is kept.
+/// A network namespace. The kernel keeps it while this value or a socket in it exists.
 #[derive(Debug)]
 pub(crate) struct Netns(File);
 
 impl Netns {
-    /// The one of the tests.
+    /// The calling thread's namespace.
     pub(crate) fn current() -> Result<Self> {
         File::open("/proc/thread-self/ns/net").map(Self).context("open this thread's network namespace")
     }
 
-    /// A new one, with a loopback interface that is down.
+    /// A new namespace, whose loopback interface is down.
     pub(crate) fn new() -> Result<Self> {
         thread::scope(|scope| {
             let inside = scope.spawn(|| {
@@ -28,7 +28,7 @@ impl Netns {
         })
     }
 
-    /// Does something in it: sockets, programs and settings made there belong to it.
+    /// Runs `work` in a thread in the namespace: sockets, programs and settings made there belong to it.
     pub(crate) fn run<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         thread::scope(|scope| {
             let inside = scope.spawn(|| {
@@ -39,7 +39,7 @@ impl Netns {
         })
     }
 
-    /// Writes a setting below `/proc/sys/net`.
+    /// Writes a file below `/proc/sys/net`.
     pub(crate) fn set(&self, name: &str, value: &str) -> Result<()> {
         let path = format!("/proc/sys/net/{name}");
         self.run(|| fs::write(&path, value).with_context(|| format!("write {value} to {path}")))

@@ -1,4 +1,4 @@
-//! Programs that a test starts, and what it knows of them.
+//! Programs that a test starts.
 
 use std::io::Read;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -11,25 +11,25 @@ use anyhow::{Context, Result, anyhow, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::patience::until;
+use super::wait::wait_until;
 
-/// The normal user of the guest.
-pub(crate) const USER: u32 = 1000;
+/// The uid and gid of the guest's unprivileged user.
+pub(crate) const USER_ID: u32 = 1000;
 
-/// A running program; it is killed when it is dropped.
+/// A running program; dropping it kills the process.
 #[derive(Debug)]
 pub(crate) struct Process {
     /// Its process id.
     pub(crate) pid: u32,
     /// Its arguments, the program's name included.
     pub(crate) args: Vec<String>,
-    /// A time just before its start.
-    pub(crate) started: SystemTime,
-    /// A time just after its start.
-    pub(crate) running: SystemTime,
+    /// The time just before its start.
+    pub(crate) before_start: SystemTime,
+    /// The time just after its start.
+    pub(crate) after_start: SystemTime,
     child: Child,
-    stdout: Collected,
-    stderr: Collected,
+    stdout: OutputReader,
+    stderr: OutputReader,
 }
 
 /// A program that has ended.
@@ -39,33 +39,33 @@ pub(crate) struct Finished {
     pub(crate) pid: u32,
     /// Its arguments, the program's name included.
     pub(crate) args: Vec<String>,
-    /// A time just before its start.
-    pub(crate) started: SystemTime,
-    /// A time just after its end.
-    pub(crate) ended: SystemTime,
-    /// Its exit status as a shell gives it: 128 + N when signal N ended it.
+    /// The time just before its start.
+    pub(crate) before_start: SystemTime,
+    /// The time just after its end.
+    pub(crate) after_end: SystemTime,
+    /// Its exit status as a shell gives it: 128 + N if signal N ended it.
     pub(crate) status: i32,
-    /// What it wrote to standard output.
+    /// Its standard output.
     pub(crate) stdout: String,
-    /// What it wrote to standard error.
+    /// Its standard error.
     pub(crate) stderr: String,
 }
 
 impl Process {
-    /// Starts a program of the PATH, as root.
+    /// Starts a program from the PATH as the user that runs the tests: root in the guest.
     pub(crate) fn start(args: &[&str]) -> Result<Self> {
         Self::spawn(args, &mut Command::new(args[0]))
     }
 
-    /// Starts a program of the PATH, as the normal user.
+    /// Starts a program from the PATH as [`USER_ID`].
     pub(crate) fn start_as_user(args: &[&str]) -> Result<Self> {
         let mut command = Command::new(args[0]);
-        command.uid(USER).gid(USER).env("HOME", "/home/user").env("USER", "user").current_dir("/home/user");
+        command.uid(USER_ID).gid(USER_ID).env("HOME", "/home/user").env("USER", "user").current_dir("/home/user");
         Self::spawn(args, &mut command)
     }
 
     fn spawn(args: &[&str], command: &mut Command) -> Result<Self> {
-        let started = SystemTime::now();
+        let before_start = SystemTime::now();
         let mut child = command
             .args(&args[1..])
             .stdin(Stdio::null())
@@ -76,10 +76,10 @@ impl Process {
         Ok(Self {
             pid: child.id(),
             args: args.iter().map(|arg| (*arg).to_owned()).collect(),
-            started,
-            running: SystemTime::now(),
-            stdout: Collected::from(child.stdout.take().context("standard output is a pipe")?),
-            stderr: Collected::from(child.stderr.take().context("standard error is a pipe")?),
+            before_start,
+            after_start: SystemTime::now(),
+            stdout: OutputReader::from(child.stdout.take().context("standard output is not a pipe")?),
+            stderr: OutputReader::from(child.stderr.take().context("standard error is not a pipe")?),
             child,
         })
     }
@@ -90,39 +90,41 @@ impl Process {
             .with_context(|| format!("send {signal} to {}", self.args[0]))
     }
 
-    /// Waits for the first line that it writes to standard output, and returns it without its end.
+    /// Waits for its first line of standard output, and returns it without the newline.
     pub(crate) fn first_line(&mut self) -> Result<String> {
         let mut line = None;
-        until(&format!("a line of `{}`", self.args.join(" ")), || {
+        wait_until(&format!("a line of `{}`", self.args.join(" ")), || {
             let has_ended = self.child.try_wait()?.is_some();
             let text = if has_ended { self.stdout.whole()? } else { self.stdout.so_far() };
             line = text.split_once('\n').map(|(line, _)| line.to_owned());
             if line.is_none() && has_ended {
-                bail!("it ended without a word; on standard error:\n{}", self.stderr.whole()?);
+                let command = self.args.join(" ");
+                bail!("`{command}` ended without a line of output; standard error:\n{}", self.stderr.whole()?);
             }
             Ok(line.is_some())
         })?;
-        line.context("the line was there")
+        line.context("no line was read")
     }
 
-    /// What it has written to standard output so far.
-    pub(crate) fn said(&self) -> String {
+    /// Its standard output so far.
+    pub(crate) fn stdout_so_far(&self) -> String {
         self.stdout.so_far()
     }
 
-    /// Waits for the end.
+    /// Waits until it has ended.
     pub(crate) fn finish(mut self) -> Result<Finished> {
         let mut ended = None;
-        until(&format!("the end of `{}`", self.args.join(" ")), || {
+        wait_until(&format!("the end of `{}`", self.args.join(" ")), || {
             ended = self.child.try_wait()?;
             Ok(ended.is_some())
         })?;
-        let status = ended.context("the program has ended")?;
+        let status = ended.context("the program has not ended")?;
         Ok(Finished {
             pid: self.pid,
             args: std::mem::take(&mut self.args),
-            started: self.started,
-            ended: SystemTime::now(),
+            before_start: self.before_start,
+            after_end: SystemTime::now(),
+            // A process that has ended has either a code or a signal, so -1 does not occur.
             status: status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(-1),
             stdout: self.stdout.whole()?,
             stderr: self.stderr.whole()?,
@@ -137,14 +139,14 @@ impl Drop for Process {
     }
 }
 
-/// What a program has written, read in the background so that it never blocks.
+/// The output of a program. A thread reads it, so that a full pipe never blocks the program.
 #[derive(Debug)]
-struct Collected {
+struct OutputReader {
     bytes: Arc<Mutex<Vec<u8>>>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Collected {
+impl OutputReader {
     fn from(mut source: impl Read + Send + 'static) -> Self {
         let bytes = Arc::new(Mutex::new(Vec::new()));
         let sink = Arc::clone(&bytes);
@@ -161,7 +163,7 @@ impl Collected {
         String::from_utf8_lossy(&self.bytes.lock().unwrap_or_else(PoisonError::into_inner)).into_owned()
     }
 
-    /// Everything, once the program has closed its end.
+    /// All of the output. Waits until every process that holds the pipe has closed it.
     fn whole(&mut self) -> Result<String> {
         self.thread.take().map_or(Ok(()), |thread| thread.join().map_err(|_| anyhow!("a reading thread panicked")))?;
         Ok(self.so_far())
@@ -173,14 +175,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_program_is_known_by_what_it_was_started_with() {
+    fn a_finished_program_has_its_arguments_and_output() {
         let process = Process::start(&["sh", "-c", "echo $$; echo oh >&2; exit 4"]).unwrap();
         let pid = process.pid;
         let finished = process.finish().unwrap();
         assert_eq!(finished.args, ["sh", "-c", "echo $$; echo oh >&2; exit 4"]);
         assert_eq!((finished.pid, finished.stdout), (pid, format!("{pid}\n")));
         assert_eq!((finished.status, finished.stderr.as_str()), (4, "oh\n"));
-        assert!(finished.started < finished.ended);
+        assert!(finished.before_start < finished.after_end);
     }
 
     #[test]
@@ -191,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_is_missing_is_named() {
+    fn the_error_names_a_missing_program() {
         assert!(Process::start(&["no-such-program"]).unwrap_err().to_string().contains("no-such-program"));
     }
 }

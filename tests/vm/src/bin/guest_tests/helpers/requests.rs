@@ -1,4 +1,4 @@
-//! Requests that a monitor sees: one over each family, of `curl`'s to a web server.
+//! Requests of `curl` to a web server, over IPv4 and over IPv6, and a monitor's documents about them.
 
 use std::net::SocketAddr;
 
@@ -6,35 +6,34 @@ use anyhow::{Result, ensure};
 use serde_json::json;
 
 use super::community_id::{TCP, community_id};
-use super::document::{Wanted, expect, number};
+use super::document::{ExpectedFields, expect, number};
 use super::process::Process;
-use super::socktrail::{Socktrail, Watched};
+use super::socktrail::{Output, Socktrail};
 use super::web::WebServer;
 
 const PORT: u16 = 8082;
 
-/// What a monitor saw of a request over each family.
-pub(crate) struct Seen {
-    /// All of it.
-    pub(crate) watched: Watched,
+/// A request over IPv4, one over IPv6, and the monitor's output.
+pub(crate) struct Requests {
+    pub(crate) output: Output,
     /// The web server's process id.
     pub(crate) server: u32,
-    /// Who asked over IPv4.
+    /// The client over IPv4.
     pub(crate) v4: Client,
-    /// Who asked over IPv6.
+    /// The client over IPv6.
     pub(crate) v6: Client,
 }
 
-impl Seen {
-    /// By a monitor with these arguments.
+impl Requests {
+    /// Makes the requests while `socktrail flows` runs with these arguments.
     pub(crate) fn with(arguments: &[&str]) -> Result<Self> {
-        let watch = Socktrail::flows(arguments)?;
+        let monitor = Socktrail::flows(arguments)?;
         let server = WebServer::start(PORT)?;
         let (v4, v6) = (Client::run("127.0.0.1")?, Client::run("::1")?);
         let server = server.process.pid;
-        let watched = watch.stop()?;
-        ensure!(watched.status.success(), "it ended with {}:\n{}", watched.status, watched.log);
-        Ok(Self { watched, server, v4, v6 })
+        let output = monitor.stop()?;
+        ensure!(output.status.success(), "socktrail ended with {}:\n{}", output.status, output.log);
+        Ok(Self { output, server, v4, v6 })
     }
 }
 
@@ -43,7 +42,7 @@ pub(crate) struct Client {
     /// Its process id.
     pub(crate) pid: u32,
     args: Vec<String>,
-    /// Where it asked from.
+    /// Its address.
     pub(crate) here: SocketAddr,
     there: SocketAddr,
 }
@@ -57,8 +56,8 @@ impl Client {
         Ok(Self { pid: curl.pid, here: SocketAddr::new(there.ip(), curl.stdout.parse()?), there, args: curl.args })
     }
 
-    /// What a document of it says of the flow.
-    pub(crate) fn wanted(&self) -> Result<Wanted> {
+    /// The fields of the flow in its document.
+    pub(crate) fn flow_fields(&self) -> Result<ExpectedFields> {
         Ok(vec![
             ("/source/ip", json!(self.here.ip().to_string())),
             ("/source/port", json!(self.here.port())),
@@ -72,10 +71,10 @@ impl Client {
         ])
     }
 
-    /// Fails unless there is one document, with all that is known of the flow and the process, and traffic both ways.
-    pub(crate) fn check(&self, watched: &Watched) -> Result<()> {
-        let document = watched.only_of_pid(self.pid)?;
-        expect(document, &self.wanted()?)?;
+    /// Fails unless there is one document, with the flow, the process, and packets in both directions.
+    pub(crate) fn check(&self, output: &Output) -> Result<()> {
+        let document = output.only_of_pid(self.pid)?;
+        expect(document, &self.flow_fields()?)?;
         expect(
             document,
             &vec![
@@ -85,8 +84,8 @@ impl Client {
                 ("/event/outcome", json!("success")),
             ],
         )?;
-        for way in ["/source", "/destination"] {
-            ensure!(number(document, &format!("{way}/packets"))? >= 4, "too few packets from {way}: {document:#}");
+        for end in ["/source", "/destination"] {
+            ensure!(number(document, &format!("{end}/packets"))? >= 4, "too few packets from {end}: {document:#}");
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! The program under test, in the background.
+//! Runs `socktrail` in the background.
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -12,14 +12,14 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use socktrail_vm::AS_OF_VARIABLE;
 
-use super::patience::until;
 use super::process::Process;
+use super::wait::wait_until;
 
-/// The word on standard error that says that all probes are in place.
+/// The word in the log when all probes are installed.
 const READY: &str = "ready";
 
-/// What makes it behave as if the kernel were older. It guesses the kernel's layout at the first start, as it would
-/// there; later ones use what guesses found once, which saves seconds each time.
+/// The options that make socktrail behave as if the kernel were of an older release. The first monitor guesses the
+/// kernel's layout, as it must on such a kernel. Later ones load a saved guess, which saves seconds each time.
 fn as_of(release: String, has_source: bool) -> Result<Vec<String>> {
     const LAYOUT: &str = "/tmp/guessed-layout.json";
     static HAS_GUESSED: AtomicBool = AtomicBool::new(false);
@@ -32,13 +32,13 @@ fn as_of(release: String, has_source: bool) -> Result<Vec<String>> {
             Ok(())
         };
         let saved = SAVED.get_or_init(|| save().map_err(|error| format!("{error:?}")));
-        saved.clone().map_err(|error| anyhow!("{error}")).context("save what guesses find")?;
+        saved.clone().map_err(|error| anyhow!("{error}")).context("save a guessed layout")?;
         words.extend(["--source".to_owned(), format!("file:{LAYOUT}")]);
     }
     Ok(words)
 }
 
-/// A running `socktrail`; it is killed when it is dropped.
+/// A running `socktrail`; dropping it kills the process.
 #[derive(Debug)]
 pub(crate) struct Socktrail {
     /// Its process id.
@@ -48,34 +48,34 @@ pub(crate) struct Socktrail {
     stderr: Reader,
 }
 
-/// What a `socktrail` left behind.
+/// The output of a `socktrail` that has ended.
 #[derive(Debug)]
-pub(crate) struct Watched {
-    /// How it ended.
+pub(crate) struct Output {
+    /// Its exit status.
     pub(crate) status: ExitStatus,
     /// Its documents, in order.
     pub(crate) documents: Vec<Value>,
-    /// What it logged.
+    /// Its standard error.
     pub(crate) log: String,
 }
 
 impl Socktrail {
-    /// Starts `socktrail` with the given arguments and waits until it says that it is ready.
+    /// Starts `socktrail` with the given arguments and waits until it is ready.
     ///
-    /// Where the tests are to show what an older kernel can do, those commands that watch are told so.
+    /// If [`AS_OF_VARIABLE`] is set, commands that install probes get the options for that release.
     pub(crate) fn start(args: &[&str]) -> Result<Self> {
         let mut args: Vec<_> = args.iter().map(ToString::to_string).collect();
-        let watches =
+        let installs_probes =
             args.first().is_some_and(|command| ["flows", "events", "sensors", "record"].contains(&&**command));
         if let Ok(release) = std::env::var(AS_OF_VARIABLE)
-            && watches
+            && installs_probes
         {
             args.extend(as_of(release, args.iter().any(|word| word == "--source"))?);
         }
         Self::start_program("socktrail", &args.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
-    /// Starts `socktrail flows`, which writes one document a line, and waits until it is ready.
+    /// Starts `socktrail flows`, which writes one document per line, and waits until it is ready.
     pub(crate) fn flows(more: &[&str]) -> Result<Self> {
         Self::start(&[&["flows", "--format", "ecs"], more].concat())
     }
@@ -88,8 +88,8 @@ impl Socktrail {
             .stderr(Stdio::piped())
             .spawn()
             .with_context(|| format!("start {program} {}", args.join(" ")))?;
-        let stdout = Reader::new(child.stdout.take().context("standard output is a pipe")?);
-        let stderr = Reader::new(child.stderr.take().context("standard error is a pipe")?);
+        let stdout = Reader::new(child.stdout.take().context("standard output is not a pipe")?);
+        let stderr = Reader::new(child.stderr.take().context("standard error is not a pipe")?);
         let mut started = Self { pid: child.id(), child, stdout, stderr };
         started.wait_until_ready()?;
         Ok(started)
@@ -97,7 +97,7 @@ impl Socktrail {
 
     fn wait_until_ready(&mut self) -> Result<()> {
         let Self { child, stderr, .. } = self;
-        until("socktrail to be ready", || {
+        wait_until("socktrail to be ready", || {
             let ended = child.try_wait()?;
             if ended.is_some() {
                 stderr.finish()?;
@@ -106,19 +106,19 @@ impl Socktrail {
                 return Ok(true);
             }
             if let Some(status) = ended {
-                bail!("it ended before it was ready, {status}");
+                bail!("socktrail ended before it was ready, {status}");
             }
             Ok(false)
         })
-        .with_context(|| format!("socktrail said:\n{}", self.log()))
+        .with_context(|| format!("socktrail's log:\n{}", self.log()))
     }
 
-    /// What it has logged so far.
+    /// Its standard error so far.
     pub(crate) fn log(&self) -> String {
         self.stderr.lines().join("\n")
     }
 
-    /// The documents that have come out so far.
+    /// Its documents so far.
     pub(crate) fn documents(&self) -> Result<Vec<Value>> {
         self.stdout
             .lines()
@@ -127,44 +127,44 @@ impl Socktrail {
             .collect()
     }
 
-    /// Waits until a document is there for which the condition holds, and returns it.
-    pub(crate) fn wait_for(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Result<Value> {
+    /// Waits for a document that meets a condition, and returns it. `what` names it in the error.
+    pub(crate) fn wait_for(&self, what: &str, condition: impl Fn(&Value) -> bool) -> Result<Value> {
         let mut found = None;
-        until(what, || {
-            found = self.documents()?.into_iter().find(|document| wanted(document));
+        wait_until(what, || {
+            found = self.documents()?.into_iter().find(|document| condition(document));
             Ok(found.is_some())
         })
         .with_context(|| format!("documents: {:?}\nlog:\n{}", self.stdout.lines(), self.log()))?;
-        found.context("the document was there")
+        found.context("the document was not found")
     }
 
-    /// Ends it as Ctrl-C does, and returns what it left.
-    pub(crate) fn stop(self) -> Result<Watched> {
+    /// Ends it as Ctrl-C does, and returns its output.
+    pub(crate) fn stop(self) -> Result<Output> {
         self.end(Signal::SIGINT)
     }
 
-    /// Ends it so that it cannot clean up.
-    pub(crate) fn kill(self) -> Result<Watched> {
+    /// Kills it, so that it cannot remove its probes.
+    pub(crate) fn kill(self) -> Result<Output> {
         self.end(Signal::SIGKILL)
     }
 
-    /// Sends a signal, waits for the end, and returns what it left.
-    pub(crate) fn end(self, signal: Signal) -> Result<Watched> {
+    /// Sends a signal, waits for the end, and returns its output.
+    pub(crate) fn end(self, signal: Signal) -> Result<Output> {
         kill(Pid::from_raw(self.pid.cast_signed()), signal).with_context(|| format!("send {signal} to socktrail"))?;
         self.finish()
     }
 
-    /// Waits for it to end by itself, as with `--duration`, and returns what it left.
-    pub(crate) fn finish(mut self) -> Result<Watched> {
+    /// Waits until it ends by itself, as with `--duration`, and returns its output.
+    pub(crate) fn finish(mut self) -> Result<Output> {
         let mut ended = None;
-        until("socktrail's end", || {
+        wait_until("socktrail's end", || {
             ended = self.child.try_wait()?;
             Ok(ended.is_some())
         })
-        .with_context(|| format!("socktrail said:\n{}", self.log()))?;
+        .with_context(|| format!("socktrail's log:\n{}", self.log()))?;
         self.stdout.finish()?;
         self.stderr.finish()?;
-        Ok(Watched { status: ended.context("it has ended")?, documents: self.documents()?, log: self.log() })
+        Ok(Output { status: ended.context("socktrail has not ended")?, documents: self.documents()?, log: self.log() })
     }
 }
 
@@ -175,13 +175,13 @@ impl Drop for Socktrail {
     }
 }
 
-impl Watched {
-    /// The documents whose process has this id.
+impl Output {
+    /// The documents with this `process.pid`.
     pub(crate) fn of_pid(&self, pid: u32) -> Vec<&Value> {
         self.documents.iter().filter(|document| document["process"]["pid"] == pid).collect()
     }
 
-    /// The one document whose process has this id.
+    /// The only document with this `process.pid`.
     pub(crate) fn only_of_pid(&self, pid: u32) -> Result<&Value> {
         match self.of_pid(pid)[..] {
             [document] => Ok(document),
@@ -228,7 +228,7 @@ impl Reader {
 mod tests {
     use super::*;
 
-    /// A stand-in for socktrail.
+    /// Runs a shell script in the place of socktrail.
     fn start(script: &str) -> Result<Socktrail> {
         Socktrail::start_program("sh", &["-c", script])
     }
@@ -244,29 +244,29 @@ mod tests {
         let socktrail = start(script).unwrap();
         socktrail.wait_for("process 7", |document| document["process"]["pid"] == 7).unwrap();
         // Not SIGINT: a shell cannot trap that where it was ignored from the start, as for a job in the background.
-        let watched = socktrail.end(Signal::SIGTERM).unwrap();
-        assert!(watched.status.success());
-        assert_eq!(watched.log, "starting\nready");
-        assert_eq!(watched.only_of_pid(8).unwrap()["process"]["pid"], 8);
-        assert!(watched.only_of_pid(9).is_err());
-        assert_eq!(watched.documents.len(), 2);
+        let output = socktrail.end(Signal::SIGTERM).unwrap();
+        assert!(output.status.success());
+        assert_eq!(output.log, "starting\nready");
+        assert_eq!(output.only_of_pid(8).unwrap()["process"]["pid"], 8);
+        assert!(output.only_of_pid(9).is_err());
+        assert_eq!(output.documents.len(), 2);
     }
 
     #[test]
-    fn one_that_ends_before_it_is_ready_fails_with_its_words() {
+    fn the_error_of_an_early_end_has_the_log() {
         let error = start("echo no kprobes here >&2; exit 3").unwrap_err();
         let text = format!("{error:?}");
         assert!(text.contains("no kprobes here") && text.contains("exit status: 3"), "{text}");
     }
 
     #[test]
-    fn one_can_be_killed() {
-        let watched = start("echo ready >&2; exec sleep 100").unwrap().kill().unwrap();
-        assert!(!watched.status.success());
+    fn a_monitor_can_be_killed() {
+        let output = start("echo ready >&2; exec sleep 100").unwrap().kill().unwrap();
+        assert!(!output.status.success());
     }
 
     #[test]
-    fn output_that_is_no_json_is_an_error() {
+    fn output_other_than_json_is_an_error() {
         let socktrail = start("echo hello; echo ready >&2").unwrap();
         assert!(socktrail.finish().unwrap_err().to_string().contains("hello"));
     }

@@ -1,4 +1,4 @@
-//! System calls that cannot be had otherwise: all that is unsafe in the tests.
+//! System calls without a safe wrapper in `nix`: all unsafe code of the tests.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
@@ -11,12 +11,12 @@ use nix::sys::socket::{
 };
 use nix::unistd::{ForkResult, Pid};
 
-/// Runs a function in a child process that has this one's program, and ends it with status 0 if that held true.
+/// Runs a function in a forked child, which exits with status 0 if the function returned true.
 ///
-/// Other threads of this process may have been in the middle of anything: the function must make system calls only
-/// and allocate nothing.
+/// If this process has other threads, they may hold locks at the fork: then the function must only make system calls,
+/// and must not allocate.
 pub(crate) fn fork(child: impl FnOnce() -> bool) -> Result<Pid> {
-    // SAFETY: the child calls what is safe after a fork only, as demanded above, and never returns from here.
+    // SAFETY: the child calls only what is safe after a fork, as required above, and never returns from here.
     match unsafe { nix::unistd::fork() }.context("fork")? {
         ForkResult::Parent { child } => Ok(child),
         ForkResult::Child => {
@@ -36,22 +36,22 @@ pub(crate) fn clone_with_memory(child: impl Fn() -> bool) -> Result<Pid> {
     unsafe { nix::sched::clone(run, &mut vec![0; 1 << 20], flags, Some(nix::libc::SIGCHLD)) }.context("clone")
 }
 
-/// Runs a function in a child process that shares this one's table of open files (`CLONE_FILES`), and ends it with
-/// status 0 if that held true. As with [`fork`], the child must do only what is safe after one.
+/// Like [`fork`], but the child shares this process's file descriptor table (`CLONE_FILES`).
 pub(crate) fn fork_with_files(child: impl FnOnce() -> bool) -> Result<Pid> {
     let flags = nix::libc::CLONE_FILES as u64;
     clone3(&CloneArguments { flags, exit_signal: nix::libc::SIGCHLD as u64, ..CloneArguments::default() }, child)
 }
 
-/// How a thread that is made by [`clone_thread`] lives with the one that makes it.
+/// How [`clone_thread`] makes a thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Beside {
-    /// The maker waits until the thread has ended or executed a program (`CLONE_VFORK`), and shares its open files.
-    WaitingMaker,
-    /// The same, but the thread has a table of open files of its own: what it opens is closed when it ends.
-    OwnFiles,
-    /// Both run. Thread-local memory is shared, so the maker must do nothing but end.
-    EndingMaker,
+pub(crate) enum ThreadMode {
+    /// The caller waits until the thread has ended or executed a program (`CLONE_VFORK`). Both share their descriptor
+    /// table.
+    Vfork,
+    /// The same, but the thread has a descriptor table of its own, which is closed when it ends.
+    VforkOwnFiles,
+    /// Both run. They share thread-local memory, so the caller must end at once.
+    Concurrent,
 }
 
 unsafe extern "C" {
@@ -65,9 +65,9 @@ unsafe extern "C" {
     ) -> nix::libc::c_int;
 }
 
-/// Runs a function in a thread that the C library knows nothing of (`CLONE_THREAD`), which ends when the function
-/// returns. It must not start threads by other means.
-pub(crate) fn clone_thread<F: FnOnce() + 'static>(beside: Beside, run: F) -> Result<()> {
+/// Runs a function in a thread (`CLONE_THREAD`) that the C library does not know. The thread ends when the function
+/// returns. The function must not start threads.
+pub(crate) fn clone_thread<F: FnOnce() + 'static>(mode: ThreadMode, run: F) -> Result<()> {
     extern "C" fn start<F: FnOnce()>(run: *mut nix::libc::c_void) -> nix::libc::c_int {
         // SAFETY: it is the box that was given to `__clone`, which starts one thread.
         let run = unsafe { Box::from_raw(run.cast::<F>()) };
@@ -76,12 +76,12 @@ pub(crate) fn clone_thread<F: FnOnce() + 'static>(beside: Beside, run: F) -> Res
     }
     const STACK: usize = 1 << 20;
     let always = nix::libc::CLONE_VM | nix::libc::CLONE_SIGHAND | nix::libc::CLONE_THREAD;
-    let flags = match beside {
-        Beside::WaitingMaker => nix::libc::CLONE_FS | nix::libc::CLONE_FILES | nix::libc::CLONE_VFORK,
-        Beside::OwnFiles => nix::libc::CLONE_VFORK,
-        Beside::EndingMaker => nix::libc::CLONE_FS | nix::libc::CLONE_FILES,
+    let flags = match mode {
+        ThreadMode::Vfork => nix::libc::CLONE_FS | nix::libc::CLONE_FILES | nix::libc::CLONE_VFORK,
+        ThreadMode::VforkOwnFiles => nix::libc::CLONE_VFORK,
+        ThreadMode::Concurrent => nix::libc::CLONE_FS | nix::libc::CLONE_FILES,
     };
-    // Nobody knows when the thread no longer needs its stack: it is never freed.
+    // The stack is never freed: nothing shows when the thread no longer uses it.
     let stack = Box::leak(vec![0_u128; STACK / size_of::<u128>()].into_boxed_slice());
     let run = Box::into_raw(Box::new(run));
     // SAFETY: the thread has a stack of its own, which grows down from its aligned end, and owns what it runs. While
@@ -95,11 +95,11 @@ pub(crate) fn clone_thread<F: FnOnce() + 'static>(beside: Beside, run: F) -> Res
     Ok(())
 }
 
-/// Ends only this thread, even if it is the leading one.
+/// Ends only this thread, even the main one.
 pub(crate) fn exit_thread() -> ! {
-    // SAFETY: no memory is touched; what the thread had is left where it is.
+    // SAFETY: the call touches no memory; the thread's values are leaked.
     unsafe { nix::libc::syscall(nix::libc::SYS_exit, 0) };
-    unreachable!("exit(2) does not come back")
+    unreachable!("exit(2) does not return")
 }
 
 /// Like [`fork`], but the child starts in the control group that `group` is open on (`CLONE_INTO_CGROUP`).
@@ -111,8 +111,8 @@ pub(crate) fn fork_into(group: &impl AsFd, child: impl FnOnce() -> bool) -> Resu
     clone3(&CloneArguments { flags: CLONE_INTO_CGROUP, exit_signal, cgroup, ..CloneArguments::default() }, child)
 }
 
-/// `struct clone_args` of `linux/sched.h`, which the C library does not have on every machine. All zeros: no flags, no
-/// stack, no places to write to.
+/// `struct clone_args` of `linux/sched.h`, which not every C library has. All zeros mean no flags, no stack and no
+/// addresses to write to.
 #[repr(C)]
 #[derive(Debug, Default)]
 struct CloneArguments {
@@ -144,7 +144,7 @@ fn clone3(arguments: &CloneArguments, child: impl FnOnce() -> bool) -> Result<Pi
     }
 }
 
-/// Gives up a capability for good, and for all programs that this process becomes.
+/// Removes a capability from the bounding set: this process's future programs cannot get it.
 pub(crate) fn drop_capability(capability: nix::libc::c_int) -> Result<()> {
     // SAFETY: with this option prctl takes a number and touches no memory.
     let result = unsafe { nix::libc::prctl(nix::libc::PR_CAPBSET_DROP, capability, 0, 0, 0) };
@@ -152,14 +152,14 @@ pub(crate) fn drop_capability(capability: nix::libc::c_int) -> Result<()> {
     Ok(())
 }
 
-/// A socket that gets a copy of every packet of one interface, its link header included. It never blocks.
+/// A nonblocking `AF_PACKET` socket that receives every packet of one interface, with the link header.
 pub(crate) fn packet_socket(interface: i32) -> Result<OwnedFd> {
     let every_protocol = nix::libc::ETH_P_ALL as u16;
     let kind = nix::libc::SOCK_RAW | nix::libc::SOCK_CLOEXEC | nix::libc::SOCK_NONBLOCK;
-    // Without a protocol it gets nothing before it is bound.
+    // Without a protocol it receives nothing before it is bound.
     // SAFETY: no memory is touched.
     let socket = Errno::result(unsafe { nix::libc::socket(nix::libc::AF_PACKET, kind, 0) }).context("open a socket")?;
-    // SAFETY: the descriptor was opened just now and is nobody else's.
+    // SAFETY: the descriptor was opened just now and has no other owner.
     let socket = unsafe { OwnedFd::from_raw_fd(socket) };
     // SAFETY: all zeros is a valid address.
     let mut address: nix::libc::sockaddr_ll = unsafe { std::mem::zeroed() };
@@ -167,7 +167,7 @@ pub(crate) fn packet_socket(interface: i32) -> Result<OwnedFd> {
     address.sll_protocol = every_protocol.to_be();
     address.sll_ifindex = interface;
     let length = size_of_val(&address) as nix::libc::socklen_t;
-    // SAFETY: the address is as long as is said, and lives as long as the call.
+    // SAFETY: `length` is the size of the address, which lives as long as the call.
     let bound = unsafe { nix::libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) };
     Errno::result(bound).context("bind it to an interface")?;
     Ok(socket)
@@ -181,38 +181,38 @@ pub(crate) fn bpf(command: i32, arguments: &[u8]) -> Result<Option<OwnedFd>> {
     let result = unsafe { nix::libc::syscall(nix::libc::SYS_bpf, command, pointer, length) };
     match Errno::result(result)? {
         0 => Ok(None),
-        // SAFETY: the descriptor was opened just now and is nobody else's.
+        // SAFETY: the descriptor was opened just now and has no other owner.
         made => Ok(Some(unsafe { OwnedFd::from_raw_fd(i32::try_from(made)?) })),
     }
 }
 
-/// A netlink socket of a protocol that has no type of its own.
+/// A netlink socket of a protocol that `nix` has no type for.
 pub(crate) fn netlink_socket(protocol: i32) -> Result<OwnedFd> {
     let kind = nix::libc::SOCK_RAW | nix::libc::SOCK_CLOEXEC;
     // SAFETY: no memory is touched.
     let socket = Errno::result(unsafe { nix::libc::socket(nix::libc::AF_NETLINK, kind, protocol) })?;
-    // SAFETY: the descriptor was opened just now and is nobody else's.
+    // SAFETY: the descriptor was opened just now and has no other owner.
     Ok(unsafe { OwnedFd::from_raw_fd(socket) })
 }
 
-/// A stream socket of a protocol that has no type of its own.
+/// A stream socket of a protocol that `nix` has no type for.
 pub(crate) fn stream_socket(family: AddressFamily, protocol: i32, flags: SockFlag) -> Result<OwnedFd> {
     let kind = nix::libc::SOCK_STREAM | flags.bits();
     // SAFETY: no memory is touched.
     let socket = Errno::result(unsafe { nix::libc::socket(family as i32, kind, protocol) });
     let socket = socket.with_context(|| format!("open a socket of protocol {protocol}"))?;
-    // SAFETY: the descriptor was opened just now and is nobody else's.
+    // SAFETY: the descriptor was opened just now and has no other owner.
     Ok(unsafe { OwnedFd::from_raw_fd(socket) })
 }
 
-/// A socket of MPTCP, or of TCP where that is not asked for or the kernel has no MPTCP.
-pub(crate) fn tcp_or_mptcp(is_v4: bool, is_mptcp: bool, flags: SockFlag) -> Result<OwnedFd> {
+/// An MPTCP socket if it is requested and the kernel has MPTCP, otherwise a TCP socket.
+pub(crate) fn tcp_or_mptcp_socket(is_v4: bool, is_mptcp: bool, flags: SockFlag) -> Result<OwnedFd> {
     let family = if is_v4 { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let mptcp = is_mptcp.then(|| stream_socket(family, nix::libc::IPPROTO_MPTCP, flags).ok()).flatten();
     mptcp.map_or_else(|| stream_socket(family, nix::libc::IPPROTO_TCP, flags), Ok)
 }
 
-/// How many packets found no room in a packet socket's buffer.
+/// The number of packets that did not fit into a packet socket's buffer.
 pub(crate) fn packets_dropped(socket: &OwnedFd) -> Result<u32> {
     // SAFETY: all zeros is a valid value.
     let mut stats: nix::libc::tpacket_stats = unsafe { std::mem::zeroed() };
@@ -231,7 +231,7 @@ pub(crate) fn packets_dropped(socket: &OwnedFd) -> Result<u32> {
     Ok(stats.tp_drops)
 }
 
-/// Sets a socket option that has no type of its own.
+/// Sets a socket option that `nix` has no type for.
 pub(crate) fn set_option(socket: &impl AsFd, level: i32, name: i32, value: &[u8]) -> Result<()> {
     let length = value.len() as nix::libc::socklen_t;
     // SAFETY: the kernel reads `length` bytes, which is the value's size.
@@ -241,7 +241,7 @@ pub(crate) fn set_option(socket: &impl AsFd, level: i32, name: i32, value: &[u8]
     Ok(())
 }
 
-/// Gives an interface a value by one of ethtool's commands (`linux/ethtool.h`).
+/// Sets a value of an interface by an `ETHTOOL_S*` command (`linux/ethtool.h`).
 pub(crate) fn ethtool(interface: &str, command: u32, value: u32) -> Result<()> {
     /// `linux/sockios.h`.
     const SIOCETHTOOL: u64 = 0x8946;
@@ -259,8 +259,8 @@ pub(crate) fn ethtool(interface: &str, command: u32, value: u32) -> Result<()> {
     Ok(())
 }
 
-/// The addresses of each subflow of an MPTCP connection, own and remote (`MPTCP_SUBFLOW_ADDRS` of `linux/mptcp.h`, Linux
-/// 5.16); none if the socket is not of MPTCP.
+/// The local and the remote address of each subflow of an MPTCP connection (`MPTCP_SUBFLOW_ADDRS` of `linux/mptcp.h`,
+/// Linux 5.16); empty if the socket is not an MPTCP socket.
 pub(crate) fn subflows(socket: &impl AsFd) -> Result<Vec<[std::net::SocketAddr; 2]>> {
     const SOL_MPTCP: i32 = 284;
     const MPTCP_SUBFLOW_ADDRS: i32 = 3;
@@ -302,16 +302,16 @@ fn address(bytes: &[u8]) -> Result<std::net::SocketAddr> {
     }
 }
 
-/// Takes over a descriptor that this program was started with.
+/// Owns a descriptor that this program inherited.
 pub(crate) fn inherited(number: i32) -> Result<OwnedFd> {
-    // SAFETY: no memory is touched; the call fails when there is no such descriptor.
+    // SAFETY: no memory is touched; the call fails if the descriptor is not open.
     Errno::result(unsafe { nix::libc::fcntl(number, nix::libc::F_GETFD) })
         .context("look at an inherited descriptor")?;
-    // SAFETY: it is open, and who was started with it knows of no other owner.
+    // SAFETY: it is open, and nothing else in this process owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// Passes a descriptor to whoever has the other end.
+/// Sends a descriptor over a Unix socket (`SCM_RIGHTS`).
 pub(crate) fn send_descriptor(over: &UnixStream, descriptor: &OwnedFd) -> Result<()> {
     let descriptors = [descriptor.as_raw_fd()];
     let message = [ControlMessage::ScmRights(&descriptors)];
@@ -320,7 +320,7 @@ pub(crate) fn send_descriptor(over: &UnixStream, descriptor: &OwnedFd) -> Result
     Ok(())
 }
 
-/// Gets a descriptor that was passed.
+/// Receives a descriptor from a Unix socket (`SCM_RIGHTS`).
 pub(crate) fn receive_descriptor(over: &UnixStream) -> Result<OwnedFd> {
     let (mut byte, mut space) = ([0], nix::cmsg_space!(i32));
     let mut bytes = [IoSliceMut::new(&mut byte)];
@@ -336,14 +336,14 @@ pub(crate) fn receive_descriptor(over: &UnixStream) -> Result<OwnedFd> {
     bail!("no descriptor was passed")
 }
 
-/// Takes over a descriptor that a call has just opened.
+/// Owns a descriptor that a call has just opened.
 pub(crate) fn owned(number: i32) -> Result<OwnedFd> {
     anyhow::ensure!(number >= 0, "no descriptor");
-    // SAFETY: the caller got it from the kernel just now and gives it to nobody else.
+    // SAFETY: the caller got it from the kernel just now and passes its only copy.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// Connects by `IORING_OP_CONNECT`, and waits for what comes of it: 0 or a negative errno.
+/// Connects by `IORING_OP_CONNECT`. Returns the ring's result: 0 or a negative errno.
 pub(crate) fn connect_by_io_uring(socket: &OwnedFd, to: std::net::SocketAddr) -> Result<i32> {
     use nix::sys::socket::{SockaddrLike, SockaddrStorage};
     let to = SockaddrStorage::from(to);
@@ -351,23 +351,23 @@ pub(crate) fn connect_by_io_uring(socket: &OwnedFd, to: std::net::SocketAddr) ->
     by_io_uring(&io_uring::opcode::Connect::new(descriptor, to.as_ptr(), to.len()).build())
 }
 
-/// Accepts by `IORING_OP_ACCEPT`.
+/// Accepts by `IORING_OP_ACCEPT`. Returns a descriptor or a negative errno.
 pub(crate) fn accept_by_io_uring(socket: &OwnedFd) -> Result<i32> {
     let descriptor = io_uring::types::Fd(socket.as_raw_fd());
     by_io_uring(&io_uring::opcode::Accept::new(descriptor, std::ptr::null_mut(), std::ptr::null_mut()).build())
 }
 
-/// Makes a socket by `IORING_OP_SOCKET` (Linux 5.19).
+/// Makes a socket by `IORING_OP_SOCKET` (Linux 5.19). Returns a descriptor or a negative errno.
 pub(crate) fn socket_by_io_uring(family: i32, kind: i32, protocol: i32) -> Result<i32> {
     by_io_uring(&io_uring::opcode::Socket::new(family, kind, protocol).build())
 }
 
-/// What a ring answers: a descriptor, 0 or a negative errno.
+/// Submits one entry, waits, and returns its result.
 fn by_io_uring(entry: &io_uring::squeue::Entry) -> Result<i32> {
     let mut ring = io_uring::IoUring::new(2).context("make a ring")?;
-    // SAFETY: what the entry points to lives, in the callers, until the ring has answered, which is waited for here.
-    unsafe { ring.submission().push(entry) }.context("there is room for one entry")?;
+    // SAFETY: the callers keep what the entry points to until this function has received the result.
+    unsafe { ring.submission().push(entry) }.context("the submission ring has no room for an entry")?;
     ring.submit_and_wait(1).context("submit")?;
-    let answer = ring.completion().next().context("the ring has answered")?;
+    let answer = ring.completion().next().context("the completion ring has no answer")?;
     Ok(answer.result())
 }

@@ -1,12 +1,13 @@
-//! What `tc(8)` does: filters that drop, and slow queues.
+//! Filters that drop packets, and slow queues, as `tc(8)` makes them.
 //!
 //! The structures and numbers are those of `linux/rtnetlink.h`, `pkt_sched.h`, `pkt_cls.h` and `tc_act/tc_gact.h`.
 
+use std::net::SocketAddr;
 use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use super::netlink::{Attributes, ask};
+use super::netlink::{Attributes, rtnetlink};
 
 const RTM_NEWQDISC: u16 = 36;
 const RTM_DELQDISC: u16 = 37;
@@ -43,21 +44,22 @@ const TCA_CAKE_BASE_RATE64: u16 = 2;
 const TCA_CAKE_RTT: u16 = 7;
 const TCA_CAKE_TARGET: u16 = 8;
 
-/// Has an interface of the calling thread's namespace take filters.
-pub(crate) fn take_filters(interface: &str) -> Result<()> {
+/// Puts `clsact` on an interface of the calling thread's namespace, which filters need.
+pub(crate) fn add_clsact(interface: &str) -> Result<()> {
     load(&["sch_ingress", "cls_u32", "act_gact"]);
     let mut request = message(interface, CLSACT, TC_H_CLSACT, 0)?;
     request.string(TCA_KIND, "clsact");
-    ask(RTM_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL, &request.0).context("add clsact")
+    rtnetlink(RTM_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL, &request.0).context("add clsact")
 }
 
-/// Takes its filters away.
-pub(crate) fn remove_filters(interface: &str) -> Result<()> {
-    ask(RTM_DELQDISC, 0, &message(interface, CLSACT, TC_H_CLSACT, 0)?.0).context("take clsact away")
+/// Removes `clsact` with all filters.
+pub(crate) fn remove_clsact(interface: &str) -> Result<()> {
+    rtnetlink(RTM_DELQDISC, 0, &message(interface, CLSACT, TC_H_CLSACT, 0)?.0).context("remove clsact")
 }
 
-/// Has it drop of what leaves for a port every packet of this number: all if it is 1.
-pub(crate) fn drop_every(interface: &str, number: u16, ipv6: bool, port: u16) -> Result<()> {
+/// Adds a filter that drops every `nth` outgoing packet to a port: all of them if it is 1.
+pub(crate) fn drop_every_nth(interface: &str, nth: u16, to: SocketAddr) -> Result<()> {
+    let (ipv6, port) = (to.is_ipv6(), to.port());
     let (protocol, ports): (u16, u32) = if ipv6 { (ETH_P_IPV6, 40) } else { (ETH_P_IP, 20) };
     let mut select = vec![1, 0, 1, 0]; // struct tc_u32_sel: TC_U32_TERMINAL, no shift, one key
     select.extend([0; 12]);
@@ -65,11 +67,11 @@ pub(crate) fn drop_every(interface: &str, number: u16, ipv6: bool, port: u16) ->
         select.extend(word.to_ne_bytes()); // struct tc_u32_key: mask, value, offset, mask of offset
     }
     let mut gact = Attributes::default();
-    let verdict = if number == 1 { TC_ACT_SHOT } else { TC_ACT_OK };
+    let verdict = if nth == 1 { TC_ACT_SHOT } else { TC_ACT_OK };
     gact.put(TCA_GACT_PARMS, &[0, 0, verdict, 0, 0].map(u32::to_ne_bytes).concat());
-    if number > 1 {
-        let often = [PGACT_DETERM.to_ne_bytes(), number.to_ne_bytes()].concat();
-        gact.put(TCA_GACT_PROB, &[&often[..], &TC_ACT_SHOT.to_ne_bytes()].concat());
+    if nth > 1 {
+        let probability = [PGACT_DETERM.to_ne_bytes(), nth.to_ne_bytes()].concat();
+        gact.put(TCA_GACT_PROB, &[&probability[..], &TC_ACT_SHOT.to_ne_bytes()].concat());
     }
     let mut action = Attributes::default();
     action.string(TCA_ACT_KIND, "gact");
@@ -83,22 +85,22 @@ pub(crate) fn drop_every(interface: &str, number: u16, ipv6: bool, port: u16) ->
     let mut request = message(interface, 0, EGRESS, priority << 16 | u32::from(protocol.to_be()))?;
     request.string(TCA_KIND, "u32");
     request.put(TCA_OPTIONS, &options.0);
-    ask(RTM_NEWTFILTER, NLM_F_CREATE | NLM_F_EXCL, &request.0).context("add a filter")
+    rtnetlink(RTM_NEWTFILTER, NLM_F_CREATE | NLM_F_EXCL, &request.0).context("add a filter")
 }
 
-/// A slow link behind a queue that drops what waits too long in it, when it takes the next packet out.
+/// A rate limit, and the parameters of a CoDel queue (RFC 8289) in front of it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct SlowLink {
-    /// Bytes a second.
+    /// In bytes per second.
     pub(crate) rate: u32,
-    /// Larger packets are cut into segments before they are queued, in bytes.
-    pub(crate) largest: u32,
+    /// The burst of `tbf` in bytes: it segments larger packets before it queues them.
+    pub(crate) burst: u32,
     pub(crate) target_us: u32,
     pub(crate) interval_us: u32,
 }
 
-/// Puts `tbf` on an interface, and `fq_codel` into it.
-pub(crate) fn slow_down(interface: &str, link: SlowLink) -> Result<()> {
+/// Puts `tbf` on an interface, with `fq_codel` as its queue.
+pub(crate) fn add_tbf_with_fq_codel(interface: &str, link: SlowLink) -> Result<()> {
     load(&["sch_fq_codel"]);
     tbf(interface, link)?;
     let mut options = Attributes::default();
@@ -107,16 +109,16 @@ pub(crate) fn slow_down(interface: &str, link: SlowLink) -> Result<()> {
     let mut request = message(interface, 0x2_0000, 0x1_0001, 0)?;
     request.string(TCA_KIND, "fq_codel");
     request.put(TCA_OPTIONS, &options.0);
-    ask(RTM_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL, &request.0).context("add fq_codel")
+    rtnetlink(RTM_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL, &request.0).context("add fq_codel")
 }
 
-/// Puts `tbf` on an interface, and a queue of another kind into it.
-pub(crate) fn slow_down_behind(interface: &str, link: SlowLink, kind: &str) -> Result<()> {
+/// Puts `tbf` on an interface, with a queue of another kind.
+pub(crate) fn add_tbf_with(interface: &str, link: SlowLink, kind: &str) -> Result<()> {
     load(&[&format!("sch_{kind}")]);
     tbf(interface, link)?;
     let mut request = message(interface, 0x2_0000, 0x1_0001, 0)?;
     request.string(TCA_KIND, kind);
-    ask(RTM_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL, &request.0).with_context(|| format!("add {kind}"))
+    rtnetlink(RTM_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL, &request.0).with_context(|| format!("add {kind}"))
 }
 
 fn tbf(interface: &str, link: SlowLink) -> Result<()> {
@@ -126,14 +128,14 @@ fn tbf(interface: &str, link: SlowLink) -> Result<()> {
     parameters.extend([1_000_000_u32, 0, 0].into_iter().flat_map(u32::to_ne_bytes)); // limit, buffer, mtu
     let mut options = Attributes::default();
     options.put(TCA_TBF_PARMS, &parameters);
-    options.put(TCA_TBF_BURST, &link.largest.to_ne_bytes());
+    options.put(TCA_TBF_BURST, &link.burst.to_ne_bytes());
     let mut request = message(interface, 0x1_0000, TC_H_ROOT, 0)?;
     request.string(TCA_KIND, "tbf");
     request.put(TCA_OPTIONS, &options.0);
-    ask(RTM_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL, &request.0).context("add tbf")
+    rtnetlink(RTM_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL, &request.0).context("add tbf")
 }
 
-/// Puts `cake` on an interface, which cuts what TCP sends into segments by itself.
+/// Puts `cake` on an interface. It limits the rate and segments packets by itself.
 pub(crate) fn cake(interface: &str, link: SlowLink) -> Result<()> {
     load(&["sch_cake"]);
     let mut options = Attributes::default();
@@ -143,19 +145,19 @@ pub(crate) fn cake(interface: &str, link: SlowLink) -> Result<()> {
     let mut request = message(interface, 0x1_0000, TC_H_ROOT, 0)?;
     request.string(TCA_KIND, "cake");
     request.put(TCA_OPTIONS, &options.0);
-    ask(RTM_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL, &request.0).context("add cake")
+    rtnetlink(RTM_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL, &request.0).context("add cake")
 }
 
-/// Takes an interface's queue away, with what waits in it.
-pub(crate) fn speed_up(interface: &str) -> Result<()> {
-    ask(RTM_DELQDISC, 0, &message(interface, 0, TC_H_ROOT, 0)?.0).context("take the queue away")
+/// Removes an interface's queue with the packets in it.
+pub(crate) fn remove_qdisc(interface: &str) -> Result<()> {
+    rtnetlink(RTM_DELQDISC, 0, &message(interface, 0, TC_H_ROOT, 0)?.0).context("remove the queue")
 }
 
 /// `struct tc_ratespec`.
-fn rate(bytes_a_second: u32) -> Vec<u8> {
+fn rate(bytes_per_second: u32) -> Vec<u8> {
     let mut spec = vec![0, TC_LINKLAYER_ETHERNET];
     spec.extend([0; 6]);
-    spec.extend(bytes_a_second.to_ne_bytes());
+    spec.extend(bytes_per_second.to_ne_bytes());
     spec
 }
 
@@ -165,7 +167,7 @@ fn message(interface: &str, handle: u32, parent: u32, info: u32) -> Result<Attri
     Ok(Attributes([0, index, handle, parent, info].into_iter().flat_map(u32::to_ne_bytes).collect()))
 }
 
-/// Loads modules. Those that are built in cannot be loaded; those that are missing are missed later.
+/// Loads modules. Errors are ignored: a module may be built in, and a missing one makes a later request fail.
 fn load(modules: &[&str]) {
     for module in modules {
         Command::new("modprobe").arg(module).output().ok();

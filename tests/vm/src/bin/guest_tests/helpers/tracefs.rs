@@ -1,4 +1,4 @@
-//! The kernel's view of probes.
+//! The kernel's list and counters of probes.
 
 use std::fs;
 use std::io::Write;
@@ -7,37 +7,37 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-/// tracefs, mounted by the test and unmounted when dropped; guests boot without.
+/// tracefs, mounted by the test and unmounted on drop. Guests boot without it.
 #[derive(Debug)]
 pub(crate) struct Tracefs(());
 
 impl Tracefs {
-    /// Where it is mounted.
-    pub(crate) const PLACE: &str = "/sys/kernel/tracing";
+    /// The mount point.
+    pub(crate) const PATH: &str = "/sys/kernel/tracing";
 
     /// Mounts it.
     pub(crate) fn mount() -> Result<Self> {
-        mount(Some("tracefs"), Self::PLACE, Some("tracefs"), MsFlags::empty(), None::<&str>)
-            .with_context(|| format!("mount tracefs at {}", Self::PLACE))?;
+        mount(Some("tracefs"), Self::PATH, Some("tracefs"), MsFlags::empty(), None::<&str>)
+            .with_context(|| format!("mount tracefs at {}", Self::PATH))?;
         Ok(Self(()))
     }
 
-    /// The probes that exist, one a line.
+    /// The kprobe events that exist, one per line.
     pub(crate) fn kprobe_events(&self) -> Result<String> {
         self.read("kprobe_events")
     }
 
-    /// How often a probe was not run though the kernel came by.
+    /// The number of missed hits of all kprobes.
     pub(crate) fn missed(&self) -> Result<u64> {
         self.missed_where(|_| true)
     }
 
-    /// The same of the probes of this name.
+    /// The number of missed hits of the kprobes with this name.
     pub(crate) fn missed_by(&self, name: &str) -> Result<u64> {
         self.missed_where(|one| one == name)
     }
 
-    /// `kprobe_profile` has name, hits and misses.
+    /// Sums misses: lines of `kprobe_profile` are name, hits, misses.
     fn missed_where(&self, is_wanted: impl Fn(&str) -> bool) -> Result<u64> {
         let profile = self.read("kprobe_profile")?;
         let misses = profile.lines().map(|line| {
@@ -49,31 +49,31 @@ impl Tracefs {
         misses.sum()
     }
 
-    /// How often the kernel comes by a function while something is done.
-    pub(crate) fn hits(&self, function: &str, doing: impl FnOnce() -> Result<()>) -> Result<u64> {
+    /// The number of calls of a kernel function while `work` runs.
+    pub(crate) fn hits(&self, function: &str, work: impl FnOnce() -> Result<()>) -> Result<u64> {
         const EVENT: &str = "socktrail_tests/counted";
         let switch = format!("events/{EVENT}/enable");
         self.append("kprobe_events", &format!("p:{EVENT} {function}"))?;
-        let counted = self.write(&switch, "1").and_then(|()| doing()).and_then(|()| self.read("kprobe_profile"));
+        let counted = self.write(&switch, "1").and_then(|()| work()).and_then(|()| self.read("kprobe_profile"));
         self.write(&switch, "0")?;
         self.append("kprobe_events", &format!("-:{EVENT}"))?;
         hits_in(&counted?)
     }
 
-    /// How often it has come by so far, while that is [counted](Self::hits).
+    /// The number of calls so far, while [`hits`](Self::hits) counts.
     pub(crate) fn hits_so_far(&self) -> Result<u64> {
         hits_in(&self.read("kprobe_profile")?)
     }
 
     /// Writes to a file.
     pub(crate) fn write(&self, name: &str, text: &str) -> Result<()> {
-        let path = Path::new(Self::PLACE).join(name);
+        let path = Path::new(Self::PATH).join(name);
         fs::write(&path, text).with_context(|| format!("write {}", path.display()))
     }
 
-    /// Adds to what a file has; writing to it anew would take away other monitors' probes.
+    /// Appends to a file. [`write`](Self::write) would remove the probes of other monitors.
     pub(crate) fn append(&self, name: &str, text: &str) -> Result<()> {
-        let path = Path::new(Self::PLACE).join(name);
+        let path = Path::new(Self::PATH).join(name);
         let file = fs::OpenOptions::new().append(true).open(&path);
         file.and_then(|mut file| file.write_all(text.as_bytes()))
             .with_context(|| format!("write {text:?} to {}", path.display()))
@@ -81,7 +81,7 @@ impl Tracefs {
 
     /// The content of a file.
     pub(crate) fn read(&self, name: &str) -> Result<String> {
-        let path = Path::new(Self::PLACE).join(name);
+        let path = Path::new(Self::PATH).join(name);
         fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))
     }
 }
@@ -93,6 +93,6 @@ fn hits_in(profile: &str) -> Result<u64> {
 
 impl Drop for Tracefs {
     fn drop(&mut self) {
-        umount2(Self::PLACE, MntFlags::MNT_DETACH).ok();
+        umount2(Self::PATH, MntFlags::MNT_DETACH).ok();
     }
 }

@@ -1,4 +1,4 @@
-//! Traffic that the test process makes with itself.
+//! Traffic of the test process with itself.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -15,7 +15,7 @@ pub(crate) struct Connection {
     pub(crate) client: TcpStream,
     /// The end that accepted.
     pub(crate) server: TcpStream,
-    /// The addresses of both.
+    /// The client's and the server's address.
     pub(crate) ends: (SocketAddr, SocketAddr),
 }
 
@@ -34,12 +34,12 @@ impl Connection {
     }
 }
 
-/// A whole conversation; returns the client's and the server's address.
+/// Opens and closes a connection; returns the client's and the server's address.
 pub(crate) fn converse() -> Result<(SocketAddr, SocketAddr)> {
     Connection::open().map(|connection| connection.ends)
 }
 
-/// Does something on one CPU.
+/// Runs `work` in a thread on one CPU.
 pub(crate) fn on_cpu<T: Send>(cpu: usize, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     thread::scope(|scope| {
         let pinned = scope.spawn(|| {

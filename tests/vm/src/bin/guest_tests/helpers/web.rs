@@ -1,15 +1,15 @@
-//! A real web server.
+//! busybox's web server.
 
 use std::fs;
 
 use anyhow::{Context, Result};
 
-use super::patience::until;
 use super::process::Process;
+use super::wait::wait_until;
 
 const FOLDER: &str = "/srv/www";
 
-/// busybox's web server on every address of the guest, with one page; it ends when it is dropped.
+/// A web server with one page, on every address of the guest; dropping it ends it.
 #[derive(Debug)]
 pub(crate) struct WebServer {
     /// The server, which forks a child for each connection.
@@ -24,20 +24,20 @@ impl WebServer {
         fs::create_dir_all(FOLDER).with_context(|| format!("create {FOLDER}"))?;
         fs::write(format!("{FOLDER}/index.html"), &page).context("write the page")?;
         let process = Process::start(&["httpd", "-f", "-p", &port.to_string(), "-h", FOLDER])?;
-        until("the web server to listen", || is_listening(port))?;
+        wait_until("the web server to listen", || is_listening(port))?;
         Ok(Self { process, page })
     }
 
-    /// The page that it serves at `/`.
+    /// The page at `/`.
     pub(crate) fn page(&self) -> &str {
         &self.page
     }
 }
 
-/// Whether some socket listens on a TCP port, seen without connecting to it.
+/// Whether a socket listens on a TCP port. It does not connect: that would make a flow.
 fn is_listening(port: u16) -> Result<bool> {
     for table in ["/proc/net/tcp", "/proc/net/tcp6"] {
-        // A guest without IPv6 has one table only.
+        // Without IPv6 there is no `tcp6`.
         if fs::read_to_string(table).is_ok_and(|sockets| lists_listener(&sockets, port)) {
             return Ok(true);
         }
@@ -45,7 +45,7 @@ fn is_listening(port: u16) -> Result<bool> {
     Ok(false)
 }
 
-/// Whether a table of sockets has a listener on the port: `N: ADDRESS:PORT ADDRESS:PORT STATE ...`.
+/// Whether a table of `/proc/net` (`N: ADDRESS:PORT ADDRESS:PORT STATE ...`) has a listener on the port.
 fn lists_listener(table: &str, port: u16) -> bool {
     const LISTEN: &str = "0A";
     let local_end = format!(":{port:04X}");
@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_is_no_listener() {
+    fn a_connection_is_not_a_listener() {
         let table = "  sl  local_address rem_address   st\n   0: 0100007F:1F90 0100007F:D431 01 00000000:00000000\n";
         assert!(!lists_listener(table, 8080));
         assert!(lists_listener(&table.replace(" 01 ", " 0A "), 8080));

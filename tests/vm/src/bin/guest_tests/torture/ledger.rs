@@ -1,4 +1,4 @@
-//! What was done, as reported by the actors.
+//! The reports of the workloads.
 
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -6,76 +6,76 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use super::scene::host_of;
-use crate::capture::wire::{Key, Transport, Way};
+use super::hosts::host_of;
+use crate::capture::wire::{Direction, Key, Transport};
 
-/// One end of a flow: its host and addresses.
+/// One end of a flow: host, protocol and addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct End {
-    pub(super) place: usize,
+    pub(super) host: usize,
     pub(super) transport: Transport,
     pub(super) local: SocketAddr,
     pub(super) remote: SocketAddr,
 }
 
 impl End {
-    /// The same flow's other end.
+    /// The other end of the flow.
     pub(super) fn other(self) -> Self {
-        let Self { place, transport, local, remote } = self;
-        Self { place: host_of(place, remote.ip()), transport, local: remote, remote: local }
+        let Self { host, transport, local, remote } = self;
+        Self { host: host_of(host, remote.ip()), transport, local: remote, remote: local }
     }
 
-    /// The keys of its two directions in a capture.
+    /// The keys of the sent and the received direction in a capture.
     pub(super) fn keys(self) -> [Key; 2] {
         let Self { transport, local, remote, .. } = self;
-        let sent = Key { way: Way::Out, transport, from: local, to: remote };
-        [sent, Key { way: Way::In, transport, from: remote, to: local }]
+        let sent = Key { direction: Direction::Outbound, transport, from: local, to: remote };
+        [sent, Key { direction: Direction::Inbound, transport, from: remote, to: local }]
     }
 }
 
-/// One end of a flow, and what its actor reported.
+/// A workload's report about one end of a flow.
 #[derive(Debug, Clone)]
 pub(super) struct Entry {
     pub(super) end: End,
-    /// When the actor began it; of an accepting end, when the other end was begun.
+    /// When the flow began: at an accepting end, when the other end began it.
     pub(super) since: SystemTime,
-    /// All that the actor reported.
-    pub(super) told: Value,
+    /// All fields of the report.
+    pub(super) report: Value,
 }
 
 impl Entry {
-    pub(super) fn is_begun_here(&self) -> bool {
-        self.told["direction"] == "egress"
+    pub(super) fn is_initiator(&self) -> bool {
+        self.report["direction"] == "egress"
     }
 
     /// Whether it is a further subflow of an MPTCP connection.
     pub(super) fn is_subflow(&self) -> bool {
-        self.told["subflow"] == true
+        self.report["subflow"] == true
     }
 
     pub(super) fn text(&self, key: &str) -> Option<&str> {
-        self.told[key].as_str()
+        self.report[key].as_str()
     }
 }
 
-/// The entries in the output of a host's actor: its lines of JSON.
-pub(super) fn entries(place: usize, said: &str) -> Result<Vec<Entry>> {
-    said.lines().filter(|line| line.starts_with('{')).map(|line| entry(place, line)).collect()
+/// The reports in the output of a workload: its lines of JSON.
+pub(super) fn entries(host: usize, said: &str) -> Result<Vec<Entry>> {
+    said.lines().filter(|line| line.starts_with('{')).map(|line| entry(host, line)).collect()
 }
 
-fn entry(place: usize, line: &str) -> Result<Entry> {
-    let mut value: Value = serde_json::from_str(line).with_context(|| format!("an actor said {line}"))?;
-    let told = value["flow"].take();
+fn entry(host: usize, line: &str) -> Result<Entry> {
+    let mut value: Value = serde_json::from_str(line).with_context(|| format!("a workload printed {line}"))?;
+    let report = value["flow"].take();
     let address = |key: &str| -> Result<SocketAddr> {
-        let text = told[key].as_str().with_context(|| format!("no {key} in {line}"))?;
-        text.parse().with_context(|| format!("{key} is no address in {line}"))
+        let text = report[key].as_str().with_context(|| format!("no {key} in {line}"))?;
+        text.parse().with_context(|| format!("{key} is not an address in {line}"))
     };
-    let transport = match told["transport"].as_str() {
+    let transport = match report["transport"].as_str() {
         Some("tcp") => Transport::Tcp,
         Some("udp") => Transport::Udp,
         _ => bail!("no transport in {line}"),
     };
-    let end = End { place, transport, local: address("local")?, remote: address("remote")? };
-    let since = told["since"].as_u64().with_context(|| format!("no time in {line}"))?;
-    Ok(Entry { end, since: UNIX_EPOCH + Duration::from_nanos(since), told })
+    let end = End { host, transport, local: address("local")?, remote: address("remote")? };
+    let since = report["since"].as_u64().with_context(|| format!("no time in {line}"))?;
+    Ok(Entry { end, since: UNIX_EPOCH + Duration::from_nanos(since), report })
 }

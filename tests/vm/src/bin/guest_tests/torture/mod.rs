@@ -1,17 +1,17 @@
-//! Random traffic that records what it did, compared with all documents about it.
+//! Random traffic that reports what it did, compared with all documents about it.
 //!
-//! A seed determines a [plan]: processes of all shapes that talk and listen on four hosts. They report what they did
-//! (the [ledger]), captures on every interface count what was sent, and every document is [judged](judge) by both. The
+//! A seed determines a [plan]: processes of all shapes that exchange data between four hosts. They report what they did
+//! (the [ledger]), captures on every interface count packets, and every document is [compared](judge) with both. The
 //! same seed repeats the plan, but not how the steps interleave.
 
-mod act;
+mod hosts;
 mod judge;
 mod ledger;
 mod plan;
 mod random;
 mod run;
-mod scene;
 mod words;
+mod workloads;
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -20,21 +20,21 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, bail};
 use socktrail_vm::{TORTURE_SECONDS_VARIABLE, TORTURE_SEED_VARIABLE, TORTURE_WITHOUT_VARIABLE};
 
-pub(crate) use act::play;
 use judge::{Fault, Verdict};
+pub(crate) use workloads::run_role;
 
 tests![random_traffic];
 
-/// How long one round makes traffic; each has a new monitor.
+/// How long a round makes traffic. Each round has a new monitor.
 const ROUND: Duration = Duration::from_secs(50);
-/// How many faults of each kind are shown in full.
+/// The number of faults of each kind that are printed in full.
 const SHOWN: usize = 2;
 
 /// Runs rounds of traffic, each with its own seed, until the time is over.
 fn random_traffic() -> Result<()> {
     let number = |variable: &str| -> Result<Option<u64>> {
         let Ok(text) = std::env::var(variable) else { return Ok(None) };
-        text.parse().map(Some).with_context(|| format!("{variable}={text} is no number"))
+        text.parse().map(Some).with_context(|| format!("{variable}={text} is not a number"))
     };
     let without: Vec<String> =
         std::env::var(TORTURE_WITHOUT_VARIABLE).unwrap_or_default().split(',').map(str::to_owned).collect();
@@ -44,9 +44,12 @@ fn random_traffic() -> Result<()> {
     loop {
         let round = ROUND.min(time.saturating_sub(start.elapsed()));
         let offloads = plan::offloads(seed, &without);
-        say(format_args!("torture: seed {seed}, {} s, offloads of the pairs of hosts {offloads:?}", round.as_secs()));
+        print_line(format_args!(
+            "torture: seed {seed}, {} s, offloads of the pairs of hosts {offloads:?}",
+            round.as_secs()
+        ));
         let Verdict { counts, faults } = run::round(seed, round, &without).with_context(|| format!("seed {seed}"))?;
-        say(format_args!("torture: seed {seed}: {counts}"));
+        print_line(format_args!("torture: seed {seed}: {counts}"));
         if !faults.is_empty() {
             bail!("seed {seed}: {} faults\n{}", faults.len(), shown(&faults));
         }
@@ -63,7 +66,7 @@ fn new_seed() -> u64 {
         .map_or(1, |time| u64::from(time.subsec_micros()) + time.as_secs() % 1000 * 1_000_000)
 }
 
-fn say(what: std::fmt::Arguments<'_>) {
+fn print_line(what: std::fmt::Arguments<'_>) {
     let _ = writeln!(io::stdout(), "{what}");
 }
 

@@ -1,33 +1,33 @@
-//! The plan: a step for each number, which depends only on the seed.
+//! The plan: a step for each number. It depends only on the seed.
 
 use std::net::SocketAddr;
 
+use super::hosts::{Family, HOSTS, REJECTS, UDP_REJECTS, loopback, neighbour, own};
 use super::random::Random;
-use super::scene::{Family, PLACES, REJECTS, UDP_REJECTS, loopback, neighbour, own};
 
-/// One client process.
+/// One client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Step {
     pub(super) kind: &'static str,
     /// The host that it runs on.
-    pub(super) place: usize,
-    /// Whether the normal user starts it.
+    pub(super) host: usize,
+    /// Whether it runs as the normal user.
     pub(super) by_user: bool,
-    /// The arguments that say what it does.
+    /// Its arguments.
     pub(super) words: Vec<String>,
 }
 
-/// A port nobody listens on.
+/// A port without a listener.
 const CLOSED: u16 = 7999;
-/// The port of the servers that talk MPTCP.
+/// The port of the MPTCP servers.
 pub(super) const MPTCP: u16 = 7006;
 
 /// The address of the test's name server.
 pub(super) const RESOLVER: &str = "127.0.0.1:53";
-/// The folder of the programs that actors execute.
+/// The directory of the programs that workloads execute.
 pub(super) const PROGRAMS: &str = "/usr/local/torture";
 
-/// A server on each host: its transport, address, and how it serves.
+/// A server of each host: role, address and arguments.
 pub(super) struct Server {
     pub(super) role: &'static str,
     pub(super) at: fn(usize) -> SocketAddr,
@@ -49,14 +49,14 @@ pub(super) const SERVERS: &[Server] = &[
     Server { role: "tcp-server", at: |_| any(Family::V6, 7004), words: &["serve=leaderless"] },
     Server { role: "tcp-server", at: |_| any(Family::V4, 7005), words: &["serve=forks"] },
     Server { role: "tcp-server", at: |_| any(Family::V6, MPTCP), words: &["serve=threads", "proto=mptcp"] },
-    Server { role: "udp-server", at: |place| (own(place, Family::V4), 7101).into(), words: &["serve=one"] },
-    Server { role: "udp-server", at: |place| (own(place, Family::V6), 7102).into(), words: &["serve=one"] },
+    Server { role: "udp-server", at: |host| (own(host, Family::V4), 7101).into(), words: &["serve=one"] },
+    Server { role: "udp-server", at: |host| (own(host, Family::V6), 7102).into(), words: &["serve=one"] },
     Server { role: "udp-server", at: |_| (loopback(Family::V4), 7103).into(), words: &["serve=one"] },
-    Server { role: "udp-server", at: |place| (own(place, Family::V4), 7104).into(), words: &["serve=reuseport"] },
-    Server { role: "udp-server", at: |place| (own(place, Family::V4), 7105).into(), words: &["serve=one"] },
+    Server { role: "udp-server", at: |host| (own(host, Family::V4), 7104).into(), words: &["serve=reuseport"] },
+    Server { role: "udp-server", at: |host| (own(host, Family::V4), 7105).into(), words: &["serve=one"] },
     Server { role: "udp-server", at: |_| (loopback(Family::V6), 7103).into(), words: &["serve=one"] },
-    Server { role: "udp-server", at: |place| (own(place, Family::V6), 7104).into(), words: &["serve=reuseport"] },
-    Server { role: "udp-server", at: |place| (own(place, Family::V6), 7105).into(), words: &["serve=one"] },
+    Server { role: "udp-server", at: |host| (own(host, Family::V6), 7104).into(), words: &["serve=reuseport"] },
+    Server { role: "udp-server", at: |host| (own(host, Family::V6), 7105).into(), words: &["serve=one"] },
 ];
 
 type Make = fn(&mut Random, usize, u64) -> Vec<String>;
@@ -85,11 +85,11 @@ pub(super) const KINDS: &[(&str, usize, Make)] = &[
     ("udp-rejected", 3, udp_rejected),
 ];
 
-/// The name of [`offloads`] beside those of [`KINDS`].
+/// The name of [`offloads`] for `--without`, beside those of [`KINDS`].
 const OFFLOADS: &str = "offloads";
 
-/// Which pairs of hosts have devices with offloads on, so that packets stand for several segments: none, one or both.
-pub(super) fn offloads(seed: u64, without: &[String]) -> [bool; PLACES / 2] {
+/// Whether GSO and GRO are on, for each pair of hosts.
+pub(super) fn offloads(seed: u64, without: &[String]) -> [bool; HOSTS / 2] {
     let mut random = Random::new(seed, u64::MAX);
     let are_on = without.iter().all(|without| without != OFFLOADS);
     std::array::from_fn(|_| random.once_in(2) && are_on)
@@ -99,12 +99,12 @@ pub(super) fn offloads(seed: u64, without: &[String]) -> [bool; PLACES / 2] {
 pub(super) fn step(seed: u64, number: u64, without: &[String]) -> Step {
     let twins = Random::new(seed, number / 2).once_in(2);
     let mut random = Random::new(seed, if twins { number / 2 } else { (1 << 32) + number });
-    let mut place = random.below(PLACES);
+    let mut host = random.below(HOSTS);
     if twins && number % 2 == 1 {
-        place ^= 2;
+        host ^= 2;
     }
     // Before Linux 6.2 a capture cannot describe several datagrams as one.
-    let is_single = !offloads(seed, without)[place / 2];
+    let is_single = !offloads(seed, without)[host / 2];
     let is_left_out = |name: &str| without.iter().any(|without| without == name);
     let kinds: Vec<_> =
         KINDS.iter().filter(|(name, ..)| !is_left_out(name) && (is_single || *name != "udp-segments")).collect();
@@ -112,21 +112,21 @@ pub(super) fn step(seed: u64, number: u64, without: &[String]) -> Step {
     let (kind, _, make) = kinds
         .into_iter()
         .find(|(_, weight, _)| {
-            let is_it = choice < *weight;
+            let is_chosen = choice < *weight;
             choice = choice.saturating_sub(*weight);
-            is_it
+            is_chosen
         })
         .expect("the choice is below the sum of all");
     // The monitor sees DNS packets of the first host only.
     if matches!(*kind, "names" | "nameless") && random.once_in(2) {
-        place = 0;
+        host = 0;
     }
     let port = if twins { 20_000 + number / 2 % 10_000 } else { 10_000 + number % 10_000 };
     let by_user = random.once_in(3);
-    let mut words = make(&mut random, place, port);
+    let mut words = make(&mut random, host, port);
     words.push(format!("step={number}"));
     let by_user = by_user && !words.iter().any(|word| word.ends_with("user"));
-    Step { kind, place, by_user, words }
+    Step { kind, host, by_user, words }
 }
 
 fn word(key: &str, value: impl std::fmt::Display) -> String {
@@ -134,14 +134,14 @@ fn word(key: &str, value: impl std::fmt::Display) -> String {
 }
 
 /// An address and port to connect to; sometimes as an IPv4-mapped IPv6 address.
-fn target(random: &mut Random, place: usize, ports: &[u16]) -> Vec<String> {
+fn target(random: &mut Random, host: usize, ports: &[u16]) -> Vec<String> {
     let port = *random.pick(ports);
     let is_v4 = matches!(port, 7002 | 7005) || random.once_in(2);
     let family = if is_v4 { Family::V4 } else { Family::V6 };
     let address = match random.below(4) {
         0 => loopback(family),
-        1 => own(place, family),
-        _ => own(neighbour(place), family),
+        1 => own(host, family),
+        _ => own(neighbour(host), family),
     };
     let mut words = vec![word("to", SocketAddr::new(address, port))];
     if is_v4 && random.once_in(4) {
@@ -151,12 +151,12 @@ fn target(random: &mut Random, place: usize, ports: &[u16]) -> Vec<String> {
 }
 
 const TCP: &[u16] = &[7001, 7002, 7003, 7004, 7005];
-/// Ports of servers where one client does not make others wait.
-const PATIENT: &[u16] = &[7001, 7004, 7005];
+/// Ports of servers that serve several clients at once.
+const CONCURRENT: &[u16] = &[7001, 7004, 7005];
 
 fn conversation(random: &mut Random) -> Vec<String> {
     vec![
-        word("way", random.pick(&["blocking", "nonblocking"])),
+        word("connect", random.pick(&["blocking", "nonblocking"])),
         word("rounds", random.below(4)),
         word("up", random.pick(&[0, 1, 100, 1500, 20_000])),
         word("down", random.pick(&[0, 1, 100, 1500, 20_000])),
@@ -165,13 +165,13 @@ fn conversation(random: &mut Random) -> Vec<String> {
     ]
 }
 
-fn tcp(random: &mut Random, place: usize, _: u64) -> Vec<String> {
-    let words = [target(random, place, TCP), conversation(random)].concat();
+fn tcp(random: &mut Random, host: usize, _: u64) -> Vec<String> {
+    let words = [target(random, host, TCP), conversation(random)].concat();
     let shape = *random.pick(&["plain", "plain", "child", "thread"]);
     [words, vec![word("shape", shape)]].concat()
 }
 
-fn shapes(random: &mut Random, place: usize, _: u64) -> Vec<String> {
+fn shapes(random: &mut Random, host: usize, _: u64) -> Vec<String> {
     const SHAPES: &[&str] = &[
         "orphan",
         "leaderless",
@@ -189,15 +189,15 @@ fn shapes(random: &mut Random, place: usize, _: u64) -> Vec<String> {
         "shared-files",
     ];
     let shape = word("shape", random.pick(SHAPES));
-    [target(random, place, TCP), conversation(random), vec![shape, program(random)]].concat()
+    [target(random, host, TCP), conversation(random), vec![shape, program(random)]].concat()
 }
 
 /// Threads that are made by `clone(2)`, without the C library.
-fn cloned_threads(random: &mut Random, place: usize, _: u64) -> Vec<String> {
+fn cloned_threads(random: &mut Random, host: usize, _: u64) -> Vec<String> {
     const SHAPES: &[&str] =
         &["cloned-thread", "cloned-thread-own-files", "cloned-thread-leaderless", "cloned-thread-exec"];
     let shape = word("shape", random.pick(SHAPES));
-    [target(random, place, TCP), conversation(random), vec![shape, program(random)]].concat()
+    [target(random, host, TCP), conversation(random), vec![shape, program(random)]].concat()
 }
 
 fn program(random: &mut Random) -> String {
@@ -207,66 +207,66 @@ fn program(random: &mut Random) -> String {
 const LATE: &[&str] =
     &["leaderless", "thread-exec", "exec", "orphan", "thread", "spawn", "shared-memory", "shared-files"];
 
-/// The client talks long after it was started.
-fn late(random: &mut Random, place: usize, _: u64) -> Vec<String> {
+/// Connects long after the client was started.
+fn late(random: &mut Random, host: usize, _: u64) -> Vec<String> {
     let shape = word("shape", random.pick(LATE));
     let late = word("late", 11 + random.below(3));
-    [target(random, place, PATIENT), conversation(random), vec![shape, program(random), late]].concat()
+    [target(random, host, CONCURRENT), conversation(random), vec![shape, program(random), late]].concat()
 }
 
-fn mptcp(random: &mut Random, place: usize, _: u64) -> Vec<String> {
+fn mptcp(random: &mut Random, host: usize, _: u64) -> Vec<String> {
     let proto = word("proto", random.pick(&["mptcp", "mptcp", "tcp"]));
     let port = *random.pick(&[MPTCP, MPTCP, 7001]);
     let end = word("end", random.pick(&["close", "half", "server-close"]));
     // Further subflows join while the connection goes on.
     let rounds = word("rounds", 1 + random.below(6));
     let shape = word("shape", random.pick(&["plain", "child", "thread", "orphan", "exec", "leaderless"]));
-    [target(random, place, &[port]), conversation(random), vec![proto, end, rounds, shape, program(random)]].concat()
+    [target(random, host, &[port]), conversation(random), vec![proto, end, rounds, shape, program(random)]].concat()
 }
 
-/// Talks for several report intervals, and is never idle for as long as the inactivity timeout.
-fn steady(random: &mut Random, place: usize, _: u64) -> Vec<String> {
+/// Exchanges data for several report intervals, with pauses below the inactivity timeout.
+fn steady(random: &mut Random, host: usize, _: u64) -> Vec<String> {
     let lengths = [word("up", random.pick(&[100, 20_000])), word("down", random.pick(&[10, 20_000]))];
     let rounds = vec![word("rounds", 4 + random.below(3)), word("gap", 2500)];
-    [target(random, place, PATIENT), lengths.to_vec(), rounds].concat()
+    [target(random, host, CONCURRENT), lengths.to_vec(), rounds].concat()
 }
 
-fn bulk(random: &mut Random, place: usize, _: u64) -> Vec<String> {
+fn bulk(random: &mut Random, host: usize, _: u64) -> Vec<String> {
     let lengths = [word("up", random.pick(&[0, 300_000])), word("down", random.pick(&[10, 300_000]))];
-    [target(random, place, TCP), lengths.to_vec(), vec![word("rounds", 1 + random.below(2))]].concat()
+    [target(random, host, TCP), lengths.to_vec(), vec![word("rounds", 1 + random.below(2))]].concat()
 }
 
 /// Idle for longer than the inactivity timeout, before the end or in between.
-fn idle(random: &mut Random, place: usize, _: u64) -> Vec<String> {
+fn idle(random: &mut Random, host: usize, _: u64) -> Vec<String> {
     let end = word("end", random.pick(&["close", "reset", "half", "server-close"]));
     let rounds = word("rounds", 1 + random.below(2));
     let words = vec![rounds, word("gap", 7000 + 1000 * random.below(6)), end];
-    [target(random, place, PATIENT), words].concat()
+    [target(random, host, CONCURRENT), words].concat()
 }
 
-fn refused(random: &mut Random, place: usize, port: u64) -> Vec<String> {
-    let mut words = target(random, place, &[CLOSED]);
+fn refused(random: &mut Random, host: usize, port: u64) -> Vec<String> {
+    let mut words = target(random, host, &[CLOSED]);
     let to: SocketAddr = words[0][3..].parse().expect("the address was written here");
     // The source address is the destination if that is this host's, and otherwise the link's.
     let family = if to.is_ipv4() { Family::V4 } else { Family::V6 };
-    let own = if to.ip().is_loopback() { to.ip() } else { own(place, family) };
-    words.extend([word("own", own), word("from", port), word("way", random.pick(&["blocking", "nonblocking"]))]);
+    let own = if to.ip().is_loopback() { to.ip() } else { own(host, family) };
+    words.extend([word("own", own), word("from", port), word("connect", random.pick(&["blocking", "nonblocking"]))]);
     words
 }
 
-/// Refused by a packet filter, of this host or the other.
-fn rejected(random: &mut Random, place: usize, port: u64) -> Vec<String> {
+/// Rejected by nftables, on this host or the other.
+fn rejected(random: &mut Random, host: usize, port: u64) -> Vec<String> {
     let to_port = *random.pick(&REJECTS);
     let family = *random.pick(&[Family::V4, Family::V6]);
-    let to = SocketAddr::new(own(neighbour(place), family), to_port);
-    let way = word("way", random.pick(&["blocking", "nonblocking"]));
-    vec![word("to", to), word("own", own(place, family)), word("from", port), way]
+    let to = SocketAddr::new(own(neighbour(host), family), to_port);
+    let connect = word("connect", random.pick(&["blocking", "nonblocking"]));
+    vec![word("to", to), word("own", own(host, family)), word("from", port), connect]
 }
 
 /// Uses the same addresses and ports again, as soon as they are free.
-fn reuse(random: &mut Random, place: usize, port: u64) -> Vec<String> {
+fn reuse(random: &mut Random, host: usize, port: u64) -> Vec<String> {
     let words = vec![word("from", port), word("times", 2 + random.below(9)), word("end", "reset")];
-    [target(random, place, &[7001, 7003]), words].concat()
+    [target(random, host, &[7001, 7003]), words].concat()
 }
 
 /// Looks a name up and connects at once, again and again; several names have one address.
@@ -280,30 +280,30 @@ fn names(random: &mut Random, _: usize, _: u64) -> Vec<String> {
     vec![word("to", to), word("names", names.join(",")), word("resolver", RESOLVER), times]
 }
 
-/// Connects to the addresses of names without looking any up.
+/// Connects to addresses of names without looking them up.
 fn nameless(random: &mut Random, _: usize, _: u64) -> Vec<String> {
     let to = SocketAddr::from(([127, 0, 1, 1 + random.below(4) as u8], 7001));
     vec![word("to", to)]
 }
 
-fn connections(random: &mut Random, place: usize, _: u64) -> Vec<String> {
-    [target(random, place, &[7001, 7002, 7003]), vec![word("times", 30 + random.below(40))]].concat()
+fn connections(random: &mut Random, host: usize, _: u64) -> Vec<String> {
+    [target(random, host, &[7001, 7002, 7003]), vec![word("times", 30 + random.below(40))]].concat()
 }
 
 /// Addresses of datagrams; the client's own address is of the same kind.
-fn udp_target(random: &mut Random, place: usize) -> Vec<String> {
+fn udp_target(random: &mut Random, host: usize) -> Vec<String> {
     let family = *random.pick(&[Family::V4, Family::V6]);
     let (to, from) = match random.below(6) {
         0 => (SocketAddr::new(loopback(family), 7103), loopback(family)),
-        1 => (SocketAddr::new(own(place, Family::V4), 7101), own(place, Family::V4)),
-        2 | 3 => (SocketAddr::new(own(neighbour(place), Family::V6), 7102), own(place, Family::V6)),
-        4 => (SocketAddr::new(own(neighbour(place), family), 7104), own(place, family)),
-        _ => (SocketAddr::new(own(neighbour(place), Family::V4), 7101), own(place, Family::V4)),
+        1 => (SocketAddr::new(own(host, Family::V4), 7101), own(host, Family::V4)),
+        2 | 3 => (SocketAddr::new(own(neighbour(host), Family::V6), 7102), own(host, Family::V6)),
+        4 => (SocketAddr::new(own(neighbour(host), family), 7104), own(host, family)),
+        _ => (SocketAddr::new(own(neighbour(host), Family::V4), 7101), own(host, Family::V4)),
     };
     vec![word("proto", "udp"), word("to", to), word("own", from)]
 }
 
-fn udp(random: &mut Random, place: usize, port: u64) -> Vec<String> {
+fn udp(random: &mut Random, host: usize, port: u64) -> Vec<String> {
     let shape =
         random.pick(&["plain", "child", "thread", "orphan", "exec", "child-exec", "thread-exec", "user", "leaderless"]);
     let words = vec![
@@ -314,50 +314,50 @@ fn udp(random: &mut Random, place: usize, port: u64) -> Vec<String> {
         word("size", random.pick(&[1, 100, 1400])),
     ];
     let from = if random.once_in(2) { vec![word("from", port)] } else { Vec::new() };
-    [udp_target(random, place), words, from].concat()
+    [udp_target(random, host), words, from].concat()
 }
 
-fn udp_idle(random: &mut Random, place: usize, _: u64) -> Vec<String> {
+fn udp_idle(random: &mut Random, host: usize, _: u64) -> Vec<String> {
     let words = vec![word("count", 2), word("gap", 7000 + 1000 * random.below(6)), word("mode", "connected")];
-    [udp_target(random, place), words].concat()
+    [udp_target(random, host), words].concat()
 }
 
 /// One socket, many remotes.
-fn udp_many(random: &mut Random, place: usize, _: u64) -> Vec<String> {
+fn udp_many(random: &mut Random, host: usize, _: u64) -> Vec<String> {
     let (family, listening) = *random.pick(&[(Family::V4, 7101), (Family::V6, 7102)]);
-    let there = |port| SocketAddr::new(own(neighbour(place), family), port).to_string();
+    let there = |port| SocketAddr::new(own(neighbour(host), family), port).to_string();
     let closed = 7200..7205 + random.below(20) as u16;
     let to = std::iter::once(listening).chain(closed).map(there).collect::<Vec<_>>().join(",");
     let words = vec![word("mode", random.pick(&["many", "unconnected"])), word("answers", 0), word("count", 3)];
-    [vec![word("proto", "udp"), word("to", to), word("own", own(place, family))], words].concat()
+    [vec![word("proto", "udp"), word("to", to), word("own", own(host, family))], words].concat()
 }
 
-/// More datagrams at once than a socket may queue.
-fn datagrams(random: &mut Random, place: usize, _: u64) -> Vec<String> {
+/// More datagrams at once than fit into a socket's buffer.
+fn datagrams(random: &mut Random, host: usize, _: u64) -> Vec<String> {
     let family = *random.pick(&[Family::V4, Family::V6]);
-    let there = SocketAddr::new(own(*random.pick(&[place, neighbour(place)]), family), 7105);
+    let there = SocketAddr::new(own(*random.pick(&[host, neighbour(host)]), family), 7105);
     let words = vec![word("answers", 0), word("count", 500 + random.below(1500)), word("size", 200)];
-    [vec![word("proto", "udp"), word("to", there), word("own", own(place, family))], words].concat()
+    [vec![word("proto", "udp"), word("to", there), word("own", own(host, family))], words].concat()
 }
 
-/// Several datagrams in one call, which the kernel cuts.
-fn udp_segments(random: &mut Random, place: usize, _: u64) -> Vec<String> {
+/// Several datagrams in one call, by UDP GSO.
+fn udp_segments(random: &mut Random, host: usize, _: u64) -> Vec<String> {
     let family = *random.pick(&[Family::V4, Family::V6]);
-    let there = SocketAddr::new(own(neighbour(place), family), 7105);
+    let there = SocketAddr::new(own(neighbour(host), family), 7105);
     let (segment, size) = *random.pick(&[(1000, 10_300), (300, 3000), (1200, 1000)]);
     let mode = word("mode", random.pick(&["connected", "unconnected"]));
     let words = vec![word("answers", 0), word("count", 1 + random.below(5)), word("size", size), mode];
-    let ends = vec![word("proto", "udp"), word("to", there), word("own", own(place, family))];
+    let ends = vec![word("proto", "udp"), word("to", there), word("own", own(host, family))];
     [ends, words, vec![word("segment", segment)]].concat()
 }
 
-/// Refused by a packet filter, of this host or the other.
-fn udp_rejected(random: &mut Random, place: usize, _: u64) -> Vec<String> {
+/// Rejected by nftables, on this host or the other.
+fn udp_rejected(random: &mut Random, host: usize, _: u64) -> Vec<String> {
     let family = *random.pick(&[Family::V4, Family::V6]);
-    let there = SocketAddr::new(own(neighbour(place), family), *random.pick(&UDP_REJECTS));
+    let there = SocketAddr::new(own(neighbour(host), family), *random.pick(&UDP_REJECTS));
     let mode = word("mode", random.pick(&["connected", "unconnected"]));
     let words = vec![word("answers", 0), word("count", 1 + random.below(5)), word("size", 200), mode];
-    [vec![word("proto", "udp"), word("to", there), word("own", own(place, family))], words].concat()
+    [vec![word("proto", "udp"), word("to", there), word("own", own(host, family))], words].concat()
 }
 
 #[cfg(test)]
@@ -367,7 +367,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_seed_is_a_plan() {
+    fn a_seed_determines_the_plan() {
         let plan = |seed| (0..200).map(|number| step(seed, number, &[])).collect::<Vec<_>>();
         assert_eq!(plan(1), plan(1));
         assert_ne!(plan(1), plan(2));
@@ -379,9 +379,9 @@ mod tests {
         assert_eq!(all.len(), 4);
         assert!((0..64).all(|seed| offloads(seed, &[OFFLOADS.to_owned()]) == [false; 2]));
         let seed = (0..64).find(|seed| offloads(*seed, &[]) == [true, false]).unwrap();
-        let cut = (0..3000).map(|number| step(seed, number, &[])).filter(|step| step.kind == "udp-segments");
-        let places: HashSet<_> = cut.map(|step| step.place).collect();
-        assert_eq!(places, [2, 3].into(), "of the hosts without");
+        let segmented = (0..3000).map(|number| step(seed, number, &[])).filter(|step| step.kind == "udp-segments");
+        let used_hosts: HashSet<_> = segmented.map(|step| step.host).collect();
+        assert_eq!(used_hosts, [2, 3].into(), "only hosts without offloads");
     }
 
     #[test]

@@ -25,7 +25,7 @@ impl Random {
         (self.next() % end.max(1) as u64) as usize
     }
 
-    /// True once in so many times.
+    /// True with probability 1 / `times`.
     pub(super) fn once_in(&mut self, times: usize) -> bool {
         self.below(times) == 0
     }
@@ -41,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_seed_is_a_series() {
+    fn a_seed_determines_the_numbers() {
         let series = |seed, stream| {
             let mut random = Random::new(seed, stream);
             [0; 8].map(|_| random.below(1000))

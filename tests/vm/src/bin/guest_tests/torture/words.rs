@@ -1,4 +1,4 @@
-//! The arguments that say what an actor does: `key=value`.
+//! The arguments of a workload: `key=value`.
 
 use std::collections::HashMap;
 use std::fmt::Display;
@@ -11,7 +11,7 @@ use anyhow::{Context, Result, anyhow};
 pub(super) struct Words(HashMap<String, String>);
 
 impl Words {
-    /// From a command line.
+    /// Parses a command line. Arguments without `=` are ignored.
     pub(super) fn of(arguments: &[String]) -> Self {
         let pair = |argument: &String| argument.split_once('=').map(|(key, value)| (key.to_owned(), value.to_owned()));
         Self(arguments.iter().filter_map(pair).collect())

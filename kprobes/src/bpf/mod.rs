@@ -1,0 +1,124 @@
+//! BPF programs at kprobes: they count in the kernel, and only hits with new information become samples.
+//!
+//! A hit that becomes a sample costs thousands of instructions: each fetch argument is read, a record is written, and user
+//! space reads it. Most hits only add to a count. The perf event of a kprobe can have a small BPF program
+//! (`PERF_EVENT_IOC_SET_BPF`, Linux 4.1) that the kernel runs first, before any fetch argument is read:
+//!
+//! - it returns 1, and the hit goes on and becomes a sample;
+//! - it returns 0, and the hit ends: nothing is fetched or written. Its counts in a [`Map`] stay there until user space
+//!   [looks them up](Map::lookup).
+//!
+//! How to make a program:
+//!
+//! 1. An [`Assembler`] collects instructions. Jumps go to [`Label`]s, and only forward, because kernels before Linux
+//!    5.3 accept no loops. All instructions exist since Linux 4.9.
+//! 2. A program reads values by the declaration of a [`sample!`](crate::sample!):
+//!    [`Fetch::expression`](crate::Fetch::expression) resolves a template, and a [`Reader`] turns it into instructions
+//!    that leave the value in a register, or its bytes on the stack. A read that fails jumps to a label given by the
+//!    caller, where the program can let the hit become a sample.
+//! 3. [`Assembler::finish`] checks the program and returns [`Code`]: data without any descriptor. It refers to maps by
+//!    number, so that an interpreter can run it in a test.
+//! 4. [`Program::load`] replaces the numbers with [`Map`]s and lets the kernel verify the program.
+//! 5. [`Rings::attach_with_program`](crate::Rings::attach_with_program) runs it at a probe before any sample is
+//!    written.
+//!
+//! # Facts of the kernel
+//!
+//! - A program belongs to the trace event, not to one of its perf events: it runs at each hit on any CPU, regardless of
+//!   the filter, and decides for every perf event on that trace event. It stays as long as the perf event by which it
+//!   was set. The [`Rings`](crate::Rings) open one for this purpose alone, so that CPUs may come and go.
+//! - Before Linux 4.14 the kernel removes the program when any perf event on the trace event is closed. The rings set
+//!   it again. Hits in between become samples, so none is missed or counted twice.
+//! - A hit while another BPF program runs on that CPU is neither counted nor sampled (`bpf_prog_active`); newer kernels count it
+//!   for the program (`recursion_misses`).
+//! - Up to Linux 4.20 a program must state the kernel's exact version, which `uname -r` does not have on distributions.
+//!   It is in `/proc/version` (Debian), in `/proc/version_signature` (Ubuntu), or else in a note in the vDSO.
+//! - Maps and programs count against `RLIMIT_MEMLOCK` before Linux 5.11.
+//! - Several CPUs may count at the same time: use [`Assembler::atomic_add`].
+//!
+//! # Example
+//!
+//! Counts the bytes that each socket sends, and lets a sample through for the first packet only:
+//!
+//! ```no_run
+//! use socktrail_kprobes::bpf::{Alu, Assembler, Condition, Helper, Map, Program, Reader, Register::*, Width};
+//! use socktrail_kprobes::{Fetch, Group, RingOptions, Rings, Sample, Target, Term, Tracefs, Word, sample};
+//!
+//! sample! {
+//!     /// `__ip_local_out(net, sk, skb)`
+//!     struct Leaves {
+//!         sk: Word = "{sk}",
+//!         len: u32 = "+{sk_buff.len}({skb})",
+//!     }
+//! }
+//!
+//! fn layout(_: &str, name: &str) -> Option<Term> {
+//!     match name {
+//!         "sk" => Some(Term::Argument(2)),
+//!         "skb" => Some(Term::Argument(3)),
+//!         "sk_buff.len" => Some(Term::Offset(112)),
+//!         _ => None,
+//!     }
+//! }
+//!
+//! let target = Target::Kprobe { function: "__ip_local_out" };
+//! let read = |fetch: &Fetch<'_>| fetch.expression("leaves", target, &layout);
+//! let (sk, len) = (read(&Leaves::FETCHES[0])?, read(&Leaves::FETCHES[1])?);
+//!
+//! // The stack: key, value, and eight bytes for the reader.
+//! const KEY: i16 = -8;
+//! const VALUE: i16 = -16;
+//! const SCRATCH: i16 = -24;
+//!
+//! let mut asm = Assembler::new();
+//! let (sample, known) = (asm.label(), asm.label());
+//! let reader = Reader::new(&mut asm, SCRATCH, sample)?;
+//! reader.value(&mut asm, &sk, R0)?;
+//! asm.store(Width::Double, Frame, KEY, R0);
+//! reader.value(&mut asm, &len, R7)?;
+//! asm.store(Width::Double, Frame, VALUE, R7);
+//! asm.load_map(R1, 0);
+//! asm.stack_address(R2, KEY);
+//! asm.call(Helper::MapLookup);
+//! asm.jump_if(Condition::NotEqual, R0, 0, known);
+//! // If two CPUs see a key's first hits at once, the later update replaces the earlier. Both hits become samples.
+//! asm.load_map(R1, 0);
+//! asm.stack_address(R2, KEY);
+//! asm.stack_address(R3, VALUE);
+//! asm.mov(R4, 0);
+//! asm.call(Helper::MapUpdate);
+//! asm.bind(sample);
+//! asm.mov(R0, 1);
+//! asm.exit();
+//! asm.bind(known);
+//! asm.atomic_add(R0, 0, R7);
+//! asm.mov(R0, 0);
+//! asm.exit();
+//!
+//! let bytes = Map::hash("bytes", 8, 8, 10_000)?;
+//! let program = Program::load("leaves", &asm.finish("leaves")?, &[&bytes])?;
+//!
+//! let group = Group::create(&std::sync::Arc::new(Tracefs::find()?), "example")?;
+//! let event = group.install("leaves", target, Leaves::FETCHES, &layout)?;
+//! let mut rings = Rings::per_cpu(&RingOptions::default())?;
+//! rings.attach_with_program(&event, None, &program)?;
+//! # Ok::<(), socktrail_kprobes::Error>(())
+//! ```
+//!
+//! Sources: `bpf(2)`, and bpf/standardization/instruction-set.rst in the kernel's documentation.
+
+mod assembler;
+mod instruction;
+mod kernel_version;
+mod map;
+mod program;
+mod reader;
+mod registers;
+mod running;
+
+pub use assembler::{Assembler, AssemblyError, Code, Label};
+pub use instruction::{Alu, Condition, Helper, Instruction, Operand, Register, Width};
+pub use map::Map;
+pub use program::Program;
+pub use reader::{Reader, Unreadable};
+pub(crate) use running::Running;

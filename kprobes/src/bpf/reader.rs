@@ -1,0 +1,214 @@
+//! Translates an [`Expression`] into BPF instructions.
+
+use super::registers::Architecture;
+use super::{Alu, Assembler, Condition, Helper, Label, Register, Width};
+use crate::expression::Base;
+use crate::{Error, Expression, Type};
+
+/// The register that keeps the pointer to the context, `struct pt_regs`, from the first instruction on.
+const CONTEXT: Register = Register::R6;
+/// Bytes of a pointer.
+const POINTER: usize = 8;
+
+/// Writes instructions that read the values of expressions, through `bpf_probe_read`.
+///
+/// The reader owns `R6` in the whole program, and eight bytes of the stack. Its instructions overwrite `R0` to `R5`. If
+/// memory cannot be read, the program continues at a label. The helper reads both kernel and user memory, because their
+/// addresses never overlap on these architectures.
+#[derive(Clone, Copy, Debug)]
+pub struct Reader {
+    architecture: Architecture,
+    scratch: i16,
+    failed: Label,
+}
+
+/// The reason why a program cannot read a fetch argument.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Unreadable {
+    /// Neither x86_64 nor aarch64.
+    #[error("the registers of this architecture are not known")]
+    Architecture,
+    /// It begins with an argument whose register is unknown, because the probe is at the return of a function.
+    #[error("arguments have a known place only at a function's entry")]
+    Argument,
+    /// It begins with a variable of tracefs, such as `$comm`.
+    #[error("only tracefs understands what it begins with")]
+    Verbatim,
+    /// It is a string or an array.
+    #[error("a string or an array has no value that fits a register")]
+    Type,
+    /// Its bytes were requested, but it is a register.
+    #[error("it reads no memory, so it has no bytes")]
+    NoMemory,
+}
+
+impl Reader {
+    /// Writes the first instructions of a program. Nothing may come before them, because the context must still be in
+    /// `R1`. `scratch` is the offset of eight bytes on the stack, a multiple of 8. If memory cannot be read, the
+    /// program continues at `failed`.
+    ///
+    /// # Errors
+    /// [`Error::Unreadable`] if the architecture's registers are unknown.
+    pub fn new(asm: &mut Assembler, scratch: i16, failed: Label) -> Result<Self, Error> {
+        let unknown = || Error::Unreadable { argument: "registers".to_owned(), source: Unreadable::Architecture };
+        let architecture = Architecture::OURS.ok_or_else(unknown)?;
+        Ok(Self::for_architecture(asm, architecture, scratch, failed))
+    }
+
+    fn for_architecture(asm: &mut Assembler, architecture: Architecture, scratch: i16, failed: Label) -> Self {
+        asm.mov(CONTEXT, Register::R1);
+        // Before Linux 4.7, a helper may write only where the stack has been written before.
+        asm.store(Width::Double, Register::Frame, scratch, 0);
+        Self { architecture, scratch, failed }
+    }
+
+    /// Loads the value of `expression` into a register. Signed numbers are sign-extended, others are zero-extended.
+    ///
+    /// # Errors
+    /// [`Error::Unreadable`]
+    pub fn value(&self, asm: &mut Assembler, expression: &Expression, into: Register) -> Result<(), Error> {
+        let of = |source| unreadable(expression, source);
+        let width = width(expression.kind).map_err(of)?;
+        let steps = self.steps(expression).map_err(of)?;
+        match steps.last {
+            None => {
+                asm.load(Width::Double, into, CONTEXT, steps.register);
+                narrow(asm, expression.kind, into);
+            }
+            Some(last) => {
+                self.pointer(asm, &steps);
+                self.memory(asm, Register::R3, last, self.scratch, expression.kind.size() as u16);
+                load(asm, expression, width, self.scratch, into);
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies `size` bytes to `to` on the stack, beginning with those that `expression` reads last. Before Linux 4.7
+    /// the program must have written there before.
+    ///
+    /// # Errors
+    /// [`Error::Unreadable`]
+    pub fn bytes(&self, asm: &mut Assembler, expression: &Expression, to: i16, size: u16) -> Result<(), Error> {
+        let of = |source| unreadable(expression, source);
+        let steps = self.steps(expression).map_err(of)?;
+        let last = steps.last.ok_or_else(|| of(Unreadable::NoMemory))?;
+        self.pointer(asm, &steps);
+        self.memory(asm, Register::R3, last, to, size);
+        Ok(())
+    }
+
+    /// Loads the value of `expression` into a register from its bytes, which are already at `from` on the stack.
+    ///
+    /// # Errors
+    /// [`Error::Unreadable`] for a string or an array.
+    pub fn value_of_bytes(
+        &self,
+        asm: &mut Assembler,
+        expression: &Expression,
+        from: i16,
+        into: Register,
+    ) -> Result<(), Error> {
+        let width = width(expression.kind).map_err(|source| unreadable(expression, source))?;
+        load(asm, expression, width, from, into);
+        Ok(())
+    }
+
+    /// Copies `size` bytes at an offset from the pointer in a register to `to` on the stack.
+    pub fn memory(&self, asm: &mut Assembler, pointer: Register, offset: i64, to: i16, size: u16) {
+        if pointer != Register::R3 {
+            asm.mov(Register::R3, pointer);
+        }
+        match i32::try_from(offset) {
+            Ok(0) => {}
+            Ok(offset) => asm.alu(Alu::Add, Register::R3, offset),
+            Err(_) => {
+                asm.load64(Register::R0, offset.cast_unsigned());
+                asm.alu(Alu::Add, Register::R3, Register::R0);
+            }
+        }
+        asm.stack_address(Register::R1, to);
+        asm.mov(Register::R2, i32::from(size));
+        asm.call(Helper::ProbeRead);
+        asm.jump_if(Condition::NotEqual, Register::R0, 0, self.failed);
+    }
+
+    /// Loads the pointer of the last read into `R3`.
+    fn pointer(&self, asm: &mut Assembler, steps: &Steps) {
+        asm.load(Width::Double, Register::R3, CONTEXT, steps.register);
+        for offset in &steps.before {
+            self.memory(asm, Register::R3, *offset, self.scratch, POINTER as u16);
+            asm.load(Width::Double, Register::R3, Register::Frame, self.scratch);
+        }
+    }
+
+    fn steps(&self, expression: &Expression) -> Result<Steps, Unreadable> {
+        let (register, on_stack) = match &expression.base {
+            Base::Register(name) => (*name, None),
+            Base::Stack(index) => ("sp", Some(i64::from(*index) * POINTER as i64)),
+            Base::Returned => (self.architecture.returned(), None),
+            Base::Argument(_) => return Err(Unreadable::Argument),
+            Base::Verbatim(_) => return Err(Unreadable::Verbatim),
+        };
+        let register = self.architecture.register(register).ok_or(Unreadable::Architecture)?;
+        let mut before: Vec<i64> =
+            on_stack.into_iter().chain(expression.reads.iter().map(|read| read.offset)).collect();
+        let last = before.pop();
+        Ok(Steps { register, before, last })
+    }
+}
+
+/// The steps of an expression: a register of the context, then reads at these offsets.
+struct Steps {
+    /// Its offset in the context.
+    register: i16,
+    /// Reads that each yield a pointer.
+    before: Vec<i64>,
+    /// The read of the value. `None` if the value is that of the register.
+    last: Option<i64>,
+}
+
+fn unreadable(expression: &Expression, source: Unreadable) -> Error {
+    Error::Unreadable { argument: expression.to_string(), source }
+}
+
+/// The width of a value in memory.
+fn width(kind: Type) -> Result<Width, Unreadable> {
+    match kind {
+        Type::String | Type::Bytes(_) | Type::Words(_) => Err(Unreadable::Type),
+        kind => Width::of(kind.size()).ok_or(Unreadable::Type),
+    }
+}
+
+const fn is_signed(kind: Type) -> bool {
+    matches!(kind, Type::S8 | Type::S16 | Type::S32 | Type::S64 | Type::SignedWord)
+}
+
+/// Loads a value from the stack.
+fn load(asm: &mut Assembler, expression: &Expression, width: Width, from: i16, into: Register) {
+    asm.load(width, into, Register::Frame, from);
+    if is_signed(expression.kind) {
+        narrow(asm, expression.kind, into);
+    }
+    if let Some(bits) = expression.bits {
+        lowest(asm, into, bits, Alu::ShiftRight);
+    }
+}
+
+/// Truncates a register to the width of a type.
+fn narrow(asm: &mut Assembler, kind: Type, register: Register) {
+    let right = if is_signed(kind) { Alu::ShiftRightSigned } else { Alu::ShiftRight };
+    lowest(asm, register, 8 * kind.size() as u8, right);
+}
+
+/// Keeps the lowest bits of a register. The shift to the right, logical or arithmetic, extends them.
+fn lowest(asm: &mut Assembler, register: Register, bits: u8, right: Alu) {
+    if bits < 64 {
+        asm.alu(Alu::ShiftLeft, register, 64 - i32::from(bits));
+        asm.alu(right, register, 64 - i32::from(bits));
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,225 @@
+//! `bpf(2)`.
+//!
+//! The commands and the parts of `union bpf_attr` are from `linux/bpf.h`; ABI. If the attributes are shorter than the
+//! kernel's, it reads the rest as zeros. If they are longer, it accepts them only if the rest is zeros.
+
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+const MAP_CREATE: libc::c_int = 0;
+const MAP_LOOKUP: libc::c_int = 1;
+const MAP_UPDATE: libc::c_int = 2;
+const MAP_DELETE: libc::c_int = 3;
+const PROG_LOAD: libc::c_int = 5;
+/// `BPF_MAP_TYPE_HASH`
+const HASH: u32 = 1;
+/// `BPF_PROG_TYPE_KPROBE`
+const KPROBE: u32 = 2;
+/// `bpf_probe_read` requires a licence string that `license_is_gpl_compatible` lists.
+const LICENCE: &CStr = c"Dual MIT/GPL";
+
+/// The name that `bpftool` shows, NUL-terminated: letters, digits and underscores. Since Linux 4.15.
+pub(crate) type ObjectName = [u8; 16];
+
+/// `BPF_MAP_CREATE`
+#[repr(C, align(8))]
+struct MapAttributes {
+    map_type: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    map_flags: u32,
+    inner_map_fd: u32,
+    numa_node: u32,
+    map_name: ObjectName,
+    padding: u32,
+}
+
+/// `BPF_MAP_*_ELEM`
+#[repr(C, align(8))]
+struct ElementAttributes {
+    map_fd: u32,
+    padding: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// `BPF_PROG_LOAD`
+#[repr(C, align(8))]
+struct ProgramAttributes {
+    prog_type: u32,
+    insn_cnt: u32,
+    insns: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log_buf: u64,
+    kern_version: u32,
+    prog_flags: u32,
+    prog_name: ObjectName,
+}
+
+/// A hash map, with the sizes of its keys and values.
+#[derive(Debug)]
+pub(crate) struct HashMap {
+    descriptor: OwnedFd,
+    key_size: usize,
+    value_size: usize,
+}
+
+impl HashMap {
+    /// Creates a map. Without flags the kernel preallocates it.
+    pub(crate) fn new(name: ObjectName, key_size: u32, value_size: u32, entries: u32) -> io::Result<Self> {
+        let mut attributes = MapAttributes {
+            map_type: HASH,
+            key_size,
+            value_size,
+            max_entries: entries,
+            map_flags: 0,
+            inner_map_fd: 0,
+            numa_node: 0,
+            map_name: name,
+            padding: 0,
+        };
+        let mut create = |name| {
+            attributes.map_name = name;
+            // SAFETY: the attributes are those of this command; they contain no address.
+            unsafe { opened(MAP_CREATE, &mut attributes) }
+        };
+        let descriptor = with_or_without(name, &mut create)?;
+        Ok(Self { descriptor, key_size: key_size as usize, value_size: value_size as usize })
+    }
+
+    pub(crate) fn descriptor(&self) -> i32 {
+        self.descriptor.as_raw_fd()
+    }
+
+    /// Copies the value of a key. `ENOENT` if the key is missing.
+    pub(crate) fn lookup(&self, key: &[u8], value: &mut [u8]) -> io::Result<()> {
+        let value_address = address(value.as_mut_ptr().cast_const());
+        // SAFETY: key and value live through the call and have the map's sizes: the kernel reads the one and writes the other.
+        unsafe { self.element(MAP_LOOKUP, key, Some((value_address, value.len()))) }
+    }
+
+    /// Sets the value of a key, whether the key exists or not.
+    pub(crate) fn update(&self, key: &[u8], value: &[u8]) -> io::Result<()> {
+        // SAFETY: key and value live through the call and have the map's sizes: the kernel reads both.
+        unsafe { self.element(MAP_UPDATE, key, Some((address(value.as_ptr()), value.len()))) }
+    }
+
+    /// Removes the key. `ENOENT` if it is missing.
+    pub(crate) fn delete(&self, key: &[u8]) -> io::Result<()> {
+        // SAFETY: the key lives through the call and has the map's size: the kernel reads it.
+        unsafe { self.element(MAP_DELETE, key, None) }
+    }
+
+    /// Checks the sizes, which the kernel cannot do, and makes the system call.
+    ///
+    /// # Safety
+    /// Address and size of the value must describe memory that the command may read or write.
+    unsafe fn element(&self, command: libc::c_int, key: &[u8], value: Option<(u64, usize)>) -> io::Result<()> {
+        let (value, size) = value.unwrap_or((0, self.value_size));
+        if key.len() != self.key_size || size != self.value_size {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let map_fd = self.descriptor.as_raw_fd().cast_unsigned();
+        let mut attributes = ElementAttributes { map_fd, padding: 0, key: address(key.as_ptr()), value, flags: 0 };
+        // SAFETY: the attributes are those of this command, and the caller vouches for the addresses.
+        unsafe { call(command, &mut attributes) }.map(drop)
+    }
+}
+
+/// Verifies and loads a program. With a `log`, the verifier writes its NUL-terminated output there.
+pub(crate) fn load_program(
+    name: ObjectName,
+    instructions: &[[u8; 8]],
+    kernel_version: u32,
+    log: Option<&mut [u8]>,
+) -> io::Result<OwnedFd> {
+    let (log_level, log_size, log_buf) = match log {
+        Some(log) => (1, size(log.len())?, address(log.as_mut_ptr().cast_const())),
+        None => (0, 0, 0),
+    };
+    let mut attributes = ProgramAttributes {
+        prog_type: KPROBE,
+        insn_cnt: size(instructions.len())?,
+        insns: address(instructions.as_ptr().cast()),
+        license: address(LICENCE.as_ptr().cast()),
+        log_level,
+        log_size,
+        log_buf,
+        kern_version: kernel_version,
+        prog_flags: 0,
+        prog_name: name,
+    };
+    let mut load = |name| {
+        attributes.prog_name = name;
+        // SAFETY: the attributes are those of this command. Instructions, licence and log live through the call and
+        // have the stated sizes. The kernel writes only to the log, which is borrowed mutably.
+        unsafe { opened(PROG_LOAD, &mut attributes) }
+    };
+    with_or_without(name, &mut load)
+}
+
+/// Older kernels do not know names. They see them as bytes after their own attributes, which must be zeros.
+fn with_or_without(name: ObjectName, make: &mut impl FnMut(ObjectName) -> io::Result<OwnedFd>) -> io::Result<OwnedFd> {
+    match make(name) {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::E2BIG | libc::EINVAL)) => make(ObjectName::default()),
+        made_or_not => made_or_not,
+    }
+}
+
+/// # Safety
+/// As for [`call`], with a command that returns a new descriptor.
+unsafe fn opened<A>(command: libc::c_int, attributes: &mut A) -> io::Result<OwnedFd> {
+    // SAFETY: the caller vouches for the attributes.
+    let descriptor = unsafe { call(command, attributes) }?;
+    // SAFETY: the kernel has just opened it, so nothing else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
+
+/// # Safety
+/// `attributes` must be those of the command, and each address in them must point at memory of the size that they
+/// state.
+unsafe fn call<A>(command: libc::c_int, attributes: &mut A) -> io::Result<libc::c_int> {
+    // SAFETY: the attributes live through the call, and the size passed is the size of their type.
+    let answer = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<A>()) };
+    match libc::c_int::try_from(answer) {
+        Ok(answer @ 0..) => Ok(answer),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn address(pointer: *const u8) -> u64 {
+    pointer.expose_provenance() as u64
+}
+
+fn size(length: usize) -> io::Result<u32> {
+    u32::try_from(length).map_err(|_| io::ErrorKind::InvalidInput.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::mem::offset_of;
+
+    use super::*;
+
+    /// `union bpf_attr` of Linux 4.15.
+    #[test]
+    fn attributes_are_laid_out_as_in_the_kernel() {
+        assert_eq!(offset_of!(MapAttributes, map_name), 28);
+        assert_eq!(size_of::<MapAttributes>(), 48);
+        assert_eq!([offset_of!(ElementAttributes, key), offset_of!(ElementAttributes, flags)], [8, 24]);
+        let of_program = [
+            offset_of!(ProgramAttributes, insns),
+            offset_of!(ProgramAttributes, license),
+            offset_of!(ProgramAttributes, log_buf),
+            offset_of!(ProgramAttributes, kern_version),
+            offset_of!(ProgramAttributes, prog_name),
+        ];
+        assert_eq!(of_program, [8, 16, 32, 40, 48]);
+        assert_eq!(size_of::<ProgramAttributes>(), 64);
+    }
+}

@@ -1,0 +1,25 @@
+//! The types that all parts of the library share: events, flows, processes, socket events. Nothing here does I/O, except that
+//! it reads clocks and small files.
+
+#[cfg(any(feature = "documents", feature = "recording"))]
+pub(crate) mod bounded;
+pub mod clock;
+pub mod container;
+#[cfg(feature = "documents")]
+pub(crate) mod errno;
+pub mod escape;
+pub mod event;
+pub mod feature;
+pub mod filter;
+pub mod flow;
+pub(crate) mod halves;
+pub mod kernel_address;
+pub mod loss;
+pub mod names;
+pub mod process;
+pub mod socket_event;
+#[cfg(test)]
+pub(crate) mod testing;
+pub mod time;
+#[cfg(feature = "sensors")]
+pub mod units;

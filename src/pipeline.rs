@@ -1,0 +1,235 @@
+//! Turns a source's batches into flows. Only this module knows the order of the steps.
+//!
+//! A [`Pipeline`] owns the state machine. Each [`Pipeline::step`] takes in the batches of its [`Source`], ends flows that have
+//! timed out, gives results to a [`Sink`], and asks the source the state machine's questions about processes.
+//!
+//! ```text
+//!            batches                       flows, names, socket events, losses
+//! source ---------------> state machine ------------------------------------> sink
+//!    ^                          |
+//!    +--------------------------+
+//!      look up this process; has it ended? forget this flow
+//! ```
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use crate::model::event::EventKind;
+use crate::model::flow::Flow;
+use crate::model::loss::Loss;
+use crate::model::names::{ExpectNames, NameLearned};
+use crate::model::process::Credentials;
+use crate::model::socket_event::{EventSocket, SocketEvent};
+use crate::model::time::MonotonicTime;
+use crate::source::{Answer, Batch, EventSockets, Source};
+use crate::state::{State, StateConfig, StateStats};
+
+/// The maximum number of questions of each kind in one step, so that the next batch does not wait for long.
+const QUESTIONS: usize = 64;
+
+/// Turns the events of a source into flows.
+#[derive(Debug)]
+pub(crate) struct Pipeline {
+    state: State,
+    /// Looks up the names of the users and groups that own sockets.
+    users: Option<Arc<dyn ExpectNames>>,
+    event_sockets: EventSockets,
+    questions: usize,
+    /// All events up to this time have been taken in.
+    now: MonotonicTime,
+    /// The time of the latest event, or `now` if that is later.
+    reached: MonotonicTime,
+    /// The time up to which the batches of this step are complete, if one of them says so. The sink gets it at the end of the
+    /// step.
+    mark: Option<MonotonicTime>,
+}
+
+/// Receives the results of a pipeline. `source` is the pipeline's source.
+pub(crate) trait Sink<S> {
+    /// The reason why it accepts no more results.
+    type Error;
+
+    /// A flow has ended, or is reported while it lives. `at` is the time now.
+    fn flow(&mut self, source: &mut S, flow: Flow, at: MonotonicTime) -> Result<(), Self::Error>;
+
+    /// A process has looked up a name.
+    fn name(&mut self, name: NameLearned, at: MonotonicTime) {
+        let _ = (name, at);
+    }
+
+    /// A process has done something with a socket.
+    fn socket_event(&mut self, event: SocketEvent, at: MonotonicTime) {
+        let _ = (event, at);
+    }
+
+    /// These sockets existed before any socket event. Only if socket events are wanted.
+    fn existing_sockets(&mut self, sockets: Vec<EventSocket>) {
+        let _ = sockets;
+    }
+
+    /// Samples were lost.
+    fn loss(&mut self, loss: Loss) {
+        let _ = loss;
+    }
+
+    /// All results up to this time have been given.
+    fn until(&mut self, source: &mut S, time: MonotonicTime) {
+        let _ = (source, time);
+    }
+}
+
+impl Pipeline {
+    /// An empty pipeline. `users` is asked for names before documents need them.
+    pub(crate) fn new(config: StateConfig, users: Option<Arc<dyn ExpectNames>>) -> Self {
+        let event_sockets = if config.socket_events.is_empty() { EventSockets::Unwanted } else { EventSockets::Wanted };
+        let state = State::new(config);
+        Self {
+            state,
+            users,
+            event_sockets,
+            questions: QUESTIONS,
+            now: MonotonicTime::ZERO,
+            reached: MonotonicTime::ZERO,
+            mark: None,
+        }
+    }
+
+    /// Asks all open questions in each step, however long that takes.
+    pub(crate) fn without_question_limit(self) -> Self {
+        Self { questions: usize::MAX, ..self }
+    }
+
+    /// Takes in the processes and sockets that existed before the first event.
+    pub(crate) fn begin<S: Source, K: Sink<S>>(&mut self, source: &mut S, sink: &mut K) -> Result<(), S::Error> {
+        let existing = source.existing(self.event_sockets)?;
+        self.state.set_capabilities(source.capabilities());
+        existing.processes.into_iter().for_each(|process| self.state.add_preexisting(process));
+        existing.sockets.iter().for_each(|socket| self.state.add_preexisting_socket(socket));
+        if self.event_sockets == EventSockets::Wanted {
+            let sockets = existing.event_sockets.into_iter();
+            sink.existing_sockets(
+                sockets.map(|(socket, pid)| self.state.add_preexisting_event_socket(socket, pid)).collect(),
+            );
+        }
+        Ok(())
+    }
+
+    /// Takes in the source's batches and gives the results to the sink. [`ControlFlow::Break`] means that the source has ended
+    /// and that the sink got all results, including the live flows.
+    ///
+    /// # Errors
+    /// Those of source and sink.
+    pub(crate) fn step<S: Source, K: Sink<S>>(
+        &mut self,
+        source: &mut S,
+        sink: &mut K,
+    ) -> Result<ControlFlow<()>, K::Error>
+    where
+        K::Error: From<S::Error>,
+    {
+        let control = source.hand_over(&mut (), &mut |batch| self.take_in(batch))?;
+        let mark = self.mark.take();
+        if mark.is_some() {
+            // Not earlier: an ended flow may still get its name from a DNS answer in the same batch.
+            self.give_out(source, sink)?;
+        }
+        if control.is_break() {
+            self.state.shutdown();
+            self.give_out(source, sink)?;
+        }
+        if let Some(time) = mark {
+            sink.until(source, time);
+        }
+        // After the last batch, answers are of no use here. But a recorder records them for the replay.
+        if source.can_be_asked() && (mark.is_some() || control.is_continue()) {
+            self.look_up(source);
+            self.check(source);
+        }
+        Ok(control)
+    }
+
+    /// The time of the latest event or mark that was taken in.
+    pub(crate) fn reached(&self) -> MonotonicTime {
+        self.reached
+    }
+
+    /// The counters.
+    pub(crate) fn stats(&self) -> StateStats {
+        self.state.stats()
+    }
+
+    fn take_in(&mut self, batch: &mut Batch) {
+        batch.answers.drain(..).for_each(|answer| self.learn(answer));
+        self.reached = batch.events.last().map_or(self.now, |event| event.time.max(self.now));
+        for event in batch.events.drain(..) {
+            if let EventKind::Credentials(credentials) = event.kind {
+                self.expect(Some(credentials));
+            }
+            self.state.ingest(&event);
+        }
+        if let Some(until) = batch.until.take() {
+            self.now = self.now.max(until);
+            self.reached = self.reached.max(self.now);
+            self.mark = Some(self.now);
+            batch.names.drain(..).for_each(|answer| self.state.ingest(&answer));
+            self.state.expire(self.now);
+        }
+    }
+
+    fn learn(&mut self, answer: Answer) {
+        let process = match answer.pid {
+            Some(pid) => self.state.take_wanted(pid),
+            None => self.state.next_wanted(),
+        };
+        if let (Some(process), Some(found)) = (process, answer.found) {
+            self.state.learn(&process, found);
+        }
+    }
+
+    fn give_out<S: Source, K: Sink<S>>(&mut self, source: &mut S, sink: &mut K) -> Result<(), K::Error> {
+        let at = self.reached;
+        for flow in self.state.finished() {
+            if flow.is_final {
+                source.forget(&flow);
+            }
+            sink.flow(source, flow, at)?;
+        }
+        self.state.names().for_each(|name| sink.name(name, at));
+        self.state.socket_events().for_each(|event| sink.socket_event(event, at));
+        self.state.losses().for_each(|loss| sink.loss(loss));
+        Ok(())
+    }
+
+    /// Looks up processes that own a socket since a short time.
+    fn look_up(&mut self, source: &mut impl Source) {
+        for _ in 0..self.questions {
+            let Some(process) = self.state.next_wanted() else { return };
+            let known = process.credentials;
+            let found = source.look_up(&process);
+            self.expect(known.or(found.as_ref().and_then(|found| found.credentials)));
+            if let Some(found) = found {
+                self.state.learn(&process, found);
+            }
+        }
+    }
+
+    /// Checks whether processes still exist whose end may have been missed.
+    fn check(&mut self, source: &mut impl Source) {
+        for _ in 0..self.questions {
+            let Some(process) = self.state.next_unchecked() else { return };
+            if source.is_gone(&process) {
+                self.state.gone(&process);
+            }
+        }
+    }
+
+    /// Requests the user and group names of a process that owns a socket, or may own one later, before documents need them.
+    fn expect(&self, owner: Option<Credentials>) {
+        if let (Some(users), Some(owner)) = (&self.users, owner) {
+            users.expect(&owner);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

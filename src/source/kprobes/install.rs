@@ -1,0 +1,307 @@
+//! Installs the probes: installs, tests, replaces and attaches them.
+//!
+//! Probes are first enabled only for this thread, and tested with its own traffic, whose samples do not reach the monitor's rings.
+//! Then they are attached to the monitor's rings.
+
+use nix::unistd::gettid;
+use socktrail_kprobes::{Error, Group, Installed, RingOptions, Rings};
+
+use super::drop_functions::{DEFERRED_FREE, DropFunctions};
+use super::self_test::{Hits, SelfTest, Verdict};
+use super::source::now_of;
+use super::{
+    Decode, Feature, FeatureStatus, Probe, Probes, Refusal, Wanted, all_features, learning, missing_fields, release,
+};
+
+impl Probes {
+    /// Installs the best working probe for each feature, and attaches it to `rings`, if given. A feature is lost if all its probes
+    /// are refused or not hit; the other features still work.
+    pub fn install(group: &mut Group, rings: Option<&mut Rings>, wanted: Wanted<'_>) -> Self {
+        let all: Vec<_> = all_features().filter(|(feature, _)| wanted.wants(*feature)).collect();
+        group.learn(&all.iter().flat_map(|(_, probes)| probes.iter().map(Probe::function)).collect::<Vec<_>>());
+        let mut probes = Self::none();
+        let merges_datagrams = learning::merges_datagrams();
+        let mut slots: Vec<_> =
+            all.iter().map(|(feature, alternatives)| Slot::of(*feature, alternatives, merges_datagrams)).collect();
+
+        // Only flows need these functions, and the list of symbols is long.
+        let are_looked_up = wanted.flows && !wanted.masks(DEFERRED_FREE);
+        let drop_functions = if are_looked_up { DropFunctions::read() } else { DropFunctions::default() };
+        let mut installer = Installer { group, wanted, drop_functions, ring: own_ring() };
+        let at_once = |slot: &&mut Slot| !slot.served.feature.is_for_gso_heads();
+        slots.iter_mut().filter(at_once).for_each(|slot| slot.install_from(0, &mut installer));
+        probes.self_test = installer.test(&mut slots);
+        probes.learn(&mut slots, &mut installer);
+        // These features are of use only if the linear part of UDP GSO packets has a fixed size. This is known now.
+        slots.retain(|slot| !slot.served.feature.is_for_gso_heads() || probes.capabilities.gso_head_len != 0);
+        slots.iter_mut().filter(|slot| !at_once(slot)).for_each(|slot| slot.install_from(0, &mut installer));
+
+        if let Some(rings) = rings {
+            // Hits that were missed during the self-test do not count, because monitoring has not begun.
+            probes.missed_before = (installer.group.misses().unwrap_or_default(), now_of(rings));
+            slots.iter_mut().for_each(|slot| slot.attach(rings, &mut installer));
+        }
+        slots.into_iter().for_each(|slot| probes.take(slot, wanted.ipv6));
+        probes.decoders.sort_by_key(|(id, _)| *id);
+        probes.set_capabilities(merges_datagrams);
+        probes
+    }
+
+    /// Learns from samples of test traffic what this kernel shows of sockets and datagrams. If that fails, the probes are still
+    /// used, and more flows are marked as inexact.
+    fn learn(&mut self, slots: &mut [Slot], installer: &mut Installer<'_>) {
+        let ring = match &mut installer.ring {
+            Ok(ring) => ring,
+            Err(error) => {
+                tracing::warn!(%error, "cannot test what this kernel shows of sockets and datagrams");
+                return;
+            }
+        };
+        for slot in slots {
+            let Some(Chosen { installed, decoder, .. }) = &slot.chosen else { continue };
+            match slot.served.feature {
+                Feature::SocketCreate => {
+                    self.capabilities.programs = learning::marks_program_sockets(ring, installed, &**decoder);
+                }
+                Feature::Ipv4Out => {
+                    self.capabilities.gso_head_len = learning::gso_head_len(ring, installed, &**decoder);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn take(&mut self, slot: Slot, ipv6: bool) {
+        let Slot { mut served, chosen, .. } = slot;
+        if let Some(Chosen { installed, decoder, .. }) = chosen {
+            // The kernel gives event types of 16 bits: `trace_entry.type`.
+            self.decoders.push((installed.id() as u16, decoder));
+            served.lacks =
+                served.probe.and_then(|probe| missing_fields::without(probe.fields, installed.format(), ipv6));
+            self.installed.push(installed);
+        } else if served.feature.comes_with_its_function() && served.has_no_function() {
+            return;
+        }
+        self.served.push(served);
+    }
+}
+
+/// Installs and tests probes.
+struct Installer<'a> {
+    group: &'a Group,
+    wanted: Wanted<'a>,
+    drop_functions: DropFunctions,
+    /// A ring for this thread only, which enables the probes.
+    ring: Result<Rings, Error>,
+}
+
+/// A ring for this thread only. It is read only to learn from its samples.
+fn own_ring() -> Result<Rings, Error> {
+    let mut options = RingOptions::default();
+    options.page_exponent = 2;
+    Rings::for_thread(gettid().as_raw().cast_unsigned(), &options)
+}
+
+impl Installer<'_> {
+    /// Tests the installed probes, and replaces those that test traffic does not hit.
+    fn test(&mut self, slots: &mut [Slot]) -> SelfTest {
+        let mut test = SelfTest::default();
+        if let Err(error) = &self.ring {
+            test.untested = Some(error.to_string());
+            return test;
+        }
+        // This ends: each round uses up an attempt or an alternative of every probe that was not hit.
+        loop {
+            match self.not_hit(&mut test, slots) {
+                Ok(not_hit) if not_hit.is_empty() => return test,
+                Ok(not_hit) => not_hit.into_iter().for_each(|index| slots[index].replace(self)),
+                Err(error) => {
+                    tracing::warn!(%error, "the self-test could not be finished");
+                    let is_tested = slots.iter().any(|slot| slot.served.hit);
+                    test.untested = (!is_tested).then(|| error.to_string());
+                    return test;
+                }
+            }
+        }
+    }
+
+    /// Makes one round of traffic. Returns the slots whose probe it should have hit and did not.
+    fn not_hit(&self, test: &mut SelfTest, slots: &mut [Slot]) -> Result<Vec<usize>, Error> {
+        let before = Hits::now(self.group)?;
+        test.make_traffic(self.wanted.ipv6);
+        let verdicts = |hits: &Hits| {
+            let of_slot = |slot: &Slot| slot.verdict(test, |name| hits.since(&before, name));
+            slots.iter().map(of_slot).collect::<Vec<_>>()
+        };
+        let hits = Hits::once(self.group, |hits| !verdicts(hits).contains(&Verdict::NotHit))?;
+        let verdicts = verdicts(&hits);
+        for (slot, verdict) in slots.iter_mut().zip(&verdicts) {
+            slot.served.hit = *verdict == Verdict::Hit;
+        }
+        Ok((0..verdicts.len()).filter(|index| verdicts[*index] == Verdict::NotHit).collect())
+    }
+}
+
+/// A feature, and the probe that serves it so far.
+struct Slot {
+    served: FeatureStatus,
+    alternatives: &'static [Probe],
+    chosen: Option<Chosen>,
+}
+
+/// The alternative that is installed.
+struct Chosen {
+    index: usize,
+    /// Whether this is its second installation, because it was not hit after the first.
+    reinstalled: bool,
+    installed: Installed,
+    decoder: Box<dyn Decode>,
+}
+
+impl Slot {
+    fn of(feature: Feature, alternatives: &'static [Probe], kernel_merges_datagrams: bool) -> Self {
+        let served = FeatureStatus {
+            feature,
+            probe: None,
+            refusals: Vec::new(),
+            lacks: None,
+            kernel_merges_datagrams,
+            hit: false,
+        };
+        Self { served, alternatives, chosen: None }
+    }
+
+    /// Installs the first alternative that the kernel accepts, from `index` on.
+    fn install_from(&mut self, index: usize, installer: &mut Installer<'_>) {
+        for (index, probe) in self.alternatives.iter().enumerate().skip(index) {
+            if release() < probe.since {
+                continue;
+            }
+            match probe.install(self.served.feature, installer) {
+                Ok((installed, decoder)) => {
+                    self.served.probe = Some(probe);
+                    self.chosen = Some(Chosen { index, reinstalled: false, installed, decoder });
+                    return;
+                }
+                Err(refusal) => self.served.refusals.push(refusal),
+            }
+        }
+    }
+
+    fn verdict(&self, test: &SelfTest, hits: impl Fn(&str) -> Option<u64>) -> Verdict {
+        match (self.served.probe, &self.chosen) {
+            // A probe that was hit once needs no further test.
+            _ if self.served.hit => Verdict::Hit,
+            (Some(probe), Some(chosen)) => test.verdict(probe.hit_by, hits(chosen.installed.name())),
+            _ => Verdict::Unknown,
+        }
+    }
+
+    /// Installs the probe anew, because it was not hit. If this has been done before, installs the next alternative.
+    fn replace(&mut self, installer: &mut Installer<'_>) {
+        let (Some(probe), Some(Chosen { index, reinstalled, installed, .. })) =
+            (self.served.probe.take(), self.chosen.take())
+        else {
+            return;
+        };
+        if let Ok(ring) = &mut installer.ring {
+            ring.detach(&installed);
+        }
+        // Removes it, so that its name is free.
+        drop(installed);
+        if reinstalled {
+            self.served.refusals.push(Refusal::NotHit(probe.function(), probe.hit_by));
+            self.install_from(index + 1, installer);
+        } else {
+            tracing::debug!(function = probe.function(), "a probe was not hit, and is installed anew");
+            self.install_from(index, installer);
+            if let Some(chosen) = self.chosen.as_mut().filter(|chosen| chosen.index == index) {
+                chosen.reinstalled = true;
+            }
+        }
+    }
+
+    /// Attaches the probe to the monitor's rings, or the first alternative that can be attached.
+    fn attach(&mut self, rings: &mut Rings, installer: &mut Installer<'_>) {
+        let wanted = installer.wanted;
+        while let (Some(probe), Some(Chosen { index, installed, .. })) = (self.served.probe, &self.chosen) {
+            let filter = probe.filter(wanted, !wanted.loopback);
+            // The same addresses were filled in when the probe was installed, so this gives a filter.
+            let filter = filter.and_then(|filter| installer.drop_functions.fill_in(&filter));
+            let Err(error) = rings.attach(installed, filter.as_deref()) else { return };
+            if let Ok(ring) = &mut installer.ring {
+                ring.detach(installed);
+            }
+            let next = index + 1;
+            self.served.refusals.push(error.into());
+            (self.served.probe, self.chosen, self.served.hit) = (None, None, false);
+            self.install_from(next, installer);
+        }
+    }
+}
+
+impl Probe {
+    /// Installs the probe, and enables it for this thread.
+    fn install(
+        &self,
+        feature: Feature,
+        installer: &mut Installer<'_>,
+    ) -> Result<(Installed, Box<dyn Decode>), Refusal> {
+        let wanted = installer.wanted;
+        if wanted.masks(self.function()) {
+            return Err(Refusal::Masked(self.function()));
+        }
+        let filter = match self.filter(wanted, false) {
+            Some(filter) => Some(installer.drop_functions.fill_in(&filter).ok_or(Refusal::AddressesHidden)?),
+            None => None,
+        };
+        let installed = installer.group.install(&feature.to_string(), self.target, self.fetches, &wanted)?;
+        let decoder = (self.decoder)(installed.format())?;
+        if let Ok(ring) = &mut installer.ring {
+            ring.attach(&installed, filter.as_deref())?;
+        }
+        Ok((installed, decoder))
+    }
+
+    /// The trace event filter, which chooses the hits that become samples.
+    fn filter(&self, wanted: Wanted<'_>, without_loopback: bool) -> Option<String> {
+        let only = if wanted.flows { self.filter } else { self.datagrams.or(self.filter) };
+        match (only, self.not_loopback.filter(|_| without_loopback)) {
+            (Some(filter), Some(not_loopback)) => Some(format!("({filter})&&{not_loopback}")),
+            (Some(filter), None) => Some(filter.to_owned()),
+            (None, not_loopback) => not_loopback.map(str::to_owned),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::kprobes::Traffic;
+
+    #[test]
+    fn every_probe_that_shows_flows_is_tested_by_traffic_of_its_own() {
+        for (feature, alternatives) in all_features() {
+            let name = feature.to_string();
+            let traffic = |probe: &Probe| probe.hit_by.iter().map(|one| format!("{one:?}")).collect::<Vec<_>>();
+            let of_first = traffic(&alternatives[0]);
+            assert!(!feature.shows_flows() || !of_first.is_empty(), "{name} is not tested");
+            for probe in *alternatives {
+                assert_eq!(traffic(probe), of_first, "{name} on {}", probe.function());
+                let of_ipv6 = |one: &Traffic| matches!(one, Traffic::UdpIpv6 | Traffic::TcpIpv6);
+                assert!(probe.hit_by.iter().all(|one| of_ipv6(one) == feature.is_ipv6()), "{name}: {of_first:?}");
+                for (protocol, word) in [("udp_", "Udp"), ("tcp_ipv", "Tcp")] {
+                    let is_of = !name.starts_with(protocol) || of_first.iter().all(|one| one.starts_with(word));
+                    assert!(is_of, "{name}: {of_first:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_refusal_of_a_probe_that_is_not_hit_names_the_traffic() {
+        let refusal = Refusal::NotHit("ip_local_out", &[Traffic::UdpIpv4, Traffic::TcpIpv4]);
+        let said = "the probe on ip_local_out was installed, but not hit by a datagram over IPv4, a TCP connection over IPv4: ";
+        assert!(refusal.to_string().starts_with(said), "{refusal}");
+    }
+}

@@ -1,0 +1,169 @@
+//! The kernel's counts of missed probe hits.
+
+use std::collections::BTreeMap;
+
+use socktrail_kprobes::{Error, Group};
+
+use super::{Feature, Probes, release};
+use crate::model::event::{Event, EventKind};
+use crate::model::loss::LossCause;
+use crate::model::time::MonotonicTime;
+
+/// The missed hits of each probe, and when they were last read.
+#[derive(Debug)]
+pub(crate) struct Misses {
+    /// The counts by the name of the probe, which is the name of its feature.
+    by_name: BTreeMap<String, Counted>,
+    /// A time just before the last reading.
+    asked: MonotonicTime,
+}
+
+/// The count of one probe.
+#[derive(Debug, Clone, Copy)]
+struct Counted {
+    feature: Feature,
+    misses: u64,
+    /// The misses from before the probe was attached, which are included in `misses`.
+    before: u64,
+}
+
+/// Hits that a probe has missed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Missed {
+    /// The feature that the probe serves.
+    pub(crate) feature: Feature,
+    /// The number of missed hits.
+    pub(crate) count: u64,
+    /// The last time at which none of these hits had been missed.
+    pub(crate) since: MonotonicTime,
+    /// When the misses were noticed.
+    pub(crate) time: MonotonicTime,
+}
+
+impl Misses {
+    /// Counts the hits that are missed after the probes were attached.
+    pub(crate) fn of(probes: &Probes) -> Self {
+        let (before, time) = &probes.missed_before;
+        let mut misses = Self::on_release(release(), probes.features());
+        misses.begin(before.iter().map(|probe| (&*probe.name, probe.misses)), *time);
+        misses
+    }
+
+    /// Ignores hits that were missed before this time.
+    fn begin<'a>(&mut self, counts: impl Iterator<Item = (&'a str, u64)>, time: MonotonicTime) {
+        self.asked = time;
+        for (name, misses) in counts {
+            if let Some(counted) = self.by_name.get_mut(name) {
+                (counted.misses, counted.before) = (misses, misses);
+            }
+        }
+    }
+
+    /// Counts misses of these features' probes, except those whose misses are unknown on a kernel of this release.
+    fn on_release(release: (u32, u32), features: impl Iterator<Item = Feature>) -> Self {
+        let features = features.filter(|feature| feature.faults_count_before().is_none_or(|first| release >= first));
+        let none = |feature: Feature| (feature.to_string(), Counted { feature, misses: 0, before: 0 });
+        Self { by_name: features.map(none).collect(), asked: MonotonicTime::ZERO }
+    }
+
+    /// The hits missed since the last call; `now` reads the kernel's clock.
+    ///
+    /// # Errors
+    /// The kernel's counters cannot be read.
+    pub(crate) fn ask(&mut self, group: &mut Group, now: impl Fn() -> MonotonicTime) -> Result<Vec<Missed>, Error> {
+        let before = now();
+        let counts = group.new_misses()?.unwrap_or_default();
+        let span = (before, now());
+        Ok(self.update(counts.iter().map(|probe| (&*probe.name, probe.misses)), span))
+    }
+
+    /// The new misses, from counts that were read between `before` and `time`.
+    fn update<'a>(
+        &mut self,
+        counts: impl Iterator<Item = (&'a str, u64)>,
+        (before, time): (MonotonicTime, MonotonicTime),
+    ) -> Vec<Missed> {
+        let since = std::mem::replace(&mut self.asked, before);
+        let mut missed = Vec::new();
+        for (name, misses) in counts {
+            let Some(counted) = self.by_name.get_mut(name) else { continue };
+            let count = misses.saturating_sub(std::mem::replace(&mut counted.misses, misses));
+            if count > 0 {
+                missed.push(Missed { feature: counted.feature, count, since, time });
+            }
+        }
+        missed
+    }
+
+    /// How many hits each probe has missed so far; probes without misses are left out.
+    pub(crate) fn so_far(&self) -> BTreeMap<Feature, u64> {
+        let so_far = |counted: &Counted| (counted.feature, counted.misses - counted.before);
+        self.by_name.values().map(so_far).filter(|(_, misses)| *misses > 0).collect()
+    }
+}
+
+impl From<Missed> for Event {
+    fn from(missed: Missed) -> Self {
+        let Missed { feature, count, since, time } = missed;
+        let kind = EventKind::Lost { cause: LossCause::Probes { feature }, count, since, harm: feature.feeds() };
+        Self { time, pid: 0, tid: 0, kind }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::loss::Harm;
+    use crate::model::testing::monotonic;
+
+    #[test]
+    fn where_faults_count_as_misses_a_probe_that_may_fault_is_not_watched() {
+        let watched = |release| {
+            let all = [Feature::SocketClose, Feature::LocalDrops, Feature::TcpState, Feature::ProcessExec];
+            Misses::on_release(release, all.into_iter()).by_name.into_keys().collect::<Vec<_>>()
+        };
+        assert_eq!(watched((5, 7)), ["tcp_state"]);
+        assert_eq!(watched((5, 8)), ["process_exec", "tcp_state"]);
+        assert_eq!(watched((5, 13)), ["process_exec", "tcp_state"]);
+        assert_eq!(watched((5, 14)), ["local_drops", "process_exec", "socket_close", "tcp_state"]);
+    }
+
+    #[test]
+    fn a_miss_is_a_loss_of_what_the_probe_feeds() {
+        let event =
+            Event::from(Missed { feature: Feature::UdpIpv6In, count: 3, since: monotonic(5), time: monotonic(9) });
+        let EventKind::Lost { cause, count, since, harm } = event.kind else { panic!("{event:?}") };
+        assert_eq!((cause, count), (LossCause::Probes { feature: Feature::UdpIpv6In }, 3));
+        assert_eq!((since, event.time, harm), (monotonic(5), monotonic(9), Harm::UDP_IPV6));
+    }
+
+    #[test]
+    fn each_probe_is_counted_for_itself_since_it_was_last_asked() {
+        let both = [Feature::SocketFree, Feature::TcpState];
+        let mut misses = Misses::on_release((6, 1), both.into_iter());
+        let missed =
+            |feature, count, since, time| Missed { feature, count, since: monotonic(since), time: monotonic(time) };
+        let counts = misses.update(
+            [("socket_free", 1), ("tcp_state", 0), ("socket_close", 7)].into_iter(),
+            (monotonic(10), monotonic(12)),
+        );
+        assert_eq!(counts, [missed(Feature::SocketFree, 1, 0, 12)]);
+        assert_eq!(
+            misses.update([("socket_free", 1), ("tcp_state", 0)].into_iter(), (monotonic(20), monotonic(22))),
+            []
+        );
+        let counts = misses.update([("socket_free", 3), ("tcp_state", 4)].into_iter(), (monotonic(30), monotonic(32)));
+        assert_eq!(counts, [missed(Feature::SocketFree, 2, 20, 32), missed(Feature::TcpState, 4, 20, 32)]);
+        assert_eq!(misses.so_far(), [(Feature::SocketFree, 3), (Feature::TcpState, 4)].into());
+    }
+
+    #[test]
+    fn what_was_missed_before_a_probe_was_attached_is_no_loss() {
+        let mut misses = Misses::on_release((6, 1), [Feature::TcpState].into_iter());
+        misses.begin([("tcp_state", 5)].into_iter(), monotonic(10));
+        assert_eq!(misses.update([("tcp_state", 5)].into_iter(), (monotonic(20), monotonic(22))), []);
+        let missed = Missed { feature: Feature::TcpState, count: 2, since: monotonic(20), time: monotonic(32) };
+        assert_eq!(misses.update([("tcp_state", 7)].into_iter(), (monotonic(30), monotonic(32))), [missed]);
+        assert_eq!(misses.so_far(), [(Feature::TcpState, 2)].into());
+    }
+}

@@ -1,0 +1,95 @@
+//! What is missing on kernels where samples lack a field.
+//!
+//! Only fields of type `Option` can be missing: see [`sample!`](socktrail_kprobes::sample).
+
+use socktrail_kprobes::{Field, Format};
+
+/// Groups of fields, and what is missing if a sample has no field of the group. One field of a group is enough.
+const LOSSES: &[(&[&str], &str)] = &[
+    // `tcp_sock.segs_in` and `segs_out`, since Linux 4.2.
+    (&["segs_in"], UNCOUNTED),
+    (&["segs_out"], UNCOUNTED),
+    (&["fragment"], "received fragments of a packet count as one packet"),
+    (
+        &["start", "seconds"],
+        "when processes start, unless they run until /proc is read: others have no start and no entity id",
+    ),
+    (&["protocol"], "the protocols of sockets whose creation does not name one"),
+    (&["owner_family"], "which freed packets are unread copies of a capture: such packets may be subtracted"),
+    (&["bound_dev_if"], "the interface of link-local addresses"),
+];
+const UNCOUNTED: &str = "TCP segments that the kernel handles together as one packet count as one";
+
+/// The group that only IPv6 needs.
+const IPV6: (&[&str], &str) =
+    (&["v6_rcv_saddr_high", "v6_rcv_saddr_low", "v6_daddr_high", "v6_daddr_low"], "the IPv6 addresses of sockets");
+
+/// What is missing if records have this format.
+pub(super) fn without(fields: &[Field], format: &Format, ipv6: bool) -> Option<&'static str> {
+    let is_left_out = |name: &str| {
+        let mut fields = fields.iter();
+        fields.any(|field| field.optional && field.name == name) && format.field(name).is_none()
+    };
+    let lost = |(names, _): &&(&[&str], _)| names.iter().all(|name| is_left_out(name));
+    let (words, lost_addresses) = IPV6;
+    let addresses = (ipv6 && words.iter().any(|word| is_left_out(word))).then_some(lost_addresses);
+    LOSSES.iter().find(lost).map(|(_, loss)| *loss).or(addresses)
+}
+
+#[cfg(test)]
+mod tests {
+    use socktrail_kprobes::Sample;
+
+    use super::*;
+    use crate::source::kprobes::packets::{Ipv4Out, UdpIpv4In};
+    use crate::source::kprobes::processes::Woken;
+    use crate::source::kprobes::sockets::Accepted;
+    use crate::source::kprobes::{Probe, all_features};
+
+    /// The format of a record without the fields of these names.
+    fn format(fields: &[Field], without: &[&str]) -> Format {
+        let mut text = "name: e\nID: 7\nformat:\n".to_owned();
+        for (at, field) in fields.iter().filter(|field| !without.contains(&field.name)).enumerate() {
+            text += &format!("\tfield:u8 {};\toffset:{at};\tsize:1;\tsigned:0;\n", field.name);
+        }
+        Format::parse(text.as_bytes()).unwrap()
+    }
+
+    fn lost<S: Sample>(left_out: &[&str], ipv6: bool) -> Option<&'static str> {
+        without(S::FIELDS, &format(S::FIELDS, left_out), ipv6)
+    }
+
+    #[test]
+    fn a_format_without_fields_has_a_loss() {
+        assert_eq!(lost::<Ipv4Out>(&[], true), None);
+        assert_eq!(lost::<Ipv4Out>(&["segs_in", "segs_out"], true), Some(UNCOUNTED));
+        assert_eq!(lost::<UdpIpv4In>(&["fragment"], true), Some("received fragments of a packet count as one packet"));
+        let addresses = ["v6_rcv_saddr_high", "v6_rcv_saddr_low", "v6_daddr_high", "v6_daddr_low"];
+        assert_eq!(lost::<Accepted>(&addresses, true), Some("the IPv6 addresses of sockets"));
+        assert_eq!(lost::<Accepted>(&addresses[2..], true), Some("the IPv6 addresses of sockets"));
+        assert_eq!(lost::<Accepted>(&addresses, false), None);
+    }
+
+    #[test]
+    fn of_two_forms_of_a_start_one_is_enough() {
+        assert_eq!(lost::<Woken>(&["start"], true), None);
+        assert_eq!(lost::<Woken>(&["seconds", "nanos"], true), None);
+        assert!(lost::<Woken>(&["start", "seconds", "nanos"], true).is_some());
+    }
+
+    /// Except for the thread's name, whose loss is stated in its own documentation.
+    #[test]
+    fn every_field_that_may_be_left_out_has_a_loss() {
+        let said = |name: &str| LOSSES.iter().chain([&IPV6]).any(|(names, _)| names.contains(&name)) || name == "comm";
+        // The second half of a value whose first half is listed.
+        let is_half = |name: &str| name == "nanos";
+        // Fetched next to fields that every sample has, for filters only; missing only in older recordings.
+        let is_for_filters = |name: &str| ["enqueued", "mac_len", "cloned"].contains(&name);
+        for probe in all_features().flat_map(|(_, probes): &(_, &[Probe])| probes.iter()) {
+            for field in probe.fields.iter().filter(|field| field.optional) {
+                let is_told = said(field.name) || is_half(field.name) || is_for_filters(field.name);
+                assert!(is_told, "{}", field.name);
+            }
+        }
+    }
+}

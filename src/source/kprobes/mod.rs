@@ -1,0 +1,433 @@
+//! The probes in the kernel, and the events that their samples become.
+//!
+//! A sample is declared once, with [`sample!`](socktrail_kprobes::sample), which makes both the probe's fetch arguments and the
+//! decoder of its records. Fetch arguments are templates: they name fields (`+{sk_buff.len}({skb})`), and the layout gives the
+//! offsets. [`TABLE`] lists the probes that can serve each [`Feature`].
+
+mod call_table;
+mod calls;
+mod child_group;
+pub(crate) mod clock_comparison;
+mod dentries;
+mod drop_functions;
+mod features;
+mod install;
+mod learning;
+mod misses;
+mod missing_fields;
+pub(crate) mod options;
+mod packets;
+mod probe;
+mod processes;
+mod program;
+mod self_test;
+mod sockets;
+pub(crate) mod source;
+pub mod switches;
+mod table;
+
+use std::fmt;
+use std::net::Ipv6Addr;
+
+use socktrail_guess::Layout;
+use socktrail_kprobes::{Decoder, Error, Format, Installed, Kind, Record, Resolver, Sample, Target, Term};
+
+pub use self::call_table::CALLS;
+pub(crate) use self::misses::{Missed, Misses};
+use self::packets::{FreedBy, ListFreeFunction};
+pub use self::probe::Probe;
+use self::program::PathHalf;
+pub use self::self_test::{Failed, SelfTest, Traffic, listed};
+pub use self::table::TABLE;
+use crate::model::event::{Dropped, Event, EventKind, Execs, SourceCapabilities, Unreadable};
+pub use crate::model::feature::Feature;
+use crate::model::halves::Halves;
+use crate::model::kernel_address::SockAddress;
+use crate::model::loss::{Harm, LossCause};
+use crate::model::socket_event::Actions;
+use crate::model::time::MonotonicTime;
+
+/// The prefix of the names of probe groups.
+pub(crate) const GROUP: &str = "socktrail";
+/// `AF_INET`, which is the same on all architectures.
+const AF_INET: u16 = 2;
+/// `AF_INET6`, which is the same on all architectures.
+const AF_INET6: u16 = 10;
+
+/// What the probes should observe.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted<'a> {
+    /// The layout of the kernel's structures.
+    pub layout: &'a Layout,
+    /// Whether to observe IPv6.
+    pub ipv6: bool,
+    /// Whether to observe flows.
+    pub flows: bool,
+    /// The calls that become socket events.
+    pub socket_events: Actions,
+    /// Functions to ignore, as if the kernel did not have them.
+    pub mask: &'a [String],
+    /// Whether to sample packets between loopback addresses.
+    pub loopback: bool,
+}
+
+/// The status of a feature: its probe, and why better ones could not be used.
+#[derive(Debug)]
+pub struct FeatureStatus {
+    /// The feature.
+    pub feature: Feature,
+    /// The probe that serves it, if any.
+    pub probe: Option<&'static Probe>,
+    /// Why the better probes were not used.
+    pub refusals: Vec<Refusal>,
+    /// What its samples do not show, because this kernel lacks fields.
+    pub lacks: Option<&'static str>,
+    /// Whether this kernel has UDP GRO, which merges received datagrams.
+    pub kernel_merges_datagrams: bool,
+    /// Whether the self-test's traffic has hit the probe.
+    pub hit: bool,
+}
+
+/// Why a probe was not installed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// The probe's function, given here, is in [`Options::mask`](crate::monitor::Options::mask).
+    #[error("{0} is masked")]
+    Masked(&'static str),
+    /// The self-test's traffic, given here, did not hit the probe on this function, not even after it was installed anew.
+    #[error(
+        "the probe on {0} was installed, but not hit by {by}: this kernel handles such traffic without calling the function, \
+         the compiler has inlined it, or the kernel does not make the probe fire", by = listed(.1)
+    )]
+    NotHit(&'static str, &'static [Traffic]),
+    /// Its filter needs function addresses, which `/proc/kallsyms` hides or this kernel does not have.
+    #[error(
+        "/proc/kallsyms does not show the functions that drop packets: this needs CAP_SYSLOG, kernel.kptr_restrict below 2 \
+         and Linux 4.7 or later"
+    )]
+    AddressesHidden,
+    /// The kernel refused it, or the layout lacks a field that it reads.
+    #[error(transparent)]
+    Kernel(#[from] Error),
+}
+
+/// All features, each with the probes that can serve it.
+pub(crate) fn all_features() -> impl Iterator<Item = &'static (Feature, &'static [Probe])> {
+    TABLE.iter().chain(CALLS)
+}
+
+impl Refusal {
+    /// The messages of these refusals, in one line.
+    pub(crate) fn list(refusals: &[Self]) -> String {
+        refusals.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+    }
+}
+
+impl FeatureStatus {
+    /// Whether the kernel has none of the functions that would serve it.
+    fn has_no_function(&self) -> bool {
+        let missing = |refusal: &Refusal| matches!(refusal, Refusal::Kernel(error) if error.kind() == Kind::NoFunction);
+        self.refusals.iter().all(missing)
+    }
+
+    /// What the feature's probe shows less well than the best probe would, if that matters on this kernel.
+    pub fn weakness(&self) -> Option<&'static str> {
+        let probe = self.probe?;
+        // That the probe is hit before merged datagrams are split matters only if the kernel merges them.
+        probe.weaker.filter(|_| self.kernel_merges_datagrams || !probe.before_gro_split).or(self.lacks)
+    }
+
+    /// Why a feature is lost or served less well.
+    pub fn reasons(&self) -> String {
+        Refusal::list(&self.refusals)
+    }
+}
+
+/// The installed probes, with the decoders of their samples.
+#[derive(Debug)]
+pub struct Probes {
+    /// The status of every feature that was wanted.
+    pub served: Vec<FeatureStatus>,
+    /// The result of the self-test.
+    pub self_test: SelfTest,
+    /// The missed hits of each probe before it was attached, and the time at which they were read.
+    missed_before: (Vec<socktrail_kprobes::Misses>, MonotonicTime),
+    /// The installed probes, in the order of [`Probes::features`].
+    installed: Vec<Installed>,
+    decoders: Vec<(u16, Box<dyn Decode>)>,
+    /// For a recording: the layout of the kernel on which it was made.
+    layout: Option<Layout>,
+    /// Halves of the paths of executed files, by the thread that executes them.
+    halves: Halves<program::File, Option<Vec<Vec<u8>>>>,
+    /// The kernel function that frees lists of packets: it tells drops that two samples report.
+    list_free: ListFreeFunction,
+    /// What the probes can observe.
+    pub(crate) capabilities: SourceCapabilities,
+    /// The number of samples that could not be decoded: truncated ones, and packets with headers that are not understood.
+    pub unreadable: u64,
+}
+
+impl Probes {
+    /// Sets the capabilities that follow from the installed probes.
+    fn set_capabilities(&mut self, kernel_merges_datagrams: bool) {
+        self.capabilities.control_group_moves = self.installed(Feature::ControlGroup).is_some();
+        self.capabilities.execs = self.features().map(Feature::shows_execs).max().unwrap_or(Execs::Unseen);
+        let unclear = |served: &FeatureStatus| served.probe.is_some_and(|probe| probe.driver_drops_unclear);
+        self.capabilities.driver_drops_unclear = self.served.iter().any(unclear);
+        self.capabilities.single_datagrams = !kernel_merges_datagrams || self.see_single_datagrams();
+    }
+
+    /// Whether it is seen which sockets ask for UDP GRO, and the datagrams of all others are sampled after merged ones were split.
+    fn see_single_datagrams(&self) -> bool {
+        self.features().any(|feature| feature == Feature::DatagramOptions)
+            && self.served.iter().all(|served| served.probe.is_none_or(|probe| !probe.before_gro_split))
+    }
+
+    /// No probes: for events that come from elsewhere, by [`Probes::add_recorded`].
+    pub fn none() -> Self {
+        Self {
+            served: Vec::new(),
+            self_test: SelfTest::default(),
+            missed_before: (Vec::new(), MonotonicTime::ZERO),
+            installed: Vec::new(),
+            decoders: Vec::new(),
+            layout: None,
+            halves: Halves::default(),
+            list_free: ListFreeFunction::default(),
+            capabilities: SourceCapabilities::default(),
+            unreadable: 0,
+        }
+    }
+
+    /// No probes, for samples that were recorded on a kernel with this layout. An optional field that the layout lacks is ignored
+    /// in samples, even if the recording has a value for it.
+    pub fn recorded(layout: Layout) -> Self {
+        Self { layout: Some(layout), ..Self::none() }
+    }
+
+    /// Adds the decoder for recorded samples of the probe that serves `feature` on `function`.
+    ///
+    /// # Errors
+    /// There is no such probe, or its decoder does not accept the format.
+    pub fn add_recorded(&mut self, feature: Feature, function: &str, format: &Format) -> Result<(), String> {
+        let (_, alternatives) = all_features().find(|(one, _)| *one == feature).ok_or("no such feature")?;
+        // Several probes may be on one function: the first whose decoder accepts the format is used. If more than one decoder
+        // accepts it, they decode the same.
+        let mut decoder = Err("no such probe".to_owned());
+        for probe in alternatives.iter().filter(|probe| probe.function() == function) {
+            let format = self
+                .layout
+                .as_ref()
+                .map_or_else(|| format.clone(), |layout| probe.without_unresolved_fields(format, layout));
+            decoder = decoder.or_else(|_| (probe.decoder)(&format).map_err(|error| error.to_string()));
+        }
+        let decoder = decoder?;
+        let id = u16::try_from(format.id).map_err(|_| "an event type above 65535")?;
+        self.decoders.push((id, decoder));
+        self.decoders.sort_by_key(|(id, _)| *id);
+        Ok(())
+    }
+
+    /// For each installed probe: its feature, its function, and the format of its samples.
+    pub(crate) fn formats(&self) -> Vec<(Feature, &'static str, Format)> {
+        let functions = self.served.iter().filter_map(|served| Some((served.feature, served.probe?.function())));
+        let formats = self.installed.iter().map(|installed| installed.format().clone());
+        functions.zip(formats).map(|((feature, function), format)| (feature, function, format)).collect()
+    }
+
+    /// The installed probe of a feature, if there is one.
+    pub(crate) fn installed(&self, feature: Feature) -> Option<&Installed> {
+        let mut features = self.features();
+        self.installed.get(features.position(|one| one == feature)?)
+    }
+
+    /// Whether at least one wanted kind of flow or socket event can be seen; true if neither is wanted. Features that report only
+    /// processes do not count. Features that report states count only if states are all that is wanted, because the sockets become
+    /// known by their calls.
+    pub(crate) fn can_show_wanted(&self, wanted: Wanted<'_>) -> bool {
+        let only_states = wanted.socket_events == Actions::STATE;
+        let flows = |feature: Feature| wanted.flows && feature.shows_flows();
+        let events = |feature: Feature| {
+            wanted.socket_events.intersects(feature.shows_events()) || (only_states && feature.reports_states())
+        };
+        (!wanted.flows && wanted.socket_events.is_empty())
+            || self.features().any(|feature| flows(feature) || events(feature))
+    }
+
+    /// The features that have a probe.
+    pub fn features(&self) -> impl Iterator<Item = Feature> {
+        self.served.iter().filter(|served| served.probe.is_some()).map(|served| served.feature)
+    }
+
+    /// The event that a record stands for, if any.
+    #[inline]
+    pub fn event(&mut self, record: &Record<'_>) -> Option<Event> {
+        match *record {
+            Record::Sample { time, pid, tid, id, raw, .. } => {
+                let time = MonotonicTime::from_nanos(time);
+                let at = self.decoders.binary_search_by_key(&id, |(id, _)| *id).ok()?;
+                match self.decoders[at].1.decode(raw) {
+                    Decoded::Event(kind) => {
+                        // New credentials are the first event of an exec, so a waiting half belongs to an earlier one.
+                        if matches!(kind, EventKind::Credentials(_)) {
+                            self.halves.forget(tid);
+                        }
+                        Some(Event { time, pid, tid, kind })
+                    }
+                    Decoded::Half(half) => {
+                        let (file, mounts) = match half {
+                            PathHalf::File(file) => self.halves.join_left(tid, file),
+                            PathHalf::Mounts(mounts) => self.halves.join_right(tid, mounts),
+                        }?;
+                        Some(Event { time, pid, tid, kind: EventKind::ExecutedFile(Box::new(file.at(mounts))) })
+                    }
+                    Decoded::MaybeDuplicateDrop(dropped, freed_by) => {
+                        let kind = EventKind::Dropped(dropped);
+                        (!self.list_free.has_reported(freed_by)).then_some(Event { time, pid, tid, kind })
+                    }
+                    Decoded::Nothing => None,
+                    Decoded::Unreadable(unreadable) => {
+                        self.unreadable += 1;
+                        let kind = EventKind::Unreadable(unreadable?);
+                        Some(Event { time, pid, tid, kind })
+                    }
+                }
+            }
+            Record::Lost { since, time, cpu, count } => {
+                self.halves.clear();
+                let [time, since] = [time, since].map(MonotonicTime::from_nanos);
+                let kind = EventKind::Lost { cause: LossCause::Ring { cpu }, count, since, harm: Harm::ALL };
+                Some(Event { time, pid: 0, tid: 0, kind })
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Major and minor number of the kernel's release; `u32::MAX` for both if they cannot be read.
+fn release() -> (u32, u32) {
+    let name = nix::sys::utsname::uname();
+    let release = name.as_ref().ok().and_then(|name| name.release().to_str()).unwrap_or_default();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|number| number.parse().ok());
+    numbers.next().zip(numbers.next()).unwrap_or((u32::MAX, u32::MAX))
+}
+
+impl Wanted<'_> {
+    /// Whether to ignore this function, as if the kernel did not have it.
+    fn masks(&self, function: &str) -> bool {
+        self.mask.iter().any(|masked| masked == function)
+    }
+
+    /// Whether anything that is wanted needs this feature, and the kernel is new enough for it.
+    fn wants(&self, feature: Feature) -> bool {
+        if release() < feature.since() {
+            return false;
+        }
+        match feature.needed_for_actions() {
+            Some(actions) => self.socket_events.intersects(actions),
+            None => {
+                let states = feature.reports_states() && self.socket_events.intersects(Actions::STATE);
+                (self.ipv6 || !feature.is_ipv6()) && (self.flows || states || feature.reports_processes())
+            }
+        }
+    }
+}
+
+impl Probe {
+    /// The format without the optional fields that this layout cannot resolve.
+    fn without_unresolved_fields(&self, format: &Format, layout: &Layout) -> Format {
+        let is_unresolved = |name: &str| {
+            let fetch = self.fetches.iter().find(|fetch| fetch.optional && fetch.name == name);
+            fetch.is_some_and(|fetch| !fetch.is_resolved(self.function(), layout))
+        };
+        let mut format = format.clone();
+        format.fields.retain(|field| !is_unresolved(&field.name));
+        format
+    }
+
+    /// The name of the kernel function or tracepoint that it is attached to.
+    pub const fn function(&self) -> &'static str {
+        match self.target {
+            Target::Kprobe { function } | Target::Kretprobe { function, .. } => function,
+            Target::Tracepoint { name, .. } => name,
+        }
+    }
+}
+
+/// The result of decoding a sample.
+#[derive(Debug)]
+enum Decoded {
+    /// An event.
+    Event(EventKind),
+    /// Half of an event; another sample has the other half.
+    Half(PathHalf),
+    /// A packet was dropped. Another sample may have reported the drop already, as one of a list.
+    MaybeDuplicateDrop(Dropped, FreedBy),
+    /// Nothing of interest.
+    Nothing,
+    /// The sample could not be decoded. Its socket or packet may be known.
+    Unreadable(Option<Unreadable>),
+}
+
+/// A sample, and what it means.
+trait Interpret: Sample + fmt::Debug {
+    /// What the sample means. `raw` is the record from which it was decoded.
+    fn interpret(&self, raw: &[u8]) -> Decoded;
+}
+
+impl Decoded {
+    /// An event of the `struct sock` at this address; [`Decoded::Nothing`] if the address is null.
+    fn of_sock(address: u64, kind: impl FnOnce(SockAddress) -> EventKind) -> Self {
+        SockAddress::new(address).map_or(Self::Nothing, |sock| Self::Event(kind(sock)))
+    }
+}
+
+/// Decodes one kind of record.
+trait Decode: fmt::Debug + Send {
+    fn decode(&self, raw: &[u8]) -> Decoded;
+}
+
+impl<S: Interpret> Decode for Decoder<S>
+where
+    Self: fmt::Debug,
+{
+    fn decode(&self, raw: &[u8]) -> Decoded {
+        match Self::decode(self, raw) {
+            Some(sample) => sample.interpret(raw),
+            None => Decoded::Unreadable(None),
+        }
+    }
+}
+
+/// The name that templates use for `transport_header` and `network_header` together, so that one read gets both. It resolves only
+/// if they are adjacent, as in all known kernels.
+const BOTH_HEADERS: &str = "sk_buff.headers";
+
+fn both_headers(layout: &Layout) -> Option<Term> {
+    let [transport, network] = ["sk_buff.transport_header", "sk_buff.network_header"].map(|name| layout.offset(name));
+    transport.filter(|transport| network == Some(transport + 2)).map(|transport| Term::Offset(transport.into()))
+}
+
+impl Resolver for Wanted<'_> {
+    fn resolve(&self, function: &str, name: &str) -> Option<Term> {
+        if name == BOTH_HEADERS {
+            return both_headers(self.layout);
+        }
+        self.layout.resolve(function, name)
+    }
+}
+
+/// An IPv6 address from its two halves, if both were sampled.
+fn ipv6_if_known(halves: [Option<u64>; 2]) -> Option<Ipv6Addr> {
+    let [high, low] = halves;
+    Some(ipv6_address([high?, low?]))
+}
+
+/// An IPv6 address from its two halves, in memory order.
+fn ipv6_address(halves: [u64; 2]) -> Ipv6Addr {
+    let mut octets = [0; 16];
+    octets[..8].copy_from_slice(&halves[0].to_ne_bytes());
+    octets[8..].copy_from_slice(&halves[1].to_ne_bytes());
+    Ipv6Addr::from(octets)
+}

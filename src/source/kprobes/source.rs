@@ -1,0 +1,341 @@
+//! The kprobe source: installs probes, and turns the contents of the rings into batches of events.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::fmt;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use socktrail_guess::Layout;
+use socktrail_kprobes::{Clock as RingClock, Format, Group, Horizon, Record, RingOptions, Rings};
+
+use super::clock_comparison::{self as sync, ClockComparison};
+use super::options::Options;
+use super::switches::Switches;
+use super::{Feature, GROUP, Missed, Misses, Probes};
+use crate::model::clock::{Clock, Readings, TimeSource};
+use crate::model::event::SourceCapabilities;
+use crate::model::process::Process;
+use crate::model::time::MonotonicTime;
+use crate::source::capture::NameCapture;
+use crate::source::{Batch, Counts, Error, EventSockets, Existing, MissingFeature, Source, Tap, Waker, proc};
+use crate::state::FoundProcess;
+
+/// How long samples may wait in a ring that has not reached its watermark.
+const ROUND: Duration = Duration::from_millis(100);
+/// How long to wait if a ring still has many samples that are too recent to be released.
+const SHORT_ROUND: Duration = Duration::from_millis(1);
+/// How often to check for CPUs that came online, to read the kernel's counts of missed hits while no samples arrive, and to remove
+/// probes that killed monitors have left. Must be shorter than the time for which closed flows are kept.
+const CHECK: Duration = Duration::from_secs(1);
+/// How often to read the kernel's counts of missed hits while samples arrive. A miss marks all flows that were open since the last
+/// reading.
+const ASK: Duration = ROUND;
+
+/// The installed probes, the rings of their samples, and the capture of DNS packets.
+pub(crate) struct KprobeSource {
+    // The rings are dropped first, because a probe in use cannot be removed.
+    rings: Rings,
+    probes: Probes,
+    misses: Misses,
+    group: Group,
+    sync: ClockComparison,
+    /// The capture of DNS packets, if wanted, or why it could not be started.
+    capture: Result<Option<NameCapture>, socktrail_dns::Error>,
+    layout: Layout,
+    tracefs: PathBuf,
+    summary: Summary,
+    time: TimeSource,
+    max_drift: Duration,
+    clock: Clock,
+    horizon: Horizon,
+    pause: Duration,
+    checked: Instant,
+    asked: Instant,
+    is_busy: bool,
+    stopping: bool,
+    /// Missed probe hits that were not delivered yet.
+    missed: Vec<Missed>,
+    /// The events of the present round.
+    batch: Batch,
+    late: u64,
+    malformed: u64,
+}
+
+impl KprobeSource {
+    /// Finds the kernel's layout, installs the probes and enables them. Samples wait in the rings.
+    ///
+    /// # Errors
+    /// An option is invalid, the kernel has no kprobes or they are switched off, a permission is missing or a limit too low, the
+    /// layout could not be found, or no probe that shows the requested data could be installed. Installed probes are removed.
+    pub(crate) fn open(options: &Options) -> Result<Self, Error> {
+        options.validate()?;
+        let tracefs = Arc::new(options.tracefs()?);
+        let mut group = Group::create(&tracefs, GROUP)?;
+        if let Some(silenced) = Switches::read().silenced(std::env::consts::ARCH) {
+            return Err(Error::Silenced(silenced));
+        }
+        let layout = options.layout(&tracefs)?.layout;
+        let mut ring_options = RingOptions::default();
+        ring_options.page_exponent = options.ring_size_exponent;
+        ring_options.clock = sync::wanted(&options.mask);
+        let mut rings = Rings::per_cpu(&ring_options)?;
+        let wanted = options.wanted(&layout);
+        let ipv6 = wanted.ipv6;
+        let probes = Probes::install(&mut group, Some(&mut rings), wanted);
+        if !probes.can_show_wanted(wanted) {
+            return Err(Error::NothingToSee(MissingFeature::all_of(probes.served)));
+        }
+        let mut sync = ClockComparison::every(options.clock_sync_period);
+        sync.compare(&mut rings, &probes);
+        let readings = Readings::by(&options.time, || now_of(&rings)).map_err(Error::Clock)?;
+        let mut summary = Summary::of(&probes, &rings, ipv6);
+        let capture = NameCapture::start(&options.dns);
+        if let Err(error) = &capture {
+            summary.lost.push(format!("names that are looked up: {error}"));
+        }
+        let misses = Misses::of(&probes);
+        let now = Instant::now();
+        Ok(Self {
+            rings,
+            probes,
+            misses,
+            group,
+            sync,
+            capture,
+            layout,
+            tracefs: tracefs.path(""),
+            summary,
+            time: options.time.clone(),
+            max_drift: options.clock_max_drift,
+            clock: Clock::from_readings(readings),
+            horizon: Horizon::default(),
+            pause: ROUND,
+            checked: now,
+            asked: now,
+            is_busy: false,
+            stopping: false,
+            missed: Vec::new(),
+            batch: Batch::default(),
+            late: 0,
+            malformed: 0,
+        })
+    }
+
+    /// What the source observes.
+    pub(crate) fn describe(&self) -> &Summary {
+        &self.summary
+    }
+
+    /// The path of tracefs, for this process.
+    pub(crate) fn tracefs(&self) -> &Path {
+        &self.tracefs
+    }
+
+    /// The layout of the kernel's structures.
+    pub(crate) fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// The installed probes: feature, function, and the format of the samples.
+    pub(crate) fn formats(&self) -> Vec<(Feature, &'static str, Format)> {
+        self.probes.formats()
+    }
+
+    /// Why DNS packets are not captured, if they are wanted.
+    pub(crate) fn names_unseen(&self) -> Option<&socktrail_dns::Error> {
+        self.capture.as_ref().err()
+    }
+
+    /// Reads the clocks. This is cheap, so it is done every round, and a step is noticed within one.
+    fn follow_clock(&mut self) {
+        if self.now() == MonotonicTime::ZERO {
+            return; // no sample has shown the kernel's clock yet
+        }
+        let Ok(readings) = Readings::by(&self.time, || self.now()) else { return };
+        let follow = match self.rings.clock() {
+            RingClock::Local => Clock::follow_shown,
+            _ => Clock::follow,
+        };
+        if let Some(moved) = follow(&mut self.clock, readings, self.max_drift) {
+            tracing::info!(seconds = moved as f64 / 1e9, "the wall clock was set, or the machine slept");
+        }
+    }
+
+    /// If due, reads the counts of missed hits, follows CPUs that came online, and removes probes of killed monitors.
+    fn look_around(&mut self) {
+        let is_due = self.stopping || self.checked.elapsed() >= CHECK;
+        if is_due || (self.is_busy && self.asked.elapsed() >= ASK) {
+            self.asked = Instant::now();
+            match self.misses.ask(&mut self.group, || now_of(&self.rings)) {
+                Ok(missed) => self.missed.extend(missed),
+                Err(error) => tracing::debug!(%error, "misses of probes are not known"),
+            }
+        }
+        if is_due {
+            self.checked = Instant::now();
+            self.follow_cpus();
+            self.group.sweep_again();
+        }
+    }
+
+    fn follow_cpus(&mut self) {
+        match self.rings.follow_cpus() {
+            Ok(changes) if changes != Default::default() => tracing::info!(?changes, "CPUs changed"),
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%error, "CPUs that came online are not watched"),
+        }
+    }
+
+    /// The time up to which samples of all CPUs have arrived.
+    fn next_horizon(&mut self) -> MonotonicTime {
+        MonotonicTime::from_nanos(self.horizon.next(self.rings.now()))
+    }
+
+    /// Delivers full batches of samples from before `until`.
+    fn drain<T: Tap>(&mut self, until: MonotonicTime, tap: &mut T, take: &mut dyn FnMut(&mut Batch)) {
+        let Self { rings, probes, batch, .. } = self;
+        let drained = rings.drain(until.as_nanos(), &mut |record: Record<'_>| {
+            tap.record(&record);
+            batch.events.extend(probes.event(&record));
+            if batch.events.len() >= Batch::SIZE {
+                take(batch);
+            }
+        });
+        self.late += drained.late;
+        self.malformed += drained.malformed;
+        self.is_busy = drained.records > 0;
+        self.pause = if drained.backlog { SHORT_ROUND } else { ROUND };
+    }
+}
+
+/// The time by the clock of the samples.
+pub(super) fn now_of(rings: &Rings) -> MonotonicTime {
+    MonotonicTime::from_nanos(rings.now())
+}
+
+impl Source for KprobeSource {
+    type Error = Infallible;
+
+    fn capabilities(&self) -> SourceCapabilities {
+        self.probes.capabilities
+    }
+
+    fn now(&self) -> MonotonicTime {
+        now_of(&self.rings)
+    }
+
+    fn clock(&self) -> Clock {
+        self.clock
+    }
+
+    fn counts(&self) -> Counts {
+        let capture = self.capture.as_ref().ok().and_then(Option::as_ref);
+        let mut lost_by_cpu = BTreeMap::new();
+        for loss in self.rings.losses().filter(|loss| loss.records > 0) {
+            *lost_by_cpu.entry(loss.cpu.unwrap_or_default()).or_default() += loss.records;
+        }
+        Counts {
+            unreadable: self.probes.unreadable,
+            late: self.late,
+            malformed: self.malformed,
+            names_dropped: capture.map_or(0, NameCapture::dropped),
+            name_packets_lost: capture.map_or(0, NameCapture::packets_lost),
+            lost_by_cpu,
+            misses_by_probe: self.misses.so_far(),
+        }
+    }
+
+    /// The probes are already enabled, so they see all processes and sockets that begin after this.
+    fn existing(&mut self, event_sockets: EventSockets) -> Result<Existing, Infallible> {
+        Ok(Existing::here(event_sockets))
+    }
+
+    fn wait(&mut self) {
+        if let Err(error) = self.rings.wait(Some(self.pause)) {
+            tracing::warn!(%error, "waiting for samples");
+            std::thread::sleep(self.pause);
+        }
+        self.sync.compare(&mut self.rings, &self.probes);
+        self.follow_clock();
+    }
+
+    fn hand_over<T: Tap>(
+        &mut self,
+        tap: &mut T,
+        take: &mut dyn FnMut(&mut Batch),
+    ) -> Result<ControlFlow<()>, Infallible> {
+        let until = if self.stopping { MonotonicTime::MAX } else { self.next_horizon() };
+        self.look_around();
+        self.drain(until, tap, take);
+        if self.stopping && self.rings.settle() {
+            self.drain(until, tap, take);
+        }
+        let until = if self.stopping { self.now() } else { until };
+        let batch = &mut self.batch;
+        // A miss concerns all flows that began before it was noticed, so it is delivered after their events.
+        for missed in self.missed.extract_if(.., |missed| missed.time <= until) {
+            let missed = Missed { time: until, ..missed };
+            tap.missed(&missed);
+            batch.events.push(missed.into());
+        }
+        // After the rings, so that all packets from before `until` have been captured.
+        if let Ok(Some(capture)) = &mut self.capture {
+            capture.drain(tap);
+            batch.names.extend(capture.answers(until));
+        }
+        batch.until = Some(until);
+        take(batch);
+        Ok(if self.stopping { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+    }
+
+    fn stop(&mut self) {
+        self.stopping = true;
+    }
+
+    fn waker(&self) -> Waker {
+        self.rings.waker().into()
+    }
+
+    fn look_up(&mut self, process: &Process) -> Option<FoundProcess> {
+        proc::look_up(process, || self.now())
+    }
+
+    fn is_gone(&mut self, process: &Process) -> bool {
+        proc::is_gone(process)
+    }
+}
+
+impl fmt::Debug for KprobeSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KprobeSource").field("summary", &self.summary).finish_non_exhaustive()
+    }
+}
+
+/// What a running monitor observes.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Summary {
+    /// The features that have a probe.
+    pub features: Vec<Feature>,
+    /// What is missing, and why.
+    pub lost: Vec<String>,
+    /// The number of CPUs with a ring.
+    pub cpus: usize,
+    /// Whether IPv6 is observed.
+    pub ipv6: bool,
+}
+
+impl Summary {
+    fn of(probes: &Probes, rings: &Rings, ipv6: bool) -> Self {
+        let told = probes.served.iter().filter_map(|served| {
+            let missing = if served.probe.is_some() { served.weakness() } else { Some(served.feature.loss()) };
+            let reasons = served.reasons();
+            let why = if reasons.is_empty() { String::new() } else { format!(" ({reasons})") };
+            missing.map(|missing| format!("{}: {missing}{why}", served.feature))
+        });
+        Self { features: probes.features().collect(), lost: told.collect(), cpus: rings.losses().count(), ipv6 }
+    }
+}

@@ -1,0 +1,175 @@
+//! Forks, execs, credentials and exits, one at a time.
+
+use std::path::PathBuf;
+
+use super::*;
+use crate::model::event::Execs;
+use crate::model::process::Details;
+use crate::model::testing::{monotonic, since_boot};
+
+fn exec(name: &str, args: &[u8], count: u32) -> Exec {
+    Exec { filename: name.into(), interpreter: name.into(), arguments: args.to_vec(), argument_count: Some(count) }
+}
+
+#[test]
+fn a_fork_keeps_program_and_credentials_until_it_changes_them() {
+    let mut table = Processes::new(10);
+    table.fork(1, Fork { child: 10, start: Some(since_boot(5)) });
+    table.exec(10, &exec("/bin/sh", b"sh\0", 1));
+    table.credentials(10, 10, Credentials { uid: 7, ..Credentials::default() });
+    table.fork(10, Fork { child: 11, start: Some(since_boot(6)) });
+    let child = table.process_of_running_thread(11, 11);
+    assert_eq!((child.parent_pid, child.image.name.as_str()), (Some(10), "sh"));
+    assert_eq!(child.credentials.map(|c| c.uid), Some(7));
+    table.exec(11, &exec("/usr/bin/curl", b"curl\0", 1));
+    assert_eq!(child.image.name, "sh", "what was bound earlier stays as it was");
+    assert_eq!(table.latest(&child).image.name, "curl");
+    assert_eq!(table.process_of_running_thread(10, 10).image.name, "sh");
+}
+
+#[test]
+fn a_program_that_executes_itself_again_is_named_by_its_file() {
+    let mut table = Processes::new(10);
+    table.fork(1, Fork { child: 10, start: Some(since_boot(5)) });
+    table.exec(10, &exec("/bin/busybox", b"sh\0", 1));
+    table.exec(10, &exec("/proc/self/exe", b"wget\0", 1));
+    let process = table.process_of_running_thread(10, 10);
+    assert_eq!(process.image.name, "busybox");
+    assert_eq!(process.image.executable(), Some(&PathBuf::from("/bin/busybox")));
+    assert_eq!(process.image.args(), ["wget"]);
+}
+
+fn ran(path: &str) -> ExecutedFile {
+    ExecutedFile::Path(path.into())
+}
+
+#[test]
+fn an_exec_and_the_file_that_it_runs_meet_in_either_order() {
+    for file_first in [true, false] {
+        let mut table = Processes::new(10);
+        table.fork(1, Fork { child: 10, start: Some(since_boot(5)) });
+        let before = table.process_of_running_thread(10, 10);
+        if file_first {
+            table.executed_file(10, &ran("/usr/bin/python3.11"));
+        }
+        table.exec(10, &exec("/usr/bin/python3", b"python3\0", 1));
+        if !file_first {
+            table.executed_file(10, &ran("/usr/bin/python3.11"));
+        }
+        let process = table.process_of_running_thread(10, 10);
+        assert_eq!(process.image.executable(), Some(&PathBuf::from("/usr/bin/python3.11")));
+        assert_eq!(before.image.executable(), None);
+        let later = Details { executable: Some("/usr/bin/python3.11 (deleted)".into()), ..Details::default() };
+        table.learn(&process, FoundProcess { details: later, ..FoundProcess::default() });
+        assert_eq!(process.image.executable(), Some(&PathBuf::from("/usr/bin/python3.11")), "as at the exec");
+    }
+}
+
+#[test]
+fn a_file_whose_exec_was_lost_is_not_joined_with_the_next_exec() {
+    let mut table = Processes::new(10);
+    table.fork(1, Fork { child: 10, start: Some(since_boot(5)) });
+    table.executed_file(10, &ran("/bin/lost"));
+    table.credentials(10, 10, Credentials::default());
+    table.exec(10, &exec("/bin/next", b"next\0", 1));
+    assert_eq!(table.process_of_running_thread(10, 10).image.executable(), Some(&PathBuf::from("/bin/next")));
+    table.executed_file(11, &ran("/bin/lost"));
+    table.samples_lost();
+    table.exec(11, &exec("/bin/next", b"next\0", 1));
+    assert_eq!(table.process_of_running_thread(11, 11).image.executable(), Some(&PathBuf::from("/bin/next")));
+}
+
+#[test]
+fn a_path_that_may_be_another_file_is_not_reported() {
+    let mut table = Processes::new(10);
+    for (pid, path) in [(10, "/proc/self/fd/4"), (11, "/dev/fd/4"), (12, "./nc"), (13, "nc")] {
+        table.exec(pid, &exec(path, b"nc\0", 1));
+        assert_eq!(table.process_of_running_thread(pid, pid).image.executable(), None, "{path}");
+    }
+    table.exec(14, &exec("/a/link", b"nc\0", 1));
+    table.executed_file(14, &ExecutedFile::TooDeep);
+    assert_eq!(table.process_of_running_thread(14, 14).image.executable(), None, "it may be a link");
+    table.exec(15, &exec("/dev/fd/4", b"nc\0", 1));
+    table.executed_file(15, &ran("/memfd:x (deleted)"));
+    assert_eq!(table.process_of_running_thread(15, 15).image.name(), Some("memfd:x"));
+}
+
+#[test]
+fn arguments_are_counted_also_when_they_are_cut() {
+    let mut table = Processes::new(10);
+    table.exec(10, &exec("/bin/sh", b"sh\0-c\0ech", 13));
+    let image = &table.process_of_running_thread(10, 10).image;
+    assert_eq!((image.args().len(), image.args_count(), image.lacks_args()), (3, 13, true));
+    let whole = Details { args: Some(vec![String::new(); 13]), ..Details::default() };
+    image.details.set(whole).unwrap();
+    assert_eq!((image.args().len(), image.args_count(), image.lacks_args()), (13, 13, false));
+}
+
+#[test]
+fn a_reused_pid_is_another_process() {
+    let mut table = Processes::new(10);
+    table.fork(1, Fork { child: 10, start: Some(since_boot(5)) });
+    let old = table.process_of_running_thread(10, 10);
+    table.exit(10, 10, monotonic(100));
+    table.fork(1, Fork { child: 10, start: Some(since_boot(200)) });
+    assert_eq!(table.latest(&old).start, Some(since_boot(5)));
+    table.expire(monotonic(100).saturating_add(LINGER), |_| ());
+    assert_eq!(
+        table.process_of_running_thread(10, 10).start,
+        Some(since_boot(200)),
+        "the old one's end does not take the new one away"
+    );
+}
+
+#[test]
+fn without_start_times_a_reused_pid_is_recognised_by_its_parent() {
+    let mut table = Processes::new(10);
+    let fork = |table: &mut Processes, parent| table.fork(parent, Fork { child: 10, start: None });
+    fork(&mut table, 1);
+    table.exec(10, &exec("/usr/bin/curl", b"curl\0", 1));
+    let old = table.process_of_running_thread(10, 10);
+    assert_eq!((old.start, old.image.name.as_str()), (None, "curl"));
+    assert_eq!(table.latest(&old).image.name, "curl");
+    fork(&mut table, 2);
+    table.exec(10, &exec("/bin/cat", b"cat\0", 1));
+    assert_eq!(table.latest(&old).image.name, "curl");
+    table.gone(&old);
+    assert_eq!(table.process_of_running_thread(10, 10).image.name, "cat");
+}
+
+#[test]
+fn the_table_is_bounded_and_the_gone_make_room() {
+    let mut table = Processes::new(2);
+    table.fork(1, Fork { child: 10, start: Some(since_boot(1)) });
+    table.fork(1, Fork { child: 11, start: Some(since_boot(2)) });
+    table.fork(1, Fork { child: 12, start: Some(since_boot(3)) });
+    assert_eq!((table.len(), table.refused), (2, 1));
+    table.exit(10, 10, monotonic(9));
+    table.fork(1, Fork { child: 12, start: Some(since_boot(3)) });
+    assert_eq!((table.len(), table.refused), (2, 1));
+}
+
+#[test]
+fn lookups_that_find_no_room_are_counted_and_requested_again() {
+    let mut table = Processes::new(2 * MAX_WANTED);
+    let last = MAX_WANTED as u32 + 10;
+    (10..=last).for_each(|pid| _ = table.process_of_running_thread(pid, pid));
+    assert_eq!(table.lookups_refused(), 1);
+    while table.next_wanted().is_some() {}
+    table.process_of_running_thread(last, last);
+    assert_eq!((table.next_wanted().map(|process| process.pid), table.lookups_refused()), (Some(last), 1));
+}
+
+/// Where execs are not seen, results wait until later events have shown that the program is still the same.
+#[test]
+fn results_that_find_no_room_while_they_wait_are_counted() {
+    let mut table = Processes::new(10);
+    table.see_execs(Execs::AsCredentials);
+    let process = table.process_of_running_thread(10, 10);
+    for args in [vec![], vec!["sh".to_owned()]] {
+        let details = Details { args: Some(args), ..Details::default() };
+        let found = FoundProcess { read: monotonic(100), details, ..FoundProcess::default() };
+        (0..=MAX_WANTED).for_each(|_| table.learn(&process, found.clone()));
+    }
+    assert_eq!(table.lookups_refused(), 1, "a result without arguments is of no use");
+}

@@ -1,0 +1,219 @@
+//! The shapes of clients: the connection is made by the process itself, by a child, in a thread, after an exec, as
+//! another user, or with a socket that another process made.
+
+use std::io::{Read, Write};
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, sleep};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use nix::sys::socket::SockFlag;
+use nix::sys::wait::{WaitStatus, wait};
+use nix::unistd::{Gid, Pid, Uid, getppid, setegid, seteuid, setgid, setuid};
+
+use super::super::words::Words;
+use super::identity::Identity;
+use super::{talk, tcp};
+use crate::helpers::process::USER_ID;
+use crate::helpers::sys::{
+    ThreadMode, clone_thread, clone_with_memory, exit_thread, fork, fork_with_files, inherited, receive_descriptor,
+    send_descriptor,
+};
+use crate::helpers::wait::wait_until;
+use crate::workloads::RUN;
+
+/// An unused socket, and the process that made it.
+pub(super) struct Made {
+    pub(super) socket: OwnedFd,
+    pub(super) by: Identity,
+}
+
+/// `client shape=... ...`: runs a client in a shape, after `late` seconds.
+pub(super) fn client(words: &Words) -> Result<()> {
+    Identity::now();
+    match words.text("shape").unwrap_or("plain") {
+        "plain" => late(words),
+        "child" => child(|| late(words)),
+        "orphan" => fork(|| succeeded(orphan_child(words))).map(drop).and_then(|()| await_child()),
+        "thread" => in_thread(words),
+        "leaderless" => leaderless(words),
+        "cloned-thread" => in_cloned_thread(ThreadMode::Vfork, words),
+        "cloned-thread-own-files" => in_cloned_thread(ThreadMode::VforkOwnFiles, words),
+        "cloned-thread-leaderless" => cloned_leaderless(words),
+        "cloned-thread-exec" => exec_in_cloned_thread(words),
+        "exec" => exec_another(words, None),
+        "spawn" => spawn(words),
+        "shared-memory" => clone_with_memory(|| succeeded(late(words))).and_then(|_| await_child()),
+        "shared-files" => fork_with_files(|| succeeded(late(words))).and_then(|_| await_child()),
+        "child-exec" => child(|| exec_another(words, None)),
+        "thread-exec" => exec_in_thread(words),
+        "user" => set_user().and_then(|()| late(words)),
+        "acting-user" => set_effective_user().and_then(|()| late(words)),
+        "socket-child" => {
+            let made = made(words, SockFlag::SOCK_CLOEXEC)?;
+            child(move || talk(words, Some(made)))
+        }
+        "socket-orphan" => {
+            let made = made(words, SockFlag::SOCK_CLOEXEC)?;
+            fork(move || succeeded(with_parent_gone(words, made))).map(drop)
+        }
+        "socket-passed" => passed(words),
+        "socket-exec" => exec_another(words, Some(made(words, SockFlag::empty())?.socket)),
+        "inherited" => {
+            let socket = inherited(words.get("descriptor")?)?;
+            talk(words, Some(Made { socket, by: Identity::now() }))
+        }
+        shape => bail!("unknown shape {shape}"),
+    }
+}
+
+fn late(words: &Words) -> Result<()> {
+    sleep(Duration::from_secs(words.or("late", 0)?));
+    talk(words, None)
+}
+
+fn child(work: impl FnOnce() -> Result<()>) -> Result<()> {
+    // A workload has one thread, so its child may call anything.
+    fork(|| succeeded(work()))?;
+    await_child()
+}
+
+/// The parent of the client ends first.
+fn orphan_child(words: &Words) -> Result<()> {
+    fork(|| succeeded(late(words))).map(drop)
+}
+
+/// Starts the client as another program by `posix_spawn(3)`, which calls `vfork(2)`.
+fn spawn(words: &Words) -> Result<()> {
+    let status = another_program(words, None)?.spawn()?.wait()?;
+    ensure!(status.success(), "it ended with {status}");
+    Ok(())
+}
+
+/// The socket's owner is the process that made it, even after that has ended.
+fn with_parent_gone(words: &Words, made: Made) -> Result<()> {
+    let parent = Pid::from_raw(i32::try_from(made.by.pid())?);
+    wait_until("the parent's end", || Ok(getppid() != parent))?;
+    talk(words, Some(made))
+}
+
+fn in_thread(words: &Words) -> Result<()> {
+    let words = words.clone();
+    let thread = thread::Builder::new().name("a-thread".to_owned()).spawn(move || late(&words))?;
+    thread.join().map_err(|_| anyhow!("the thread panicked"))?
+}
+
+/// The main thread ends; another one runs the client, and then ends the process.
+fn leaderless(words: &Words) -> Result<()> {
+    let words = words.clone();
+    thread::spawn(move || {
+        let status = i32::from(!succeeded(late(&words)));
+        std::process::exit(status);
+    });
+    exit_thread()
+}
+
+/// Runs the client in a thread that the C library does not know.
+fn in_cloned_thread(mode: ThreadMode, words: &Words) -> Result<()> {
+    let has_succeeded = Arc::new(AtomicBool::new(false));
+    let (words, result) = (words.clone(), Arc::clone(&has_succeeded));
+    clone_thread(mode, move || result.store(succeeded(late(&words)), Ordering::Release))?;
+    ensure!(has_succeeded.load(Ordering::Acquire), "the thread failed");
+    Ok(())
+}
+
+/// Like [`leaderless`], with a thread that the C library does not know.
+fn cloned_leaderless(words: &Words) -> Result<()> {
+    let words = words.clone();
+    clone_thread(ThreadMode::Concurrent, move || {
+        let status = i32::from(!succeeded(late(&words)));
+        std::process::exit(status);
+    })?;
+    exit_thread()
+}
+
+/// Like [`exec_in_thread`], with a thread that the C library does not know.
+fn exec_in_cloned_thread(words: &Words) -> Result<()> {
+    let words = words.clone();
+    clone_thread(ThreadMode::Vfork, move || {
+        succeeded(exec_another(&words, None));
+    })?;
+    bail!("the thread did not execute the program")
+}
+
+/// Executes another program, which runs the client as `plain`, or with the inherited socket.
+fn exec_another(words: &Words, socket: Option<OwnedFd>) -> Result<()> {
+    let mut command = another_program(words, socket.as_ref())?;
+    Err(command.exec()).with_context(|| format!("execute {:?}", command.get_program()))
+}
+
+fn another_program(words: &Words, socket: Option<&OwnedFd>) -> Result<Command> {
+    let program: String = words.get("program")?;
+    let mut command = Command::new(&program);
+    command.args([RUN, "torture", "client"]);
+    // If a key is given twice, the last value counts.
+    command.args(std::env::args().filter(|word| word.contains('=')));
+    match socket {
+        Some(socket) => command.arg("shape=inherited").arg(format!("descriptor={}", socket.as_raw_fd())),
+        None => command.arg("shape=plain"),
+    };
+    Ok(command)
+}
+
+fn exec_in_thread(words: &Words) -> Result<()> {
+    let words = words.clone();
+    let thread = thread::spawn(move || exec_another(&words, None));
+    thread.join().map_err(|_| anyhow!("the thread panicked"))?
+}
+
+/// The socket's owner is the process that made it, although another one connects it.
+fn passed(words: &Words) -> Result<()> {
+    let (mut here, mut there) = UnixStream::pair()?;
+    let by = Identity::now();
+    fork(|| {
+        succeeded(receive_descriptor(&there).and_then(|socket| {
+            there.read_exact(&mut [0])?;
+            talk(words, Some(Made { socket, by }))
+        }))
+    })?;
+    let made = made(words, SockFlag::SOCK_CLOEXEC)?;
+    send_descriptor(&here, &made.socket)?;
+    drop(made);
+    here.write_all(b".")?;
+    await_child()
+}
+
+fn made(words: &Words, flags: SockFlag) -> Result<Made> {
+    let to: SocketAddr = words.get("to")?;
+    Ok(Made { socket: tcp::socket(words, to, flags)?, by: Identity::now() })
+}
+
+fn set_user() -> Result<()> {
+    setgid(Gid::from_raw(USER_ID)).context("set the group")?;
+    setuid(Uid::from_raw(USER_ID)).context("set the user")
+}
+
+fn set_effective_user() -> Result<()> {
+    setegid(Gid::from_raw(USER_ID)).context("set the effective group")?;
+    seteuid(Uid::from_raw(USER_ID)).context("set the effective user")
+}
+
+/// Prints an error; returns whether there was none.
+pub(super) fn succeeded(result: Result<()>) -> bool {
+    if let Err(error) = &result {
+        let _ = writeln!(std::io::stderr(), "{:?}: {error:?}", std::env::args().collect::<Vec<_>>());
+    }
+    result.is_ok()
+}
+
+fn await_child() -> Result<()> {
+    let status = wait().context("wait for a child")?;
+    ensure!(matches!(status, WaitStatus::Exited(_, 0)), "a child ended with {status:?}");
+    Ok(())
+}
