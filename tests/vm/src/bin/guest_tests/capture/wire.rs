@@ -162,9 +162,13 @@ impl Wire {
     /// The packets of one direction of a flow up to a time.
     pub(crate) fn until(&self, key: Key, time: SystemTime) -> Count {
         let mut sum = Count::default();
-        let packets = self.timed.get(&key).into_iter().flatten();
-        packets.filter(|(at, _)| *at <= time).for_each(|(_, count)| sum += *count);
+        self.timed(key).iter().filter(|(at, _)| *at <= time).for_each(|(_, count)| sum += *count);
         sum
+    }
+
+    /// The packets of one direction of a flow, each with its time.
+    pub(crate) fn timed(&self, key: Key) -> &[(SystemTime, Count)] {
+        self.timed.get(&key).map_or(&[], Vec::as_slice)
     }
 
     fn count(&mut self, key: Key, count: Count) {

@@ -225,6 +225,13 @@ impl CapturedByHost {
         self.0[host].iter().for_each(|wire| sum += wire.until(key, time));
         sum
     }
+
+    /// The last packets of one direction of a flow, at most this many, each with its time.
+    pub(super) fn last(&self, host: usize, key: Key, most: usize) -> Vec<(SystemTime, Count)> {
+        let mut packets: Vec<_> = self.0[host].iter().flat_map(|wire| wire.timed(key)).copied().collect();
+        packets.sort_by_key(|(time, _)| *time);
+        packets.split_off(packets.len().saturating_sub(most))
+    }
 }
 
 #[cfg(test)]

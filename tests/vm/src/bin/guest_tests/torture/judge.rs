@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, ensure};
+use humantime::format_rfc3339_micros;
 use serde_json::{Value, json};
 
 use super::hosts::{CapturedByHost, is_second};
@@ -23,6 +24,9 @@ const IN_FLIGHT: Duration = Duration::from_millis(300);
 
 /// The value of `--flow-termination-timeout`.
 const TERMINATION: Duration = Duration::from_secs(3);
+
+/// How many captured packets of a flow the details of a fault show.
+const SHOWN_PACKETS: usize = 8;
 
 /// The result of a round.
 #[derive(Debug, Default)]
@@ -63,7 +67,10 @@ impl fmt::Display for Counts {
             f,
             "names: {names_right} right, {names_missing} missing, {names_not_seen} not visible to the monitor; "
         )?;
-        write!(f, "counters: {counters_equal} equal, {within_bounds} explained by marks, {interim_right} right in ")?;
+        write!(
+            f,
+            "counters: {counters_equal} equal, {within_bounds} explained by marks or late packets, {interim_right} right in "
+        )?;
         write!(f, "interim documents; subflows: {subflows}, {subflows_not_reported} not reported by a workload, ")?;
         write!(f, "{subflows_failed} failed; ")?;
         write!(f, "marked: {marked:?}; hits missed: {missed:?}")
@@ -98,6 +105,8 @@ pub(super) struct RoundData<'a> {
     pub(super) captured: &'a CapturedByHost,
     /// Hits that each probe missed.
     pub(super) missed: BTreeMap<String, u64>,
+    /// When the monitor was told to stop. The captures went on until it had ended.
+    pub(super) stopped: SystemTime,
 }
 
 /// Compares the documents of a round with reports and captures.
@@ -141,7 +150,7 @@ pub(super) fn judge(data: RoundData<'_>) -> Result<Verdict> {
         if let Some(begins) = begins.get(&end) {
             group.begin_at(begins);
         }
-        group.judge(end, data.captured, &mut verdict)?;
+        group.judge(end, data.captured, data.stopped, &mut verdict)?;
     }
     verdict.faults.sort_by(|one, other| (&one.kind, &one.text).cmp(&(&other.kind, &other.text)));
     Ok(verdict)
@@ -246,7 +255,7 @@ impl Group {
         is_subflow(end) && end.local.port() == MPTCP && self.documents.iter().chain(&self.interim).all(is_unowned)
     }
 
-    fn judge(mut self, end: End, captured: &CapturedByHost, verdict: &mut Verdict) -> Result<()> {
+    fn judge(mut self, end: End, captured: &CapturedByHost, stopped: SystemTime, verdict: &mut Verdict) -> Result<()> {
         self.entries.sort_by_key(|entry| entry.since);
         self.documents.sort_by_key(|document| time(document, "/event/start").ok());
         let [sent, received] = end.keys().map(|key| captured.of(end.host, key));
@@ -268,12 +277,13 @@ impl Group {
         faults.extend(self.number_of_documents(sent.packets + received.packets));
         faults.extend(self.interim_counters(end, captured, &mut verdict.counts)?);
         faults.extend(self.dropped());
+        let certain = end.keys().map(|key| captured.until(end.host, key, stopped - IN_FLIGHT));
         let before_end = self.received_before_end(end, captured)?;
-        faults.extend(self.counters(end.local, [sent, received], before_end, &mut verdict.counts));
+        faults.extend(self.counters(end.local, certain, [sent, received], before_end, &mut verdict.counts));
         faults.dedup();
         verdict
             .faults
-            .extend(faults.into_iter().map(|kind| Fault { text: self.text(end, [sent, received], &kind), kind }));
+            .extend(faults.into_iter().map(|kind| Fault { text: self.text(end, captured, stopped, &kind), kind }));
         Ok(())
     }
 
@@ -297,10 +307,12 @@ impl Group {
         }
     }
 
-    /// Compares the sum of all documents with the capture.
+    /// Compares the sum of all documents with the capture. The monitor may have missed packets that are not `certain`, because
+    /// it was stopping.
     fn counters(
         &self,
         local: SocketAddr,
+        certain: [Count; 2],
         captured: [Count; 2],
         received_before_end: Count,
         counts: &mut Counts,
@@ -316,9 +328,8 @@ impl Group {
         marks.dedup();
         marks.iter().for_each(|mark| *counts.marked.entry((*mark).to_owned()).or_default() += 1);
         let mut is_equal = true;
-        for (number, (direction, (reported, captured))) in
-            ["sent", "received"].iter().zip(reported.iter().zip(captured)).enumerate()
-        {
+        for (number, direction) in ["sent", "received"].into_iter().enumerate() {
+            let (reported, certain, captured) = (reported[number], certain[number], captured[number]);
             let difference = CountDifference {
                 packets: reported.0 - i128::from(captured.packets),
                 bytes: reported.1 - i128::from(captured.bytes),
@@ -331,7 +342,8 @@ impl Group {
             let is_explained = (number == 1 && is_within_bounds(&marks, captured, difference))
                 || (marks.contains(&LOST) && is_less)
                 || (marks.contains(&SEGMENTS) && are_headers(local, difference))
-                || (number == 1 && *reported == early);
+                || (number == 1 && reported == early)
+                || is_between(reported, certain, captured);
             if !is_zero && !is_explained {
                 return Some(format!("{direction}: differs from the capture{}", marked(&marks)));
             }
@@ -393,11 +405,18 @@ impl Group {
     }
 
     /// The details of a fault: reports, captured counts and documents.
-    fn text(&self, end: End, [sent, received]: [Count; 2], kind: &str) -> String {
+    fn text(&self, end: End, captured: &CapturedByHost, stopped: SystemTime, kind: &str) -> String {
         let End { host, transport, local, remote } = end;
         let mut text = format!("{kind}\n  host {host}, {transport:?}, {local} and {remote}\n");
-        text += &format!("  captured: sent {}/{}", sent.packets, sent.bytes);
-        text += &format!(", received {}/{} (packets/bytes)\n", received.packets, received.bytes);
+        text += &format!("  the monitor was told to stop at {}\n", format_rfc3339_micros(stopped));
+        for (direction, key) in ["sent", "received"].into_iter().zip(end.keys()) {
+            let Count { packets, bytes } = captured.of(host, key);
+            text += &format!("  captured: {direction} {packets}/{bytes} (packets/bytes), the last ones at");
+            for (time, Count { bytes, .. }) in captured.last(host, key, SHOWN_PACKETS) {
+                text += &format!(" {} ({bytes})", format_rfc3339_micros(time));
+            }
+            text.push('\n');
+        }
         self.entries.iter().for_each(|entry| text += &format!("  done: {}\n", entry.report));
         if self.documents.is_empty() {
             text += "  no document\n";
@@ -416,6 +435,12 @@ fn counted(document: &Value, local: SocketAddr) -> [Count; 2] {
         let number = |what: &str| document[end][what].as_u64().unwrap_or(0);
         Count { packets: number("packets"), bytes: number("bytes") }
     })
+}
+
+/// Whether a count of packets and bytes is at least one count and at most another.
+fn is_between((packets, bytes): (i128, i128), least: Count, most: Count) -> bool {
+    (i128::from(least.packets)..=i128::from(most.packets)).contains(&packets)
+        && (i128::from(least.bytes)..=i128::from(most.bytes)).contains(&bytes)
 }
 
 /// Whether only the headers of datagrams that were counted as one are missing.
@@ -554,6 +579,16 @@ mod tests {
         assert!(is_subflow(end("[fd77::2]:7006", "[fd77:1::1]:40000")), "at the accepting end");
         assert!(!is_subflow(end("10.77.0.1:40000", "10.77.0.2:7006")), "it is the first");
         assert!(!is_subflow(end("10.77.1.1:7006", "10.77.0.2:40000")), "the client's address is not the second");
+    }
+
+    #[test]
+    fn packets_while_the_monitor_stops_may_be_missing() {
+        let count = |packets, bytes| Count { packets, bytes };
+        let (certain, captured) = (count(14, 1220), count(15, 1304));
+        assert!(is_between((14, 1220), certain, captured) && is_between((15, 1304), certain, captured));
+        assert!(!is_between((13, 1136), certain, captured), "an earlier packet is missing");
+        assert!(!is_between((16, 1388), certain, captured), "a packet too many");
+        assert!(!is_between((14, 1136), certain, captured), "bytes are missing");
     }
 
     #[test]

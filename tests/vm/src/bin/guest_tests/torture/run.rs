@@ -6,7 +6,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use nix::sys::signal::Signal;
@@ -62,6 +62,7 @@ pub(super) fn round(seed: u64, time: Duration, without: &[String]) -> Result<Ver
         ensure!(server.stderr.is_empty(), "a server printed an error: {}", server.stderr);
         reports.extend(entries(host, &server.stdout)?);
     }
+    let stopped = SystemTime::now();
     let output = monitor.stop()?;
     ensure!(output.status.success(), "socktrail ended with {}:\n{}", output.status, output.log);
     let missed = missed(&output.log)?;
@@ -71,7 +72,7 @@ pub(super) fn round(seed: u64, time: Duration, without: &[String]) -> Result<Ver
     };
     let namespaces = namespaces(&output.documents, &beacons)?;
     let documents: Vec<_> = output.documents.into_iter().filter(|document| !is_beacon(document)).collect();
-    judge(RoundData { entries: reports, documents: &documents, namespaces, captured: &captured, missed })
+    judge(RoundData { entries: reports, documents: &documents, namespaces, captured: &captured, missed, stopped })
 }
 
 /// The hits that each probe missed, from the monitor's statistics (`--stats`).
