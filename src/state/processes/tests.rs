@@ -153,6 +153,7 @@ fn the_table_is_bounded_and_the_gone_make_room() {
 fn lookups_that_find_no_room_are_counted_and_requested_again() {
     let mut table = Processes::new(2 * MAX_WANTED);
     let last = MAX_WANTED as u32 + 10;
+    assert_eq!(table.lookups_refused(), 0);
     (10..=last).for_each(|pid| _ = table.process_of_running_thread(pid, pid));
     assert_eq!(table.lookups_refused(), 1);
     while table.next_wanted().is_some() {}
@@ -172,4 +173,144 @@ fn results_that_find_no_room_while_they_wait_are_counted() {
         (0..=MAX_WANTED).for_each(|_| table.learn(&process, found.clone()));
     }
     assert_eq!(table.lookups_refused(), 1, "a result without arguments is of no use");
+}
+
+#[test]
+fn an_ended_main_thread_that_does_something_is_another_process() {
+    let mut table = Processes::new(10);
+    table.fork(1, Fork { child: 10, start: Some(since_boot(5)) });
+    table.exec(10, &exec("/usr/bin/curl", b"curl\0", 1));
+    table.exit(10, 10, monotonic(100));
+    table.note_alive(10, 11);
+    assert_eq!(
+        table.get(10).map(|process| process.image.name.as_str()),
+        Some("curl"),
+        "its thread's start was not seen"
+    );
+    table.exit(10, 11, monotonic(200));
+    table.note_alive(10, 10);
+    assert_eq!(table.get(10).map(|process| process.image.name.as_str()), Some(""), "the id was used again");
+}
+
+/// The result of a lookup is about one process only.
+#[test]
+fn where_execs_are_not_seen_a_fork_has_no_program() {
+    let mut table = Processes::new(10);
+    table.see_execs(Execs::Unseen);
+    let parent = table.process_of_running_thread(10, 10);
+    let details = Details { container_id: Some("web".into()), ..Details::default() };
+    table.learn(&parent, FoundProcess { details, ..FoundProcess::default() });
+    table.fork(10, Fork { child: 11, start: Some(since_boot(5)) });
+    let of = |pid| table.get(pid).and_then(Process::container_id);
+    assert_eq!([of(10), of(11)], [Some("web"), None]);
+}
+
+#[test]
+fn a_process_that_may_have_ended_is_forgotten() {
+    let mut table = Processes::new(10);
+    table.process_that_may_have_ended(10);
+    table.process_of_running_thread(11, 11);
+    let mut forgotten = Vec::new();
+    table.expire(MonotonicTime::ZERO.saturating_add(LINGER), |process| forgotten.push(process.pid));
+    assert_eq!(forgotten, [10]);
+}
+
+#[test]
+fn the_end_of_an_earlier_process_with_the_same_id_changes_nothing() {
+    let mut table = Processes::new(10);
+    table.fork(1, Fork { child: 10, start: Some(since_boot(5)) });
+    let old = table.process_of_running_thread(10, 10);
+    table.fork(1, Fork { child: 10, start: Some(since_boot(200)) });
+    table.gone(&old);
+    table.expire(MonotonicTime::ZERO.saturating_add(LINGER), |_| ());
+    assert_eq!(table.get(10).and_then(|process| process.start), Some(since_boot(200)));
+}
+
+#[test]
+fn processes_are_checked_sooner_if_the_table_was_full() {
+    let first_check = |limit| {
+        let mut table = Processes::new(limit);
+        table.expire(monotonic(1), |_| ());
+        table.fork(1, Fork { child: 10, start: Some(since_boot(1)) });
+        table.fork(1, Fork { child: 11, start: Some(since_boot(2)) });
+        let is_checked = |after: &Duration| {
+            table.expire(monotonic(1).saturating_add(*after), |_| ());
+            table.next_unchecked().is_some()
+        };
+        [LINGER, CHECK_PERIOD].into_iter().find(is_checked)
+    };
+    assert_eq!([first_check(1), first_check(2)], [Some(LINGER), Some(CHECK_PERIOD)]);
+}
+
+#[test]
+fn threads_besides_main_threads_are_counted() {
+    let mut table = Processes::new(10);
+    let start = |table: &mut Processes, thread| table.thread_started(ThreadStarted { process: 10, thread });
+    table.fork(1, Fork { child: 10, start: Some(since_boot(5)) });
+    [10, 11, 12, 13].into_iter().for_each(|thread| start(&mut table, thread));
+    assert_eq!(table.threads(), 3);
+    table.exit(10, 11, monotonic(100));
+    assert_eq!(table.threads(), 2);
+    table.exec(10, &exec("/bin/sh", b"sh\0", 1));
+    assert_eq!(table.threads(), 0, "an exec leaves only one thread");
+    [14, 15].into_iter().for_each(|thread| start(&mut table, thread));
+    table.fork(1, Fork { child: 10, start: Some(since_boot(200)) });
+    assert_eq!(table.threads(), 0, "it is another process");
+}
+
+#[test]
+fn a_process_is_looked_up_once() {
+    let mut table = Processes::new(10);
+    table.process_of_running_thread(10, 10);
+    table.process_of_running_thread(11, 11);
+    assert_eq!(table.take_wanted(10).map(|process| process.pid), Some(10));
+    assert_eq!(table.next_wanted().map(|process| process.pid), Some(11));
+    table.process_of_running_thread(11, 11);
+    assert_eq!(table.next_wanted(), None);
+}
+
+#[test]
+fn after_a_loss_a_process_is_looked_up_once_more() {
+    let mut table = Processes::new(10);
+    table.process_of_running_thread(10, 10);
+    while table.next_wanted().is_some() {}
+    table.doubt(monotonic(1_000_000_000));
+    table.process_of_running_thread(10, 10);
+    table.process_of_running_thread(10, 10);
+    let wanted: Vec<_> = std::iter::from_fn(|| table.next_wanted()).map(|process| process.pid).collect();
+    assert_eq!(wanted, [10]);
+}
+
+#[test]
+fn credentials_whose_change_was_lost_are_learned_and_stay_in_doubt() {
+    let mut table = Processes::new(10);
+    let credentials = |uid| Credentials { uid, ..Credentials::default() };
+    table.credentials(10, 10, credentials(7));
+    table.doubt(monotonic(1_000_000_000));
+    let process = table.process_of_running_thread(10, 10);
+    let found = |uid| FoundProcess { credentials: Some(credentials(uid)), ..FoundProcess::default() };
+    table.learn(&process, found(8));
+    assert_eq!(table.get(10).and_then(|process| process.credentials), Some(credentials(8)));
+    assert!(table.is_doubtful(&process));
+    table.learn(&process, found(8));
+    assert!(!table.is_doubtful(&process), "it has the same ones still");
+}
+
+/// The lost event may have been the only sign of an exec.
+#[test]
+fn after_a_loss_a_program_known_by_credentials_is_looked_up_once_more() {
+    let wanted_after_loss = |seen| {
+        let mut table = Processes::new(10);
+        table.see_execs(seen);
+        let before = table.process_of_running_thread(10, 10);
+        table.process_of_running_thread(10, 10);
+        let wanted = |table: &mut Processes| std::iter::from_fn(|| table.next_wanted()).count();
+        assert_eq!(wanted(&mut table), 1);
+        table.samples_lost();
+        let after = table.process_of_running_thread(10, 10);
+        table.process_of_running_thread(10, 10);
+        (wanted(&mut table), Arc::ptr_eq(&before.image, &after.image))
+    };
+    assert_eq!(wanted_after_loss(Execs::AsCredentials), (1, false));
+    assert_eq!(wanted_after_loss(Execs::Seen), (0, true));
 }
