@@ -276,6 +276,34 @@ mod tests {
     }
 
     #[test]
+    fn several_processes_may_be_about_to_begin_in_other_groups() {
+        let mut table = follows_moves();
+        for (child, id) in [(10, "web"), (11, "database")] {
+            table.group_looked_up(1, in_container(id));
+            table.fork_elsewhere(1, child);
+        }
+        for child in [10, 11] {
+            table.fork(1, Fork { child, start: Some(since_boot(5)) });
+        }
+        let of = |pid| table.get(pid).and_then(Process::container_id);
+        assert_eq!([of(10), of(11)], [Some("web"), Some("database")]);
+    }
+
+    #[test]
+    fn an_exec_requests_a_lookup_only_if_the_container_is_to_be_known_and_is_not() {
+        let is_wanted_after_exec = |parent, seen| {
+            let mut table = follows_moves();
+            table.see_moves(seen);
+            table.fork(parent, Fork { child: 10, start: Some(since_boot(5)) });
+            table.exec(10, &exec());
+            table.next_wanted().is_some()
+        };
+        let (known, unknown) = (1, 99);
+        assert!(is_wanted_after_exec(unknown, true));
+        assert!(!is_wanted_after_exec(known, true) && !is_wanted_after_exec(unknown, false));
+    }
+
+    #[test]
     fn a_looked_up_group_is_one_of_cgroup_v2() {
         let mut table = follows_moves();
         table.moved(&Moved { hierarchy: 4, ..moved(1, Some("of v1")) });
