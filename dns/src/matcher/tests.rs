@@ -309,3 +309,42 @@ fn in_a_flood_of_queries_the_newest_stay() {
     host.sees(&udp(endpoint(SERVER), client(90_000), &answer()));
     assert_eq!((host.lookups.len(), host.counters().unsolicited_responses), (1, 1));
 }
+
+#[test]
+fn queries_and_answers_are_counted() {
+    let mut host = Host::new();
+    for id in [7, 8] {
+        host.udp(CLIENT, SERVER, &query(id, "w.example", QueryType::A));
+    }
+    assert_eq!((host.counters().queries, host.tracker.queries()), (2, 2));
+    for _ in 0..2 {
+        host.udp(SERVER, CLIENT, &answer());
+    }
+    assert_eq!((host.counters().responses, host.tracker.queries()), (2, 1));
+}
+
+#[test]
+fn an_answer_at_the_very_end_of_the_timeout_counts() {
+    let mut host = Host::new();
+    host.udp(CLIENT, SERVER, &query(7, "w.example", QueryType::A));
+    host.now += 30 * SECOND;
+    host.tracker.expire(host.now);
+    host.udp(SERVER, CLIENT, &answer());
+    assert_eq!((host.lookups.len(), host.counters().late_responses), (1, 0));
+}
+
+#[test]
+fn a_query_is_remembered_after_its_answer_until_as_many_others_as_fit_are_answered() {
+    let mut host = Host::new();
+    for id in 0..1024 {
+        host.udp(CLIENT, SERVER, &query(id, "w.example", QueryType::A));
+        host.udp(SERVER, CLIENT, &response(id, "w.example", QueryType::A, &[a("w.example", "198.51.100.1")]));
+    }
+    let first = response(0, "w.example", QueryType::A, &[a("w.example", "198.51.100.1")]);
+    host.udp(SERVER, CLIENT, &first);
+    assert_eq!((host.counters().repeated_responses, host.counters().unsolicited_responses), (1, 0));
+    host.udp(CLIENT, SERVER, &query(1024, "w.example", QueryType::A));
+    host.udp(SERVER, CLIENT, &response(1024, "w.example", QueryType::A, &[a("w.example", "198.51.100.1")]));
+    host.udp(SERVER, CLIENT, &first);
+    assert_eq!((host.counters().repeated_responses, host.counters().unsolicited_responses), (1, 1));
+}
