@@ -314,3 +314,23 @@ fn after_a_loss_a_program_known_by_credentials_is_looked_up_once_more() {
     assert_eq!(wanted_after_loss(Execs::AsCredentials), (1, false));
     assert_eq!(wanted_after_loss(Execs::Seen), (0, true));
 }
+
+#[test]
+fn the_result_of_a_lookup_waits_until_no_earlier_event_can_come() {
+    let args_at = |reached, lost| {
+        let mut table = Processes::new(10);
+        table.see_execs(Execs::AsCredentials);
+        let process = table.process_of_running_thread(10, 10);
+        let details = Details { args: Some(vec!["sh".to_owned()]), ..Details::default() };
+        table.learn(&process, FoundProcess { read: monotonic(100), details, ..FoundProcess::default() });
+        if lost {
+            table.samples_lost();
+        }
+        table.expire(monotonic(reached), |_| ());
+        table.get(10).map(|process| process.image.args().to_vec())
+    };
+    assert_eq!(args_at(99, false), Some(vec![]));
+    assert_eq!(args_at(100, false), Some(vec![]));
+    assert_eq!(args_at(101, false), Some(vec!["sh".to_owned()]));
+    assert_eq!(args_at(101, true), Some(vec![]), "another program may run by now");
+}
