@@ -290,6 +290,19 @@ mod tests {
     }
 
     #[test]
+    fn several_threads_may_have_looked_up_a_group() {
+        let mut table = follows_moves();
+        table.group_looked_up(1, in_container("web"));
+        table.group_looked_up(2, in_container("database"));
+        for (parent, child) in [(1, 10), (2, 11)] {
+            table.fork_elsewhere(parent, child);
+            table.fork(parent, Fork { child, start: Some(since_boot(5)) });
+        }
+        let of = |pid| table.get(pid).and_then(Process::container_id);
+        assert_eq!([of(10), of(11)], [Some("web"), Some("database")]);
+    }
+
+    #[test]
     fn an_exec_requests_a_lookup_only_if_the_container_is_to_be_known_and_is_not() {
         let is_wanted_after_exec = |parent, seen| {
             let mut table = follows_moves();

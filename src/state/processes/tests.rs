@@ -334,3 +334,25 @@ fn the_result_of_a_lookup_waits_until_no_earlier_event_can_come() {
     assert_eq!(args_at(101, false), Some(vec!["sh".to_owned()]));
     assert_eq!(args_at(101, true), Some(vec![]), "another program may run by now");
 }
+
+#[test]
+fn after_a_loss_a_process_is_certain_only_as_long_as_it_is_the_same() {
+    let after_loss = |seen| {
+        let mut table = Processes::new(10);
+        table.see_execs(seen);
+        table.doubt(monotonic(1_000_000_000));
+        table.fork(1, Fork { child: 10, start: Some(since_boot(5)) });
+        (table.process_of_running_thread(10, 10), table)
+    };
+    let (old, mut table) = after_loss(Execs::Seen);
+    assert!(!table.is_doubtful(&old));
+    table.exec(10, &exec("/bin/sh", b"sh\0", 1));
+    assert!(!table.is_doubtful(&old), "it is the same process");
+    table.fork(1, Fork { child: 10, start: Some(since_boot(200)) });
+    assert!(table.is_doubtful(&old), "its id was used again");
+
+    let (old, mut table) = after_loss(Execs::AsCredentials);
+    assert!(!table.is_doubtful(&old));
+    table.credentials(10, 10, Credentials::default());
+    assert!(table.is_doubtful(&old), "it may run another program");
+}
