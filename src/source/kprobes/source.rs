@@ -331,7 +331,7 @@ pub struct Summary {
 impl Summary {
     fn of(probes: &Probes, rings: &Rings, ipv6: bool) -> Self {
         let told = probes.served.iter().filter_map(|served| {
-            let missing = if served.probe.is_some() { served.weakness() } else { Some(served.feature.loss()) };
+            let missing = if served.probe.is_some() { served.weakness() } else { Some(served.feature.missing_without()) };
             let reasons = served.reasons();
             let why = if reasons.is_empty() { String::new() } else { format!(" ({reasons})") };
             missing.map(|missing| format!("{}: {missing}{why}", served.feature))
