@@ -212,7 +212,7 @@ mod tests {
         /// The time from the stop to the deadline.
         patience: Option<Duration>,
         rounds_without_room: Cell<u32>,
-        said_there_is_room: Cell<bool>,
+        may_take: Cell<bool>,
     }
 
     impl Consumer for Counter {
@@ -227,12 +227,12 @@ mod tests {
         fn has_room(&self) -> bool {
             let left = self.rounds_without_room.get();
             self.rounds_without_room.set(left.saturating_sub(1));
-            self.said_there_is_room.set(left == 0);
+            self.may_take.set(left == 0);
             left == 0
         }
 
         fn take(&mut self, received: &Received, _now: Instant, max_lines: u64) -> anyhow::Result<u64> {
-            assert!(self.said_there_is_room.take(), "there is no room");
+            assert!(self.may_take.take(), "there is no room");
             let lines = max_lines.min(matches!(received, Received::Existing(_)).into());
             self.taken += lines;
             Ok(lines)
