@@ -1,5 +1,5 @@
-//! A substitute for Elasticsearch, which shows what `socktrail agent` sends. It answers bulk requests as if all documents were
-//! stored, and writes them to standard output, one per line. Usage: `receiver PORT`
+//! A substitute for Elasticsearch, which shows what `socktrail agent` sends. It responds to bulk requests as if all documents
+//! were stored, and writes them to standard output, one per line. Usage: `receiver PORT`
 
 #![allow(clippy::print_stdout, reason = "documents go to standard output")]
 
@@ -12,7 +12,7 @@ use flate2::read::GzDecoder;
 use serde_json::{Value, json};
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let port = std::env::args().nth(1).ok_or("which port?")?.parse()?;
+    let port = std::env::args().nth(1).ok_or("usage: receiver PORT")?.parse()?;
     for stream in TcpListener::bind(("127.0.0.1", port))?.incoming() {
         let stream = stream?;
         thread::spawn(move || {
@@ -24,38 +24,38 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Answers one request after the other until the client disconnects.
+/// Responds to requests, one after another, until the client disconnects.
 fn serve(stream: TcpStream) -> Result<(), Box<dyn Error>> {
     let mut stream = BufReader::new(stream);
     loop {
-        let (mut line, mut length, mut packed) = (String::new(), 0, false);
-        while stream.read_line(&mut line)? > 0 && !line.ends_with("\r\n\r\n") && line != "\r\n" {
-            let header = line.lines().last().unwrap_or_default().to_lowercase();
+        let (mut head, mut length, mut is_gzip) = (String::new(), 0, false);
+        while stream.read_line(&mut head)? > 0 && !head.ends_with("\r\n\r\n") && head != "\r\n" {
+            let header = head.lines().last().unwrap_or_default().to_lowercase();
             match header.split_once(": ") {
                 Some(("content-length", value)) => length = value.parse()?,
-                Some(("content-encoding", value)) => packed = value == "gzip",
+                Some(("content-encoding", value)) => is_gzip = value == "gzip",
                 _ => {}
             }
         }
-        if line.is_empty() {
+        if head.is_empty() {
             return Ok(());
         }
         let mut body = vec![0; length];
         stream.read_exact(&mut body)?;
         let mut text = String::new();
-        if packed {
+        if is_gzip {
             GzDecoder::new(&body[..]).read_to_string(&mut text)?;
         } else {
             text = String::from_utf8(body)?;
         }
-        let answer = take(&text)?.to_string();
-        write!(stream.get_mut(), "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{answer}", answer.len())?;
+        let response = print_documents(&text)?.to_string();
+        write!(stream.get_mut(), "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{response}", response.len())?;
     }
 }
 
-/// Writes the documents of a request. Returns the answer.
-fn take(request: &str) -> Result<Value, serde_json::Error> {
-    let lines: Vec<&str> = request.lines().collect();
+/// Prints the documents of a request's body. Returns the body of the response.
+fn print_documents(body: &str) -> Result<Value, serde_json::Error> {
+    let lines: Vec<&str> = body.lines().collect();
     let mut items = Vec::new();
     for pair in lines.chunks_exact(2) {
         let action: Value = serde_json::from_str(pair[0])?;

@@ -332,8 +332,8 @@ mod tests {
         let parent = path.parent().unwrap();
         std::fs::create_dir(parent).unwrap();
         std::fs::set_permissions(parent, Permissions::from_mode(0o777)).unwrap();
-        let said = listen(&path).unwrap_err().to_string();
-        assert!(said.contains("other than root") && said.contains("--control"), "{said}");
+        let error = listen(&path).unwrap_err().to_string();
+        assert!(error.contains("other than root") && error.contains("--control"), "{error}");
         std::fs::remove_dir(parent).unwrap();
         symlink(directory.path(), parent).unwrap();
         assert!(matches!(listen(&path), Err(ControlError::Io { .. })), "a link is not followed");

@@ -1,6 +1,6 @@
 //! Turns a source's batches into flows. Only this module knows the order of the steps.
 //!
-//! A [`Pipeline`] owns the state machine. Each [`Pipeline::step`] takes in the batches of its [`Source`], ends flows that have
+//! A [`Pipeline`] owns the state machine. Each [`Pipeline::step`] processes the batches of its [`Source`], ends flows that have
 //! timed out, gives results to a [`Sink`], and asks the source the state machine's questions about processes.
 //!
 //! ```text
@@ -17,7 +17,7 @@ use std::sync::Arc;
 use crate::model::event::EventKind;
 use crate::model::flow::Flow;
 use crate::model::loss::Loss;
-use crate::model::names::{ExpectNames, NameLearned};
+use crate::model::names::{NameLearned, PrefetchNames};
 use crate::model::process::Credentials;
 use crate::model::socket_event::{EventSocket, SocketEvent};
 use crate::model::time::MonotonicTime;
@@ -32,10 +32,10 @@ const QUESTIONS: usize = 64;
 pub(crate) struct Pipeline {
     state: State,
     /// Looks up the names of the users and groups that own sockets.
-    users: Option<Arc<dyn ExpectNames>>,
+    users: Option<Arc<dyn PrefetchNames>>,
     event_sockets: EventSockets,
     questions: usize,
-    /// All events up to this time have been taken in.
+    /// All events up to this time have been processed.
     now: MonotonicTime,
     /// The time of the latest event, or `now` if that is later.
     reached: MonotonicTime,
@@ -80,7 +80,7 @@ pub(crate) trait Sink<S> {
 
 impl Pipeline {
     /// An empty pipeline. `users` is asked for names before documents need them.
-    pub(crate) fn new(config: StateConfig, users: Option<Arc<dyn ExpectNames>>) -> Self {
+    pub(crate) fn new(config: StateConfig, users: Option<Arc<dyn PrefetchNames>>) -> Self {
         let event_sockets = if config.socket_events.is_empty() { EventSockets::Unwanted } else { EventSockets::Wanted };
         let state = State::new(config);
         Self {
@@ -99,7 +99,7 @@ impl Pipeline {
         Self { questions: usize::MAX, ..self }
     }
 
-    /// Takes in the processes and sockets that existed before the first event.
+    /// Adds the processes and sockets that existed before the first event.
     pub(crate) fn begin<S: Source, K: Sink<S>>(&mut self, source: &mut S, sink: &mut K) -> Result<(), S::Error> {
         let existing = source.existing(self.event_sockets)?;
         self.state.set_capabilities(source.capabilities());
@@ -114,7 +114,7 @@ impl Pipeline {
         Ok(())
     }
 
-    /// Takes in the source's batches and gives the results to the sink. [`ControlFlow::Break`] means that the source has ended
+    /// Processes the source's batches and gives the results to the sink. [`ControlFlow::Break`] means that the source has ended
     /// and that the sink got all results, including the live flows.
     ///
     /// # Errors
@@ -148,7 +148,7 @@ impl Pipeline {
         Ok(control)
     }
 
-    /// The time of the latest event or mark that was taken in.
+    /// The time of the latest event or mark that was processed.
     pub(crate) fn reached(&self) -> MonotonicTime {
         self.reached
     }
@@ -226,7 +226,7 @@ impl Pipeline {
     /// Requests the user and group names of a process that owns a socket, or may own one later, before documents need them.
     fn expect(&self, owner: Option<Credentials>) {
         if let (Some(users), Some(owner)) = (&self.users, owner) {
-            users.expect(&owner);
+            users.prefetch(&owner);
         }
     }
 }

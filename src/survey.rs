@@ -89,7 +89,7 @@ impl Survey {
 impl Capability {
     fn of(served: &FeatureStatus, symbols: &Symbols) -> Self {
         let (state, missing) = match (served.probe, served.weakness()) {
-            (None, _) => (CapabilityState::Lost, Some(served.feature.loss())),
+            (None, _) => (CapabilityState::Lost, Some(served.feature.missing_without())),
             (Some(_), Some(weaker)) => (CapabilityState::Degraded, Some(weaker)),
             (Some(_), None) => (CapabilityState::Ok, None),
         };

@@ -377,7 +377,7 @@ fn setup_installs_templates_and_a_policy() {
     assert_eq!(puts[1..], templates);
 }
 
-/// Killed at any moment, again and again. What a run has taken in arrives, from the first flow on without a gap.
+/// Killed at any moment, again and again. What a run has received arrives, from the first flow on without a gap.
 fn killed(times: usize) {
     let server = Fake::start();
     let agent = agent(&[server.url()], "");

@@ -183,7 +183,7 @@ fn events_and_sensors(node: &Node) {
     for (event, number) in [connect([192, 0, 2, 7]), connect([198, 51, 100, 7])].into_iter().zip(1..) {
         let mut document = ecs::socket_event(&event, &context);
         document.event.sequence = Some(number);
-        batch.push(Kind::Event, &document).expect("JSON");
+        batch.push(Kind::SocketEvent, &document).expect("JSON");
         engine.ingest(&event, Instant::now());
     }
     for said in engine.take_events() {

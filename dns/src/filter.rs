@@ -144,7 +144,7 @@ pub(crate) fn program(ports: &[u16], snaplen: u32) -> Vec<Instruction> {
     asm.branch(op::JUMP_EQUAL, VLAN.into(), "tagged");
     asm.branch(op::JUMP_EQUAL, QINQ.into(), "tagged");
     asm.put(op::RETURN, 0);
-    tagged(&mut asm);
+    vlan_tags(&mut asm);
     for base in [8, 4, 0] {
         ipv6(&mut asm, base);
     }
@@ -159,7 +159,7 @@ pub(crate) fn program(ports: &[u16], snaplen: u32) -> Vec<Instruction> {
 
 /// The ethertype says VLAN. The packet may begin with one tag, with two, or with none, because the kernel may have
 /// removed the tag with the link-layer header.
-fn tagged(asm: &mut Assembler) {
+fn vlan_tags(asm: &mut Assembler) {
     asm.label("tagged");
     asm.put(op::LOAD_HALF, 2);
     asm.branch(op::JUMP_EQUAL, IPV4.into(), "maybe ipv4 at 4");

@@ -149,7 +149,7 @@ impl Matcher {
         self.pending.len()
     }
 
-    /// Takes in a query from a client to a server.
+    /// Adds a query from a client to a server.
     pub(crate) fn query(&mut self, context: &MessageContext, message: &Message<'_>, counters: &mut Counters) {
         counters.queries += 1;
         let key = QueryKey {
@@ -170,7 +170,7 @@ impl Matcher {
         }
     }
 
-    /// Takes in an answer from a server to a client.
+    /// Finds the query of a response from a server to a client.
     pub(crate) fn response(
         &mut self,
         context: &MessageContext,

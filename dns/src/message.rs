@@ -101,7 +101,7 @@ impl<'a> Message<'a> {
         self.message.header().id()
     }
 
-    /// Whether it is a response (QR).
+    /// Whether the message is a response (QR).
     pub fn is_response(&self) -> bool {
         self.message.header().qr()
     }

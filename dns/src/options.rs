@@ -53,9 +53,9 @@ impl Options {
     ///
     /// [`Error::Option`], for the first invalid value.
     pub fn validate(&self) -> Result<(), Error> {
-        let within = |option, value: usize, least: usize, most: usize| {
-            let problem = format!("{value} is not within {least} to {most}");
-            if (least..=most).contains(&value) { Ok(()) } else { Err(Error::Option { option, problem }) }
+        let within = |option, value: usize, min: usize, max: usize| {
+            let problem = format!("{value} is not within {min} to {max}");
+            if (min..=max).contains(&value) { Ok(()) } else { Err(Error::Option { option, problem }) }
         };
         within("snaplen", self.snaplen as usize, 128, 65_535)?;
         within("ports", self.ports.len(), 1, 32)?;

@@ -1,7 +1,7 @@
 //! DNS over TCP (RFC 1035, section 4.2.2; RFC 7766): reassembles messages from segments.
 //!
 //! Each direction of a connection is a stream of its own, which begins with its SYN. A message that lies within one
-//! segment is read in place; only a message that is spread over several segments is copied.
+//! segment is read in place. Only messages that are spread over several segments, and out-of-order segments, are copied.
 
 use std::hash::BuildHasher;
 
@@ -14,14 +14,15 @@ const FIN: u8 = 0x01;
 const SYN: u8 = 0x02;
 const RST: u8 = 0x04;
 
-/// Out-of-order segments that are kept for a stream.
+/// The maximum number of out-of-order segments kept for a stream.
 const MAX_OUT_OF_ORDER: usize = 8;
-/// How far a segment's sequence number may be ahead of the expected one. No DNS sender has more bytes in flight.
+/// Segments this far ahead of the expected sequence number, or further, are ignored: no DNS sender has so many bytes in flight.
 const MAX_AHEAD: u32 = 1 << 20;
 
 /// A captured segment.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Segment<'a> {
+    /// Nanoseconds, by the capture's clock.
     pub(crate) time: u64,
     pub(crate) source: Endpoint,
     pub(crate) destination: Endpoint,
@@ -32,7 +33,7 @@ pub(crate) struct Segment<'a> {
     pub(crate) missing: usize,
 }
 
-/// Receives messages.
+/// Called with each message.
 type OnMessage<'a> = dyn FnMut(&[u8], Completeness) + 'a;
 
 /// All streams.
@@ -41,7 +42,7 @@ pub(crate) struct Streams {
     streams: LruTable<Stream>,
     hasher: foldhash::fast::RandomState,
     max_streams: usize,
-    /// Bytes kept of an incomplete message, and of out-of-order segments, for each stream.
+    /// The maximum size of a stream's incomplete message, and likewise of its out-of-order segments together.
     max_bytes: usize,
     /// Nanoseconds.
     timeout: u64,
@@ -52,8 +53,10 @@ pub(crate) struct Streams {
 struct Stream {
     source: Endpoint,
     destination: Endpoint,
-    /// The time of the latest segment.
+    /// The time of the latest segment, in nanoseconds.
     time: u64,
+    /// The sequence number of the first byte.
+    first: u32,
     /// The sequence number of the next byte.
     next: u32,
     messages: MessageReader,
@@ -89,13 +92,13 @@ impl Streams {
         self.streams.len()
     }
 
-    /// Takes in a segment, and hands over every message that it completes.
-    pub(crate) fn segment(&mut self, segment: &Segment<'_>, on_message: &mut OnMessage<'_>) {
-        let Some(index) = self.stream(segment) else { return };
+    /// Processes a segment, and hands over every message that it completes.
+    pub(crate) fn ingest(&mut self, segment: &Segment<'_>, on_message: &mut OnMessage<'_>) {
+        let Some(index) = self.find_or_open(segment) else { return };
         let stream = self.streams.get_mut(index);
         stream.time = segment.time;
         let ended = if segment.flags & RST != 0 {
-            // RFC 5961, section 3.2: a reset counts only with the expected sequence number, so that an attacker who
+            // RFC 5961, section 3.2: a reset is accepted only if it has the expected sequence number, so that an attacker who
             // cannot see the stream cannot end it.
             segment.sequence == stream.next
         } else {
@@ -125,8 +128,8 @@ impl Streams {
         }
     }
 
-    /// The segment's stream. A SYN begins one, or begins it anew.
-    fn stream(&mut self, segment: &Segment<'_>) -> Option<Index> {
+    /// Finds the segment's stream. A SYN opens one; a SYN with another sequence number restarts it, a repeated SYN does not.
+    fn find_or_open(&mut self, segment: &Segment<'_>) -> Option<Index> {
         let ends = (segment.source, segment.destination);
         let hash = self.hasher.hash_one(ends);
         let index = self.streams.find(hash, |stream| (stream.source, stream.destination) == ends);
@@ -138,7 +141,7 @@ impl Streams {
         let first = segment.sequence.wrapping_add(1);
         if let Some(index) = index {
             let stream = self.streams.get_mut(index);
-            if stream.next != first {
+            if stream.first != first {
                 *stream = Stream::new(segment, first);
             }
             return Some(index);
@@ -171,9 +174,10 @@ fn sequence_length(payload: &[u8], missing: usize) -> u32 {
 }
 
 impl Stream {
-    fn new(segment: &Segment<'_>, next: u32) -> Self {
+    fn new(segment: &Segment<'_>, first: u32) -> Self {
         let Segment { source, destination, time, .. } = *segment;
-        Self { source, destination, time, next, messages: MessageReader::default(), out_of_order: Vec::new() }
+        let messages = MessageReader::default();
+        Self { source, destination, time, first, next: first, messages, out_of_order: Vec::new() }
     }
 
     fn ingest(
@@ -198,12 +202,13 @@ impl Stream {
         Ok(())
     }
 
-    /// Whether bytes before this sequence number have not come yet.
+    /// Whether a segment starts after the next byte, by less than `MAX_AHEAD`. One further ahead is forged or very old:
+    /// `advance` takes it for one that was read already, and ignores it.
     fn is_ahead(&self, sequence: u32) -> bool {
         (1..MAX_AHEAD).contains(&sequence.wrapping_sub(self.next))
     }
 
-    /// Keeps an out-of-order segment.
+    /// Keeps an out-of-order segment. Fails if too many are kept already.
     fn keep(&mut self, segment: &Segment<'_>, max_bytes: usize) -> Result<(), Unrecoverable> {
         let kept: usize = self.out_of_order.iter().map(|kept| kept.payload.len()).sum();
         if self.out_of_order.len() == MAX_OUT_OF_ORDER || kept + segment.payload.len() > max_bytes {
@@ -214,7 +219,7 @@ impl Stream {
         Ok(())
     }
 
-    /// Takes in the new part of a payload that begins at the next byte or before it.
+    /// Reads the bytes of a payload from `next` on. The payload must not start after `next`.
     fn advance(
         &mut self,
         sequence: u32,
@@ -223,15 +228,15 @@ impl Stream {
         max_bytes: usize,
         on_message: &mut OnMessage<'_>,
     ) -> Result<(), Unrecoverable> {
-        let known = self.next.wrapping_sub(sequence);
-        if known >= sequence_length(payload, missing) {
+        let already_read = self.next.wrapping_sub(sequence);
+        if already_read >= sequence_length(payload, missing) {
             return Ok(());
         }
-        let new = payload.get(known as usize..).unwrap_or_default();
-        let missing = payload.len() + missing - known as usize - new.len();
+        let new = payload.get(already_read as usize..).unwrap_or_default();
+        let missing = payload.len() + missing - already_read as usize - new.len();
         self.next = self.next.wrapping_add(sequence_length(new, missing));
-        self.messages.bytes(new, max_bytes, on_message);
-        self.messages.missing_bytes(missing, on_message)
+        self.messages.read(new, max_bytes, on_message);
+        self.messages.skip_missing(missing, on_message)
     }
 }
 
@@ -247,11 +252,12 @@ struct MessageReader {
     skip: usize,
 }
 
-/// Bytes of the length before each message.
+/// The size of the length field before each message.
 const PREFIX: usize = 2;
 
 impl MessageReader {
-    fn bytes(&mut self, mut bytes: &[u8], max_bytes: usize, on_message: &mut OnMessage<'_>) {
+    /// Reads bytes of the stream.
+    fn read(&mut self, mut bytes: &[u8], max_bytes: usize, on_message: &mut OnMessage<'_>) {
         while !bytes.is_empty() {
             bytes = if self.skip > 0 {
                 let skipped = self.skip.min(bytes.len());
@@ -269,7 +275,7 @@ impl MessageReader {
     fn start_message<'a>(&mut self, bytes: &'a [u8], on_message: &mut OnMessage<'_>) -> &'a [u8] {
         let whole = bytes.split_at_checked(PREFIX).and_then(|(prefix, rest)| rest.split_at_checked(length(prefix)));
         let Some((message, rest)) = whole else {
-            // One byte is enough to make `partial` the beginning of this message; `continue_message` reads the rest.
+            // A non-empty `partial` sends the rest to `continue_message`.
             self.partial.push(bytes[0]);
             return &bytes[1..];
         };
@@ -281,16 +287,16 @@ impl MessageReader {
     fn continue_message<'a>(&mut self, bytes: &'a [u8], max_bytes: usize, on_message: &mut OnMessage<'_>) -> &'a [u8] {
         if self.partial.len() < PREFIX {
             self.partial.push(bytes[0]);
-            return self.finish_if_read(&bytes[1..], max_bytes, on_message);
+            return self.finish_if_complete(&bytes[1..], max_bytes, on_message);
         }
         let wanted = PREFIX + length(&self.partial).min(max_bytes);
         let taken = (wanted - self.partial.len()).min(bytes.len());
         self.partial.extend_from_slice(&bytes[..taken]);
-        self.finish_if_read(&bytes[taken..], max_bytes, on_message)
+        self.finish_if_complete(&bytes[taken..], max_bytes, on_message)
     }
 
-    /// Hands over the message in `partial` if it is complete, or as long as a message may be. Returns `rest`.
-    fn finish_if_read<'a>(&mut self, rest: &'a [u8], max_bytes: usize, on_message: &mut OnMessage<'_>) -> &'a [u8] {
+    /// Hands over the message in `partial` if it is complete or has reached `max_bytes`. Returns `rest`.
+    fn finish_if_complete<'a>(&mut self, rest: &'a [u8], max_bytes: usize, on_message: &mut OnMessage<'_>) -> &'a [u8] {
         let length = length(&self.partial);
         if self.partial.len() == PREFIX + length.min(max_bytes) {
             self.skip = length.saturating_sub(max_bytes);
@@ -301,8 +307,8 @@ impl MessageReader {
         rest
     }
 
-    /// Accounts for bytes of the stream that were not captured.
-    fn missing_bytes(&mut self, missing: usize, on_message: &mut OnMessage<'_>) -> Result<(), Unrecoverable> {
+    /// Skips bytes of the stream that were not captured.
+    fn skip_missing(&mut self, missing: usize, on_message: &mut OnMessage<'_>) -> Result<(), Unrecoverable> {
         if missing == 0 {
             return Ok(());
         }
@@ -312,8 +318,9 @@ impl MessageReader {
             self.release_partial();
         }
         // Where the next message begins is known only if all missing bytes belong to the current one.
+        // After a single byte of a length field, `skip` is 0, so this fails, too.
         self.skip = self.skip.checked_sub(missing).ok_or(Unrecoverable)?;
-        if self.partial.is_empty() { Ok(()) } else { Err(Unrecoverable) }
+        Ok(())
     }
 
     /// Makes room for the next message, and frees the memory that a long one took.

@@ -6,7 +6,7 @@ use crate::packet::{IPV4, IPV6};
 use crate::{Endpoint, Packet, QueryType};
 
 /// The recorded packets: ethertype, and bytes from the IP header on.
-pub(crate) fn recorded() -> Vec<(u16, Vec<u8>)> {
+pub(crate) fn recorded_packets() -> Vec<(u16, Vec<u8>)> {
     let lines = include_str!("../tests/data/packets.txt").lines();
     lines.filter(|line| !line.is_empty() && !line.starts_with('#')).map(parse_line).collect()
 }

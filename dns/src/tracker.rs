@@ -29,11 +29,11 @@ impl Tracker {
         }
     }
 
-    /// Takes in a packet. Packets must come in the order of their times.
+    /// Processes a packet. Packets must come in the order of their times.
     pub fn ingest(&mut self, packet: &Packet<'_>, sink: &mut impl Sink) {
         self.counters.packets += 1;
         match ParsedPacket::parse(packet) {
-            Ok(parsed) => self.parsed(packet, &parsed, sink),
+            Ok(parsed) => self.ingest_parsed(packet, &parsed, sink),
             Err(PacketError::NotUdpOrTcp) => self.counters.other_packets += 1,
             Err(PacketError::Malformed) => self.counters.malformed_packets += 1,
             Err(PacketError::Fragment) => self.counters.fragments += 1,
@@ -62,7 +62,8 @@ impl Tracker {
         self.streams.len()
     }
 
-    fn parsed(&mut self, packet: &Packet<'_>, parsed: &ParsedPacket<'_>, sink: &mut impl Sink) {
+    /// Processes a packet of UDP or TCP.
+    fn ingest_parsed(&mut self, packet: &Packet<'_>, parsed: &ParsedPacket<'_>, sink: &mut impl Sink) {
         let Self { ports, matcher, streams, counters } = self;
         let ParsedPacket { source, destination, payload, missing, header } = *parsed;
         let Packet { time, interface, .. } = *packet;
@@ -75,20 +76,20 @@ impl Tracker {
         match header {
             TransportHeader::Udp => {
                 let completeness = if missing > 0 { Completeness::Partial } else { Completeness::Complete };
-                message(payload, &context(completeness), ports, matcher, counters, sink);
+                match_message(payload, &context(completeness), ports, matcher, counters, sink);
             }
             TransportHeader::Tcp { sequence, flags } => {
                 let segment = Segment { time, source, destination, sequence, flags, payload, missing };
-                streams.segment(&segment, &mut |bytes, completeness| {
-                    message(bytes, &context(completeness), ports, matcher, counters, sink);
+                streams.ingest(&segment, &mut |bytes, completeness| {
+                    match_message(bytes, &context(completeness), ports, matcher, counters, sink);
                 });
             }
         }
     }
 }
 
-/// Takes in a message.
-fn message(
+/// Passes a message to the matcher.
+fn match_message(
     bytes: &[u8],
     context: &MessageContext,
     ports: &[u16],

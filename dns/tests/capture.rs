@@ -109,7 +109,7 @@ impl Listener {
         Self { capture: Capture::open(options).unwrap(), tracker: Tracker::new(options), lookups: Vec::new() }
     }
 
-    /// Takes in packets until none come for a while.
+    /// Reads packets until none come for a while.
     fn listen(&mut self) -> Counters {
         let Self { capture, tracker, lookups } = self;
         loop {

@@ -1,5 +1,5 @@
-//! Measures the time and the memory that it takes to find everything in the type information of the running kernel, or
-//! in a file: `cargo bench -p socktrail-guess --bench btf [-- PATH]`.
+//! Measures the time and the memory that it takes to find all keys of the catalog in the type information of the running
+//! kernel, or in a file: `cargo bench -p socktrail-guess --bench btf [-- PATH]`.
 #![allow(clippy::print_stdout)]
 
 use socktrail_guess::find_in_btf;
@@ -10,17 +10,19 @@ const RUNS: usize = 50;
 fn main() {
     let path = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
     let path = path.unwrap_or_else(|| "/sys/kernel/btf/vmlinux".to_owned());
-    let before = peak_memory();
     let bytes = match std::fs::read(&path) {
         Ok(bytes) => bytes,
         Err(error) => return println!("{path}: {error}: nothing measured"),
     };
+    let before = peak_memory();
     let found = find_in_btf(&bytes).expect("type information of a kernel");
     let memory = peak_memory() - before;
-    let reading = fastest(|| std::fs::read(&path).expect("it was just read").len());
-    let finding = fastest(|| find_in_btf(&bytes).expect("it was just parsed").missing.len());
+    let read_time = fastest(|| std::fs::read(&path).expect("it was just read").len());
+    let find_time = fastest(|| find_in_btf(&bytes).expect("it was just parsed").missing.len());
     println!("{path}: {} KiB", bytes.len() / 1024);
-    println!("fastest of {RUNS}: {reading:?} to read it, {finding:?} to find everything; {memory} KiB of memory");
+    println!(
+        "fastest of {RUNS}: {read_time:?} to read it, {find_time:?} and {memory} KiB more memory to find all keys"
+    );
     for missing in &found.missing {
         println!("not found: {}: {}", missing.key, missing.reason);
     }
@@ -40,5 +42,5 @@ fn peak_memory() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").expect("/proc is mounted");
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     let number = line.and_then(|line| line.split_whitespace().next());
-    number.and_then(|number| number.parse().ok()).expect("VmHWM is in KiB")
+    number.and_then(|number| number.parse().ok()).expect("`VmHWM` has a number")
 }

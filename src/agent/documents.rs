@@ -93,7 +93,7 @@ impl Documents {
                 let mut document = ecs::socket_event(event, &context);
                 self.events += 1;
                 document.event.sequence = Some(self.events);
-                push(batch, Kind::Event, &document);
+                push(batch, Kind::SocketEvent, &document);
             }
             Received::Loss(loss) => {
                 let mut document = ecs::loss(loss, &context);

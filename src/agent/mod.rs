@@ -32,7 +32,7 @@ use self::notify::Notify;
 use self::signals::{SignalRequest, SignalRequests};
 use self::source::{Prepared, Source};
 use self::wire::Meters;
-use crate::receive::{Limits, Receiver, receive};
+use crate::receive::{Consumer, Limits, receive};
 
 /// How long old outputs may write their documents after a reload. The new outputs get the remaining documents.
 const CHANGE: Duration = Duration::from_secs(1);
@@ -126,7 +126,7 @@ struct Agent<'a> {
     deadline: Option<Instant>,
 }
 
-impl Receiver for Agent<'_> {
+impl Consumer for Agent<'_> {
     fn tick(&mut self, now: Instant) -> anyhow::Result<usize> {
         for request in self.signals.pending() {
             match request {
@@ -155,7 +155,7 @@ impl Receiver for Agent<'_> {
         self.source.can_lose() || self.outputs.have_room(BATCH_BYTES)
     }
 
-    fn take(&mut self, received: &Received, now: Instant, _most: u64) -> anyhow::Result<u64> {
+    fn take(&mut self, received: &Received, now: Instant, _max_lines: u64) -> anyhow::Result<u64> {
         self.documents.take(received, now, self.source);
         if self.documents.is_full() {
             self.hand_over();

@@ -20,7 +20,7 @@ impl Notify {
     /// Sends nothing yet.
     pub fn new() -> Self {
         // Half of what is allowed, as sd_watchdog_enabled(3) recommends.
-        let watchdog = sd_notify::watchdog_enabled().map(|most| most / 2);
+        let watchdog = sd_notify::watchdog_enabled().map(|interval| interval / 2);
         Self { watchdog, watchdog_sent: Instant::now(), status_sent: None }
     }
 

@@ -80,8 +80,8 @@ impl Playback {
         self.clock
     }
 
-    /// The error that ended it, if there is one.
-    pub fn ended(&self) -> anyhow::Result<()> {
+    /// The error that ended the playback, if there is one.
+    pub fn check_end(&self) -> anyhow::Result<()> {
         match self.thread.take().map(JoinHandle::join) {
             Some(Ok(result)) => result,
             Some(Err(_)) => anyhow::bail!("the thread that replays has failed; this is a bug: please report it"),

@@ -42,7 +42,7 @@ impl<'a> Prepared<'a> {
         })
     }
 
-    /// Starts it.
+    /// Starts the source.
     pub fn start(self) -> anyhow::Result<Source> {
         Ok(match self {
             Self::Kernel(prepared) => Source::Kernel(prepared.start()?),
@@ -126,10 +126,10 @@ impl FlowSource for Source {
         }
     }
 
-    fn ended(&self) -> anyhow::Result<()> {
+    fn check_end(&self) -> anyhow::Result<()> {
         match self {
-            Self::Kernel(monitor) => FlowSource::ended(monitor),
-            Self::Recording(playback) => playback.ended(),
+            Self::Kernel(monitor) => FlowSource::check_end(monitor),
+            Self::Recording(playback) => playback.check_end(),
         }
     }
 }

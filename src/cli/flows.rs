@@ -47,7 +47,7 @@ struct Flows<'a> {
 }
 
 impl Print for Flows<'_> {
-    fn print(&mut self, received: &Received, now: Instant, _most: u64) -> io::Result<u64> {
+    fn print(&mut self, received: &Received, now: Instant, _max_lines: u64) -> io::Result<u64> {
         let Received::Flow(flow) = received else { return Ok(0) };
         let Self { monitor, users, host, agent, lines } = self;
         let (names, directions) = (users.at(now), Directions::default());

@@ -40,7 +40,7 @@ struct Names<'a> {
 }
 
 impl Print for Names<'_> {
-    fn print(&mut self, received: &Received, _now: Instant, _most: u64) -> io::Result<u64> {
+    fn print(&mut self, received: &Received, _now: Instant, _max_lines: u64) -> io::Result<u64> {
         let Received::Name(name) = received else { return Ok(0) };
         let clock = self.monitor.clock();
         match self.format {

@@ -1,4 +1,4 @@
-//! Prints results as lines on stdout, until a limit is reached, a signal arrives or the reader closes its end.
+//! Prints results as lines on stdout, until a limit is reached, a signal arrives or the output is closed.
 
 use std::io::{self, Write};
 use std::os::fd::AsFd;
@@ -14,12 +14,12 @@ use socktrail::monitor::Received;
 
 use super::exit::Status;
 use super::interrupt::Interrupts;
-use crate::receive::{FlowSource, Limits, Receiver, receive};
+use crate::receive::{Consumer, FlowSource, Limits, receive};
 
 /// Prints the results of one command.
 pub trait Print {
-    /// Prints a result as at most `most` lines. Returns the number of lines.
-    fn print(&mut self, received: &Received, now: Instant, most: u64) -> io::Result<u64>;
+    /// Prints a result as at most `max_lines` lines. Returns the number of lines.
+    fn print(&mut self, received: &Received, now: Instant, max_lines: u64) -> io::Result<u64>;
     /// Whether there are lines to flush.
     fn is_unflushed(&self) -> bool;
     /// Flushes all lines.
@@ -71,7 +71,7 @@ impl<P: Print> Printing<P> {
     }
 }
 
-impl<P: Print> Receiver for Printing<P> {
+impl<P: Print> Consumer for Printing<P> {
     fn tick(&mut self, _now: Instant) -> anyhow::Result<usize> {
         if self
             .signals
@@ -84,8 +84,8 @@ impl<P: Print> Receiver for Printing<P> {
         Ok(self.signals.interrupts.count())
     }
 
-    fn take(&mut self, received: &Received, now: Instant, most: u64) -> anyhow::Result<u64> {
-        self.print.print(received, now, most).context("writing to stdout")
+    fn take(&mut self, received: &Received, now: Instant, max_lines: u64) -> anyhow::Result<u64> {
+        self.print.print(received, now, max_lines).context("writing to stdout")
     }
 
     fn is_unflushed(&self) -> bool {
@@ -96,7 +96,7 @@ impl<P: Print> Receiver for Printing<P> {
         self.print.flush().context("writing to stdout")
     }
 
-    fn reader_is_gone(&self) -> bool {
+    fn output_is_closed(&self) -> bool {
         is_gone(io::stdout())
     }
 }

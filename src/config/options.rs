@@ -90,8 +90,8 @@ section! {
         #[flag("source", "SOURCE")]
         #[serde(with = "super::values::text")]
         source: LayoutSource,
-        /// The maximum number of live flows. Each takes up to 440 bytes, with its socket. Beyond it, the flow closest to
-        /// its timeout is reported early.
+        /// The maximum number of live flows. Each takes up to 440 bytes, with its socket. Beyond it, the flow whose
+        /// timeout or interim report is due first is ended early.
         #[flag("max-flows", "N")]
         max_flows: usize,
         /// The maximum number of sockets that are tracked. Beyond it, the owners of new sockets are not known.

@@ -16,7 +16,7 @@ impl serde_json::ser::Formatter for JsonFormatter {
             return writer.write_all(fragment.as_bytes());
         }
         let mut rest = fragment;
-        while let Some((at, control)) = rest.char_indices().find(|(_, char)| char.is_control()) {
+        while let Some((at, control)) = rest.char_indices().find(|(_, c)| c.is_control()) {
             let (clean, tail) = rest.split_at(at);
             write!(writer, "{clean}\\u{:04x}", u32::from(control))?;
             rest = &tail[control.len_utf8()..];
@@ -28,12 +28,12 @@ impl serde_json::ser::Formatter for JsonFormatter {
 /// Appends a document as JSON.
 ///
 /// # Errors
-/// The document cannot be serialized. `to` is then unchanged.
-pub(crate) fn append_json(to: &mut Vec<u8>, document: &impl Serialize) -> io::Result<()> {
-    let before = to.len();
-    let written = document.serialize(&mut serde_json::Serializer::with_formatter(&mut *to, JsonFormatter));
-    written.map_err(|error| {
-        to.truncate(before);
+/// The document cannot be serialized. `buffer` is then unchanged.
+pub(crate) fn append_json(buffer: &mut Vec<u8>, document: &impl Serialize) -> io::Result<()> {
+    let before = buffer.len();
+    let result = document.serialize(&mut serde_json::Serializer::with_formatter(&mut *buffer, JsonFormatter));
+    result.map_err(|error| {
+        buffer.truncate(before);
         error.into()
     })
 }
@@ -43,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn json_without_controls_means_the_same() {
+    fn escaped_control_characters_decode_to_the_same_text() {
         let text = "a\u{7f}b\u{9b}31mé\u{1b}\u{a0}网";
         let mut json = Vec::new();
         text.serialize(&mut serde_json::Serializer::with_formatter(&mut json, JsonFormatter)).unwrap();

@@ -286,12 +286,12 @@ impl Packet {
         Self { direction, transport, sock, tuple, size, tcp_flags: 0, segments: None, data_len: 0, fragment: 0 }
     }
 
-    /// Whether it requests a TCP connection: a SYN without ACK.
+    /// Whether the packet requests a TCP connection: a SYN without ACK.
     pub(crate) const fn is_initial_syn(&self) -> bool {
         self.tcp_flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN
     }
 
-    /// Whether it answers the request for a TCP connection: SYN and ACK.
+    /// Whether the packet answers the request for a TCP connection: SYN and ACK.
     pub(crate) const fn is_syn_ack(&self) -> bool {
         let both = tcp_flags::SYN | tcp_flags::ACK;
         self.tcp_flags & both == both

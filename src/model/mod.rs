@@ -1,5 +1,5 @@
-//! The types that all parts of the library share: events, flows, processes, socket events. Nothing here does I/O, except that
-//! it reads clocks and small files.
+//! The types that all parts of the library share: events, flows, processes, socket events. The only I/O here is
+//! reading clocks and small files.
 
 #[cfg(any(feature = "documents", feature = "recording"))]
 pub(crate) mod bounded;
@@ -12,10 +12,10 @@ pub mod event;
 pub mod feature;
 pub mod filter;
 pub mod flow;
-pub(crate) mod halves;
 pub mod kernel_address;
 pub mod loss;
 pub mod names;
+pub(crate) mod pairing;
 pub mod process;
 pub mod socket_event;
 #[cfg(test)]

@@ -17,9 +17,9 @@ pub trait UserNames {
 }
 
 /// Looks up names ahead of time, so that they are known when they are needed.
-pub trait ExpectNames: fmt::Debug + Send + Sync {
+pub trait PrefetchNames: fmt::Debug + Send + Sync {
     /// The names of these users and groups will be needed. Never waits.
-    fn expect(&self, owner: &Credentials);
+    fn prefetch(&self, owner: &Credentials);
 }
 
 /// Knows no names.

@@ -122,9 +122,12 @@ mod tests {
     /// What is masked is a probe's function or an ability; nothing else has an effect.
     #[test]
     fn every_name_stands_for_something() {
-        use crate::source::kprobes::{CALLS, Probe, TABLE};
-        let functions: Vec<_> =
-            TABLE.iter().chain(CALLS).flat_map(|(_, probes)| probes.iter().map(Probe::function)).collect();
+        use crate::source::kprobes::{FLOW_PROBES, Probe, SOCKET_EVENT_PROBES};
+        let functions: Vec<_> = FLOW_PROBES
+            .iter()
+            .chain(SOCKET_EVENT_PROBES)
+            .flat_map(|(_, probes)| probes.iter().map(Probe::function))
+            .collect();
         const ABILITIES: [&str; 8] =
             ["use_clockid", "comm", "maxactive", "arrays", "arguments", "user_memory", "constants", "rtnl_kfree_skbs"];
         for name in Release(0, 0).lacks() {

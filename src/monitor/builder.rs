@@ -9,7 +9,7 @@ use socktrail_guess::LayoutSource;
 use super::{Monitor, Options, Prepared};
 use crate::model::clock::TimeSource;
 use crate::model::filter::Filter;
-use crate::model::names::ExpectNames;
+use crate::model::names::PrefetchNames;
 use crate::model::socket_event::Actions;
 use crate::source::Error;
 
@@ -33,7 +33,7 @@ use crate::source::Error;
 #[must_use = "nothing is watched before it is started"]
 pub struct Builder {
     options: Options,
-    users: Option<Arc<dyn ExpectNames>>,
+    user_names: Option<Arc<dyn PrefetchNames>>,
 }
 
 impl Builder {
@@ -44,8 +44,8 @@ impl Builder {
 
     /// Requests the names of users as soon as they own a socket, so that the names are known when the flow is reported. The
     /// caller must have started `users`, for instance by `Users::start` of the module `users`.
-    pub fn users(self, users: impl ExpectNames + 'static) -> Self {
-        Self { users: Some(Arc::new(users)), ..self }
+    pub fn users(self, users: impl PrefetchNames + 'static) -> Self {
+        Self { user_names: Some(Arc::new(users)), ..self }
     }
 
     /// Changes options that have no method of their own.
@@ -129,6 +129,6 @@ impl Builder {
     /// # Errors
     /// As [`Builder::start`].
     pub fn prepare(self) -> Result<Prepared, Error> {
-        Prepared::new(&self.options, self.users)
+        Prepared::new(&self.options, self.user_names)
     }
 }

@@ -13,15 +13,15 @@ const PERIOD: Duration = Duration::from_secs(1);
 /// Reports losses through a queue of its own, because a full queue of results may be the reason for the loss.
 #[derive(Debug)]
 pub(super) struct LossReporter {
-    to_user: Sender<Loss>,
+    to_caller: Sender<Loss>,
     pending: Losses,
     next: MonotonicTime,
 }
 
 impl LossReporter {
     /// A reporter without losses.
-    pub(super) fn new(to_user: Sender<Loss>) -> Self {
-        Self { to_user, pending: Losses::default(), next: MonotonicTime::ZERO }
+    pub(super) fn new(to_caller: Sender<Loss>) -> Self {
+        Self { to_caller, pending: Losses::default(), next: MonotonicTime::ZERO }
     }
 
     /// Adds a loss, to be reported later.
@@ -36,7 +36,7 @@ impl LossReporter {
         if now >= self.next {
             self.next = now.saturating_add(PERIOD);
             self.pending.offer(|loss| {
-                let taken = self.to_user.try_send(loss).is_ok();
+                let taken = self.to_caller.try_send(loss).is_ok();
                 if taken {
                     tracing::warn!("{loss}");
                     has_reported = true;
@@ -65,8 +65,8 @@ mod tests {
         for (lost_queue_size, expected) in
             [(1, vec![(1, 0, 0), (9, 1, 9)]), (4, vec![(1, 0, 0), (1, 1, 1), (1, 2, 2), (1, 3, 3), (6, 4, 9)])]
         {
-            let (to_user, reported) = bounded(lost_queue_size);
-            let mut reporter = LossReporter::new(to_user);
+            let (to_caller, reported) = bounded(lost_queue_size);
+            let mut reporter = LossReporter::new(to_caller);
             for second in 0..10 {
                 let at = MonotonicTime::ZERO.saturating_add(second * PERIOD);
                 reporter.add(Loss {
@@ -88,8 +88,8 @@ mod tests {
 
     #[test]
     fn losses_are_reported_once_a_second() {
-        let (to_user, reported) = bounded(100);
-        let mut reporter = LossReporter::new(to_user);
+        let (to_caller, reported) = bounded(100);
+        let mut reporter = LossReporter::new(to_caller);
         for at in (0..3000).map(|millis| MonotonicTime::ZERO.saturating_add(Duration::from_millis(millis))) {
             reporter.add(Loss { cause: LossCause::Ring { cpu: 0 }, count: 2, first: at, last: at });
             reporter.report(at);

@@ -2,20 +2,21 @@
 //!
 //! ```text
 //! kernel --probes--> rings (one per CPU) --> reader thread: decode, order by time --> batches of events
-//! AF_PACKET: packets of DNS servers -------> the same: DNS answers                        |
+//! AF_PACKET: DNS packets ------------------> reader thread: DNS answers                   |
 //!                                                                                         |
-//! /proc: existing processes, details ---------------------------> state thread: the pipeline with the state machine
+//! /proc: existing processes and sockets, details of processes --> state thread: the pipeline with the state machine
 //!                                                                                         |
-//!                                   flows, losses --> the caller of Monitor::recv, or a Handler
+//!         flows, socket events, names, losses --> the caller of Monitor::recv, or a Handler
 //! ```
 //!
 //! The reader thread (`monitor/reader.rs`) owns the source, with its rings and probes; the state thread
-//! (`monitor/state_thread.rs`) owns the pipeline with the state machine, so there are no locks. All channels are
-//! bounded. When the state thread falls behind, the reader waits and samples pile up in the rings, where the kernel
-//! counts those that find no room. When the user does not take flows in time, they are dropped and counted.
+//! (`monitor/state_thread.rs`) owns the pipeline with the state machine, so neither needs a lock. Only the clock and
+//! the counters are shared. All channels are bounded. When the state thread falls behind, the reader waits and samples pile up
+//! in the rings, where the kernel counts those that find no room. When the caller does not take flows in time, they are dropped
+//! and counted.
 //!
-//! A monitor starts in two steps: [`Prepared`] installs the probes, which needs privileges; starting the threads needs few.
-//! Several monitors may run in one process, independently of each other.
+//! A monitor starts in two steps: [`Prepared`] installs the probes, which needs privileges; starting the threads needs hardly
+//! any. Several monitors may run in one process, independently of each other.
 
 use std::fmt::Display;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -29,7 +30,7 @@ use parking_lot::Mutex;
 
 use crate::model::clock::Clock;
 use crate::model::loss::Loss;
-use crate::model::names::ExpectNames;
+use crate::model::names::PrefetchNames;
 use crate::pipeline::Pipeline;
 use crate::source::{Batch, Error, Source, Waker};
 
@@ -69,7 +70,7 @@ pub use stats::MonitorStats;
 use losses::LossReporter;
 use reader::{FromReader, Reader};
 use readiness::{Readiness, SetOnDrop};
-use state_thread::{StateThread, ToUser};
+use state_thread::{StateThread, ToCaller};
 use stats::Counts;
 
 /// A running monitor. Dropping it removes its probes and ends its threads.
@@ -113,7 +114,7 @@ impl Monitor {
         match self.results.recv_timeout(timeout) {
             Ok(received) => received,
             Err(RecvTimeoutError::Timeout) => Received::Idle,
-            // The last losses are reported at the very end.
+            // The state thread may have sent its last losses after the check above.
             Err(RecvTimeoutError::Disconnected) => self.losses.try_recv().map_or(Received::Ended, Received::Loss),
         }
     }
@@ -121,9 +122,9 @@ impl Monitor {
     /// Like [`Monitor::recv`], without waiting. [`Received::Idle`] means that there is no result now, [`Received::Ended`] that
     /// there will be no more results.
     ///
-    /// For an event loop, the monitor has a file descriptor ([`AsFd`]). It is readable while there may be a result, until this
-    /// function returns [`Received::Idle`], and once the monitor has ended. Use it for `poll(2)`, `epoll(7)` and the like only: do
-    /// not read from it.
+    /// For an event loop, the monitor has a file descriptor ([`AsFd`]). It becomes readable when there may be a
+    /// result, and stays so until this function returns [`Received::Idle`]. After the end it is always readable. Use it for
+    /// `poll(2)`, `epoll(7)` and the like only: do not read from it.
     ///
     /// ```no_run
     /// use std::os::fd::AsFd;
@@ -155,32 +156,33 @@ impl Monitor {
         }
     }
 
-    /// Asks the monitor to stop. It takes in the samples so far and hands out the live flows. After the last one,
+    /// Asks the monitor to stop. It processes the samples so far, ends all live flows and returns them. After the last one,
     /// [`Monitor::recv`] returns [`Received::Ended`].
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::Release);
         self.waker.wake();
     }
 
-    /// Converts times of flows to wall time. Call this again for each received flow, because the wall clock may be set.
+    /// The clock that converts times of flows to wall time. Call this again for each received flow, because the wall clock may
+    /// be set.
     pub fn clock(&self) -> Clock {
         *self.clock.lock()
     }
 
-    /// A summary of what is watched.
-    pub fn describe(&self) -> &Summary {
+    /// What this monitor observes, and what it cannot.
+    pub fn summary(&self) -> &Summary {
         &self.summary
     }
 
-    /// The counters so far. Those of the state machine are at most one step old.
+    /// The counters so far. Those of the state machine are updated after each batch.
     pub fn stats(&self) -> MonitorStats {
-        self.counts.read(self.summary.lost.len())
+        self.counts.read(self.summary.missing.len())
     }
 
     /// Connects the threads by channels and starts them.
     fn spawn<S>(
         options: &Options,
-        users: Option<Arc<dyn ExpectNames>>,
+        user_names: Option<Arc<dyn PrefetchNames>>,
         source: S,
         summary: Summary,
     ) -> Result<Self, Error>
@@ -188,10 +190,11 @@ impl Monitor {
         S: Source<Error: Display> + Send + 'static,
     {
         let (to_state, batches) = queue(options);
-        let (spare, used) = bounded(options.perf_queue_size.div_ceil(Batch::SIZE) + 1);
-        let (to_user, results) = bounded(options.flow_queue_size);
-        let (losses_to_user, losses) = bounded(options.lost_queue_size);
-        let (learning, is_ready) = bounded(0);
+        // Emptied batches go back to the reader, for reuse: those of the queue, and the one that the state thread has.
+        let (return_batch, returned_batches) = bounded(options.perf_queue_size.div_ceil(Batch::SIZE) + 1);
+        let (to_caller, results) = bounded(options.flow_queue_size);
+        let (losses_to_caller, losses) = bounded(options.lost_queue_size);
+        let (ready_guard, ready) = bounded(0);
         let stopping = Arc::new(AtomicBool::new(false));
         let counts = Arc::new(Counts::default());
         let clock = Arc::new(Mutex::new(source.clock()));
@@ -199,27 +202,27 @@ impl Monitor {
         let readiness = Arc::new(Readiness::new().map_err(Error::EventFd)?);
 
         let state_thread = StateThread {
-            pipeline: Pipeline::new(options.into(), users),
+            pipeline: Pipeline::new(options.into(), user_names),
             source: FromReader {
                 batches,
-                spare,
+                return_batch,
                 capabilities: source.capabilities(),
                 counts: Arc::clone(&counts),
                 clock: Arc::clone(&clock),
                 next: None,
             },
-            to_user: ToUser {
-                results: to_user,
-                losses: LossReporter::new(losses_to_user),
+            to_caller: ToCaller {
+                results: to_caller,
+                losses: LossReporter::new(losses_to_caller),
                 counts: Arc::clone(&counts),
                 readiness: SetOnDrop(Arc::clone(&readiness)),
             },
-            learning,
+            ready_guard,
         };
         let reader = Reader {
             source,
             to_state,
-            spare: used,
+            returned_batches,
             stopping: Arc::clone(&stopping),
             counts: Arc::clone(&counts),
             clock: Arc::clone(&clock),
@@ -228,10 +231,10 @@ impl Monitor {
         let mut monitor =
             Self { results, losses, readiness, stopping, waker, threads: Vec::new(), counts, summary, clock };
         monitor.threads.push(thread("socktrail-state", move || state_thread.run())?);
-        monitor.threads.push(thread("socktrail-rings", move || reader.run())?);
+        monitor.threads.push(thread("socktrail-reader", move || reader.run())?);
         // Nothing is ever sent on this channel. It closes when the state thread knows the existing processes and
         // sockets.
-        let _ = is_ready.recv();
+        let _ = ready.recv();
         Ok(monitor)
     }
 }
@@ -246,7 +249,7 @@ impl AsFd for Monitor {
 impl Drop for Monitor {
     fn drop(&mut self) {
         self.stop();
-        // The state thread never waits for the receiver, so it ends.
+        // The state thread never blocks on a full queue of results, so it ends although nobody receives.
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
@@ -270,7 +273,7 @@ mod tests {
     use crate::source::fake::{Fake, Scripted};
 
     const SECOND: u64 = 1_000_000_000;
-    /// The timeout of every wait.
+    /// How long to wait for something that must come.
     const PATIENCE: Duration = Duration::from_secs(60);
 
     fn at(second: u64) -> MonotonicTime {
@@ -287,31 +290,31 @@ mod tests {
         Scripted::Event(Event { time: at(second), pid: 0, tid: 0, kind: EventKind::Packet(packet) })
     }
 
-    fn watch(source: Fake) -> Monitor {
-        let summary = Summary { features: Vec::new(), lost: Vec::new(), cpus: 0, ipv6: false };
+    fn start(source: Fake) -> Monitor {
+        let summary = Summary { features: Vec::new(), missing: Vec::new(), cpus: 0, ipv6: false };
         Monitor::spawn(&Options::default(), None, source, summary).unwrap()
     }
 
     #[test]
-    fn events_of_a_source_come_out_of_a_monitor() {
+    fn events_become_flows() {
         let mut source = Fake::new([
             datagram(1, 1),
             datagram(2, 2),
-            Scripted::Until(at(3)),
-            Scripted::Full,
+            Scripted::EndRound(at(3)),
+            Scripted::EndBatch,
             datagram(20, 2),
             Scripted::Lost { since: at(20), time: at(21), count: 3 },
-            Scripted::Until(at(40)),
+            Scripted::EndRound(at(40)),
         ]);
         source.ends = false;
-        let monitor = watch(source);
-        let seen = |flow: crate::model::flow::Flow| (flow.remote.port, flow.sent.packets, flow.reason);
-        assert_eq!(monitor.flows().next().map(seen), Some((1, 1, Reason::Inactive)));
+        let monitor = start(source);
+        let key = |flow: crate::model::flow::Flow| (flow.remote.port, flow.sent.packets, flow.reason);
+        assert_eq!(monitor.flows().next().map(key), Some((1, 1, Reason::Inactive)));
         monitor.stop();
         let mut flows = Vec::new();
         for received in &monitor {
             match received {
-                Received::Flow(flow) => flows.push(seen(*flow)),
+                Received::Flow(flow) => flows.push(key(*flow)),
                 Received::Loss(_) => {}
                 other => panic!("{other:?}"),
             }
@@ -320,29 +323,29 @@ mod tests {
         assert_eq!(monitor.stats().state.samples_lost, 3);
     }
 
-    /// All events of a source arrive, even if there are more than the queue holds, and batches are reused.
+    /// All events of a source arrive, even if there are more than the queue holds.
     #[test]
-    fn much_passes_through_a_short_queue() {
+    fn more_events_than_fit_the_queue_all_arrive() {
         let port = |number: u64| (number % 50_000 + 1) as u16;
-        let mut said: Vec<_> = (0..20_000).map(|number| datagram(number / 1000, port(number))).collect();
-        (0..said.len()).step_by(Batch::SIZE).rev().for_each(|at| said.insert(at, Scripted::Full));
-        said.push(Scripted::Until(at(21)));
-        let monitor = watch(Fake::new(said));
+        let mut script: Vec<_> = (0..20_000).map(|number| datagram(number / 1000, port(number))).collect();
+        (0..script.len()).step_by(Batch::SIZE).rev().for_each(|at| script.insert(at, Scripted::EndBatch));
+        script.push(Scripted::EndRound(at(21)));
+        let monitor = start(Fake::new(script));
         assert_eq!(monitor.flows().count(), 20_000);
         assert_eq!(monitor.stats().state.packets, 20_000);
     }
 
-    /// Whether its descriptor is readable, waited for.
+    /// Waits at most `timeout` for the descriptor to become readable. Returns whether it is.
     fn is_readable(monitor: &Monitor, timeout: Duration) -> bool {
         let mut waited_for = [PollFd::new(monitor.as_fd(), PollFlags::POLLIN)];
         poll(&mut waited_for, PollTimeout::try_from(timeout).unwrap()).unwrap() > 0
     }
 
     #[test]
-    fn its_descriptor_is_readable_while_something_may_be_there() {
-        let mut source = Fake::new([datagram(1, 1), Scripted::Until(at(2)), Scripted::Full, datagram(2, 2)]);
+    fn the_descriptor_is_readable_while_there_may_be_a_result() {
+        let mut source = Fake::new([datagram(1, 1), Scripted::EndRound(at(2)), Scripted::EndBatch, datagram(2, 2)]);
         source.ends = false;
-        let monitor = watch(source);
+        let monitor = start(source);
         assert!(matches!(monitor.try_recv(), Received::Idle));
         assert!(!is_readable(&monitor, Duration::from_millis(20)), "no flow has ended yet");
         monitor.stop();
@@ -356,20 +359,20 @@ mod tests {
             }
         }
         assert_eq!(flows, 2);
-        assert!(is_readable(&monitor, Duration::ZERO), "the end can be received any time");
+        assert!(is_readable(&monitor, Duration::ZERO), "`Ended` can be received repeatedly");
         assert!(matches!(monitor.try_recv(), Received::Ended));
     }
 
-    /// A loop that only waits for the descriptor gets all, the losses and the end included.
+    /// A loop that only waits for the descriptor receives everything, including losses and the end.
     #[test]
     fn waiting_for_the_descriptor_alone_misses_nothing() {
         let port = |number: u64| (number % 50_000 + 1) as u16;
         let rounds = (0..400_u64).flat_map(|round| {
-            let begun = (0..5).map(move |number| datagram(40 * round, port(5 * round + number)));
+            let datagrams = (0..5).map(move |number| datagram(40 * round, port(5 * round + number)));
             let lost = Scripted::Lost { since: at(40 * round), time: at(40 * round), count: 1 };
-            begun.chain([lost, Scripted::Until(at(40 * round + 39))])
+            datagrams.chain([lost, Scripted::EndRound(at(40 * round + 39))])
         });
-        let monitor = watch(Fake::new(rounds.collect::<Vec<_>>()));
+        let monitor = start(Fake::new(rounds.collect::<Vec<_>>()));
         let (mut flows, mut lost) = (0, 0);
         'all: loop {
             assert!(is_readable(&monitor, PATIENCE), "{flows} flows");
@@ -388,14 +391,15 @@ mod tests {
 
     #[test]
     fn many_results_are_signalled_once_while_nobody_takes_them() {
-        let mut said: Vec<_> = (0..1000).map(|port| datagram(1, port + 1)).collect();
-        said.extend([Scripted::Until(at(2)), Scripted::Until(at(40)), Scripted::Until(at(80))]);
-        let monitor = watch(Fake::new(said));
+        let mut script: Vec<_> = (0..1000).map(|port| datagram(1, port + 1)).collect();
+        // The flows end at the second mark.
+        script.extend([Scripted::EndRound(at(2)), Scripted::EndRound(at(40))]);
+        let monitor = start(Fake::new(script));
         assert!(is_readable(&monitor, PATIENCE));
         while monitor.stats().state.flows_reported < 1000 {
             std::thread::yield_now();
         }
-        // An eventfd holds the sum of what was written to it (`eventfd(2)`).
+        // An eventfd holds the sum of what was written to it (`eventfd(2)`), so 1 means that `set` wrote once.
         let mut written = [0; 8];
         nix::unistd::read(monitor.as_fd(), &mut written).unwrap();
         assert_eq!(u64::from_ne_bytes(written), 1);
@@ -404,10 +408,10 @@ mod tests {
 
     #[test]
     fn the_queue_of_samples_is_bounded() {
-        for (perf_queue_size, most) in [(1, Batch::SIZE), (4096, 4096), (5000, 5120)] {
+        for (perf_queue_size, bound) in [(1, Batch::SIZE), (4096, 4096), (5000, 5120)] {
             let (to_state, _from_reader) = queue(&Options { perf_queue_size, ..Options::default() });
             let taken = (0..).take_while(|_| to_state.try_send(Batch::default()).is_ok()).count();
-            assert_eq!(taken * Batch::SIZE, most, "whole batches travel");
+            assert_eq!(taken * Batch::SIZE, bound, "the limit is rounded up to whole batches");
         }
     }
 }

@@ -44,7 +44,7 @@ pub struct Options {
     /// The maximum number of [losses](crate::model::loss::Loss) that wait to be received. When it is reached, later losses of one
     /// cause are merged into one. None is forgotten, but their times are less exact.
     pub lost_queue_size: usize,
-    /// The maximum number of live flows. Beyond it, the flow that is closest to its timeout is reported early.
+    /// The maximum number of live flows. Beyond it, the flow whose timeout or interim report is due first is ended early.
     pub max_flows: usize,
     /// The maximum number of sockets. Beyond it, new sockets have no known owner.
     pub max_sockets: usize,

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::{Monitor, Options};
-use crate::model::names::ExpectNames;
+use crate::model::names::PrefetchNames;
 use crate::source::Error;
 use crate::source::kprobes::source::{KprobeSource, Summary};
 
@@ -15,21 +15,21 @@ use crate::source::kprobes::source::{KprobeSource, Summary};
 #[derive(Debug)]
 pub struct Prepared {
     options: Options,
-    users: Option<Arc<dyn ExpectNames>>,
+    user_names: Option<Arc<dyn PrefetchNames>>,
     source: KprobeSource,
 }
 
 impl Prepared {
     /// Finds the kernel's layout and installs the probes.
-    pub(super) fn new(options: &Options, users: Option<Arc<dyn ExpectNames>>) -> Result<Self, Error> {
+    pub(super) fn new(options: &Options, user_names: Option<Arc<dyn PrefetchNames>>) -> Result<Self, Error> {
         options.validate_own()?;
         let source = KprobeSource::open(&options.into())?;
-        Ok(Self { options: options.clone(), users, source })
+        Ok(Self { options: options.clone(), user_names, source })
     }
 
-    /// A summary of what is watched.
-    pub fn describe(&self) -> &Summary {
-        self.source.describe()
+    /// What the monitor will observe, and what it cannot.
+    pub fn summary(&self) -> &Summary {
+        self.source.summary()
     }
 
     /// The mount point of tracefs, as a path of this process. The monitor reads and writes files there as long as it lives.
@@ -42,8 +42,8 @@ impl Prepared {
     /// # Errors
     /// [`Error::Thread`] and [`Error::EventFd`]. The probes are then removed.
     pub fn start(self) -> Result<Monitor, Error> {
-        let Self { options, users, source } = self;
-        let summary = source.describe().clone();
-        Monitor::spawn(&options, users, source, summary)
+        let Self { options, user_names, source } = self;
+        let summary = source.summary().clone();
+        Monitor::spawn(&options, user_names, source, summary)
     }
 }

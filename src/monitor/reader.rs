@@ -22,7 +22,8 @@ use crate::state::FoundProcess;
 pub(super) struct Reader<S> {
     pub(super) source: S,
     pub(super) to_state: Sender<Batch>,
-    pub(super) spare: Receiver<Batch>,
+    /// Batches that the state thread has emptied, for reuse.
+    pub(super) returned_batches: Receiver<Batch>,
     pub(super) stopping: Arc<AtomicBool>,
     pub(super) counts: Arc<Counts>,
     pub(super) clock: Arc<Mutex<Clock>>,
@@ -37,10 +38,10 @@ impl<S: Source<Error: Display>> Reader<S> {
                 self.source.stop();
             }
             self.counts.begin_round(self.source.now());
-            let Self { source, to_state, spare, .. } = &mut self;
+            let Self { source, to_state, returned_batches, .. } = &mut self;
             let mut is_gone = false;
             let handed_over = source.hand_over(&mut (), &mut |batch| {
-                let empty = spare.try_recv().unwrap_or_default();
+                let empty = returned_batches.try_recv().unwrap_or_default();
                 is_gone |= to_state.send(mem::replace(batch, empty)).is_err();
             });
             *self.counts.source.lock() = self.source.counts();
@@ -57,7 +58,8 @@ impl<S: Source<Error: Display>> Reader<S> {
 /// for a [`Tap`], because only events arrive.
 pub(super) struct FromReader {
     pub(super) batches: Receiver<Batch>,
-    pub(super) spare: Sender<Batch>,
+    /// Gives emptied batches back to the reader thread.
+    pub(super) return_batch: Sender<Batch>,
     pub(super) capabilities: SourceCapabilities,
     pub(super) counts: Arc<Counts>,
     pub(super) clock: Arc<Mutex<Clock>>,
@@ -101,7 +103,7 @@ impl Source for FromReader {
     ) -> Result<ControlFlow<()>, Infallible> {
         let Some(mut batch) = self.next.take() else { return Ok(ControlFlow::Break(())) };
         take(&mut batch);
-        let _ = self.spare.try_send(batch);
+        let _ = self.return_batch.try_send(batch);
         Ok(ControlFlow::Continue(()))
     }
 

@@ -156,9 +156,9 @@ mod tests {
             sample(2, 1501, datagram_of(SOCK, SERVER, client.1)),
             packet(0, dns_packet(client, SERVER, &query)),
             packet(1000, dns_packet(SERVER, client, &response)),
-            Scripted::Until(monotonic(4 * SECOND)),
+            Scripted::EndRound(monotonic(4 * SECOND)),
             sample(5, 1500, created(SOCK + 64)),
-            Scripted::Full,
+            Scripted::EndBatch,
             sample(6, 1501, datagram_of(SOCK + 64, ([192, 0, 2, 9], 443), 4001)),
             Scripted::Lost { since: monotonic(6 * SECOND), time: monotonic(7 * SECOND), count: 5 },
             Scripted::Missed(Missed {
@@ -167,11 +167,11 @@ mod tests {
                 since: monotonic(7 * SECOND),
                 time: monotonic(8 * SECOND),
             }),
-            Scripted::Until(monotonic(8 * SECOND)),
-            Scripted::Until(monotonic(60 * SECOND)),
+            Scripted::EndRound(monotonic(8 * SECOND)),
+            Scripted::EndRound(monotonic(60 * SECOND)),
             sample(61, 1500, created(SOCK + 128)),
             sample(62, 1501, datagram_of(SOCK + 128, SERVER, 4002)),
-            Scripted::Until(monotonic(63 * SECOND)),
+            Scripted::EndRound(monotonic(63 * SECOND)),
         ])
         .with_formats(&FORMATS);
         let credentials = Some(Credentials { uid: 0, gid: 0, euid: 0, egid: 0 });
@@ -279,7 +279,7 @@ mod tests {
         // Many blocks: one is of 256 KiB.
         let large = |second| sample(second, 1500, vec![0; 60_000]);
         let round =
-            |second: u64| (0..10).map(move |_| large(second)).chain([Scripted::Until(monotonic(second * SECOND))]);
+            |second: u64| (0..10).map(move |_| large(second)).chain([Scripted::EndRound(monotonic(second * SECOND))]);
         let mut source = Fake::new(round(1).chain(round(2)));
         source.ends = false;
         let recorder = recorder(source, Disk(20)).unwrap();

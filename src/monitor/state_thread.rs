@@ -23,13 +23,13 @@ use crate::source::Source;
 pub(super) struct StateThread<S> {
     pub(super) pipeline: Pipeline,
     pub(super) source: S,
-    pub(super) to_user: ToUser,
+    pub(super) to_caller: ToCaller,
     /// Dropped once the existing processes and sockets are known.
-    pub(super) learning: Sender<()>,
+    pub(super) ready_guard: Sender<()>,
 }
 
 /// The queues to the caller of [`Monitor::recv`](super::Monitor::recv).
-pub(super) struct ToUser {
+pub(super) struct ToCaller {
     pub(super) results: Sender<Received>,
     pub(super) losses: LossReporter,
     pub(super) counts: Arc<Counts>,
@@ -39,14 +39,14 @@ pub(super) struct ToUser {
 
 impl<S: Source<Error = Infallible>> StateThread<S> {
     pub(super) fn run(self) {
-        let Self { mut pipeline, mut source, mut to_user, learning } = self;
-        let Ok(()) = pipeline.begin(&mut source, &mut to_user);
-        drop(learning);
+        let Self { mut pipeline, mut source, mut to_caller, ready_guard } = self;
+        let Ok(()) = pipeline.begin(&mut source, &mut to_caller);
+        drop(ready_guard);
         loop {
             source.wait();
-            let Ok(control) = pipeline.step(&mut source, &mut to_user);
-            to_user.report_losses(if control.is_break() { MonotonicTime::MAX } else { pipeline.reached() });
-            *to_user.counts.state.lock() = pipeline.stats();
+            let Ok(control) = pipeline.step(&mut source, &mut to_caller);
+            to_caller.report_losses(if control.is_break() { MonotonicTime::MAX } else { pipeline.reached() });
+            *to_caller.counts.state.lock() = pipeline.stats();
             if control == ControlFlow::Break(()) {
                 return;
             }
@@ -54,7 +54,7 @@ impl<S: Source<Error = Infallible>> StateThread<S> {
     }
 }
 
-impl ToUser {
+impl ToCaller {
     fn send(&mut self, result: Received, now: MonotonicTime) {
         match self.results.try_send(result) {
             Ok(()) => self.readiness.0.set(),
@@ -72,7 +72,7 @@ impl ToUser {
     }
 }
 
-impl<S> Sink<S> for ToUser {
+impl<S> Sink<S> for ToCaller {
     type Error = Infallible;
 
     fn flow(&mut self, _source: &mut S, flow: Flow, at: MonotonicTime) -> Result<(), Infallible> {

@@ -18,7 +18,8 @@ pub struct MonitorStats {
     /// The counters of the state machine.
     #[serde(flatten)]
     pub state: StateStats,
-    /// The number of features without a probe, or with an inferior one: [`Summary::lost`](super::Summary::lost) lists them.
+    /// The number of features without a probe, or with an inferior one: [`Summary::missing`](super::Summary::missing) lists
+    /// them.
     pub features_lost: usize,
     /// Samples that could not be decoded.
     pub samples_unreadable: u64,
@@ -63,7 +64,7 @@ impl Counts {
         MonotonicTime::from_nanos(self.round.load(Ordering::Acquire))
     }
 
-    /// The counts so far, with this number of lost features.
+    /// The counts so far, with this number of missing features.
     pub(super) fn read(&self, features_lost: usize) -> MonitorStats {
         let source = self.source.lock().clone();
         MonitorStats {

@@ -14,7 +14,7 @@ pub enum Kind {
     /// A flow.
     Flow = 1,
     /// A socket event.
-    Event = 2,
+    SocketEvent = 2,
     /// An event of a sensor.
     Sensor = 3,
     /// A loss.
@@ -23,13 +23,13 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 4] = [Self::Flow, Self::Event, Self::Sensor, Self::Loss];
+    pub const ALL: [Self; 4] = [Self::Flow, Self::SocketEvent, Self::Sensor, Self::Loss];
 
-    /// Its name in the names of indices.
+    /// The kind, as names of indices contain it.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Flow => "flow",
-            Self::Event => "event",
+            Self::SocketEvent => "event",
             Self::Sensor => "sensor",
             Self::Loss => "loss",
         }
@@ -45,6 +45,7 @@ impl Kind {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Batch {
     lines: Vec<u8>,
+    /// The kind of each document, and where the next line begins.
     ends: Vec<(Kind, usize)>,
 }
 
@@ -85,7 +86,7 @@ impl Batch {
         })
     }
 
-    /// All documents as lines.
+    /// All documents, each followed by a newline.
     pub fn lines(&self) -> &[u8] {
         &self.lines
     }
@@ -117,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_json_leaves_no_trace() {
+    fn a_document_that_cannot_be_serialized_leaves_the_batch_unchanged() {
         let mut batch = Batch::default();
         let keys = std::collections::HashMap::from([((1, 2), 3)]);
         assert!(batch.push(Kind::Flow, &keys).is_err());
@@ -125,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn kinds_have_numbers_of_their_own() {
+    fn a_kind_is_found_by_its_number() {
         for kind in Kind::ALL {
             assert_eq!(Kind::from_number(kind as u8), Some(kind));
         }

@@ -20,7 +20,7 @@ impl OutputError {
         Self { problem: problem.into(), remedy, is_forbidden: false }
     }
 
-    /// Whether it was not permitted (`EACCES`, `EPERM`).
+    /// Whether the operation was not permitted (`EACCES`, `EPERM`).
     pub fn is_forbidden(&self) -> bool {
         self.is_forbidden
     }

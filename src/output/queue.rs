@@ -110,7 +110,7 @@ impl Queue {
         self.changed.notify_all();
     }
 
-    /// Whether it was closed.
+    /// Whether the queue was closed.
     pub fn is_closed(&self) -> bool {
         self.lock().closed
     }

@@ -127,11 +127,11 @@ fn a_flow_comes_out_once_it_is_over_and_the_source_may_forget_it() {
     let mut source = Fake::new([
         fork(1, CLIENT),
         socket(2, CLIENT, SOCK),
-        Scripted::Full,
+        Scripted::EndBatch,
         datagram(3, SOCK, NAMED),
-        Scripted::Until(monotonic(4 * SECOND)),
-        Scripted::Until(monotonic(40 * SECOND)),
-        Scripted::Until(monotonic(41 * SECOND)),
+        Scripted::EndRound(monotonic(4 * SECOND)),
+        Scripted::EndRound(monotonic(40 * SECOND)),
+        Scripted::EndRound(monotonic(41 * SECOND)),
     ]);
     let (given, _) = run(&mut source, config());
     let [flow] = &given.flows[..] else { panic!("{:#?}", given.flows) };
@@ -144,10 +144,10 @@ fn a_flow_comes_out_once_it_is_over_and_the_source_may_forget_it() {
 #[test]
 fn a_report_of_a_live_flow_is_not_its_end() {
     let reported = StateConfig { flow_report_interval: Some(std::time::Duration::from_secs(5)), ..config() };
-    let traffic =
-        (3..15).flat_map(|second| [datagram(second, SOCK, NAMED), Scripted::Until(monotonic((second + 1) * SECOND))]);
+    let traffic = (3..15)
+        .flat_map(|second| [datagram(second, SOCK, NAMED), Scripted::EndRound(monotonic((second + 1) * SECOND))]);
     let mut source = Fake::new(
-        [socket(2, CLIENT, SOCK)].into_iter().chain(traffic).chain([Scripted::Until(monotonic(60 * SECOND))]),
+        [socket(2, CLIENT, SOCK)].into_iter().chain(traffic).chain([Scripted::EndRound(monotonic(60 * SECOND))]),
     );
     let (given, _) = run(&mut source, reported);
     let [reports @ .., last] = &given.flows[..] else { panic!("nothing came out") };
@@ -159,7 +159,7 @@ fn a_report_of_a_live_flow_is_not_its_end() {
 fn processes_and_sockets_that_existed_before_are_taken_in() {
     for wanted in [Actions::NONE, Actions::ALL] {
         let end = |(ip, port): ([u8; 4], u16)| Endpoint::new(Ipv4Addr::from(ip), port);
-        let mut source = Fake::new([datagram(3, SOCK, NAMED), Scripted::Until(monotonic(4 * SECOND))]);
+        let mut source = Fake::new([datagram(3, SOCK, NAMED), Scripted::EndRound(monotonic(4 * SECOND))]);
         let process = Process { start: Some(since_boot(1)), ..Process::new(CLIENT) };
         source.processes = vec![PreexistingProcess { process, threads: vec![CLIENT] }];
         let (local, remote, transport) = (end(HERE), Some(end(NAMED)), Transport::Udp);
@@ -175,7 +175,7 @@ fn processes_and_sockets_that_existed_before_are_taken_in() {
 #[test]
 fn live_flows_come_out_at_the_end() {
     let mut source =
-        Fake::new([socket(2, CLIENT, SOCK), datagram(3, SOCK, NAMED), Scripted::Until(monotonic(4 * SECOND))]);
+        Fake::new([socket(2, CLIENT, SOCK), datagram(3, SOCK, NAMED), Scripted::EndRound(monotonic(4 * SECOND))]);
     let (given, _) = run(&mut source, config());
     assert_eq!(given.flows.iter().map(|flow| flow.reason).collect::<Vec<_>>(), [Reason::Shutdown]);
     assert!(source.forgotten.is_empty(), "the flow goes on, only nobody looks any more");
@@ -194,8 +194,9 @@ fn losses_are_reported_and_mark_the_affected_flows() {
         ),
         (Scripted::Missed(missed), LossCause::Probes { feature: Feature::TcpIpv4In }, 3, false),
     ] {
-        let said = [socket(2, CLIENT, SOCK), datagram(3, SOCK, NAMED), loss, Scripted::Until(monotonic(6 * SECOND))];
-        let (given, stats) = run(&mut Fake::new(said), config());
+        let script =
+            [socket(2, CLIENT, SOCK), datagram(3, SOCK, NAMED), loss, Scripted::EndRound(monotonic(6 * SECOND))];
+        let (given, stats) = run(&mut Fake::new(script), config());
         let told: Vec<_> = given.losses.iter().map(|loss| (loss.cause, loss.count)).collect();
         assert_eq!(told, [(cause, count)]);
         assert_eq!(stats.samples_lost, count);
@@ -211,8 +212,8 @@ fn a_process_that_becomes_an_owner_is_looked_up() {
         fork(1, CLIENT + 1),
         socket(2, CLIENT, SOCK),
         datagram(3, SOCK, NAMED),
-        Scripted::Until(monotonic(4 * SECOND)),
-        Scripted::Until(monotonic(5 * SECOND)),
+        Scripted::EndRound(monotonic(4 * SECOND)),
+        Scripted::EndRound(monotonic(5 * SECOND)),
     ]);
     source.known.insert(CLIENT, found("a container"));
     let (given, _) = run(&mut source, config());
@@ -227,10 +228,10 @@ fn answers_that_were_not_asked_for_are_used() {
         fork(1, CLIENT),
         socket(2, CLIENT, SOCK),
         datagram(3, SOCK, NAMED),
-        Scripted::Until(monotonic(4 * SECOND)),
-        Scripted::Until(monotonic(5 * SECOND)),
+        Scripted::EndRound(monotonic(4 * SECOND)),
+        Scripted::EndRound(monotonic(5 * SECOND)),
         Scripted::Answer { pid: CLIENT, found: found("a container") },
-        Scripted::Until(monotonic(6 * SECOND)),
+        Scripted::EndRound(monotonic(6 * SECOND)),
     ]);
     source.is_mute = true;
     let (given, _) = run(&mut source, config());
@@ -241,14 +242,14 @@ fn answers_that_were_not_asked_for_are_used() {
 #[test]
 fn the_number_of_questions_in_a_step_is_bounded() {
     let clients = 100..200;
-    let mut said: Vec<_> = clients.clone().map(|pid| fork(1, pid)).collect();
-    said.extend(clients.clone().map(|pid| socket(2, pid, u64::from(pid) * 64)));
-    said.push(Scripted::Until(monotonic(3 * SECOND)));
+    let mut script: Vec<_> = clients.clone().map(|pid| fork(1, pid)).collect();
+    script.extend(clients.clone().map(|pid| socket(2, pid, u64::from(pid) * 64)));
+    script.push(Scripted::EndRound(monotonic(3 * SECOND)));
     for (pipeline, at_once) in [
         (Pipeline::new(config(), None), QUESTIONS),
         (Pipeline::new(config(), None).without_question_limit(), clients.len()),
     ] {
-        let (mut pipeline, mut source, mut given) = (pipeline, Fake::new(said.clone()), Given::default());
+        let (mut pipeline, mut source, mut given) = (pipeline, Fake::new(script.clone()), Given::default());
         source.ends = false;
         let mut step = |source: &mut Fake| {
             let Ok(control) = pipeline.step(source, &mut given);
@@ -262,7 +263,7 @@ fn the_number_of_questions_in_a_step_is_bounded() {
 /// Each process is checked now and then, because the event of its end may have been lost.
 #[test]
 fn a_process_that_is_gone_is_forgotten() {
-    let minutes = |minutes: u64| Scripted::Until(monotonic(minutes * 60 * SECOND));
+    let minutes = |minutes: u64| Scripted::EndRound(monotonic(minutes * 60 * SECOND));
     let live = |gone: &[u32]| {
         let mut source =
             Fake::new([fork(1, CLIENT), fork(1, CLIENT + 1), minutes(1), minutes(6), minutes(7), minutes(8)]);
@@ -287,7 +288,7 @@ fn an_ended_flow_still_gets_its_name() {
         answers,
         socket(4, CLIENT, SOCK + 64),
         datagram(5, SOCK + 64, NAMED),
-        Scripted::Until(monotonic(60 * SECOND)),
+        Scripted::EndRound(monotonic(60 * SECOND)),
     ]);
     let (given, _) = run(&mut source, config());
     let flow = given.flows.iter().find(|flow| flow.remote.port == NAMED.1).unwrap();
@@ -317,13 +318,13 @@ fn an_error_of_the_sink_ends_the_step() {
     }
 
     let mut source =
-        Fake::new([socket(2, CLIENT, SOCK), datagram(3, SOCK, NAMED), Scripted::Until(monotonic(60 * SECOND))]);
+        Fake::new([socket(2, CLIENT, SOCK), datagram(3, SOCK, NAMED), Scripted::EndRound(monotonic(60 * SECOND))]);
     assert_eq!(Pipeline::new(config(), None).step(&mut source, &mut Refuses), Err(Refused));
 }
 
 #[test]
 fn a_pipeline_has_reached_its_latest_mark() {
-    let mut source = Fake::new([socket(5, CLIENT, SOCK), Scripted::Until(monotonic(6 * SECOND))]);
+    let mut source = Fake::new([socket(5, CLIENT, SOCK), Scripted::EndRound(monotonic(6 * SECOND))]);
     let mut pipeline = Pipeline::new(config(), None);
     let Ok(_) = pipeline.step(&mut source, &mut Given::default());
     assert_eq!(pipeline.reached(), monotonic(6 * SECOND));
@@ -333,8 +334,8 @@ fn a_pipeline_has_reached_its_latest_mark() {
 #[derive(Debug, Default)]
 struct ExpectedUsers(parking_lot::Mutex<Vec<u32>>);
 
-impl ExpectNames for ExpectedUsers {
-    fn expect(&self, owner: &Credentials) {
+impl PrefetchNames for ExpectedUsers {
+    fn prefetch(&self, owner: &Credentials) {
         self.0.lock().push(owner.uid);
     }
 }
@@ -345,11 +346,11 @@ fn names_of_users_are_requested_before_documents_need_them() {
     let mut source = Fake::new([
         event(1, CLIENT, EventKind::Credentials(credentials(7))),
         socket(2, CLIENT + 1, SOCK),
-        Scripted::Until(monotonic(3 * SECOND)),
+        Scripted::EndRound(monotonic(3 * SECOND)),
     ]);
     source.known.insert(CLIENT + 1, FoundProcess { credentials: Some(credentials(8)), ..found("a container") });
     let users = Arc::new(ExpectedUsers::default());
-    let expects: Arc<dyn ExpectNames> = users.clone();
+    let expects: Arc<dyn PrefetchNames> = users.clone();
     let Ok(_) = Pipeline::new(config(), Some(expects)).step(&mut source, &mut Given::default());
     assert_eq!(*users.0.lock(), [7, 8]);
 }

@@ -221,8 +221,8 @@ mod tests {
             ("[0-9:]", "IPv6"),
             ("", "not 0"),
         ] {
-            let said = Pattern::new(text).unwrap_err().to_string();
-            assert!(said.contains(why) && said.contains(&format!("{text:?}")), "{said}");
+            let error = Pattern::new(text).unwrap_err().to_string();
+            assert!(error.contains(why) && error.contains(&format!("{text:?}")), "{error}");
         }
         assert!(Pattern::new(&"x".repeat(MAX_LEN + 1)).unwrap_err().to_string().contains("1025"));
     }

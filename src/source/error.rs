@@ -71,12 +71,11 @@ impl MissingFeature {
 
 impl fmt::Display for MissingFeature {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.feature.loss(), Refusal::list(&self.refusals))
+        write!(f, "{}: {}", self.feature.missing_without(), Refusal::list(&self.refusals))
     }
 }
 
 fn refusals(missing: &[MissingFeature]) -> String {
-    let asked_for =
-        missing.iter().filter(|one| one.feature.shows_flows() || one.feature.needed_for_actions().is_some());
+    let asked_for = missing.iter().filter(|one| one.feature.shows_flows() || one.feature.needed_by_actions().is_some());
     asked_for.map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }

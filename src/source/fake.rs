@@ -34,15 +34,15 @@ pub(crate) enum Scripted {
     /// An answer about a process, without a question.
     Answer { pid: u32, found: FoundProcess },
     /// The batch ends, but is not the last one of its round.
-    Full,
-    /// The round ends; it has all events from before this time.
-    Until(MonotonicTime),
+    EndBatch,
+    /// The round ends. It has all events from before this time.
+    EndRound(MonotonicTime),
 }
 
 /// A source that delivers scripted items, and records questions and calls.
 #[derive(Debug)]
 pub(crate) struct Fake {
-    said: VecDeque<Scripted>,
+    script: VecDeque<Scripted>,
     probes: Probes,
     listener: Listener,
     batch: Batch,
@@ -68,9 +68,9 @@ pub(crate) struct Fake {
 }
 
 impl Fake {
-    pub(crate) fn new(said: impl IntoIterator<Item = Scripted>) -> Self {
+    pub(crate) fn new(script: impl IntoIterator<Item = Scripted>) -> Self {
         Self {
-            said: said.into_iter().collect(),
+            script: script.into_iter().collect(),
             probes: Probes::none(),
             listener: Listener::new(&socktrail_dns::Options::default()),
             batch: Batch::default(),
@@ -124,7 +124,7 @@ impl Source for Fake {
     }
 
     fn wait(&mut self) {
-        if self.said.is_empty() && !self.ends {
+        if self.script.is_empty() && !self.ends {
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
     }
@@ -134,8 +134,8 @@ impl Source for Fake {
         tap: &mut T,
         take: &mut dyn FnMut(&mut Batch),
     ) -> Result<ControlFlow<()>, Infallible> {
-        while let Some(said) = self.said.pop_front() {
-            match said {
+        while let Some(item) = self.script.pop_front() {
+            match item {
                 Scripted::Event(event) => self.batch.events.push(event),
                 Scripted::Sample { time, pid, id, raw } => {
                     let record = Record::Sample { time: time.as_nanos(), cpu: 0, pid, tid: pid, id, raw: &raw };
@@ -165,8 +165,8 @@ impl Source for Fake {
                 Scripted::Answer { pid, found } => {
                     self.batch.answers.push(Answer { pid: Some(pid), found: Some(found) });
                 }
-                Scripted::Full => take(&mut self.batch),
-                Scripted::Until(time) => {
+                Scripted::EndBatch => take(&mut self.batch),
+                Scripted::EndRound(time) => {
                     self.now = time;
                     self.batch.names.extend(self.listener.take(time));
                     self.batch.until = Some(time);

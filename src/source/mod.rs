@@ -130,7 +130,7 @@ impl Existing {
     }
 }
 
-/// What a source hands over at once, in the order in which it must be taken in.
+/// What a source hands over at once, in the order in which it must be processed.
 #[derive(Debug)]
 pub struct Batch {
     /// Answers about processes that a source which [cannot be asked](Source::can_be_asked) gives.

@@ -71,7 +71,7 @@ pub struct StateConfig {
     /// A socket without flows and without a known owner is forgotten after this time. If the table of sockets is nearly full,
     /// so is any idle socket.
     pub socket_inactive_timeout: Duration,
-    /// The maximum number of live flows; beyond it, the flow that is closest to its timeout is reported early.
+    /// The maximum number of live flows; beyond it, the flow whose timer is due first is reported early.
     pub max_flows: usize,
     /// The maximum number of sockets; beyond it, new sockets have no known owner.
     pub max_sockets: usize,
@@ -118,7 +118,7 @@ impl Default for StateConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 #[non_exhaustive]
 pub struct StateStats {
-    /// Events taken in.
+    /// Processed events.
     pub events: u64,
     /// Packets among them.
     pub packets: u64,
@@ -251,7 +251,7 @@ impl State {
         }
     }
 
-    /// Takes in an event. Events come in order of their time, except for DNS answers, which may come up to a tenth of a second
+    /// Processes an event. Events come in order of their time, except for DNS answers, which may come up to a tenth of a second
     /// late.
     pub fn ingest(&mut self, event: &Event) {
         self.stats.events += 1;
@@ -307,7 +307,7 @@ impl State {
         }
     }
 
-    /// Runs the timers that are due at `now`. All events up to then must have been taken in.
+    /// Runs the timers that are due at `now`. All events up to then must have been processed.
     pub fn expire(&mut self, now: MonotonicTime) {
         self.name_flows(now);
         while let Some((tick, key)) = self.flow_timers.pop(now) {
@@ -423,7 +423,7 @@ impl State {
         self.processes.take_wanted(pid)
     }
 
-    /// Takes in the result of a lookup. The caller has verified that it is about this process, running this program. If execs
+    /// Applies the result of a lookup. The caller has verified that it is about this process, running this program. If execs
     /// are not seen, the caller cannot verify the program, and the state machine does.
     pub fn learn(&mut self, process: &Arc<Process>, found: FoundProcess) {
         self.processes.learn(process, found);

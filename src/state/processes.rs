@@ -28,7 +28,7 @@ use self::moves::Moves;
 use self::programs::Programs;
 use self::threads::Threads;
 use crate::model::event::{Exec, Fork, ThreadStarted};
-use crate::model::halves::Halves;
+use crate::model::pairing::Halves;
 use crate::model::process::{Credentials, ExecutedFile, Process};
 use crate::model::time::{BootTime, MonotonicTime};
 

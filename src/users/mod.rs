@@ -22,7 +22,7 @@ use parking_lot::Mutex;
 
 pub use self::helper::GetentHelper;
 use self::table::Table;
-pub use crate::model::names::{ExpectNames, UserNames};
+pub use crate::model::names::{PrefetchNames, UserNames};
 use crate::model::process::Credentials;
 use crate::privileges::UNPRIVILEGED;
 
@@ -203,8 +203,8 @@ impl From<Sources> for Users {
     }
 }
 
-impl ExpectNames for Users {
-    fn expect(&self, credentials: &Credentials) {
+impl PrefetchNames for Users {
+    fn prefetch(&self, credentials: &Credentials) {
         let now = Instant::now();
         let Credentials { uid, euid, gid, egid } = *credentials;
         let ids = [Id::User(uid), Id::User(euid), Id::Group(gid), Id::Group(egid)];

@@ -70,7 +70,7 @@ fn expected_users_have_a_name_in_time() {
     host.serve("ldap-user", Duration::ZERO);
     let users = host.users();
     // Lookups from before the thread's start count, too.
-    users.expect(&Credentials { uid: 1, gid: 2, euid: 1000, egid: 2 });
+    users.prefetch(&Credentials { uid: 1, gid: 2, euid: 1000, egid: 2 });
     users.start(None).unwrap();
     assert_eq!(wait_for(|| users.at(Instant::now()).user(1000)).as_deref(), Some("ldap-user"));
     assert_eq!(users.clone().at(Instant::now()).user(1000).as_deref(), Some("ldap-user"), "clones share it");

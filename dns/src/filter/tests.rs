@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::packet::TransportHeader;
-use crate::testing::{endpoint, packet, recorded, tcp, udp};
+use crate::testing::{endpoint, packet, recorded_packets, tcp, udp};
 use crate::{Packet, ParsedPacket};
 
 /// The kernel's metadata of a packet.
@@ -69,7 +69,7 @@ fn run(program: &[Instruction], bytes: &[u8], metadata: Metadata) -> u32 {
 }
 
 /// How many bytes of an incoming packet the program accepts.
-fn accepted(ports: &[u16], ethertype: u16, bytes: &[u8]) -> u32 {
+fn accepted_bytes(ports: &[u16], ethertype: u16, bytes: &[u8]) -> u32 {
     run(&program(ports, 1024), bytes, Metadata::arriving(ethertype))
 }
 
@@ -93,9 +93,9 @@ fn dns_packets() -> Vec<(u16, Vec<u8>)> {
 fn packets_with_dns_ports_are_accepted() {
     for (ethertype, bytes) in dns_packets() {
         let expected = if bytes[9] == 6 || bytes[6] == 6 { WHOLE_PACKET } else { 1024 };
-        assert_eq!(accepted(&[53], ethertype, &bytes), expected);
-        assert_eq!(accepted(&[5353, 53, 5355], ethertype, &bytes), expected);
-        assert_eq!(accepted(&[54], ethertype, &bytes), 0);
+        assert_eq!(accepted_bytes(&[53], ethertype, &bytes), expected);
+        assert_eq!(accepted_bytes(&[5353, 53, 5355], ethertype, &bytes), expected);
+        assert_eq!(accepted_bytes(&[54], ethertype, &bytes), 0);
     }
 }
 
@@ -106,10 +106,10 @@ fn vlan_tags_are_skipped() {
             let one = [&tag[..], &ethertype.to_be_bytes(), &bytes].concat();
             let two = [&tag[..], &VLAN.to_be_bytes(), &one].concat();
             for outer in [VLAN, QINQ] {
-                assert_ne!(accepted(&[53], outer, &bytes), 0, "no tag");
-                assert_ne!(accepted(&[53], outer, &one), 0, "tag {tag:x?}");
-                assert_ne!(accepted(&[53], outer, &two), 0, "tags {tag:x?}");
-                assert_eq!(accepted(&[54], outer, &two), 0);
+                assert_ne!(accepted_bytes(&[53], outer, &bytes), 0, "no tag");
+                assert_ne!(accepted_bytes(&[53], outer, &one), 0, "tag {tag:x?}");
+                assert_ne!(accepted_bytes(&[53], outer, &two), 0, "tags {tag:x?}");
+                assert_eq!(accepted_bytes(&[54], outer, &two), 0);
             }
         }
     }
@@ -133,11 +133,11 @@ fn extension_headers_are_skipped() {
         40..40,
         [[44, 1].as_slice(), &[0; 14], &[60, 0, 0, 1, 0, 0, 0, 0], &[17, 0, 0, 0, 0, 0, 0, 0]].concat(),
     );
-    assert_eq!(accepted(&[53], IPV6, &bytes), 1024);
-    assert_eq!(accepted(&[54], IPV6, &bytes), 0);
+    assert_eq!(accepted_bytes(&[53], IPV6, &bytes), 1024);
+    assert_eq!(accepted_bytes(&[54], IPV6, &bytes), 0);
     // A later fragment has no ports.
     bytes[40 + 16 + 3] = 8;
-    assert_eq!(accepted(&[53], IPV6, &bytes), 0);
+    assert_eq!(accepted_bytes(&[53], IPV6, &bytes), 0);
 }
 
 #[test]
@@ -145,18 +145,18 @@ fn ipv4_options_are_skipped_and_later_fragments_are_dropped() {
     let mut bytes = udp(endpoint("192.0.2.1:40000"), endpoint("192.0.2.53:53"), b"x").1;
     bytes[0] = 0x47;
     bytes.splice(20..20, [1; 8]);
-    assert_eq!(accepted(&[53], IPV4, &bytes), 1024);
+    assert_eq!(accepted_bytes(&[53], IPV4, &bytes), 1024);
     bytes[7] = 1;
-    assert_eq!(accepted(&[53], IPV4, &bytes), 0);
+    assert_eq!(accepted_bytes(&[53], IPV4, &bytes), 0);
 }
 
 #[test]
 fn other_packets_are_dropped() {
-    assert_eq!(accepted(&[53], 0x0806, &[0; 60]), 0);
-    assert_eq!(accepted(&[53], IPV4, &[]), 0);
+    assert_eq!(accepted_bytes(&[53], 0x0806, &[0; 60]), 0);
+    assert_eq!(accepted_bytes(&[53], IPV4, &[]), 0);
     for (ethertype, mut bytes) in dns_packets() {
         bytes[if ethertype == IPV4 { 9 } else { 6 }] = 132;
-        assert_eq!(accepted(&[53], ethertype, &bytes), 0, "SCTP");
+        assert_eq!(accepted_bytes(&[53], ethertype, &bytes), 0, "SCTP");
     }
 }
 
@@ -165,18 +165,18 @@ fn a_program_for_as_many_ports_as_allowed_is_short() {
     let ports: Vec<u16> = (1..=32).collect();
     assert!(program(&ports, 65_535).len() < 300);
     let (ethertype, bytes) = udp(endpoint("192.0.2.1:40000"), endpoint("192.0.2.53:32"), b"x");
-    assert_eq!(accepted(&ports, ethertype, &bytes), 1024);
+    assert_eq!(accepted_bytes(&ports, ethertype, &bytes), 1024);
 }
 
 proptest! {
     /// Of the packets that can be parsed, the filter accepts those with DNS ports.
     #[test]
     fn agrees_with_the_parser(
-        at in 0..recorded().len(),
+        at in 0..recorded_packets().len(),
         tag in prop::option::of(any::<[u8; 2]>()),
         changes in prop::collection::vec((0..64_usize, any::<u8>()), 0..3),
     ) {
-        let (mut ethertype, mut bytes) = recorded().swap_remove(at);
+        let (mut ethertype, mut bytes) = recorded_packets().swap_remove(at);
         for (offset, value) in changes {
             if let Some(byte) = bytes.get_mut(offset) {
                 *byte = value;
@@ -186,7 +186,7 @@ proptest! {
             bytes = [&tag[..], &ethertype.to_be_bytes(), &bytes].concat();
             ethertype = VLAN;
         }
-        let accepted = accepted(&[53], ethertype, &bytes);
+        let accepted = accepted_bytes(&[53], ethertype, &bytes);
         if let Ok(frame) = ParsedPacket::parse(&Packet { ..packet(0, ethertype, &bytes) }) {
             let dns = [frame.source.port, frame.destination.port].contains(&53);
             let expected = match frame.header {
@@ -200,7 +200,7 @@ proptest! {
     #[test]
     fn any_bytes_are_handled(ethertype in any::<u16>(), bytes in prop::collection::vec(any::<u8>(), 0..100)) {
         for ethertype in [ethertype, IPV4, IPV6, VLAN] {
-            accepted(&[53], ethertype, &bytes);
+            accepted_bytes(&[53], ethertype, &bytes);
         }
     }
 }

@@ -1,7 +1,7 @@
 use std::net::IpAddr;
 
 use super::*;
-use crate::testing::{a, cname, endpoint, packet, query, recorded, response, tcp, udp};
+use crate::testing::{a, cname, endpoint, packet, query, recorded_packets, response, tcp, udp};
 use crate::{Options, Tracker};
 
 const SECOND: u64 = 1_000_000_000;
@@ -55,7 +55,7 @@ fn recorded_conversations_give_the_addresses_that_dig_printed() {
     let mut options = Options::default();
     options.ports.push(5300);
     let mut host = Host::with(&options);
-    for packet in recorded() {
+    for packet in recorded_packets() {
         host.now += 1_000;
         host.sees(&packet);
     }

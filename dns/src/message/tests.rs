@@ -4,11 +4,11 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::ParsedPacket;
-use crate::testing::{Record, a, cname, from_hex, packet, query, recorded, response, wire_name};
+use crate::testing::{Record, a, cname, from_hex, packet, query, recorded_packets, response, wire_name};
 
 /// The UDP messages among the recorded packets.
 fn messages() -> Vec<Vec<u8>> {
-    let udp = recorded().into_iter().filter(|(_, bytes)| bytes[9] == 17 || bytes[6] == 17);
+    let udp = recorded_packets().into_iter().filter(|(_, bytes)| bytes[9] == 17 || bytes[6] == 17);
     udp.map(|(ethertype, bytes)| ParsedPacket::parse(&packet(0, ethertype, &bytes)).unwrap().payload.to_vec()).collect()
 }
 
@@ -18,7 +18,7 @@ fn addresses(bytes: &[u8]) -> Result<Vec<String>, MessageError> {
     Ok(addresses.iter().map(|Address { ip, ttl }| format!("{ip} {ttl}")).collect())
 }
 
-fn unrelated(bytes: &[u8]) -> u32 {
+fn count_unrelated(bytes: &[u8]) -> u32 {
     Message::parse(bytes).unwrap().addresses(Completeness::Complete, &mut Vec::new()).unwrap().addresses
 }
 
@@ -87,7 +87,7 @@ fn addresses_of_other_names_are_ignored() {
     let bytes =
         response(1, "w", QueryType::A, &[a("bank", "192.0.2.66"), a("w", "192.0.2.1"), a("sub.w", "192.0.2.67")]);
     assert_eq!(addresses(&bytes).unwrap(), ["192.0.2.1 300"]);
-    assert_eq!(unrelated(&bytes), 2);
+    assert_eq!(count_unrelated(&bytes), 2);
     let bytes = response(1, "w", QueryType::A, &[cname("other", "w2"), a("w2", "192.0.2.66")]);
     assert!(addresses(&bytes).unwrap().is_empty());
     let before_the_alias =
@@ -144,7 +144,7 @@ fn the_longest_name_is_1003_bytes_long() {
 }
 
 /// Malformed messages, each with what is wrong with it.
-fn malformed() -> Vec<(&'static str, Vec<u8>)> {
+fn malformed_messages() -> Vec<(&'static str, Vec<u8>)> {
     let header = "0001 8180 0001 0001 0000 0000";
     let question = "0177 00 0001 0001";
     let of = |rest: &str| from_hex(&format!("{header} {question} {rest}"));
@@ -199,7 +199,7 @@ fn malformed() -> Vec<(&'static str, Vec<u8>)> {
 
 #[test]
 fn malformed_messages_are_errors() {
-    for (what, bytes) in malformed() {
+    for (what, bytes) in malformed_messages() {
         assert_eq!(addresses(&bytes), Err(MessageError::Malformed), "{what}");
     }
 }

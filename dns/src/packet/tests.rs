@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::testing::{endpoint, packet, recorded, tcp, udp};
+use crate::testing::{endpoint, packet, recorded_packets, tcp, udp};
 
 const CLIENT: &str = "192.0.2.1:40000";
 const SERVER: &str = "192.0.2.53:53";
@@ -16,7 +16,7 @@ fn udp_packet() -> Vec<u8> {
 
 #[test]
 fn reads_recorded_packets() {
-    let packets = recorded();
+    let packets = recorded_packets();
     let (ethertype, bytes) = &packets[0];
     let frame = parse(*ethertype, bytes).unwrap();
     assert_eq!((frame.source, frame.destination), (endpoint("10.9.0.1:34023"), endpoint("10.9.0.2:53")));
@@ -122,7 +122,7 @@ fn only_the_first_fragment_is_read_and_only_with_its_ports() {
 }
 
 /// A UDP packet over IPv6 with extension headers.
-fn extended(first: u8, headers: &[u8]) -> Vec<u8> {
+fn with_extension_headers(first: u8, headers: &[u8]) -> Vec<u8> {
     let mut bytes = udp(endpoint("[2001:db8::1]:40000"), endpoint("[2001:db8::53]:53"), b"payload").1;
     bytes[6] = first;
     bytes[5] += u8::try_from(headers.len()).unwrap();
@@ -132,7 +132,8 @@ fn extended(first: u8, headers: &[u8]) -> Vec<u8> {
 
 #[test]
 fn extension_headers_are_skipped() {
-    let options = extended(0, &[60, 0, 1, 4, 0, 0, 0, 0, 43, 1, 1, 4, 0, 0, 0, 0, 1, 6, 0, 0, 0, 0, 0, 0]);
+    let options =
+        with_extension_headers(0, &[60, 0, 1, 4, 0, 0, 0, 0, 43, 1, 1, 4, 0, 0, 0, 0, 1, 6, 0, 0, 0, 0, 0, 0]);
     assert_eq!(parse(IPV6, &options), Err(PacketError::Malformed), "the routing header is missing");
     let all = [
         &[60, 0, 1, 4, 0, 0, 0, 0][..],
@@ -141,13 +142,13 @@ fn extension_headers_are_skipped() {
         &[44, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
         &[17, 0, 0, 0, 0, 0, 0, 9],
     ];
-    assert_eq!(parse(IPV6, &extended(0, &all.concat())).unwrap().payload, b"payload");
-    assert_eq!(parse(IPV6, &extended(44, &[17, 0, 0, 8, 0, 0, 0, 9])), Err(PacketError::Fragment));
-    let first = extended(44, &[17, 0, 0, 1, 0, 0, 0, 9]);
+    assert_eq!(parse(IPV6, &with_extension_headers(0, &all.concat())).unwrap().payload, b"payload");
+    assert_eq!(parse(IPV6, &with_extension_headers(44, &[17, 0, 0, 8, 0, 0, 0, 9])), Err(PacketError::Fragment));
+    let first = with_extension_headers(44, &[17, 0, 0, 1, 0, 0, 0, 9]);
     assert_eq!(parse(IPV6, &first).unwrap().payload, b"payload");
     let endless = [60, 0, 0, 0, 0, 0, 0, 0].repeat(20);
-    assert_eq!(parse(IPV6, &extended(60, &endless)), Err(PacketError::Malformed));
-    assert_eq!(parse(IPV6, &extended(59, &[])), Err(PacketError::NotUdpOrTcp), "no next header");
+    assert_eq!(parse(IPV6, &with_extension_headers(60, &endless)), Err(PacketError::Malformed));
+    assert_eq!(parse(IPV6, &with_extension_headers(59, &[])), Err(PacketError::NotUdpOrTcp), "no next header");
 }
 
 #[test]
@@ -169,11 +170,11 @@ proptest! {
 
     #[test]
     fn changed_packets_are_handled(
-        at in 0..recorded().len(),
+        at in 0..recorded_packets().len(),
         cut in any::<prop::sample::Index>(),
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),
     ) {
-        let (ethertype, mut bytes) = recorded().swap_remove(at);
+        let (ethertype, mut bytes) = recorded_packets().swap_remove(at);
         for (at, value) in changes {
             let at = at.index(bytes.len().min(60));
             bytes[at] = value;

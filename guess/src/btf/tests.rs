@@ -1,4 +1,4 @@
-//! Tests with small type information.
+//! Tests on hand-made BTF, and one on the running kernel's.
 
 use super::find::find;
 use super::reader::kind;
@@ -9,7 +9,7 @@ use proptest::prelude::*;
 struct Builder {
     types: Vec<u8>,
     strings: Vec<u8>,
-    next: u32,
+    next_id: u32,
 }
 
 /// A member: name, type, and offset in bits. With `kind_flag`, the width of a bit-field is in the offset's high byte.
@@ -17,10 +17,10 @@ type Member<'a> = (&'a str, u32, u32);
 
 impl Builder {
     fn new() -> Self {
-        Self { types: Vec::new(), strings: vec![0], next: 1 }
+        Self { types: Vec::new(), strings: vec![0], next_id: 1 }
     }
 
-    fn name(&mut self, name: &str) -> u32 {
+    fn add_string(&mut self, name: &str) -> u32 {
         if name.is_empty() {
             return 0;
         }
@@ -30,63 +30,73 @@ impl Builder {
         at
     }
 
-    fn words(&mut self, words: &[u32]) {
-        for word in words {
-            self.types.extend_from_slice(&word.to_ne_bytes());
+    fn add_u32s(&mut self, values: &[u32]) {
+        for value in values {
+            self.types.extend_from_slice(&value.to_ne_bytes());
         }
     }
 
-    fn head(&mut self, name: &str, kind: u8, count: usize, size_or_type: u32) -> u32 {
-        let name = self.name(name);
-        self.words(&[name, u32::from(kind) << 24 | count as u32, size_or_type]);
-        self.next += 1;
-        self.next - 1
+    fn add_type(&mut self, name: &str, kind: u8, count: usize, size_or_type: u32) -> u32 {
+        let name = self.add_string(name);
+        self.add_u32s(&[name, u32::from(kind) << 24 | count as u32, size_or_type]);
+        self.next_id += 1;
+        self.next_id - 1
     }
 
     fn int(&mut self, size: u32) -> u32 {
-        let id = self.head("int", kind::INT, 0, size);
-        self.words(&[size * 8]);
+        let id = self.add_type("int", kind::INT, 0, size);
+        self.add_u32s(&[size * 8]);
         id
     }
 
-    fn to(&mut self, kind: u8, id: u32) -> u32 {
-        self.head("", kind, 0, id)
+    /// A type that refers to another one, such as a pointer.
+    fn reference(&mut self, kind: u8, target: u32) -> u32 {
+        self.add_type("", kind, 0, target)
     }
 
     fn array(&mut self, of: u32, count: u32) -> u32 {
-        let id = self.head("", kind::ARRAY, 0, 0);
-        self.words(&[of, of, count]);
+        let id = self.add_type("", kind::ARRAY, 0, 0);
+        self.add_u32s(&[of, of, count]);
         id
     }
 
-    fn composite(&mut self, kind: u8, name: &str, size: u32, members: &[Member<'_>]) -> u32 {
-        let id = self.head(name, kind, members.len(), size);
+    fn add_composite(&mut self, kind: u8, name: &str, size: u32, members: &[Member<'_>]) -> u32 {
+        let id = self.add_type(name, kind, members.len(), size);
         for &(name, type_id, bits) in members {
-            let name = self.name(name);
-            self.words(&[name, type_id, bits]);
+            let name = self.add_string(name);
+            self.add_u32s(&[name, type_id, bits]);
         }
         id
     }
 
     fn structure(&mut self, name: &str, size: u32, members: &[Member<'_>]) -> u32 {
-        self.composite(kind::STRUCT, name, size, members)
+        self.add_composite(kind::STRUCT, name, size, members)
+    }
+
+    /// A structure whose members have the width of bit-fields in their offsets.
+    fn structure_with_kind_flag(&mut self, name: &str, size: u32, members: &[Member<'_>]) -> u32 {
+        let info_at = self.types.len() + 4;
+        let id = self.structure(name, size, members);
+        let info = u32::from_ne_bytes(self.types[info_at..info_at + 4].try_into().unwrap()) | 1 << 31;
+        self.types[info_at..info_at + 4].copy_from_slice(&info.to_ne_bytes());
+        id
     }
 
     fn function(&mut self, name: &str, parameters: &[(&str, u32)]) -> u32 {
-        let prototype = self.head("", kind::FUNC_PROTO, parameters.len(), 0);
+        let prototype = self.add_type("", kind::FUNC_PROTO, parameters.len(), 0);
         for &(name, type_id) in parameters {
-            let name = self.name(name);
-            self.words(&[name, type_id]);
+            let name = self.add_string(name);
+            self.add_u32s(&[name, type_id]);
         }
-        self.head(name, kind::FUNC, 0, prototype)
+        self.add_type(name, kind::FUNC, 0, prototype)
     }
 
     fn build(self) -> Vec<u8> {
         let (types, strings) = (self.types.len() as u32, self.strings.len() as u32);
         let mut out = 0xeb9f_u16.to_ne_bytes().to_vec();
         out.extend_from_slice(&[1, 0]);
-        for word in [24, 0, types, types, strings] {
-            out.extend_from_slice(&u32::to_ne_bytes(word));
+        for value in [24, 0, types, types, strings] {
+            out.extend_from_slice(&u32::to_ne_bytes(value));
         }
         out.extend(self.types);
         out.extend(self.strings);
@@ -105,27 +115,32 @@ fn why_missing(builder: Builder, key: &str) -> String {
     why.expect("a missing key has a reason").reason
 }
 
-/// Type information with an example of each kind of lookup.
+/// BTF with an example of each kind of lookup.
 fn examples() -> Builder {
     let mut b = Builder::new();
     let (u8_, u16_, u32_, u64_) = (b.int(1), b.int(2), b.int(4), b.int(8));
-    let be32 = b.head("__be32", kind::TYPEDEF, 0, u32_);
-    let constant = b.to(kind::CONST, be32);
-    let pair = b.structure("", 8, &[("skc_daddr", constant, 0), ("skc_rcv_saddr", be32, 32)]);
-    let either = b.composite(kind::UNION, "", 8, &[("skc_addrpair", u64_, 0), ("", pair, 0)]);
+    let be32 = b.add_type("__be32", kind::TYPEDEF, 0, u32_);
+    let const_be32 = b.reference(kind::CONST, be32);
+    // An anonymous union with an anonymous structure, as in the kernel's `sock_common`.
+    let address_pair = b.structure("", 8, &[("skc_daddr", const_be32, 0), ("skc_rcv_saddr", be32, 32)]);
+    let addresses = b.add_composite(kind::UNION, "", 8, &[("skc_addrpair", u64_, 0), ("", address_pair, 0)]);
     let bytes = b.array(u8_, 16);
     let in6 = b.structure("in6_addr", 16, &[("u6_addr8", bytes, 0)]);
-    let common = [("", either, 0), ("skc_family", u16_, 128), ("skc_v6_daddr", in6, 56 * 8)];
+    let common = [("", addresses, 0), ("skc_family", u16_, 128), ("skc_v6_daddr", in6, 56 * 8)];
     b.structure("sock_common", 136, &common);
+    // A nested member.
     let flow = b.structure("flowi_common", 8, &[("x", u32_, 0), ("flowic_proto", u8_, 48)]);
     b.structure("flowi6", 48, &[("__fl_common", flow, 64), ("daddr", in6, 128)]);
+    // The name that `start_boottime` had before Linux 5.5.
     b.structure("task_struct", 64, &[("pid", u32_, 32), ("real_start_time", u64_, 256)]);
-    let block = b.array(u8_, 48);
-    let skb = b.structure("sk_buff", 64, &[("len", u32_, 0), ("cb", block, 5 * 64)]);
+    // A structure in the control block of a packet.
+    let control_block = b.array(u8_, 48);
+    let skb = b.structure("sk_buff", 64, &[("len", u32_, 0), ("cb", control_block, 5 * 64)]);
     b.structure("inet_skb_parm", 24, &[("iif", u32_, 0), ("frag_max_size", u16_, 22 * 8)]);
     let sock = b.structure("sock", 8, &[("x", u64_, 0)]);
-    let const_skb = b.to(kind::CONST, skb);
-    let (to_skb, to_sock) = (b.to(kind::PTR, const_skb), b.to(kind::PTR, sock));
+    let const_skb = b.reference(kind::CONST, skb);
+    let (to_skb, to_sock) = (b.reference(kind::PTR, const_skb), b.reference(kind::PTR, sock));
+    // A renamed argument is found by its type.
     b.function("tcp_v4_rcv", &[("renamed", to_skb)]);
     b.function("ip_local_out", &[("net", to_sock), ("sk", to_sock), ("skb", to_skb)]);
     b.function("tcp_set_state", &[("sk", to_sock), ("state", u32_)]);
@@ -142,7 +157,7 @@ fn members_are_found_inside_anonymous_ones() {
 }
 
 #[test]
-fn other_names_and_nested_members_are_found() {
+fn alternative_paths_and_nested_members_are_found() {
     let layout = layout_of(examples());
     assert_eq!(layout.offset("task_struct.start_boottime"), Some(32));
     assert_eq!(layout.offset("flowi6.flowi6_proto"), Some(14));
@@ -160,7 +175,7 @@ fn offsets_in_the_control_block_are_counted_from_the_start_of_the_sk_buff() {
 }
 
 #[test]
-fn arguments_are_found_by_name_and_else_by_type() {
+fn arguments_are_found_by_name_or_else_by_type() {
     let layout = layout_of(examples());
     assert_eq!(layout.position("ip_local_out", "net"), Some(1));
     assert_eq!(layout.position("ip_local_out", "skb"), Some(3));
@@ -172,10 +187,8 @@ fn arguments_are_found_by_name_and_else_by_type() {
 fn bit_fields_are_refused() {
     let mut b = Builder::new();
     let int = b.int(4);
-    let id = b.structure("sk_buff", 8, &[("len", int, 4 << 24 | 8)]);
-    let flag_at = (id as usize - 2) * 12 + 16 + 4;
-    let info = u32::from_ne_bytes(b.types[flag_at..flag_at + 4].try_into().unwrap()) | 1 << 31;
-    b.types[flag_at..flag_at + 4].copy_from_slice(&info.to_ne_bytes());
+    let (width, offset) = (4, 8);
+    b.structure_with_kind_flag("sk_buff", 8, &[("len", int, width << 24 | offset)]);
     assert_eq!(why_missing(b, "sk_buff.len"), "len is a bit-field");
 }
 
@@ -188,23 +201,23 @@ enum BitFieldEncoding {
     IntegerType,
 }
 
-/// `sk_protocol : 8` as Linux before 5.6 declares it, after this many other bits.
+/// `sk_protocol : 8`, as declared before Linux 5.6, preceded by `bits_before` other bits.
 fn protocol_bit_field(bits_before: u32, encoding: BitFieldEncoding) -> Builder {
     let mut b = Builder::new();
     let in_member = encoding == BitFieldEncoding::Member;
     let int = if in_member {
         b.int(4)
     } else {
-        let id = b.head("int", kind::INT, 0, 4);
-        b.words(&[8]);
+        let id = b.add_type("int", kind::INT, 0, 4);
+        b.add_u32s(&[8]);
         id
     };
     let at = 512 * 8 + bits_before;
-    let (width, flag) = if in_member { (8 << 24, 1 << 31) } else { (0, 0) };
-    let info_at = b.types.len() + 4;
-    b.structure("sock", 800, &[("sk_protocol", int, width | at)]);
-    let info = u32::from_ne_bytes(b.types[info_at..info_at + 4].try_into().unwrap()) | flag;
-    b.types[info_at..info_at + 4].copy_from_slice(&info.to_ne_bytes());
+    if in_member {
+        b.structure_with_kind_flag("sock", 800, &[("sk_protocol", int, 8 << 24 | at)]);
+    } else {
+        b.structure("sock", 800, &[("sk_protocol", int, at)]);
+    }
     b
 }
 
@@ -253,21 +266,21 @@ fn missing_keys_have_reasons() {
 }
 
 #[test]
-fn loops_end_in_an_error() {
+fn cyclic_types_are_an_error() {
     let mut b = Builder::new();
-    let id = b.next;
+    let id = b.next_id;
     b.structure("sk_buff", 8, &[("", id, 0), ("", id, 0)]);
     assert!(find(&b.build()).unwrap_err().what.contains("endless"));
 
     let mut b = Builder::new();
-    let (one, two) = (b.next, b.next + 1);
-    b.to(kind::TYPEDEF, two);
-    b.to(kind::CONST, one);
+    let (one, two) = (b.next_id, b.next_id + 1);
+    b.reference(kind::TYPEDEF, two);
+    b.reference(kind::CONST, one);
     b.structure("sk_buff", 8, &[("len", one, 0)]);
     assert!(find(&b.build()).unwrap_err().what.contains("chain"));
 
     let mut b = Builder::new();
-    let id = b.next;
+    let id = b.next_id;
     b.array(id, 2);
     b.structure("sk_buff", 8, &[("len", id, 0)]);
     assert!(find(&b.build()).unwrap_err().what.contains("arrays"));
@@ -290,7 +303,7 @@ proptest! {
     #![proptest_config(cases(4096))]
 
     #[test]
-    fn changed_bytes_never_panic(changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8)) {
+    fn find_never_panics_on_changed_bytes(changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8)) {
         let mut bytes = examples().build();
         for (at, byte) in changes {
             let at = at.index(bytes.len());
@@ -300,7 +313,7 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..512)) {
+    fn find_never_panics_on_any_bytes(bytes in prop::collection::vec(any::<u8>(), 0..512)) {
         let mut bytes = bytes;
         bytes.splice(0..0, [0x9f, 0xeb, 1, 0, 24, 0, 0, 0]);
         let _ = find(&bytes);
@@ -312,7 +325,7 @@ proptest! {
 
     /// Changes a few of the millions of bytes of the running kernel's type information, if it has any.
     #[test]
-    fn changed_bytes_of_a_real_kernel_never_panic(
+    fn find_never_panics_on_changed_bytes_of_a_real_kernel(
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..64),
         cut in any::<prop::sample::Index>(),
         is_cut in any::<bool>(),

@@ -48,7 +48,7 @@ struct Events<'a> {
 }
 
 impl Print for Events<'_> {
-    fn print(&mut self, received: &Received, now: Instant, _most: u64) -> io::Result<u64> {
+    fn print(&mut self, received: &Received, now: Instant, _max_lines: u64) -> io::Result<u64> {
         let Received::Socket(event) = received else { return Ok(0) };
         if self.condition.as_ref().is_some_and(|condition| !condition.matches(event)) {
             return Ok(0);

@@ -45,9 +45,9 @@ struct SensorEvents<'a> {
 }
 
 impl Print for SensorEvents<'_> {
-    fn print(&mut self, received: &Received, now: Instant, most: u64) -> io::Result<u64> {
+    fn print(&mut self, received: &Received, now: Instant, max_lines: u64) -> io::Result<u64> {
         let mut written = 0;
-        for event in self.sensors.take(received, now).iter().take(usize::try_from(most).unwrap_or(usize::MAX)) {
+        for event in self.sensors.take(received, now).iter().take(usize::try_from(max_lines).unwrap_or(usize::MAX)) {
             self.lines.json(event)?;
             written += 1;
         }

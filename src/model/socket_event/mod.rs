@@ -316,12 +316,12 @@ impl Actions {
         Self(self.0 | other.0)
     }
 
-    /// Whether it contains all actions of `other`.
+    /// Whether the set contains all actions of `other`.
     pub const fn contains(self, other: Self) -> bool {
         self.0 & other.0 == other.0
     }
 
-    /// Whether it contains any action of `other`.
+    /// Whether the set contains any action of `other`.
     pub const fn intersects(self, other: Self) -> bool {
         self.0 & other.0 != 0
     }
@@ -341,7 +341,7 @@ impl Actions {
         })
     }
 
-    /// Whether it contains no action.
+    /// Whether the set contains no action.
     pub const fn is_empty(self) -> bool {
         self.0 == 0
     }

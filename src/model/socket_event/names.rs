@@ -33,7 +33,7 @@ impl Family {
         }
     }
 
-    /// Whether it is `AF_INET` or `AF_INET6`.
+    /// Whether the family is `AF_INET` or `AF_INET6`.
     pub const fn is_ip(self) -> bool {
         matches!(self, Self::INET | Self::INET6)
     }

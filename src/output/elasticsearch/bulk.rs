@@ -151,8 +151,8 @@ mod tests {
         create("logs-socktrail.flow-default", "x", b"{\"a\":1}", &mut body);
         let expected = "{\"create\":{\"_index\":\"logs-socktrail.flow-default\",\"_id\":\"x\"}}\n{\"a\":1}\n";
         assert_eq!(String::from_utf8(body).unwrap(), expected);
-        assert_eq!(index_of("logs-socktrail.{kind}-default", Kind::Event), "logs-socktrail.event-default");
-        assert_eq!(index_of("mine", Kind::Event), "mine");
+        assert_eq!(index_of("logs-socktrail.{kind}-default", Kind::SocketEvent), "logs-socktrail.event-default");
+        assert_eq!(index_of("mine", Kind::SocketEvent), "mine");
     }
 
     /// As in the reference of Elasticsearch's bulk API.

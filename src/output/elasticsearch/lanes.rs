@@ -290,7 +290,7 @@ mod tests {
         let folder = TempDir::new().unwrap();
         let lanes = lanes(folder.path(), APART);
         let mut both = batch(Kind::Flow, 3);
-        both.push_json(Kind::Event, b"{}");
+        both.push_json(Kind::SocketEvent, b"{}");
         lanes.push(&both).unwrap();
         assert_eq!(waiting(&lanes), [("flow", 3), ("event", 1), ("sensor", 0), ("loss", 0)]);
         close(lanes);
@@ -304,7 +304,7 @@ mod tests {
         apart.push(&batch(Kind::Flow, 2)).unwrap();
         close(apart);
         let together = lanes(folder.path(), TOGETHER);
-        together.push(&batch(Kind::Event, 1)).unwrap();
+        together.push(&batch(Kind::SocketEvent, 1)).unwrap();
         assert_eq!(waiting(&together), [("flow", 2), (ALL, 1)]);
         close(together);
         let apart = lanes(folder.path(), APART);
@@ -318,7 +318,7 @@ mod tests {
         let lanes = lanes(folder.path(), APART);
         lanes.push(&batch(Kind::Flow, 85)).unwrap();
         assert_eq!(waiting(&lanes)[0], ("flow", 85), "there is room");
-        (0..30).for_each(|_| lanes.push(&batch(Kind::Event, 1)).unwrap());
+        (0..30).for_each(|_| lanes.push(&batch(Kind::SocketEvent, 1)).unwrap());
         let [(_, flows), (_, events), ..] = waiting(&lanes)[..] else { panic!("a spool for each kind") };
         assert!(events == 30 && (40..75).contains(&flows), "{flows} flows, {events} events");
         assert!(lanes.meter.spool_bytes.get() <= MAX_SIZE);
@@ -330,8 +330,8 @@ mod tests {
     fn what_was_sent_makes_room_before_what_was_not() {
         let folder = TempDir::new().unwrap();
         let lanes = lanes(folder.path(), APART);
-        lanes.push(&batch(Kind::Event, 3)).unwrap();
-        let events = lanes.each().find(|lane| lane.kinds == [Kind::Event]).expect("a spool for each kind");
+        lanes.push(&batch(Kind::SocketEvent, 3)).unwrap();
+        let events = lanes.each().find(|lane| lane.kinds == [Kind::SocketEvent]).expect("a spool for each kind");
         let mut spool = events.shared.spool();
         let events = spool.as_mut().unwrap();
         let sent = events.next(3, 1 << 20).unwrap().unwrap();
@@ -359,12 +359,12 @@ mod tests {
             std::fs::create_dir(folder.path().join(format!("spool/{kind}/{:016}.spool", 1))).unwrap();
         }
         let mut mixed = batch(Kind::Flow, 2);
-        mixed.push_json(Kind::Event, b"{}");
+        mixed.push_json(Kind::SocketEvent, b"{}");
         mixed.push_json(Kind::Sensor, b"{}");
         assert!(lanes.push(&mixed).is_err());
         let mut left = Batch::default();
         assert!(lanes.close(Instant::now(), &mut left).is_err());
         let kinds: Vec<_> = left.documents().map(|(kind, _)| kind).collect();
-        assert_eq!(kinds, [Kind::Flow, Kind::Flow, Kind::Event], "the sensor event is on the disk");
+        assert_eq!(kinds, [Kind::Flow, Kind::Flow, Kind::SocketEvent], "the sensor event is on the disk");
     }
 }

@@ -145,14 +145,14 @@ fn on_a_full_disk(folder: &Path) {
     use nix::sys::signal::{SigHandler, Signal};
     // SAFETY: ignoring a signal runs no code of ours.
     unsafe { nix::sys::signal::signal(Signal::SIGXFSZ, SigHandler::SigIgn) }.unwrap();
-    let (_, most) = getrlimit(Resource::RLIMIT_FSIZE).unwrap();
-    setrlimit(Resource::RLIMIT_FSIZE, 600, most).unwrap();
+    let (_, hard_limit) = getrlimit(Resource::RLIMIT_FSIZE).unwrap();
+    setrlimit(Resource::RLIMIT_FSIZE, 600, hard_limit).unwrap();
     let options = FileOptions { path: folder.join("flows.json"), ..options(&tempfile::tempdir().unwrap()) };
     let mut output = FileOutput::open(options, Arc::default()).unwrap();
     output.write(&batch(0..50)).unwrap();
     let error = output.write(&batch(50..100)).unwrap_err().to_string();
     assert!(error.contains("flows.json"), "{error}");
     assert_eq!(lines(&folder.join("flows.json")).len(), 50, "nothing of the batch was taken");
-    setrlimit(Resource::RLIMIT_FSIZE, most, most).unwrap();
+    setrlimit(Resource::RLIMIT_FSIZE, hard_limit, hard_limit).unwrap();
     output.write(&batch(50..100)).unwrap();
 }

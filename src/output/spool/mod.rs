@@ -574,11 +574,11 @@ impl Memory {
 }
 
 /// Takes whole documents from the beginning of `bytes`. Returns them, and how many bytes they take.
-fn gather(bytes: &[u8], documents: usize, most: usize) -> (Batch, usize) {
+fn gather(bytes: &[u8], documents: usize, max_bytes: usize) -> (Batch, usize) {
     let (mut batch, mut taken) = (Batch::default(), 0);
     while batch.len() < documents {
         let Some((kind, document)) = record::document(&bytes[taken..]) else { break };
-        if !batch.is_empty() && batch.lines().len() + document.len() > most {
+        if !batch.is_empty() && batch.lines().len() + document.len() > max_bytes {
             break;
         }
         batch.push_json(kind, document);

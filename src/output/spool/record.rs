@@ -92,7 +92,7 @@ mod tests {
     fn three() -> Vec<u8> {
         let mut bytes = Vec::new();
         encode(Kind::Flow, b"{\"n\":1}", &mut bytes);
-        encode(Kind::Event, b"{}", &mut bytes);
+        encode(Kind::SocketEvent, b"{}", &mut bytes);
         encode(Kind::Sensor, b"", &mut bytes);
         bytes
     }
@@ -101,7 +101,7 @@ mod tests {
     fn what_was_encoded_is_found() {
         let bytes = three();
         let documents: Vec<_> = found(&bytes).into_iter().map(|(found, _)| found).collect();
-        let expected = [(Kind::Flow, &b"{\"n\":1}"[..]), (Kind::Event, b"{}"), (Kind::Sensor, b"")]
+        let expected = [(Kind::Flow, &b"{\"n\":1}"[..]), (Kind::SocketEvent, b"{}"), (Kind::Sensor, b"")]
             .map(|(k, d)| Entry::Document(k, d));
         assert_eq!(documents, expected);
     }

@@ -117,9 +117,9 @@ impl Folder {
         Ok(path)
     }
 
-    /// Removes the oldest files of damaged bytes, until the rest has at most `most` bytes. The newest file stays. Returns the removed
-    /// files.
-    pub fn prune_damaged(&self, most: u64) -> io::Result<Vec<PathBuf>> {
+    /// Removes the oldest files of damaged bytes, until the rest has at most `most` bytes. The newest file stays. Returns the
+    /// removed files.
+    pub fn prune_damaged(&self, max_bytes: u64) -> io::Result<Vec<PathBuf>> {
         let mut files = Vec::new();
         for entry in fs::read_dir(self.0.join(DAMAGED))? {
             let entry = entry?;
@@ -130,7 +130,7 @@ impl Folder {
         let mut removed = Vec::new();
         files.pop();
         for (path, length) in files {
-            if size <= most {
+            if size <= max_bytes {
                 break;
             }
             fs::remove_file(&path)?;

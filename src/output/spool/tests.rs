@@ -277,7 +277,7 @@ fn a_document_larger_than_all_windows_passes() {
     let mut spool = opened(&folder);
     let large = format!("\"{}\"", "y".repeat(700_000));
     let mut one = batch([1]);
-    one.push_json(Kind::Event, large.as_bytes());
+    one.push_json(Kind::SocketEvent, large.as_bytes());
     spool.push(&one).unwrap();
     spool.push(&batch([2])).unwrap();
     let mut lengths = Vec::new();

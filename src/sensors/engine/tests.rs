@@ -55,7 +55,7 @@ impl Harness {
     }
 
     /// Action, remote and state of the events since the last call.
-    fn said(&mut self) -> Vec<String> {
+    fn emitted(&mut self) -> Vec<String> {
         let events = self.engine.take_events();
         let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
         let line = |event| {
@@ -144,13 +144,13 @@ fn each_socket_opens_and_closes_once_whatever_its_states() {
         socket(1, SERVER, SocketState::SYN_SENT),
         Some(SocketState::CLOSE),
     );
-    assert_eq!(harness.said(), ["opened 198.51.100.7:443 - SYN_SENT"]);
+    assert_eq!(harness.emitted(), ["opened 198.51.100.7:443 - SYN_SENT"]);
     step(&mut harness, SocketState::ESTABLISHED);
     step(&mut harness, SocketState(8));
-    assert!(harness.said().is_empty(), "a change of state is no event");
+    assert!(harness.emitted().is_empty(), "a change of state is no event");
     harness.close(1, SERVER, SocketState(8));
     harness.close(1, SERVER, SocketState(8));
-    assert_eq!(harness.said(), ["closed 198.51.100.7:443 - CLOSE_WAIT"]);
+    assert_eq!(harness.emitted(), ["closed 198.51.100.7:443 - CLOSE_WAIT"]);
 }
 
 #[test]
@@ -158,15 +158,15 @@ fn a_sensor_follows_a_socket_from_the_first_match_on() {
     let mut harness = Harness::new(&SAMPLE.replace("dns: true", "dns: false"));
     let connecting = socket(1, SERVER, SocketState::SYN_SENT);
     harness.event(Action::Connect, CallResult::Failure(nix::libc::EINPROGRESS), connecting, None);
-    assert!(harness.said().is_empty(), "not yet established");
+    assert!(harness.emitted().is_empty(), "not yet established");
     harness.connect(1, SERVER);
-    assert_eq!(harness.said(), ["opened 198.51.100.7:443 - ESTABLISHED"]);
+    assert_eq!(harness.emitted(), ["opened 198.51.100.7:443 - ESTABLISHED"]);
     harness.close(1, SERVER, SocketState(8));
-    assert_eq!(harness.said(), ["closed 198.51.100.7:443 - CLOSE_WAIT"], "though no pattern has this state");
+    assert_eq!(harness.emitted(), ["closed 198.51.100.7:443 - CLOSE_WAIT"], "though no pattern has this state");
     harness.connect(2, "[2001:db8::2]:443");
     harness.event(Action::Listen { backlog: 1 }, CallResult::Success, socket(3, "-", SocketState::LISTEN), None);
     harness.event(Action::Bind, CallResult::Success, udp(4, "192.0.2.1:53", "-"), None);
-    assert!(harness.said().is_empty(), "neither IPv6, nor listeners, nor UDP");
+    assert!(harness.emitted().is_empty(), "neither IPv6, nor listeners, nor UDP");
 }
 
 #[test]
@@ -175,11 +175,11 @@ fn existing_sockets_are_known_and_only_their_end_is_reported() {
     let old = EventSocket { existing: true, ..socket(1, SERVER, SocketState::ESTABLISHED) };
     harness.engine.existing(std::slice::from_ref(&old), harness.now);
     harness.event(Action::Connect, CallResult::Success, old, None);
-    assert!(harness.said().is_empty());
+    assert!(harness.emitted().is_empty());
     harness.close(1, SERVER, SocketState::ESTABLISHED);
-    assert_eq!(harness.said(), ["closed 198.51.100.7:443 - ESTABLISHED"]);
+    assert_eq!(harness.emitted(), ["closed 198.51.100.7:443 - ESTABLISHED"]);
     harness.connect(1, SERVER);
-    assert_eq!(harness.said().len(), 1, "the inode's number is another socket's now");
+    assert_eq!(harness.emitted().len(), 1, "the inode's number is another socket's now");
 }
 
 /// The search for existing sockets takes a while. A socket that begins meanwhile is new all the same.
@@ -192,7 +192,7 @@ fn sockets_that_begin_during_the_search_are_new() {
     harness.event(Action::Connect, CallResult::Success, found(1), Some(SocketState::CLOSE));
     let action = Action::Accept { listener: Listener { id: SocketId(9), local: None }, accepted: Some(4) };
     harness.event(action, CallResult::Success, found(2), None);
-    assert_eq!(harness.said(), ["opened 198.51.100.7:443 - ESTABLISHED"; 2]);
+    assert_eq!(harness.emitted(), ["opened 198.51.100.7:443 - ESTABLISHED"; 2]);
 }
 
 #[test]
@@ -203,12 +203,12 @@ fn failed_calls_open_nothing() {
     let in_use = CallResult::Failure(nix::libc::EADDRINUSE);
     harness.event(Action::Bind, in_use, udp(2, "192.0.2.1:53", "-"), None);
     harness.close(1, SERVER, SocketState::CLOSE);
-    assert!(harness.said().is_empty());
+    assert!(harness.emitted().is_empty());
     harness.connect(3, SERVER);
     let again = CallResult::Failure(nix::libc::EISCONN);
     harness.event(Action::Connect, again, socket(3, "203.0.113.1:1", SocketState::ESTABLISHED), None);
     harness.close(3, SERVER, SocketState::ESTABLISHED);
-    assert_eq!(harness.said(), ["opened 198.51.100.7:443 - ESTABLISHED", "closed 198.51.100.7:443 - ESTABLISHED"]);
+    assert_eq!(harness.emitted(), ["opened 198.51.100.7:443 - ESTABLISHED", "closed 198.51.100.7:443 - ESTABLISHED"]);
 }
 
 #[test]
@@ -222,7 +222,7 @@ fn a_connection_that_is_reset_is_gone_before_its_descriptor() {
         Some(SocketState::ESTABLISHED),
     );
     harness.close(1, SERVER, SocketState::CLOSE);
-    assert_eq!(harness.said(), ["opened 198.51.100.7:443 - ESTABLISHED", "closed 198.51.100.7:443 - ESTABLISHED"]);
+    assert_eq!(harness.emitted(), ["opened 198.51.100.7:443 - ESTABLISHED", "closed 198.51.100.7:443 - ESTABLISHED"]);
 }
 
 #[test]
@@ -231,7 +231,7 @@ fn udp_sockets_have_no_state() {
     harness.event(Action::Bind, CallResult::Success, udp(1, "192.0.2.1:53", "-"), None);
     harness.event(Action::Connect, CallResult::Success, udp(1, "192.0.2.1:53", "192.0.2.9:9"), None);
     harness.close(1, "192.0.2.9:9", SocketState::CLOSE);
-    assert_eq!(harness.said(), ["opened 0.0.0.0:0 - -", "closed 192.0.2.9:9 - -"]);
+    assert_eq!(harness.emitted(), ["opened 0.0.0.0:0 - -", "closed 192.0.2.9:9 - -"]);
 }
 
 #[test]
@@ -240,7 +240,7 @@ fn opts_choose_the_reported_events() {
         let mut harness = Harness::new(&format!("{ALL}  opts: [{opts}]\n"));
         harness.connect(1, SERVER);
         harness.close(1, SERVER, SocketState::ESTABLISHED);
-        assert_eq!(harness.said(), [format!("{expected} 198.51.100.7:443 - ESTABLISHED")]);
+        assert_eq!(harness.emitted(), [format!("{expected} 198.51.100.7:443 - ESTABLISHED")]);
     }
 }
 
@@ -250,7 +250,7 @@ fn ignore_beats_patterns() {
     let mut harness = Harness::new(&format!("{ALL}{args}"));
     harness.connect(1, SERVER);
     harness.connect(2, "198.51.100.7:80");
-    assert_eq!(harness.said(), ["opened 198.51.100.7:80 - ESTABLISHED"]);
+    assert_eq!(harness.emitted(), ["opened 198.51.100.7:80 - ESTABLISHED"]);
 }
 
 #[test]
@@ -271,7 +271,7 @@ fn our_own_sockets_are_ignored() {
     own.owner = own.owner.map(|owner| Arc::new(Process { pid: 1, ..(*owner).clone() }));
     harness.event(Action::Connect, CallResult::Success, own, None);
     harness.close(1, SERVER, SocketState::ESTABLISHED);
-    assert!(harness.said().is_empty());
+    assert!(harness.emitted().is_empty());
 }
 
 #[test]
@@ -280,12 +280,12 @@ fn a_locked_event_is_reported_once_until_it_is_unlocked() {
     harness.connect(1, SERVER);
     harness.connect(2, SERVER);
     harness.connect(3, "198.51.100.8:443");
-    assert_eq!(harness.said().len(), 2, "one for each id");
+    assert_eq!(harness.emitted().len(), 2, "one for each id");
     assert_eq!(harness.engine.stats().sensor_events_muted, 1);
     assert_eq!(harness.engine.unlock("all|net.socket|opened@198.51.100.7:443|0"), Ok(1));
     harness.connect(4, SERVER);
     harness.connect(5, "198.51.100.8:443");
-    assert_eq!(harness.said(), ["opened 198.51.100.7:443 - ESTABLISHED"]);
+    assert_eq!(harness.emitted(), ["opened 198.51.100.7:443 - ESTABLISHED"]);
     assert_eq!(harness.engine.unlock("all|*"), Ok(2));
 }
 
@@ -296,16 +296,16 @@ fn a_name_is_waited_for_in_order_while_others_go_on() {
     harness.connect(1, SERVER);
     harness.close(1, SERVER, SocketState::ESTABLISHED);
     harness.event(Action::Listen { backlog: 1 }, CallResult::Success, socket(2, "-", SocketState::LISTEN), None);
-    assert_eq!(harness.said(), ["opened 0.0.0.0:0 - LISTEN"], "nobody has no name");
+    assert_eq!(harness.emitted(), ["opened 0.0.0.0:0 - LISTEN"], "nobody has no name");
     assert_eq!(harness.engine.take_wanted(), [ip]);
     harness.engine.answer(ip, Some("www.example.org".into()), harness.now);
     let named = ["opened", "closed"].map(|action| format!("{action} 198.51.100.7:443 www.example.org ESTABLISHED"));
-    assert_eq!(harness.said(), named);
+    assert_eq!(harness.emitted(), named);
     harness.connect(3, SERVER);
-    assert_eq!(harness.said(), named[..1], "known by now");
+    assert_eq!(harness.emitted(), named[..1], "known by now");
     harness.now += Duration::from_secs(60);
     harness.connect(4, SERVER);
-    assert!(harness.said().is_empty() && harness.engine.take_wanted() == [ip], "too old after dns-ttl");
+    assert!(harness.emitted().is_empty() && harness.engine.take_wanted() == [ip], "too old after dns-ttl");
 }
 
 #[test]
@@ -313,15 +313,15 @@ fn without_an_answer_events_go_on_without_a_name() {
     let mut harness = Harness::new(&format!("{ALL}  args: {{ dns: true }}\n"));
     harness.connect(1, SERVER);
     harness.engine.expire(harness.now + Duration::from_secs(1));
-    assert!(harness.said().is_empty());
+    assert!(harness.emitted().is_empty());
     harness.engine.expire(harness.now + Duration::from_secs(2));
-    assert_eq!(harness.said(), ["opened 198.51.100.7:443 - ESTABLISHED"]);
+    assert_eq!(harness.emitted(), ["opened 198.51.100.7:443 - ESTABLISHED"]);
     assert_eq!(harness.engine.stats().reverse_lookups_unanswered, 1);
     harness.connect(2, "198.51.100.8:443");
     harness.engine.refuse("198.51.100.8".parse().unwrap());
     harness.connect(3, "198.51.100.9:443");
     harness.engine.finish();
-    assert_eq!(harness.said().len(), 2);
+    assert_eq!(harness.emitted().len(), 2);
     assert_eq!(harness.engine.stats().reverse_lookups_dropped, 1);
 }
 
@@ -329,7 +329,7 @@ fn without_an_answer_events_go_on_without_a_name() {
 fn names_that_cannot_matter_are_not_looked_up() {
     let mut harness = Harness::new(SAMPLE);
     harness.connect(1, "10.0.0.7:443");
-    assert_eq!(harness.said(), ["opened 10.0.0.7:443 - ESTABLISHED"], "skip-reverse-dns: not routable");
+    assert_eq!(harness.emitted(), ["opened 10.0.0.7:443 - ESTABLISHED"], "skip-reverse-dns: not routable");
     harness.connect(2, "[2001:db8::2]:443");
     assert!(harness.engine.take_wanted().is_empty(), "no pattern has this protocol");
     harness.connect(3, SERVER);
@@ -348,7 +348,7 @@ fn patterns_see_the_name() {
     name(&mut harness, "198.51.100.7", "www.example.org");
     name(&mut harness, "198.51.100.8", "www.example.net");
     harness.close(2, "198.51.100.8:443", SocketState::ESTABLISHED);
-    assert_eq!(harness.said(), ["opened 198.51.100.7:443 www.example.org ESTABLISHED"]);
+    assert_eq!(harness.emitted(), ["opened 198.51.100.7:443 www.example.org ESTABLISHED"]);
 }
 
 #[test]
@@ -358,7 +358,7 @@ fn the_table_of_sockets_is_bounded() {
     harness.connect(2, SERVER);
     harness.close(2, SERVER, SocketState::ESTABLISHED);
     harness.close(1, SERVER, SocketState::ESTABLISHED);
-    assert_eq!(harness.said().len(), 2);
+    assert_eq!(harness.emitted().len(), 2);
     assert_eq!(harness.engine.stats().sensor_sockets_refused, 1);
 }
 
@@ -381,7 +381,7 @@ proptest::proptest! {
         }
         harness.engine.finish();
         let mut open = [0_i32; 3];
-        for line in harness.said() {
+        for line in harness.emitted() {
             let id = line.split("198.51.100.").nth(1).and_then(|rest| rest[..1].parse::<usize>().ok()).unwrap();
             open[id] += if line.starts_with("opened") { 1 } else { -1 };
             proptest::prop_assert!((0..=1).contains(&open[id]), "{}", line);

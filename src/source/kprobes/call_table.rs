@@ -1,132 +1,138 @@
 //! The table of probes for socket events.
 //!
-//! Before Linux 4.17 there is no `__sys_connect`. `sys_connect`, another name of `SyS_connect`, is the system call itself, and
-//! takes its arguments in registers like any function.
+//! Before Linux 4.17 these `__sys_*` functions do not exist. There, `sys_connect` and the like are the system calls themselves,
+//! and a probe finds the arguments in registers, as in any function (newer kernels pass a `pt_regs` instead). Symbol tables
+//! list them also as `SyS_connect`.
 
 use super::calls::{
-    Accepts, Binds, Connecting, Connects, Created, EntersAccept, EntersBind, EntersConnect, EntersListen,
-    EntersSetSockOpt, EntersSocket, EntersSocketFile, Grafted, Listens, Released, ReleasedWithoutInode, ReturnsAccept,
-    ReturnsAcceptFile, ReturnsBind, ReturnsBindSocket, ReturnsConnect, ReturnsConnectFile, ReturnsDoAccept,
-    ReturnsDoSetSockOpt, ReturnsListen, ReturnsListenSocket, ReturnsSetSockOpt, ReturnsSocket, ReturnsSocketFile, Sets,
+    AcceptEntry, AcceptFileReturn, AcceptHook, AcceptReturn, BindEntry, BindHook, BindReturn, BindSocketReturn,
+    ConnectEntry, ConnectFileReturn, ConnectHook, ConnectReturn, CreateHook, DoAcceptReturn, DoSetSockOptReturn,
+    GraftHook, ListenEntry, ListenHook, ListenReturn, ListenSocketReturn, SetSockOptEntry, SetSockOptHook,
+    SetSockOptReturn, SockRelease, SockReleaseWithoutInode, SocketEntry, SocketFileEntry, SocketFileReturn,
+    SocketReturn, TcpConnect,
 };
 use super::probe::Probe;
 use super::table::{TCP_IPV4, UDP_IPV4};
 use crate::model::feature::Feature;
 
 /// All features for socket events, each with the probes that can serve it, the best first.
-pub const CALLS: &[(Feature, &[Probe])] = &[
+pub const SOCKET_EVENT_PROBES: &[(Feature, &[Probe])] = &[
     (
         Feature::CreateCall,
         &[
-            Probe::entry::<EntersSocket>("__sys_socket").hit_by(UDP_IPV4),
-            Probe::entry::<EntersSocket>("sys_socket").hit_by(UDP_IPV4),
+            Probe::entry::<SocketEntry>("__sys_socket").hit_by(UDP_IPV4),
+            Probe::entry::<SocketEntry>("sys_socket").hit_by(UDP_IPV4),
         ],
     ),
-    (Feature::CreateSocket, &[Probe::entry::<Created>("security_socket_post_create").hit_by(UDP_IPV4).only("kern==0")]),
+    (
+        Feature::CreateSocket,
+        &[Probe::entry::<CreateHook>("security_socket_post_create").hit_by(UDP_IPV4).only("kern==0")],
+    ),
     (
         Feature::CreateResult,
         &[
-            Probe::exit::<ReturnsSocket>("__sys_socket").hit_by(UDP_IPV4),
-            Probe::exit::<ReturnsSocket>("sys_socket").hit_by(UDP_IPV4),
+            Probe::exit::<SocketReturn>("__sys_socket").hit_by(UDP_IPV4),
+            Probe::exit::<SocketReturn>("sys_socket").hit_by(UDP_IPV4),
         ],
     ),
-    (Feature::CreateUringCall, &[Probe::entry::<EntersSocketFile>("__sys_socket_file")]),
-    (Feature::CreateUringResult, &[Probe::exit::<ReturnsSocketFile>("__sys_socket_file")]),
+    (Feature::CreateUringCall, &[Probe::entry::<SocketFileEntry>("__sys_socket_file")]),
+    (Feature::CreateUringResult, &[Probe::exit::<SocketFileReturn>("__sys_socket_file")]),
     (
         Feature::BindCall,
         &[
-            Probe::entry::<EntersBind>("__sys_bind").hit_by(UDP_IPV4),
-            Probe::entry::<EntersBind>("sys_bind").hit_by(UDP_IPV4),
+            Probe::entry::<BindEntry>("__sys_bind").hit_by(UDP_IPV4),
+            Probe::entry::<BindEntry>("sys_bind").hit_by(UDP_IPV4),
         ],
     ),
-    (Feature::BindSocket, &[Probe::entry::<Binds>("security_socket_bind").hit_by(UDP_IPV4)]),
+    (Feature::BindSocket, &[Probe::entry::<BindHook>("security_socket_bind").hit_by(UDP_IPV4)]),
     (
         Feature::BindResult,
         &[
-            Probe::exit::<ReturnsBind>("__sys_bind").hit_by(UDP_IPV4),
-            Probe::exit::<ReturnsBind>("sys_bind").hit_by(UDP_IPV4),
+            Probe::exit::<BindReturn>("__sys_bind").hit_by(UDP_IPV4),
+            Probe::exit::<BindReturn>("sys_bind").hit_by(UDP_IPV4),
         ],
     ),
-    (Feature::BindUringResult, &[Probe::exit::<ReturnsBindSocket>("__sys_bind_socket")]),
+    (Feature::BindUringResult, &[Probe::exit::<BindSocketReturn>("__sys_bind_socket")]),
     (
         Feature::ListenCall,
         &[
-            Probe::entry::<EntersListen>("__sys_listen").hit_by(TCP_IPV4),
-            Probe::entry::<EntersListen>("sys_listen").hit_by(TCP_IPV4),
+            Probe::entry::<ListenEntry>("__sys_listen").hit_by(TCP_IPV4),
+            Probe::entry::<ListenEntry>("sys_listen").hit_by(TCP_IPV4),
         ],
     ),
-    (Feature::ListenSocket, &[Probe::entry::<Listens>("security_socket_listen").hit_by(TCP_IPV4)]),
+    (Feature::ListenSocket, &[Probe::entry::<ListenHook>("security_socket_listen").hit_by(TCP_IPV4)]),
     (
         Feature::ListenResult,
         &[
-            Probe::exit::<ReturnsListen>("__sys_listen").hit_by(TCP_IPV4),
-            Probe::exit::<ReturnsListen>("sys_listen").hit_by(TCP_IPV4),
+            Probe::exit::<ListenReturn>("__sys_listen").hit_by(TCP_IPV4),
+            Probe::exit::<ListenReturn>("sys_listen").hit_by(TCP_IPV4),
         ],
     ),
-    (Feature::ListenUringResult, &[Probe::exit::<ReturnsListenSocket>("__sys_listen_socket")]),
+    (Feature::ListenUringResult, &[Probe::exit::<ListenSocketReturn>("__sys_listen_socket")]),
     (
         Feature::AcceptCall,
         &[
-            Probe::entry::<EntersAccept>("__sys_accept4").hit_by(TCP_IPV4),
-            Probe::entry::<EntersAccept>("sys_accept4").hit_by(TCP_IPV4),
+            Probe::entry::<AcceptEntry>("__sys_accept4").hit_by(TCP_IPV4),
+            Probe::entry::<AcceptEntry>("sys_accept4").hit_by(TCP_IPV4),
         ],
     ),
-    (Feature::AcceptSocket, &[Probe::entry::<Accepts>("security_socket_accept").hit_by(TCP_IPV4)]),
-    (Feature::AcceptConnection, &[Probe::entry::<Grafted>("security_sock_graft").hit_by(TCP_IPV4)]),
+    (Feature::AcceptSocket, &[Probe::entry::<AcceptHook>("security_socket_accept").hit_by(TCP_IPV4)]),
+    (Feature::AcceptConnection, &[Probe::entry::<GraftHook>("security_sock_graft").hit_by(TCP_IPV4)]),
     (
         Feature::AcceptResult,
         &[
-            Probe::exit::<ReturnsAccept>("__sys_accept4").hit_by(TCP_IPV4),
-            Probe::exit::<ReturnsAccept>("sys_accept4").hit_by(TCP_IPV4),
+            Probe::exit::<AcceptReturn>("__sys_accept4").hit_by(TCP_IPV4),
+            Probe::exit::<AcceptReturn>("sys_accept4").hit_by(TCP_IPV4),
         ],
     ),
     (
         Feature::AcceptUringResult,
-        &[Probe::exit::<ReturnsDoAccept>("do_accept"), Probe::exit::<ReturnsAcceptFile>("__sys_accept4_file")],
+        &[Probe::exit::<DoAcceptReturn>("do_accept"), Probe::exit::<AcceptFileReturn>("__sys_accept4_file")],
     ),
     (
         Feature::ConnectCall,
         &[
-            Probe::entry::<EntersConnect>("__sys_connect").hit_by(TCP_IPV4),
-            Probe::entry::<EntersConnect>("sys_connect").hit_by(TCP_IPV4),
+            Probe::entry::<ConnectEntry>("__sys_connect").hit_by(TCP_IPV4),
+            Probe::entry::<ConnectEntry>("sys_connect").hit_by(TCP_IPV4),
         ],
     ),
-    (Feature::ConnectSocket, &[Probe::entry::<Connects>("security_socket_connect").hit_by(TCP_IPV4)]),
-    (Feature::ConnectLocal, &[Probe::entry::<Connecting>("tcp_connect").hit_by(TCP_IPV4)]),
+    (Feature::ConnectSocket, &[Probe::entry::<ConnectHook>("security_socket_connect").hit_by(TCP_IPV4)]),
+    (Feature::ConnectLocal, &[Probe::entry::<TcpConnect>("tcp_connect").hit_by(TCP_IPV4)]),
     (
         Feature::ConnectResult,
         &[
-            Probe::exit::<ReturnsConnect>("__sys_connect").hit_by(TCP_IPV4),
-            Probe::exit::<ReturnsConnect>("sys_connect").hit_by(TCP_IPV4),
+            Probe::exit::<ConnectReturn>("__sys_connect").hit_by(TCP_IPV4),
+            Probe::exit::<ConnectReturn>("sys_connect").hit_by(TCP_IPV4),
         ],
     ),
-    (Feature::ConnectUringResult, &[Probe::exit::<ReturnsConnectFile>("__sys_connect_file")]),
+    (Feature::ConnectUringResult, &[Probe::exit::<ConnectFileReturn>("__sys_connect_file")]),
     (
         Feature::SetSockOptCall,
         &[
-            Probe::entry::<EntersSetSockOpt>("__sys_setsockopt").hit_by(TCP_IPV4),
-            Probe::entry::<EntersSetSockOpt>("sys_setsockopt").hit_by(TCP_IPV4),
+            Probe::entry::<SetSockOptEntry>("__sys_setsockopt").hit_by(TCP_IPV4),
+            Probe::entry::<SetSockOptEntry>("sys_setsockopt").hit_by(TCP_IPV4),
         ],
     ),
-    (Feature::SetSockOptSocket, &[Probe::entry::<Sets>("security_socket_setsockopt").hit_by(TCP_IPV4)]),
+    (Feature::SetSockOptSocket, &[Probe::entry::<SetSockOptHook>("security_socket_setsockopt").hit_by(TCP_IPV4)]),
     (
         Feature::SetSockOptResult,
         &[
-            Probe::exit::<ReturnsSetSockOpt>("__sys_setsockopt").hit_by(TCP_IPV4),
-            Probe::exit::<ReturnsSetSockOpt>("sys_setsockopt").hit_by(TCP_IPV4),
+            Probe::exit::<SetSockOptReturn>("__sys_setsockopt").hit_by(TCP_IPV4),
+            Probe::exit::<SetSockOptReturn>("sys_setsockopt").hit_by(TCP_IPV4),
         ],
     ),
-    (Feature::SetSockOptUringResult, &[Probe::exit::<ReturnsDoSetSockOpt>("do_sock_setsockopt")]),
+    (Feature::SetSockOptUringResult, &[Probe::exit::<DoSetSockOptReturn>("do_sock_setsockopt")]),
     (
         Feature::SocketClose,
         &[
-            Probe::entry::<Released>("__sock_release").hit_by(UDP_IPV4).only("inode!=0"),
-            // Before Linux 4.19, a close passes here, too.
-            Probe::entry::<ReleasedWithoutInode>("sock_release").hit_by(UDP_IPV4),
-            // The compiler may have inlined it into the only caller for a close.
-            Probe::entry::<ReleasedWithoutInode>("inet_release")
+            Probe::entry::<SockRelease>("__sock_release").hit_by(UDP_IPV4).only("inode!=0"),
+            // Before Linux 4.18 there is no `__sock_release`: `sock_close` calls `sock_release`, as the kernel does for its own
+            // sockets. (Stable releases of older kernels have `__sock_release` since June 2018.)
+            Probe::entry::<SockReleaseWithoutInode>("sock_release").hit_by(UDP_IPV4),
+            // For kernels whose compiler inlined `sock_release` (or `__sock_release`) into `sock_close`.
+            Probe::entry::<SockReleaseWithoutInode>("inet_release")
                 .hit_by(UDP_IPV4)
-                .but("the close of sockets of other families than IPv4 and IPv6"),
+                .with_weakness("closes of sockets of other families than IPv4 and IPv6 are not seen"),
         ],
     ),
 ];

@@ -96,7 +96,7 @@ macro_rules! socket_sample {
 
 socket_sample! {
     /// `security_socket_post_create`: a socket was created.
-    pub struct Created of "{sock}", "+{socket.sk}({sock})" {
+    pub struct CreateHook of "{sock}", "+{socket.sk}({sock})" {
         /// The requested protocol.
         pub asked: i32 = "{protocol}",
         /// Whether it is for the kernel itself.
@@ -104,7 +104,7 @@ socket_sample! {
     }
 
     /// `security_socket_bind`.
-    pub struct Binds of "{sock}", "+{socket.sk}({sock})" {
+    pub struct BindHook of "{sock}", "+{socket.sk}({sock})" {
         /// The length of the address in bytes.
         pub addrlen: i32 = "{addrlen}",
         /// The `struct sockaddr` of any family. The kernel's buffer is larger than this.
@@ -112,19 +112,19 @@ socket_sample! {
     }
 
     /// `security_socket_listen`.
-    pub struct Listens of "{sock}", "+{socket.sk}({sock})" {
+    pub struct ListenHook of "{sock}", "+{socket.sk}({sock})" {
         /// The backlog.
         pub backlog: i32 = "{backlog}",
     }
 
     /// `security_socket_accept`, on the listener.
-    pub struct Accepts of "{sock}", "+{socket.sk}({sock})" {}
+    pub struct AcceptHook of "{sock}", "+{socket.sk}({sock})" {}
 
     /// `security_sock_graft`: an accepted connection gets its `struct socket`.
-    pub struct Grafted of "{parent}", "{sk}" {}
+    pub struct GraftHook of "{parent}", "{sk}" {}
 
     /// `security_socket_connect`.
-    pub struct Connects of "{sock}", "+{socket.sk}({sock})" {
+    pub struct ConnectHook of "{sock}", "+{socket.sk}({sock})" {
         /// The length of the address in bytes.
         pub addrlen: i32 = "{addrlen}",
         /// The `struct sockaddr` of any family. The kernel's buffer is larger than this.
@@ -132,7 +132,7 @@ socket_sample! {
     }
 
     /// `security_socket_setsockopt`.
-    pub struct Sets of "{sock}", "+{socket.sk}({sock})" {
+    pub struct SetSockOptHook of "{sock}", "+{socket.sk}({sock})" {
         /// The level.
         pub level: i32 = "{level}",
         /// The option.
@@ -140,18 +140,18 @@ socket_sample! {
     }
 
     /// `__sock_release`: the last file descriptor of a socket is closed. A socket without an inode never belonged to a program.
-    pub struct Released of "{sock}", "+{socket.sk}({sock})" {
+    pub struct SockRelease of "{sock}", "+{socket.sk}({sock})" {
         /// The `struct inode`.
         pub inode: Word = "{inode}",
     }
 
-    /// `sock_release`: the same before Linux 4.19.
-    pub struct ReleasedWithoutInode of "{sock}", "+{socket.sk}({sock})" {}
+    /// `sock_release`: the same before Linux 4.18.
+    pub struct SockReleaseWithoutInode of "{sock}", "+{socket.sk}({sock})" {}
 }
 
 sample! {
     /// `__sys_socket`, `sys_socket` before Linux 4.17.
-    pub struct EntersSocket {
+    pub struct SocketEntry {
         /// Address family.
         pub family: i32 = "{family}",
         /// Type, with flags.
@@ -163,7 +163,7 @@ sample! {
     }
 
     /// `__sys_socket_file`, which io_uring calls instead.
-    pub struct EntersSocketFile {
+    pub struct SocketFileEntry {
         /// Address family.
         pub family: i32 = "{family}",
         /// Type, with flags.
@@ -175,7 +175,7 @@ sample! {
     }
 
     /// `__sys_listen`.
-    pub struct EntersListen {
+    pub struct ListenEntry {
         /// The descriptor.
         pub fd: i32 = "{fd}",
         /// The requested backlog.
@@ -183,7 +183,7 @@ sample! {
     }
 
     /// `tcp_connect`: the SYN is about to be sent; local address and port have been chosen.
-    pub struct Connecting {
+    pub struct TcpConnect {
         /// Its address family.
         pub family: u16 = "+{sock_common.skc_family}({sk})",
         /// The device that it is bound to.
@@ -200,7 +200,7 @@ sample! {
 }
 
 /// Samples of entries of system calls. Only the file descriptor is sampled.
-macro_rules! enters {
+macro_rules! entries {
     ($( $(#[$meta:meta])* $name:ident = $call:expr; )*) => {$(
         sample! {
             $(#[$meta])*
@@ -218,15 +218,15 @@ macro_rules! enters {
     )*};
 }
 
-enters! {
+entries! {
     /// `__sys_bind`.
-    EntersBind = Call::Bind;
+    BindEntry = Call::Bind;
     /// `__sys_accept4`.
-    EntersAccept = Call::Accept;
+    AcceptEntry = Call::Accept;
     /// `__sys_connect`.
-    EntersConnect = Call::Connect;
+    ConnectEntry = Call::Connect;
     /// `__sys_setsockopt`.
-    EntersSetSockOpt = Call::SetSockOpt;
+    SetSockOptEntry = Call::SetSockOpt;
 }
 
 /// Samples of returns.
@@ -258,34 +258,34 @@ fn without_pointer(value: i64) -> i64 {
 
 returns! {
     /// The return of `__sys_socket`.
-    ReturnsSocket: i32 = Call::Create, Layer::SystemCall;
+    SocketReturn: i32 = Call::Create, Layer::SystemCall;
     /// The return of `__sys_socket_file`, a `struct file`.
-    ReturnsSocketFile: SignedWord = Call::Create, Layer::Socket;
+    SocketFileReturn: SignedWord = Call::Create, Layer::Socket;
     /// The return of `__sys_bind`.
-    ReturnsBind: i32 = Call::Bind, Layer::SystemCall;
+    BindReturn: i32 = Call::Bind, Layer::SystemCall;
     /// The return of `__sys_bind_socket`.
-    ReturnsBindSocket: i32 = Call::Bind, Layer::Socket;
+    BindSocketReturn: i32 = Call::Bind, Layer::Socket;
     /// The return of `__sys_listen`.
-    ReturnsListen: i32 = Call::Listen, Layer::SystemCall;
+    ListenReturn: i32 = Call::Listen, Layer::SystemCall;
     /// The return of `__sys_listen_socket`.
-    ReturnsListenSocket: i32 = Call::Listen, Layer::Socket;
+    ListenSocketReturn: i32 = Call::Listen, Layer::Socket;
     /// The return of `__sys_accept4`.
-    ReturnsAccept: i32 = Call::Accept, Layer::SystemCall;
+    AcceptReturn: i32 = Call::Accept, Layer::SystemCall;
     /// The return of `do_accept`, a `struct file`.
-    ReturnsDoAccept: SignedWord = Call::Accept, Layer::Socket;
+    DoAcceptReturn: SignedWord = Call::Accept, Layer::Socket;
     /// The return of `__sys_accept4_file`, a descriptor.
-    ReturnsAcceptFile: i32 = Call::Accept, Layer::Socket;
+    AcceptFileReturn: i32 = Call::Accept, Layer::Socket;
     /// The return of `__sys_connect`.
-    ReturnsConnect: i32 = Call::Connect, Layer::SystemCall;
+    ConnectReturn: i32 = Call::Connect, Layer::SystemCall;
     /// The return of `__sys_connect_file`.
-    ReturnsConnectFile: i32 = Call::Connect, Layer::Socket;
+    ConnectFileReturn: i32 = Call::Connect, Layer::Socket;
     /// The return of `__sys_setsockopt`.
-    ReturnsSetSockOpt: i32 = Call::SetSockOpt, Layer::SystemCall;
+    SetSockOptReturn: i32 = Call::SetSockOpt, Layer::SystemCall;
     /// The return of `do_sock_setsockopt`.
-    ReturnsDoSetSockOpt: i32 = Call::SetSockOpt, Layer::Socket;
+    DoSetSockOptReturn: i32 = Call::SetSockOpt, Layer::Socket;
 }
 
-impl Interpret for EntersSocket {
+impl Interpret for SocketEntry {
     fn interpret(&self, raw: &[u8]) -> Decoded {
         let Self { family, kind, protocol, comm } = *self;
         let step = Step::Entered(Entered::Create { layer: Layer::SystemCall, family, kind, protocol });
@@ -293,7 +293,7 @@ impl Interpret for EntersSocket {
     }
 }
 
-impl Interpret for EntersSocketFile {
+impl Interpret for SocketFileEntry {
     fn interpret(&self, raw: &[u8]) -> Decoded {
         let Self { family, kind, protocol, comm } = *self;
         let step = Step::Entered(Entered::Create { layer: Layer::Socket, family, kind, protocol });
@@ -301,37 +301,37 @@ impl Interpret for EntersSocketFile {
     }
 }
 
-impl Interpret for EntersListen {
+impl Interpret for ListenEntry {
     fn interpret(&self, _: &[u8]) -> Decoded {
         step(Step::Entered(Entered::Listen { fd: self.fd, backlog: self.backlog }))
     }
 }
 
-impl Interpret for Created {
+impl Interpret for CreateHook {
     fn interpret(&self, raw: &[u8]) -> Decoded {
         reached(self.thread_name(raw), self.snapshot(), Operation::Create { protocol: self.asked })
     }
 }
 
-impl Interpret for Binds {
+impl Interpret for BindHook {
     fn interpret(&self, raw: &[u8]) -> Decoded {
         reached(self.thread_name(raw), self.snapshot(), Operation::Bind(address(self.address.bytes(raw), self.addrlen)))
     }
 }
 
-impl Interpret for Listens {
+impl Interpret for ListenHook {
     fn interpret(&self, raw: &[u8]) -> Decoded {
         reached(self.thread_name(raw), self.snapshot(), Operation::Listen { backlog: self.backlog })
     }
 }
 
-impl Interpret for Accepts {
+impl Interpret for AcceptHook {
     fn interpret(&self, raw: &[u8]) -> Decoded {
         reached(self.thread_name(raw), self.snapshot(), Operation::Accept)
     }
 }
 
-impl Interpret for Connects {
+impl Interpret for ConnectHook {
     fn interpret(&self, raw: &[u8]) -> Decoded {
         reached(
             self.thread_name(raw),
@@ -341,7 +341,7 @@ impl Interpret for Connects {
     }
 }
 
-impl Interpret for Sets {
+impl Interpret for SetSockOptHook {
     fn interpret(&self, raw: &[u8]) -> Decoded {
         reached(
             self.thread_name(raw),
@@ -351,13 +351,13 @@ impl Interpret for Sets {
     }
 }
 
-impl Interpret for Grafted {
+impl Interpret for GraftHook {
     fn interpret(&self, raw: &[u8]) -> Decoded {
         step_of(self.thread_name(raw), Step::Accepted { socket: self.snapshot() })
     }
 }
 
-impl Interpret for Connecting {
+impl Interpret for TcpConnect {
     fn interpret(&self, _: &[u8]) -> Decoded {
         let ends = Ends {
             family: Family(self.family),
@@ -372,13 +372,13 @@ impl Interpret for Connecting {
     }
 }
 
-impl Interpret for Released {
+impl Interpret for SockRelease {
     fn interpret(&self, raw: &[u8]) -> Decoded {
         step_of(self.thread_name(raw), Step::Released { socket: self.snapshot() })
     }
 }
 
-impl Interpret for ReleasedWithoutInode {
+impl Interpret for SockReleaseWithoutInode {
     fn interpret(&self, raw: &[u8]) -> Decoded {
         step_of(self.thread_name(raw), Step::Released { socket: self.snapshot() })
     }
@@ -413,7 +413,7 @@ struct Ends {
     bound_dev_if: Option<u32>,
     num: u16,
     dport: u16,
-    /// Whether it is a raw socket, which has no ports: `num` is its protocol's number.
+    /// Whether the socket is a raw socket, which has no ports: `num` is its protocol's number.
     raw: bool,
     ipv4: [u32; 2],
     /// `None` if they are not known.

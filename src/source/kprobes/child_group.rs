@@ -2,9 +2,9 @@
 //!
 //! The caller of `clone3(2)` gives a descriptor of the group's directory. The kernel looks the group up by the
 //! directory entry of that descriptor. This happens in the caller's task, before the process is put into the group
-//! ([`Grouped`](super::processes::Grouped)). Other forks do not call this function. Other users of a group's descriptor
-//! call it, too, for instance to attach a BPF program. The directory entries lead up to the root of the hierarchy, even in a
-//! cgroup namespace.
+//! ([`CgroupPostFork`](super::processes::CgroupPostFork)). Other forks do not call this function. Other users of a group's
+//! descriptor call it, too, for instance to attach a BPF program. The directory entries lead up to the root of the hierarchy,
+//! even in a cgroup namespace.
 
 use socktrail_kprobes::{Array, Word, sample};
 

@@ -30,12 +30,12 @@ pub(crate) struct ClockComparison {
     period: Duration,
     last: Option<Instant>,
     /// Whether a failed comparison was logged.
-    said: bool,
+    is_logged: bool,
 }
 
 impl ClockComparison {
     pub(crate) fn every(period: Duration) -> Self {
-        Self { period, last: None, said: false }
+        Self { period, last: None, is_logged: false }
     }
 
     /// Compares the clocks if it is due, with a sample that this thread causes.
@@ -54,8 +54,8 @@ impl ClockComparison {
                 })
             })
         });
-        if !is_compared && !self.said {
-            self.said = true;
+        if !is_compared && !self.is_logged {
+            self.is_logged = true;
             tracing::warn!("the kernel's clock cannot be compared: times are up to a tenth of a second early");
         }
     }

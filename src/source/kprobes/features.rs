@@ -6,8 +6,8 @@ use crate::model::loss::Harm;
 use crate::model::socket_event::Actions;
 
 impl Feature {
-    /// What users do not see without this feature.
-    pub const fn loss(self) -> &'static str {
+    /// What users do not see if this feature is unavailable.
+    pub const fn missing_without(self) -> &'static str {
         match self {
             Self::Ipv4Out => "packets sent over IPv4",
             Self::TcpIpv4In => "packets received by TCP over IPv4",
@@ -19,14 +19,18 @@ impl Feature {
             Self::Ipv6DestinationOptions => {
                 "destination options in packets sent by TCP over IPv6: their bytes are not counted"
             }
-            Self::Ipv6RoutingHeaders => "routing headers in packets sent by TCP over IPv6: their bytes are not counted",
+            Self::Ipv6RoutingHeaders => {
+                "hop-by-hop options and routing headers in packets sent by TCP over IPv6: their bytes are not counted"
+            }
             Self::Ipv4Fragments => "fragmentation of outgoing IPv4 packets: the fragments count as one packet",
             Self::Ipv6Fragments => "fragmentation of outgoing IPv6 packets: the fragments count as one packet",
             Self::LocalDrops => "outgoing packets that this host's firewall drops: they count as sent",
             Self::QueueDrops => "outgoing packets that a full queue of this host drops: they count as sent",
-            Self::DatagramOptions => "which sockets use UDP GSO or GRO: joined datagrams count as one",
+            Self::DatagramOptions => {
+                "which sockets use UDP GSO or GRO: the segments of one packet count as one datagram"
+            }
             Self::ControlMessages => {
-                "which sockets may send small datagrams joined by UDP GSO with control messages: they count as one"
+                "which sockets set UDP_SEGMENT by a control message: the segments of a small UDP GSO packet count as one datagram"
             }
             Self::SocketCreate => "the owners of UDP sockets and listeners",
             Self::ConnectIpv4 => "the owners of IPv4 connections of sockets older than the monitor",
@@ -36,19 +40,19 @@ impl Feature {
             Self::Accept => "the owners of accepted connections",
             Self::ConnectionRequest => "the owners of connections that are never accepted",
             Self::TcpState => "why connections failed, and when exactly they ended",
-            Self::SocketErrors => "why non-blocking connects failed, if their program asked the kernel first",
-            Self::IcmpErrorIpv4 => "the error of IPv4 connects that this host's firewall rejects",
-            Self::IcmpErrorIpv6 => "the error of IPv6 connects that this host's firewall rejects",
+            Self::SocketErrors => "why non-blocking connects failed, if the program has read SO_ERROR, which clears it",
+            Self::IcmpErrorIpv4 => "why IPv4 connects failed that this host's firewall rejected",
+            Self::IcmpErrorIpv6 => "why IPv6 connects failed that this host's firewall rejected",
             Self::SubflowCreate => "the owners of MPTCP subflows that are never established",
             Self::SubflowEstablish => "the owners of MPTCP subflows other than the first",
             Self::SocketRelease => "when sockets are closed, which ends their flows",
-            Self::SocketFree => "when sockets that were never accepted are freed",
+            Self::SocketFree => "when connections that no program accepted are freed",
             Self::ProcessFork => "processes that start after the monitor",
             Self::ProcessExec => {
-                "names and arguments of programs that start after the monitor, unless they run until /proc is read"
+                "names and arguments of programs that start after the monitor, unless they are still running when /proc is read"
             }
             Self::ProcessFile | Self::ProcessMounts => {
-                "the paths of programs with links resolved, unless they run until /proc is read"
+                "the resolved paths of programs (without symbolic links), unless they are still running when /proc is read"
             }
             Self::ProcessExit => "when processes end",
             Self::Credentials => "changes of user and group",
@@ -64,15 +68,17 @@ impl Feature {
             Self::CreateCall => "the file descriptors of created sockets, and creations that fail",
             Self::CreateSocket => "created sockets",
             Self::CreateResult => "sockets created by system calls",
+            // Without its entry, a call ends at the return of the inner function, which io_uring calls as well.
             Self::BindCall | Self::ListenCall | Self::ConnectCall | Self::SetSockOptCall => {
-                "the file descriptors of calls, and, unless io_uring's results are seen, the calls"
+                "the file descriptors of calls; also the events themselves, if the feature for results through io_uring is \
+                 missing, too"
             }
             Self::AcceptCall => "the file descriptors of listeners, and accepts that fail",
-            Self::BindSocket => "binds, and the addresses of AF_UNIX sockets",
-            Self::ListenSocket => "listens",
-            Self::AcceptSocket | Self::AcceptConnection => "accepts",
-            Self::ConnectSocket => "connects",
-            Self::SetSockOptSocket => "calls of setsockopt",
+            Self::BindSocket => "calls of bind(2), and the addresses of AF_UNIX sockets",
+            Self::ListenSocket => "calls of listen(2)",
+            Self::AcceptSocket | Self::AcceptConnection => "calls of accept(2)",
+            Self::ConnectSocket => "calls of connect(2)",
+            Self::SetSockOptSocket => "calls of setsockopt(2)",
             Self::ConnectLocal => "the local addresses of sockets that connect by TCP",
             Self::BindResult
             | Self::ListenResult
@@ -89,8 +95,8 @@ impl Feature {
         }
     }
 
-    /// The facts about flows that depend on this feature's samples: a missed hit of its probe may affect these.
-    pub const fn feeds(self) -> Harm {
+    /// The facts about flows that a missed hit of this feature's probe may make wrong.
+    pub const fn harm_of_misses(self) -> Harm {
         match self {
             Self::Ipv4Out | Self::Ipv4Fragments => Harm::TCP_IPV4.or(Harm::UDP_IPV4),
             Self::TcpIpv4In => Harm::TCP_IPV4,
@@ -122,26 +128,54 @@ impl Feature {
             | Self::ControlGroup
             | Self::ControlGroupOfChild
             | Self::ControlGroupLookup => Harm::PROCESSES,
-            // A connection whose request was missed has an unknown owner until it is accepted, and says so.
-            Self::ConnectionRequest => Harm::NONE,
-            // A socket whose creation was missed has an unknown owner, and its flows say so. A new socket at the
-            // address of a closed one is recognised even if the free was missed. The other features are for socket
-            // events only.
-            _ => Harm::NONE,
+            // After a miss, a socket's owner may be unknown, and its flows say so.
+            Self::SocketCreate | Self::ConnectIpv4 | Self::ConnectIpv6 | Self::ConnectionRequest => Harm::NONE,
+            // A new socket at the address of a closed one is recognised even if the free was missed.
+            Self::SocketFree => Harm::NONE,
+            // These are for socket events. Harm is about flows only.
+            Self::CreateCall
+            | Self::CreateSocket
+            | Self::CreateResult
+            | Self::CreateUringCall
+            | Self::CreateUringResult
+            | Self::BindCall
+            | Self::BindSocket
+            | Self::BindResult
+            | Self::BindUringResult
+            | Self::ListenCall
+            | Self::ListenSocket
+            | Self::ListenResult
+            | Self::ListenUringResult
+            | Self::AcceptCall
+            | Self::AcceptSocket
+            | Self::AcceptConnection
+            | Self::AcceptResult
+            | Self::AcceptUringResult
+            | Self::ConnectCall
+            | Self::ConnectSocket
+            | Self::ConnectLocal
+            | Self::ConnectResult
+            | Self::ConnectUringResult
+            | Self::SetSockOptCall
+            | Self::SetSockOptSocket
+            | Self::SetSockOptResult
+            | Self::SetSockOptUringResult
+            | Self::SocketClose => Harm::NONE,
         }
     }
 
-    /// The kernel release (major, minor) before which a failed read of its probe counts as a missed hit; `None` if its reads do
-    /// not fail.
-    pub(super) const fn faults_count_before(self) -> Option<(u32, u32)> {
+    /// The first kernel release (major, minor) whose count of misses can be trusted for this feature's probe. Before it, the
+    /// kernel also counted hits whose reads faulted. `None` if reads of this probe (almost) never fault.
+    pub(super) const fn misses_reliable_since(self) -> Option<(u32, u32)> {
         match self {
             // `kfree_skb` accepts null. A socket whose creation failed has no `struct sock` when it is closed.
             Self::LocalDrops | Self::QueueDrops | Self::SocketClose => Some((5, 14)),
-            // Forwarded packets have no socket. (Packets of `ipv4_out` without a socket are rare.)
+            // A forwarded packet has no socket, so the read faults. `Ipv4Out` is not listed, because it sees few such packets.
             Self::Ipv4Fragments | Self::Ipv6Fragments => Some((5, 14)),
-            // The reads go beyond the end of the arguments. Before Linux 5.8, the new program already has its final stack, and
-            // there is no memory after it. Since then, the arguments are at the end of user memory, and no read beyond is tried.
-            // All probes on this function share the count of faults.
+            // The read of the arguments has a fixed length and may run past their end. Before Linux 5.8, the probed function
+            // runs when the stack is already in its final place, so the read reaches a page that is not mapped. Since 5.8 the
+            // arguments still lie at the end of user memory, where the kernel stops the read. `ProcessFile` and `ProcessMounts`
+            // do not read arguments, but probes on one function share its counter.
             Self::ProcessExec | Self::ProcessFile | Self::ProcessMounts => Some((5, 8)),
             _ => None,
         }
@@ -156,7 +190,7 @@ impl Feature {
         }
     }
 
-    /// Whether it is only for IPv6.
+    /// Whether the feature is only for IPv6.
     pub const fn is_ipv6(self) -> bool {
         matches!(
             self,
@@ -175,9 +209,10 @@ impl Feature {
 
     /// The socket events that need this feature; `None` if it is for flows or processes.
     ///
-    /// All events need the close, which ends the record of a socket. Events with the address of an `AF_UNIX` socket need binds,
-    /// and closes also accepts, because only the bind of the listener has the address.
-    pub const fn needed_for_actions(self) -> Option<Actions> {
+    /// Every event needs the close, after which a socket is forgotten. The address of an `AF_UNIX` socket is known from its
+    /// bind only, so listen, accept and close need binds. The close of an accepted connection also needs the accept, which
+    /// links it to its listener.
+    pub const fn needed_by_actions(self) -> Option<Actions> {
         Some(match self {
             Self::CreateCall
             | Self::CreateSocket
@@ -203,9 +238,9 @@ impl Feature {
         })
     }
 
-    /// The socket events that its samples create. If no such feature is available, there are no socket events. The other features
-    /// add details, such as the result of a call.
-    pub const fn shows_events(self) -> Actions {
+    /// The socket events that the feature's samples create. If no such feature is available, there are no socket events. The
+    /// other features add details, such as the result of a call.
+    pub const fn shows_actions(self) -> Actions {
         match self {
             // The result shows creations that fail.
             Self::CreateSocket | Self::CreateResult => Actions::CREATE,
@@ -219,8 +254,9 @@ impl Feature {
         }
     }
 
-    /// Whether it is needed only on kernels where a small UDP GSO packet is all linear, and so looks like an ordinary datagram.
-    pub(super) const fn is_for_gso_heads(self) -> bool {
+    /// Whether the feature is needed only on kernels that put a small UDP GSO packet into the linear part of its `skb`, where
+    /// it looks like a plain datagram.
+    pub(super) const fn is_for_linear_gso(self) -> bool {
         matches!(self, Self::ControlMessages)
     }
 
@@ -233,8 +269,8 @@ impl Feature {
         }
     }
 
-    /// Whether a kernel without the feature's function does not have what the feature observes either, so that nothing is missing.
-    pub const fn comes_with_its_function(self) -> bool {
+    /// Whether a kernel that lacks the probed function also lacks what the feature observes. Its absence is then no loss.
+    pub const fn is_absent_without_its_function(self) -> bool {
         matches!(
             self,
             Self::SubflowCreate
@@ -249,7 +285,8 @@ impl Feature {
         )
     }
 
-    /// Whether it reports processes, which all other features need.
+    /// Whether the feature reports processes. Such features are always wanted, because flows and socket events name their
+    /// process.
     pub const fn reports_processes(self) -> bool {
         matches!(
             self,
@@ -265,12 +302,13 @@ impl Feature {
         )
     }
 
-    /// Whether it reports changes of a socket's state that no call has caused.
-    pub(super) const fn reports_states(self) -> bool {
+    /// Whether the feature reports changes of a socket's state that no call has caused. Sending may bind a UDP socket to a
+    /// port, so outgoing packets count, too.
+    pub(super) const fn reports_state_changes(self) -> bool {
         matches!(self, Self::TcpState | Self::Ipv4Out | Self::UdpIpv6Out)
     }
 
-    /// Whether its samples show flows. If no such feature is available, no flow can be seen.
+    /// Whether the feature's samples show flows. If no such feature is available, no flow can be seen.
     pub const fn shows_flows(self) -> bool {
         matches!(
             self,

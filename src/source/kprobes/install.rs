@@ -28,12 +28,12 @@ impl Probes {
         let are_looked_up = wanted.flows && !wanted.masks(DEFERRED_FREE);
         let drop_functions = if are_looked_up { DropFunctions::read() } else { DropFunctions::default() };
         let mut installer = Installer { group, wanted, drop_functions, ring: own_ring() };
-        let at_once = |slot: &&mut Slot| !slot.served.feature.is_for_gso_heads();
+        let at_once = |slot: &&mut Slot| !slot.served.feature.is_for_linear_gso();
         slots.iter_mut().filter(at_once).for_each(|slot| slot.install_from(0, &mut installer));
         probes.self_test = installer.test(&mut slots);
         probes.learn(&mut slots, &mut installer);
         // These features are of use only if the linear part of UDP GSO packets has a fixed size. This is known now.
-        slots.retain(|slot| !slot.served.feature.is_for_gso_heads() || probes.capabilities.gso_head_len != 0);
+        slots.retain(|slot| !slot.served.feature.is_for_linear_gso() || probes.capabilities.gso_head_len != 0);
         slots.iter_mut().filter(|slot| !at_once(slot)).for_each(|slot| slot.install_from(0, &mut installer));
 
         if let Some(rings) = rings {
@@ -79,7 +79,7 @@ impl Probes {
             served.lacks =
                 served.probe.and_then(|probe| missing_fields::without(probe.fields, installed.format(), ipv6));
             self.installed.push(installed);
-        } else if served.feature.comes_with_its_function() && served.has_no_function() {
+        } else if served.feature.is_absent_without_its_function() && served.has_no_function() {
             return;
         }
         self.served.push(served);

@@ -61,7 +61,7 @@ impl Misses {
 
     /// Counts misses of these features' probes, except those whose misses are unknown on a kernel of this release.
     fn on_release(release: (u32, u32), features: impl Iterator<Item = Feature>) -> Self {
-        let features = features.filter(|feature| feature.faults_count_before().is_none_or(|first| release >= first));
+        let features = features.filter(|feature| feature.misses_reliable_since().is_none_or(|first| release >= first));
         let none = |feature: Feature| (feature.to_string(), Counted { feature, misses: 0, before: 0 });
         Self { by_name: features.map(none).collect(), asked: MonotonicTime::ZERO }
     }
@@ -105,7 +105,8 @@ impl Misses {
 impl From<Missed> for Event {
     fn from(missed: Missed) -> Self {
         let Missed { feature, count, since, time } = missed;
-        let kind = EventKind::Lost { cause: LossCause::Probes { feature }, count, since, harm: feature.feeds() };
+        let kind =
+            EventKind::Lost { cause: LossCause::Probes { feature }, count, since, harm: feature.harm_of_misses() };
         Self { time, pid: 0, tid: 0, kind }
     }
 }
@@ -129,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn a_miss_is_a_loss_of_what_the_probe_feeds() {
+    fn a_miss_is_a_loss_of_what_depends_on_the_probe() {
         let event =
             Event::from(Missed { feature: Feature::UdpIpv6In, count: 3, since: monotonic(5), time: monotonic(9) });
         let EventKind::Lost { cause, count, since, harm } = event.kind else { panic!("{event:?}") };

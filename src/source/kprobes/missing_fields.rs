@@ -42,8 +42,8 @@ mod tests {
 
     use super::*;
     use crate::source::kprobes::packets::{Ipv4Out, UdpIpv4In};
-    use crate::source::kprobes::processes::Woken;
-    use crate::source::kprobes::sockets::Accepted;
+    use crate::source::kprobes::processes::WakeUpNewTask;
+    use crate::source::kprobes::sockets::SockGraft;
     use crate::source::kprobes::{Probe, all_features};
 
     /// The format of a record without the fields of these names.
@@ -65,16 +65,16 @@ mod tests {
         assert_eq!(lost::<Ipv4Out>(&["segs_in", "segs_out"], true), Some(UNCOUNTED));
         assert_eq!(lost::<UdpIpv4In>(&["fragment"], true), Some("received fragments of a packet count as one packet"));
         let addresses = ["v6_rcv_saddr_high", "v6_rcv_saddr_low", "v6_daddr_high", "v6_daddr_low"];
-        assert_eq!(lost::<Accepted>(&addresses, true), Some("the IPv6 addresses of sockets"));
-        assert_eq!(lost::<Accepted>(&addresses[2..], true), Some("the IPv6 addresses of sockets"));
-        assert_eq!(lost::<Accepted>(&addresses, false), None);
+        assert_eq!(lost::<SockGraft>(&addresses, true), Some("the IPv6 addresses of sockets"));
+        assert_eq!(lost::<SockGraft>(&addresses[2..], true), Some("the IPv6 addresses of sockets"));
+        assert_eq!(lost::<SockGraft>(&addresses, false), None);
     }
 
     #[test]
     fn of_two_forms_of_a_start_one_is_enough() {
-        assert_eq!(lost::<Woken>(&["start"], true), None);
-        assert_eq!(lost::<Woken>(&["seconds", "nanos"], true), None);
-        assert!(lost::<Woken>(&["start", "seconds", "nanos"], true).is_some());
+        assert_eq!(lost::<WakeUpNewTask>(&["start"], true), None);
+        assert_eq!(lost::<WakeUpNewTask>(&["seconds", "nanos"], true), None);
+        assert!(lost::<WakeUpNewTask>(&["start", "seconds", "nanos"], true).is_some());
     }
 
     /// Except for the thread's name, whose loss is stated in its own documentation.

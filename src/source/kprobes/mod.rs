@@ -2,7 +2,7 @@
 //!
 //! A sample is declared once, with [`sample!`](socktrail_kprobes::sample), which makes both the probe's fetch arguments and the
 //! decoder of its records. Fetch arguments are templates: they name fields (`+{sk_buff.len}({skb})`), and the layout gives the
-//! offsets. [`TABLE`] lists the probes that can serve each [`Feature`].
+//! offsets. [`FLOW_PROBES`] lists the probes that can serve each [`Feature`].
 
 mod call_table;
 mod calls;
@@ -32,18 +32,18 @@ use std::net::Ipv6Addr;
 use socktrail_guess::Layout;
 use socktrail_kprobes::{Decoder, Error, Format, Installed, Kind, Record, Resolver, Sample, Target, Term};
 
-pub use self::call_table::CALLS;
+pub use self::call_table::SOCKET_EVENT_PROBES;
 pub(crate) use self::misses::{Missed, Misses};
 use self::packets::{FreedBy, ListFreeFunction};
 pub use self::probe::Probe;
 use self::program::PathHalf;
 pub use self::self_test::{Failed, SelfTest, Traffic, listed};
-pub use self::table::TABLE;
+pub use self::table::FLOW_PROBES;
 use crate::model::event::{Dropped, Event, EventKind, Execs, SourceCapabilities, Unreadable};
 pub use crate::model::feature::Feature;
-use crate::model::halves::Halves;
 use crate::model::kernel_address::SockAddress;
 use crate::model::loss::{Harm, LossCause};
+use crate::model::pairing::Halves;
 use crate::model::socket_event::Actions;
 use crate::model::time::MonotonicTime;
 
@@ -114,7 +114,7 @@ pub enum Refusal {
 
 /// All features, each with the probes that can serve it.
 pub(crate) fn all_features() -> impl Iterator<Item = &'static (Feature, &'static [Probe])> {
-    TABLE.iter().chain(CALLS)
+    FLOW_PROBES.iter().chain(SOCKET_EVENT_PROBES)
 }
 
 impl Refusal {
@@ -249,7 +249,7 @@ impl Probes {
         let only_states = wanted.socket_events == Actions::STATE;
         let flows = |feature: Feature| wanted.flows && feature.shows_flows();
         let events = |feature: Feature| {
-            wanted.socket_events.intersects(feature.shows_events()) || (only_states && feature.reports_states())
+            wanted.socket_events.intersects(feature.shows_actions()) || (only_states && feature.reports_state_changes())
         };
         (!wanted.flows && wanted.socket_events.is_empty())
             || self.features().any(|feature| flows(feature) || events(feature))
@@ -324,10 +324,10 @@ impl Wanted<'_> {
         if release() < feature.since() {
             return false;
         }
-        match feature.needed_for_actions() {
+        match feature.needed_by_actions() {
             Some(actions) => self.socket_events.intersects(actions),
             None => {
-                let states = feature.reports_states() && self.socket_events.intersects(Actions::STATE);
+                let states = feature.reports_state_changes() && self.socket_events.intersects(Actions::STATE);
                 (self.ipv6 || !feature.is_ipv6()) && (self.flows || states || feature.reports_processes())
             }
         }

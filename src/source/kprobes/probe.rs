@@ -66,17 +66,17 @@ impl Probe {
 
     pub(super) const fn before_gro_split(mut self) -> Self {
         self.before_gro_split = true;
-        self.but("received datagrams that were merged by GRO count as one")
+        self.with_weakness("received datagrams that were merged by GRO count as one")
     }
 
-    pub(super) const fn but(mut self, weaker: &'static str) -> Self {
+    pub(super) const fn with_weakness(mut self, weaker: &'static str) -> Self {
         self.weaker = Some(weaker);
         self
     }
 
     pub(super) const fn with_driver_drops(mut self) -> Self {
         self.driver_drops_unclear = true;
-        self.but(DRIVER_DROPS_UNCLEAR)
+        self.with_weakness(DRIVER_DROPS_UNCLEAR)
     }
 
     pub(super) const fn since(mut self, major: u32, minor: u32) -> Self {
@@ -98,7 +98,7 @@ impl Probe {
 
     /// Notes that compilers inline its function into some callers. If it is inlined into all of them, the probe is not hit.
     pub(super) const fn unless_inlined(self) -> Self {
-        self.but("packets are missed if their sending function has this one inlined")
+        self.with_weakness("packets are missed if their sending function has this one inlined")
     }
 
     pub(super) const fn only(mut self, filter: &'static str) -> Self {

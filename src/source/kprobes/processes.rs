@@ -13,7 +13,7 @@ const CLONE_INTO_CGROUP: u64 = 1 << 33;
 
 sample! {
     /// `wake_up_new_task`: a new task is about to run for the first time, in the context of its parent.
-    pub struct Woken {
+    pub struct WakeUpNewTask {
         /// The new task's own id.
         pub pid: u32 = "+{task_struct.pid}({p})",
         /// The id of its thread group.
@@ -26,10 +26,10 @@ sample! {
         pub nanos: Option<Word> = "+{task_struct.real_start_time+word}({p})",
     }
 
-    /// `security_bprm_committed_creds`: an exec has passed the point of no return; the arguments are at the top of the new stack.
-    /// Paths are read as windows of fixed size, because a `string` may have any length, and a sample that exceeds perf's buffer is
-    /// lost. (`+u0(…)` for user memory does not support arrays; `+0(…)` decides by the address.)
-    pub struct Committed {
+    /// `security_bprm_committed_creds`: an exec has passed the point of no return; the arguments are at the top of the new
+    /// stack. Paths are read as windows of fixed size, because a `string` may have any length, and a sample that exceeds perf's
+    /// buffer is lost. (`+u0(…)` for user memory does not support arrays; `+0(…)` decides by the address.)
+    pub struct BprmCommittedCreds {
         /// How many arguments there are.
         pub argc: i32 = "+{linux_binprm.argc}({bprm})",
         /// The path given to `execve(2)`.
@@ -43,7 +43,7 @@ sample! {
     }
 
     /// `commit_creds`: the running task gets new credentials.
-    pub struct Credited {
+    pub struct CommitCreds {
         /// Real user.
         pub uid: u32 = "+{cred.uid}({new})",
         /// Real group.
@@ -55,7 +55,7 @@ sample! {
     }
 
     /// `sched:sched_process_exit` or `do_exit`: the running task ends. The sample has no fields.
-    pub struct Exited {}
+    pub struct ProcessExit {}
 }
 
 /// The longest path in the kernel's control group events (`TRACE_CGROUP_PATH_LEN` without its NUL).
@@ -63,7 +63,7 @@ const MAX_PATH: usize = 1023;
 
 tracepoint! {
     /// `cgroup:cgroup_attach_task`: a thread, or a whole process, has been moved into another control group.
-    pub struct Attached {
+    pub struct CgroupAttach {
         /// The id of the hierarchy.
         pub hierarchy: i32 = "dst_root",
         /// The thread, or the leading thread of a whole process.
@@ -76,7 +76,7 @@ tracepoint! {
 sample! {
     /// `cgroup_post_fork` since Linux 5.7: a new task is put into its control group, in the context of its parent,
     /// before it is woken.
-    pub struct Grouped {
+    pub struct CgroupPostFork {
         /// The flags of `clone3(2)`.
         pub flags: u64 = "+{kernel_clone_args.flags}({kargs})",
         /// The new task's own id.
@@ -86,7 +86,7 @@ sample! {
     }
 }
 
-impl Interpret for Woken {
+impl Interpret for WakeUpNewTask {
     fn interpret(&self, _: &[u8]) -> Decoded {
         let Self { pid, tgid, .. } = *self;
         if pid != tgid {
@@ -96,7 +96,7 @@ impl Interpret for Woken {
     }
 }
 
-impl Woken {
+impl WakeUpNewTask {
     /// When it began, from the form that this kernel has.
     fn since_boot(&self) -> Option<BootTime> {
         let timespec = self.seconds.zip(self.nanos);
@@ -106,7 +106,7 @@ impl Woken {
     }
 }
 
-impl Interpret for Committed {
+impl Interpret for BprmCommittedCreds {
     fn interpret(&self, raw: &[u8]) -> Decoded {
         let mut arguments = self.args_0.bytes(raw).to_vec();
         arguments.extend_from_slice(self.args_1.bytes(raw));
@@ -119,7 +119,7 @@ impl Interpret for Committed {
     }
 }
 
-impl Interpret for Grouped {
+impl Interpret for CgroupPostFork {
     fn interpret(&self, _: &[u8]) -> Decoded {
         if self.flags & CLONE_INTO_CGROUP == 0 || self.pid != self.tgid {
             return Decoded::Nothing;
@@ -128,7 +128,7 @@ impl Interpret for Grouped {
     }
 }
 
-impl Interpret for Attached {
+impl Interpret for CgroupAttach {
     fn interpret(&self, raw: &[u8]) -> Decoded {
         let (Ok(tid), Ok(hierarchy)) = (u32::try_from(self.tid), u32::try_from(self.hierarchy)) else {
             return Decoded::Unreadable(None);
@@ -138,14 +138,14 @@ impl Interpret for Attached {
     }
 }
 
-impl Interpret for Credited {
+impl Interpret for CommitCreds {
     fn interpret(&self, _: &[u8]) -> Decoded {
         let Self { uid, gid, euid, egid } = *self;
         Decoded::Event(EventKind::Credentials(Credentials { uid, gid, euid, egid }))
     }
 }
 
-impl Interpret for Exited {
+impl Interpret for ProcessExit {
     fn interpret(&self, _: &[u8]) -> Decoded {
         Decoded::Event(EventKind::Exit)
     }
@@ -191,7 +191,7 @@ mod tests {
         raw[28..32].copy_from_slice(&((path.len() as u32 + 1) << 16 | 36).to_ne_bytes());
         raw.extend_from_slice(path.as_bytes());
         raw.push(0);
-        let decoder = Decoder::<Attached>::new(&Format::parse(ATTACH).unwrap()).unwrap();
+        let decoder = Decoder::<CgroupAttach>::new(&Format::parse(ATTACH).unwrap()).unwrap();
         match Decode::decode(&decoder, &raw) {
             Decoded::Event(EventKind::Moved(moved)) => *moved,
             other => panic!("{other:?}"),
@@ -211,22 +211,22 @@ mod tests {
             Decoded::Event(EventKind::Fork(fork)) => fork,
             other => panic!("{other:?}"),
         };
-        let woken = Woken { pid: 10, tgid: 10, start: None, seconds: None, nanos: None };
-        let timespec = Woken { seconds: Some(61), nanos: Some(234_567_890), ..woken };
+        let woken = WakeUpNewTask { pid: 10, tgid: 10, start: None, seconds: None, nanos: None };
+        let timespec = WakeUpNewTask { seconds: Some(61), nanos: Some(234_567_890), ..woken };
         for (sample, start) in [
-            (Woken { start: Some(61_234_567_890), ..woken }, Some(since_boot(61_234_567_890))),
+            (WakeUpNewTask { start: Some(61_234_567_890), ..woken }, Some(since_boot(61_234_567_890))),
             (timespec, Some(since_boot(61_234_567_890))),
             (woken, None),
         ] {
             assert_eq!(fork(sample.interpret(&[])), Fork { child: 10, start });
         }
-        let thread = Woken { pid: 11, ..timespec }.interpret(&[]);
+        let thread = WakeUpNewTask { pid: 11, ..timespec }.interpret(&[]);
         assert!(matches!(thread, Decoded::Event(EventKind::ThreadStarted(ThreadStarted { process: 10, thread: 11 }))));
     }
 
     #[test]
     fn only_a_process_that_begins_in_another_group_is_a_fork_elsewhere() {
-        let begins = |flags: u64, pid: u32| Grouped { flags, pid, tgid: 10 }.interpret(&[]);
+        let begins = |flags: u64, pid: u32| CgroupPostFork { flags, pid, tgid: 10 }.interpret(&[]);
         let child = |event: Decoded| match event {
             Decoded::Event(EventKind::ForkElsewhere { child }) => Some(child),
             _ => None,

@@ -82,7 +82,7 @@ macro_rules! root {
 
 sample! {
     /// `security_bprm_committed_creds`: the file, within its mount.
-    pub struct RanFile {
+    pub struct ExecFile {
         /// Null if the file has been removed.
         hash_link: Word = concat!("+{dentry.pprev}(", entry!(), ")"),
         root: Word = concat!("+{vfsmount.mnt_root}(", vfsmount!(), ")"),
@@ -104,7 +104,7 @@ sample! {
     }
 
     /// `security_bprm_committed_creds`: where the file's mount is mounted, and the mounts above that.
-    pub struct RanMounts {
+    pub struct ExecMounts {
         root_1: Word = root!(up),
         first_at_0: Word = ancestor!(mountpoint!(up);),
         first_at_1: Word = ancestor!(mountpoint!(up); up),
@@ -186,7 +186,7 @@ impl File {
     }
 }
 
-impl Interpret for RanFile {
+impl Interpret for ExecFile {
     fn interpret(&self, raw: &[u8]) -> Decoded {
         let at = [self.at_0, self.at_1, self.at_2, self.at_3, self.at_4, self.at_5, self.at_6, self.at_7];
         let mut names = vec![self.name_0.bytes(raw)];
@@ -202,7 +202,7 @@ impl Interpret for RanFile {
     }
 }
 
-impl Interpret for RanMounts {
+impl Interpret for ExecMounts {
     fn interpret(&self, raw: &[u8]) -> Decoded {
         let first = climb(
             &[
@@ -258,7 +258,7 @@ mod tests {
 
     use socktrail_kprobes::{Fetch, Format, Record, Sample, Type};
 
-    use super::super::processes::Credited;
+    use super::super::processes::CommitCreds;
     use super::super::{Feature, Probes};
     use super::*;
     use crate::model::event::EventKind;
@@ -352,7 +352,7 @@ mod tests {
     fn file(hash_link: u64, at: [u64; 3]) -> Vec<u8> {
         let [at_0, at_1, at_2] = at;
         let numbers = [("hash_link", hash_link), ("root", 1), ("at_0", at_0), ("at_1", at_1), ("at_2", at_2)];
-        record(RanFile::FETCHES, &numbers, &[("name_0", "nc"), ("name_1", "bin")])
+        record(ExecFile::FETCHES, &numbers, &[("name_0", "nc"), ("name_1", "bin")])
     }
 
     /// A mount at `/srv/usr`, which is below another one at `/srv`, and others above it, which hide nothing.
@@ -370,7 +370,7 @@ mod tests {
             ("root_5", 70),
             ("mount_5", 80),
         ];
-        record(RanMounts::FETCHES, &numbers, &[("first_name_0", "usr"), ("second_name_0", "srv")])
+        record(ExecMounts::FETCHES, &numbers, &[("first_name_0", "usr"), ("second_name_0", "srv")])
     }
 
     const FILE: u16 = 7;
@@ -380,9 +380,9 @@ mod tests {
     fn probes() -> Probes {
         let mut probes = Probes::none();
         let function = "security_bprm_committed_creds";
-        probes.add_recorded(Feature::ProcessFile, function, &format(FILE, RanFile::FETCHES)).unwrap();
-        probes.add_recorded(Feature::ProcessMounts, function, &format(MOUNTS, RanMounts::FETCHES)).unwrap();
-        probes.add_recorded(Feature::Credentials, "commit_creds", &format(CREDENTIALS, Credited::FETCHES)).unwrap();
+        probes.add_recorded(Feature::ProcessFile, function, &format(FILE, ExecFile::FETCHES)).unwrap();
+        probes.add_recorded(Feature::ProcessMounts, function, &format(MOUNTS, ExecMounts::FETCHES)).unwrap();
+        probes.add_recorded(Feature::Credentials, "commit_creds", &format(CREDENTIALS, CommitCreds::FETCHES)).unwrap();
         probes
     }
 
@@ -425,7 +425,7 @@ mod tests {
         assert_eq!(told(&mut probes, MOUNTS, &mounts(60)), None, "samples between them were lost");
         let mut probes = self::probes();
         told(&mut probes, FILE, &file(9, [3, 2, 1]));
-        told(&mut probes, CREDENTIALS, &record(Credited::FETCHES, &[], &[]));
+        told(&mut probes, CREDENTIALS, &record(CommitCreds::FETCHES, &[], &[]));
         assert_eq!(told(&mut probes, MOUNTS, &mounts(60)), None, "another exec has begun");
     }
 
@@ -438,7 +438,7 @@ mod tests {
     /// The kernel takes up to 63 bytes of an expression; offsets have at most two digits.
     #[test]
     fn every_expression_is_short_enough() {
-        for fetch in RanFile::FETCHES.iter().chain(RanMounts::FETCHES) {
+        for fetch in ExecFile::FETCHES.iter().chain(ExecMounts::FETCHES) {
             let short = fetch.template.replace("{mount.mnt_mountpoint-mount.mnt_root+vfsmount.mnt_root}", "8");
             let text = longest_expression(&short, fetch.kind);
             assert!(text.len() <= 63, "{}: {text}", fetch.name);

@@ -1,7 +1,7 @@
 //! Tests whether probes fire: sends traffic over loopback, and reads the kernel's counts of hits.
 //!
-//! An installed probe may never be hit: the compiler has inlined the function, nothing calls it, or the kernel does not make the
-//! probe fire. [`TABLE`](super::TABLE) has the traffic that must hit each probe.
+//! An installed probe may never be hit: the compiler has inlined the function, nothing calls it, or the kernel does not make
+//! the probe fire. [`FLOW_PROBES`](super::FLOW_PROBES) has the traffic that must hit each probe.
 
 use std::collections::BTreeMap;
 use std::fmt;

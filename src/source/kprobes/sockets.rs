@@ -26,7 +26,7 @@ const UDP_SEGMENT: i32 = 103;
 
 sample! {
     /// `sock_init_data`: a `struct sock` is created for a `struct socket`.
-    pub struct Created {
+    pub struct SockInitData {
         /// The `struct sock`.
         pub sk: Word = "{sk}",
         /// Its address family.
@@ -44,7 +44,7 @@ sample! {
     }
 
     /// `udp_cmsg_send`: a datagram is sent with control messages.
-    pub struct SendsControl {
+    pub struct ControlMessage {
         /// The `struct sock`.
         pub sk: Word = "{sk}",
     }
@@ -72,13 +72,13 @@ sample! {
     }
 
     /// The return of `tcp_v4_connect` or `tcp_v6_connect`.
-    pub struct ConnectReturned {
+    pub struct ConnectReturn {
         /// 0 or a negative errno.
         pub result: i32 = "$retval",
     }
 
     /// `security_sock_graft`: an accepted connection gets its `struct socket`, in the context of the accepting task.
-    pub struct Accepted {
+    pub struct SockGraft {
         /// The connection's `struct sock`.
         pub sk: Word = "{sk}",
         /// `struct net`.
@@ -103,8 +103,8 @@ sample! {
         pub v6_daddr_low: Option<u64> = "+{sock_common.skc_v6_daddr+8}({sk})",
     }
 
-    /// The return of `inet_csk_accept`, for kernels without [`Accepted`]. A null pointer means that nothing was accepted.
-    pub struct AcceptReturned {
+    /// The return of `inet_csk_accept`, for kernels without [`SockGraft`]. A null pointer means that nothing was accepted.
+    pub struct AcceptReturn {
         /// The connection's `struct sock`.
         pub sk: Word = "$retval",
         /// `struct net`.
@@ -131,7 +131,7 @@ sample! {
 
     /// `security_inet_conn_request`: a SYN has found its listener. The fields are those of the `struct request_sock`, which
     /// begins with a `struct sock_common`.
-    pub struct Requested {
+    pub struct ConnRequest {
         /// The listener's `struct sock`.
         pub sk: Word = "{sk}",
         /// `struct net`.
@@ -157,7 +157,7 @@ sample! {
     }
 
     /// `tcp_set_state`: a TCP socket enters a state.
-    pub struct StateSet {
+    pub struct SetState {
         /// The `struct sock`.
         pub sk: Word = "{sk}",
         /// The state that it enters.
@@ -191,7 +191,7 @@ sample! {
     }
 
     /// `sock_def_error_report`: an error is reported to a socket's program; the next call that asks for it clears it.
-    pub struct Failed {
+    pub struct ErrorReport {
         /// The `struct sock`.
         pub sk: Word = "{sk}",
         /// `sock.sk_err`, a positive errno.
@@ -199,7 +199,7 @@ sample! {
     }
 
     /// `security_mptcp_add_subflow`, `mptcp_sockopt_sync`: a TCP socket is created for an MPTCP socket.
-    pub struct SubflowMade {
+    pub struct AddSubflow {
         /// The `struct sock` of the MPTCP socket.
         pub sk: Word = "{sk}",
         /// The `struct sock` of the TCP socket.
@@ -207,7 +207,7 @@ sample! {
     }
 
     /// `mptcp_event`: a subflow of an MPTCP socket is established, the first or a further one.
-    pub struct SubflowEstablished {
+    pub struct SubflowEvent {
         /// `enum mptcp_event_type`.
         pub kind: i32 = "{type}",
         /// The `struct sock` of the MPTCP socket.
@@ -217,19 +217,19 @@ sample! {
     }
 
     /// `inet_release`: the last file descriptor of a `struct socket` is closed.
-    pub struct Released {
+    pub struct InetRelease {
         /// The `struct sock`; null when the socket never had one.
         pub sk: Word = "+{socket.sk}({sock})",
     }
 
     /// `inet_sock_destruct`: a `struct sock` is freed.
-    pub struct Freed {
+    pub struct SockDestruct {
         /// The `struct sock`.
         pub sk: Word = "{sk}",
     }
 }
 
-impl Interpret for Created {
+impl Interpret for SockInitData {
     fn interpret(&self, _: &[u8]) -> Decoded {
         // A socket of the kernel does not keep its network namespace alive. The bit exists since Linux 4.2.
         let user = if self.bits & SKC_NET_REFCNT != 0 { SocketUser::Program } else { SocketUser::Kernel };
@@ -247,7 +247,7 @@ impl Interpret for DatagramOption {
     }
 }
 
-impl Interpret for SendsControl {
+impl Interpret for ControlMessage {
     fn interpret(&self, _: &[u8]) -> Decoded {
         // The contents of the messages are not read.
         Decoded::of_sock(self.sk, |sock| EventKind::UdpGsoEnabled { sock })
@@ -269,7 +269,7 @@ impl Interpret for ConnectIpv6 {
     }
 }
 
-impl Interpret for ConnectReturned {
+impl Interpret for ConnectReturn {
     fn interpret(&self, _: &[u8]) -> Decoded {
         Decoded::Event(EventKind::ConnectReturns { result: self.result })
     }
@@ -302,7 +302,7 @@ fn is_connection(family: u16, dport: u16) -> bool {
     matches!(family, AF_INET | AF_INET6) && dport != 0
 }
 
-impl Interpret for Accepted {
+impl Interpret for SockGraft {
     fn interpret(&self, _: &[u8]) -> Decoded {
         if !is_connection(self.family, self.dport) {
             return Decoded::Nothing;
@@ -311,7 +311,7 @@ impl Interpret for Accepted {
     }
 }
 
-impl Interpret for AcceptReturned {
+impl Interpret for AcceptReturn {
     fn interpret(&self, _: &[u8]) -> Decoded {
         if !is_connection(self.family, self.dport) {
             return Decoded::Nothing;
@@ -320,7 +320,7 @@ impl Interpret for AcceptReturned {
     }
 }
 
-impl Interpret for Requested {
+impl Interpret for ConnRequest {
     fn interpret(&self, _: &[u8]) -> Decoded {
         if !is_connection(self.family, self.dport) {
             return Decoded::Nothing;
@@ -329,7 +329,7 @@ impl Interpret for Requested {
     }
 }
 
-impl Interpret for StateSet {
+impl Interpret for SetState {
     fn interpret(&self, _: &[u8]) -> Decoded {
         let state = match self.state {
             TCP_ESTABLISHED => TcpState::Established,
@@ -345,19 +345,19 @@ impl Interpret for StateSet {
     }
 }
 
-impl Interpret for Failed {
+impl Interpret for ErrorReport {
     fn interpret(&self, _: &[u8]) -> Decoded {
         Decoded::of_sock(self.sk, |sock| EventKind::SocketError { sock, error: self.error })
     }
 }
 
-impl Interpret for SubflowMade {
+impl Interpret for AddSubflow {
     fn interpret(&self, _: &[u8]) -> Decoded {
         subflow(self.ssk, self.sk, false)
     }
 }
 
-impl Interpret for SubflowEstablished {
+impl Interpret for SubflowEvent {
     fn interpret(&self, _: &[u8]) -> Decoded {
         subflow(self.ssk, self.sk, self.kind == MPTCP_EVENT_SUB_ESTABLISHED)
     }
@@ -370,13 +370,13 @@ fn subflow(sock: u64, mptcp: u64, joined: bool) -> Decoded {
     }
 }
 
-impl Interpret for Released {
+impl Interpret for InetRelease {
     fn interpret(&self, _: &[u8]) -> Decoded {
         Decoded::of_sock(self.sk, |sock| EventKind::SocketReleased { sock })
     }
 }
 
-impl Interpret for Freed {
+impl Interpret for SockDestruct {
     fn interpret(&self, _: &[u8]) -> Decoded {
         Decoded::of_sock(self.sk, |sock| EventKind::SocketFreed { sock })
     }

@@ -94,7 +94,7 @@ impl KprobeSource {
         let mut summary = Summary::of(&probes, &rings, ipv6);
         let capture = NameCapture::start(&options.dns);
         if let Err(error) = &capture {
-            summary.lost.push(format!("names that are looked up: {error}"));
+            summary.missing.push(format!("names that are looked up: {error}"));
         }
         let misses = Misses::of(&probes);
         let now = Instant::now();
@@ -125,7 +125,7 @@ impl KprobeSource {
     }
 
     /// What the source observes.
-    pub(crate) fn describe(&self) -> &Summary {
+    pub(crate) fn summary(&self) -> &Summary {
         &self.summary
     }
 
@@ -321,7 +321,7 @@ pub struct Summary {
     /// The features that have a probe.
     pub features: Vec<Feature>,
     /// What is missing, and why.
-    pub lost: Vec<String>,
+    pub missing: Vec<String>,
     /// The number of CPUs with a ring.
     pub cpus: usize,
     /// Whether IPv6 is observed.
@@ -331,11 +331,12 @@ pub struct Summary {
 impl Summary {
     fn of(probes: &Probes, rings: &Rings, ipv6: bool) -> Self {
         let told = probes.served.iter().filter_map(|served| {
-            let missing = if served.probe.is_some() { served.weakness() } else { Some(served.feature.loss()) };
+            let missing =
+                if served.probe.is_some() { served.weakness() } else { Some(served.feature.missing_without()) };
             let reasons = served.reasons();
             let why = if reasons.is_empty() { String::new() } else { format!(" ({reasons})") };
             missing.map(|missing| format!("{}: {missing}{why}", served.feature))
         });
-        Self { features: probes.features().collect(), lost: told.collect(), cpus: rings.losses().count(), ipv6 }
+        Self { features: probes.features().collect(), missing: told.collect(), cpus: rings.losses().count(), ipv6 }
     }
 }

@@ -16,7 +16,7 @@ const TCP_IPV6: &[Traffic] = &[Traffic::TcpIpv6];
 const SENT_IPV4: &[Traffic] = &[Traffic::UdpIpv4, Traffic::TcpIpv4];
 
 /// All features, each with the probes that can serve it, the best first.
-pub const TABLE: &[(Feature, &[Probe])] = {
+pub const FLOW_PROBES: &[(Feature, &[Probe])] = {
     use child_group::GroupLookup;
     use packets::{
         EarlyPacketFreed, EarlyPacketsFreed, IcmpIpv4, IcmpIpv6, Ipv4Fragmented, Ipv4FragmentedWithoutSk, Ipv4Out,
@@ -24,11 +24,11 @@ pub const TABLE: &[(Feature, &[Probe])] = {
         PacketDroppedForReason, PacketFreed, PacketFreedForReason, PacketsFreed, TcpIpv4In, TcpIpv6In, TcpIpv6Out,
         UdpIpv4In, UdpIpv6In, UdpIpv6Out, UdpIpv6OutWithoutNet, UdpIpv6OutWithoutSk,
     };
-    use processes::{Attached, Committed, Credited, Exited, Grouped, Woken};
-    use program::{RanFile, RanMounts};
+    use processes::{BprmCommittedCreds, CgroupAttach, CgroupPostFork, CommitCreds, ProcessExit, WakeUpNewTask};
+    use program::{ExecFile, ExecMounts};
     use sockets::{
-        AcceptReturned, Accepted, ConnectIpv4, ConnectIpv6, ConnectReturned, Created, DatagramOption, Failed, Freed,
-        Released, Requested, SendsControl, StateSet, SubflowEstablished, SubflowMade,
+        AcceptReturn, AddSubflow, ConnRequest, ConnectIpv4, ConnectIpv6, ConnectReturn, ControlMessage, DatagramOption,
+        ErrorReport, InetRelease, SetState, SockDestruct, SockGraft, SockInitData, SubflowEvent,
     };
     // Extension headers: routing, fragment, destination options (RFC 8200). Hop-by-hop options occur only in multicast's own
     // messages.
@@ -112,54 +112,54 @@ pub const TABLE: &[(Feature, &[Probe])] = {
     const ESTABLISHED: &str = "kind==1||kind==10";
     &[
         // Processes come first, so that a socket's owner is known before the socket.
-        (Feature::ProcessFork, &[Probe::entry::<Woken>("wake_up_new_task")]),
-        (Feature::ProcessExec, &[Probe::entry::<Committed>("security_bprm_committed_creds")]),
-        (Feature::ProcessFile, &[Probe::entry::<RanFile>("security_bprm_committed_creds")]),
-        (Feature::ProcessMounts, &[Probe::entry::<RanMounts>("security_bprm_committed_creds")]),
+        (Feature::ProcessFork, &[Probe::entry::<WakeUpNewTask>("wake_up_new_task")]),
+        (Feature::ProcessExec, &[Probe::entry::<BprmCommittedCreds>("security_bprm_committed_creds")]),
+        (Feature::ProcessFile, &[Probe::entry::<ExecFile>("security_bprm_committed_creds")]),
+        (Feature::ProcessMounts, &[Probe::entry::<ExecMounts>("security_bprm_committed_creds")]),
         (
             Feature::ProcessExit,
             &[
-                Probe::at::<Exited>(Target::Tracepoint { category: "sched", name: "sched_process_exit" }),
-                Probe::entry::<Exited>("do_exit"),
+                Probe::at::<ProcessExit>(Target::Tracepoint { category: "sched", name: "sched_process_exit" }),
+                Probe::entry::<ProcessExit>("do_exit"),
             ],
         ),
-        (Feature::Credentials, &[Probe::entry::<Credited>("commit_creds")]),
+        (Feature::Credentials, &[Probe::entry::<CommitCreds>("commit_creds")]),
         (
             Feature::ControlGroup,
-            &[Probe::at::<Attached>(Target::Tracepoint { category: "cgroup", name: "cgroup_attach_task" })],
+            &[Probe::at::<CgroupAttach>(Target::Tracepoint { category: "cgroup", name: "cgroup_attach_task" })],
         ),
-        (Feature::ControlGroupOfChild, &[Probe::entry::<Grouped>("cgroup_post_fork").only(INTO_CGROUP)]),
+        (Feature::ControlGroupOfChild, &[Probe::entry::<CgroupPostFork>("cgroup_post_fork").only(INTO_CGROUP)]),
         (Feature::ControlGroupLookup, &[Probe::entry::<GroupLookup>("css_tryget_online_from_dir").only("ss==0")]),
-        (Feature::SocketCreate, &[Probe::entry::<Created>("sock_init_data").hit_by(UDP_IPV4).only(INET)]),
+        (Feature::SocketCreate, &[Probe::entry::<SockInitData>("sock_init_data").hit_by(UDP_IPV4).only(INET)]),
         (Feature::ConnectIpv4, &[Probe::entry::<ConnectIpv4>("tcp_v4_connect").hit_by(TCP_IPV4)]),
-        (Feature::ConnectIpv4Result, &[Probe::exit::<ConnectReturned>("tcp_v4_connect").hit_by(TCP_IPV4)]),
+        (Feature::ConnectIpv4Result, &[Probe::exit::<ConnectReturn>("tcp_v4_connect").hit_by(TCP_IPV4)]),
         (Feature::ConnectIpv6, &[Probe::entry::<ConnectIpv6>("tcp_v6_connect").hit_by(TCP_IPV6)]),
-        (Feature::ConnectIpv6Result, &[Probe::exit::<ConnectReturned>("tcp_v6_connect").hit_by(TCP_IPV6)]),
+        (Feature::ConnectIpv6Result, &[Probe::exit::<ConnectReturn>("tcp_v6_connect").hit_by(TCP_IPV6)]),
         (
             Feature::Accept,
             &[
-                Probe::entry::<Accepted>("security_sock_graft").hit_by(TCP_IPV4).only(INET),
-                Probe::exit::<AcceptReturned>("inet_csk_accept")
+                Probe::entry::<SockGraft>("security_sock_graft").hit_by(TCP_IPV4).only(INET),
+                Probe::exit::<AcceptReturn>("inet_csk_accept")
                     .hit_by(TCP_IPV4)
-                    .but("accepts are missed if more tasks wait in accept(2) than maxactive of the return probe allows"),
+                    .with_weakness("accepts are missed if more tasks wait in accept(2) than maxactive of the return probe allows"),
             ],
         ),
-        (Feature::ConnectionRequest, &[Probe::entry::<Requested>("security_inet_conn_request").hit_by(TCP_IPV4)]),
-        (Feature::TcpState, &[Probe::entry::<StateSet>("tcp_set_state").hit_by(TCP_IPV4).only("state==1||state==7")]),
-        (Feature::SocketErrors, &[Probe::entry::<Failed>("sock_def_error_report").hit_by(TCP_IPV4).only("error!=0")]),
+        (Feature::ConnectionRequest, &[Probe::entry::<ConnRequest>("security_inet_conn_request").hit_by(TCP_IPV4)]),
+        (Feature::TcpState, &[Probe::entry::<SetState>("tcp_set_state").hit_by(TCP_IPV4).only("state==1||state==7")]),
+        (Feature::SocketErrors, &[Probe::entry::<ErrorReport>("sock_def_error_report").hit_by(TCP_IPV4).only("error!=0")]),
         (Feature::IcmpErrorIpv4, &[Probe::entry::<IcmpIpv4>("tcp_v4_err")]),
         (Feature::IcmpErrorIpv6, &[Probe::entry::<IcmpIpv6>("tcp_v6_err")]),
         (
             Feature::SubflowCreate,
             &[
-                Probe::entry::<SubflowMade>("security_mptcp_add_subflow"),
+                Probe::entry::<AddSubflow>("security_mptcp_add_subflow"),
                 // For kernels before 6.6, which call it only for subflows that join.
-                Probe::entry::<SubflowMade>("mptcp_sockopt_sync"),
+                Probe::entry::<AddSubflow>("mptcp_sockopt_sync"),
             ],
         ),
-        (Feature::SubflowEstablish, &[Probe::entry::<SubflowEstablished>("mptcp_event").only(ESTABLISHED)]),
-        (Feature::SocketRelease, &[Probe::entry::<Released>("inet_release").hit_by(UDP_IPV4)]),
-        (Feature::SocketFree, &[Probe::entry::<Freed>("inet_sock_destruct").hit_by(TCP_IPV4)]),
+        (Feature::SubflowEstablish, &[Probe::entry::<SubflowEvent>("mptcp_event").only(ESTABLISHED)]),
+        (Feature::SocketRelease, &[Probe::entry::<InetRelease>("inet_release").hit_by(UDP_IPV4)]),
+        (Feature::SocketFree, &[Probe::entry::<SockDestruct>("inet_sock_destruct").hit_by(TCP_IPV4)]),
         (
             Feature::Ipv4Out,
             &[
@@ -263,11 +263,11 @@ pub const TABLE: &[(Feature, &[Probe])] = {
                 Probe::entry::<Ipv4Fragmented>("ip_fragment")
                     .not_loopback(NOT_LOOPBACK_IPV4)
                     .only(OF_A_SOCKET)
-                    .but(BEFORE_4_2),
+                    .with_weakness(BEFORE_4_2),
                 Probe::entry::<Ipv4FragmentedWithoutSk>("ip_fragment")
                     .not_loopback(NOT_LOOPBACK_IPV4)
                     .only(OF_A_SOCKET)
-                    .but(BEFORE_4_2),
+                    .with_weakness(BEFORE_4_2),
             ],
         ),
         (
@@ -286,19 +286,19 @@ pub const TABLE: &[(Feature, &[Probe])] = {
                     .with_driver_drops(),
                 Probe::entry::<PacketFreedForReason>("sk_skb_reason_drop")
                     .only(BEFORE_DEVICE_OR_FOR_REASON)
-                    .but(AT_DEVICE_UNSEEN),
+                    .with_weakness(AT_DEVICE_UNSEEN),
                 Probe::entry::<PacketDroppedForReason>("kfree_skb_reason").only(DROPPED_OR_FOR_REASON),
                 Probe::entry::<PacketDroppedForReason>("kfree_skb_reason")
                     .only(DROPPED_OR_FOR_REASON_WITHOUT_CALLERS)
                     .with_driver_drops(),
-                Probe::entry::<PacketFreed>("kfree_skb_reason").only(BEFORE_DEVICE).but(AT_DEVICE_UNSEEN),
+                Probe::entry::<PacketFreed>("kfree_skb_reason").only(BEFORE_DEVICE).with_weakness(AT_DEVICE_UNSEEN),
                 Probe::entry::<PacketDropped>("kfree_skb").only(DROPPED).since(3, 18),
                 Probe::entry::<PacketDropped>("kfree_skb")
                     .only(DROPPED_WITHOUT_CALLERS)
                     .since(3, 18)
                     .with_driver_drops(),
-                Probe::entry::<PacketFreed>("kfree_skb").only(BEFORE_DEVICE).since(3, 18).but(AT_DEVICE_UNSEEN),
-                Probe::entry::<EarlyPacketFreed>("kfree_skb").only(EARLY_BEFORE_DEVICE).but(
+                Probe::entry::<PacketFreed>("kfree_skb").only(BEFORE_DEVICE).since(3, 18).with_weakness(AT_DEVICE_UNSEEN),
+                Probe::entry::<EarlyPacketFreed>("kfree_skb").only(EARLY_BEFORE_DEVICE).with_weakness(
                     "packets without a socket, those that tc filters drop, and those that a queue drops (on RHEL 7, after \
                      it has accepted them), count as sent",
                 ),
@@ -312,13 +312,13 @@ pub const TABLE: &[(Feature, &[Probe])] = {
                 Probe::entry::<PacketsFreed>("kfree_skb_list")
                     .only(AT_DEVICE_OF_SOCKET)
                     .since(3, 18)
-                    .but(QUEUED_WITHOUT_SOCKET_UNSEEN),
+                    .with_weakness(QUEUED_WITHOUT_SOCKET_UNSEEN),
                 Probe::entry::<EarlyPacketsFreed>("kfree_skb_list")
                     .only(EARLY_AT_DEVICE)
-                    .but(QUEUED_WITHOUT_SOCKET_UNSEEN),
+                    .with_weakness(QUEUED_WITHOUT_SOCKET_UNSEEN),
             ],
         ),
-        (Feature::ControlMessages, &[Probe::entry::<SendsControl>("udp_cmsg_send")]),
+        (Feature::ControlMessages, &[Probe::entry::<ControlMessage>("udp_cmsg_send")]),
         (Feature::DatagramOptions, &[Probe::entry::<DatagramOption>("udp_lib_setsockopt").only(JOINED_OR_MERGED)]),
     ]
 };
@@ -331,7 +331,7 @@ mod tests {
     #[test]
     fn before_linux_3_18_nothing_reads_the_protocol_beside_the_headers() {
         let mut early = 0;
-        for probe in TABLE.iter().flat_map(|(_, probes)| probes.iter()) {
+        for probe in FLOW_PROBES.iter().flat_map(|(_, probes)| probes.iter()) {
             let is_adjacent = probe.fetches.iter().any(|fetch| fetch.template.contains("{sk_buff.headers-2}"));
             // The functions with a reason came with Linux 5.17.
             if probe.function().starts_with("kfree_skb") && !probe.function().ends_with("_reason") {

@@ -1,4 +1,5 @@
-//! What the fuzz targets of `fuzz/` need that is private: blocks with a right checksum around any entries.
+//! Access to private parts for the fuzz targets: [`block_around`] puts any bytes into a valid block, [`head`] takes the
+//! beginning of a real recording.
 
 use std::io::Write;
 
@@ -8,22 +9,22 @@ use flate2::write::DeflateEncoder;
 use super::blocks::{BlockReader, BlockWriter};
 use super::entries::{Entries, Entry};
 
-/// A recording of these plain bytes, in one block, which is not compressed: a fuzzer has no time.
-pub fn seal(plain: &[u8]) -> std::io::Result<Vec<u8>> {
+/// A recording with these bytes as its only block. The block is stored, not compressed, to keep the fuzzer fast.
+pub fn block_around(plain: &[u8]) -> std::io::Result<Vec<u8>> {
     let mut encoder = DeflateEncoder::new(Vec::new(), Compression::none());
     encoder.write_all(plain)?;
     let packed = encoder.finish()?;
-    let mut sealed = Vec::new();
-    BlockWriter::new(&mut sealed)?;
+    let mut recording = Vec::new();
+    BlockWriter::new(&mut recording)?;
     for number in [packed.len() as u32, plain.len() as u32, crc32fast::hash(&packed)] {
-        sealed.extend_from_slice(&number.to_le_bytes());
+        recording.extend_from_slice(&number.to_le_bytes());
     }
-    sealed.extend_from_slice(&packed);
-    Ok(sealed)
+    recording.extend_from_slice(&packed);
+    Ok(recording)
 }
 
-/// The entries of a recording before its first process, sample or mark: the header, without the layout, which only
-/// people need, and the probes.
+/// The header and the event formats at the start of a recording, up to the first other entry of its first block. The layout of
+/// the header is left out: replays do not use it.
 pub fn head(recording: &[u8]) -> Vec<u8> {
     let mut head = Vec::new();
     let Ok(Some(plain)) = BlockReader::new(recording).and_then(|mut blocks| blocks.next()) else { return head };

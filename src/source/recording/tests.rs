@@ -338,7 +338,7 @@ fn what_proc_said_is_about_the_process_that_it_names() {
 }
 
 #[test]
-fn misses_of_a_probe_mark_the_flows_that_it_feeds() {
+fn misses_of_a_probe_mark_the_flows_that_depend_on_it() {
     let missed = |feature| MissedEntry { feature, count: 1, since: monotonic(2 * SECOND), time: monotonic(3 * SECOND) };
     for (feature, is_marked) in [(Feature::UdpIpv4In, true), (Feature::TcpIpv4In, false)] {
         let (created, datagram) = (created(SOCK), datagram());

@@ -28,6 +28,7 @@ impl State {
             net,
             number: self.stats.flows_started,
             direction,
+            // An earlier flow with the same addresses would have timed out before that.
             exposed: if complete { now } else { now.saturating_sub(self.config.flow_inactive_timeout) },
             complete,
             ..LiveFlow::new(id, now)
@@ -54,7 +55,8 @@ impl State {
         }
     }
 
-    /// Ends the flow that is closest to its timeout if the table is full.
+    /// Ends the flow whose timer is due first, if the table is full. With interim reports that is not always the flow closest
+    /// to its timeout.
     fn make_room(&mut self) {
         while self.flows.len() >= self.config.max_flows.max(1) {
             let Some((tick, key)) = self.flow_timers.pop_earliest() else { return };
@@ -65,7 +67,8 @@ impl State {
         }
     }
 
-    /// A flow's end was seen: it ends after `flow_termination_timeout`, unless late packets come.
+    /// Marks a flow as closing: its end was seen. It stays for `flow_termination_timeout` after its last packet, so that late
+    /// packets are counted.
     pub(in crate::state) fn begin_to_close(&mut self, now: MonotonicTime, flow: FlowKey) {
         if let Some(live) = self.flows.get_mut(flow) {
             live.closing = true;
@@ -77,29 +80,31 @@ impl State {
     /// The time at which a flow ends if nothing more happens.
     fn deadline(&self, live: &LiveFlow) -> MonotonicTime {
         let timeout = match live.closing {
+            // A closing flow never stays longer than an idle one.
             true => self.config.flow_termination_timeout.min(self.config.flow_inactive_timeout),
             false => self.config.flow_inactive_timeout,
         };
         live.last.saturating_add(timeout)
     }
 
-    /// The time of its next interim report.
+    /// The time of a flow's next interim report.
     fn report_due(&self, live: &LiveFlow) -> MonotonicTime {
         let interval = self.config.flow_report_interval.filter(|_| !live.closing);
         interval.map_or(MonotonicTime::MAX, |interval| live.reported.saturating_add(interval))
     }
 
-    /// Sets a flow's timer.
+    /// Sets a flow's timer. The timers keep the old entry, too: `armed` tells which one counts, and the others are stale.
     fn arm_flow(&mut self, flow: FlowKey) {
-        let due = |live| self.deadline(live).min(self.report_due(live));
-        let Some(due) = self.flows.get(flow).map(due) else { return };
+        let next_due = |live| self.deadline(live).min(self.report_due(live));
+        let Some(due) = self.flows.get(flow).map(next_due) else { return };
         let tick = self.flow_timers.set(due, flow);
         if let Some(live) = self.flows.get_mut(flow) {
             live.armed = tick;
         }
     }
 
-    /// A flow's timer is due: ends it, reports it, or sets the timer again. A stale timer does nothing.
+    /// A flow's timer is due: ends the flow, or reports it if a report is due and sets the next timer. A stale timer does
+    /// nothing.
     pub(in crate::state) fn flow_timer(&mut self, now: MonotonicTime, tick: Tick, flow: FlowKey) {
         if self.flows.get(flow).is_none_or(|live| live.armed != tick) {
             return;
@@ -111,8 +116,8 @@ impl State {
             return;
         }
         if self.report_due(live) <= now {
-            let news = live.last > live.reported;
-            if news && self.is_wanted(live) {
+            let has_new_packets = live.last > live.reported;
+            if has_new_packets && self.is_wanted(live) {
                 let report = self.report(live, self.sock_of(live), Reason::Interim);
                 self.stats.flows_reported += 1;
                 self.finished.push(report);
@@ -158,22 +163,29 @@ impl State {
 
     /// Whether a flow's connection may go on after the flow has ended.
     fn goes_on(&self, live: &LiveFlow, socket: Option<SocketKey>) -> bool {
-        let has_socket = || socket.is_some_and(|key| self.sockets.at(self.sock(key)) == Some(key));
         let is_connection = live.id.transport == Transport::Tcp && live.bound;
-        is_connection && (live.fins.is_half_closed() || (!live.uncounted && has_socket()))
+        is_connection
+            && (live.fins.is_half_closed()
+                || (!live.uncounted && socket.is_some_and(|key| self.is_current_socket(key))))
+    }
+
+    /// Whether a socket is still the one at its kernel address.
+    fn is_current_socket(&self, key: SocketKey) -> bool {
+        self.sockets.at(self.sock(key)) == Some(key)
     }
 
     /// Keeps what the next flow of the connection needs.
     fn keep_idle(&mut self, live: &LiveFlow, socket: Option<SocketKey>) {
-        let socket = socket.filter(|key| self.sockets.at(self.sock(*key)) == Some(*key));
-        self.take_idle(&live.id); // this connection is the later one between its ends
+        let socket = socket.filter(|key| self.is_current_socket(*key));
+        self.take_idle(&live.id); // this connection has replaced an older one with the same addresses
         let idle = self.idle.insert(Idle::after(live, socket), live.last);
         let socket = socket.and_then(|key| self.sockets.get_mut(key));
         if let Some(before) = socket.and_then(|socket| socket.idle.replace(idle)) {
             self.idle.remove(before); // a socket has one connection at a time
         }
     }
-    /// Removes and returns the idle connection between these ends, also from its socket.
+
+    /// Takes the idle connection with these addresses, and clears its socket's reference to it.
     pub(super) fn take_idle(&mut self, id: &FlowId) -> Option<Idle> {
         let idle = self.idle.take(id)?;
         if let Some(socket) = idle.socket.and_then(|key| self.sockets.get_mut(key)) {

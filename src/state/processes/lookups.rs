@@ -11,8 +11,8 @@ use crate::model::time::{BootTime, MonotonicTime};
 /// A process as `/proc` shows it.
 #[derive(Debug, Clone, Default)]
 pub struct FoundProcess {
-    /// When it was read. All events from before have been taken in once [`State::expire`](crate::state::State::expire) was called
-    /// with a later time.
+    /// When it was read. All events from before have been processed once [`State::expire`](crate::state::State::expire) was
+    /// called with a later time.
     pub read: MonotonicTime,
     /// When it began.
     pub start: Option<BootTime>,
@@ -62,7 +62,7 @@ impl Processes {
         self.known(pid)
     }
 
-    /// Takes in the result of a lookup. The caller has verified that it is about this process, running the same program: a wrong
+    /// Applies the result of a lookup. The caller has verified that it is about this process, running the same program: a wrong
     /// result is worse than none.
     pub fn learn(&mut self, process: &Arc<Process>, mut found: FoundProcess) {
         let details = std::mem::take(&mut found.details);

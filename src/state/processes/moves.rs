@@ -57,7 +57,7 @@ impl Moves {
         self.looked_up.remove(&tid);
     }
 
-    /// Takes in the containers from `/proc`, if events do not show them.
+    /// Stores the containers from `/proc`, if events do not show them.
     pub fn learn(&self, process: &mut Process, containers: Containers) {
         let counts = match self.seen {
             Visibility::Nothing => false, // they are used from `Image::details`

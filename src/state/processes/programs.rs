@@ -17,7 +17,7 @@ use crate::model::time::MonotonicTime;
 #[derive(Debug, Default)]
 pub struct Programs {
     seen: Execs,
-    /// Results of lookups that wait until all events from before they were read have been taken in.
+    /// Results of lookups that wait until all events from before they were read have been processed.
     unproven: VecDeque<Answer>,
     /// The number of times that events were lost, perhaps new credentials among them.
     losses: u32,
@@ -95,7 +95,8 @@ impl Processes {
         self.programs.seen = seen;
     }
 
-    /// Uses results of lookups about programs that had not changed when they were read. All events up to `now` have been taken in.
+    /// Uses results of lookups about programs that had not changed when they were read. All events up to `now` have been
+    /// processed.
     pub(super) fn learn_programs(&mut self, now: MonotonicTime) {
         while self.programs.unproven.front().is_some_and(|answer| answer.read < now) {
             let Some(Answer { process, details, .. }) = self.programs.unproven.pop_front() else { return };

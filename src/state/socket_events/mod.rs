@@ -205,7 +205,7 @@ impl SocketEvents {
 
     fn returned(&mut self, context: CallContext, call: Call, layer: Layer, value: i64) {
         let Some(pending) = self.pending.get(&context.tid) else { return };
-        if pending.call != call || layer != pending.outermost() {
+        if pending.call != call || layer != pending.ending_layer() {
             return;
         }
         if (call, layer, value) == (Call::Accept, Layer::Socket, -i64::from(libc::EAGAIN)) {
@@ -257,7 +257,7 @@ impl SocketEvents {
         // A return sample does not contain the thread's name.
         context.thread_name = context.thread_name.or(thread_name);
         let start = start.map(|start| start.with_descriptor(descriptor));
-        match (target, start.and_then(pending::CallStart::requested_socket)) {
+        match (target, start.and_then(pending::SystemCall::requested_socket)) {
             (Some(target), _) => self.emit_outcome(context, start, target, result),
             // The call failed before it had created a socket.
             (None, Some((family, kind, protocol))) if result != CallResult::Success => {
@@ -283,7 +283,7 @@ impl SocketEvents {
     fn emit_outcome(
         &mut self,
         context: CallContext,
-        start: Option<pending::CallStart>,
+        start: Option<pending::SystemCall>,
         target: CallTarget,
         result: CallResult,
     ) {

@@ -9,26 +9,26 @@ use super::{
     SocketState, SocketType, ThreadName,
 };
 
-/// `TYPE & SOCK_TYPE_MASK` of `include/linux/net.h`: without flags.
+/// Removes `SOCK_CLOEXEC` and `SOCK_NONBLOCK` from the type argument of `socket(2)` (`include/linux/net.h`).
 const SOCK_TYPE_MASK: i32 = 0xf;
 
 /// A call in progress in a thread.
 #[derive(Debug)]
 pub struct Pending {
     pub call: Call,
-    /// Its entry; `None` for a call without a system call.
-    pub start: Option<CallStart>,
-    /// Its socket, once the call has reached it.
+    /// The entry of the call, if it was seen. io_uring makes no system call, so there is none.
+    pub start: Option<SystemCall>,
+    /// The socket of the call, once the call has reached it.
     pub target: Option<CallTarget>,
     /// The thread's name, once a step has shown it.
     pub thread_name: Option<ThreadName>,
 }
 
-/// The entry of a call, and the descriptor that the call returned.
+/// The system call of a call: its entry, and the descriptor that it returned.
 #[derive(Debug, Clone, Copy)]
-pub struct CallStart {
+pub struct SystemCall {
     entered: Entered,
-    descriptor: Option<i32>,
+    returned_fd: Option<i32>,
 }
 
 /// The socket of a call, and what the call does to it.
@@ -36,9 +36,10 @@ pub struct CallStart {
 pub struct CallTarget {
     /// The socket as it was before the call.
     pub socket: EventSocket,
+    /// The state before the call.
     pub before: SocketState,
     pub operation: Operation,
-    /// The local address that a connect has chosen.
+    /// The local address that the kernel has chosen for a connect.
     pub connected_from: Option<Address>,
     /// The connection that the call accepted.
     pub accepted: Option<EventSocket>,
@@ -49,21 +50,22 @@ pub struct CallTarget {
 pub struct CallOutcome {
     pub action: Action,
     pub fd: Option<i32>,
-    /// The socket of the event.
+    /// The socket as the event shows it: with the requested address, even if the call failed.
     pub socket: EventSocket,
+    /// The state before the call.
     pub before: Option<SocketState>,
-    /// The socket as it is after the call; `None` if there is none.
+    /// The socket to keep in the table: the created or accepted one, or the changed one. `None` if the call made none.
     pub remember: Option<EventSocket>,
 }
 
 impl Pending {
     /// The layer whose return ends the call.
-    pub fn outermost(&self) -> Layer {
+    pub fn ending_layer(&self) -> Layer {
         self.start.map_or(Layer::Socket, |start| start.entered.layer())
     }
 
     pub fn entered(entered: Entered, thread_name: Option<ThreadName>) -> Self {
-        let start = CallStart { entered, descriptor: None };
+        let start = SystemCall { entered, returned_fd: None };
         Self { call: entered.call(), start: Some(start), target: None, thread_name }
     }
 
@@ -72,22 +74,22 @@ impl Pending {
     }
 }
 
-impl CallStart {
-    pub fn with_descriptor(self, descriptor: Option<i32>) -> Self {
-        Self { descriptor, ..self }
+impl SystemCall {
+    pub fn with_descriptor(self, returned_fd: Option<i32>) -> Self {
+        Self { returned_fd, ..self }
     }
 
-    /// Family, type and protocol of the socket that the call was to create; `None` for other calls.
+    /// Family, type and protocol of the socket that the call should create; `None` for other calls.
     pub fn requested_socket(self) -> Option<(Family, SocketType, i32)> {
         let Entered::Create { family, kind, protocol, .. } = self.entered else { return None };
-        let number = |number: i32| u16::try_from(number).unwrap_or(u16::MAX);
-        Some((Family(number(family)), SocketType(number(kind & SOCK_TYPE_MASK)), protocol))
+        let to_u16 = |value: i32| u16::try_from(value).unwrap_or(u16::MAX); // no valid family or type
+        Some((Family(to_u16(family)), SocketType(to_u16(kind & SOCK_TYPE_MASK)), protocol))
     }
 
     /// The descriptor that was passed to the call; for a creation, the descriptor that it returned.
     fn fd(self) -> Option<i32> {
         match self.entered {
-            Entered::Create { .. } => self.descriptor,
+            Entered::Create { .. } => self.returned_fd,
             Entered::Listen { fd, .. } | Entered::Other { fd, .. } => Some(fd),
         }
     }
@@ -102,21 +104,21 @@ impl CallStart {
 
 impl CallTarget {
     /// The outcome of the call, which has returned `result`.
-    pub fn outcome(self, start: Option<CallStart>, result: CallResult, process: Option<Arc<Process>>) -> CallOutcome {
+    pub fn outcome(self, start: Option<SystemCall>, result: CallResult, process: Option<Arc<Process>>) -> CallOutcome {
         let Self { mut socket, before, operation, connected_from, accepted, .. } = self;
-        let fd = start.and_then(CallStart::fd);
+        let fd = start.and_then(SystemCall::fd);
         let succeeded = result == CallResult::Success;
         let mut remember = None;
         let action = match operation {
             Operation::Create { protocol } => {
-                socket.owner = process;
+                socket.owner = process; // the creator owns the socket
                 remember = succeeded.then(|| socket.clone());
                 return CallOutcome { action: Action::Create { protocol }, fd, socket, before: None, remember };
             }
             Operation::Accept => {
                 let listener = Listener { id: socket.id, local: socket.local.clone() };
-                let descriptor = start.and_then(|start| start.descriptor);
-                let action = Action::Accept { listener, accepted: descriptor };
+                let returned_fd = start.and_then(|start| start.returned_fd);
+                let action = Action::Accept { listener, accepted: returned_fd };
                 let Some(connection) = accepted.filter(|_| succeeded) else {
                     return CallOutcome { action, fd, socket, before: Some(before), remember };
                 };
@@ -126,30 +128,32 @@ impl CallTarget {
             Operation::Bind(address) => {
                 let bound = EventSocket { local: address.or_else(|| socket.local.clone()), ..socket.clone() };
                 remember = Some(if succeeded { bound.clone() } else { socket });
-                socket = bound;
+                socket = bound; // the event shows the address that was asked for
                 Action::Bind
             }
             Operation::Listen { backlog } => {
                 if succeeded {
                     socket.state = Some(SocketState::LISTEN);
                 }
-                Action::Listen { backlog: start.and_then(CallStart::backlog).unwrap_or(backlog) }
+                Action::Listen { backlog: start.and_then(SystemCall::backlog).unwrap_or(backlog) }
             }
             Operation::Connect(address) => {
                 socket.state = Some(after_connect(before, &socket, address.as_ref(), result));
-                let reached = succeeded || result == CallResult::Failure(libc::EINPROGRESS);
+                let takes_effect = succeeded || result == CallResult::Failure(libc::EINPROGRESS);
                 let connected = EventSocket {
                     local: connected_from.or_else(|| socket.local.clone()),
                     remote: address.or_else(|| socket.remote.clone()),
                     ..socket.clone()
                 };
-                let unspecified = matches!(connected.remote, Some(Address::Other(Family(0))));
-                remember = Some(match () {
-                    () if reached && unspecified => EventSocket { remote: None, ..socket },
-                    () if reached => connected.clone(),
-                    () => socket,
+                let disconnects = is_unspec(connected.remote.as_ref());
+                remember = Some(if takes_effect && disconnects {
+                    EventSocket { remote: None, ..socket }
+                } else if takes_effect {
+                    connected.clone()
+                } else {
+                    socket
                 });
-                socket = connected;
+                socket = connected; // the event shows the address that was asked for
                 Action::Connect
             }
             Operation::SetSockOpt { level, option } => Action::SetSockOpt { level, option },
@@ -159,12 +163,17 @@ impl CallTarget {
     }
 }
 
-/// The state that a connect leaves a socket in. A connection that fails is over; a call that found a connection under way, or
-/// was interrupted while it waited, changes nothing.
+/// Whether an address is of `AF_UNSPEC`: a connect to it disconnects the socket (`connect(2)`).
+fn is_unspec(address: Option<&Address>) -> bool {
+    matches!(address, Some(Address::Other(Family(0))))
+}
+
+/// The state that a connect leaves a socket in. A TCP connect that is still going on (`EINPROGRESS`, `EINTR`) leaves
+/// `SYN_SENT`; an attempt that fails returns to `CLOSE`; `AF_UNSPEC` disconnects; any other error changes nothing.
 fn after_connect(before: SocketState, socket: &EventSocket, to: Option<&Address>, result: CallResult) -> SocketState {
     let is_stream = socket.kind == Some(SocketType::STREAM);
     match result {
-        CallResult::Success if matches!(to, Some(Address::Other(Family(0)))) => SocketState::CLOSE,
+        CallResult::Success if is_unspec(to) => SocketState::CLOSE,
         CallResult::Success => SocketState::ESTABLISHED,
         CallResult::Failure(libc::EINPROGRESS | libc::EINTR) if socket.family.is_ip() && is_stream => {
             SocketState::SYN_SENT

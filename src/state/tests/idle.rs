@@ -360,7 +360,7 @@ fn segments_that_were_lost_or_never_left_while_idle_are_not_the_next_flows() {
 #[test]
 fn a_missed_accept_marks_no_connection_that_was_accepted_before_and_was_idle() {
     let mut story = idle_server();
-    let harm = Feature::Accept.feeds();
+    let harm = Feature::Accept.harm_of_misses();
     let cause = LossCause::Probes { feature: Feature::Accept };
     story.say(0, EventKind::Lost { cause, count: 1, since: monotonic(story.now), harm });
     story.tcp(PacketDirection::Inbound, 0, tuple(80, 40000), 52, ACK);
@@ -380,7 +380,10 @@ fn a_connection_whose_accept_was_missed_stays_marked_after_it_was_idle() {
     story.tcp(PacketDirection::Inbound, 0, tuple, 52, ACK);
     story.state_is(SERVER_SOCK, tuple, TcpState::Established);
     let cause = LossCause::Probes { feature: Feature::Accept };
-    story.say(0, EventKind::Lost { cause, count: 1, since: monotonic(story.now), harm: Feature::Accept.feeds() });
+    story.say(
+        0,
+        EventKind::Lost { cause, count: 1, since: monotonic(story.now), harm: Feature::Accept.harm_of_misses() },
+    );
     story.wait(60);
     assert!(story.only().inexact.samples_lost);
     story.tcp(PacketDirection::Outbound, SERVER_SOCK, tuple, 52, ACK);

@@ -17,7 +17,7 @@ fn ring(story: &Story) -> EventKind {
 
 /// The same for a probe's misses.
 fn missed(story: &Story, feature: Feature) -> EventKind {
-    let harm = feature.feeds();
+    let harm = feature.harm_of_misses();
     EventKind::Lost { cause: LossCause::Probes { feature }, count: 1, since: monotonic(story.now - SECOND), harm }
 }
 

@@ -18,7 +18,7 @@ use nix::sys::socket::{
 use serde_json::{Value, json};
 
 use crate::capture::link::{Family, Routed};
-use crate::helpers::document::{ExpectedFields, end, expect, number};
+use crate::helpers::document::{ExpectedFields, endpoint, expect, number};
 use crate::helpers::netns::Netns;
 use crate::helpers::nft::nft;
 use crate::helpers::socktrail::Socktrail;
@@ -220,9 +220,10 @@ fn no_flow_ends_twice() -> Result<()> {
     for document in &output.documents {
         let id = document["flow"]["id"].as_str().context("no flow.id")?;
         ensure!(seen.insert(id), "a second document of {id}: {:#?}", output.documents);
-        let flow = (end(document, "source"), end(document, "destination"), &document["network"]["direction"]);
-        let same =
-            |other: &&Value| (end(other, "source"), end(other, "destination"), &other["network"]["direction"]) == flow;
+        let flow = (endpoint(document, "source"), endpoint(document, "destination"), &document["network"]["direction"]);
+        let same = |other: &&Value| {
+            (endpoint(other, "source"), endpoint(other, "destination"), &other["network"]["direction"]) == flow
+        };
         let count = output.documents.iter().filter(same).count();
         ensure!(count == 1, "{count} documents of {flow:?}");
     }
@@ -318,7 +319,7 @@ fn only(here: SocketAddr, there: SocketAddr, direction: &str) -> Result<Value> {
 /// A connect without a local address has no `source.ip`.
 fn is_of(document: &Value, here: SocketAddr, there: SocketAddr) -> bool {
     let source = Some(here).filter(|here| !here.ip().is_unspecified());
-    end(document, "source") == source && end(document, "destination") == Some(there)
+    endpoint(document, "source") == source && endpoint(document, "destination") == Some(there)
 }
 
 static FIXTURE: Mutex<Option<Arc<Socktrail>>> = Mutex::new(None);

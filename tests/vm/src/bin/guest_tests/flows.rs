@@ -13,7 +13,7 @@ use nix::unistd::getppid;
 use serde_json::{Value, json};
 
 use crate::helpers::community_id::{TCP, UDP, community_id};
-use crate::helpers::document::{ExpectedFields, end, expect, expect_times, is_between, number, time};
+use crate::helpers::document::{ExpectedFields, endpoint, expect, expect_times, is_between, number, time};
 use crate::helpers::process::{Process, USER_ID};
 use crate::helpers::socktrail::Socktrail;
 use crate::helpers::sys::fork;
@@ -114,7 +114,7 @@ fn a_fragmented_datagram() -> Result<()> {
         let ends = (Some(from.local_addr()?), Some(to.local_addr()?));
         drop((from, to));
         let document = monitor.wait_for("the datagram's flow", |document| {
-            (end(document, "source"), end(document, "destination")) == ends
+            (endpoint(document, "source"), endpoint(document, "destination")) == ends
                 && document["network"]["direction"] == "egress"
         })?;
         ensure!(document["flow"]["inexact"] == marks, "{payload} bytes: {document:#}");
@@ -276,7 +276,7 @@ fn no_flow_is_reported_twice() -> Result<()> {
     ensure!(output.of_pid(own).is_empty(), "socktrail reports itself: {:#?}", output.of_pid(own));
     let mut seen = HashSet::new();
     for document in &output.documents {
-        let ends = (end(document, "source"), end(document, "destination"));
+        let ends = (endpoint(document, "source"), endpoint(document, "destination"));
         let flow = (ends, document["process"]["pid"].as_u64(), document["event"]["start"].as_str());
         ensure!(seen.insert(flow), "a second document of {flow:?}: {:#?}", output.documents);
     }

@@ -11,7 +11,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use serde_json::{Value, json};
 
 use crate::capture::link::{Family, Host, Routed, loopback};
-use crate::helpers::document::{end, expect};
+use crate::helpers::document::{endpoint, expect};
 use crate::helpers::socktrail::Socktrail;
 use crate::helpers::sys::set_option;
 
@@ -156,12 +156,12 @@ fn expect_owner(monitor: Socktrail, ends: [SocketAddr; 2], sides: &[Side], at_le
 }
 
 fn is_of(document: &Value, [here, there]: [SocketAddr; 2], side: Side) -> bool {
-    let ends = (end(document, "source"), end(document, "destination"));
+    let ends = (endpoint(document, "source"), endpoint(document, "destination"));
     ends == (Some(here), Some(there)) && document["network"]["direction"] == side
 }
 
 fn is_between(document: &Value, ends: [SocketAddr; 2]) -> bool {
-    let is_end = |name: &str| end(document, name).is_some_and(|end| ends.contains(&end));
+    let is_end = |name: &str| endpoint(document, name).is_some_and(|end| ends.contains(&end));
     is_end("source") && is_end("destination")
 }
 

@@ -16,7 +16,7 @@ tests![
     long: guesses_equal_type_information_a_thousand_times
 ];
 
-/// Compares each key, and writes [`LAYOUT_FILE`] for the runner's table.
+/// Compares each key, and writes [`LAYOUT_FILE`] for the table that `cargo vm test` prints.
 fn guesses_equal_type_information() -> Result<()> {
     let guess = Layout::read("guess")?;
     if !has_type_information() {
@@ -30,21 +30,22 @@ fn guesses_equal_type_information() -> Result<()> {
 
     let differences = guess.differences(&btf);
     let ipv6 = has_ipv6();
-    let found = guess.values.iter().filter(|(key, value)| btf.values.get(*key) == Some(*value)).count();
+    let equal = guess.values.iter().filter(|(key, value)| btf.values.get(*key) == Some(*value)).count();
     let uncalled = guess.skipped.iter().filter(|(_, kind)| *kind == "never_called");
     let inlined: BTreeSet<_> = uncalled.filter_map(|(key, _)| key.split('(').next()).collect();
     let facts = json!({
-        "found": found,
+        "found": equal,
         "differ": differences.iter().map(|difference| &difference.key).collect::<Vec<_>>(),
         "inlined": inlined,
         "guess_seconds": guess.seconds,
         "btf_seconds": btf.seconds,
     });
-    fs::write(Path::new(OUT_DIR).join(LAYOUT_FILE), facts.to_string()).context("write the layout's facts")?;
+    fs::write(Path::new(OUT_DIR).join(LAYOUT_FILE), facts.to_string())
+        .with_context(|| format!("write {LAYOUT_FILE}"))?;
     ensure!(differences.is_empty(), "{differences:#?}");
 
     let without_ipv6 = guess.skipped.values().any(|kind| kind == "no_ipv6");
-    ensure!(without_ipv6 != ipv6, "IPv6: {ipv6}, but skipped: {:?}", guess.skipped);
+    ensure!(without_ipv6 != ipv6, "IPv6 is there: {ipv6}, but these keys were skipped: {:?}", guess.skipped);
     Ok(())
 }
 
@@ -58,14 +59,15 @@ fn guesses_equal_type_information_a_thousand_times() -> Result<()> {
 }
 
 /// Guesses the layout `count` times. It continues after a difference, to count them.
-#[allow(clippy::print_stdout, reason = "a thousand layouts take an hour")]
+#[allow(clippy::print_stdout, reason = "shows progress: a thousand layouts take an hour")]
 fn repeat(count: u32) -> Result<()> {
-    let other = Layout::read(if has_type_information() { "btf" } else { "guess" })?;
+    // Without type information, the first guessed layout is the reference.
+    let reference = Layout::read(if has_type_information() { "btf" } else { "guess" })?;
     let (mut differing, mut slowest) = (Vec::new(), 0_f64);
     for number in 1..=count {
-        let guess = Layout::read("guess")?;
-        slowest = slowest.max(guess.seconds);
-        let differences = guess.differences(&other);
+        let guessed = Layout::read("guess")?;
+        slowest = slowest.max(guessed.seconds);
+        let differences = guessed.differences(&reference);
         if !differences.is_empty() {
             println!("layout {number}: {differences:?}");
             differing.push(number);
@@ -84,7 +86,7 @@ fn has_ipv6() -> bool {
 
 /// With `panic_on_warn` there are no guesses, because guessing may make the kernel warn.
 fn nothing_is_guessed_with_panic_on_warn() -> Result<()> {
-    let _panic_on_warn = PanicOnWarn::set("1")?;
+    let _panic_on_warn = PanicOnWarn::set()?;
     let run = |source| Process::start(&["socktrail", "layout", "--source", source])?.finish();
     let guess = run("guess")?;
     ensure!(guess.status != 0 && guess.stderr.contains("kernel.panic_on_warn"), "{guess:?}");
@@ -95,29 +97,33 @@ fn nothing_is_guessed_with_panic_on_warn() -> Result<()> {
     Ok(())
 }
 
-/// Sets `kernel.panic_on_warn`; dropping it resets it.
+/// `kernel.panic_on_warn` is set. Dropping this sets it to 0.
 struct PanicOnWarn;
 
 impl PanicOnWarn {
-    fn set(to: &str) -> Result<Self> {
-        fs::write("/proc/sys/kernel/panic_on_warn", to).context("set panic_on_warn")?;
+    fn set() -> Result<Self> {
+        Self::write("1")?;
         Ok(Self)
+    }
+
+    fn write(value: &str) -> Result<()> {
+        fs::write("/proc/sys/kernel/panic_on_warn", value).context("set panic_on_warn")
     }
 }
 
 impl Drop for PanicOnWarn {
     fn drop(&mut self) {
-        let _ = Self::set("0").map(std::mem::forget);
+        let _ = Self::write("0");
     }
 }
 
 /// A key with different values.
 #[derive(Debug)]
-#[allow(dead_code, reason = "it is printed")]
+#[allow(dead_code, reason = "read only by `Debug`")]
 struct Difference {
     key: String,
     guess: Option<u64>,
-    btf: Option<u64>,
+    reference: Option<u64>,
     /// Why there is no guess.
     skipped: Option<String>,
 }
@@ -133,7 +139,7 @@ struct Layout {
 }
 
 impl Layout {
-    /// Fails if anything was not found except arguments of functions that are never called.
+    /// Fails if a key was not found, except those of functions that are never called, and those of IPv6 on a kernel without it.
     fn expect_complete(&self) -> Result<()> {
         let missing = self.skipped.iter().filter(|(_, kind)| *kind != "never_called");
         let missing: Vec<_> = missing.filter(|(_, kind)| *kind != "no_ipv6" || has_ipv6()).collect();
@@ -142,7 +148,7 @@ impl Layout {
         Ok(())
     }
 
-    /// Runs the command with a source.
+    /// Runs `socktrail layout --json --source SOURCE`.
     fn read(source: &str) -> Result<Self> {
         let layout = Process::start(&["socktrail", "layout", "--source", source, "--json"])?.finish()?;
         ensure!(layout.status == 0, "{layout:?}");
@@ -167,15 +173,15 @@ impl Layout {
         })
     }
 
-    /// The keys with another value in type information.
-    fn differences(&self, btf: &Self) -> Vec<Difference> {
-        let keys: BTreeSet<_> = self.values.keys().chain(btf.values.keys()).collect();
+    /// The keys whose values differ from the reference's.
+    fn differences(&self, reference: &Self) -> Vec<Difference> {
+        let keys: BTreeSet<_> = self.values.keys().chain(reference.values.keys()).collect();
         let ipv6 = has_ipv6();
-        let differs = |key: &&String| self.values.get(*key) != btf.values.get(*key) && !self.may_lack(key, ipv6);
+        let differs = |key: &&String| self.values.get(*key) != reference.values.get(*key) && !self.may_lack(key, ipv6);
         let difference = |key: &String| Difference {
             key: key.clone(),
             guess: self.values.get(key).copied(),
-            btf: btf.values.get(key).copied(),
+            reference: reference.values.get(key).copied(),
             skipped: self.skipped.get(key).cloned(),
         };
         keys.into_iter().filter(differs).map(difference).collect()

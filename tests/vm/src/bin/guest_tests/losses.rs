@@ -17,7 +17,7 @@ use nix::sys::socket::{Shutdown, shutdown};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use crate::helpers::document::{end, number};
+use crate::helpers::document::{endpoint, number};
 use crate::helpers::socktrail::{Output, Socktrail};
 use crate::helpers::tracefs::Tracefs;
 use crate::helpers::traffic::on_cpu;
@@ -223,7 +223,7 @@ impl Drop for ShutdownOnDrop {
 }
 
 fn by_source(document: &Value) -> (Option<SocketAddr>, &Value) {
-    (end(document, "source"), document)
+    (endpoint(document, "source"), document)
 }
 
 /// A thread that accepts one connection and answers it.
@@ -286,8 +286,8 @@ fn is_direction(document: &Value, direction: &str) -> bool {
 
 fn document(monitor: &Socktrail, (from, to): (SocketAddr, SocketAddr), direction: &str) -> Result<Value> {
     monitor.wait_for(&format!("the document of {from} to {to}, {direction}"), |document| {
-        end(document, "source") == Some(from)
-            && end(document, "destination") == Some(to)
+        endpoint(document, "source") == Some(from)
+            && endpoint(document, "destination") == Some(to)
             && is_direction(document, direction)
     })
 }

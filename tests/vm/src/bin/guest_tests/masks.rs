@@ -6,7 +6,7 @@ use std::net::{TcpListener, TcpStream, UdpSocket};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use crate::helpers::document::{end, expect, number};
+use crate::helpers::document::{endpoint, expect, number};
 use crate::helpers::process::Process;
 use crate::helpers::requests::Requests;
 use crate::helpers::tracefs::Tracefs;
@@ -152,7 +152,7 @@ fn without_grafted_sockets() -> Result<()> {
     let requests = without("security_sock_graft")?;
     for client in [&requests.v4, &requests.v6] {
         client.check(&requests.output)?;
-        let from_there = |document: &&&Value| end(document, "source") == Some(client.here);
+        let from_there = |document: &&&Value| endpoint(document, "source") == Some(client.here);
         let of_server = requests.output.of_pid(requests.server);
         let accepted: Vec<_> = of_server.iter().filter(from_there).collect();
         ensure!(accepted.len() == 1, "the server's documents: {of_server:#?}");

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::helpers::document::{end, time};
+use crate::helpers::document::{endpoint, time};
 use crate::helpers::process::Process;
 use crate::helpers::socktrail::Socktrail;
 use crate::helpers::tracefs::Tracefs;
@@ -41,7 +41,11 @@ fn what_is_watched() -> Result<()> {
     // A ring has one page of metadata before its 2^n pages.
     ensure!(rings(&usual)?.contains(&(129 * PAGE)), "{:?}", rings(&usual)?);
     ensure!(rings(&narrow)?.contains(&(9 * PAGE)), "{:?}", rings(&narrow)?);
-    ensure!(narrow.log().contains("not seen: ") && narrow.log().contains("tcp_v4_connect"), "{}", narrow.log());
+    ensure!(
+        narrow.log().contains("missing or limited: ") && narrow.log().contains("tcp_v4_connect"),
+        "{}",
+        narrow.log()
+    );
     ensure!(!usual.log().contains("tcp_v4_connect"), "{}", usual.log());
 
     let (v4, v6) = (TcpListener::bind("127.0.0.1:0")?, TcpListener::bind("[::1]:0")?);
@@ -51,7 +55,7 @@ fn what_is_watched() -> Result<()> {
         ends.push((client.local_addr()?, client.peer_addr()?));
     }
     let is = |document: &Value, ends: (_, _)| {
-        end(document, "source") == Some(ends.0) && end(document, "destination") == Some(ends.1)
+        endpoint(document, "source") == Some(ends.0) && endpoint(document, "destination") == Some(ends.1)
     };
     usual.wait_for("a flow of IPv6", |document| is(document, ends[0]))?;
     narrow.wait_for("a flow of IPv4", |document| is(document, ends[1]))?;
@@ -112,7 +116,7 @@ fn how_far_the_wall_clock_may_move() -> Result<()> {
     let half_an_hour = before + Duration::from_secs(1800);
     for (agent, follows) in agents.into_iter().zip([true, false]) {
         let document = agent.wait_for("the flow after the step", |document| {
-            end(document, "source") == Some(here) && end(document, "destination") == Some(there)
+            endpoint(document, "source") == Some(here) && endpoint(document, "destination") == Some(there)
         })?;
         ensure!((time(&document, "/event/start")? > half_an_hour) == follows, "{document:#}");
         agent.stop()?;

@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use crate::helpers::document::{ExpectedFields, end, expect, is_between, time};
+use crate::helpers::document::{ExpectedFields, endpoint, expect, is_between, time};
 use crate::helpers::process::{Finished, Process, USER_ID};
 use crate::helpers::socktrail::Socktrail;
 use crate::workloads::{EXECUTABLE, EXECUTABLE_32, PROGRAM, PROGRAM_32, RUN};
@@ -277,7 +277,7 @@ fn all_other_flows_belong_to_the_server() -> Result<()> {
     let output = monitor.stop()?;
     ensure!(output.status.success(), "socktrail ended with {}:\n{}", output.status, output.log);
     let of_server = |document: &&Value| {
-        end(document, "destination") == Some(there) && document["network"]["direction"] == "ingress"
+        endpoint(document, "destination") == Some(there) && document["network"]["direction"] == "ingress"
     };
     let mut count = 0;
     for document in output.documents.iter().filter(of_server) {

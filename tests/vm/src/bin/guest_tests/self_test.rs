@@ -9,7 +9,7 @@ use nix::mount::MsFlags;
 use serde_json::{Value, json};
 
 use crate::hazards::{KERNEL, Mounted};
-use crate::helpers::document::end;
+use crate::helpers::document::endpoint;
 use crate::helpers::layout::without_guesses;
 use crate::helpers::netlink::{LinkState, set_link_state};
 use crate::helpers::netns::Netns;
@@ -39,7 +39,7 @@ fn an_ordinary_start() -> Result<()> {
     let observed = observer.stop()?.documents;
     let of_monitor = observed.iter().filter(|document| document.pointer("/process/pid") == Some(&json!(pid)));
     let kinds: BTreeSet<_> = of_monitor
-        .filter(|document| end(document, "source").is_some_and(|end| end.ip().is_loopback()))
+        .filter(|document| endpoint(document, "source").is_some_and(|end| end.ip().is_loopback()))
         .map(|document| {
             format!("{} {}", document["network"]["transport"], document["network"]["type"]).replace('"', "")
         })
@@ -86,7 +86,7 @@ fn no_probe_is_hit() -> Result<()> {
     Ok(())
 }
 
-/// `sock_release` exists, but since Linux 4.19 closing a program's socket does not call it. The next function serves.
+/// `sock_release` exists, but since Linux 4.18 closing a program's socket does not call it. The next function serves.
 fn one_probe_is_not_hit() -> Result<()> {
     const FUNCTION: &str = "sock_release";
     let close = || UdpSocket::bind(("127.0.0.1", 0)).map(drop).context("make a socket");

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::{Value, json};
 
-use crate::helpers::document::{end, expect, number};
+use crate::helpers::document::{endpoint, expect, number};
 use crate::helpers::layout::{BTF, has_type_information};
 use crate::helpers::netlink::{LinkState, set_link_state};
 use crate::helpers::process::Process;
@@ -60,7 +60,10 @@ fn udp(source: &str, address: &str) -> Result<()> {
     let output = monitor.stop()?;
     for (pid, direction) in [(client, "egress"), (server, "ingress")] {
         let document = output.only_of_pid(pid)?;
-        ensure!((end(document, "source"), end(document, "destination")) == (Some(here), Some(there)), "{document:#}");
+        ensure!(
+            (endpoint(document, "source"), endpoint(document, "destination")) == (Some(here), Some(there)),
+            "{document:#}"
+        );
         expect(document, &vec![("/network/transport", json!("udp")), ("/network/direction", json!(direction))])?;
         ensure!(number(document, "/source/packets")? > 0, "no packets: {document:#}");
         ensure!(number(document, "/destination/packets")? > 0, "no packets back: {document:#}");

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::{Value, json};
 
 use crate::flows::fragments_created;
-use crate::helpers::document::end;
+use crate::helpers::document::endpoint;
 use crate::helpers::netlink::{veth_pair, vxlan};
 use crate::helpers::netns::Netns;
 use crate::helpers::socktrail::Socktrail;
@@ -100,7 +100,7 @@ fn a_datagram_fragmented_outside() -> Result<()> {
         let of = |bytes: u64, to: SocketAddr| {
             let mut all = output.documents.iter();
             let found = all.find(|document| {
-                end(document, "destination") == Some(to)
+                endpoint(document, "destination") == Some(to)
                     && document["network"]["direction"] == direction
                     && document["source"]["bytes"] == bytes
             });
@@ -149,7 +149,7 @@ fn a_connection_in_a_tunnel() -> Result<()> {
 }
 
 fn is_of_tunnel(document: &Value) -> bool {
-    end(document, "destination") == Some(SocketAddr::new(OUTSIDE[1].into(), PORT))
+    endpoint(document, "destination") == Some(SocketAddr::new(OUTSIDE[1].into(), PORT))
 }
 
 fn expect_kernel_owner(documents: &[Value]) -> Result<()> {

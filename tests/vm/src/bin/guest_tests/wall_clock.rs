@@ -11,7 +11,7 @@ use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_gettime, clock_settime};
 use serde_json::Value;
 
-use crate::helpers::document::{end, number, time};
+use crate::helpers::document::{endpoint, number, time};
 use crate::helpers::socktrail::Socktrail;
 
 tests![
@@ -179,7 +179,7 @@ impl Connection {
 }
 
 fn is_between(document: &Value, (client, server): (SocketAddr, SocketAddr)) -> bool {
-    end(document, "source") == Some(client) && end(document, "destination") == Some(server)
+    endpoint(document, "source") == Some(client) && endpoint(document, "destination") == Some(server)
 }
 
 /// Dropping it resets the wall clock.

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::testbed::{ExpectedFlow, Side};
 use super::wire::{Count, Direction, Key, Transport, Wire};
-use crate::helpers::document::end;
+use crate::helpers::document::endpoint;
 
 /// The captures on the interfaces of a link.
 #[derive(Debug)]
@@ -236,7 +236,7 @@ fn is_of(document: &Value, flow: &ExpectedFlow) -> bool {
 
 /// Whether a document has the ports of a flow, in any order.
 fn is_related(document: &Value, flow: &ExpectedFlow) -> bool {
-    let ends = [end(document, "source"), end(document, "destination")];
+    let ends = [endpoint(document, "source"), endpoint(document, "destination")];
     let ports = ends.map(|end| end.map(|end| end.port()));
     [flow.local, flow.remote].iter().all(|end| ports.contains(&Some(end.port())))
 }
@@ -246,8 +246,8 @@ fn is_between(document: &Value, client: SocketAddr, server: SocketAddr, transpor
         Transport::Tcp => "tcp",
         Transport::Udp => "udp",
     };
-    end(document, "source") == Some(client)
-        && end(document, "destination") == Some(server)
+    endpoint(document, "source") == Some(client)
+        && endpoint(document, "destination") == Some(server)
         && document["network"]["transport"] == name
 }
 

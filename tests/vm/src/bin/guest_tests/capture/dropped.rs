@@ -21,7 +21,7 @@ use super::link::{Conditions, Family, Routed};
 use super::sniffer::{SegmentInfo, Sniffer};
 use super::testbed::{ExpectedFlow, Side, Testbed, of_client};
 use super::wire::{Count, Direction, Key, Transport, Wire};
-use crate::helpers::document::{end, number};
+use crate::helpers::document::{endpoint, number};
 use crate::helpers::netlink::{Faults, set_netem};
 use crate::helpers::nft::nft;
 use crate::helpers::socktrail::Socktrail;
@@ -101,7 +101,7 @@ impl DropCase {
             return Ok(Vec::new());
         }
         let [document] = &of_flow[..] else {
-            let is_there = |document: &Value, of: &str| end(document, of) == Some(remote);
+            let is_there = |document: &Value, of: &str| endpoint(document, of) == Some(remote);
             let of_there = documents.iter().filter(|one| is_there(one, "source") || is_there(one, "destination"));
             let of_there: Vec<_> = of_there.map(Value::to_string).collect();
             return Ok(vec![format!(

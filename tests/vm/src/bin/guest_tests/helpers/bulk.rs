@@ -1,6 +1,7 @@
 //! A server with Elasticsearch's bulk API.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +12,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
-/// A running server; dropping it stops it. It does not accept compressed requests.
+/// A running server. Dropping it stops accepting connections; open ones are served until the client closes them. It does not
+/// accept compressed requests.
 #[derive(Debug)]
 pub(crate) struct BulkServer {
     port: u16,
@@ -23,8 +25,8 @@ pub(crate) struct BulkServer {
 struct Received {
     /// By index and id.
     documents: BTreeMap<(String, String), Value>,
-    /// A request that Elasticsearch would reject.
-    violation: Option<String>,
+    /// Why the last invalid request or failed connection ended.
+    error: Option<String>,
 }
 
 impl BulkServer {
@@ -41,9 +43,10 @@ impl BulkServer {
                     Ok((stream, _)) => {
                         let received = Arc::clone(&received);
                         thread::spawn(move || {
-                            // It is recorded before the connection closes: then a client may look for it.
+                            // Record the error while the stream is open: once the client sees it closed, it may
+                            // call `documents`.
                             if let Err(error) = serve(&stream, &received) {
-                                locked(&received).violation = Some(format!("{error:#}"));
+                                lock(&received).error = Some(format!("{error:#}"));
                             }
                         });
                     }
@@ -54,16 +57,16 @@ impl BulkServer {
         Ok(server)
     }
 
-    /// Its URL, for `output.elasticsearch.hosts`.
+    /// The URL of the server, for `output.elasticsearch.hosts`.
     pub(crate) fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    /// The documents so far, each with its index. Fails if a request was invalid.
+    /// The documents so far, each with its index. Fails if a request was invalid or a connection failed.
     pub(crate) fn documents(&self) -> Result<Vec<(String, Value)>> {
-        let received = locked(&self.received);
-        if let Some(violation) = &received.violation {
-            bail!("a request that Elasticsearch would reject: {violation}");
+        let received = lock(&self.received);
+        if let Some(error) = &received.error {
+            bail!("a request that Elasticsearch would reject, or a failed connection: {error}");
         }
         Ok(received.documents.iter().map(|((index, _), document)| (index.clone(), document.clone())).collect())
     }
@@ -75,30 +78,29 @@ impl Drop for BulkServer {
     }
 }
 
-fn locked(received: &Mutex<Received>) -> std::sync::MutexGuard<'_, Received> {
+fn lock(received: &Mutex<Received>) -> std::sync::MutexGuard<'_, Received> {
     received.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Answers requests until the client closes the connection.
+/// Responds to requests until the client closes the connection.
 fn serve(stream: &TcpStream, received: &Mutex<Received>) -> Result<()> {
     stream.set_nonblocking(false)?;
     let mut stream = BufReader::new(stream);
-    while let Some((first, body)) = request(&mut stream)? {
-        ensure!(first.starts_with("POST /_bulk"), "{first}");
-        let items = locked(received).store(&body)?;
-        let answer = json!({ "items": items }).to_string();
-        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", answer.len());
-        let mut answering: &TcpStream = stream.get_ref();
-        answering.write_all((head + &answer).as_bytes())?;
+    while let Some((request_line, body)) = request(&mut stream)? {
+        ensure!(request_line.starts_with("POST /_bulk"), "{request_line}");
+        let items = lock(received).store(&body)?;
+        let response = json!({ "items": items }).to_string();
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", response.len());
+        stream.get_mut().write_all((head + &response).as_bytes())?;
     }
     Ok(())
 }
 
 /// The request line and the body; `None` at the end of the connection.
 fn request(stream: &mut impl BufRead) -> Result<Option<(String, String)>> {
-    let mut first = String::new();
-    // A killed client resets the connection.
-    if stream.read_line(&mut first).unwrap_or(0) == 0 {
+    let mut request_line = String::new();
+    // A killed client resets the connection. That is an end, not an error.
+    if stream.read_line(&mut request_line).unwrap_or(0) == 0 {
         return Ok(None);
     }
     let mut length = 0;
@@ -117,26 +119,29 @@ fn request(stream: &mut impl BufRead) -> Result<Option<(String, String)>> {
     if stream.read_exact(&mut body).is_err() {
         return Ok(None);
     }
-    Ok(Some((first, String::from_utf8(body)?)))
+    Ok(Some((request_line, String::from_utf8(body)?)))
 }
 
 impl Received {
-    /// Stores the documents of a body. Returns an item of the response for each.
+    /// Stores each document of a body unless its id exists (409), as Elasticsearch does. Returns the items of the response.
     fn store(&mut self, body: &str) -> Result<Vec<Value>> {
         let lines: Vec<&str> = body.strip_suffix('\n').context("no newline at the end")?.split('\n').collect();
         ensure!(lines.len().is_multiple_of(2), "an action without a document");
         let mut items = Vec::new();
         for pair in lines.chunks_exact(2) {
             let (action, document): (Value, Value) = (serde_json::from_str(pair[0])?, serde_json::from_str(pair[1])?);
-            let name = |key: &str| {
-                let name = action["create"][key].as_str().filter(|name| !name.is_empty());
-                name.map(str::to_owned).with_context(|| format!("no {key} to create: {action}"))
+            let field = |key: &str| {
+                let value = action["create"][key].as_str().filter(|value| !value.is_empty());
+                value.map(str::to_owned).with_context(|| format!("the create action has no {key}: {action}"))
             };
-            let (index, id) = (name("_index")?, name("_id")?);
+            let (index, id) = (field("_index")?, field("_id")?);
             ensure!(document["@timestamp"].is_string(), "a data stream needs @timestamp: {document}");
-            let status = match self.documents.insert((index, id.clone()), document) {
-                None => 201,
-                Some(_) => 409,
+            let status = match self.documents.entry((index, id.clone())) {
+                Entry::Vacant(entry) => {
+                    entry.insert(document);
+                    201
+                }
+                Entry::Occupied(_) => 409,
             };
             items.push(json!({ "create": { "_id": id, "status": status } }));
         }
@@ -155,22 +160,23 @@ mod tests {
         let head = format!("POST /_bulk HTTP/1.1\r\nContent-Length: {}\r\n\r\n", body.len());
         stream.write_all((head + body).as_bytes()).unwrap();
         stream.shutdown(std::net::Shutdown::Write).unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        answer
+        let mut response = String::new();
+        stream.read_to_string(&mut response).unwrap();
+        response
     }
 
     #[test]
     fn a_document_is_created_once() {
         let server = BulkServer::start(0).unwrap();
-        let body = "{\"create\":{\"_index\":\"i\",\"_id\":\"a\"}}\n{\"@timestamp\":\"now\"}\n";
-        assert!(post(&server, body).ends_with(r#"{"items":[{"create":{"_id":"a","status":201}}]}"#));
-        assert!(post(&server, body).ends_with(r#"{"items":[{"create":{"_id":"a","status":409}}]}"#));
-        assert_eq!(server.documents().unwrap(), [("i".to_owned(), json!({"@timestamp": "now"}))]);
+        let body =
+            |time: &str| format!("{{\"create\":{{\"_index\":\"i\",\"_id\":\"a\"}}}}\n{{\"@timestamp\":\"{time}\"}}\n");
+        assert!(post(&server, &body("first")).ends_with(r#"{"items":[{"create":{"_id":"a","status":201}}]}"#));
+        assert!(post(&server, &body("second")).ends_with(r#"{"items":[{"create":{"_id":"a","status":409}}]}"#));
+        assert_eq!(server.documents().unwrap(), [("i".to_owned(), json!({"@timestamp": "first"}))]);
     }
 
     #[test]
-    fn invalid_requests_are_recorded() {
+    fn an_invalid_request_gets_no_response_and_makes_documents_fail() {
         for body in ["{}\n{}\n", "{\"create\":{\"_index\":\"i\",\"_id\":\"a\"}}\n{}\n", "{}"] {
             let server = BulkServer::start(0).unwrap();
             assert_eq!(post(&server, body), "", "{body}");

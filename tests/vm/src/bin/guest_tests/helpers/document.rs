@@ -1,7 +1,7 @@
 //! Reads fields of documents and compares them with expected values.
 
 use std::net::SocketAddr;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
@@ -9,7 +9,7 @@ use serde_json::Value;
 /// The expected value at each JSON pointer, such as `/event/start`. `null` means that there must be no such field.
 pub(crate) type ExpectedFields = Vec<(&'static str, Value)>;
 
-/// Fails with all differences.
+/// Compares a document with the expected fields. The error lists every difference.
 pub(crate) fn expect(document: &Value, expected: &ExpectedFields) -> Result<()> {
     let nothing = Value::Null;
     let differences: Vec<_> = expected
@@ -37,7 +37,7 @@ pub(crate) fn time(document: &Value, path: &str) -> Result<SystemTime> {
 }
 
 /// The address of `source`, `destination`, `client` or `server`.
-pub(crate) fn end(document: &Value, name: &str) -> Option<SocketAddr> {
+pub(crate) fn endpoint(document: &Value, name: &str) -> Option<SocketAddr> {
     let ip = document.pointer(&format!("/{name}/ip"))?.as_str()?.parse().ok()?;
     let port = document.pointer(&format!("/{name}/port"))?.as_u64()?;
     Some(SocketAddr::new(ip, u16::try_from(port).ok()?))
@@ -45,17 +45,24 @@ pub(crate) fn end(document: &Value, name: &str) -> Option<SocketAddr> {
 
 /// Whether a document is about a flow between these addresses, in either order.
 pub(crate) fn is_between(document: &Value, one: SocketAddr, other: SocketAddr) -> bool {
-    let ends = (end(document, "source"), end(document, "destination"));
+    let ends = (endpoint(document, "source"), endpoint(document, "destination"));
     ends == (Some(one), Some(other)) || ends == (Some(other), Some(one))
 }
 
-/// Fails unless the flow starts and ends between two clock readings, and its duration is the difference.
+/// Fails unless the flow starts and ends between `earliest` and `latest`, and `event.duration` is the difference.
 pub(crate) fn expect_times(document: &Value, earliest: SystemTime, latest: SystemTime) -> Result<()> {
     let (start, end) = (time(document, "/event/start")?, time(document, "/event/end")?);
-    let readings = || format!("{:?} to {:?}", earliest.duration_since(UNIX_EPOCH), latest.duration_since(UNIX_EPOCH));
-    ensure!(earliest <= start && start <= end && end <= latest, "not from {} in {document:#}", readings());
+    let [lower, upper] = [earliest, latest].map(humantime::format_rfc3339_nanos);
+    ensure!(
+        earliest <= start && start <= end && end <= latest,
+        "event.start and event.end are not between {lower} and {upper} in {document:#}"
+    );
     let duration = Duration::from_nanos(number(document, "/event/duration")?);
-    ensure!(end.duration_since(start)? == duration, "{duration:?} is not from start to end in {document:#}");
+    let difference = end.duration_since(start)?;
+    ensure!(
+        difference == duration,
+        "event.duration is {duration:?}, but end - start is {difference:?} in {document:#}"
+    );
     Ok(())
 }
 
@@ -99,8 +106,8 @@ mod tests {
         expect_times(&document(), before, after).unwrap();
         expect_times(&document(), within, after).unwrap_err();
         expect_times(&document(), before, within).unwrap_err();
-        let mut odd = document();
-        odd["event"]["duration"] = json!(1);
-        expect_times(&odd, before, after).unwrap_err();
+        let mut wrong_duration = document();
+        wrong_duration["event"]["duration"] = json!(1);
+        expect_times(&wrong_duration, before, after).unwrap_err();
     }
 }

@@ -303,7 +303,7 @@ fn address(bytes: &[u8]) -> Result<std::net::SocketAddr> {
 }
 
 /// Owns a descriptor that this program inherited.
-pub(crate) fn inherited(number: i32) -> Result<OwnedFd> {
+pub(crate) fn take_inherited(number: i32) -> Result<OwnedFd> {
     // SAFETY: no memory is touched; the call fails if the descriptor is not open.
     Errno::result(unsafe { nix::libc::fcntl(number, nix::libc::F_GETFD) })
         .context("look at an inherited descriptor")?;

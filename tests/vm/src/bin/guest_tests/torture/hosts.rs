@@ -26,7 +26,7 @@ pub(super) const HOSTS: usize = 4;
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
 /// The address that a host has on the link to its neighbour.
-pub(super) fn own(host: usize, family: Family) -> IpAddr {
+pub(super) fn first_address(host: usize, family: Family) -> IpAddr {
     let number = 1 + (host % 2) as u8;
     match family {
         Family::V4 => [10, 77, 0, number].into(),
@@ -34,8 +34,8 @@ pub(super) fn own(host: usize, family: Family) -> IpAddr {
     }
 }
 
-/// The second address of a host on the link. MPTCP makes further subflows from it.
-fn second(host: usize, family: Family) -> IpAddr {
+/// The second address of a host on the link. MPTCP opens additional subflows from it.
+fn second_address(host: usize, family: Family) -> IpAddr {
     let number = 1 + (host % 2) as u8;
     match family {
         Family::V4 => [10, 77, 1, number].into(),
@@ -44,11 +44,11 @@ fn second(host: usize, family: Family) -> IpAddr {
 }
 
 /// Whether an address is the second one of a host.
-pub(super) fn is_second(address: IpAddr) -> bool {
-    [0, 1].iter().any(|&host| FAMILIES.iter().any(|&family| second(host, family) == address))
+pub(super) fn is_second_address(address: IpAddr) -> bool {
+    [0, 1].iter().any(|&host| FAMILIES.iter().any(|&family| second_address(host, family) == address))
 }
 
-/// Loopback's address.
+/// The address of loopback that the workloads use.
 pub(super) fn loopback(family: Family) -> IpAddr {
     match family {
         Family::V4 => [127, 0, 0, 1].into(),
@@ -61,44 +61,53 @@ pub(super) fn neighbour(host: usize) -> usize {
     host ^ 1
 }
 
-/// The host with an address, seen from a host.
+/// The host that `address` means when `host` uses it.
 pub(super) fn host_of(host: usize, address: IpAddr) -> usize {
-    let is_own = |&family: &Family| own(host, family) == address || second(host, family) == address;
+    let is_own = |&family: &Family| first_address(host, family) == address || second_address(host, family) == address;
     let is_here = address.is_loopback() || FAMILIES.iter().any(is_own);
     if is_here { host } else { neighbour(host) }
 }
 
-/// The hosts.
+/// The network namespaces of all hosts.
 pub(super) struct Hosts {
     namespaces: Vec<Arc<Netns>>,
     /// Whether GSO and GRO are on, for each pair of hosts.
     offloads: [bool; HOSTS / 2],
 }
 
-/// TCP ports that nftables rejects: two on the client's host, by an ICMP error and by a reset, and three on the other
-/// host, by an ICMP error, by a reset and by another ICMP error.
-pub(super) const REJECTS: [u16; 5] = [7921, 7922, 7931, 7932, 7933];
-/// UDP ports that nftables rejects: the first on the client's host, the second on the other host.
-pub(super) const UDP_REJECTS: [u16; 2] = [7923, 7934];
+/// TCP ports that nftables rejects where the packets leave (on the client's host), with this answer.
+const OUT_PORT_UNREACHABLE: u16 = 7921;
+const OUT_RESET: u16 = 7922;
+/// TCP ports that nftables rejects where the packets arrive (on the other host), with this answer.
+const IN_PORT_UNREACHABLE: u16 = 7931;
+const IN_RESET: u16 = 7932;
+const IN_PROHIBITED: u16 = 7933;
+/// All TCP ports that nftables rejects.
+pub(super) const REJECTED: [u16; 5] = [OUT_PORT_UNREACHABLE, OUT_RESET, IN_PORT_UNREACHABLE, IN_RESET, IN_PROHIBITED];
+
+/// The UDP port that nftables drops on the client's host. The sender gets an error (`EPERM`) all the same.
+const UDP_OUT_DROP: u16 = 7923;
+/// The UDP port that nftables rejects on the other host.
+const UDP_IN_REJECT: u16 = 7934;
+/// All UDP ports that nftables blocks.
+pub(super) const UDP_BLOCKED: [u16; 2] = [UDP_OUT_DROP, UDP_IN_REJECT];
 
 /// The nftables rules of each host.
 fn rules() -> String {
-    let [out_icmp, out_reset, in_icmp, in_reset, in_prohibited] = REJECTS;
-    let [out_udp, in_udp] = UDP_REJECTS;
     format!(
         "table inet torture {{
             chain output {{
                 type filter hook output priority 0;
-                tcp dport {out_icmp} reject with icmpx type port-unreachable
-                tcp dport {out_reset} reject with tcp reset
-                udp dport {out_udp} drop
+                tcp dport {OUT_PORT_UNREACHABLE} reject with icmpx type port-unreachable
+                tcp dport {OUT_RESET} reject with tcp reset
+                udp dport {UDP_OUT_DROP} drop
             }}
             chain input {{
                 type filter hook input priority 0;
-                tcp dport {in_icmp} reject with icmpx type port-unreachable
-                tcp dport {in_reset} reject with tcp reset
-                tcp dport {in_prohibited} reject with icmpx type admin-prohibited
-                udp dport {in_udp} reject with icmpx type port-unreachable
+                tcp dport {IN_PORT_UNREACHABLE} reject with icmpx type port-unreachable
+                tcp dport {IN_RESET} reject with tcp reset
+                tcp dport {IN_PROHIBITED} reject with icmpx type admin-prohibited
+                udp dport {UDP_IN_REJECT} reject with icmpx type port-unreachable
             }}
         }}"
     )
@@ -108,7 +117,7 @@ impl Hosts {
     pub(super) fn new(offloads: [bool; HOSTS / 2]) -> Result<Self> {
         let status = Command::new("modprobe").arg("veth").status().context("load veth")?;
         ensure!(status.success(), "modprobe ended with {status}");
-        wait_until("the last round's connections to be over", no_connections)?;
+        wait_until("the last round's connections to be over", no_active_connections)?;
         let mut namespaces = vec![Arc::new(Netns::current()?)];
         for _ in 1..HOSTS {
             namespaces.push(Arc::new(Netns::new()?));
@@ -118,28 +127,30 @@ impl Hosts {
         }
         for (host, netns) in namespaces.iter().enumerate() {
             ip(netns, "link set lo up")?;
-            match offloads[host / 2] {
-                true => ["lo", LINK].into_iter().try_for_each(|interface| set(netns, interface, OFFLOADED))?,
-                false => {
-                    set(netns, "lo", Conditions { mtu: LOOPBACK_MTU, ..SINGLE })?;
-                    set(netns, LINK, SINGLE)?;
-                }
+            if offloads[host / 2] {
+                ["lo", LINK].into_iter().try_for_each(|interface| set(netns, interface, OFFLOADED))?;
+            } else {
+                // Loopback keeps its default MTU, for packets of up to 64 KiB. With offloads, an MTU of 1500 makes those GSO
+                // packets.
+                set(netns, "lo", Conditions { mtu: LOOPBACK_MTU, ..NO_OFFLOADS })?;
+                set(netns, LINK, NO_OFFLOADS)?;
             }
             netns.set(&format!("ipv6/conf/{LINK}/accept_dad"), "0")?;
             ip(netns, &format!("link set {LINK} up"))?;
-            for address in [own, second].map(|address| address(host, Family::V4)) {
+            for address in [first_address, second_address].map(|address| address(host, Family::V4)) {
                 ip(netns, &format!("addr add {address}/24 dev {LINK}"))?;
             }
-            for address in [own, second].map(|address| address(host, Family::V6)) {
+            for address in [first_address, second_address].map(|address| address(host, Family::V6)) {
                 ip(netns, &format!("addr add {address}/64 dev {LINK}"))?;
             }
             // Without this route the kernel would choose the second address as source.
-            ip(netns, &format!("-6 route replace fd77::/64 dev {LINK} src {}", own(host, Family::V6)))?;
+            ip(netns, &format!("-6 route replace fd77::/64 dev {LINK} src {}", first_address(host, Family::V6)))?;
             netns.run(|| nft(&rules()))?;
             if Path::new("/proc/sys/net/mptcp").exists() {
                 netns.run(|| allow_subflows(2))?;
-                netns
-                    .run(|| FAMILIES.iter().try_for_each(|&family| add_endpoint(second(host, family), Use::Subflow)))?;
+                netns.run(|| {
+                    FAMILIES.iter().try_for_each(|&family| add_endpoint(second_address(host, family), Use::Subflow))
+                })?;
             }
         }
         Ok(Self { namespaces, offloads })
@@ -162,7 +173,7 @@ impl Hosts {
 
 /// Whether host 0 has no TCP connection that may still send: MPTCP keeps some for up to a minute after their programs
 /// have ended.
-fn no_connections() -> Result<bool> {
+fn no_active_connections() -> Result<bool> {
     const TIME_WAIT: &str = "06";
     const LISTEN: &str = "0A";
     for table in ["/proc/net/tcp", "/proc/net/tcp6"] {
@@ -178,17 +189,17 @@ fn no_connections() -> Result<bool> {
 /// The default MTU of loopback.
 const LOOPBACK_MTU: u32 = 65_536;
 /// Without GSO and GRO.
-const SINGLE: Conditions =
+const NO_OFFLOADS: Conditions =
     Conditions { mtu: 1500, far_mtu: 1500, gso: false, gro: false, software_gso: false, faults: Faults::NONE };
-/// With GSO and GRO of TCP, which the kernel describes to a capture.
-const OFFLOADED: Conditions = Conditions { gso: true, gro: true, ..SINGLE };
+/// With GSO and GRO. A capture learns the segment size of TCP packets from the kernel (`PACKET_VNET_HDR`).
+const OFFLOADED: Conditions = Conditions { gso: true, gro: true, ..NO_OFFLOADS };
 
 impl Drop for Hosts {
     /// Restores the guest's namespace for other tests and the next round.
     fn drop(&mut self) {
         let before = Conditions { mtu: LOOPBACK_MTU, ..OFFLOADED };
         set(&self.namespaces[0], "lo", before).ok();
-        // The kernel removes the link with its peer's namespace, but later.
+        // The kernel would remove the link together with the peer's namespace, but only later: too late for the next round.
         self.namespaces[0].run(|| remove_link(LINK)).ok();
         self.namespaces[0].run(|| nft("delete table inet torture")).ok();
         self.namespaces[0].run(remove_endpoints).ok();
@@ -213,7 +224,7 @@ pub(super) struct CapturedByHost(Vec<Vec<Wire>>);
 
 impl CapturedByHost {
     /// The packets of one direction of a flow on all interfaces of a host.
-    pub(super) fn of(&self, host: usize, key: Key) -> Count {
+    pub(super) fn count(&self, host: usize, key: Key) -> Count {
         let mut sum = Count::default();
         self.0[host].iter().for_each(|wire| sum += wire.of(key));
         sum
@@ -226,11 +237,11 @@ impl CapturedByHost {
         sum
     }
 
-    /// The last packets of one direction of a flow, at most this many, each with its time.
-    pub(super) fn last(&self, host: usize, key: Key, most: usize) -> Vec<(SystemTime, Count)> {
+    /// The last packets of one direction of a flow, at most `limit`, each with its time.
+    pub(super) fn last(&self, host: usize, key: Key, limit: usize) -> Vec<(SystemTime, Count)> {
         let mut packets: Vec<_> = self.0[host].iter().flat_map(|wire| wire.timed(key)).copied().collect();
         packets.sort_by_key(|(time, _)| *time);
-        packets.split_off(packets.len().saturating_sub(most))
+        packets.split_off(packets.len().saturating_sub(limit))
     }
 }
 
@@ -240,8 +251,8 @@ mod tests {
 
     #[test]
     fn both_pairs_have_the_same_addresses() {
-        let first = own(0, Family::V4);
-        assert_eq!(first, own(2, Family::V4), "both pairs have the same addresses");
+        let first = first_address(0, Family::V4);
+        assert_eq!(first, first_address(2, Family::V4));
         assert_eq!([0, 1, 2, 3].map(|host| host_of(host, first)), [0, 0, 2, 2]);
         assert_eq!([0, 1, 2, 3].map(|host| host_of(host, [127, 0, 1, 9].into())), [0, 1, 2, 3]);
     }

@@ -9,12 +9,12 @@ use anyhow::{Context, Result, ensure};
 use humantime::format_rfc3339_micros;
 use serde_json::{Value, json};
 
-use super::hosts::{CapturedByHost, is_second};
+use super::hosts::{CapturedByHost, is_second_address};
 use super::ledger::{End, Entry};
 use super::plan::MPTCP;
 use crate::capture::compare::{CountDifference, LOST, MAX_TCP_OPTIONS, SEGMENTS, bytes_off, is_within_bounds, marks};
 use crate::capture::wire::{Count, Transport};
-use crate::helpers::document::{end, time};
+use crate::helpers::document::{endpoint, time};
 
 /// How far the times of a workload and of a document may differ.
 const CLOCK_TOLERANCE: Duration = Duration::from_millis(1);
@@ -159,7 +159,7 @@ pub(super) fn judge(data: RoundData<'_>) -> Result<Verdict> {
 /// Whether a document is about a further subflow of an MPTCP connection that the kernel could not begin, because the
 /// other addresses have no route to the remote. Both ends may try.
 fn is_failed_subflow(document: &Value, groups: &HashMap<End, Group>) -> bool {
-    let remote = end(document, "destination");
+    let remote = endpoint(document, "destination");
     let is_of_mptcp = |entry: &Entry| {
         let server = if entry.is_initiator() { entry.end.remote } else { entry.end.local };
         let is_owners = entry.report["owner"]["pid"] == document["process"]["pid"];
@@ -183,14 +183,15 @@ fn mptcp_owners(groups: &HashMap<End, Group>) -> HashMap<usize, Vec<Entry>> {
 /// Whether these are the addresses of a further subflow of an MPTCP connection. A workload may not report all of them,
 /// because the kernel lists only those that exist at the time.
 fn is_subflow(end: End) -> bool {
-    let is_from = |client: SocketAddr, server: SocketAddr| is_second(client.ip()) && server.port() == MPTCP;
+    let is_from = |client: SocketAddr, server: SocketAddr| is_second_address(client.ip()) && server.port() == MPTCP;
     is_from(end.local, end.remote) || is_from(end.remote, end.local)
 }
 
 /// The expected report of a subflow that the accepting end of an MPTCP connection tries to make (Linux 6.12). It is
 /// refused, because the client's port has no listener. Its owner is the process that accepted the connection.
 fn subflow_of_server(end: End, owners: &[Entry]) -> Option<Entry> {
-    let is_it = |entry: &&Entry| !entry.is_initiator() && entry.end.remote == end.remote && is_second(end.local.ip());
+    let is_it =
+        |entry: &&Entry| !entry.is_initiator() && entry.end.remote == end.remote && is_second_address(end.local.ip());
     let mut entry = Entry { end, ..owners.iter().find(is_it)?.clone() };
     entry.report["direction"] = json!("egress");
     entry.report["outcome"] = json!("ECONNREFUSED");
@@ -211,7 +212,7 @@ fn end_of(document: &Value, namespaces: &HashMap<String, usize>, groups: &HashMa
     let net = document.pointer("/system/audit/socket/kernel_net_address").and_then(Value::as_str);
     let net = net.with_context(|| format!("no namespace in {document}"))?;
     let host = *namespaces.get(net).with_context(|| format!("unknown namespace: {document}"))?;
-    let ends = [end(document, "source"), end(document, "destination")];
+    let ends = [endpoint(document, "source"), endpoint(document, "destination")];
     let [Some(source), Some(destination)] = ends else { anyhow::bail!("no addresses in {document}") };
     let transport = if document["network"]["transport"] == "tcp" { Transport::Tcp } else { Transport::Udp };
     let end = End { host, transport, local: source, remote: destination };
@@ -258,7 +259,7 @@ impl Group {
     fn judge(mut self, end: End, captured: &CapturedByHost, stopped: SystemTime, verdict: &mut Verdict) -> Result<()> {
         self.entries.sort_by_key(|entry| entry.since);
         self.documents.sort_by_key(|document| time(document, "/event/start").ok());
-        let [sent, received] = end.keys().map(|key| captured.of(end.host, key));
+        let [sent, received] = end.keys().map(|key| captured.count(end.host, key));
         verdict.counts.flows += self.entries.len();
         verdict.counts.documents += self.documents.len();
         let mut faults = Vec::new();
@@ -319,7 +320,7 @@ impl Group {
     ) -> Option<String> {
         let mut reported = [(0_i128, 0_i128); 2];
         for document in &self.documents {
-            for (sum, counted) in reported.iter_mut().zip(counted(document, local)) {
+            for (sum, counted) in reported.iter_mut().zip(counts_of(document, local)) {
                 *sum = (sum.0 + i128::from(counted.packets), sum.1 + i128::from(counted.bytes));
             }
         }
@@ -345,7 +346,7 @@ impl Group {
                 || (number == 1 && reported == early)
                 || is_between(reported, certain, captured);
             if !is_zero && !is_explained {
-                return Some(format!("{direction}: differs from the capture{}", marked(&marks)));
+                return Some(format!("{direction}: differs from the capture{}", describe_marks(&marks)));
             }
         }
         if is_equal {
@@ -377,7 +378,7 @@ impl Group {
         }
         for document in &self.interim {
             let until = time(document, "/event/end")?;
-            for (key, reported) in end.keys().into_iter().zip(counted(document, end.local)) {
+            for (key, reported) in end.keys().into_iter().zip(counts_of(document, end.local)) {
                 let [least, most] =
                     [until - IN_FLIGHT, until + IN_FLIGHT].map(|time| captured.until(end.host, key, time));
                 let off = bytes_off(&marks(document), reported);
@@ -385,7 +386,7 @@ impl Group {
                 let is_too_much = reported.packets > most.packets || reported.bytes > most.bytes + off;
                 if is_too_much || (!is_enough && !marks(document).contains(&LOST)) {
                     let what = format!("{reported:?} is not between {least:?} and {most:?} until {until:?}");
-                    return Ok(Some(format!("an interim document: {what}{}", marked(&marks(document)))));
+                    return Ok(Some(format!("an interim document: {what}{}", describe_marks(&marks(document)))));
                 }
             }
             counts.interim_right += 1;
@@ -410,7 +411,7 @@ impl Group {
         let mut text = format!("{kind}\n  host {host}, {transport:?}, {local} and {remote}\n");
         text += &format!("  the monitor was told to stop at {}\n", format_rfc3339_micros(stopped));
         for (direction, key) in ["sent", "received"].into_iter().zip(end.keys()) {
-            let Count { packets, bytes } = captured.of(host, key);
+            let Count { packets, bytes } = captured.count(host, key);
             text += &format!("  captured: {direction} {packets}/{bytes} (packets/bytes), the last ones at");
             for (time, Count { bytes, .. }) in captured.last(host, key, SHOWN_PACKETS) {
                 text += &format!(" {} ({bytes})", format_rfc3339_micros(time));
@@ -428,8 +429,8 @@ impl Group {
 }
 
 /// The counts that a document has for sent and received packets, seen from one end.
-fn counted(document: &Value, local: SocketAddr) -> [Count; 2] {
-    let is_source = end(document, "source") == Some(local);
+fn counts_of(document: &Value, local: SocketAddr) -> [Count; 2] {
+    let is_source = endpoint(document, "source") == Some(local);
     let ends = if is_source { ["source", "destination"] } else { ["destination", "source"] };
     ends.map(|end| {
         let number = |what: &str| document[end][what].as_u64().unwrap_or(0);
@@ -437,10 +438,10 @@ fn counted(document: &Value, local: SocketAddr) -> [Count; 2] {
     })
 }
 
-/// Whether a count of packets and bytes is at least one count and at most another.
-fn is_between((packets, bytes): (i128, i128), least: Count, most: Count) -> bool {
-    (i128::from(least.packets)..=i128::from(most.packets)).contains(&packets)
-        && (i128::from(least.bytes)..=i128::from(most.bytes)).contains(&bytes)
+/// Whether a count of packets and bytes is between two counts, both included.
+fn is_between((packets, bytes): (i128, i128), lower: Count, upper: Count) -> bool {
+    (i128::from(lower.packets)..=i128::from(upper.packets)).contains(&packets)
+        && (i128::from(lower.bytes)..=i128::from(upper.bytes)).contains(&bytes)
 }
 
 /// Whether only the headers of datagrams that were counted as one are missing.
@@ -449,7 +450,7 @@ fn are_headers(local: SocketAddr, CountDifference { packets, bytes }: CountDiffe
     packets < 0 && bytes == packets * headers
 }
 
-fn marked(marks: &[&str]) -> String {
+fn describe_marks(marks: &[&str]) -> String {
     if marks.is_empty() { String::new() } else { format!(", marked {}", marks.join(" ")) }
 }
 
@@ -553,7 +554,7 @@ fn name(entry: &Entry, document: &Value, counts: &mut Counts) -> Option<String> 
 pub(super) fn namespaces(documents: &[Value], beacons: &[SocketAddr]) -> Result<HashMap<String, usize>> {
     let mut namespaces = HashMap::new();
     for document in documents {
-        let host = beacons.iter().position(|beacon| end(document, "destination") == Some(*beacon));
+        let host = beacons.iter().position(|beacon| endpoint(document, "destination") == Some(*beacon));
         let net = document.pointer("/system/audit/socket/kernel_net_address").and_then(Value::as_str);
         if let (Some(host), Some(net)) = (host, net) {
             namespaces.insert(net.to_owned(), host);

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use super::hosts::{Family, HOSTS, REJECTS, UDP_REJECTS, loopback, neighbour, own};
+use super::hosts::{Family, HOSTS, REJECTED, UDP_BLOCKED, first_address, loopback, neighbour};
 use super::random::Random;
 
 /// One client.
@@ -49,14 +49,22 @@ pub(super) const SERVERS: &[Server] = &[
     Server { role: "tcp-server", at: |_| any(Family::V6, 7004), words: &["serve=leaderless"] },
     Server { role: "tcp-server", at: |_| any(Family::V4, 7005), words: &["serve=forks"] },
     Server { role: "tcp-server", at: |_| any(Family::V6, MPTCP), words: &["serve=threads", "proto=mptcp"] },
-    Server { role: "udp-server", at: |host| (own(host, Family::V4), 7101).into(), words: &["serve=one"] },
-    Server { role: "udp-server", at: |host| (own(host, Family::V6), 7102).into(), words: &["serve=one"] },
+    Server { role: "udp-server", at: |host| (first_address(host, Family::V4), 7101).into(), words: &["serve=one"] },
+    Server { role: "udp-server", at: |host| (first_address(host, Family::V6), 7102).into(), words: &["serve=one"] },
     Server { role: "udp-server", at: |_| (loopback(Family::V4), 7103).into(), words: &["serve=one"] },
-    Server { role: "udp-server", at: |host| (own(host, Family::V4), 7104).into(), words: &["serve=reuseport"] },
-    Server { role: "udp-server", at: |host| (own(host, Family::V4), 7105).into(), words: &["serve=one"] },
+    Server {
+        role: "udp-server",
+        at: |host| (first_address(host, Family::V4), 7104).into(),
+        words: &["serve=reuseport"],
+    },
+    Server { role: "udp-server", at: |host| (first_address(host, Family::V4), 7105).into(), words: &["serve=one"] },
     Server { role: "udp-server", at: |_| (loopback(Family::V6), 7103).into(), words: &["serve=one"] },
-    Server { role: "udp-server", at: |host| (own(host, Family::V6), 7104).into(), words: &["serve=reuseport"] },
-    Server { role: "udp-server", at: |host| (own(host, Family::V6), 7105).into(), words: &["serve=one"] },
+    Server {
+        role: "udp-server",
+        at: |host| (first_address(host, Family::V6), 7104).into(),
+        words: &["serve=reuseport"],
+    },
+    Server { role: "udp-server", at: |host| (first_address(host, Family::V6), 7105).into(), words: &["serve=one"] },
 ];
 
 type Make = fn(&mut Random, usize, u64) -> Vec<String>;
@@ -140,8 +148,8 @@ fn target(random: &mut Random, host: usize, ports: &[u16]) -> Vec<String> {
     let family = if is_v4 { Family::V4 } else { Family::V6 };
     let address = match random.below(4) {
         0 => loopback(family),
-        1 => own(host, family),
-        _ => own(neighbour(host), family),
+        1 => first_address(host, family),
+        _ => first_address(neighbour(host), family),
     };
     let mut words = vec![word("to", SocketAddr::new(address, port))];
     if is_v4 && random.once_in(4) {
@@ -249,18 +257,18 @@ fn refused(random: &mut Random, host: usize, port: u64) -> Vec<String> {
     let to: SocketAddr = words[0][3..].parse().expect("the address was written here");
     // The source address is the destination if that is this host's, and otherwise the link's.
     let family = if to.is_ipv4() { Family::V4 } else { Family::V6 };
-    let own = if to.ip().is_loopback() { to.ip() } else { own(host, family) };
+    let own = if to.ip().is_loopback() { to.ip() } else { first_address(host, family) };
     words.extend([word("own", own), word("from", port), word("connect", random.pick(&["blocking", "nonblocking"]))]);
     words
 }
 
 /// Rejected by nftables, on this host or the other.
 fn rejected(random: &mut Random, host: usize, port: u64) -> Vec<String> {
-    let to_port = *random.pick(&REJECTS);
+    let to_port = *random.pick(&REJECTED);
     let family = *random.pick(&[Family::V4, Family::V6]);
-    let to = SocketAddr::new(own(neighbour(host), family), to_port);
+    let to = SocketAddr::new(first_address(neighbour(host), family), to_port);
     let connect = word("connect", random.pick(&["blocking", "nonblocking"]));
-    vec![word("to", to), word("own", own(host, family)), word("from", port), connect]
+    vec![word("to", to), word("own", first_address(host, family)), word("from", port), connect]
 }
 
 /// Uses the same addresses and ports again, as soon as they are free.
@@ -295,10 +303,10 @@ fn udp_target(random: &mut Random, host: usize) -> Vec<String> {
     let family = *random.pick(&[Family::V4, Family::V6]);
     let (to, from) = match random.below(6) {
         0 => (SocketAddr::new(loopback(family), 7103), loopback(family)),
-        1 => (SocketAddr::new(own(host, Family::V4), 7101), own(host, Family::V4)),
-        2 | 3 => (SocketAddr::new(own(neighbour(host), Family::V6), 7102), own(host, Family::V6)),
-        4 => (SocketAddr::new(own(neighbour(host), family), 7104), own(host, family)),
-        _ => (SocketAddr::new(own(neighbour(host), Family::V4), 7101), own(host, Family::V4)),
+        1 => (SocketAddr::new(first_address(host, Family::V4), 7101), first_address(host, Family::V4)),
+        2 | 3 => (SocketAddr::new(first_address(neighbour(host), Family::V6), 7102), first_address(host, Family::V6)),
+        4 => (SocketAddr::new(first_address(neighbour(host), family), 7104), first_address(host, family)),
+        _ => (SocketAddr::new(first_address(neighbour(host), Family::V4), 7101), first_address(host, Family::V4)),
     };
     vec![word("proto", "udp"), word("to", to), word("own", from)]
 }
@@ -325,39 +333,39 @@ fn udp_idle(random: &mut Random, host: usize, _: u64) -> Vec<String> {
 /// One socket, many remotes.
 fn udp_many(random: &mut Random, host: usize, _: u64) -> Vec<String> {
     let (family, listening) = *random.pick(&[(Family::V4, 7101), (Family::V6, 7102)]);
-    let there = |port| SocketAddr::new(own(neighbour(host), family), port).to_string();
+    let there = |port| SocketAddr::new(first_address(neighbour(host), family), port).to_string();
     let closed = 7200..7205 + random.below(20) as u16;
     let to = std::iter::once(listening).chain(closed).map(there).collect::<Vec<_>>().join(",");
     let words = vec![word("mode", random.pick(&["many", "unconnected"])), word("answers", 0), word("count", 3)];
-    [vec![word("proto", "udp"), word("to", to), word("own", own(host, family))], words].concat()
+    [vec![word("proto", "udp"), word("to", to), word("own", first_address(host, family))], words].concat()
 }
 
 /// More datagrams at once than fit into a socket's buffer.
 fn datagrams(random: &mut Random, host: usize, _: u64) -> Vec<String> {
     let family = *random.pick(&[Family::V4, Family::V6]);
-    let there = SocketAddr::new(own(*random.pick(&[host, neighbour(host)]), family), 7105);
+    let there = SocketAddr::new(first_address(*random.pick(&[host, neighbour(host)]), family), 7105);
     let words = vec![word("answers", 0), word("count", 500 + random.below(1500)), word("size", 200)];
-    [vec![word("proto", "udp"), word("to", there), word("own", own(host, family))], words].concat()
+    [vec![word("proto", "udp"), word("to", there), word("own", first_address(host, family))], words].concat()
 }
 
 /// Several datagrams in one call, by UDP GSO.
 fn udp_segments(random: &mut Random, host: usize, _: u64) -> Vec<String> {
     let family = *random.pick(&[Family::V4, Family::V6]);
-    let there = SocketAddr::new(own(neighbour(host), family), 7105);
+    let there = SocketAddr::new(first_address(neighbour(host), family), 7105);
     let (segment, size) = *random.pick(&[(1000, 10_300), (300, 3000), (1200, 1000)]);
     let mode = word("mode", random.pick(&["connected", "unconnected"]));
     let words = vec![word("answers", 0), word("count", 1 + random.below(5)), word("size", size), mode];
-    let ends = vec![word("proto", "udp"), word("to", there), word("own", own(host, family))];
+    let ends = vec![word("proto", "udp"), word("to", there), word("own", first_address(host, family))];
     [ends, words, vec![word("segment", segment)]].concat()
 }
 
 /// Rejected by nftables, on this host or the other.
 fn udp_rejected(random: &mut Random, host: usize, _: u64) -> Vec<String> {
     let family = *random.pick(&[Family::V4, Family::V6]);
-    let there = SocketAddr::new(own(neighbour(host), family), *random.pick(&UDP_REJECTS));
+    let there = SocketAddr::new(first_address(neighbour(host), family), *random.pick(&UDP_BLOCKED));
     let mode = word("mode", random.pick(&["connected", "unconnected"]));
     let words = vec![word("answers", 0), word("count", 1 + random.below(5)), word("size", 200), mode];
-    [vec![word("proto", "udp"), word("to", there), word("own", own(host, family))], words].concat()
+    [vec![word("proto", "udp"), word("to", there), word("own", first_address(host, family))], words].concat()
 }
 
 #[cfg(test)]

@@ -65,10 +65,10 @@ pub(super) fn round(seed: u64, time: Duration, without: &[String]) -> Result<Ver
     let stopped = SystemTime::now();
     let output = monitor.stop()?;
     ensure!(output.status.success(), "socktrail ended with {}:\n{}", output.status, output.log);
-    let missed = missed(&output.log)?;
+    let missed = misses_by_probe(&output.log)?;
     let captured = captures.stop()?;
     let is_beacon = |document: &serde_json::Value| {
-        beacons.iter().any(|beacon| crate::helpers::document::end(document, "destination") == Some(*beacon))
+        beacons.iter().any(|beacon| crate::helpers::document::endpoint(document, "destination") == Some(*beacon))
     };
     let namespaces = namespaces(&output.documents, &beacons)?;
     let documents: Vec<_> = output.documents.into_iter().filter(|document| !is_beacon(document)).collect();
@@ -76,7 +76,7 @@ pub(super) fn round(seed: u64, time: Duration, without: &[String]) -> Result<Ver
 }
 
 /// The hits that each probe missed, from the monitor's statistics (`--stats`).
-fn missed(log: &str) -> Result<BTreeMap<String, u64>> {
+fn misses_by_probe(log: &str) -> Result<BTreeMap<String, u64>> {
     let stats = log.lines().rev().find_map(|line| line.strip_prefix("socktrail: stats "));
     let mut stats: serde_json::Value = serde_json::from_str(stats.with_context(|| format!("no statistics in {log}"))?)?;
     serde_json::from_value(stats["misses_by_probe"].take()).context("misses by probe")

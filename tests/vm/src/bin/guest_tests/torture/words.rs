@@ -27,7 +27,7 @@ impl Words {
     where
         T::Err: Display,
     {
-        self.text(key).map_or(Ok(default), |text| parsed(key, text))
+        self.text(key).map_or(Ok(default), |text| parse(key, text))
     }
 
     /// The value of a key that must be given.
@@ -35,11 +35,11 @@ impl Words {
     where
         T::Err: Display,
     {
-        parsed(key, self.text(key).with_context(|| format!("`{key}` is missing"))?)
+        parse(key, self.text(key).with_context(|| format!("`{key}` is missing"))?)
     }
 }
 
-fn parsed<T: FromStr>(key: &str, text: &str) -> Result<T>
+fn parse<T: FromStr>(key: &str, text: &str) -> Result<T>
 where
     T::Err: Display,
 {

@@ -15,7 +15,7 @@ use nix::sys::wait::{WaitStatus, wait};
 use nix::unistd::{Gid, Uid, setegid, seteuid, setgid, setuid};
 
 use super::{EXECUTABLE, PROGRAM, RUN, TIMEOUT, address, any_port, print_line};
-use crate::helpers::sys::{fork, fork_into, inherited, receive_descriptor, send_descriptor};
+use crate::helpers::sys::{fork, fork_into, receive_descriptor, send_descriptor, take_inherited};
 
 /// `fork-with-socket ADDRESS`: makes a socket; a child connects it, prints its address, and makes a request.
 pub(super) fn fork_with_socket(arguments: &[String]) -> Result<()> {
@@ -39,7 +39,7 @@ pub(super) fn exec_with_socket(arguments: &[String]) -> Result<()> {
 /// `connect-inherited ADDRESS FD`: connects the inherited socket, prints its address, and makes a request.
 pub(super) fn connect_inherited(arguments: &[String]) -> Result<()> {
     let number = arguments.get(1).context("a descriptor is missing")?.parse()?;
-    connect_and_ask(&inherited(number)?, address(arguments)?)
+    connect_and_ask(&take_inherited(number)?, address(arguments)?)
 }
 
 /// `pass-socket ADDRESS`: makes a socket and passes it to a child, which connects it, prints its address, makes a

@@ -22,8 +22,8 @@ use super::identity::Identity;
 use super::{talk, tcp};
 use crate::helpers::process::USER_ID;
 use crate::helpers::sys::{
-    ThreadMode, clone_thread, clone_with_memory, exit_thread, fork, fork_with_files, inherited, receive_descriptor,
-    send_descriptor,
+    ThreadMode, clone_thread, clone_with_memory, exit_thread, fork, fork_with_files, receive_descriptor,
+    send_descriptor, take_inherited,
 };
 use crate::helpers::wait::wait_until;
 use crate::workloads::RUN;
@@ -66,7 +66,7 @@ pub(super) fn client(words: &Words) -> Result<()> {
         "socket-passed" => passed(words),
         "socket-exec" => exec_another(words, Some(made(words, SockFlag::empty())?.socket)),
         "inherited" => {
-            let socket = inherited(words.get("descriptor")?)?;
+            let socket = take_inherited(words.get("descriptor")?)?;
             talk(words, Some(Made { socket, by: Identity::now() }))
         }
         shape => bail!("unknown shape {shape}"),
