@@ -276,7 +276,7 @@ impl Processes {
     pub fn exec(&mut self, pid: u32, exec: &Exec) {
         let ran = self.execs.join_left(pid, ()).map(|((), ran)| ran);
         self.change(pid, pid, |process| process.image = Arc::new(image(exec, ran, &process.image)));
-        self.set_threads(pid, Threads::leader());
+        self.forget_other_threads(pid, Threads::leader());
         if let Some(entry) = self.by_pid.get_mut(&pid) {
             entry.confirmed_in = self.epoch;
         }
@@ -410,10 +410,11 @@ impl Processes {
         self.threads += usize::from(is_other);
     }
 
-    fn set_threads(&mut self, pid: u32, threads: Threads) {
+    /// A process has at most its main thread left.
+    fn forget_other_threads(&mut self, pid: u32, left: Threads) {
         if let Some(entry) = self.by_pid.get_mut(&pid) {
-            self.threads = self.threads + threads.others() - entry.threads.others();
-            entry.threads = threads;
+            self.threads -= entry.threads.others();
+            entry.threads = left;
         }
     }
 

@@ -41,7 +41,7 @@ impl Processes {
     pub fn gone(&mut self, process: &Process) {
         let known = self.by_pid.get(&process.pid);
         if known.is_some_and(|entry| entry.is_the_same(process) && entry.exited.is_none()) {
-            self.set_threads(process.pid, Threads::default());
+            self.forget_other_threads(process.pid, Threads::default());
             self.ends_unseen(process.pid);
         }
     }

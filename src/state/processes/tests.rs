@@ -259,6 +259,14 @@ fn threads_besides_main_threads_are_counted() {
 }
 
 #[test]
+fn threads_are_bounded_and_those_that_find_no_room_are_counted() {
+    let mut table = Processes::new(2);
+    table.fork(1, Fork { child: 10, start: Some(since_boot(5)) });
+    (11..=14).for_each(|thread| table.thread_started(ThreadStarted { process: 10, thread }));
+    assert_eq!((table.threads(), table.threads_refused), (2, 2));
+}
+
+#[test]
 fn a_process_is_looked_up_once() {
     let mut table = Processes::new(10);
     table.process_of_running_thread(10, 10);
