@@ -114,6 +114,7 @@ mod kernel_version;
 mod map;
 mod program;
 mod reader;
+mod reads;
 mod registers;
 mod running;
 
@@ -122,4 +123,5 @@ pub use instruction::{Alu, Condition, Helper, Instruction, Operand, Register, Wi
 pub use map::{CURRENT_CPU, Map};
 pub use program::Program;
 pub use reader::{Reader, Unreadable};
+pub use reads::Reads;
 pub(crate) use running::Running;
