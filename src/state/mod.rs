@@ -5,9 +5,9 @@
 //! from [`State::finished`].
 
 mod calls;
-mod counting;
+pub(crate) mod counting;
 mod dropped;
-mod flows;
+pub(crate) mod flows;
 mod idle;
 mod losses;
 mod names;

@@ -8,7 +8,7 @@ use super::{Alu, Assembler, Reader, Register, Width};
 use crate::{Error, Expression};
 
 /// The maximum number of bytes between two fields that are read together. Their copy costs less than a second call.
-const MAX_GAP: i64 = 160;
+const MAX_GAP: i64 = 96;
 /// The size of the stack (`MAX_BPF_STACK`).
 const STACK: i64 = 512;
 

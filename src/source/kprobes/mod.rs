@@ -4,6 +4,7 @@
 //! decoder of its records. Fetch arguments are templates: they name fields (`+{sk_buff.len}({skb})`), and the layout gives the
 //! offsets. [`TABLE`] lists the probes that can serve each [`Feature`].
 
+mod accounting;
 mod call_table;
 mod calls;
 mod child_group;

@@ -207,7 +207,8 @@ proptest! {
             reader.value_of_bytes(asm, &expression, BYTES + at, R0).unwrap();
         });
         let whole = machine.place(&expression).and_then(|place| machine.memory.bytes(place, size.into()));
-        let field = expression.shifted(at as usize, expression.kind);
+        let field = expression.part(at as usize, expression.kind);
+        let field = field.map(|field| Expression { bits: expression.bits, ..field });
         prop_assume!(field.is_some());
         prop_assert_eq!(read, whole.and_then(|_| machine.value(&field.unwrap())));
     }
