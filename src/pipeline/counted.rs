@@ -50,6 +50,15 @@ fn config(interval: Option<u64>) -> StateConfig {
     StateConfig { flow_report_interval: interval.map(Duration::from_secs), ..StateConfig::default() }
 }
 
+/// Fails with the first flow that differs.
+fn same(counted: &[Flow], sampled: &[Flow]) -> Result<(), TestCaseError> {
+    for (counted, sampled) in counted.iter().zip(sampled) {
+        prop_assert_eq!(counted, sampled);
+    }
+    prop_assert_eq!(counted.len(), sampled.len());
+    Ok(())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(if cfg!(debug_assertions) { 300 } else { 5000 }))]
 
@@ -64,9 +73,9 @@ proptest! {
         let config = config(interval);
         let (sampled, all) = run(&world.said, &config, None, 0);
         let (counted, some) = run(&world.said, &config, Some(Kernel::new(pause(&config), room)), 0);
-        prop_assert_eq!(&counted, &sampled);
+        same(&counted, &sampled)?;
         prop_assert_eq!(some.flows_started, all.flows_started);
-        if interval.is_none() && some.flows_without_socket == 0 {
+        if interval.is_none() && some.flows_without_socket == 0 && world.is_exact {
             let sum = |of: fn(&Flow) -> Counters| counted.iter().map(of).fold((0, 0), |(packets, bytes), one| {
                 (packets + one.packets, bytes + one.bytes)
             });
@@ -84,7 +93,7 @@ proptest! {
         let config = config(None);
         let (sampled, _) = run(&world.said, &config, None, 0);
         let (counted, _) = run(&world.said, &config, Some(kernel(&config)), ahead);
-        prop_assert_eq!(counted, sampled);
+        same(&counted, &sampled)?;
     }
 }
 

@@ -87,7 +87,12 @@ pub fn add_totals(live: &mut LiveFlow, new: &NewCounts) {
     live.received = live.received.plus(new.received.packets, new.received.bytes);
     let Some(tcp) = new.tcp else { return };
     if new.received.packets > 0 {
-        live.received_headers = Headers { last: tcp.received_headers, range: tcp.received_range };
+        let range = match new.sent.packets {
+            // Samples of packets that the kernel has no entry for may have come before.
+            0 => longer(live.received_headers.range, tcp.received_range),
+            _ => tcp.received_range,
+        };
+        live.received_headers = Headers { last: tcp.received_headers, range };
         live.inexact.merged_segments |= new.merged_unsure;
     }
     if new.sent.packets == 0 {
@@ -225,10 +230,15 @@ impl Headers {
         if !may_merge {
             return;
         }
-        self.range = match self.range {
-            (0, 0) => (headers, headers),
-            (shortest, longest) => (shortest.min(headers), longest.max(headers)),
-        };
+        self.range = longer(self.range, (headers, headers));
+    }
+}
+
+/// The range that contains both; 0 stands for none.
+fn longer(one: (u16, u16), other: (u16, u16)) -> (u16, u16) {
+    match (one, other) {
+        ((0, 0), range) | (range, (0, 0)) => range,
+        _ => (one.0.min(other.0), one.1.max(other.1)),
     }
 }
 

@@ -10,7 +10,7 @@ use hashbrown::HashMap;
 use slotmap::{SlotMap, new_key_type};
 
 use super::counting::{self, DroppedAs};
-use super::flows::{FlowKey, LiveFlow};
+use super::flows::{FlowKey, Flows, LiveFlow};
 use crate::model::event::Segments;
 use crate::model::flow::Reason;
 use crate::model::kernel_address::SockAddress;
@@ -161,10 +161,12 @@ impl Questions {
     }
 
     /// The flow that the answer is about has been answered. Returns its key and what waited for the answer, if it is live.
-    pub fn answered_live(&mut self, answer: &Answer) -> Option<(FlowKey, Option<MonotonicTime>, bool)> {
+    pub fn answered_live(&mut self, answer: &Answer, flows: &mut Flows) -> Option<(FlowKey, Option<MonotonicTime>, bool)> {
         let Subject::Live(flow) = answer.about else { return None };
         let waiting = self.waiting.get_mut(&flow)?;
         waiting.is_asked = false;
+        // Also if the kernel knows nothing of the socket: then all of its counts have come.
+        waiting.facts.counted(flows.get_mut(flow)?, 0, answer.asked);
         let (timer, evicted) = (waiting.timer.take(), waiting.evicted);
         if !evicted && waiting.facts.is_empty() {
             self.waiting.remove(&flow);

@@ -217,7 +217,7 @@ impl State {
         }
         if let Some(replaced) = self.questions.answered_replaced(answer) {
             self.hand_out(&replaced.live, Some(replaced.sock), replaced.reason);
-        } else if let Some((flow, timer, is_evicted)) = self.questions.answered_live(answer) {
+        } else if let Some((flow, timer, is_evicted)) = self.questions.answered_live(answer, &mut self.flows) {
             match timer {
                 _ if is_evicted => self.finish(flow, Reason::Evicted),
                 Some(_) => self.flow_is_due(self.horizon, flow),

@@ -14,6 +14,8 @@ use crate::source::fake::Scripted;
 
 pub(super) const SECOND: u64 = 1_000_000_000;
 const MILLISECOND: u64 = 1_000_000;
+/// The resolution of timers in nanoseconds.
+const TICK: u64 = 100 * MILLISECOND;
 /// The payload of a full segment in bytes.
 const FULL: u32 = 1000;
 /// The listener of all accepted connections.
@@ -92,6 +94,9 @@ struct Connection {
     sock: u64,
     tuple: Tuple,
     counted: Segments,
+    /// When it began.
+    since: u64,
+    is_unacknowledged: bool,
 }
 
 /// The host.
@@ -110,6 +115,8 @@ pub(super) struct World {
     /// What was on the wire.
     pub(super) sent: Counters,
     pub(super) received: Counters,
+    /// Whether all of it can be known.
+    pub(super) is_exact: bool,
 }
 
 impl World {
@@ -124,6 +131,7 @@ impl World {
             next: 0x1000,
             sent: Counters::default(),
             received: Counters::default(),
+            is_exact: true,
         }
     }
 
@@ -172,19 +180,26 @@ impl World {
         }
     }
 
-    /// A mark every second.
+    /// A mark every second, and at the end. TCP acknowledges data before such a pause.
     fn wait(&mut self, millis: u64) {
+        for slot in 0..SLOTS {
+            if self.connections[slot].is_some_and(|connection| connection.is_unacknowledged) {
+                self.send(slot, 1, 0, false);
+            }
+        }
         let until = self.now + millis * MILLISECOND;
-        self.mark();
-        while self.now + SECOND < until {
-            self.now += SECOND;
+        let mut mark = self.now.next_multiple_of(TICK);
+        while mark <= until {
+            self.now = mark;
             self.mark();
+            mark = (mark + SECOND).min((until / TICK * TICK).max(mark + TICK));
         }
         self.now = until;
-        self.mark();
     }
 
+    /// Marks are where timers come up: a flow whose deadline is between two ticks may end at any mark from then to the second.
     fn mark(&mut self) {
+        self.now = self.now.next_multiple_of(TICK);
         self.said.push(Scripted::Until(monotonic(self.now)));
     }
 
@@ -266,7 +281,7 @@ impl World {
         let (state, segments) = (TcpState::Established, Some(Segments { received: 1, sent: 1 }));
         self.say(EventKind::TcpState { sock: sock_at(sock), tuple, state, segments });
         self.segments(Outbound, Some(sock), counted(1, 2), (1, 0, 52), ACK);
-        Connection { sock, tuple, counted: Segments { received: 1, sent: 2 } }
+        Connection { sock, tuple, counted: Segments { received: 1, sent: 2 }, since: self.now, is_unacknowledged: false }
     }
 
     fn accept(&mut self, tuple: Tuple) -> Connection {
@@ -283,7 +298,7 @@ impl World {
         let (state, segments) = (TcpState::Established, Some(counted));
         self.say(EventKind::TcpState { sock: sock_at(sock), tuple, state, segments });
         self.say(EventKind::Accepted { sock: sock_at(sock), tuple });
-        Connection { sock, tuple, counted }
+        Connection { sock, tuple, counted, since: self.now, is_unacknowledged: false }
     }
 
     fn send(&mut self, slot: usize, segments: u32, payload: u32, dropped: bool) {
@@ -293,8 +308,11 @@ impl World {
 
     fn send_with(&mut self, slot: usize, segments: u32, payload: u32, flags: u8, dropped: bool) {
         let Some(connection) = &mut self.connections[slot] else { return };
+        // If the flow has ended before the connection's socket has sent anything, nothing shows how many segments are the first.
+        self.is_exact &= connection.counted.sent > 0 || self.now - connection.since < 4 * SECOND;
         connection.counted.sent += segments;
-        let Connection { sock, tuple, counted } = *connection;
+        connection.is_unacknowledged = false;
+        let Connection { sock, tuple, counted, .. } = *connection;
         let direction = PacketDirection::Outbound;
         self.segments(direction, Some(sock), (tuple, counted), (segments, payload, 52), flags);
         if dropped {
@@ -319,17 +337,18 @@ impl World {
     }
 
     fn receive(&mut self, slot: usize, segments: u32, headers: u16, flags: u8) {
-        let Some(Connection { sock, tuple, counted }) = self.connections[slot] else { return };
+        let Some(Connection { sock, tuple, counted, .. }) = self.connections[slot] else { return };
         let payload = if flags == ACK { 500 } else { 0 };
         let what = (segments, payload, headers);
         self.segments(PacketDirection::Inbound, Some(sock), (tuple, counted), what, flags);
         if let Some(connection) = &mut self.connections[slot] {
             connection.counted.received += segments;
+            connection.is_unacknowledged = true;
         }
     }
 
     fn shut(&mut self, slot: usize) {
-        let Some(Connection { sock, tuple, counted }) = self.connections[slot].take() else { return };
+        let Some(Connection { sock, tuple, counted, .. }) = self.connections[slot].take() else { return };
         let (state, segments) = (TcpState::Closed { error: 0 }, Some(counted));
         self.say(EventKind::TcpState { sock: sock_at(sock), tuple, state, segments });
         self.old.push(sock);
