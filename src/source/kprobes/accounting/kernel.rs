@@ -1,18 +1,16 @@
 //! The maps and programs in the kernel.
 
+use std::cell::Cell;
 use std::fmt;
 
 use socktrail_kprobes::bpf::{Map, Program};
-use socktrail_kprobes::{Clock, Error, Installed, Kind, Resolver, Rings};
+use socktrail_kprobes::{Clock, Error, Resolver, Rings};
 
 use super::entry::{self, ENDS_SIZE, NO_ROOM, SIZE};
 use super::{Rules, programs};
 use crate::model::kernel_address::SockAddress;
 use crate::model::totals::Totals;
 use crate::source::kprobes::{Feature, Probe};
-
-/// The features whose programs every conversation needs: without them, an address that is reused would be mistaken.
-const NEEDED: [Feature; 1] = [Feature::SocketFree];
 
 /// Why packets are not counted in the kernel, but sampled.
 #[derive(Debug, thiserror::Error)]
@@ -24,8 +22,8 @@ pub(crate) enum Unaccounted {
     /// Samples have the time of a clock that programs cannot read: before Linux 4.1.
     #[error("the kernel has no clock that samples and BPF programs share: this needs Linux 4.1")]
     Clock,
-    /// No probe shows that a socket is freed, so that entries would never be removed.
-    #[error("no probe shows when sockets are freed")]
+    /// No probe shows when connections end, or when sockets are freed, so that entries would not be removed in time.
+    #[error("no probe shows when connections end, or when sockets are freed")]
     NoEnd,
     /// `bpf` is in [`Options::mask`](crate::monitor::Options::mask).
     #[error("bpf is masked")]
@@ -37,30 +35,21 @@ pub(crate) enum Unaccounted {
 
 impl Unaccounted {
     /// Whether the user, and not the kernel, has decided so.
-    pub(crate) fn is_wanted(&self) -> bool {
+    pub(crate) const fn is_chosen(&self) -> bool {
         matches!(self, Self::Unwanted | Self::Masked)
-    }
-
-    /// The kind of the kernel's refusal.
-    pub(crate) fn kind(&self) -> Option<Kind> {
-        match self {
-            Self::Kernel(error) => Some(error.kind()),
-            _ => None,
-        }
     }
 }
 
 /// The conversations that the kernel counts, and the programs that count them.
-pub(crate) struct Accounting {
-    conversations: Map,
+pub(crate) struct Conversations {
+    map: Map,
+    /// In the order in which they are to be attached.
     programs: Vec<(Feature, Program)>,
-    /// The latest number of conversations that found no room.
-    without_room: u64,
     /// Whether a look-up has failed, which is told once.
-    failed: bool,
+    failed: Cell<bool>,
 }
 
-impl Accounting {
+impl Conversations {
     /// Loads the programs for these probes, and connects them with the rings. Nothing is attached.
     ///
     /// # Errors
@@ -75,10 +64,12 @@ impl Accounting {
         if rings.clock() != Clock::Monotonic {
             return Err(Unaccounted::Clock);
         }
-        let probes: Vec<_> = probes.collect();
-        if !NEEDED.iter().all(|needed| probes.iter().any(|(feature, _)| feature == needed)) {
+        let mut probes: Vec<_> = probes.collect();
+        let has = |needed: &Feature| probes.iter().any(|(feature, _)| feature == needed);
+        if ![Feature::SocketFree, Feature::TcpState].iter().all(has) {
             return Err(Unaccounted::NoEnd);
         }
+        probes.sort_by_key(|(feature, _)| order(*feature));
         let conversations = Map::hash("conversations", 8, u32::from(SIZE), entries.saturating_add(1))?;
         conversations.update(&NO_ROOM.to_ne_bytes(), &[0; SIZE as usize])?;
         let ends = Map::hash("ends", u32::from(ENDS_SIZE), 8, entries)?;
@@ -90,34 +81,31 @@ impl Accounting {
             }
         }
         rings.receive(&outputs)?;
-        Ok(Self { conversations, programs: loaded, without_room: 0, failed: false })
+        Ok(Self { map: conversations, programs: loaded, failed: Cell::new(false) })
     }
 
-    /// The program for the probe of a feature.
-    pub(in super::super) fn program(&self, feature: Feature) -> Option<&Program> {
-        self.programs.iter().find(|(of, _)| *of == feature).map(|(_, program)| program)
+    /// The programs with their features, in the order in which they are to be attached.
+    pub(in super::super) fn programs(&self) -> impl Iterator<Item = (Feature, &Program)> {
+        self.programs.iter().map(|(feature, program)| (*feature, program))
     }
 
     /// What has been counted of a socket's conversation.
-    pub(in super::super) fn totals(&mut self, sock: SockAddress) -> Option<Totals> {
+    pub(in super::super) fn totals(&self, sock: SockAddress) -> Option<Totals> {
         entry::totals(&self.look_up(sock.get())?)
     }
 
-    /// How many conversations found no room so far. Their packets are sampled.
-    pub(in super::super) fn without_room(&mut self) -> u64 {
-        if let Some(count) = self.look_up(NO_ROOM).and_then(|bytes| entry::without_room(&bytes)) {
-            self.without_room = count;
-        }
-        self.without_room
+    /// How many packets were sampled so far because their conversation found no room.
+    pub(in super::super) fn without_room(&self) -> u64 {
+        self.look_up(NO_ROOM).and_then(|bytes| entry::without_room(&bytes)).unwrap_or(0)
     }
 
-    fn look_up(&mut self, key: u64) -> Option<[u8; SIZE as usize]> {
+    fn look_up(&self, key: u64) -> Option<[u8; SIZE as usize]> {
         let mut bytes = [0; SIZE as usize];
-        match self.conversations.lookup(&key.to_ne_bytes(), &mut bytes) {
+        match self.map.lookup(&key.to_ne_bytes(), &mut bytes) {
             Ok(true) => Some(bytes),
             Ok(false) => None,
             Err(error) => {
-                if !std::mem::replace(&mut self.failed, true) {
+                if !self.failed.replace(true) {
                     tracing::error!(%error, "packets that the kernel has counted cannot be read");
                 }
                 None
@@ -126,21 +114,17 @@ impl Accounting {
     }
 }
 
-impl fmt::Debug for Accounting {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Accounting").field("programs", &self.programs.len()).finish_non_exhaustive()
+/// What a program needs is attached before it: the removal of entries first, then what makes none, then what does.
+const fn order(feature: Feature) -> u8 {
+    match feature {
+        Feature::SocketFree | Feature::TcpState => 0,
+        Feature::TcpIpv4In | Feature::TcpIpv6In => 1,
+        _ => 2,
     }
 }
 
-/// Attaches a probe to the rings, with its program if it has one.
-pub(in super::super) fn attach(
-    rings: &mut Rings,
-    installed: &Installed,
-    filter: Option<&str>,
-    program: Option<&Program>,
-) -> Result<(), Error> {
-    match program {
-        Some(program) => rings.attach_with_program(installed, filter, program),
-        None => rings.attach(installed, filter),
+impl fmt::Debug for Conversations {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Conversations").field("programs", &self.programs.len()).finish_non_exhaustive()
     }
 }

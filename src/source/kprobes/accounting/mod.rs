@@ -26,12 +26,13 @@ mod tests;
 mod udp;
 mod writer;
 
+use std::time::Duration;
+
 use socktrail_kprobes::bpf::{Alu, Register};
 use socktrail_kprobes::{Error, Expression};
 
 pub(super) use self::entry::of_record;
-pub(super) use self::kernel::attach;
-pub(crate) use self::kernel::{Accounting, Unaccounted};
+pub(crate) use self::kernel::{Conversations, Unaccounted};
 use self::writer::Writer;
 
 /// `IPPROTO_TCP`
@@ -42,6 +43,15 @@ const SYN: i32 = 0x02;
 const WITH_SAMPLE: i32 = 0x01 | SYN | 0x04;
 /// A counter that has grown by this much or more between two packets is another socket's: see `state/counting.rs`.
 const MAX_STEP: i32 = 1 << 16;
+
+/// What to count in the kernel.
+#[derive(Clone, Copy, Debug)]
+pub struct Counted {
+    /// A flow ends after this time without traffic.
+    pub inactive: Duration,
+    /// The maximum number of conversations. Each takes about 400 bytes of the kernel's memory.
+    pub conversations: u32,
+}
 
 /// What the programs decide by.
 #[derive(Clone, Copy, Debug)]

@@ -212,13 +212,11 @@ impl Writer {
 
     /// Adds the entry on the stack. If there is no room, or if another CPU was first, the hit becomes a sample.
     pub(super) fn add_entry(&mut self) {
-        let no_room = self.asm.label();
         let added = self.asm.label();
         self.update(map::CONVERSATIONS, KEY, RECORD, NEW);
         self.asm.jump_if(Condition::Equal, R0, 0, added);
-        self.asm.jump_if(Condition::Equal, R0, FULL, no_room);
-        self.asm.jump(self.sample);
-        self.asm.bind(no_room);
+        self.asm.alu(Alu::Sub, R0, FULL);
+        self.sample_if(Condition::NotEqual, R0, 0);
         // It is in the map from the beginning.
         self.asm.store(Width::Double, Frame, KEY, NO_ROOM as i32);
         self.look_up();

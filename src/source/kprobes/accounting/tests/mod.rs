@@ -15,12 +15,13 @@ use self::packet::{Conversation, Wire};
 use super::Rules;
 use super::entry::{ENDS_SIZE, SIZE};
 use crate::model::event::PacketDirection;
-use crate::model::flow::{Counters, Transport};
+use crate::model::flow::Transport;
 use crate::model::testing::monotonic;
 use crate::model::totals::Totals;
 use crate::source::kprobes::Feature;
+use crate::state::counted::NewCounts;
 use crate::state::counting::{self, Sender};
-use crate::state::flows::{FlowId, Headers, LastSent, LiveFlow};
+use crate::state::flows::{FlowId, LiveFlow};
 
 /// After this many nanoseconds, a conversation begins anew.
 const INACTIVE: u64 = 30_000_000_000;
@@ -78,26 +79,10 @@ impl Both {
         assert!(self.of.is_of(totals), "{totals:?}");
         let none = Totals::none_of(totals);
         let before = self.taken.insert(totals.since.as_nanos(), *totals).unwrap_or(none);
-        let live = &mut self.sampled;
-        let plus = |counted: &mut Counters, now: Counters, before: Counters| {
-            counted.packets += now.packets - before.packets;
-            counted.bytes += now.bytes - before.bytes;
-        };
-        plus(&mut live.sent, totals.sent, before.sent);
-        plus(&mut live.received, totals.received, before.received);
-        live.last = live.last.max(totals.last);
-        let (Some(tcp), Some(tcp_before)) = (totals.tcp, before.tcp) else { return };
-        if let (Some(baseline), Some(segs_out)) = (&mut live.segments, tcp.segs_out) {
-            (baseline.sent, baseline.early) = (segs_out, 0);
+        if let Some(new) = NewCounts::between(&before, totals) {
+            counting::add_totals(&mut self.sampled, &new);
         }
-        if tcp.received_headers != 0 {
-            live.received_headers = Headers { last: tcp.received_headers, range: tcp.received_range };
-        }
-        live.inexact.merged_segments |= tcp.merged_unsure > tcp_before.merged_unsure;
-        if totals.sent.packets > before.sent.packets {
-            let (bytes, headers, segments) = (tcp.sent_bytes, tcp.sent_headers, tcp.sent_segments);
-            live.last_sent = LastSent { bytes, headers, segments, full: live.last_sent.full.max(tcp.sent_full) };
-        }
+        self.sampled.last = self.sampled.last.max(totals.last);
     }
 
     /// What both have counted.
@@ -128,6 +113,6 @@ fn the_running_kernel_accepts_all_programs() {
 #[test]
 fn programs_are_small() {
     let sizes: Vec<_> = all_programs(&RULES).iter().map(|(_, name, code)| (*name, code.instructions().len())).collect();
-    assert!(sizes.iter().all(|(_, size)| *size < 700), "{sizes:?}");
-    assert_eq!(sizes.len(), 9, "{sizes:?}");
+    println!("{sizes:?}");
+    assert!(sizes.len() == 9 && sizes.iter().all(|(_, size)| *size < 700), "{sizes:?}");
 }

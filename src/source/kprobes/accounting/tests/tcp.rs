@@ -130,19 +130,14 @@ proptest! {
         (ipv6, connects, before) in (any::<bool>(), any::<bool>(), counters()),
         steps in prop::collection::vec(step(), 1..120),
         again in prop::collection::vec(step(), 0..20),
-        ends_first in any::<bool>(),
     ) {
         let machine = Machine::new(&RULES, 100);
         let mut first = Connection::new(&machine, connection(ipv6, 0), connects, before, 1);
         steps.into_iter().for_each(|step| first.step(&machine, step));
-        // Another socket connects the same ends, before or after the first one is gone.
-        if ends_first {
-            first.both.end(&machine, Feature::TcpState);
-        }
+        // Another socket connects the same ends before the first one is freed.
+        first.both.end(&machine, Feature::TcpState);
         let mut second = Connection::new(&machine, connection(ipv6, 1), connects, before, first.now);
-        if !ends_first {
-            first.both.end(&machine, Feature::SocketFree);
-        }
+        first.both.end(&machine, Feature::SocketFree);
         again.into_iter().for_each(|step| second.step(&machine, step));
         second.both.end(&machine, Feature::SocketFree);
         prop_assert_eq!(machine.entries(), (0, 0));
@@ -170,7 +165,7 @@ fn a_long_connection_has_few_samples() {
         assert_eq!((totals.sent.packets, totals.received.packets), (46_001, 1999));
         let tcp = totals.tcp.unwrap();
         // 64,000 bytes in 46 segments are at most 1392 each.
-        assert_eq!((tcp.sent_full, tcp.merged, tcp.merged_unsure), (1392, 999, 0));
+        assert_eq!((tcp.sent_full, tcp.merged, tcp.merged_unsure), (1392, 1000, 0));
         connection.both.take(&totals);
         let [all, sampled] = connection.both.counted();
         assert_eq!(all, sampled);
@@ -191,4 +186,22 @@ fn only_the_connections_own_socket_gets_an_entry() {
     // A socket that enters another state keeps it.
     let (is_sample, reported) = machine.hit(Feature::TcpState, [of.sock, 1, 0]);
     assert!(is_sample && reported.is_empty() && machine.entries() == (1, 1));
+}
+
+#[test]
+fn ends_lead_to_the_latest_socket() {
+    let machine = Machine::new(&RULES, 100);
+    let [first, second] = [0, 1].map(|sock| connection(false, sock));
+    for of in [first, second] {
+        machine.set_time(of.sock);
+        assert!(Wire::new(of, PacketDirection::Outbound, 10).hit(&machine).0);
+    }
+    assert_eq!(machine.entries(), (2, 1));
+    machine.hit(Feature::SocketFree, [first.sock, 0, 0]);
+    assert_eq!(machine.entries(), (1, 1));
+    let arrives = Wire::new(second, PacketDirection::Inbound, 10);
+    assert!(arrives.hit(&machine).0 && !arrives.hit(&machine).0);
+    assert_eq!(machine.look_up(second.sock).unwrap().received.packets, 1);
+    machine.hit(Feature::TcpState, [second.sock, 7, 0]);
+    assert_eq!(machine.entries(), (0, 0));
 }
