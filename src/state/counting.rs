@@ -87,14 +87,15 @@ pub fn add_totals(live: &mut LiveFlow, new: &NewCounts) {
     live.received = live.received.plus(new.received.packets, new.received.bytes);
     let Some(tcp) = new.tcp else { return };
     if new.received.packets > 0 {
-        let range = match new.sent.packets {
-            // Samples of packets that the kernel has no entry for may have come before.
-            0 => longer(live.received_headers.range, tcp.received_range),
-            _ => tcp.received_range,
-        };
-        live.received_headers = Headers { last: tcp.received_headers, range };
+        live.received_headers.last = tcp.received_headers;
         live.inexact.merged_segments |= new.merged_unsure;
     }
+    // At each outgoing packet, what had arrived was compared with the socket's count: those before it no longer matter.
+    live.received_headers.range = match new.sent.packets {
+        // Samples of packets that the kernel has no entry for may have come before.
+        0 => longer(live.received_headers.range, tcp.received_range),
+        _ => tcp.received_range,
+    };
     if new.sent.packets == 0 {
         return;
     }

@@ -35,6 +35,8 @@ struct Both {
     /// The last totals that were taken in, by the time when their entry was made.
     taken: HashMap<u64, Totals>,
     samples: usize,
+    /// Whether another socket has sent a packet, which is not in order with what is counted of this one.
+    has_others: bool,
 }
 
 impl Both {
@@ -45,7 +47,7 @@ impl Both {
             (live.bound, live.complete) = (true, true);
             live
         };
-        Self { of, all: flow(), sampled: flow(), taken: HashMap::new(), samples: 0 }
+        Self { of, all: flow(), sampled: flow(), taken: HashMap::new(), samples: 0, has_others: false }
     }
 
     /// A packet at a time.
@@ -60,6 +62,7 @@ impl Both {
         }
         let leaves = wire.direction == PacketDirection::Outbound;
         let sender = if leaves && wire.sender == wire.of.sock { Sender::OwnSocket } else { Sender::Other };
+        self.has_others |= leaves && sender == Sender::Other && wire.flags & 0x02 == 0;
         counting::add(&mut self.all, monotonic(now), &wire.packet(), sender);
         if is_sample {
             self.samples += 1;
@@ -90,6 +93,7 @@ impl Both {
         [&self.all, &self.sampled].map(|live| {
             let LiveFlow { sent, received, last, inexact, last_sent, segments, .. } = live;
             let segments = segments.map(|baseline| (baseline.sent, baseline.received_before));
+            let last_sent = Some(last_sent).filter(|_| !self.has_others);
             format!("{sent:?} {received:?} {last:?} {inexact:?} {last_sent:?} {segments:?}")
         })
     }

@@ -27,7 +27,7 @@ impl Connection {
         let mut connection = Self { both: Both::new(of), counters, now };
         if connects {
             connection.out(machine, 0, 5, SYN, 1);
-            connection.counters.received += 1;
+            connection.counters.received = connection.counters.received.wrapping_add(1);
             connection.arrives(machine, 0, 5, SYN | ACK, false);
         } else {
             connection.arrives(machine, 0, 5, SYN, false);
