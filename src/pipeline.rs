@@ -8,9 +8,10 @@
 //! source ---------------> state machine ------------------------------------> sink
 //!    ^                          |
 //!    +--------------------------+
-//!      look up this process; has it ended? forget this flow
+//!      look up this process; has it ended? what has the kernel counted of this socket? forget this flow
 //! ```
 
+use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -21,11 +22,13 @@ use crate::model::names::{NameLearned, PrefetchNames};
 use crate::model::process::Credentials;
 use crate::model::socket_event::{EventSocket, SocketEvent};
 use crate::model::time::MonotonicTime;
-use crate::source::{Answer, Batch, EventSockets, Source};
+use crate::source::{Answer, Batch, CountedAnswer, EventSockets, Source};
 use crate::state::{State, StateConfig, StateStats};
 
 /// The maximum number of questions of each kind in one step, so that the next batch does not wait for long.
 const QUESTIONS: usize = 64;
+/// The maximum number of questions about the kernel's counts in one step. Each is a system call of about a microsecond.
+const COUNT_QUESTIONS: usize = 4096;
 
 /// Turns the events of a source into flows.
 #[derive(Debug)]
@@ -35,6 +38,10 @@ pub(crate) struct Pipeline {
     users: Option<Arc<dyn PrefetchNames>>,
     event_sockets: EventSockets,
     questions: usize,
+    /// The same for questions about the kernel's counts.
+    count_questions: usize,
+    /// Answers about the kernel's counts that a source gave without being asked.
+    counted: VecDeque<CountedAnswer>,
     /// All events up to this time have been processed.
     now: MonotonicTime,
     /// The time of the latest event, or `now` if that is later.
@@ -88,6 +95,8 @@ impl Pipeline {
             users,
             event_sockets,
             questions: QUESTIONS,
+            count_questions: COUNT_QUESTIONS,
+            counted: VecDeque::new(),
             now: MonotonicTime::ZERO,
             reached: MonotonicTime::ZERO,
             mark: None,
@@ -96,7 +105,7 @@ impl Pipeline {
 
     /// Asks all open questions in each step, however long that takes.
     pub(crate) fn without_question_limit(self) -> Self {
-        Self { questions: usize::MAX, ..self }
+        Self { questions: usize::MAX, count_questions: usize::MAX, ..self }
     }
 
     /// Adds the processes and sockets that existed before the first event.
@@ -130,10 +139,13 @@ impl Pipeline {
         let control = source.hand_over(&mut (), &mut |batch| self.take_in(batch))?;
         let mark = self.mark.take();
         if mark.is_some() {
+            self.ask_totals(source, self.count_questions);
             // Not earlier: an ended flow may still get its name from a DNS answer in the same batch.
             self.give_out(source, sink)?;
         }
         if control.is_break() {
+            self.state.ask_all();
+            self.ask_totals(source, usize::MAX);
             self.state.shutdown();
             self.give_out(source, sink)?;
         }
@@ -160,6 +172,7 @@ impl Pipeline {
 
     fn take_in(&mut self, batch: &mut Batch) {
         batch.answers.drain(..).for_each(|answer| self.learn(answer));
+        self.counted.extend(batch.totals.drain(..));
         self.reached = batch.events.last().map_or(self.now, |event| event.time.max(self.now));
         for event in batch.events.drain(..) {
             if let EventKind::Credentials(credentials) = event.kind {
@@ -200,6 +213,23 @@ impl Pipeline {
         Ok(())
     }
 
+    /// Asks what the kernel has counted of sockets. An answer may know of packets that are later than all events so far, because
+    /// the kernel goes on counting; the state machine uses it in order of time.
+    fn ask_totals(&mut self, source: &mut impl Source, limit: usize) {
+        for _ in 0..limit {
+            let Some(question) = self.state.next_question() else { return };
+            let answer = if source.can_be_asked() {
+                let totals = source.totals(question.sock);
+                CountedAnswer { sock: question.sock, at: source.answered(), totals }
+            } else {
+                let recorded = self.counted.iter().position(|answer| answer.sock == question.sock);
+                let none = CountedAnswer { sock: question.sock, at: self.now, totals: None };
+                recorded.and_then(|at| self.counted.remove(at)).unwrap_or(none)
+            };
+            self.state.answer(question, answer.totals, answer.at);
+        }
+    }
+
     /// Looks up processes that own a socket since a short time.
     fn look_up(&mut self, source: &mut impl Source) {
         for _ in 0..self.questions {
@@ -231,5 +261,7 @@ impl Pipeline {
     }
 }
 
+#[cfg(test)]
+mod counted;
 #[cfg(test)]
 mod tests;

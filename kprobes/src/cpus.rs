@@ -1,4 +1,4 @@
-//! Which CPUs are online.
+//! Which CPUs there are.
 
 use std::collections::BTreeSet;
 use std::{fs, io};
@@ -10,9 +10,17 @@ const MAX_CPU: u32 = 1 << 16;
 
 /// The CPUs that are online now.
 pub(crate) fn online() -> Result<BTreeSet<u32>, Error> {
-    const PATH: &str = "/sys/devices/system/cpu/online";
-    let failed = |source| Error::io(format!("reading {PATH}"), source);
-    let text = fs::read_to_string(PATH).map_err(failed)?;
+    listed("/sys/devices/system/cpu/online")
+}
+
+/// The CPUs that may ever be online.
+pub(crate) fn possible() -> Result<BTreeSet<u32>, Error> {
+    listed("/sys/devices/system/cpu/possible")
+}
+
+fn listed(path: &str) -> Result<BTreeSet<u32>, Error> {
+    let failed = |source| Error::io(format!("reading {path}"), source);
+    let text = fs::read_to_string(path).map_err(failed)?;
     parse(&text).ok_or_else(|| failed(io::Error::other(format!("{:?} is not a list of CPUs", text.trim_ascii()))))
 }
 
@@ -52,7 +60,8 @@ mod tests {
 
     #[test]
     fn this_machine_has_one() {
-        assert!(!online().unwrap().is_empty());
+        let online = online().unwrap();
+        assert!(!online.is_empty() && online.is_subset(&possible().unwrap()));
     }
 
     proptest::proptest! {

@@ -41,7 +41,7 @@ pub(crate) fn single_values(array: &Expression) -> Option<Vec<(usize, Expression
     while at < size {
         let kind = [Type::U64, Type::U32, Type::U16].into_iter().find(|one| at + one.size() <= size);
         let kind = kind.unwrap_or(Type::U8);
-        values.push((at, array.shifted(at, kind)?));
+        values.push((at, array.part(at, kind)?));
         at += kind.size();
     }
     Some(values)

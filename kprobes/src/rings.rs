@@ -1,6 +1,7 @@
 //! Perf rings: one for each CPU, or one for a thread.
 
 mod events;
+mod outputs;
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -12,7 +13,7 @@ use nix::sys::eventfd::EventFd;
 use nix::unistd::gettid;
 
 use self::events::{RingDescriptors, is_offline, map, open, settings};
-use crate::bpf::{Program, Running};
+use crate::bpf::{Map, Program, Running};
 use crate::clock::ClockEstimator;
 use crate::cpus;
 use crate::group::Probe;
@@ -37,6 +38,8 @@ pub struct Rings {
     descriptors: Vec<RingDescriptors>,
     /// The attached events. Dropped after `descriptors`: a probe cannot be removed while a perf event uses it.
     attachments: Vec<Attachment>,
+    /// The outputs of BPF programs that are connected with the rings.
+    outputs: Vec<Map>,
     /// Losses of dropped rings, one entry for each CPU.
     past: Vec<Losses>,
     merge: Merge,
@@ -101,6 +104,7 @@ impl Rings {
             rings: Vec::new(),
             descriptors: Vec::new(),
             attachments: Vec::new(),
+            outputs: Vec::new(),
             past: Vec::new(),
             merge: Merge::new(),
             joiner: Joiner::default(),
@@ -356,6 +360,7 @@ impl Rings {
                 missing.remove(&cpu);
             } else {
                 ring_fds.retire();
+                self.outputs.iter().for_each(|output| outputs::disconnect(output, cpu));
                 self.poller.remove(ring_fds.owner.as_fd());
                 changes.left.extend((!online).then_some(cpu));
             }
@@ -380,7 +385,7 @@ impl Rings {
     /// Adds a ring with all attached events. Returns `false`, without adding it, if its CPU has gone offline meanwhile.
     fn add(&mut self, source: Source) -> Result<bool, Error> {
         let what = format!("the ring of {source}");
-        let others = self.attachments.len() + 1;
+        let others = self.attachments.len() + self.outputs.len() + 1;
         let owner = match open(Event::Dummy, source, &self.settings, others) {
             Ok(owner) => owner,
             Err(error) if is_offline(source, &error) => return Ok(false),
@@ -389,13 +394,20 @@ impl Rings {
         let memory = map(&owner, self.page_exponent)
             .map_err(|error| limits::map_error(&what, crate::options::data_size(self.page_exponent), error))?;
         let timer = RingDescriptors::timer(source, &owner, &self.settings, others);
-        let mut ring_fds = RingDescriptors { source, owner, events: Vec::new(), timer, retired: false };
+        let (events, outputs) = (Vec::new(), Vec::new());
+        let mut ring_fds = RingDescriptors { source, owner, events, outputs, timer, retired: false };
         for attachment in &self.attachments {
             let Some(fd) = ring_fds.open(attachment, &self.settings, others)? else { return Ok(false) };
             ring_fds.events.push((attachment.id, fd));
         }
         let start = |fd: &OwnedFd| perf::enable(fd.as_fd()).map_err(|error| Error::io(&what, error));
         start(&ring_fds.owner)?;
+        // Before the events of probes, because their programs may write at the first hit.
+        for output in &self.outputs {
+            if !ring_fds.connect(output, &self.settings, others)? {
+                return Ok(false);
+            }
+        }
         ring_fds.events.iter().try_for_each(|(_, fd)| start(fd))?;
         self.poller.add(ring_fds.owner.as_fd()).map_err(|error| Error::io(&what, error))?;
         let cpu = match source {

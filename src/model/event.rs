@@ -14,6 +14,7 @@ use crate::model::process::{Credentials, ExecutedFile};
 use crate::model::socket_event::ThreadName;
 use crate::model::socket_event::step::Step;
 use crate::model::time::{BootTime, MonotonicTime};
+use crate::model::totals::Totals;
 
 /// Something that happened, when, and in which task's context.
 #[derive(Debug, Clone)]
@@ -33,9 +34,9 @@ pub struct Event {
 ///
 /// All kinds but [`Packet`](Self::Packet), [`Fragmented`](Self::Fragmented), [`Dropped`](Self::Dropped),
 /// [`Unreadable`](Self::Unreadable), [`ConnectionRequested`](Self::ConnectionRequested), [`TcpState`](Self::TcpState),
-/// [`SocketError`](Self::SocketError), [`IcmpError`](Self::IcmpError), [`Subflow`](Self::Subflow) and
-/// [`SocketFreed`](Self::SocketFreed) happen in the context of the task that caused them, so that [`Event::pid`] names the
-/// process that caused them. Those ten run in whatever task was interrupted.
+/// [`SocketError`](Self::SocketError), [`IcmpError`](Self::IcmpError), [`Subflow`](Self::Subflow),
+/// [`Totals`](Self::Totals) and [`SocketFreed`](Self::SocketFreed) happen in the context of the task that caused them, so that
+/// [`Event::pid`] names the process that caused them. Those eleven run in whatever task was interrupted.
 #[derive(Debug, Clone)]
 pub enum EventKind {
     /// The running task created a process.
@@ -167,6 +168,9 @@ pub enum EventKind {
     Dropped(Dropped),
     /// A packet whose headers could not be read well enough to count it.
     Unreadable(Unreadable),
+    /// What the kernel has counted of a conversation until now. It comes before the next [`Packet`](Self::Packet) of the
+    /// conversation, and before its socket is [freed](Self::SocketFreed).
+    Totals(Box<Totals>),
     /// A DNS query was answered. No task is running then. Answers are reported late, after newer events: only
     /// [`Event::time`] says when they came.
     Name(Arc<Lookup>),
@@ -316,6 +320,10 @@ pub struct SourceCapabilities {
     /// Whether moves of processes into other control groups are seen.
     #[serde(default, rename = "moves")]
     pub control_group_moves: bool,
+    /// Whether the kernel counts packets: not every packet is an event, and the source can be asked for
+    /// [totals](crate::model::totals::Totals).
+    #[serde(default)]
+    pub totals: bool,
     /// How it shows execs. Not part of a recording, because the recorded probes show it.
     #[serde(skip)]
     pub execs: Execs,

@@ -21,5 +21,6 @@ pub mod socket_event;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod time;
+pub mod totals;
 #[cfg(feature = "sensors")]
 pub mod units;

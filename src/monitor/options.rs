@@ -155,6 +155,9 @@ impl From<&Options> for kprobes::Options {
             socket_events: options.socket_events,
             mask: options.mask.clone(),
             loopback: !options.filter.exclude_loopback,
+            accounting: kprobes::Accounting::Samples,
+            accounting_entries: 65_536,
+            flow_inactive_timeout: options.flow_inactive_timeout,
         }
     }
 }

@@ -1,5 +1,7 @@
 //! A source with scripted batches, for tests that need no kernel.
 
+mod kernel;
+
 use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
 use std::ops::ControlFlow;
@@ -7,15 +9,19 @@ use std::ops::ControlFlow;
 use socktrail_dns::Packet;
 use socktrail_kprobes::{Format, Record};
 
+pub(crate) use self::kernel::Kernel;
+use self::kernel::Verdict;
 use super::kprobes::{Feature, Missed, Probes};
 use super::names::Listener;
 use super::{Answer, Batch, Counts, EventSockets, Existing, Source, Tap};
 use crate::model::clock::{Clock, Readings, Timestamp};
-use crate::model::event::{Event, Execs, SourceCapabilities};
+use crate::model::event::{Event, EventKind, Execs, Segments, SourceCapabilities};
 use crate::model::flow::Flow;
+use crate::model::kernel_address::SockAddress;
 use crate::model::process::Process;
 use crate::model::socket_event::EventSocket;
 use crate::model::time::{BootTime, MonotonicTime};
+use crate::model::totals::Totals;
 use crate::state::{FoundProcess, PreexistingProcess, PreexistingSocket};
 
 /// A scripted item of a fake source.
@@ -23,6 +29,11 @@ use crate::state::{FoundProcess, PreexistingProcess, PreexistingSocket};
 pub(crate) enum Scripted {
     /// An event.
     Event(Event),
+    /// A packet or the end of a socket, which the kernel counts, if there is [one](Fake::kernel). `sk` is the packet's socket
+    /// with its segment counters.
+    Hit { event: Event, sk: Option<SockAddress>, counted: Segments },
+    /// What the kernel has counted.
+    Totals { time: MonotonicTime, totals: Totals },
     /// A sample of a probe.
     Sample { time: MonotonicTime, pid: u32, id: u16, raw: Vec<u8> },
     /// Samples that did not fit into a ring.
@@ -65,6 +76,18 @@ pub(crate) struct Fake {
     pub(crate) checked: Vec<u32>,
     /// The numbers of the flows whose end was reported to it.
     pub(crate) forgotten: Vec<u64>,
+    /// The kernel that counts packets, if it does.
+    pub(crate) kernel: Option<Kernel>,
+    /// How many hits the kernel is ahead of the samples when it is asked.
+    pub(crate) ahead: usize,
+    /// What the kernel is ahead.
+    early: VecDeque<Scripted>,
+    /// The time of the latest hit.
+    hit: MonotonicTime,
+    /// Answers about the kernel's counts without a kernel, and whether there are any.
+    pub(crate) totals: HashMap<SockAddress, Totals>,
+    /// The sockets that it was asked about.
+    pub(crate) asked_totals: Vec<SockAddress>,
 }
 
 impl Fake {
@@ -86,6 +109,41 @@ impl Fake {
             asked: Vec::new(),
             checked: Vec::new(),
             forgotten: Vec::new(),
+            kernel: None,
+            ahead: 0,
+            early: VecDeque::new(),
+            hit: MonotonicTime::ZERO,
+            totals: HashMap::new(),
+            asked_totals: Vec::new(),
+        }
+    }
+
+    /// The kernel counts so many packets that come next, before it is asked.
+    fn run_ahead(&mut self) {
+        let is_packet =
+            |said: &Scripted| matches!(said, Scripted::Hit { event, .. } if matches!(event.kind, EventKind::Packet(_)));
+        while self.early.len() < self.ahead
+            && self.script.front().is_some_and(is_packet)
+            && let Some(Scripted::Hit { event, sk, counted }) = self.script.pop_front()
+        {
+            self.hit = event.time;
+            self.count(event, sk, counted);
+        }
+    }
+
+    /// The kernel counts a hit. What it has to say of it comes next.
+    fn count(&mut self, event: Event, sk: Option<SockAddress>, counted: Segments) {
+        let time = event.time;
+        let verdict = match (&event.kind, &mut self.kernel) {
+            (EventKind::Packet(packet), Some(kernel)) => kernel.packet(time, sk, packet, counted),
+            (EventKind::SocketFreed { sock }, Some(kernel)) => {
+                Verdict { totals: kernel.freed(*sock), is_sampled: true }
+            }
+            _ => Verdict { totals: None, is_sampled: true },
+        };
+        self.early.extend(verdict.totals.map(|totals| Scripted::Totals { time, totals }));
+        if verdict.is_sampled {
+            self.early.push_back(Scripted::Event(event));
         }
     }
 
@@ -103,7 +161,8 @@ impl Source for Fake {
     type Error = Infallible;
 
     fn capabilities(&self) -> SourceCapabilities {
-        SourceCapabilities { execs: Execs::Seen, ..SourceCapabilities::default() }
+        let totals = self.kernel.is_some() || !self.totals.is_empty();
+        SourceCapabilities { execs: Execs::Seen, totals, ..SourceCapabilities::default() }
     }
 
     fn now(&self) -> MonotonicTime {
@@ -134,9 +193,15 @@ impl Source for Fake {
         tap: &mut T,
         take: &mut dyn FnMut(&mut Batch),
     ) -> Result<ControlFlow<()>, Infallible> {
-        while let Some(item) = self.script.pop_front() {
+        while let Some(item) = self.early.pop_front().or_else(|| self.script.pop_front()) {
             match item {
                 Scripted::Event(event) => self.batch.events.push(event),
+                Scripted::Hit { event, sk, counted } => self.count(event, sk, counted),
+                Scripted::Totals { time, totals } => {
+                    tap.totals(time, &totals);
+                    let kind = EventKind::Totals(Box::new(totals));
+                    self.batch.events.push(Event { time, pid: 0, tid: 0, kind });
+                }
                 Scripted::Sample { time, pid, id, raw } => {
                     let record = Record::Sample { time: time.as_nanos(), cpu: 0, pid, tid: pid, id, raw: &raw };
                     tap.record(&record);
@@ -172,6 +237,7 @@ impl Source for Fake {
                     self.batch.until = Some(time);
                     take(&mut self.batch);
                     assert!(self.batch.events.is_empty() && self.batch.until.is_none(), "it is emptied");
+                    self.run_ahead();
                     return Ok(ControlFlow::Continue(()));
                 }
             }
@@ -197,6 +263,18 @@ impl Source for Fake {
     fn is_gone(&mut self, process: &Process) -> bool {
         self.checked.push(process.pid);
         self.gone.contains(&process.pid)
+    }
+
+    fn totals(&mut self, sock: SockAddress) -> Option<Totals> {
+        self.asked_totals.push(sock);
+        match &self.kernel {
+            Some(kernel) => kernel.totals(sock),
+            None => self.totals.get(&sock).copied(),
+        }
+    }
+
+    fn answered(&self) -> MonotonicTime {
+        self.now.max(self.hit)
     }
 
     fn forget(&mut self, flow: &Flow) {

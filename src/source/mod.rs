@@ -13,9 +13,11 @@ use self::kprobes::{Feature, Missed};
 use crate::model::clock::Clock;
 use crate::model::event::{Event, SourceCapabilities};
 use crate::model::flow::Flow;
+use crate::model::kernel_address::SockAddress;
 use crate::model::process::Process;
 use crate::model::socket_event::EventSocket;
 use crate::model::time::MonotonicTime;
+use crate::model::totals::Totals;
 use crate::state::{FoundProcess, PreexistingProcess, PreexistingSocket};
 
 mod capture;
@@ -90,6 +92,18 @@ pub(crate) trait Source {
     /// Whether a process has certainly ended.
     fn is_gone(&mut self, process: &Process) -> bool;
 
+    /// What the kernel has counted of a socket's packets until now. Asked only if it has [`SourceCapabilities::totals`].
+    fn totals(&mut self, sock: SockAddress) -> Option<Totals> {
+        let _ = sock;
+        None
+    }
+
+    /// A time after the last answer of [`Source::totals`], by the clock of its events. The answer knows of no packet that came
+    /// later.
+    fn answered(&self) -> MonotonicTime {
+        self.now()
+    }
+
     /// Notes that a flow has ended, so that the source can discard what it keeps for the flow.
     fn forget(&mut self, flow: &Flow) {
         let _ = flow;
@@ -135,6 +149,8 @@ impl Existing {
 pub struct Batch {
     /// Answers about processes that a source which [cannot be asked](Source::can_be_asked) gives.
     pub answers: Vec<Answer>,
+    /// Its answers about the kernel's counts, in the order in which they were recorded. Each is used when its question is asked.
+    pub totals: Vec<CountedAnswer>,
     /// What happened, in order of time.
     pub events: Vec<Event>,
     /// Answers of name servers from before `until`. A query's flow must be known before its answer.
@@ -150,7 +166,13 @@ impl Batch {
 
 impl Default for Batch {
     fn default() -> Self {
-        Self { answers: Vec::new(), events: Vec::with_capacity(Self::SIZE), names: Vec::new(), until: None }
+        Self {
+            answers: Vec::new(),
+            totals: Vec::new(),
+            events: Vec::with_capacity(Self::SIZE),
+            names: Vec::new(),
+            until: None,
+        }
     }
 }
 
@@ -161,6 +183,17 @@ pub struct Answer {
     pub pid: Option<u32>,
     /// `None` if it had ended.
     pub found: Option<FoundProcess>,
+}
+
+/// What the kernel had counted of a socket's packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CountedAnswer {
+    /// The `struct sock`.
+    pub sock: SockAddress,
+    /// See [`Source::answered`].
+    pub at: MonotonicTime,
+    /// See [`Source::totals`].
+    pub totals: Option<Totals>,
 }
 
 /// Sees what a source reads, before it becomes events.
@@ -174,6 +207,11 @@ pub(crate) trait Tap {
     /// Hits that a probe missed, with the time up to which events have been read.
     fn missed(&mut self, missed: &Missed) {
         let _ = missed;
+    }
+
+    /// What the kernel has counted of a conversation, without being asked.
+    fn totals(&mut self, time: MonotonicTime, totals: &Totals) {
+        let _ = (time, totals);
     }
 
     /// A packet to or from a name server.
@@ -201,6 +239,11 @@ impl<A: Tap, B: Tap> Tap for (&mut A, &mut B) {
     fn missed(&mut self, missed: &Missed) {
         self.0.missed(missed);
         self.1.missed(missed);
+    }
+
+    fn totals(&mut self, time: MonotonicTime, totals: &Totals) {
+        self.0.totals(time, totals);
+        self.1.totals(time, totals);
     }
 
     fn packet(&mut self, packet: &Packet<'_>) {
@@ -231,6 +274,8 @@ pub struct Counts {
     pub lost_by_cpu: BTreeMap<u32, u64>,
     /// Hits that each probe has missed; probes that missed none are left out.
     pub misses_by_probe: BTreeMap<Feature, u64>,
+    /// Packets that were sampled because the kernel had no room to count their conversation.
+    pub without_room: u64,
 }
 
 /// Ends a [`Source::wait`], from any thread. The default is that of a source that need not be woken.

@@ -214,9 +214,14 @@ impl State {
                     return;
                 };
                 live.note_time(now);
-                if let Some(segments) = segments.filter(|_| live.bound) {
+                let segments = segments.filter(|_| live.bound);
+                if let Some(segments) = segments
+                    && !self.settle_later(now, flow, segments)
+                    && let Some(live) = self.flows.get_mut(flow)
+                {
                     counting::settle(live, now, segments);
                 }
+                let Some(live) = self.flows.get_mut(flow) else { return };
                 live.uncounted = true;
                 // A connect that was abandoned before an answer came has failed, though the kernel has no error for it.
                 if is_unanswered(live) || (error != 0 && live.outcome == Outcome::Unknown) {
@@ -236,6 +241,9 @@ impl State {
 
     /// The socket at this address ends.
     pub(super) fn closed(&mut self, now: MonotonicTime, sock: Option<SockAddress>, end: SocketEnd) {
+        if let (SocketEnd::Freed, Some(sock)) = (&end, sock) {
+            self.forget_totals(sock);
+        }
         let Some(key) = self.sockets.at(sock) else { return };
         let (freed, user) = match end {
             SocketEnd::Released { user } => (false, user),

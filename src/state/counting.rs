@@ -5,10 +5,12 @@
 
 use std::net::IpAddr;
 
+use super::counted::NewCounts;
 use super::flows::{Headers, LastSent, LiveFlow, SegmentBaseline};
 use crate::model::event::{Fragmented, Packet, PacketDirection, PacketSize, Segments, tcp_flags};
 use crate::model::flow::{Counters, Transport};
 use crate::model::time::MonotonicTime;
+use crate::model::totals::TcpTotals;
 
 /// The maximum plausible number of segments between two samples: 2 MB of 32-byte segments. A larger difference is that of
 /// another socket's counter.
@@ -64,7 +66,7 @@ pub fn add(live: &mut LiveFlow, now: MonotonicTime, packet: &Packet, sender: Sen
         }
         (Transport::Tcp, PacketDirection::Outbound) => {
             let further = match packet.segments.filter(|_| sender == Sender::OwnSocket && live.bound) {
-                Some(counted) if is_later || !is_overtaken(live, counted) => {
+                Some(counted) if !may_be_overtaken(live, is_later) || !is_overtaken(live, counted) => {
                     further_segments(live, now, packet, counted, headers)
                 }
                 _ => 0,
@@ -72,6 +74,43 @@ pub fn add(live: &mut LiveFlow, now: MonotonicTime, packet: &Packet, sender: Sen
             live.last_sent.note(bytes, headers, further + 1);
         }
     }
+}
+
+/// Adds what the kernel has counted by itself since it was last asked.
+///
+/// Afterwards, the flow is as if each of these packets had been [added](add), so the next packet finds the right counters
+/// of segments. Until that time, samples of all other packets should have come. Segments of packets whose samples are late
+/// are counted as further segments, as [`add`] does.
+pub fn add_totals(live: &mut LiveFlow, new: &NewCounts) {
+    live.note_time(new.last);
+    live.sent = live.sent.plus(new.sent.packets, new.sent.bytes);
+    live.received = live.received.plus(new.received.packets, new.received.bytes);
+    let Some(tcp) = new.tcp else { return };
+    if new.received.packets > 0 {
+        live.received_headers.last = tcp.received_headers;
+        live.inexact.merged_segments |= new.merged_unsure;
+    }
+    // At each outgoing packet, what had arrived was compared with the socket's count: those before it no longer matter.
+    live.received_headers.range = match new.sent.packets {
+        // Samples of packets that the kernel has no entry for may have come before.
+        0 => longer(live.received_headers.range, tcp.received_range),
+        _ => tcp.received_range,
+    };
+    if new.sent.packets == 0 {
+        return;
+    }
+    if let (Some(baseline), Some(segs_out)) = (&mut live.segments, tcp.segs_out) {
+        let step = segs_out.wrapping_sub(baseline.sent);
+        let late = u64::from(step.wrapping_sub(new.sent.packets as u32));
+        let late = if late < u64::from(MAX_PLAUSIBLE_STEP) { late } else { 0 };
+        let by_flow = new.sent.packets.saturating_add(late);
+        baseline.sent_by_flow = baseline.sent_by_flow.saturating_add(u16::try_from(by_flow).unwrap_or(u16::MAX));
+        baseline.late = baseline.late.saturating_add(u16::try_from(late).unwrap_or(u16::MAX));
+        baseline.sent = segs_out;
+        live.sent = live.sent.plus(late, late * u64::from(live.last_sent.headers));
+    }
+    let TcpTotals { sent_bytes: bytes, sent_headers: headers, sent_segments: segments, sent_full: full, .. } = tcp;
+    live.last_sent = LastSent { bytes, headers, segments, full: full.max(live.last_sent.full) };
 }
 
 /// Counts the further fragments of a packet that was counted as one.
@@ -110,14 +149,21 @@ fn note_received(live: &mut LiveFlow, packet: &Packet, headers: u16) -> bool {
     true
 }
 
+/// Whether a packet may have been sent before another one that was counted. `is_later` is whether its time is later than all
+/// before; but the kernel's own count knows of packets whose samples are still to come.
+fn may_be_overtaken(live: &LiveFlow, is_later: bool) -> bool {
+    !is_later || live.segments.is_some_and(|baseline| baseline.late > 0)
+}
+
 /// Whether a packet was sent before another one whose sample came first. If it was counted as a further segment of the other
 /// one, this is undone.
 fn is_overtaken(live: &mut LiveFlow, counted: Segments) -> bool {
-    let Some(baseline) = live.segments else { return false };
+    let Some(baseline) = &mut live.segments else { return false };
     let behind = baseline.sent.wrapping_sub(counted.sent);
-    if behind == 0 || behind >= MAX_PLAUSIBLE_STEP {
+    if (behind == 0 && baseline.late == 0) || behind >= MAX_PLAUSIBLE_STEP {
         return false;
     }
+    baseline.late = baseline.late.saturating_sub(1);
     if behind < u32::from(baseline.sent_by_flow) {
         live.sent = live.sent.minus(Counters { packets: 1, bytes: live.last_sent.headers.into() });
     }
@@ -155,9 +201,14 @@ fn baseline_before(live: &LiveFlow, packet: &Packet, now: Segments) -> SegmentBa
 
 /// Raises the count of received segments to the socket's own count at `now`.
 pub fn settle(live: &mut LiveFlow, now: MonotonicTime, counted: Segments) {
+    settle_with(live, now, counted, live.received.packets);
+}
+
+/// The same, if the flow had received so many packets when the socket's count was read.
+pub fn settle_with(live: &mut LiveFlow, now: MonotonicTime, counted: Segments, received: u64) {
     let Some(baseline) = &mut live.segments else { return };
     let arrived = counted.received.wrapping_sub(baseline.received_before);
-    let missing = u64::from(arrived).saturating_sub(live.received.packets);
+    let missing = u64::from(arrived).saturating_sub(received);
     if missing > 0 && missing < u64::from(MAX_PLAUSIBLE_STEP) && live.received.packets > 0 {
         let Headers { last, range: (shortest, longest) } = live.received_headers;
         // A late sample says nothing about the samples still to come.
@@ -180,10 +231,15 @@ impl Headers {
         if !may_merge {
             return;
         }
-        self.range = match self.range {
-            (0, 0) => (headers, headers),
-            (shortest, longest) => (shortest.min(headers), longest.max(headers)),
-        };
+        self.range = longer(self.range, (headers, headers));
+    }
+}
+
+/// The range that contains both; 0 stands for none.
+fn longer(one: (u16, u16), other: (u16, u16)) -> (u16, u16) {
+    match (one, other) {
+        ((0, 0), range) | (range, (0, 0)) => range,
+        _ => (one.0.min(other.0), one.1.max(other.1)),
     }
 }
 

@@ -8,6 +8,7 @@ use super::sockets::UdpKind;
 use super::{State, counting};
 use crate::model::event::{Dropped, Tuple};
 use crate::model::flow::{Endpoint, Transport};
+use crate::model::time::MonotonicTime;
 
 /// The maximum number of remembered packets that were not sent by their flow's own socket.
 const MAX_SENT_BY_OTHERS: usize = 64;
@@ -16,7 +17,7 @@ const MAX_SEARCHED_FLOWS: usize = 64;
 
 impl State {
     /// Subtracts a packet that was counted as sent, or marks the flows that it may belong to.
-    pub(super) fn dropped(&mut self, packet: &Dropped) {
+    pub(super) fn dropped(&mut self, now: MonotonicTime, packet: &Dropped) {
         let is_filtered = |(local, remote)| !self.config.filter.accepts(&Tuple { net: None, local, remote });
         if packet.ends.is_some_and(is_filtered) || (packet.may_have_arrived && self.has_arrived(packet)) {
             return;
@@ -34,9 +35,9 @@ impl State {
             return self.mark_dropped(packet);
         };
         if let Some(flow) = self.flow_of_dropped(transport, packet) {
-            self.take_back(flow, transport, packet);
+            self.take_back(now, flow, transport, packet);
         } else if let Some(flow) = self.translated(transport, packet) {
-            self.take_back(flow, transport, packet);
+            self.take_back(now, flow, transport, packet);
             self.mark_dropped(packet);
         } else {
             self.mark_dropped(packet);
@@ -54,11 +55,14 @@ impl State {
     }
 
     /// Subtracts a dropped packet from its flow.
-    fn take_back(&mut self, flow: FlowKey, transport: Transport, packet: &Dropped) {
+    fn take_back(&mut self, now: MonotonicTime, flow: FlowKey, transport: Transport, packet: &Dropped) {
+        let is_segments = transport == Transport::Tcp && packet.ends.is_some();
+        let dropped_as = if is_segments { DroppedAs::Segments } else { DroppedAs::OnePacket };
+        let is_later = self.drop_later(now, flow, packet.bytes, dropped_as);
         if let Some(live) = self.flows.get_mut(flow) {
-            let is_segments = transport == Transport::Tcp && packet.ends.is_some();
-            let dropped_as = if is_segments { DroppedAs::Segments } else { DroppedAs::OnePacket };
-            counting::take_back(live, packet.bytes, dropped_as);
+            if !is_later {
+                counting::take_back(live, packet.bytes, dropped_as);
+            }
             live.inexact.dropped_locally |= packet.may_be_drivers && self.capabilities.driver_drops_unclear;
         }
     }

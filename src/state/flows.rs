@@ -28,6 +28,13 @@ new_key_type! {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Scope(u64);
 
+impl Scope {
+    /// The network namespace, if it is the scope of a TCP connection.
+    pub fn net(self) -> Option<NetAddress> {
+        NetAddress::new(self.0)
+    }
+}
+
 impl From<Option<NetAddress>> for Scope {
     fn from(net: Option<NetAddress>) -> Self {
         Self(net.map_or(0, NetAddress::get))
@@ -264,12 +271,15 @@ pub struct SegmentBaseline {
     /// How many segments were counted as received at `LiveFlow::last` only because the socket had counted them. They belong to
     /// an earlier packet, or to a packet whose sample has the same time and has not come yet.
     pub early: u16,
+    /// How many segments were counted as sent only because the kernel's own count showed them: the samples of their packets have
+    /// not come.
+    pub late: u16,
 }
 
 impl SegmentBaseline {
     /// The counters at the beginning of a flow.
     pub fn since(sent: u32, received: u32) -> Self {
-        Self { sent, received_before: received, sent_by_flow: 0, early: 0 }
+        Self { sent, received_before: received, sent_by_flow: 0, early: 0, late: 0 }
     }
 }
 

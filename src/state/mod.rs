@@ -5,9 +5,10 @@
 //! from [`State::finished`].
 
 mod calls;
-mod counting;
+pub(crate) mod counted;
+pub(crate) mod counting;
 mod dropped;
-mod flows;
+pub(crate) mod flows;
 mod idle;
 mod losses;
 mod names;
@@ -16,12 +17,14 @@ mod preexisting;
 mod processes;
 #[cfg(test)]
 mod properties;
+mod questions;
 mod socket_events;
 mod sockets;
 mod sockless;
 mod subflows;
 #[cfg(test)]
 mod tests;
+mod totals;
 mod unclaimed;
 mod unparsed;
 mod wheel;
@@ -35,8 +38,10 @@ use socktrail_dns::NamesOptions;
 
 pub use self::preexisting::PreexistingSocket;
 pub use self::processes::{FoundProcess, PreexistingProcess};
+pub use self::questions::Question;
 
 use self::calls::{Connecting, SocketEnd};
+use self::counted::Counted;
 use self::dropped::SentByOthers;
 use self::flows::{FlowKey, Flows};
 use self::idle::IdleConnections;
@@ -44,6 +49,7 @@ use self::losses::LossHistory;
 use self::names::NameTracker;
 use self::preexisting::PreexistingSockets;
 use self::processes::Processes;
+use self::questions::Questions;
 use self::socket_events::SocketEvents;
 use self::sockets::{SocketKey, Sockets};
 use self::sockless::LastNamespaces;
@@ -124,8 +130,14 @@ pub struct StateStats {
     pub packets: u64,
     /// Packets without a known socket and without a live flow.
     pub packets_without_flow: u64,
+    /// Packets that the kernel has counted without an event. Those that are not in any flow yet are missing here.
+    pub packets_counted: u64,
     /// Packets that the filter rejected.
     pub packets_filtered: u64,
+    /// The kernel's counts that found no room, so that they are not in any flow.
+    pub totals_refused: u64,
+    /// The kernel's counts of a socket that came after those of a later socket at the same address. They are not in any flow.
+    pub totals_outdated: u64,
     /// Conversations with packets whose headers could not be read that were forgotten, because there were too many.
     pub unread_forgotten: u64,
     /// Samples that the source lost.
@@ -211,6 +223,13 @@ pub struct State {
     unparsed: UnparsedPackets,
     sent_by_others: SentByOthers,
     last_namespaces: LastNamespaces,
+    /// The kernel's counts.
+    counted: Counted,
+    questions: Questions,
+    /// All events up to this time have been taken in.
+    horizon: MonotonicTime,
+    /// Whether no more events come.
+    is_ending: bool,
     preexisting: PreexistingSockets,
     name_tracker: NameTracker,
     socket_events: SocketEvents,
@@ -239,6 +258,10 @@ impl State {
             unparsed: UnparsedPackets::default(),
             sent_by_others: SentByOthers::default(),
             last_namespaces: LastNamespaces::default(),
+            counted: Counted::new(config.max_flows.saturating_add(config.max_sockets)),
+            questions: Questions::default(),
+            horizon: MonotonicTime::ZERO,
+            is_ending: false,
             name_tracker: NameTracker::new(config.dns_ports.clone(), &config.names),
             preexisting: PreexistingSockets::default(),
             socket_events: SocketEvents::new(config.socket_events, config.own_pid, config.max_sockets),
@@ -264,7 +287,8 @@ impl State {
                 }
             }
             EventKind::Fragmented(packet) => self.fragmented(packet),
-            EventKind::Dropped(packet) => self.dropped(packet),
+            EventKind::Dropped(packet) => self.dropped(now, packet),
+            EventKind::Totals(totals) => self.totals(totals, now),
             EventKind::Unreadable(packet) => self.unreadable(now, packet),
             EventKind::Fork(fork) => self.forked(event, *fork),
             EventKind::ThreadStarted(started) => {
@@ -309,6 +333,8 @@ impl State {
 
     /// Runs the timers that are due at `now`. All events up to then must have been processed.
     pub fn expire(&mut self, now: MonotonicTime) {
+        self.horizon = self.horizon.max(now);
+        self.use_answers();
         self.name_flows(now);
         while let Some((tick, key)) = self.flow_timers.pop(now) {
             self.flow_timer(now, tick, key);
@@ -446,6 +472,7 @@ impl State {
             sockets_live: self.sockets.len() as u64,
             sockets_refused: self.sockets.refused,
             unread_forgotten: self.unparsed.forgotten,
+            totals_refused: self.counted.refused,
             names_without_owner_forgotten: forgotten_names.unclaimed,
             name_owners_evicted: forgotten_names.names.evicted_owners,
             name_addresses_evicted: forgotten_names.names.evicted_addresses,

@@ -27,6 +27,10 @@ impl State {
         }
         let id = FlowId::of(packet);
         let mut found = self.flows.find(&id);
+        if let Some(flow) = found.filter(|flow| self.has_ended(*flow)) {
+            self.flow_is_due(self.horizon, flow);
+            found = None;
+        }
         if let Some(flow) = found.filter(|flow| self.begins_new_conversation(*flow, packet)) {
             self.finish(flow, Reason::Replaced);
             found = None;
@@ -151,7 +155,12 @@ impl State {
 
     /// The UDP socket at an address. After a loss, another socket may have this address by now. A socket with the same local
     /// port is taken for the same socket, and one with another port for a new socket.
-    fn verified_socket_at(&mut self, now: MonotonicTime, sock: Option<SockAddress>, port: u16) -> Option<SocketKey> {
+    pub(super) fn verified_socket_at(
+        &mut self,
+        now: MonotonicTime,
+        sock: Option<SockAddress>,
+        port: u16,
+    ) -> Option<SocketKey> {
         let key = self.socket_at(now, sock)?;
         let socket = self.sockets.get_mut(key)?;
         if !self.loss_history.overlaps(Harm::OWNERS, socket.owner_since, now) {
@@ -174,7 +183,7 @@ impl State {
     }
 
     /// Begins the next flow of a connection that was idle. It has the owner, outcome and name of the flow before.
-    fn resume(&mut self, now: MonotonicTime, net: Option<NetAddress>, idle: Idle) -> FlowKey {
+    pub(super) fn resume(&mut self, now: MonotonicTime, net: Option<NetAddress>, idle: Idle) -> FlowKey {
         let socket = idle.socket.filter(|key| self.sockets.get(*key).is_some());
         let is_closed = socket.and_then(|key| self.sockets.get(key)).is_none_or(|socket| socket.closed);
         if let Some(socket) = socket.and_then(|key| self.sockets.get_mut(key)).filter(|socket| socket.owner.is_some()) {
@@ -283,6 +292,7 @@ impl State {
         if socket.direction != Direction::Unknown {
             live.direction = socket.direction;
         }
+        self.take_waiting_totals(flow, key);
     }
 }
 

@@ -44,6 +44,7 @@ const CAPABILITIES: SourceCapabilities = SourceCapabilities {
     gso_head_len: 0,
     driver_drops_unclear: false,
     control_group_moves: true,
+    totals: false,
     execs: Execs::Seen,
 };
 

@@ -230,7 +230,7 @@ mod tests {
     #[cfg(target_endian = "little")]
     fn encodings_are_those_of_the_standard() {
         type Write = fn(&mut Assembler);
-        let table: [(Write, [u8; 8]); 40] = [
+        let table: [(Write, [u8; 8]); 41] = [
             // dst += imm, dst += src, and so on in 64 bits.
             (|asm| asm.alu(Alu::Add, R1, 5), [0x07, 0x01, 0, 0, 5, 0, 0, 0]),
             (|asm| asm.alu(Alu::Add, R1, R2), [0x0f, 0x21, 0, 0, 0, 0, 0, 0]),
@@ -274,6 +274,7 @@ mod tests {
             (|asm| asm.call(Helper::MapDelete), [0x85, 0, 0, 0, 3, 0, 0, 0]),
             (|asm| asm.call(Helper::ProbeRead), [0x85, 0, 0, 0, 4, 0, 0, 0]),
             (|asm| asm.call(Helper::MonotonicTime), [0x85, 0, 0, 0, 5, 0, 0, 0]),
+            (|asm| asm.call(Helper::Output), [0x85, 0, 0, 0, 25, 0, 0, 0]),
             (Assembler::exit, [0x95, 0, 0, 0, 0, 0, 0, 0]),
             (|asm| asm.alu32(Alu::ShiftRightSigned, R1, 16), [0xc4, 0x01, 0, 0, 16, 0, 0, 0]),
             (|asm| asm.alu32(Alu::ShiftLeft, R1, R2), [0x6c, 0x21, 0, 0, 0, 0, 0, 0]),

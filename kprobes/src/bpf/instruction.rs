@@ -121,6 +121,10 @@ pub enum Helper {
     ProbeRead = 4,
     /// `bpf_ktime_get_ns()`: `CLOCK_MONOTONIC` in nanoseconds.
     MonotonicTime = 5,
+    /// `bpf_perf_event_output(ctx, map, flags, data, size)`: writes `data` as one record; 0, or a negative error. The
+    /// map is one of [outputs](super::Map::outputs), and the flags are [`CURRENT_CPU`](super::CURRENT_CPU). Since Linux
+    /// 4.4.
+    Output = 25,
 }
 
 /// A register, or a 32-bit number, which is sign-extended.

@@ -1,23 +1,28 @@
-//! Hash maps that programs and user space share.
+//! Maps that programs and user space share.
 
 use std::io;
+use std::sync::Arc;
 
 use super::program::object_name;
-use crate::Error;
-use crate::sys::{bpf, limits};
+use crate::sys::bpf::{self, MapType};
+use crate::sys::limits;
+use crate::{Error, cpus};
 
 /// The maximum size of a key in bytes: a program keeps it on its stack (`MAX_BPF_STACK`).
 const MAX_KEY_SIZE: u32 = 512;
+/// The flags of [`Helper::Output`](super::Helper::Output): the CPU that the program runs on (`BPF_F_CURRENT_CPU`). It
+/// needs a [64-bit load](super::Assembler::load64), because all its bits are set.
+pub const CURRENT_CPU: u64 = 0xffff_ffff;
 
-/// A hash map in the kernel. Keys and values are bytes in the machine's byte order. Their sizes are fixed when the map
-/// is created.
+/// A map in the kernel. Keys and values are bytes in the machine's byte order. Their sizes are fixed when the map is
+/// created.
 ///
 /// Its memory is allocated when it is created (no `BPF_F_NO_PREALLOC`), so that a program never has to allocate. The
-/// map is freed with its last user: this handle, or the last program that uses it.
-#[derive(Debug)]
+/// map is freed with its last user: this handle and its clones, or the last program that uses it.
+#[derive(Clone, Debug)]
 pub struct Map {
     name: String,
-    map: bpf::HashMap,
+    map: Arc<bpf::Map>,
 }
 
 impl Map {
@@ -34,9 +39,22 @@ impl Map {
             let sizes = format!("{what}, with {key_size} bytes each and values of {value_size} bytes");
             return Err(Error::io(sizes, io::ErrorKind::InvalidInput));
         }
-        let made = with_memory(|| bpf::HashMap::new(kernel_name, key_size, value_size, entries));
+        let made = with_memory(|| bpf::Map::new(MapType::Hash, kernel_name, (key_size, value_size), entries));
         let map = made.map_err(|error| limits::bpf_error(&what, error))?;
-        Ok(Self { name: name.to_owned(), map })
+        Ok(Self { name: name.to_owned(), map: Arc::new(map) })
+    }
+
+    /// Creates an array of outputs, one for each CPU, into which programs write records with
+    /// [`Helper::Output`](super::Helper::Output). [`Rings::receive`](crate::Rings::receive) connects them with rings.
+    ///
+    /// # Errors
+    /// Those of [`Map::hash`].
+    pub fn outputs(name: &str) -> Result<Self, Error> {
+        let kernel_name = object_name("BPF map", name)?;
+        let cpus = cpus::possible()?.last().map_or(1, |last| last + 1);
+        let made = with_memory(|| bpf::Map::new(MapType::PerfEventArray, kernel_name, (4, 4), cpus));
+        let map = made.map_err(|error| limits::bpf_error(&format!("the BPF map {name} of {cpus} outputs"), error))?;
+        Ok(Self { name: name.to_owned(), map: Arc::new(map) })
     }
 
     /// Copies the value of a key to `value`. Returns whether the key exists; if not, `value` is unchanged.

@@ -19,7 +19,8 @@
 //! 3. [`Assembler::finish`] checks the program and returns [`Code`]: data without any descriptor. It refers to maps by
 //!    number, so that an interpreter can run it in a test.
 //! 4. [`Program::load`] replaces the numbers with [`Map`]s and lets the kernel verify the program.
-//! 5. [`Rings::attach_with_program`](crate::Rings::attach_with_program) runs it at a probe before any sample is
+//! 5. A program may also write records of its own into the rings: see [`Map::outputs`].
+//! 6. [`Rings::attach_with_program`](crate::Rings::attach_with_program) runs it at a probe before any sample is
 //!    written.
 //!
 //! # Facts of the kernel
@@ -113,12 +114,14 @@ mod kernel_version;
 mod map;
 mod program;
 mod reader;
+mod reads;
 mod registers;
 mod running;
 
 pub use assembler::{Assembler, AssemblyError, Code, Label};
 pub use instruction::{Alu, Condition, Helper, Instruction, Operand, Register, Width};
-pub use map::Map;
+pub use map::{CURRENT_CPU, Map};
 pub use program::Program;
 pub use reader::{Reader, Unreadable};
+pub use reads::Reads;
 pub(crate) use running::Running;

@@ -188,6 +188,11 @@ const fn is_signed(kind: Type) -> bool {
 /// Loads a value from the stack.
 fn load(asm: &mut Assembler, expression: &Expression, width: Width, from: i16, into: Register) {
     asm.load(width, into, Register::Frame, from);
+    finish(asm, expression, into);
+}
+
+/// Makes a number of the bytes that a register has: extends a sign, takes the bits of a bit-field.
+pub(super) fn finish(asm: &mut Assembler, expression: &Expression, into: Register) {
     if is_signed(expression.kind) {
         narrow(asm, expression.kind, into);
     }
@@ -211,4 +216,4 @@ fn lowest(asm: &mut Assembler, register: Register, bits: u8, right: Alu) {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

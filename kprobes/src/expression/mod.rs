@@ -80,9 +80,9 @@ impl Expression {
         Some((pointer, last.offset))
     }
 
-    /// The expression for a value that lies `by` bytes after this one. `None` if nothing is read.
-    pub(crate) fn shifted(&self, by: usize, kind: Type) -> Option<Self> {
-        let mut shifted = Self { kind, ..self.clone() };
+    /// A part of this value, or a value after it: `by` bytes after its start in memory. `None` if nothing is read.
+    pub fn part(&self, by: usize, kind: Type) -> Option<Self> {
+        let mut shifted = Self { kind, bits: None, ..self.clone() };
         let last = shifted.reads.last_mut()?;
         last.offset = last.offset.checked_add(i64::try_from(by).ok()?)?;
         Some(shifted)

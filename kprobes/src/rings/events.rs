@@ -20,6 +20,8 @@ pub(super) struct RingDescriptors {
     pub(super) owner: OwnedFd,
     /// The events that write into it, by the id of their trace event.
     pub(super) events: Vec<(u32, OwnedFd)>,
+    /// The events that BPF programs write through.
+    pub(super) outputs: Vec<OwnedFd>,
     /// A timer that writes one sample on request, so that the kernel also reports pending losses. A thread's ring has
     /// none, because its timer would run only while the thread does.
     pub(super) timer: Option<OwnedFd>,
@@ -78,6 +80,7 @@ impl RingDescriptors {
     pub(super) fn retire(&mut self) {
         self.retired = true;
         self.events.clear();
+        self.outputs.clear();
         self.timer = None;
     }
 }

@@ -12,8 +12,16 @@ const MAP_LOOKUP: libc::c_int = 1;
 const MAP_UPDATE: libc::c_int = 2;
 const MAP_DELETE: libc::c_int = 3;
 const PROG_LOAD: libc::c_int = 5;
-/// `BPF_MAP_TYPE_HASH`
-const HASH: u32 = 1;
+/// The type of a map. The discriminant is the kernel's number (`enum bpf_map_type`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum MapType {
+    /// `BPF_MAP_TYPE_HASH`
+    Hash = 1,
+    /// `BPF_MAP_TYPE_PERF_EVENT_ARRAY`: the key is a CPU, the value a descriptor of a perf event.
+    PerfEventArray = 4,
+}
+
 /// `BPF_PROG_TYPE_KPROBE`
 const KPROBE: u32 = 2;
 /// `bpf_probe_read` requires a licence string that `license_is_gpl_compatible` lists.
@@ -61,19 +69,24 @@ struct ProgramAttributes {
     prog_name: ObjectName,
 }
 
-/// A hash map, with the sizes of its keys and values.
+/// A map, with the sizes of its keys and values.
 #[derive(Debug)]
-pub(crate) struct HashMap {
+pub(crate) struct Map {
     descriptor: OwnedFd,
     key_size: usize,
     value_size: usize,
 }
 
-impl HashMap {
+impl Map {
     /// Creates a map. Without flags the kernel preallocates it.
-    pub(crate) fn new(name: ObjectName, key_size: u32, value_size: u32, entries: u32) -> io::Result<Self> {
+    pub(crate) fn new(
+        map_type: MapType,
+        name: ObjectName,
+        (key_size, value_size): (u32, u32),
+        entries: u32,
+    ) -> io::Result<Self> {
         let mut attributes = MapAttributes {
-            map_type: HASH,
+            map_type: map_type as u32,
             key_size,
             value_size,
             max_entries: entries,

@@ -17,6 +17,8 @@ pub(crate) enum Event {
     Dummy,
     /// The trace event of this id.
     Trace(u32),
+    /// An event that a BPF program writes records through. Linux 4.4.
+    Output,
     /// A sample without raw part, soon after the event is [enabled](enable_once).
     Timer,
 }
@@ -68,6 +70,10 @@ pub(crate) fn open(event: Event, source: Source, settings: &Settings) -> io::Res
         Event::Trace(id) => {
             attr.type_ = bindings::PERF_TYPE_TRACEPOINT;
             attr.config = u64::from(id);
+        }
+        Event::Output => {
+            attr.type_ = bindings::PERF_TYPE_SOFTWARE;
+            attr.config = u64::from(bindings::PERF_COUNT_SW_BPF_OUTPUT);
         }
         Event::Timer => {
             attr.type_ = bindings::PERF_TYPE_SOFTWARE;

@@ -5,6 +5,7 @@
 mod cpus;
 mod help;
 mod limits;
+mod outputs;
 mod probes;
 mod programs;
 mod rings;

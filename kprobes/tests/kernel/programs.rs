@@ -15,7 +15,7 @@ use crate::help::{Contents, OwnedSample, drain_all, group, kprobe_events, on_cpu
 use crate::limits::{alone, is_alone};
 
 /// No other program calls it during these tests.
-const LOCK: Target<'static> = Target::Kprobe { function: "fcntl_setlk" };
+pub(crate) const LOCK: Target<'static> = Target::Kprobe { function: "fcntl_setlk" };
 
 sample! {
     /// `fcntl_setlk(fd, filp, cmd, flock)`
@@ -37,17 +37,17 @@ fn layout(_: &str, name: &str) -> Option<Term> {
     }
 }
 
-fn install(group: &Group) -> Installed {
+pub(crate) fn install(group: &Group) -> Installed {
     group.install("lock", LOCK, Lock::FETCHES, &layout).unwrap()
 }
 
-fn expression(name: &str) -> Expression {
+pub(crate) fn expression(name: &str) -> Expression {
     let fetch = Lock::FETCHES.iter().find(|fetch| fetch.name == name).unwrap();
     fetch.expression("lock", LOCK, &layout).unwrap()
 }
 
 /// Locks a range of a file, for which the kernel calls [`LOCK`].
-fn lock(file: &File, start: i64, length: i64) {
+pub(crate) fn lock(file: &File, start: i64, length: i64) {
     let lock = libc::flock {
         l_type: libc::F_RDLCK as libc::c_short,
         l_whence: libc::SEEK_SET as libc::c_short,
@@ -58,7 +58,7 @@ fn lock(file: &File, start: i64, length: i64) {
     fcntl(file, FcntlArg::F_OFD_SETLK(&lock)).unwrap();
 }
 
-fn file() -> File {
+pub(crate) fn file() -> File {
     let path = "/tmp/kernel_test.program";
     File::options().read(true).write(true).create(true).truncate(false).open(path).unwrap()
 }
@@ -136,7 +136,7 @@ fn map(entries: u32) -> Map {
     Map::hash("counts", 16, 16, entries).unwrap()
 }
 
-fn rings() -> Rings {
+pub(crate) fn rings() -> Rings {
     Rings::per_cpu(&RingOptions::default()).unwrap()
 }
 

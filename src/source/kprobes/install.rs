@@ -4,14 +4,20 @@
 //! Then they are attached to the monitor's rings.
 
 use nix::unistd::gettid;
+use socktrail_kprobes::bpf::Program;
 use socktrail_kprobes::{Error, Group, Installed, RingOptions, Rings};
 
+use super::accounting::{Conversations, Counted, Rules, Unaccounted};
 use super::drop_functions::{DEFERRED_FREE, DropFunctions};
 use super::self_test::{Hits, SelfTest, Verdict};
 use super::source::now_of;
 use super::{
     Decode, Feature, FeatureStatus, Probe, Probes, Refusal, Wanted, all_features, learning, missing_fields, release,
 };
+use crate::model::time::nanos;
+
+/// What is masked to count no packets in the kernel.
+const BPF: &str = "bpf";
 
 impl Probes {
     /// Installs the best working probe for each feature, and attaches it to `rings`, if given. A feature is lost if all its probes
@@ -39,6 +45,7 @@ impl Probes {
         if let Some(rings) = rings {
             // Hits that were missed during the self-test do not count, because monitoring has not begun.
             probes.missed_before = (installer.group.misses().unwrap_or_default(), now_of(rings));
+            probes.conversations = installer.count(&mut slots, rings, probes.capabilities.gso_head_len);
             slots.iter_mut().for_each(|slot| slot.attach(rings, &mut installer));
         }
         slots.into_iter().for_each(|slot| probes.take(slot, wanted.ipv6));
@@ -103,6 +110,13 @@ fn own_ring() -> Result<Rings, Error> {
 }
 
 impl Installer<'_> {
+    /// The filter with which a probe is attached to the monitor's rings.
+    fn filter(&self, probe: &Probe) -> Option<String> {
+        let filter = probe.filter(self.wanted, !self.wanted.loopback);
+        // The same addresses were filled in when the probe was installed, so this gives a filter.
+        filter.and_then(|filter| self.drop_functions.fill_in(&filter))
+    }
+
     /// Tests the installed probes, and replaces those that test traffic does not hit.
     fn test(&mut self, slots: &mut [Slot]) -> SelfTest {
         let mut test = SelfTest::default();
@@ -123,6 +137,26 @@ impl Installer<'_> {
                 }
             }
         }
+    }
+
+    /// Counts packets in the kernel: attaches the probes that take part in that, all of them or none.
+    fn count(&self, slots: &mut [Slot], rings: &mut Rings, gso_head_len: u32) -> Result<Conversations, Unaccounted> {
+        let wanted = self.wanted;
+        let Counted { inactive, conversations } = wanted.counted.ok_or(Unaccounted::Unwanted)?;
+        if wanted.masks(BPF) {
+            return Err(Unaccounted::Masked);
+        }
+        let rules = Rules { inactive_nanos: nanos(inactive), gso_head_len, loopback: wanted.loopback };
+        let probes = slots.iter().filter_map(|slot| Some((slot.served.feature, slot.served.probe?)));
+        let counted = Conversations::load(probes, &wanted, &rules, conversations, rings)?;
+        for (feature, program) in counted.programs() {
+            let Some(slot) = slots.iter_mut().find(|slot| slot.served.feature == feature) else { continue };
+            if let Err(error) = slot.attach_with_program(rings, self, program) {
+                slots.iter_mut().for_each(|slot| slot.detach(rings));
+                return Err(error.into());
+            }
+        }
+        Ok(counted)
     }
 
     /// Makes one round of traffic. Returns the slots whose probe it should have hit and did not.
@@ -147,6 +181,8 @@ struct Slot {
     served: FeatureStatus,
     alternatives: &'static [Probe],
     chosen: Option<Chosen>,
+    /// Whether it is attached to the monitor's rings.
+    attached: bool,
 }
 
 /// The alternative that is installed.
@@ -168,7 +204,7 @@ impl Slot {
             kernel_merges_datagrams,
             hit: false,
         };
-        Self { served, alternatives, chosen: None }
+        Self { served, alternatives, chosen: None, attached: false }
     }
 
     /// Installs the first alternative that the kernel accepts, from `index` on.
@@ -223,12 +259,13 @@ impl Slot {
 
     /// Attaches the probe to the monitor's rings, or the first alternative that can be attached.
     fn attach(&mut self, rings: &mut Rings, installer: &mut Installer<'_>) {
-        let wanted = installer.wanted;
-        while let (Some(probe), Some(Chosen { index, installed, .. })) = (self.served.probe, &self.chosen) {
-            let filter = probe.filter(wanted, !wanted.loopback);
-            // The same addresses were filled in when the probe was installed, so this gives a filter.
-            let filter = filter.and_then(|filter| installer.drop_functions.fill_in(&filter));
-            let Err(error) = rings.attach(installed, filter.as_deref()) else { return };
+        while let (false, Some(probe), Some(Chosen { index, installed, .. })) =
+            (self.attached, self.served.probe, &self.chosen)
+        {
+            let Err(error) = rings.attach(installed, installer.filter(probe).as_deref()) else {
+                self.attached = true;
+                return;
+            };
             if let Ok(ring) = &mut installer.ring {
                 ring.detach(installed);
             }
@@ -236,6 +273,29 @@ impl Slot {
             self.served.refusals.push(error.into());
             (self.served.probe, self.chosen, self.served.hit) = (None, None, false);
             self.install_from(next, installer);
+        }
+    }
+}
+
+impl Slot {
+    /// Attaches the probe to the monitor's rings, with a program that counts its hits.
+    fn attach_with_program(
+        &mut self,
+        rings: &mut Rings,
+        installer: &Installer<'_>,
+        program: &Program,
+    ) -> Result<(), Error> {
+        if let (Some(probe), Some(Chosen { installed, .. })) = (self.served.probe, &self.chosen) {
+            rings.attach_with_program(installed, installer.filter(probe).as_deref(), program)?;
+            self.attached = true;
+        }
+        Ok(())
+    }
+
+    fn detach(&mut self, rings: &mut Rings) {
+        if let Some(Chosen { installed, .. }) = self.chosen.as_ref().filter(|_| self.attached) {
+            rings.detach(installed);
+            self.attached = false;
         }
     }
 }

@@ -4,6 +4,7 @@
 //! decoder of its records. Fetch arguments are templates: they name fields (`+{sk_buff.len}({skb})`), and the layout gives the
 //! offsets. [`FLOW_PROBES`] lists the probes that can serve each [`Feature`].
 
+mod accounting;
 mod call_table;
 mod calls;
 mod child_group;
@@ -32,6 +33,8 @@ use std::net::Ipv6Addr;
 use socktrail_guess::Layout;
 use socktrail_kprobes::{Decoder, Error, Format, Installed, Kind, Record, Resolver, Sample, Target, Term};
 
+pub use self::accounting::Counted;
+use self::accounting::{Conversations, Unaccounted};
 pub use self::call_table::SOCKET_EVENT_PROBES;
 pub(crate) use self::misses::{Missed, Misses};
 use self::packets::{FreedBy, ListFreeFunction};
@@ -69,6 +72,8 @@ pub struct Wanted<'a> {
     pub mask: &'a [String],
     /// Whether to sample packets between loopback addresses.
     pub loopback: bool,
+    /// What to count in the kernel; `None` to sample all packets.
+    pub counted: Option<Counted>,
 }
 
 /// The status of a feature: its probe, and why better ones could not be used.
@@ -162,6 +167,8 @@ pub struct Probes {
     halves: Halves<program::File, Option<Vec<Vec<u8>>>>,
     /// The kernel function that frees lists of packets: it tells drops that two samples report.
     list_free: ListFreeFunction,
+    /// The conversations that the kernel counts, or why it does not.
+    conversations: Result<Conversations, Unaccounted>,
     /// What the probes can observe.
     pub(crate) capabilities: SourceCapabilities,
     /// The number of samples that could not be decoded: truncated ones, and packets with headers that are not understood.
@@ -173,6 +180,7 @@ impl Probes {
     fn set_capabilities(&mut self, kernel_merges_datagrams: bool) {
         self.capabilities.control_group_moves = self.installed(Feature::ControlGroup).is_some();
         self.capabilities.execs = self.features().map(Feature::shows_execs).max().unwrap_or(Execs::Unseen);
+        self.capabilities.totals = self.conversations.is_ok();
         let unclear = |served: &FeatureStatus| served.probe.is_some_and(|probe| probe.driver_drops_unclear);
         self.capabilities.driver_drops_unclear = self.served.iter().any(unclear);
         self.capabilities.single_datagrams = !kernel_merges_datagrams || self.see_single_datagrams();
@@ -195,6 +203,7 @@ impl Probes {
             layout: None,
             halves: Halves::default(),
             list_free: ListFreeFunction::default(),
+            conversations: Err(Unaccounted::Unwanted),
             capabilities: SourceCapabilities::default(),
             unreadable: 0,
         }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use socktrail_guess::{LayoutSource, ResolveOptions, Resolved, resolve};
 use socktrail_kprobes::Tracefs;
 
+use super::accounting::Counted;
 use super::{GROUP, Wanted};
 use crate::model::clock::TimeSource;
 use crate::model::socket_event::Actions;
@@ -29,6 +30,20 @@ pub(crate) struct Options {
     pub(crate) mask: Vec<String>,
     /// Whether to sample packets between loopback addresses.
     pub(crate) loopback: bool,
+    pub(crate) accounting: Accounting,
+    /// The maximum number of conversations that the kernel counts.
+    pub(crate) accounting_entries: u32,
+    pub(crate) flow_inactive_timeout: Duration,
+}
+
+/// How packets are counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Accounting {
+    /// In the kernel, where that is possible.
+    #[cfg_attr(not(test), allow(dead_code, reason = "no option chooses it yet"))]
+    Kernel,
+    /// From samples of all packets.
+    Samples,
 }
 
 impl Options {
@@ -81,7 +96,9 @@ impl Options {
     /// What the probes should observe on a kernel with this layout.
     pub(crate) fn wanted<'a>(&'a self, layout: &'a socktrail_guess::Layout) -> Wanted<'a> {
         let Self { flows, socket_events, ref mask, loopback, .. } = *self;
-        Wanted { layout, ipv6: self.ipv6(), flows, socket_events, mask, loopback }
+        let counted = Counted { inactive: self.flow_inactive_timeout, conversations: self.accounting_entries };
+        let counted = Some(counted).filter(|_| flows && self.accounting == Accounting::Kernel);
+        Wanted { layout, ipv6: self.ipv6(), flows, socket_events, mask, loopback, counted }
     }
 }
 

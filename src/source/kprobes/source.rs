@@ -11,14 +11,17 @@ use std::time::{Duration, Instant};
 use socktrail_guess::Layout;
 use socktrail_kprobes::{Clock as RingClock, Format, Group, Horizon, Record, RingOptions, Rings};
 
+use super::accounting::{self, Conversations};
 use super::clock_comparison::{self as sync, ClockComparison};
 use super::options::Options;
 use super::switches::Switches;
 use super::{Feature, GROUP, Missed, Misses, Probes};
 use crate::model::clock::{Clock, Readings, TimeSource};
-use crate::model::event::SourceCapabilities;
+use crate::model::event::{Event, EventKind, SourceCapabilities};
+use crate::model::kernel_address::SockAddress;
 use crate::model::process::Process;
 use crate::model::time::MonotonicTime;
+use crate::model::totals::Totals;
 use crate::source::capture::NameCapture;
 use crate::source::{Batch, Counts, Error, EventSockets, Existing, MissingFeature, Source, Tap, Waker, proc};
 use crate::state::FoundProcess;
@@ -87,6 +90,12 @@ impl KprobeSource {
         let probes = Probes::install(&mut group, Some(&mut rings), wanted);
         if !probes.can_show_wanted(wanted) {
             return Err(Error::NothingToSee(MissingFeature::all_of(probes.served)));
+        }
+        match &probes.conversations {
+            Err(reason) if !reason.is_chosen() => {
+                tracing::info!(%reason, "packets are sampled, not counted in the kernel");
+            }
+            _ => {}
         }
         let mut sync = ClockComparison::every(options.clock_sync_period);
         sync.compare(&mut rings, &probes);
@@ -198,8 +207,16 @@ impl KprobeSource {
     fn drain<T: Tap>(&mut self, until: MonotonicTime, tap: &mut T, take: &mut dyn FnMut(&mut Batch)) {
         let Self { rings, probes, batch, .. } = self;
         let drained = rings.drain(until.as_nanos(), &mut |record: Record<'_>| {
-            tap.record(&record);
-            batch.events.extend(probes.event(&record));
+            match reported(&record) {
+                Some((time, totals)) => {
+                    tap.totals(time, &totals);
+                    batch.events.push(Event { time, pid: 0, tid: 0, kind: EventKind::Totals(Box::new(totals)) });
+                }
+                None => {
+                    tap.record(&record);
+                    batch.events.extend(probes.event(&record));
+                }
+            }
             if batch.events.len() >= Batch::SIZE {
                 take(batch);
             }
@@ -209,6 +226,14 @@ impl KprobeSource {
         self.is_busy = drained.records > 0;
         self.pause = if drained.backlog { SHORT_ROUND } else { ROUND };
     }
+}
+
+/// What a program has written into a ring, and when.
+#[inline]
+fn reported(record: &Record<'_>) -> Option<(MonotonicTime, Totals)> {
+    // No trace event has this id.
+    let Record::Sample { id: 0, time, raw, .. } = *record else { return None };
+    Some((MonotonicTime::from_nanos(time), accounting::of_record(raw)?))
 }
 
 /// The time by the clock of the samples.
@@ -245,6 +270,7 @@ impl Source for KprobeSource {
             name_packets_lost: capture.map_or(0, NameCapture::packets_lost),
             lost_by_cpu,
             misses_by_probe: self.misses.so_far(),
+            without_room: self.probes.conversations.as_ref().map_or(0, Conversations::without_room),
         }
     }
 
@@ -305,6 +331,10 @@ impl Source for KprobeSource {
 
     fn is_gone(&mut self, process: &Process) -> bool {
         proc::is_gone(process)
+    }
+
+    fn totals(&mut self, sock: SockAddress) -> Option<Totals> {
+        self.probes.conversations.as_ref().ok()?.totals(sock)
     }
 }
 

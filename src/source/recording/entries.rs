@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use socktrail_dns::Packet;
 use socktrail_kprobes::Record;
 
+use super::counted::{AnsweredEntry, ReportedEntry};
 use crate::host::Host;
 use crate::model::clock::Clock;
 use crate::model::container::Containers;
@@ -157,6 +158,10 @@ pub enum Entry<'a> {
     /// All entries from before this time are complete.
     Until(MonotonicTime),
     Learned(LearnedEntry),
+    /// Counts that the kernel has reported.
+    Reported(ReportedEntry),
+    /// An answer about the kernel's counts.
+    Answered(AnsweredEntry),
     Name(NameEntry),
     /// The end of a complete recording.
     End,
@@ -177,6 +182,8 @@ const PACKET: u8 = 11;
 const LOST_SINCE: u8 = 12;
 const MISSED: u8 = 13;
 const PACKETS_MISSED: u8 = 14;
+const REPORTED: u8 = 15;
+const ANSWERED: u8 = 16;
 
 impl Entry<'_> {
     /// Appends the entry to a block.
@@ -187,6 +194,8 @@ impl Entry<'_> {
             Self::Process(process) => json(to, PROCESS, process),
             Self::Socket(socket) => json(to, SOCKET, socket),
             Self::Learned(learned) => json(to, LEARNED, learned),
+            Self::Reported(reported) => json(to, REPORTED, reported),
+            Self::Answered(answered) => json(to, ANSWERED, answered),
             Self::Name(name) => json(to, NAME, name),
             Self::Missed(missed) => json(to, MISSED, missed),
             Self::Record(record) => write_record(to, record),
@@ -281,6 +290,8 @@ impl<'a> Entries<'a> {
             SOCKET => Entry::Socket(self.json()?),
             PACKET => Entry::Packet(self.packet()?),
             LEARNED => Entry::Learned(self.json()?),
+            REPORTED => Entry::Reported(self.json()?),
+            ANSWERED => Entry::Answered(self.json()?),
             NAME => Entry::Name(self.json()?),
             SAMPLE => Entry::Record(self.sample()?),
             LOST => self.lost(0)?,

@@ -17,6 +17,7 @@
 use std::convert::Infallible;
 
 pub(crate) mod blocks;
+pub(crate) mod counted;
 pub(crate) mod entries;
 #[cfg(fuzzing)]
 pub mod fuzzing;

@@ -10,15 +10,18 @@ use socktrail_kprobes::Record;
 
 use super::RecordingError;
 use super::blocks::BlockWriter;
+use super::counted::{AnsweredEntry, ReportedEntry};
 use super::entries::{Entry, EventEntry, FoundEntry, Header, LearnedEntry, NameEntry, ProcessEntry, SocketEntry};
 use crate::model::clock::Clock;
 use crate::model::event::SourceCapabilities;
 use crate::model::flow::Flow;
+use crate::model::kernel_address::SockAddress;
 use crate::model::names::UserNames;
 use crate::model::process::{Credentials, Process};
 use crate::model::time::MonotonicTime;
+use crate::model::totals::Totals;
 use crate::source::kprobes::Missed;
-use crate::source::{Batch, Counts, EventSockets, Existing, Source, Tap, Waker};
+use crate::source::{Batch, CountedAnswer, Counts, EventSockets, Existing, Source, Tap, Waker};
 use crate::state::FoundProcess;
 
 /// The statistics of a recording.
@@ -41,6 +44,8 @@ pub struct Recorded {
 pub(crate) struct Recorder<S, W: Write> {
     source: S,
     writer: Writer<W>,
+    /// The time of the last answer about the kernel's counts.
+    answered: MonotonicTime,
 }
 
 impl<S: Source, W: Write> Recorder<S, W> {
@@ -58,7 +63,7 @@ impl<S: Source, W: Write> Recorder<S, W> {
         let mut writer = Writer { to, named: HashSet::new(), recorded: Recorded::default(), failed: None };
         writer.write(&Entry::Header(Box::new(header)));
         events.into_iter().for_each(|event| writer.write(&Entry::Event(event)));
-        Ok(Self { source, writer })
+        Ok(Self { source, writer, answered: MonotonicTime::ZERO })
     }
 
     /// Counts a flow.
@@ -162,6 +167,19 @@ impl<S: Source<Error: Into<RecordingError>>, W: Write> Source for Recorder<S, W>
         false
     }
 
+    fn totals(&mut self, sock: SockAddress) -> Option<Totals> {
+        let totals = self.source.totals(sock);
+        let answer = CountedAnswer { sock, at: self.source.answered(), totals };
+        self.answered = answer.at;
+        self.writer.write(&Entry::Answered(AnsweredEntry::from(&answer)));
+        totals
+    }
+
+    /// The recorded time, so that a replay uses the same.
+    fn answered(&self) -> MonotonicTime {
+        self.answered
+    }
+
     fn forget(&mut self, flow: &Flow) {
         self.source.forget(flow);
     }
@@ -202,6 +220,10 @@ impl<W: Write> Tap for Writer<W> {
     fn missed(&mut self, missed: &Missed) {
         self.recorded.missed = self.recorded.missed.saturating_add(missed.count);
         self.write(&Entry::Missed((*missed).into()));
+    }
+
+    fn totals(&mut self, time: MonotonicTime, totals: &Totals) {
+        self.write(&Entry::Reported(ReportedEntry { time, totals: totals.into() }));
     }
 
     fn packet(&mut self, packet: &Packet<'_>) {

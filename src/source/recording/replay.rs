@@ -16,14 +16,15 @@ use super::entries::{Entries, Entry, EventEntry, Header, LearnedEntry, NameEntry
 use crate::host::Host;
 use crate::host::agent::Agent;
 use crate::model::clock::Clock;
-use crate::model::event::{Execs, SourceCapabilities};
+use crate::model::event::{Event, EventKind, Execs, SourceCapabilities};
 use crate::model::names::UserNames;
 use crate::model::process::Process;
 use crate::model::socket_event::Actions;
 use crate::model::time::MonotonicTime;
+use crate::model::totals::Totals;
 use crate::source::kprobes::{Missed, Probes};
 use crate::source::names::Listener;
-use crate::source::{Answer, Batch, Counts, EventSockets, Existing, Source, Tap};
+use crate::source::{Answer, Batch, CountedAnswer, Counts, EventSockets, Existing, Source, Tap};
 use crate::state::{FoundProcess, StateConfig, StateStats};
 
 /// A recording that is being replayed.
@@ -194,6 +195,16 @@ impl<R: Read> Replay<R> {
             Entry::PacketsMissed { since, until } => {
                 tap.packets_missed(since, until);
                 self.listener.missed(since, until);
+            }
+            Entry::Reported(reported) => {
+                let totals = Totals::try_from(reported.totals).map_err(|problem| self.damaged(problem))?;
+                tap.totals(reported.time, &totals);
+                let kind = EventKind::Totals(Box::new(totals));
+                self.batch.events.push(Event { time: reported.time, pid: 0, tid: 0, kind });
+            }
+            Entry::Answered(answered) => {
+                let answer = CountedAnswer::try_from(answered).map_err(|problem| self.damaged(problem))?;
+                self.batch.totals.push(answer);
             }
             Entry::Name(name) => self.names.add(name),
             Entry::Learned(LearnedEntry { pid, found }) => {

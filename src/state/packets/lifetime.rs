@@ -3,11 +3,12 @@
 use super::super::State;
 use super::super::flows::{Beginning, FlowId, FlowKey, LiveFlow};
 use super::super::idle::Idle;
+use super::super::questions::Purpose;
 use super::super::sockets::SocketKey;
 use super::super::wheel::Tick;
 use super::report::has_socket;
 use crate::model::flow::{Direction, Reason, Transport};
-use crate::model::kernel_address::NetAddress;
+use crate::model::kernel_address::{NetAddress, SockAddress};
 use crate::model::time::MonotonicTime;
 
 impl State {
@@ -58,11 +59,14 @@ impl State {
     /// Ends the flow whose timer is due first, if the table is full. With interim reports that is not always the flow closest
     /// to its timeout.
     fn make_room(&mut self) {
-        while self.flows.len() >= self.config.max_flows.max(1) {
+        // Flows that end as soon as their last counts are known have made room.
+        while self.flows.len() - self.questions.evicted >= self.config.max_flows.max(1) {
             let Some((tick, key)) = self.flow_timers.pop_earliest() else { return };
             if self.flows.get(key).is_some_and(|live| live.armed == tick) {
                 self.stats.flows_evicted += 1;
-                self.finish(key, Reason::Evicted);
+                if !self.ask(key, Purpose::Room) {
+                    self.finish(key, Reason::Evicted);
+                }
             }
         }
     }
@@ -78,7 +82,7 @@ impl State {
     }
 
     /// The time at which a flow ends if nothing more happens.
-    fn deadline(&self, live: &LiveFlow) -> MonotonicTime {
+    pub(in crate::state) fn deadline(&self, live: &LiveFlow) -> MonotonicTime {
         let timeout = match live.closing {
             // A closing flow never stays longer than an idle one.
             true => self.config.flow_termination_timeout.min(self.config.flow_inactive_timeout),
@@ -103,12 +107,18 @@ impl State {
         }
     }
 
-    /// A flow's timer is due: ends the flow, or reports it if a report is due and sets the next timer. A stale timer does
+    /// A flow's timer is due. If it seems so by the packets that were sampled, asks for those that were not. A stale timer does
     /// nothing.
     pub(in crate::state) fn flow_timer(&mut self, now: MonotonicTime, tick: Tick, flow: FlowKey) {
-        if self.flows.get(flow).is_none_or(|live| live.armed != tick) {
-            return;
+        let Some(live) = self.flows.get(flow).filter(|live| live.armed == tick) else { return };
+        let seems_due = self.deadline(live).min(self.report_due(live)) <= now;
+        if !(seems_due && self.ask(flow, Purpose::Timer(now))) {
+            self.flow_is_due(now, flow);
         }
+    }
+
+    /// A flow's timer is due: ends it, reports it, or sets the timer again.
+    pub(in crate::state) fn flow_is_due(&mut self, now: MonotonicTime, flow: FlowKey) {
         let Some(live) = self.flows.get(flow) else { return };
         if self.deadline(live) <= now {
             let reason = if live.closing { Reason::Closed } else { Reason::Inactive };
@@ -133,9 +143,20 @@ impl State {
     pub(in crate::state) fn finish(&mut self, flow: FlowKey, reason: Reason) {
         let Some(live) = self.flows.get(flow) else { return };
         let (socket, sock, fragmented) = (live.socket, self.sock_of(live), self.may_be_fragmented(live));
+        let last_counts = self.counted_sock(live).filter(|_| reason == Reason::Replaced);
+        let waiting = self.questions.end(flow);
         let Some(mut live) = self.flows.remove(flow, &mut self.sockets) else { return };
         live.inexact.fragments |= fragmented;
+        live.socket = socket; // what is reported depends on it
         self.name_tracker.flow_ends(flow, &live);
+        let last_counts = last_counts.filter(|_| self.questions.can_hold());
+        let waiting = match waiting {
+            Some(waiting) if last_counts.is_none() => {
+                waiting.apply(&mut live);
+                None
+            }
+            waiting => waiting,
+        };
         let goes_on = reason != Reason::Replaced && self.goes_on(&live, socket);
         if goes_on {
             self.keep_idle(&live, socket);
@@ -148,15 +169,23 @@ impl State {
         {
             self.forget_socket(live.last, key);
         }
-        if socket.is_none() && !has_socket(&live) {
+        match last_counts {
+            Some(sock) => self.questions.hold(live, sock, reason, waiting),
+            None => self.hand_out(&live, sock, reason),
+        }
+    }
+
+    /// Reports a flow that has ended, if it is to be reported.
+    pub(in crate::state) fn hand_out(&mut self, live: &LiveFlow, sock: Option<SockAddress>, reason: Reason) {
+        if !has_socket(live) {
             self.stats.flows_without_socket += 1;
-        } else if self.is_own(&live) {
+        } else if self.is_own(live) {
             self.stats.flows_own += 1;
         } else if !self.config.filter.accepts_owner(live.owner.as_deref()) {
             self.stats.flows_filtered += 1;
         } else {
             self.stats.flows_reported += 1;
-            let report = self.report(&live, sock, reason);
+            let report = self.report(live, sock, reason);
             self.finished.push(report);
         }
     }
@@ -186,7 +215,7 @@ impl State {
     }
 
     /// Takes the idle connection with these addresses, and clears its socket's reference to it.
-    pub(super) fn take_idle(&mut self, id: &FlowId) -> Option<Idle> {
+    pub(in crate::state) fn take_idle(&mut self, id: &FlowId) -> Option<Idle> {
         let idle = self.idle.take(id)?;
         if let Some(socket) = idle.socket.and_then(|key| self.sockets.get_mut(key)) {
             socket.idle = None;

@@ -101,7 +101,7 @@ impl State {
     fn inexact(&self, live: &LiveFlow) -> Inexact {
         Inexact {
             fragments: live.inexact.fragments || self.may_be_fragmented(live),
-            samples_lost: self.may_lack_samples(live),
+            samples_lost: live.inexact.samples_lost || self.may_lack_samples(live),
             headers_unread: live.inexact.headers_unread || self.had_unparsed_packets(live.start, &live.id, live.net),
             ..live.inexact
         }

@@ -70,13 +70,18 @@ fn probe_read(to: u64, size: u64, from: u64, _: u64, _: u64) -> u64 {
 
 /// A machine that is probed.
 #[derive(Clone, Debug)]
-struct Machine {
+pub(crate) struct Machine {
     architecture: Architecture,
     registers: Vec<u8>,
     memory: Memory,
 }
 
 impl Machine {
+    /// Whether some of its memory is missing.
+    pub(crate) fn has_holes(&self) -> bool {
+        self.memory.hole != u64::MAX
+    }
+
     fn register(&self, name: &str) -> u64 {
         let at = self.architecture.register(name).unwrap() as usize;
         number(&self.registers[at..at + 8])
@@ -100,7 +105,7 @@ impl Machine {
     }
 
     /// The value that tracefs would fetch, according to kprobetrace.rst.
-    fn value(&self, expression: &Expression) -> Option<u64> {
+    pub(crate) fn value(&self, expression: &Expression) -> Option<u64> {
         let size = expression.kind.size();
         let whole = match (&expression.base, expression.reads.is_empty()) {
             (Base::Stack(index), true) => {
@@ -122,7 +127,7 @@ impl Machine {
     }
 
     /// Runs a program that `write` writes and that leaves its value in `R0`. `None` if memory could not be read.
-    fn run(&self, write: impl FnOnce(&mut Assembler, &Reader)) -> Option<u64> {
+    pub(crate) fn run(&self, write: impl FnOnce(&mut Assembler, &Reader)) -> Option<u64> {
         let mut asm = Assembler::new();
         let failed = asm.label();
         let reader = Reader::for_architecture(&mut asm, self.architecture, -8, failed);
@@ -144,7 +149,7 @@ impl Machine {
     }
 }
 
-fn machines() -> impl Strategy<Value = Machine> {
+pub(crate) fn machines() -> impl Strategy<Value = Machine> {
     let architectures = prop_oneof![Just(Architecture::X86_64), Just(Architecture::Aarch64)];
     let registers = prop::collection::vec(any::<u8>(), REGISTERS);
     let hole = prop_oneof![Just(u64::MAX), Just(4)];
@@ -156,7 +161,7 @@ fn machines() -> impl Strategy<Value = Machine> {
 }
 
 /// An expression that a template can have on this machine.
-fn expression(machine: &Machine, parts: (u8, Vec<i64>, usize, u8)) -> Expression {
+pub(crate) fn expression(machine: &Machine, parts: (u8, Vec<i64>, usize, u8)) -> Expression {
     const KINDS: [Type; 8] = [Type::U8, Type::U16, Type::U32, Type::U64, Type::S8, Type::S16, Type::S32, Type::S64];
     let (base, offsets, kind, bits) = parts;
     let arguments = match machine.architecture {
@@ -202,7 +207,8 @@ proptest! {
             reader.value_of_bytes(asm, &expression, BYTES + at, R0).unwrap();
         });
         let whole = machine.place(&expression).and_then(|place| machine.memory.bytes(place, size.into()));
-        let field = expression.shifted(at as usize, expression.kind);
+        let field = expression.part(at as usize, expression.kind);
+        let field = field.map(|field| Expression { bits: expression.bits, ..field });
         prop_assume!(field.is_some());
         prop_assert_eq!(read, whole.and_then(|_| machine.value(&field.unwrap())));
     }

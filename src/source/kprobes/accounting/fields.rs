@@ -1,0 +1,153 @@
+//! The fields that programs read: those that the samples of the same probes declare.
+
+use socktrail_kprobes::bpf::{Unreadable, Width};
+use socktrail_kprobes::{Error, Expression, Fetch, Resolver, Sample, Type};
+
+use super::Family;
+use super::entry::offset;
+use crate::model::event::PacketDirection;
+use crate::source::kprobes::sockets::SockGraft;
+use crate::source::kprobes::{AF_INET, AF_INET6, Probe};
+
+/// The socket that an arriving packet has already been given, if any.
+const RECEIVER: Fetch<'static> = Fetch::constant("receiver", "+{sk_buff.sk}({skb})", Type::U64);
+
+/// The fields of a probe's sample, by name.
+#[derive(Clone, Copy)]
+pub(super) struct Fields<'a> {
+    /// The name of the program.
+    pub(super) program: &'static str,
+    pub(super) probe: &'a Probe,
+    pub(super) resolver: &'a dyn Resolver,
+}
+
+impl Fields<'_> {
+    /// The field of this name.
+    ///
+    /// # Errors
+    /// The sample does not have it, or the layout does not know where it is.
+    pub(super) fn get(&self, name: &str) -> Result<Expression, Error> {
+        self.declared(self.probe.fetches, name)
+    }
+
+    /// The field of this name. `None` if this kernel does not have it.
+    ///
+    /// # Errors
+    /// The template is malformed.
+    pub(super) fn optional(&self, name: &str) -> Result<Option<Expression>, Error> {
+        match self.get(name) {
+            Ok(field) => Ok(Some(field)),
+            Err(Error::Unresolved { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// A field of the `struct sock` that sends the packet, as an accepted socket declares it.
+    ///
+    /// # Errors
+    /// Those of [`Fields::get`].
+    pub(super) fn of_sock(&self, name: &str) -> Result<Expression, Error> {
+        self.declared(SockGraft::FETCHES, name)
+    }
+
+    /// The `struct sock` that early demultiplexing has given an arriving packet.
+    ///
+    /// # Errors
+    /// Those of [`Fields::get`].
+    pub(super) fn receiver(&self) -> Result<Expression, Error> {
+        RECEIVER.expression(self.program, self.probe.target, self.resolver)
+    }
+
+    fn declared(&self, fetches: &[Fetch<'_>], name: &str) -> Result<Expression, Error> {
+        let Some(fetch) = fetches.iter().find(|fetch| fetch.name == name) else {
+            return Err(Error::Unresolved {
+                probe: self.program.to_owned(),
+                function: self.probe.function().to_owned(),
+                argument: name.to_owned(),
+                name: name.to_owned(),
+            });
+        };
+        fetch.expression(self.program, self.probe.target, self.resolver)
+    }
+
+    /// A part of the field `name` that is `by` bytes after its start.
+    ///
+    /// # Errors
+    /// Those of [`Fields::get`], or the field is a register.
+    pub(super) fn part(&self, name: &str, by: usize, kind: Type) -> Result<Expression, Error> {
+        let whole = self.get(name)?;
+        whole
+            .part(by, kind)
+            .ok_or_else(|| Error::Unreadable { argument: whole.to_string(), source: Unreadable::NoMemory })
+    }
+}
+
+/// The part of an entry's ends that one load of a packet's headers gives.
+#[derive(Clone, Debug)]
+pub(super) struct Piece {
+    pub(super) field: Expression,
+    /// Its offset in the entry, in bytes.
+    pub(super) at: i16,
+    pub(super) width: Width,
+}
+
+/// The ends of a packet: which parts of its headers are which parts of an entry.
+#[derive(Clone, Debug)]
+pub(super) struct Ends {
+    pub(super) pieces: Vec<Piece>,
+    /// Protocol and family, as the entry has them.
+    pub(super) kind: i32,
+}
+
+impl Ends {
+    /// The ends of a packet of this protocol. In the headers of an arriving packet, the other end comes first.
+    ///
+    /// # Errors
+    /// The layout does not know a field.
+    pub(super) fn of(
+        fields: &Fields<'_>,
+        family: Family,
+        direction: PacketDirection,
+        protocol: u16,
+    ) -> Result<Self, Error> {
+        let leaves = direction == PacketDirection::Outbound;
+        let piece = |field, at, width| Piece { field, at, width };
+        let first = offset!(addresses);
+        let mut pieces = match (family, leaves) {
+            (Family::Ipv4, true) => vec![piece(fields.get("addresses")?, first, Width::Double)],
+            (Family::Ipv4, false) => vec![
+                piece(fields.part("addresses", 4, Type::U32)?, first, Width::Word),
+                piece(fields.part("addresses", 0, Type::U32)?, first + 4, Width::Word),
+            ],
+            (Family::Ipv6, _) => {
+                let names = ["source_high", "source_low", "destination_high", "destination_low"];
+                let order = if leaves { [0, 1, 2, 3] } else { [2, 3, 0, 1] };
+                let word = |(at, name): (usize, usize)| {
+                    Ok(piece(fields.get(names[name])?, first + 8 * at as i16, Width::Double))
+                };
+                order.into_iter().enumerate().map(word).collect::<Result<_, Error>>()?
+            }
+        };
+        // The sample of an outgoing IPv4 packet has eight bytes that begin with the ports.
+        let ports = if (family, leaves) == (Family::Ipv4, true) { "behind" } else { "ports" };
+        let at = offset!(ports);
+        if leaves {
+            pieces.push(piece(fields.part(ports, 0, Type::U32)?, at, Width::Word));
+        } else {
+            pieces.push(piece(fields.part(ports, 2, Type::U16)?, at, Width::Half));
+            pieces.push(piece(fields.part(ports, 0, Type::U16)?, at + 2, Width::Half));
+        }
+        let family = if family == Family::Ipv4 { AF_INET } else { AF_INET6 };
+        Ok(Self { pieces, kind: i32::from(protocol) | i32::from(family) << 16 })
+    }
+
+    /// The pieces of both addresses.
+    pub(super) fn addresses(&self) -> &[Piece] {
+        let count = self.pieces.iter().take_while(|piece| piece.at < offset!(ports)).count();
+        &self.pieces[..count]
+    }
+
+    pub(super) fn is_ipv4(&self) -> bool {
+        self.kind >> 16 == i32::from(AF_INET)
+    }
+}

@@ -1,0 +1,210 @@
+//! The program of each probe.
+
+use socktrail_kprobes::bpf::Register::*;
+use socktrail_kprobes::bpf::{Alu, Code, Condition, Width};
+use socktrail_kprobes::{Error, Expression, Resolver, Type};
+
+use super::fields::{Ends, Fields, Piece};
+use super::tcp_in::Arriving;
+use super::tcp_out::Leaving;
+use super::udp::Datagram;
+use super::writer::{ENTRY, Writer};
+use super::{Family, Rules};
+use crate::model::event::PacketDirection::{Inbound, Outbound};
+use crate::source::kprobes::packets::{IPPROTO_TCP, IPPROTO_UDP};
+use crate::source::kprobes::sockets::TCP_CLOSE;
+use crate::source::kprobes::{Feature, Probe};
+
+/// Version and header length of an IPv4 header without options.
+const PLAIN_IPV4: i32 = 0x45;
+/// A loopback address twice, in memory order: both ends of an IPv4 packet.
+const LOOPBACK_IPV4: u64 = 0x0100_007f_0100_007f;
+/// The second half of `::1`, in memory order.
+const LOOPBACK_IPV6: u64 = 1 << 56;
+
+/// The program for the probe that serves a feature: its name, and its code. `None` if the feature has no program.
+///
+/// # Errors
+/// The layout lacks a field, this architecture has no programs, or a declaration is wrong.
+pub(super) fn program(
+    feature: Feature,
+    probe: &Probe,
+    resolver: &dyn Resolver,
+    rules: &Rules,
+) -> Option<(&'static str, Result<Code, Error>)> {
+    let make: fn(&Fields<'_>, &Rules) -> Result<Code, Error> = match feature {
+        Feature::Ipv4Out => ipv4_out,
+        Feature::UdpIpv6Out => udp_ipv6_out,
+        Feature::TcpIpv6Out => tcp_ipv6_out,
+        Feature::UdpIpv4In => |fields, rules| udp_in(fields, Family::Ipv4, rules),
+        Feature::UdpIpv6In => |fields, rules| udp_in(fields, Family::Ipv6, rules),
+        Feature::TcpIpv4In => |fields, rules| tcp_in(fields, Family::Ipv4, rules),
+        Feature::TcpIpv6In => |fields, rules| tcp_in(fields, Family::Ipv6, rules),
+        Feature::TcpState => |fields, _| closed(fields),
+        Feature::SocketFree => |fields, _| freed(fields),
+        _ => return None,
+    };
+    let program = name(feature);
+    Some((program, make(&Fields { program, probe, resolver }, rules)))
+}
+
+/// The name of a program, at most 15 letters.
+const fn name(feature: Feature) -> &'static str {
+    match feature {
+        Feature::Ipv4Out => "ipv4_out",
+        Feature::UdpIpv6Out => "udp_ipv6_out",
+        Feature::TcpIpv6Out => "tcp_ipv6_out",
+        Feature::UdpIpv4In => "udp_ipv4_in",
+        Feature::UdpIpv6In => "udp_ipv6_in",
+        Feature::TcpIpv4In => "tcp_ipv4_in",
+        Feature::TcpIpv6In => "tcp_ipv6_in",
+        Feature::TcpState => "tcp_state",
+        _ => "socket_free",
+    }
+}
+
+/// Datagrams and TCP packets that leave over IPv4.
+fn ipv4_out(fields: &Fields<'_>, rules: &Rules) -> Result<Code, Error> {
+    let datagram = Datagram::at(fields, Family::Ipv4, Outbound)?;
+    let leaving = Leaving::at(fields, Family::Ipv4)?;
+    let (version, protocol) = (fields.get("version_ihl")?, fields.get("protocol")?);
+    let mut reads: Vec<_> = datagram.reads().chain([&version, &protocol]).map(|field| (0, field)).collect();
+    reads.extend(leaving.reads());
+    let mut w = Writer::new(fields, &reads)?;
+    w.read(0)?;
+    drop_loopback(&mut w, &datagram.ends, rules)?;
+    w.load(&version, R1)?;
+    w.sample_if(Condition::NotEqual, R1, PLAIN_IPV4);
+    let tcp = w.asm.label();
+    w.load(&protocol, R1)?;
+    w.asm.jump_if(Condition::Equal, R1, i32::from(IPPROTO_TCP), tcp);
+    w.sample_if(Condition::NotEqual, R1, i32::from(IPPROTO_UDP));
+    datagram.account(&mut w, rules)?;
+    w.asm.bind(tcp);
+    leaving.account(&mut w, rules)?;
+    w.finish(fields.program)
+}
+
+fn udp_ipv6_out(fields: &Fields<'_>, rules: &Rules) -> Result<Code, Error> {
+    let datagram = Datagram::at(fields, Family::Ipv6, Outbound)?;
+    let next = fields.get("next_header")?;
+    let reads: Vec<_> = datagram.reads().chain([&next]).map(|field| (0, field)).collect();
+    let mut w = Writer::new(fields, &reads)?;
+    w.read(0)?;
+    drop_loopback(&mut w, &datagram.ends, rules)?;
+    w.load(&next, R1)?;
+    w.sample_if(Condition::NotEqual, R1, i32::from(IPPROTO_UDP));
+    datagram.account(&mut w, rules)?;
+    w.finish(fields.program)
+}
+
+fn tcp_ipv6_out(fields: &Fields<'_>, rules: &Rules) -> Result<Code, Error> {
+    let leaving = Leaving::at(fields, Family::Ipv6)?;
+    let protocol = fields.get("protocol")?;
+    let mut reads: Vec<_> = leaving.reads().collect();
+    reads.push((0, &protocol));
+    let mut w = Writer::new(fields, &reads)?;
+    w.read(0)?;
+    drop_loopback(&mut w, &leaving.ends, rules)?;
+    w.load(&protocol, R1)?;
+    w.sample_if(Condition::NotEqual, R1, i32::from(IPPROTO_TCP));
+    leaving.account(&mut w, rules)?;
+    w.finish(fields.program)
+}
+
+fn udp_in(fields: &Fields<'_>, family: Family, rules: &Rules) -> Result<Code, Error> {
+    let datagram = Datagram::at(fields, family, Inbound)?;
+    let plain = Plain::at(fields)?;
+    let reads: Vec<_> = datagram.reads().chain(plain.reads()).map(|field| (0, field)).collect();
+    let mut w = Writer::new(fields, &reads)?;
+    w.read(0)?;
+    plain.check(&mut w, family)?;
+    drop_loopback(&mut w, &datagram.ends, rules)?;
+    datagram.account(&mut w, rules)?;
+    w.finish(fields.program)
+}
+
+fn tcp_in(fields: &Fields<'_>, family: Family, rules: &Rules) -> Result<Code, Error> {
+    let arriving = Arriving::at(fields, family)?;
+    let plain = Plain::at(fields)?;
+    let mut reads: Vec<_> = arriving.reads().collect();
+    reads.extend(plain.reads().map(|field| (0, field)));
+    let mut w = Writer::new(fields, &reads)?;
+    w.read(0)?;
+    plain.check(&mut w, family)?;
+    drop_loopback(&mut w, &arriving.ends, rules)?;
+    arriving.account(&mut w, rules)?;
+    w.finish(fields.program)
+}
+
+/// A TCP socket enters a state. With `TCP_CLOSE`, its connection has ended.
+fn closed(fields: &Fields<'_>) -> Result<Code, Error> {
+    let (sk, state) = (fields.get("sk")?, fields.get("state")?);
+    let mut w = Writer::new(fields, &[(0, &sk), (0, &state)])?;
+    w.load(&state, R1)?;
+    w.sample_if(Condition::NotEqual, R1, TCP_CLOSE);
+    end(w, fields, &sk)
+}
+
+/// A `struct sock` is freed: another socket may get its address.
+fn freed(fields: &Fields<'_>) -> Result<Code, Error> {
+    let sk = fields.get("sk")?;
+    end(Writer::new(fields, &[(0, &sk)])?, fields, &sk)
+}
+
+/// Removes the entry of a socket.
+fn end(mut w: Writer, fields: &Fields<'_>, sk: &Expression) -> Result<Code, Error> {
+    w.key(sk)?;
+    w.look_up();
+    w.sample_if(Condition::Equal, R0, 0);
+    w.asm.mov(ENTRY, R0);
+    w.remove();
+    w.finish(fields.program)
+}
+
+/// What shows that an arriving packet has a plain IP header: the places of its headers.
+struct Plain {
+    transport: Expression,
+    network: Expression,
+}
+
+impl Plain {
+    fn at(fields: &Fields<'_>) -> Result<Self, Error> {
+        Ok(Self { transport: fields.part("headers", 0, Type::U16)?, network: fields.part("headers", 2, Type::U16)? })
+    }
+
+    fn reads(&self) -> impl Iterator<Item = &Expression> {
+        [&self.transport, &self.network].into_iter()
+    }
+
+    /// Samples the hit if there are IP options or extension headers.
+    fn check(&self, w: &mut Writer, family: Family) -> Result<(), Error> {
+        w.load(&self.transport, R1)?;
+        w.load(&self.network, R2)?;
+        w.asm.alu(Alu::Sub, R1, R2);
+        w.sample_if(Condition::NotEqual, R1, i32::from(family.header()));
+        Ok(())
+    }
+}
+
+/// Ends the program if both addresses are 127.0.0.1 or ::1 and such packets are not wanted.
+fn drop_loopback(w: &mut Writer, ends: &Ends, rules: &Rules) -> Result<(), Error> {
+    if rules.loopback {
+        return Ok(());
+    }
+    let wanted = w.asm.label();
+    let is_ipv4 = ends.is_ipv4();
+    for (index, Piece { field, width, .. }) in ends.addresses().iter().enumerate() {
+        w.load(field, R1)?;
+        let address = match (width, is_ipv4) {
+            (Width::Double, true) => LOOPBACK_IPV4,
+            (_, true) => LOOPBACK_IPV4 >> 32,
+            (_, false) => LOOPBACK_IPV6 * (index as u64 % 2),
+        };
+        w.asm.load64(R2, address);
+        w.asm.jump_if(Condition::NotEqual, R1, R2, wanted);
+    }
+    w.silent();
+    w.asm.bind(wanted);
+    Ok(())
+}

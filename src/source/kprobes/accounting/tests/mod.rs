@@ -1,0 +1,122 @@
+//! Programs, run in an interpreter, count the same packets as the state machine does from samples of all packets.
+
+mod machine;
+mod packet;
+mod tcp;
+mod udp;
+
+use std::collections::HashMap;
+
+use proptest::prelude::*;
+use socktrail_kprobes::bpf::{Map, Program};
+
+use self::machine::{Machine, all_programs};
+use self::packet::{Conversation, Wire};
+use super::Rules;
+use super::entry::{ENDS_SIZE, SIZE};
+use crate::model::event::PacketDirection;
+use crate::model::flow::Transport;
+use crate::model::testing::monotonic;
+use crate::model::totals::Totals;
+use crate::source::kprobes::Feature;
+use crate::state::counted::NewCounts;
+use crate::state::counting::{self, Sender};
+use crate::state::flows::{FlowId, LiveFlow};
+
+/// After this many nanoseconds, a conversation begins anew.
+const INACTIVE: u64 = 30_000_000_000;
+const RULES: Rules = Rules { inactive_nanos: INACTIVE, gso_head_len: 200, loopback: true };
+
+/// A flow, counted from all packets, and the same one, counted from those that became samples and from totals.
+struct Both {
+    of: Conversation,
+    all: LiveFlow,
+    sampled: LiveFlow,
+    /// The last totals that were taken in, by the time when their entry was made.
+    taken: HashMap<u64, Totals>,
+    samples: usize,
+    /// Whether another socket has sent a packet, which is not in order with what is counted of this one.
+    has_others: bool,
+}
+
+impl Both {
+    fn new(of: Conversation) -> Self {
+        let flow = || {
+            let wire = Wire::new(of, PacketDirection::Outbound, 0).packet();
+            let mut live = LiveFlow::new(FlowId::of(&wire), monotonic(0));
+            (live.bound, live.complete) = (true, true);
+            live
+        };
+        Self { of, all: flow(), sampled: flow(), taken: HashMap::new(), samples: 0, has_others: false }
+    }
+
+    /// A packet at a time.
+    fn play(&mut self, machine: &Machine, now: u64, wire: Wire) {
+        machine.set_time(now);
+        let (is_sample, reported) = wire.hit(machine);
+        reported.iter().for_each(|totals| self.take(totals));
+        // With IP options the sample cannot be read.
+        if wire.ip_options {
+            assert!(is_sample);
+            return;
+        }
+        let leaves = wire.direction == PacketDirection::Outbound;
+        let sender = if leaves && wire.sender == wire.of.sock { Sender::OwnSocket } else { Sender::Other };
+        self.has_others |= leaves && sender == Sender::Other && wire.flags & 0x02 == 0;
+        counting::add(&mut self.all, monotonic(now), &wire.packet(), sender);
+        if is_sample {
+            self.samples += 1;
+            counting::add(&mut self.sampled, monotonic(now), &wire.packet(), sender);
+        }
+    }
+
+    /// The socket ends.
+    fn end(&mut self, machine: &Machine, feature: Feature) {
+        let (is_sample, reported) = machine.hit(feature, [self.of.sock, 7, 0]);
+        assert!(is_sample && machine.look_up(self.of.sock).is_none());
+        reported.iter().for_each(|totals| self.take(totals));
+    }
+
+    /// Adds what is new in these totals.
+    fn take(&mut self, totals: &Totals) {
+        assert!(self.of.is_of(totals), "{totals:?}");
+        let none = Totals::none_of(totals);
+        let before = self.taken.insert(totals.since.as_nanos(), *totals).unwrap_or(none);
+        if let Some(new) = NewCounts::between(&before, totals) {
+            counting::add_totals(&mut self.sampled, &new);
+        }
+        self.sampled.last = self.sampled.last.max(totals.last);
+    }
+
+    /// What both have counted.
+    fn counted(&self) -> [String; 2] {
+        [&self.all, &self.sampled].map(|live| {
+            let LiveFlow { sent, received, last, inexact, last_sent, segments, .. } = live;
+            let segments = segments.map(|baseline| (baseline.sent, baseline.received_before));
+            let last_sent = Some(last_sent).filter(|_| !self.has_others);
+            format!("{sent:?} {received:?} {last:?} {inexact:?} {last_sent:?} {segments:?}")
+        })
+    }
+}
+
+/// With `cargo test accounting -- --ignored --nocapture`: the verifier of the running kernel accepts all programs. It needs
+/// privileges, but no kprobes.
+#[test]
+#[ignore = "needs CAP_BPF"]
+fn the_running_kernel_accepts_all_programs() {
+    let conversations = Map::hash("conversations", 8, SIZE.into(), 100).unwrap();
+    let (ends, outputs) = (Map::hash("ends", ENDS_SIZE.into(), 8, 100).unwrap(), Map::outputs("outputs").unwrap());
+    for rules in [RULES, Rules { loopback: false, ..RULES }] {
+        for (_, name, code) in all_programs(&rules) {
+            Program::load(name, &code, &[&conversations, &ends, &outputs]).unwrap();
+        }
+    }
+}
+
+/// The sizes of the programs, so that a change is noticed.
+#[test]
+fn programs_are_small() {
+    let sizes: Vec<_> = all_programs(&RULES).iter().map(|(_, name, code)| (*name, code.instructions().len())).collect();
+    println!("{sizes:?}");
+    assert!(sizes.len() == 9 && sizes.iter().all(|(_, size)| *size < 700), "{sizes:?}");
+}

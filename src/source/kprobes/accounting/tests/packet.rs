@@ -1,0 +1,227 @@
+//! Packets, as they lie in the kernel's memory at a probe, and as the state machine sees their samples.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use super::machine::Machine;
+use crate::model::event::{Packet, PacketDirection, PacketSize, Segments, Tuple};
+use crate::model::flow::{Endpoint, Transport};
+use crate::model::kernel_address::{NetAddress, SockAddress};
+use crate::model::totals::Totals;
+use crate::source::kprobes::Feature;
+
+pub(super) const NET: u64 = 0xffff_8880_0001_0000;
+const SKB: u64 = 0xffff_8880_0002_0000;
+const DATA: u64 = 0xffff_8880_0003_0000;
+const DEV: u64 = 0xffff_8880_0004_0000;
+const FL6: u64 = 0xffff_8880_0005_0000;
+
+/// The ends of a conversation. Its hosts are numbered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Conversation {
+    pub(super) ipv6: bool,
+    pub(super) transport: Transport,
+    pub(super) sock: u64,
+    pub(super) local: (u8, u16),
+    pub(super) remote: (u8, u16),
+}
+
+impl Conversation {
+    /// The address of a host. Host 0 is this one, over loopback.
+    fn address(self, host: u8) -> IpAddr {
+        if host == 0 {
+            return if self.ipv6 { Ipv6Addr::LOCALHOST.into() } else { Ipv4Addr::LOCALHOST.into() };
+        }
+        if self.ipv6 {
+            Ipv6Addr::new(0xfd00, 1, 2, 3, 4, 5, 6, host.into()).into()
+        } else {
+            Ipv4Addr::new(192, 0, 2, host).into()
+        }
+    }
+
+    pub(super) fn tuple(self) -> Tuple {
+        let end = |(host, port): (u8, u16)| Endpoint::new(self.address(host), port);
+        Tuple { net: NetAddress::new(NET), local: end(self.local), remote: end(self.remote) }
+    }
+
+    pub(super) fn is_of(self, totals: &Totals) -> bool {
+        let Tuple { local, remote, .. } = self.tuple();
+        (totals.sock.get(), totals.transport, totals.local, totals.remote) == (self.sock, self.transport, local, remote)
+    }
+}
+
+/// A packet of a conversation.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wire {
+    pub(super) of: Conversation,
+    pub(super) direction: PacketDirection,
+    pub(super) payload: u32,
+    /// TCP's options, in words of 4 bytes.
+    pub(super) options: u8,
+    pub(super) flags: u8,
+    pub(super) ip_options: bool,
+    pub(super) fragment: u16,
+    pub(super) data_len: u32,
+    /// The counters of the socket at that time.
+    pub(super) segments: Segments,
+    /// Whether early demultiplexing has found the socket.
+    pub(super) demultiplexed: bool,
+    /// The `struct sock` that sends it.
+    pub(super) sender: u64,
+}
+
+impl Wire {
+    pub(super) fn new(of: Conversation, direction: PacketDirection, payload: u32) -> Self {
+        Self {
+            of,
+            direction,
+            payload,
+            options: 0,
+            flags: 0x10,
+            ip_options: false,
+            fragment: 0,
+            data_len: 0,
+            segments: Segments::default(),
+            demultiplexed: false,
+            sender: of.sock,
+        }
+    }
+
+    fn transport_header(self) -> u16 {
+        match self.of.transport {
+            Transport::Tcp => 20 + 4 * u16::from(self.options),
+            _ => 8,
+        }
+    }
+
+    fn ip_header(self) -> u16 {
+        if self.of.ipv6 { 40 } else { 20 }
+    }
+
+    /// What the sample becomes.
+    pub(super) fn packet(self) -> Packet {
+        let headers = self.ip_header() + self.transport_header();
+        let size = PacketSize { bytes: self.payload + u32::from(headers), headers };
+        let is_tcp = self.of.transport == Transport::Tcp;
+        let leaves = self.direction == PacketDirection::Outbound;
+        let sock = SockAddress::new(if leaves { self.sender } else { self.of.sock }).filter(|_| leaves || !is_tcp);
+        Packet {
+            tcp_flags: if is_tcp { self.flags } else { 0 },
+            segments: Some(self.segments).filter(|_| is_tcp && leaves),
+            data_len: self.data_len,
+            fragment: self.fragment,
+            ..Packet::new(self.direction, self.of.transport, sock, self.of.tuple(), size)
+        }
+    }
+
+    /// Puts the packet into memory and hits its probe.
+    pub(super) fn hit(self, machine: &Machine) -> (bool, Vec<Totals>) {
+        let tcp = self.of.transport == Transport::Tcp;
+        let leaves = self.direction == PacketDirection::Outbound;
+        self.put_sock(machine);
+        self.put_skb(machine);
+        let (feature, arguments) = match (self.of.ipv6, tcp, leaves) {
+            (false, _, true) => (Feature::Ipv4Out, [NET, self.sender, SKB]),
+            (true, false, true) => (Feature::UdpIpv6Out, [NET, self.sender, SKB]),
+            (true, true, true) => (Feature::TcpIpv6Out, [self.sender, SKB, FL6]),
+            (false, true, false) => (Feature::TcpIpv4In, [SKB, 0, 0]),
+            (true, true, false) => (Feature::TcpIpv6In, [SKB, 0, 0]),
+            (false, false, false) => (Feature::UdpIpv4In, [self.of.sock, SKB, 0]),
+            (true, false, false) => (Feature::UdpIpv6In, [self.of.sock, SKB, 0]),
+        };
+        machine.hit(feature, arguments)
+    }
+
+    fn put_sock(self, machine: &Machine) {
+        let mut sock = vec![0; 2048];
+        let mut set = |at: usize, bytes: &[u8]| sock[at..at + bytes.len()].copy_from_slice(bytes);
+        set(48, &NET.to_ne_bytes());
+        if self.sender == self.of.sock {
+            let remote = self.of.tuple().remote;
+            match remote.ip {
+                IpAddr::V4(ip) => set(0, &ip.octets()),
+                IpAddr::V6(ip) => set(56, &ip.octets()),
+            }
+            set(12, &remote.port.to_be_bytes());
+            set(1548, &self.segments.received.to_ne_bytes());
+            set(1580, &self.segments.sent.to_ne_bytes());
+        }
+        machine.put(self.sender, sock);
+    }
+
+    /// `sk_buff.data` is at the IP header of a packet that leaves, unless it is TCP's over IPv6, and at the transport header of
+    /// one that arrives.
+    fn put_skb(self, machine: &Machine) {
+        let headers = self.headers();
+        let ip = usize::from(self.ip_header()) + if self.ip_options { 4 } else { 0 };
+        let leaves = self.direction == PacketDirection::Outbound;
+        let at = if leaves && !(self.of.ipv6 && self.of.transport == Transport::Tcp) { 0 } else { ip };
+        let (len, place) = (self.payload as usize + headers.len() - at, 300);
+        let mut skb = vec![0xee; 256];
+        let mut set = |at: usize, bytes: &[u8]| skb[at..at + bytes.len()].copy_from_slice(bytes);
+        set(16, &DEV.to_ne_bytes());
+        set(24, &if self.demultiplexed { self.of.sock } else { 0 }.to_ne_bytes());
+        set(58, &[0; 16]);
+        set(if self.of.ipv6 { 58 } else { 66 }, &self.fragment.to_ne_bytes());
+        set(112, &(len as u32).to_ne_bytes());
+        set(116, &self.data_len.to_ne_bytes());
+        set(182, &((place + ip) as u16).to_ne_bytes());
+        set(184, &(place as u16).to_ne_bytes());
+        set(200, &(DATA + (place + at) as u64).to_ne_bytes());
+        machine.put(SKB, skb);
+        let mut data = vec![0xdd; 600];
+        data[place..place + headers.len()].copy_from_slice(&headers);
+        machine.put(DATA, data);
+        machine.put(FL6, self.flow());
+        let mut dev = vec![0; 512];
+        dev[264..272].copy_from_slice(&NET.to_ne_bytes());
+        machine.put(DEV, dev);
+    }
+
+    /// The `struct flowi6` with which TCP sends over IPv6.
+    fn flow(self) -> Vec<u8> {
+        let Tuple { local, remote, .. } = self.of.tuple();
+        let mut flow = vec![0; 88];
+        flow[14] = self.of.transport.iana_number();
+        if let (IpAddr::V6(from), IpAddr::V6(to)) = (local.ip, remote.ip) {
+            flow[24..40].copy_from_slice(&to.octets());
+            flow[40..56].copy_from_slice(&from.octets());
+        }
+        flow
+    }
+
+    /// The headers as on the wire, as far as probes read them.
+    fn headers(self) -> Vec<u8> {
+        let Tuple { local, remote, .. } = self.of.tuple();
+        let leaves = self.direction == PacketDirection::Outbound;
+        let (source, destination) = if leaves { (local, remote) } else { (remote, local) };
+        let protocol = self.of.transport.iana_number();
+        let mut bytes = match (source.ip, destination.ip) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => {
+                let mut header = vec![0; 20];
+                header[0] = if self.ip_options { 0x46 } else { 0x45 };
+                header[9] = protocol;
+                header[12..16].copy_from_slice(&from.octets());
+                header[16..].copy_from_slice(&to.octets());
+                header
+            }
+            (IpAddr::V6(from), IpAddr::V6(to)) => {
+                let mut header = vec![0; 40];
+                header[6] = if self.ip_options { 60 } else { protocol };
+                header[8..24].copy_from_slice(&from.octets());
+                header[24..].copy_from_slice(&to.octets());
+                header
+            }
+            _ => unreachable!("both ends have one family"),
+        };
+        bytes.extend(vec![0; if self.ip_options { 4 } else { 0 }]);
+        let transport = bytes.len();
+        bytes.extend(vec![0; self.transport_header().into()]);
+        bytes[transport..transport + 2].copy_from_slice(&source.port.to_be_bytes());
+        bytes[transport + 2..transport + 4].copy_from_slice(&destination.port.to_be_bytes());
+        if self.of.transport == Transport::Tcp {
+            bytes[transport + 12] = (5 + self.options) << 4;
+            bytes[transport + 13] = self.flags;
+        }
+        bytes
+    }
+}

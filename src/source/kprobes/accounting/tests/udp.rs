@@ -1,0 +1,147 @@
+//! Datagrams.
+
+use super::*;
+
+const SOCK: u64 = 0xffff_8880_1000_0000;
+
+fn conversation(ipv6: bool, sock: u8, remote: u8) -> Conversation {
+    let sock = SOCK + 4096 * u64::from(sock);
+    Conversation { ipv6, transport: Transport::Udp, sock, local: (1, 4000), remote: (remote, 53) }
+}
+
+/// A datagram: conversation, direction, payload, nanoseconds since the one before, what is special.
+type Step = (u8, u8, bool, u32, u64, u8);
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let pause = prop_oneof![
+        8 => 1..1_000_000_u64,
+        1 => INACTIVE - 2..INACTIVE + 2,
+        1 => Just(2 * INACTIVE),
+    ];
+    prop::collection::vec((0..2_u8, 0..3_u8, any::<bool>(), 0..1400_u32, pause, 0..16_u8), 1..120)
+}
+
+/// A random datagram of a conversation.
+fn wire(of: Conversation, out: bool, payload: u32, special: u8) -> Wire {
+    let direction = if out { PacketDirection::Outbound } else { PacketDirection::Inbound };
+    let mut wire = Wire::new(of, direction, payload);
+    match special {
+        0 => wire.ip_options = true,
+        1 => wire.data_len = payload / 2,
+        2 if !out => wire.fragment = 600,
+        _ => {}
+    }
+    wire
+}
+
+proptest! {
+    #[test]
+    fn all_datagrams_are_counted(ipv6 in any::<bool>(), steps in steps(), free_after in 0..120_usize) {
+        let machine = Machine::new(&RULES, 100);
+        let mut all: HashMap<Conversation, Both> = HashMap::new();
+        let mut now = 1;
+        for (at, (sock, remote, out, payload, pause, special)) in steps.into_iter().enumerate() {
+            now += pause;
+            let of = conversation(ipv6, sock, remote);
+            all.entry(of).or_insert_with(|| Both::new(of)).play(&machine, now, wire(of, out, payload, special));
+            if at == free_after {
+                free(&machine, sock, &mut all);
+            }
+        }
+        [0, 1].into_iter().for_each(|sock| free(&machine, sock, &mut all));
+        prop_assert_eq!(machine.entries(), (0, 0));
+        for both in all.values() {
+            let [all, sampled] = both.counted();
+            prop_assert_eq!(all, sampled);
+        }
+    }
+}
+
+/// The socket is freed: what was counted of it is reported, whichever conversation it is of.
+fn free(machine: &Machine, sock: u8, all: &mut HashMap<Conversation, Both>) {
+    let (is_sample, reported) = machine.hit(Feature::SocketFree, [conversation(false, sock, 0).sock, 0, 0]);
+    assert!(is_sample);
+    for totals in reported {
+        all.values_mut().find(|both| both.of.is_of(&totals)).unwrap().take(&totals);
+    }
+}
+
+#[test]
+fn a_long_conversation_has_few_samples() {
+    for ipv6 in [false, true] {
+        let machine = Machine::new(&RULES, 100);
+        let mut both = Both::new(conversation(ipv6, 0, 2));
+        for now in 1..=2000 {
+            let special = if now == 1000 { 0 } else { 9 };
+            both.play(&machine, now, wire(both.of, now % 2 == 0, 100, special));
+        }
+        assert_eq!(both.samples, 2, "the first of each direction");
+        let totals = machine.look_up(both.of.sock).unwrap();
+        assert_eq!((totals.sent.packets, totals.received.packets), (998, 999));
+        assert_eq!((totals.since, totals.last), (monotonic(1), monotonic(2000)));
+        assert!(totals.short_datagrams && !totals.nonlinear_datagrams);
+        both.take(&totals);
+        let [all, sampled] = both.counted();
+        assert_eq!(all, sampled);
+    }
+}
+
+#[test]
+fn datagrams_that_may_be_several_are_told() {
+    let machine = Machine::new(&RULES, 100);
+    let mut both = Both::new(conversation(false, 0, 2));
+    let mut play = |now, out, payload, data_len| {
+        let wire = Wire { data_len, ..wire(both.of, out, payload, 9) };
+        both.play(&machine, now, wire);
+        let totals = machine.look_up(both.of.sock).unwrap();
+        (both.samples, totals.short_datagrams, totals.nonlinear_datagrams)
+    };
+    play(1, true, 1000, 0);
+    play(2, false, 1000, 500);
+    assert_eq!(play(3, true, 173, 0), (2, false, false), "201 bytes with headers");
+    assert_eq!(play(4, false, 1000, 0), (2, false, false));
+    assert_eq!(play(5, true, 172, 0), (2, true, false));
+    assert_eq!(play(6, false, 1000, 1), (2, true, true));
+    assert_eq!(play(7, true, 1000, 1), (3, true, true), "the kernel splits it");
+}
+
+#[test]
+fn without_room_packets_are_sampled() {
+    let machine = Machine::new(&RULES, 1);
+    let no_room = || super::super::entry::without_room(&machine.bytes(0).unwrap()).unwrap();
+    let mut first = Both::new(conversation(false, 0, 2));
+    let mut second = Both::new(conversation(false, 1, 2));
+    for now in 1..10 {
+        first.play(&machine, 2 * now, wire(first.of, true, 100, 9));
+        second.play(&machine, 2 * now + 1, wire(second.of, true, 100, 9));
+    }
+    assert_eq!((first.samples, second.samples, no_room()), (1, 9, 9));
+    first.end(&machine, Feature::SocketFree);
+    second.play(&machine, 30, wire(second.of, true, 100, 9));
+    second.play(&machine, 31, wire(second.of, true, 100, 9));
+    assert_eq!((second.samples, no_room()), (10, 9));
+}
+
+#[test]
+fn unwanted_loopback_is_neither_sampled_nor_counted() {
+    for (local, remote, hits) in [(0, 0, 0), (0, 1, 2)] {
+        for ipv6 in [false, true] {
+            let machine = Machine::new(&Rules { loopback: false, ..RULES }, 100);
+            let of = Conversation { local: (local, 4000), remote: (remote, 53), ..conversation(ipv6, 0, 2) };
+            let sampled = [true, false].map(|out| {
+                machine.set_time(1);
+                let (is_sample, _) = wire(of, out, 100, 9).hit(&machine);
+                usize::from(is_sample)
+            });
+            assert_eq!(sampled.iter().sum::<usize>(), hits, "{ipv6}");
+            assert_eq!(machine.entries().0 > 0, hits > 0);
+        }
+    }
+}
+
+#[test]
+fn memory_that_cannot_be_read_makes_a_sample() {
+    let machine = Machine::new(&RULES, 100);
+    assert!(machine.hit(Feature::UdpIpv4In, [SOCK, 64, 0]).0);
+    assert!(machine.hit(Feature::Ipv4Out, [SOCK, 0, 64]).0);
+}

@@ -1,0 +1,225 @@
+//! The kernel's counts of conversations, as far as they were taken into flows.
+//!
+//! They outlive flows: an entry of the kernel lives as long as its socket, which may have one flow after the other.
+
+use std::collections::BTreeMap;
+
+use crate::model::flow::{Counters, Endpoint};
+use crate::model::kernel_address::SockAddress;
+use crate::model::time::MonotonicTime;
+use crate::model::totals::{TcpTotals, Totals};
+
+/// The kernel's counts, by socket and ends.
+#[derive(Debug)]
+pub struct Counted {
+    conversations: BTreeMap<Ends, Conversation>,
+    limit: usize,
+    /// Counts that found no room.
+    pub refused: u64,
+}
+
+/// A socket and the two ends of one of its conversations.
+type Ends = (SockAddress, Endpoint, Endpoint);
+
+#[derive(Debug)]
+struct Conversation {
+    /// The counts that were taken into flows.
+    taken: Totals,
+    /// Later counts, whose flow is not known yet.
+    waiting: Option<Totals>,
+}
+
+/// How counts relate to those of the same conversation that were taken before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// They are the first of their entry.
+    First,
+    /// These were taken before.
+    After(Totals),
+    /// They are of an earlier entry.
+    Outdated,
+}
+
+/// What the kernel has counted since its counts were last taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NewCounts {
+    /// What left.
+    pub sent: Counters,
+    /// What arrived.
+    pub received: Counters,
+    /// Whether received segments are among them whose headers may have had another length.
+    pub merged_unsure: bool,
+    /// The time of the last packet.
+    pub last: MonotonicTime,
+    /// See [`Totals::tcp`].
+    pub tcp: Option<TcpTotals>,
+}
+
+impl NewCounts {
+    /// What was counted between two readings of one entry; `None` if that is nothing. They may come in the wrong order.
+    pub fn between(before: &Totals, totals: &Totals) -> Option<Self> {
+        let more = |before: Counters, now: Counters| Counters {
+            packets: now.packets.saturating_sub(before.packets),
+            bytes: now.bytes.saturating_sub(before.bytes),
+        };
+        let (sent, received) = (more(before.sent, totals.sent), more(before.received, totals.received));
+        let unsure = |totals: &Totals| totals.tcp.map_or(0, |tcp| tcp.merged_unsure);
+        let Totals { last, tcp, .. } = *totals;
+        let merged_unsure = unsure(totals) > unsure(before);
+        (sent.packets + received.packets > 0).then_some(Self { sent, received, merged_unsure, last, tcp })
+    }
+
+    /// The number of packets.
+    pub fn packets(&self) -> u64 {
+        self.sent.packets.saturating_add(self.received.packets)
+    }
+}
+
+impl Counted {
+    /// An empty table for at most `limit` conversations.
+    pub fn new(limit: usize) -> Self {
+        Self { conversations: BTreeMap::new(), limit, refused: 0 }
+    }
+
+    /// How many there are.
+    #[cfg(test)]
+    pub fn len(&self) -> usize {
+        self.conversations.len()
+    }
+
+    /// How these counts relate to those that were taken before.
+    pub fn standing(&self, totals: &Totals) -> Standing {
+        match self.conversations.get(&ends(totals)) {
+            Some(known) if known.taken.is_of_entry(totals) => Standing::After(known.taken),
+            Some(known) if known.taken.since > totals.since => Standing::Outdated,
+            _ => Standing::First,
+        }
+    }
+
+    /// Notes that these counts were taken. Returns whether there is room to remember this: if not, the counts must not be
+    /// used, because they would be taken twice.
+    #[must_use]
+    pub fn take(&mut self, totals: &Totals) -> bool {
+        self.note(totals, Conversation { taken: *totals, waiting: None })
+    }
+
+    /// Keeps counts whose flow is not known yet; `taken` were taken before.
+    pub fn keep(&mut self, taken: &Totals, totals: &Totals) {
+        self.note(totals, Conversation { taken: *taken, waiting: Some(*totals) });
+    }
+
+    /// Takes out the counts that wait for the flow between these ends.
+    pub fn waiting(&mut self, sock: SockAddress, local: Endpoint, remote: Endpoint) -> Option<Totals> {
+        self.conversations.get_mut(&(sock, local, remote))?.waiting.take()
+    }
+
+    /// Forgets the conversations of a socket that is freed. Returns how many packets were counted without a flow.
+    pub fn forget(&mut self, sock: SockAddress) -> u64 {
+        let lowest = Endpoint::new(std::net::Ipv4Addr::UNSPECIFIED, 0);
+        let mut packets = 0;
+        while let Some((key, conversation)) = self.conversations.range((sock, lowest, lowest)..).next()
+            && key.0 == sock
+        {
+            let left = conversation.waiting.and_then(|totals| NewCounts::between(&conversation.taken, &totals));
+            packets += left.map_or(0, |new| new.packets());
+            let key = *key;
+            self.conversations.remove(&key);
+        }
+        packets
+    }
+
+    fn note(&mut self, totals: &Totals, conversation: Conversation) -> bool {
+        let key = ends(totals);
+        let has_room = self.conversations.len() < self.limit || self.conversations.contains_key(&key);
+        if has_room {
+            self.conversations.insert(key, conversation);
+        } else {
+            self.refused += 1;
+        }
+        has_room
+    }
+}
+
+fn ends(totals: &Totals) -> Ends {
+    (totals.sock, totals.local, totals.remote)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
+    use super::*;
+    use crate::model::flow::Transport;
+    use crate::model::testing::{monotonic, sock_at};
+
+    fn totals(sock: u64, port: u16, since: u64, sent: u64, received: u64) -> Totals {
+        let end = |port| Endpoint::new(Ipv4Addr::LOCALHOST, port);
+        let counters = |packets| Counters { packets, bytes: packets * 100 };
+        Totals {
+            sock: sock_at(sock),
+            transport: Transport::Udp,
+            local: end(port),
+            remote: end(53),
+            since: monotonic(since),
+            sent: counters(sent),
+            received: counters(received),
+            last: monotonic(since + sent + received),
+            short_datagrams: false,
+            nonlinear_datagrams: false,
+            tcp: None,
+        }
+    }
+
+    #[test]
+    fn only_what_is_more_than_before_is_new() {
+        let new = |(sent, received)| NewCounts::between(&totals(1, 2, 3, 5, 6), &totals(1, 2, 3, sent, received));
+        assert_eq!(new((5, 6)), None);
+        assert_eq!(new((4, 3)), None, "an earlier reading");
+        let more = new((7, 6)).unwrap();
+        assert_eq!((more.sent, more.received.packets, more.packets()), (Counters { packets: 2, bytes: 200 }, 0, 2));
+        assert_eq!(more.last, monotonic(16));
+    }
+
+    #[test]
+    fn an_entry_is_told_from_those_before_and_after() {
+        let mut counted = Counted::new(10);
+        assert_eq!(counted.standing(&totals(1, 2, 300, 5, 6)), Standing::First);
+        assert!(counted.take(&totals(1, 2, 300, 5, 6)));
+        assert_eq!(counted.standing(&totals(1, 2, 300, 7, 6)), Standing::After(totals(1, 2, 300, 5, 6)));
+        assert_eq!(counted.standing(&totals(1, 2, 200, 9, 9)), Standing::Outdated);
+        assert_eq!(counted.standing(&totals(1, 2, 400, 1, 1)), Standing::First);
+        assert_eq!(counted.standing(&totals(1, 3, 300, 1, 1)), Standing::First, "other ends");
+        assert_eq!(counted.standing(&totals(2, 2, 300, 1, 1)), Standing::First, "another socket");
+    }
+
+    #[test]
+    fn a_freed_socket_leaves_nothing_behind_and_tells_what_had_no_flow() {
+        let mut counted = Counted::new(10);
+        let six = Totals { local: Endpoint::new(Ipv6Addr::LOCALHOST, 9), ..totals(2, 2, 1, 1, 1) };
+        for one in [totals(1, 2, 1, 1, 1), totals(2, 2, 1, 1, 1), totals(2, 3, 1, 1, 1), six, totals(3, 2, 1, 1, 1)] {
+            assert!(counted.take(&one));
+        }
+        counted.keep(&totals(2, 3, 1, 1, 1), &totals(2, 3, 1, 4, 2));
+        assert_eq!((counted.forget(sock_at(2)), counted.len()), (4, 2));
+        assert_eq!(counted.forget(sock_at(2)), 0);
+    }
+
+    #[test]
+    fn waiting_counts_are_taken_out_once() {
+        let mut counted = Counted::new(10);
+        let (taken, later) = (totals(1, 2, 1, 0, 0), totals(1, 2, 1, 4, 2));
+        counted.keep(&taken, &later);
+        assert_eq!(counted.standing(&later), Standing::After(taken));
+        let waiting = |counted: &mut Counted| counted.waiting(later.sock, later.local, later.remote);
+        assert_eq!((waiting(&mut counted), waiting(&mut counted)), (Some(later), None));
+    }
+
+    #[test]
+    fn what_cannot_be_remembered_is_refused() {
+        let mut counted = Counted::new(1);
+        assert!(counted.take(&totals(1, 2, 1, 1, 1)));
+        assert!(!counted.take(&totals(1, 3, 1, 1, 1)));
+        assert!(counted.take(&totals(1, 2, 1, 2, 2)), "it is known");
+        assert_eq!((counted.len(), counted.refused), (1, 1));
+    }
+}

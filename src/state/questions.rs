@@ -1,0 +1,282 @@
+//! Questions about the kernel's counts, and what waits for the answers.
+//!
+//! A question is asked when a flow's timer is due, when a full table makes it end, when another conversation takes its
+//! addresses, and when a packet of it is dropped. An answer may know of packets whose events have not come yet. Then it waits
+//! until all events up to the time of the answer have been taken in, so that counts and events stay in order.
+
+use std::collections::VecDeque;
+
+use hashbrown::HashMap;
+use slotmap::{SlotMap, new_key_type};
+
+use super::counting::{self, DroppedAs};
+use super::flows::{FlowKey, Flows, LiveFlow};
+use crate::model::event::Segments;
+use crate::model::flow::Reason;
+use crate::model::kernel_address::SockAddress;
+use crate::model::time::MonotonicTime;
+use crate::model::totals::Totals;
+
+/// The maximum number of flows that were replaced and wait for their last counts.
+pub const MAX_REPLACED: usize = 4096;
+/// The maximum number of dropped packets of one flow that wait for its counts. Further ones only mark it.
+const MAX_DROPPED: usize = 64;
+
+new_key_type! {
+    /// Identifies a flow that was replaced and waits for its last counts.
+    pub struct ReplacedKey;
+}
+
+/// A question to the source: what has the kernel counted for this socket?
+#[derive(Debug, Clone, Copy)]
+pub struct Question {
+    /// The `struct sock`.
+    pub sock: SockAddress,
+    about: Subject,
+}
+
+/// The flow that a question is about.
+#[derive(Debug, Clone, Copy)]
+enum Subject {
+    Live(FlowKey),
+    Replaced(ReplacedKey),
+}
+
+/// An answer.
+#[derive(Debug)]
+pub struct Answer {
+    /// The answer is about the time up to this moment.
+    pub at: MonotonicTime,
+    /// All events up to this moment had been taken in when the question was asked.
+    pub asked: MonotonicTime,
+    /// The answer itself.
+    pub totals: Option<Totals>,
+    about: Subject,
+}
+
+/// Why a flow is asked about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Its timer was due at this time.
+    Timer(MonotonicTime),
+    /// It ends, because the table of flows is full.
+    Room,
+    /// Something that waits for its counts.
+    Facts,
+}
+
+/// What waits for a flow's counts.
+#[derive(Debug, Default)]
+pub struct Waiting {
+    /// Whether a question is open.
+    is_asked: bool,
+    /// When the timer was due for which the question was asked.
+    pub timer: Option<MonotonicTime>,
+    /// Whether the flow ends with the answer, because the table of flows is full.
+    pub evicted: bool,
+    facts: Facts,
+}
+
+/// Facts that can only be used together with all counts up to their time.
+#[derive(Debug, Default)]
+struct Facts {
+    /// The time of the last of them.
+    until: MonotonicTime,
+    /// Sizes of dropped packets in bytes, with their headers.
+    dropped: Vec<(u32, DroppedAs)>,
+    /// The segment counters of the socket when it was closed, and the number of received packets that were counted until then.
+    closed: Option<(Segments, u64)>,
+}
+
+/// A flow that was replaced: it is no longer in any table, but the kernel may have counted more of it.
+#[derive(Debug)]
+pub struct Replaced {
+    /// The flow.
+    pub live: LiveFlow,
+    /// The `struct sock`.
+    pub sock: SockAddress,
+    /// Why it has ended.
+    pub reason: Reason,
+    facts: Facts,
+}
+
+/// Open questions, and flows that wait for answers.
+#[derive(Debug, Default)]
+pub struct Questions {
+    open: VecDeque<Question>,
+    /// Answers that wait for events, in order of time.
+    answers: VecDeque<Answer>,
+    waiting: HashMap<FlowKey, Waiting, foldhash::fast::RandomState>,
+    replaced: SlotMap<ReplacedKey, Replaced>,
+    /// How many flows end with their answer, because the table of flows is full.
+    pub evicted: usize,
+}
+
+impl Questions {
+    /// Asks about a flow, if no question about it is open.
+    pub fn ask(&mut self, flow: FlowKey, sock: SockAddress, purpose: Purpose) {
+        let waiting = self.waiting.entry(flow).or_default();
+        match purpose {
+            Purpose::Timer(due) => waiting.timer = Some(due),
+            Purpose::Room if !waiting.evicted => {
+                waiting.evicted = true;
+                self.evicted += 1;
+            }
+            Purpose::Room | Purpose::Facts => {}
+        }
+        if !waiting.is_asked {
+            waiting.is_asked = true;
+            self.open.push_back(Question { sock, about: Subject::Live(flow) });
+        }
+    }
+
+    /// Keeps a flow that was replaced, and asks about it.
+    pub fn hold(&mut self, live: LiveFlow, sock: SockAddress, reason: Reason, waiting: Option<Waiting>) {
+        let facts = waiting.map(|waiting| waiting.facts).unwrap_or_default();
+        let key = self.replaced.insert(Replaced { live, sock, reason, facts });
+        self.open.push_back(Question { sock, about: Subject::Replaced(key) });
+    }
+
+    /// Whether another flow that was replaced may wait.
+    pub fn can_hold(&self) -> bool {
+        self.replaced.len() < MAX_REPLACED
+    }
+
+    /// The next question.
+    pub fn next(&mut self) -> Option<Question> {
+        self.open.pop_front()
+    }
+
+    /// Keeps an answer until its time.
+    pub fn keep(&mut self, answer: Answer) {
+        self.answers.push_back(answer);
+    }
+
+    /// Takes out the next answer that is about a time not after `now`.
+    pub fn next_answer(&mut self, now: MonotonicTime) -> Option<Answer> {
+        if self.answers.front()?.at > now {
+            return None;
+        }
+        self.answers.pop_front()
+    }
+
+    /// The flow that the answer is about has been answered. Returns its key and what waited for the answer, if it is live.
+    pub fn answered_live(
+        &mut self,
+        answer: &Answer,
+        flows: &mut Flows,
+    ) -> Option<(FlowKey, Option<MonotonicTime>, bool)> {
+        let Subject::Live(flow) = answer.about else { return None };
+        let waiting = self.waiting.get_mut(&flow)?;
+        waiting.is_asked = false;
+        // Also if the kernel knows nothing of the socket: then all of its counts have come.
+        waiting.facts.counted(flows.get_mut(flow)?, 0, answer.asked);
+        let (timer, evicted) = (waiting.timer.take(), waiting.evicted);
+        if !evicted && waiting.facts.is_empty() {
+            self.waiting.remove(&flow);
+        }
+        Some((flow, timer, evicted))
+    }
+
+    /// Takes out the flow that the answer is about, if it was replaced.
+    pub fn answered_replaced(&mut self, answer: &Answer) -> Option<Replaced> {
+        let Subject::Replaced(key) = answer.about else { return None };
+        let mut replaced = self.replaced.remove(key)?;
+        std::mem::take(&mut replaced.facts).apply(&mut replaced.live);
+        Some(replaced)
+    }
+
+    /// A flow that was replaced, with the socket and ends of these totals.
+    pub fn replaced_mut(&mut self, totals: &Totals) -> Option<&mut Replaced> {
+        let is_it = |one: &Replaced| {
+            let id = one.live.id;
+            one.sock == totals.sock && (id.local, id.remote) == (totals.local, totals.remote)
+        };
+        self.replaced.values_mut().find(|one| is_it(one))
+    }
+
+    /// When the timer of a flow was due that waits for an answer.
+    pub fn timer(&self, flow: FlowKey) -> Option<MonotonicTime> {
+        self.waiting.get(&flow)?.timer
+    }
+
+    /// A packet of the flow was dropped. Returns whether it is kept.
+    pub fn dropped(&mut self, flow: FlowKey, now: MonotonicTime, bytes: u32, dropped_as: DroppedAs) -> bool {
+        let facts = &mut self.waiting.entry(flow).or_default().facts;
+        let has_room = facts.dropped.len() < MAX_DROPPED;
+        if has_room {
+            facts.until = facts.until.max(now);
+            facts.dropped.push((bytes, dropped_as));
+        }
+        has_room
+    }
+
+    /// The flow's socket was closed. Its segment counters are kept until the counts up to then are known.
+    pub fn closed(&mut self, flow: FlowKey, now: MonotonicTime, segments: Segments, received: u64) {
+        let facts = &mut self.waiting.entry(flow).or_default().facts;
+        facts.until = facts.until.max(now);
+        facts.closed = Some((segments, received));
+    }
+
+    /// Counts were added to the flow, which had so many received packets among them. They are complete up to `until`. Uses
+    /// what has waited for them.
+    pub fn counted(&mut self, flow: FlowKey, live: &mut LiveFlow, received: u64, until: MonotonicTime) {
+        let Some(waiting) = self.waiting.get_mut(&flow) else { return };
+        waiting.facts.counted(live, received, until);
+        if !waiting.is_asked && !waiting.evicted && waiting.facts.is_empty() {
+            self.waiting.remove(&flow);
+        }
+    }
+
+    /// Takes out what waits for a flow that has ended.
+    pub fn end(&mut self, flow: FlowKey) -> Option<Waiting> {
+        let waiting = self.waiting.remove(&flow)?;
+        self.evicted -= usize::from(waiting.evicted);
+        Some(waiting)
+    }
+}
+
+impl Question {
+    /// Its answer, which is about the time up to `at`. All events up to `asked` had been taken in when it was asked.
+    pub fn answer(self, totals: Option<Totals>, at: MonotonicTime, asked: MonotonicTime) -> Answer {
+        Answer { at, asked, totals, about: self.about }
+    }
+}
+
+impl Waiting {
+    /// No more counts will come: uses what has waited for them.
+    pub fn apply(self, live: &mut LiveFlow) {
+        self.facts.apply(live);
+    }
+}
+
+impl Replaced {
+    /// See [`Questions::counted`].
+    pub fn counted(&mut self, received: u64, until: MonotonicTime) {
+        self.facts.counted(&mut self.live, received, until);
+    }
+}
+
+impl Facts {
+    fn is_empty(&self) -> bool {
+        self.dropped.is_empty() && self.closed.is_none()
+    }
+
+    fn counted(&mut self, live: &mut LiveFlow, received: u64, until: MonotonicTime) {
+        if let Some((_, known)) = &mut self.closed {
+            *known = known.saturating_add(received);
+        }
+        if until >= self.until {
+            std::mem::take(self).apply(live);
+        }
+    }
+
+    fn apply(self, live: &mut LiveFlow) {
+        if let Some((segments, received)) = self.closed {
+            counting::settle_with(live, self.until, segments, received);
+        }
+        for (bytes, dropped_as) in self.dropped {
+            counting::take_back(live, bytes, dropped_as);
+        }
+    }
+}

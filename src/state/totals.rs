@@ -1,0 +1,257 @@
+//! Takes the kernel's own counts into flows.
+
+use super::counted::{NewCounts, Standing};
+use super::counting::DroppedAs;
+use super::flows::{Beginning, FlowId, FlowKey, LiveFlow};
+use super::questions::{Answer, Purpose, Question};
+use super::sockets::{SocketKey, UdpKind};
+use super::{State, counting};
+use crate::model::event::{Segments, Tuple};
+use crate::model::flow::{Direction, Outcome, Reason, Transport};
+use crate::model::kernel_address::SockAddress;
+use crate::model::time::MonotonicTime;
+use crate::model::totals::Totals;
+
+/// How long before the first packet of its flow an entry may have been made that is the flow's own: the packet makes the entry,
+/// and its sample has a slightly later time.
+const ENTRY_TO_SAMPLE: std::time::Duration = std::time::Duration::from_secs(1);
+
+impl State {
+    /// The kernel's counts of a conversation. They are complete up to `until`.
+    ///
+    /// What is new of them belongs to the flow of this socket between these ends. If there is none, it begins with them, or they
+    /// wait for the packet that shows their flow.
+    pub(super) fn totals(&mut self, totals: &Totals, until: MonotonicTime) {
+        if !self.config.flows {
+            return;
+        }
+        let (before, is_first) = match self.counted.standing(totals) {
+            Standing::First => (Totals::none_of(totals), true),
+            Standing::After(before) => (before, false),
+            Standing::Outdated => {
+                self.stats.totals_outdated += 1;
+                return;
+            }
+        };
+        let new = NewCounts::between(&before, totals);
+        if let Some(new) = new
+            && !self.config.filter.accepts(&Tuple { net: None, local: totals.local, remote: totals.remote })
+        {
+            self.stats.packets_filtered += new.packets();
+            let _ = self.counted.take(totals);
+            return;
+        }
+        let is_known = self.flow_of(totals).is_some() || self.questions.replaced_mut(totals).is_some();
+        if !is_known && new.is_some() && !self.begin_with(totals) {
+            self.counted.keep(&before, totals);
+            return;
+        }
+        let has_room = if is_first || new.is_some() { self.counted.take(totals) } else { true };
+        self.add_new(totals, new, until, is_first, has_room);
+    }
+
+    /// Adds new counts to their flow, which is live or was replaced. Without `has_room` they cannot be used.
+    fn add_new(
+        &mut self,
+        totals: &Totals,
+        new: Option<NewCounts>,
+        until: MonotonicTime,
+        is_first: bool,
+        has_room: bool,
+    ) {
+        let received = new.map_or(0, |new| new.received.packets);
+        let Some(flow) = self.flow_of(totals) else {
+            if let Some(replaced) = self.questions.replaced_mut(totals) {
+                let used = new.map_or(0, |new| add(&mut replaced.live, &new, totals, is_first, has_room));
+                replaced.counted(received, until);
+                self.stats.packets_counted += used;
+            }
+            return;
+        };
+        let marks_datagrams = new.is_some_and(|new| self.may_have_held_several(flow, &new, totals));
+        let Some(live) = self.flows.get_mut(flow) else { return };
+        if let Some(new) = new {
+            self.stats.packets_counted += add(live, &new, totals, is_first, has_room);
+            live.inexact.datagram_segments |= marks_datagrams;
+            if totals.transport == Transport::Udp && live.sent.packets > 0 && live.received.packets > 0 {
+                live.outcome = Outcome::Success;
+            }
+            if let Some(socket) = live.socket.and_then(|key| self.sockets.get_mut(key)) {
+                socket.last = socket.last.max(new.last);
+            }
+        }
+        self.questions.counted(flow, live, received, until);
+    }
+
+    /// Whether datagrams that the kernel has counted may be several that it handles as one. Those that leave and are not linear
+    /// are sampled.
+    fn may_have_held_several(&self, flow: FlowKey, new: &NewCounts, totals: &Totals) -> bool {
+        let Some(live) = self.flows.get(flow).filter(|live| live.id.transport == Transport::Udp) else { return false };
+        let Some(socket) = live.socket.and_then(|key| self.sockets.get(key)) else { return false };
+        let merged = match socket.udp_kind {
+            UdpKind::Gro => true,
+            UdpKind::Kernel | UdpKind::Unknown => totals.nonlinear_datagrams,
+            UdpKind::Single => false,
+        };
+        let joined = socket.uses_gso && totals.short_datagrams;
+        (new.received.packets > 0 && merged) || (new.sent.packets > 0 && joined)
+    }
+
+    /// The live flow of a socket between these ends.
+    fn flow_of(&self, totals: &Totals) -> Option<FlowKey> {
+        let Totals { sock, transport, local, remote, .. } = *totals;
+        if transport == Transport::Udp {
+            return self.flows.find(&FlowId { scope: Some(sock).into(), transport, local, remote });
+        }
+        let socket = self.sockets.get(self.sockets.at(Some(sock))?)?;
+        let is_it = |id: FlowId| (id.transport, id.local, id.remote) == (transport, local, remote);
+        self.flows.chain(socket.flows).find(|flow| self.flows.get(*flow).is_some_and(|live| is_it(live.id)))
+    }
+
+    /// Begins a flow of which only counts are known, because its last flow was ended to make room. Returns whether its socket is
+    /// known.
+    fn begin_with(&mut self, totals: &Totals) -> bool {
+        let Totals { sock, transport, local, remote, last, .. } = *totals;
+        if transport == Transport::Udp {
+            let Some(socket) = self.verified_socket_at(last, Some(sock), local.port) else { return false };
+            let id = FlowId { scope: Some(sock).into(), transport, local, remote };
+            self.open(last, id, None, Some(socket), Direction::Unknown, Beginning::Missed);
+            return true;
+        }
+        let socket = self.sockets.at(Some(sock)).and_then(|key| self.sockets.get(key));
+        let id = socket.and_then(|socket| self.idle.get(socket.idle?)).map(|idle| idle.id);
+        let Some(id) = id.filter(|id| (id.local, id.remote) == (local, remote)) else { return false };
+        let Some(idle) = self.take_idle(&id) else { return false };
+        self.resume(last, id.scope.net(), idle);
+        true
+    }
+
+    /// A flow is bound to its socket: counts that have waited for it are its own.
+    pub(super) fn take_waiting_totals(&mut self, flow: FlowKey, socket: SocketKey) {
+        if !self.capabilities.totals {
+            return;
+        }
+        let (Some(sock), Some(id)) = (self.sock(socket), self.flows.get(flow).map(|live| live.id)) else { return };
+        if let Some(totals) = self.counted.waiting(sock, id.local, id.remote) {
+            self.totals(&totals, totals.last);
+        }
+    }
+
+    /// The kernel has freed a socket, and its counts with it.
+    pub(super) fn forget_totals(&mut self, sock: SockAddress) {
+        if self.capabilities.totals {
+            self.stats.packets_without_flow += self.counted.forget(sock);
+        }
+    }
+
+    /// The `struct sock` to ask about, if the kernel may have counted packets of this flow that are not known yet.
+    pub(super) fn counted_sock(&self, live: &LiveFlow) -> Option<SockAddress> {
+        let key = live.socket.filter(|_| self.capabilities.totals)?;
+        // Once the socket is freed, all of its counts have come, and the address may be another's.
+        self.sock(key).filter(|sock| self.sockets.at(Some(*sock)) == Some(key))
+    }
+
+    /// Asks what the kernel has counted of a flow. Returns false if there is nothing to ask.
+    pub(super) fn ask(&mut self, flow: FlowKey, purpose: Purpose) -> bool {
+        let Some(sock) = self.flows.get(flow).and_then(|live| self.counted_sock(live)) else { return false };
+        self.questions.ask(flow, sock, purpose);
+        true
+    }
+
+    /// Whether a flow has ended before its next packet: its timer was due, and only the answer was waited for.
+    pub(super) fn has_ended(&self, flow: FlowKey) -> bool {
+        let due = self.questions.timer(flow);
+        due.zip(self.flows.get(flow)).is_some_and(|(due, live)| self.deadline(live) <= due)
+    }
+
+    /// A packet of a flow was dropped. Returns false if it can be subtracted at once: if it is certain how many packets it is, and
+    /// more than that are known to have been sent.
+    pub(super) fn drop_later(&mut self, now: MonotonicTime, flow: FlowKey, bytes: u32, dropped_as: DroppedAs) -> bool {
+        let sent = self.flows.get(flow).map(|live| live.sent).unwrap_or_default();
+        let is_certain = dropped_as == DroppedAs::OnePacket && sent.packets > 0 && sent.bytes >= bytes.into();
+        if is_certain || !self.ask(flow, Purpose::Facts) {
+            return false;
+        }
+        if !self.questions.dropped(flow, now, bytes, dropped_as)
+            && let Some(live) = self.flows.get_mut(flow)
+        {
+            live.inexact.dropped_locally = true;
+        }
+        true
+    }
+
+    /// The socket of a flow was closed, with these segment counters. Returns false if the flow's counts are complete.
+    pub(super) fn settle_later(&mut self, now: MonotonicTime, flow: FlowKey, segments: Segments) -> bool {
+        let Some(live) = self.flows.get(flow) else { return false };
+        let is_counted = self.counted_sock(live).is_some();
+        if is_counted {
+            self.questions.closed(flow, now, segments, live.received.packets);
+        }
+        is_counted
+    }
+
+    /// The next question about the kernel's counts. Pass its answer to [`State::answer`].
+    pub fn next_question(&mut self) -> Option<Question> {
+        self.questions.next()
+    }
+
+    /// Takes in the answer to a question: what the kernel had counted at the time `at`, or `None` if it knows nothing of the
+    /// socket.
+    ///
+    /// If it knows of packets that are later than all events so far, it is used once all events up to `at` have been taken in.
+    pub fn answer(&mut self, question: Question, totals: Option<Totals>, at: MonotonicTime) {
+        let answer = question.answer(totals, at, self.horizon);
+        let is_past = at <= self.horizon || totals.is_some_and(|totals| totals.last <= self.horizon);
+        if is_past || self.is_ending {
+            self.use_answer(&answer);
+        } else {
+            self.questions.keep(answer);
+        }
+    }
+
+    /// Uses the answers that are about a time not after the present.
+    pub(super) fn use_answers(&mut self) {
+        while let Some(answer) = self.questions.next_answer(self.horizon) {
+            self.use_answer(&answer);
+        }
+    }
+
+    fn use_answer(&mut self, answer: &Answer) {
+        if let Some(totals) = &answer.totals {
+            self.totals(totals, answer.asked);
+        }
+        if let Some(replaced) = self.questions.answered_replaced(answer) {
+            self.hand_out(&replaced.live, Some(replaced.sock), replaced.reason);
+        } else if let Some((flow, timer, is_evicted)) = self.questions.answered_live(answer, &mut self.flows) {
+            match timer {
+                _ if is_evicted => self.finish(flow, Reason::Evicted),
+                Some(_) => self.flow_is_due(self.horizon, flow),
+                None => {}
+            }
+        }
+    }
+
+    /// Asks about every flow, because the monitor stops. Answers are used at once from now on: no more events come.
+    pub fn ask_all(&mut self) {
+        self.is_ending = true;
+        while let Some(answer) = self.questions.next_answer(MonotonicTime::MAX) {
+            self.use_answer(&answer);
+        }
+        for flow in self.flows.keys() {
+            self.ask(flow, Purpose::Facts);
+        }
+    }
+}
+
+/// Adds new counts to a flow. Returns how many packets that were. If it is not certain that all of them are the flow's, it is
+/// marked instead.
+fn add(live: &mut LiveFlow, new: &NewCounts, totals: &Totals, is_first: bool, has_room: bool) -> u64 {
+    // An entry that is older than the flow, and was never read, may hold packets of flows before.
+    let is_older = is_first && totals.since.saturating_add(ENTRY_TO_SAMPLE) < live.start;
+    if is_older || !has_room {
+        live.inexact.samples_lost = true;
+        return 0;
+    }
+    counting::add_totals(live, new);
+    new.packets()
+}
