@@ -14,7 +14,7 @@ type Parsed<T> = Result<T, ConditionError>;
 
 pub fn parse(text: &str) -> Parsed<Term> {
     let mut parser = Parser { tokens: tokens(text)?, at: 0, depth: 0 };
-    let term = parser.any()?;
+    let term = parser.or_expression()?;
     match parser.peek() {
         Token { kind: TokenKind::End, .. } => Ok(term),
         token => error(token.column, "expected an operator: &&, ||"),
@@ -29,7 +29,7 @@ struct Parser {
 
 impl Parser {
     fn peek(&self) -> &Token {
-        // The last token is the end, which stays.
+        // `at` may be past the last token, which is `End`.
         &self.tokens[self.at.min(self.tokens.len() - 1)]
     }
 
@@ -46,40 +46,47 @@ impl Parser {
         accept
     }
 
-    fn any(&mut self) -> Parsed<Term> {
-        let mut terms = vec![self.all()?];
+    fn or_expression(&mut self) -> Parsed<Term> {
+        let mut terms = vec![self.and_expression()?];
         while self.accept(&TokenKind::Or) {
-            terms.push(self.all()?);
+            terms.push(self.and_expression()?);
         }
         Ok(if terms.len() == 1 { terms.remove(0) } else { Term::Any(terms) })
     }
 
-    fn all(&mut self) -> Parsed<Term> {
-        let mut terms = vec![self.not()?];
+    fn and_expression(&mut self) -> Parsed<Term> {
+        let mut terms = vec![self.unary()?];
         while self.accept(&TokenKind::And) {
-            terms.push(self.not()?);
+            terms.push(self.unary()?);
         }
         Ok(if terms.len() == 1 { terms.remove(0) } else { Term::All(terms) })
     }
 
-    fn not(&mut self) -> Parsed<Term> {
+    /// Parses `!`, parentheses or a comparison.
+    fn unary(&mut self) -> Parsed<Term> {
         let column = self.peek().column;
-        self.depth += 1;
-        if self.depth > MAX_DEPTH {
-            return error(column, format!("nested more than {MAX_DEPTH} deep"));
-        }
-        let term = if self.accept(&TokenKind::Not) {
-            Term::Not(Box::new(self.not()?))
+        if self.accept(&TokenKind::Not) {
+            let term = self.nested(column, Self::unary)?;
+            Ok(Term::Not(Box::new(term)))
         } else if self.accept(&TokenKind::Open) {
-            let term = self.any()?;
+            let term = self.nested(column, Self::or_expression)?;
             let close = self.next();
             if close.kind != TokenKind::Close {
                 return error(close.column, format!("expected `)` for the `(` in column {column}"));
             }
-            term
+            Ok(term)
         } else {
-            self.comparison()?
-        };
+            self.comparison()
+        }
+    }
+
+    /// Parses what is inside the `!` or `(` in this column.
+    fn nested(&mut self, column: usize, parse: impl FnOnce(&mut Self) -> Parsed<Term>) -> Parsed<Term> {
+        if self.depth == MAX_DEPTH {
+            return error(column, format!("nested more than {MAX_DEPTH} deep"));
+        }
+        self.depth += 1;
+        let term = parse(self)?;
         self.depth -= 1;
         Ok(term)
     }
@@ -91,22 +98,23 @@ impl Parser {
         match self.peek().clone() {
             Token { kind: TokenKind::Comparison(operator), .. } => {
                 self.at += 1;
-                self.compared(field, operator)
+                self.compared_value(field, operator)
             }
             Token { kind: TokenKind::Word(word), .. } if word == "in" => {
                 self.at += 1;
-                self.among(field)
+                self.in_values(field)
             }
             Token { kind: TokenKind::Word(word), column } if word == "like" => {
                 self.at += 1;
-                self.like(field, column)
+                self.like_globs(field, column)
             }
             _ if field.value_type == ValueType::Bool => Ok(Term::Bool(field, true)),
             token => error(token.column, format!("expected a comparison after {name}: ==, !=, <, <=, >, >=, in, like")),
         }
     }
 
-    fn compared(&mut self, field: &'static Field, operator: Comparison) -> Parsed<Term> {
+    /// Parses the value after a comparison operator.
+    fn compared_value(&mut self, field: &'static Field, operator: Comparison) -> Parsed<Term> {
         let Token { column, kind } = self.next();
         Ok(match (field.value_type, kind) {
             (ValueType::Number, TokenKind::Number(number)) => Term::Number(field, operator, number),
@@ -119,7 +127,8 @@ impl Parser {
         })
     }
 
-    fn among(&mut self, field: &'static Field) -> Parsed<Term> {
+    /// Parses the values after `in`.
+    fn in_values(&mut self, field: &'static Field) -> Parsed<Term> {
         let values = self.list()?;
         let wrong = |column| error(column, expected(field));
         match field.value_type {
@@ -142,7 +151,8 @@ impl Parser {
         }
     }
 
-    fn like(&mut self, field: &'static Field, column: usize) -> Parsed<Term> {
+    /// Parses the globs after the `like` in this column.
+    fn like_globs(&mut self, field: &'static Field, column: usize) -> Parsed<Term> {
         if field.value_type != ValueType::Text {
             return error(column, format!("`like` needs text, and {} is not text", field.name));
         }
@@ -165,15 +175,23 @@ impl Parser {
         if !self.accept(&TokenKind::OpenList) {
             return Ok(vec![self.next()]);
         }
-        let mut values = vec![self.next()];
+        let mut values = vec![self.list_value()?];
         while self.accept(&TokenKind::Comma) {
-            values.push(self.next());
+            values.push(self.list_value()?);
         }
         let close = self.next();
         if close.kind != TokenKind::CloseList {
             return error(close.column, "expected `,` or `]`");
         }
         Ok(values)
+    }
+
+    fn list_value(&mut self) -> Parsed<Token> {
+        let token = self.next();
+        if token.kind == TokenKind::CloseList {
+            return error(token.column, "expected a value before `]`");
+        }
+        Ok(token)
     }
 }
 

@@ -127,6 +127,8 @@ fn errors_say_where_and_what() {
         (r#"remote.ip in "10.0.0.0/33""#, 14, "10.0.0.0/33"),
         (r#"fd in [1, "2"]"#, 11, "fd needs a number"),
         ("fd in [1 2]", 10, "expected `,` or `]`"),
+        ("fd in []", 8, "expected a value before `]`"),
+        ("fd in [1,]", 10, "expected a value before `]`"),
         ("(fd == 1", 9, "expected `)` for the `(` in column 1"),
         ("fd == 1)", 8, "expected an operator"),
         (r#"process.name like "[a""#, 19, "bad glob"),
@@ -141,8 +143,20 @@ fn errors_say_where_and_what() {
         assert_eq!(found, column, "{condition}: {problem}");
         assert!(problem.contains(part), "{condition}: {problem}");
     }
-    assert!(error(&"!".repeat(100)).1.contains("nested more than"));
     assert!(error(&" ".repeat(70_000)).1.contains("longer than"));
+}
+
+#[test]
+fn nesting_is_limited_to_64() {
+    for (open, close) in [("!", ""), ("(", ")"), ("!(", ")")] {
+        let nested = |depth: usize| {
+            let count = depth / open.len();
+            format!("{}{}{}", open.repeat(count), "fd == 1", close.repeat(count))
+        };
+        assert!(nested(64).parse::<Condition>().is_ok(), "{open}");
+        let (column, problem) = error(&nested(66));
+        assert_eq!((column, &*problem), (65, "nested more than 64 deep"), "{open}");
+    }
 }
 
 #[test]

@@ -10,8 +10,8 @@
 //! ```
 //!
 //! The reader thread (`monitor/reader.rs`) owns the source, with its rings and probes; the state thread
-//! (`monitor/state_thread.rs`) owns the pipeline with the state machine, so neither needs a lock. Only the clock and
-//! the counters are shared. All channels are bounded. When the state thread falls behind, the reader waits and samples pile up
+//! (`monitor/state_thread.rs`) owns the pipeline with the state machine. They share only the clock, behind a lock, and the
+//! counters, which are atomic. All channels are bounded. When the state thread falls behind, the reader waits and samples pile up
 //! in the rings, where the kernel counts those that find no room. When the caller does not take flows in time, they are dropped
 //! and counted.
 //!
@@ -190,7 +190,8 @@ impl Monitor {
         S: Source<Error: Display> + Send + 'static,
     {
         let (to_state, batches) = queue(options);
-        // Emptied batches go back to the reader, for reuse: those of the queue, and the one that the state thread has.
+        // Emptied batches go back to the reader for reuse. The channel has room for every batch of the queue and for the one
+        // that the state thread is processing.
         let (return_batch, returned_batches) = bounded(options.perf_queue_size.div_ceil(Batch::SIZE) + 1);
         let (to_caller, results) = bounded(options.flow_queue_size);
         let (losses_to_caller, losses) = bounded(options.lost_queue_size);

@@ -68,6 +68,8 @@ pub enum PrivilegesError {
 mod tests {
     use std::{fs, thread};
 
+    use nix::libc;
+
     use super::*;
 
     /// Runs in a temporary thread, whose privileges alone are dropped.
@@ -97,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn no_program_can_be_started_and_no_packets_captured_any_more() {
+    fn no_program_can_be_started_and_no_packet_socket_opened_any_more() {
         // A sandbox around the tests may forbid it; then there is nothing to test.
         if in_a_thread(filter_syscalls).is_err() {
             return;
@@ -116,6 +118,29 @@ mod tests {
                 None,
             );
             assert_eq!(packets.unwrap_err(), nix::errno::Errno::ENOSYS);
+        });
+    }
+
+    /// Sends signal 0, which only checks whether a signal could be sent, to the main thread of a process.
+    #[allow(unsafe_code, reason = "there is no safe wrapper of tgkill(2)")]
+    fn check_tgkill(process: nix::unistd::Pid) -> nix::Result<()> {
+        // SAFETY: the call gets three numbers and no pointer.
+        let result = unsafe { libc::syscall(libc::SYS_tgkill, process.as_raw(), process.as_raw(), 0) };
+        nix::errno::Errno::result(result).map(drop)
+    }
+
+    #[test]
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    fn tgkill_reaches_only_this_process() {
+        use nix::unistd::{getpid, getppid};
+
+        if in_a_thread(filter_syscalls).is_err() {
+            return;
+        }
+        in_a_thread(|| {
+            filter_syscalls().unwrap();
+            assert_eq!(check_tgkill(getpid()), Ok(()));
+            assert_eq!(check_tgkill(getppid()), Err(nix::errno::Errno::ENOSYS));
         });
     }
 

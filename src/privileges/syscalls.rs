@@ -4,7 +4,8 @@
 //! if the kernel did not have them; a C library then falls back from a newer call to an older one. The list has the calls of
 //! Rust's standard library, the C libraries musl and glibc, the resolver, files, sockets and perf rings. It does not have
 //! calls that start programs, access other processes' memory, send signals to them, change the user, or concern mounts,
-//! modules, namespaces, keys, BPF or io_uring.
+//! modules, namespaces, keys, BPF or io_uring. There is one exception: musl aborts with tkill(2), which can send a signal to any
+//! thread, and a filter cannot tell whose thread it is.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +16,7 @@ use seccompiler::{
 
 use super::PrivilegesError;
 
-/// Calls that all supported architectures have.
+/// Calls that both x86_64 and aarch64 have.
 const ALLOWED: &[libc::c_long] = &[
     // Files.
     libc::SYS_openat,
@@ -111,7 +112,7 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_landlock_create_ruleset,
     libc::SYS_landlock_add_rule,
     libc::SYS_landlock_restrict_self,
-    // Signals of this process.
+    // Signals of this process; `program` limits tgkill(2).
     libc::SYS_rt_sigaction,
     libc::SYS_rt_sigprocmask,
     libc::SYS_rt_sigreturn,
@@ -120,7 +121,7 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_rt_sigpending,
     libc::SYS_sigaltstack,
     libc::SYS_signalfd4,
-    libc::SYS_tgkill,
+    #[cfg(target_env = "musl")]
     libc::SYS_tkill,
     // Time.
     libc::SYS_clock_gettime,
@@ -164,7 +165,7 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_perf_event_open,
 ];
 
-/// Older calls that only x86_64 has; newer architectures have only their successors.
+/// Older calls that x86_64 has and aarch64 does not have.
 #[cfg(target_arch = "x86_64")]
 const X86_64_ONLY: &[libc::c_long] = &[
     libc::SYS_open,
@@ -200,7 +201,8 @@ const PRCTLS: [libc::c_int; 5] =
     [libc::PR_SET_NAME, libc::PR_GET_NAME, libc::PR_SET_NO_NEW_PRIVS, libc::PR_GET_NO_NEW_PRIVS, libc::PR_SET_VMA];
 
 /// Restricts this thread and the threads that it starts later to the system calls of a running monitor and its outputs. They
-/// cannot start programs or processes, change the user, mount file systems or capture packets.
+/// cannot start programs or processes, change the user, mount file systems or open packet sockets. Packet sockets that are
+/// already open, such as the monitor's, still work.
 ///
 /// # Errors
 /// [`PrivilegesError::Syscalls`]: the kernel has no seccomp, or another filter forbids it.
@@ -217,8 +219,10 @@ fn program() -> Result<BpfProgram, seccompiler::BackendError> {
         ALLOWED.iter().chain(X86_64_ONLY).map(|&call| (number(call), Vec::new())).collect();
     rules.insert(number(libc::SYS_socket), first_argument_of(&FAMILIES)?);
     rules.insert(number(libc::SYS_prctl), first_argument_of(&PRCTLS)?);
-    // Only threads of this process, never other processes. clone3 is not in the list, because it has its flags in memory,
-    // which a filter cannot read. C libraries then fall back on clone.
+    // C libraries abort with tgkill(2), so it is allowed for threads of this process.
+    rules.insert(number(libc::SYS_tgkill), first_argument_of(&[nix::unistd::getpid().as_raw()])?);
+    // clone(2) may start threads, but not processes. A filter cannot read the flags of clone3(2), which are in memory. So
+    // clone3 is not in the list, and C libraries fall back on clone.
     let thread = libc::CLONE_THREAD as u64;
     let is_thread = SeccompCondition::new(0, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(thread), thread)?;
     rules.insert(number(libc::SYS_clone), vec![SeccompRule::new(vec![is_thread])?]);

@@ -334,7 +334,7 @@ impl State {
     fn arm_socket(&mut self, key: SocketKey) {
         let Some(socket) = self.sockets.get_mut(key) else { return };
         let deadline = socket.last.saturating_add(idle_timeout(socket, &self.config));
-        socket.armed = self.socket_timers.set(deadline, key);
+        socket.armed = self.socket_timers.set(socket.last, deadline, key);
     }
 
     pub(super) fn socket_timer(&mut self, now: MonotonicTime, tick: Tick, key: SocketKey) {

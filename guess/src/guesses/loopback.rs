@@ -20,7 +20,12 @@ const PORTS: std::ops::RangeInclusive<u32> = 10_000..=60_000;
 
 /// An address of this host with port 0: a random IPv4 address, or `::1`.
 pub(super) fn address(random: &mut Random, ipv6: bool) -> SocketAddr {
-    if ipv6 { (Ipv6Addr::LOCALHOST, 0).into() } else { (random.loopback_address(), 0).into() }
+    if ipv6 { (Ipv6Addr::LOCALHOST, 0).into() } else { ipv4_address(random) }
+}
+
+/// A random IPv4 address of this host with port 0.
+pub(super) fn ipv4_address(random: &mut Random) -> SocketAddr {
+    (random.loopback_address(), 0).into()
 }
 
 /// A port that is most likely not in use.

@@ -50,7 +50,7 @@ impl Guess for NetDevice {
     }
 
     fn trigger(&mut self, context: &mut dyn Context) -> io::Result<u32> {
-        let [from, to] = [(); 2].map(|()| loopback::udp(loopback::address(context.random(), false)));
+        let [from, to] = [(); 2].map(|()| loopback::udp(loopback::ipv4_address(context.random())));
         let length = context.random().within(100..=1200);
         loopback::datagram(&from?, &to?, length as usize)?;
         Ok(length + HEADERS)

@@ -38,7 +38,7 @@ impl Guess for Sender {
     }
 
     fn trigger(&mut self, context: &mut dyn Context) -> io::Result<()> {
-        let [from, to] = [(); 2].map(|()| loopback::udp(loopback::address(context.random(), false)));
+        let [from, to] = [(); 2].map(|()| loopback::udp(loopback::ipv4_address(context.random())));
         loopback::datagram(&from?, &to?, 100)
     }
 

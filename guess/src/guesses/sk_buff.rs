@@ -62,8 +62,8 @@ impl Guess for SkBuff {
     }
 
     fn trigger(&mut self, context: &mut dyn Context) -> io::Result<Datagram> {
-        let from = loopback::udp(loopback::address(context.random(), false))?;
-        let to = loopback::udp(loopback::address(context.random(), false))?;
+        let from = loopback::udp(loopback::ipv4_address(context.random()))?;
+        let to = loopback::udp(loopback::ipv4_address(context.random()))?;
         sys::no_checksums(&from)?;
         let length = context.random().within(100..=1200);
         loopback::datagram(&from, &to, length as usize)?;

@@ -85,13 +85,13 @@ fn unbound() -> io::Result<ClosedSocket> {
 }
 
 fn bound(context: &mut dyn Context) -> io::Result<ClosedSocket> {
-    let socket = loopback::udp(loopback::address(context.random(), false))?;
+    let socket = loopback::udp(loopback::ipv4_address(context.random()))?;
     Ok(ClosedSocket { local: v4(socket.local_addr()?), ..ClosedSocket::default() })
 }
 
 fn connected(context: &mut dyn Context) -> io::Result<ClosedSocket> {
-    let socket = loopback::udp(loopback::address(context.random(), false))?;
-    let mut remote = loopback::address(context.random(), false);
+    let socket = loopback::udp(loopback::ipv4_address(context.random()))?;
+    let mut remote = loopback::ipv4_address(context.random());
     remote.set_port(loopback::port(context.random()));
     socket.connect(remote)?;
     Ok(ClosedSocket { local: v4(socket.local_addr()?), remote: v4(remote), error: 0, routed: true })
@@ -99,10 +99,10 @@ fn connected(context: &mut dyn Context) -> io::Result<ClosedSocket> {
 
 /// A socket whose connection was refused, with the error still pending.
 fn refused(context: &mut dyn Context) -> io::Result<ClosedSocket> {
-    let local = loopback::address(context.random(), false);
+    let local = loopback::ipv4_address(context.random());
     let socket = loopback::socket(SockType::Stream, AddressFamily::Inet, Some(local))?;
     loopback::set_nonblocking(&socket)?;
-    let mut remote = loopback::address(context.random(), false);
+    let mut remote = loopback::ipv4_address(context.random());
     remote.set_port(loopback::port(context.random()));
     loopback::try_to_connect(&socket, remote)?;
     // A socket whose connection was refused loses its local address.

@@ -6,14 +6,14 @@ use crate::engine::{Call, Context, Evidence, Guess, MAX_WINDOW, Probe};
 use nix::sys::socket::{AddressFamily, SockType, listen, setsockopt, sockopt};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 
-/// How many bytes from the beginning of a `struct socket` are captured. They contain the number of the inode that follows the
-/// `struct socket`.
-const SOCKET: u32 = 512;
-/// More than the size of a `struct socket` itself.
-const MAX_SOCKET: u32 = 128;
+/// How many bytes are captured from the beginning of a `struct socket_alloc`: a `struct socket` and then its inode, up to and
+/// including the inode's number.
+const SOCKET_ALLOC: u32 = 512;
+/// The `struct socket` at the beginning of a `struct socket_alloc` is smaller than this.
+const SOCKET: u32 = 128;
 
 /// `TCP_ESTABLISHED`, `TCP_CLOSE` and `TCP_LISTEN`. Their numbers are part of the kernel's interface.
 const STATES: [u8; 3] = [1, 7, 10];
@@ -58,20 +58,20 @@ impl Guess for SocketEvents {
     }
 
     fn probes(&self, _attempt: u32) -> Vec<Probe> {
-        let socket = Probe::on("inet_release").words("socket", "{sock}", 0..SOCKET);
+        let socket = Probe::on("inet_release").words("socket", "{sock}", 0..SOCKET_ALLOC);
         vec![socket.words("sk", "+{socket.sk}({sock})", 0..MAX_WINDOW)]
     }
 
     fn trigger(&mut self, context: &mut dyn Context) -> io::Result<Vec<ClosedSocket>> {
         let mut open = |kind| {
-            let local = loopback::address(context.random(), false);
+            let local = loopback::ipv4_address(context.random());
             loopback::socket(kind, AddressFamily::Inet, Some(local))
         };
-        let [established, close, listening] = STATES;
+        let [established, closed, listening] = STATES;
         let (datagrams, stream, listener) =
             (open(SockType::Datagram)?, open(SockType::Stream)?, open(SockType::Stream)?);
         let connected = open(SockType::Datagram)?;
-        let mut remote = loopback::address(context.random(), false);
+        let mut remote = loopback::ipv4_address(context.random());
         remote.set_port(loopback::port(context.random()));
         loopback::connect(&connected, remote)?;
         listen(&listener, nix::sys::socket::Backlog::new(1)?)?;
@@ -81,14 +81,14 @@ impl Guess for SocketEvents {
         }
         let (tcp, udp) = ((SockType::Stream as u16, 6), (SockType::Datagram as u16, 17));
         [
-            (datagrams, udp, close, device),
-            (stream, tcp, close, device),
+            (datagrams, udp, closed, device),
+            (stream, tcp, closed, device),
             (listener, tcp, listening, 0),
             (connected, udp, established, 0),
         ]
         .into_iter()
         .map(|(socket, (kind, protocol), state, device)| {
-            Ok(ClosedSocket { inode: inode(socket.as_fd().try_clone_to_owned()?)?, kind, protocol, state, device })
+            Ok(ClosedSocket { inode: close(socket)?, kind, protocol, state, device })
         })
         .collect()
     }
@@ -104,7 +104,8 @@ impl Guess for SocketEvents {
     }
 }
 
-fn inode(socket: OwnedFd) -> io::Result<u64> {
+/// Closes a socket, which hits the probe, and returns the number of its inode.
+fn close(socket: OwnedFd) -> io::Result<u64> {
     Ok(File::from(socket).metadata()?.ino())
 }
 
@@ -115,7 +116,7 @@ fn loopback_index() -> io::Result<u32> {
 fn add_evidence(closed: &ClosedSocket, call: &Call, evidence: &mut Evidence) {
     let (socket, sk) = (call.view("socket"), call.view("sk"));
     let common = sk.part(0, COMMON);
-    evidence.one_of("socket.type", socket.part(0, MAX_SOCKET).find_u16(closed.kind));
+    evidence.one_of("socket.type", socket.part(0, SOCKET).find_u16(closed.kind));
     evidence.one_of("socket_alloc.i_ino", socket.find_word(closed.inode));
     evidence.one_of("sock_common.skc_state", common.find(&[closed.state], 1));
     evidence.one_of("sock_common.skc_bound_dev_if", common.find_u32(closed.device));
@@ -132,15 +133,15 @@ mod tests {
     use super::*;
     use crate::engine::Window;
 
-    /// A call with these bytes at this offset of the `sock`: the protocol and the fields around it.
-    fn call(closed: &ClosedSocket, (at, protocol): (u32, &[u8])) -> Call {
-        let mut socket = Window::new(0, vec![0; SOCKET as usize]);
+    /// The call that closes a socket. Its `sock` has `type_and_protocol` at offset 514.
+    fn call(closed: &ClosedSocket, type_and_protocol: &[u8]) -> Call {
+        let mut socket = Window::new(0, vec![0; SOCKET_ALLOC as usize]);
         socket.write(4, &closed.kind.to_ne_bytes());
         socket.write(192, &closed.inode.to_ne_bytes());
         let mut sk = Window::new(0, vec![0; MAX_WINDOW as usize]);
         sk.write(18, &[closed.state]);
         sk.write(20, &closed.device.to_ne_bytes());
-        sk.write(at, protocol);
+        sk.write(514, type_and_protocol);
         Call::of("inet_release", vec![("socket", socket), ("sk", sk)])
     }
 
@@ -161,19 +162,19 @@ mod tests {
 
     #[test]
     fn each_field_is_found_from_several_kinds_of_sockets() {
-        for (bytes, wide, narrow) in
+        for (bytes, protocol_of_16_bits, protocol_of_8_bits) in
             [(since_5_6 as fn(&ClosedSocket) -> Vec<u8>, &[516][..], &[][..]), (before_5_6, &[], &[515])]
         {
             let expected = expected();
-            let calls: Vec<_> = expected.iter().map(|closed| call(closed, (514, &bytes(closed)))).collect();
+            let calls: Vec<_> = expected.iter().map(|closed| call(closed, &bytes(closed))).collect();
             let evidence = SocketEvents.solve(&expected, &calls);
             for (key, offsets) in [
                 ("socket.type", &[4][..]),
                 ("socket_alloc.i_ino", &[192]),
                 ("sock_common.skc_state", &[18]),
                 ("sock_common.skc_bound_dev_if", &[20]),
-                ("sock.sk_protocol", wide),
-                ("sock.sk_protocol:8", narrow),
+                ("sock.sk_protocol", protocol_of_16_bits),
+                ("sock.sk_protocol:8", protocol_of_8_bits),
             ] {
                 assert_eq!(evidence.values(key), offsets, "{key}");
             }

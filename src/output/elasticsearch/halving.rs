@@ -8,17 +8,17 @@
 
 use std::ops::Range;
 
-/// How many refusals in a row are tolerated, in addition to those needed to isolate one document.
-const MAX_REFUSALS: u32 = 4;
-/// After how many accepted requests of the maximum size a larger size is tried again.
-const GROW: u32 = 8;
+/// How many refusals in a row are tolerated beyond those needed to isolate one document.
+const EXTRA_REFUSALS: u32 = 4;
+/// After this many accepted requests of the maximum size, the maximum is doubled.
+const ACCEPTED_UNTIL_GROWTH: u32 = 8;
 
 /// The next step.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Step {
     /// Send these documents in one request.
     Send(Range<usize>),
-    /// Send a document alone that is not a suspect.
+    /// Send a document alone that is not a suspect. If it is accepted, call [`Halving::witness_accepted`].
     Witness,
     /// All documents were sent, and there are no suspects.
     Done,
@@ -37,17 +37,18 @@ pub struct Halving {
     on_trial: Option<usize>,
     /// How many requests were refused in a row.
     refusals: u32,
-    patience: u32,
+    /// After this many refusals in a row, a witness is needed.
+    max_refusals: u32,
     /// The maximum number of documents in one request.
     max_request: usize,
-    /// How many requests of this size were accepted in a row.
-    accepted_in_a_row: u32,
+    /// How many requests of the maximum size were accepted since the maximum last changed.
+    accepted_at_max: u32,
 }
 
 impl Halving {
     /// A search among `count` documents.
     pub fn new(count: usize) -> Self {
-        let patience = count.max(1).ilog2() + 1 + MAX_REFUSALS;
+        let max_refusals = count.max(1).ilog2() + 1 + EXTRA_REFUSALS;
         let rest = (count > 0).then_some(0..count).into_iter().collect();
         Self {
             rest,
@@ -55,9 +56,9 @@ impl Halving {
             again: Vec::new(),
             on_trial: None,
             refusals: 0,
-            patience,
+            max_refusals,
             max_request: count,
-            accepted_in_a_row: 0,
+            accepted_at_max: 0,
         }
     }
 
@@ -67,7 +68,7 @@ impl Halving {
         if let Some(at) = self.on_trial {
             return Step::Send(at..at + 1);
         }
-        if self.refusals >= self.patience || (self.rest.is_empty() && !self.suspects.is_empty()) {
+        if self.refusals >= self.max_refusals || (self.rest.is_empty() && !self.suspects.is_empty()) {
             return Step::Witness;
         }
         let Some(range) = self.rest.pop() else { return Step::Done };
@@ -80,10 +81,9 @@ impl Halving {
 
     /// Notes that a request was accepted.
     pub fn accepted(&mut self, range: &Range<usize>) {
-        self.accepted_in_a_row =
-            if range.len() == self.max_request { self.accepted_in_a_row + 1 } else { self.accepted_in_a_row };
-        if self.accepted_in_a_row >= GROW {
-            (self.max_request, self.accepted_in_a_row) = (self.max_request * 2, 0);
+        self.accepted_at_max += u32::from(range.len() == self.max_request);
+        if self.accepted_at_max >= ACCEPTED_UNTIL_GROWTH {
+            (self.max_request, self.accepted_at_max) = (self.max_request * 2, 0);
         }
         self.witness_accepted();
     }
@@ -114,13 +114,13 @@ impl Halving {
         if range.len() <= 1 {
             return self.refused(range);
         }
-        (self.max_request, self.accepted_in_a_row) = (range.len() / 2, 0);
+        (self.max_request, self.accepted_at_max) = (range.len() / 2, 0);
         self.rest.push(range);
         None
     }
 
-    /// The documents that were not sent yet, or only together with others, in order.
-    pub fn unsent(&self) -> impl DoubleEndedIterator<Item = usize> {
+    /// Documents that can be witnesses, in order: they were not sent yet, or were refused only together with others.
+    pub fn witness_candidates(&self) -> impl DoubleEndedIterator<Item = usize> {
         self.rest.iter().rev().cloned().flatten()
     }
 }
@@ -133,10 +133,10 @@ mod tests {
 
     use super::*;
 
-    /// Sends all to a server that refuses every request with a bad document. Returns the documents taken, in order,
-    /// those at fault, and the number of requests. Ends when only bad documents are left as witnesses.
+    /// Sends all to a server that refuses every request with a bad document. Returns the documents accepted, in order,
+    /// those at fault, and the number of requests. A witness is accepted unless all documents are bad; in that case this ends.
     fn sent(count: usize, bad: &BTreeSet<usize>) -> (Vec<usize>, Vec<usize>, usize) {
-        let (mut halving, mut taken, mut at_fault, mut requests) = (Halving::new(count), Vec::new(), Vec::new(), 0);
+        let (mut halving, mut accepted, mut at_fault, mut requests) = (Halving::new(count), Vec::new(), Vec::new(), 0);
         loop {
             requests += 1;
             match halving.next() {
@@ -145,10 +145,10 @@ mod tests {
                 }
                 Step::Send(range) => {
                     halving.accepted(&range);
-                    taken.extend(range);
+                    accepted.extend(range);
                 }
                 Step::Witness if bad.len() < count => halving.witness_accepted(),
-                Step::Witness | Step::Done => return (taken, at_fault, requests - 1),
+                Step::Witness | Step::Done => return (accepted, at_fault, requests - 1),
             }
         }
     }
@@ -156,41 +156,41 @@ mod tests {
     #[test]
     fn one_document_in_many_is_found_in_few_requests() {
         for at in [0, 1, 799, 1598, 1599] {
-            let (taken, at_fault, requests) = sent(1600, &[at].into());
-            assert_eq!((taken.len(), &at_fault[..]), (1599, &[at][..]));
+            let (accepted, at_fault, requests) = sent(1600, &[at].into());
+            assert_eq!((accepted.len(), &at_fault[..]), (1599, &[at][..]));
             assert!(requests <= 2 * 11 + 3, "{requests}");
         }
         assert_eq!(sent(1600, &BTreeSet::new()).2, 1);
     }
 
-    /// The server refuses everything for a while, and takes everything after that.
+    /// The server refuses everything for a while, and accepts everything after that.
     #[test]
     fn a_document_that_is_accepted_the_second_time_is_not_at_fault() {
         for refusals in 0..9 {
-            let (mut halving, mut asked, mut taken) = (Halving::new(25), 0, Vec::new());
+            let (mut halving, mut asked, mut accepted) = (Halving::new(25), 0, Vec::new());
             loop {
                 asked += 1;
                 match halving.next() {
                     Step::Send(range) if asked <= refusals => assert_eq!(halving.refused(range), None),
                     Step::Send(range) => {
                         halving.accepted(&range);
-                        taken.extend(range);
+                        accepted.extend(range);
                     }
                     Step::Witness => halving.witness_accepted(),
                     Step::Done => break,
                 }
             }
-            taken.sort_unstable();
-            assert_eq!(taken, (0..25).collect::<Vec<_>>());
+            accepted.sort_unstable();
+            assert_eq!(accepted, (0..25).collect::<Vec<_>>());
         }
     }
 
     #[test]
     fn if_everything_is_refused_no_document_is_at_fault_and_few_requests_are_made() {
         for count in [1, 2, 25, 1600] {
-            let (taken, at_fault, requests) = sent(count, &(0..count).collect());
-            assert_eq!((taken.len(), at_fault.len()), (0, 0));
-            assert!(requests <= 11 + MAX_REFUSALS as usize, "{requests}");
+            let (accepted, at_fault, requests) = sent(count, &(0..count).collect());
+            assert_eq!((accepted.len(), at_fault.len()), (0, 0));
+            assert!(requests <= 11 + EXTRA_REFUSALS as usize, "{requests}");
         }
     }
 
@@ -200,7 +200,7 @@ mod tests {
         let mut sent = Vec::new();
         while let Step::Send(range) = halving.next() {
             requests += 1;
-            // At first the server takes at most a hundred; later it has no limit.
+            // At first the server accepts at most a hundred; later it has no limit.
             if range.len() > 100 && requests < 30 {
                 refused += 1;
                 halving.too_large(range);
@@ -219,7 +219,7 @@ mod tests {
         assert_eq!(halving.next(), Step::Send(0..2));
         assert_eq!(halving.too_large(0..2), None);
         assert_eq!(halving.next(), Step::Send(0..1));
-        assert_eq!(halving.too_large(0..1), None, "anything may be too large for a server that is not well");
+        assert_eq!(halving.too_large(0..1), None, "a broken server may find any request too large");
         assert_eq!(halving.next(), Step::Send(1..2));
         halving.accepted(&(1..2));
         assert_eq!(halving.next(), Step::Send(0..1));
@@ -227,9 +227,9 @@ mod tests {
         assert_eq!(halving.next(), Step::Done);
     }
 
-    /// A server that says how large a request may be is well: only refusals for other reasons make it doubtful.
+    /// A request that is too large says nothing about its documents, or about whether the server accepts others.
     #[test]
-    fn too_large_is_not_a_refusal() {
+    fn a_request_of_several_documents_that_is_too_large_is_not_counted_as_a_refusal() {
         let mut halving = Halving::new(1024);
         let mut limit = 1024;
         while limit > 1 {
@@ -237,8 +237,8 @@ mod tests {
             assert_eq!(halving.too_large(0..limit), None);
             limit /= 2;
         }
-        // As many as if nothing had been too large: those that halve 1,024 down to one, and those of patience.
-        for at in 0..11 + MAX_REFUSALS as usize {
+        // The full number of refusals is left: 11 isolate one document of 1,024.
+        for at in 0..11 + EXTRA_REFUSALS as usize {
             assert_eq!(halving.next(), Step::Send(at..at + 1));
             assert_eq!(halving.refused(at..at + 1), None);
         }
@@ -246,26 +246,30 @@ mod tests {
     }
 
     #[test]
-    fn unsent_documents_are_known_in_order() {
+    fn witness_candidates_are_in_order_and_never_accepted_documents() {
         let mut halving = Halving::new(8);
-        assert_eq!(halving.unsent().collect::<Vec<_>>(), (0..8).collect::<Vec<_>>());
+        assert_eq!(halving.witness_candidates().collect::<Vec<_>>(), (0..8).collect::<Vec<_>>());
         assert_eq!(halving.next(), Step::Send(0..8));
         halving.refused(0..8);
-        assert_eq!(halving.unsent().collect::<Vec<_>>(), (0..8).collect::<Vec<_>>(), "only together with others");
+        assert_eq!(
+            halving.witness_candidates().collect::<Vec<_>>(),
+            (0..8).collect::<Vec<_>>(),
+            "only together with others"
+        );
         assert_eq!(halving.next(), Step::Send(0..4));
         halving.accepted(&(0..4));
-        assert_eq!(halving.unsent().collect::<Vec<_>>(), (4..8).collect::<Vec<_>>());
+        assert_eq!(halving.witness_candidates().collect::<Vec<_>>(), (4..8).collect::<Vec<_>>());
     }
 
     proptest! {
         #[test]
-        fn the_good_are_taken_in_order_and_the_bad_are_at_fault(
+        fn good_documents_are_accepted_in_order_and_bad_ones_are_at_fault(
             count in 1..200_usize, bad in proptest::collection::btree_set(0..200_usize, 0..40),
         ) {
             let bad: BTreeSet<_> = bad.into_iter().filter(|at| *at < count).collect();
-            let (taken, at_fault, _) = sent(count, &bad);
+            let (accepted, at_fault, _) = sent(count, &bad);
             if bad.len() < count {
-                prop_assert_eq!(taken, (0..count).filter(|at| !bad.contains(at)).collect::<Vec<_>>());
+                prop_assert_eq!(accepted, (0..count).filter(|at| !bad.contains(at)).collect::<Vec<_>>());
                 prop_assert_eq!(at_fault.into_iter().collect::<BTreeSet<_>>(), bad);
             }
         }

@@ -228,11 +228,11 @@ impl Sender {
         let behind =
             self.shared.spool().as_ref().map_or_else(Batch::default, |spool| spool.after(chunk, self.bulk_max_size));
         let behind = behind.documents().find(|(kind, _)| self.indices.of(*kind) == index).map(Outgoing::of);
-        let unsent: Vec<_> = halving.unsent().collect();
-        // The first unsent document keeps the order. In case it is at fault itself, a random one is tried too, and in
-        // case all are, one from after the chunk.
-        let by_chance = (unsent.len() as f64 * chance()) as usize;
-        let places = [unsent.first(), unsent.get(by_chance).filter(|_| by_chance > 0)].into_iter().flatten();
+        let candidates: Vec<_> = halving.witness_candidates().collect();
+        // The first candidate keeps the order. In case it is at fault itself, a random one is tried too, and in case all
+        // are, one from after the chunk.
+        let by_chance = (candidates.len() as f64 * chance()) as usize;
+        let places = [candidates.first(), candidates.get(by_chance).filter(|_| by_chance > 0)].into_iter().flatten();
         let mut witnesses: Vec<_> = places.map(|&at| &documents[at]).chain(&behind).collect();
         if self.refused > 0 && !witnesses.is_empty() {
             // While everything is refused, one try per wait is enough.

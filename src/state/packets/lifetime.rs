@@ -99,9 +99,9 @@ impl State {
 
     /// Sets a flow's timer. The timers keep the old entry, too: `armed` tells which one counts, and the others are stale.
     fn arm_flow(&mut self, flow: FlowKey) {
-        let next_due = |live| self.deadline(live).min(self.report_due(live));
-        let Some(due) = self.flows.get(flow).map(next_due) else { return };
-        let tick = self.flow_timers.set(due, flow);
+        let Some(live) = self.flows.get(flow) else { return };
+        let due = self.deadline(live).min(self.report_due(live));
+        let tick = self.flow_timers.set(live.last, due, flow);
         if let Some(live) = self.flows.get_mut(flow) {
             live.armed = tick;
         }

@@ -94,8 +94,8 @@ fn no_kernel_warnings() -> Result<()> {
 
 /// The first line of a warning, a bug or an oops in the kernel's log.
 fn kernel_warning(log: &str) -> Option<&str> {
-    // Only at its start does `WARNING:` tell of a fault: mitigations write it later in the line. x86 prints `Call Trace:`,
-    // arm64 `Call trace:`.
+    // `WARNING:` is a kernel fault only at the start of a message: mitigations print it later in the line. x86 prints
+    // `Call Trace:`, arm64 `Call trace:`.
     let is_warning = |line: &&str| {
         line.contains("] WARNING: ")
             || [" BUG: ", "kernel BUG at ", "Oops"].iter().any(|sign| line.contains(sign))

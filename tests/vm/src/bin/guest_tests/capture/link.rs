@@ -103,7 +103,7 @@ impl Routed {
         }
         let router = Arc::new(Netns::new()?);
         for setting in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
-            router.set(setting, "1")?;
+            router.set_sysctl(setting, "1")?;
         }
         let client = host(&router, TO_CLIENT, 1)?;
         let server = host(&router, TO_SERVER, 2)?;
@@ -112,7 +112,7 @@ impl Routed {
 
     /// Makes the router drop all IPv4 packets.
     pub(crate) fn stop_forwarding(&self) -> Result<()> {
-        self.router.set("ipv4/ip_forward", "0")
+        self.router.set_sysctl("ipv4/ip_forward", "0")
     }
 
     /// Sets the conditions of all interfaces.
@@ -133,7 +133,7 @@ fn host(router: &Netns, peer: &str, number: u8) -> Result<Host> {
     let netns = Arc::new(Netns::new()?);
     for netns in [&*netns, router] {
         // Without duplicate address detection, addresses can be used at once.
-        netns.set("ipv6/conf/default/accept_dad", "0")?;
+        netns.set_sysctl("ipv6/conf/default/accept_dad", "0")?;
     }
     let interface = "veth".to_owned();
     netns.run(|| veth_pair(&interface, peer, router))?;

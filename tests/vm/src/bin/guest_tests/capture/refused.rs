@@ -162,7 +162,7 @@ pub(crate) fn without_a_socket_by_tc() -> Result<()> {
 pub(crate) fn without_a_socket_by_a_queue() -> Result<()> {
     let test = DropTest::new(CONDITIONS)?;
     let client = &test.network.link.client;
-    client.netns.set("ipv4/tcp_syncookies", "2")?; // for every connection
+    client.netns.set_sysctl("ipv4/tcp_syncookies", "2")?; // for every connection
     let mut cases = Vec::new();
     for family in [Family::V4, Family::V6] {
         let testbed = test.testbed(family);

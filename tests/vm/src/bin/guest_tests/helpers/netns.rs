@@ -7,7 +7,7 @@ use std::thread;
 use anyhow::{Context, Result, anyhow};
 use nix::sched::{CloneFlags, setns, unshare};
 
-/// A network namespace. The kernel keeps it while this value or a socket in it exists.
+/// A network namespace. The kernel keeps it while this value, or a process or socket in it, exists.
 #[derive(Debug)]
 pub(crate) struct Netns(File);
 
@@ -39,8 +39,8 @@ impl Netns {
         })
     }
 
-    /// Writes a file below `/proc/sys/net`.
-    pub(crate) fn set(&self, name: &str, value: &str) -> Result<()> {
+    /// Sets a sysctl of the namespace. `name` is its path below `/proc/sys/net`, such as `ipv4/ip_forward`.
+    pub(crate) fn set_sysctl(&self, name: &str, value: &str) -> Result<()> {
         let path = format!("/proc/sys/net/{name}");
         self.run(|| fs::write(&path, value).with_context(|| format!("write {value} to {path}")))
     }

@@ -135,7 +135,7 @@ impl Hosts {
                 set(netns, "lo", Conditions { mtu: LOOPBACK_MTU, ..NO_OFFLOADS })?;
                 set(netns, LINK, NO_OFFLOADS)?;
             }
-            netns.set(&format!("ipv6/conf/{LINK}/accept_dad"), "0")?;
+            netns.set_sysctl(&format!("ipv6/conf/{LINK}/accept_dad"), "0")?;
             ip(netns, &format!("link set {LINK} up"))?;
             for address in [first_address, second_address].map(|address| address(host, Family::V4)) {
                 ip(netns, &format!("addr add {address}/24 dev {LINK}"))?;
