@@ -106,6 +106,8 @@ pub struct Questions {
     open: VecDeque<Question>,
     /// Answers that wait for events, in order of time.
     answers: VecDeque<Answer>,
+    /// The sockets that were freed while answers waited, with the time of that.
+    freed: HashMap<SockAddress, MonotonicTime, foldhash::fast::RandomState>,
     waiting: HashMap<FlowKey, Waiting, foldhash::fast::RandomState>,
     replaced: SlotMap<ReplacedKey, Replaced>,
     /// How many flows end with their answer, because the table of flows is full.
@@ -154,10 +156,26 @@ impl Questions {
 
     /// Takes out the next answer that is about a time not after `now`.
     pub fn next_answer(&mut self, now: MonotonicTime) -> Option<Answer> {
-        if self.answers.front()?.at > now {
-            return None;
+        match self.answers.front() {
+            Some(answer) if answer.at <= now => self.answers.pop_front(),
+            Some(_) => None,
+            None => {
+                self.freed.clear();
+                None
+            }
         }
-        self.answers.pop_front()
+    }
+
+    /// A socket was freed. Its last counts have come, so answers about it that still wait say nothing new.
+    pub fn freed(&mut self, now: MonotonicTime, sock: SockAddress) {
+        if !self.answers.is_empty() {
+            self.freed.insert(sock, now);
+        }
+    }
+
+    /// Whether the socket was freed after the question was asked.
+    pub fn is_freed(&self, sock: SockAddress, answer: &Answer) -> bool {
+        self.freed.get(&sock).is_some_and(|freed| *freed >= answer.asked)
     }
 
     /// The flow that the answer is about has been answered. Returns its key and what waited for the answer, if it is live.
@@ -177,6 +195,14 @@ impl Questions {
     /// Takes out the flow that the answer is about, if it was replaced.
     pub fn answered_replaced(&mut self, answer: &Answer) -> Option<Replaced> {
         let Subject::Replaced(key) = answer.about else { return None };
+        let mut replaced = self.replaced.remove(key)?;
+        std::mem::take(&mut replaced.facts).apply(&mut replaced.live);
+        Some(replaced)
+    }
+
+    /// Takes out a flow that was replaced and whose socket was freed, so that its last counts have come.
+    pub fn freed_replaced(&mut self, sock: SockAddress) -> Option<Replaced> {
+        let (key, _) = self.replaced.iter().find(|(_, one)| one.sock == sock)?;
         let mut replaced = self.replaced.remove(key)?;
         std::mem::take(&mut replaced.facts).apply(&mut replaced.live);
         Some(replaced)
