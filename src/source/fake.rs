@@ -9,8 +9,8 @@ use std::ops::ControlFlow;
 use socktrail_dns::Packet;
 use socktrail_kprobes::{Format, Record};
 
-use self::kernel::Verdict;
 pub(crate) use self::kernel::Kernel;
+use self::kernel::Verdict;
 use super::kprobes::{Feature, Missed, Probes};
 use super::names::Listener;
 use super::{Answer, Batch, Counts, EventSockets, Existing, Source, Tap};
@@ -120,7 +120,8 @@ impl Fake {
 
     /// The kernel counts so many packets that come next, before it is asked.
     fn run_ahead(&mut self) {
-        let is_packet = |said: &Scripted| matches!(said, Scripted::Hit { event, .. } if matches!(event.kind, EventKind::Packet(_)));
+        let is_packet =
+            |said: &Scripted| matches!(said, Scripted::Hit { event, .. } if matches!(event.kind, EventKind::Packet(_)));
         while self.early.len() < self.ahead
             && self.said.front().is_some_and(is_packet)
             && let Some(Scripted::Hit { event, sk, counted }) = self.said.pop_front()
@@ -135,7 +136,9 @@ impl Fake {
         let time = event.time;
         let verdict = match (&event.kind, &mut self.kernel) {
             (EventKind::Packet(packet), Some(kernel)) => kernel.packet(time, sk, packet, counted),
-            (EventKind::SocketFreed { sock }, Some(kernel)) => Verdict { totals: kernel.freed(*sock), is_sampled: true },
+            (EventKind::SocketFreed { sock }, Some(kernel)) => {
+                Verdict { totals: kernel.freed(*sock), is_sampled: true }
+            }
             _ => Verdict { totals: None, is_sampled: true },
         };
         self.early.extend(verdict.totals.map(|totals| Scripted::Totals { time, totals }));

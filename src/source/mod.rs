@@ -166,7 +166,13 @@ impl Batch {
 
 impl Default for Batch {
     fn default() -> Self {
-        Self { answers: Vec::new(), totals: Vec::new(), events: Vec::with_capacity(Self::SIZE), names: Vec::new(), until: None }
+        Self {
+            answers: Vec::new(),
+            totals: Vec::new(),
+            events: Vec::with_capacity(Self::SIZE),
+            names: Vec::new(),
+            until: None,
+        }
     }
 }
 

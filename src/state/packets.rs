@@ -155,7 +155,12 @@ impl State {
 
     /// The UDP socket at an address. After a loss, another socket may have this address by now. A socket with the same local
     /// port is taken for the same socket, and one with another port for a new socket.
-    pub(super) fn verified_socket_at(&mut self, now: MonotonicTime, sock: Option<SockAddress>, port: u16) -> Option<SocketKey> {
+    pub(super) fn verified_socket_at(
+        &mut self,
+        now: MonotonicTime,
+        sock: Option<SockAddress>,
+        port: u16,
+    ) -> Option<SocketKey> {
         let key = self.socket_at(now, sock)?;
         let socket = self.sockets.get_mut(key)?;
         if !self.loss_history.overlaps(Harm::OWNERS, socket.owner_since, now) {

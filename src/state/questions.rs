@@ -10,9 +10,9 @@ use hashbrown::HashMap;
 use slotmap::{SlotMap, new_key_type};
 
 use super::counting::{self, DroppedAs};
-use super::flows::{FlowKey, Flows, LiveFlow};
+use super::flows::{FlowId, FlowKey, Flows, LiveFlow};
 use crate::model::event::Segments;
-use crate::model::flow::Reason;
+use crate::model::flow::{Endpoint, Reason};
 use crate::model::kernel_address::SockAddress;
 use crate::model::time::MonotonicTime;
 use crate::model::totals::Totals;
@@ -27,11 +27,15 @@ new_key_type! {
     pub struct ReplacedKey;
 }
 
-/// A question to the source: what has the kernel counted for this socket?
+/// A question to the source: what has the kernel counted for this socket between these ends?
 #[derive(Debug, Clone, Copy)]
 pub struct Question {
     /// The `struct sock`.
     pub sock: SockAddress,
+    /// This host's end.
+    pub local: Endpoint,
+    /// The other end.
+    pub remote: Endpoint,
     about: Subject,
 }
 
@@ -116,7 +120,7 @@ pub struct Questions {
 
 impl Questions {
     /// Asks about a flow, if no question about it is open.
-    pub fn ask(&mut self, flow: FlowKey, sock: SockAddress, purpose: Purpose) {
+    pub fn ask(&mut self, flow: FlowKey, sock: SockAddress, id: &FlowId, purpose: Purpose) {
         let waiting = self.waiting.entry(flow).or_default();
         match purpose {
             Purpose::Timer(due) => waiting.timer = Some(due),
@@ -128,15 +132,17 @@ impl Questions {
         }
         if !waiting.is_asked {
             waiting.is_asked = true;
-            self.open.push_back(Question { sock, about: Subject::Live(flow) });
+            let FlowId { local, remote, .. } = *id;
+            self.open.push_back(Question { sock, local, remote, about: Subject::Live(flow) });
         }
     }
 
     /// Keeps a flow that was replaced, and asks about it.
     pub fn hold(&mut self, live: LiveFlow, sock: SockAddress, reason: Reason, waiting: Option<Waiting>) {
         let facts = waiting.map(|waiting| waiting.facts).unwrap_or_default();
+        let FlowId { local, remote, .. } = live.id;
         let key = self.replaced.insert(Replaced { live, sock, reason, facts });
-        self.open.push_back(Question { sock, about: Subject::Replaced(key) });
+        self.open.push_back(Question { sock, local, remote, about: Subject::Replaced(key) });
     }
 
     /// Whether another flow that was replaced may wait.
@@ -179,7 +185,11 @@ impl Questions {
     }
 
     /// The flow that the answer is about has been answered. Returns its key and what waited for the answer, if it is live.
-    pub fn answered_live(&mut self, answer: &Answer, flows: &mut Flows) -> Option<(FlowKey, Option<MonotonicTime>, bool)> {
+    pub fn answered_live(
+        &mut self,
+        answer: &Answer,
+        flows: &mut Flows,
+    ) -> Option<(FlowKey, Option<MonotonicTime>, bool)> {
         let Subject::Live(flow) = answer.about else { return None };
         let waiting = self.waiting.get_mut(&flow)?;
         waiting.is_asked = false;
@@ -259,6 +269,11 @@ impl Questions {
 }
 
 impl Question {
+    /// Whether these totals are of other ends.
+    pub fn is_not(&self, totals: &Totals) -> bool {
+        (self.local, self.remote) != (totals.local, totals.remote)
+    }
+
     /// Its answer, which is about the time up to `at`. All events up to `asked` had been taken in when it was asked.
     pub fn answer(self, totals: Option<Totals>, at: MonotonicTime, asked: MonotonicTime) -> Answer {
         Answer { at, asked, totals, about: self.about }

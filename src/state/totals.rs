@@ -147,8 +147,9 @@ impl State {
 
     /// Asks what the kernel has counted of a flow. Returns false if there is nothing to ask.
     pub(super) fn ask(&mut self, flow: FlowKey, purpose: Purpose) -> bool {
-        let Some(sock) = self.flows.get(flow).and_then(|live| self.counted_sock(live)) else { return false };
-        self.questions.ask(flow, sock, purpose);
+        let Some(live) = self.flows.get(flow) else { return false };
+        let Some(sock) = self.counted_sock(live) else { return false };
+        self.questions.ask(flow, sock, &live.id, purpose);
         true
     }
 
@@ -193,9 +194,16 @@ impl State {
     /// socket.
     ///
     /// If it knows of packets that are later than all events so far, it is used once all events up to `at` have been taken in.
+    /// The kernel may count other ends of the socket instead: then all packets of these ends are events.
     pub fn answer(&mut self, question: Question, totals: Option<Totals>, at: MonotonicTime) {
-        let answer = question.answer(totals, at, self.horizon);
-        let is_past = at <= self.horizon || totals.is_some_and(|totals| totals.last <= self.horizon);
+        let (others, own) = match totals {
+            Some(totals) if question.is_not(&totals) => (Some(totals), None),
+            own => (None, own),
+        };
+        let is_past = at <= self.horizon
+            || own.is_some_and(|totals| totals.last <= self.horizon)
+            || others.is_some_and(|totals| totals.since <= self.horizon);
+        let answer = question.answer(own, at, self.horizon);
         if is_past || self.is_ending {
             self.use_answer(&answer);
         } else {

@@ -57,6 +57,21 @@ pub(super) enum Action {
     Wait { millis: u64 },
 }
 
+impl Action {
+    /// Whether sockets are closed or freed.
+    pub(super) fn closes(&self) -> bool {
+        matches!(
+            self,
+            Self::Fin { .. }
+                | Self::Reset { .. }
+                | Self::Shut { .. }
+                | Self::Close { .. }
+                | Self::FreeOld
+                | Self::CloseDatagrams { .. }
+        )
+    }
+}
+
 pub(super) fn actions() -> impl Strategy<Value = Vec<Action>> {
     let slot = || 0..SLOTS;
     let payload = || prop_oneof![Just(0), 1..FULL, Just(FULL)];
@@ -281,7 +296,13 @@ impl World {
         let (state, segments) = (TcpState::Established, Some(Segments { received: 1, sent: 1 }));
         self.say(EventKind::TcpState { sock: sock_at(sock), tuple, state, segments });
         self.segments(Outbound, Some(sock), counted(1, 2), (1, 0, 52), ACK);
-        Connection { sock, tuple, counted: Segments { received: 1, sent: 2 }, since: self.now, is_unacknowledged: false }
+        Connection {
+            sock,
+            tuple,
+            counted: Segments { received: 1, sent: 2 },
+            since: self.now,
+            is_unacknowledged: false,
+        }
     }
 
     fn accept(&mut self, tuple: Tuple) -> Connection {

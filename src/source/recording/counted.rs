@@ -64,7 +64,17 @@ impl TryFrom<TotalsEntry> for Totals {
         let counters = |(packets, bytes)| Counters { packets, bytes };
         let (local, remote) = (local.into(), remote.into());
         let sock = known(sock)?;
-        Ok(Self { sock, transport, local, remote, since, sent: counters(sent), received: counters(received), last, tcp })
+        Ok(Self {
+            sock,
+            transport,
+            local,
+            remote,
+            since,
+            sent: counters(sent),
+            received: counters(received),
+            last,
+            tcp,
+        })
     }
 }
 
