@@ -1,6 +1,7 @@
 //! The types that all parts of the library share: events, flows, processes, socket events. Nothing here does I/O, except that
 //! it reads clocks and small files.
 
+pub mod accounting;
 #[cfg(any(feature = "documents", feature = "recording"))]
 pub(crate) mod bounded;
 pub mod clock;

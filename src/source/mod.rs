@@ -272,6 +272,8 @@ pub struct Counts {
     pub name_packets_lost: u64,
     /// Samples that found no room, by CPU; CPUs that lost none are left out.
     pub lost_by_cpu: BTreeMap<u32, u64>,
+    /// Packets that were sampled because the kernel's table of conversations was full.
+    pub conversations_refused: u64,
     /// Hits that each probe has missed; probes that missed none are left out.
     pub misses_by_probe: BTreeMap<Feature, u64>,
 }

@@ -245,6 +245,7 @@ impl Source for KprobeSource {
             name_packets_lost: capture.map_or(0, NameCapture::packets_lost),
             lost_by_cpu,
             misses_by_probe: self.misses.so_far(),
+            ..Counts::default()
         }
     }
 
