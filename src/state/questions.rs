@@ -268,6 +268,17 @@ impl Questions {
     }
 }
 
+#[cfg(test)]
+impl Questions {
+    /// Panics if something waits for a flow that is not live.
+    pub fn check(&self, flows: &Flows) {
+        for (flow, waiting) in &self.waiting {
+            assert!(flows.get(*flow).is_some(), "{waiting:?} of a flow that has ended");
+        }
+        assert_eq!(self.evicted, self.waiting.values().filter(|waiting| waiting.evicted).count());
+    }
+}
+
 impl Question {
     /// Whether these totals are of other ends.
     pub fn is_not(&self, totals: &Totals) -> bool {

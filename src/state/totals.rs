@@ -39,9 +39,13 @@ impl State {
             return;
         }
         let is_known = self.flow_of(totals).is_some() || self.questions.replaced_mut(totals).is_some();
-        if !is_known && new.is_some() && !self.begin_with(totals) {
-            self.counted.keep(&before, totals);
-            return;
+        if !is_known && new.is_some() {
+            // Earlier counts that have waited are contained in these.
+            let _ = self.counted.waiting(totals.sock, totals.local, totals.remote);
+            if !self.begin_with(totals) {
+                self.counted.keep(&before, totals);
+                return;
+            }
         }
         let has_room = if is_first || new.is_some() { self.counted.take(totals) } else { true };
         match self.flow_of(totals) {

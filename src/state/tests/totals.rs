@@ -154,6 +154,21 @@ fn counts_without_a_flow_or_a_socket_are_told_when_the_socket_is_gone() {
     assert_eq!(story.state.stats().packets_without_flow, 5);
 }
 
+/// There was no room for the socket at first.
+#[test]
+fn later_counts_contain_those_that_have_waited() {
+    let (mut story, tuple) = (story(StateConfig { max_sockets: 1, ..StateConfig::default() }), tuple(40000, 53));
+    let counted = |story: &Story, sent| Totals { sock: sock_at(0xb), ..totals(story, tuple, sent, 0) };
+    let first = counted(&story, 2);
+    report(&mut story, first);
+    story.say(0, EventKind::SocketFreed { sock: sock_at(SOCK) });
+    let second = counted(&story, 5);
+    report(&mut story, second);
+    story.state.shutdown();
+    story.out.extend(story.state.finished());
+    assert_eq!(story.only().sent, counters(5, 500));
+}
+
 /// Packets that arrived before the connection's socket was known were counted for that socket.
 #[test]
 fn counts_wait_for_the_packet_that_shows_their_flow() {
