@@ -99,6 +99,6 @@ pub mod state;
 pub mod survey;
 
 #[doc(hidden)]
-pub use model::{escape, event};
+pub use model::{escape, event, totals};
 #[doc(hidden)]
 pub use source::kprobes::{self as probes, switches};

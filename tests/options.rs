@@ -24,7 +24,7 @@ use support::{Agent, RECORDING, eventually, json_lines, text};
 
 /// Each key with the test that shows its effect: a file and a function. `every_option_reaches_the_monitor` in
 /// `src/config/tests.rs` shows that all of them reach the monitor.
-const EFFECTS: [(&str, &str, &str); 69] = [
+const EFFECTS: [(&str, &str, &str); 71] = [
     ("agent.harden", GUEST_PRIVILEGES, "an_agent_can_be_told_to_keep_everything"),
     ("agent.name", "tests/agent.rs", "flows_of_different_runs_and_passes_have_different_names"),
     ("agent.nice", "tests/agent.rs", "numbers_are_told_on_demand"),
@@ -68,6 +68,7 @@ const EFFECTS: [(&str, &str, &str); 69] = [
     ("sensors.control", GUEST_AGENT, "locked_events_of_sensors_are_unlocked"),
     ("sensors.files", GUEST_AGENT, "flows_events_and_sensors_reach_a_file_and_a_server"),
     ("sensors.profiles", HERE, "sensor_files_are_checked_with_the_configuration"),
+    ("socket.accounting", "src/config/tests.rs", "every_option_reaches_the_monitor"),
     ("socket.clock_max_drift", GUEST_OPTIONS, "how_far_the_wall_clock_may_move"),
     ("socket.clock_sync_period", GUEST_OPTIONS, "how_often_clocks_are_compared"),
     ("socket.dns.af_packet.interface", GUEST_OPTIONS, "where_names_are_listened_to"),
@@ -82,6 +83,7 @@ const EFFECTS: [(&str, &str, &str); 69] = [
     ("socket.guess_timeout", GUEST_OPTIONS, "where_the_layout_comes_from"),
     ("socket.lost_queue_size", "src/monitor/losses.rs", "a_full_queue_joins_losses_and_forgets_none"),
     ("socket.mask", GUEST_OPTIONS, "what_is_watched"),
+    ("socket.max_conversations", "src/config/tests.rs", "every_option_reaches_the_monitor"),
     ("socket.max_flows", HERE, "tables_are_no_larger_than_they_may_be"),
     ("socket.max_processes", HERE, "tables_are_no_larger_than_they_may_be"),
     ("socket.max_sockets", HERE, "tables_are_no_larger_than_they_may_be"),

@@ -18,6 +18,8 @@ const ACCEPTED: [(&str, &[&str]); 8] = [
         &[
             "socket.tracefs_path",
             "socket.ring_size_exponent",
+            "socket.accounting",
+            "socket.max_conversations",
             "socket.guess_timeout",
             "socket.source",
             "socket.mask",

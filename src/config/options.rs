@@ -9,6 +9,7 @@ use super::elasticsearch::Spool;
 use super::outputs::{Agent, Events, Metrics, Outputs, Sensors};
 use super::section::{Flag, Key, Section, join, section};
 use crate::documents::ecs::Directions;
+use crate::model::accounting::Accounting;
 use crate::model::filter::Filter;
 use crate::model::socket_event::Actions;
 use crate::model::units::Time;
@@ -72,6 +73,15 @@ section! {
         /// Each CPU's perf ring has 2^N memory pages; the default is 512 KiB with pages of 4 KiB.
         #[flag("ring-size-exponent", "N")]
         ring_size_exponent: u8,
+        /// How packets are counted: `kernel` by programs in the kernel (eBPF), which sample only the packets that say
+        /// something new; `samples` by a sample of each packet; `auto` by the kernel if it can. Flows are the same.
+        #[flag("accounting", "HOW")]
+        accounting: Accounting,
+        /// The maximum number of conversations that the kernel counts at once. Each takes about 256 bytes of kernel
+        /// memory, which are reserved at the start: 16 MiB with the default. Beyond it, each packet of a new one is
+        /// sampled.
+        #[flag("max-conversations", "N")]
+        max_conversations: usize,
         /// How far the wall clock may drift from the kernel's monotonic clock before timestamps are corrected.
         clock_max_drift: Time,
         /// How often to compare the clock of samples with the monotonic clock on kernels whose sample clock programs

@@ -7,6 +7,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::config::DnsType;
+use crate::model::accounting::Accounting;
 use crate::model::socket_event::Actions;
 
 /// A folder with one configuration file.
@@ -82,6 +83,8 @@ fn every_option_reaches_the_monitor() {
   socket_inactive_timeout: 3s
   perf_queue_size: 4
   ring_size_exponent: 5
+  accounting: samples
+  max_conversations: 12
   clock_max_drift: 6s
   guess_timeout: 7s
   flow_report_interval: 8s
@@ -109,6 +112,7 @@ events.actions: [bind, close]
     assert_eq!((options.flow_inactive_timeout, options.flow_termination_timeout), (seconds(1), seconds(2)));
     assert_eq!((options.socket_inactive_timeout, options.perf_queue_size), (seconds(3), 4));
     assert_eq!((options.ring_size_exponent, options.clock_max_drift), (5, seconds(6)));
+    assert_eq!((options.accounting, options.max_conversations), (Accounting::Samples, 12));
     assert_eq!((options.guess_timeout, options.flow_report_interval), (seconds(7), Some(seconds(8))));
     assert_eq!(options.source, socktrail_guess::LayoutSource::File("/layout".into()));
     assert_eq!((options.max_flows, options.max_sockets, options.max_processes), (9, 10, 11));

@@ -1,6 +1,7 @@
 //! The types that all parts of the library share: events, flows, processes, socket events. The only I/O here is
 //! reading clocks and small files.
 
+pub mod accounting;
 #[cfg(any(feature = "documents", feature = "recording"))]
 pub(crate) mod bounded;
 pub mod clock;

@@ -49,6 +49,7 @@ mod replay;
 mod state_thread;
 mod stats;
 
+pub use crate::model::accounting::Accounting;
 pub use crate::source::MissingFeature;
 pub use crate::source::kprobes::source::Summary;
 pub use crate::source::kprobes::switches::Silenced;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use socktrail_guess::LayoutSource;
 
+use crate::model::accounting::Accounting;
 use crate::model::clock::TimeSource;
 use crate::model::filter::Filter;
 use crate::model::socket_event::Actions;
@@ -35,6 +36,10 @@ pub struct Options {
     pub socket_inactive_timeout: Duration,
     /// The size of a ring is 2^n pages, and each CPU has one: 512 KiB each with the default of 7 and pages of 4 KiB.
     pub ring_size_exponent: u8,
+    /// How packets are counted.
+    pub accounting: Accounting,
+    /// The maximum number of conversations that the kernel counts at once. Beyond it, each packet of a new one is sampled.
+    pub max_conversations: usize,
     /// The maximum number of samples that wait between the rings and the state machine. When it is reached, samples wait in
     /// the rings.
     pub perf_queue_size: usize,
@@ -92,6 +97,8 @@ impl Default for Options {
             flow_report_interval: config.flow_report_interval,
             socket_inactive_timeout: config.socket_inactive_timeout,
             ring_size_exponent: 7,
+            accounting: Accounting::default(),
+            max_conversations: 65_536,
             perf_queue_size: 4096,
             flow_queue_size: 65_536,
             lost_queue_size: 128,
@@ -129,6 +136,7 @@ impl Options {
         size("perf_queue_size", self.perf_queue_size)?;
         size("flow_queue_size", self.flow_queue_size)?;
         size("lost_queue_size", self.lost_queue_size)?;
+        size("max_conversations", self.max_conversations)?;
         size("max_flows", self.max_flows)?;
         size("max_sockets", self.max_sockets)?;
         size("max_processes", self.max_processes)?;

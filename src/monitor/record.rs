@@ -123,9 +123,11 @@ mod tests {
 
     use super::*;
     use crate::model::container::Containers;
+    use crate::model::flow::{Counters, Endpoint, Transport};
     use crate::model::names::UserNames as _;
     use crate::model::process::{Credentials, Details, Process};
-    use crate::model::testing::{monotonic, since_boot};
+    use crate::model::testing::{monotonic, since_boot, sock_at};
+    use crate::model::totals::Totals;
     use crate::source::fake::{Fake, Scripted, dns_packet, query_and_response};
     use crate::source::kprobes::{Feature, Missed};
     use crate::source::recording::Replay;
@@ -193,13 +195,16 @@ mod tests {
         host
     }
 
-    fn recorder<W: Write>(source: Fake, to: W) -> Result<Recorder<Fake, W>, RecordingError> {
-        let events = FORMATS.map(|(feature, function, format)| EventEntry {
+    fn events() -> [EventEntry; 3] {
+        FORMATS.map(|(feature, function, format)| EventEntry {
             feature,
             function: function.to_owned(),
             format: format.to_owned(),
-        });
-        Recorder::new(source, to, header(), events)
+        })
+    }
+
+    fn recorder<W: Write>(source: Fake, to: W) -> Result<Recorder<Fake, W>, RecordingError> {
+        Recorder::new(source, to, header(), events())
     }
 
     fn pipeline() -> Pipeline {
@@ -248,6 +253,59 @@ mod tests {
         assert!(!of_port(4002).inexact.samples_lost, "it began later");
         let Owner::Process(owner) = &of_port(4002).owner else { panic!("{replayed:#?}") };
         assert_eq!(owner.container_id(), Some("a container"));
+    }
+
+    /// One socket's datagrams are counted by the kernel. It says so before the second sample, and when it is asked: once for
+    /// the flow's timer, and once at the end.
+    fn counting_host() -> Fake {
+        let totals = |second: u64, received| Totals {
+            sock: sock_at(SOCK),
+            transport: Transport::Udp,
+            local: Endpoint::new([192, 0, 2, 2], 4000),
+            remote: Endpoint::new([192, 0, 2, 1], 53),
+            since: monotonic(SECOND),
+            sent: Counters::default(),
+            received: Counters { packets: received, bytes: received * 100 },
+            last: monotonic(second * SECOND),
+            short_datagrams: false,
+            nonlinear_datagrams: false,
+            tcp: None,
+        };
+        let mut host = Fake::new([
+            sample(1, 1500, created(SOCK)),
+            sample(2, 1501, datagram_of(SOCK, SERVER, 4000)),
+            Scripted::EndRound(monotonic(3 * SECOND)),
+            Scripted::Totals { time: monotonic(20 * SECOND), totals: totals(19, 4) },
+            sample(20, 1501, datagram_of(SOCK, SERVER, 4000)),
+            Scripted::EndRound(monotonic(21 * SECOND)),
+            Scripted::EndRound(monotonic(51 * SECOND)),
+        ])
+        .with_formats(&FORMATS);
+        host.totals.insert(sock_at(SOCK), totals(45, 9));
+        host
+    }
+
+    #[test]
+    fn a_replay_knows_what_the_kernel_has_counted() {
+        let (mut source, mut pipeline, mut flows) = (counting_host(), pipeline(), Flows(Vec::new()));
+        let Ok(()) = pipeline.begin(&mut source, &mut flows);
+        while let Ok(control) = pipeline.step(&mut source, &mut flows)
+            && control.is_continue()
+        {}
+        assert_eq!(source.asked_totals, [sock_at(SOCK); 2]);
+        assert_eq!((flows.0[0].received.packets, flows.0[0].end), (11, monotonic(45 * SECOND)));
+
+        let mut recording = Vec::new();
+        let header = Header { capabilities: counting_host().capabilities(), ..header() };
+        let recorder = Recorder::new(counting_host(), &mut recording, header, events()).unwrap();
+        run(recorder, self::pipeline(), &Users::new(), || {}, || false).unwrap();
+        let mut replayed = Vec::new();
+        let ended = Replay::open(&recording[..], StateConfig::default()).unwrap().run(|flow, _| {
+            replayed.push(flow);
+            Ok::<_, RecordingError>(())
+        });
+        assert!(ended.unwrap().complete);
+        assert_eq!(replayed, flows.0);
     }
 
     #[test]

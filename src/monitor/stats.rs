@@ -33,6 +33,9 @@ pub struct MonitorStats {
     pub names_dropped: u64,
     /// DNS packets that the kernel's ring had no room for.
     pub name_packets_lost: u64,
+    /// Packets that were sampled because the kernel's table of conversations was full
+    /// ([`Options::max_conversations`](super::Options::max_conversations)).
+    pub conversations_refused: u64,
     /// Hits that probes missed (`kprobe_profile` in tracefs): too many probed calls were in progress, or an interrupt came during
     /// another hit.
     pub probe_misses: u64,
@@ -76,6 +79,7 @@ impl Counts {
             flows_dropped: self.dropped.load(Ordering::Relaxed),
             names_dropped: source.names_dropped,
             name_packets_lost: source.name_packets_lost,
+            conversations_refused: source.conversations_refused,
             probe_misses: source.misses_by_probe.values().sum(),
             misses_by_probe: source.misses_by_probe,
             lost_by_cpu: source.lost_by_cpu,

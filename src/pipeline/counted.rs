@@ -9,7 +9,7 @@ use proptest::prelude::*;
 
 use self::world::{Action, World, actions};
 use super::*;
-use crate::model::flow::{Counters, Reason};
+use crate::model::flow::{Counters, Outcome, Reason, Transport};
 use crate::source::fake::{Fake, Kernel, Scripted};
 
 #[derive(Default)]
@@ -50,18 +50,23 @@ fn config(interval: Option<u64>) -> StateConfig {
     StateConfig { flow_report_interval: interval.map(Duration::from_secs), ..StateConfig::default() }
 }
 
+/// If this host has dropped every datagram that it sent, the outcome depends on whether it had sent one when another arrived.
+/// The kernel's counts do not show that.
+fn comparable(flow: &Flow) -> Flow {
+    let is_all_dropped = flow.transport == Transport::Udp && flow.sent.packets == 0 && flow.dropped.packets > 0;
+    Flow { outcome: if is_all_dropped { Outcome::Unknown } else { flow.outcome }, ..flow.clone() }
+}
+
 /// Fails with the first flow that differs.
 fn same(counted: &[Flow], sampled: &[Flow]) -> Result<(), TestCaseError> {
     for (counted, sampled) in counted.iter().zip(sampled) {
-        prop_assert_eq!(counted, sampled);
+        prop_assert_eq!(comparable(counted), comparable(sampled));
     }
     prop_assert_eq!(counted.len(), sampled.len());
     Ok(())
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(if cfg!(debug_assertions) { 300 } else { 5000 }))]
-
     #[test]
     fn what_the_kernel_counts_is_as_if_all_packets_were_sampled(
         actions in actions(),
@@ -76,25 +81,50 @@ proptest! {
         same(&counted, &sampled)?;
         prop_assert_eq!(some.flows_started, all.flows_started);
         if interval.is_none() && some.flows_without_socket == 0 && world.is_exact {
-            let sum = |of: fn(&Flow) -> Counters| counted.iter().map(of).fold((0, 0), |(packets, bytes), one| {
-                (packets + one.packets, bytes + one.bytes)
-            });
-            let (sent, received) = (sum(|flow| flow.sent), sum(|flow| flow.received));
-            prop_assert_eq!(sent.0, world.sent.packets);
-            prop_assert_eq!(received.0, world.received.packets);
+            prop_assert_eq!(sum(&counted, |flow| flow.sent).0, world.sent.packets);
+            prop_assert_eq!(sum(&counted, |flow| flow.received).0, world.received.packets);
         }
     }
 
-    /// The kernel has counted packets whose samples come later than the answer.
+    /// The kernel has counted packets whose samples come later than the answer. As long as no socket is closed in such a moment,
+    /// that makes no difference.
     #[test]
     fn a_kernel_that_is_ahead_of_the_samples_gives_the_same_flows(actions in actions(), ahead in 1..20_usize) {
+        let mut opened = Vec::new();
+        let keeps = actions.into_iter().filter(|action| match action {
+            Action::Open { slot, .. } if opened.contains(slot) => false,
+            Action::Open { slot, .. } => {
+                opened.push(*slot);
+                true
+            }
+            action => !action.closes(),
+        });
         let mut world = World::new();
-        world.play(&actions);
+        world.play(&keeps.collect::<Vec<_>>());
         let config = config(None);
         let (sampled, _) = run(&world.said, &config, None, 0);
         let (counted, _) = run(&world.said, &config, Some(kernel(&config)), ahead);
         same(&counted, &sampled)?;
     }
+
+    /// If sockets are closed in such a moment, a flow that was due may end as closed instead of inactive. But each packet is
+    /// counted once.
+    #[test]
+    fn a_kernel_that_is_ahead_counts_each_packet_once(actions in actions(), ahead in 1..20_usize) {
+        let mut world = World::new();
+        world.play(&actions);
+        let config = config(None);
+        let (sampled, all) = run(&world.said, &config, None, 0);
+        let (counted, some) = run(&world.said, &config, Some(kernel(&config)), ahead);
+        if all.flows_without_socket + some.flows_without_socket == 0 {
+            let sums = |flows: &[Flow]| [sum(flows, |flow| flow.sent), sum(flows, |flow| flow.received)];
+            prop_assert_eq!(sums(&counted), sums(&sampled));
+        }
+    }
+}
+
+fn sum(flows: &[Flow], of: fn(&Flow) -> Counters) -> (u64, u64) {
+    flows.iter().map(of).fold((0, 0), |(packets, bytes), one| (packets + one.packets, bytes + one.bytes))
 }
 
 #[test]

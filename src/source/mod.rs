@@ -272,10 +272,10 @@ pub struct Counts {
     pub name_packets_lost: u64,
     /// Samples that found no room, by CPU; CPUs that lost none are left out.
     pub lost_by_cpu: BTreeMap<u32, u64>,
+    /// Packets that were sampled because the kernel's table of conversations was full.
+    pub conversations_refused: u64,
     /// Hits that each probe has missed; probes that missed none are left out.
     pub misses_by_probe: BTreeMap<Feature, u64>,
-    /// Packets that were sampled because the kernel had no room to count their conversation.
-    pub without_room: u64,
 }
 
 /// Ends a [`Source::wait`], from any thread. The default is that of a source that need not be woken.

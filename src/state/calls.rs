@@ -242,7 +242,7 @@ impl State {
     /// The socket at this address ends.
     pub(super) fn closed(&mut self, now: MonotonicTime, sock: Option<SockAddress>, end: SocketEnd) {
         if let (SocketEnd::Freed, Some(sock)) = (&end, sock) {
-            self.forget_totals(sock);
+            self.forget_totals(now, sock);
         }
         let Some(key) = self.sockets.at(sock) else { return };
         let (freed, user) = match end {

@@ -10,10 +10,11 @@ use super::*;
 use crate::model::event::{
     Dropped, Fork, Fragmented, Packet, PacketDirection, PacketSize, Segments, SocketUser, TcpState, Tuple, Unreadable,
 };
-use crate::model::flow::{Endpoint, Transport};
+use crate::model::flow::{Counters, Endpoint, Transport};
 use crate::model::kernel_address::{NetAddress, SockAddress};
 use crate::model::loss::{Harm, LossCause};
 use crate::model::testing::{monotonic, since_boot, sock_at};
+use crate::model::totals::{TcpTotals, Totals};
 
 const SECOND: u64 = 1_000_000_000;
 const LIMIT: usize = 12;
@@ -125,6 +126,7 @@ impl State {
     pub(super) fn check(&self) {
         self.flows.check(&self.sockets);
         self.idle.check(&self.sockets);
+        self.questions.check(&self.flows);
     }
 }
 
@@ -220,6 +222,70 @@ proptest! {
         // Sockets keep 16 bits of these hashes, so with other hashes other connections would be taken for the same.
         other.flows.hash_like(&one.flows);
         prop_assert_eq!(run_with(one, &story).1, run_with(other, &story).1);
+    }
+}
+
+/// Counts that contradict the events and each other.
+fn totals() -> impl Strategy<Value = Totals> {
+    let counters = || (0..50_u64, 0..5000_u64).prop_map(|(packets, bytes)| Counters { packets, bytes });
+    let tcp = proptest::option::of((proptest::option::of(0..100_u32), any::<(u16, u16)>(), 0..9_u32)).prop_map(|tcp| {
+        tcp.map(|(segs_out, received_range, merged_unsure)| TcpTotals {
+            segs_out,
+            received_range,
+            merged_unsure,
+            ..TcpTotals::default()
+        })
+    });
+    let times = (100..102_u64, 100..200_u64);
+    (socks(), tuples(), counters(), counters(), times, tcp).prop_map(|(sock, tuple, sent, received, times, tcp)| {
+        Totals {
+            sock,
+            transport: if tcp.is_some() { Transport::Tcp } else { Transport::Udp },
+            local: tuple.local,
+            remote: tuple.remote,
+            since: monotonic(times.0 * SECOND),
+            sent,
+            received,
+            last: monotonic(times.1 * SECOND),
+            short_datagrams: false,
+            nonlinear_datagrams: false,
+            tcp,
+        }
+    })
+}
+
+proptest! {
+    /// Whatever a source says it has counted, each flow ends once, tables keep their limits, and nothing waits for ever.
+    #[test]
+    fn contradicting_counts_do_no_harm(story in stories(), counts in vec((totals(), 0..3_u64), 400)) {
+        let mut state = State::new(small());
+        state.set_capabilities(SourceCapabilities { totals: true, ..SourceCapabilities::default() });
+        let (mut now, mut ended) = (100 * SECOND, HashMap::new());
+        let mut end = |flow: Flow| flow.reason == Reason::Interim || ended.insert(flow.number, ()).is_none();
+        for ((step, pid, kind), (totals, ahead)) in story.iter().zip(&counts) {
+            now = now.saturating_add_signed(step * 1_000_000);
+            let event = |kind| Event { time: monotonic(now), pid: *pid, tid: *pid, kind };
+            if totals.sent.packets % 2 == 0 {
+                state.ingest(&event(EventKind::Totals(Box::new(*totals))));
+            }
+            state.ingest(&event(kind.clone()));
+            state.expire(monotonic(now));
+            state.check();
+            while let Some(question) = state.next_question() {
+                let answer = (totals.received.packets % 3 > 0).then_some(Totals { sock: question.sock, ..*totals });
+                state.answer(question, answer, monotonic(now + ahead * SECOND));
+                state.check();
+            }
+            prop_assert!(state.finished().all(&mut end));
+        }
+        state.ask_all();
+        while let Some(question) = state.next_question() {
+            state.answer(question, None, monotonic(now));
+        }
+        state.shutdown();
+        prop_assert!(state.finished().all(&mut end));
+        prop_assert_eq!(state.stats().flows_live, 0);
+        state.check();
     }
 }
 

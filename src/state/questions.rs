@@ -10,9 +10,9 @@ use hashbrown::HashMap;
 use slotmap::{SlotMap, new_key_type};
 
 use super::counting::{self, DroppedAs};
-use super::flows::{FlowKey, Flows, LiveFlow};
+use super::flows::{FlowId, FlowKey, Flows, LiveFlow};
 use crate::model::event::Segments;
-use crate::model::flow::Reason;
+use crate::model::flow::{Endpoint, Reason};
 use crate::model::kernel_address::SockAddress;
 use crate::model::time::MonotonicTime;
 use crate::model::totals::Totals;
@@ -27,11 +27,15 @@ new_key_type! {
     pub struct ReplacedKey;
 }
 
-/// A question to the source: what has the kernel counted for this socket?
+/// A question to the source: what has the kernel counted for this socket between these ends?
 #[derive(Debug, Clone, Copy)]
 pub struct Question {
     /// The `struct sock`.
     pub sock: SockAddress,
+    /// This host's end.
+    pub local: Endpoint,
+    /// The other end.
+    pub remote: Endpoint,
     about: Subject,
 }
 
@@ -106,6 +110,8 @@ pub struct Questions {
     open: VecDeque<Question>,
     /// Answers that wait for events, in order of time.
     answers: VecDeque<Answer>,
+    /// The sockets that were freed while answers waited, with the time of that.
+    freed: HashMap<SockAddress, MonotonicTime, foldhash::fast::RandomState>,
     waiting: HashMap<FlowKey, Waiting, foldhash::fast::RandomState>,
     replaced: SlotMap<ReplacedKey, Replaced>,
     /// How many flows end with their answer, because the table of flows is full.
@@ -114,7 +120,7 @@ pub struct Questions {
 
 impl Questions {
     /// Asks about a flow, if no question about it is open.
-    pub fn ask(&mut self, flow: FlowKey, sock: SockAddress, purpose: Purpose) {
+    pub fn ask(&mut self, flow: FlowKey, sock: SockAddress, id: &FlowId, purpose: Purpose) {
         let waiting = self.waiting.entry(flow).or_default();
         match purpose {
             Purpose::Timer(due) => waiting.timer = Some(due),
@@ -126,15 +132,17 @@ impl Questions {
         }
         if !waiting.is_asked {
             waiting.is_asked = true;
-            self.open.push_back(Question { sock, about: Subject::Live(flow) });
+            let FlowId { local, remote, .. } = *id;
+            self.open.push_back(Question { sock, local, remote, about: Subject::Live(flow) });
         }
     }
 
     /// Keeps a flow that was replaced, and asks about it.
     pub fn hold(&mut self, live: LiveFlow, sock: SockAddress, reason: Reason, waiting: Option<Waiting>) {
         let facts = waiting.map(|waiting| waiting.facts).unwrap_or_default();
+        let FlowId { local, remote, .. } = live.id;
         let key = self.replaced.insert(Replaced { live, sock, reason, facts });
-        self.open.push_back(Question { sock, about: Subject::Replaced(key) });
+        self.open.push_back(Question { sock, local, remote, about: Subject::Replaced(key) });
     }
 
     /// Whether another flow that was replaced may wait.
@@ -154,10 +162,26 @@ impl Questions {
 
     /// Takes out the next answer that is about a time not after `now`.
     pub fn next_answer(&mut self, now: MonotonicTime) -> Option<Answer> {
-        if self.answers.front()?.at > now {
-            return None;
+        match self.answers.front() {
+            Some(answer) if answer.at <= now => self.answers.pop_front(),
+            Some(_) => None,
+            None => {
+                self.freed.clear();
+                None
+            }
         }
-        self.answers.pop_front()
+    }
+
+    /// A socket was freed. Its last counts have come, so answers about it that still wait say nothing new.
+    pub fn freed(&mut self, now: MonotonicTime, sock: SockAddress) {
+        if !self.answers.is_empty() {
+            self.freed.insert(sock, now);
+        }
+    }
+
+    /// Whether the socket was freed after the question was asked.
+    pub fn is_freed(&self, sock: SockAddress, answer: &Answer) -> bool {
+        self.freed.get(&sock).is_some_and(|freed| *freed >= answer.asked)
     }
 
     /// The flow that the answer is about has been answered. Returns its key and what waited for the answer, if it is live.
@@ -181,6 +205,14 @@ impl Questions {
     /// Takes out the flow that the answer is about, if it was replaced.
     pub fn answered_replaced(&mut self, answer: &Answer) -> Option<Replaced> {
         let Subject::Replaced(key) = answer.about else { return None };
+        let mut replaced = self.replaced.remove(key)?;
+        std::mem::take(&mut replaced.facts).apply(&mut replaced.live);
+        Some(replaced)
+    }
+
+    /// Takes out a flow that was replaced and whose socket was freed, so that its last counts have come.
+    pub fn freed_replaced(&mut self, sock: SockAddress) -> Option<Replaced> {
+        let (key, _) = self.replaced.iter().find(|(_, one)| one.sock == sock)?;
         let mut replaced = self.replaced.remove(key)?;
         std::mem::take(&mut replaced.facts).apply(&mut replaced.live);
         Some(replaced)
@@ -236,7 +268,23 @@ impl Questions {
     }
 }
 
+#[cfg(test)]
+impl Questions {
+    /// Panics if something waits for a flow that is not live.
+    pub fn check(&self, flows: &Flows) {
+        for (flow, waiting) in &self.waiting {
+            assert!(flows.get(*flow).is_some(), "{waiting:?} of a flow that has ended");
+        }
+        assert_eq!(self.evicted, self.waiting.values().filter(|waiting| waiting.evicted).count());
+    }
+}
+
 impl Question {
+    /// Whether these totals are of other ends.
+    pub fn is_not(&self, totals: &Totals) -> bool {
+        (self.local, self.remote) != (totals.local, totals.remote)
+    }
+
     /// Its answer, which is about the time up to `at`. All events up to `asked` had been taken in when it was asked.
     pub fn answer(self, totals: Option<Totals>, at: MonotonicTime, asked: MonotonicTime) -> Answer {
         Answer { at, asked, totals, about: self.about }

@@ -16,6 +16,7 @@ mod reports;
 mod sharing;
 mod sockless;
 mod subflows;
+mod totals;
 mod unparsed;
 
 use std::net::{Ipv4Addr, Ipv6Addr};

@@ -12,10 +12,6 @@ use crate::model::kernel_address::SockAddress;
 use crate::model::time::MonotonicTime;
 use crate::model::totals::Totals;
 
-/// How long before the first packet of its flow an entry may have been made that is the flow's own: the packet makes the entry,
-/// and its sample has a slightly later time.
-const ENTRY_TO_SAMPLE: std::time::Duration = std::time::Duration::from_secs(1);
-
 impl State {
     /// The kernel's counts of a conversation. They are complete up to `until`.
     ///
@@ -25,6 +21,7 @@ impl State {
         if !self.config.flows {
             return;
         }
+        // Counts from before the flow's first sample would have been reported before that.
         let (before, is_first) = match self.counted.standing(totals) {
             Standing::First => (Totals::none_of(totals), true),
             Standing::After(before) => (before, false),
@@ -42,45 +39,54 @@ impl State {
             return;
         }
         let is_known = self.flow_of(totals).is_some() || self.questions.replaced_mut(totals).is_some();
-        if !is_known && new.is_some() && !self.begin_with(totals) {
-            self.counted.keep(&before, totals);
-            return;
+        if !is_known && new.is_some() {
+            // Earlier counts that have waited are contained in these.
+            let _ = self.counted.waiting(totals.sock, totals.local, totals.remote);
+            if !self.begin_with(totals) {
+                self.counted.keep(&before, totals);
+                return;
+            }
         }
         let has_room = if is_first || new.is_some() { self.counted.take(totals) } else { true };
-        self.add_new(totals, new, until, is_first, has_room);
+        match self.flow_of(totals) {
+            Some(flow) => self.add_to_live(flow, totals, new, until, has_room),
+            None => self.add_to_replaced(totals, new, until, has_room),
+        }
     }
 
-    /// Adds new counts to their flow, which is live or was replaced. Without `has_room` they cannot be used.
-    fn add_new(
+    /// Adds new counts to a flow. Without `has_room` they cannot be used.
+    fn add_to_live(
         &mut self,
+        flow: FlowKey,
         totals: &Totals,
         new: Option<NewCounts>,
         until: MonotonicTime,
-        is_first: bool,
         has_room: bool,
     ) {
-        let received = new.map_or(0, |new| new.received.packets);
-        let Some(flow) = self.flow_of(totals) else {
-            if let Some(replaced) = self.questions.replaced_mut(totals) {
-                let used = new.map_or(0, |new| add(&mut replaced.live, &new, totals, is_first, has_room));
-                replaced.counted(received, until);
-                self.stats.packets_counted += used;
-            }
-            return;
-        };
         let marks_datagrams = new.is_some_and(|new| self.may_have_held_several(flow, &new, totals));
         let Some(live) = self.flows.get_mut(flow) else { return };
+        let mut received = 0;
         if let Some(new) = new {
-            self.stats.packets_counted += add(live, &new, totals, is_first, has_room);
+            received = new.received.packets;
+            self.stats.packets_counted += add(live, &new, has_room);
             live.inexact.datagram_segments |= marks_datagrams;
-            if totals.transport == Transport::Udp && live.sent.packets > 0 && live.received.packets > 0 {
-                live.outcome = Outcome::Success;
-            }
             if let Some(socket) = live.socket.and_then(|key| self.sockets.get_mut(key)) {
                 socket.last = socket.last.max(new.last);
             }
         }
         self.questions.counted(flow, live, received, until);
+        let is_answered = live.sent.packets > 0 && live.received.packets > 0;
+        if new.is_some() && live.id.transport == Transport::Udp && is_answered {
+            live.outcome = Outcome::Success;
+        }
+    }
+
+    /// Adds new counts to a flow that was replaced.
+    fn add_to_replaced(&mut self, totals: &Totals, new: Option<NewCounts>, until: MonotonicTime, has_room: bool) {
+        let Some(replaced) = self.questions.replaced_mut(totals) else { return };
+        let used = new.map_or(0, |new| add(&mut replaced.live, &new, has_room));
+        replaced.counted(new.map_or(0, |new| new.received.packets), until);
+        self.stats.packets_counted += used;
     }
 
     /// Whether datagrams that the kernel has counted may be several that it handles as one. Those that leave and are not linear
@@ -138,8 +144,12 @@ impl State {
     }
 
     /// The kernel has freed a socket, and its counts with it.
-    pub(super) fn forget_totals(&mut self, sock: SockAddress) {
+    pub(super) fn forget_totals(&mut self, now: MonotonicTime, sock: SockAddress) {
         if self.capabilities.totals {
+            self.questions.freed(now, sock);
+            while let Some(replaced) = self.questions.freed_replaced(sock) {
+                self.hand_out(&replaced.live, Some(sock), replaced.reason);
+            }
             self.stats.packets_without_flow += self.counted.forget(sock);
         }
     }
@@ -153,8 +163,9 @@ impl State {
 
     /// Asks what the kernel has counted of a flow. Returns false if there is nothing to ask.
     pub(super) fn ask(&mut self, flow: FlowKey, purpose: Purpose) -> bool {
-        let Some(sock) = self.flows.get(flow).and_then(|live| self.counted_sock(live)) else { return false };
-        self.questions.ask(flow, sock, purpose);
+        let Some(live) = self.flows.get(flow) else { return false };
+        let Some(sock) = self.counted_sock(live) else { return false };
+        self.questions.ask(flow, sock, &live.id, purpose);
         true
     }
 
@@ -199,9 +210,16 @@ impl State {
     /// socket.
     ///
     /// If it knows of packets that are later than all events so far, it is used once all events up to `at` have been taken in.
+    /// The kernel may count other ends of the socket instead: then all packets of these ends are events.
     pub fn answer(&mut self, question: Question, totals: Option<Totals>, at: MonotonicTime) {
-        let answer = question.answer(totals, at, self.horizon);
-        let is_past = at <= self.horizon || totals.is_some_and(|totals| totals.last <= self.horizon);
+        let (others, own) = match totals {
+            Some(totals) if question.is_not(&totals) => (Some(totals), None),
+            own => (None, own),
+        };
+        let is_past = at <= self.horizon
+            || own.is_some_and(|totals| totals.last <= self.horizon)
+            || others.is_some_and(|totals| totals.since <= self.horizon);
+        let answer = question.answer(own, at, self.horizon);
         if is_past || self.is_ending {
             self.use_answer(&answer);
         } else {
@@ -217,7 +235,9 @@ impl State {
     }
 
     fn use_answer(&mut self, answer: &Answer) {
-        if let Some(totals) = &answer.totals {
+        if let Some(totals) = &answer.totals
+            && !self.questions.is_freed(totals.sock, answer)
+        {
             self.totals(totals, answer.asked);
         }
         if let Some(replaced) = self.questions.answered_replaced(answer) {
@@ -243,12 +263,10 @@ impl State {
     }
 }
 
-/// Adds new counts to a flow. Returns how many packets that were. If it is not certain that all of them are the flow's, it is
-/// marked instead.
-fn add(live: &mut LiveFlow, new: &NewCounts, totals: &Totals, is_first: bool, has_room: bool) -> u64 {
-    // An entry that is older than the flow, and was never read, may hold packets of flows before.
-    let is_older = is_first && totals.since.saturating_add(ENTRY_TO_SAMPLE) < live.start;
-    if is_older || !has_room {
+/// Adds new counts to a flow. Returns how many packets that were. If there is no room to remember them, so that they would be
+/// added again, the flow is marked instead.
+fn add(live: &mut LiveFlow, new: &NewCounts, has_room: bool) -> u64 {
+    if !has_room {
         live.inexact.samples_lost = true;
         return 0;
     }

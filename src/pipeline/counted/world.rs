@@ -57,6 +57,21 @@ pub(super) enum Action {
     Wait { millis: u64 },
 }
 
+impl Action {
+    /// Whether sockets are closed or freed.
+    pub(super) fn closes(&self) -> bool {
+        matches!(
+            self,
+            Self::Fin { .. }
+                | Self::Reset { .. }
+                | Self::Shut { .. }
+                | Self::Close { .. }
+                | Self::FreeOld
+                | Self::CloseDatagrams { .. }
+        )
+    }
+}
+
 pub(super) fn actions() -> impl Strategy<Value = Vec<Action>> {
     let slot = || 0..SLOTS;
     let payload = || prop_oneof![Just(0), 1..FULL, Just(FULL)];
@@ -315,13 +330,14 @@ impl World {
     fn send_with(&mut self, slot: usize, segments: u32, payload: u32, flags: u8, dropped: bool) {
         let Some(connection) = &mut self.connections[slot] else { return };
         // If the flow has ended before the connection's socket has sent anything, nothing shows how many segments are the first.
-        self.is_exact &= connection.counted.sent > 0 || self.now - connection.since < 4 * SECOND;
+        let is_exact = connection.counted.sent > 0 || self.now - connection.since < 4 * SECOND;
+        self.is_exact &= is_exact;
         connection.counted.sent += segments;
         connection.is_unacknowledged = false;
         let Connection { sock, tuple, counted, .. } = *connection;
         let direction = PacketDirection::Outbound;
         self.segments(direction, Some(sock), (tuple, counted), (segments, payload, 52), flags);
-        if dropped {
+        if dropped && is_exact {
             let bytes = payload * segments + 52;
             self.drop_packet(Transport::Tcp, sock, tuple, bytes);
             self.sent.packets -= u64::from(segments);

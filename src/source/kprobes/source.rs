@@ -270,7 +270,7 @@ impl Source for KprobeSource {
             name_packets_lost: capture.map_or(0, NameCapture::packets_lost),
             lost_by_cpu,
             misses_by_probe: self.misses.so_far(),
-            without_room: self.probes.conversations.as_ref().map_or(0, Conversations::without_room),
+            conversations_refused: self.probes.conversations.as_ref().map_or(0, Conversations::without_room),
         }
     }
 
