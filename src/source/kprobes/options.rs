@@ -40,7 +40,7 @@ pub(crate) struct Options {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Accounting {
     /// In the kernel, where that is possible.
-    #[cfg_attr(not(test), allow(dead_code, reason = "no option chooses it yet"))]
+    #[allow(dead_code, reason = "no option chooses it yet")]
     Kernel,
     /// From samples of all packets.
     Samples,
