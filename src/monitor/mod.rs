@@ -211,6 +211,7 @@ impl Monitor {
                 capabilities: source.capabilities(),
                 counts: Arc::clone(&counts),
                 clock: Arc::clone(&clock),
+                totals: source.totals_reader(),
                 next: None,
             },
             to_caller: ToCaller {

@@ -163,9 +163,10 @@ impl From<&Options> for kprobes::Options {
             socket_events: options.socket_events,
             mask: options.mask.clone(),
             loopback: !options.filter.exclude_loopback,
-            accounting: kprobes::Accounting::Samples,
-            accounting_entries: 65_536,
-            flow_inactive_timeout: options.flow_inactive_timeout,
+            accounting: options.accounting,
+            max_conversations: options.max_conversations,
+            // By then, a flow may have ended. Its next packet begins another one.
+            pause: options.flow_inactive_timeout.min(options.flow_termination_timeout),
         }
     }
 }

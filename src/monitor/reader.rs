@@ -11,11 +11,13 @@ use crossbeam_channel::{Receiver, Sender};
 use parking_lot::Mutex;
 
 use super::stats::Counts;
-use crate::model::clock::Clock;
+use crate::model::clock::{Clock, monotonic};
 use crate::model::event::SourceCapabilities;
+use crate::model::kernel_address::SockAddress;
 use crate::model::process::Process;
 use crate::model::time::MonotonicTime;
-use crate::source::{self, Batch, EventSockets, Existing, Source, Tap, proc};
+use crate::model::totals::Totals;
+use crate::source::{self, Batch, EventSockets, Existing, Source, Tap, TotalsReader, proc};
 use crate::state::FoundProcess;
 
 /// The reader thread, which owns the source.
@@ -63,6 +65,7 @@ pub(super) struct FromReader {
     pub(super) capabilities: SourceCapabilities,
     pub(super) counts: Arc<Counts>,
     pub(super) clock: Arc<Mutex<Clock>>,
+    pub(super) totals: TotalsReader,
     /// The batch that the last wait received.
     pub(super) next: Option<Batch>,
 }
@@ -113,5 +116,14 @@ impl Source for FromReader {
 
     fn is_gone(&mut self, process: &Process) -> bool {
         proc::is_gone(process)
+    }
+
+    fn totals(&mut self, sock: SockAddress) -> Option<Totals> {
+        self.totals.totals(sock)
+    }
+
+    /// Unlike [`FromReader::now`], it is after the answer. Totals are only read from kernels that stamp events with this clock.
+    fn answered(&self) -> MonotonicTime {
+        monotonic()
     }
 }

@@ -5,11 +5,12 @@
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use socktrail_dns::Packet;
 use socktrail_kprobes::Record;
 
-use self::kprobes::{Feature, Missed};
+use self::kprobes::{Conversations, Feature, Missed};
 use crate::model::clock::Clock;
 use crate::model::event::{Event, SourceCapabilities};
 use crate::model::flow::Flow;
@@ -104,6 +105,11 @@ pub(crate) trait Source {
         self.now()
     }
 
+    /// Looks up the same from another thread.
+    fn totals_reader(&self) -> TotalsReader {
+        TotalsReader::default()
+    }
+
     /// Notes that a flow has ended, so that the source can discard what it keeps for the flow.
     fn forget(&mut self, flow: &Flow) {
         let _ = flow;
@@ -194,6 +200,23 @@ pub struct CountedAnswer {
     pub at: MonotonicTime,
     /// See [`Source::totals`].
     pub totals: Option<Totals>,
+}
+
+/// Looks up what the kernel has counted, from any thread. The default is that of a source that counts nothing.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct TotalsReader(Option<Arc<Conversations>>);
+
+impl TotalsReader {
+    /// See [`Source::totals`].
+    pub(crate) fn totals(&self, sock: SockAddress) -> Option<Totals> {
+        self.0.as_ref()?.totals(sock)
+    }
+}
+
+impl From<Option<Arc<Conversations>>> for TotalsReader {
+    fn from(conversations: Option<Arc<Conversations>>) -> Self {
+        Self(conversations)
+    }
 }
 
 /// Sees what a source reads, before it becomes events.

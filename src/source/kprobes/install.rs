@@ -3,6 +3,8 @@
 //! Probes are first enabled only for this thread, and tested with its own traffic, whose samples do not reach the monitor's rings.
 //! Then they are attached to the monitor's rings.
 
+use std::sync::Arc;
+
 use nix::unistd::gettid;
 use socktrail_kprobes::bpf::Program;
 use socktrail_kprobes::{Error, Group, Installed, RingOptions, Rings};
@@ -140,7 +142,12 @@ impl Installer<'_> {
     }
 
     /// Counts packets in the kernel: attaches the probes that take part in that, all of them or none.
-    fn count(&self, slots: &mut [Slot], rings: &mut Rings, gso_head_len: u32) -> Result<Conversations, Unaccounted> {
+    fn count(
+        &self,
+        slots: &mut [Slot],
+        rings: &mut Rings,
+        gso_head_len: u32,
+    ) -> Result<Arc<Conversations>, Unaccounted> {
         let wanted = self.wanted;
         let Counted { inactive, conversations } = wanted.counted.ok_or(Unaccounted::Unwanted)?;
         if wanted.masks(BPF) {
@@ -156,7 +163,7 @@ impl Installer<'_> {
                 return Err(error.into());
             }
         }
-        Ok(counted)
+        Ok(Arc::new(counted))
     }
 
     /// Makes one round of traffic. Returns the slots whose probe it should have hit and did not.

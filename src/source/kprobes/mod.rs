@@ -29,12 +29,13 @@ mod table;
 
 use std::fmt;
 use std::net::Ipv6Addr;
+use std::sync::Arc;
 
 use socktrail_guess::Layout;
 use socktrail_kprobes::{Decoder, Error, Format, Installed, Kind, Record, Resolver, Sample, Target, Term};
 
 pub use self::accounting::Counted;
-use self::accounting::{Conversations, Unaccounted};
+pub(crate) use self::accounting::{Conversations, Unaccounted};
 pub use self::call_table::SOCKET_EVENT_PROBES;
 pub(crate) use self::misses::{Missed, Misses};
 use self::packets::{FreedBy, ListFreeFunction};
@@ -168,7 +169,7 @@ pub struct Probes {
     /// The kernel function that frees lists of packets: it tells drops that two samples report.
     list_free: ListFreeFunction,
     /// The conversations that the kernel counts, or why it does not.
-    conversations: Result<Conversations, Unaccounted>,
+    conversations: Result<Arc<Conversations>, Unaccounted>,
     /// What the probes can observe.
     pub(crate) capabilities: SourceCapabilities,
     /// The number of samples that could not be decoded: truncated ones, and packets with headers that are not understood.

@@ -9,6 +9,7 @@ use socktrail_kprobes::Tracefs;
 
 use super::accounting::Counted;
 use super::{GROUP, Wanted};
+use crate::model::accounting::Accounting;
 use crate::model::clock::TimeSource;
 use crate::model::socket_event::Actions;
 use crate::source::{Error, proc};
@@ -31,19 +32,9 @@ pub(crate) struct Options {
     /// Whether to sample packets between loopback addresses.
     pub(crate) loopback: bool,
     pub(crate) accounting: Accounting,
-    /// The maximum number of conversations that the kernel counts.
-    pub(crate) accounting_entries: u32,
-    pub(crate) flow_inactive_timeout: Duration,
-}
-
-/// How packets are counted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Accounting {
-    /// In the kernel, where that is possible.
-    #[allow(dead_code, reason = "no option chooses it yet")]
-    Kernel,
-    /// From samples of all packets.
-    Samples,
+    pub(crate) max_conversations: usize,
+    /// After this time without a packet of its conversation, a packet is sampled even if the kernel can count it.
+    pub(crate) pause: Duration,
 }
 
 impl Options {
@@ -96,8 +87,9 @@ impl Options {
     /// What the probes should observe on a kernel with this layout.
     pub(crate) fn wanted<'a>(&'a self, layout: &'a socktrail_guess::Layout) -> Wanted<'a> {
         let Self { flows, socket_events, ref mask, loopback, .. } = *self;
-        let counted = Counted { inactive: self.flow_inactive_timeout, conversations: self.accounting_entries };
-        let counted = Some(counted).filter(|_| flows && self.accounting == Accounting::Kernel);
+        let conversations = u32::try_from(self.max_conversations).unwrap_or(u32::MAX);
+        let counted = Counted { inactive: self.pause, conversations };
+        let counted = Some(counted).filter(|_| flows && self.accounting != Accounting::Samples);
         Wanted { layout, ipv6: self.ipv6(), flows, socket_events, mask, loopback, counted }
     }
 }

@@ -11,11 +11,12 @@ use std::time::{Duration, Instant};
 use socktrail_guess::Layout;
 use socktrail_kprobes::{Clock as RingClock, Format, Group, Horizon, Record, RingOptions, Rings};
 
-use super::accounting::{self, Conversations};
+use super::accounting;
 use super::clock_comparison::{self as sync, ClockComparison};
 use super::options::Options;
 use super::switches::Switches;
 use super::{Feature, GROUP, Missed, Misses, Probes};
+use crate::model::accounting::Accounting;
 use crate::model::clock::{Clock, Readings, TimeSource};
 use crate::model::event::{Event, EventKind, SourceCapabilities};
 use crate::model::kernel_address::SockAddress;
@@ -23,7 +24,9 @@ use crate::model::process::Process;
 use crate::model::time::MonotonicTime;
 use crate::model::totals::Totals;
 use crate::source::capture::NameCapture;
-use crate::source::{Batch, Counts, Error, EventSockets, Existing, MissingFeature, Source, Tap, Waker, proc};
+use crate::source::{
+    Batch, Counts, Error, EventSockets, Existing, MissingFeature, Source, Tap, TotalsReader, Waker, proc,
+};
 use crate::state::FoundProcess;
 
 /// How long samples may wait in a ring that has not reached its watermark.
@@ -91,11 +94,17 @@ impl KprobeSource {
         if !probes.can_show_wanted(wanted) {
             return Err(Error::NothingToSee(MissingFeature::all_of(probes.served)));
         }
-        match &probes.conversations {
-            Err(reason) if !reason.is_chosen() => {
-                tracing::info!(%reason, "packets are sampled, not counted in the kernel");
+        if let Err(reason) = &probes.conversations {
+            match options.accounting {
+                Accounting::Kernel => {
+                    return Err(Error::Option {
+                        name: "accounting",
+                        problem: format!("kernel is not possible: {reason}"),
+                    });
+                }
+                Accounting::Auto => tracing::info!(%reason, "packets are sampled, not counted in the kernel"),
+                Accounting::Samples => {}
             }
-            _ => {}
         }
         let mut sync = ClockComparison::every(options.clock_sync_period);
         sync.compare(&mut rings, &probes);
@@ -270,7 +279,11 @@ impl Source for KprobeSource {
             name_packets_lost: capture.map_or(0, NameCapture::packets_lost),
             lost_by_cpu,
             misses_by_probe: self.misses.so_far(),
-            conversations_refused: self.probes.conversations.as_ref().map_or(0, Conversations::without_room),
+            conversations_refused: self
+                .probes
+                .conversations
+                .as_ref()
+                .map_or(0, |conversations| conversations.without_room()),
         }
     }
 
@@ -335,6 +348,10 @@ impl Source for KprobeSource {
 
     fn totals(&mut self, sock: SockAddress) -> Option<Totals> {
         self.probes.conversations.as_ref().ok()?.totals(sock)
+    }
+
+    fn totals_reader(&self) -> TotalsReader {
+        self.probes.conversations.as_ref().ok().map(Arc::clone).into()
     }
 }
 

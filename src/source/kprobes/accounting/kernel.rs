@@ -1,7 +1,7 @@
 //! The maps and programs in the kernel.
 
-use std::cell::Cell;
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use socktrail_kprobes::bpf::{Map, Program};
 use socktrail_kprobes::{Clock, Error, Resolver, Rings};
@@ -33,20 +33,13 @@ pub(crate) enum Unaccounted {
     Kernel(#[from] Error),
 }
 
-impl Unaccounted {
-    /// Whether the user, and not the kernel, has decided so.
-    pub(crate) const fn is_chosen(&self) -> bool {
-        matches!(self, Self::Unwanted | Self::Masked)
-    }
-}
-
 /// The conversations that the kernel counts, and the programs that count them.
 pub(crate) struct Conversations {
     map: Map,
     /// In the order in which they are to be attached.
     programs: Vec<(Feature, Program)>,
     /// Whether a look-up has failed, which is told once.
-    failed: Cell<bool>,
+    failed: AtomicBool,
 }
 
 impl Conversations {
@@ -81,7 +74,7 @@ impl Conversations {
             }
         }
         rings.receive(&outputs)?;
-        Ok(Self { map: conversations, programs: loaded, failed: Cell::new(false) })
+        Ok(Self { map: conversations, programs: loaded, failed: AtomicBool::new(false) })
     }
 
     /// The programs with their features, in the order in which they are to be attached.
@@ -90,7 +83,7 @@ impl Conversations {
     }
 
     /// What has been counted of a socket's conversation.
-    pub(in super::super) fn totals(&self, sock: SockAddress) -> Option<Totals> {
+    pub(crate) fn totals(&self, sock: SockAddress) -> Option<Totals> {
         entry::totals(&self.look_up(sock.get())?)
     }
 
@@ -105,7 +98,7 @@ impl Conversations {
             Ok(true) => Some(bytes),
             Ok(false) => None,
             Err(error) => {
-                if !self.failed.replace(true) {
+                if !self.failed.swap(true, Ordering::Relaxed) {
                     tracing::error!(%error, "packets that the kernel has counted cannot be read");
                 }
                 None
