@@ -73,12 +73,13 @@ section! {
         /// Each CPU's perf ring has 2^N memory pages; the default is 512 KiB with pages of 4 KiB.
         #[flag("ring-size-exponent", "N")]
         ring_size_exponent: u8,
-        /// How packets are counted: `kernel` by programs in the kernel (eBPF), which sample only the packets that say
-        /// something new; `samples` by a sample of each packet; `auto` by the kernel if it can. Flows are the same.
+        /// How packets are counted: `samples` by a sample of each packet; `kernel` by programs in the kernel (eBPF), which
+        /// sample only the packets that say something new; `auto` by the kernel if it can. Flows are the same. An agent
+        /// with `agent.harden` gives up the privileges for `kernel` before it starts to monitor.
         #[flag("accounting", "HOW")]
         accounting: Accounting,
-        /// The maximum number of conversations that the kernel counts at once. Each takes about 256 bytes of kernel
-        /// memory, which are reserved at the start: 16 MiB with the default. Beyond it, each packet of a new one is
+        /// The maximum number of conversations that the kernel counts at once. Each takes about 400 bytes of kernel
+        /// memory, which are reserved at the start: 25 MiB with the default. Beyond it, each packet of a new one is
         /// sampled.
         #[flag("max-conversations", "N")]
         max_conversations: usize,

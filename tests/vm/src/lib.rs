@@ -38,6 +38,9 @@ pub const KPROBES_TESTS: &str = "kprobes-tests";
 /// The environment variable with an older kernel's release, for Socktrail's option `--as-of`.
 pub const AS_OF_VARIABLE: &str = "AS_OF";
 
+/// The environment variable with how `socktrail flows` counts packets, for its option `--accounting`.
+pub const ACCOUNTING_VARIABLE: &str = "ACCOUNTING";
+
 /// The environment variable with the seed of random traffic. Without it, a new seed is chosen.
 pub const TORTURE_SEED_VARIABLE: &str = "TORTURE_SEED";
 

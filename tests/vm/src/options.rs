@@ -166,6 +166,9 @@ pub struct TestOptions {
     /// A kind of random traffic to leave out; may be repeated.
     #[arg(long, value_name = "KIND")]
     pub without: Vec<String>,
+    /// How `socktrail flows` counts packets [default: its own default].
+    #[arg(long, value_name = "HOW", value_parser = ["kernel", "samples", "auto"])]
+    pub accounting: Option<String>,
     /// How long each guest may take [default: 45m, or 2h with --long].
     #[arg(long, value_parser = humantime::parse_duration)]
     pub timeout: Option<Duration>,

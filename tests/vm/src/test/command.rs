@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use socktrail_vm::{
-    AS_OF_VARIABLE, TESTS_VARIABLE, TORTURE_SECONDS_VARIABLE, TORTURE_SEED_VARIABLE, TORTURE_WITHOUT_VARIABLE,
+    ACCOUNTING_VARIABLE, AS_OF_VARIABLE, TESTS_VARIABLE, TORTURE_SECONDS_VARIABLE, TORTURE_SEED_VARIABLE,
+    TORTURE_WITHOUT_VARIABLE,
 };
 
 use super::boots::Boot;
@@ -28,6 +29,9 @@ pub(super) fn command(boot: Boot, options: &TestOptions) -> Result<String> {
     command.push_str(&format!("{TORTURE_SECONDS_VARIABLE}={} ", torture.as_secs()));
     if let Some(release) = boot.as_of {
         command.push_str(&format!("{AS_OF_VARIABLE}={release} "));
+    }
+    if let Some(how) = &options.accounting {
+        command.push_str(&format!("{ACCOUNTING_VARIABLE}={how} "));
     }
     if let Some(seed) = options.seed {
         command.push_str(&format!("{TORTURE_SEED_VARIABLE}={seed} "));
@@ -71,6 +75,8 @@ mod tests {
         let repeated = "GUEST_TESTS='boot:: layout:: flows:: events:: sensors::' TORTURE_SECONDS=120 \
                         TORTURE_SEED=7 TORTURE_WITHOUT=udp-many,late guest-tests";
         assert_eq!(command(kernels, &again).unwrap(), repeated);
+        let counted = TestOptions { accounting: Some("kernel".into()), ..options(&[], None) };
+        assert!(command(all, &counted).unwrap().contains("ACCOUNTING=kernel "));
         let older = Boot { as_of: Some(Release(3, 13)), ..all };
         assert_eq!(command(older, &one).unwrap(), "TORTURE_SECONDS=120 AS_OF=3.13 guest-tests boot::lo");
         let names = |release| Boot { as_of: Some(release), tests: TestSet::OlderKernel, ..all }.prefixes().unwrap();

@@ -14,6 +14,7 @@ pub(super) fn options(kernels: &[Kernel], arch: Option<Arch>) -> TestOptions {
         seed: None,
         as_of: None,
         without: Vec::new(),
+        accounting: None,
         timeout: None,
         filter: None,
     }

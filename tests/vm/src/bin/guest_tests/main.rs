@@ -15,6 +15,7 @@ mod helpers;
 mod known;
 mod workloads;
 
+mod accounting;
 mod agent;
 mod boot;
 mod capture;
@@ -61,6 +62,7 @@ fn all() -> Vec<Trial> {
         boot::tests(),
         layout::tests(),
         flows::tests(),
+        accounting::tests(),
         sources::tests(),
         masks::tests(),
         names::tests(),

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
-use socktrail_vm::AS_OF_VARIABLE;
+use socktrail_vm::{ACCOUNTING_VARIABLE, AS_OF_VARIABLE};
 
 use super::process::Process;
 use super::wait::wait_until;
@@ -62,7 +62,8 @@ pub(crate) struct Output {
 impl Socktrail {
     /// Starts `socktrail` with the given arguments and waits until it is ready.
     ///
-    /// If [`AS_OF_VARIABLE`] is set, commands that install probes get the options for that release.
+    /// If [`AS_OF_VARIABLE`] is set, commands that install probes get the options for that release. If [`ACCOUNTING_VARIABLE`] is
+    /// set, `socktrail flows` counts packets that way.
     pub(crate) fn start(args: &[&str]) -> Result<Self> {
         let mut args: Vec<_> = args.iter().map(ToString::to_string).collect();
         let installs_probes =
@@ -71,6 +72,12 @@ impl Socktrail {
             && installs_probes
         {
             args.extend(as_of(release, args.iter().any(|word| word == "--source"))?);
+        }
+        if let Ok(how) = std::env::var(ACCOUNTING_VARIABLE)
+            && args.first().is_some_and(|command| command == "flows")
+            && !args.iter().any(|word| word == "--accounting")
+        {
+            args.extend(["--accounting".to_owned(), how]);
         }
         Self::start_program("socktrail", &args.iter().map(String::as_str).collect::<Vec<_>>())
     }
