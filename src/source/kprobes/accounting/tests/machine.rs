@@ -77,8 +77,8 @@ struct Kernel {
     now: u64,
     memory: BTreeMap<u64, Vec<u8>>,
     maps: [HashMap<Vec<u8>, usize>; 2],
-    /// The values of both maps. They do not move.
-    values: Vec<Box<[u64; SIZE as usize / 8]>>,
+    /// The values of both maps. They never become more, so they do not move.
+    values: Vec<[u64; SIZE as usize / 8]>,
     free: Vec<usize>,
     records: Vec<Vec<u8>>,
 }
@@ -112,7 +112,7 @@ impl Machine {
     /// Starts one with room for this many entries in both maps together.
     pub(super) fn new(rules: &Rules, entries: usize) -> Self {
         let programs = all_programs(rules);
-        let values: Vec<_> = (0..=entries).map(|_| Box::new([0; SIZE as usize / 8])).collect();
+        let values = vec![[0; SIZE as usize / 8]; entries + 1];
         let mut kernel = Kernel { free: (0..values.len()).collect(), values, ..Kernel::default() };
         kernel.update(0, NO_ROOM.to_ne_bytes().to_vec(), &[0; SIZE as usize], true);
         KERNEL.set(kernel);
