@@ -32,12 +32,12 @@ struct Substitute {
 
 /// All substitutes. A feature is lost if this kernel never calls its substitute.
 const SUBSTITUTES: &[Substitute] = &[
-    Substitute { of: "__ip_local_out", function: "ip_local_out", state: "degraded" },
-    Substitute { of: "__ip6_local_out", function: "ip6_local_out", state: "degraded" },
-    Substitute { of: "udp_queue_rcv_one_skb", function: "udp_queue_rcv_skb", state: "degraded" },
-    Substitute { of: "udpv6_queue_rcv_one_skb", function: "udpv6_queue_rcv_skb", state: "degraded" },
-    Substitute { of: "security_sock_graft", function: "inet_csk_accept", state: "degraded" },
-    Substitute { of: "sched_process_exit", function: "do_exit", state: "ok" },
+    Substitute { missing: "__ip_local_out", function: "ip_local_out", state: "degraded" },
+    Substitute { missing: "__ip6_local_out", function: "ip6_local_out", state: "degraded" },
+    Substitute { missing: "udp_queue_rcv_one_skb", function: "udp_queue_rcv_skb", state: "degraded" },
+    Substitute { missing: "udpv6_queue_rcv_one_skb", function: "udpv6_queue_rcv_skb", state: "degraded" },
+    Substitute { missing: "security_sock_graft", function: "inet_csk_accept", state: "degraded" },
+    Substitute { missing: "sched_process_exit", function: "do_exit", state: "ok" },
 ];
 
 /// With each function masked, exactly its features are lost or served by a substitute.
