@@ -20,12 +20,12 @@ const PID: &str = "4711";
 
 static FOLDER: LazyLock<PathBuf> = LazyLock::new(|| {
     let folder = std::env::temp_dir().join(format!("socktrail-fuzz-{}/{PID}", std::process::id()));
-    fs::create_dir_all(folder.join("net")).expect("a folder to write to");
+    fs::create_dir_all(folder.join("net")).expect("the folder can be created");
     folder
 });
 
-/// Splits the input into files. Each has a header of three bytes: its index in `FILES`, and its length as a little-endian
-/// `u16`.
+/// Splits the input into files. Before each are three bytes: its index in `FILES` (modulo their number), and its length as a
+/// little-endian `u16`.
 fn files(mut data: &[u8]) -> impl Iterator<Item = (&'static str, &[u8])> {
     std::iter::from_fn(move || {
         let (&[index, low, high], rest) = data.split_first_chunk::<3>()?;
@@ -42,13 +42,13 @@ fuzz_target!(|data: &[u8]| {
     }
     let mut lines = 0;
     for (name, bytes) in files(data) {
-        fs::write(FOLDER.join(name), bytes).expect("a file to write");
+        fs::write(FOLDER.join(name), bytes).expect("the file can be written");
         lines += bytes.split(|byte| *byte == b'\n').count();
     }
     let (process, socket_count) = read(FOLDER.clone());
     assert!(socket_count <= lines, "each socket comes from one line");
     if let Some(process) = process {
-        assert!(process.parent_pid != Some(0), "0 means that there is no parent");
+        assert!(process.parent_pid != Some(0), "a process without a parent has no parent PID");
         let details = process.image.details.get().expect("`read` fills in the details");
         assert!(details.container_id.as_ref().is_none_or(|id| !id.is_empty()));
         assert_eq!(details.args.as_ref(), Some(&process.image.args));

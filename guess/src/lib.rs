@@ -70,7 +70,7 @@ mod saved;
 #[allow(unsafe_code, reason = "system calls that have no safe wrapper")]
 mod sys;
 
-pub use btf::{BtfLayout, MalformedBtf, MissingKey, find as find_in_btf};
+pub use btf::{BtfLayout, BtfPosition, MalformedBtf, MissingKey, find as find_in_btf};
 pub use catalog::{ArgumentSpec, FIELDS, FUNCTIONS, FieldSpec, FunctionSpec};
 pub use error::Error;
 pub use layout::{ArgumentPosition, Difference, FieldOffset, Layout, ValueOrigin};

@@ -25,8 +25,8 @@ impl Sink<Fake> for Flows {
 }
 
 /// The flows of a host, in order of their numbers, and the counters.
-fn run(said: &[Scripted], config: &StateConfig, kernel: Option<Kernel>, ahead: usize) -> (Vec<Flow>, StateStats) {
-    let mut source = Fake::new(said.iter().cloned());
+fn run(script: &[Scripted], config: &StateConfig, kernel: Option<Kernel>, ahead: usize) -> (Vec<Flow>, StateStats) {
+    let mut source = Fake::new(script.iter().cloned());
     (source.kernel, source.ahead) = (kernel, ahead);
     let (mut pipeline, mut flows) = (Pipeline::new(config.clone(), None), Flows::default());
     let Ok(()) = pipeline.begin(&mut source, &mut flows);
@@ -76,8 +76,8 @@ proptest! {
         let mut world = World::new();
         world.play(&actions);
         let config = config(interval);
-        let (sampled, all) = run(&world.said, &config, None, 0);
-        let (counted, some) = run(&world.said, &config, Some(Kernel::new(pause(&config), room)), 0);
+        let (sampled, all) = run(&world.script, &config, None, 0);
+        let (counted, some) = run(&world.script, &config, Some(Kernel::new(pause(&config), room)), 0);
         same(&counted, &sampled)?;
         prop_assert_eq!(some.flows_started, all.flows_started);
         if interval.is_none() && some.flows_without_socket == 0 && world.is_exact {
@@ -102,8 +102,8 @@ proptest! {
         let mut world = World::new();
         world.play(&keeps.collect::<Vec<_>>());
         let config = config(None);
-        let (sampled, _) = run(&world.said, &config, None, 0);
-        let (counted, _) = run(&world.said, &config, Some(kernel(&config)), ahead);
+        let (sampled, _) = run(&world.script, &config, None, 0);
+        let (counted, _) = run(&world.script, &config, Some(kernel(&config)), ahead);
         same(&counted, &sampled)?;
     }
 
@@ -114,8 +114,8 @@ proptest! {
         let mut world = World::new();
         world.play(&actions);
         let config = config(None);
-        let (sampled, all) = run(&world.said, &config, None, 0);
-        let (counted, some) = run(&world.said, &config, Some(kernel(&config)), ahead);
+        let (sampled, all) = run(&world.script, &config, None, 0);
+        let (counted, some) = run(&world.script, &config, Some(kernel(&config)), ahead);
         if all.flows_without_socket + some.flows_without_socket == 0 {
             let sums = |flows: &[Flow]| [sum(flows, |flow| flow.sent), sum(flows, |flow| flow.received)];
             prop_assert_eq!(sums(&counted), sums(&sampled));
@@ -135,7 +135,7 @@ fn a_long_flow_is_a_handful_of_samples() {
     (0..PACKETS).for_each(|_| world.act(&send));
     world.act(&Action::Wait { millis: 40_000 });
     let config = config(None);
-    let (flows, stats) = run(&world.said, &config, Some(kernel(&config)), 0);
+    let (flows, stats) = run(&world.script, &config, Some(kernel(&config)), 0);
     let sent = Counters { packets: PACKETS as u64, bytes: PACKETS as u64 * 128 };
     assert_eq!(flows.iter().map(|flow| (flow.sent, flow.reason)).collect::<Vec<_>>(), [(sent, Reason::Inactive)]);
     assert_eq!((stats.packets, stats.packets_counted), (1, PACKETS as u64 - 1));
@@ -156,9 +156,9 @@ fn three_hundred_connections_on_one_tuple_are_three_hundred_flows() {
         }
         world.act(&Action::Wait { millis: 10_000 });
         let config = config(None);
-        let (flows, stats) = run(&world.said, &config, Some(kernel(&config)), 0);
+        let (flows, stats) = run(&world.script, &config, Some(kernel(&config)), 0);
         assert_eq!(flows.len(), 300);
-        assert_eq!(flows, run(&world.said, &config, None, 0).0);
+        assert_eq!(flows, run(&world.script, &config, None, 0).0);
         assert!(stats.packets_counted >= 300 * 15, "{stats:?}");
         let received: u64 = flows.iter().map(|flow| flow.received.bytes).sum();
         assert_eq!(received, world.received.bytes);

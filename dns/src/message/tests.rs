@@ -8,6 +8,8 @@ use crate::testing::{Record, a, cname, from_hex, packet, query, recorded_packets
 
 /// The UDP messages among the recorded packets.
 fn messages() -> Vec<Vec<u8>> {
+    // The protocol is byte 9 of an IPv4 header and byte 6 of an IPv6 header. In the recorded packets, no other protocol has a
+    // 17 there.
     let udp = recorded_packets().into_iter().filter(|(_, bytes)| bytes[9] == 17 || bytes[6] == 17);
     udp.map(|(ethertype, bytes)| ParsedPacket::parse(&packet(0, ethertype, &bytes)).unwrap().payload.to_vec()).collect()
 }
@@ -18,16 +20,17 @@ fn addresses(bytes: &[u8]) -> Result<Vec<String>, MessageError> {
     Ok(addresses.iter().map(|Address { ip, ttl }| format!("{ip} {ttl}")).collect())
 }
 
-fn count_unrelated(bytes: &[u8]) -> u32 {
+fn count_unrelated_addresses(bytes: &[u8]) -> u32 {
     Message::parse(bytes).unwrap().addresses(Completeness::Complete, &mut Vec::new()).unwrap().addresses
 }
 
 #[test]
 fn reads_recorded_messages() {
+    // The question of each query and response, and the addresses. An empty question is the one for MX.
     let expected: [(&str, &[&str]); 12] = [
         ("A www.example.test", &["192.0.2.10 40"]),
         ("AAAA www.example.test", &["2001:db8::10 40"]),
-        ("A big.example.test", &[]),
+        ("A big.example.test", &[]), // truncated
         ("A plain.example.test", &["192.0.2.10 300"]),
         ("A nothing.example.test", &[]),
         ("", &[]),
@@ -52,11 +55,13 @@ fn reads_recorded_messages() {
             assert_eq!(format!("{} {}", message.query_type().name(), message.name()), question);
         }
         if answered.is_truncated() {
+            assert_eq!(question, "A big.example.test");
             assert_eq!(addresses(&pair[1]).unwrap().len(), 29);
         } else {
             assert_eq!(addresses(&pair[1]).unwrap(), found, "{question}");
         }
-        assert_eq!(answered.rcode(), if question.starts_with("A n") { 3 } else { 0 }, "{question}");
+        let is_missing = ["A nothing.example.test", "A nx.ub.test"].contains(&question);
+        assert_eq!(answered.rcode(), if is_missing { 3 } else { 0 }, "{question}");
     }
 }
 
@@ -71,15 +76,15 @@ fn addresses_are_found_with_aliases_in_any_order() {
 }
 
 #[test]
-fn the_least_time_to_live_counts() {
+fn an_address_has_the_lowest_ttl_of_its_chain() {
     let mut bytes = response(1, "w", QueryType::A, &[cname("w", "z"), a("z", "192.0.2.1")]);
-    // The time to live of the alias comes after header, question, pointer, type and class.
+    // The alias's TTL, 300, comes after header, question, pointer, type and class.
     let at = 12 + 7 + 2 + 4;
     assert_eq!(bytes[at..at + 4], [0, 0, 1, 44]);
     bytes[at + 3] = 5;
     assert_eq!(addresses(&bytes).unwrap(), ["192.0.2.1 261"]);
     bytes[at] = 0x80;
-    assert_eq!(addresses(&bytes).unwrap(), ["192.0.2.1 0"], "RFC 2181, section 8");
+    assert_eq!(addresses(&bytes).unwrap(), ["192.0.2.1 0"], "a TTL with the top bit counts as 0 (RFC 2181, section 8)");
 }
 
 #[test]
@@ -87,7 +92,7 @@ fn addresses_of_other_names_are_ignored() {
     let bytes =
         response(1, "w", QueryType::A, &[a("bank", "192.0.2.66"), a("w", "192.0.2.1"), a("sub.w", "192.0.2.67")]);
     assert_eq!(addresses(&bytes).unwrap(), ["192.0.2.1 300"]);
-    assert_eq!(count_unrelated(&bytes), 2);
+    assert_eq!(count_unrelated_addresses(&bytes), 2);
     let bytes = response(1, "w", QueryType::A, &[cname("other", "w2"), a("w2", "192.0.2.66")]);
     assert!(addresses(&bytes).unwrap().is_empty());
     let before_the_alias =
@@ -113,7 +118,7 @@ fn mapped_addresses_are_ipv4() {
 }
 
 #[test]
-fn service_records_are_followed() {
+fn svcb_records_are_followed() {
     // Priority 0 is an alias; parameter 4 holds IPv4 hints.
     let alias = ("w", 64, [vec![0, 0], wire_name("s")].concat());
     let hints = from_hex("0001 00 0001 0003 026832 0004 0004 c0000201");
@@ -143,7 +148,7 @@ fn the_longest_name_is_1003_bytes_long() {
     assert_eq!(Message::parse(&bytes).err(), Some(MessageError::Malformed), "256 bytes");
 }
 
-/// Malformed messages, each with what is wrong with it.
+/// Malformed messages, each with its fault.
 fn malformed_messages() -> Vec<(&'static str, Vec<u8>)> {
     let header = "0001 8180 0001 0001 0000 0000";
     let question = "0177 00 0001 0001";
@@ -164,14 +169,14 @@ fn malformed_messages() -> Vec<(&'static str, Vec<u8>)> {
         ("an address of five bytes", of("c00c 0001 0001 0000 0100 0005 c000 0201 01")),
         ("an owner that points ahead", of("c0ff 0001 0001 0000 0100 0004 c000 0201")),
         ("owners that point at each other", of("c015 c013 0001 0001 0000 0100 0004 c000 0201")),
-        ("an alias to itself by pointer", of("c00c 0005 0001 0000 0100 0002 c01f")),
+        ("an alias whose target points at itself", of("c00c 0005 0001 0000 0100 0002 c01f")),
         ("an alias that ends before its data", of("c00c 0005 0001 0000 0100 0005 0178 00 0000")),
-        ("65,535 records", {
+        ("a count of 65,535 records, of which one is there", {
             let mut bytes = response(1, "w", QueryType::A, &[a("w", "192.0.2.1")]);
             bytes[6..8].copy_from_slice(&[0xff, 0xff]);
             bytes
         }),
-        ("65,535 records of no bytes", {
+        ("a count of 65,535 records, of which 5,000 without data are there", {
             let mut bytes = of(&"00 0001 0001 0000 0100 0000".repeat(5_000));
             bytes[6..8].copy_from_slice(&[0xff, 0xff]);
             bytes
@@ -246,11 +251,12 @@ fn messages_about_other_things_are_not_used() {
 
 #[test]
 fn work_is_bounded() {
-    // As many aliases as fit, each after the one that it leads to, which is the worst order.
+    // Each alias comes after the one that it leads to. This is the worst order: each pass over the records follows only one
+    // alias. The second pass exceeds the limit on records.
     let names: Vec<String> = (0..2_000).map(|at| format!("n{at}")).collect();
     let records: Vec<Record<'_>> = (1..names.len()).rev().map(|at| cname(&names[at - 1], &names[at])).collect();
     assert_eq!(addresses(&response(1, "n0", QueryType::A, &records)), Err(MessageError::Malformed));
-    // As many addresses as fit.
+    // More addresses than are taken.
     let records: Vec<Record<'_>> = (0..1_000).map(|_| a("w", "192.0.2.1")).collect();
     assert_eq!(addresses(&response(1, "w", QueryType::A, &records)).unwrap().len(), 256);
 }

@@ -1,15 +1,18 @@
-//! Looks the catalog up in type information.
+//! Finds the catalog's fields and arguments in type information.
 
-use super::reader::{Btf, MalformedBtf, Member, Type, kind, starts_with_string};
+use super::reader::{Btf, MalformedBtf, Member, Type, kind, malformed_type, starts_with_string};
 use crate::catalog::{self, ArgumentSpec, FieldSpec, FunctionSpec};
 use crate::engine::WORD;
 use crate::layout::{Layout, ValueOrigin};
 use std::time::Instant;
 
-/// How many members may be visited to find one. No structure has nearly as many, and visiting them does not take long.
+/// How many members a search may visit. Only a malformed structure, such as one that contains itself, has so many.
 const MAX_MEMBERS: u32 = 100_000;
 
-/// The layout in type information.
+/// The maximum position of an argument that a [`Layout`] can hold.
+const MAX_POSITION: u32 = u8::MAX as u32;
+
+/// What type information says about the layout.
 #[derive(Debug)]
 pub struct BtfLayout {
     /// The keys that were found.
@@ -63,7 +66,7 @@ type Value = Result<u32, String>;
 /// The wanted names, and the types that have them.
 struct WantedNames {
     names: Vec<WantedName>,
-    /// Whether a wanted name begins with these two bytes. Nearly all other names are ruled out by them.
+    /// For each two bytes: whether a wanted name begins with them. This rules out nearly all other names without a search.
     beginnings: Box<[bool; 1 << 16]>,
 }
 
@@ -72,7 +75,7 @@ struct WantedNames {
 struct WantedName {
     kind: u8,
     name: &'static [u8],
-    /// The numbers of the types that have it.
+    /// The types with this name.
     ids: Vec<u32>,
 }
 
@@ -148,11 +151,11 @@ enum MemberSize {
     Bits(u8),
 }
 
-/// The offset of `struct.member.member…`. If there are several structures with this name, those that have the member
-/// must agree.
+/// The offset of `struct.member.member…`, which may end with the width of a bit-field (`:8`). If there are several
+/// structures with this name, those that have the member must agree.
 fn find_path(btf: &Btf<'_>, names: &WantedNames, path: &str, size: MemberSize) -> Result<Value, MalformedBtf> {
     let (structure, members) = split_path(path);
-    let members = members.split(':').next().unwrap_or(members);
+    let members = members.split(':').next().unwrap_or(members); // `size` has the width
     let ids = names.ids(kind::STRUCT, structure);
     if ids.is_empty() {
         return Ok(Err(format!("there is no struct {structure}")));
@@ -177,51 +180,50 @@ fn find_path(btf: &Btf<'_>, names: &WantedNames, path: &str, size: MemberSize) -
 
 /// The offset of `member.member…` in the structure `id`; `None` if it has no such member.
 fn follow(btf: &Btf<'_>, id: u32, members: &str, size: MemberSize) -> Result<Option<Value>, MalformedBtf> {
-    let (mut within, mut bits, mut last) = (id, 0u32, None);
+    let (mut structure, mut offset, mut last) = (id, 0u32, None);
     for name in members.split('.') {
-        let mut budget = MAX_MEMBERS;
-        let Some((member, base)) = find_member(btf, &btf.strip(within)?, name, &mut budget)? else {
-            return Ok(None);
-        };
-        bits = bits.saturating_add(base).saturating_add(member.bit_offset);
-        within = member.type_id;
+        let Some((member, base)) = find_member(btf, structure, name)? else { return Ok(None) };
+        offset = offset.saturating_add(base).saturating_add(member.bit_offset);
+        structure = member.type_id;
         last = Some(member);
     }
     let member = last.expect("a path has at least one member");
+    // The position and width of a bit-field within its member: older BTF has them in the member's type.
     let (start, width) = match member.bits {
         0 => btf.int_bits(member.type_id)?.unwrap_or((0, 0)),
         width => (0, width),
     };
-    let bits = bits.saturating_add(start);
+    let offset = offset.saturating_add(start);
     Ok(Some(match size {
-        MemberSize::Bytes(_) if width != 0 || !bits.is_multiple_of(8) => Err(format!("{members} is a bit-field")),
+        MemberSize::Bytes(_) if width != 0 || !offset.is_multiple_of(8) => Err(format!("{members} is a bit-field")),
         MemberSize::Bytes(size) => match btf.size(member.type_id)? {
-            found if found == u64::from(size) => Ok(bits / 8),
+            found if found == u64::from(size) => Ok(offset / 8),
             found => Err(format!("{members} has {found} bytes, not {size}")),
         },
         MemberSize::Bits(_) if width == 0 => Err(format!("{members} is not a bit-field")),
         MemberSize::Bits(wanted) if width != u32::from(wanted) => {
             Err(format!("{members} has {width} bits, not {wanted}"))
         }
-        MemberSize::Bits(_) if !bits.is_multiple_of(8) => Err(format!("{members} begins within a byte")),
-        MemberSize::Bits(_) => Ok(bits / 8),
+        MemberSize::Bits(_) if !offset.is_multiple_of(8) => Err(format!("{members} begins within a byte")),
+        MemberSize::Bits(_) => Ok(offset / 8),
     }))
 }
 
-/// Finds a member by name, also in anonymous members. Returns it with the bit offset of the structure that it is in.
-fn find_member(btf: &Btf<'_>, of: &Type, name: &str, budget: &mut u32) -> Result<Option<(Member, u32)>, MalformedBtf> {
-    let mut open = vec![(*of, 0u32)];
-    while let Some((of, base)) = open.pop() {
-        if !matches!(of.kind, kind::STRUCT | kind::UNION) {
+/// Finds a member of the type `id` by name, also in anonymous members. Returns it with the bit offset of the structure or
+/// union that contains it.
+fn find_member(btf: &Btf<'_>, id: u32, name: &str) -> Result<Option<(Member, u32)>, MalformedBtf> {
+    let mut budget = MAX_MEMBERS;
+    let mut unsearched = vec![(btf.strip(id)?, 0u32)];
+    while let Some((composite, base)) = unsearched.pop() {
+        if !matches!(composite.kind, kind::STRUCT | kind::UNION) {
             continue;
         }
-        for member in btf.members(&of) {
+        for member in btf.members(&composite) {
             let member = member?;
-            let what = "a structure without endless members";
-            let at = member.type_id as usize;
-            *budget = budget.checked_sub(1).ok_or(MalformedBtf { what, at })?;
+            let endless = malformed_type("a structure without endless members", id);
+            budget = budget.checked_sub(1).ok_or(endless)?;
             if member.name == 0 {
-                open.push((btf.strip(member.type_id)?, base.saturating_add(member.bit_offset)));
+                unsearched.push((btf.strip(member.type_id)?, base.saturating_add(member.bit_offset)));
             } else if btf.is_called(member.name, name)? {
                 return Ok(Some((member, base)));
             }
@@ -251,20 +253,20 @@ fn find_argument(
     })
 }
 
-/// The position of an argument: by its name, or else by its type if only one has that type.
+/// The position of an argument: of the parameter with its name, or else of the only parameter with its type.
 fn position(btf: &Btf<'_>, prototype: &Type, argument: &ArgumentSpec) -> Result<Option<u32>, MalformedBtf> {
     if prototype.kind != kind::FUNC_PROTO {
         return Ok(None);
     }
     let mut of_type = Vec::new();
-    let mut next = 1;
-    for parameter in btf.parameters(prototype).take(250) {
+    let mut free = 1;
+    for parameter in btf.parameters(prototype) {
         let parameter = parameter?;
-        let position = next;
-        next = next_position(position, WORD, btf.size(parameter.type_id)?);
-        // A 64-bit argument is not split between a register and the stack. So with one register left, it is on the
-        // stack as a whole.
-        let position = if next == position + 3 { position + 1 } else { position };
+        let (position, next) = place(free, WORD, btf.size(parameter.type_id)?);
+        if position > MAX_POSITION {
+            break;
+        }
+        free = next;
         let is_pointer = btf.strip(parameter.type_id)?.kind == kind::PTR;
         if is_pointer == argument.points_to.is_some() && btf.is_called(parameter.name, argument.name)? {
             return Ok(Some(position));
@@ -278,14 +280,16 @@ fn position(btf: &Btf<'_>, prototype: &Type, argument: &ArgumentSpec) -> Result<
     Ok(if let [only] = of_type[..] { Some(only) } else { None })
 }
 
-/// The position after an argument of `size` bytes at `position`. With `-mregparm=3` on 32-bit x86, a 64-bit argument
-/// takes two positions, and is passed on the stack if fewer than two registers are left.
-fn next_position(position: u32, word: u32, size: u64) -> u32 {
+/// The position of an argument of `size` bytes, and the next free one, if `free` is the first free one before.
+///
+/// With `-mregparm=3` on 32-bit x86, a 64-bit argument takes two positions. It is not split between a register and the
+/// stack: the last register stays empty if it is the only one left.
+fn place(free: u32, word: u32, size: u64) -> (u32, u32) {
     const REGISTERS: u32 = 3;
     match (word, size) {
-        (4, 5..=8) if position == REGISTERS => position + 3,
-        (4, 5..=8) => position + 2,
-        _ => position + 1,
+        (4, 5..=8) if free == REGISTERS => (free + 1, free + 3),
+        (4, 5..=8) => (free, free + 2),
+        _ => (free, free + 1),
     }
 }
 
@@ -300,23 +304,23 @@ fn points_to(btf: &Btf<'_>, type_id: u32, structure: &str) -> Result<bool, Malfo
 
 #[cfg(test)]
 mod tests {
-    use super::next_position;
+    use super::place;
 
     /// As GCC passes them with `-m32 -mregparm=3` (`ix86_function_arg_advance`).
     #[test]
-    fn a_number_of_64_bits_is_two_words_on_a_32_bit_machine() {
+    fn a_64_bit_argument_takes_two_positions_on_a_32_bit_machine() {
         let positions = |word, sizes: &[u64]| {
-            let next = |position: &mut u32, size: &u64| {
-                let this = *position;
-                *position = next_position(this, word, *size);
-                Some(this)
+            let next = |free: &mut u32, size: &u64| {
+                let (position, after) = place(*free, word, *size);
+                *free = after;
+                Some(position)
             };
             sizes.iter().scan(1, next).collect::<Vec<_>>()
         };
         assert_eq!(positions(8, &[8, 8, 4, 8, 4]), [1, 2, 3, 4, 5]);
         assert_eq!(positions(4, &[4, 2, 1, 4, 4]), [1, 2, 3, 4, 5]);
-        assert_eq!(positions(4, &[8, 4, 4]), [1, 3, 4], "%ax and %dx, then %cx, then the stack");
+        assert_eq!(positions(4, &[8, 4, 4]), [1, 3, 4], "%eax and %edx, then %ecx, then the stack");
         assert_eq!(positions(4, &[4, 8, 4]), [1, 2, 4]);
-        assert_eq!(positions(4, &[4, 4, 8, 4]), [1, 2, 3, 6], "it is not split between a register and the stack");
+        assert_eq!(positions(4, &[4, 4, 8, 4]), [1, 2, 4, 6], "%ecx stays empty");
     }
 }

@@ -12,4 +12,4 @@ mod reader;
 mod tests;
 
 pub use find::{BtfLayout, MissingKey, find};
-pub use reader::MalformedBtf;
+pub use reader::{BtfPosition, MalformedBtf};

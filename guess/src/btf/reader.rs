@@ -10,13 +10,25 @@ use std::fmt;
 pub struct MalformedBtf {
     /// What was expected.
     pub what: &'static str,
-    /// Where it was expected, in bytes from the beginning of its section, or the number of the type.
-    pub at: usize,
+    /// Where it was expected.
+    pub at: BtfPosition,
+}
+
+/// A position in type information.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BtfPosition {
+    /// In bytes from the beginning of its section, or of the header.
+    Byte(usize),
+    /// The type with this number.
+    Type(u32),
 }
 
 impl fmt::Display for MalformedBtf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} at byte {}", self.what, self.at)
+        match self.at {
+            BtfPosition::Byte(offset) => write!(f, "{} at byte {offset}", self.what),
+            BtfPosition::Type(id) => write!(f, "{} at type {id}", self.what),
+        }
     }
 }
 
@@ -123,7 +135,7 @@ impl<'a> Btf<'a> {
             return Ok(Type { name: 0, kind: kind::VOID, count: 0, flag: false, size_or_type: 0, body: 0 });
         }
         let start = self.starts.get(id as usize - 1);
-        let start = start.ok_or(malformed("a type of that number", id as usize))?;
+        let start = start.ok_or(malformed_type("a type of that number", id))?;
         self.head(*start as usize)
     }
 
@@ -162,7 +174,7 @@ impl<'a> Btf<'a> {
                 _ => return Ok(at),
             }
         }
-        Err(malformed("the end of a chain of types", id as usize))
+        Err(malformed_type("the end of a chain of types", id))
     }
 
     /// The size of a type in bytes.
@@ -185,7 +197,7 @@ impl<'a> Btf<'a> {
             };
             return Ok(times.saturating_mul(one));
         }
-        Err(malformed("the end of a chain of arrays", id as usize))
+        Err(malformed_type("the end of a chain of arrays", id))
     }
 
     /// The bit offset and the width of an integer type that does not fill its bytes. Older BTF describes bit-fields
@@ -234,8 +246,12 @@ pub(super) fn starts_with_string(bytes: &[u8], name: &[u8]) -> bool {
     bytes.get(name.len()) == Some(&0) && bytes.starts_with(name)
 }
 
-const fn malformed(what: &'static str, at: usize) -> MalformedBtf {
-    MalformedBtf { what, at }
+const fn malformed(what: &'static str, offset: usize) -> MalformedBtf {
+    MalformedBtf { what, at: BtfPosition::Byte(offset) }
+}
+
+pub(super) const fn malformed_type(what: &'static str, id: u32) -> MalformedBtf {
+    MalformedBtf { what, at: BtfPosition::Type(id) }
 }
 
 /// The section of types and that of strings.

@@ -184,6 +184,19 @@ fn arguments_are_found_by_name_or_else_by_type() {
 }
 
 #[test]
+fn positions_that_a_layout_cannot_hold_are_not_looked_at() {
+    let position = |before: usize| {
+        let mut b = Builder::new();
+        let int = b.int(4);
+        let parameters = [vec![("x", int); before], vec![("state", int)]].concat();
+        b.function("tcp_set_state", &parameters);
+        layout_of(b).position("tcp_set_state", "state")
+    };
+    assert_eq!(position(254), Some(255));
+    assert_eq!(position(255), None);
+}
+
+#[test]
 fn bit_fields_are_refused() {
     let mut b = Builder::new();
     let int = b.int(4);
@@ -270,7 +283,8 @@ fn cyclic_types_are_an_error() {
     let mut b = Builder::new();
     let id = b.next_id;
     b.structure("sk_buff", 8, &[("", id, 0), ("", id, 0)]);
-    assert!(find(&b.build()).unwrap_err().what.contains("endless"));
+    let error = find(&b.build()).unwrap_err();
+    assert_eq!(error.to_string(), format!("a structure without endless members at type {id}"));
 
     let mut b = Builder::new();
     let (one, two) = (b.next_id, b.next_id + 1);

@@ -1,4 +1,4 @@
-//! The document of a loss. It says when and why data was lost, so that other documents are missing or incomplete.
+//! The document of a loss: when and why data was lost. It explains why other documents may be missing or incomplete.
 
 use serde::Serialize;
 
@@ -15,12 +15,12 @@ pub struct LossDocument<'a> {
     /// When the last part of the loss was noticed.
     #[serde(rename = "@timestamp")]
     pub timestamp: Millis,
-    /// The kind of document.
+    /// `event.*`.
     pub event: NoticeFields,
-    /// The loss in a sentence, with the remedy.
+    /// The loss in a sentence, with the remedy if there is one.
     pub message: String,
     /// `socktrail.*`.
-    pub socktrail: LossOwn,
+    pub socktrail: SocktrailFields,
     /// The type of service that the data is about.
     pub service: Service,
     /// The host that was monitored.
@@ -33,7 +33,7 @@ pub struct LossDocument<'a> {
 
 /// `socktrail.*` of a loss.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct LossOwn {
+pub struct SocktrailFields {
     /// `socktrail.loss.*`.
     pub loss: LossFields,
 }
@@ -43,12 +43,12 @@ pub struct LossOwn {
 pub struct LossFields {
     /// `ring`, `probes` or `results`.
     pub cause: LossCause,
-    /// The number of lost samples, hits or results.
+    /// The number of lost samples (`ring`), missed probe hits (`probes`) or dropped results (`results`).
     pub count: u64,
-    /// The CPU whose ring was full.
+    /// For `ring`: the CPU whose ring was full.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpu: Option<u32>,
-    /// The feature whose probe missed hits.
+    /// For `probes`: the feature whose probe missed hits.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub feature: Option<Feature>,
 }
@@ -69,7 +69,7 @@ impl<'a> LossDocument<'a> {
                 ..NoticeFields::new("pipeline_error", "loss", "error")
             },
             message: loss.to_string(),
-            socktrail: LossOwn { loss: LossFields { cause: loss.cause, count: loss.count, cpu, feature } },
+            socktrail: SocktrailFields { loss: LossFields { cause: loss.cause, count: loss.count, cpu, feature } },
             service: Service { kind: "system" },
             host: context.host,
             agent: context.agent,
@@ -88,7 +88,7 @@ mod tests {
     use crate::model::testing::{monotonic, since_boot};
 
     #[test]
-    fn a_loss_names_cause_count_and_moments() {
+    fn a_loss_has_its_cause_count_and_interval() {
         let (host, directions) = (Host::default(), Directions::Ingress);
         let agent = Agent::of(&host);
         let clock =
@@ -103,9 +103,9 @@ mod tests {
         assert_eq!(ring["event"]["kind"], "pipeline_error");
         assert_eq!(ring["event"]["start"], "1970-01-01T00:00:01.000000000Z");
         assert_eq!(ring["socktrail"]["loss"], json!({"cause": "ring", "count": 7, "cpu": 3}));
-        let said =
+        let message =
             "7 samples found no room in the ring of CPU 3: a larger ring_size_exponent gives each ring more room";
-        assert_eq!(ring["message"], said);
+        assert_eq!(ring["message"], message);
         let probes = document(LossCause::Probes { feature: Feature::TcpIpv4In });
         assert_eq!(probes["socktrail"]["loss"], json!({"cause": "probes", "count": 7, "feature": "tcp_ipv4_in"}));
     }

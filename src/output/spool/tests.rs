@@ -1,4 +1,4 @@
-//! Documents come out in order and once, whatever happens to the files.
+//! Documents come out in order. Each comes out once, unless it is damaged or dropped, which is counted, or the position is lost.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -34,7 +34,7 @@ fn numbers(batch: &Batch) -> Vec<usize> {
     batch.documents().map(|(_, document)| number(document)).collect()
 }
 
-/// Everything that is left, acknowledged as it is read.
+/// Reads and acknowledges all documents that are left.
 fn rest(spool: &mut Spool) -> Vec<usize> {
     let mut all = Vec::new();
     while let Some(chunk) = spool.next(7, 1 << 20).unwrap() {
@@ -71,7 +71,7 @@ fn documents_come_in_order_until_they_are_done() {
 }
 
 #[test]
-fn a_restart_goes_on_behind_what_was_done() {
+fn a_restart_continues_after_the_acknowledged_documents() {
     let folder = tempfile::tempdir().unwrap();
     let mut spool = opened(&folder);
     spool.push(&batch(0..20)).unwrap();
@@ -102,7 +102,7 @@ fn segments_that_are_done_are_removed() {
 }
 
 #[test]
-fn a_full_spool_drops_its_oldest_and_says_how_many() {
+fn a_full_spool_drops_its_oldest_documents_and_counts_them() {
     let folder = tempfile::tempdir().unwrap();
     let meter = Arc::<Meter>::default();
     let small = SpoolOptions { segment_size: 500, max_size: 3000, ..options(&folder) };
@@ -119,9 +119,9 @@ fn a_full_spool_drops_its_oldest_and_says_how_many() {
     assert_eq!(meter.spool_dropped.get() as usize + left.len(), 1000);
 }
 
-/// A batch is cut where a segment ends: what is dropped at once is never more than a segment.
+/// A batch continues in the next segment where one is full. So a full spool never drops more than a segment at once.
 #[test]
-fn a_batch_larger_than_segments_is_cut() {
+fn a_large_batch_is_split_across_segments() {
     let folder = tempfile::tempdir().unwrap();
     let meter = Arc::<Meter>::default();
     let small = SpoolOptions { segment_size: 500, max_size: 3000, ..options(&folder) };
@@ -136,15 +136,15 @@ fn a_batch_larger_than_segments_is_cut() {
     while meter.spool_dropped.get() < 20 {
         spool.push(&batch([1])).unwrap();
         let dropped = meter.spool_dropped.get() - before;
-        assert!(dropped <= 500 / record::HEAD as u64, "a segment holds no more: {dropped}");
+        assert!(dropped <= 500 / record::HEAD as u64, "more than one segment was dropped: {dropped} documents");
         before += dropped;
     }
-    assert!(rest(&mut spool).len() > 10, "and the others stay");
+    assert!(rest(&mut spool).len() > 10, "the newest documents stay");
     let mut huge = batch([1]);
     huge.push_json(Kind::Flow, format!("{{\"n\":2,\"pad\":\"{}\"}}", "x".repeat(900)).as_bytes());
     huge.push_json(Kind::Flow, document(3).as_bytes());
     spool.push(&huge).unwrap();
-    assert_eq!(rest(&mut spool), [1, 2, 3], "a document larger than a segment passes");
+    assert_eq!(rest(&mut spool), [1, 2, 3], "a document may be larger than a segment");
 }
 
 #[test]
@@ -166,7 +166,7 @@ fn the_rest_of_a_partly_written_batch_waits_in_memory() {
 
 /// Documents that are being sent count as lost only if they do not arrive.
 #[test]
-fn what_is_being_sent_may_be_dropped_meanwhile() {
+fn documents_may_be_dropped_while_they_are_being_sent() {
     for arrives in [true, false] {
         let folder = tempfile::tempdir().unwrap();
         let meter = Arc::<Meter>::default();
@@ -235,9 +235,9 @@ fn one_wrong_byte_costs_one_document_and_is_set_aside() {
     }
 }
 
-/// Damage may come again and again; what is kept of it is bounded, and what goes is counted.
+/// A bad disk may damage documents again and again.
 #[test]
-fn damage_set_aside_is_bounded_and_what_goes_is_counted() {
+fn damaged_bytes_that_are_kept_are_bounded_and_removed_ones_are_counted() {
     let folder = tempfile::tempdir().unwrap();
     let meter = Arc::<Meter>::default();
     let small = SpoolOptions { segment_size: 1000, max_size: 4000, ..options(&folder) };
@@ -260,7 +260,7 @@ fn damage_set_aside_is_bounded_and_what_goes_is_counted() {
 }
 
 #[test]
-fn a_lost_position_means_sending_again() {
+fn a_lost_position_makes_all_documents_come_out_again() {
     let folder = tempfile::tempdir().unwrap();
     let mut spool = opened(&folder);
     spool.push(&batch(0..9)).unwrap();
@@ -272,7 +272,7 @@ fn a_lost_position_means_sending_again() {
 }
 
 #[test]
-fn a_document_larger_than_all_windows_passes() {
+fn a_document_may_be_larger_than_the_read_window() {
     let folder = tempfile::tempdir().unwrap();
     let mut spool = opened(&folder);
     let large = format!("\"{}\"", "y".repeat(700_000));
@@ -298,7 +298,7 @@ fn two_programs_cannot_use_one_spool() {
     opened(&folder);
 }
 
-/// A folder in place of the next segment makes writes fail, without root or a small disk.
+/// Makes the creation of this segment fail, without root or a small disk: a folder has its name.
 fn block(folder: &TempDir, number: u64) -> PathBuf {
     let path = folder.path().join(format!("spool/{number:016}.spool"));
     fs::create_dir_all(&path).unwrap();
@@ -306,7 +306,7 @@ fn block(folder: &TempDir, number: u64) -> PathBuf {
 }
 
 #[test]
-fn what_the_disk_cannot_take_waits_in_memory_in_order() {
+fn documents_that_the_disk_cannot_take_wait_in_memory_in_order() {
     let folder = tempfile::tempdir().unwrap();
     let meter = Arc::<Meter>::default();
     let small = SpoolOptions { segment_size: 110, ..options(&folder) };
@@ -329,7 +329,7 @@ fn what_the_disk_cannot_take_waits_in_memory_in_order() {
 }
 
 #[test]
-fn memory_is_bounded_and_what_it_loses_is_counted() {
+fn memory_is_bounded_and_dropped_documents_are_counted() {
     let folder = tempfile::tempdir().unwrap();
     let meter = Arc::<Meter>::default();
     let mut spool = Spool::open(SpoolOptions { memory: 1000, ..options(&folder) }, Arc::clone(&meter)).unwrap();
@@ -342,15 +342,16 @@ fn memory_is_bounded_and_what_it_loses_is_counted() {
     assert_eq!(left.last(), Some(&499));
     assert_eq!(meter.spool_dropped.get() as usize + left.len(), 500);
     assert!(spool.push(&batch([500, 501])).is_err());
-    let mut nowhere = Batch::default();
-    assert!(spool.close(&mut nowhere).is_err());
-    assert_eq!(numbers(&nowhere), [500, 501], "what is nowhere to be kept is given back");
+    let mut unwritten = Batch::default();
+    assert!(spool.close(&mut unwritten).is_err());
+    assert_eq!(numbers(&unwritten), [500, 501], "documents that cannot be kept are given back");
     assert_eq!(meter.spool_dropped.get() as usize + left.len(), 500);
 }
 
-/// It may be sent twice. The server recognises the second by its id.
+/// Whether these documents have arrived is not known, so they are sent again after a restart. The server recognises them by
+/// their ids.
 #[test]
-fn what_is_being_sent_from_memory_at_the_end_is_kept_on_disk() {
+fn documents_that_are_being_sent_from_memory_are_written_to_disk_at_the_end() {
     let folder = tempfile::tempdir().unwrap();
     let mut spool = opened(&folder);
     let blocked = block(&folder, 1);
@@ -373,7 +374,7 @@ fn an_unusable_folder_is_named() {
     assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
 }
 
-/// What may happen to a spool.
+/// What a program does with a spool.
 #[derive(Debug, Clone)]
 enum Step {
     Push(usize),

@@ -1,4 +1,4 @@
-//! A host with connections and datagrams, and what would be on the wire.
+//! A simulated host: its connections and datagrams, the events that they cause, and what is on the wire.
 
 use std::net::Ipv4Addr;
 
@@ -14,7 +14,7 @@ use crate::source::fake::Scripted;
 
 pub(super) const SECOND: u64 = 1_000_000_000;
 const MILLISECOND: u64 = 1_000_000;
-/// The resolution of timers in nanoseconds.
+/// The resolution of the state machine's timers in nanoseconds.
 const TICK: u64 = 100 * MILLISECOND;
 /// The payload of a full segment in bytes.
 const FULL: u32 = 1000;
@@ -28,46 +28,48 @@ const ACK: u8 = tcp_flags::ACK;
 const FIN: u8 = tcp_flags::FIN;
 const RST: u8 = tcp_flags::RST;
 
-/// Something that happens on the host. Slots are the ends of connections, or the sockets of datagrams.
+/// Something that happens on the host. Each slot has at most one open connection and one UDP socket, always at the same ends.
+/// An action on a connection that is not open does nothing.
 #[derive(Debug, Clone)]
 pub(super) enum Action {
-    /// A connection begins; an earlier one between the same ends is closed before, and its socket lives on.
+    /// A connection begins. If the slot has one, it is closed first. Its socket is not freed.
     Open { slot: usize, accepted: bool },
-    /// A packet of so many segments leaves, which is dropped or not.
+    /// A packet of so many segments leaves. This host may drop it.
     Send { slot: usize, segments: u32, payload: u32, dropped: bool },
-    /// A packet of so many segments arrives, and may be acknowledged. With more than one it is.
+    /// A packet of so many segments arrives, with or without further TCP options. It is acknowledged at once if `acknowledged`,
+    /// or if it has several segments.
     Receive { slot: usize, segments: u32, options: bool, acknowledged: bool },
-    /// One side ends its part.
+    /// One side sends a FIN.
     Fin { slot: usize, outbound: bool },
-    /// One side resets the connection, which is closed then.
+    /// One side sends a RST, and the connection is closed. Its socket is not freed.
     Reset { slot: usize, outbound: bool },
-    /// The connection is closed, and its socket lives on.
-    Shut { slot: usize },
-    /// The connection is closed, and its socket is freed.
+    /// The connection is closed. Its socket is not freed.
     Close { slot: usize },
-    /// All sockets of earlier connections are freed.
-    FreeOld,
-    /// A datagram leaves for, or comes from, one of two peers. The socket is made if there is none.
+    /// The connection is closed, and all sockets of closed connections are freed.
+    CloseAndFree { slot: usize },
+    /// All sockets of closed connections are freed.
+    FreeClosed,
+    /// A datagram leaves for, or comes from, one of two peers. If the slot has no UDP socket, one is created.
     Datagram { slot: usize, peer: u16, outbound: bool, payload: u32, nonlinear: bool, dropped: bool },
-    /// The socket of a slot's datagrams is freed.
-    CloseDatagrams { slot: usize },
-    /// All samples so far are taken in.
-    Mark,
+    /// The slot's UDP socket is freed.
+    FreeUdpSocket { slot: usize },
+    /// The source hands over all events so far.
+    EndRound,
     /// Nothing happens for so many milliseconds.
     Wait { millis: u64 },
 }
 
 impl Action {
-    /// Whether sockets are closed or freed.
+    /// Whether it begins to close a connection, or frees a socket.
     pub(super) fn closes(&self) -> bool {
         matches!(
             self,
             Self::Fin { .. }
                 | Self::Reset { .. }
-                | Self::Shut { .. }
                 | Self::Close { .. }
-                | Self::FreeOld
-                | Self::CloseDatagrams { .. }
+                | Self::CloseAndFree { .. }
+                | Self::FreeClosed
+                | Self::FreeUdpSocket { .. }
         )
     }
 }
@@ -89,16 +91,16 @@ pub(super) fn actions() -> impl Strategy<Value = Vec<Action>> {
         }),
         1 => (slot(), any::<bool>()).prop_map(|(slot, outbound)| Action::Fin { slot, outbound }),
         1 => (slot(), any::<bool>()).prop_map(|(slot, outbound)| Action::Reset { slot, outbound }),
-        1 => slot().prop_map(|slot| Action::Shut { slot }),
         1 => slot().prop_map(|slot| Action::Close { slot }),
-        1 => Just(Action::FreeOld),
+        1 => slot().prop_map(|slot| Action::CloseAndFree { slot }),
+        1 => Just(Action::FreeClosed),
         12 => (slot(), 0..2_u16, any::<bool>(), payload(), prop::bool::weighted(0.1), prop::bool::weighted(0.1)).prop_map(
             |(slot, peer, outbound, payload, nonlinear, dropped)| Action::Datagram {
                 slot, peer, outbound, payload, nonlinear, dropped,
             }
         ),
-        1 => slot().prop_map(|slot| Action::CloseDatagrams { slot }),
-        3 => Just(Action::Mark),
+        1 => slot().prop_map(|slot| Action::FreeUdpSocket { slot }),
+        3 => Just(Action::EndRound),
         4 => waits.prop_map(|millis| Action::Wait { millis }),
     ];
     proptest::collection::vec(action, 0..150)
@@ -108,29 +110,32 @@ pub(super) fn actions() -> impl Strategy<Value = Vec<Action>> {
 struct Connection {
     sock: u64,
     tuple: Tuple,
+    /// The socket's segment counters.
     counted: Segments,
-    /// When it began.
+    /// When it was established.
     since: u64,
+    /// Whether a packet has arrived since the last one was sent.
     is_unacknowledged: bool,
 }
 
-/// The host.
+/// The simulated host.
 #[derive(Debug)]
 pub(super) struct World {
     now: u64,
-    /// What was seen of it.
-    pub(super) said: Vec<Scripted>,
+    /// The events and marks for the fake source.
+    pub(super) script: Vec<Scripted>,
     connections: [Option<Connection>; SLOTS],
-    datagrams: [Option<u64>; SLOTS],
-    /// Sockets of earlier connections.
-    old: Vec<u64>,
+    udp_sockets: [Option<u64>; SLOTS],
+    /// Sockets of closed connections, not freed yet.
+    closed: Vec<u64>,
     /// Addresses of freed sockets: the last one is used next.
     free: Vec<u64>,
-    next: u64,
+    /// The latest address that was not used before.
+    newest_address: u64,
     /// What was on the wire.
     pub(super) sent: Counters,
     pub(super) received: Counters,
-    /// Whether all of it can be known.
+    /// Whether the events show all packets and bytes on the wire.
     pub(super) is_exact: bool,
 }
 
@@ -138,12 +143,12 @@ impl World {
     pub(super) fn new() -> Self {
         Self {
             now: 100 * SECOND,
-            said: Vec::new(),
+            script: Vec::new(),
             connections: [None; SLOTS],
-            datagrams: [None; SLOTS],
-            old: Vec::new(),
+            udp_sockets: [None; SLOTS],
+            closed: Vec::new(),
             free: Vec::new(),
-            next: 0x1000,
+            newest_address: 0x1000,
             sent: Counters::default(),
             received: Counters::default(),
             is_exact: true,
@@ -154,7 +159,7 @@ impl World {
         for action in actions {
             self.act(action);
         }
-        self.mark();
+        self.end_round();
     }
 
     pub(super) fn act(&mut self, action: &Action) {
@@ -174,28 +179,29 @@ impl World {
                     true => self.send_with(slot, 1, 0, RST | ACK, false),
                     false => self.receive(slot, 1, 52, RST | ACK),
                 }
-                self.shut(slot);
+                self.close(slot);
             }
-            Action::Shut { slot } => self.shut(slot),
-            Action::Close { slot } => {
-                self.shut(slot);
-                self.free_old();
+            Action::Close { slot } => self.close(slot),
+            Action::CloseAndFree { slot } => {
+                self.close(slot);
+                self.free_closed();
             }
-            Action::FreeOld => self.free_old(),
+            Action::FreeClosed => self.free_closed(),
             Action::Datagram { slot, peer, outbound, payload, nonlinear, dropped } => {
                 self.datagram(slot, peer, outbound, (payload, nonlinear), dropped);
             }
-            Action::CloseDatagrams { slot } => {
-                if let Some(sock) = self.datagrams[slot].take() {
+            Action::FreeUdpSocket { slot } => {
+                if let Some(sock) = self.udp_sockets[slot].take() {
                     self.free_socket(sock);
                 }
             }
-            Action::Mark => self.mark(),
+            Action::EndRound => self.end_round(),
             Action::Wait { millis } => self.wait(millis),
         }
     }
 
-    /// A mark every second, and at the end. TCP acknowledges data before such a pause.
+    /// Ends a round every second, and at the last tick of the pause. TCP acknowledges within a fraction of a second, so the host
+    /// acknowledges what has arrived before it pauses.
     fn wait(&mut self, millis: u64) {
         for slot in 0..SLOTS {
             if self.connections[slot].is_some_and(|connection| connection.is_unacknowledged) {
@@ -203,56 +209,66 @@ impl World {
             }
         }
         let until = self.now + millis * MILLISECOND;
-        let mut mark = self.now.next_multiple_of(TICK);
-        while mark <= until {
-            self.now = mark;
-            self.mark();
-            mark = (mark + SECOND).min((until / TICK * TICK).max(mark + TICK));
+        let mut end = self.now.next_multiple_of(TICK);
+        while end <= until {
+            self.now = end;
+            self.end_round();
+            end = (end + SECOND).min((until / TICK * TICK).max(end + TICK));
         }
         self.now = until;
     }
 
-    /// Marks are where timers come up: a flow whose deadline is between two ticks may end at any mark from then to the second.
-    fn mark(&mut self) {
+    /// Ends a round, at the next tick.
+    ///
+    /// The state machine ends due flows when a round ends. A flow whose deadline is between two ticks ends at the later one, but
+    /// a timer that was set for the earlier tick may end it sooner if a round ends between them. Which timers are set depends on
+    /// whether the kernel counts packets, so no round ends between two ticks.
+    fn end_round(&mut self) {
         self.now = self.now.next_multiple_of(TICK);
-        self.said.push(Scripted::EndRound(monotonic(self.now)));
+        self.script.push(Scripted::EndRound(monotonic(self.now)));
     }
 
-    fn say(&mut self, kind: EventKind) {
+    /// An event that the kernel does not count.
+    fn event(&mut self, kind: EventKind) {
         self.now += MILLISECOND;
         let event = Event { time: monotonic(self.now), pid: PID, tid: PID, kind };
-        self.said.push(Scripted::Event(event));
+        self.script.push(Scripted::Event(event));
     }
 
+    /// A packet of the socket `sk`, or the end of a socket, which the kernel may count instead of sampling it.
     fn hit(&mut self, kind: EventKind, sk: Option<u64>, counted: Segments) {
         self.now += MILLISECOND;
         let event = Event { time: monotonic(self.now), pid: PID, tid: PID, kind };
-        self.said.push(Scripted::Hit { event, sk: sk.and_then(SockAddress::new), counted });
+        self.script.push(Scripted::Hit { event, sk: sk.and_then(SockAddress::new), counted });
     }
 
-    fn new_socket(&mut self) -> u64 {
-        let sock = self.free.pop().unwrap_or_else(|| {
-            self.next += 64;
-            self.next
-        });
-        self.say(EventKind::SocketCreated { sock: sock_at(sock), user: SocketUser::Program });
+    fn allocate(&mut self) -> u64 {
+        self.free.pop().unwrap_or_else(|| {
+            self.newest_address += 64;
+            self.newest_address
+        })
+    }
+
+    fn create_socket(&mut self) -> u64 {
+        let sock = self.allocate();
+        self.event(EventKind::SocketCreated { sock: sock_at(sock), user: SocketUser::Program });
         sock
     }
 
     fn free_socket(&mut self, sock: u64) {
-        self.say(EventKind::SocketReleased { sock: sock_at(sock) });
+        self.event(EventKind::SocketReleased { sock: sock_at(sock) });
         self.hit(EventKind::SocketFreed { sock: sock_at(sock) }, None, Segments::default());
         self.free.push(sock);
     }
 
-    fn free_old(&mut self) {
-        for sock in std::mem::take(&mut self.old) {
+    fn free_closed(&mut self) {
+        for sock in std::mem::take(&mut self.closed) {
             self.free_socket(sock);
         }
     }
 
-    /// A TCP packet of the socket `sk`; the sample of an arriving one does not show it.
-    fn segments(
+    /// A TCP packet of the socket `sk`. Only the sample of an outgoing packet has the socket and its segment counters.
+    fn tcp_packet(
         &mut self,
         direction: PacketDirection,
         sk: Option<u64>,
@@ -278,7 +294,7 @@ impl World {
     }
 
     fn open(&mut self, slot: usize, accepted: bool) {
-        self.shut(slot);
+        self.close(slot);
         let end = |port| Endpoint::new(Ipv4Addr::LOCALHOST, port);
         let tuple = Tuple { net: NetAddress::new(1), local: end(4000 + slot as u16), remote: end(80) };
         let connection = if accepted { self.accept(tuple) } else { self.connect(tuple) };
@@ -287,15 +303,15 @@ impl World {
 
     fn connect(&mut self, tuple: Tuple) -> Connection {
         use PacketDirection::{Inbound, Outbound};
-        let sock = self.new_socket();
+        let sock = self.create_socket();
         let counted = |received, sent| (tuple, Segments { received, sent });
-        self.say(EventKind::ConnectBegins { sock: sock_at(sock), remote: tuple.remote });
-        self.segments(Outbound, Some(sock), counted(0, 1), (1, 0, 60), SYN);
-        self.say(EventKind::ConnectReturns { result: 0 });
-        self.segments(Inbound, Some(sock), counted(0, 1), (1, 0, 60), SYN | ACK);
+        self.event(EventKind::ConnectBegins { sock: sock_at(sock), remote: tuple.remote });
+        self.tcp_packet(Outbound, Some(sock), counted(0, 1), (1, 0, 60), SYN);
+        self.event(EventKind::ConnectReturns { result: 0 });
+        self.tcp_packet(Inbound, Some(sock), counted(0, 1), (1, 0, 60), SYN | ACK);
         let (state, segments) = (TcpState::Established, Some(Segments { received: 1, sent: 1 }));
-        self.say(EventKind::TcpState { sock: sock_at(sock), tuple, state, segments });
-        self.segments(Outbound, Some(sock), counted(1, 2), (1, 0, 52), ACK);
+        self.event(EventKind::TcpState { sock: sock_at(sock), tuple, state, segments });
+        self.tcp_packet(Outbound, Some(sock), counted(1, 2), (1, 0, 52), ACK);
         Connection {
             sock,
             tuple,
@@ -308,17 +324,14 @@ impl World {
     fn accept(&mut self, tuple: Tuple) -> Connection {
         use PacketDirection::{Inbound, Outbound};
         let none = (tuple, Segments::default());
-        self.segments(Inbound, None, none, (1, 0, 60), SYN);
-        self.segments(Outbound, Some(LISTENER), none, (1, 0, 60), SYN | ACK);
-        self.segments(Inbound, None, none, (1, 0, 52), ACK);
-        let sock = self.free.pop().unwrap_or_else(|| {
-            self.next += 64;
-            self.next
-        });
+        self.tcp_packet(Inbound, None, none, (1, 0, 60), SYN);
+        self.tcp_packet(Outbound, Some(LISTENER), none, (1, 0, 60), SYN | ACK);
+        self.tcp_packet(Inbound, None, none, (1, 0, 52), ACK);
+        let sock = self.allocate();
         let counted = Segments { received: 2, sent: 0 };
         let (state, segments) = (TcpState::Established, Some(counted));
-        self.say(EventKind::TcpState { sock: sock_at(sock), tuple, state, segments });
-        self.say(EventKind::Accepted { sock: sock_at(sock), tuple });
+        self.event(EventKind::TcpState { sock: sock_at(sock), tuple, state, segments });
+        self.event(EventKind::Accepted { sock: sock_at(sock), tuple });
         Connection { sock, tuple, counted, since: self.now, is_unacknowledged: false }
     }
 
@@ -329,14 +342,15 @@ impl World {
 
     fn send_with(&mut self, slot: usize, segments: u32, payload: u32, flags: u8, dropped: bool) {
         let Some(connection) = &mut self.connections[slot] else { return };
-        // If the flow has ended before the connection's socket has sent anything, nothing shows how many segments are the first.
+        // If the flow of an accepted connection has ended before its socket sends anything, the state machine has no earlier count of
+        // segments to compare with. Then it takes the first packet for one segment. No flow ends within 4 s.
         let is_exact = connection.counted.sent > 0 || self.now - connection.since < 4 * SECOND;
         self.is_exact &= is_exact;
         connection.counted.sent += segments;
         connection.is_unacknowledged = false;
         let Connection { sock, tuple, counted, .. } = *connection;
         let direction = PacketDirection::Outbound;
-        self.segments(direction, Some(sock), (tuple, counted), (segments, payload, 52), flags);
+        self.tcp_packet(direction, Some(sock), (tuple, counted), (segments, payload, 52), flags);
         if dropped && is_exact {
             let bytes = payload * segments + 52;
             self.drop_packet(Transport::Tcp, sock, tuple, bytes);
@@ -346,7 +360,7 @@ impl World {
     }
 
     fn drop_packet(&mut self, transport: Transport, sock: u64, tuple: Tuple, bytes: u32) {
-        self.say(EventKind::Dropped(Dropped {
+        self.event(EventKind::Dropped(Dropped {
             sock: SockAddress::new(sock),
             transport: Some(transport),
             other_protocol: false,
@@ -361,27 +375,28 @@ impl World {
     fn receive(&mut self, slot: usize, segments: u32, headers: u16, flags: u8) {
         let Some(Connection { sock, tuple, counted, .. }) = self.connections[slot] else { return };
         let payload = if flags == ACK { 500 } else { 0 };
-        let what = (segments, payload, headers);
-        self.segments(PacketDirection::Inbound, Some(sock), (tuple, counted), what, flags);
+        let size = (segments, payload, headers);
+        self.tcp_packet(PacketDirection::Inbound, Some(sock), (tuple, counted), size, flags);
+        // The kernel counts an arriving packet after its probe was hit.
         if let Some(connection) = &mut self.connections[slot] {
             connection.counted.received += segments;
             connection.is_unacknowledged = true;
         }
     }
 
-    fn shut(&mut self, slot: usize) {
+    fn close(&mut self, slot: usize) {
         let Some(Connection { sock, tuple, counted, .. }) = self.connections[slot].take() else { return };
         let (state, segments) = (TcpState::Closed { error: 0 }, Some(counted));
-        self.say(EventKind::TcpState { sock: sock_at(sock), tuple, state, segments });
-        self.old.push(sock);
+        self.event(EventKind::TcpState { sock: sock_at(sock), tuple, state, segments });
+        self.closed.push(sock);
     }
 
     fn datagram(&mut self, slot: usize, peer: u16, outbound: bool, (payload, nonlinear): (u32, bool), dropped: bool) {
-        let sock = match self.datagrams[slot] {
+        let sock = match self.udp_sockets[slot] {
             Some(sock) => sock,
-            None => self.new_socket(),
+            None => self.create_socket(),
         };
-        self.datagrams[slot] = Some(sock);
+        self.udp_sockets[slot] = Some(sock);
         let end = |port| Endpoint::new(Ipv4Addr::LOCALHOST, port);
         let tuple = Tuple { net: NetAddress::new(1), local: end(5000 + slot as u16), remote: end(53 + peer) };
         let direction = if outbound { PacketDirection::Outbound } else { PacketDirection::Inbound };

@@ -1,4 +1,4 @@
-//! A kernel function that is missing affects only the features that it serves.
+//! A missing kernel function affects only the features that it serves. `--mask FUNCTION` makes Socktrail treat it as missing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{TcpListener, TcpStream, UdpSocket};
@@ -24,21 +24,20 @@ tests![
 
 /// A function that serves a feature if another one is missing.
 struct Substitute {
-    /// The missing function.
-    of: &'static str,
+    missing: &'static str,
     function: &'static str,
-    /// The state of the feature then.
+    /// The state of the feature that the substitute serves.
     state: &'static str,
 }
 
-/// All substitutes. One that this kernel never calls does not count.
+/// All substitutes. A feature is lost if this kernel never calls its substitute.
 const SUBSTITUTES: &[Substitute] = &[
-    Substitute { of: "__ip_local_out", function: "ip_local_out", state: "degraded" },
-    Substitute { of: "__ip6_local_out", function: "ip6_local_out", state: "degraded" },
-    Substitute { of: "udp_queue_rcv_one_skb", function: "udp_queue_rcv_skb", state: "degraded" },
-    Substitute { of: "udpv6_queue_rcv_one_skb", function: "udpv6_queue_rcv_skb", state: "degraded" },
-    Substitute { of: "security_sock_graft", function: "inet_csk_accept", state: "degraded" },
-    Substitute { of: "sched_process_exit", function: "do_exit", state: "ok" },
+    Substitute { missing: "__ip_local_out", function: "ip_local_out", state: "degraded" },
+    Substitute { missing: "__ip6_local_out", function: "ip6_local_out", state: "degraded" },
+    Substitute { missing: "udp_queue_rcv_one_skb", function: "udp_queue_rcv_skb", state: "degraded" },
+    Substitute { missing: "udpv6_queue_rcv_one_skb", function: "udpv6_queue_rcv_skb", state: "degraded" },
+    Substitute { missing: "security_sock_graft", function: "inet_csk_accept", state: "degraded" },
+    Substitute { missing: "sched_process_exit", function: "do_exit", state: "ok" },
 ];
 
 /// With each function masked, exactly its features are lost or served by a substitute.
@@ -50,11 +49,12 @@ fn each_function_in_turn() -> Result<()> {
     ensure!(functions.len() >= 15, "only these functions: {functions:?}");
     for function in functions {
         let (status, found) = doctor(&["--mask", &function])?;
-        // The `control_messages` feature needs a sample of an outgoing datagram, which the substitute may not see.
-        let is_of_use = |name: &str| function != "__ip_local_out" || name != "control_messages";
+        // `control_messages` is a feature only of kernels where a sample of an outgoing UDP GSO packet shows that it is
+        // needed. Without `__ip_local_out` there is no such sample.
+        let is_feature = |name: &str| function != "__ip_local_out" || name != "control_messages";
         let wanted: Capabilities = whole
             .iter()
-            .filter(|(name, _)| is_of_use(name))
+            .filter(|(name, _)| is_feature(name))
             .map(|(name, status)| (name.clone(), masked(status, &function, &uncalled)))
             .collect();
         ensure!(found == wanted, "without {function}: {found:#?}, not {wanted:#?}");
@@ -75,7 +75,7 @@ pub(crate) struct FeatureStatus {
 /// The status of each feature.
 pub(crate) type Capabilities = BTreeMap<String, FeatureStatus>;
 
-/// The substitutes that the kernel never calls, because they are inlined.
+/// The substitutes that this kernel never calls, because its compiler inlined them.
 fn uncalled() -> Result<Vec<&'static str>> {
     let tracefs = Tracefs::mount()?;
     let mut uncalled = Vec::new();
@@ -98,7 +98,7 @@ fn masked(status: &FeatureStatus, function: &str, uncalled: &[&str]) -> FeatureS
     if status.function.as_deref() != Some(function) {
         return status.clone();
     }
-    match SUBSTITUTES.iter().find(|one| one.of == function && !uncalled.contains(&one.function)) {
+    match SUBSTITUTES.iter().find(|one| one.missing == function && !uncalled.contains(&one.function)) {
         Some(Substitute { function, state, .. }) => {
             FeatureStatus { state: (*state).to_owned(), function: Some((*function).to_owned()) }
         }
@@ -138,7 +138,7 @@ fn without_tcp_receive_over_ipv6() -> Result<()> {
     Ok(())
 }
 
-/// The process and the counters are known, but not the program.
+/// Flows and their processes are known, but not the programs.
 fn without_execs() -> Result<()> {
     let requests = without("security_bprm_committed_creds")?;
     for client in [&requests.v4, &requests.v6] {
@@ -152,9 +152,9 @@ fn without_grafted_sockets() -> Result<()> {
     let requests = without("security_sock_graft")?;
     for client in [&requests.v4, &requests.v6] {
         client.check(&requests.output)?;
-        let from_there = |document: &&&Value| endpoint(document, "source") == Some(client.here);
+        let is_from_client = |document: &&&Value| endpoint(document, "source") == Some(client.here);
         let of_server = requests.output.of_pid(requests.server);
-        let accepted: Vec<_> = of_server.iter().filter(from_there).collect();
+        let accepted: Vec<_> = of_server.iter().filter(is_from_client).collect();
         ensure!(accepted.len() == 1, "the server's documents: {of_server:#?}");
         expect(accepted[0], &vec![("/network/direction", json!("ingress")), ("/process/name", json!("httpd"))])?;
     }
@@ -198,31 +198,34 @@ fn without_socket_event_functions() -> Result<()> {
         wanted.insert(feature.to_owned(), expected).with_context(|| format!("no {feature}"))?;
         ensure!(status == 1 && found == wanted, "without {function}, status {status}: {found:#?}");
     }
-    // The other probes of listen only add fields to its event.
+    // Without this function there are no listen events: the other probes of `listen(2)` only add details to them.
     let events = ["socktrail", "events", "--only", "listen", "--mask", "security_socket_listen"];
-    ends_for_want_of(&events, "security_socket_listen")?;
-    // Masks the functions of all calls, their results, and closes without a call.
-    let named = |name: &str| ["_socket", "accept_connection", "socket_close"].iter().any(|end| name.ends_with(end));
-    let functions = whole.iter().filter(|(name, _)| named(name)).filter_map(|(_, status)| status.function.as_deref());
+    fails_without(&events, "security_socket_listen")?;
+    // Masks all functions that events come from: those that show the socket of a call, accepted connections and closes, and
+    // two that can take their place. `__sys_socket` shows sockets that could not be created.
+    let makes_events =
+        |name: &str| ["_socket", "accept_connection", "socket_close"].iter().any(|end| name.ends_with(end));
+    let functions =
+        whole.iter().filter(|(name, _)| makes_events(name)).filter_map(|(_, status)| status.function.as_deref());
     let others = ["__sys_socket", "sock_release", "inet_release"];
     let masks: Vec<_> = functions.chain(others).flat_map(|name| ["--mask", name]).collect();
     let sensors = "/tmp/sensors.yaml";
     std::fs::write(sensors, "all:\n  listener: net.socket\n").context("writing sensors")?;
     for command in [&["socktrail", "events"][..], &["socktrail", "sensors", sensors]] {
-        ends_for_want_of(&[command, &masks].concat(), "security_socket_connect")?;
+        fails_without(&[command, &masks].concat(), "security_socket_connect")?;
     }
     Ok(())
 }
 
-/// Fails unless a command ends at once with status 7, and names a function that it needs.
-fn ends_for_want_of(command: &[&str], function: &str) -> Result<()> {
+/// Checks that a command fails at its start with status 7, and that its message names this masked function.
+fn fails_without(command: &[&str], function: &str) -> Result<()> {
     let ended = Process::start(command)?.finish()?;
     ensure!(ended.status == 7 && ended.stderr.contains("nothing could be seen on this kernel"), "{ended:?}");
     ensure!(ended.stderr.contains(function) && !ended.stderr.contains("socktrail: ready"), "{ended:?}");
     Ok(())
 }
 
-/// Makes requests while a function is masked, which the log must name.
+/// Makes requests while a function is masked. The log must name the function.
 fn without(function: &str) -> Result<Requests> {
     let requests = Requests::with(&["--mask", function])?;
     ensure!(requests.output.log.contains(function), "the log does not name {function}:\n{}", requests.output.log);

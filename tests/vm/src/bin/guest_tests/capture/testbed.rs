@@ -20,14 +20,14 @@ pub(crate) enum Side {
     Server,
 }
 
-/// A flow that must be reported: one socket's side of an exchange.
+/// A flow that must be reported. Each socket of an exchange has its own.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ExpectedFlow {
     pub(crate) side: Side,
     pub(crate) transport: Transport,
     pub(crate) local: SocketAddr,
     pub(crate) remote: SocketAddr,
-    /// The number of sockets with this flow: more than one if each receives a copy of the datagrams.
+    /// The number of equal flows: more than one if several sockets receive a copy of each datagram.
     pub(crate) copies: usize,
 }
 
@@ -58,7 +58,7 @@ impl Testbed<'_> {
         self.host(side).ip(self.family)
     }
 
-    /// A listener on any port of the server's host.
+    /// A listener on a free port of the server's host.
     pub(crate) fn listen(&self) -> Result<TcpListener> {
         let address = SocketAddr::new(self.ip(Side::Server), 0);
         self.host(Side::Server).run(|| TcpListener::bind(address).context("listen"))
@@ -102,7 +102,7 @@ impl Testbed<'_> {
         Pair::new(client, server)
     }
 
-    /// A UDP socket on any port.
+    /// A UDP socket on a free port.
     pub(crate) fn udp(&self, side: Side) -> Result<UdpSocket> {
         let address = SocketAddr::new(self.ip(side), 0);
         let socket = self.host(side).run(|| UdpSocket::bind(address).context("bind"))?;
@@ -137,7 +137,7 @@ pub(crate) fn of_server(transport: Transport, client: SocketAddr, server: Socket
     ExpectedFlow { side: Side::Server, transport, local: server, remote: client, copies: 1 }
 }
 
-/// Replaces an IPv4-mapped IPv6 address by the IPv4 address that packets have.
+/// Replaces an IPv4-mapped IPv6 address with the IPv4 address in it, which packets and documents have.
 pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
