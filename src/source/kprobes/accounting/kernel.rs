@@ -1,13 +1,14 @@
 //! The maps and programs in the kernel.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use socktrail_kprobes::bpf::{Map, Program};
 use socktrail_kprobes::{Clock, Error, Resolver, Rings};
 
 use super::entry::{self, ENDS_SIZE, NO_ROOM, SIZE};
 use super::{Rules, programs};
+use crate::model::clock::monotonic;
 use crate::model::kernel_address::SockAddress;
 use crate::model::totals::Totals;
 use crate::source::kprobes::{Feature, Probe};
@@ -33,6 +34,9 @@ pub(crate) enum Unaccounted {
     Kernel(#[from] Error),
 }
 
+/// Nanoseconds between two readings of a mere counter: while a CPU reads the map, its packets are not counted.
+const READ_PERIOD: u64 = 60_000_000_000;
+
 /// The conversations that the kernel counts, and the programs that count them.
 pub(crate) struct Conversations {
     map: Map,
@@ -40,6 +44,9 @@ pub(crate) struct Conversations {
     programs: Vec<(Feature, Program)>,
     /// Whether a look-up has failed, which is told once.
     failed: AtomicBool,
+    /// The number of [`Conversations::without_room`] as it was last read, and when to read it again, in nanoseconds.
+    refused: AtomicU64,
+    next_read: AtomicU64,
 }
 
 impl Conversations {
@@ -74,7 +81,13 @@ impl Conversations {
             }
         }
         rings.receive(&outputs)?;
-        Ok(Self { map: conversations, programs: loaded, failed: AtomicBool::new(false) })
+        Ok(Self {
+            map: conversations,
+            programs: loaded,
+            failed: AtomicBool::new(false),
+            refused: AtomicU64::new(0),
+            next_read: AtomicU64::new(0),
+        })
     }
 
     /// The programs with their features, in the order in which they are to be attached.
@@ -87,9 +100,15 @@ impl Conversations {
         entry::totals(&self.look_up(sock.get())?)
     }
 
-    /// How many packets were sampled so far because their conversation found no room.
+    /// How many packets were sampled because their conversation found no room, as of at most a minute ago.
     pub(in super::super) fn without_room(&self) -> u64 {
-        self.look_up(NO_ROOM).and_then(|bytes| entry::without_room(&bytes)).unwrap_or(0)
+        let now = monotonic().as_nanos();
+        if now >= self.next_read.load(Ordering::Relaxed) {
+            self.next_read.store(now.saturating_add(READ_PERIOD), Ordering::Relaxed);
+            let refused = self.look_up(NO_ROOM).and_then(|bytes| entry::without_room(&bytes)).unwrap_or(0);
+            self.refused.store(refused, Ordering::Relaxed);
+        }
+        self.refused.load(Ordering::Relaxed)
     }
 
     fn look_up(&self, key: u64) -> Option<[u8; SIZE as usize]> {
