@@ -9,7 +9,8 @@ use serde_json::Value;
 use crate::helpers::document::{is_between, number};
 use crate::helpers::socktrail::{Output, Socktrail};
 
-tests![datagrams, connections, a_masked_program];
+// The kernel may miss single datagrams while a CPU reads the map (docs/accuracy.md), so exact counts are not tested by default.
+tests![a_masked_program; long: datagrams, connections];
 
 /// How many packets of 64 bytes each end sends.
 const COUNT: u64 = 1000;
