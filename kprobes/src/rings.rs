@@ -220,6 +220,13 @@ impl Rings {
         Ok(())
     }
 
+    /// Ends the program at `event`, if one runs there: each hit that passes the filter becomes a sample again.
+    pub fn end_program(&mut self, event: &Installed) {
+        let ids = event.ids();
+        let of_event = |attachment: &&mut Attachment| ids.contains(&attachment.id);
+        self.attachments.iter_mut().filter(of_event).for_each(|attachment| attachment.program = None);
+    }
+
     /// Closes the perf events on `event`. Records that it has written stay in the rings.
     pub fn detach(&mut self, event: &Installed) {
         let ids = event.ids();

@@ -119,7 +119,7 @@ impl Source for FromReader {
     }
 
     fn totals(&mut self, sock: SockAddress) -> Option<Totals> {
-        self.totals.totals(sock)
+        self.totals.totals(sock, self.now())
     }
 
     /// Unlike [`FromReader::now`], it is after the answer. Totals are only read from kernels that stamp events with this clock.

@@ -208,8 +208,10 @@ pub(crate) struct TotalsReader(Option<Arc<Conversations>>);
 
 impl TotalsReader {
     /// See [`Source::totals`].
-    pub(crate) fn totals(&self, sock: SockAddress) -> Option<Totals> {
-        self.0.as_ref()?.totals(sock)
+    ///
+    /// `round` is when the source's latest round began: reports from before it have arrived.
+    pub(crate) fn totals(&self, sock: SockAddress, round: MonotonicTime) -> Option<Totals> {
+        self.0.as_ref()?.totals(sock, round)
     }
 }
 

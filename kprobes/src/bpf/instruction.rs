@@ -112,11 +112,6 @@ pub enum Condition {
 pub enum Helper {
     /// `bpf_map_lookup_elem(map, key)`: a pointer to the value, or 0.
     MapLookup = 1,
-    /// `bpf_map_update_elem(map, key, value, flags)`: 0, or a negative error. Flags: 0 for any, 1 for a new key only
-    /// (`BPF_NOEXIST`), 2 for one that is there (`BPF_EXIST`).
-    MapUpdate = 2,
-    /// `bpf_map_delete_elem(map, key)`: 0, or a negative error.
-    MapDelete = 3,
     /// `bpf_probe_read(to, size, from)`: 0, or a negative error; then `to` is filled with zeros.
     ProbeRead = 4,
     /// `bpf_ktime_get_ns()`: `CLOCK_MONOTONIC` in nanoseconds.

@@ -1,54 +1,82 @@
 //! Maps that programs and user space share.
 
 use std::io;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use super::program::object_name;
 use crate::sys::bpf::{self, MapType};
 use crate::sys::limits;
+use crate::sys::shared_memory::SharedMemory;
 use crate::{Error, cpus};
 
-/// The maximum size of a key in bytes: a program keeps it on its stack (`MAX_BPF_STACK`).
-const MAX_KEY_SIZE: u32 = 512;
 /// The flags of [`Helper::Output`](super::Helper::Output): the CPU that the program runs on (`BPF_F_CURRENT_CPU`). It
 /// needs a [64-bit load](super::Assembler::load64), because all its bits are set.
 pub const CURRENT_CPU: u64 = 0xffff_ffff;
 
-/// A map in the kernel. Keys and values are bytes in the machine's byte order. Their sizes are fixed when the map is
-/// created.
+/// A map in the kernel: an array whose elements are numbered from 0. Values are bytes in the machine's byte order.
 ///
-/// Its memory is allocated when it is created (no `BPF_F_NO_PREALLOC`), so that a program never has to allocate. The
-/// map is freed with its last user: this handle and its clones, or the last program that uses it.
+/// Its memory is allocated when it is created, so that a program never has to allocate. The map is freed with its last
+/// user: this handle and its clones, or the last program that uses it.
 #[derive(Clone, Debug)]
 pub struct Map {
     name: String,
     map: Arc<bpf::Map>,
 }
 
-impl Map {
-    /// Creates a map for `entries` keys of `key_size` bytes (at most 512), each with a value of `value_size` bytes. The
-    /// name has at most 15 letters, digits and underscores; `bpftool map` shows it since Linux 4.15.
+/// A [`Map`] of values that programs change and user space reads.
+///
+/// Its memory is shared, so a reading is no system call, needs no privileges, and does not keep programs from running:
+/// while a CPU executes `bpf(2)` for a map, the kernel runs no other program on it.
+#[derive(Clone, Debug)]
+pub struct Array {
+    map: Map,
+    memory: Arc<SharedMemory>,
+    /// The size of a value in words of 8 bytes.
+    words: usize,
+}
+
+impl Array {
+    /// Creates an array of `entries` values of `value_size` bytes, a multiple of 8. All bytes are 0. The name has at most 15
+    /// letters, digits and underscores; `bpftool map` shows it.
     ///
     /// # Errors
     /// [`Error::NoBpf`], [`Error::Permission`]; [`Error::Limit`] before Linux 5.11, if `RLIMIT_MEMLOCK` cannot be
-    /// raised; [`Error::Io`] of kind [`Limit`](crate::Kind::Limit) if there is not enough memory; [`Error::BadName`].
-    pub fn hash(name: &str, key_size: u32, value_size: u32, entries: u32) -> Result<Self, Error> {
+    /// raised; [`Error::Io`] of kind [`Limit`](crate::Kind::Limit) if there is not enough memory, and before Linux 5.5,
+    /// which does not share such memory; [`Error::BadName`].
+    pub fn new(name: &str, value_size: u32, entries: u32) -> Result<Self, Error> {
         let kernel_name = object_name("BPF map", name)?;
-        let what = format!("the BPF map {name} of {entries} keys");
-        if !(1..=MAX_KEY_SIZE).contains(&key_size) || value_size == 0 || entries == 0 {
-            let sizes = format!("{what}, with {key_size} bytes each and values of {value_size} bytes");
-            return Err(Error::io(sizes, io::ErrorKind::InvalidInput));
+        let what = format!("the BPF map {name} of {entries} values of {value_size} bytes");
+        let size = usize::try_from(u64::from(value_size) * u64::from(entries)).unwrap_or(0);
+        if size == 0 || !value_size.is_multiple_of(8) {
+            return Err(Error::io(what, io::ErrorKind::InvalidInput));
         }
-        let made = with_memory(|| bpf::Map::new(MapType::Hash, kernel_name, (key_size, value_size), entries));
+        let made = with_memory(|| bpf::Map::new(MapType::Array, kernel_name, (4, value_size), entries));
         let map = made.map_err(|error| limits::bpf_error(&what, error))?;
-        Ok(Self { name: name.to_owned(), map: Arc::new(map) })
+        let memory = SharedMemory::new(map.descriptor(), size).map_err(|error| Error::io(&what, error))?;
+        let map = Map { name: name.to_owned(), map: Arc::new(map) };
+        Ok(Self { map, memory: Arc::new(memory), words: value_size as usize / 8 })
     }
 
+    /// Copies the value at an index to `words`, which has its size. Returns whether there is such a value. Each word is
+    /// whole, but a program may change one while another is copied.
+    pub fn read(&self, index: u32, words: &mut [u64]) -> bool {
+        words.len() == self.words && self.memory.read(index as usize * self.words * 8, words)
+    }
+}
+
+impl AsRef<Map> for Array {
+    fn as_ref(&self) -> &Map {
+        &self.map
+    }
+}
+
+impl Map {
     /// Creates an array of outputs, one for each CPU, into which programs write records with
     /// [`Helper::Output`](super::Helper::Output). [`Rings::receive`](crate::Rings::receive) connects them with rings.
     ///
     /// # Errors
-    /// Those of [`Map::hash`].
+    /// Those of [`Array::new`].
     pub fn outputs(name: &str) -> Result<Self, Error> {
         let kernel_name = object_name("BPF map", name)?;
         let cpus = cpus::possible()?.last().map_or(1, |last| last + 1);
@@ -57,42 +85,19 @@ impl Map {
         Ok(Self { name: name.to_owned(), map: Arc::new(map) })
     }
 
-    /// Copies the value of a key to `value`. Returns whether the key exists; if not, `value` is unchanged.
-    ///
-    /// # Errors
-    /// [`Error::Io`]: a wrong size, or missing permission. Before Linux 5.19 this needs the same privileges as creating
-    /// the map.
-    pub fn lookup(&self, key: &[u8], value: &mut [u8]) -> Result<bool, Error> {
-        self.found("looking a key up", self.map.lookup(key, value))
-    }
-
-    /// Sets the value of a key, whether the key exists or not.
-    ///
-    /// # Errors
-    /// Those of [`Map::lookup`]; of kind [`Limit`](crate::Kind::Limit) if the map is full.
-    pub fn update(&self, key: &[u8], value: &[u8]) -> Result<(), Error> {
+    /// Sets the value of a key.
+    pub(crate) fn update(&self, key: &[u8], value: &[u8]) -> Result<(), Error> {
         self.map.update(key, value).map_err(|source| self.failed("setting a key", source))
     }
 
-    /// Removes a key. Returns whether it existed.
-    ///
-    /// # Errors
-    /// Those of [`Map::lookup`].
-    pub fn delete(&self, key: &[u8]) -> Result<bool, Error> {
-        self.found("removing a key", self.map.delete(key))
+    /// Removes the value of a key.
+    pub(crate) fn delete(&self, key: &[u8]) -> Result<(), Error> {
+        self.map.delete(key).map_err(|source| self.failed("removing a key", source))
     }
 
     /// Its number in a program that is being loaded.
     pub(super) fn descriptor(&self) -> i32 {
-        self.map.descriptor()
-    }
-
-    fn found(&self, what: &str, answer: io::Result<()>) -> Result<bool, Error> {
-        match answer {
-            Ok(()) => Ok(true),
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
-            Err(error) => Err(self.failed(what, error)),
-        }
+        self.map.descriptor().as_raw_fd()
     }
 
     fn failed(&self, what: &str, source: io::Error) -> Error {
@@ -115,9 +120,9 @@ mod tests {
 
     #[test]
     fn sizes_are_checked_before_the_kernel_is_asked() {
-        for (key, value, entries) in [(0, 8, 1), (513, 8, 1), (8, 0, 1), (8, 8, 0)] {
-            assert!(matches!(Map::hash("m", key, value, entries), Err(Error::Io { .. })), "{key} {value} {entries}");
+        for (value, entries) in [(0, 1), (12, 1), (8, 0)] {
+            assert!(matches!(Array::new("m", value, entries), Err(Error::Io { .. })), "{value} {entries}");
         }
-        assert_eq!(Map::hash("a map", 8, 8, 1).unwrap_err().kind(), Kind::Declaration);
+        assert_eq!(Array::new("a map", 8, 1).unwrap_err().kind(), Kind::Declaration);
     }
 }

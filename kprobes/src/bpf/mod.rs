@@ -5,8 +5,8 @@
 //! (`PERF_EVENT_IOC_SET_BPF`, Linux 4.1) that the kernel runs first, before any fetch argument is read:
 //!
 //! - it returns 1, and the hit goes on and becomes a sample;
-//! - it returns 0, and the hit ends: nothing is fetched or written. Its counts in a [`Map`] stay there until user space
-//!   [looks them up](Map::lookup).
+//! - it returns 0, and the hit ends: nothing is fetched or written. Its counts are in an [`Array`], whose memory user space
+//!   [reads](Array::read).
 //!
 //! How to make a program:
 //!
@@ -34,15 +34,16 @@
 //!   for the program (`recursion_misses`).
 //! - Up to Linux 4.20 a program must state the kernel's exact version, which `uname -r` does not have on distributions.
 //!   It is in `/proc/version` (Debian), in `/proc/version_signature` (Ubuntu), or else in a note in the vDSO.
-//! - Maps and programs count against `RLIMIT_MEMLOCK` before Linux 5.11.
+//! - Maps and programs count against `RLIMIT_MEMLOCK` before Linux 5.11. The memory of an [`Array`] is shared since Linux
+//!   5.5.
 //! - Several CPUs may count at the same time: use [`Assembler::atomic_add`].
 //!
 //! # Example
 //!
-//! Counts the bytes that each socket sends, and lets a sample through for the first packet only:
+//! Counts the bytes that sockets send, in 4096 classes of sockets, and lets a sample through for the first packet of each:
 //!
 //! ```no_run
-//! use socktrail_kprobes::bpf::{Alu, Assembler, Condition, Helper, Map, Program, Reader, Register::*, Width};
+//! use socktrail_kprobes::bpf::{Alu, Array, Assembler, Condition, Helper, Program, Reader, Register::*, Width};
 //! use socktrail_kprobes::{Fetch, Group, RingOptions, Rings, Sample, Target, Term, Tracefs, Word, sample};
 //!
 //! sample! {
@@ -66,38 +67,33 @@
 //! let read = |fetch: &Fetch<'_>| fetch.expression("leaves", target, &layout);
 //! let (sk, len) = (read(&Leaves::FETCHES[0])?, read(&Leaves::FETCHES[1])?);
 //!
-//! // The stack: key, value, and eight bytes for the reader.
-//! const KEY: i16 = -8;
-//! const VALUE: i16 = -16;
-//! const SCRATCH: i16 = -24;
+//! // The stack: the index, and eight bytes for the reader.
+//! const INDEX: i16 = -8;
+//! const SCRATCH: i16 = -16;
 //!
 //! let mut asm = Assembler::new();
-//! let (sample, known) = (asm.label(), asm.label());
+//! let sample = asm.label();
 //! let reader = Reader::new(&mut asm, SCRATCH, sample)?;
-//! reader.value(&mut asm, &sk, R0)?;
-//! asm.store(Width::Double, Frame, KEY, R0);
 //! reader.value(&mut asm, &len, R7)?;
-//! asm.store(Width::Double, Frame, VALUE, R7);
+//! reader.value(&mut asm, &sk, R1)?;
+//! asm.alu(Alu::ShiftRight, R1, 6);
+//! asm.alu(Alu::And, R1, 4095);
+//! asm.store(Width::Word, Frame, INDEX, R1);
 //! asm.load_map(R1, 0);
-//! asm.stack_address(R2, KEY);
+//! asm.stack_address(R2, INDEX);
 //! asm.call(Helper::MapLookup);
-//! asm.jump_if(Condition::NotEqual, R0, 0, known);
-//! // If two CPUs see a key's first hits at once, the later update replaces the earlier. Both hits become samples.
-//! asm.load_map(R1, 0);
-//! asm.stack_address(R2, KEY);
-//! asm.stack_address(R3, VALUE);
-//! asm.mov(R4, 0);
-//! asm.call(Helper::MapUpdate);
+//! asm.jump_if(Condition::Equal, R0, 0, sample);
+//! asm.load(Width::Double, R1, R0, 0);
+//! asm.atomic_add(R0, 0, R7);
+//! asm.jump_if(Condition::Equal, R1, 0, sample);
+//! asm.mov(R0, 0);
+//! asm.exit();
 //! asm.bind(sample);
 //! asm.mov(R0, 1);
 //! asm.exit();
-//! asm.bind(known);
-//! asm.atomic_add(R0, 0, R7);
-//! asm.mov(R0, 0);
-//! asm.exit();
 //!
-//! let bytes = Map::hash("bytes", 8, 8, 10_000)?;
-//! let program = Program::load("leaves", &asm.finish("leaves")?, &[&bytes])?;
+//! let bytes = Array::new("bytes", 8, 4096)?;
+//! let program = Program::load("leaves", &asm.finish("leaves")?, &[bytes.as_ref()])?;
 //!
 //! let group = Group::create(&std::sync::Arc::new(Tracefs::find()?), "example")?;
 //! let event = group.install("leaves", target, Leaves::FETCHES, &layout)?;
@@ -120,7 +116,7 @@ mod running;
 
 pub use assembler::{Assembler, AssemblyError, Code, Label};
 pub use instruction::{Alu, Condition, Helper, Instruction, Operand, Register, Width};
-pub use map::{CURRENT_CPU, Map};
+pub use map::{Array, CURRENT_CPU, Map};
 pub use program::Program;
 pub use reader::{Reader, Unreadable};
 pub use reads::Reads;

@@ -5,10 +5,9 @@
 
 use std::ffi::CStr;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 const MAP_CREATE: libc::c_int = 0;
-const MAP_LOOKUP: libc::c_int = 1;
 const MAP_UPDATE: libc::c_int = 2;
 const MAP_DELETE: libc::c_int = 3;
 const PROG_LOAD: libc::c_int = 5;
@@ -16,10 +15,21 @@ const PROG_LOAD: libc::c_int = 5;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub(crate) enum MapType {
-    /// `BPF_MAP_TYPE_HASH`
-    Hash = 1,
+    /// `BPF_MAP_TYPE_ARRAY`, created with `BPF_F_MMAPABLE`: user space can map its values into memory. Since Linux 5.5.
+    Array = 2,
     /// `BPF_MAP_TYPE_PERF_EVENT_ARRAY`: the key is a CPU, the value a descriptor of a perf event.
     PerfEventArray = 4,
+}
+
+impl MapType {
+    /// The flags that a map of this type is created with.
+    const fn flags(self) -> u32 {
+        match self {
+            // BPF_F_MMAPABLE
+            Self::Array => 1 << 10,
+            Self::PerfEventArray => 0,
+        }
+    }
 }
 
 /// `BPF_PROG_TYPE_KPROBE`
@@ -78,7 +88,7 @@ pub(crate) struct Map {
 }
 
 impl Map {
-    /// Creates a map. Without flags the kernel preallocates it.
+    /// Creates a map, with all of its memory.
     pub(crate) fn new(
         map_type: MapType,
         name: ObjectName,
@@ -90,7 +100,7 @@ impl Map {
             key_size,
             value_size,
             max_entries: entries,
-            map_flags: 0,
+            map_flags: map_type.flags(),
             inner_map_fd: 0,
             numa_node: 0,
             map_name: name,
@@ -105,15 +115,8 @@ impl Map {
         Ok(Self { descriptor, key_size: key_size as usize, value_size: value_size as usize })
     }
 
-    pub(crate) fn descriptor(&self) -> i32 {
-        self.descriptor.as_raw_fd()
-    }
-
-    /// Copies the value of a key. `ENOENT` if the key is missing.
-    pub(crate) fn lookup(&self, key: &[u8], value: &mut [u8]) -> io::Result<()> {
-        let value_address = address(value.as_mut_ptr().cast_const());
-        // SAFETY: key and value live through the call and have the map's sizes: the kernel reads the one and writes the other.
-        unsafe { self.element(MAP_LOOKUP, key, Some((value_address, value.len()))) }
+    pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
+        self.descriptor.as_fd()
     }
 
     /// Sets the value of a key, whether the key exists or not.

@@ -7,3 +7,4 @@ pub(crate) mod mapping;
 pub(crate) mod perf;
 pub(crate) mod poll;
 pub(crate) mod privileges;
+pub(crate) mod shared_memory;

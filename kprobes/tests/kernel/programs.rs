@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::resource::{Resource, setrlimit};
 use socktrail_kprobes::bpf::Register::*;
-use socktrail_kprobes::bpf::{Assembler, Code, Condition, Helper, Map, Program, Reader, Width};
+use socktrail_kprobes::bpf::{Array as Counts, Assembler, Code, Condition, Helper, Program, Reader, Width};
 use socktrail_kprobes::{
     Array, Decoder, Expression, Group, Installed, Kind, RingOptions, Rings, Sample, Target, Term, sample,
 };
@@ -64,52 +64,36 @@ pub(crate) fn file() -> File {
 }
 
 /// Offsets on the stack of the program that [`counting`] returns.
-const KEY: i16 = -16;
-const VALUE: i16 = -32;
-const LOCK_BYTES: i16 = -56;
-const SCRATCH: i16 = -64;
+const INDEX: i16 = -8;
+const LOCK_BYTES: i16 = -32;
+const SCRATCH: i16 = -40;
 
-/// Counts hits and lengths of locks by start and type, in map 0. The first hit of each key becomes a sample, and
-/// so does every hit of a key that the map has no room for.
+/// Counts the hits and lengths of read locks by start, in map 0. The first hit of each start becomes a sample, and so does
+/// every hit of a start that the map has no room for.
 fn counting() -> Code {
     let mut asm = Assembler::new();
-    let (sample, known) = (asm.label(), asm.label());
+    let sample = asm.label();
     let reader = Reader::new(&mut asm, SCRATCH, sample).unwrap();
-    let kind = expression("kind");
-    reader.value(&mut asm, &kind, R7).unwrap();
-    asm.store(Width::Double, Frame, KEY + 8, R7);
+    reader.value(&mut asm, &expression("kind"), R7).unwrap();
+    asm.jump_if(Condition::NotEqual, R7, i32::from(libc::F_RDLCK as i16), sample);
     // Start, length and owner in one read, from the address of the field `start`.
     reader.bytes(&mut asm, &expression("lock"), LOCK_BYTES, 24).unwrap();
     reader.value_of_bytes(&mut asm, &expression("start"), LOCK_BYTES, R7).unwrap();
-    asm.store(Width::Double, Frame, KEY, R7);
+    asm.store(Width::Word, Frame, INDEX, R7);
     asm.load(Width::Double, R8, Frame, LOCK_BYTES + 8);
-    lookup(&mut asm);
-    asm.jump_if(Condition::NotEqual, R0, 0, known);
-    asm.store(Width::Double, Frame, VALUE, 1);
-    asm.store(Width::Double, Frame, VALUE + 8, R8);
     asm.load_map(R1, 0);
-    asm.stack_address(R2, KEY);
-    asm.stack_address(R3, VALUE);
-    // BPF_NOEXIST: another CPU may have been first.
-    asm.mov(R4, 1);
-    asm.call(Helper::MapUpdate);
+    asm.stack_address(R2, INDEX);
+    asm.call(Helper::MapLookup);
     asm.jump_if(Condition::Equal, R0, 0, sample);
-    lookup(&mut asm);
-    asm.jump_if(Condition::Equal, R0, 0, sample);
-    asm.bind(known);
+    asm.load(Width::Double, R7, R0, 0);
     asm.mov(R1, 1);
     asm.atomic_add(R0, 0, R1);
     asm.atomic_add(R0, 8, R8);
+    asm.jump_if(Condition::Equal, R7, 0, sample);
     return_number(&mut asm, 0);
     asm.bind(sample);
     return_number(&mut asm, 1);
     asm.finish("counting").unwrap()
-}
-
-fn lookup(asm: &mut Assembler) {
-    asm.load_map(R1, 0);
-    asm.stack_address(R2, KEY);
-    asm.call(Helper::MapLookup);
 }
 
 fn return_number(asm: &mut Assembler, number: i32) {
@@ -117,23 +101,14 @@ fn return_number(asm: &mut Assembler, number: i32) {
     asm.exit();
 }
 
-fn key(start: i64) -> [u8; 16] {
-    let mut key = [0; 16];
-    key[..8].copy_from_slice(&start.to_ne_bytes());
-    key[8..].copy_from_slice(&i64::from(libc::F_RDLCK).to_ne_bytes());
-    key
+/// Hits and lengths of the locks that begin there.
+fn counted(counts: &Counts, start: u32) -> Option<(u64, u64)> {
+    let mut value = [0; 2];
+    counts.read(start, &mut value).then_some((value[0], value[1]))
 }
 
-/// Hits and lengths of a key.
-fn counted(map: &Map, start: i64) -> Option<(u64, u64)> {
-    let mut value = [0; 16];
-    let is_there = map.lookup(&key(start), &mut value).unwrap();
-    let number = |at: usize| u64::from_ne_bytes(*value[at..].first_chunk().unwrap());
-    is_there.then(|| (number(0), number(8)))
-}
-
-fn map(entries: u32) -> Map {
-    Map::hash("counts", 16, 16, entries).unwrap()
+fn map(entries: u32) -> Counts {
+    Counts::new("counts", 16, entries).unwrap()
 }
 
 pub(crate) fn rings() -> Rings {
@@ -154,29 +129,19 @@ fn a_program_counts_and_chooses_the_samples() {
     let (group, file) = (group(), file());
     let event = install(&group);
     let counts = map(100);
-    let program = Program::load("counting", &counting(), &[&counts]).unwrap();
+    let program = Program::load("counting", &counting(), &[counts.as_ref()]).unwrap();
     let mut rings = rings();
     rings.attach_with_program(&event, None, &program).unwrap();
     for _ in 0..5 {
         lock(&file, 70, 3);
     }
     for length in 1..=3 {
-        lock(&file, 1 << 40, length);
+        lock(&file, 40, length);
     }
-    assert_eq!(sampled(&mut rings, &event), [70, 1 << 40]);
-    assert_eq!((counted(&counts, 70), counted(&counts, 1 << 40)), (Some((5, 15)), Some((3, 6))));
-    assert_eq!(counted(&counts, 71), None);
-
-    // A key that was removed is counted from 0 again.
-    assert!(counts.delete(&key(70)).unwrap());
-    assert!(!counts.delete(&key(70)).unwrap());
-    lock(&file, 70, 4);
-    assert_eq!((sampled(&mut rings, &event), counted(&counts, 70)), (vec![70], Some((1, 4))));
-    counts.update(&key(70), &[0; 16]).unwrap();
-    lock(&file, 70, 4);
-    assert_eq!((sampled(&mut rings, &event), counted(&counts, 70)), (vec![], Some((1, 4))));
-    assert!(counts.lookup(&[0; 8], &mut [0; 16]).is_err(), "a key of another size");
-    assert!(counts.lookup(&key(70), &mut [0; 8]).is_err(), "a value of another size");
+    assert_eq!(sampled(&mut rings, &event), [70, 40]);
+    assert_eq!((counted(&counts, 70), counted(&counts, 40)), (Some((5, 15)), Some((3, 6))));
+    assert_eq!((counted(&counts, 71), counted(&counts, 100)), (Some((0, 0)), None));
+    assert!(!counts.read(70, &mut [0; 3]), "a value of another size");
 }
 
 #[test]
@@ -187,7 +152,7 @@ fn counts_of_several_cpus_add_up() {
     let (group, file) = (group(), file());
     let event = install(&group);
     let counts = map(100);
-    let program = Program::load("counting", &counting(), &[&counts]).unwrap();
+    let program = Program::load("counting", &counting(), &[counts.as_ref()]).unwrap();
     let mut rings = rings();
     rings.attach_with_program(&event, None, &program).unwrap();
     std::thread::scope(|scope| {
@@ -206,8 +171,8 @@ fn counts_of_several_cpus_add_up() {
 fn hits_of_keys_without_room_become_samples() {
     let (group, file) = (group(), file());
     let event = install(&group);
-    let counts = map(1);
-    let program = Program::load("counting", &counting(), &[&counts]).unwrap();
+    let counts = map(2);
+    let program = Program::load("counting", &counting(), &[counts.as_ref()]).unwrap();
     let mut rings = rings();
     on_cpu(0);
     rings.attach_with_program(&event, None, &program).unwrap();
@@ -216,7 +181,6 @@ fn hits_of_keys_without_room_become_samples() {
     }
     assert_eq!(sampled(&mut rings, &event), [1, 2, 2]);
     assert_eq!((counted(&counts, 1), counted(&counts, 2)), (Some((2, 2)), None));
-    assert_eq!(counts.update(&key(3), &[0; 16]).unwrap_err().kind(), Kind::Limit);
 }
 
 #[test]
@@ -226,7 +190,7 @@ fn a_program_is_removed_with_the_rings() {
     let (group, file) = (group(), file());
     let event = install(&group);
     let counts = map(100);
-    let program = Program::load("counting", &counting(), &[&counts]).unwrap();
+    let program = Program::load("counting", &counting(), &[counts.as_ref()]).unwrap();
     let mut first = rings();
     first.attach_with_program(&event, None, &program).unwrap();
     assert_eq!(first.attach_with_program(&event, None, &program).unwrap_err().kind(), Kind::Busy);
@@ -244,7 +208,7 @@ fn a_program_is_removed_with_the_rings() {
     assert_eq!(counted(&counts, 1), Some((2, 2)));
 
     // Dropping the rings ends the program as well.
-    let program = Program::load("counting", &counting(), &[&counts]).unwrap();
+    let program = Program::load("counting", &counting(), &[counts.as_ref()]).unwrap();
     first.attach_with_program(&event, None, &program).unwrap();
     lock(&file, 1, 1);
     assert_eq!(counted(&counts, 1), Some((3, 3)));
@@ -270,7 +234,7 @@ fn a_program_outlives_a_cpu() {
     let (group, file) = (group(), file());
     let event = install(&group);
     let counts = map(100);
-    let program = Program::load("counting", &counting(), &[&counts]).unwrap();
+    let program = Program::load("counting", &counting(), &[counts.as_ref()]).unwrap();
     let mut rings = rings();
     rings.attach_with_program(&event, None, &program).unwrap();
     let lock_on = |cpu| {
@@ -306,7 +270,7 @@ fn errors_have_the_reason_of_the_verifier() {
     assert!(error.to_string().contains("map number 0"), "{error}");
 
     let (counts, mut rings) = (map(1), rings());
-    let program = Program::load("counting", &counting(), &[&counts]).unwrap();
+    let program = Program::load("counting", &counting(), &[counts.as_ref()]).unwrap();
     let exec = Target::Tracepoint { category: "sched", name: "sched_process_exec" };
     let event = group().install("exec", exec, &[], &layout).unwrap();
     let error = rings.attach_with_program(&event, None, &program).unwrap_err();
@@ -323,7 +287,7 @@ fn too_little_locked_memory_is_reported() {
     drop(map(10_000));
     setrlimit(Resource::RLIMIT_MEMLOCK, 0, 0).unwrap();
     without_raising_limits();
-    match Map::hash("counts", 16, 16, 10_000) {
+    match Counts::new("counts", 16, 10_000) {
         // From Linux 5.11 on there is no such limit.
         Ok(_) => assert!(release() >= (5, 11), "{:?}", release()),
         Err(error) => {

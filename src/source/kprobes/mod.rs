@@ -32,7 +32,7 @@ use std::net::Ipv6Addr;
 use std::sync::Arc;
 
 use socktrail_guess::Layout;
-use socktrail_kprobes::{Decoder, Error, Format, Installed, Kind, Record, Resolver, Sample, Target, Term};
+use socktrail_kprobes::{Decoder, Error, Format, Installed, Kind, Record, Resolver, Rings, Sample, Target, Term};
 
 pub use self::accounting::Counted;
 pub(crate) use self::accounting::{Conversations, Unaccounted};
@@ -268,6 +268,12 @@ impl Probes {
     /// The features that have a probe.
     pub fn features(&self) -> impl Iterator<Item = Feature> {
         self.served.iter().filter(|served| served.probe.is_some()).map(|served| served.feature)
+    }
+
+    /// Stops counting in the kernel: from now on every packet is a sample. What has been counted can still be read.
+    pub(crate) fn stop_counting(&self, rings: &mut Rings) {
+        let features = self.conversations.iter().flat_map(|conversations| conversations.counting());
+        features.filter_map(|feature| self.installed(feature)).for_each(|installed| rings.end_program(installed));
     }
 
     /// The event that a record stands for, if any.

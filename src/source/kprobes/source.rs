@@ -62,6 +62,8 @@ pub(crate) struct KprobeSource {
     asked: Instant,
     is_busy: bool,
     stopping: bool,
+    /// When the latest round began.
+    round: MonotonicTime,
     /// Missed probe hits that were not delivered yet.
     missed: Vec<Missed>,
     /// The events of the present round.
@@ -135,6 +137,7 @@ impl KprobeSource {
             asked: now,
             is_busy: false,
             stopping: false,
+            round: MonotonicTime::ZERO,
             missed: Vec::new(),
             batch: Batch::default(),
             late: 0,
@@ -306,6 +309,11 @@ impl Source for KprobeSource {
         tap: &mut T,
         take: &mut dyn FnMut(&mut Batch),
     ) -> Result<ControlFlow<()>, Infallible> {
+        self.round = self.now();
+        if self.stopping {
+            // Entries that nobody changes any more can be read after the rings.
+            self.probes.stop_counting(&mut self.rings);
+        }
         let until = if self.stopping { MonotonicTime::MAX } else { self.next_horizon() };
         self.look_around();
         self.drain(until, tap, take);
@@ -347,7 +355,7 @@ impl Source for KprobeSource {
     }
 
     fn totals(&mut self, sock: SockAddress) -> Option<Totals> {
-        self.probes.conversations.as_ref().ok()?.totals(sock)
+        self.probes.conversations.as_ref().ok()?.totals(sock, self.round)
     }
 
     fn totals_reader(&self) -> TotalsReader {

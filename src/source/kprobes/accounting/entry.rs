@@ -10,7 +10,7 @@ use crate::model::time::MonotonicTime;
 use crate::model::totals::{TcpTotals, Totals};
 use crate::source::kprobes::{AF_INET, AF_INET6, ipv6_address};
 
-/// The value of a conversation. Numbers are in the machine's byte order, times in nanoseconds of the monotonic clock.
+/// What is counted of a conversation. Numbers are in the machine's byte order, times in nanoseconds of the monotonic clock.
 ///
 /// It is never made in this program: its fields are the offsets for programs and for [`totals`].
 #[repr(C)]
@@ -26,7 +26,7 @@ pub(super) struct Entry {
     pub(super) short_sent: u8,
     /// 1 once a received datagram was counted that has a nonlinear part.
     pub(super) nonlinear_received: u8,
-    /// The key: the `struct sock`.
+    /// The `struct sock`.
     pub(super) sock: u64,
     /// When the entry was made.
     pub(super) since: u64,
@@ -68,20 +68,18 @@ pub(super) struct Entry {
     pub(super) last_sent_segments: u16,
     /// The largest payload of a segment in bytes, estimated from packets of several segments.
     pub(super) full: u32,
-    pub(super) end: u32,
+    /// Its own number in the array of entries.
+    pub(super) number: u32,
+    /// The hash of the ends of a TCP connection; 0 if packets cannot be looked up by them.
+    pub(super) ends_hash: u64,
+    /// When its socket ended, and nothing led to the entry any more; 0 before that. The rest stays until the entry is made anew.
+    pub(super) removed: u64,
 }
 
 /// The size of an entry in bytes, a multiple of 8.
 pub(super) const SIZE: u16 = size_of::<Entry>() as u16;
 /// The kind of record that an entry is in the ring.
 pub(super) const KIND: u16 = 1;
-/// Where the ends of a TCP connection begin in its entry.
-pub(super) const ENDS: i16 = offset_of!(Entry, net) as i16;
-/// The size of these ends: namespace, addresses, ports, protocol and family.
-pub(super) const ENDS_SIZE: u16 = (offset_of!(Entry, last) - offset_of!(Entry, net)) as u16;
-/// The key of the entry whose `sent_packets` are the conversations that found no room. No socket has this address.
-pub(super) const NO_ROOM: u64 = 0;
-
 /// The offset of a field of an [`Entry`] in bytes.
 macro_rules! offset {
     ($field:ident) => {
@@ -167,7 +165,12 @@ fn ends(bytes: &[u8]) -> Option<(Endpoint, Endpoint)> {
     }
 }
 
-/// The conversations that found no room, from the bytes of the entry [`NO_ROOM`].
+/// The socket of an entry, and when it was removed.
+pub(super) fn removed(bytes: &[u8]) -> Option<(u64, MonotonicTime)> {
+    Some((number!(bytes, u64, sock), MonotonicTime::from_nanos(number!(bytes, u64, removed))))
+}
+
+/// The packets of conversations that found no room, from the bytes of the entry that counts them.
 pub(super) fn without_room(bytes: &[u8]) -> Option<u64> {
     Some(number!(bytes, u64, sent_packets))
 }

@@ -5,6 +5,7 @@ use socktrail_kprobes::{Error, Expression, Fetch, Resolver, Sample, Type};
 
 use super::Family;
 use super::entry::offset;
+use super::table::Table;
 use crate::model::event::PacketDirection;
 use crate::source::kprobes::sockets::SockGraft;
 use crate::source::kprobes::{AF_INET, AF_INET6, Probe};
@@ -19,6 +20,8 @@ pub(super) struct Fields<'a> {
     pub(super) program: &'static str,
     pub(super) probe: &'a Probe,
     pub(super) resolver: &'a dyn Resolver,
+    /// The size of the table of conversations.
+    pub(super) table: Table,
 }
 
 impl Fields<'_> {

@@ -1,15 +1,15 @@
 //! The maps and programs in the kernel.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use socktrail_kprobes::bpf::{Map, Program};
+use socktrail_kprobes::bpf::{Array, Map, Program};
 use socktrail_kprobes::{Clock, Error, Resolver, Rings};
 
-use super::entry::{self, ENDS_SIZE, NO_ROOM, SIZE};
+use super::entry::{self, SIZE};
+use super::table::{BUCKET, BUCKET_SIZE, Table, WAYS};
 use super::{Rules, programs};
-use crate::model::clock::monotonic;
 use crate::model::kernel_address::SockAddress;
+use crate::model::time::MonotonicTime;
 use crate::model::totals::Totals;
 use crate::source::kprobes::{Feature, Probe};
 
@@ -34,23 +34,20 @@ pub(crate) enum Unaccounted {
     Kernel(#[from] Error),
 }
 
-/// Nanoseconds between two readings of a mere counter: while a CPU reads the map, its packets are not counted.
-const READ_PERIOD: u64 = 60_000_000_000;
+/// How often to read an entry again that a program changes meanwhile.
+const READINGS: usize = 8;
 
 /// The conversations that the kernel counts, and the programs that count them.
 pub(crate) struct Conversations {
-    map: Map,
+    table: Table,
+    sockets: Array,
+    entries: Array,
     /// In the order in which they are to be attached.
     programs: Vec<(Feature, Program)>,
-    /// Whether a look-up has failed, which is told once.
-    failed: AtomicBool,
-    /// The number of [`Conversations::without_room`] as it was last read, and when to read it again, in nanoseconds.
-    refused: AtomicU64,
-    next_read: AtomicU64,
 }
 
 impl Conversations {
-    /// Loads the programs for these probes, and connects them with the rings. Nothing is attached.
+    /// Makes a table for this number of conversations, loads the programs for these probes, and connects them with the rings. Nothing is attached.
     ///
     /// # Errors
     /// Why packets are to be sampled.
@@ -58,7 +55,7 @@ impl Conversations {
         probes: impl Iterator<Item = (Feature, &'a Probe)>,
         resolver: &dyn Resolver,
         rules: &Rules,
-        entries: u32,
+        conversations: u32,
         rings: &mut Rings,
     ) -> Result<Self, Unaccounted> {
         if rings.clock() != Clock::Monotonic {
@@ -70,24 +67,25 @@ impl Conversations {
             return Err(Unaccounted::NoEnd);
         }
         probes.sort_by_key(|(feature, _)| order(*feature));
-        let conversations = Map::hash("conversations", 8, u32::from(SIZE), entries.saturating_add(1))?;
-        conversations.update(&NO_ROOM.to_ne_bytes(), &[0; SIZE as usize])?;
-        let ends = Map::hash("ends", u32::from(ENDS_SIZE), 8, entries)?;
+        let table = Table::of(conversations);
+        let sockets = Array::new("sockets", BUCKET_SIZE, table.buckets())?;
+        let entries = Array::new("entries", u32::from(SIZE), table.entries())?;
+        let ends = Array::new("ends", BUCKET_SIZE, table.buckets())?;
         let outputs = Map::outputs("outputs")?;
         let mut loaded = Vec::new();
         for (feature, probe) in probes {
-            if let Some((name, code)) = programs::program(feature, probe, resolver, rules) {
-                loaded.push((feature, Program::load(name, &code?, &[&conversations, &ends, &outputs])?));
+            if let Some((name, code)) = programs::program(feature, probe, resolver, rules, table) {
+                let maps = [sockets.as_ref(), entries.as_ref(), ends.as_ref(), &outputs];
+                loaded.push((feature, Program::load(name, &code?, &maps)?));
             }
         }
         rings.receive(&outputs)?;
-        Ok(Self {
-            map: conversations,
-            programs: loaded,
-            failed: AtomicBool::new(false),
-            refused: AtomicU64::new(0),
-            next_read: AtomicU64::new(0),
-        })
+        Ok(Self { table, sockets, entries, programs: loaded })
+    }
+
+    /// The features whose programs make entries or count in them.
+    pub(in super::super) fn counting(&self) -> impl Iterator<Item = Feature> {
+        self.programs.iter().map(|(feature, _)| *feature).filter(|feature| order(*feature) > 0)
     }
 
     /// The programs with their features, in the order in which they are to be attached.
@@ -95,34 +93,55 @@ impl Conversations {
         self.programs.iter().map(|(feature, program)| (*feature, program))
     }
 
-    /// What has been counted of a socket's conversation.
-    pub(crate) fn totals(&self, sock: SockAddress) -> Option<Totals> {
-        entry::totals(&self.look_up(sock.get())?)
+    /// What has been counted of a socket's conversation. If the socket has ended, only as long as the report of that may not have
+    /// been received yet: if it ended not before `since`.
+    pub(crate) fn totals(&self, sock: SockAddress, since: MonotonicTime) -> Option<Totals> {
+        let bucket = self.table.bucket(sock.get());
+        let number = self.place(bucket, sock).or_else(|| self.removed(bucket, sock, since))?;
+        entry::totals(&self.steady(number)?).filter(|totals| totals.sock == sock)
     }
 
-    /// How many packets were sampled because their conversation found no room, as of at most a minute ago.
+    /// How many packets were sampled because their conversation found no room.
     pub(in super::super) fn without_room(&self) -> u64 {
-        let now = monotonic().as_nanos();
-        if now >= self.next_read.load(Ordering::Relaxed) {
-            self.next_read.store(now.saturating_add(READ_PERIOD), Ordering::Relaxed);
-            let refused = self.look_up(NO_ROOM).and_then(|bytes| entry::without_room(&bytes)).unwrap_or(0);
-            self.refused.store(refused, Ordering::Relaxed);
-        }
-        self.refused.load(Ordering::Relaxed)
+        self.entry(self.table.without_room()).and_then(|bytes| entry::without_room(&bytes)).unwrap_or(0)
     }
 
-    fn look_up(&self, key: u64) -> Option<[u8; SIZE as usize]> {
-        let mut bytes = [0; SIZE as usize];
-        match self.map.lookup(&key.to_ne_bytes(), &mut bytes) {
-            Ok(true) => Some(bytes),
-            Ok(false) => None,
-            Err(error) => {
-                if !self.failed.swap(true, Ordering::Relaxed) {
-                    tracing::error!(%error, "packets that the kernel has counted cannot be read");
-                }
-                None
+    /// The entry of a socket, by its place in the bucket.
+    fn place(&self, bucket: u32, sock: SockAddress) -> Option<u32> {
+        let mut words = [0; BUCKET];
+        let is_read = self.sockets.read(bucket, &mut words);
+        let way = words[..WAYS].iter().position(|word| *word == sock.get()).filter(|_| is_read)?;
+        Some(Table::entry(bucket, way as u32))
+    }
+
+    /// The entry of a socket that has ended since a time.
+    fn removed(&self, bucket: u32, sock: SockAddress, since: MonotonicTime) -> Option<u32> {
+        (0..WAYS as u32).map(|way| Table::entry(bucket, way)).find(|number| {
+            let removed = self.entry(*number).and_then(|bytes| entry::removed(&bytes));
+            removed.is_some_and(|(of, at)| of == sock.get() && at >= since)
+        })
+    }
+
+    /// The bytes of an entry, as two readings agree about them: a program may change it in between.
+    fn steady(&self, number: u32) -> Option<[u8; SIZE as usize]> {
+        let mut entry = self.entry(number)?;
+        for _ in 0..READINGS {
+            let again = self.entry(number)?;
+            if again == entry {
+                break;
             }
+            entry = again;
         }
+        Some(entry)
+    }
+
+    /// The bytes of an entry.
+    fn entry(&self, number: u32) -> Option<[u8; SIZE as usize]> {
+        let mut words = [0; SIZE as usize / 8];
+        let mut bytes = [0; SIZE as usize];
+        let is_read = self.entries.read(number, &mut words);
+        bytes.as_chunks_mut().0.iter_mut().zip(words).for_each(|(to, word)| *to = word.to_ne_bytes());
+        is_read.then_some(bytes)
     }
 }
 

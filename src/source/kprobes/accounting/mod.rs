@@ -19,6 +19,7 @@ mod entry;
 mod fields;
 mod kernel;
 mod programs;
+mod table;
 mod tcp_in;
 mod tcp_out;
 #[cfg(test)]

@@ -5,10 +5,11 @@ use socktrail_kprobes::bpf::{Alu, Code, Condition, Width};
 use socktrail_kprobes::{Error, Expression, Resolver, Type};
 
 use super::fields::{Ends, Fields, Piece};
+use super::table::Table;
 use super::tcp_in::Arriving;
 use super::tcp_out::Leaving;
 use super::udp::Datagram;
-use super::writer::{ENTRY, Writer};
+use super::writer::Writer;
 use super::{Family, Rules};
 use crate::model::event::PacketDirection::{Inbound, Outbound};
 use crate::source::kprobes::packets::{IPPROTO_TCP, IPPROTO_UDP};
@@ -31,6 +32,7 @@ pub(super) fn program(
     probe: &Probe,
     resolver: &dyn Resolver,
     rules: &Rules,
+    table: Table,
 ) -> Option<(&'static str, Result<Code, Error>)> {
     let make: fn(&Fields<'_>, &Rules) -> Result<Code, Error> = match feature {
         Feature::Ipv4Out => ipv4_out,
@@ -45,7 +47,7 @@ pub(super) fn program(
         _ => return None,
     };
     let program = name(feature);
-    Some((program, make(&Fields { program, probe, resolver }, rules)))
+    Some((program, make(&Fields { program, probe, resolver, table }, rules)))
 }
 
 /// The name of a program, at most 15 letters.
@@ -155,9 +157,7 @@ fn freed(fields: &Fields<'_>) -> Result<Code, Error> {
 /// Removes the entry of a socket.
 fn end(mut w: Writer, fields: &Fields<'_>, sk: &Expression) -> Result<Code, Error> {
     w.key(sk)?;
-    w.look_up();
-    w.sample_if(Condition::Equal, R0, 0);
-    w.asm.mov(ENTRY, R0);
+    w.look_up(w.sample);
     w.remove();
     w.finish(fields.program)
 }

@@ -6,7 +6,8 @@ use socktrail_kprobes::{Error, Expression, Type};
 
 use super::entry::{Side, offset};
 use super::fields::{Ends, Fields};
-use super::writer::{ENTRY, Writer};
+use super::table::ENTRY;
+use super::writer::Writer;
 use super::{Family, Rules, SYN, TCP, WITH_SAMPLE};
 use crate::model::event::PacketDirection;
 
@@ -99,15 +100,18 @@ impl Arriving {
         w.load(&self.sock, R1)?;
         w.asm.jump_if(Condition::Equal, R1, 0, by_ends);
         w.store_key(R1);
-        w.look_up();
-        w.asm.jump_if(Condition::NotEqual, R0, 0, found);
+        w.look_up(by_ends);
+        w.asm.jump(found);
         w.asm.bind(by_ends);
+        w.hash(&self.ends)?;
+        w.look_up_ends(w.sample);
+        w.compare(&self.ends, w.sample)?;
+        // Another namespace may have the same ends.
         w.read(NAMESPACE)?;
-        w.key_of_ends(&self.net, &self.ends)?;
-        w.look_up();
-        w.sample_if(Condition::Equal, R0, 0);
+        w.load(&self.net, R1)?;
+        w.load_of_entry(Width::Double, R2, offset!(net));
+        w.sample_if(Condition::NotEqual, R1, R2);
         w.asm.bind(found);
-        w.asm.mov(ENTRY, R0);
         Ok(())
     }
 }

@@ -8,7 +8,8 @@ use socktrail_kprobes::{Error, Expression, Type};
 
 use super::entry::{Side, offset};
 use super::fields::{Ends, Fields};
-use super::writer::{ENTRY, NOW, Writer};
+use super::table::ENTRY;
+use super::writer::{NOW, Writer};
 use super::{Family, MAX_STEP, Rules, TCP, WITH_SAMPLE};
 use crate::model::event::PacketDirection;
 
@@ -82,11 +83,11 @@ impl Leaving {
     /// Counts the packet, whose IP header is plain, or lets it become a sample.
     pub(super) fn account(&self, w: &mut Writer, rules: &Rules) -> Result<(), Error> {
         let side = Side::of(PacketDirection::Outbound);
-        let (new, slow, paused) = (w.asm.label(), w.asm.label(), w.asm.label());
+        let (new, slow, paused, stale) = (w.asm.label(), w.asm.label(), w.asm.label(), w.asm.label());
         w.key(&self.sock)?;
-        w.look_up();
-        w.asm.jump_if(Condition::Equal, R0, 0, new);
-        w.asm.mov(ENTRY, R0);
+        w.look_up(new);
+        // Another socket may have had this address, and its end was not seen.
+        w.compare(&self.ends, stale)?;
         // Before `expected` is read: a packet adds to that before the socket counts it.
         w.read(COUNTERS)?;
         w.now();
@@ -100,6 +101,10 @@ impl Leaving {
         self.count(w, side)?;
         w.note_time();
         w.silent();
+
+        w.asm.bind(stale);
+        w.remove();
+        w.asm.jump(w.sample);
 
         w.asm.bind(paused);
         w.forget_seen();
@@ -215,15 +220,17 @@ impl Leaving {
             w.load(own, R3)?;
             w.sample_if(Condition::NotEqual, R2, R3);
         }
+        w.hash(&self.ends)?;
         w.begin_entry(&self.ends, side)?;
         w.load(&self.net, R1)?;
-        w.store_in_record(Width::Double, offset!(net), R1);
+        w.store_in_entry(Width::Double, offset!(net), R1);
         w.load(&self.segs_out, R1)?;
-        w.store_in_record(Width::Word, offset!(segs_out), R1);
+        w.store_in_entry(Width::Word, offset!(segs_out), R1);
+        // Not a store: once the entry is known, a packet that arrives on another CPU adds to it.
         w.load(&self.segs_in, R1)?;
-        w.store_in_record(Width::Double, offset!(expected), R1);
-        w.add_entry();
-        w.add_ends();
+        w.asm.atomic_add(ENTRY, offset!(expected), R1);
+        w.publish();
+        w.publish_ends();
         w.asm.jump(w.sample);
         Ok(())
     }

@@ -6,7 +6,7 @@ use socktrail_kprobes::{Error, Expression, Type};
 
 use super::entry::{Side, offset};
 use super::fields::{Ends, Fields};
-use super::writer::{ENTRY, Writer};
+use super::writer::Writer;
 use super::{Family, Rules};
 use crate::model::event::PacketDirection;
 
@@ -66,9 +66,7 @@ impl Datagram {
             w.sample_if(Condition::NotEqual, R1, 0);
         }
         w.key(&self.sock)?;
-        w.look_up();
-        w.asm.jump_if(Condition::Equal, R0, 0, new);
-        w.asm.mov(ENTRY, R0);
+        w.look_up(new);
         w.compare(&self.ends, w.sample)?;
         w.now();
         w.pause(rules.inactive_nanos, paused);
@@ -119,7 +117,7 @@ impl Datagram {
     fn begin(&self, w: &mut Writer, new: Label, side: Side) -> Result<(), Error> {
         w.asm.bind(new);
         w.begin_entry(&self.ends, side)?;
-        w.add_entry();
+        w.publish();
         w.asm.jump(w.sample);
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! What all programs have in common: they find a conversation's entry, make one, and report it.
+//! What all programs have in common: they read fields, keep an entry, and report it.
 
 use socktrail_kprobes::bpf::Register::*;
 use socktrail_kprobes::bpf::{
@@ -6,38 +6,23 @@ use socktrail_kprobes::bpf::{
 };
 use socktrail_kprobes::{Error, Expression};
 
-use super::entry::{ENDS, ENDS_SIZE, KIND, NO_ROOM, SIZE, Side, offset};
+use super::entry::{KIND, SIZE, Side, offset};
 use super::fields::{Ends, Fields, Piece};
+use super::table::{ENTRY, HASH, KEY, Table, map};
 
-/// The maps, by their numbers in a program.
-pub(super) mod map {
-    /// Conversations by `struct sock`.
-    pub(in super::super) const CONVERSATIONS: u32 = 0;
-    /// The `struct sock` of a TCP connection by its ends.
-    pub(in super::super) const ENDS: u32 = 1;
-    /// The rings.
-    pub(in super::super) const OUTPUTS: u32 = 2;
-}
-
-/// The entry, while a program runs. The other registers that calls keep are `R6`, the context, `R8` and `R9`.
-pub(super) const ENTRY: Register = R7;
 /// The time of the hit, once [`Writer::now`] has read it.
 pub(super) const NOW: Register = R8;
 
-/// Offsets on the stack: eight bytes for the reader, the key, an entry.
+/// Eight bytes of the stack for the reader.
 const SCRATCH: i16 = -8;
-const KEY: i16 = -16;
-const RECORD: i16 = KEY - SIZE as i16;
-/// The return value of `bpf_map_update_elem` if the map is full (`E2BIG`).
-const FULL: i32 = -7;
-/// `BPF_ANY` and `BPF_NOEXIST`
-const ANY: i32 = 0;
-const NEW: i32 = 1;
+/// An odd number with as many ones as zeros: multiplication by it spreads each bit over those above.
+const MIX: u64 = 0xff51_afd7_ed55_8ccd;
 
 /// Writes a program.
 pub(super) struct Writer {
     pub(super) asm: Assembler,
     pub(super) reader: Reader,
+    pub(super) table: Table,
     reads: Reads,
     /// Lets the hit become a sample.
     pub(super) sample: Label,
@@ -52,8 +37,8 @@ impl Writer {
         let mut asm = Assembler::new();
         let sample = asm.label();
         let reader = Reader::new(&mut asm, SCRATCH, sample)?;
-        let reads = Reads::plan(fields.program, reads, RECORD)?;
-        Ok(Self { asm, reader, reads, sample })
+        let reads = Reads::plan(fields.program, reads, HASH)?;
+        Ok(Self { asm, reader, table: fields.table, reads, sample })
     }
 
     /// Reads the fields of a phase. If that fails, the hit becomes a sample.
@@ -92,17 +77,6 @@ impl Writer {
     /// Makes the number in a register the key.
     pub(super) fn store_key(&mut self, register: Register) {
         self.asm.store(Width::Double, Frame, KEY, register);
-    }
-
-    /// `R0` becomes the entry of the key, or 0.
-    pub(super) fn look_up(&mut self) {
-        self.on_map(map::CONVERSATIONS, KEY, Helper::MapLookup);
-    }
-
-    fn on_map(&mut self, map: u32, key: i16, helper: Helper) {
-        self.asm.load_map(R1, map);
-        self.asm.stack_address(R2, key);
-        self.asm.call(helper);
     }
 
     /// Continues at a label if the entry has other ends. Overwrites `R0` to `R2`.
@@ -164,114 +138,66 @@ impl Writer {
         self.load_of_entry(Width::Double, R2, offset!(received_packets));
         self.asm.alu(Alu::Or, R1, R2);
         self.asm.jump_if(Condition::Equal, R1, 0, nothing);
-        for at in (0..SIZE as i16).step_by(8) {
-            self.load_of_entry(Width::Double, R1, at);
-            self.asm.store(Width::Double, Frame, RECORD + at, R1);
-        }
         self.asm.mov(R1, R6);
         self.asm.load_map(R2, map::OUTPUTS);
         self.asm.load64(R3, CURRENT_CPU);
-        self.asm.stack_address(R4, RECORD);
+        self.asm.mov(R4, ENTRY);
         self.asm.mov(R5, i32::from(SIZE));
         self.asm.call(Helper::Output);
         self.asm.bind(nothing);
     }
 
-    /// Begins an entry on the stack: its key, its ends, and the time, which it reads. All else is 0.
+    /// Begins an entry for the key: its ends, and the time, which it reads. Without room the hit becomes a sample. Continue
+    /// with [`Writer::publish`].
     pub(super) fn begin_entry(&mut self, ends: &Ends, side: Side) -> Result<(), Error> {
         self.now();
-        self.clear(0, SIZE as i16);
-        self.store_in_record(Width::Half, offset!(kind), i32::from(KIND));
+        self.claim();
+        self.store_in_entry(Width::Half, offset!(kind), i32::from(KIND));
         self.asm.load(Width::Double, R1, Frame, KEY);
-        self.store_in_record(Width::Double, offset!(sock), R1);
-        self.store_in_record(Width::Double, offset!(since), NOW);
-        self.store_in_record(Width::Double, offset!(last), NOW);
-        self.store_in_record(Width::Byte, side.seen, 1);
-        self.put_ends(ends)
-    }
-
-    fn clear(&mut self, from: i16, size: i16) {
-        for at in (from..from + size).step_by(8) {
-            self.store_in_record(Width::Double, at, 0);
-        }
-    }
-
-    fn put_ends(&mut self, ends: &Ends) -> Result<(), Error> {
+        self.store_in_entry(Width::Double, offset!(sock), R1);
+        self.store_in_entry(Width::Double, offset!(since), NOW);
+        self.store_in_entry(Width::Double, offset!(last), NOW);
+        self.store_in_entry(Width::Byte, side.seen, 1);
         for Piece { field, at, width } in &ends.pieces {
             self.load(field, R1)?;
-            self.store_in_record(*width, *at, R1);
+            self.store_in_entry(*width, *at, R1);
         }
-        self.store_in_record(Width::Word, offset!(protocol), ends.kind);
+        self.store_in_entry(Width::Word, offset!(protocol), ends.kind);
         Ok(())
     }
 
-    /// Stores into a field of the entry on the stack.
-    pub(super) fn store_in_record(&mut self, width: Width, at: i16, operand: impl Into<Operand>) {
-        self.asm.store(width, Frame, RECORD + at, operand);
-    }
-
-    /// Adds the entry on the stack. If there is no room, or if another CPU was first, the hit becomes a sample.
-    pub(super) fn add_entry(&mut self) {
-        let added = self.asm.label();
-        self.update(map::CONVERSATIONS, KEY, RECORD, NEW);
-        self.asm.jump_if(Condition::Equal, R0, 0, added);
-        self.asm.alu(Alu::Sub, R0, FULL);
-        self.sample_if(Condition::NotEqual, R0, 0);
-        // It is in the map from the beginning.
-        self.asm.store(Width::Double, Frame, KEY, NO_ROOM as i32);
-        self.look_up();
-        self.sample_if(Condition::Equal, R0, 0);
-        self.asm.mov(R1, 1);
-        self.asm.atomic_add(R0, offset!(sent_packets), R1);
-        self.asm.jump(self.sample);
-        self.asm.bind(added);
-    }
-
-    /// Makes the connection of the entry on the stack known by its ends.
-    pub(super) fn add_ends(&mut self) {
-        self.update(map::ENDS, RECORD + ENDS, KEY, ANY);
-    }
-
-    fn update(&mut self, map: u32, key: i16, value: i16, flags: i32) {
-        self.asm.load_map(R1, map);
-        self.asm.stack_address(R2, key);
-        self.asm.stack_address(R3, value);
-        self.asm.mov(R4, flags);
-        self.asm.call(Helper::MapUpdate);
-    }
-
-    /// Makes the socket with these ends in a namespace the key. If there is none, the hit becomes a sample.
-    pub(super) fn key_of_ends(&mut self, net: &Expression, ends: &Ends) -> Result<(), Error> {
-        self.clear(ENDS, ENDS_SIZE as i16);
-        self.load(net, R1)?;
-        self.store_in_record(Width::Double, offset!(net), R1);
-        self.put_ends(ends)?;
-        self.on_map(map::ENDS, RECORD + ENDS, Helper::MapLookup);
-        self.sample_if(Condition::Equal, R0, 0);
-        self.asm.load(Width::Double, R1, R0, 0);
-        self.store_key(R1);
+    /// Writes the hash of the ends to the stack. Overwrites `R0` to `R5`.
+    pub(super) fn hash(&mut self, ends: &Ends) -> Result<(), Error> {
+        self.asm.load64(R5, MIX);
+        self.asm.mov(R4, ends.kind);
+        for word in ends.pieces.chunk_by(|one, next| one.at / 8 == next.at / 8) {
+            for Piece { field, at, .. } in word {
+                self.load(field, R3)?;
+                if at % 8 != 0 {
+                    self.asm.alu(Alu::ShiftLeft, R3, 8 * i32::from(at % 8));
+                }
+                self.asm.alu(Alu::Xor, R4, R3);
+            }
+            self.asm.alu(Alu::Mul, R4, R5);
+            self.asm.mov(R3, R4);
+            self.asm.alu(Alu::ShiftRight, R3, 32);
+            self.asm.alu(Alu::Xor, R4, R3);
+        }
+        self.asm.alu(Alu::Mul, R4, R5);
+        self.asm.store(Width::Double, Frame, HASH, R4);
         Ok(())
     }
 
-    /// Reports the entry and removes it, with what leads to it.
+    /// Reports the entry of the key and removes it, with what leads to it.
     pub(super) fn remove(&mut self) {
-        let gone = self.asm.label();
+        let no_ends = self.asm.label();
+        self.now();
         self.report();
         self.load_of_entry(Width::Half, R1, offset!(protocol));
-        self.asm.jump_if(Condition::NotEqual, R1, 6, gone);
-        for at in (ENDS..ENDS + ENDS_SIZE as i16).step_by(8) {
-            self.load_of_entry(Width::Double, R1, at);
-            self.store_in_record(Width::Double, at, R1);
-        }
-        self.on_map(map::ENDS, RECORD + ENDS, Helper::MapLookup);
-        self.asm.jump_if(Condition::Equal, R0, 0, gone);
-        // A later connection may have the same ends.
-        self.asm.load(Width::Double, R1, R0, 0);
-        self.asm.load(Width::Double, R2, Frame, KEY);
-        self.asm.jump_if(Condition::NotEqual, R1, R2, gone);
-        self.on_map(map::ENDS, RECORD + ENDS, Helper::MapDelete);
-        self.asm.bind(gone);
-        self.on_map(map::CONVERSATIONS, KEY, Helper::MapDelete);
+        self.asm.jump_if(Condition::NotEqual, R1, i32::from(super::TCP), no_ends);
+        self.unpublish_ends();
+        self.asm.bind(no_ends);
+        self.unpublish();
     }
 
     /// Ends the program: the hit was counted, or is not wanted.
@@ -288,6 +214,3 @@ impl Writer {
         self.asm.finish(program)
     }
 }
-
-// A program keeps entry and windows on the stack.
-const _: () = assert!(SIZE.is_multiple_of(8) && ENDS_SIZE.is_multiple_of(8));

@@ -1,24 +1,24 @@
 //! A machine whose hits run the programs, in an interpreter that is not ours.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use socktrail_kprobes::Term;
 use socktrail_kprobes::bpf::{Code, Helper};
 
 use crate::model::totals::Totals;
-use crate::source::kprobes::accounting::entry::{ENDS_SIZE, NO_ROOM, SIZE, of_record, totals};
+use crate::source::kprobes::accounting::entry::{SIZE, of_record, totals, without_room};
+use crate::source::kprobes::accounting::table::{BUCKET, Table, WAYS};
 use crate::source::kprobes::accounting::{Rules, programs};
 use crate::source::kprobes::{FLOW_PROBES, Feature};
 
 /// The size of `struct pt_regs`, and the offsets of the registers of the first arguments in it.
 const CONTEXT: usize = 272;
 const ARGUMENTS: [usize; 3] = if cfg!(target_arch = "aarch64") { [0, 8, 16] } else { [112, 104, 96] };
-/// Return values of helpers: no such memory, no room, there already, not there.
+/// What a helper returns for memory that is not there.
 const EFAULT: i64 = -14;
-const E2BIG: i64 = -7;
-const EEXIST: i64 = -17;
-const ENOENT: i64 = -2;
+/// The words of an entry.
+const WORDS: usize = SIZE as usize / 8;
 
 /// The layout of a kernel like 6.1.
 pub(super) fn layout(function: &str, name: &str) -> Option<Term> {
@@ -59,9 +59,9 @@ pub(super) fn layout(function: &str, name: &str) -> Option<Term> {
 }
 
 /// The programs of all features that have one.
-pub(super) fn all_programs(rules: &Rules) -> Vec<(Feature, &'static str, Code)> {
+pub(super) fn all_programs(rules: &Rules, table: Table) -> Vec<(Feature, &'static str, Code)> {
     let of = |(feature, probes): &(Feature, &'static [_])| {
-        let (name, code) = programs::program(*feature, &probes[0], &layout, rules)?;
+        let (name, code) = programs::program(*feature, &probes[0], &layout, rules, table)?;
         Some((*feature, name, code.unwrap()))
     };
     FLOW_PROBES.iter().filter_map(of).collect()
@@ -76,47 +76,27 @@ thread_local! {
 struct Kernel {
     now: u64,
     memory: BTreeMap<u64, Vec<u8>>,
-    maps: [HashMap<Vec<u8>, usize>; 2],
-    /// The values of both maps. They never become more, so they do not move.
-    values: Vec<[u64; SIZE as usize / 8]>,
-    free: Vec<usize>,
+    /// The arrays, by their numbers in a program: the size of a value in words, and the values.
+    arrays: [(usize, Vec<u64>); 3],
     records: Vec<Vec<u8>>,
-}
-
-impl Kernel {
-    fn value(&self, slot: usize) -> u64 {
-        self.values[slot].as_ptr() as u64
-    }
-
-    fn update(&mut self, map: usize, key: Vec<u8>, value: &[u8], only_new: bool) -> i64 {
-        let slot = match self.maps[map].get(&key) {
-            Some(_) if only_new => return EEXIST,
-            Some(slot) => *slot,
-            None => {
-                let Some(slot) = self.free.pop() else { return E2BIG };
-                self.maps[map].insert(key, slot);
-                slot
-            }
-        };
-        put(self.value(slot), value);
-        0
-    }
 }
 
 /// A machine with the programs attached.
 pub(super) struct Machine {
     programs: Vec<(Feature, Vec<u8>)>,
+    table: Table,
 }
 
 impl Machine {
-    /// Starts one with room for this many entries in both maps together.
-    pub(super) fn new(rules: &Rules, entries: usize) -> Self {
-        let programs = all_programs(rules);
-        let values = vec![[0; SIZE as usize / 8]; entries + 1];
-        let mut kernel = Kernel { free: (0..values.len()).collect(), values, ..Kernel::default() };
-        kernel.update(0, NO_ROOM.to_ne_bytes().to_vec(), &[0; SIZE as usize], true);
-        KERNEL.set(kernel);
-        Self { programs: programs.into_iter().map(|(of, _, code)| (of, without_atomics(&code.bytes()))).collect() }
+    /// Starts one with a table for this number of conversations.
+    pub(super) fn new(rules: &Rules, conversations: u32) -> Self {
+        let table = Table::of(conversations);
+        let array = |words: usize, count: u32| (words, vec![0; words * count as usize]);
+        let arrays = [array(BUCKET, table.buckets()), array(WORDS, table.entries()), array(BUCKET, table.buckets())];
+        KERNEL.set(Kernel { arrays, ..Kernel::default() });
+        let programs = all_programs(rules, table);
+        let programs = programs.into_iter().map(|(of, _, code)| (of, without_atomics(&code.bytes()))).collect();
+        Self { programs, table }
     }
 
     pub(super) fn set_time(&self, now: u64) {
@@ -136,10 +116,8 @@ impl Machine {
             context[at..at + 8].copy_from_slice(&argument.to_ne_bytes());
         }
         let mut vm = rbpf::EbpfVmRaw::new(Some(code)).unwrap();
-        let helpers: [(Helper, rbpf::Helper); 6] = [
+        let helpers: [(Helper, rbpf::Helper); 4] = [
             (Helper::MapLookup, look_up),
-            (Helper::MapUpdate, update),
-            (Helper::MapDelete, delete),
             (Helper::ProbeRead, probe_read),
             (Helper::MonotonicTime, time),
             (Helper::Output, output),
@@ -148,8 +126,9 @@ impl Machine {
             vm.register_helper(helper as u32, function).unwrap();
         }
         KERNEL.with_borrow(|kernel| {
-            for slot in 0..kernel.values.len() {
-                vm.register_allowed_memory(kernel.value(slot)..kernel.value(slot) + u64::from(SIZE));
+            for (_, values) in &kernel.arrays {
+                let range = values.as_ptr_range();
+                vm.register_allowed_memory(range.start as u64..range.end as u64);
             }
         });
         let sampled = vm.execute_program(&mut context).unwrap();
@@ -157,45 +136,47 @@ impl Machine {
         (sampled == 1, records.iter().map(|record| of_record(record).unwrap()).collect())
     }
 
-    /// What a look-up by user space gives.
+    /// What user space reads of a socket's conversation.
     pub(super) fn look_up(&self, sock: u64) -> Option<Totals> {
-        totals(&self.bytes(sock)?)
+        let bucket = self.table.bucket(sock);
+        let way = KERNEL.with_borrow(|kernel| {
+            let words = &kernel.arrays[0].1[bucket as usize * BUCKET..][..WAYS];
+            words.iter().position(|word| *word == sock)
+        });
+        totals(&self.bytes(Table::entry(bucket, way? as u32)))
     }
 
-    /// The bytes of a conversation's entry.
-    pub(super) fn bytes(&self, sock: u64) -> Option<Vec<u8>> {
+    /// The packets of conversations that found no room.
+    pub(super) fn without_room(&self) -> u64 {
+        without_room(&self.bytes(self.table.without_room())).unwrap()
+    }
+
+    /// The bytes of an entry.
+    fn bytes(&self, number: u32) -> Vec<u8> {
         KERNEL.with_borrow(|kernel| {
-            let slot = kernel.maps[0].get(&sock.to_ne_bytes()[..])?;
-            Some(kernel.values[*slot].iter().flat_map(|word| word.to_ne_bytes()).collect())
+            let words = &kernel.arrays[1].1[number as usize * WORDS..][..WORDS];
+            words.iter().flat_map(|word| word.to_ne_bytes()).collect()
         })
     }
 
-    /// The number of entries: conversations without the one that counts, and ends.
+    /// The number of entries: by their sockets, and by their ends. Nothing is locked.
     pub(super) fn entries(&self) -> (usize, usize) {
-        KERNEL.with_borrow(|kernel| (kernel.maps[0].len() - 1, kernel.maps[1].len()))
+        let [sockets, ends] = [0, 2].map(|array| {
+            KERNEL.with_borrow(|kernel| {
+                let (buckets, _) = kernel.arrays[array].1.as_chunks::<BUCKET>();
+                assert!(buckets.iter().all(|bucket| bucket[WAYS] == 0));
+                buckets.iter().flatten().filter(|word| **word != 0).count()
+            })
+        });
+        (sockets, ends)
     }
 }
 
-fn key_size(map: u64) -> usize {
-    if map == 0 { 8 } else { ENDS_SIZE.into() }
-}
-
-fn look_up(map: u64, key: u64, _: u64, _: u64, _: u64) -> u64 {
-    let key = get(key, key_size(map));
-    KERNEL.with_borrow(|kernel| kernel.maps[map as usize].get(&key).map_or(0, |slot| kernel.value(*slot)))
-}
-
-fn update(map: u64, key: u64, value: u64, flags: u64, _: u64) -> u64 {
-    let (key, value) = (get(key, key_size(map)), get(value, if map == 0 { SIZE.into() } else { 8 }));
-    KERNEL.with_borrow_mut(|kernel| kernel.update(map as usize, key, &value, flags == 1)).cast_unsigned()
-}
-
-fn delete(map: u64, key: u64, _: u64, _: u64, _: u64) -> u64 {
-    let key = get(key, key_size(map));
-    KERNEL.with_borrow_mut(|kernel| {
-        let Some(slot) = kernel.maps[map as usize].remove(&key) else { return ENOENT.cast_unsigned() };
-        kernel.free.push(slot);
-        0
+fn look_up(array: u64, number: u64, _: u64, _: u64, _: u64) -> u64 {
+    let number = u32::from_ne_bytes(get(number, 4).try_into().unwrap()) as usize;
+    KERNEL.with_borrow(|kernel| {
+        let (words, values) = &kernel.arrays[array as usize];
+        values.get(number * words).map_or(0, |value| std::ptr::from_ref(value) as u64)
     })
 }
 
@@ -214,7 +195,7 @@ fn time(_: u64, _: u64, _: u64, _: u64, _: u64) -> u64 {
 }
 
 fn output(_: u64, map: u64, flags: u64, data: u64, size: u64) -> u64 {
-    assert_eq!((map, flags), (2, 0xffff_ffff));
+    assert_eq!((map, flags), (3, 0xffff_ffff));
     let record = get(data, size as usize);
     KERNEL.with_borrow_mut(|kernel| kernel.records.push(record));
     0
@@ -222,13 +203,13 @@ fn output(_: u64, map: u64, flags: u64, data: u64, size: u64) -> u64 {
 
 #[allow(unsafe_code, reason = "the interpreter hands memory over as an address")]
 fn get(from: u64, size: usize) -> Vec<u8> {
-    // SAFETY: the programs pass addresses of their stack with that many bytes, which the interpreter has allocated.
+    // SAFETY: the programs pass addresses of their stack or of an entry with that many bytes, which the interpreter has allocated.
     unsafe { std::slice::from_raw_parts(from as *const u8, size) }.to_vec()
 }
 
 #[allow(unsafe_code, reason = "the interpreter hands memory over as an address")]
 fn put(to: u64, bytes: &[u8]) {
-    // SAFETY: the address is that of a value of a map, or of the program's stack with that many bytes.
+    // SAFETY: the address is that of the program's stack, with that many bytes.
     unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to as *mut u8, bytes.len()) };
 }
 

@@ -8,12 +8,13 @@ mod udp;
 use std::collections::HashMap;
 
 use proptest::prelude::*;
-use socktrail_kprobes::bpf::{Map, Program};
+use socktrail_kprobes::bpf::{Array, Map, Program};
 
 use self::machine::{Machine, all_programs};
 use self::packet::{Conversation, Wire};
 use super::Rules;
-use super::entry::{ENDS_SIZE, SIZE};
+use super::entry::SIZE;
+use super::table::{BUCKET_SIZE, Table};
 use crate::model::event::PacketDirection;
 use crate::model::flow::Transport;
 use crate::model::testing::monotonic;
@@ -104,11 +105,13 @@ impl Both {
 #[test]
 #[ignore = "needs CAP_BPF"]
 fn the_running_kernel_accepts_all_programs() {
-    let conversations = Map::hash("conversations", 8, SIZE.into(), 100).unwrap();
-    let (ends, outputs) = (Map::hash("ends", ENDS_SIZE.into(), 8, 100).unwrap(), Map::outputs("outputs").unwrap());
+    let table = Table::of(100);
+    let buckets = |name| Array::new(name, BUCKET_SIZE, table.buckets()).unwrap();
+    let entries = Array::new("entries", SIZE.into(), table.entries()).unwrap();
+    let (sockets, ends, outputs) = (buckets("sockets"), buckets("ends"), Map::outputs("outputs").unwrap());
     for rules in [RULES, Rules { loopback: false, ..RULES }] {
-        for (_, name, code) in all_programs(&rules) {
-            Program::load(name, &code, &[&conversations, &ends, &outputs]).unwrap();
+        for (_, name, code) in all_programs(&rules, table) {
+            Program::load(name, &code, &[sockets.as_ref(), entries.as_ref(), ends.as_ref(), &outputs]).unwrap();
         }
     }
 }
@@ -116,17 +119,18 @@ fn the_running_kernel_accepts_all_programs() {
 /// A change of a program's size should be meant: each instruction costs every packet.
 #[test]
 fn programs_have_these_sizes() {
-    let sizes: Vec<_> = all_programs(&RULES).iter().map(|(_, name, code)| (*name, code.instructions().len())).collect();
+    let sizes: Vec<_> =
+        all_programs(&RULES, Table::of(100)).iter().map(|(_, name, code)| (*name, code.instructions().len())).collect();
     let expected = [
-        ("tcp_state", 104),
-        ("socket_free", 100),
-        ("ipv4_out", 413),
-        ("tcp_ipv4_in", 180),
-        ("udp_ipv4_in", 186),
-        ("tcp_ipv6_out", 276),
-        ("udp_ipv6_out", 187),
-        ("tcp_ipv6_in", 184),
-        ("udp_ipv6_in", 196),
+        ("tcp_state", 147),
+        ("socket_free", 143),
+        ("ipv4_out", 766),
+        ("tcp_ipv4_in", 238),
+        ("udp_ipv4_in", 269),
+        ("tcp_ipv6_out", 573),
+        ("udp_ipv6_out", 270),
+        ("tcp_ipv6_in", 259),
+        ("udp_ipv6_in", 279),
     ];
     assert_eq!(sizes, expected);
 }

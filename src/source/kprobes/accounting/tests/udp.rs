@@ -108,18 +108,33 @@ fn datagrams_that_may_be_several_are_told() {
 #[test]
 fn without_room_packets_are_sampled() {
     let machine = Machine::new(&RULES, 1);
-    let no_room = || super::super::entry::without_room(&machine.bytes(0).unwrap()).unwrap();
-    let mut first = Both::new(conversation(false, 0, 2));
-    let mut second = Both::new(conversation(false, 1, 2));
-    for now in 1..10 {
-        first.play(&machine, 2 * now, wire(first.of, true, 100, 9));
-        second.play(&machine, 2 * now + 1, wire(second.of, true, 100, 9));
-    }
-    assert_eq!((first.samples, second.samples, no_room()), (1, 9, 9));
+    // The smallest table has two buckets of seven places.
+    let mut all: Vec<_> = (0..40).map(|sock| Both::new(conversation(false, sock, 2))).collect();
+    let mut now = 1;
+    let mut play = |all: &mut [Both], by| {
+        for both in all {
+            now += by;
+            both.play(&machine, now, wire(both.of, true, 100, 9));
+        }
+    };
+    (0..9).for_each(|_| play(&mut all, 1));
+    let [counted, sampled] = [1, 9].map(|samples| all.iter().filter(|both| both.samples == samples).count());
+    assert_eq!((counted, sampled, machine.without_room()), (14, 26, 26 * 9));
+    // A place is free again a millisecond after its socket.
+    let [mut first, mut second] = [1, 9].map(|samples| {
+        let at = all.iter().position(|both| both.samples == samples).unwrap();
+        all.remove(at)
+    });
     first.end(&machine, Feature::SocketFree);
-    second.play(&machine, 30, wire(second.of, true, 100, 9));
-    second.play(&machine, 31, wire(second.of, true, 100, 9));
-    assert_eq!((second.samples, no_room()), (10, 9));
+    let same_bucket = all.iter_mut().filter(|both| both.samples == 9);
+    for both in same_bucket.chain([&mut second]) {
+        both.play(&machine, 1000, wire(both.of, true, 100, 9));
+        assert_eq!(both.samples, 10);
+    }
+    assert_eq!(machine.entries().0, 13);
+    all.push(second);
+    (0..3).for_each(|_| play(&mut all, 100_000));
+    assert_eq!((machine.entries().0, all.iter().filter(|both| both.samples == 11).count()), (14, 1));
 }
 
 #[test]
