@@ -10,6 +10,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use socktrail::config::{Config, Listen};
+use socktrail::monitor::Accounting;
 use socktrail::output::OutputError;
 use socktrail::privileges::{self, Extra};
 
@@ -20,6 +21,7 @@ pub fn before_the_monitor(config: &Config) {
     }
     let mut extra = Extra::default();
     extra.low_ports = ports(config).iter().any(|port| (1..1024).contains(port));
+    extra.accounting = config.socket.accounting != Accounting::Samples;
     match privileges::drop_capabilities(extra) {
         Ok(kept) => tracing::info!("kept capabilities: {kept}"),
         Err(error) => tracing::warn!("{error}"),

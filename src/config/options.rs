@@ -74,12 +74,11 @@ section! {
         #[flag("ring-size-exponent", "N")]
         ring_size_exponent: u8,
         /// How packets are counted: `samples` by a sample of each packet; `kernel` by programs in the kernel (eBPF), which
-        /// sample only the packets that say something new; `auto` by the kernel if it can. Flows are the same. An agent
-        /// with `agent.harden` gives up the privileges for `kernel` before it starts to monitor.
+        /// sample only the packets that say something new (Linux 5.5); `auto` by the kernel if it can. Flows are the same.
         #[flag("accounting", "HOW")]
         accounting: Accounting,
-        /// The maximum number of conversations that the kernel counts at once. Each takes about 400 bytes of kernel
-        /// memory, which are reserved at the start: 25 MiB with the default. Beyond it, each packet of a new one is
+        /// The number of conversations that the kernel can count at once, about. Each takes about 350 bytes of kernel
+        /// memory, which are reserved at the start: 22 MiB with the default. Beyond it, each packet of a new one is
         /// sampled.
         #[flag("max-conversations", "N")]
         max_conversations: usize,

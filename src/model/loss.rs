@@ -36,8 +36,8 @@ pub enum LossCause {
         /// The CPU.
         cpu: u32,
     },
-    /// A probe was hit and could not write a sample: too many probed calls were in progress, or an interrupt came while
-    /// another probe was running.
+    /// A probe was hit and could neither write a sample nor count: too many probed calls were in progress, or an interrupt
+    /// came while another probe or another BPF program was running.
     Probes {
         /// What the probe is for.
         feature: Feature,
@@ -68,7 +68,8 @@ impl fmt::Display for Loss {
                 write!(f, "{count} samples found no room in the ring of CPU {cpu}: {remedy}")
             }
             LossCause::Probes { feature } => {
-                let why = "an interrupt came within another probe's hit, or too many calls were in progress at once";
+                let why = "an interrupt came within the hit of another probe or within another BPF program, or too many calls \
+                           were in progress at once";
                 write!(f, "{count} hits of the probe {feature} were missed: {why}")
             }
             LossCause::Results => {

@@ -10,7 +10,7 @@ use rustix::thread::{
     CapabilitySet, CapabilitySets, capabilities, clear_ambient_capability_set, remove_capability_from_bounding_set,
     set_capabilities, set_no_new_privs,
 };
-use socktrail_kprobes::{RingOptions, Rings};
+use socktrail_kprobes::{RingOptions, Rings, bpf};
 
 use super::PrivilegesError;
 
@@ -25,6 +25,9 @@ const OTHER_FILES: rlim_t = 1024;
 pub struct Extra {
     /// Listening on ports below 1024 (`CAP_NET_BIND_SERVICE`).
     pub low_ports: bool,
+    /// Following CPUs that come and go while the kernel counts packets
+    /// ([`Options::accounting`](crate::monitor::Options::accounting)): `CAP_BPF`, on kernels where that takes a capability.
+    pub accounting: bool,
 }
 
 /// The capabilities that were kept.
@@ -64,6 +67,7 @@ impl fmt::Display for Kept {
 ///   enough: before Linux 5.8, and on Debian's kernels with `kernel.perf_event_paranoid` 3.
 /// - `CAP_SYS_PTRACE` and `CAP_DAC_READ_SEARCH`, to read program, arguments and sockets of other users' processes in `/proc`.
 /// - `CAP_DAC_OVERRIDE`, unless the user is root: removing probes writes to tracefs, which root owns.
+/// - `CAP_BPF`, before Linux 5.19 and if wanted, to connect CPUs that come online with the programs that count packets.
 /// - `CAP_IPC_LOCK`, if the limit on locked memory could not be removed.
 ///
 /// # Errors
@@ -75,7 +79,9 @@ pub fn drop_capabilities(extra: Extra) -> Result<Kept, PrivilegesError> {
     let rest = needed(geteuid().is_root(), unlimited, extra) & had;
     let perfmon = CapabilitySet::PERFMON & had;
     let perf = if opens_perf_events(rest | perfmon) { perfmon } else { CapabilitySet::SYS_ADMIN & had };
-    let keep = rest | perf;
+    let bpf = CapabilitySet::BPF & had;
+    let bpf = if extra.accounting && !changes_maps(rest | perf) { bpf } else { CapabilitySet::empty() };
+    let keep = rest | perf | bpf;
     limit_bounding_set_to(keep);
     keep_only(keep)?;
     Ok(Kept(keep))
@@ -101,13 +107,21 @@ fn exactly(set: CapabilitySet) -> CapabilitySets {
     CapabilitySets { effective: set, permitted: set, inheritable: CapabilitySet::empty() }
 }
 
-/// Whether a thread with only these capabilities can open perf events on a CPU. Tests it in a temporary thread.
+/// Whether a thread with only these capabilities can open perf events on a CPU.
 fn opens_perf_events(set: CapabilitySet) -> bool {
-    let attempt = || {
-        let mut smallest = RingOptions::default();
-        smallest.page_exponent = 0;
-        set_capabilities(None, exactly(set)).is_ok() && Rings::per_cpu(&smallest).is_ok()
-    };
+    let mut smallest = RingOptions::default();
+    smallest.page_exponent = 0;
+    with_only(set, || Rings::per_cpu(&smallest).is_ok())
+}
+
+/// Whether a thread with only these capabilities can change BPF maps.
+fn changes_maps(set: CapabilitySet) -> bool {
+    with_only(set, bpf::may_change_maps)
+}
+
+/// Whether an attempt succeeds in a temporary thread that has only these capabilities.
+fn with_only(set: CapabilitySet, attempt: impl FnOnce() -> bool + Send) -> bool {
+    let attempt = || set_capabilities(None, exactly(set)).is_ok() && attempt();
     thread::scope(|scope| scope.spawn(attempt).join().unwrap_or(false))
 }
 
@@ -148,7 +162,7 @@ mod tests {
     use super::*;
 
     fn names(is_root: bool, unlimited: bool, low_ports: bool) -> String {
-        Kept(needed(is_root, unlimited, Extra { low_ports })).to_string()
+        Kept(needed(is_root, unlimited, Extra { low_ports, accounting: false })).to_string()
     }
 
     #[test]

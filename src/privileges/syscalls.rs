@@ -4,7 +4,7 @@
 //! if the kernel did not have them; a C library then falls back from a newer call to an older one. The list has the calls of
 //! Rust's standard library, the C libraries musl and glibc, the resolver, files, sockets and perf rings. It does not have
 //! calls that start programs, access other processes' memory, send signals to them, change the user, or concern mounts,
-//! modules, namespaces, keys, BPF or io_uring. There is one exception: musl aborts with tkill(2), which can send a signal to any
+//! modules, namespaces, keys or io_uring. Of bpf(2) it has what changes an element of a map that is open. There is one exception: musl aborts with tkill(2), which can send a signal to any
 //! thread, and a filter cannot tell whose thread it is.
 
 use std::collections::BTreeMap;
@@ -194,6 +194,10 @@ const X86_64_ONLY: &[libc::c_long] = &[
 #[cfg(not(target_arch = "x86_64"))]
 const X86_64_ONLY: &[libc::c_long] = &[];
 
+/// The commands of bpf(2) that are allowed, from `linux/bpf.h`: `BPF_MAP_UPDATE_ELEM` and `BPF_MAP_DELETE_ELEM`, for CPUs that come
+/// online and go offline. Neither loads a program, nor opens one of another process.
+const BPF_COMMANDS: [libc::c_int; 2] = [2, 3];
+
 /// The socket families that outputs, the resolver and the control socket use.
 const FAMILIES: [libc::c_int; 4] = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
 /// The options of `prctl(2)`: names of threads and of memory mappings, and the flag that Landlock needs.
@@ -219,6 +223,7 @@ fn program() -> Result<BpfProgram, seccompiler::BackendError> {
         ALLOWED.iter().chain(X86_64_ONLY).map(|&call| (number(call), Vec::new())).collect();
     rules.insert(number(libc::SYS_socket), first_argument_of(&FAMILIES)?);
     rules.insert(number(libc::SYS_prctl), first_argument_of(&PRCTLS)?);
+    rules.insert(number(libc::SYS_bpf), first_argument_of(&BPF_COMMANDS)?);
     // C libraries abort with tgkill(2), so it is allowed for threads of this process.
     rules.insert(number(libc::SYS_tgkill), first_argument_of(&[nix::unistd::getpid().as_raw()])?);
     // clone(2) may start threads, but not processes. A filter cannot read the flags of clone3(2), which are in memory. So

@@ -105,6 +105,12 @@ impl Map {
     }
 }
 
+/// Whether this thread may change the elements of maps, as [`Rings`](crate::Rings) with [outputs](Map::outputs) do when CPUs come
+/// and go. Since Linux 5.19 every thread may; before that, if `kernel.unprivileged_bpf_disabled` is set, it takes `CAP_BPF`.
+pub fn may_change_maps() -> bool {
+    bpf::may_change_maps()
+}
+
 /// Calls `make`. If the limit on locked memory may have prevented it, raises the limit and tries once more.
 pub(super) fn with_memory<T>(mut make: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     match make() {

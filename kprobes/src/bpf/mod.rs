@@ -116,7 +116,7 @@ mod running;
 
 pub use assembler::{Assembler, AssemblyError, Code, Label};
 pub use instruction::{Alu, Condition, Helper, Instruction, Operand, Register, Width};
-pub use map::{Array, CURRENT_CPU, Map};
+pub use map::{Array, CURRENT_CPU, Map, may_change_maps};
 pub use program::Program;
 pub use reader::{Reader, Unreadable};
 pub use reads::Reads;

@@ -1,7 +1,7 @@
 //! Programs, verified and loaded.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use super::map::with_memory;
@@ -60,6 +60,13 @@ impl Program {
         &self.name
     }
 
+    /// How many hits the kernel has not run it for, because another program was running on that CPU. Such a hit makes no sample
+    /// either. Linux counts this since 5.12, but for programs at kprobes only since 6.7; `None` where it does not.
+    pub fn skipped(&self) -> Option<u64> {
+        let path = format!("/proc/self/fdinfo/{}", self.descriptor.as_raw_fd());
+        skipped_in(&std::fs::read_to_string(path).ok()?)
+    }
+
     pub(super) fn descriptor(&self) -> BorrowedFd<'_> {
         self.descriptor.as_fd()
     }
@@ -71,6 +78,11 @@ pub(super) fn object_name(what: &'static str, name: &str) -> Result<ObjectName, 
     check_name(what, name, bytes.len() - 1)?;
     bytes.iter_mut().zip(name.bytes()).for_each(|(to, byte)| *to = byte);
     Ok(bytes)
+}
+
+/// The count in what `fdinfo` says of a program (`bpf_prog_show_fdinfo`).
+fn skipped_in(fdinfo: &str) -> Option<u64> {
+    fdinfo.lines().find_map(|line| line.strip_prefix("recursion_misses:"))?.trim().parse().ok()
 }
 
 /// The error for a program that was not loaded. If the verifier wrote nothing, the kernel either does not know programs
@@ -104,6 +116,13 @@ mod tests {
         let end = end_of(long.as_bytes());
         assert!(end.starts_with("line ") && end.ends_with("line 999") && end.len() <= KEPT_LOG, "{end}");
         assert_eq!(end_of(&[b'x'; 3000]).len(), KEPT_LOG);
+    }
+
+    #[test]
+    fn skipped_hits_are_counted_by_newer_kernels() {
+        let older = "pos:\t0\nprog_type:\t2\nrun_cnt:\t7\n";
+        assert_eq!(skipped_in(older), None);
+        assert_eq!(skipped_in(&format!("{older}recursion_misses:\t12\nverified_insns:\t9\n")), Some(12));
     }
 
     #[test]

@@ -147,6 +147,14 @@ impl Map {
     }
 }
 
+/// Whether this thread may change the elements of maps that it has opened.
+pub(crate) fn may_change_maps() -> bool {
+    let mut attributes = ElementAttributes { map_fd: u32::MAX, padding: 0, key: 0, value: 0, flags: 0 };
+    // SAFETY: the attributes are those of this command. No map has this descriptor, so the kernel uses no address.
+    let answer = unsafe { call(MAP_UPDATE, &mut attributes) };
+    answer.map_err(|error| error.raw_os_error()) != Err(Some(libc::EPERM))
+}
+
 /// Verifies and loads a program. With a `log`, the verifier writes its NUL-terminated output there.
 pub(crate) fn load_program(
     name: ObjectName,

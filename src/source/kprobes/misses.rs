@@ -1,4 +1,4 @@
-//! The kernel's counts of missed probe hits.
+//! The kernel's counts of missed probe hits, and of hits that it did not run a counting program for.
 
 use std::collections::BTreeMap;
 
@@ -16,6 +16,8 @@ pub(crate) struct Misses {
     by_name: BTreeMap<String, Counted>,
     /// A time just before the last reading.
     asked: MonotonicTime,
+    /// The hits that each feature's program was skipped for, and a time just before they were last read.
+    skipped: (BTreeMap<Feature, u64>, MonotonicTime),
 }
 
 /// The count of one probe.
@@ -52,6 +54,7 @@ impl Misses {
     /// Ignores hits that were missed before this time.
     fn begin<'a>(&mut self, counts: impl Iterator<Item = (&'a str, u64)>, time: MonotonicTime) {
         self.asked = time;
+        self.skipped.1 = time;
         for (name, misses) in counts {
             if let Some(counted) = self.by_name.get_mut(name) {
                 (counted.misses, counted.before) = (misses, misses);
@@ -63,7 +66,7 @@ impl Misses {
     fn on_release(release: (u32, u32), features: impl Iterator<Item = Feature>) -> Self {
         let features = features.filter(|feature| feature.misses_reliable_since().is_none_or(|first| release >= first));
         let none = |feature: Feature| (feature.to_string(), Counted { feature, misses: 0, before: 0 });
-        Self { by_name: features.map(none).collect(), asked: MonotonicTime::ZERO }
+        Self { by_name: features.map(none).collect(), asked: MonotonicTime::ZERO, skipped: Default::default() }
     }
 
     /// The hits missed since the last call; `now` reads the kernel's clock.
@@ -95,10 +98,28 @@ impl Misses {
         missed
     }
 
+    /// The hits that programs were skipped for since the last call: `counts` are those of all time, read since `before`.
+    pub(crate) fn skipped(
+        &mut self,
+        counts: impl Iterator<Item = (Feature, u64)>,
+        (before, time): (MonotonicTime, MonotonicTime),
+    ) -> Vec<Missed> {
+        let (known, asked) = &mut self.skipped;
+        let since = std::mem::replace(asked, before);
+        let missed = counts.map(|(feature, skipped)| {
+            let count = skipped.saturating_sub(known.insert(feature, skipped).unwrap_or(0));
+            Missed { feature, count, since, time }
+        });
+        missed.filter(|missed| missed.count > 0).collect()
+    }
+
     /// How many hits each probe has missed so far; probes without misses are left out.
     pub(crate) fn so_far(&self) -> BTreeMap<Feature, u64> {
         let so_far = |counted: &Counted| (counted.feature, counted.misses - counted.before);
-        self.by_name.values().map(so_far).filter(|(_, misses)| *misses > 0).collect()
+        let mut all: BTreeMap<_, u64> = self.skipped.0.clone();
+        self.by_name.values().map(so_far).for_each(|(feature, misses)| *all.entry(feature).or_default() += misses);
+        all.retain(|_, misses| *misses > 0);
+        all
     }
 }
 
@@ -156,6 +177,23 @@ mod tests {
         let counts = misses.update([("socket_free", 3), ("tcp_state", 4)].into_iter(), (monotonic(30), monotonic(32)));
         assert_eq!(counts, [missed(Feature::SocketFree, 2, 20, 32), missed(Feature::TcpState, 4, 20, 32)]);
         assert_eq!(misses.so_far(), [(Feature::SocketFree, 3), (Feature::TcpState, 4)].into());
+    }
+
+    #[test]
+    fn what_a_program_was_skipped_for_is_missed_as_well() {
+        let mut misses = Misses::on_release((6, 12), [Feature::TcpState, Feature::UdpIpv4In].into_iter());
+        misses.begin([("tcp_state", 5)].into_iter(), monotonic(10));
+        let mut skipped = |counts: [u64; 2], before, time| {
+            let counts = [Feature::TcpState, Feature::UdpIpv4In].into_iter().zip(counts);
+            misses.skipped(counts, (monotonic(before), monotonic(time)))
+        };
+        let missed = |feature, count, since, time| Missed { feature, count, since: monotonic(since), time: monotonic(time) };
+        assert_eq!(skipped([0, 2], 20, 21), [missed(Feature::UdpIpv4In, 2, 10, 21)]);
+        assert_eq!(skipped([0, 2], 30, 31), []);
+        let both = [missed(Feature::TcpState, 1, 30, 41), missed(Feature::UdpIpv4In, 3, 30, 41)];
+        assert_eq!(skipped([1, 5], 40, 41), both);
+        assert_eq!(misses.update([("tcp_state", 7)].into_iter(), (monotonic(50), monotonic(51))).len(), 1);
+        assert_eq!(misses.so_far(), [(Feature::TcpState, 3), (Feature::UdpIpv4In, 5)].into());
     }
 
     #[test]

@@ -33,8 +33,8 @@ use crate::state::FoundProcess;
 const ROUND: Duration = Duration::from_millis(100);
 /// How long to wait if a ring still has many samples that are too recent to be released.
 const SHORT_ROUND: Duration = Duration::from_millis(1);
-/// How often to check for CPUs that came online, to read the kernel's counts of missed hits while no samples arrive, and to remove
-/// probes that killed monitors have left. Must be shorter than the time for which closed flows are kept.
+/// How often to check for CPUs that came online, to read the kernel's counts of missed hits while no samples arrive and of hits
+/// that programs were skipped for, and to remove probes that killed monitors have left. Must be shorter than the time for which closed flows are kept.
 const CHECK: Duration = Duration::from_secs(1);
 /// How often to read the kernel's counts of missed hits while samples arrive. A miss marks all flows that were open since the last
 /// reading.
@@ -197,8 +197,18 @@ impl KprobeSource {
         }
         if is_due {
             self.checked = Instant::now();
+            self.ask_programs();
             self.follow_cpus();
             self.group.sweep_again();
+        }
+    }
+
+    /// Reads how many hits the kernel has skipped the programs for.
+    fn ask_programs(&mut self) {
+        if let Ok(conversations) = &self.probes.conversations {
+            let before = now_of(&self.rings);
+            let skipped: Vec<_> = conversations.skipped().collect();
+            self.missed.extend(self.misses.skipped(skipped.into_iter(), (before, now_of(&self.rings))));
         }
     }
 

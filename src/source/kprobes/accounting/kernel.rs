@@ -83,6 +83,11 @@ impl Conversations {
         Ok(Self { table, sockets, entries, programs: loaded })
     }
 
+    /// How many hits each program was skipped for, as far as the kernel counts that.
+    pub(in super::super) fn skipped(&self) -> impl Iterator<Item = (Feature, u64)> {
+        self.programs.iter().filter_map(|(feature, program)| Some((*feature, program.skipped()?)))
+    }
+
     /// The features whose programs make entries or count in them.
     pub(in super::super) fn counting(&self) -> impl Iterator<Item = Feature> {
         self.programs.iter().map(|(feature, _)| *feature).filter(|feature| order(*feature) > 0)
