@@ -23,6 +23,7 @@ const SINCE: &[(Release, &[&str])] = &[
     (Release(5, 0), &["udp_queue_rcv_one_skb", "udpv6_queue_rcv_one_skb"]),
     (Release(5, 3), &["user_memory"]),
     (Release(5, 4), &["constants"]),
+    (Release(5, 5), &["bpf"]),
     (Release(5, 7), &["cgroup_post_fork"]),
     (Release(5, 12), &["mptcp_event"]),
     (Release(5, 17), &["kfree_skb_reason"]),
@@ -128,8 +129,17 @@ mod tests {
             .chain(SOCKET_EVENT_PROBES)
             .flat_map(|(_, probes)| probes.iter().map(Probe::function))
             .collect();
-        const ABILITIES: [&str; 8] =
-            ["use_clockid", "comm", "maxactive", "arrays", "arguments", "user_memory", "constants", "rtnl_kfree_skbs"];
+        const ABILITIES: [&str; 9] = [
+            "use_clockid",
+            "comm",
+            "maxactive",
+            "arrays",
+            "arguments",
+            "user_memory",
+            "constants",
+            "rtnl_kfree_skbs",
+            "bpf",
+        ];
         for name in Release(0, 0).lacks() {
             assert!(functions.contains(&name) || ABILITIES.contains(&name), "{name}");
         }

@@ -187,7 +187,8 @@ mod tests {
             let counts = [Feature::TcpState, Feature::UdpIpv4In].into_iter().zip(counts);
             misses.skipped(counts, (monotonic(before), monotonic(time)))
         };
-        let missed = |feature, count, since, time| Missed { feature, count, since: monotonic(since), time: monotonic(time) };
+        let missed =
+            |feature, count, since, time| Missed { feature, count, since: monotonic(since), time: monotonic(time) };
         assert_eq!(skipped([0, 2], 20, 21), [missed(Feature::UdpIpv4In, 2, 10, 21)]);
         assert_eq!(skipped([0, 2], 30, 31), []);
         let both = [missed(Feature::TcpState, 1, 30, 41), missed(Feature::UdpIpv4In, 3, 30, 41)];

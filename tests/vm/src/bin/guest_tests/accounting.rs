@@ -9,8 +9,7 @@ use serde_json::Value;
 use crate::helpers::document::{is_between, number};
 use crate::helpers::socktrail::{Output, Socktrail};
 
-// The kernel may miss single datagrams while a CPU reads the map (docs/accuracy.md), so exact counts are not tested by default.
-tests![a_masked_program; long: datagrams, connections];
+tests![a_masked_program, datagrams, connections];
 
 /// How many packets of 64 bytes each end sends.
 const COUNT: u64 = 1000;
