@@ -1,4 +1,4 @@
-//! `vm bench`: the cost of packets and processes, in instructions.
+//! `vm bench`: the cost of traffic and processes, in instructions.
 
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,7 +11,7 @@ use crate::guest::{Guest, Outcome};
 use crate::matrix::Arch;
 use crate::options::{BenchOptions, MachineOptions};
 
-/// Measures, and prints a Markdown table for packets and one for processes.
+/// Measures, and prints a Markdown table for each unit.
 pub fn run(options: &BenchOptions) -> Result<u8> {
     let mut machine = MachineOptions::standard(options.kernel, Arch::X86_64);
     machine.icount = true;
@@ -123,7 +123,11 @@ fn measurements(text: &str) -> Result<Measurements> {
 
 /// A table with a line for each load: the means of all rounds per unit, with their spread.
 fn table(unit: &str, loads: &[Load]) -> String {
-    let (what, each) = if unit == "packet" { ("traffic over loopback", "packets") } else { ("processes", "processes") };
+    let (what, each) = match unit {
+        "process" => ("processes", "processes"),
+        "MB" => ("traffic over loopback", "MB"),
+        _ => ("traffic over loopback", "packets"),
+    };
     let mut text = format!(
         "| {what} | {each} each | without monitor | added by the probes, in the kernel | \
          added by socktrail's threads | of that in user space | in all |\n|---|---|---|---|---|---|---|\n",

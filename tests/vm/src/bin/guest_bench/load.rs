@@ -24,6 +24,8 @@ pub(crate) struct Load {
 pub(crate) enum Unit {
     /// A packet that the kernel counts as sent.
     Packet,
+    /// A million bytes; each iteration has one.
+    Megabyte,
     /// A process; each iteration has one.
     Process,
 }
@@ -32,8 +34,14 @@ impl Unit {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Packet => "packet",
+            Self::Megabyte => "MB",
             Self::Process => "process",
         }
+    }
+
+    /// Whether it measures traffic.
+    pub(crate) fn is_traffic(self) -> bool {
+        !matches!(self, Self::Process)
     }
 
     /// Runs a measurement of a load. Returns the number of units and the measured cost.
@@ -42,7 +50,7 @@ impl Unit {
         let cost = measure()?;
         let units = match self {
             Self::Packet => packets_sent()? - sent,
-            Self::Process => load.count.into(),
+            Self::Megabyte | Self::Process => load.count.into(),
         };
         Ok((units, cost))
     }
@@ -52,6 +60,7 @@ pub(crate) const LOADS: &[Load] = &[
     Load { name: "UDP datagrams of 64 bytes", count: 10_000, run: datagrams, unit: Unit::Packet },
     Load { name: "TCP requests and answers of 64 bytes", count: 5_000, run: exchanges, unit: Unit::Packet },
     Load { name: "TCP connections, one such exchange each", count: 500, run: connections, unit: Unit::Packet },
+    Load { name: "TCP, 64 KiB at a time", count: 100, run: bulk, unit: Unit::Megabyte },
     Load { name: "a process that is forked, and ends", count: 1000, run: forks, unit: Unit::Process },
     Load { name: "a process that runs a program, and ends", count: 500, run: programs, unit: Unit::Process },
 ];
@@ -106,6 +115,37 @@ fn connections(count: u32) -> Result<()> {
             stream.read_to_end(&mut answer).context("read the answer")?;
         }
         serving.join().map_err(|_| anyhow!("the server's thread panicked"))?
+    })
+}
+
+/// Sends a million bytes over one connection, so many times.
+fn bulk(count: u32) -> Result<()> {
+    const CHUNK: usize = 1 << 16;
+    const MEGABYTE: u64 = 1_000_000;
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let mut client = TcpStream::connect(listener.local_addr()?)?;
+    let (mut server, _) = listener.accept()?;
+    let all = u64::from(count) * MEGABYTE;
+    thread::scope(|scope| {
+        let reading = scope.spawn(move || -> Result<u64> {
+            let (mut bytes, mut read) = (vec![0; CHUNK], 0);
+            loop {
+                match server.read(&mut bytes).context("read")? {
+                    0 => return Ok(read),
+                    more => read += more as u64,
+                }
+            }
+        });
+        let (bytes, mut left) = (vec![7; CHUNK], all);
+        while left > 0 {
+            let more = left.min(CHUNK as u64);
+            client.write_all(&bytes[..more as usize]).context("write")?;
+            left -= more;
+        }
+        drop(client);
+        let read = reading.join().map_err(|_| anyhow!("the reader's thread panicked"))??;
+        ensure!(read == all, "{read} of {all} bytes arrived");
+        Ok(())
     })
 }
 

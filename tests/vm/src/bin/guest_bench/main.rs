@@ -14,7 +14,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::load::{LOADS, Load};
 use crate::monitor::Monitor;
@@ -36,26 +36,43 @@ fn main() -> ExitCode {
 /// others are passed to the monitor.
 fn run() -> Result<()> {
     let only = std::env::args().nth(1).unwrap_or_default();
+    let arguments: Vec<_> = std::env::args().skip(2).collect();
     for load in LOADS.iter().filter(|load| load.name.contains(&only)) {
         // One-time costs, such as page faults for code, must not count.
         warm_up(load)?;
-        for _ in 0..ROUNDS {
-            let (units, alone) = load.unit.count(load, || instructions(load))?;
-            let monitored = monitored_cost(load)?;
-            let per_unit = |instructions: u64| instructions as f64 / units as f64;
-            let line = json!({
-                "load": load.name,
-                "unit": load.unit.name(),
-                "each": units as f64 / f64::from(load.count),
-                "alone": per_unit(alone),
-                "probes": per_unit(monitored.load.saturating_sub(monitored.threads_meanwhile)) - per_unit(alone),
-                "threads": per_unit(monitored.threads),
-                "user": monitored.user_share,
-            });
-            println!("{line}");
+        for (way, accounting) in ways(load, &arguments) {
+            let arguments = [accounting, arguments.clone()].concat();
+            for _ in 0..ROUNDS {
+                println!("{}", round(load, way, &arguments)?);
+            }
         }
     }
     Ok(())
+}
+
+/// How packets are counted while a load is measured: what is added to its name, and the monitor's arguments.
+fn ways(load: &Load, arguments: &[String]) -> Vec<(&'static str, Vec<String>)> {
+    if !load.unit.is_traffic() || arguments.iter().any(|argument| argument == "--accounting") {
+        return vec![("", Vec::new())];
+    }
+    let way = |name, how: &str| (name, vec!["--accounting".to_owned(), how.to_owned()]);
+    vec![way(", counted by the kernel", "kernel"), way(", sampled", "samples")]
+}
+
+/// One measurement of a load, alone and with a monitor.
+fn round(load: &Load, way: &str, arguments: &[String]) -> Result<Value> {
+    let (units, alone) = load.unit.count(load, || instructions(load))?;
+    let monitored = monitored_cost(load, arguments)?;
+    let per_unit = |instructions: u64| instructions as f64 / units as f64;
+    Ok(json!({
+        "load": format!("{}{way}", load.name),
+        "unit": load.unit.name(),
+        "each": units as f64 / f64::from(load.count),
+        "alone": per_unit(alone),
+        "probes": per_unit(monitored.load.saturating_sub(monitored.threads_meanwhile)) - per_unit(alone),
+        "threads": per_unit(monitored.threads),
+        "user": monitored.user_share,
+    }))
 }
 
 /// Runs a tenth of a load.
@@ -82,8 +99,8 @@ struct MonitoredCost {
     user_share: f64,
 }
 
-fn monitored_cost(load: &Load) -> Result<MonitoredCost> {
-    let monitor = Monitor::start()?;
+fn monitored_cost(load: &Load, arguments: &[String]) -> Result<MonitoredCost> {
+    let monitor = Monitor::start(arguments)?;
     warm_up(load)?;
     monitor.wait_until_idle();
     let idle = monitor.cpu_time()?;
@@ -103,4 +120,18 @@ fn monitored_cost(load: &Load) -> Result<MonitoredCost> {
         threads: (after - before).saturating_sub(before - idle),
         user_share: user as f64 / (user + system).max(1) as f64,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn traffic_is_measured_both_ways_unless_one_is_chosen() {
+        let [traffic, process] = [&LOADS[0], &LOADS[LOADS.len() - 1]];
+        let count =
+            |load, arguments: &[&str]| ways(load, &arguments.iter().map(ToString::to_string).collect::<Vec<_>>()).len();
+        assert_eq!((count(traffic, &[]), count(process, &[])), (2, 1));
+        assert_eq!(count(traffic, &["--accounting", "samples"]), 1);
+    }
 }

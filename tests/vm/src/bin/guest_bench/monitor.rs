@@ -20,11 +20,11 @@ pub(crate) struct Monitor {
 }
 
 impl Monitor {
-    /// Starts it with the arguments of this program except the first, and waits until its probes are installed.
-    pub(crate) fn start() -> Result<Self> {
+    /// Starts it with these arguments, and waits until its probes are installed.
+    pub(crate) fn start(arguments: &[String]) -> Result<Self> {
         let mut child = Command::new("socktrail")
             .args(["flows", "--format", "ecs", "--stats"])
-            .args(std::env::args_os().skip(2))
+            .args(arguments)
             .stdin(Stdio::null())
             .stdout(File::create("/dev/null").context("open /dev/null")?)
             .stderr(Stdio::piped())
