@@ -8,6 +8,7 @@ use serde::Serialize;
 use socktrail_guess::Resolved;
 use socktrail_kprobes::Group;
 
+use crate::model::filter::Filter;
 use crate::monitor::Options;
 use crate::source::Error;
 use crate::source::kprobes::{Feature, FeatureStatus, GROUP, Probe, Probes, SelfTest, all_features, options};
@@ -65,7 +66,7 @@ impl Survey {
     /// # Errors
     /// As [`Monitor::start`](crate::monitor::Monitor::start), except [`Error::NothingToSee`].
     pub fn take(options: &Options) -> Result<Self, Error> {
-        let options = options::Options { flows: true, loopback: true, ..options.into() };
+        let options = options::Options { flows: true, filter: Filter::default(), ..options.into() };
         let tracefs = Arc::new(options.tracefs()?);
         let mut group = Group::create(&tracefs, GROUP)?;
         let layout = options.layout(&tracefs)?;

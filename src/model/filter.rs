@@ -85,6 +85,16 @@ pub struct Network {
 }
 
 impl Network {
+    /// An address of the network; the bits behind the prefix mean nothing.
+    pub fn address(&self) -> IpAddr {
+        self.address
+    }
+
+    /// How many of its leading bits are those of the network.
+    pub fn prefix(&self) -> u8 {
+        self.prefix
+    }
+
     /// Whether the address belongs to it.
     pub fn contains(&self, address: IpAddr) -> bool {
         match (self.address, address) {

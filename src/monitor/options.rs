@@ -162,7 +162,7 @@ impl From<&Options> for kprobes::Options {
             flows: options.flows,
             socket_events: options.socket_events,
             mask: options.mask.clone(),
-            loopback: !options.filter.exclude_loopback,
+            filter: options.filter.clone(),
             accounting: options.accounting,
             max_conversations: options.max_conversations,
             // By then, a flow may have ended. Its next packet begins another one.

@@ -114,7 +114,7 @@ fn own_ring() -> Result<Rings, Error> {
 impl Installer<'_> {
     /// The filter with which a probe is attached to the monitor's rings.
     fn filter(&self, probe: &Probe) -> Option<String> {
-        let filter = probe.filter(self.wanted, !self.wanted.loopback);
+        let filter = probe.filter(self.wanted, self.wanted.filter.exclude_loopback);
         // The same addresses were filled in when the probe was installed, so this gives a filter.
         filter.and_then(|filter| self.drop_functions.fill_in(&filter))
     }
@@ -153,7 +153,7 @@ impl Installer<'_> {
         if wanted.masks(BPF) {
             return Err(Unaccounted::Masked);
         }
-        let rules = Rules { inactive_nanos: nanos(inactive), gso_head_len, loopback: wanted.loopback };
+        let rules = Rules { inactive_nanos: nanos(inactive), gso_head_len, filter: wanted.filter.clone() };
         let probes = slots.iter().filter_map(|slot| Some((slot.served.feature, slot.served.probe?)));
         let counted = Conversations::load(probes, &wanted, &rules, conversations, rings)?;
         for (feature, program) in counted.programs() {

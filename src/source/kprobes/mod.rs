@@ -45,6 +45,7 @@ pub use self::self_test::{Failed, SelfTest, Traffic, listed};
 pub use self::table::FLOW_PROBES;
 use crate::model::event::{Dropped, Event, EventKind, Execs, SourceCapabilities, Unreadable};
 pub use crate::model::feature::Feature;
+use crate::model::filter::Filter;
 use crate::model::kernel_address::SockAddress;
 use crate::model::loss::{Harm, LossCause};
 use crate::model::pairing::Halves;
@@ -71,8 +72,8 @@ pub struct Wanted<'a> {
     pub socket_events: Actions,
     /// Functions to ignore, as if the kernel did not have them.
     pub mask: &'a [String],
-    /// Whether to sample packets between loopback addresses.
-    pub loopback: bool,
+    /// Which packets to observe, as far as the kernel can decide that.
+    pub filter: &'a Filter,
     /// What to count in the kernel; `None` to sample all packets.
     pub counted: Option<Counted>,
 }

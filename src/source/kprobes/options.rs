@@ -11,6 +11,7 @@ use super::accounting::Counted;
 use super::{GROUP, Wanted};
 use crate::model::accounting::Accounting;
 use crate::model::clock::TimeSource;
+use crate::model::filter::Filter;
 use crate::model::socket_event::Actions;
 use crate::source::{Error, proc};
 
@@ -29,8 +30,8 @@ pub(crate) struct Options {
     pub(crate) flows: bool,
     pub(crate) socket_events: Actions,
     pub(crate) mask: Vec<String>,
-    /// Whether to sample packets between loopback addresses.
-    pub(crate) loopback: bool,
+    /// Which packets to observe, as far as the kernel can decide that.
+    pub(crate) filter: Filter,
     pub(crate) accounting: Accounting,
     pub(crate) max_conversations: usize,
     /// After this time without a packet of its conversation, a packet is sampled even if the kernel can count it.
@@ -86,11 +87,11 @@ impl Options {
 
     /// What the probes should observe on a kernel with this layout.
     pub(crate) fn wanted<'a>(&'a self, layout: &'a socktrail_guess::Layout) -> Wanted<'a> {
-        let Self { flows, socket_events, ref mask, loopback, .. } = *self;
+        let Self { flows, socket_events, ref mask, ref filter, .. } = *self;
         let conversations = u32::try_from(self.max_conversations).unwrap_or(u32::MAX);
         let counted = Counted { inactive: self.pause, conversations };
         let counted = Some(counted).filter(|_| flows && self.accounting != Accounting::Samples);
-        Wanted { layout, ipv6: self.ipv6(), flows, socket_events, mask, loopback, counted }
+        Wanted { layout, ipv6: self.ipv6(), flows, socket_events, mask, filter, counted }
     }
 }
 

@@ -150,6 +150,11 @@ impl Ends {
         &self.pieces[..count]
     }
 
+    /// The pieces of both ports.
+    pub(super) fn ports(&self) -> &[Piece] {
+        &self.pieces[self.addresses().len()..]
+    }
+
     pub(super) fn is_ipv4(&self) -> bool {
         self.kind >> 16 == i32::from(AF_INET)
     }

@@ -19,6 +19,7 @@ mod entry;
 mod fields;
 mod kernel;
 mod programs;
+mod selection;
 mod table;
 mod tcp_in;
 mod tcp_out;
@@ -31,6 +32,8 @@ use std::time::Duration;
 
 use socktrail_kprobes::bpf::{Alu, Register};
 use socktrail_kprobes::{Error, Expression};
+
+use crate::model::filter::Filter;
 
 pub(super) use self::entry::of_record;
 pub(crate) use self::kernel::{Conversations, Unaccounted};
@@ -55,14 +58,14 @@ pub struct Counted {
 }
 
 /// What the programs decide by.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Rules {
     /// After this many nanoseconds without a packet, the next one is sampled.
     pub(super) inactive_nanos: u64,
     /// See [`SourceCapabilities::gso_head_len`](crate::model::event::SourceCapabilities::gso_head_len).
     pub(super) gso_head_len: u32,
-    /// Whether packets between loopback addresses are wanted.
-    pub(super) loopback: bool,
+    /// Which packets are wanted.
+    pub(super) filter: Filter,
 }
 
 /// The version of IP at a probe.

@@ -1,10 +1,10 @@
 //! The program of each probe.
 
 use socktrail_kprobes::bpf::Register::*;
-use socktrail_kprobes::bpf::{Alu, Code, Condition, Width};
+use socktrail_kprobes::bpf::{Alu, Code, Condition};
 use socktrail_kprobes::{Error, Expression, Resolver, Type};
 
-use super::fields::{Ends, Fields, Piece};
+use super::fields::Fields;
 use super::table::Table;
 use super::tcp_in::Arriving;
 use super::tcp_out::Leaving;
@@ -18,11 +18,6 @@ use crate::source::kprobes::{Feature, Probe};
 
 /// Version and header length of an IPv4 header without options.
 const PLAIN_IPV4: i32 = 0x45;
-/// A loopback address twice, in memory order: both ends of an IPv4 packet.
-const LOOPBACK_IPV4: u64 = 0x0100_007f_0100_007f;
-/// The second half of `::1`, in memory order.
-const LOOPBACK_IPV6: u64 = 1 << 56;
-
 /// The program for the probe that serves a feature: its name, and its code. `None` if the feature has no program.
 ///
 /// # Errors
@@ -74,7 +69,7 @@ fn ipv4_out(fields: &Fields<'_>, rules: &Rules) -> Result<Code, Error> {
     reads.extend(leaving.reads());
     let mut w = Writer::new(fields, &reads)?;
     w.read(0)?;
-    drop_loopback(&mut w, &datagram.ends, rules)?;
+    w.drop_addresses(&datagram.ends, &rules.filter)?;
     w.load(&version, R1)?;
     w.sample_if(Condition::NotEqual, R1, PLAIN_IPV4);
     let tcp = w.asm.label();
@@ -93,7 +88,7 @@ fn udp_ipv6_out(fields: &Fields<'_>, rules: &Rules) -> Result<Code, Error> {
     let reads: Vec<_> = datagram.reads().chain([&next]).map(|field| (0, field)).collect();
     let mut w = Writer::new(fields, &reads)?;
     w.read(0)?;
-    drop_loopback(&mut w, &datagram.ends, rules)?;
+    w.drop_addresses(&datagram.ends, &rules.filter)?;
     w.load(&next, R1)?;
     w.sample_if(Condition::NotEqual, R1, i32::from(IPPROTO_UDP));
     datagram.account(&mut w, rules)?;
@@ -107,7 +102,7 @@ fn tcp_ipv6_out(fields: &Fields<'_>, rules: &Rules) -> Result<Code, Error> {
     reads.push((0, &protocol));
     let mut w = Writer::new(fields, &reads)?;
     w.read(0)?;
-    drop_loopback(&mut w, &leaving.ends, rules)?;
+    w.drop_addresses(&leaving.ends, &rules.filter)?;
     w.load(&protocol, R1)?;
     w.sample_if(Condition::NotEqual, R1, i32::from(IPPROTO_TCP));
     leaving.account(&mut w, rules)?;
@@ -121,7 +116,7 @@ fn udp_in(fields: &Fields<'_>, family: Family, rules: &Rules) -> Result<Code, Er
     let mut w = Writer::new(fields, &reads)?;
     w.read(0)?;
     plain.check(&mut w, family)?;
-    drop_loopback(&mut w, &datagram.ends, rules)?;
+    w.drop_addresses(&datagram.ends, &rules.filter)?;
     datagram.account(&mut w, rules)?;
     w.finish(fields.program)
 }
@@ -134,7 +129,7 @@ fn tcp_in(fields: &Fields<'_>, family: Family, rules: &Rules) -> Result<Code, Er
     let mut w = Writer::new(fields, &reads)?;
     w.read(0)?;
     plain.check(&mut w, family)?;
-    drop_loopback(&mut w, &arriving.ends, rules)?;
+    w.drop_addresses(&arriving.ends, &rules.filter)?;
     arriving.account(&mut w, rules)?;
     w.finish(fields.program)
 }
@@ -185,26 +180,4 @@ impl Plain {
         w.sample_if(Condition::NotEqual, R1, i32::from(family.header()));
         Ok(())
     }
-}
-
-/// Ends the program if both addresses are 127.0.0.1 or ::1 and such packets are not wanted.
-fn drop_loopback(w: &mut Writer, ends: &Ends, rules: &Rules) -> Result<(), Error> {
-    if rules.loopback {
-        return Ok(());
-    }
-    let wanted = w.asm.label();
-    let is_ipv4 = ends.is_ipv4();
-    for (index, Piece { field, width, .. }) in ends.addresses().iter().enumerate() {
-        w.load(field, R1)?;
-        let address = match (width, is_ipv4) {
-            (Width::Double, true) => LOOPBACK_IPV4,
-            (_, true) => LOOPBACK_IPV4 >> 32,
-            (_, false) => LOOPBACK_IPV6 * (index as u64 % 2),
-        };
-        w.asm.load64(R2, address);
-        w.asm.jump_if(Condition::NotEqual, R1, R2, wanted);
-    }
-    w.silent();
-    w.asm.bind(wanted);
-    Ok(())
 }

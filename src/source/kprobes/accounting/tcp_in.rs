@@ -60,6 +60,7 @@ impl Arriving {
     pub(super) fn account(&self, w: &mut Writer, rules: &Rules) -> Result<(), Error> {
         let side = Side::of(PacketDirection::Inbound);
         let (slow, paused) = (w.asm.label(), w.asm.label());
+        w.drop_ports(&self.ends, &rules.filter)?;
         self.find(w)?;
         w.now();
         super::load_headers(w, &self.offset, self.family, HEADERS)?;

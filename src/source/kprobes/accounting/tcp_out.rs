@@ -84,6 +84,7 @@ impl Leaving {
     pub(super) fn account(&self, w: &mut Writer, rules: &Rules) -> Result<(), Error> {
         let side = Side::of(PacketDirection::Outbound);
         let (new, slow, paused, stale) = (w.asm.label(), w.asm.label(), w.asm.label(), w.asm.label());
+        w.drop_ports(&self.ends, &rules.filter)?;
         w.key(&self.sock)?;
         w.look_up(new);
         // Another socket may have had this address, and its end was not seen.

@@ -65,6 +65,7 @@ impl Datagram {
             w.load(fragment, R1)?;
             w.sample_if(Condition::NotEqual, R1, 0);
         }
+        w.drop_ports(&self.ends, &rules.filter)?;
         w.key(&self.sock)?;
         w.look_up(new);
         w.compare(&self.ends, w.sample)?;

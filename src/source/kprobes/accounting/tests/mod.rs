@@ -2,6 +2,7 @@
 
 mod machine;
 mod packet;
+mod selection;
 mod tcp;
 mod udp;
 
@@ -16,6 +17,7 @@ use super::Rules;
 use super::entry::SIZE;
 use super::table::{BUCKET_SIZE, Table};
 use crate::model::event::PacketDirection;
+use crate::model::filter::{Choice, Filter, Network};
 use crate::model::flow::Transport;
 use crate::model::testing::monotonic;
 use crate::model::totals::Totals;
@@ -26,7 +28,15 @@ use crate::state::flows::{FlowId, LiveFlow};
 
 /// After this many nanoseconds, a conversation begins anew.
 const INACTIVE: u64 = 30_000_000_000;
-const RULES: Rules = Rules { inactive_nanos: INACTIVE, gso_head_len: 200, loopback: true };
+/// The rules without a filter.
+fn rules() -> Rules {
+    Rules { inactive_nanos: INACTIVE, gso_head_len: 200, filter: Filter::default() }
+}
+
+/// The rules that leave out loopback.
+fn without_loopback() -> Rules {
+    Rules { filter: Filter { exclude_loopback: true, ..Filter::default() }, ..rules() }
+}
 
 /// A flow, counted from all packets, and the same one, counted from those that became samples and from totals.
 struct Both {
@@ -109,7 +119,7 @@ fn the_running_kernel_accepts_all_programs() {
     let buckets = |name| Array::new(name, BUCKET_SIZE, table.buckets()).unwrap();
     let entries = Array::new("entries", SIZE.into(), table.entries()).unwrap();
     let (sockets, ends, outputs) = (buckets("sockets"), buckets("ends"), Map::outputs("outputs").unwrap());
-    for rules in [RULES, Rules { loopback: false, ..RULES }] {
+    for rules in [rules(), without_loopback()] {
         for (_, name, code) in all_programs(&rules, table) {
             Program::load(name, &code, &[sockets.as_ref(), entries.as_ref(), ends.as_ref(), &outputs]).unwrap();
         }
@@ -119,8 +129,10 @@ fn the_running_kernel_accepts_all_programs() {
 /// A change of a program's size should be meant: each instruction costs every packet.
 #[test]
 fn programs_have_these_sizes() {
-    let sizes: Vec<_> =
-        all_programs(&RULES, Table::of(100)).iter().map(|(_, name, code)| (*name, code.instructions().len())).collect();
+    let sizes: Vec<_> = all_programs(&rules(), Table::of(100))
+        .iter()
+        .map(|(_, name, code)| (*name, code.instructions().len()))
+        .collect();
     let expected = [
         ("tcp_state", 147),
         ("socket_free", 143),

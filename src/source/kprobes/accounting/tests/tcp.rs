@@ -131,7 +131,7 @@ proptest! {
         steps in prop::collection::vec(step(), 1..120),
         again in prop::collection::vec(step(), 0..20),
     ) {
-        let machine = Machine::new(&RULES, 100);
+        let machine = Machine::new(&rules(), 100);
         let mut first = Connection::new(&machine, connection(ipv6, 0), connects, before, 1);
         steps.into_iter().for_each(|step| first.step(&machine, step));
         // Another socket connects the same ends before the first one is freed.
@@ -151,7 +151,7 @@ proptest! {
 #[test]
 fn a_long_connection_has_few_samples() {
     for (ipv6, demultiplexed) in [(false, false), (false, true), (true, false), (true, true)] {
-        let machine = Machine::new(&RULES, 100);
+        let machine = Machine::new(&rules(), 100);
         let none = Segments::default();
         let mut connection = Connection::new(&machine, connection(ipv6, 0), true, none, 1);
         for _ in 0..1000 {
@@ -174,7 +174,7 @@ fn a_long_connection_has_few_samples() {
 
 #[test]
 fn only_the_connections_own_socket_gets_an_entry() {
-    let machine = Machine::new(&RULES, 100);
+    let machine = Machine::new(&rules(), 100);
     let of = connection(false, 0);
     let mut wire = Wire { sender: CONTROL_SOCK, ..Wire::new(of, PacketDirection::Outbound, 10) };
     for _ in 0..3 {
@@ -190,7 +190,7 @@ fn only_the_connections_own_socket_gets_an_entry() {
 
 #[test]
 fn ends_lead_to_the_latest_socket() {
-    let machine = Machine::new(&RULES, 100);
+    let machine = Machine::new(&rules(), 100);
     let [first, second] = [0, 1].map(|sock| connection(false, sock));
     for of in [first, second] {
         machine.set_time(of.sock);

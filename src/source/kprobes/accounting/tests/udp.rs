@@ -37,7 +37,7 @@ fn wire(of: Conversation, out: bool, payload: u32, special: u8) -> Wire {
 proptest! {
     #[test]
     fn all_datagrams_are_counted(ipv6 in any::<bool>(), steps in steps(), free_after in 0..120_usize) {
-        let machine = Machine::new(&RULES, 100);
+        let machine = Machine::new(&rules(), 100);
         let mut all: HashMap<Conversation, Both> = HashMap::new();
         let mut now = 1;
         for (at, (sock, remote, out, payload, pause, special)) in steps.into_iter().enumerate() {
@@ -69,7 +69,7 @@ fn free(machine: &Machine, sock: u8, all: &mut HashMap<Conversation, Both>) {
 #[test]
 fn a_long_conversation_has_few_samples() {
     for ipv6 in [false, true] {
-        let machine = Machine::new(&RULES, 100);
+        let machine = Machine::new(&rules(), 100);
         let mut both = Both::new(conversation(ipv6, 0, 2));
         for now in 1..=2000 {
             let special = if now == 1000 { 0 } else { 9 };
@@ -88,7 +88,7 @@ fn a_long_conversation_has_few_samples() {
 
 #[test]
 fn datagrams_that_may_be_several_are_told() {
-    let machine = Machine::new(&RULES, 100);
+    let machine = Machine::new(&rules(), 100);
     let mut both = Both::new(conversation(false, 0, 2));
     let mut play = |now, out, payload, data_len| {
         let wire = Wire { data_len, ..wire(both.of, out, payload, 9) };
@@ -107,7 +107,7 @@ fn datagrams_that_may_be_several_are_told() {
 
 #[test]
 fn without_room_packets_are_sampled() {
-    let machine = Machine::new(&RULES, 1);
+    let machine = Machine::new(&rules(), 1);
     // The smallest table has two buckets of seven places.
     let mut all: Vec<_> = (0..40).map(|sock| Both::new(conversation(false, sock, 2))).collect();
     let mut now = 1;
@@ -141,7 +141,7 @@ fn without_room_packets_are_sampled() {
 fn unwanted_loopback_is_neither_sampled_nor_counted() {
     for (local, remote, hits) in [(0, 0, 0), (0, 1, 2)] {
         for ipv6 in [false, true] {
-            let machine = Machine::new(&Rules { loopback: false, ..RULES }, 100);
+            let machine = Machine::new(&without_loopback(), 100);
             let of = Conversation { local: (local, 4000), remote: (remote, 53), ..conversation(ipv6, 0, 2) };
             let sampled = [true, false].map(|out| {
                 machine.set_time(1);
@@ -156,7 +156,7 @@ fn unwanted_loopback_is_neither_sampled_nor_counted() {
 
 #[test]
 fn memory_that_cannot_be_read_makes_a_sample() {
-    let machine = Machine::new(&RULES, 100);
+    let machine = Machine::new(&rules(), 100);
     assert!(machine.hit(Feature::UdpIpv4In, [SOCK, 64, 0]).0);
     assert!(machine.hit(Feature::Ipv4Out, [SOCK, 0, 64]).0);
 }
