@@ -56,6 +56,8 @@ pub struct Survey {
     pub capabilities: Vec<Capability>,
     /// The result of the self-test.
     pub self_test: SelfTest,
+    /// Why packets are sampled ([`Options::accounting`]); `None` if the kernel counts them.
+    pub sampled_because: Option<String>,
     /// The layout of its structures.
     pub layout: Resolved,
 }
@@ -73,7 +75,8 @@ impl Survey {
         let probes = Probes::install(&mut group, None, options.wanted(&layout.layout));
         let symbols = Symbols::read();
         let capabilities = probes.served.iter().map(|served| Capability::of(served, &symbols)).collect();
-        Ok(Self { capabilities, self_test: probes.self_test, layout })
+        let sampled_because = probes.sampled_because().map(ToString::to_string);
+        Ok(Self { capabilities, self_test: probes.self_test, sampled_because, layout })
     }
 
     /// The number of probes that the self-test has hit.

@@ -26,7 +26,7 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 /// The maximum length of a request in bytes.
 const MAX_REQUEST_LEN: usize = 4096;
 /// The fields that can decrease. All others are counters.
-const GAUGES: [&str; 4] = ["features_lost", "pending", "spool_bytes", "troubles"];
+const GAUGES: [&str; 5] = ["features_lost", "kernel_accounting", "pending", "spool_bytes", "troubles"];
 
 /// Serves the latest values.
 #[derive(Debug)]

@@ -177,7 +177,7 @@ impl Monitor {
 
     /// The counters so far. Those of the state machine are updated after each batch.
     pub fn stats(&self) -> MonitorStats {
-        self.counts.read(self.summary.missing.len())
+        self.counts.read(&self.summary)
     }
 
     /// Connects the threads by channels and starts them.
@@ -294,7 +294,8 @@ mod tests {
     }
 
     fn start(source: Fake) -> Monitor {
-        let summary = Summary { features: Vec::new(), missing: Vec::new(), cpus: 0, ipv6: false };
+        let summary =
+            Summary { features: Vec::new(), missing: Vec::new(), cpus: 0, ipv6: false, sampled_because: None };
         Monitor::spawn(&Options::default(), None, source, summary).unwrap()
     }
 

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::Mutex;
 use serde::Serialize;
 
+use super::Summary;
 use crate::model::time::MonotonicTime;
 use crate::source;
 use crate::source::kprobes::Feature;
@@ -21,6 +22,9 @@ pub struct MonitorStats {
     /// The number of features without a probe, or with an inferior one: [`Summary::missing`](super::Summary::missing) lists
     /// them.
     pub features_lost: usize,
+    /// 1 if the kernel counts packets, 0 if each of them is sampled: [`Summary::sampled_because`](super::Summary::sampled_because)
+    /// says why.
+    pub kernel_accounting: usize,
     /// Samples that could not be decoded.
     pub samples_unreadable: u64,
     /// Samples that arrived after a later one had been released.
@@ -67,12 +71,13 @@ impl Counts {
         MonotonicTime::from_nanos(self.round.load(Ordering::Acquire))
     }
 
-    /// The counts so far, with this number of missing features.
-    pub(super) fn read(&self, features_lost: usize) -> MonitorStats {
+    /// The counts so far, with what does not change.
+    pub(super) fn read(&self, summary: &Summary) -> MonitorStats {
         let source = self.source.lock().clone();
         MonitorStats {
             state: *self.state.lock(),
-            features_lost,
+            features_lost: summary.missing.len(),
+            kernel_accounting: usize::from(summary.sampled_because.is_none()),
             samples_unreadable: source.unreadable,
             samples_late: source.late,
             records_malformed: source.malformed,

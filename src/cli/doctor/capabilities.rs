@@ -21,7 +21,7 @@ pub fn table(survey: &Survey) -> String {
             text.push_str(&format!("      why: {}\n", capability.reason));
         }
     }
-    text + "\n" + &self_test(survey) + &layout(survey)
+    text + "\n" + &accounting(survey) + &self_test(survey) + &layout(survey)
 }
 
 fn row(capability: &Capability) -> [String; 3] {
@@ -31,6 +31,14 @@ fn row(capability: &Capability) -> [String; 3] {
         CapabilityState::Lost => "LOST",
     };
     [state.to_owned(), capability.feature.to_string(), capability.function.unwrap_or("-").to_owned()]
+}
+
+/// How packets would be counted.
+fn accounting(survey: &Survey) -> String {
+    match &survey.sampled_because {
+        None => "accounting: kernel: programs in the kernel count packets\n".to_owned(),
+        Some(reason) => format!("accounting: samples: each packet is sampled: {reason}\n"),
+    }
 }
 
 /// How many probes the test traffic hit, and which traffic could not be made.

@@ -48,6 +48,7 @@ pub fn run(args: &DoctorArgs, mut options: Options, mut out: impl Write) -> anyh
             state: worst,
             findings: &findings,
             capabilities: survey.as_ref().map_or(&[], |survey| &survey.capabilities),
+            sampled_because: survey.as_ref().and_then(|survey| survey.sampled_because.as_deref()),
             self_test: survey.as_ref().map(|survey| &survey.self_test),
             layout: survey.as_ref().map(|survey| &survey.layout),
         };
@@ -86,6 +87,9 @@ struct Report<'a> {
     state: State,
     findings: &'a [Finding],
     capabilities: &'a [Capability],
+    /// Why each packet is sampled; absent if the kernel counts them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sampled_because: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     self_test: Option<&'a SelfTest>,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use nix::unistd::gettid;
 use socktrail_kprobes::bpf::Program;
-use socktrail_kprobes::{Error, Group, Installed, RingOptions, Rings};
+use socktrail_kprobes::{Clock, Error, Group, Installed, RingOptions, Rings};
 
 use super::accounting::{Conversations, Counted, Rules, Unaccounted};
 use super::drop_functions::{DEFERRED_FREE, DropFunctions};
@@ -47,8 +47,13 @@ impl Probes {
         if let Some(rings) = rings {
             // Hits that were missed during the self-test do not count, because monitoring has not begun.
             probes.missed_before = (installer.group.misses().unwrap_or_default(), now_of(rings));
-            probes.conversations = installer.count(&mut slots, rings, probes.capabilities.gso_head_len);
+            let loaded = installer.load_programs(&slots, rings.clock(), probes.capabilities.gso_head_len);
+            probes.conversations = loaded.and_then(|loaded| installer.count(&mut slots, rings, loaded));
             slots.iter_mut().for_each(|slot| slot.attach(rings, &mut installer));
+        } else {
+            let clock = installer.ring.as_ref().map_or(Clock::Local, Rings::clock);
+            let loaded = installer.load_programs(&slots, clock, probes.capabilities.gso_head_len);
+            probes.conversations = loaded.map(Arc::new);
         }
         slots.into_iter().for_each(|slot| probes.take(slot, wanted.ipv6));
         probes.decoders.sort_by_key(|(id, _)| *id);
@@ -141,13 +146,8 @@ impl Installer<'_> {
         }
     }
 
-    /// Counts packets in the kernel: attaches the probes that take part in that, all of them or none.
-    fn count(
-        &self,
-        slots: &mut [Slot],
-        rings: &mut Rings,
-        gso_head_len: u32,
-    ) -> Result<Arc<Conversations>, Unaccounted> {
+    /// Loads the programs that count packets in the kernel.
+    fn load_programs(&self, slots: &[Slot], clock: Clock, gso_head_len: u32) -> Result<Conversations, Unaccounted> {
         let wanted = self.wanted;
         let Counted { inactive, conversations } = wanted.counted.ok_or(Unaccounted::Unwanted)?;
         if wanted.masks(BPF) {
@@ -155,15 +155,25 @@ impl Installer<'_> {
         }
         let rules = Rules { inactive_nanos: nanos(inactive), gso_head_len, filter: wanted.filter.clone() };
         let probes = slots.iter().filter_map(|slot| Some((slot.served.feature, slot.served.probe?)));
-        let counted = Conversations::load(probes, &wanted, &rules, conversations, rings)?;
-        for (feature, program) in counted.programs() {
+        Conversations::load(probes, &wanted, &rules, conversations, clock)
+    }
+
+    /// Counts packets in the kernel: attaches the probes that take part in that, all of them or none.
+    fn count(
+        &self,
+        slots: &mut [Slot],
+        rings: &mut Rings,
+        loaded: Conversations,
+    ) -> Result<Arc<Conversations>, Unaccounted> {
+        loaded.connect(rings)?;
+        for (feature, program) in loaded.programs() {
             let Some(slot) = slots.iter_mut().find(|slot| slot.served.feature == feature) else { continue };
             if let Err(error) = slot.attach_with_program(rings, self, program) {
                 slots.iter_mut().for_each(|slot| slot.detach(rings));
                 return Err(error.into());
             }
         }
-        Ok(Arc::new(counted))
+        Ok(Arc::new(loaded))
     }
 
     /// Makes one round of traffic. Returns the slots whose probe it should have hit and did not.

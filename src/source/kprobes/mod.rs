@@ -194,6 +194,11 @@ impl Probes {
             && self.served.iter().all(|served| served.probe.is_none_or(|probe| !probe.before_gro_split))
     }
 
+    /// Why packets are sampled; `None` if the kernel counts them.
+    pub(crate) fn sampled_because(&self) -> Option<&Unaccounted> {
+        self.conversations.as_ref().err()
+    }
+
     /// No probes: for events that come from elsewhere, by [`Probes::add_recorded`].
     pub fn none() -> Self {
         Self {

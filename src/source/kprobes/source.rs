@@ -391,6 +391,9 @@ pub struct Summary {
     pub cpus: usize,
     /// Whether IPv6 is observed.
     pub ipv6: bool,
+    /// Why each packet is sampled ([`Options::accounting`](crate::monitor::Options::accounting)); `None` if the kernel counts
+    /// them.
+    pub sampled_because: Option<String>,
 }
 
 impl Summary {
@@ -402,6 +405,12 @@ impl Summary {
             let why = if reasons.is_empty() { String::new() } else { format!(" ({reasons})") };
             missing.map(|missing| format!("{}: {missing}{why}", served.feature))
         });
-        Self { features: probes.features().collect(), missing: told.collect(), cpus: rings.losses().count(), ipv6 }
+        Self {
+            features: probes.features().collect(),
+            missing: told.collect(),
+            cpus: rings.losses().count(),
+            ipv6,
+            sampled_because: probes.sampled_because().map(ToString::to_string),
+        }
     }
 }

@@ -42,12 +42,13 @@ pub(crate) struct Conversations {
     table: Table,
     sockets: Array,
     entries: Array,
+    outputs: Map,
     /// In the order in which they are to be attached.
     programs: Vec<(Feature, Program)>,
 }
 
 impl Conversations {
-    /// Makes a table for this number of conversations, loads the programs for these probes, and connects them with the rings. Nothing is attached.
+    /// Makes a table for this number of conversations and loads the programs for these probes. Nothing is attached.
     ///
     /// # Errors
     /// Why packets are to be sampled.
@@ -56,9 +57,9 @@ impl Conversations {
         resolver: &dyn Resolver,
         rules: &Rules,
         conversations: u32,
-        rings: &mut Rings,
+        clock: Clock,
     ) -> Result<Self, Unaccounted> {
-        if rings.clock() != Clock::Monotonic {
+        if clock != Clock::Monotonic {
             return Err(Unaccounted::Clock);
         }
         let mut probes: Vec<_> = probes.collect();
@@ -79,8 +80,15 @@ impl Conversations {
                 loaded.push((feature, Program::load(name, &code?, &maps)?));
             }
         }
-        rings.receive(&outputs)?;
-        Ok(Self { table, sockets, entries, programs: loaded })
+        Ok(Self { table, sockets, entries, outputs, programs: loaded })
+    }
+
+    /// Connects the programs with the rings, into which they write reports.
+    ///
+    /// # Errors
+    /// Those of [`Rings::receive`].
+    pub(in super::super) fn connect(&self, rings: &mut Rings) -> Result<(), Error> {
+        rings.receive(&self.outputs)
     }
 
     /// How many hits each program was skipped for, as far as the kernel counts that.
