@@ -8,8 +8,22 @@ use serde_json::Value;
 
 use crate::helpers::document::{is_between, number};
 use crate::helpers::socktrail::{Output, Socktrail};
+use crate::helpers::sys::bpf_objects;
+use crate::helpers::traffic::on_cpu;
+use crate::helpers::wait::wait_until;
+use crate::lifetime::OfflineCpu;
 
-tests![a_masked_program, datagrams, connections];
+tests![
+    a_masked_program,
+    datagrams,
+    connections,
+    two_monitors,
+    a_killed_monitor,
+    cpus_that_go_and_come,
+    a_full_table,
+    a_filter;
+    long: a_million_datagrams
+];
 
 /// How many packets of 64 bytes each end sends.
 const COUNT: u64 = 1000;
@@ -18,41 +32,168 @@ const PAYLOAD: usize = 64;
 const MAX_SAMPLES: u64 = 100;
 const LOOPBACKS: [&str; 2] = ["127.0.0.1:0", "[::1]:0"];
 
-/// Each datagram is answered, so nothing waits and all are delivered.
-fn datagrams() -> Result<()> {
-    let monitor = Socktrail::flows(&["--accounting", "kernel", "--stats"])?;
-    let mut ends = Vec::new();
-    for loopback in LOOPBACKS {
+/// Two connected sockets that send each other datagrams. Each datagram is answered, so nothing waits and all are delivered.
+struct Pair {
+    client: UdpSocket,
+    server: UdpSocket,
+}
+
+impl Pair {
+    fn open(loopback: &str) -> Result<Self> {
         let [client, server] = [UdpSocket::bind(loopback)?, UdpSocket::bind(loopback)?];
-        let (mine, theirs) = (client.local_addr()?, server.local_addr()?);
-        client.connect(theirs)?;
+        client.connect(server.local_addr()?)?;
+        Ok(Self { client, server })
+    }
+
+    fn exchange(&self, count: u64) -> Result<()> {
         let mut payload = [7; PAYLOAD];
-        for _ in 0..COUNT {
-            client.send(&payload)?;
-            let (_, from) = server.recv_from(&mut payload)?;
-            server.send_to(&payload, from)?;
-            client.recv(&mut payload)?;
+        for _ in 0..count {
+            self.client.send(&payload)?;
+            let (_, from) = self.server.recv_from(&mut payload)?;
+            self.server.send_to(&payload, from)?;
+            self.client.recv(&mut payload)?;
         }
-        ends.push((mine, theirs));
+        Ok(())
     }
+
+    fn ends(&self) -> Result<(SocketAddr, SocketAddr)> {
+        Ok((self.client.local_addr()?, self.server.local_addr()?))
+    }
+}
+
+/// Sends so many datagrams each way over IPv4 and IPv6. Returns the ends.
+fn exchange_datagrams(count: u64) -> Result<Vec<(SocketAddr, SocketAddr)>> {
+    let exchange = |loopback| {
+        let pair = Pair::open(loopback)?;
+        pair.exchange(count)?;
+        pair.ends()
+    };
+    LOOPBACKS.into_iter().map(exchange).collect()
+}
+
+/// Fails unless both ends of a conversation have a document with this number of datagrams each way.
+fn expect_datagrams(output: &Output, (one, other): (SocketAddr, SocketAddr), count: u64) -> Result<()> {
+    let headers = if one.is_ipv4() { 20 + 8 } else { 40 + 8 };
+    let bytes = count * (PAYLOAD as u64 + headers);
+    for document in documents_of(output, one, other)? {
+        for end in ["source", "destination"] {
+            let counted = (number(document, &format!("/{end}/packets"))?, number(document, &format!("/{end}/bytes"))?);
+            ensure!(counted == (count, bytes), "{counted:?} of {end} in {document:#}");
+        }
+        ensure!(document["flow"]["inexact"].is_null(), "{document:#}");
+    }
+    Ok(())
+}
+
+fn counting() -> Result<Socktrail> {
+    Socktrail::flows(&["--accounting", "kernel", "--stats"])
+}
+
+fn datagrams() -> Result<()> {
+    let monitor = counting()?;
+    let ends = exchange_datagrams(COUNT)?;
     let output = monitor.stop()?;
-    for (one, other) in ends {
-        let headers = if one.is_ipv4() { 20 + 8 } else { 40 + 8 };
-        let bytes = COUNT * (PAYLOAD as u64 + headers);
-        for document in documents_of(&output, one, other)? {
-            for end in ["source", "destination"] {
-                let counted =
-                    (number(document, &format!("/{end}/packets"))?, number(document, &format!("/{end}/bytes"))?);
-                ensure!(counted == (COUNT, bytes), "{counted:?} of {end} in {document:#}");
-            }
-        }
-    }
+    ends.iter().try_for_each(|ends| expect_datagrams(&output, *ends, COUNT))?;
     few_were_sampled(&output, 4 * LOOPBACKS.len() as u64 * COUNT)
+}
+
+/// A single flow costs user space fewer than twenty samples, however long it is.
+#[allow(clippy::print_stdout, reason = "shows the figures")]
+fn a_million_datagrams() -> Result<()> {
+    const MILLION: u64 = 1_000_000;
+    let monitor = counting()?;
+    let pair = Pair::open(LOOPBACKS[0])?;
+    pair.exchange(MILLION / 2)?;
+    let ends = pair.ends()?;
+    drop(pair);
+    let output = monitor.stop()?;
+    expect_datagrams(&output, ends, MILLION / 2)?;
+    let (sampled, counted) = (statistic(&output, "packets")?, statistic(&output, "packets_counted")?);
+    ensure!(sampled < 20 && counted + sampled >= 2 * MILLION, "{sampled} sampled, {counted} counted");
+    println!("{MILLION} datagrams, each sent and received: {sampled} samples, {counted} counted by the kernel");
+    Ok(())
+}
+
+/// Each has programs of its own.
+fn two_monitors() -> Result<()> {
+    let monitors = [counting()?, counting()?];
+    let ends = exchange_datagrams(COUNT)?;
+    for monitor in monitors {
+        let output = monitor.stop()?;
+        ends.iter().try_for_each(|ends| expect_datagrams(&output, *ends, COUNT))?;
+    }
+    Ok(())
+}
+
+/// Its programs and maps end with it.
+fn a_killed_monitor() -> Result<()> {
+    let before = bpf_objects()?;
+    let monitor = counting()?;
+    exchange_datagrams(10)?;
+    let [programs, maps] = bpf_objects()?.map(|ids| ids.len());
+    ensure!(programs >= before[0].len() + 9 && maps >= before[1].len() + 4, "{programs} programs, {maps} maps");
+    monitor.kill()?;
+    // The kernel frees them a moment later.
+    wait_until("programs and maps to be freed", || Ok(bpf_objects()? == before))
+}
+
+/// A conversation goes on while its CPU goes offline and comes back.
+fn cpus_that_go_and_come() -> Result<()> {
+    let monitor = Socktrail::start(&["-v", "flows", "--format", "ecs", "--accounting", "kernel"])?;
+    let pair = Pair::open(LOOPBACKS[0])?;
+    on_cpu(1, || pair.exchange(COUNT))?;
+    let cpu = OfflineCpu::new(1)?;
+    on_cpu(0, || pair.exchange(COUNT))?;
+    wait_until("the lost CPU to be noticed", || Ok(monitor.log().contains("CPUs changed")))?;
+    cpu.bring_online()?;
+    on_cpu(1, || pair.exchange(COUNT))?;
+    wait_until("the CPU's return to be noticed", || Ok(monitor.log().matches("CPUs changed").count() == 2))?;
+    on_cpu(1, || pair.exchange(COUNT))?;
+    let ends = pair.ends()?;
+    // The report of the socket's end comes from the CPU that is back.
+    on_cpu(1, || {
+        drop(pair);
+        Ok(())
+    })?;
+    expect_datagrams(&monitor.stop()?, ends, 4 * COUNT)
+}
+
+/// Conversations that find no room in the table are sampled, and have the same counts.
+fn a_full_table() -> Result<()> {
+    const PAIRS: usize = 40;
+    let monitor = Socktrail::flows(&["--accounting", "kernel", "--max-conversations", "8", "--stats"])?;
+    let pairs: Vec<_> = (0..PAIRS).map(|_| Pair::open(LOOPBACKS[0])).collect::<Result<_>>()?;
+    pairs.iter().try_for_each(|pair| pair.exchange(20))?;
+    let ends: Vec<_> = pairs.iter().map(Pair::ends).collect::<Result<_>>()?;
+    drop(pairs);
+    let output = monitor.stop()?;
+    ends.iter().try_for_each(|ends| expect_datagrams(&output, *ends, 20))?;
+    let (refused, counted) = (statistic(&output, "conversations_refused")?, statistic(&output, "packets_counted")?);
+    ensure!(refused > 0 && counted > 0, "{refused} refused, {counted} counted");
+    Ok(())
+}
+
+/// What is filtered out costs no sample.
+fn a_filter() -> Result<()> {
+    let wanted = Pair::open(LOOPBACKS[0])?;
+    let excluded = Pair::open(LOOPBACKS[1])?;
+    let port = excluded.ends()?.1.port().to_string();
+    let monitor = Socktrail::flows(&["--accounting", "kernel", "--exclude-port", &port, "--stats"])?;
+    excluded.exchange(COUNT)?;
+    wanted.exchange(10)?;
+    let (one, other) = wanted.ends()?;
+    drop((wanted, excluded));
+    let output = monitor.stop()?;
+    expect_datagrams(&output, (one, other), 10)?;
+    ensure!(output.documents.iter().all(|document| document["network"]["type"] != "ipv6"), "{:#?}", output.documents);
+    let sampled = statistic(&output, "packets")? + statistic(&output, "packets_filtered")?;
+    ensure!(sampled < MAX_SAMPLES, "{sampled} packets were sampled:\n{}", output.log);
+    Ok(())
 }
 
 /// A document of either end: what one sent, the other received. Requests and answers are segments of their own.
 fn connections() -> Result<()> {
-    let monitor = Socktrail::flows(&["--accounting", "kernel", "--stats"])?;
+    let monitor = counting()?;
     let mut ends = Vec::new();
     for loopback in LOOPBACKS {
         let listener = TcpListener::bind(loopback)?;

@@ -30,6 +30,8 @@ tests![
     more_waiting_tasks_than_kretprobe_instances,
 ];
 
+/// Each packet is a sample, and the rings have room for few.
+const SMALL_RINGS: [&str; 4] = ["--accounting", "samples", "--ring-size-exponent", "1"];
 /// The name of the threads that accept one connection each.
 const SERVER: &str = "accepts-one";
 /// Many more than the samples that two pages hold.
@@ -43,7 +45,7 @@ const CPU: usize = 1;
 fn a_full_ring() -> Result<()> {
     // The sample of the close may be lost, too. Then the flow ends by the inactivity timeout.
     let timeouts = ["--flow-termination-timeout", "500ms", "--flow-inactive-timeout", "10s"];
-    let monitor = Socktrail::flows(&[&["--ring-size-exponent", "1", "--stats"][..], &timeouts].concat())?;
+    let monitor = Socktrail::flows(&[&SMALL_RINGS[..], &["--stats"], &timeouts].concat())?;
     let flood = on_cpu(CPU, || {
         let pair = Pair::open()?;
         pair.send(1)?;
@@ -92,7 +94,7 @@ const SOON: Duration = Duration::from_secs(2);
 /// The end of a burst is lost, and no sample follows on that CPU. The loss is still reported, once, and the open flow
 /// is marked.
 fn a_loss_without_later_samples() -> Result<()> {
-    let monitor = Socktrail::flows(&["--ring-size-exponent", "1", "--stats", "--flow-inactive-timeout", "4s"])?;
+    let monitor = Socktrail::flows(&[&SMALL_RINGS[..], &["--stats", "--flow-inactive-timeout", "4s"]].concat())?;
     let message = format!("samples found no room in the ring of CPU {CPU}");
     let (pair, took) = on_cpu(CPU, || {
         let pair = Pair::open()?;
@@ -117,7 +119,7 @@ fn a_loss_without_later_samples() -> Result<()> {
 
 /// A flow begins while samples are lost, and continues after the loss was reported. It is not reported as complete.
 fn a_flow_whose_first_packets_were_lost() -> Result<()> {
-    let monitor = Socktrail::flows(&["--ring-size-exponent", "1", "--flow-inactive-timeout", "4s"])?;
+    let monitor = Socktrail::flows(&[&SMALL_RINGS[..], &["--flow-inactive-timeout", "4s"]].concat())?;
     let message = format!("samples found no room in the ring of CPU {CPU}");
     let pair = on_cpu(CPU, || {
         let before = Pair::open()?;
