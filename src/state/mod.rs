@@ -336,11 +336,11 @@ impl State {
         self.horizon = self.horizon.max(now);
         self.use_answers();
         self.name_flows(now);
-        while let Some((tick, key)) = self.flow_timers.pop(now) {
-            self.flow_timer(now, tick, key);
+        while let Some((tick, flow_key)) = self.flow_timers.pop(now) {
+            self.flow_timer_fired(now, tick, flow_key);
         }
-        while let Some((tick, key)) = self.socket_timers.pop(now) {
-            self.socket_timer(now, tick, key);
+        while let Some((tick, socket_key)) = self.socket_timers.pop(now) {
+            self.socket_timer_fired(now, tick, socket_key);
         }
         self.idle.expire(now);
         self.processes.expire(now, |process| self.name_tracker.forget(process));
@@ -350,9 +350,9 @@ impl State {
 
     /// Ends every live flow, because the monitor stops.
     pub fn shutdown(&mut self) {
-        for key in self.flows.keys() {
-            let over = self.flows.get(key).is_some_and(|live| live.closing);
-            self.finish(key, if over { Reason::Closed } else { Reason::Shutdown });
+        for flow_key in self.flows.keys() {
+            let over = self.flows.get(flow_key).is_some_and(|flow| flow.closing);
+            self.finish(flow_key, if over { Reason::Closed } else { Reason::Shutdown });
         }
     }
 
