@@ -9,7 +9,7 @@ use socktrail_dns::Lookup;
 
 use crate::model::flow::{Endpoint, Transport};
 use crate::model::kernel_address::{NetAddress, SockAddress};
-use crate::model::loss::{Harm, LossCause};
+use crate::model::loss::{LossCause, LostFacts};
 use crate::model::process::{Credentials, ExecutedFile};
 use crate::model::socket_event::ThreadName;
 use crate::model::socket_event::step::Step;
@@ -188,7 +188,7 @@ pub enum EventKind {
         /// The last time at which nothing had been lost.
         since: MonotonicTime,
         /// The kinds of facts that the lost samples may have carried.
-        harm: Harm,
+        facts: LostFacts,
     },
 }
 

@@ -12,7 +12,7 @@ use super::{State, StateConfig, counting};
 use crate::model::event::{Event, Segments, SocketUser, SourceCapabilities, TcpState, Tuple};
 use crate::model::flow::{Direction, Endpoint, Outcome, Reason, Transport};
 use crate::model::kernel_address::SockAddress;
-use crate::model::loss::Harm;
+use crate::model::loss::LostFacts;
 use crate::model::process::Process;
 use crate::model::time::MonotonicTime;
 
@@ -81,7 +81,7 @@ impl State {
         // A socket that was passed to another process keeps its creator as owner. If the creator itself connects, its present
         // program is used. After a loss, the known creator may be that of an earlier socket at this address, so the connecting
         // process becomes the owner. A joined MPTCP subflow is connected on behalf of another process.
-        let is_doubtful = self.loss_history.overlaps(Harm::OWNERS, socket.owner_since, event.time);
+        let is_doubtful = self.loss_history.overlaps(LostFacts::OWNERS, socket.owner_since, event.time);
         let is_actors = socket.owner.as_ref().is_none_or(|owner| owner.pid == actor.pid);
         socket.accepted_as = None; // the connection that it was accepted as has ended
         if !socket.joined && (is_doubtful || is_actors) {

@@ -58,7 +58,7 @@ use self::wheel::Wheel;
 use crate::model::event::{Event, EventKind, Fork, SourceCapabilities};
 use crate::model::filter::Filter;
 use crate::model::flow::{Flow, Owner, Reason};
-use crate::model::loss::{Harm, Loss, Losses};
+use crate::model::loss::{Loss, Losses, LostFacts};
 use crate::model::names::NameLearned;
 use crate::model::process::Process;
 use crate::model::socket_event::{Actions, EventSocket, SocketEvent};
@@ -323,10 +323,10 @@ impl State {
             EventKind::Step { step, thread_name } => {
                 self.socket_events.step(event, step, *thread_name, &mut self.processes);
             }
-            EventKind::Lost { cause, count, since, harm } => {
+            EventKind::Lost { cause, count, since, facts } => {
                 self.losses.add(Loss { cause: *cause, count: *count, first: now, last: now });
                 self.stats.samples_lost = self.stats.samples_lost.saturating_add(*count);
-                self.lost(now, *since, *harm);
+                self.lost(now, *since, *facts);
             }
         }
     }
@@ -378,14 +378,14 @@ impl State {
         self.losses.drain()
     }
 
-    /// Facts of the kinds in `harm` may have been lost between `since` and `now`.
-    fn lost(&mut self, now: MonotonicTime, since: MonotonicTime, harm: Harm) {
-        self.loss_history.add(since, now, harm);
-        if harm.intersects(Harm::OUTCOMES.or(Harm::OWNERS)) {
+    /// Facts of the kinds in `facts` may have been lost between `since` and `now`.
+    fn lost(&mut self, now: MonotonicTime, since: MonotonicTime, facts: LostFacts) {
+        self.loss_history.add(since, now, facts);
+        if facts.intersects(LostFacts::OUTCOMES.or(LostFacts::OWNERS)) {
             // The return of a pending connect may be lost. The return of a later one must not be taken for it.
             self.connecting.clear();
         }
-        if harm.intersects(Harm::PROCESSES) {
+        if facts.intersects(LostFacts::PROCESSES) {
             self.processes.samples_lost();
             self.processes.doubt(now);
         }

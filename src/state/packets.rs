@@ -12,7 +12,7 @@ use super::{State, counting};
 use crate::model::event::{Fragmented, Packet, PacketDirection, PacketSize, Unreadable, tcp_flags};
 use crate::model::flow::{Direction, Outcome, Reason, Transport};
 use crate::model::kernel_address::{NetAddress, SockAddress};
-use crate::model::loss::Harm;
+use crate::model::loss::LostFacts;
 use crate::model::time::MonotonicTime;
 
 impl State {
@@ -168,7 +168,7 @@ impl State {
     ) -> Option<SocketKey> {
         let socket_key = self.socket_at(now, sock)?;
         let socket = self.sockets.get_mut(socket_key)?;
-        if !self.loss_history.overlaps(Harm::OWNERS, socket.owner_since, now) {
+        if !self.loss_history.overlaps(LostFacts::OWNERS, socket.owner_since, now) {
             socket.port = port;
         } else if socket.port == port {
             socket.owner_since = now;
@@ -197,8 +197,8 @@ impl State {
             socket.owner_since = now; // the same ends show that it is the same connection, so the owner is the same
         }
         // If samples were lost meanwhile, their segments are not this flow's.
-        let harm = Harm::packets(Transport::Tcp, idle.id.remote.ip);
-        let nothing_lost = !self.loss_history.overlaps(harm, idle.last, now);
+        let facts = LostFacts::packets(Transport::Tcp, idle.id.remote.ip);
+        let nothing_lost = !self.loss_history.overlaps(facts, idle.last, now);
         let flow_key = self.open(now, idle.id, net, socket_key, idle.direction, Beginning::Missed);
         let Some(flow) = self.flows.get_mut(flow_key) else { return flow_key };
         if is_same(flow.owner.as_deref(), idle.owner.as_deref()) || flow.owner.is_none() {

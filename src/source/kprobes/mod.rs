@@ -46,7 +46,7 @@ pub use self::table::FLOW_PROBES;
 use crate::model::event::{Dropped, Event, EventKind, Execs, SourceCapabilities, Unreadable};
 pub use crate::model::feature::Feature;
 use crate::model::kernel_address::SockAddress;
-use crate::model::loss::{Harm, LossCause};
+use crate::model::loss::{LossCause, LostFacts};
 use crate::model::pairing::Halves;
 use crate::model::socket_event::Actions;
 use crate::model::time::MonotonicTime;
@@ -307,7 +307,7 @@ impl Probes {
             Record::Lost { since, time, cpu, count } => {
                 self.halves.clear();
                 let [time, since] = [time, since].map(MonotonicTime::from_nanos);
-                let kind = EventKind::Lost { cause: LossCause::Ring { cpu }, count, since, harm: Harm::ALL };
+                let kind = EventKind::Lost { cause: LossCause::Ring { cpu }, count, since, facts: LostFacts::ALL };
                 Some(Event { time, pid: 0, tid: 0, kind })
             }
             _ => None,

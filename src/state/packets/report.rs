@@ -7,7 +7,7 @@ use super::super::State;
 use super::super::flows::LiveFlow;
 use crate::model::flow::{Direction, Flow, Inexact, Outcome, Owner, Reason, Transport};
 use crate::model::kernel_address::SockAddress;
-use crate::model::loss::Harm;
+use crate::model::loss::LostFacts;
 use crate::model::time::MonotonicTime;
 
 /// How long packets may still come after the end of a flow.
@@ -68,7 +68,7 @@ impl State {
 
     /// Whether something of the flow may have been lost.
     fn may_lack_samples(&self, flow: &LiveFlow) -> bool {
-        let packets = Harm::packets(flow.id.transport, flow.id.remote.ip);
+        let packets = LostFacts::packets(flow.id.transport, flow.id.remote.ip);
         let end_is_known = match flow.id.transport {
             Transport::Tcp => flow.reached_tcp_close && flow.outcome != Outcome::Unknown,
             Transport::Udp => flow.closing,
@@ -76,7 +76,7 @@ impl State {
         // Only an acknowledgement, and packets in flight, follow the end of a flow.
         let to = if end_is_known { flow.last.saturating_add(LATE_PACKETS) } else { MonotonicTime::MAX };
         self.loss_history.overlaps(packets, flow.may_miss_packets_since, to)
-            || (!end_is_known && self.loss_history.overlaps(Harm::OUTCOMES, flow.start, MonotonicTime::MAX))
+            || (!end_is_known && self.loss_history.overlaps(LostFacts::OUTCOMES, flow.start, MonotonicTime::MAX))
             || (flow.owner.is_some() && self.may_have_other_owner(flow))
     }
 
@@ -85,14 +85,14 @@ impl State {
         // Until it is accepted, a connection belongs to the listener's owner.
         let is_listeners = flow.id.transport == Transport::Tcp && flow.direction != Direction::Egress;
         let is_accepted = !is_listeners || flow.accepted;
-        self.loss_history.overlaps(Harm::OWNERS, flow.owner_since, flow.start)
-            || (!is_accepted && self.loss_history.overlaps(Harm::ACCEPTS, flow.owner_since, MonotonicTime::MAX))
+        self.loss_history.overlaps(LostFacts::OWNERS, flow.owner_since, flow.start)
+            || (!is_accepted && self.loss_history.overlaps(LostFacts::ACCEPTS, flow.owner_since, MonotonicTime::MAX))
             || (flow.doubtful && flow.owner.as_ref().is_some_and(|owner| self.processes.is_doubtful(owner)))
     }
 
     /// Whether its first packets may have been lost, so that it is not known which side began it.
     fn may_lack_beginning(&self, flow: &LiveFlow) -> bool {
-        let packets = Harm::packets(flow.id.transport, flow.id.remote.ip);
+        let packets = LostFacts::packets(flow.id.transport, flow.id.remote.ip);
         let before = flow.start.saturating_sub(Duration::from_nanos(1));
         flow.may_miss_packets_since < flow.start
             && self.loss_history.overlaps(packets, flow.may_miss_packets_since, before)
