@@ -33,7 +33,7 @@ pub struct Event {
 /// What happened.
 ///
 /// All kinds but [`Packet`](Self::Packet), [`Fragmented`](Self::Fragmented), [`Dropped`](Self::Dropped),
-/// [`Unreadable`](Self::Unreadable), [`ConnectionRequested`](Self::ConnectionRequested), [`TcpState`](Self::TcpState),
+/// [`UnreadablePacket`](Self::UnreadablePacket), [`ConnectionRequested`](Self::ConnectionRequested), [`TcpState`](Self::TcpState),
 /// [`SocketError`](Self::SocketError), [`IcmpError`](Self::IcmpError), [`Subflow`](Self::Subflow),
 /// [`Totals`](Self::Totals) and [`SocketFreed`](Self::SocketFreed) happen in the context of the task that caused them, so that
 /// [`Event::pid`] names the process that caused them. Those eleven run in whatever task was interrupted.
@@ -167,7 +167,7 @@ pub enum EventKind {
     /// This host drops an outgoing packet, which was reported as a [`Packet`](Self::Packet) before.
     Dropped(Dropped),
     /// A packet whose headers could not be read well enough to count it.
-    Unreadable(Unreadable),
+    UnreadablePacket(UnreadablePacket),
     /// What the kernel has counted of a conversation until now. It comes before the next [`Packet`](Self::Packet) of the
     /// conversation, and before its socket is [freed](Self::SocketFreed).
     Totals(Box<Totals>),
@@ -384,7 +384,7 @@ pub struct Dropped {
 /// What is known of a packet with IP options or IPv6 extension headers, which move the addresses or ports to a place that
 /// the probe does not read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Unreadable {
+pub struct UnreadablePacket {
     /// The `struct net` of this host's end.
     pub net: Option<NetAddress>,
     /// Its transport.

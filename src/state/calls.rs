@@ -186,11 +186,12 @@ impl State {
     ) {
         let id = FlowId::tcp(tuple);
         let mut found = self.flows.find(&id);
-        let had_unparsed_packets = || {
+        let had_unreadable_packets = || {
             let socket = self.sockets.at(Some(sock)).and_then(|key| self.sockets.get(key));
-            socket.is_some_and(|socket| socket.had_unparsed_packets) || self.had_unparsed_packets(now, &id, tuple.net)
+            socket.is_some_and(|socket| socket.had_unreadable_packets)
+                || self.had_unreadable_packets(now, &id, tuple.net)
         };
-        if found.is_none() && state == TcpState::Established && had_unparsed_packets() {
+        if found.is_none() && state == TcpState::Established && had_unreadable_packets() {
             // None of its packets could be read, so only this event shows the connection.
             found = Some(self.open(now, id, tuple.net, None, Direction::Unknown, Beginning::Missed));
         }

@@ -26,7 +26,7 @@ mod subflows;
 mod tests;
 mod totals;
 mod unclaimed;
-mod unparsed;
+mod unreadable;
 mod wheel;
 
 use std::sync::Arc;
@@ -53,7 +53,7 @@ use self::questions::Questions;
 use self::socket_events::SocketEvents;
 use self::sockets::{SocketKey, Sockets};
 use self::sockless::LastNamespaces;
-use self::unparsed::UnparsedPackets;
+use self::unreadable::UnreadablePackets;
 use self::wheel::Wheel;
 use crate::model::event::{Event, EventKind, Fork, SourceCapabilities};
 use crate::model::filter::Filter;
@@ -220,7 +220,7 @@ pub struct State {
     connecting: HashMap<u32, Connecting, foldhash::fast::RandomState>,
     loss_history: LossHistory,
     /// Conversations with packets whose headers could not be read.
-    unparsed: UnparsedPackets,
+    unreadable: UnreadablePackets,
     sent_by_others: SentByOthers,
     last_namespaces: LastNamespaces,
     /// The kernel's counts.
@@ -255,7 +255,7 @@ impl State {
             socket_timers: Wheel::new(),
             connecting: HashMap::default(),
             loss_history: LossHistory::default(),
-            unparsed: UnparsedPackets::default(),
+            unreadable: UnreadablePackets::default(),
             sent_by_others: SentByOthers::default(),
             last_namespaces: LastNamespaces::default(),
             counted: Counted::new(config.max_flows.saturating_add(config.max_sockets)),
@@ -289,7 +289,7 @@ impl State {
             EventKind::Fragmented(packet) => self.fragmented(packet),
             EventKind::Dropped(packet) => self.dropped(now, packet),
             EventKind::Totals(totals) => self.totals(totals, now),
-            EventKind::Unreadable(packet) => self.unreadable(now, packet),
+            EventKind::UnreadablePacket(packet) => self.unreadable_packet(now, packet),
             EventKind::Fork(fork) => self.forked(event, *fork),
             EventKind::ThreadStarted(started) => {
                 self.processes.note_alive(pid, event.tid);
@@ -471,7 +471,7 @@ impl State {
             idle_connections_evicted: self.idle.evicted,
             sockets_live: self.sockets.len() as u64,
             sockets_refused: self.sockets.refused,
-            unread_forgotten: self.unparsed.forgotten,
+            unread_forgotten: self.unreadable.forgotten,
             totals_refused: self.counted.refused,
             names_without_owner_forgotten: forgotten_names.unclaimed,
             name_owners_evicted: forgotten_names.names.evicted_owners,

@@ -7,9 +7,9 @@ use super::counting::Sender;
 use super::flows::{Beginning, FlowId, FlowKey, LiveFlow, is_same};
 use super::idle::Idle;
 use super::sockets::{Socket, SocketKey, UdpKind};
-use super::unparsed::Ports;
+use super::unreadable::Ports;
 use super::{State, counting};
-use crate::model::event::{Fragmented, Packet, PacketDirection, PacketSize, Unreadable, tcp_flags};
+use crate::model::event::{Fragmented, Packet, PacketDirection, PacketSize, UnreadablePacket, tcp_flags};
 use crate::model::flow::{Direction, Outcome, Reason, Transport};
 use crate::model::kernel_address::{NetAddress, SockAddress};
 use crate::model::loss::LostFacts;
@@ -137,8 +137,8 @@ impl State {
         // The first packet of a new socket is the first of its flow, unless one before could not be read.
         let is_new_socket = socket_key
             .and_then(|key| self.sockets.get(key))
-            .is_some_and(|socket| socket.created && !socket.had_unparsed_packets)
-            && !self.had_unparsed_packets(now, &id, packet.tuple.net);
+            .is_some_and(|socket| socket.created && !socket.had_unreadable_packets)
+            && !self.had_unreadable_packets(now, &id, packet.tuple.net);
         let first = match (packet.transport, packet.direction) {
             (Transport::Tcp, PacketDirection::Outbound) if syn => Direction::Egress,
             (Transport::Tcp, PacketDirection::Inbound) if syn => Direction::Ingress,
@@ -221,13 +221,13 @@ impl State {
     }
 
     /// A packet could not be read: marks the flows that it may belong to.
-    pub(super) fn unreadable(&mut self, now: MonotonicTime, packet: &Unreadable) {
+    pub(super) fn unreadable_packet(&mut self, now: MonotonicTime, packet: &UnreadablePacket) {
         if let Some(ports) = Ports::of(packet) {
-            self.unparsed.note(now, ports);
+            self.unreadable.note(now, ports);
             return;
         }
         let Some(socket) = self.sockets.at(packet.sock).and_then(|key| self.sockets.get_mut(key)) else { return };
-        socket.had_unparsed_packets = true;
+        socket.had_unreadable_packets = true;
         let flows: Vec<_> = self.flows.chain(socket.flows).collect();
         for flow_key in flows {
             if let Some(flow) = self.flows.get_mut(flow_key) {
@@ -237,9 +237,9 @@ impl State {
     }
 
     /// Whether a packet of a conversation that begins at `start` could not be read, then or shortly before.
-    pub(super) fn had_unparsed_packets(&self, start: MonotonicTime, id: &FlowId, net: Option<NetAddress>) -> bool {
+    pub(super) fn had_unreadable_packets(&self, start: MonotonicTime, id: &FlowId, net: Option<NetAddress>) -> bool {
         let since = start.saturating_sub(self.config.flow_inactive_timeout);
-        self.unparsed.had_packet_since(Ports::of_flow(id, net), since)
+        self.unreadable.had_packet_since(Ports::of_flow(id, net), since)
     }
 
     /// Attaches the socket that sends the packets to its flow. The kernel may send a reset, or the last packet of a connection,
@@ -285,7 +285,7 @@ impl State {
             self.idle.remove(before); // it is this flow's connection, or this flow replaces it
         }
         flow.has_own_socket = true;
-        flow.inexact.headers_unread |= socket.had_unparsed_packets;
+        flow.inexact.headers_unread |= socket.had_unreadable_packets;
         if flow.id.transport == Transport::Udp && socket.udp_kind == UdpKind::Kernel {
             // The socket of a tunnel, for instance, was created by the process that set the tunnel up, but is the kernel's. TCP
             // sockets of the kernel may belong to a program (MPTCP).

@@ -43,7 +43,7 @@ pub use self::probe::Probe;
 use self::program::PathHalf;
 pub use self::self_test::{Failed, SelfTest, Traffic, listed};
 pub use self::table::FLOW_PROBES;
-use crate::model::event::{Dropped, Event, EventKind, Execs, SourceCapabilities, Unreadable};
+use crate::model::event::{Dropped, Event, EventKind, Execs, SourceCapabilities, UnreadablePacket};
 pub use crate::model::feature::Feature;
 use crate::model::kernel_address::SockAddress;
 use crate::model::loss::{LossCause, LostFacts};
@@ -299,7 +299,7 @@ impl Probes {
                     Decoded::Nothing => None,
                     Decoded::Unreadable(unreadable) => {
                         self.unreadable += 1;
-                        let kind = EventKind::Unreadable(unreadable?);
+                        let kind = EventKind::UnreadablePacket(unreadable?);
                         Some(Event { time, pid, tid, kind })
                     }
                 }
@@ -377,7 +377,7 @@ enum Decoded {
     /// Nothing of interest.
     Nothing,
     /// The sample could not be decoded. Its socket or packet may be known.
-    Unreadable(Option<Unreadable>),
+    Unreadable(Option<UnreadablePacket>),
 }
 
 /// A sample, and what it means.

@@ -103,7 +103,7 @@ impl State {
         Inexact {
             fragments: flow.inexact.fragments || self.may_be_fragmented(flow),
             samples_lost: flow.inexact.samples_lost || self.may_lack_samples(flow),
-            headers_unread: flow.inexact.headers_unread || self.had_unparsed_packets(flow.start, &flow.id, flow.net),
+            headers_unread: flow.inexact.headers_unread || self.had_unreadable_packets(flow.start, &flow.id, flow.net),
             ..flow.inexact
         }
     }

@@ -3,7 +3,7 @@
 use socktrail_kprobes::{Word, sample};
 
 use super::{IPV4_HEADER, IPV6_HEADER, Lengths, Tcp, ipv4, ipv6, packet, seen};
-use crate::model::event::{Packet, PacketDirection, Tuple, Unreadable};
+use crate::model::event::{Packet, PacketDirection, Tuple, UnreadablePacket};
 use crate::model::flow::Transport;
 use crate::model::kernel_address::{NetAddress, SockAddress};
 use crate::source::kprobes::{Decoded, Interpret};
@@ -194,7 +194,7 @@ impl Arrived {
         if Headers::of(headers).ip() != plain {
             // With options or extensions, the addresses were read from the wrong place.
             let ports = Some((tuple.local.port, tuple.remote.port));
-            return Decoded::Unreadable(Some(Unreadable { net: tuple.net, transport, sock, ports }));
+            return Decoded::Unreadable(Some(UnreadablePacket { net: tuple.net, transport, sock, ports }));
         }
         let bytes = len.saturating_add(u32::from(plain));
         seen(Packet {

@@ -3,7 +3,7 @@
 use socktrail_kprobes::{Word, sample};
 
 use super::{IPPROTO_TCP, IPPROTO_UDP, Lengths, ipv4, ipv6};
-use crate::model::event::{EventKind, Fragmented, Tuple, Unreadable};
+use crate::model::event::{EventKind, Fragmented, Tuple, UnreadablePacket};
 use crate::model::flow::Transport;
 use crate::model::kernel_address::{NetAddress, SockAddress};
 use crate::source::kprobes::{Decoded, Interpret};
@@ -112,8 +112,8 @@ impl Interpret for Ipv6Headers {
         // This is not another packet: the sample of its sending counts it. This event only marks the sender's flow
         // (`headers_unread`), so it is not decoded as `Decoded::Unreadable`, which counts.
         let unreadable =
-            Unreadable { net: None, transport: Transport::Tcp, sock: SockAddress::new(self.sk), ports: None };
-        Decoded::Event(EventKind::Unreadable(unreadable))
+            UnreadablePacket { net: None, transport: Transport::Tcp, sock: SockAddress::new(self.sk), ports: None };
+        Decoded::Event(EventKind::UnreadablePacket(unreadable))
     }
 }
 

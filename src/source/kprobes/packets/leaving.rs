@@ -3,7 +3,7 @@
 use socktrail_kprobes::{Word, sample};
 
 use super::{IPPROTO_TCP, IPPROTO_UDP, IPV6_HEADER, Lengths, Tcp, ipv4, ipv6, packet, seen};
-use crate::model::event::{Packet, PacketDirection, Tuple, Unreadable};
+use crate::model::event::{Packet, PacketDirection, Tuple, UnreadablePacket};
 use crate::model::flow::Transport;
 use crate::model::kernel_address::{NetAddress, SockAddress};
 use crate::source::kprobes::{Decoded, Interpret};
@@ -189,7 +189,7 @@ impl Ipv4Header {
     }
 
     fn unreadable(&self, transport: Transport, ports: Option<(u16, u16)>) -> Decoded {
-        Decoded::Unreadable(Some(Unreadable { net: self.net, transport, sock: self.sock, ports }))
+        Decoded::Unreadable(Some(UnreadablePacket { net: self.net, transport, sock: self.sock, ports }))
     }
 }
 
@@ -197,7 +197,12 @@ impl Ipv4Header {
 fn datagram_out(next_header: u8, sock: Option<SockAddress>, tuple: Tuple, lengths: &Lengths) -> Decoded {
     if next_header != IPPROTO_UDP {
         // After an extension header, there is most likely a datagram: TCP packets are not sampled here.
-        return Decoded::Unreadable(Some(Unreadable { net: tuple.net, transport: Transport::Udp, sock, ports: None }));
+        return Decoded::Unreadable(Some(UnreadablePacket {
+            net: tuple.net,
+            transport: Transport::Udp,
+            sock,
+            ports: None,
+        }));
     }
     let packet = packet(PacketDirection::Outbound, Transport::Udp, sock, tuple, lengths.all, IPV6_HEADER, Tcp::NONE);
     seen(Packet { data_len: lengths.data_len, ..packet })
