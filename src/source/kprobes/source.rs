@@ -325,7 +325,7 @@ impl Source for KprobeSource {
             capture.drain(tap);
             batch.names.extend(capture.answers(until));
         }
-        batch.until = Some(until);
+        batch.complete_until = Some(until);
         take(batch);
         Ok(if self.stopping { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
     }

@@ -37,11 +37,11 @@ sample! {
         pub headers: u32 = "+{sk_buff.headers}({skb})",
         /// Source address, in memory order, for a header without extensions.
         pub source_high: u64 = "-32(+{sk_buff.data}({skb}))",
-        /// Its second half.
+        /// Its last 8 bytes.
         pub source_low: u64 = "-24(+{sk_buff.data}({skb}))",
-        /// Destination address, in memory order.
+        /// Destination address, in memory order: its first 8 bytes.
         pub destination_high: u64 = "-16(+{sk_buff.data}({skb}))",
-        /// Its second half.
+        /// Its last 8 bytes.
         pub destination_low: u64 = "-8(+{sk_buff.data}({skb}))",
         /// Source and destination port, in memory order.
         pub ports: u32 = "+0(+{sk_buff.data}({skb}))",
@@ -82,11 +82,11 @@ sample! {
         pub headers: u32 = "+{sk_buff.headers}({skb})",
         /// Source address, in memory order, for a header without extensions.
         pub source_high: u64 = "-32(+{sk_buff.data}({skb}))",
-        /// Its second half.
+        /// Its last 8 bytes.
         pub source_low: u64 = "-24(+{sk_buff.data}({skb}))",
-        /// Destination address, in memory order.
+        /// Destination address, in memory order: its first 8 bytes.
         pub destination_high: u64 = "-16(+{sk_buff.data}({skb}))",
-        /// Its second half.
+        /// Its last 8 bytes.
         pub destination_low: u64 = "-8(+{sk_buff.data}({skb}))",
         /// Source and destination port, in memory order.
         pub ports: u32 = "+0(+{sk_buff.data}({skb}))",

@@ -76,13 +76,13 @@ macro_rules! ipv6_fragmented {
                 pub lengths: u64 = "+{sk_buff.len}({skb})",
                 /// 6, 17, or the kind of an extension header.
                 pub protocol: u8 = "+6(+{sk_buff.data}({skb}))",
-                /// Source address, in memory order.
+                /// Source address, in memory order: its first 8 bytes.
                 pub source_high: u64 = "+8(+{sk_buff.data}({skb}))",
-                /// Its second half.
+                /// Its last 8 bytes.
                 pub source_low: u64 = "+16(+{sk_buff.data}({skb}))",
-                /// Destination address, in memory order.
+                /// Destination address, in memory order: its first 8 bytes.
                 pub destination_high: u64 = "+24(+{sk_buff.data}({skb}))",
-                /// Its second half.
+                /// Its last 8 bytes.
                 pub destination_low: u64 = "+32(+{sk_buff.data}({skb}))",
                 /// Source and destination port, in memory order.
                 pub ports: u32 = "+40(+{sk_buff.data}({skb}))",

@@ -81,13 +81,13 @@ macro_rules! udp_ipv6_out {
                 pub lengths: u64 = "+{sk_buff.len}({skb})",
                 /// The next header: 17, or an extension header.
                 pub next_header: u8 = "+6(+{sk_buff.data}({skb}))",
-                /// Source address, in memory order.
+                /// Source address, in memory order: its first 8 bytes.
                 pub source_high: u64 = "+8(+{sk_buff.data}({skb}))",
-                /// Its second half.
+                /// Its last 8 bytes.
                 pub source_low: u64 = "+16(+{sk_buff.data}({skb}))",
-                /// Destination address, in memory order.
+                /// Destination address, in memory order: its first 8 bytes.
                 pub destination_high: u64 = "+24(+{sk_buff.data}({skb}))",
-                /// Its second half.
+                /// Its last 8 bytes.
                 pub destination_low: u64 = "+32(+{sk_buff.data}({skb}))",
                 /// Source and destination port, in memory order.
                 pub ports: u32 = "+40(+{sk_buff.data}({skb}))",
@@ -127,13 +127,13 @@ sample! {
         pub len: u32 = "+{sk_buff.len}({skb})",
         /// 6.
         pub protocol: u8 = "+{flowi6.flowi6_proto}({fl6})",
-        /// Source address, in memory order.
+        /// Source address, in memory order: its first 8 bytes.
         pub source_high: u64 = "+{flowi6.saddr}({fl6})",
-        /// Its second half.
+        /// Its last 8 bytes.
         pub source_low: u64 = "+{flowi6.saddr+8}({fl6})",
-        /// Destination address, in memory order.
+        /// Destination address, in memory order: its first 8 bytes.
         pub destination_high: u64 = "+{flowi6.daddr}({fl6})",
-        /// Its second half.
+        /// Its last 8 bytes.
         pub destination_low: u64 = "+{flowi6.daddr+8}({fl6})",
         /// Source and destination port, in memory order.
         pub ports: u32 = "+0(+{sk_buff.data}({skb}))",
