@@ -17,7 +17,7 @@ use super::bulk::{self, Indices, Verdict};
 use super::client::{Answer, Client, Unanswered};
 use super::dead::{DeadLetter, DeadLetters};
 use super::halving::{Halving, Step};
-use super::lanes::Shared;
+use super::sending_spools::Shared;
 use crate::output::trouble::{Cause, Scope};
 use crate::output::{Batch, Chunk, Kind, OutputError};
 

@@ -35,7 +35,7 @@ sample! {
         pub len: u32 = "+{sk_buff.len}({skb})",
         /// The offsets of the headers, in memory order: see [`Headers`].
         pub headers: u32 = "+{sk_buff.headers}({skb})",
-        /// Source address, in memory order, for a header without extensions.
+        /// Source address, in memory order, for a header without extensions: its first 8 bytes.
         pub source_high: u64 = "-32(+{sk_buff.data}({skb}))",
         /// Its last 8 bytes.
         pub source_low: u64 = "-24(+{sk_buff.data}({skb}))",
@@ -80,7 +80,7 @@ sample! {
         pub lengths: u64 = "+{sk_buff.len}({skb})",
         /// The offsets of the headers, in memory order: see [`Headers`].
         pub headers: u32 = "+{sk_buff.headers}({skb})",
-        /// Source address, in memory order, for a header without extensions.
+        /// Source address, in memory order, for a header without extensions: its first 8 bytes.
         pub source_high: u64 = "-32(+{sk_buff.data}({skb}))",
         /// Its last 8 bytes.
         pub source_low: u64 = "-24(+{sk_buff.data}({skb}))",
