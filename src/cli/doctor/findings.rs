@@ -1,7 +1,7 @@
 //! Draws conclusions from facts: whether flows can be seen. Does no I/O.
 
 use serde::Serialize;
-use socktrail::monitor::Silenced;
+use socktrail::monitor::DisabledSwitch;
 use socktrail_kprobes::Clock;
 
 use super::facts::{Facts, Limit, Tracefs, capability};
@@ -144,10 +144,10 @@ fn kprobes(facts: &Facts) -> Finding {
 
 /// Kernel switches that keep installed probes from firing.
 fn switches(facts: &Facts, subject: &'static str) -> Option<Finding> {
-    if let Some(silenced) = facts.switches.silenced(&facts.architecture) {
-        return Some(Finding::lost(subject, Status::Kernel, silenced.to_string(), silenced.remedy()));
+    if let Some(disabled) = facts.switches.disabling_probes(&facts.architecture) {
+        return Some(Finding::lost(subject, Status::Kernel, disabled.to_string(), disabled.remedy()));
     }
-    let remedy = Silenced::Ftrace.remedy();
+    let remedy = DisabledSwitch::Ftrace.remedy();
     let degraded = || Finding::degraded(subject, "kernel.ftrace_enabled is 0", "all flows on some kernels", remedy);
     (facts.switches.ftrace == Some(false)).then(degraded)
 }

@@ -80,8 +80,8 @@ impl KprobeSource {
         options.validate()?;
         let tracefs = Arc::new(options.tracefs()?);
         let mut group = Group::create(&tracefs, GROUP)?;
-        if let Some(silenced) = Switches::read().silenced(std::env::consts::ARCH) {
-            return Err(Error::Silenced(silenced));
+        if let Some(disabled) = Switches::read().disabling_probes(std::env::consts::ARCH) {
+            return Err(Error::ProbesDisabled(disabled));
         }
         let layout = options.layout(&tracefs)?.layout;
         let mut ring_options = RingOptions::default();
