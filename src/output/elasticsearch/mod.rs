@@ -85,8 +85,8 @@ impl Output for Elasticsearch {
     /// The batch is always taken. Documents that the disk cannot take wait in memory.
     fn write(&mut self, batch: &Batch) -> Result<(), OutputError> {
         match self.spools.push(batch) {
-            Ok(()) => self.meter.worked((&SPOOLING, NAME), 0),
-            Err(error) => self.meter.failed(NAME, (&SPOOLING, NAME), Cause::System, &error.to_string()),
+            Ok(()) => self.meter.note_success((&SPOOLING, NAME), 0),
+            Err(error) => self.meter.note_failure(NAME, (&SPOOLING, NAME), Cause::System, &error.to_string()),
         }
         Ok(())
     }

@@ -335,7 +335,7 @@ mod tests {
         let mut spool = events.shared.spool();
         let events = spool.as_mut().unwrap();
         let sent = events.next(3, 1 << 20).unwrap().unwrap();
-        events.done(&sent).unwrap();
+        events.acknowledge(&sent).unwrap();
         assert!(events.is_empty() && events.size() > 0);
         drop(spool);
         let one = batch(Kind::Flow, 1).documents().map(|(_, document)| document.len() as u64 + OVERHEAD).sum::<u64>();

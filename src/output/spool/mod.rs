@@ -235,7 +235,7 @@ impl Spool {
     ///
     /// # Errors
     /// The position cannot be written. After a crash, these documents are sent again.
-    pub fn done(&mut self, chunk: &Chunk) -> Result<(), OutputError> {
+    pub fn acknowledge(&mut self, chunk: &Chunk) -> Result<(), OutputError> {
         match chunk.end {
             End::Memory(end) => self.memory.forget(end),
             End::Disk(place) => {
