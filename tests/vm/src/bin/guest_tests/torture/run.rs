@@ -12,9 +12,10 @@ use anyhow::{Context, Result, anyhow, ensure};
 use nix::sys::signal::Signal;
 
 use super::hosts::{Family, HOSTS, Hosts, loopback};
-use super::judge::{RoundData, Verdict, judge, namespaces};
+use super::judge::{RoundData, judge, namespaces};
 use super::ledger::{Entry, entries};
 use super::plan::{PROGRAMS, RESOLVER, SERVERS, Step, offloads, step};
+use super::verdict::Verdict;
 use crate::capture::wire::Transport;
 use crate::helpers::process::Process;
 use crate::helpers::socktrail::Socktrail;
