@@ -252,7 +252,7 @@ impl Worker {
                     return true;
                 }
                 Err(error) => {
-                    self.meter.note_failure(self.name, (&WRITING, self.name), Cause::System, &error.to_string())
+                    self.meter.note_failure(self.name, (&WRITING, self.name), Cause::System, &error.to_string());
                 }
             }
             waited = true;
