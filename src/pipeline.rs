@@ -48,7 +48,7 @@ pub(crate) struct Pipeline {
     reached: MonotonicTime,
     /// The time up to which the batches of this step are complete, if one of them says so. The sink gets it at the end of the
     /// step.
-    mark: Option<MonotonicTime>,
+    complete_until: Option<MonotonicTime>,
 }
 
 /// Receives the results of a pipeline. `source` is the pipeline's source.
@@ -80,7 +80,7 @@ pub(crate) trait Sink<S> {
     }
 
     /// All results up to this time have been given.
-    fn until(&mut self, source: &mut S, time: MonotonicTime) {
+    fn complete_until(&mut self, source: &mut S, time: MonotonicTime) {
         let _ = (source, time);
     }
 }
@@ -99,7 +99,7 @@ impl Pipeline {
             counted: VecDeque::new(),
             now: MonotonicTime::ZERO,
             reached: MonotonicTime::ZERO,
-            mark: None,
+            complete_until: None,
         }
     }
 
@@ -137,8 +137,8 @@ impl Pipeline {
         K::Error: From<S::Error>,
     {
         let control = source.hand_over(&mut (), &mut |batch| self.take_in(batch))?;
-        let mark = self.mark.take();
-        if mark.is_some() {
+        let complete_until = self.complete_until.take();
+        if complete_until.is_some() {
             self.ask_totals(source, self.count_questions);
             // Not earlier: an ended flow may still get its name from a DNS answer in the same batch.
             self.give_out(source, sink)?;
@@ -149,18 +149,18 @@ impl Pipeline {
             self.state.shutdown();
             self.give_out(source, sink)?;
         }
-        if let Some(time) = mark {
-            sink.until(source, time);
+        if let Some(time) = complete_until {
+            sink.complete_until(source, time);
         }
         // After the last batch, answers are of no use here. But a recorder records them for the replay.
-        if source.can_be_asked() && (mark.is_some() || control.is_continue()) {
+        if source.can_be_asked() && (complete_until.is_some() || control.is_continue()) {
             self.look_up(source);
             self.check(source);
         }
         Ok(control)
     }
 
-    /// The time of the latest event or mark that was processed.
+    /// The time of the latest event that was processed, or up to which all were.
     pub(crate) fn reached(&self) -> MonotonicTime {
         self.reached
     }
@@ -180,10 +180,10 @@ impl Pipeline {
             }
             self.state.ingest(&event);
         }
-        if let Some(until) = batch.until.take() {
-            self.now = self.now.max(until);
+        if let Some(complete_until) = batch.complete_until.take() {
+            self.now = self.now.max(complete_until);
             self.reached = self.reached.max(self.now);
-            self.mark = Some(self.now);
+            self.complete_until = Some(self.now);
             batch.names.drain(..).for_each(|answer| self.state.ingest(&answer));
             self.state.expire(self.now);
         }

@@ -9,7 +9,7 @@ use socktrail_dns::Lookup;
 
 use crate::model::flow::{Endpoint, Transport};
 use crate::model::kernel_address::{NetAddress, SockAddress};
-use crate::model::loss::{Harm, LossCause};
+use crate::model::loss::{LossCause, LostFacts};
 use crate::model::process::{Credentials, ExecutedFile};
 use crate::model::socket_event::ThreadName;
 use crate::model::socket_event::step::Step;
@@ -33,7 +33,7 @@ pub struct Event {
 /// What happened.
 ///
 /// All kinds but [`Packet`](Self::Packet), [`Fragmented`](Self::Fragmented), [`Dropped`](Self::Dropped),
-/// [`Unreadable`](Self::Unreadable), [`ConnectionRequested`](Self::ConnectionRequested), [`TcpState`](Self::TcpState),
+/// [`UnreadablePacket`](Self::UnreadablePacket), [`ConnectionRequested`](Self::ConnectionRequested), [`TcpState`](Self::TcpState),
 /// [`SocketError`](Self::SocketError), [`IcmpError`](Self::IcmpError), [`Subflow`](Self::Subflow),
 /// [`Totals`](Self::Totals) and [`SocketFreed`](Self::SocketFreed) happen in the context of the task that caused them, so that
 /// [`Event::pid`] names the process that caused them. Those eleven run in whatever task was interrupted.
@@ -167,7 +167,7 @@ pub enum EventKind {
     /// This host drops an outgoing packet, which was reported as a [`Packet`](Self::Packet) before.
     Dropped(Dropped),
     /// A packet whose headers could not be read well enough to count it.
-    Unreadable(Unreadable),
+    UnreadablePacket(UnreadablePacket),
     /// What the kernel has counted of a conversation until now. It comes before the next [`Packet`](Self::Packet) of the
     /// conversation, and before its socket is [freed](Self::SocketFreed).
     Totals(Box<Totals>),
@@ -188,7 +188,7 @@ pub enum EventKind {
         /// The last time at which nothing had been lost.
         since: MonotonicTime,
         /// The kinds of facts that the lost samples may have carried.
-        harm: Harm,
+        facts: LostFacts,
     },
 }
 
@@ -384,7 +384,7 @@ pub struct Dropped {
 /// What is known of a packet with IP options or IPv6 extension headers, which move the addresses or ports to a place that
 /// the probe does not read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Unreadable {
+pub struct UnreadablePacket {
     /// The `struct net` of this host's end.
     pub net: Option<NetAddress>,
     /// Its transport.

@@ -83,9 +83,9 @@ impl fmt::Display for Loss {
 /// The kinds of facts that a loss may affect.
 #[doc(hidden)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Harm(u8);
+pub struct LostFacts(u8);
 
-impl Harm {
+impl LostFacts {
     /// No facts that flows report.
     pub const NONE: Self = Self(0);
     /// Packets of TCP over IPv4.

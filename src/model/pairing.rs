@@ -5,9 +5,9 @@ use std::collections::VecDeque;
 /// The maximum number of halves that wait. Both halves come at almost the same time; if one waits longer, the other was lost.
 const MAX_WAITING: usize = 64;
 
-/// Halves that wait for the matching half. Either may come first.
+/// Joins two halves into one. Either may come first and waits for the other.
 #[derive(Debug)]
-pub(crate) struct Halves<L, R>(VecDeque<(u32, Half<L, R>)>);
+pub(crate) struct Joiner<L, R>(VecDeque<(u32, Half<L, R>)>);
 
 #[derive(Debug)]
 enum Half<L, R> {
@@ -15,13 +15,13 @@ enum Half<L, R> {
     Right(R),
 }
 
-impl<L, R> Default for Halves<L, R> {
+impl<L, R> Default for Joiner<L, R> {
     fn default() -> Self {
         Self(VecDeque::new())
     }
 }
 
-impl<L, R> Halves<L, R> {
+impl<L, R> Joiner<L, R> {
     /// Takes a left half. Returns the pair if the right half is waiting; otherwise the left half waits.
     pub(crate) fn join_left(&mut self, key: u32, left: L) -> Option<(L, R)> {
         match self.take(key) {
@@ -68,34 +68,34 @@ mod tests {
 
     #[test]
     fn halves_meet_in_either_order() {
-        let mut halves = Halves::default();
-        assert_eq!(halves.join_left(1, 'a'), None);
-        assert_eq!(halves.join_right(2, "B"), None);
-        assert_eq!(halves.join_right(1, "A"), Some(('a', "A")));
-        assert_eq!(halves.join_left(2, 'b'), Some(('b', "B")));
-        assert_eq!(halves.join_left(2, 'c'), None, "each meets one");
+        let mut joiner = Joiner::default();
+        assert_eq!(joiner.join_left(1, 'a'), None);
+        assert_eq!(joiner.join_right(2, "B"), None);
+        assert_eq!(joiner.join_right(1, "A"), Some(('a', "A")));
+        assert_eq!(joiner.join_left(2, 'b'), Some(('b', "B")));
+        assert_eq!(joiner.join_left(2, 'c'), None, "each meets one");
     }
 
     #[test]
     fn a_repeated_or_forgotten_half_is_not_joined_with_an_old_one() {
-        let mut halves = Halves::default();
-        halves.join_left(1, 'a');
-        halves.join_left(1, 'b');
-        assert_eq!(halves.join_right(1, ()), Some(('b', ())));
-        halves.join_left(1, 'c');
-        halves.forget(1);
-        assert_eq!(halves.join_right(1, ()), None);
-        halves.clear();
-        assert_eq!(halves.join_left(1, 'd'), None);
+        let mut joiner = Joiner::default();
+        joiner.join_left(1, 'a');
+        joiner.join_left(1, 'b');
+        assert_eq!(joiner.join_right(1, ()), Some(('b', ())));
+        joiner.join_left(1, 'c');
+        joiner.forget(1);
+        assert_eq!(joiner.join_right(1, ()), None);
+        joiner.clear();
+        assert_eq!(joiner.join_left(1, 'd'), None);
     }
 
     #[test]
     fn the_number_of_waiting_halves_is_bounded() {
-        let mut halves = Halves::<u32, u32>::default();
+        let mut joiner = Joiner::<u32, u32>::default();
         for key in 0..1000 {
-            halves.join_left(key, key);
+            joiner.join_left(key, key);
         }
-        assert_eq!(halves.0.len(), MAX_WAITING);
-        assert_eq!((halves.join_right(0, 0), halves.join_right(999, 7)), (None, Some((999, 7))));
+        assert_eq!(joiner.0.len(), MAX_WAITING);
+        assert_eq!((joiner.join_right(0, 0), joiner.join_right(999, 7)), (None, Some((999, 7))));
     }
 }

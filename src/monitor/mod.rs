@@ -52,7 +52,7 @@ mod stats;
 pub use crate::model::accounting::Accounting;
 pub use crate::source::MissingFeature;
 pub use crate::source::kprobes::source::Summary;
-pub use crate::source::kprobes::switches::Silenced;
+pub use crate::source::kprobes::switches::DisabledSwitch;
 pub use crate::source::kprobes::{Refusal, Traffic};
 #[cfg(feature = "recording")]
 pub use crate::source::recording::recorder::Recorded;

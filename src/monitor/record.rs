@@ -110,8 +110,8 @@ impl<S: Source, W: Write> Sink<Recorder<S, W>> for RecordNames<'_> {
         Ok(())
     }
 
-    fn until(&mut self, recorder: &mut Recorder<S, W>, time: MonotonicTime) {
-        recorder.until(time);
+    fn complete_until(&mut self, recorder: &mut Recorder<S, W>, time: MonotonicTime) {
+        recorder.complete_until(time);
     }
 }
 

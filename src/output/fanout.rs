@@ -219,7 +219,7 @@ impl Worker {
         let deadline = self.deadline.get().copied().unwrap_or_else(Instant::now);
         let mut left = Batch::default();
         if let Err(error) = self.output.close(deadline, &mut left) {
-            self.meter.failed(self.name, (&WRITING, self.name), Cause::System, &error.to_string());
+            self.meter.note_failure(self.name, (&WRITING, self.name), Cause::System, &error.to_string());
         }
         self.meter.log_ends(self.name, true);
         if !left.is_empty() {
@@ -231,8 +231,8 @@ impl Worker {
 
     fn tick(&mut self) {
         match self.output.tick(Instant::now()) {
-            Ok(()) => self.meter.worked((&UPKEEP, self.name), 0),
-            Err(error) => self.meter.failed(self.name, (&UPKEEP, self.name), Cause::System, &error.to_string()),
+            Ok(()) => self.meter.note_success((&UPKEEP, self.name), 0),
+            Err(error) => self.meter.note_failure(self.name, (&UPKEEP, self.name), Cause::System, &error.to_string()),
         }
         self.meter.log_ends(self.name, false);
     }
@@ -248,10 +248,12 @@ impl Worker {
             match self.output.write(batch) {
                 Ok(()) => {
                     let waiting = if waited { batch.len() + self.queue.documents() } else { 0 };
-                    self.meter.worked((&WRITING, self.name), waiting as u64);
+                    self.meter.note_success((&WRITING, self.name), waiting as u64);
                     return true;
                 }
-                Err(error) => self.meter.failed(self.name, (&WRITING, self.name), Cause::System, &error.to_string()),
+                Err(error) => {
+                    self.meter.note_failure(self.name, (&WRITING, self.name), Cause::System, &error.to_string());
+                }
             }
             waited = true;
             if self.is_late() {
@@ -306,7 +308,7 @@ mod tests {
         Arc::new(batch)
     }
 
-    fn started(outputs: &mut Outputs, name: &'static str, failures: usize) -> Arc<Mutex<Vec<u8>>> {
+    fn start(outputs: &mut Outputs, name: &'static str, failures: usize) -> Arc<Mutex<Vec<u8>>> {
         let lines = Arc::<Mutex<Vec<u8>>>::default();
         let output = Box::new(Kept { failures, lines: Arc::clone(&lines), closed: false });
         outputs.start(name, output, 1000, Arc::default()).unwrap();
@@ -316,7 +318,7 @@ mod tests {
     #[test]
     fn each_output_gets_all_in_order() {
         let mut outputs = Outputs::new();
-        let (one, other) = (started(&mut outputs, "one", 0), started(&mut outputs, "other", 2));
+        let (one, other) = (start(&mut outputs, "one", 0), start(&mut outputs, "other", 2));
         for text in ["a", "b", "c"] {
             outputs.send(&batch(text));
         }
@@ -332,7 +334,7 @@ mod tests {
     #[test]
     fn one_that_stands_still_harms_no_other_and_what_it_loses_is_counted() {
         let mut outputs = Outputs::new();
-        let (stuck, well) = (started(&mut outputs, "stuck", usize::MAX), started(&mut outputs, "well", 0));
+        let (stuck, well) = (start(&mut outputs, "stuck", usize::MAX), start(&mut outputs, "well", 0));
         let long = "x".repeat(300);
         for sent in 1..=20 {
             outputs.send(&batch(&long));
@@ -398,7 +400,7 @@ mod tests {
         let meter = Arc::<Meter>::default();
         let stuck = Kept { failures: usize::MAX, lines: Arc::default(), closed: false };
         before.start("one", Box::new(stuck), 1000, Arc::clone(&meter)).unwrap();
-        started(&mut before, "other", usize::MAX);
+        start(&mut before, "other", usize::MAX);
         for text in ["a", "b", "c"] {
             before.send(&batch(text));
         }
@@ -412,7 +414,7 @@ mod tests {
         let gone = Arc::clone(&unwritten[1].meter);
 
         let mut after = Outputs::new();
-        let lines = started(&mut after, "one", 0);
+        let lines = start(&mut after, "one", 0);
         after.go_on(unwritten);
         after.send(&batch("d"));
         after.close(Duration::from_secs(60));

@@ -127,21 +127,21 @@ fn is_zero(count: &u64) -> bool {
 
 impl Meter {
     /// Notes and counts a failure.
-    pub(super) fn failed(&self, output: &str, who: (&Scope, &'static str), cause: Cause, reason: &str) {
+    pub(super) fn note_failure(&self, output: &str, who: (&Scope, &'static str), cause: Cause, reason: &str) {
         self.failures.add(1);
-        self.troubled(output, who, cause, reason);
+        self.note_trouble(output, who, cause, reason);
     }
 
     /// Notes a failure. Logs it if a trouble begins, or if this trouble has a new cause.
-    pub(super) fn troubled(&self, output: &str, who: (&Scope, &'static str), cause: Cause, reason: &str) {
-        if let Some(line) = self.troubles().failed(who, cause, reason, Instant::now()) {
+    pub(super) fn note_trouble(&self, output: &str, who: (&Scope, &'static str), cause: Cause, reason: &str) {
+        if let Some(line) = self.troubles().note_failure(who, cause, reason, Instant::now()) {
             tracing::warn!("{output}: {line}");
         }
     }
 
     /// Notes a success, and the number of documents that have waited for it.
-    pub(super) fn worked(&self, who: (&Scope, &'static str), waiting: u64) {
-        self.troubles().worked(who, waiting, Instant::now());
+    pub(super) fn note_success(&self, who: (&Scope, &'static str), waiting: u64) {
+        self.troubles().note_success(who, waiting, Instant::now());
     }
 
     /// Whether the output has any trouble.
@@ -152,7 +152,7 @@ impl Meter {
     /// Logs the troubles that are over. With `at_once`, because there will be no further attempts, every trouble whose last attempt
     /// has succeeded is over.
     pub(super) fn log_ends(&self, output: &str, at_once: bool) {
-        for line in self.troubles().ended(Instant::now(), at_once) {
+        for line in self.troubles().take_ended(Instant::now(), at_once) {
             tracing::info!("{output}: {line}");
         }
     }

@@ -61,7 +61,7 @@ struct Trouble {
 
 impl Troubles {
     /// Notes a failure of a member of a scope. Returns what to log, if it is worth a line.
-    pub fn failed(
+    pub fn note_failure(
         &mut self,
         (scope, member): (&Scope, &'static str),
         cause: Cause,
@@ -84,7 +84,7 @@ impl Troubles {
     }
 
     /// Notes a success of a member, and the number of documents that have waited for it.
-    pub fn worked(&mut self, (scope, member): (&Scope, &'static str), waiting: u64, now: Instant) {
+    pub fn note_success(&mut self, (scope, member): (&Scope, &'static str), waiting: u64, now: Instant) {
         let Some(trouble) = self.0.iter_mut().find(|trouble| trouble.scope == *scope) else { return };
         let Some(waited) = trouble.members.get_mut(member) else { return };
         *waited = Some(waited.unwrap_or(0).max(waiting));
@@ -95,7 +95,7 @@ impl Troubles {
 
     /// Removes the troubles that are over, and returns lines to log. With `at_once`, because there will be no further attempts, a
     /// trouble is over as soon as all members have succeeded.
-    pub fn ended(&mut self, now: Instant, at_once: bool) -> Vec<String> {
+    pub fn take_ended(&mut self, now: Instant, at_once: bool) -> Vec<String> {
         let mut lines = Vec::new();
         self.0.retain(|trouble| match trouble.recovered {
             Some(recovered) if at_once || now.saturating_duration_since(recovered) >= CALM => {
@@ -164,19 +164,22 @@ mod tests {
         let (mut troubles, start) = (Troubles::default(), Instant::now());
         let flow = (&Scope::Server, "flow");
         let event = (&Scope::Server, "event");
-        let first = troubles.failed(flow, Cause::Unavailable, "http://one: refused", start);
+        let first = troubles.note_failure(flow, Cause::Unavailable, "http://one: refused", start);
         assert_eq!(first.as_deref(), Some("http://one: refused"));
         for second in 1..60 {
-            assert_eq!(troubles.failed(event, Cause::Unavailable, "http://one: reset", start + second * SECOND), None);
-            assert!(troubles.ended(start + second * SECOND, false).is_empty());
+            assert_eq!(
+                troubles.note_failure(event, Cause::Unavailable, "http://one: reset", start + second * SECOND),
+                None
+            );
+            assert!(troubles.take_ended(start + second * SECOND, false).is_empty());
         }
         assert_eq!(troubles.status().as_deref(), Some("http://one: reset"), "the last reason");
-        troubles.worked(flow, 12, start + 60 * SECOND);
-        assert!(troubles.ended(start + 90 * SECOND, true).is_empty(), "the other still fails");
-        troubles.worked(event, 3, start + 90 * SECOND);
-        assert!(troubles.ended(start + 92 * SECOND, false).is_empty(), "it may come back");
+        troubles.note_success(flow, 12, start + 60 * SECOND);
+        assert!(troubles.take_ended(start + 90 * SECOND, true).is_empty(), "the other still fails");
+        troubles.note_success(event, 3, start + 90 * SECOND);
+        assert!(troubles.take_ended(start + 92 * SECOND, false).is_empty(), "it may come back");
         assert_eq!(troubles.len(), 1);
-        let ended = troubles.ended(start + 95 * SECOND, false);
+        let ended = troubles.take_ended(start + 95 * SECOND, false);
         assert_eq!(ended, ["it works again after 90.0 s; 15 documents waited"]);
         assert_eq!((troubles.len(), troubles.status()), (0, None));
     }
@@ -188,22 +191,22 @@ mod tests {
         let mut lines = 0;
         for round in 0..100 {
             let now = start + round * 2 * SECOND;
-            lines += usize::from(troubles.failed(member, Cause::System, "no room", now).is_some());
-            troubles.worked(member, 0, now + SECOND);
-            lines += troubles.ended(now + SECOND, false).len();
+            lines += usize::from(troubles.note_failure(member, Cause::System, "no room", now).is_some());
+            troubles.note_success(member, 0, now + SECOND);
+            lines += troubles.take_ended(now + SECOND, false).len();
         }
         assert_eq!(lines, 1);
-        assert_eq!(troubles.ended(start + 300 * SECOND, false), ["writing: it works again after 199.0 s"]);
+        assert_eq!(troubles.take_ended(start + 300 * SECOND, false), ["writing: it works again after 199.0 s"]);
     }
 
     #[test]
     fn what_works_for_one_index_ends_its_own_trouble_and_no_other() {
         let (mut troubles, now) = (Troubles::default(), Instant::now());
         let [flow, event] = ["flow", "event"].map(|name| Scope::Index(name.to_owned()));
-        troubles.failed((&flow, "all"), Cause::Refused(403), "no", now);
-        troubles.failed((&event, "all"), Cause::Refused(403), "no", now);
-        troubles.worked((&event, "all"), 1, now);
-        assert_eq!(troubles.ended(now, true), ["index event: it works again after 0.0 s; 1 documents waited"]);
+        troubles.note_failure((&flow, "all"), Cause::Refused(403), "no", now);
+        troubles.note_failure((&event, "all"), Cause::Refused(403), "no", now);
+        troubles.note_success((&event, "all"), 1, now);
+        assert_eq!(troubles.take_ended(now, true), ["index event: it works again after 0.0 s; 1 documents waited"]);
         assert_eq!(troubles.status().as_deref(), Some("index flow: no"));
     }
 
@@ -211,15 +214,18 @@ mod tests {
     fn each_cause_is_told_once_and_each_index_apart() {
         let (mut troubles, now) = (Troubles::default(), Instant::now());
         let [flow, event] = ["flow", "event"].map(|name| Scope::Index(name.to_owned()));
-        assert_eq!(troubles.failed((&flow, "flow"), Cause::Refused(403), "no", now).as_deref(), Some("index flow: no"));
         assert_eq!(
-            troubles.failed((&event, "event"), Cause::Refused(403), "no", now).as_deref(),
+            troubles.note_failure((&flow, "flow"), Cause::Refused(403), "no", now).as_deref(),
+            Some("index flow: no")
+        );
+        assert_eq!(
+            troubles.note_failure((&event, "event"), Cause::Refused(403), "no", now).as_deref(),
             Some("index event: no")
         );
-        let told = |status| troubles.failed((&flow, "flow"), Cause::Refused(status), "no", now).is_some();
+        let told = |status| troubles.note_failure((&flow, "flow"), Cause::Refused(status), "no", now).is_some();
         assert_eq!((400..500).map(told).filter(|told| *told).count(), MAX_CAUSES - 1);
-        troubles.worked((&flow, "flow"), 5, now);
-        assert_eq!(troubles.ended(now, true), ["index flow: it works again after 0.0 s; 5 documents waited"]);
+        troubles.note_success((&flow, "flow"), 5, now);
+        assert_eq!(troubles.take_ended(now, true), ["index flow: it works again after 0.0 s; 5 documents waited"]);
         assert_eq!(troubles.status().as_deref(), Some("index event: no"));
     }
 }

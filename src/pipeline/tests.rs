@@ -51,7 +51,7 @@ impl Sink<Fake> for Given {
         self.losses.push(loss);
     }
 
-    fn until(&mut self, _source: &mut Fake, time: MonotonicTime) {
+    fn complete_until(&mut self, _source: &mut Fake, time: MonotonicTime) {
         self.order.push(format!("until {}", time.as_nanos() / SECOND));
     }
 }
@@ -138,7 +138,11 @@ fn a_flow_comes_out_once_it_is_over_and_the_source_may_forget_it() {
     assert_eq!((flow.sent.packets, flow.sent.bytes, flow.reason), (1, 100, Reason::Inactive));
     assert_eq!(owner(flow).pid, CLIENT);
     assert_eq!(source.forgotten, [flow.number]);
-    assert_eq!(given.order, ["until 4", "flow at 40", "until 40", "until 41"], "a flow comes before its mark");
+    assert_eq!(
+        given.order,
+        ["until 4", "flow at 40", "until 40", "until 41"],
+        "a flow comes before the time up to which all was given"
+    );
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::kprobes::switches::Silenced;
+use super::kprobes::switches::DisabledSwitch;
 use super::kprobes::{Feature, FeatureStatus, Refusal};
 #[cfg(feature = "recording")]
 use super::recording::RecordingError;
@@ -22,7 +22,7 @@ pub enum Error {
     NothingToSee(Vec<MissingFeature>),
     /// Probes can be installed, but a switch of the kernel keeps them from firing.
     #[error("{0}; {remedy}", remedy = .0.remedy())]
-    Silenced(Silenced),
+    ProbesDisabled(DisabledSwitch),
     /// A thread could not be started.
     #[error("cannot start the {name} thread: {source}; raise the limit of processes (ulimit -u)")]
     Thread {

@@ -234,9 +234,9 @@ impl Source for Fake {
                 Scripted::EndRound(time) => {
                     self.now = time;
                     self.batch.names.extend(self.listener.take(time));
-                    self.batch.until = Some(time);
+                    self.batch.complete_until = Some(time);
                     take(&mut self.batch);
-                    assert!(self.batch.events.is_empty() && self.batch.until.is_none(), "it is emptied");
+                    assert!(self.batch.events.is_empty() && self.batch.complete_until.is_none(), "it is emptied");
                     self.run_ahead();
                     return Ok(ControlFlow::Continue(()));
                 }

@@ -159,10 +159,10 @@ pub struct Batch {
     pub totals: Vec<CountedAnswer>,
     /// What happened, in order of time.
     pub events: Vec<Event>,
-    /// Answers of name servers from before `until`. A query's flow must be known before its answer.
+    /// Answers of name servers from before `complete_until`. A query's flow must be known before its answer.
     pub names: Vec<Event>,
     /// When set, every event before this time has been handed over.
-    pub until: Option<MonotonicTime>,
+    pub complete_until: Option<MonotonicTime>,
 }
 
 impl Batch {
@@ -177,7 +177,7 @@ impl Default for Batch {
             totals: Vec::new(),
             events: Vec::with_capacity(Self::SIZE),
             names: Vec::new(),
-            until: None,
+            complete_until: None,
         }
     }
 }

@@ -12,7 +12,7 @@ use super::{State, StateConfig, counting};
 use crate::model::event::{Event, Segments, SocketUser, SourceCapabilities, TcpState, Tuple};
 use crate::model::flow::{Direction, Endpoint, Outcome, Reason, Transport};
 use crate::model::kernel_address::SockAddress;
-use crate::model::loss::Harm;
+use crate::model::loss::LostFacts;
 use crate::model::process::Process;
 use crate::model::time::MonotonicTime;
 
@@ -75,13 +75,13 @@ impl State {
 
     /// The running task begins to connect a TCP socket.
     pub(super) fn connect_begins(&mut self, event: &Event, sock: SockAddress, remote: Endpoint) {
-        let Some(key) = self.socket_at(event.time, Some(sock)) else { return };
+        let Some(socket_key) = self.socket_at(event.time, Some(sock)) else { return };
         let actor = self.processes.process_of_running_thread(event.pid, event.tid);
-        let Some(socket) = self.sockets.get_mut(key) else { return };
+        let Some(socket) = self.sockets.get_mut(socket_key) else { return };
         // A socket that was passed to another process keeps its creator as owner. If the creator itself connects, its present
         // program is used. After a loss, the known creator may be that of an earlier socket at this address, so the connecting
         // process becomes the owner. A joined MPTCP subflow is connected on behalf of another process.
-        let is_doubtful = self.loss_history.overlaps(Harm::OWNERS, socket.owner_since, event.time);
+        let is_doubtful = self.loss_history.overlaps(LostFacts::OWNERS, socket.owner_since, event.time);
         let is_actors = socket.owner.as_ref().is_none_or(|owner| owner.pid == actor.pid);
         socket.accepted_as = None; // the connection that it was accepted as has ended
         if !socket.joined && (is_doubtful || is_actors) {
@@ -94,35 +94,35 @@ impl State {
             self.stats.pending_connects_refused += 1;
             return;
         }
-        self.connecting.insert(event.tid, Connecting { socket: key, begun: event.time, remote });
+        self.connecting.insert(event.tid, Connecting { socket: socket_key, begun: event.time, remote });
     }
 
     /// The last connect that this thread began returns 0 or a negative errno.
     pub(super) fn connect_returns(&mut self, now: MonotonicTime, tid: u32, result: i32) {
-        let Some(Connecting { socket: key, begun, remote }) = self.connecting.remove(&tid) else { return };
-        let Some(socket) = self.sockets.get(key).filter(|_| result < 0) else { return };
+        let Some(Connecting { socket: socket_key, begun, remote }) = self.connecting.remove(&tid) else { return };
+        let Some(socket) = self.sockets.get(socket_key).filter(|_| result < 0) else { return };
         let sock = socket.sock;
         // No packet left, or the connect would be in progress: the attempt itself is the flow.
         let local = Endpoint::new(unspecified(remote), 0);
         let id = FlowId { scope: sock.into(), transport: Transport::Tcp, local, remote };
         if self.flows.find(&id).is_none() {
-            let flow = self.open(begun, id, None, Some(key), Direction::Egress, Beginning::Seen);
-            if let Some(live) = self.flows.get_mut(flow) {
-                live.last = now;
-                live.outcome = Outcome::Failure(-result);
-                live.uncounted = true; // there is no connection that could go on
+            let flow_key = self.open(begun, id, None, Some(socket_key), Direction::Egress, Beginning::Seen);
+            if let Some(flow) = self.flows.get_mut(flow_key) {
+                flow.last = now;
+                flow.outcome = Outcome::Failure(-result);
+                flow.reached_tcp_close = true; // there is no connection that could go on
             }
-            self.finish(flow, Reason::Closed);
+            self.finish(flow_key, Reason::Closed);
         }
     }
 
     /// A SYN arrived at a listener, whose owner has the connection until it is accepted.
     pub(super) fn connection_requested(&mut self, listener: SockAddress, tuple: &Tuple) {
-        let Some(flow) = self.flows.find(&FlowId::tcp(tuple)) else { return };
-        let Some(key) = self.sockets.at(Some(listener)) else { return };
-        let is_new = |live: &LiveFlow| live.direction == Direction::Ingress && !live.bound;
-        if self.flows.get(flow).is_some_and(is_new) {
-            self.set_owner_to_listeners(flow, key);
+        let Some(flow_key) = self.flows.find(&FlowId::tcp(tuple)) else { return };
+        let Some(socket_key) = self.sockets.at(Some(listener)) else { return };
+        let is_new = |flow: &LiveFlow| flow.direction == Direction::Ingress && !flow.has_own_socket;
+        if self.flows.get(flow_key).is_some_and(is_new) {
+            self.set_owner_to_listeners(flow_key, socket_key);
         }
     }
 
@@ -130,11 +130,12 @@ impl State {
     pub(super) fn accepted(&mut self, event: &Event, sock: SockAddress, tuple: &Tuple) {
         let now = event.time;
         let actor = self.processes.process_of_running_thread(event.pid, event.tid);
-        let Some(key) = self.living_socket_at(now, Some(sock)) else { return };
-        let flow = self.flows.find(&FlowId::tcp(tuple)).or_else(|| self.flow_without_port(key, tuple));
-        let connection = flow.and_then(|flow| self.flows.get(flow)).map_or_else(|| FlowId::tcp(tuple), |live| live.id);
-        if flow.is_none_or(|flow| !self.had_address_before(flow, key))
-            && let Some(socket) = self.sockets.get_mut(key)
+        let Some(socket_key) = self.living_socket_at(now, Some(sock)) else { return };
+        let flow_key = self.flows.find(&FlowId::tcp(tuple)).or_else(|| self.flow_without_port(socket_key, tuple));
+        let connection =
+            flow_key.and_then(|key| self.flows.get(key)).map_or_else(|| FlowId::tcp(tuple), |flow| flow.id);
+        if flow_key.is_none_or(|flow_key| !self.had_address_before(flow_key, socket_key))
+            && let Some(socket) = self.sockets.get_mut(socket_key)
         {
             socket.direction = Direction::Ingress;
             socket.last = now;
@@ -142,35 +143,36 @@ impl State {
             socket.accepted_as = Some(self.flows.hash(&connection));
             socket.owner_since = now;
         }
-        self.set_owner_of_subflows(key, &actor);
-        let Some(flow) = flow else { return }; // the flow of its next packet is bound to the socket
+        self.set_owner_of_subflows(socket_key, &actor);
+        let Some(flow_key) = flow_key else { return }; // its next packet attaches the socket to a flow
         // The accepted socket is not always the one that sends and has the counters: with MPTCP and SMC it is not.
-        let is_others = self.flows.get(flow).is_some_and(|live| live.bound && live.socket != Some(key));
-        if !is_others && !self.sockets.has_subflows(key) {
-            self.bind(flow, key);
+        let is_others =
+            self.flows.get(flow_key).is_some_and(|flow| flow.has_own_socket && flow.socket != Some(socket_key));
+        if !is_others && !self.sockets.has_subflows(socket_key) {
+            self.attach_socket(flow_key, socket_key);
         }
-        if let Some(live) = self.flows.get_mut(flow) {
-            live.doubtful = self.processes.confirm(&actor);
-            live.set_owner(actor);
-            live.owner_since = now;
-            live.accepted = true;
-            live.direction = Direction::Ingress;
-            live.outcome = Outcome::Success;
+        if let Some(flow) = self.flows.get_mut(flow_key) {
+            flow.doubtful = self.processes.confirm(&actor);
+            flow.set_owner(actor);
+            flow.owner_since = now;
+            flow.accepted = true;
+            flow.direction = Direction::Ingress;
+            flow.outcome = Outcome::Success;
         }
     }
 
     /// Whether the flow's socket had the same address before the socket `now_there`. If each CPU has a clock of its own (before
     /// Linux 4.1), an accept may come after the end of its connection.
-    fn had_address_before(&self, flow: FlowKey, now_there: SocketKey) -> bool {
-        let own = self.flows.get(flow).and_then(|live| live.socket).filter(|own| *own != now_there);
+    fn had_address_before(&self, flow_key: FlowKey, now_there: SocketKey) -> bool {
+        let own = self.flows.get(flow_key).and_then(|flow| flow.socket).filter(|own| *own != now_there);
         own.is_some_and(|own| self.sock(own) == self.sock(now_there))
     }
 
     /// The flow of a socket that no longer has a local port: a connection that was reset before it was accepted.
-    fn flow_without_port(&self, key: SocketKey, tuple: &Tuple) -> Option<FlowKey> {
-        let socket = self.sockets.get(key).filter(|_| tuple.local.port == 0)?;
-        let is_it = |live: &LiveFlow| live.id.transport == Transport::Tcp && live.id.remote == tuple.remote;
-        self.flows.chain(socket.flows).find(|flow| self.flows.get(*flow).is_some_and(is_it))
+    fn flow_without_port(&self, socket_key: SocketKey, tuple: &Tuple) -> Option<FlowKey> {
+        let socket = self.sockets.get(socket_key).filter(|_| tuple.local.port == 0)?;
+        let is_it = |flow: &LiveFlow| flow.id.transport == Transport::Tcp && flow.id.remote == tuple.remote;
+        self.flows.chain(socket.flows).find(|key| self.flows.get(*key).is_some_and(is_it))
     }
 
     /// A TCP socket became established or closed.
@@ -184,50 +186,51 @@ impl State {
     ) {
         let id = FlowId::tcp(tuple);
         let mut found = self.flows.find(&id);
-        let had_unparsed_packets = || {
+        let had_unreadable_packets = || {
             let socket = self.sockets.at(Some(sock)).and_then(|key| self.sockets.get(key));
-            socket.is_some_and(|socket| socket.had_unparsed_packets) || self.had_unparsed_packets(now, &id, tuple.net)
+            socket.is_some_and(|socket| socket.had_unreadable_packets)
+                || self.had_unreadable_packets(now, &id, tuple.net)
         };
-        if found.is_none() && state == TcpState::Established && had_unparsed_packets() {
+        if found.is_none() && state == TcpState::Established && had_unreadable_packets() {
             // None of its packets could be read, so only this event shows the connection.
             found = Some(self.open(now, id, tuple.net, None, Direction::Unknown, Beginning::Missed));
         }
-        let Some(flow) = found else { return };
+        let Some(flow_key) = found else { return };
         match state {
             TcpState::Established => {
-                if let Some(key) = self.living_socket_at(now, Some(sock)) {
-                    self.bind(flow, key);
+                if let Some(socket_key) = self.living_socket_at(now, Some(sock)) {
+                    self.attach_socket(flow_key, socket_key);
                 }
-                if let Some(live) = self.flows.get_mut(flow) {
-                    live.outcome = Outcome::Success;
+                if let Some(flow) = self.flows.get_mut(flow_key) {
+                    flow.outcome = Outcome::Success;
                 }
             }
             TcpState::Closed { error } => {
-                let Some(live) = self
+                let Some(flow) = self
                     .flows
-                    .get(flow)
-                    .filter(|live| self.sock_of(live) == Some(sock))
+                    .get(flow_key)
+                    .filter(|flow| self.sock_of(flow) == Some(sock))
                     .is_some()
-                    .then(|| self.flows.get_mut(flow))
+                    .then(|| self.flows.get_mut(flow_key))
                     .flatten()
                 else {
                     return;
                 };
-                live.note_time(now);
-                let segments = segments.filter(|_| live.bound);
+                flow.note_time(now);
+                let segments = segments.filter(|_| flow.has_own_socket);
                 if let Some(segments) = segments
-                    && !self.settle_later(now, flow, segments)
-                    && let Some(live) = self.flows.get_mut(flow)
+                    && !self.settle_later(now, flow_key, segments)
+                    && let Some(flow) = self.flows.get_mut(flow_key)
                 {
-                    counting::settle(live, now, segments);
+                    counting::settle(flow, now, segments);
                 }
-                let Some(live) = self.flows.get_mut(flow) else { return };
-                live.uncounted = true;
+                let Some(flow) = self.flows.get_mut(flow_key) else { return };
+                flow.reached_tcp_close = true;
                 // A connect that was abandoned before an answer came has failed, though the kernel has no error for it.
-                if is_unanswered(live) || (error != 0 && live.outcome == Outcome::Unknown) {
-                    live.outcome = Outcome::Failure(if error == 0 { live.noted_error } else { error });
+                if is_unanswered(flow) || (error != 0 && flow.outcome == Outcome::Unknown) {
+                    flow.outcome = Outcome::Failure(if error == 0 { flow.noted_error } else { error });
                 }
-                self.begin_to_close(now, flow);
+                self.begin_to_close(now, flow_key);
             }
         }
     }
@@ -244,18 +247,18 @@ impl State {
         if let (SocketEnd::Freed, Some(sock)) = (&end, sock) {
             self.forget_totals(now, sock);
         }
-        let Some(key) = self.sockets.at(sock) else { return };
+        let Some(socket_key) = self.sockets.at(sock) else { return };
         let (freed, user) = match end {
             SocketEnd::Released { user } => (false, user),
             SocketEnd::Freed => (true, None),
         };
         if freed {
-            self.sockets.unmap(key);
+            self.sockets.unmap(socket_key);
         }
         // The kernel may still create a subflow, which belongs to this socket's owner as well.
-        let may_get_subflows = !freed && self.sockets.has_subflows(key);
-        self.close_subflows(now, key, user.as_ref());
-        let Some(socket) = self.sockets.get_mut(key) else { return };
+        let may_get_subflows = !freed && self.sockets.has_subflows(socket_key);
+        self.close_subflows(now, socket_key, user.as_ref());
+        let Some(socket) = self.sockets.get_mut(socket_key) else { return };
         socket.closed = true;
         socket.last = now;
         let (head, idle) = (socket.flows, socket.idle);
@@ -267,16 +270,16 @@ impl State {
         }
         if head.is_none() {
             if !may_get_subflows {
-                self.forget_socket(now, key);
+                self.forget_socket(now, socket_key);
             }
             return;
         }
         let flows: Vec<_> = self.flows.chain(head).collect();
-        for flow in flows {
-            if let (Some(user), Some(live)) = (&user, self.flows.get_mut(flow)) {
-                live.last_user = Some(user).filter(|user| is_another(live.owner.as_deref(), user)).cloned();
+        for flow_key in flows {
+            if let (Some(user), Some(flow)) = (&user, self.flows.get_mut(flow_key)) {
+                flow.last_user = Some(user).filter(|user| is_another(flow.owner.as_deref(), user)).cloned();
             }
-            self.begin_to_close(now, flow);
+            self.begin_to_close(now, flow_key);
         }
     }
 
@@ -285,25 +288,25 @@ impl State {
         let Some(socket) = self.sockets.at(Some(sock)).and_then(|key| self.sockets.get(key)) else { return };
         let mut flows = self.flows.chain(socket.flows);
         // If the socket has several flows, it is not known which one failed.
-        let (Some(flow), None) = (flows.next(), flows.next()) else { return };
+        let (Some(flow_key), None) = (flows.next(), flows.next()) else { return };
         drop(flows);
-        if let Some(live) = self.flows.get_mut(flow).filter(|live| is_unanswered(live)) {
-            live.outcome = Outcome::Failure(error);
+        if let Some(flow) = self.flows.get_mut(flow_key).filter(|flow| is_unanswered(flow)) {
+            flow.outcome = Outcome::Failure(error);
         }
     }
 
     /// An ICMP error about a TCP packet of this host arrived. A connect may still succeed, or fail with another error:
     /// the kernel sends the SYN again.
     pub(super) fn icmp_error(&mut self, tuple: &Tuple, error: i32) {
-        let Some(flow) = self.flows.find(&FlowId::tcp(tuple)) else { return };
-        if let Some(live) = self.flows.get_mut(flow).filter(|live| is_unanswered(live)) {
-            live.noted_error = error;
+        let Some(flow_key) = self.flows.find(&FlowId::tcp(tuple)) else { return };
+        if let Some(flow) = self.flows.get_mut(flow_key).filter(|flow| is_unanswered(flow)) {
+            flow.noted_error = error;
         }
     }
 
     /// Forgets a socket. Its connection ends with it, unless the other side's FIN is still to come.
-    pub(super) fn forget_socket(&mut self, now: MonotonicTime, key: SocketKey) {
-        if let Some(idle) = self.sockets.remove(key).and_then(|socket| socket.idle) {
+    pub(super) fn forget_socket(&mut self, now: MonotonicTime, socket_key: SocketKey) {
+        if let Some(idle) = self.sockets.remove(socket_key).and_then(|socket| socket.idle) {
             self.idle.lose_socket(idle, now);
         }
     }
@@ -311,7 +314,7 @@ impl State {
     /// The socket at an address. If none is known, a new one is added.
     pub(super) fn socket_at(&mut self, now: MonotonicTime, sock: Option<SockAddress>) -> Option<SocketKey> {
         match self.sockets.at(sock) {
-            Some(key) => Some(key),
+            Some(socket_key) => Some(socket_key),
             None => self.new_socket(now, sock),
         }
     }
@@ -326,20 +329,20 @@ impl State {
     }
 
     fn new_socket(&mut self, now: MonotonicTime, sock: Option<SockAddress>) -> Option<SocketKey> {
-        let key = self.sockets.insert(sock, now)?;
-        self.arm_socket(key);
-        Some(key)
+        let socket_key = self.sockets.insert(sock, now)?;
+        self.arm_socket(socket_key);
+        Some(socket_key)
     }
 
-    fn arm_socket(&mut self, key: SocketKey) {
-        let Some(socket) = self.sockets.get_mut(key) else { return };
+    fn arm_socket(&mut self, socket_key: SocketKey) {
+        let Some(socket) = self.sockets.get_mut(socket_key) else { return };
         let deadline = socket.last.saturating_add(idle_timeout(socket, &self.config));
-        socket.armed = self.socket_timers.set(socket.last, deadline, key);
+        socket.armed = self.socket_timers.set(socket.last, deadline, socket_key);
     }
 
-    pub(super) fn socket_timer(&mut self, now: MonotonicTime, tick: Tick, key: SocketKey) {
-        let (crowded, has_subflows) = (self.sockets.crowded(), self.sockets.has_subflows(key));
-        let Some(socket) = self.sockets.get_mut(key).filter(|socket| socket.armed == tick) else { return };
+    pub(super) fn socket_timer_fired(&mut self, now: MonotonicTime, tick: Tick, socket_key: SocketKey) {
+        let (crowded, has_subflows) = (self.sockets.crowded(), self.sockets.has_subflows(socket_key));
+        let Some(socket) = self.sockets.get_mut(socket_key).filter(|socket| socket.armed == tick) else { return };
         let in_use = has_subflows || socket.flows.is_some();
         let busy = in_use || socket.last.saturating_add(idle_timeout(socket, &self.config)) > now;
         let idle_has_owner =
@@ -347,7 +350,7 @@ impl State {
         let is_worth_keeping = !socket.closed && (socket.owner.is_some() || idle_has_owner());
         if !busy && (!is_worth_keeping || crowded) {
             self.stats.sockets_evicted += 1;
-            if let Some(idle) = self.sockets.remove(key).and_then(|socket| socket.idle) {
+            if let Some(idle) = self.sockets.remove(socket_key).and_then(|socket| socket.idle) {
                 self.idle.remove(idle);
             }
             return;
@@ -355,7 +358,7 @@ impl State {
         if !busy || in_use {
             socket.last = now; // a socket with a known owner is kept, however long it is idle
         }
-        self.arm_socket(key);
+        self.arm_socket(socket_key);
     }
 }
 
@@ -366,9 +369,9 @@ fn idle_timeout(socket: &Socket, config: &StateConfig) -> Duration {
 }
 
 /// Whether this is an outgoing connection, seen from its start, with no answer and no outcome yet.
-fn is_unanswered(live: &LiveFlow) -> bool {
-    let is_begun_here = live.complete && live.direction == Direction::Egress;
-    is_begun_here && live.outcome == Outcome::Unknown && live.received.packets == 0
+fn is_unanswered(flow: &LiveFlow) -> bool {
+    let is_begun_here = flow.complete && flow.direction == Direction::Egress;
+    is_begun_here && flow.outcome == Outcome::Unknown && flow.received.packets == 0
 }
 
 /// The unspecified address of the same family.

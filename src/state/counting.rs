@@ -45,33 +45,33 @@ pub enum DroppedAs {
 /// The segments that were then counted for the other one are subtracted again.
 ///
 /// The segment counters of a packet that [another socket](Sender::Other) sent are not the flow's.
-pub fn add(live: &mut LiveFlow, now: MonotonicTime, packet: &Packet, sender: Sender) {
-    let is_later = live.note_time(now);
+pub fn add(flow: &mut LiveFlow, now: MonotonicTime, packet: &Packet, sender: Sender) {
+    let is_later = flow.note_time(now);
     let counters = match packet.direction {
-        PacketDirection::Outbound => &mut live.sent,
-        PacketDirection::Inbound => &mut live.received,
+        PacketDirection::Outbound => &mut flow.sent,
+        PacketDirection::Inbound => &mut flow.received,
     };
     let PacketSize { bytes, headers } = packet.size;
     *counters = counters.plus(1, u64::from(bytes));
     if packet.fragment > 0 {
         *counters = counters.fragments(bytes, packet.fragment, packet.tuple.remote.ip);
-        live.inexact.fragments = true;
+        flow.inexact.fragments = true;
     }
     match (packet.transport, packet.direction) {
         (Transport::Udp, _) => {}
         (Transport::Tcp, PacketDirection::Inbound) => {
-            let is_counted = note_received(live, packet, headers);
-            live.inexact.late_data |= live.uncounted && !is_counted && bytes > u32::from(headers);
-            live.syns = live.syns.saturating_add(u8::from(packet.is_initial_syn() && !live.bound));
+            let is_counted = note_received(flow, packet, headers);
+            flow.inexact.late_data |= flow.reached_tcp_close && !is_counted && bytes > u32::from(headers);
+            flow.syns = flow.syns.saturating_add(u8::from(packet.is_initial_syn() && !flow.has_own_socket));
         }
         (Transport::Tcp, PacketDirection::Outbound) => {
-            let further = match packet.segments.filter(|_| sender == Sender::OwnSocket && live.bound) {
-                Some(counted) if !may_be_overtaken(live, is_later) || !is_overtaken(live, counted) => {
-                    further_segments(live, now, packet, counted, headers)
+            let further = match packet.segments.filter(|_| sender == Sender::OwnSocket && flow.has_own_socket) {
+                Some(counted) if !may_be_overtaken(flow, is_later) || !is_overtaken(flow, counted) => {
+                    further_segments(flow, now, packet, counted, headers)
                 }
                 _ => 0,
             };
-            live.last_sent.note(bytes, headers, further + 1);
+            flow.last_sent.note(bytes, headers, further + 1);
         }
     }
 }
@@ -81,25 +81,25 @@ pub fn add(live: &mut LiveFlow, now: MonotonicTime, packet: &Packet, sender: Sen
 /// Afterwards, the flow is as if each of these packets had been [added](add), so the next packet finds the right counters
 /// of segments. Until that time, samples of all other packets should have come. Segments of packets whose samples are late
 /// are counted as further segments, as [`add`] does.
-pub fn add_totals(live: &mut LiveFlow, new: &NewCounts) {
-    live.note_time(new.last);
-    live.sent = live.sent.plus(new.sent.packets, new.sent.bytes);
-    live.received = live.received.plus(new.received.packets, new.received.bytes);
+pub fn add_totals(flow: &mut LiveFlow, new: &NewCounts) {
+    flow.note_time(new.last);
+    flow.sent = flow.sent.plus(new.sent.packets, new.sent.bytes);
+    flow.received = flow.received.plus(new.received.packets, new.received.bytes);
     let Some(tcp) = new.tcp else { return };
     if new.received.packets > 0 {
-        live.received_headers.last = tcp.received_headers;
-        live.inexact.merged_segments |= new.merged_unsure;
+        flow.received_headers.last = tcp.received_headers;
+        flow.inexact.merged_segments |= new.merged_unsure;
     }
     // At each outgoing packet, what had arrived was compared with the socket's count: those before it no longer matter.
-    live.received_headers.range = match new.sent.packets {
+    flow.received_headers.range = match new.sent.packets {
         // Samples of packets that the kernel has no entry for may have come before.
-        0 => longer(live.received_headers.range, tcp.received_range),
+        0 => longer(flow.received_headers.range, tcp.received_range),
         _ => tcp.received_range,
     };
     if new.sent.packets == 0 {
         return;
     }
-    if let (Some(baseline), Some(segs_out)) = (&mut live.segments, tcp.segs_out) {
+    if let (Some(baseline), Some(segs_out)) = (&mut flow.segments, tcp.segs_out) {
         let step = segs_out.wrapping_sub(baseline.sent);
         let late = u64::from(step.wrapping_sub(new.sent.packets as u32));
         let late = if late < u64::from(MAX_PLAUSIBLE_STEP) { late } else { 0 };
@@ -107,79 +107,79 @@ pub fn add_totals(live: &mut LiveFlow, new: &NewCounts) {
         baseline.sent_by_flow = baseline.sent_by_flow.saturating_add(u16::try_from(by_flow).unwrap_or(u16::MAX));
         baseline.late = baseline.late.saturating_add(u16::try_from(late).unwrap_or(u16::MAX));
         baseline.sent = segs_out;
-        live.sent = live.sent.plus(late, late * u64::from(live.last_sent.headers));
+        flow.sent = flow.sent.plus(late, late * u64::from(flow.last_sent.headers));
     }
     let TcpTotals { sent_bytes: bytes, sent_headers: headers, sent_segments: segments, sent_full: full, .. } = tcp;
-    live.last_sent = LastSent { bytes, headers, segments, full: full.max(live.last_sent.full) };
+    flow.last_sent = LastSent { bytes, headers, segments, full: full.max(flow.last_sent.full) };
 }
 
 /// Counts the further fragments of a packet that was counted as one.
-pub fn further_fragments(live: &mut LiveFlow, packet: &Fragmented) {
-    live.sent = live.sent.fragments(packet.bytes, packet.first, packet.tuple.remote.ip);
-    live.inexact.fragments = true;
+pub fn further_fragments(flow: &mut LiveFlow, packet: &Fragmented) {
+    flow.sent = flow.sent.fragments(packet.bytes, packet.first, packet.tuple.remote.ip);
+    flow.inexact.fragments = true;
 }
 
 /// Subtracts a packet that was counted as sent and dropped later. `bytes` is its size with headers.
-pub fn take_back(live: &mut LiveFlow, bytes: u32, dropped_as: DroppedAs) {
-    let LastSent { headers, .. } = live.last_sent;
+pub fn take_back(flow: &mut LiveFlow, bytes: u32, dropped_as: DroppedAs) {
+    let LastSent { headers, .. } = flow.last_sent;
     let (segments, is_exact) = match dropped_as {
-        DroppedAs::Segments => live.last_sent.segments_of(bytes),
+        DroppedAs::Segments => flow.last_sent.segments_of(bytes),
         DroppedAs::OnePacket => (1, true),
     };
     let further = u64::from(segments) - 1;
     let all = Counters { packets: 1 + further, bytes: u64::from(bytes) + further * u64::from(headers) };
-    live.inexact.dropped_locally |= !is_exact || live.sent.packets < all.packets || live.sent.bytes < all.bytes;
-    live.dropped = live.dropped.plus(all.packets, all.bytes);
-    live.sent = live.sent.minus(all);
+    flow.inexact.dropped_locally |= !is_exact || flow.sent.packets < all.packets || flow.sent.bytes < all.bytes;
+    flow.dropped = flow.dropped.plus(all.packets, all.bytes);
+    flow.sent = flow.sent.minus(all);
 }
 
 /// Notes the header length of a received packet. Returns whether the packet was already counted, because the socket's counters
 /// had shown it before its sample came.
 ///
 /// If so, it is one of the segments that were counted early. The others of them are assumed to have the same headers.
-fn note_received(live: &mut LiveFlow, packet: &Packet, headers: u16) -> bool {
-    let assumed = live.received_headers.last;
+fn note_received(flow: &mut LiveFlow, packet: &Packet, headers: u16) -> bool {
+    let assumed = flow.received_headers.last;
     // A SYN is never merged with others, and has options that others do not have.
-    live.received_headers.note(headers, packet.tcp_flags & tcp_flags::SYN == 0);
-    let Some(baseline) = live.segments.as_mut().filter(|baseline| baseline.early > 0) else { return false };
+    flow.received_headers.note(headers, packet.tcp_flags & tcp_flags::SYN == 0);
+    let Some(baseline) = flow.segments.as_mut().filter(|baseline| baseline.early > 0) else { return false };
     let early = u64::from(baseline.early);
     baseline.early -= 1;
-    live.received = live.received.minus(Counters { packets: early, bytes: early * u64::from(assumed) });
-    live.received = live.received.plus(early - 1, (early - 1) * u64::from(live.received_headers.last));
+    flow.received = flow.received.minus(Counters { packets: early, bytes: early * u64::from(assumed) });
+    flow.received = flow.received.plus(early - 1, (early - 1) * u64::from(flow.received_headers.last));
     true
 }
 
 /// Whether a packet may have been sent before another one that was counted. `is_later` is whether its time is later than all
 /// before; but the kernel's own count knows of packets whose samples are still to come.
-fn may_be_overtaken(live: &LiveFlow, is_later: bool) -> bool {
-    !is_later || live.segments.is_some_and(|baseline| baseline.late > 0)
+fn may_be_overtaken(flow: &LiveFlow, is_later: bool) -> bool {
+    !is_later || flow.segments.is_some_and(|baseline| baseline.late > 0)
 }
 
 /// Whether a packet was sent before another one whose sample came first. If it was counted as a further segment of the other
 /// one, this is undone.
-fn is_overtaken(live: &mut LiveFlow, counted: Segments) -> bool {
-    let Some(baseline) = &mut live.segments else { return false };
+fn is_overtaken(flow: &mut LiveFlow, counted: Segments) -> bool {
+    let Some(baseline) = &mut flow.segments else { return false };
     let behind = baseline.sent.wrapping_sub(counted.sent);
     if (behind == 0 && baseline.late == 0) || behind >= MAX_PLAUSIBLE_STEP {
         return false;
     }
     baseline.late = baseline.late.saturating_sub(1);
     if behind < u32::from(baseline.sent_by_flow) {
-        live.sent = live.sent.minus(Counters { packets: 1, bytes: live.last_sent.headers.into() });
+        flow.sent = flow.sent.minus(Counters { packets: 1, bytes: flow.last_sent.headers.into() });
     }
     true
 }
 
 /// Counts the further segments of an outgoing packet, and the segments that have arrived meanwhile. Returns the number of the
 /// former.
-fn further_segments(live: &mut LiveFlow, now: MonotonicTime, packet: &Packet, counted: Segments, headers: u16) -> u64 {
-    let baseline = live.segments.unwrap_or_else(|| baseline_before(live, packet, counted));
+fn further_segments(flow: &mut LiveFlow, now: MonotonicTime, packet: &Packet, counted: Segments, headers: u16) -> u64 {
+    let baseline = flow.segments.unwrap_or_else(|| baseline_before(flow, packet, counted));
     let step = since(baseline.sent, counted.sent);
     let sent_by_flow = baseline.sent_by_flow.saturating_add(u16::try_from(step).unwrap_or(u16::MAX));
-    live.segments = Some(SegmentBaseline { sent: counted.sent, sent_by_flow, ..baseline });
+    flow.segments = Some(SegmentBaseline { sent: counted.sent, sent_by_flow, ..baseline });
     let more = step.saturating_sub(1);
-    live.sent = live.sent.plus(more, more * u64::from(headers));
-    settle(live, now, counted);
+    flow.sent = flow.sent.plus(more, more * u64::from(headers));
+    settle(flow, now, counted);
     more
 }
 
@@ -187,39 +187,39 @@ fn further_segments(live: &mut LiveFlow, now: MonotonicTime, packet: &Packet, co
 ///
 /// A SYN is one segment, and the counters go on from an earlier connection attempt of the socket. The counters of an accepted
 /// connection begin at zero; they count its SYN once, however often it came (`tcp_create_openreq_child`).
-fn baseline_before(live: &LiveFlow, packet: &Packet, now: Segments) -> SegmentBaseline {
+fn baseline_before(flow: &LiveFlow, packet: &Packet, now: Segments) -> SegmentBaseline {
     if packet.tcp_flags & tcp_flags::SYN != 0 {
         SegmentBaseline::since(now.sent.wrapping_sub(1), now.received)
-    } else if live.complete {
-        let repeated = u32::from(live.syns.saturating_sub(1));
+    } else if flow.complete {
+        let repeated = u32::from(flow.syns.saturating_sub(1));
         SegmentBaseline::since(0, 0_u32.wrapping_sub(repeated))
     } else {
-        let seen = u32::try_from(live.received.packets).unwrap_or(u32::MAX);
+        let seen = u32::try_from(flow.received.packets).unwrap_or(u32::MAX);
         SegmentBaseline::since(now.sent.wrapping_sub(1), now.received.wrapping_sub(seen))
     }
 }
 
 /// Raises the count of received segments to the socket's own count at `now`.
-pub fn settle(live: &mut LiveFlow, now: MonotonicTime, counted: Segments) {
-    settle_with(live, now, counted, live.received.packets);
+pub fn settle(flow: &mut LiveFlow, now: MonotonicTime, counted: Segments) {
+    settle_with(flow, now, counted, flow.received.packets);
 }
 
 /// The same, if the flow had received so many packets when the socket's count was read.
-pub fn settle_with(live: &mut LiveFlow, now: MonotonicTime, counted: Segments, received: u64) {
-    let Some(baseline) = &mut live.segments else { return };
+pub fn settle_with(flow: &mut LiveFlow, now: MonotonicTime, counted: Segments, received: u64) {
+    let Some(baseline) = &mut flow.segments else { return };
     let arrived = counted.received.wrapping_sub(baseline.received_before);
     let missing = u64::from(arrived).saturating_sub(received);
-    if missing > 0 && missing < u64::from(MAX_PLAUSIBLE_STEP) && live.received.packets > 0 {
-        let Headers { last, range: (shortest, longest) } = live.received_headers;
+    if missing > 0 && missing < u64::from(MAX_PLAUSIBLE_STEP) && flow.received.packets > 0 {
+        let Headers { last, range: (shortest, longest) } = flow.received_headers;
         // A late sample says nothing about the samples still to come.
-        if now == live.last {
+        if now == flow.last {
             baseline.early = baseline.early.saturating_add(u16::try_from(missing).unwrap_or(u16::MAX));
         }
-        live.received = live.received.plus(missing, missing * u64::from(last));
+        flow.received = flow.received.plus(missing, missing * u64::from(last));
         // It is not known which of the packets were merged; their headers may have had any of these lengths.
-        live.inexact.merged_segments |= shortest != longest;
+        flow.inexact.merged_segments |= shortest != longest;
     }
-    live.received_headers.range = (0, 0);
+    flow.received_headers.range = (0, 0);
 }
 
 impl Headers {

@@ -34,10 +34,10 @@ impl State {
             // but TCP has counted it as a segment sent.
             return self.mark_dropped(packet);
         };
-        if let Some(flow) = self.flow_of_dropped(transport, packet) {
-            self.take_back(now, flow, transport, packet);
-        } else if let Some(flow) = self.translated(transport, packet) {
-            self.take_back(now, flow, transport, packet);
+        if let Some(flow_key) = self.flow_of_dropped(transport, packet) {
+            self.take_back(now, flow_key, transport, packet);
+        } else if let Some(flow_key) = self.translated(transport, packet) {
+            self.take_back(now, flow_key, transport, packet);
             self.mark_dropped(packet);
         } else {
             self.mark_dropped(packet);
@@ -49,21 +49,22 @@ impl State {
     fn has_arrived(&self, packet: &Dropped) -> bool {
         let (Some((remote, local)), Some(socket)) = (packet.ends, self.sockets.at(packet.sock)) else { return false };
         let flows = self.sockets.get(socket).and_then(|socket| socket.flows);
-        let is_reverse =
-            |flow: FlowKey| self.flows.get(flow).is_some_and(|live| (live.id.local, live.id.remote) == (local, remote));
+        let is_reverse = |flow_key: FlowKey| {
+            self.flows.get(flow_key).is_some_and(|flow| (flow.id.local, flow.id.remote) == (local, remote))
+        };
         local != remote && self.flows.chain(flows).take(MAX_SEARCHED_FLOWS).any(is_reverse)
     }
 
     /// Subtracts a dropped packet from its flow.
-    fn take_back(&mut self, now: MonotonicTime, flow: FlowKey, transport: Transport, packet: &Dropped) {
+    fn take_back(&mut self, now: MonotonicTime, flow_key: FlowKey, transport: Transport, packet: &Dropped) {
         let is_segments = transport == Transport::Tcp && packet.ends.is_some();
         let dropped_as = if is_segments { DroppedAs::Segments } else { DroppedAs::OnePacket };
-        let is_later = self.drop_later(now, flow, packet.bytes, dropped_as);
-        if let Some(live) = self.flows.get_mut(flow) {
+        let is_later = self.drop_later(now, flow_key, packet.bytes, dropped_as);
+        if let Some(flow) = self.flows.get_mut(flow_key) {
             if !is_later {
-                counting::take_back(live, packet.bytes, dropped_as);
+                counting::take_back(flow, packet.bytes, dropped_as);
             }
-            live.inexact.dropped_locally |= packet.may_be_drivers && self.capabilities.driver_drops_unclear;
+            flow.inexact.dropped_locally |= packet.may_be_drivers && self.capabilities.driver_drops_unclear;
         }
     }
 
@@ -73,7 +74,7 @@ impl State {
         if transport == Transport::Udp {
             return self.flows.find(&FlowId { scope: packet.sock.into(), transport, local, remote });
         }
-        let is_between = |flow: &FlowKey| is_between(&self.flows, *flow, local, remote);
+        let is_between = |flow_key: &FlowKey| is_between(&self.flows, *flow_key, local, remote);
         let socket = self.sockets.at(packet.sock).and_then(|key| self.sockets.get(key));
         let own = self.flows.chain(socket.and_then(|socket| socket.flows)).take(MAX_SEARCHED_FLOWS).find(is_between);
         // A program may forge packets of any flow with a raw socket and have them dropped. They must not be subtracted.
@@ -86,18 +87,18 @@ impl State {
     fn translated(&self, transport: Transport, packet: &Dropped) -> Option<FlowKey> {
         let of_socket = self.sockets.get(self.sockets.at(packet.sock)?)?.flows;
         let mut all = self.flows.chain(of_socket);
-        let (flow, others) = (all.next()?, all.next());
-        let id = self.flows.get(flow)?.id;
+        let (flow_key, others) = (all.next()?, all.next());
+        let id = self.flows.get(flow_key)?.id;
         let is_from_there = packet.ends.is_none_or(|(local, _)| local == id.local);
-        (others.is_none() && id.transport == transport && is_from_there).then_some(flow)
+        (others.is_none() && id.transport == transport && is_from_there).then_some(flow_key)
     }
 
     /// Marks the connection of a dropped reply without a socket that is no longer remembered.
     fn mark_connection_of_reply(&mut self, packet: &Dropped) {
         let (Some(Transport::Tcp), Some((local, remote))) = (packet.transport, packet.ends) else { return };
         let id = FlowId::tcp(&Tuple { net: None, local, remote });
-        if let Some(live) = self.connection_of_reply(id).and_then(|(_, flow)| self.flows.get_mut(flow)) {
-            live.inexact.dropped_locally = true;
+        if let Some(flow) = self.connection_of_reply(id).and_then(|(_, flow_key)| self.flows.get_mut(flow_key)) {
+            flow.inexact.dropped_locally = true;
         }
     }
 
@@ -111,20 +112,20 @@ impl State {
             idle.segments = None; // the socket has counted what did not leave
         }
         let flows: Vec<_> = self.flows.chain(socket.flows).collect();
-        for flow in flows {
-            let Some(live) = self.flows.get_mut(flow) else { continue };
+        for flow_key in flows {
+            let Some(flow) = self.flows.get_mut(flow_key) else { continue };
             // A packet that never came to IP matters to TCP only, which has counted its segments. A packet that came to IP may
             // be encapsulated, and then has the transport of the outer packet.
             let came_to_ip = packet.other_protocol || packet.transport.is_some();
-            live.inexact.dropped_locally |= came_to_ip || live.id.transport == Transport::Tcp;
+            flow.inexact.dropped_locally |= came_to_ip || flow.id.transport == Transport::Tcp;
         }
     }
 }
 
 /// Whether it is a TCP flow between these ends.
-fn is_between(flows: &Flows, flow: FlowKey, local: Endpoint, remote: Endpoint) -> bool {
-    flows.get(flow).is_some_and(|live| {
-        let FlowId { transport, local: from, remote: to, .. } = live.id;
+fn is_between(flows: &Flows, flow_key: FlowKey, local: Endpoint, remote: Endpoint) -> bool {
+    flows.get(flow_key).is_some_and(|flow| {
+        let FlowId { transport, local: from, remote: to, .. } = flow.id;
         (transport, from, to) == (Transport::Tcp, local, remote)
     })
 }
@@ -136,16 +137,16 @@ pub struct SentByOthers(VecDeque<FlowKey>);
 
 impl SentByOthers {
     /// Remembers the flow of such a packet.
-    pub fn note(&mut self, flow: FlowKey) {
+    pub fn note(&mut self, flow_key: FlowKey) {
         if self.0.len() == MAX_SENT_BY_OTHERS {
             self.0.pop_front();
         }
-        self.0.push_back(flow);
+        self.0.push_back(flow_key);
     }
 
     /// Takes out the flow of the last such packet between these ends: each packet can be dropped only once.
     fn take(&mut self, flows: &Flows, local: Endpoint, remote: Endpoint) -> Option<FlowKey> {
-        let last = self.0.iter().rposition(|flow| is_between(flows, *flow, local, remote))?;
+        let last = self.0.iter().rposition(|flow_key| is_between(flows, *flow_key, local, remote))?;
         self.0.remove(last)
     }
 }

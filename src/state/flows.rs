@@ -106,7 +106,7 @@ pub struct LiveFlow {
     /// Its socket, once known.
     pub socket: Option<SocketKey>,
     /// Whether the socket is its own, not the listener that answers before the connection has a socket.
-    pub bound: bool,
+    pub has_own_socket: bool,
     /// Its owner.
     pub owner: Option<Arc<Process>>,
     /// The process that closed its socket, if that is not the owner.
@@ -116,7 +116,7 @@ pub struct LiveFlow {
     /// First packet or call.
     pub start: MonotonicTime,
     /// The earliest time at which packets of it may have been missed.
-    pub exposed: MonotonicTime,
+    pub may_miss_packets_since: MonotonicTime,
     /// When it was last certain that this is the owner of its socket.
     pub owner_since: MonotonicTime,
     /// Whether the owner accepted it, and is not merely the listener's owner.
@@ -140,8 +140,8 @@ pub struct LiveFlow {
     pub last_sent: LastSent,
     /// The socket's segment counters, once a packet has shown them.
     pub segments: Option<SegmentBaseline>,
-    /// Whether the socket is closed, so that its segment counters are gone.
-    pub uncounted: bool,
+    /// Whether its socket has reached `TCP_CLOSE`: the connection is over, and no packet will show the segment counters again.
+    pub reached_tcp_close: bool,
     /// The header lengths of received packets.
     pub received_headers: Headers,
     /// How many SYNs were received before there was a socket that counts them.
@@ -175,12 +175,12 @@ impl LiveFlow {
             net: None,
             number: 0,
             socket: None,
-            bound: false,
+            has_own_socket: false,
             owner: None,
             last_user: None,
             direction: Direction::Unknown,
             start: now,
-            exposed: now,
+            may_miss_packets_since: now,
             owner_since: now,
             accepted: false,
             doubtful: false,
@@ -192,7 +192,7 @@ impl LiveFlow {
             dropped: Counters::default(),
             last_sent: LastSent::default(),
             segments: None,
-            uncounted: false,
+            reached_tcp_close: false,
             received_headers: Headers::default(),
             syns: 0,
             fins: Fins::default(),
@@ -353,9 +353,9 @@ impl Flows {
     }
 
     /// Adds a flow. No other flow may have the same id.
-    pub fn insert(&mut self, live: LiveFlow) -> FlowKey {
-        let hash = self.hasher.hash_one(live.id);
-        let key = self.slots.insert(live);
+    pub fn insert(&mut self, flow: LiveFlow) -> FlowKey {
+        let hash = self.hasher.hash_one(flow.id);
+        let key = self.slots.insert(flow);
         self.index.insert_unique(hash, key, |key| self.hasher.hash_one(self.slots[*key].id));
         key
     }
@@ -363,8 +363,8 @@ impl Flows {
     /// Removes a flow, also from the list of its socket's flows.
     pub fn remove(&mut self, key: FlowKey, sockets: &mut Sockets) -> Option<LiveFlow> {
         self.unlink(key, sockets);
-        let live = self.slots.get(key)?;
-        let hash = self.hasher.hash_one(live.id);
+        let flow = self.slots.get(key)?;
+        let hash = self.hasher.hash_one(flow.id);
         if let Ok(found) = self.index.find_entry(hash, |other| *other == key) {
             found.remove();
         }
@@ -373,7 +373,7 @@ impl Flows {
 
     /// Moves a flow to the head of a socket's list.
     pub fn link(&mut self, key: FlowKey, socket: SocketKey, sockets: &mut Sockets) {
-        if self.slots.get(key).is_none_or(|live| live.socket == Some(socket)) {
+        if self.slots.get(key).is_none_or(|flow| flow.socket == Some(socket)) {
             return;
         }
         self.unlink(key, sockets);
@@ -382,18 +382,18 @@ impl Flows {
         if let Some(next) = head.and_then(|head| self.slots.get_mut(head)) {
             next.previous = Some(key);
         }
-        let live = &mut self.slots[key];
-        (live.socket, live.next) = (Some(socket), head);
+        let flow = &mut self.slots[key];
+        (flow.socket, flow.next) = (Some(socket), head);
     }
 
     /// The flows of a socket: `head` and those after it in the list.
     pub fn chain(&self, head: Option<FlowKey>) -> impl Iterator<Item = FlowKey> {
-        std::iter::successors(head, |key| self.slots.get(*key).and_then(|live| live.next))
+        std::iter::successors(head, |key| self.slots.get(*key).and_then(|flow| flow.next))
     }
 
     fn unlink(&mut self, key: FlowKey, sockets: &mut Sockets) {
-        let Some(live) = self.slots.get_mut(key) else { return };
-        let (socket, previous, next) = (live.socket.take(), live.previous.take(), live.next.take());
+        let Some(flow) = self.slots.get_mut(key) else { return };
+        let (socket, previous, next) = (flow.socket.take(), flow.previous.take(), flow.next.take());
         match previous.and_then(|previous| self.slots.get_mut(previous)) {
             Some(previous) => previous.next = next,
             None => {

@@ -60,24 +60,24 @@ pub struct Idle {
 
 impl Idle {
     /// The part of a flow that is kept after its end.
-    pub fn after(live: &LiveFlow, socket: Option<SocketKey>) -> Self {
-        let received = u32::try_from(live.received.packets).unwrap_or(u32::MAX);
-        let segments = live
+    pub fn after(flow: &LiveFlow, socket: Option<SocketKey>) -> Self {
+        let received = u32::try_from(flow.received.packets).unwrap_or(u32::MAX);
+        let segments = flow
             .segments
             .map(|baseline| SegmentBaseline::since(baseline.sent, baseline.received_before.wrapping_add(received)));
         Self {
-            id: live.id,
+            id: flow.id,
             socket,
-            owner: live.owner.clone(),
-            last_user: live.last_user.clone(),
-            direction: live.direction,
-            outcome: live.outcome,
-            domain: live.domain.clone(),
+            owner: flow.owner.clone(),
+            last_user: flow.last_user.clone(),
+            direction: flow.direction,
+            outcome: flow.outcome,
+            domain: flow.domain.clone(),
             segments,
-            fins: live.fins,
-            owner_since: live.owner_since,
-            accepted: live.accepted,
-            last: live.last,
+            fins: flow.fins,
+            owner_since: flow.owner_since,
+            accepted: flow.accepted,
+            last: flow.last,
         }
     }
 

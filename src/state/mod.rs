@@ -26,7 +26,7 @@ mod subflows;
 mod tests;
 mod totals;
 mod unclaimed;
-mod unparsed;
+mod unreadable;
 mod wheel;
 
 use std::sync::Arc;
@@ -53,12 +53,12 @@ use self::questions::Questions;
 use self::socket_events::SocketEvents;
 use self::sockets::{SocketKey, Sockets};
 use self::sockless::LastNamespaces;
-use self::unparsed::UnparsedPackets;
+use self::unreadable::UnreadablePackets;
 use self::wheel::Wheel;
 use crate::model::event::{Event, EventKind, Fork, SourceCapabilities};
 use crate::model::filter::Filter;
 use crate::model::flow::{Flow, Owner, Reason};
-use crate::model::loss::{Harm, Loss, Losses};
+use crate::model::loss::{Loss, Losses, LostFacts};
 use crate::model::names::NameLearned;
 use crate::model::process::Process;
 use crate::model::socket_event::{Actions, EventSocket, SocketEvent};
@@ -220,7 +220,7 @@ pub struct State {
     connecting: HashMap<u32, Connecting, foldhash::fast::RandomState>,
     loss_history: LossHistory,
     /// Conversations with packets whose headers could not be read.
-    unparsed: UnparsedPackets,
+    unreadable: UnreadablePackets,
     sent_by_others: SentByOthers,
     last_namespaces: LastNamespaces,
     /// The kernel's counts.
@@ -255,7 +255,7 @@ impl State {
             socket_timers: Wheel::new(),
             connecting: HashMap::default(),
             loss_history: LossHistory::default(),
-            unparsed: UnparsedPackets::default(),
+            unreadable: UnreadablePackets::default(),
             sent_by_others: SentByOthers::default(),
             last_namespaces: LastNamespaces::default(),
             counted: Counted::new(config.max_flows.saturating_add(config.max_sockets)),
@@ -289,7 +289,7 @@ impl State {
             EventKind::Fragmented(packet) => self.fragmented(packet),
             EventKind::Dropped(packet) => self.dropped(now, packet),
             EventKind::Totals(totals) => self.totals(totals, now),
-            EventKind::Unreadable(packet) => self.unreadable(now, packet),
+            EventKind::UnreadablePacket(packet) => self.unreadable_packet(now, packet),
             EventKind::Fork(fork) => self.forked(event, *fork),
             EventKind::ThreadStarted(started) => {
                 self.processes.note_alive(pid, event.tid);
@@ -323,10 +323,10 @@ impl State {
             EventKind::Step { step, thread_name } => {
                 self.socket_events.step(event, step, *thread_name, &mut self.processes);
             }
-            EventKind::Lost { cause, count, since, harm } => {
+            EventKind::Lost { cause, count, since, facts } => {
                 self.losses.add(Loss { cause: *cause, count: *count, first: now, last: now });
                 self.stats.samples_lost = self.stats.samples_lost.saturating_add(*count);
-                self.lost(now, *since, *harm);
+                self.lost(now, *since, *facts);
             }
         }
     }
@@ -336,11 +336,11 @@ impl State {
         self.horizon = self.horizon.max(now);
         self.use_answers();
         self.name_flows(now);
-        while let Some((tick, key)) = self.flow_timers.pop(now) {
-            self.flow_timer(now, tick, key);
+        while let Some((tick, flow_key)) = self.flow_timers.pop(now) {
+            self.flow_timer_fired(now, tick, flow_key);
         }
-        while let Some((tick, key)) = self.socket_timers.pop(now) {
-            self.socket_timer(now, tick, key);
+        while let Some((tick, socket_key)) = self.socket_timers.pop(now) {
+            self.socket_timer_fired(now, tick, socket_key);
         }
         self.idle.expire(now);
         self.processes.expire(now, |process| self.name_tracker.forget(process));
@@ -350,9 +350,9 @@ impl State {
 
     /// Ends every live flow, because the monitor stops.
     pub fn shutdown(&mut self) {
-        for key in self.flows.keys() {
-            let over = self.flows.get(key).is_some_and(|live| live.closing);
-            self.finish(key, if over { Reason::Closed } else { Reason::Shutdown });
+        for flow_key in self.flows.keys() {
+            let over = self.flows.get(flow_key).is_some_and(|flow| flow.closing);
+            self.finish(flow_key, if over { Reason::Closed } else { Reason::Shutdown });
         }
     }
 
@@ -378,14 +378,14 @@ impl State {
         self.losses.drain()
     }
 
-    /// Facts of the kinds in `harm` may have been lost between `since` and `now`.
-    fn lost(&mut self, now: MonotonicTime, since: MonotonicTime, harm: Harm) {
-        self.loss_history.add(since, now, harm);
-        if harm.intersects(Harm::OUTCOMES.or(Harm::OWNERS)) {
+    /// Facts of the kinds in `facts` may have been lost between `since` and `now`.
+    fn lost(&mut self, now: MonotonicTime, since: MonotonicTime, facts: LostFacts) {
+        self.loss_history.add(since, now, facts);
+        if facts.intersects(LostFacts::OUTCOMES.or(LostFacts::OWNERS)) {
             // The return of a pending connect may be lost. The return of a later one must not be taken for it.
             self.connecting.clear();
         }
-        if harm.intersects(Harm::PROCESSES) {
+        if facts.intersects(LostFacts::PROCESSES) {
             self.processes.samples_lost();
             self.processes.doubt(now);
         }
@@ -471,7 +471,7 @@ impl State {
             idle_connections_evicted: self.idle.evicted,
             sockets_live: self.sockets.len() as u64,
             sockets_refused: self.sockets.refused,
-            unread_forgotten: self.unparsed.forgotten,
+            unread_forgotten: self.unreadable.forgotten,
             totals_refused: self.counted.refused,
             names_without_owner_forgotten: forgotten_names.unclaimed,
             name_owners_evicted: forgotten_names.names.evicted_owners,

@@ -91,33 +91,33 @@ impl NameTracker {
     }
 
     /// A flow begins. It waits for its name, and may carry queries itself.
-    pub fn flow_begins(&mut self, key: FlowKey, flows: &Flows) {
-        let Some(live) = flows.get(key) else { return };
-        self.waiting.push_back((live.start, key));
-        if !self.ports.contains(&live.id.remote.port) {
+    pub fn flow_begins(&mut self, flow_key: FlowKey, flows: &Flows) {
+        let Some(flow) = flows.get(flow_key) else { return };
+        self.waiting.push_back((flow.start, flow_key));
+        if !self.ports.contains(&flow.id.remote.port) {
             return;
         }
-        let only = Askers { flows: 0, only: Some(key) };
-        let askers = self.askers.entry((live.id.transport, live.id.local, live.id.remote)).or_insert(only);
+        let only = Askers { flows: 0, only: Some(flow_key) };
+        let askers = self.askers.entry((flow.id.transport, flow.id.local, flow.id.remote)).or_insert(only);
         askers.flows += 1;
-        if askers.only != Some(key) {
+        if askers.only != Some(flow_key) {
             // A closed socket sends no more queries.
             let is_over = askers.only.and_then(|other| flows.get(other)).is_some_and(|other| other.closing);
-            askers.only = is_over.then_some(key);
+            askers.only = is_over.then_some(flow_key);
         }
     }
 
     /// A flow ends.
-    pub fn flow_ends(&mut self, key: FlowKey, live: &LiveFlow) {
-        if !self.ports.contains(&live.id.remote.port) {
+    pub fn flow_ends(&mut self, flow_key: FlowKey, flow: &LiveFlow) {
+        if !self.ports.contains(&flow.id.remote.port) {
             return;
         }
-        let Entry::Occupied(mut askers) = self.askers.entry((live.id.transport, live.id.local, live.id.remote)) else {
+        let Entry::Occupied(mut askers) = self.askers.entry((flow.id.transport, flow.id.local, flow.id.remote)) else {
             return;
         };
         let left = askers.get_mut();
         left.flows = left.flows.saturating_sub(1);
-        left.only = left.only.filter(|only| *only != key);
+        left.only = left.only.filter(|only| *only != flow_key);
         if left.flows == 0 {
             askers.remove();
         }
@@ -221,7 +221,7 @@ impl NameTracker {
         if start.saturating_add(MAX_ANSWER_DELAY) > now {
             return None;
         }
-        let ready = self.waiting.pop_front().map(|(_, flow)| flow);
+        let ready = self.waiting.pop_front().map(|(_, flow_key)| flow_key);
         if self.waiting.is_empty() {
             self.waiting.shrink_to(WAITING_CAPACITY);
         }
@@ -254,19 +254,19 @@ impl State {
         };
         let asker = self.name_tracker.askers.get(&(transport, lookup.client, lookup.server))?.only?;
         // A flow that began after the query did not carry it: another socket had the same port before.
-        let live = self.flows.get(asker).filter(|live| live.start <= MonotonicTime::from_nanos(lookup.query_time))?;
-        live.owner.clone()
+        let flow = self.flows.get(asker).filter(|flow| flow.start <= MonotonicTime::from_nanos(lookup.query_time))?;
+        flow.owner.clone()
     }
 
     /// Gives a name to each flow for which all answers from before its start have arrived.
     pub(super) fn name_flows(&mut self, now: MonotonicTime) {
-        while let Some(flow) = self.name_tracker.next_ready(now) {
+        while let Some(flow_key) = self.name_tracker.next_ready(now) {
             let nameless =
-                |live: &&mut LiveFlow| live.domain.is_none() && begins_with_its_start(live.id.transport, live.complete);
-            let Some(live) = self.flows.get_mut(flow).filter(nameless) else { continue };
-            let owner = live.owner.as_deref();
-            let name = owner.and_then(|owner| self.name_tracker.name(owner, live.id.remote.ip, live.start));
-            live.domain = name.cloned().map(Box::new);
+                |flow: &&mut LiveFlow| flow.domain.is_none() && begins_with_its_start(flow.id.transport, flow.complete);
+            let Some(flow) = self.flows.get_mut(flow_key).filter(nameless) else { continue };
+            let owner = flow.owner.as_deref();
+            let name = owner.and_then(|owner| self.name_tracker.name(owner, flow.id.remote.ip, flow.start));
+            flow.domain = name.cloned().map(Box::new);
         }
     }
 }

@@ -32,7 +32,7 @@ type Map<K> = HashMap<K, Option<Arc<Process>>, foldhash::fast::RandomState>;
 #[derive(Debug, Default)]
 pub struct PreexistingSockets {
     connected: Map<(Transport, Endpoint, Endpoint)>,
-    bound: Map<(Transport, Endpoint)>,
+    unconnected: Map<(Transport, Endpoint)>,
 }
 
 impl PreexistingSockets {
@@ -41,7 +41,7 @@ impl PreexistingSockets {
         let PreexistingSocket { transport, local, remote, .. } = *socket;
         match remote {
             Some(remote) => put(&mut self.connected, (transport, local, remote), owner),
-            None => put(&mut self.bound, (transport, local), owner),
+            None => put(&mut self.unconnected, (transport, local), owner),
         }
     }
 
@@ -60,7 +60,7 @@ impl PreexistingSockets {
     }
 
     fn listener(&self, id: &FlowId) -> Option<&Option<Arc<Process>>> {
-        let at = |ip: IpAddr| self.bound.get(&(id.transport, Endpoint::new(ip, id.local.port)));
+        let at = |ip: IpAddr| self.unconnected.get(&(id.transport, Endpoint::new(ip, id.local.port)));
         let any_ipv4 = || at(Ipv4Addr::UNSPECIFIED.into()).filter(|_| id.local.ip.is_ipv4());
         // A socket at `::` receives IPv4 as well, unless it has `IPV6_V6ONLY`. In that case another socket may have the port for
         // IPv4, so that one is looked up first.

@@ -28,7 +28,7 @@ use self::moves::Moves;
 use self::programs::Programs;
 use self::threads::Threads;
 use crate::model::event::{Exec, Fork, ThreadStarted};
-use crate::model::pairing::Halves;
+use crate::model::pairing::Joiner;
 use crate::model::process::{Credentials, ExecutedFile, Process};
 use crate::model::time::{BootTime, MonotonicTime};
 
@@ -59,7 +59,7 @@ pub struct Processes {
     /// The number of known threads besides main threads.
     threads: usize,
     /// Execs that wait for the event of their file, and files that wait for the event of their exec.
-    execs: Halves<(), ExecutedFile>,
+    execs: Joiner<(), ExecutedFile>,
     limit: usize,
     moves: Moves,
     programs: Programs,
@@ -138,7 +138,7 @@ impl Processes {
             last_check: Check { began: MonotonicTime::ZERO, refused: 0 },
             now: MonotonicTime::ZERO,
             threads: 0,
-            execs: Halves::default(),
+            execs: Joiner::default(),
             limit,
             moves: Moves::default(),
             programs: Programs::default(),

@@ -8,11 +8,12 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::model::event::{
-    Dropped, Fork, Fragmented, Packet, PacketDirection, PacketSize, Segments, SocketUser, TcpState, Tuple, Unreadable,
+    Dropped, Fork, Fragmented, Packet, PacketDirection, PacketSize, Segments, SocketUser, TcpState, Tuple,
+    UnreadablePacket,
 };
 use crate::model::flow::{Counters, Endpoint, Transport};
 use crate::model::kernel_address::{NetAddress, SockAddress};
-use crate::model::loss::{Harm, LossCause};
+use crate::model::loss::{LossCause, LostFacts};
 use crate::model::testing::{monotonic, since_boot, sock_at};
 use crate::model::totals::{TcpTotals, Totals};
 
@@ -106,8 +107,8 @@ fn kinds() -> impl Strategy<Value = EventKind> {
         1 => socks().prop_map(|sock| EventKind::SocketFreed { sock }),
         1 => (socks(), 1..120).prop_map(|(sock, error)| EventKind::SocketError { sock, error }),
         1 => (0..1000 * SECOND).prop_map(|since| EventKind::NamesMissed { since: monotonic(since) }),
-        1 => (1..9_u64).prop_map(|count| EventKind::Lost { cause: LossCause::Ring { cpu: 0 }, count, since: monotonic(0), harm: Harm::ALL }),
-        1 => (maybe_socks(), tuples(), any::<bool>()).prop_map(|(sock, tuple, ports)| EventKind::Unreadable(Unreadable {
+        1 => (1..9_u64).prop_map(|count| EventKind::Lost { cause: LossCause::Ring { cpu: 0 }, count, since: monotonic(0), facts: LostFacts::ALL }),
+        1 => (maybe_socks(), tuples(), any::<bool>()).prop_map(|(sock, tuple, ports)| EventKind::UnreadablePacket(UnreadablePacket {
             net: tuple.net,
             transport: Transport::Tcp,
             sock,

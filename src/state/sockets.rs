@@ -48,7 +48,7 @@ pub struct Socket {
     /// Whether its last descriptor is gone, or the kernel freed it.
     pub closed: bool,
     /// Whether it had a packet whose addresses and ports could not be read.
-    pub had_unparsed_packets: bool,
+    pub had_unreadable_packets: bool,
     /// Whether it joined an existing MPTCP connection: then the listener at which it arrived says nothing about its
     /// owner.
     pub joined: bool,
@@ -154,7 +154,7 @@ impl Sockets {
             uses_gso: false,
             fragmented: false,
             closed: false,
-            had_unparsed_packets: false,
+            had_unreadable_packets: false,
             joined: false,
             last: now,
             flows: None,

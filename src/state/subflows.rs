@@ -16,8 +16,8 @@ use crate::model::time::MonotonicTime;
 impl State {
     /// A TCP socket turns out to be a subflow of an MPTCP socket.
     pub(super) fn subflow(&mut self, now: MonotonicTime, sock: SockAddress, mptcp: SockAddress, joined: bool) {
-        let Some(key) = self.socket_at(now, Some(sock)) else { return };
-        let Some(subflow) = self.sockets.get(key) else { return };
+        let Some(socket_key) = self.socket_at(now, Some(sock)) else { return };
+        let Some(subflow) = self.sockets.get(socket_key) else { return };
         let (created, owner, was_joined) = (subflow.created, subflow.owner.clone(), subflow.joined);
         if !joined && !created && self.sockets.at(Some(mptcp)).is_some_and(|key| self.has_owner(key)) {
             // An MPTCP socket reported with its first, incoming connection is new and has no owner before it is
@@ -26,19 +26,19 @@ impl State {
         }
         let joined = joined || was_joined || owner.as_ref().is_some_and(|maker| maker.kernel);
         let Some(of) = self.socket_at(now, Some(mptcp)) else { return };
-        let known = self.owner_of_mptcp(of, key);
-        self.sockets.add_subflow(of, key);
-        if let Some(subflow) = self.sockets.get_mut(key) {
+        let known = self.owner_of_mptcp(of, socket_key);
+        self.sockets.add_subflow(of, socket_key);
+        if let Some(subflow) = self.sockets.get_mut(socket_key) {
             subflow.joined = joined;
         }
         match (known, owner) {
             // The process itself may be known more recently by its own calls, so it stays as it is.
             (Some(known), Some(owner)) if known.pid == owner.pid => {}
-            (Some(known), _) => self.set_owner_of(key, Some(&known)),
+            (Some(known), _) => self.set_owner_of(socket_key, Some(&known)),
             // It got its owner before, and the MPTCP socket has been closed since.
             (None, Some(_)) if was_joined => {}
             // The task that created it, or the listener at which it arrived, need not be the owner of the MPTCP socket.
-            (None, _) if joined => self.set_owner_of(key, None),
+            (None, _) if joined => self.set_owner_of(socket_key, None),
             (None, _) => {}
         }
     }
@@ -62,35 +62,36 @@ impl State {
         }
     }
 
-    fn has_owner(&self, key: SocketKey) -> bool {
-        self.sockets.get(key).is_some_and(|socket| socket.owner.is_some())
+    fn has_owner(&self, socket_key: SocketKey) -> bool {
+        self.sockets.get(socket_key).is_some_and(|socket| socket.owner.is_some())
     }
 
     /// The owner of an MPTCP socket: its own or, if it was not accepted yet or is older than the monitor, that of a
     /// subflow other than `new`.
     fn owner_of_mptcp(&self, mptcp: SocketKey, new: SocketKey) -> Option<Arc<Process>> {
         let own = self.sockets.get(mptcp)?.owner.clone();
-        let of_subflow = |key: SocketKey| {
-            let socket = self.sockets.get(key)?;
-            let of_flows = || self.flows.chain(socket.flows).find_map(|flow| self.flows.get(flow)?.owner.clone());
+        let of_subflow = |socket_key: SocketKey| {
+            let socket = self.sockets.get(socket_key)?;
+            let of_flows = || self.flows.chain(socket.flows).find_map(|key| self.flows.get(key)?.owner.clone());
             let of_idle = || self.idle.get(socket.idle?)?.owner.clone();
             socket.owner.clone().or_else(of_flows).or_else(of_idle)
         };
-        let others = || self.sockets.subflows(mptcp).into_iter().filter(|key| *key != new).find_map(of_subflow);
+        let others =
+            || self.sockets.subflows(mptcp).into_iter().filter(|socket_key| *socket_key != new).find_map(of_subflow);
         own.or_else(others).map(|owner| self.processes.latest(&owner))
     }
 
     /// Sets or removes the owner of a subflow, its idle connection and its flows.
-    fn set_owner_of(&mut self, key: SocketKey, owner: Option<&Arc<Process>>) {
-        let Some(socket) = self.sockets.get_mut(key) else { return };
+    fn set_owner_of(&mut self, socket_key: SocketKey, owner: Option<&Arc<Process>>) {
+        let Some(socket) = self.sockets.get_mut(socket_key) else { return };
         socket.owner = owner.cloned();
         if let Some(idle) = socket.idle.and_then(|idle| self.idle.get_mut(idle)) {
             idle.set_owner(owner.cloned());
         }
         let flows: Vec<_> = self.flows.chain(socket.flows).collect();
-        for flow in flows {
-            if let Some(live) = self.flows.get_mut(flow) {
-                live.set_owner(owner.cloned());
+        for flow_key in flows {
+            if let Some(flow) = self.flows.get_mut(flow_key) {
+                flow.set_owner(owner.cloned());
             }
         }
     }

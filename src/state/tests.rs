@@ -17,7 +17,7 @@ mod sharing;
 mod sockless;
 mod subflows;
 mod totals;
-mod unparsed;
+mod unreadable;
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 

@@ -2,6 +2,7 @@
 
 mod capabilities;
 mod facts;
+mod finding;
 mod findings;
 mod gather;
 
@@ -18,7 +19,7 @@ use super::args::DoctorArgs;
 use super::exit::Status;
 use super::table::aligned;
 
-pub use findings::{Finding, State};
+pub use finding::{Finding, State};
 
 /// Examines this host.
 pub fn examine() -> Vec<Finding> {

@@ -66,7 +66,7 @@ impl Credentials {
     }
 
     /// Hides these secrets in a text from the server.
-    fn hidden_in(&self, text: &str) -> String {
+    fn hide_in(&self, text: &str) -> String {
         let header = self.header();
         let token = header.as_deref().and_then(|header| header.split_once(' ')).map(|(_, token)| token);
         let secret = match self {
@@ -215,7 +215,7 @@ impl Client {
             404 => "create the index, or allow that it is created; `socktrail setup` prepares it",
             _ => "",
         };
-        let said = self.options.credentials.hidden_in(&String::from_utf8_lossy(&answer.body));
+        let said = self.options.credentials.hide_in(&String::from_utf8_lossy(&answer.body));
         OutputError::new(format!("{} answers {}: {}", answer.host, answer.status, printable(&said, EXCERPT)), remedy)
     }
 
@@ -252,7 +252,7 @@ mod tests {
             (&encoded, "ApiKey s3cr3t==", "ApiKey ********"),
             (&Credentials::None, "as it is", "as it is"),
         ] {
-            assert_eq!(credentials.hidden_in(said), hidden);
+            assert_eq!(credentials.hide_in(said), hidden);
         }
     }
 }

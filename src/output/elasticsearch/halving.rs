@@ -80,22 +80,22 @@ impl Halving {
     }
 
     /// Notes that a request was accepted.
-    pub fn accepted(&mut self, range: &Range<usize>) {
+    pub fn note_accepted(&mut self, range: &Range<usize>) {
         self.accepted_at_max += u32::from(range.len() == self.max_request);
         if self.accepted_at_max >= ACCEPTED_UNTIL_GROWTH {
             (self.max_request, self.accepted_at_max) = (self.max_request * 2, 0);
         }
-        self.witness_accepted();
+        self.note_witness_accepted();
     }
 
     /// Notes that a witness was accepted.
-    pub fn witness_accepted(&mut self) {
+    pub fn note_witness_accepted(&mut self) {
         self.refusals = 0;
         self.again.extend(self.suspects.drain(..).rev());
     }
 
     /// Notes that a request was refused. Returns a document that is at fault, if one was found.
-    pub fn refused(&mut self, range: Range<usize>) -> Option<usize> {
+    pub fn note_refused(&mut self, range: Range<usize>) -> Option<usize> {
         if self.on_trial.is_some() {
             return self.on_trial.take();
         }
@@ -110,9 +110,9 @@ impl Halving {
     }
 
     /// Notes that a request was refused for its size. Returns a document that is at fault, if one was found.
-    pub fn too_large(&mut self, range: Range<usize>) -> Option<usize> {
+    pub fn note_too_large(&mut self, range: Range<usize>) -> Option<usize> {
         if range.len() <= 1 {
-            return self.refused(range);
+            return self.note_refused(range);
         }
         (self.max_request, self.accepted_at_max) = (range.len() / 2, 0);
         self.rest.push(range);
@@ -135,19 +135,19 @@ mod tests {
 
     /// Sends all to a server that refuses every request with a bad document. Returns the documents accepted, in order,
     /// those at fault, and the number of requests. A witness is accepted unless all documents are bad; in that case this ends.
-    fn sent(count: usize, bad: &BTreeSet<usize>) -> (Vec<usize>, Vec<usize>, usize) {
+    fn send_all(count: usize, bad: &BTreeSet<usize>) -> (Vec<usize>, Vec<usize>, usize) {
         let (mut halving, mut accepted, mut at_fault, mut requests) = (Halving::new(count), Vec::new(), Vec::new(), 0);
         loop {
             requests += 1;
             match halving.next() {
                 Step::Send(range) if range.clone().any(|at| bad.contains(&at)) => {
-                    at_fault.extend(halving.refused(range));
+                    at_fault.extend(halving.note_refused(range));
                 }
                 Step::Send(range) => {
-                    halving.accepted(&range);
+                    halving.note_accepted(&range);
                     accepted.extend(range);
                 }
-                Step::Witness if bad.len() < count => halving.witness_accepted(),
+                Step::Witness if bad.len() < count => halving.note_witness_accepted(),
                 Step::Witness | Step::Done => return (accepted, at_fault, requests - 1),
             }
         }
@@ -156,11 +156,11 @@ mod tests {
     #[test]
     fn one_document_in_many_is_found_in_few_requests() {
         for at in [0, 1, 799, 1598, 1599] {
-            let (accepted, at_fault, requests) = sent(1600, &[at].into());
+            let (accepted, at_fault, requests) = send_all(1600, &[at].into());
             assert_eq!((accepted.len(), &at_fault[..]), (1599, &[at][..]));
             assert!(requests <= 2 * 11 + 3, "{requests}");
         }
-        assert_eq!(sent(1600, &BTreeSet::new()).2, 1);
+        assert_eq!(send_all(1600, &BTreeSet::new()).2, 1);
     }
 
     /// The server refuses everything for a while, and accepts everything after that.
@@ -171,12 +171,12 @@ mod tests {
             loop {
                 asked += 1;
                 match halving.next() {
-                    Step::Send(range) if asked <= refusals => assert_eq!(halving.refused(range), None),
+                    Step::Send(range) if asked <= refusals => assert_eq!(halving.note_refused(range), None),
                     Step::Send(range) => {
-                        halving.accepted(&range);
+                        halving.note_accepted(&range);
                         accepted.extend(range);
                     }
-                    Step::Witness => halving.witness_accepted(),
+                    Step::Witness => halving.note_witness_accepted(),
                     Step::Done => break,
                 }
             }
@@ -188,7 +188,7 @@ mod tests {
     #[test]
     fn if_everything_is_refused_no_document_is_at_fault_and_few_requests_are_made() {
         for count in [1, 2, 25, 1600] {
-            let (accepted, at_fault, requests) = sent(count, &(0..count).collect());
+            let (accepted, at_fault, requests) = send_all(count, &(0..count).collect());
             assert_eq!((accepted.len(), at_fault.len()), (0, 0));
             assert!(requests <= 11 + EXTRA_REFUSALS as usize, "{requests}");
         }
@@ -203,9 +203,9 @@ mod tests {
             // At first the server accepts at most a hundred; later it has no limit.
             if range.len() > 100 && requests < 30 {
                 refused += 1;
-                halving.too_large(range);
+                halving.note_too_large(range);
             } else {
-                halving.accepted(&range);
+                halving.note_accepted(&range);
                 sent.extend(range);
             }
         }
@@ -217,13 +217,13 @@ mod tests {
     fn a_document_that_is_too_large_alone_is_at_fault_only_after_another_was_accepted() {
         let mut halving = Halving::new(2);
         assert_eq!(halving.next(), Step::Send(0..2));
-        assert_eq!(halving.too_large(0..2), None);
+        assert_eq!(halving.note_too_large(0..2), None);
         assert_eq!(halving.next(), Step::Send(0..1));
-        assert_eq!(halving.too_large(0..1), None, "a broken server may find any request too large");
+        assert_eq!(halving.note_too_large(0..1), None, "a broken server may find any request too large");
         assert_eq!(halving.next(), Step::Send(1..2));
-        halving.accepted(&(1..2));
+        halving.note_accepted(&(1..2));
         assert_eq!(halving.next(), Step::Send(0..1));
-        assert_eq!(halving.too_large(0..1), Some(0));
+        assert_eq!(halving.note_too_large(0..1), Some(0));
         assert_eq!(halving.next(), Step::Done);
     }
 
@@ -234,13 +234,13 @@ mod tests {
         let mut limit = 1024;
         while limit > 1 {
             assert_eq!(halving.next(), Step::Send(0..limit));
-            assert_eq!(halving.too_large(0..limit), None);
+            assert_eq!(halving.note_too_large(0..limit), None);
             limit /= 2;
         }
         // The full number of refusals is left: 11 isolate one document of 1,024.
         for at in 0..11 + EXTRA_REFUSALS as usize {
             assert_eq!(halving.next(), Step::Send(at..at + 1));
-            assert_eq!(halving.refused(at..at + 1), None);
+            assert_eq!(halving.note_refused(at..at + 1), None);
         }
         assert_eq!(halving.next(), Step::Witness);
     }
@@ -250,14 +250,14 @@ mod tests {
         let mut halving = Halving::new(8);
         assert_eq!(halving.witness_candidates().collect::<Vec<_>>(), (0..8).collect::<Vec<_>>());
         assert_eq!(halving.next(), Step::Send(0..8));
-        halving.refused(0..8);
+        halving.note_refused(0..8);
         assert_eq!(
             halving.witness_candidates().collect::<Vec<_>>(),
             (0..8).collect::<Vec<_>>(),
             "only together with others"
         );
         assert_eq!(halving.next(), Step::Send(0..4));
-        halving.accepted(&(0..4));
+        halving.note_accepted(&(0..4));
         assert_eq!(halving.witness_candidates().collect::<Vec<_>>(), (4..8).collect::<Vec<_>>());
     }
 
@@ -267,7 +267,7 @@ mod tests {
             count in 1..200_usize, bad in proptest::collection::btree_set(0..200_usize, 0..40),
         ) {
             let bad: BTreeSet<_> = bad.into_iter().filter(|at| *at < count).collect();
-            let (accepted, at_fault, _) = sent(count, &bad);
+            let (accepted, at_fault, _) = send_all(count, &bad);
             if bad.len() < count {
                 prop_assert_eq!(accepted, (0..count).filter(|at| !bad.contains(at)).collect::<Vec<_>>());
                 prop_assert_eq!(at_fault.into_iter().collect::<BTreeSet<_>>(), bad);

@@ -15,8 +15,8 @@ mod bulk;
 mod client;
 mod dead;
 mod halving;
-mod lanes;
 mod sender;
+mod sending_spools;
 mod setup;
 mod tls;
 
@@ -29,7 +29,7 @@ pub use self::client::{ClientOptions, Credentials};
 pub use self::setup::{Installed, setup};
 pub use self::tls::TlsOptions;
 
-use self::lanes::{Lane, Lanes};
+use self::sending_spools::{SendingSpool, SendingSpools};
 use super::trouble::{Cause, Scope};
 use super::{Batch, Meter, Output, OutputError, SpoolOptions};
 
@@ -63,7 +63,7 @@ const SPOOLING: Scope = Scope::Local("writing to the spool");
 /// The output to Elasticsearch or OpenSearch.
 #[derive(Debug)]
 pub struct Elasticsearch {
-    lanes: Lanes,
+    spools: SendingSpools,
     meter: Arc<Meter>,
     sync: Duration,
     synced: Instant,
@@ -76,17 +76,17 @@ impl Elasticsearch {
     /// A spool or a certificate cannot be used.
     pub fn start(options: ElasticsearchOptions, meter: Arc<Meter>) -> Result<Self, OutputError> {
         let sync = options.sync;
-        let lanes = Lanes::start(options, &meter)?;
-        Ok(Self { lanes, meter, sync, synced: Instant::now() })
+        let spools = SendingSpools::start(options, &meter)?;
+        Ok(Self { spools, meter, sync, synced: Instant::now() })
     }
 }
 
 impl Output for Elasticsearch {
     /// The batch is always taken. Documents that the disk cannot take wait in memory.
     fn write(&mut self, batch: &Batch) -> Result<(), OutputError> {
-        match self.lanes.push(batch) {
-            Ok(()) => self.meter.worked((&SPOOLING, NAME), 0),
-            Err(error) => self.meter.failed(NAME, (&SPOOLING, NAME), Cause::System, &error.to_string()),
+        match self.spools.push(batch) {
+            Ok(()) => self.meter.note_success((&SPOOLING, NAME), 0),
+            Err(error) => self.meter.note_failure(NAME, (&SPOOLING, NAME), Cause::System, &error.to_string()),
         }
         Ok(())
     }
@@ -95,7 +95,7 @@ impl Output for Elasticsearch {
         if now.saturating_duration_since(self.synced) < self.sync {
             return Ok(());
         }
-        let synced = self.lanes.each().filter_map(Lane::to_sync).try_for_each(|file| file.sync_data());
+        let synced = self.spools.each().filter_map(SendingSpool::to_sync).try_for_each(|file| file.sync_data());
         synced.map_err(|error| OutputError::new(format!("syncing the spool: {error}"), "check its disk"))?;
         self.synced = now;
         Ok(())
@@ -104,6 +104,6 @@ impl Output for Elasticsearch {
     /// Ends the senders at the deadline at the latest. Documents that are not sent stay in the spools. Documents that a full disk
     /// could not take are added to `left`.
     fn close(self: Box<Self>, deadline: Instant, left: &mut Batch) -> Result<(), OutputError> {
-        self.lanes.close(deadline, left)
+        self.spools.close(deadline, left)
     }
 }

@@ -17,7 +17,7 @@ use super::bulk::{self, Indices, Verdict};
 use super::client::{Answer, Client, Unanswered};
 use super::dead::{DeadLetter, DeadLetters};
 use super::halving::{Halving, Step};
-use super::lanes::Shared;
+use super::sending_spools::Shared;
 use crate::output::trouble::{Cause, Scope};
 use crate::output::{Batch, Chunk, Kind, OutputError};
 
@@ -96,10 +96,10 @@ impl Sender {
     pub(super) fn run(mut self) {
         while let Some(chunk) = self.next() {
             let goes_on = match self.deliver(&chunk) {
-                Delivered::All => self.done(&chunk),
-                Delivered::Part => self.done_in_part(&chunk),
+                Delivered::All => self.acknowledge(&chunk),
+                Delivered::Part => self.acknowledge_settled(&chunk),
                 Delivered::Over => {
-                    self.done_in_part(&chunk);
+                    self.acknowledge_settled(&chunk);
                     false
                 }
             };
@@ -125,7 +125,7 @@ impl Sender {
             }
             match spool.next(self.bulk_max_size, BULK_BYTES) {
                 Ok(Some(chunk)) => {
-                    shared.meter.worked((&READING, shared.name), 0);
+                    shared.meter.note_success((&READING, shared.name), 0);
                     return Some(chunk);
                 }
                 Ok(None) if shared.deadline().is_some() => return None,
@@ -134,7 +134,7 @@ impl Sender {
                 }
                 Err(error) => {
                     drop(guard);
-                    self.failed(&READING, Cause::System, &error.to_string());
+                    self.fail_and_wait(&READING, Cause::System, &error.to_string());
                     guard = shared.spool();
                 }
             }
@@ -142,13 +142,13 @@ impl Sender {
     }
 
     /// Removes a chunk from the spool. Returns whether to go on.
-    fn done(&mut self, chunk: &Chunk) -> bool {
+    fn acknowledge(&mut self, chunk: &Chunk) -> bool {
         let Some(spool) = &mut *self.shared.spool() else { return false };
-        match spool.done(chunk) {
-            Ok(()) => self.shared.meter.worked((&POSITION, self.shared.name), 0),
+        match spool.acknowledge(chunk) {
+            Ok(()) => self.shared.meter.note_success((&POSITION, self.shared.name), 0),
             Err(error) => {
                 let who = (&POSITION, self.shared.name);
-                self.shared.meter.failed(NAME, who, Cause::System, &error.to_string());
+                self.shared.meter.note_failure(NAME, who, Cause::System, &error.to_string());
             }
         }
         self.settled.clear();
@@ -157,7 +157,7 @@ impl Sender {
     }
 
     /// Removes the settled documents at the beginning of a chunk from the spool. Returns whether to go on.
-    fn done_in_part(&mut self, chunk: &Chunk) -> bool {
+    fn acknowledge_settled(&mut self, chunk: &Chunk) -> bool {
         let ids: Vec<_> = chunk.batch.documents().map(|(_, document)| bulk::id(document)).collect();
         let count = ids.iter().take_while(|id| self.settled.contains(*id)).count();
         if count == 0 {
@@ -173,7 +173,7 @@ impl Sender {
             return true;
         }
         let settled = std::mem::take(&mut self.settled);
-        let goes_on = self.done(&part);
+        let goes_on = self.acknowledge(&part);
         self.settled.extend(ids.into_iter().skip(part.batch.len()).filter(|id| settled.contains(id)));
         goes_on
     }
@@ -195,11 +195,12 @@ impl Sender {
             }
             match step {
                 Step::Send(range) => match self.send(&documents, range.clone()) {
-                    Sent::Taken => halving.accepted(&range),
+                    Sent::Taken => halving.note_accepted(&range),
                     Sent::Later => return Delivered::Part,
                     Sent::Refused(refusal) => {
                         let is_size = refusal.status == TOO_LARGE;
-                        let at_fault = if is_size { halving.too_large(range) } else { halving.refused(range) };
+                        let at_fault =
+                            if is_size { halving.note_too_large(range) } else { halving.note_refused(range) };
                         if !self.set_aside(at_fault.map(|at| &documents[at]), &refusal) {
                             return Delivered::Part;
                         }
@@ -207,7 +208,7 @@ impl Sender {
                     }
                 },
                 Step::Witness if self.finds_witness(chunk, &documents, &halving, &index, last.take()) => {
-                    halving.witness_accepted();
+                    halving.note_witness_accepted();
                 }
                 Step::Witness => return Delivered::Part,
                 Step::Done if documents.len() == all => return Delivered::All,
@@ -255,7 +256,7 @@ impl Sender {
         let Some(Refusal { status, reason }) = last else { return false };
         // Authentication failures concern all indices.
         let scope = if matches!(status, 401 | 407) { Scope::Server } else { Scope::Index(index.to_owned()) };
-        self.shared.meter.troubled(NAME, (&scope, self.shared.name), Cause::Refused(status), &reason);
+        self.shared.meter.note_trouble(NAME, (&scope, self.shared.name), Cause::Refused(status), &reason);
         self.wait();
         false
     }
@@ -272,24 +273,24 @@ impl Sender {
         }
         let answer = match self.client.ask("POST", BULK, "application/x-ndjson", &body) {
             Ok(answer) if answer.status == 200 => answer,
-            Ok(answer) if answer.refuses() => return self.refused(&answer),
+            Ok(answer) if answer.refuses() => return self.refusal(&answer),
             Ok(answer) => {
                 let cause = if answer.status < 400 { Cause::Refused(answer.status) } else { Cause::Unavailable };
-                return self.later(&Scope::Server, cause, &self.client.refusal(&answer));
+                return self.retry_later(&Scope::Server, cause, &self.client.refusal(&answer));
             }
-            Err(Unanswered(cause, error)) => return self.later(&Scope::Server, cause, &error),
+            Err(Unanswered(cause, error)) => return self.retry_later(&Scope::Server, cause, &error),
         };
         match bulk::judge(&answer.body, documents.iter().map(|letter| &*letter.id)) {
             Ok(verdicts) => self.settle(&answer.host, &documents, verdicts),
             Err(problem) => {
                 let problem = format!("{}: {problem}", answer.host);
                 let error = OutputError::new(problem, "check that this address belongs to Elasticsearch");
-                self.later(&Scope::Server, Cause::Malformed, &error)
+                self.retry_later(&Scope::Server, Cause::Malformed, &error)
             }
         }
     }
 
-    fn refused(&self, answer: &Answer) -> Sent {
+    fn refusal(&self, answer: &Answer) -> Sent {
         self.shared.meter.failures.add(usize::from(answer.status != TOO_LARGE));
         Sent::Refused(Refusal { status: answer.status, reason: self.client.refusal(answer).to_string() })
     }
@@ -297,7 +298,7 @@ impl Sender {
     /// Acts on the server's verdict about each document.
     fn settle(&mut self, host: &str, documents: &[&Outgoing<'_>], verdicts: Vec<Verdict>) -> Sent {
         let (mut dead, mut trouble) = (Vec::new(), None);
-        self.worked(&Scope::Server);
+        self.note_success(&Scope::Server);
         for (letter, verdict) in documents.iter().zip(verdicts) {
             match verdict {
                 Verdict::Written => self.shared.meter.written.add(1),
@@ -321,13 +322,13 @@ impl Sender {
         }
         let Some((kind, status, reason)) = trouble else {
             let letter = documents[0];
-            self.worked(&Scope::Index(self.indices.of(letter.kind).to_owned()));
+            self.note_success(&Scope::Index(self.indices.of(letter.kind).to_owned()));
             self.backoff.reset();
             return Sent::Taken;
         };
         let cause = if matches!(status, 408 | 429 | 500..) { Cause::Unavailable } else { Cause::Refused(status) };
         let scope = Scope::Index(self.indices.of(kind).to_owned());
-        self.failed(&scope, cause, &format!("{host} does not take documents: {reason}"));
+        self.fail_and_wait(&scope, cause, &format!("{host} does not take documents: {reason}"));
         Sent::Later
     }
 
@@ -358,31 +359,31 @@ impl Sender {
         match kept {
             Ok(()) => {
                 self.settled.extend(ids);
-                self.worked(&DEAD_LETTERS);
+                self.note_success(&DEAD_LETTERS);
                 true
             }
             Err(error) => {
-                self.failed(&DEAD_LETTERS, Cause::System, &error.to_string());
+                self.fail_and_wait(&DEAD_LETTERS, Cause::System, &error.to_string());
                 false
             }
         }
     }
 
-    fn worked(&self, scope: &Scope) {
+    fn note_success(&self, scope: &Scope) {
         let waiting = || self.shared.spool().as_ref().map_or(0, super::super::spool::Spool::waiting);
         if self.shared.meter.is_troubled() {
-            self.shared.meter.worked((scope, self.shared.name), waiting());
+            self.shared.meter.note_success((scope, self.shared.name), waiting());
         }
     }
 
-    fn later(&mut self, scope: &Scope, cause: Cause, error: &OutputError) -> Sent {
-        self.failed(scope, cause, &error.to_string());
+    fn retry_later(&mut self, scope: &Scope, cause: Cause, error: &OutputError) -> Sent {
+        self.fail_and_wait(scope, cause, &error.to_string());
         Sent::Later
     }
 
     /// Reports a failure, and waits.
-    fn failed(&mut self, scope: &Scope, cause: Cause, reason: &str) {
-        self.shared.meter.failed(NAME, (scope, self.shared.name), cause, reason);
+    fn fail_and_wait(&mut self, scope: &Scope, cause: Cause, reason: &str) {
+        self.shared.meter.note_failure(NAME, (scope, self.shared.name), cause, reason);
         self.wait();
     }
 

@@ -207,7 +207,7 @@ struct Pinned {
 }
 
 impl Pinned {
-    fn is(&self, certificate: &CertificateDer<'_>) -> bool {
+    fn matches(&self, certificate: &CertificateDer<'_>) -> bool {
         Sha256::digest(certificate).as_slice() == self.fingerprint
     }
 }
@@ -221,10 +221,10 @@ impl ServerCertVerifier for Pinned {
         ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        if self.is(own) {
+        if self.matches(own) {
             return Ok(ServerCertVerified::assertion());
         }
-        let Some(authority) = others.iter().find(|other| self.is(other)) else {
+        let Some(authority) = others.iter().find(|other| self.matches(other)) else {
             let error = rustls::OtherError(Arc::new(WrongFingerprint));
             return Err(rustls::CertificateError::Other(error).into());
         };

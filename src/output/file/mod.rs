@@ -116,7 +116,7 @@ impl Output for FileOutput {
         if self.options.sync == SyncPolicy::Always {
             // The batch is written. An error here must not make it be written again.
             if let Err(error) = self.sync() {
-                self.meter.failed("file", (&UPKEEP, "file"), Cause::System, &error.to_string());
+                self.meter.note_failure("file", (&UPKEEP, "file"), Cause::System, &error.to_string());
             }
         }
         Ok(())

@@ -48,7 +48,7 @@ impl Numbered {
     /// The path for the next rotated file.
     pub fn next(file: &Path) -> Result<PathBuf, OutputError> {
         let number = Self::all(file)?.last().map_or(1, |last| last.number.saturating_add(1));
-        Ok(with(file, &format!(".{number:06}")))
+        Ok(with_suffix(file, &format!(".{number:06}")))
     }
 
     /// Removes all but the newest `keep` files. Calls `going` before it removes a file.
@@ -66,7 +66,7 @@ fn folder(file: &Path) -> &Path {
     file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-fn with(file: &Path, suffix: &str) -> PathBuf {
+fn with_suffix(file: &Path, suffix: &str) -> PathBuf {
     let mut name = OsString::from(file);
     name.push(suffix);
     name.into()
@@ -128,7 +128,7 @@ fn remove_unfinished(file: &Path) {
 
 /// Compresses a file, and removes it only when the compressed file is complete.
 fn pack(path: &Path) -> io::Result<()> {
-    let (unfinished, packed) = (with(path, UNFINISHED), with(path, PACKED));
+    let (unfinished, packed) = (with_suffix(path, UNFINISHED), with_suffix(path, PACKED));
     let mut from = BufReader::with_capacity(1 << 16, File::open(path)?);
     let mut to = GzEncoder::new(File::create(&unfinished)?, Compression::default());
     io::copy(&mut from, &mut to)?;

@@ -9,7 +9,9 @@
 //! When the spool is full, its oldest segment is dropped, and its documents are counted. When the disk cannot take a document, it
 //! waits in memory, up to a limit, and is sent from there.
 
+mod memory;
 mod position;
+mod reading;
 mod record;
 mod segment;
 
@@ -17,26 +19,19 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Write};
 use std::iter::Peekable;
-use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{Flock, FlockArg};
 
+use self::memory::Memory;
 use self::position::{Position, PositionFile};
-use self::record::Entry;
-use self::segment::{Folder, Segment, head};
+use self::segment::{Folder, Segment};
 use super::{Batch, Kind, Meter, OutputError};
-
-/// The minimum number of bytes that are read at once.
-const WINDOW: usize = 64 << 10;
 
 /// How often dropped documents are logged.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
-
-/// The size limit of `damaged/`, as a fraction (1/n) of the spool's limit.
-const DAMAGED_SHARE: u64 = 4;
 
 /// The options of a [`Spool`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,17 +72,6 @@ pub struct Spool {
     buffer: Vec<u8>,
     /// The bytes that were read last.
     window: Vec<u8>,
-}
-
-/// Documents that could not be written to the disk.
-#[derive(Debug, Default)]
-struct Memory {
-    documents: VecDeque<(Kind, Box<[u8]>)>,
-    bytes: usize,
-    /// The number of the first document, counted from the start of the program.
-    first: u64,
-    /// Whether some of these documents are being sent.
-    lent: bool,
 }
 
 /// Dropped documents that have not been logged yet.
@@ -187,13 +171,13 @@ impl Spool {
             (false, Ok(())) => self.append(documents()),
             (false, Err(error)) => (0, Err(error)),
         };
-        self.remember(documents().skip(on_disk));
+        self.meter.spool_dropped.add(self.memory.add(documents().skip(on_disk), self.options.memory));
         self.update_meter();
         result.map_err(|error| OutputError::io("writing to the spool", self.folder.path(), &error))
     }
 
     /// The documents to send next: up to `documents`, and up to `bytes` unless the first one is larger. Returns the same chunk until
-    /// it is [done](Self::done).
+    /// it is [acknowledged](Self::acknowledge).
     ///
     /// # Errors
     /// The disk cannot be read, or damaged bytes cannot be set aside.
@@ -201,41 +185,25 @@ impl Spool {
         let chunk = self.next_on_disk(documents, bytes);
         match chunk.map_err(|error| OutputError::io("reading the spool", self.folder.path(), &error))? {
             Some(chunk) => Ok(Some(chunk)),
-            None => Ok(self.next_in_memory(documents, bytes)),
+            None => Ok(self.memory.next(documents, bytes).map(|(batch, end)| Chunk { batch, end: End::Memory(end) })),
         }
     }
 
     /// Up to `documents` documents after a chunk, as far as one read gets them. Unlike with [`next`](Self::next), they do not count as
     /// being sent.
     pub fn after(&self, chunk: &Chunk, documents: usize) -> Batch {
-        let in_memory = |first: u64| {
-            let skip = usize::try_from(first.saturating_sub(self.memory.first)).unwrap_or(usize::MAX);
-            let mut batch = Batch::default();
-            let rest = self.memory.documents.iter().skip(skip).take(documents);
-            rest.for_each(|(kind, document)| batch.push_json(*kind, document));
-            batch
-        };
+        let in_memory = |first| self.memory.from(first, documents);
         match chunk.end {
             End::Memory(end) => in_memory(end),
             End::Disk(place) => self.after_on_disk(place, documents).unwrap_or_else(|| in_memory(self.memory.first)),
         }
     }
 
-    fn after_on_disk(&self, place: Position, documents: usize) -> Option<Batch> {
-        self.segments.iter().filter(|segment| segment.number >= place.segment).find_map(|segment| {
-            let from = if segment.number == place.segment { place.offset } else { 0 };
-            let mut bytes = vec![0; WINDOW.min(segment.length.saturating_sub(from) as usize)];
-            self.folder.read(segment.number).ok()?.read_exact_at(&mut bytes, from).ok()?;
-            let (batch, _) = gather(&bytes[head(from, &bytes)..], documents, WINDOW);
-            (!batch.is_empty()).then_some(batch)
-        })
-    }
-
     /// Removes documents that the server has acknowledged, or that will never be sent.
     ///
     /// # Errors
     /// The position cannot be written. After a crash, these documents are sent again.
-    pub fn done(&mut self, chunk: &Chunk) -> Result<(), OutputError> {
+    pub fn acknowledge(&mut self, chunk: &Chunk) -> Result<(), OutputError> {
         match chunk.end {
             End::Memory(end) => self.memory.forget(end),
             End::Disk(place) => {
@@ -299,23 +267,6 @@ impl Spool {
         self.memory.documents = documents;
         self.memory.forget(self.memory.first + on_disk as u64);
         result
-    }
-
-    fn remember<'a>(&mut self, documents: impl Iterator<Item = (Kind, &'a [u8])>) {
-        for (kind, document) in documents {
-            self.memory.bytes += document.len();
-            self.memory.documents.push_back((kind, document.into()));
-        }
-        while self.memory.bytes > self.options.memory && !self.memory.lent {
-            self.memory.forget(self.memory.first + 1);
-            self.meter.spool_dropped.add(1);
-        }
-        while self.memory.bytes > self.options.memory {
-            // The oldest documents are being sent, so the newest are dropped.
-            let Some((_, document)) = self.memory.documents.pop_back() else { return };
-            self.memory.bytes -= document.len();
-            self.meter.spool_dropped.add(1);
-        }
     }
 
     /// Writes documents to segments. Returns how many are on disk: all or, after an error, those before the first that failed.
@@ -448,96 +399,6 @@ impl Spool {
         self.segments.iter().map(|segment| segment.length).sum()
     }
 
-    fn next_on_disk(&mut self, documents: usize, bytes: usize) -> io::Result<Option<Chunk>> {
-        let mut read = std::mem::take(&mut self.window);
-        let chunk = self.look_on_disk(&mut read, documents, bytes);
-        self.window = read;
-        chunk
-    }
-
-    fn look_on_disk(&mut self, read: &mut Vec<u8>, documents: usize, bytes: usize) -> io::Result<Option<Chunk>> {
-        let mut window = WINDOW.max(bytes);
-        loop {
-            let Some(segment) = self.segments.front() else { return Ok(None) };
-            let (number, length) = (segment.number, segment.length);
-            if self.position.segment < number {
-                self.position = Position { segment: number, offset: 0 };
-            }
-            if self.position.offset >= length {
-                if self.segments.len() == 1 {
-                    return Ok(None);
-                }
-                self.position = Position { segment: number + 1, offset: 0 };
-                self.drop_finished();
-                continue;
-            }
-            read.resize(window.min((length - self.position.offset) as usize), 0);
-            self.read(number, self.position.offset, read)?;
-            let skip = head(self.position.offset, read);
-            let is_all = self.position.offset + read.len() as u64 == length;
-            let rest = &read[skip..];
-            if !is_all && record::document(rest).is_none() {
-                window *= 2;
-                continue;
-            }
-            let start = self.position.offset + skip as u64;
-            match record::next(rest) {
-                None => self.position.offset = length,
-                Some((Entry::Damage, damaged)) => self.set_aside(number, start, &rest[..damaged])?,
-                Some((Entry::Document(..), _)) => {
-                    let (batch, taken) = gather(rest, documents, bytes);
-                    self.give_up();
-                    self.in_flight = Some(InFlight { segment: number, count: batch.len() as u64, dropped: false });
-                    let end = Position { segment: number, offset: start + taken as u64 };
-                    return Ok(Some(Chunk { batch, end: End::Disk(end) }));
-                }
-            }
-        }
-    }
-
-    fn read(&mut self, number: u64, offset: u64, to: &mut [u8]) -> io::Result<()> {
-        let file = match self.reading.take() {
-            Some((of, file)) if of == number => file,
-            _ => self.folder.read(number)?,
-        };
-        let read = file.read_exact_at(to, offset);
-        self.reading = Some((number, file));
-        read
-    }
-
-    fn set_aside(&mut self, number: u64, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        let kept = self.folder.set_aside(number, offset, bytes)?;
-        self.meter.spool_damaged.add(1);
-        let segment = self.folder.segment(number);
-        tracing::warn!(
-            "{} is damaged at byte {offset}: {} bytes were moved to {}; the documents after them are sent",
-            segment.display(),
-            bytes.len(),
-            kept.display()
-        );
-        self.position = Position { segment: number, offset: offset + bytes.len() as u64 };
-        // If this fails, the next start moves the same bytes to the same file.
-        let _ = self.position_file.write(self.position);
-        for removed in self.folder.prune_damaged(self.options.max_size / DAMAGED_SHARE)? {
-            self.meter.spool_damaged_dropped.add(1);
-            tracing::warn!("{} was removed, because there is too much damaged data; check the disk", removed.display());
-        }
-        Ok(())
-    }
-
-    fn next_in_memory(&mut self, documents: usize, bytes: usize) -> Option<Chunk> {
-        let mut batch = Batch::default();
-        for (kind, document) in self.memory.documents.iter().take(documents) {
-            if !batch.is_empty() && batch.lines().len() + document.len() > bytes {
-                break;
-            }
-            batch.push_json(*kind, document);
-        }
-        self.memory.lent = !batch.is_empty();
-        let end = End::Memory(self.memory.first + batch.len() as u64);
-        (!batch.is_empty()).then_some(Chunk { batch, end })
-    }
-
     /// Removes segments before the position, also the last one if it is not being written.
     fn drop_finished(&mut self) {
         while let Some(first) = self.segments.front() {
@@ -559,32 +420,6 @@ impl Spool {
         self.meter.spool_bytes.change(self.metered.1, now.1);
         self.metered = now;
     }
-}
-
-impl Memory {
-    /// Removes the documents before this number.
-    fn forget(&mut self, end: u64) {
-        while self.first < end {
-            let Some((_, document)) = self.documents.pop_front() else { break };
-            self.bytes -= document.len();
-            self.first += 1;
-        }
-        self.lent = false;
-    }
-}
-
-/// Takes whole documents from the beginning of `bytes`. Returns them, and how many bytes they take.
-fn gather(bytes: &[u8], documents: usize, max_bytes: usize) -> (Batch, usize) {
-    let (mut batch, mut taken) = (Batch::default(), 0);
-    while batch.len() < documents {
-        let Some((kind, document)) = record::document(&bytes[taken..]) else { break };
-        if !batch.is_empty() && batch.lines().len() + document.len() > max_bytes {
-            break;
-        }
-        batch.push_json(kind, document);
-        taken += record::HEAD + document.len();
-    }
-    (batch, taken)
 }
 
 #[cfg(test)]

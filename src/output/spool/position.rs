@@ -73,7 +73,7 @@ mod tests {
         Position { segment, offset: segment * 100 }
     }
 
-    fn reopened(file: &File) -> Position {
+    fn reopen(file: &File) -> Position {
         PositionFile::read(file.try_clone().unwrap()).unwrap().1
     }
 
@@ -84,11 +84,11 @@ mod tests {
         assert_eq!(start, Position::default());
         for segment in 1..9 {
             kept.write(position(segment)).unwrap();
-            assert_eq!(reopened(&file), position(segment));
+            assert_eq!(reopen(&file), position(segment));
         }
         let (mut kept, _) = PositionFile::read(file.try_clone().unwrap()).unwrap();
         kept.write(position(3)).unwrap();
-        assert_eq!(reopened(&file), position(3), "the last one, not the furthest");
+        assert_eq!(reopen(&file), position(3), "the last one, not the furthest");
     }
 
     #[test]
@@ -104,7 +104,7 @@ mod tests {
             let mut byte = [0];
             file.read_exact_at(&mut byte, other + damaged).unwrap();
             file.write_all_at(&[byte[0] ^ 0xff], other + damaged).unwrap();
-            assert_eq!(reopened(&file), position(4), "byte {damaged}");
+            assert_eq!(reopen(&file), position(4), "byte {damaged}");
         }
     }
 
@@ -112,6 +112,6 @@ mod tests {
     fn without_a_valid_slot_the_position_is_the_start() {
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(&[0xff; 77], 0).unwrap();
-        assert_eq!(reopened(&file), Position::default());
+        assert_eq!(reopen(&file), Position::default());
     }
 }

@@ -42,7 +42,7 @@ pub fn encode(kind: Kind, document: &[u8], to: &mut Vec<u8>) {
 }
 
 /// How many bytes the document at the beginning takes according to its head; `None` if the head is incomplete or invalid.
-fn claimed(bytes: &[u8]) -> Option<usize> {
+fn claimed_size(bytes: &[u8]) -> Option<usize> {
     let head = bytes.get(..HEAD)?;
     let length = number(head, 4)?;
     (head.starts_with(&MARK) && length <= MAX_LEN).then_some(HEAD + length)
@@ -63,7 +63,7 @@ pub fn next(bytes: &[u8]) -> Option<(Entry<'_>, usize)> {
 
 /// The document at the beginning, if there is one.
 pub fn document(bytes: &[u8]) -> Option<(Kind, &[u8])> {
-    let document = bytes.get(HEAD..claimed(bytes)?)?;
+    let document = bytes.get(HEAD..claimed_size(bytes)?)?;
     let kind = Kind::from_number(*bytes.get(12)?)?;
     let mut crc = crc32fast::Hasher::new();
     crc.update(&[kind as u8]);
@@ -80,7 +80,7 @@ fn number(bytes: &[u8], at: usize) -> Option<usize> {
 mod tests {
     use super::*;
 
-    fn found(mut bytes: &[u8]) -> Vec<(Entry<'_>, usize)> {
+    fn entries(mut bytes: &[u8]) -> Vec<(Entry<'_>, usize)> {
         let mut all = Vec::new();
         while let Some((found, length)) = next(bytes) {
             all.push((found, length));
@@ -100,7 +100,7 @@ mod tests {
     #[test]
     fn what_was_encoded_is_found() {
         let bytes = three();
-        let documents: Vec<_> = found(&bytes).into_iter().map(|(found, _)| found).collect();
+        let documents: Vec<_> = entries(&bytes).into_iter().map(|(found, _)| found).collect();
         let expected = [(Kind::Flow, &b"{\"n\":1}"[..]), (Kind::SocketEvent, b"{}"), (Kind::Sensor, b"")]
             .map(|(k, d)| Entry::Document(k, d));
         assert_eq!(documents, expected);
@@ -112,7 +112,7 @@ mod tests {
         for at in 0..good.len() {
             let mut bytes = good.clone();
             bytes[at] ^= 0x10;
-            let all = found(&bytes);
+            let all = entries(&bytes);
             let documents = all.iter().filter(|(found, _)| *found != Entry::Damage).count();
             assert_eq!(documents, 2, "byte {at}");
             assert_eq!(all.iter().map(|(_, length)| length).sum::<usize>(), bytes.len(), "no byte is passed over");
@@ -125,7 +125,7 @@ mod tests {
         let ends = [20, 20 + 15, 20 + 15 + 13];
         for length in 0..good.len() {
             let whole = ends.iter().filter(|&&end| end <= length).count();
-            let all = found(&good[..length]);
+            let all = entries(&good[..length]);
             let documents = all.iter().filter(|(found, _)| *found != Entry::Damage).count();
             assert_eq!(documents, whole, "{length} bytes");
         }
@@ -134,6 +134,6 @@ mod tests {
     #[test]
     fn noise_is_damage() {
         let noise: Vec<u8> = MARK.iter().copied().cycle().take(999).collect();
-        assert_eq!(found(&noise), [(Entry::Damage, 999)]);
+        assert_eq!(entries(&noise), [(Entry::Damage, 999)]);
     }
 }

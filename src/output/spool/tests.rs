@@ -12,7 +12,7 @@ fn options(folder: &TempDir) -> SpoolOptions {
     SpoolOptions { path: folder.path().join("spool"), max_size: 1 << 30, segment_size: 1 << 20, memory: 1 << 20 }
 }
 
-fn opened(folder: &TempDir) -> Spool {
+fn open(folder: &TempDir) -> Spool {
     Spool::open(options(folder), Arc::default()).unwrap()
 }
 
@@ -39,7 +39,7 @@ fn rest(spool: &mut Spool) -> Vec<usize> {
     let mut all = Vec::new();
     while let Some(chunk) = spool.next(7, 1 << 20).unwrap() {
         all.extend(numbers(&chunk.batch));
-        spool.done(&chunk).unwrap();
+        spool.acknowledge(&chunk).unwrap();
     }
     all
 }
@@ -58,14 +58,14 @@ fn set_aside(folder: &TempDir) -> usize {
 #[test]
 fn documents_come_in_order_until_they_are_done() {
     let folder = tempfile::tempdir().unwrap();
-    let mut spool = opened(&folder);
+    let mut spool = open(&folder);
     assert!(spool.next(10, 1000).unwrap().is_none());
     spool.push(&batch(0..5)).unwrap();
     spool.push(&batch(5..9)).unwrap();
     let chunk = spool.next(3, 1 << 20).unwrap().unwrap();
     assert_eq!(numbers(&chunk.batch), [0, 1, 2]);
     assert_eq!(numbers(&spool.next(3, 1 << 20).unwrap().unwrap().batch), [0, 1, 2], "not done yet");
-    spool.done(&chunk).unwrap();
+    spool.acknowledge(&chunk).unwrap();
     assert_eq!(rest(&mut spool), [3, 4, 5, 6, 7, 8]);
     assert!(spool.is_empty());
 }
@@ -73,10 +73,10 @@ fn documents_come_in_order_until_they_are_done() {
 #[test]
 fn a_restart_continues_after_the_acknowledged_documents() {
     let folder = tempfile::tempdir().unwrap();
-    let mut spool = opened(&folder);
+    let mut spool = open(&folder);
     spool.push(&batch(0..20)).unwrap();
     let chunk = spool.next(7, 1 << 20).unwrap().unwrap();
-    spool.done(&chunk).unwrap();
+    spool.acknowledge(&chunk).unwrap();
     let _not_done = spool.next(7, 1 << 20).unwrap();
     drop(spool);
 
@@ -87,7 +87,7 @@ fn a_restart_continues_after_the_acknowledged_documents() {
     assert_eq!(rest(&mut spool), (7..22).collect::<Vec<_>>());
     assert_eq!(meter.pending.get(), 0);
     drop(spool);
-    assert_eq!(rest(&mut opened(&folder)), [] as [usize; 0]);
+    assert_eq!(rest(&mut open(&folder)), [] as [usize; 0]);
     assert!(segments(&folder).len() <= 1);
 }
 
@@ -176,7 +176,7 @@ fn documents_may_be_dropped_while_they_are_being_sent() {
         let chunk = spool.next(4, 1 << 20).unwrap().unwrap();
         (5..100).for_each(|number| spool.push(&batch([number])).unwrap());
         if arrives {
-            spool.done(&chunk).unwrap();
+            spool.acknowledge(&chunk).unwrap();
         }
         let left = rest(&mut spool);
         assert!(left[0] > 5 && left.last() == Some(&99), "{left:?}");
@@ -189,14 +189,14 @@ fn documents_may_be_dropped_while_they_are_being_sent() {
 #[test]
 fn a_segment_cut_off_at_any_byte_costs_only_what_was_cut() {
     let folder = tempfile::tempdir().unwrap();
-    let mut spool = opened(&folder);
+    let mut spool = open(&folder);
     spool.push(&batch(0..4)).unwrap();
     drop(spool);
     let [path] = &segments(&folder)[..] else { panic!("one segment") };
     let whole = fs::read(path).unwrap();
     for length in 0..=whole.len() {
         let folder = tempfile::tempdir().unwrap();
-        drop(opened(&folder));
+        drop(open(&folder));
         fs::write(folder.path().join("spool").join(path.file_name().unwrap()), &whole[..length]).unwrap();
         let meter = Arc::<Meter>::default();
         let mut spool = Spool::open(options(&folder), Arc::clone(&meter)).unwrap();
@@ -215,18 +215,18 @@ fn a_segment_cut_off_at_any_byte_costs_only_what_was_cut() {
 #[test]
 fn one_wrong_byte_costs_one_document_and_is_set_aside() {
     let folder = tempfile::tempdir().unwrap();
-    let mut spool = opened(&folder);
+    let mut spool = open(&folder);
     spool.push(&batch(0..4)).unwrap();
     drop(spool);
     let path = segments(&folder)[0].clone();
     let whole = fs::read(&path).unwrap();
     for at in 8..whole.len() {
         let folder = tempfile::tempdir().unwrap();
-        drop(opened(&folder));
+        drop(open(&folder));
         let mut bytes = whole.clone();
         bytes[at] ^= 0x40;
         fs::write(folder.path().join("spool").join(path.file_name().unwrap()), &bytes).unwrap();
-        let left = rest(&mut opened(&folder));
+        let left = rest(&mut open(&folder));
         assert_eq!(left.len(), 3, "byte {at}");
         assert!(left.windows(2).all(|pair| pair[0] < pair[1]));
         let aside = fs::read_dir(folder.path().join("spool/damaged")).unwrap().next().unwrap().unwrap().path();
@@ -262,19 +262,19 @@ fn damaged_bytes_that_are_kept_are_bounded_and_removed_ones_are_counted() {
 #[test]
 fn a_lost_position_makes_all_documents_come_out_again() {
     let folder = tempfile::tempdir().unwrap();
-    let mut spool = opened(&folder);
+    let mut spool = open(&folder);
     spool.push(&batch(0..9)).unwrap();
     let chunk = spool.next(4, 1 << 20).unwrap().unwrap();
-    spool.done(&chunk).unwrap();
+    spool.acknowledge(&chunk).unwrap();
     drop(spool);
     fs::write(folder.path().join("spool/position"), "garbage").unwrap();
-    assert_eq!(rest(&mut opened(&folder)), (0..9).collect::<Vec<_>>());
+    assert_eq!(rest(&mut open(&folder)), (0..9).collect::<Vec<_>>());
 }
 
 #[test]
 fn a_document_may_be_larger_than_the_read_window() {
     let folder = tempfile::tempdir().unwrap();
-    let mut spool = opened(&folder);
+    let mut spool = open(&folder);
     let large = format!("\"{}\"", "y".repeat(700_000));
     let mut one = batch([1]);
     one.push_json(Kind::SocketEvent, large.as_bytes());
@@ -283,7 +283,7 @@ fn a_document_may_be_larger_than_the_read_window() {
     let mut lengths = Vec::new();
     while let Some(chunk) = spool.next(100, 100).unwrap() {
         lengths.extend(chunk.batch.documents().map(|(_, document)| document.len()));
-        spool.done(&chunk).unwrap();
+        spool.acknowledge(&chunk).unwrap();
     }
     assert_eq!(lengths, [document(1).len(), large.len(), document(2).len()]);
 }
@@ -291,11 +291,11 @@ fn a_document_may_be_larger_than_the_read_window() {
 #[test]
 fn two_programs_cannot_use_one_spool() {
     let folder = tempfile::tempdir().unwrap();
-    let spool = opened(&folder);
+    let spool = open(&folder);
     let error = Spool::open(options(&folder), Arc::default()).unwrap_err().to_string();
     assert!(error.contains("another process uses the spool") && error.contains("spool.path"), "{error}");
     drop(spool);
-    opened(&folder);
+    open(&folder);
 }
 
 /// Makes the creation of this segment fail, without root or a small disk: a folder has its name.
@@ -316,11 +316,11 @@ fn documents_that_the_disk_cannot_take_wait_in_memory_in_order() {
     assert!(spool.push(&batch(3..20)).unwrap_err().to_string().contains("spool"));
     let chunk = spool.next(100, 1 << 20).unwrap().unwrap();
     assert_eq!(numbers(&chunk.batch), [0, 1, 2], "first what is on disk");
-    spool.done(&chunk).unwrap();
+    spool.acknowledge(&chunk).unwrap();
     let chunk = spool.next(2, 1 << 20).unwrap().unwrap();
     assert_eq!(numbers(&chunk.batch), [3, 4], "then what is in memory");
     spool.push(&batch([20])).unwrap();
-    spool.done(&chunk).unwrap();
+    spool.acknowledge(&chunk).unwrap();
     assert!(spool.push(&batch([21])).is_err());
     fs::remove_dir(blocked).unwrap();
     spool.push(&batch([22])).unwrap();
@@ -353,7 +353,7 @@ fn memory_is_bounded_and_dropped_documents_are_counted() {
 #[test]
 fn documents_that_are_being_sent_from_memory_are_written_to_disk_at_the_end() {
     let folder = tempfile::tempdir().unwrap();
-    let mut spool = opened(&folder);
+    let mut spool = open(&folder);
     let blocked = block(&folder, 1);
     assert!(spool.push(&batch(0..3)).is_err());
     assert!(spool.next(10, 1 << 20).unwrap().is_some());
@@ -362,7 +362,7 @@ fn documents_that_are_being_sent_from_memory_are_written_to_disk_at_the_end() {
     spool.close(&mut left).unwrap();
     assert!(left.is_empty());
     drop(spool);
-    assert_eq!(rest(&mut opened(&folder)), [0, 1, 2]);
+    assert_eq!(rest(&mut open(&folder)), [0, 1, 2]);
 }
 
 #[test]
@@ -403,7 +403,7 @@ proptest! {
                 }
                 Step::Send(count) => if let Some(chunk) = spool.next(count, 1 << 20).unwrap() {
                     sent.extend(numbers(&chunk.batch));
-                    spool.done(&chunk).unwrap();
+                    spool.acknowledge(&chunk).unwrap();
                 },
                 Step::Restart => {
                     drop(spool);

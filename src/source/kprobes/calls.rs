@@ -50,13 +50,13 @@ macro_rules! socket_sample {
                 pub rcv_saddr: u32 = concat!("+{sock_common.skc_rcv_saddr}(", $sk, ")"),
                 /// Remote IPv4 address, in memory order.
                 pub daddr: u32 = concat!("+{sock_common.skc_daddr}(", $sk, ")"),
-                /// Local IPv6 address, in memory order.
+                /// Local IPv6 address, in memory order: its first 8 bytes.
                 pub v6_rcv_saddr_high: Option<u64> = concat!("+{sock_common.skc_v6_rcv_saddr}(", $sk, ")"),
-                /// Its second half.
+                /// Its last 8 bytes.
                 pub v6_rcv_saddr_low: Option<u64> = concat!("+{sock_common.skc_v6_rcv_saddr+8}(", $sk, ")"),
-                /// Remote IPv6 address, in memory order.
+                /// Remote IPv6 address, in memory order: its first 8 bytes.
                 pub v6_daddr_high: Option<u64> = concat!("+{sock_common.skc_v6_daddr}(", $sk, ")"),
-                /// Its second half.
+                /// Its last 8 bytes.
                 pub v6_daddr_low: Option<u64> = concat!("+{sock_common.skc_v6_daddr+8}(", $sk, ")"),
             }
         }
@@ -192,9 +192,9 @@ sample! {
         pub num: u16 = "+{sock_common.skc_num}({sk})",
         /// Local IPv4 address, in memory order.
         pub rcv_saddr: u32 = "+{sock_common.skc_rcv_saddr}({sk})",
-        /// Local IPv6 address, in memory order.
+        /// Local IPv6 address, in memory order: its first 8 bytes.
         pub v6_rcv_saddr_high: Option<u64> = "+{sock_common.skc_v6_rcv_saddr}({sk})",
-        /// Its second half.
+        /// Its last 8 bytes.
         pub v6_rcv_saddr_low: Option<u64> = "+{sock_common.skc_v6_rcv_saddr+8}({sk})",
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::model::event::Execs;
 use crate::model::feature::Feature;
-use crate::model::loss::Harm;
+use crate::model::loss::LostFacts;
 use crate::model::socket_event::Actions;
 
 impl Feature {
@@ -96,19 +96,19 @@ impl Feature {
     }
 
     /// The facts about flows that a missed hit of this feature's probe may make wrong.
-    pub const fn harm_of_misses(self) -> Harm {
+    pub const fn facts_lost_by_misses(self) -> LostFacts {
         match self {
-            Self::Ipv4Out | Self::Ipv4Fragments => Harm::TCP_IPV4.or(Harm::UDP_IPV4),
-            Self::TcpIpv4In => Harm::TCP_IPV4,
-            Self::UdpIpv4In => Harm::UDP_IPV4,
+            Self::Ipv4Out | Self::Ipv4Fragments => LostFacts::TCP_IPV4.or(LostFacts::UDP_IPV4),
+            Self::TcpIpv4In => LostFacts::TCP_IPV4,
+            Self::UdpIpv4In => LostFacts::UDP_IPV4,
             Self::TcpIpv6Out | Self::TcpIpv6In | Self::Ipv6DestinationOptions | Self::Ipv6RoutingHeaders => {
-                Harm::TCP_IPV6
+                LostFacts::TCP_IPV6
             }
-            Self::UdpIpv6Out | Self::UdpIpv6In => Harm::UDP_IPV6,
-            Self::Ipv6Fragments => Harm::TCP_IPV6.or(Harm::UDP_IPV6),
-            Self::DatagramOptions | Self::ControlMessages => Harm::UDP_IPV4.or(Harm::UDP_IPV6),
+            Self::UdpIpv6Out | Self::UdpIpv6In => LostFacts::UDP_IPV6,
+            Self::Ipv6Fragments => LostFacts::TCP_IPV6.or(LostFacts::UDP_IPV6),
+            Self::DatagramOptions | Self::ControlMessages => LostFacts::UDP_IPV4.or(LostFacts::UDP_IPV6),
             Self::LocalDrops | Self::QueueDrops => {
-                Harm::TCP_IPV4.or(Harm::UDP_IPV4).or(Harm::TCP_IPV6).or(Harm::UDP_IPV6)
+                LostFacts::TCP_IPV4.or(LostFacts::UDP_IPV4).or(LostFacts::TCP_IPV6).or(LostFacts::UDP_IPV6)
             }
             Self::TcpState
             | Self::SocketErrors
@@ -116,9 +116,9 @@ impl Feature {
             | Self::IcmpErrorIpv6
             | Self::SocketRelease
             | Self::ConnectIpv4Result
-            | Self::ConnectIpv6Result => Harm::OUTCOMES,
-            Self::Accept => Harm::ACCEPTS,
-            Self::SubflowCreate | Self::SubflowEstablish => Harm::OWNERS,
+            | Self::ConnectIpv6Result => LostFacts::OUTCOMES,
+            Self::Accept => LostFacts::ACCEPTS,
+            Self::SubflowCreate | Self::SubflowEstablish => LostFacts::OWNERS,
             Self::ProcessFork
             | Self::ProcessExec
             | Self::ProcessFile
@@ -127,12 +127,12 @@ impl Feature {
             | Self::Credentials
             | Self::ControlGroup
             | Self::ControlGroupOfChild
-            | Self::ControlGroupLookup => Harm::PROCESSES,
+            | Self::ControlGroupLookup => LostFacts::PROCESSES,
             // After a miss, a socket's owner may be unknown, and its flows say so.
-            Self::SocketCreate | Self::ConnectIpv4 | Self::ConnectIpv6 | Self::ConnectionRequest => Harm::NONE,
+            Self::SocketCreate | Self::ConnectIpv4 | Self::ConnectIpv6 | Self::ConnectionRequest => LostFacts::NONE,
             // A new socket at the address of a closed one is recognised even if the free was missed.
-            Self::SocketFree => Harm::NONE,
-            // These are for socket events. Harm is about flows only.
+            Self::SocketFree => LostFacts::NONE,
+            // These are for socket events. Only facts about flows count here.
             Self::CreateCall
             | Self::CreateSocket
             | Self::CreateResult
@@ -160,7 +160,7 @@ impl Feature {
             | Self::SetSockOptSocket
             | Self::SetSockOptResult
             | Self::SetSockOptUringResult
-            | Self::SocketClose => Harm::NONE,
+            | Self::SocketClose => LostFacts::NONE,
         }
     }
 

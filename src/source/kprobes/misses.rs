@@ -126,8 +126,12 @@ impl Misses {
 impl From<Missed> for Event {
     fn from(missed: Missed) -> Self {
         let Missed { feature, count, since, time } = missed;
-        let kind =
-            EventKind::Lost { cause: LossCause::Probes { feature }, count, since, harm: feature.harm_of_misses() };
+        let kind = EventKind::Lost {
+            cause: LossCause::Probes { feature },
+            count,
+            since,
+            facts: feature.facts_lost_by_misses(),
+        };
         Self { time, pid: 0, tid: 0, kind }
     }
 }
@@ -135,7 +139,7 @@ impl From<Missed> for Event {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::loss::Harm;
+    use crate::model::loss::LostFacts;
     use crate::model::testing::monotonic;
 
     #[test]
@@ -154,9 +158,9 @@ mod tests {
     fn a_miss_is_a_loss_of_what_depends_on_the_probe() {
         let event =
             Event::from(Missed { feature: Feature::UdpIpv6In, count: 3, since: monotonic(5), time: monotonic(9) });
-        let EventKind::Lost { cause, count, since, harm } = event.kind else { panic!("{event:?}") };
+        let EventKind::Lost { cause, count, since, facts } = event.kind else { panic!("{event:?}") };
         assert_eq!((cause, count), (LossCause::Probes { feature: Feature::UdpIpv6In }, 3));
-        assert_eq!((since, event.time, harm), (monotonic(5), monotonic(9), Harm::UDP_IPV6));
+        assert_eq!((since, event.time, facts), (monotonic(5), monotonic(9), LostFacts::UDP_IPV6));
     }
 
     #[test]

@@ -43,12 +43,12 @@ pub use self::probe::Probe;
 use self::program::PathHalf;
 pub use self::self_test::{Failed, SelfTest, Traffic, listed};
 pub use self::table::FLOW_PROBES;
-use crate::model::event::{Dropped, Event, EventKind, Execs, SourceCapabilities, Unreadable};
+use crate::model::event::{Dropped, Event, EventKind, Execs, SourceCapabilities, UnreadablePacket};
 pub use crate::model::feature::Feature;
 use crate::model::filter::Filter;
 use crate::model::kernel_address::SockAddress;
-use crate::model::loss::{Harm, LossCause};
-use crate::model::pairing::Halves;
+use crate::model::loss::{LossCause, LostFacts};
+use crate::model::pairing::Joiner;
 use crate::model::socket_event::Actions;
 use crate::model::time::MonotonicTime;
 
@@ -165,8 +165,8 @@ pub struct Probes {
     decoders: Vec<(u16, Box<dyn Decode>)>,
     /// For a recording: the layout of the kernel on which it was made.
     layout: Option<Layout>,
-    /// Halves of the paths of executed files, by the thread that executes them.
-    halves: Halves<program::File, Option<Vec<Vec<u8>>>>,
+    /// Joins the two halves of an executed file's path, by the thread that executes the file.
+    path_joiner: Joiner<program::File, Option<Vec<Vec<u8>>>>,
     /// The kernel function that frees lists of packets: it tells drops that two samples report.
     list_free: ListFreeFunction,
     /// The conversations that the kernel counts, or why it does not.
@@ -208,7 +208,7 @@ impl Probes {
             installed: Vec::new(),
             decoders: Vec::new(),
             layout: None,
-            halves: Halves::default(),
+            path_joiner: Joiner::default(),
             list_free: ListFreeFunction::default(),
             conversations: Err(Unaccounted::Unwanted),
             capabilities: SourceCapabilities::default(),
@@ -293,14 +293,14 @@ impl Probes {
                     Decoded::Event(kind) => {
                         // New credentials are the first event of an exec, so a waiting half belongs to an earlier one.
                         if matches!(kind, EventKind::Credentials(_)) {
-                            self.halves.forget(tid);
+                            self.path_joiner.forget(tid);
                         }
                         Some(Event { time, pid, tid, kind })
                     }
                     Decoded::Half(half) => {
                         let (file, mounts) = match half {
-                            PathHalf::File(file) => self.halves.join_left(tid, file),
-                            PathHalf::Mounts(mounts) => self.halves.join_right(tid, mounts),
+                            PathHalf::File(file) => self.path_joiner.join_left(tid, file),
+                            PathHalf::Mounts(mounts) => self.path_joiner.join_right(tid, mounts),
                         }?;
                         Some(Event { time, pid, tid, kind: EventKind::ExecutedFile(Box::new(file.at(mounts))) })
                     }
@@ -311,15 +311,15 @@ impl Probes {
                     Decoded::Nothing => None,
                     Decoded::Unreadable(unreadable) => {
                         self.unreadable += 1;
-                        let kind = EventKind::Unreadable(unreadable?);
+                        let kind = EventKind::UnreadablePacket(unreadable?);
                         Some(Event { time, pid, tid, kind })
                     }
                 }
             }
             Record::Lost { since, time, cpu, count } => {
-                self.halves.clear();
+                self.path_joiner.clear();
                 let [time, since] = [time, since].map(MonotonicTime::from_nanos);
-                let kind = EventKind::Lost { cause: LossCause::Ring { cpu }, count, since, harm: Harm::ALL };
+                let kind = EventKind::Lost { cause: LossCause::Ring { cpu }, count, since, facts: LostFacts::ALL };
                 Some(Event { time, pid: 0, tid: 0, kind })
             }
             _ => None,
@@ -389,7 +389,7 @@ enum Decoded {
     /// Nothing of interest.
     Nothing,
     /// The sample could not be decoded. Its socket or packet may be known.
-    Unreadable(Option<Unreadable>),
+    Unreadable(Option<UnreadablePacket>),
 }
 
 /// A sample, and what it means.

@@ -65,9 +65,9 @@ sample! {
         pub sk: Word = "{sk}",
         /// Port, in memory order.
         pub port: u16 = "+{sockaddr_in6.sin6_port}({uaddr})",
-        /// Address, in memory order.
+        /// Address, in memory order: its first 8 bytes.
         pub address_high: u64 = "+{sockaddr_in6.sin6_addr}({uaddr})",
-        /// Its second half.
+        /// Its last 8 bytes.
         pub address_low: u64 = "+{sockaddr_in6.sin6_addr+8}({uaddr})",
     }
 
@@ -93,13 +93,13 @@ sample! {
         pub rcv_saddr: u32 = "+{sock_common.skc_rcv_saddr}({sk})",
         /// Remote IPv4 address, in memory order.
         pub daddr: u32 = "+{sock_common.skc_daddr}({sk})",
-        /// Local IPv6 address, in memory order.
+        /// Local IPv6 address, in memory order: its first 8 bytes.
         pub v6_rcv_saddr_high: Option<u64> = "+{sock_common.skc_v6_rcv_saddr}({sk})",
-        /// Its second half.
+        /// Its last 8 bytes.
         pub v6_rcv_saddr_low: Option<u64> = "+{sock_common.skc_v6_rcv_saddr+8}({sk})",
-        /// Remote IPv6 address, in memory order.
+        /// Remote IPv6 address, in memory order: its first 8 bytes.
         pub v6_daddr_high: Option<u64> = "+{sock_common.skc_v6_daddr}({sk})",
-        /// Its second half.
+        /// Its last 8 bytes.
         pub v6_daddr_low: Option<u64> = "+{sock_common.skc_v6_daddr+8}({sk})",
     }
 
@@ -119,13 +119,13 @@ sample! {
         pub rcv_saddr: u32 = "+{sock_common.skc_rcv_saddr}($retval)",
         /// Remote IPv4 address, in memory order.
         pub daddr: u32 = "+{sock_common.skc_daddr}($retval)",
-        /// Local IPv6 address, in memory order.
+        /// Local IPv6 address, in memory order: its first 8 bytes.
         pub v6_rcv_saddr_high: Option<u64> = "+{sock_common.skc_v6_rcv_saddr}($retval)",
-        /// Its second half.
+        /// Its last 8 bytes.
         pub v6_rcv_saddr_low: Option<u64> = "+{sock_common.skc_v6_rcv_saddr+8}($retval)",
-        /// Remote IPv6 address, in memory order.
+        /// Remote IPv6 address, in memory order: its first 8 bytes.
         pub v6_daddr_high: Option<u64> = "+{sock_common.skc_v6_daddr}($retval)",
-        /// Its second half.
+        /// Its last 8 bytes.
         pub v6_daddr_low: Option<u64> = "+{sock_common.skc_v6_daddr+8}($retval)",
     }
 
@@ -146,13 +146,13 @@ sample! {
         pub rcv_saddr: u32 = "+{sock_common.skc_rcv_saddr}({req})",
         /// Remote IPv4 address, in memory order.
         pub daddr: u32 = "+{sock_common.skc_daddr}({req})",
-        /// Local IPv6 address, in memory order.
+        /// Local IPv6 address, in memory order: its first 8 bytes.
         pub v6_rcv_saddr_high: Option<u64> = "+{sock_common.skc_v6_rcv_saddr}({req})",
-        /// Its second half.
+        /// Its last 8 bytes.
         pub v6_rcv_saddr_low: Option<u64> = "+{sock_common.skc_v6_rcv_saddr+8}({req})",
-        /// Remote IPv6 address, in memory order.
+        /// Remote IPv6 address, in memory order: its first 8 bytes.
         pub v6_daddr_high: Option<u64> = "+{sock_common.skc_v6_daddr}({req})",
-        /// Its second half.
+        /// Its last 8 bytes.
         pub v6_daddr_low: Option<u64> = "+{sock_common.skc_v6_daddr+8}({req})",
     }
 
@@ -180,13 +180,13 @@ sample! {
         pub rcv_saddr: u32 = "+{sock_common.skc_rcv_saddr}({sk})",
         /// Remote IPv4 address, in memory order.
         pub daddr: u32 = "+{sock_common.skc_daddr}({sk})",
-        /// Local IPv6 address, in memory order.
+        /// Local IPv6 address, in memory order: its first 8 bytes.
         pub v6_rcv_saddr_high: Option<u64> = "+{sock_common.skc_v6_rcv_saddr}({sk})",
-        /// Its second half.
+        /// Its last 8 bytes.
         pub v6_rcv_saddr_low: Option<u64> = "+{sock_common.skc_v6_rcv_saddr+8}({sk})",
-        /// Remote IPv6 address, in memory order.
+        /// Remote IPv6 address, in memory order: its first 8 bytes.
         pub v6_daddr_high: Option<u64> = "+{sock_common.skc_v6_daddr}({sk})",
-        /// Its second half.
+        /// Its last 8 bytes.
         pub v6_daddr_low: Option<u64> = "+{sock_common.skc_v6_daddr+8}({sk})",
     }
 

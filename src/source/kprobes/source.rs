@@ -82,8 +82,8 @@ impl KprobeSource {
         options.validate()?;
         let tracefs = Arc::new(options.tracefs()?);
         let mut group = Group::create(&tracefs, GROUP)?;
-        if let Some(silenced) = Switches::read().silenced(std::env::consts::ARCH) {
-            return Err(Error::Silenced(silenced));
+        if let Some(disabled) = Switches::read().disabling_probes(std::env::consts::ARCH) {
+            return Err(Error::ProbesDisabled(disabled));
         }
         let layout = options.layout(&tracefs)?.layout;
         let mut ring_options = RingOptions::default();
@@ -343,7 +343,7 @@ impl Source for KprobeSource {
             capture.drain(tap);
             batch.names.extend(capture.answers(until));
         }
-        batch.until = Some(until);
+        batch.complete_until = Some(until);
         take(batch);
         Ok(if self.stopping { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
     }

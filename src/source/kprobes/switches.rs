@@ -13,12 +13,12 @@ pub struct Switches {
     pub ftrace: Option<bool>,
 }
 
-/// The switch of the kernel that is off, so that no probe fires.
+/// A switch of the kernel that is off, so that no probe fires.
 ///
-/// It displays as what is off; [`Silenced::remedy`] is the command that switches it on.
+/// It displays as what is off; [`DisabledSwitch::remedy`] is the command that switches it on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Silenced {
+pub enum DisabledSwitch {
     /// `/sys/kernel/debug/kprobes/enabled`: all kprobes are switched off.
     Kprobes,
     /// `kernel.ftrace_enabled` of `sysctl(8)`: the function tracer is off. On x86_64, probes on the first instruction of a
@@ -34,16 +34,16 @@ impl Switches {
     }
 
     /// The switch that keeps probes from firing on an architecture (`uname -m`), if there is one.
-    pub fn silenced(self, architecture: &str) -> Option<Silenced> {
+    pub fn disabling_probes(self, architecture: &str) -> Option<DisabledSwitch> {
         match self {
-            Self { kprobes: Some(false), .. } => Some(Silenced::Kprobes),
-            Self { ftrace: Some(false), .. } if architecture == "x86_64" => Some(Silenced::Ftrace),
+            Self { kprobes: Some(false), .. } => Some(DisabledSwitch::Kprobes),
+            Self { ftrace: Some(false), .. } if architecture == "x86_64" => Some(DisabledSwitch::Ftrace),
             _ => None,
         }
     }
 }
 
-impl Silenced {
+impl DisabledSwitch {
     /// How to switch it on again: a shell command.
     pub const fn remedy(self) -> &'static str {
         match self {
@@ -53,7 +53,7 @@ impl Silenced {
     }
 }
 
-impl fmt::Display for Silenced {
+impl fmt::Display for DisabledSwitch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Kprobes => "kprobes are switched off: probes can be set but never fire",
@@ -73,16 +73,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_switch_that_keeps_probes_from_firing_silences_them() {
+    fn only_a_switch_that_keeps_probes_from_firing_counts() {
         let switches = |kprobes, ftrace| Switches { kprobes, ftrace };
-        for (found, architecture, silenced) in [
+        for (found, architecture, disabled) in [
             (switches(None, None), "x86_64", None),
             (switches(Some(true), Some(true)), "x86_64", None),
-            (switches(Some(false), Some(true)), "aarch64", Some(Silenced::Kprobes)),
-            (switches(Some(true), Some(false)), "x86_64", Some(Silenced::Ftrace)),
+            (switches(Some(false), Some(true)), "aarch64", Some(DisabledSwitch::Kprobes)),
+            (switches(Some(true), Some(false)), "x86_64", Some(DisabledSwitch::Ftrace)),
             (switches(Some(true), Some(false)), "aarch64", None),
         ] {
-            assert_eq!(found.silenced(architecture), silenced, "{found:?} on {architecture}");
+            assert_eq!(found.disabling_probes(architecture), disabled, "{found:?} on {architecture}");
         }
     }
 }

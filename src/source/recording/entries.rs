@@ -156,7 +156,7 @@ pub enum Entry<'a> {
         until: MonotonicTime,
     },
     /// All entries from before this time are complete.
-    Until(MonotonicTime),
+    CompleteUntil(MonotonicTime),
     Learned(LearnedEntry),
     /// Counts that the kernel has reported.
     Reported(ReportedEntry),
@@ -205,7 +205,7 @@ impl Entry<'_> {
                 to.extend_from_slice(&since.as_nanos().to_le_bytes());
                 to.extend_from_slice(&until.as_nanos().to_le_bytes());
             }
-            Self::Until(time) => {
+            Self::CompleteUntil(time) => {
                 to.push(UNTIL);
                 to.extend_from_slice(&time.as_nanos().to_le_bytes());
             }
@@ -304,7 +304,7 @@ impl<'a> Entries<'a> {
                 Entry::PacketsMissed { since, until: self.time()? }
             }
             MISSED => Entry::Missed(self.json()?),
-            UNTIL => Entry::Until(self.time()?),
+            UNTIL => Entry::CompleteUntil(self.time()?),
             END => Entry::End,
             other => return Err(format!("an entry of unknown kind {other}")),
         })

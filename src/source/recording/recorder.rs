@@ -39,7 +39,7 @@ pub struct Recorded {
 }
 
 /// A source that records everything from another source: its events, preexisting processes and sockets, and its answers. The
-/// caller adds the [names](Recorder::names) of users and the [marks](Recorder::until).
+/// caller adds the [names](Recorder::names) of users and the [times up to which it is complete](Recorder::complete_until).
 #[derive(Debug)]
 pub(crate) struct Recorder<S, W: Write> {
     source: S,
@@ -71,7 +71,8 @@ impl<S: Source, W: Write> Recorder<S, W> {
         self.writer.recorded.flows += 1;
     }
 
-    /// Records the names of these users and groups. Call it before the mark at which their flow is replayed.
+    /// Records the names of these users and groups. Call it before the [`complete_until`](Self::complete_until) at which their
+    /// flow is replayed.
     pub(crate) fn names(&mut self, of: Credentials, names: &dyn UserNames) {
         let Credentials { uid, gid, euid, egid } = of;
         for (group, id) in [(false, uid), (false, euid), (true, gid), (true, egid)] {
@@ -86,9 +87,9 @@ impl<S: Source, W: Write> Recorder<S, W> {
         }
     }
 
-    /// Marks that all events from before this time have been recorded.
-    pub(crate) fn until(&mut self, time: MonotonicTime) {
-        self.writer.write(&Entry::Until(time));
+    /// Records that all events from before this time have been recorded.
+    pub(crate) fn complete_until(&mut self, time: MonotonicTime) {
+        self.writer.write(&Entry::CompleteUntil(time));
     }
 
     /// Ends the recording.

@@ -41,7 +41,7 @@ pub struct Replay<R: Read> {
     block: Vec<u8>,
     read: usize,
     at: u64,
-    /// The latest mark.
+    /// The time up to which all events have been read.
     now: MonotonicTime,
     batch: Batch,
     /// An answer that follows the events of the last batch.
@@ -215,13 +215,13 @@ impl<R: Read> Replay<R> {
                 }
                 batch.answers.push(answer);
             }
-            Entry::Until(time) => {
-                self.mark(time);
+            Entry::CompleteUntil(time) => {
+                self.complete_until(time);
                 return Ok(Then::Stop);
             }
             Entry::End => {
                 self.complete = true;
-                self.mark(self.now);
+                self.complete_until(self.now);
                 return Ok(Then::Stop);
             }
             Entry::Header(_) | Entry::Event(_) | Entry::Process(_) | Entry::Socket(_) => {
@@ -232,10 +232,10 @@ impl<R: Read> Replay<R> {
     }
 
     /// All events before this time have been read.
-    fn mark(&mut self, time: MonotonicTime) {
+    fn complete_until(&mut self, time: MonotonicTime) {
         self.now = self.now.max(time);
         self.batch.names.extend(self.listener.take(self.now));
-        self.batch.until = Some(self.now);
+        self.batch.complete_until = Some(self.now);
     }
 
     fn event(&mut self, event: &EventEntry) -> Result<(), RecordingError> {

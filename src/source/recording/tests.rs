@@ -127,8 +127,8 @@ fn recording_with(events: &[Entry<'static>]) -> Vec<u8> {
         Entry::Name(NameEntry { group: false, id: 53, name: Some("bind".into()) }),
         sample(SECOND, 1500, &created),
         sample(2 * SECOND, 1501, &datagram),
-        Entry::Until(monotonic(3 * SECOND)),
-        Entry::Until(monotonic(40 * SECOND)),
+        Entry::CompleteUntil(monotonic(3 * SECOND)),
+        Entry::CompleteUntil(monotonic(40 * SECOND)),
         Entry::End,
     ];
     written(header.iter().chain(events).chain(&rest))
@@ -198,7 +198,7 @@ fn a_socket_older_than_the_recording_has_its_owner() {
         Entry::Socket(socket),
         Entry::Name(NameEntry { group: false, id: 53, name: Some("bind".into()) }),
         sample(2 * SECOND, 1501, &datagram),
-        Entry::Until(monotonic(40 * SECOND)),
+        Entry::CompleteUntil(monotonic(40 * SECOND)),
         Entry::End,
     ]);
     let (flows, _) = replay(&recording).unwrap();
@@ -221,7 +221,7 @@ fn what_the_recorder_could_see_holds_for_the_replay() {
             Entry::Name(NameEntry { group: false, id: 53, name: Some("bind".into()) }),
             sample(SECOND, 1500, &created),
             sample(2 * SECOND, 1501, &datagram),
-            Entry::Until(monotonic(40 * SECOND)),
+            Entry::CompleteUntil(monotonic(40 * SECOND)),
             Entry::End,
         ]);
         let (mut flows, _) = replay(&recording).unwrap();
@@ -275,11 +275,11 @@ fn looked_up(missed: Option<(u64, u64)>) -> Option<String> {
     entries
         .extend(missed.map(|(since, until)| Entry::PacketsMissed { since: monotonic(since), until: monotonic(until) }));
     entries.extend([
-        Entry::Until(monotonic(4 * SECOND)),
+        Entry::CompleteUntil(monotonic(4 * SECOND)),
         sample(5 * SECOND, 1500, &second),
         sample(6 * SECOND, 1501, &later),
-        Entry::Until(monotonic(7 * SECOND)),
-        Entry::Until(monotonic(60 * SECOND)),
+        Entry::CompleteUntil(monotonic(7 * SECOND)),
+        Entry::CompleteUntil(monotonic(60 * SECOND)),
         Entry::End,
     ]);
     let (flows, _) = replay(&written(&entries)).unwrap();
@@ -325,7 +325,7 @@ fn what_proc_said_is_about_the_process_that_it_names() {
         // The second is answered first.
         Entry::Learned(LearnedEntry { pid: Some(PID + 1), found: Some(found("second")) }),
         Entry::Learned(LearnedEntry { pid: Some(PID), found: Some(found("first")) }),
-        Entry::Until(monotonic(60 * SECOND)),
+        Entry::CompleteUntil(monotonic(60 * SECOND)),
         Entry::End,
     ]);
     let (mut flows, _) = replay(&recording).unwrap();
@@ -351,7 +351,7 @@ fn misses_of_a_probe_mark_the_flows_that_depend_on_it() {
             sample(SECOND, 1500, &created),
             sample(2 * SECOND, 1501, &datagram),
             Entry::Missed(missed(feature)),
-            Entry::Until(monotonic(60 * SECOND)),
+            Entry::CompleteUntil(monotonic(60 * SECOND)),
             Entry::End,
         ]);
         let (flows, _) = replay(&recording).unwrap();

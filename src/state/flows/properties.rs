@@ -20,18 +20,18 @@ impl Flows {
         for (socket, Socket { flows: head, .. }) in sockets.iter() {
             let (mut previous, mut next) = (None, *head);
             while let Some(key) = next {
-                let live = self.slots.get(key).expect("a chain holds live flows only");
+                let flow = self.slots.get(key).expect("a chain holds live flows only");
                 assert!(chained.insert(key), "{key:?} is in two chains, or twice in one");
-                assert_eq!(live.socket, Some(socket), "{key:?} is in the chain of another socket");
-                assert_eq!(live.previous, previous, "{key:?} has no link back");
-                (previous, next) = (Some(key), live.next);
+                assert_eq!(flow.socket, Some(socket), "{key:?} is in the chain of another socket");
+                assert_eq!(flow.previous, previous, "{key:?} has no link back");
+                (previous, next) = (Some(key), flow.next);
             }
         }
-        for (key, live) in &self.slots {
-            assert_eq!(self.find(&live.id), Some(key), "{:?} cannot be found", live.id);
-            assert_eq!(live.socket.is_some(), chained.contains(&key), "{key:?} is lost from its chain");
-            if live.socket.is_none() {
-                assert_eq!((live.previous, live.next), (None, None), "{key:?} has neighbours but no socket");
+        for (key, flow) in &self.slots {
+            assert_eq!(self.find(&flow.id), Some(key), "{:?} cannot be found", flow.id);
+            assert_eq!(flow.socket.is_some(), chained.contains(&key), "{key:?} is lost from its chain");
+            if flow.socket.is_none() {
+                assert_eq!((flow.previous, flow.next), (None, None), "{key:?} has neighbours but no socket");
             }
         }
     }
@@ -101,7 +101,7 @@ proptest! {
                 Change::Remove { flow } if !model.flows.is_empty() => {
                     let (id, key) = model.flows.remove(flow.index(model.flows.len()));
                     model.unlink(key);
-                    prop_assert_eq!(flows.remove(key, &mut sockets).map(|live| live.id), Some(id));
+                    prop_assert_eq!(flows.remove(key, &mut sockets).map(|flow| flow.id), Some(id));
                 }
                 Change::Link { flow, socket } if !model.flows.is_empty() => {
                     let ((_, key), socket) = (*flow.get(&model.flows), *socket.get(&keys));

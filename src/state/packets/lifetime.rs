@@ -18,41 +18,41 @@ impl State {
         now: MonotonicTime,
         id: FlowId,
         net: Option<NetAddress>,
-        socket: Option<SocketKey>,
+        socket_key: Option<SocketKey>,
         direction: Direction,
         beginning: Beginning,
     ) -> FlowKey {
         self.make_room();
         let complete = beginning == Beginning::Seen;
         self.stats.flows_started += 1;
-        let flow = self.flows.insert(LiveFlow {
+        let flow_key = self.flows.insert(LiveFlow {
             net,
             number: self.stats.flows_started,
             direction,
             // An earlier flow with the same addresses would have timed out before that.
-            exposed: if complete { now } else { now.saturating_sub(self.config.flow_inactive_timeout) },
+            may_miss_packets_since: if complete { now } else { now.saturating_sub(self.config.flow_inactive_timeout) },
             complete,
             ..LiveFlow::new(id, now)
         });
-        if let Some(key) = socket {
-            self.bind(flow, key);
+        if let Some(socket_key) = socket_key {
+            self.attach_socket(flow_key, socket_key);
         }
-        self.find_preexisting_owner(flow, beginning);
-        self.name_tracker.flow_begins(flow, &self.flows);
-        self.arm_flow(flow);
-        flow
+        self.find_preexisting_owner(flow_key, beginning);
+        self.name_tracker.flow_begins(flow_key, &self.flows);
+        self.arm_flow(flow_key);
+        flow_key
     }
 
     /// Looks for the owner of a flow among the preexisting sockets.
-    fn find_preexisting_owner(&mut self, flow: FlowKey, beginning: Beginning) {
-        let Some(live) = self.flows.get_mut(flow).filter(|live| live.owner.is_none()) else { return };
+    fn find_preexisting_owner(&mut self, flow_key: FlowKey, beginning: Beginning) {
+        let Some(flow) = self.flows.get_mut(flow_key).filter(|flow| flow.owner.is_none()) else { return };
         // A connection that begins now is not preexisting, but its listener may be.
-        if beginning == Beginning::Seen && live.direction != Direction::Ingress {
+        if beginning == Beginning::Seen && flow.direction != Direction::Ingress {
             return;
         }
-        live.owner = self.preexisting.owner(&live.id).map(|owner| self.processes.latest(&owner));
-        if live.direction == Direction::Unknown && self.preexisting.listens(&live.id) {
-            live.direction = Direction::Ingress;
+        flow.owner = self.preexisting.owner(&flow.id).map(|owner| self.processes.latest(&owner));
+        if flow.direction == Direction::Unknown && self.preexisting.listens(&flow.id) {
+            flow.direction = Direction::Ingress;
         }
     }
 
@@ -61,11 +61,11 @@ impl State {
     fn make_room(&mut self) {
         // Flows that end as soon as their last counts are known have made room.
         while self.flows.len() - self.questions.evicted >= self.config.max_flows.max(1) {
-            let Some((tick, key)) = self.flow_timers.pop_earliest() else { return };
-            if self.flows.get(key).is_some_and(|live| live.armed == tick) {
+            let Some((tick, flow_key)) = self.flow_timers.pop_earliest() else { return };
+            if self.flows.get(flow_key).is_some_and(|flow| flow.armed == tick) {
                 self.stats.flows_evicted += 1;
-                if !self.ask(key, Purpose::Room) {
-                    self.finish(key, Reason::Evicted);
+                if !self.ask(flow_key, Purpose::Room) {
+                    self.finish(flow_key, Reason::Evicted);
                 }
             }
         }
@@ -73,142 +73,142 @@ impl State {
 
     /// Marks a flow as closing: its end was seen. It stays for `flow_termination_timeout` after its last packet, so that late
     /// packets are counted.
-    pub(in crate::state) fn begin_to_close(&mut self, now: MonotonicTime, flow: FlowKey) {
-        if let Some(live) = self.flows.get_mut(flow) {
-            live.closing = true;
-            live.note_time(now);
-            self.arm_flow(flow);
+    pub(in crate::state) fn begin_to_close(&mut self, now: MonotonicTime, flow_key: FlowKey) {
+        if let Some(flow) = self.flows.get_mut(flow_key) {
+            flow.closing = true;
+            flow.note_time(now);
+            self.arm_flow(flow_key);
         }
     }
 
     /// The time at which a flow ends if nothing more happens.
-    pub(in crate::state) fn deadline(&self, live: &LiveFlow) -> MonotonicTime {
-        let timeout = match live.closing {
+    pub(in crate::state) fn deadline(&self, flow: &LiveFlow) -> MonotonicTime {
+        let timeout = match flow.closing {
             // A closing flow never stays longer than an idle one.
             true => self.config.flow_termination_timeout.min(self.config.flow_inactive_timeout),
             false => self.config.flow_inactive_timeout,
         };
-        live.last.saturating_add(timeout)
+        flow.last.saturating_add(timeout)
     }
 
     /// The time of a flow's next interim report.
-    fn report_due(&self, live: &LiveFlow) -> MonotonicTime {
-        let interval = self.config.flow_report_interval.filter(|_| !live.closing);
-        interval.map_or(MonotonicTime::MAX, |interval| live.reported.saturating_add(interval))
+    fn report_due(&self, flow: &LiveFlow) -> MonotonicTime {
+        let interval = self.config.flow_report_interval.filter(|_| !flow.closing);
+        interval.map_or(MonotonicTime::MAX, |interval| flow.reported.saturating_add(interval))
     }
 
     /// Sets a flow's timer. The timers keep the old entry, too: `armed` tells which one counts, and the others are stale.
-    fn arm_flow(&mut self, flow: FlowKey) {
-        let Some(live) = self.flows.get(flow) else { return };
-        let due = self.deadline(live).min(self.report_due(live));
-        let tick = self.flow_timers.set(live.last, due, flow);
-        if let Some(live) = self.flows.get_mut(flow) {
-            live.armed = tick;
+    fn arm_flow(&mut self, flow_key: FlowKey) {
+        let Some(flow) = self.flows.get(flow_key) else { return };
+        let due = self.deadline(flow).min(self.report_due(flow));
+        let tick = self.flow_timers.set(flow.last, due, flow_key);
+        if let Some(flow) = self.flows.get_mut(flow_key) {
+            flow.armed = tick;
         }
     }
 
     /// A flow's timer is due. If it seems so by the packets that were sampled, asks for those that were not. A stale timer does
     /// nothing.
-    pub(in crate::state) fn flow_timer(&mut self, now: MonotonicTime, tick: Tick, flow: FlowKey) {
-        let Some(live) = self.flows.get(flow).filter(|live| live.armed == tick) else { return };
-        let seems_due = self.deadline(live).min(self.report_due(live)) <= now;
-        if !(seems_due && self.ask(flow, Purpose::Timer(now))) {
-            self.flow_is_due(now, flow);
+    pub(in crate::state) fn flow_timer_fired(&mut self, now: MonotonicTime, tick: Tick, flow_key: FlowKey) {
+        let Some(flow) = self.flows.get(flow_key).filter(|flow| flow.armed == tick) else { return };
+        let seems_due = self.deadline(flow).min(self.report_due(flow)) <= now;
+        if !(seems_due && self.ask(flow_key, Purpose::Timer(now))) {
+            self.flow_is_due(now, flow_key);
         }
     }
 
     /// A flow's timer is due: ends it, reports it, or sets the timer again.
-    pub(in crate::state) fn flow_is_due(&mut self, now: MonotonicTime, flow: FlowKey) {
-        let Some(live) = self.flows.get(flow) else { return };
-        if self.deadline(live) <= now {
-            let reason = if live.closing { Reason::Closed } else { Reason::Inactive };
-            self.finish(flow, reason);
+    pub(in crate::state) fn flow_is_due(&mut self, now: MonotonicTime, flow_key: FlowKey) {
+        let Some(flow) = self.flows.get(flow_key) else { return };
+        if self.deadline(flow) <= now {
+            let reason = if flow.closing { Reason::Closed } else { Reason::Inactive };
+            self.finish(flow_key, reason);
             return;
         }
-        if self.report_due(live) <= now {
-            let has_new_packets = live.last > live.reported;
-            if has_new_packets && self.is_wanted(live) {
-                let report = self.report(live, self.sock_of(live), Reason::Interim);
+        if self.report_due(flow) <= now {
+            let has_new_packets = flow.last > flow.reported;
+            if has_new_packets && self.is_wanted(flow) {
+                let report = self.report(flow, self.sock_of(flow), Reason::Interim);
                 self.stats.flows_reported += 1;
                 self.finished.push(report);
             }
-            if let Some(live) = self.flows.get_mut(flow) {
-                live.reported = now;
+            if let Some(flow) = self.flows.get_mut(flow_key) {
+                flow.reported = now;
             }
         }
-        self.arm_flow(flow);
+        self.arm_flow(flow_key);
     }
 
     /// Removes a flow from the tables and reports it, if it is to be reported.
-    pub(in crate::state) fn finish(&mut self, flow: FlowKey, reason: Reason) {
-        let Some(live) = self.flows.get(flow) else { return };
-        let (socket, sock, fragmented) = (live.socket, self.sock_of(live), self.may_be_fragmented(live));
-        let last_counts = self.counted_sock(live).filter(|_| reason == Reason::Replaced);
-        let waiting = self.questions.end(flow);
-        let Some(mut live) = self.flows.remove(flow, &mut self.sockets) else { return };
-        live.inexact.fragments |= fragmented;
-        live.socket = socket; // what is reported depends on it
-        self.name_tracker.flow_ends(flow, &live);
+    pub(in crate::state) fn finish(&mut self, flow_key: FlowKey, reason: Reason) {
+        let Some(flow) = self.flows.get(flow_key) else { return };
+        let (socket_key, sock, fragmented) = (flow.socket, self.sock_of(flow), self.may_be_fragmented(flow));
+        let last_counts = self.counted_sock(flow).filter(|_| reason == Reason::Replaced);
+        let waiting = self.questions.end(flow_key);
+        let Some(mut flow) = self.flows.remove(flow_key, &mut self.sockets) else { return };
+        flow.inexact.fragments |= fragmented;
+        flow.socket = socket_key; // what is reported depends on it
+        self.name_tracker.flow_ends(flow_key, &flow);
         let last_counts = last_counts.filter(|_| self.questions.can_hold());
         let waiting = match waiting {
             Some(waiting) if last_counts.is_none() => {
-                waiting.apply(&mut live);
+                waiting.apply(&mut flow);
                 None
             }
             waiting => waiting,
         };
-        let goes_on = reason != Reason::Replaced && self.goes_on(&live, socket);
+        let goes_on = reason != Reason::Replaced && self.goes_on(&flow, socket_key);
         if goes_on {
-            self.keep_idle(&live, socket);
+            self.keep_idle(&flow, socket_key);
         }
-        if let Some(key) = socket
+        if let Some(socket_key) = socket_key
             && self
                 .sockets
-                .get(key)
+                .get(socket_key)
                 .is_some_and(|socket| socket.closed && socket.flows.is_none() && socket.idle.is_none())
         {
-            self.forget_socket(live.last, key);
+            self.forget_socket(flow.last, socket_key);
         }
         match last_counts {
-            Some(sock) => self.questions.hold(live, sock, reason, waiting),
-            None => self.hand_out(&live, sock, reason),
+            Some(sock) => self.questions.hold(flow, sock, reason, waiting),
+            None => self.hand_out(&flow, sock, reason),
         }
     }
 
     /// Reports a flow that has ended, if it is to be reported.
-    pub(in crate::state) fn hand_out(&mut self, live: &LiveFlow, sock: Option<SockAddress>, reason: Reason) {
-        if !has_socket(live) {
+    pub(in crate::state) fn hand_out(&mut self, flow: &LiveFlow, sock: Option<SockAddress>, reason: Reason) {
+        if !has_socket(flow) {
             self.stats.flows_without_socket += 1;
-        } else if self.is_own(live) {
+        } else if self.is_own(flow) {
             self.stats.flows_own += 1;
-        } else if !self.config.filter.accepts_owner(live.owner.as_deref()) {
+        } else if !self.config.filter.accepts_owner(flow.owner.as_deref()) {
             self.stats.flows_filtered += 1;
         } else {
             self.stats.flows_reported += 1;
-            let report = self.report(live, sock, reason);
+            let report = self.report(flow, sock, reason);
             self.finished.push(report);
         }
     }
 
     /// Whether a flow's connection may go on after the flow has ended.
-    fn goes_on(&self, live: &LiveFlow, socket: Option<SocketKey>) -> bool {
-        let is_connection = live.id.transport == Transport::Tcp && live.bound;
+    fn goes_on(&self, flow: &LiveFlow, socket_key: Option<SocketKey>) -> bool {
+        let is_connection = flow.id.transport == Transport::Tcp && flow.has_own_socket;
         is_connection
-            && (live.fins.is_half_closed()
-                || (!live.uncounted && socket.is_some_and(|key| self.is_current_socket(key))))
+            && (flow.fins.is_half_closed()
+                || (!flow.reached_tcp_close && socket_key.is_some_and(|key| self.is_current_socket(key))))
     }
 
     /// Whether a socket is still the one at its kernel address.
-    fn is_current_socket(&self, key: SocketKey) -> bool {
-        self.sockets.at(self.sock(key)) == Some(key)
+    fn is_current_socket(&self, socket_key: SocketKey) -> bool {
+        self.sockets.at(self.sock(socket_key)) == Some(socket_key)
     }
 
     /// Keeps what the next flow of the connection needs.
-    fn keep_idle(&mut self, live: &LiveFlow, socket: Option<SocketKey>) {
-        let socket = socket.filter(|key| self.is_current_socket(*key));
-        self.take_idle(&live.id); // this connection has replaced an older one with the same addresses
-        let idle = self.idle.insert(Idle::after(live, socket), live.last);
-        let socket = socket.and_then(|key| self.sockets.get_mut(key));
+    fn keep_idle(&mut self, flow: &LiveFlow, socket_key: Option<SocketKey>) {
+        let socket_key = socket_key.filter(|key| self.is_current_socket(*key));
+        self.take_idle(&flow.id); // this connection has replaced an older one with the same addresses
+        let idle = self.idle.insert(Idle::after(flow, socket_key), flow.last);
+        let socket = socket_key.and_then(|key| self.sockets.get_mut(key));
         if let Some(before) = socket.and_then(|socket| socket.idle.replace(idle)) {
             self.idle.remove(before); // a socket has one connection at a time
         }

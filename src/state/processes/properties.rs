@@ -9,7 +9,7 @@ use proptest::sample::Index;
 
 use super::*;
 use crate::model::event::{Event, EventKind, Execs, SocketUser, SourceCapabilities};
-use crate::model::loss::{Harm, LossCause};
+use crate::model::loss::{LossCause, LostFacts};
 use crate::model::process::{Details, Image};
 use crate::model::testing::sock_at;
 use crate::state::{State, StateConfig};
@@ -351,11 +351,11 @@ impl LossyReporter {
             }
             self.count += 1;
             if self.lost.contains(&self.count) {
-                let (cause, since, harm) = (LossCause::Ring { cpu: 0 }, event.time, Harm::ALL);
+                let (cause, since, facts) = (LossCause::Ring { cpu: 0 }, event.time, LostFacts::ALL);
                 state.ingest(&Event {
                     pid: 0,
                     tid: 0,
-                    kind: EventKind::Lost { cause, count: 1, since, harm },
+                    kind: EventKind::Lost { cause, count: 1, since, facts },
                     ..event
                 });
                 continue;

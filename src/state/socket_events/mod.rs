@@ -289,13 +289,13 @@ impl SocketEvents {
     ) {
         let process = context.process.clone();
         let mut outcome = target.outcome(start, result, process);
-        if let Some(mut socket) = outcome.remember {
+        if let Some(mut socket) = outcome.socket_in_table {
             self.keep_established(&mut socket);
-            self.keep_established(&mut outcome.socket);
+            self.keep_established(&mut outcome.socket_in_event);
             self.remember(socket);
         }
         let CallContext { time, tid, thread_name, process } = context;
-        let (action, socket, before) = (outcome.action, outcome.socket, outcome.before);
+        let (action, socket, before) = (outcome.action, outcome.socket_in_event, outcome.before);
         self.emit(SocketEvent { time, action, result, fd: outcome.fd, socket, before, process, tid, thread_name });
     }
 

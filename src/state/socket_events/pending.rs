@@ -51,11 +51,11 @@ pub struct CallOutcome {
     pub action: Action,
     pub fd: Option<i32>,
     /// The socket as the event shows it: with the requested address, even if the call failed.
-    pub socket: EventSocket,
+    pub socket_in_event: EventSocket,
     /// The state before the call.
     pub before: Option<SocketState>,
-    /// The socket to keep in the table: the created or accepted one, or the changed one. `None` if the call made none.
-    pub remember: Option<EventSocket>,
+    /// The socket as the table keeps it: created, accepted or changed. `None` if the call made none.
+    pub socket_in_table: Option<EventSocket>,
 }
 
 impl Pending {
@@ -108,26 +108,32 @@ impl CallTarget {
         let Self { mut socket, before, operation, connected_from, accepted, .. } = self;
         let fd = start.and_then(SystemCall::fd);
         let succeeded = result == CallResult::Success;
-        let mut remember = None;
+        let mut socket_in_table = None;
         let action = match operation {
             Operation::Create { protocol } => {
                 socket.owner = process; // the creator owns the socket
-                remember = succeeded.then(|| socket.clone());
-                return CallOutcome { action: Action::Create { protocol }, fd, socket, before: None, remember };
+                socket_in_table = succeeded.then(|| socket.clone());
+                return CallOutcome {
+                    action: Action::Create { protocol },
+                    fd,
+                    socket_in_event: socket,
+                    before: None,
+                    socket_in_table,
+                };
             }
             Operation::Accept => {
                 let listener = Listener { id: socket.id, local: socket.local.clone() };
                 let returned_fd = start.and_then(|start| start.returned_fd);
                 let action = Action::Accept { listener, accepted: returned_fd };
                 let Some(connection) = accepted.filter(|_| succeeded) else {
-                    return CallOutcome { action, fd, socket, before: Some(before), remember };
+                    return CallOutcome { action, fd, socket_in_event: socket, before: Some(before), socket_in_table };
                 };
-                remember = Some(connection.clone());
-                return CallOutcome { action, fd, socket: connection, before: None, remember };
+                socket_in_table = Some(connection.clone());
+                return CallOutcome { action, fd, socket_in_event: connection, before: None, socket_in_table };
             }
             Operation::Bind(address) => {
                 let bound = EventSocket { local: address.or_else(|| socket.local.clone()), ..socket.clone() };
-                remember = Some(if succeeded { bound.clone() } else { socket });
+                socket_in_table = Some(if succeeded { bound.clone() } else { socket });
                 socket = bound; // the event shows the address that was asked for
                 Action::Bind
             }
@@ -146,7 +152,7 @@ impl CallTarget {
                     ..socket.clone()
                 };
                 let disconnects = is_unspec(connected.remote.as_ref());
-                remember = Some(if takes_effect && disconnects {
+                socket_in_table = Some(if takes_effect && disconnects {
                     EventSocket { remote: None, ..socket }
                 } else if takes_effect {
                     connected.clone()
@@ -158,8 +164,8 @@ impl CallTarget {
             }
             Operation::SetSockOpt { level, option } => Action::SetSockOpt { level, option },
         };
-        let remember = remember.or_else(|| Some(socket.clone()));
-        CallOutcome { action, fd, socket, before: Some(before), remember }
+        let socket_in_table = socket_in_table.or_else(|| Some(socket.clone()));
+        CallOutcome { action, fd, socket_in_event: socket, before: Some(before), socket_in_table }
     }
 }
 

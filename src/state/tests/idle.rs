@@ -4,7 +4,7 @@ use super::names::{answer, asker, domains};
 use super::*;
 use crate::model::event::Dropped;
 use crate::model::feature::Feature;
-use crate::model::loss::{Harm, LossCause};
+use crate::model::loss::{LossCause, LostFacts};
 
 const CLIENT: u64 = 0xa;
 const SERVER_SOCK: u64 = 0xb;
@@ -157,9 +157,9 @@ fn a_half_closed_connections_last_fin_is_still_the_owners() {
 }
 
 /// Some samples of a sort were lost, and nothing else, within the last second.
-fn lose(story: &mut Story, harm: Harm) {
+fn lose(story: &mut Story, facts: LostFacts) {
     let since = story.now - SECOND / 2;
-    story.say(0, EventKind::Lost { cause: LossCause::Ring { cpu: 0 }, count: 1, since: monotonic(since), harm });
+    story.say(0, EventKind::Lost { cause: LossCause::Ring { cpu: 0 }, count: 1, since: monotonic(since), facts });
 }
 
 /// Sends the FIN of an idle connection, and waits until its socket is gone and its flow is over. Another FIN is to come.
@@ -179,12 +179,12 @@ fn a_connection_without_a_socket_has_an_owner_as_certain_as_when_it_had_one() {
     for (lost_before, marked) in [(true, false), (false, true)] {
         let (mut story, tuple) = (idle_client(StateConfig::default()), tuple(40000, 80));
         if lost_before {
-            lose(&mut story, Harm::OWNERS);
+            lose(&mut story, LostFacts::OWNERS);
             story.wait(2);
         }
         half_close(&mut story, CURL, CLIENT, tuple);
         if !lost_before {
-            lose(&mut story, Harm::OWNERS);
+            lose(&mut story, LostFacts::OWNERS);
         }
         story.tcp(PacketDirection::Inbound, 0, tuple, 52, FIN | ACK);
         story.wait(6);
@@ -196,7 +196,7 @@ fn a_connection_without_a_socket_has_an_owner_as_certain_as_when_it_had_one() {
 fn a_missed_accept_does_not_matter_to_an_idle_connection_that_was_accepted() {
     let (mut story, tuple) = (idle_server(), tuple(80, 40000));
     half_close(&mut story, SERVER, SERVER_SOCK, tuple);
-    lose(&mut story, Harm::ACCEPTS);
+    lose(&mut story, LostFacts::ACCEPTS);
     story.tcp(PacketDirection::Inbound, 0, tuple, 52, FIN | ACK);
     story.wait(6);
     assert!(!next_is(&mut story, SERVER, Direction::Ingress, (0, 1)).inexact.samples_lost);
@@ -310,7 +310,7 @@ fn an_error_is_not_the_outcome_of_a_conversation() {
 
 /// A loss of everything, that began and ended just now.
 fn loss(story: &Story) -> EventKind {
-    EventKind::Lost { cause: LossCause::Ring { cpu: 0 }, count: 1, since: monotonic(story.now), harm: Harm::ALL }
+    EventKind::Lost { cause: LossCause::Ring { cpu: 0 }, count: 1, since: monotonic(story.now), facts: LostFacts::ALL }
 }
 
 /// A packet that leaves, with the socket's counters.
@@ -360,9 +360,9 @@ fn segments_that_were_lost_or_never_left_while_idle_are_not_the_next_flows() {
 #[test]
 fn a_missed_accept_marks_no_connection_that_was_accepted_before_and_was_idle() {
     let mut story = idle_server();
-    let harm = Feature::Accept.harm_of_misses();
+    let facts = Feature::Accept.facts_lost_by_misses();
     let cause = LossCause::Probes { feature: Feature::Accept };
-    story.say(0, EventKind::Lost { cause, count: 1, since: monotonic(story.now), harm });
+    story.say(0, EventKind::Lost { cause, count: 1, since: monotonic(story.now), facts });
     story.tcp(PacketDirection::Inbound, 0, tuple(80, 40000), 52, ACK);
     story.tcp(PacketDirection::Outbound, SERVER_SOCK, tuple(80, 40000), 52, ACK);
     story.wait(31);
@@ -382,7 +382,7 @@ fn a_connection_whose_accept_was_missed_stays_marked_after_it_was_idle() {
     let cause = LossCause::Probes { feature: Feature::Accept };
     story.say(
         0,
-        EventKind::Lost { cause, count: 1, since: monotonic(story.now), harm: Feature::Accept.harm_of_misses() },
+        EventKind::Lost { cause, count: 1, since: monotonic(story.now), facts: Feature::Accept.facts_lost_by_misses() },
     );
     story.wait(60);
     assert!(story.only().inexact.samples_lost);

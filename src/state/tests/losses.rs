@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::model::feature::Feature;
-use crate::model::loss::{Harm, LossCause};
+use crate::model::loss::{LossCause, LostFacts};
 use crate::model::testing::{monotonic, since_boot, sock_at};
 
 /// A loss of a full ring within the last second.
@@ -11,14 +11,14 @@ fn ring(story: &Story) -> EventKind {
         cause: LossCause::Ring { cpu: 3 },
         count: 7,
         since: monotonic(story.now - SECOND),
-        harm: Harm::ALL,
+        facts: LostFacts::ALL,
     }
 }
 
 /// The same for a probe's misses.
 fn missed(story: &Story, feature: Feature) -> EventKind {
-    let harm = feature.harm_of_misses();
-    EventKind::Lost { cause: LossCause::Probes { feature }, count: 1, since: monotonic(story.now - SECOND), harm }
+    let facts = feature.facts_lost_by_misses();
+    EventKind::Lost { cause: LossCause::Probes { feature }, count: 1, since: monotonic(story.now - SECOND), facts }
 }
 
 /// `/proc` confirms every process that it is asked about.

@@ -3,7 +3,7 @@
 use socktrail_kprobes::{Word, sample};
 
 use super::{IPV4_HEADER, IPV6_HEADER, Lengths, Tcp, ipv4, ipv6, packet, seen};
-use crate::model::event::{Packet, PacketDirection, Tuple, Unreadable};
+use crate::model::event::{Packet, PacketDirection, Tuple, UnreadablePacket};
 use crate::model::flow::Transport;
 use crate::model::kernel_address::{NetAddress, SockAddress};
 use crate::source::kprobes::{Decoded, Interpret};
@@ -35,13 +35,13 @@ sample! {
         pub len: u32 = "+{sk_buff.len}({skb})",
         /// The offsets of the headers, in memory order: see [`Headers`].
         pub headers: u32 = "+{sk_buff.headers}({skb})",
-        /// Source address, in memory order, for a header without extensions.
+        /// Source address, in memory order, for a header without extensions: its first 8 bytes.
         pub source_high: u64 = "-32(+{sk_buff.data}({skb}))",
-        /// Its second half.
+        /// Its last 8 bytes.
         pub source_low: u64 = "-24(+{sk_buff.data}({skb}))",
-        /// Destination address, in memory order.
+        /// Destination address, in memory order: its first 8 bytes.
         pub destination_high: u64 = "-16(+{sk_buff.data}({skb}))",
-        /// Its second half.
+        /// Its last 8 bytes.
         pub destination_low: u64 = "-8(+{sk_buff.data}({skb}))",
         /// Source and destination port, in memory order.
         pub ports: u32 = "+0(+{sk_buff.data}({skb}))",
@@ -80,13 +80,13 @@ sample! {
         pub lengths: u64 = "+{sk_buff.len}({skb})",
         /// The offsets of the headers, in memory order: see [`Headers`].
         pub headers: u32 = "+{sk_buff.headers}({skb})",
-        /// Source address, in memory order, for a header without extensions.
+        /// Source address, in memory order, for a header without extensions: its first 8 bytes.
         pub source_high: u64 = "-32(+{sk_buff.data}({skb}))",
-        /// Its second half.
+        /// Its last 8 bytes.
         pub source_low: u64 = "-24(+{sk_buff.data}({skb}))",
-        /// Destination address, in memory order.
+        /// Destination address, in memory order: its first 8 bytes.
         pub destination_high: u64 = "-16(+{sk_buff.data}({skb}))",
-        /// Its second half.
+        /// Its last 8 bytes.
         pub destination_low: u64 = "-8(+{sk_buff.data}({skb}))",
         /// Source and destination port, in memory order.
         pub ports: u32 = "+0(+{sk_buff.data}({skb}))",
@@ -194,7 +194,7 @@ impl Arrived {
         if Headers::of(headers).ip() != plain {
             // With options or extensions, the addresses were read from the wrong place.
             let ports = Some((tuple.local.port, tuple.remote.port));
-            return Decoded::Unreadable(Some(Unreadable { net: tuple.net, transport, sock, ports }));
+            return Decoded::Unreadable(Some(UnreadablePacket { net: tuple.net, transport, sock, ports }));
         }
         let bytes = len.saturating_add(u32::from(plain));
         seen(Packet {

@@ -40,13 +40,13 @@ sample! {
         pub kind: u16 = "-8(+{sk_buff.data}({skb}))",
         /// The next header after the IPv6 header: 6, or an extension header.
         pub next_header: u8 = "+6(+{sk_buff.data}({skb}))",
-        /// Source address, in memory order.
+        /// Source address, in memory order: its first 8 bytes.
         pub source_high: u64 = "+8(+{sk_buff.data}({skb}))",
-        /// Its second half.
+        /// Its last 8 bytes.
         pub source_low: u64 = "+16(+{sk_buff.data}({skb}))",
-        /// Destination address, in memory order.
+        /// Destination address, in memory order: its first 8 bytes.
         pub destination_high: u64 = "+24(+{sk_buff.data}({skb}))",
-        /// Its second half.
+        /// Its last 8 bytes.
         pub destination_low: u64 = "+32(+{sk_buff.data}({skb}))",
         /// Source and destination port, in memory order behind a header without extensions.
         pub ports: u32 = "+40(+{sk_buff.data}({skb}))",

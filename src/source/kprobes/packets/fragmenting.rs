@@ -3,7 +3,7 @@
 use socktrail_kprobes::{Word, sample};
 
 use super::{IPPROTO_TCP, IPPROTO_UDP, Lengths, ipv4, ipv6};
-use crate::model::event::{EventKind, Fragmented, Tuple, Unreadable};
+use crate::model::event::{EventKind, Fragmented, Tuple, UnreadablePacket};
 use crate::model::flow::Transport;
 use crate::model::kernel_address::{NetAddress, SockAddress};
 use crate::source::kprobes::{Decoded, Interpret};
@@ -76,13 +76,13 @@ macro_rules! ipv6_fragmented {
                 pub lengths: u64 = "+{sk_buff.len}({skb})",
                 /// 6, 17, or the kind of an extension header.
                 pub protocol: u8 = "+6(+{sk_buff.data}({skb}))",
-                /// Source address, in memory order.
+                /// Source address, in memory order: its first 8 bytes.
                 pub source_high: u64 = "+8(+{sk_buff.data}({skb}))",
-                /// Its second half.
+                /// Its last 8 bytes.
                 pub source_low: u64 = "+16(+{sk_buff.data}({skb}))",
-                /// Destination address, in memory order.
+                /// Destination address, in memory order: its first 8 bytes.
                 pub destination_high: u64 = "+24(+{sk_buff.data}({skb}))",
-                /// Its second half.
+                /// Its last 8 bytes.
                 pub destination_low: u64 = "+32(+{sk_buff.data}({skb}))",
                 /// Source and destination port, in memory order.
                 pub ports: u32 = "+40(+{sk_buff.data}({skb}))",
@@ -112,8 +112,8 @@ impl Interpret for Ipv6Headers {
         // This is not another packet: the sample of its sending counts it. This event only marks the sender's flow
         // (`headers_unread`), so it is not decoded as `Decoded::Unreadable`, which counts.
         let unreadable =
-            Unreadable { net: None, transport: Transport::Tcp, sock: SockAddress::new(self.sk), ports: None };
-        Decoded::Event(EventKind::Unreadable(unreadable))
+            UnreadablePacket { net: None, transport: Transport::Tcp, sock: SockAddress::new(self.sk), ports: None };
+        Decoded::Event(EventKind::UnreadablePacket(unreadable))
     }
 }
 

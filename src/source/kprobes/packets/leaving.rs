@@ -3,7 +3,7 @@
 use socktrail_kprobes::{Word, sample};
 
 use super::{IPPROTO_TCP, IPPROTO_UDP, IPV6_HEADER, Lengths, Tcp, ipv4, ipv6, packet, seen};
-use crate::model::event::{Packet, PacketDirection, Tuple, Unreadable};
+use crate::model::event::{Packet, PacketDirection, Tuple, UnreadablePacket};
 use crate::model::flow::Transport;
 use crate::model::kernel_address::{NetAddress, SockAddress};
 use crate::source::kprobes::{Decoded, Interpret};
@@ -81,13 +81,13 @@ macro_rules! udp_ipv6_out {
                 pub lengths: u64 = "+{sk_buff.len}({skb})",
                 /// The next header: 17, or an extension header.
                 pub next_header: u8 = "+6(+{sk_buff.data}({skb}))",
-                /// Source address, in memory order.
+                /// Source address, in memory order: its first 8 bytes.
                 pub source_high: u64 = "+8(+{sk_buff.data}({skb}))",
-                /// Its second half.
+                /// Its last 8 bytes.
                 pub source_low: u64 = "+16(+{sk_buff.data}({skb}))",
-                /// Destination address, in memory order.
+                /// Destination address, in memory order: its first 8 bytes.
                 pub destination_high: u64 = "+24(+{sk_buff.data}({skb}))",
-                /// Its second half.
+                /// Its last 8 bytes.
                 pub destination_low: u64 = "+32(+{sk_buff.data}({skb}))",
                 /// Source and destination port, in memory order.
                 pub ports: u32 = "+40(+{sk_buff.data}({skb}))",
@@ -127,13 +127,13 @@ sample! {
         pub len: u32 = "+{sk_buff.len}({skb})",
         /// 6.
         pub protocol: u8 = "+{flowi6.flowi6_proto}({fl6})",
-        /// Source address, in memory order.
+        /// Source address, in memory order: its first 8 bytes.
         pub source_high: u64 = "+{flowi6.saddr}({fl6})",
-        /// Its second half.
+        /// Its last 8 bytes.
         pub source_low: u64 = "+{flowi6.saddr+8}({fl6})",
-        /// Destination address, in memory order.
+        /// Destination address, in memory order: its first 8 bytes.
         pub destination_high: u64 = "+{flowi6.daddr}({fl6})",
-        /// Its second half.
+        /// Its last 8 bytes.
         pub destination_low: u64 = "+{flowi6.daddr+8}({fl6})",
         /// Source and destination port, in memory order.
         pub ports: u32 = "+0(+{sk_buff.data}({skb}))",
@@ -189,7 +189,7 @@ impl Ipv4Header {
     }
 
     fn unreadable(&self, transport: Transport, ports: Option<(u16, u16)>) -> Decoded {
-        Decoded::Unreadable(Some(Unreadable { net: self.net, transport, sock: self.sock, ports }))
+        Decoded::Unreadable(Some(UnreadablePacket { net: self.net, transport, sock: self.sock, ports }))
     }
 }
 
@@ -197,7 +197,12 @@ impl Ipv4Header {
 fn datagram_out(next_header: u8, sock: Option<SockAddress>, tuple: Tuple, lengths: &Lengths) -> Decoded {
     if next_header != IPPROTO_UDP {
         // After an extension header, there is most likely a datagram: TCP packets are not sampled here.
-        return Decoded::Unreadable(Some(Unreadable { net: tuple.net, transport: Transport::Udp, sock, ports: None }));
+        return Decoded::Unreadable(Some(UnreadablePacket {
+            net: tuple.net,
+            transport: Transport::Udp,
+            sock,
+            ports: None,
+        }));
     }
     let packet = packet(PacketDirection::Outbound, Transport::Udp, sock, tuple, lengths.all, IPV6_HEADER, Tcp::NONE);
     seen(Packet { data_len: lengths.data_len, ..packet })

@@ -119,7 +119,7 @@ mod tests {
     use std::net::Ipv6Addr;
 
     use super::*;
-    use crate::model::event::{Fragmented, Unreadable};
+    use crate::model::event::{Fragmented, UnreadablePacket};
     use crate::model::kernel_address::NetAddress;
     use crate::source::kprobes::Interpret;
 
@@ -349,8 +349,12 @@ mod tests {
             let headers = 28 + u16::from(words) * 4;
             assert_eq!(packet.size, PacketSize { bytes: 64 + u32::from(headers), headers });
         }
-        let unreadable =
-            |ports, transport| Unreadable { net: NetAddress::new(1), transport, sock: SockAddress::new(2), ports };
+        let unreadable = |ports, transport| UnreadablePacket {
+            net: NetAddress::new(1),
+            transport,
+            sock: SockAddress::new(2),
+            ports,
+        };
         for (sample, wanted) in [
             (sample(4), unreadable(None, Transport::Udp)),
             (Ipv4Out { protocol: 6, ..sample(1) }, unreadable(Some((1, 2)), Transport::Tcp)),
@@ -374,8 +378,12 @@ mod tests {
         let packet = decoded(&sample);
         assert_eq!((packet.tuple.local.port, packet.tuple.remote.port), (80, 0xa80c));
         assert_eq!(packet.size, PacketSize { bytes: 60, headers: 60 });
-        let wanted =
-            Unreadable { net: NetAddress::new(1), transport: Transport::Tcp, sock: None, ports: Some((80, 0xa80c)) };
+        let wanted = UnreadablePacket {
+            net: NetAddress::new(1),
+            transport: Transport::Tcp,
+            sock: None,
+            ports: Some((80, 0xa80c)),
+        };
         let with_options = TcpIpv4In { headers: headers(102, 78), ..sample };
         assert!(matches!(with_options.interpret(&[]), Decoded::Unreadable(Some(what)) if what == wanted));
     }

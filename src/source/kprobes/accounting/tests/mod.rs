@@ -55,7 +55,7 @@ impl Both {
         let flow = || {
             let wire = Wire::new(of, PacketDirection::Outbound, 0).packet();
             let mut live = LiveFlow::new(FlowId::of(&wire), monotonic(0));
-            (live.bound, live.complete) = (true, true);
+            (live.has_own_socket, live.complete) = (true, true);
             live
         };
         Self { of, all: flow(), sampled: flow(), taken: HashMap::new(), samples: 0, has_others: false }

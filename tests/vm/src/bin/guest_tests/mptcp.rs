@@ -227,7 +227,7 @@ impl Scenario {
         let captured = Captured { client: client?.stop()?, server: Some(server?.stop()?) };
         let keys = captured
             .client
-            .sent()
+            .outbound_flows()
             .filter(|key| key.transport == Transport::Tcp && key.direction == Direction::Outbound);
         let ends: Vec<_> = keys.map(|key| (key.from, key.to)).collect();
         let flows: Vec<_> = ends.iter().flat_map(|(from, to)| both(Transport::Tcp, *from, *to)).collect();

@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use crate::helpers::process::Process;
 use crate::helpers::socktrail::Socktrail;
-use crate::workloads::{EXECUTABLE, PROGRAM, RUN, escaped};
+use crate::workloads::{EXECUTABLE, PROGRAM, RUN, escape};
 
 tests![
     executables_are_as_in_proc,
@@ -224,7 +224,7 @@ fn start(invocation: &Invocation, there: SocketAddr) -> Result<Process> {
         copy(&invocation.file)?;
     }
     let (directory, file) =
-        (escaped(invocation.directory.as_os_str().as_bytes()), escaped(invocation.file.as_os_str().as_bytes()));
+        (escape(invocation.directory.as_os_str().as_bytes()), escape(invocation.file.as_os_str().as_bytes()));
     let (ip, port) = (there.ip().to_string(), there.port().to_string());
     Process::start(&[PROGRAM, RUN, "become", invocation.method, &directory, &file, "nc", "-w", "20", &ip, &port])
 }

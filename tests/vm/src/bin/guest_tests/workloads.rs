@@ -21,7 +21,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrStorage, sockopt};
 
-pub(crate) use self::programs::escaped;
+pub(crate) use self::programs::escape;
 use crate::helpers::sys::drop_capability;
 
 /// The name of this program.

@@ -261,7 +261,7 @@ mod tests {
     use super::*;
 
     /// A packet of 128 bytes from client to server, over loopback.
-    fn captured() -> Captured {
+    fn capture() -> Captured {
         let mut packet = Vec::new();
         PacketBuilder::ipv4([127, 0, 0, 1], [127, 0, 0, 1], 64).udp(9, 53).write(&mut packet, &[0; 100]).unwrap();
         let mut wire = Wire::default();
@@ -279,19 +279,19 @@ mod tests {
         })
     }
 
-    fn compared(documents: &[Value]) -> Result<(), Difference> {
+    fn compare_all(documents: &[Value]) -> Result<(), Difference> {
         let flows = both(Transport::Udp, "127.0.0.1:9".parse().unwrap(), "127.0.0.1:53".parse().unwrap());
-        compare(documents, &flows, &captured())
+        compare(documents, &flows, &capture())
     }
 
     #[test]
     fn equal_counts_are_equal() {
-        compared(&[document("egress", 1, 128), document("ingress", 1, 128)]).unwrap();
+        compare_all(&[document("egress", 1, 128), document("ingress", 1, 128)]).unwrap();
     }
 
     #[test]
     fn each_difference_is_reported() {
-        let message = |documents: &[Value]| compared(documents).unwrap_err().text;
+        let message = |documents: &[Value]| compare_all(documents).unwrap_err().text;
         let right = document("egress", 1, 128);
         let few = message(&[right.clone(), document("ingress", 0, 100)]);
         assert!(few.starts_with("server's received: -1 packets, -28 bytes (of 1, 128)\n"), "{few}");
@@ -310,7 +310,9 @@ mod tests {
         let message = |packets, bytes, mark: &str| {
             let mut other = document("ingress", packets, bytes);
             other["flow"]["inexact"] = json!([mark]);
-            compared(&[right.clone(), other]).err().map(|difference| difference.text.lines().next().unwrap().to_owned())
+            compare_all(&[right.clone(), other])
+                .err()
+                .map(|difference| difference.text.lines().next().unwrap().to_owned())
         };
         assert_eq!(message(1, 128, "samples_lost"), None);
         for mark in ["headers_unread", "fragments", "datagram_segments", "merged_segments"] {
@@ -326,7 +328,7 @@ mod tests {
         let is_explained_by_loss = |packets, bytes, lossy| {
             let mut other = document("ingress", packets, bytes);
             other["flow"]["inexact"] = if lossy { json!(["samples_lost"]) } else { json!(null) };
-            compared(&[right.clone(), other]).unwrap_err().is_explained_by_loss
+            compare_all(&[right.clone(), other]).unwrap_err().is_explained_by_loss
         };
         assert!(is_explained_by_loss(0, 0, true) && is_explained_by_loss(1, 127, true));
         assert!(
@@ -339,7 +341,7 @@ mod tests {
     #[test]
     fn a_document_without_a_direction_may_be_lossy_too() {
         let mut other = document("unknown", 0, 0);
-        let is_lossy = |other: &Value| compared(&[document("egress", 1, 128), other.clone()]).unwrap_err().is_lossy;
+        let is_lossy = |other: &Value| compare_all(&[document("egress", 1, 128), other.clone()]).unwrap_err().is_lossy;
         assert!(!is_lossy(&other));
         other["flow"]["inexact"] = json!(["samples_lost"]);
         assert!(is_lossy(&other));

@@ -137,7 +137,7 @@ pub(crate) fn without_a_socket() -> Result<()> {
         for flow in pairs.iter().map(|pair| pair.flows[0]) {
             test.filter(&format!("add rule inet test output tcp dport {} drop", flow.remote.port()))?;
         }
-        cases.extend(unanswered(pairs, || test.filter("flush ruleset"))?);
+        cases.extend(replies_without_sockets(pairs, || test.filter("flush ruleset"))?);
     }
     test.judge(&cases)
 }
@@ -153,7 +153,7 @@ pub(crate) fn without_a_socket_by_tc() -> Result<()> {
             add_clsact(&client.interface)?;
             pairs.iter().try_for_each(|pair| drop_every_nth(&client.interface, 1, pair.flows[0].remote))
         })?;
-        cases.extend(unanswered(pairs, || client.run(|| remove_clsact(&client.interface)))?);
+        cases.extend(replies_without_sockets(pairs, || client.run(|| remove_clsact(&client.interface)))?);
     }
     test.judge(&cases)
 }
@@ -175,7 +175,7 @@ pub(crate) fn without_a_socket_by_a_queue() -> Result<()> {
         let requested = of_server(Transport::Tcp, requests.local_addr()?, here);
         cases.push(DropCase::new("TCP, answers with SYN cookies", requested, Dropped::AtLeast(1)));
         let stop_drops = || client.run(|| set_netem(&client.interface, Faults::NONE));
-        cases.extend(unanswered(pairs, stop_drops)?);
+        cases.extend(replies_without_sockets(pairs, stop_drops)?);
         // The server retransmits its SYN. Before that there is no flow: over IPv4 its owner is not visible.
         let (mut accepted, _) = listener.accept()?;
         drop(requests);
@@ -215,7 +215,10 @@ fn without_sockets(testbed: &Testbed<'_>) -> Result<[Pair; 2]> {
 }
 
 /// Makes the kernel answer on these connections while its answers are dropped, until `stop_drops` ends that.
-fn unanswered([reset, waiting]: [Pair; 2], stop_drops: impl FnOnce() -> Result<()>) -> Result<[DropCase; 2]> {
+fn replies_without_sockets(
+    [reset, waiting]: [Pair; 2],
+    stop_drops: impl FnOnce() -> Result<()>,
+) -> Result<[DropCase; 2]> {
     let mut server = reset.server;
     server.write_all(&[0; 100])?;
     thread::sleep(Duration::from_millis(200));

@@ -112,7 +112,7 @@ impl Runner {
         // The tests report documents that are missing then.
         wait_until_within(DOCUMENTS, "all documents", || Ok(all_exist(&self.monitor.documents()?, &expected))).ok();
         let documents = self.monitor.documents()?;
-        Ok(runs.into_iter().flat_map(|run| run.compared(&documents)).collect())
+        Ok(runs.into_iter().flat_map(|run| run.compare(&documents)).collect())
     }
 
     /// Runs cases of one phase, several at once.
@@ -144,7 +144,7 @@ impl Runner {
 }
 
 impl PhaseRun {
-    fn compared(self, documents: &[Value]) -> impl Iterator<Item = CaseResult> {
+    fn compare(self, documents: &[Value]) -> impl Iterator<Item = CaseResult> {
         let Self { flows, captured, missed } = self;
         flows.into_iter().map(move |(case, flows)| {
             let verdict = match flows {

@@ -27,13 +27,13 @@ const FILE: usize = 1 << 20;
 
 pub(crate) fn nothing_but_a_handshake(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
     let pair = testbed.pair()?;
-    closed_by_client(pair)
+    close_by_client(pair)
 }
 
 pub(crate) fn client_closes_first(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
     let mut pair = testbed.pair()?;
     exchange(&mut pair.client, &mut pair.server)?;
-    closed_by_client(pair)
+    close_by_client(pair)
 }
 
 pub(crate) fn server_closes_first(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
@@ -81,7 +81,7 @@ pub(crate) fn some_both_ways(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>>
 
 fn to_server(testbed: &Testbed<'_>, length: usize) -> Result<Vec<ExpectedFlow>> {
     let Pair { client, mut server, flows } = testbed.pair()?;
-    let sender = sending(client, length);
+    let sender = spawn_sender(client, length);
     read_to_end(&mut server, length)?;
     joined(sender)??;
     Ok(flows)
@@ -89,7 +89,7 @@ fn to_server(testbed: &Testbed<'_>, length: usize) -> Result<Vec<ExpectedFlow>> 
 
 fn to_client(testbed: &Testbed<'_>, length: usize) -> Result<Vec<ExpectedFlow>> {
     let Pair { mut client, server, flows } = testbed.pair()?;
-    let sender = sending(server, length);
+    let sender = spawn_sender(server, length);
     read_to_end(&mut client, length)?;
     joined(sender)??;
     Ok(flows)
@@ -97,7 +97,7 @@ fn to_client(testbed: &Testbed<'_>, length: usize) -> Result<Vec<ExpectedFlow>> 
 
 fn both_ways(testbed: &Testbed<'_>, length: usize) -> Result<Vec<ExpectedFlow>> {
     let Pair { mut client, mut server, flows } = testbed.pair()?;
-    let senders = [sending(client.try_clone()?, length), sending(server.try_clone()?, length)];
+    let senders = [spawn_sender(client.try_clone()?, length), spawn_sender(server.try_clone()?, length)];
     let other = thread::spawn(move || read_to_end(&mut server, length));
     read_to_end(&mut client, length)?;
     joined(other)??;
@@ -130,7 +130,7 @@ pub(crate) fn half_close(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
     client.write_all(b"all I have to say")?;
     client.shutdown(Shutdown::Write)?;
     read_to_end(&mut server, 17)?;
-    let sender = sending(server, 100_000);
+    let sender = spawn_sender(server, 100_000);
     read_to_end(&mut client, 100_000)?;
     joined(sender)??;
     Ok(flows)
@@ -198,7 +198,7 @@ pub(crate) fn zero_window(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
     const MUCH: usize = 300_000;
     let small = |listener: &TcpListener| Ok(setsockopt(listener, sockopt::RcvBuf, &4096)?);
     let Pair { client, mut server, flows } = testbed.pair_prepared(small, |_| Ok(()))?;
-    let sender = sending(client, MUCH);
+    let sender = spawn_sender(client, MUCH);
     sleep(Duration::from_millis(1200));
     read_to_end(&mut server, MUCH)?;
     joined(sender)??;
@@ -213,19 +213,19 @@ pub(crate) fn keepalive(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
     setsockopt(&pair.client, sockopt::TcpKeepInterval, &1)?;
     exchange(&mut pair.client, &mut pair.server)?;
     sleep(Duration::from_millis(2300));
-    closed_by_client(pair)
+    close_by_client(pair)
 }
 
 pub(crate) fn urgent_data(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
     let mut pair = testbed.pair()?;
     send(pair.client.as_raw_fd(), b"!", MsgFlags::MSG_OOB)?;
     exchange(&mut pair.client, &mut pair.server)?;
-    closed_by_client(pair)
+    close_by_client(pair)
 }
 
 pub(crate) fn sent_file(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
     let Pair { client, server, flows } = testbed.pair()?;
-    let reader = reading(server, FILE);
+    let reader = spawn_reader(server, FILE);
     let file = file()?;
     let mut left = FILE;
     while left > 0 {
@@ -238,7 +238,7 @@ pub(crate) fn sent_file(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
 
 pub(crate) fn spliced(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
     let Pair { client, server, flows } = testbed.pair()?;
-    let reader = reading(server, FILE);
+    let reader = spawn_reader(server, FILE);
     let file = file()?;
     let (out, into) = nix::unistd::pipe()?;
     let mut left = FILE;
@@ -257,7 +257,7 @@ pub(crate) fn spliced(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
 pub(crate) fn without_copies(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
     let Pair { client, server, flows } = testbed.pair()?;
     set_option(&client, nix::libc::SOL_SOCKET, nix::libc::SO_ZEROCOPY, &1_i32.to_ne_bytes())?;
-    let reader = reading(server, FILE);
+    let reader = spawn_reader(server, FILE);
     let data = vec![7; FILE];
     let mut sent = 0;
     while sent < FILE {
@@ -278,7 +278,7 @@ pub(crate) fn ip_options(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
     let mut pair = testbed.pair_prepared(|_| Ok(()), |socket| add_ip_options(testbed.family, socket))?;
     exchange(&mut pair.client, &mut pair.server)?;
     let Pair { client, mut server, flows } = pair;
-    let sender = sending(client, 20_000);
+    let sender = spawn_sender(client, 20_000);
     read_to_end(&mut server, 20_000)?;
     joined(sender)??;
     Ok(flows)
@@ -295,7 +295,7 @@ pub(crate) fn mapped(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
     ensure!(canonical(from) == canonical(client.local_addr()?), "another client: {from}");
     let mut pair = Pair::new(client, server)?;
     exchange(&mut pair.client, &mut pair.server)?;
-    closed_by_client(pair)
+    close_by_client(pair)
 }
 
 /// Makes the IP header 8 bytes longer: by Record Route (IPv4), or by a destination options header with padding (IPv6).
@@ -315,7 +315,7 @@ fn exchange(client: &mut TcpStream, server: &mut TcpStream) -> Result<()> {
     client.read_exact(&mut bytes).context("receive the answer")
 }
 
-fn closed_by_client(pair: Pair) -> Result<Vec<ExpectedFlow>> {
+fn close_by_client(pair: Pair) -> Result<Vec<ExpectedFlow>> {
     let Pair { client, mut server, flows } = pair;
     drop(client);
     read_to_end(&mut server, 0)?;
@@ -330,14 +330,14 @@ fn reset(stream: TcpStream) -> Result<()> {
 }
 
 /// Starts a thread that sends `length` bytes and then shuts down this direction.
-fn sending(mut to: TcpStream, length: usize) -> thread::JoinHandle<Result<()>> {
+fn spawn_sender(mut to: TcpStream, length: usize) -> thread::JoinHandle<Result<()>> {
     thread::spawn(move || {
         to.write_all(&vec![b'x'; length]).context("send")?;
         to.shutdown(Shutdown::Write).context("close this direction")
     })
 }
 
-fn reading(mut from: TcpStream, length: usize) -> thread::JoinHandle<Result<()>> {
+fn spawn_reader(mut from: TcpStream, length: usize) -> thread::JoinHandle<Result<()>> {
     thread::spawn(move || read_to_end(&mut from, length))
 }
 

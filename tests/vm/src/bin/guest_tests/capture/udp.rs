@@ -32,9 +32,9 @@ pub(crate) fn connected(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
     server.connect(client.local_addr()?)?;
     for length in [1, 100, 1400] {
         client.send(&vec![0; length])?;
-        received(&server, length)?;
+        receive_datagram(&server, length)?;
         server.send(&vec![0; length + 1])?;
-        received(&client, length + 1)?;
+        receive_datagram(&client, length + 1)?;
     }
     flows(&client, &server)
 }
@@ -46,7 +46,7 @@ pub(crate) fn unconnected(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
         let (got, from) = server.recv_from(&mut [0; 2048])?;
         ensure!(got == length, "{got} bytes arrived instead of {length}");
         server.send_to(&[0; 7], from)?;
-        received(&client, 7)?;
+        receive_datagram(&client, 7)?;
     }
     flows(&client, &server)
 }
@@ -59,7 +59,7 @@ pub(crate) fn several_remotes(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>
         let server = testbed.udp(Side::Server)?;
         for _ in 0..count {
             client.send_to(&[0; 50], server.local_addr()?)?;
-            received(&server, 50)?;
+            receive_datagram(&server, 50)?;
         }
         all.extend(flows(&client, &server)?);
     }
@@ -74,7 +74,7 @@ pub(crate) fn connected_twice(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>
         let server = testbed.udp(Side::Server)?;
         client.connect(server.local_addr()?)?;
         client.send(&[0; 10])?;
-        received(&server, 10)?;
+        receive_datagram(&server, 10)?;
         all.extend(flows(&client, &server)?);
     }
     Ok(all)
@@ -84,9 +84,9 @@ pub(crate) fn connected_twice(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>
 pub(crate) fn large(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
     let (client, server) = sockets(testbed)?;
     client.send_to(&[0; 4000], server.local_addr()?)?;
-    received(&server, 4000)?;
+    receive_datagram(&server, 4000)?;
     server.send_to(&[0; 20_000], client.local_addr()?)?;
-    received(&client, 20_000)?;
+    receive_datagram(&client, 20_000)?;
     flows(&client, &server)
 }
 
@@ -147,7 +147,7 @@ pub(crate) fn too_large_to_send(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlo
     let (client, server) = sockets(testbed)?;
     ensure!(client.send_to(&[0; 65_536], server.local_addr()?).is_err(), "a datagram of 65,536 bytes was sent");
     client.send_to(&[0; 20], server.local_addr()?)?;
-    received(&server, 20)?;
+    receive_datagram(&server, 20)?;
     flows(&client, &server)
 }
 
@@ -160,10 +160,10 @@ pub(crate) fn corked(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
         client.send(&[0; 100])?;
     }
     set_option(&client, nix::libc::SOL_UDP, nix::libc::UDP_CORK, &0_i32.to_ne_bytes())?;
-    received(&server, 300)?;
+    receive_datagram(&server, 300)?;
     send(client.as_raw_fd(), &[0; 10], MsgFlags::from_bits_retain(nix::libc::MSG_MORE))?;
     client.send(&[0; 10])?;
-    received(&server, 20)?;
+    receive_datagram(&server, 20)?;
     flows(&client, &server)
 }
 
@@ -176,7 +176,7 @@ pub(crate) fn corked_large(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
         client.send(&[0; 104])?;
     }
     set_option(&client, nix::libc::SOL_UDP, nix::libc::UDP_CORK, &0_i32.to_ne_bytes())?;
-    received(&server, 40 * 104)?;
+    receive_datagram(&server, 40 * 104)?;
     flows(&client, &server)
 }
 
@@ -185,9 +185,9 @@ pub(crate) fn segmented(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
     let (client, server) = sockets(testbed)?;
     send_segments(&client, &server)?;
     for _ in 0..10 {
-        received(&server, SEGMENT.into())?;
+        receive_datagram(&server, SEGMENT.into())?;
     }
-    received(&server, 300)?;
+    receive_datagram(&server, 300)?;
     flows(&client, &server)
 }
 
@@ -208,8 +208,8 @@ pub(crate) fn segmented_a_little(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFl
     let (client, server) = sockets(testbed)?;
     set_udp_segment(&client)?;
     client.send_to(&[0; A_LITTLE], server.local_addr()?)?;
-    received(&server, SEGMENT.into())?;
-    received(&server, A_LITTLE - usize::from(SEGMENT))?;
+    receive_datagram(&server, SEGMENT.into())?;
+    receive_datagram(&server, A_LITTLE - usize::from(SEGMENT))?;
     flows(&client, &server)
 }
 
@@ -217,8 +217,8 @@ pub(crate) fn segmented_a_little(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFl
 pub(crate) fn segmented_by_message(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
     let (client, server) = sockets(testbed)?;
     send_by_message(&client, &server, A_LITTLE, SEGMENT)?;
-    received(&server, SEGMENT.into())?;
-    received(&server, A_LITTLE - usize::from(SEGMENT))?;
+    receive_datagram(&server, SEGMENT.into())?;
+    receive_datagram(&server, A_LITTLE - usize::from(SEGMENT))?;
     flows(&client, &server)
 }
 
@@ -227,8 +227,8 @@ pub(crate) fn segmented_tiny(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>>
     let (client, server) = sockets(testbed)?;
     set_option(&client, nix::libc::SOL_UDP, nix::libc::UDP_SEGMENT, &i32::from(TINY).to_ne_bytes())?;
     client.send_to(&[0; 2 * TINY as usize], server.local_addr()?)?;
-    received(&server, TINY.into())?;
-    received(&server, TINY.into())?;
+    receive_datagram(&server, TINY.into())?;
+    receive_datagram(&server, TINY.into())?;
     flows(&client, &server)
 }
 
@@ -236,8 +236,8 @@ pub(crate) fn segmented_tiny(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>>
 pub(crate) fn segmented_tiny_by_message(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
     let (client, server) = sockets(testbed)?;
     send_by_message(&client, &server, 2 * usize::from(TINY), TINY)?;
-    received(&server, TINY.into())?;
-    received(&server, TINY.into())?;
+    receive_datagram(&server, TINY.into())?;
+    receive_datagram(&server, TINY.into())?;
     flows(&client, &server)
 }
 
@@ -280,7 +280,7 @@ pub(crate) fn cut_on_the_way(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>>
     let always = nix::libc::IP_PMTUDISC_INTERFACE.to_ne_bytes();
     set_option(&client, nix::libc::IPPROTO_IP, nix::libc::IP_MTU_DISCOVER, &always)?;
     client.send_to(&[0; 1400], server.local_addr()?)?;
-    received(&server, 1400)?;
+    receive_datagram(&server, 1400)?;
     flows(&client, &server)
 }
 
@@ -303,9 +303,9 @@ pub(crate) fn ip_options(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
     let client = UdpSocket::from(client);
     for length in [10, 1000] {
         client.send_to(&vec![0; length], server.local_addr()?)?;
-        received(&server, length)?;
+        receive_datagram(&server, length)?;
         server.send_to(&[0; 7], client.local_addr()?)?;
-        received(&client, 7)?;
+        receive_datagram(&client, 7)?;
     }
     flows(&client, &server)
 }
@@ -325,7 +325,7 @@ pub(crate) fn mapped(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
     client.send_to(&[0; 33], mapped)?;
     let (_, from) = server.recv_from(&mut [0; 64])?;
     server.send_to(&[0; 44], from)?;
-    received(&client, 44)?;
+    receive_datagram(&client, 44)?;
     Ok(both(Transport::Udp, here, there))
 }
 
@@ -344,8 +344,8 @@ pub(crate) fn multicast(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
     let (here, there) = (client.local_addr()?, SocketAddr::new(GROUP.into(), port));
     for length in [10, 20, 30] {
         client.send_to(&vec![0; length], there)?;
-        received(&first, length)?;
-        received(&second, length)?;
+        receive_datagram(&first, length)?;
+        receive_datagram(&second, length)?;
     }
     let members = ExpectedFlow { copies: 2, ..of_server(Transport::Udp, here, there) };
     Ok(vec![of_client(Transport::Udp, here, there), members])
@@ -373,7 +373,7 @@ fn flows(client: &UdpSocket, server: &UdpSocket) -> Result<Vec<ExpectedFlow>> {
 }
 
 /// Receives a datagram; fails unless it has `length` bytes.
-fn received(socket: &UdpSocket, length: usize) -> Result<()> {
+fn receive_datagram(socket: &UdpSocket, length: usize) -> Result<()> {
     let got = socket.recv(&mut vec![0; 65_536]).context("receive")?;
     ensure!(got == length, "{got} bytes arrived instead of {length}");
     Ok(())

@@ -140,7 +140,7 @@ impl Wire {
     }
 
     /// Every flow with outbound packets.
-    pub(crate) fn sent(&self) -> impl Iterator<Item = Key> {
+    pub(crate) fn outbound_flows(&self) -> impl Iterator<Item = Key> {
         self.counts.keys().copied().filter(|key| key.direction == Direction::Outbound)
     }
 
@@ -162,12 +162,12 @@ impl Wire {
     /// The packets of one direction of a flow up to a time.
     pub(crate) fn until(&self, key: Key, time: SystemTime) -> Count {
         let mut sum = Count::default();
-        self.timed(key).iter().filter(|(at, _)| *at <= time).for_each(|(_, count)| sum += *count);
+        self.packets_with_times(key).iter().filter(|(at, _)| *at <= time).for_each(|(_, count)| sum += *count);
         sum
     }
 
     /// The packets of one direction of a flow, each with its time.
-    pub(crate) fn timed(&self, key: Key) -> &[(SystemTime, Count)] {
+    pub(crate) fn packets_with_times(&self, key: Key) -> &[(SystemTime, Count)] {
         self.timed.get(&key).map_or(&[], Vec::as_slice)
     }
 

@@ -36,7 +36,7 @@ impl Policies {
     /// For the calling thread's namespace.
     pub(crate) fn new() -> Result<Self> {
         let socket = netlink_socket(NETLINK_XFRM).context("open a socket for policies")?;
-        Netlink::bound(socket, XFRMGRP_ACQUIRE).map(Self)
+        Netlink::bind(socket, XFRMGRP_ACQUIRE).map(Self)
     }
 
     /// Adds a policy for packets of a protocol to an address and port.

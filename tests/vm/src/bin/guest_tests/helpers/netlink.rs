@@ -186,11 +186,11 @@ pub(super) struct Netlink(OwnedFd);
 
 impl Netlink {
     pub(super) fn open(protocol: SockProtocol) -> Result<Self> {
-        Self::bound(socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)?, 0)
+        Self::bind(socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)?, 0)
     }
 
     /// Binds a socket and subscribes it to multicast groups, given as a mask.
-    pub(super) fn bound(netlink: OwnedFd, groups: u32) -> Result<Self> {
+    pub(super) fn bind(netlink: OwnedFd, groups: u32) -> Result<Self> {
         bind(netlink.as_raw_fd(), &NetlinkAddr::new(0, groups)).context("bind a netlink socket")?;
         Ok(Self(netlink))
     }

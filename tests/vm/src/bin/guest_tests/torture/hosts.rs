@@ -239,7 +239,7 @@ impl CapturedByHost {
 
     /// The last packets of one direction of a flow, at most `limit`, each with its time.
     pub(super) fn last(&self, host: usize, key: Key, limit: usize) -> Vec<(SystemTime, Count)> {
-        let mut packets: Vec<_> = self.0[host].iter().flat_map(|wire| wire.timed(key)).copied().collect();
+        let mut packets: Vec<_> = self.0[host].iter().flat_map(|wire| wire.packets_with_times(key)).copied().collect();
         packets.sort_by_key(|(time, _)| *time);
         packets.split_off(packets.len().saturating_sub(limit))
     }

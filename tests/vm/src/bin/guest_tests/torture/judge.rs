@@ -1,7 +1,6 @@
 //! Compares documents with reports of the workloads and with captures.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fmt;
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
@@ -9,9 +8,11 @@ use anyhow::{Context, Result, ensure};
 use humantime::format_rfc3339_micros;
 use serde_json::{Value, json};
 
-use super::hosts::{CapturedByHost, is_second_address};
+use super::differences::differences;
+use super::hosts::CapturedByHost;
 use super::ledger::{End, Entry};
-use super::plan::MPTCP;
+use super::subflows::{is_failed_subflow, is_subflow, mptcp_owners, subflow_of_server};
+use super::verdict::{Counts, Fault, Verdict};
 use crate::capture::compare::{CountDifference, LOST, MAX_TCP_OPTIONS, SEGMENTS, bytes_off, is_within_bounds, marks};
 use crate::capture::wire::{Count, Transport};
 use crate::helpers::document::{endpoint, time};
@@ -28,72 +29,14 @@ const TERMINATION: Duration = Duration::from_secs(3);
 /// How many captured packets of a flow the details of a fault show.
 const SHOWN_PACKETS: usize = 8;
 
-/// The result of a round.
-#[derive(Debug, Default)]
-pub(super) struct Verdict {
-    pub(super) counts: Counts,
-    pub(super) faults: Vec<Fault>,
-}
-
-/// Counts for the summary.
-#[derive(Debug, Default)]
-pub(super) struct Counts {
-    flows: usize,
-    documents: usize,
-    owners_right: usize,
-    owners_unknown: usize,
-    names_right: usize,
-    names_missing: usize,
-    names_not_seen: usize,
-    counters_equal: usize,
-    within_bounds: usize,
-    interim_right: usize,
-    subflows: usize,
-    subflows_not_reported: usize,
-    subflows_failed: usize,
-    marked: BTreeMap<String, usize>,
-    /// Hits that each probe missed, as the monitor counted them.
-    missed: BTreeMap<String, u64>,
-}
-
-impl fmt::Display for Counts {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { flows, documents, owners_right, owners_unknown, .. } = self;
-        let Self { names_right, names_missing, counters_equal, within_bounds, marked, .. } = self;
-        let Self { names_not_seen, interim_right, subflows, subflows_not_reported, subflows_failed, .. } = self;
-        let Self { missed, .. } = self;
-        write!(f, "{flows} flows, {documents} documents; owners: {owners_right} right, {owners_unknown} unknown; ")?;
-        write!(
-            f,
-            "names: {names_right} right, {names_missing} missing, {names_not_seen} not visible to the monitor; "
-        )?;
-        write!(
-            f,
-            "counters: {counters_equal} equal, {within_bounds} explained by marks or late packets, {interim_right} right in "
-        )?;
-        write!(f, "interim documents; subflows: {subflows}, {subflows_not_reported} not reported by a workload, ")?;
-        write!(f, "{subflows_failed} failed; ")?;
-        write!(f, "marked: {marked:?}; hits missed: {missed:?}")
-    }
-}
-
-/// A difference between the documents and the reports or captures.
-#[derive(Debug)]
-pub(super) struct Fault {
-    /// A short description; faults with the same one are counted together.
-    pub(super) kind: String,
-    /// The reports, captured counts and documents.
-    pub(super) text: String,
-}
-
 /// The reports and documents of the flows of one end with the same addresses and ports.
 #[derive(Default)]
-struct Group {
-    entries: Vec<Entry>,
+pub(super) struct Group {
+    pub(super) entries: Vec<Entry>,
     /// The last document of each flow.
-    documents: Vec<Value>,
+    pub(super) documents: Vec<Value>,
     /// Interim documents.
-    interim: Vec<Value>,
+    pub(super) interim: Vec<Value>,
 }
 
 /// The reports, documents and captures of a round.
@@ -156,48 +99,6 @@ pub(super) fn judge(data: RoundData<'_>) -> Result<Verdict> {
     Ok(verdict)
 }
 
-/// Whether a document is about a further subflow of an MPTCP connection that the kernel could not begin, because the
-/// other addresses have no route to the remote. Both ends may try.
-fn is_failed_subflow(document: &Value, groups: &HashMap<End, Group>) -> bool {
-    let remote = endpoint(document, "destination");
-    let is_of_mptcp = |entry: &Entry| {
-        let server = if entry.is_initiator() { entry.end.remote } else { entry.end.local };
-        let is_owners = entry.report["owner"]["pid"] == document["process"]["pid"];
-        server.port() == MPTCP && Some(entry.end.remote) == remote && is_owners
-    };
-    document["source"]["ip"].is_null()
-        && document["network"]["packets"] == 0
-        && document["event"]["outcome"] == "failure"
-        && groups.values().flat_map(|group| &group.entries).any(is_of_mptcp)
-}
-
-/// Reports of MPTCP connections, by host.
-fn mptcp_owners(groups: &HashMap<End, Group>) -> HashMap<usize, Vec<Entry>> {
-    let mut owners: HashMap<usize, Vec<Entry>> = HashMap::new();
-    for (end, group) in groups.iter().filter(|(end, _)| [end.local, end.remote].iter().any(|end| end.port() == MPTCP)) {
-        owners.entry(end.host).or_default().extend(group.entries.iter().cloned());
-    }
-    owners
-}
-
-/// Whether these are the addresses of a further subflow of an MPTCP connection. A workload may not report all of them,
-/// because the kernel lists only those that exist at the time.
-fn is_subflow(end: End) -> bool {
-    let is_from = |client: SocketAddr, server: SocketAddr| is_second_address(client.ip()) && server.port() == MPTCP;
-    is_from(end.local, end.remote) || is_from(end.remote, end.local)
-}
-
-/// The expected report of a subflow that the accepting end of an MPTCP connection tries to make (Linux 6.12). It is
-/// refused, because the client's port has no listener. Its owner is the process that accepted the connection.
-fn subflow_of_server(end: End, owners: &[Entry]) -> Option<Entry> {
-    let is_it =
-        |entry: &&Entry| !entry.is_initiator() && entry.end.remote == end.remote && is_second_address(end.local.ip());
-    let mut entry = Entry { end, ..owners.iter().find(is_it)?.clone() };
-    entry.report["direction"] = json!("egress");
-    entry.report["outcome"] = json!("ECONNREFUSED");
-    Some(entry)
-}
-
 /// The times at which the other end began the flows of each end.
 fn begins(groups: &HashMap<End, Group>) -> HashMap<End, Vec<SystemTime>> {
     let mut begins: HashMap<End, Vec<SystemTime>> = HashMap::new();
@@ -235,25 +136,6 @@ impl Group {
             let before = begins.iter().filter(|begin| **begin <= entry.since).max();
             entry.since = before.copied().unwrap_or(entry.since);
         }
-    }
-
-    /// The expected report of a further subflow that no workload reported: its owner has an MPTCP connection on this
-    /// host in the same direction.
-    fn unreported_subflow(&self, end: End, owners: &[Entry]) -> Option<Entry> {
-        let pid = &self.documents.first()?["process"]["pid"];
-        let is_initiator = end.remote.port() == MPTCP;
-        let is_it = |entry: &&Entry| entry.report["owner"]["pid"] == *pid && entry.is_initiator() == is_initiator;
-        owners.iter().find(is_it).map(|entry| Entry { end, ..entry.clone() })
-    }
-
-    /// Whether it is a further subflow that the accepting end reset, because its connection was closed: it was never
-    /// established and has no owner.
-    fn is_refused_join(&self, end: End) -> bool {
-        let is_unowned = |document: &Value| {
-            let owner = document.pointer("/system/audit/socket/owner").and_then(Value::as_str);
-            owner == Some("unknown") && document["event"]["outcome"] != "success"
-        };
-        is_subflow(end) && end.local.port() == MPTCP && self.documents.iter().chain(&self.interim).all(is_unowned)
     }
 
     fn judge(mut self, end: End, captured: &CapturedByHost, stopped: SystemTime, verdict: &mut Verdict) -> Result<()> {
@@ -465,90 +347,6 @@ fn brief(document: &Value) -> Value {
     Value::Object(brief)
 }
 
-/// The differences between a document and a report.
-fn differences(entry: &Entry, document: &Value, counts: &mut Counts) -> Vec<String> {
-    let mut faults = Vec::new();
-    let is_lossy = marks(document).contains(&LOST);
-    faults.extend(owner(entry, document, is_lossy, counts));
-    let direction = &document["network"]["direction"];
-    if *direction != entry.report["direction"] && !(is_lossy && direction == "unknown") {
-        faults.push(format!("direction {direction} instead of {}", entry.report["direction"]));
-    }
-    faults.extend(outcome(entry, document, is_lossy));
-    faults.extend(name(entry, document, counts));
-    let goes_on = matches!(document["event"]["reason"].as_str(), Some("shutdown" | "interim"));
-    if document["flow"]["final"] == json!(goes_on) {
-        let (is_final, reason) = (&document["flow"]["final"], &document["event"]["reason"]);
-        faults.push(format!("flow.final is {is_final}, event.reason is {reason}"));
-    }
-    faults
-}
-
-fn owner(entry: &Entry, document: &Value, is_lossy: bool, counts: &mut Counts) -> Option<String> {
-    let owner = document.pointer("/system/audit/socket/owner").and_then(Value::as_str).unwrap_or_default();
-    if owner != "process" {
-        counts.owners_unknown += 1;
-        let never_accepted = entry.report["owner"].is_null();
-        return (!is_lossy && !never_accepted).then(|| format!("owner {owner}"));
-    }
-    let wanted = &entry.report["owner"];
-    let program = wanted["executable"].as_str().unwrap_or_default();
-    let name = program.rsplit('/').next().unwrap_or_default();
-    for (what, reported, is) in [
-        ("process.pid", &document["process"]["pid"], &wanted["pid"]),
-        ("process.executable", &document["process"]["executable"], &wanted["executable"]),
-        ("process.name", &document["process"]["name"], &json!(name)),
-        ("process.args", &document["process"]["args"], &wanted["args"]),
-        ("uid", &document["system"]["audit"]["socket"]["uid"], &entry.report["uid"]),
-        ("gid", &document["system"]["audit"]["socket"]["gid"], &entry.report["gid"]),
-        ("euid", &document["system"]["audit"]["socket"]["euid"], &entry.report["euid"]),
-        ("egid", &document["system"]["audit"]["socket"]["egid"], &entry.report["egid"]),
-    ] {
-        if reported != is {
-            return Some(if reported.is_null() { format!("{what} is missing") } else { format!("{what} is wrong") });
-        }
-    }
-    counts.owners_right += 1;
-    None
-}
-
-fn outcome(entry: &Entry, document: &Value, is_lossy: bool) -> Option<String> {
-    if entry.end.transport == Transport::Udp {
-        return None;
-    }
-    let outcome = document["event"]["outcome"].as_str().unwrap_or_default();
-    let code = document["error"]["code"].as_str();
-    let is_right = match entry.text("outcome") {
-        Some("success") => outcome == "success",
-        // `error.code` is known even if the kernel only stores the ICMP error in `sk_err_soft`, because the call still
-        // holds the socket, as with a local rule or over veth.
-        expected => outcome == "failure" && code == expected,
-    };
-    (!is_right && !is_lossy)
-        .then(|| format!("outcome {outcome} {} instead of {}", code.unwrap_or(""), entry.report["outcome"]))
-}
-
-fn name(entry: &Entry, document: &Value, counts: &mut Counts) -> Option<String> {
-    let remote = if entry.is_initiator() { "destination" } else { "source" };
-    match (document[remote]["domain"].as_str(), entry.text("name")) {
-        (None, None) => None,
-        (None, Some(_)) => {
-            // The monitor sees DNS packets of the first host only.
-            match entry.end.host {
-                0 => counts.names_missing += 1,
-                _ => counts.names_not_seen += 1,
-            }
-            None
-        }
-        (Some(reported), Some(wanted)) if reported == wanted => {
-            counts.names_right += 1;
-            None
-        }
-        (Some(_), Some(_)) => Some("a name other than the one looked up".to_owned()),
-        (Some(_), None) => Some("a name that was not looked up".to_owned()),
-    }
-}
-
 /// The host of each namespace, by `kernel_net_address`. The beacons show it: datagrams to a different port on each
 /// host.
 pub(super) fn namespaces(documents: &[Value], beacons: &[SocketAddr]) -> Result<HashMap<String, usize>> {
@@ -567,20 +365,6 @@ pub(super) fn namespaces(documents: &[Value], beacons: &[SocketAddr]) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn addresses_show_a_further_subflow() {
-        let end = |local: &str, remote: &str| End {
-            host: 0,
-            transport: Transport::Tcp,
-            local: local.parse().unwrap(),
-            remote: remote.parse().unwrap(),
-        };
-        assert!(is_subflow(end("10.77.1.1:40000", "10.77.0.2:7006")));
-        assert!(is_subflow(end("[fd77::2]:7006", "[fd77:1::1]:40000")), "at the accepting end");
-        assert!(!is_subflow(end("10.77.0.1:40000", "10.77.0.2:7006")), "it is the first");
-        assert!(!is_subflow(end("10.77.1.1:7006", "10.77.0.2:40000")), "the client's address is not the second");
-    }
 
     #[test]
     fn packets_while_the_monitor_stops_may_be_missing() {

@@ -4,12 +4,15 @@
 //! (the [ledger]), captures on every interface count packets, and every document is [compared](judge) with both. The
 //! same seed repeats the plan, but not how the steps interleave.
 
+mod differences;
 mod hosts;
 mod judge;
 mod ledger;
 mod plan;
 mod random;
 mod run;
+mod subflows;
+mod verdict;
 mod words;
 mod workloads;
 
@@ -20,7 +23,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, bail};
 use socktrail_vm::{TORTURE_SECONDS_VARIABLE, TORTURE_SEED_VARIABLE, TORTURE_WITHOUT_VARIABLE};
 
-use judge::{Fault, Verdict};
+use verdict::{Fault, Verdict};
 pub(crate) use workloads::run_role;
 
 tests![random_traffic];

@@ -12,9 +12,10 @@ use anyhow::{Context, Result, anyhow, ensure};
 use nix::sys::signal::Signal;
 
 use super::hosts::{Family, HOSTS, Hosts, loopback};
-use super::judge::{RoundData, Verdict, judge, namespaces};
+use super::judge::{RoundData, judge, namespaces};
 use super::ledger::{Entry, entries};
 use super::plan::{PROGRAMS, RESOLVER, SERVERS, Step, offloads, step};
+use super::verdict::Verdict;
 use crate::capture::wire::Transport;
 use crate::helpers::process::Process;
 use crate::helpers::socktrail::Socktrail;
@@ -22,7 +23,7 @@ use crate::helpers::wait::wait_until;
 use crate::workloads::{EXECUTABLE, PROGRAM, RUN};
 
 /// The number of concurrent clients.
-const LANES: usize = 6;
+const CLIENTS: usize = 6;
 /// The monitor's options: short timeouts, so that idle flows end soon.
 const OPTIONS: &[&str] = &[
     "--flow-inactive-timeout",
@@ -129,7 +130,7 @@ fn servers(hosts: &Hosts) -> Result<Vec<(usize, Process)>> {
 fn clients(hosts: &Hosts, seed: u64, time: Duration, without: &[String]) -> Result<Vec<Entry>> {
     let (next, until) = (AtomicU64::new(0), Instant::now() + time);
     let reports = Mutex::new(Vec::new());
-    let lane = || -> Result<()> {
+    let run_steps = || -> Result<()> {
         while Instant::now() < until {
             let step = step(seed, next.fetch_add(1, Ordering::Relaxed), without);
             let entries = client(hosts, &step).with_context(|| format!("{step:?}"))?;
@@ -138,8 +139,8 @@ fn clients(hosts: &Hosts, seed: u64, time: Duration, without: &[String]) -> Resu
         Ok(())
     };
     thread::scope(|scope| {
-        let lanes: Vec<_> = (0..LANES).map(|_| scope.spawn(lane)).collect();
-        lanes.into_iter().try_for_each(|lane| lane.join().map_err(|_| anyhow!("a lane panicked"))?)
+        let threads: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(run_steps)).collect();
+        threads.into_iter().try_for_each(|thread| thread.join().map_err(|_| anyhow!("a client panicked"))?)
     })?;
     Ok(reports.into_inner().unwrap_or_else(PoisonError::into_inner))
 }

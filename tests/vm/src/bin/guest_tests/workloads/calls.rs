@@ -107,13 +107,13 @@ impl Sock {
     fn new(family: AddressFamily, kind: SockType, flags: SockFlag) -> Result<Self> {
         let fd = socket(family, kind, flags, None).context("make a socket")?;
         let number = fd.as_raw_fd();
-        let made = Self::unreported(fd, names(family, kind))?;
+        let made = Self::without_event(fd, names(family, kind))?;
         ExpectedEvent::new("socket_create", &Ok(0)).of(&made).fd(Some(number)).print()?;
         Ok(made)
     }
 
     /// A socket without an expected event.
-    fn unreported(fd: OwnedFd, (family, kind): (&'static str, &'static str)) -> Result<Self> {
+    fn without_event(fd: OwnedFd, (family, kind): (&'static str, &'static str)) -> Result<Self> {
         let inode = inode(&fd)?;
         Ok(Self { fd, family, kind, inode })
     }
@@ -162,7 +162,7 @@ impl Sock {
     /// Accepts the connection from a client with this address.
     fn accept(&self, from: SocketAddr) -> Result<Self> {
         let number = accept4(self.number(), SockFlag::SOCK_CLOEXEC).context("accept")?;
-        let accepted = Self::unreported(owned(number)?, (self.family, self.kind))?;
+        let accepted = Self::without_event(owned(number)?, (self.family, self.kind))?;
         let entry = ExpectedEvent::new("socket_accept", &Ok(0)).of(&accepted).fd(Some(self.number()));
         let entry = entry.socket("accepted_fd", number).end("source", Some(from)).end("destination", self.name());
         entry.and("/network/direction", "ingress").socket("state", "ESTABLISHED").print()?;
@@ -313,7 +313,7 @@ pub(super) fn unix(_: &[String]) -> Result<()> {
     let client = new(SockType::Stream)?;
     client.connect_unix(&long)?;
     let number = accept4(listener.number(), SockFlag::empty())?;
-    let server = Sock::unreported(owned(number)?, ("AF_UNIX", "SOCK_STREAM"))?;
+    let server = Sock::without_event(owned(number)?, ("AF_UNIX", "SOCK_STREAM"))?;
     let accepted = server.unix("socket_accept", &Ok(0), Some(&long.shown), None).fd(Some(listener.number()));
     accepted.socket("accepted_fd", number).print()?;
 
@@ -331,11 +331,11 @@ pub(super) fn unix(_: &[String]) -> Result<()> {
 
     let (one, other) = socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::empty())?;
     for fd in [&one, &other] {
-        let end = Sock::unreported(fd.try_clone()?, ("AF_UNIX", "SOCK_STREAM"))?;
+        let end = Sock::without_event(fd.try_clone()?, ("AF_UNIX", "SOCK_STREAM"))?;
         ExpectedEvent::new("socket_create", &Ok(0)).of(&end).fd(None).print()?;
     }
     for fd in [one, other] {
-        Sock::unreported(fd, ("AF_UNIX", "SOCK_STREAM"))?.close_unix("ESTABLISHED", None, None)?;
+        Sock::without_event(fd, ("AF_UNIX", "SOCK_STREAM"))?.close_unix("ESTABLISHED", None, None)?;
     }
     client.close_unix("ESTABLISHED", None, Some(&long.shown))?;
     server.close_unix("ESTABLISHED", Some(&long.shown), None)?;
@@ -357,7 +357,7 @@ pub(super) fn io_uring(arguments: &[String]) -> Result<()> {
     let there = super::address(arguments)?;
     let fd = socket(AddressFamily::Inet, SockType::Stream, SockFlag::empty(), None)?;
     let result = connect_by_io_uring(&fd, there)?;
-    let sock = Sock::unreported(fd, ("AF_INET", "SOCK_STREAM"))?;
+    let sock = Sock::without_event(fd, ("AF_INET", "SOCK_STREAM"))?;
     print_line(json!({ "inode": sock.inode, "local": sock.name().map(|name| name.to_string()), "result": result }))
 }
 

@@ -42,7 +42,7 @@ pub(super) fn serve(arguments: &[String]) -> Result<()> {
 /// `mptcp-ask PROTOCOL ADDRESS COUNT`: connects, prints its address, exchanges short messages, then COUNT messages
 /// that are larger than a segment.
 pub(super) fn ask(arguments: &[String]) -> Result<()> {
-    let (mut connection, rest) = connected(arguments)?;
+    let (mut connection, rest) = connect_to_peer(arguments)?;
     let [_, count] = rest else { bail!("a count is missing") };
     for _ in 0..SHORT_EXCHANGES {
         exchange(&mut connection, b"question")?;
@@ -56,10 +56,10 @@ pub(super) fn ask(arguments: &[String]) -> Result<()> {
 
 /// `mptcp-touch PROTOCOL ADDRESS`: connects, prints its address, and closes.
 pub(super) fn touch(arguments: &[String]) -> Result<()> {
-    connected(arguments).map(drop)
+    connect_to_peer(arguments).map(drop)
 }
 
-fn connected(arguments: &[String]) -> Result<(TcpStream, &[String])> {
+fn connect_to_peer(arguments: &[String]) -> Result<(TcpStream, &[String])> {
     let [protocol, rest @ ..] = arguments else { bail!("the protocol is missing") };
     let there = address(rest)?;
     let socket = new_socket(protocol, there)?;

@@ -22,18 +22,18 @@ pub(super) fn become_program(arguments: &[String]) -> Result<()> {
     let [method, directory, file, arguments @ ..] = arguments else {
         bail!("become METHOD DIRECTORY FILE ARGUMENTS...")
     };
-    let (directory, file) = (unescaped(directory), unescaped(file));
+    let (directory, file) = (unescape(directory), unescape(file));
     let (directory, file) = (Path::new(OsStr::from_bytes(&directory)), Path::new(OsStr::from_bytes(&file)));
     match method.as_str() {
         "path" => chdir(directory)?,
-        "descriptor" => return by_descriptor(opened(file)?, arguments),
+        "descriptor" => return by_descriptor(open_path(file)?, arguments),
         "deleted" => {
-            let open = opened(file)?;
+            let open = open_path(file)?;
             fs::remove_file(file)?;
             return by_descriptor(open, arguments);
         }
         "descriptor-path" => {
-            let open = opened(file)?;
+            let open = open_path(file)?;
             return by_path(Path::new(&format!("/proc/self/fd/{}", open.as_raw_fd())), arguments);
         }
         "memory" => {
@@ -53,12 +53,12 @@ pub(super) fn become_program(arguments: &[String]) -> Result<()> {
 }
 
 /// Escapes a name for `become`.
-pub(crate) fn escaped(path: &[u8]) -> String {
+pub(crate) fn escape(path: &[u8]) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/.-_".contains(&byte);
     path.iter().map(|&byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02x}") }).collect()
 }
 
-fn unescaped(text: &str) -> Vec<u8> {
+fn unescape(text: &str) -> Vec<u8> {
     let mut parts = text.split('%');
     let mut bytes = parts.next().unwrap_or_default().as_bytes().to_vec();
     for part in parts {
@@ -81,7 +81,7 @@ fn by_descriptor(open: OwnedFd, arguments: &[String]) -> Result<()> {
 }
 
 /// A descriptor without `O_CLOEXEC`, because a script's interpreter opens it again.
-fn opened(file: &Path) -> Result<OwnedFd> {
+fn open_path(file: &Path) -> Result<OwnedFd> {
     Ok(nix::fcntl::open(file, OFlag::O_RDONLY, Mode::empty())?)
 }
 

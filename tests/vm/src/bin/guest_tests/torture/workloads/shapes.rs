@@ -38,33 +38,33 @@ pub(super) struct Made {
 pub(super) fn client(words: &Words) -> Result<()> {
     Identity::now();
     match words.text("shape").unwrap_or("plain") {
-        "plain" => late(words),
-        "child" => child(|| late(words)),
+        "plain" => wait_and_talk(words),
+        "child" => child(|| wait_and_talk(words)),
         "orphan" => fork(|| succeeded(orphan_child(words))).map(drop).and_then(|()| await_child()),
         "thread" => in_thread(words),
-        "leaderless" => leaderless(words),
+        "leaderless" => in_thread_without_leader(words),
         "cloned-thread" => in_cloned_thread(ThreadMode::Vfork, words),
         "cloned-thread-own-files" => in_cloned_thread(ThreadMode::VforkOwnFiles, words),
-        "cloned-thread-leaderless" => cloned_leaderless(words),
+        "cloned-thread-leaderless" => in_cloned_thread_without_leader(words),
         "cloned-thread-exec" => exec_in_cloned_thread(words),
         "exec" => exec_another(words, None),
         "spawn" => spawn(words),
-        "shared-memory" => clone_with_memory(|| succeeded(late(words))).and_then(|_| await_child()),
-        "shared-files" => fork_with_files(|| succeeded(late(words))).and_then(|_| await_child()),
+        "shared-memory" => clone_with_memory(|| succeeded(wait_and_talk(words))).and_then(|_| await_child()),
+        "shared-files" => fork_with_files(|| succeeded(wait_and_talk(words))).and_then(|_| await_child()),
         "child-exec" => child(|| exec_another(words, None)),
         "thread-exec" => exec_in_thread(words),
-        "user" => set_user().and_then(|()| late(words)),
-        "acting-user" => set_effective_user().and_then(|()| late(words)),
+        "user" => set_user().and_then(|()| wait_and_talk(words)),
+        "acting-user" => set_effective_user().and_then(|()| wait_and_talk(words)),
         "socket-child" => {
-            let made = made(words, SockFlag::SOCK_CLOEXEC)?;
+            let made = make_socket(words, SockFlag::SOCK_CLOEXEC)?;
             child(move || talk(words, Some(made)))
         }
         "socket-orphan" => {
-            let made = made(words, SockFlag::SOCK_CLOEXEC)?;
+            let made = make_socket(words, SockFlag::SOCK_CLOEXEC)?;
             fork(move || succeeded(with_parent_gone(words, made))).map(drop)
         }
-        "socket-passed" => passed(words),
-        "socket-exec" => exec_another(words, Some(made(words, SockFlag::empty())?.socket)),
+        "socket-passed" => pass_socket(words),
+        "socket-exec" => exec_another(words, Some(make_socket(words, SockFlag::empty())?.socket)),
         "inherited" => {
             let socket = take_inherited(words.get("descriptor")?)?;
             talk(words, Some(Made { socket, by: Identity::now() }))
@@ -73,7 +73,7 @@ pub(super) fn client(words: &Words) -> Result<()> {
     }
 }
 
-fn late(words: &Words) -> Result<()> {
+fn wait_and_talk(words: &Words) -> Result<()> {
     sleep(Duration::from_secs(words.or("late", 0)?));
     talk(words, None)
 }
@@ -86,7 +86,7 @@ fn child(work: impl FnOnce() -> Result<()>) -> Result<()> {
 
 /// The parent of the client ends first.
 fn orphan_child(words: &Words) -> Result<()> {
-    fork(|| succeeded(late(words))).map(drop)
+    fork(|| succeeded(wait_and_talk(words))).map(drop)
 }
 
 /// Starts the client as another program by `posix_spawn(3)`, which calls `vfork(2)`.
@@ -105,15 +105,15 @@ fn with_parent_gone(words: &Words, made: Made) -> Result<()> {
 
 fn in_thread(words: &Words) -> Result<()> {
     let words = words.clone();
-    let thread = thread::Builder::new().name("a-thread".to_owned()).spawn(move || late(&words))?;
+    let thread = thread::Builder::new().name("a-thread".to_owned()).spawn(move || wait_and_talk(&words))?;
     thread.join().map_err(|_| anyhow!("the thread panicked"))?
 }
 
 /// The main thread ends; another one runs the client, and then ends the process.
-fn leaderless(words: &Words) -> Result<()> {
+fn in_thread_without_leader(words: &Words) -> Result<()> {
     let words = words.clone();
     thread::spawn(move || {
-        let status = i32::from(!succeeded(late(&words)));
+        let status = i32::from(!succeeded(wait_and_talk(&words)));
         std::process::exit(status);
     });
     exit_thread()
@@ -123,16 +123,16 @@ fn leaderless(words: &Words) -> Result<()> {
 fn in_cloned_thread(mode: ThreadMode, words: &Words) -> Result<()> {
     let has_succeeded = Arc::new(AtomicBool::new(false));
     let (words, result) = (words.clone(), Arc::clone(&has_succeeded));
-    clone_thread(mode, move || result.store(succeeded(late(&words)), Ordering::Release))?;
+    clone_thread(mode, move || result.store(succeeded(wait_and_talk(&words)), Ordering::Release))?;
     ensure!(has_succeeded.load(Ordering::Acquire), "the thread failed");
     Ok(())
 }
 
-/// Like [`leaderless`], with a thread that the C library does not know.
-fn cloned_leaderless(words: &Words) -> Result<()> {
+/// Like [`in_thread_without_leader`], with a thread that the C library does not know.
+fn in_cloned_thread_without_leader(words: &Words) -> Result<()> {
     let words = words.clone();
     clone_thread(ThreadMode::Concurrent, move || {
-        let status = i32::from(!succeeded(late(&words)));
+        let status = i32::from(!succeeded(wait_and_talk(&words)));
         std::process::exit(status);
     })?;
     exit_thread()
@@ -173,7 +173,7 @@ fn exec_in_thread(words: &Words) -> Result<()> {
 }
 
 /// The socket's owner is the process that made it, although another one connects it.
-fn passed(words: &Words) -> Result<()> {
+fn pass_socket(words: &Words) -> Result<()> {
     let (mut here, mut there) = UnixStream::pair()?;
     let by = Identity::now();
     fork(|| {
@@ -182,14 +182,14 @@ fn passed(words: &Words) -> Result<()> {
             talk(words, Some(Made { socket, by }))
         }))
     })?;
-    let made = made(words, SockFlag::SOCK_CLOEXEC)?;
+    let made = make_socket(words, SockFlag::SOCK_CLOEXEC)?;
     send_descriptor(&here, &made.socket)?;
     drop(made);
     here.write_all(b".")?;
     await_child()
 }
 
-fn made(words: &Words, flags: SockFlag) -> Result<Made> {
+fn make_socket(words: &Words, flags: SockFlag) -> Result<Made> {
     let to: SocketAddr = words.get("to")?;
     Ok(Made { socket: tcp::socket(words, to, flags)?, by: Identity::now() })
 }

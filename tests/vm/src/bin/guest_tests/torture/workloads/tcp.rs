@@ -80,7 +80,7 @@ fn connection(words: &Words, made: Option<Made>, name: Option<&str>) -> Result<(
         let from = SocketAddr::new(unspecified.ip(), port.parse()?);
         bind(socket.as_raw_fd(), &SockaddrStorage::from(from)).with_context(|| format!("bind to {from}"))?;
     }
-    let connected = connected(words, &socket, to);
+    let connected = connect_socket(words, &socket, to);
     let local = address_of(&socket)?;
     match connected {
         Ok(()) => {
@@ -108,7 +108,7 @@ fn is_v4(words: &Words, to: SocketAddr) -> bool {
     to.is_ipv4() && words.text("mapped").is_none()
 }
 
-fn connected(words: &Words, socket: &OwnedFd, to: SocketAddr) -> Result<(), Errno> {
+fn connect_socket(words: &Words, socket: &OwnedFd, to: SocketAddr) -> Result<(), Errno> {
     let to = match to {
         SocketAddr::V4(to) if !is_v4(words, to.into()) => SocketAddr::new(to.ip().to_ipv6_mapped().into(), to.port()),
         to => to,

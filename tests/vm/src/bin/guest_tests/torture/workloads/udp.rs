@@ -29,17 +29,17 @@ pub(super) fn serve(words: &Words) -> Result<()> {
     Identity::now();
     match words.text("serve").unwrap_or("one") {
         "one" => {
-            let socket = bound(words)?;
+            let socket = bind(words)?;
             print_line("ready")?;
             answer(words, &socket)
         }
         "reuseport" => {
             for _ in 1..SHARERS {
-                fork(|| succeeded(end_with_parent().and_then(|()| answer(words, &bound(words)?))))?;
+                fork(|| succeeded(end_with_parent().and_then(|()| answer(words, &bind(words)?))))?;
             }
             // Once all are bound, the kernel always chooses the same socket for a remote.
             sleep(Duration::from_secs(2));
-            let socket = bound(words)?;
+            let socket = bind(words)?;
             print_line("ready")?;
             answer(words, &socket)
         }
@@ -47,7 +47,7 @@ pub(super) fn serve(words: &Words) -> Result<()> {
     }
 }
 
-fn bound(words: &Words) -> Result<UdpSocket> {
+fn bind(words: &Words) -> Result<UdpSocket> {
     let at: SocketAddr = words.get("at")?;
     let family =
         if at.is_ipv4() { nix::sys::socket::AddressFamily::Inet } else { nix::sys::socket::AddressFamily::Inet6 };

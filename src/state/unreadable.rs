@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use hashbrown::HashMap;
 
 use super::flows::FlowId;
-use crate::model::event::Unreadable;
+use crate::model::event::UnreadablePacket;
 use crate::model::flow::Transport;
 use crate::model::kernel_address::NetAddress;
 use crate::model::time::MonotonicTime;
@@ -24,8 +24,8 @@ pub struct Ports {
 
 impl Ports {
     /// The ports of a packet, if they could be read.
-    pub fn of(packet: &Unreadable) -> Option<Self> {
-        let Unreadable { net, transport, ports, .. } = *packet;
+    pub fn of(packet: &UnreadablePacket) -> Option<Self> {
+        let UnreadablePacket { net, transport, ports, .. } = *packet;
         ports.map(|(local, remote)| Self { net, transport, local, remote })
     }
 
@@ -37,7 +37,7 @@ impl Ports {
 
 /// The latest conversations with packets whose headers could not be read.
 #[derive(Debug, Default)]
-pub struct UnparsedPackets {
+pub struct UnreadablePackets {
     /// The time of the last such packet of each conversation.
     last: HashMap<Ports, MonotonicTime, foldhash::fast::RandomState>,
     /// The conversations, the oldest first.
@@ -46,7 +46,7 @@ pub struct UnparsedPackets {
     pub forgotten: u64,
 }
 
-impl UnparsedPackets {
+impl UnreadablePackets {
     /// Remembers a packet's conversation. If there are too many, the oldest is removed.
     pub fn note(&mut self, now: MonotonicTime, ports: Ports) {
         if self.last.insert(ports, now).is_some() {
@@ -80,32 +80,32 @@ mod tests {
 
     #[test]
     fn a_conversation_is_known_by_its_ports() {
-        let mut unparsed = UnparsedPackets::default();
-        assert!(!unparsed.had_packet_since(ports(1, 2), monotonic(0)));
-        unparsed.note(monotonic(100), ports(1, 2));
-        assert!(unparsed.had_packet_since(ports(1, 2), monotonic(100)));
-        assert!(!unparsed.had_packet_since(ports(1, 2), monotonic(101)), "long ago");
+        let mut unreadable = UnreadablePackets::default();
+        assert!(!unreadable.had_packet_since(ports(1, 2), monotonic(0)));
+        unreadable.note(monotonic(100), ports(1, 2));
+        assert!(unreadable.had_packet_since(ports(1, 2), monotonic(100)));
+        assert!(!unreadable.had_packet_since(ports(1, 2), monotonic(101)), "long ago");
         assert!(
-            !unparsed.had_packet_since(ports(2, 1), monotonic(0))
-                && !unparsed.had_packet_since(Ports { net: NetAddress::new(NET + 1), ..ports(1, 2) }, monotonic(0))
+            !unreadable.had_packet_since(ports(2, 1), monotonic(0))
+                && !unreadable.had_packet_since(Ports { net: NetAddress::new(NET + 1), ..ports(1, 2) }, monotonic(0))
         );
-        unparsed.note(monotonic(200), ports(1, 2));
-        assert!(unparsed.had_packet_since(ports(1, 2), monotonic(200)));
+        unreadable.note(monotonic(200), ports(1, 2));
+        assert!(unreadable.had_packet_since(ports(1, 2), monotonic(200)));
     }
 
     #[test]
     fn only_so_many_are_remembered() {
-        let mut unparsed = UnparsedPackets::default();
+        let mut unreadable = UnreadablePackets::default();
         for port in 0..=u16::try_from(MAX_CONVERSATIONS).unwrap() {
-            unparsed.note(monotonic(u64::from(port)), ports(port, 80));
-            unparsed.note(monotonic(u64::from(port)), ports(port, 80));
+            unreadable.note(monotonic(u64::from(port)), ports(port, 80));
+            unreadable.note(monotonic(u64::from(port)), ports(port, 80));
         }
         assert!(
-            !unparsed.had_packet_since(ports(0, 80), monotonic(0))
-                && unparsed.had_packet_since(ports(1, 80), monotonic(0))
+            !unreadable.had_packet_since(ports(0, 80), monotonic(0))
+                && unreadable.had_packet_since(ports(1, 80), monotonic(0))
         );
         assert_eq!(
-            (unparsed.last.len(), unparsed.order.len(), unparsed.forgotten),
+            (unreadable.last.len(), unreadable.order.len(), unreadable.forgotten),
             (MAX_CONVERSATIONS, MAX_CONVERSATIONS, 1)
         );
     }

@@ -32,8 +32,8 @@ const OVERHEAD: u64 = 32;
 
 /// All spools, each with its sender.
 #[derive(Debug)]
-pub(super) struct Lanes {
-    lanes: Vec<Lane>,
+pub(super) struct SendingSpools {
+    spools: Vec<SendingSpool>,
     /// The directory's own spool, if it is not in use. It is kept only for its lock, which excludes other processes.
     _all: Option<Spool>,
     max_size: u64,
@@ -42,7 +42,7 @@ pub(super) struct Lanes {
 
 /// A spool with its sender.
 #[derive(Debug)]
-pub(super) struct Lane {
+pub(super) struct SendingSpool {
     kinds: Vec<Kind>,
     shared: Arc<Shared>,
     sender: JoinHandle<()>,
@@ -73,7 +73,7 @@ impl Shared {
     }
 }
 
-impl Lanes {
+impl SendingSpools {
     /// Opens all spools and starts to send.
     pub(super) fn start(options: ElasticsearchOptions, meter: &Arc<Meter>) -> Result<Self, OutputError> {
         let client = Client::new(options.client.clone())?;
@@ -112,33 +112,33 @@ impl Lanes {
                 ahead: None,
                 refused: 0,
             };
-            Lane::start(kinds, shared, sender)
+            SendingSpool::start(kinds, shared, sender)
         };
-        let lanes = spools.into_iter().map(start).collect::<Result<_, _>>()?;
-        Ok(Self { lanes, _all: all, max_size: options.spool.max_size, meter: Arc::clone(meter) })
+        let spools = spools.into_iter().map(start).collect::<Result<_, _>>()?;
+        Ok(Self { spools, _all: all, max_size: options.spool.max_size, meter: Arc::clone(meter) })
     }
 
     /// All spools with their senders.
-    pub(super) fn each(&self) -> impl Iterator<Item = &Lane> {
-        self.lanes.iter()
+    pub(super) fn each(&self) -> impl Iterator<Item = &SendingSpool> {
+        self.spools.iter()
     }
 
     /// Writes documents to their spools. If the disk cannot take them, they wait in memory, and the error has the reason.
     pub(super) fn push(&self, batch: &Batch) -> Result<(), OutputError> {
         let mut pushed = Ok(());
-        for (at, lane) in self.lanes.iter().enumerate() {
-            let takes = |kind: Kind| lane.kinds.contains(&kind);
+        for (at, one) in self.spools.iter().enumerate() {
+            let takes = |kind: Kind| one.kinds.contains(&kind);
             let bytes = |(kind, document): (Kind, &[u8])| takes(kind).then_some(document.len() as u64 + OVERHEAD);
             let bytes: u64 = batch.documents().filter_map(bytes).sum();
             if bytes == 0 {
                 continue;
             }
             let max_size = self.make_room(at, bytes);
-            if let Some(spool) = &mut *lane.shared.spool() {
+            if let Some(spool) = &mut *one.shared.spool() {
                 spool.set_max_size(max_size);
                 pushed = pushed.and(spool.push_of(batch, takes));
             }
-            lane.shared.changed.notify_all();
+            one.shared.changed.notify_all();
         }
         pushed
     }
@@ -150,12 +150,12 @@ impl Lanes {
             // First drop segments whose documents were all sent, and which are kept only because they can still be
             // written to.
             let size = |spool: &Spool| (spool.is_empty() && spool.size() > 0, spool.size());
-            let sizes = self.lanes.iter().map(|lane| lane.shared.spool().as_ref().map_or((false, 0), size));
+            let sizes = self.spools.iter().map(|one| one.shared.spool().as_ref().map_or((false, 0), size));
             let sizes: Vec<(bool, u64)> = sizes.collect();
             let others = sizes.iter().map(|(_, size)| size).sum::<u64>() - sizes[of].1;
             let largest = (0..sizes.len()).max_by_key(|&at| sizes[at]).unwrap_or(of);
             let by_itself = largest == of && !sizes[of].0;
-            if by_itself || !self.lanes[largest].drop_oldest() {
+            if by_itself || !self.spools[largest].drop_oldest() {
                 return self.max_size.saturating_sub(others);
             }
         }
@@ -165,16 +165,16 @@ impl Lanes {
     /// Ends the senders at the deadline at the latest. Documents that are not sent stay in the spools. Documents that are not in a
     /// spool are added to `left`.
     pub(super) fn close(self, deadline: Instant, left: &mut Batch) -> Result<(), OutputError> {
-        for lane in &self.lanes {
-            *lane.shared.deadline.lock() = Some(deadline);
+        for one in &self.spools {
+            *one.shared.deadline.lock() = Some(deadline);
             // Done under the lock, so that a sender that is about to wait cannot miss it.
-            let spool = lane.shared.spool();
-            lane.shared.changed.notify_all();
+            let spool = one.shared.spool();
+            one.shared.changed.notify_all();
             drop(spool);
         }
         let mut closed = Ok(());
-        for lane in self.lanes {
-            closed = closed.and(lane.close(deadline, left));
+        for one in self.spools {
+            closed = closed.and(one.close(deadline, left));
         }
         closed
     }
@@ -193,7 +193,7 @@ impl Shared {
     }
 }
 
-impl Lane {
+impl SendingSpool {
     fn start(kinds: Vec<Kind>, shared: Arc<Shared>, sender: Sender) -> Result<Self, OutputError> {
         let sender = std::thread::Builder::new().name("output-sender".to_owned()).spawn(move || sender.run());
         let sender = sender
@@ -245,7 +245,7 @@ mod tests {
     const MAX_SIZE: u64 = 40_000;
 
     /// A server that cannot be reached, so that everything stays in the spools.
-    fn lanes(folder: &Path, index: &str) -> Lanes {
+    fn start_spools(folder: &Path, index: &str) -> SendingSpools {
         let hosts = vec!["http://127.0.0.1:1".to_owned()];
         let (timeout, long) = (Duration::from_secs(1), Duration::from_secs(3600));
         let client = ClientOptions {
@@ -266,7 +266,7 @@ mod tests {
             sync: long,
             dead_letters: folder.join("dead"),
         };
-        Lanes::start(options, &Arc::new(Meter::default())).unwrap()
+        SendingSpools::start(options, &Arc::new(Meter::default())).unwrap()
     }
 
     fn batch(kind: Kind, count: usize) -> Batch {
@@ -276,38 +276,38 @@ mod tests {
     }
 
     /// How many documents wait, for each spool by its name.
-    fn waiting(lanes: &Lanes) -> Vec<(&'static str, u64)> {
-        let waiting = |lane: &Lane| lane.shared.spool().as_ref().map_or(0, Spool::waiting);
-        lanes.each().map(|lane| (lane.shared.name, waiting(lane))).collect()
+    fn waiting(spools: &SendingSpools) -> Vec<(&'static str, u64)> {
+        let waiting = |one: &SendingSpool| one.shared.spool().as_ref().map_or(0, Spool::waiting);
+        spools.each().map(|one| (one.shared.name, waiting(one))).collect()
     }
 
-    fn close(lanes: Lanes) {
-        lanes.close(Instant::now(), &mut Batch::default()).unwrap();
+    fn close(spools: SendingSpools) {
+        spools.close(Instant::now(), &mut Batch::default()).unwrap();
     }
 
     #[test]
     fn each_kind_waits_in_its_own_spool() {
         let folder = TempDir::new().unwrap();
-        let lanes = lanes(folder.path(), APART);
+        let spools = start_spools(folder.path(), APART);
         let mut both = batch(Kind::Flow, 3);
         both.push_json(Kind::SocketEvent, b"{}");
-        lanes.push(&both).unwrap();
-        assert_eq!(waiting(&lanes), [("flow", 3), ("event", 1), ("sensor", 0), ("loss", 0)]);
-        close(lanes);
+        spools.push(&both).unwrap();
+        assert_eq!(waiting(&spools), [("flow", 3), ("event", 1), ("sensor", 0), ("loss", 0)]);
+        close(spools);
     }
 
     #[test]
     fn what_another_configuration_left_is_sent_from_where_it_is() {
         let folder = TempDir::new().unwrap();
         let none = [("event", 0), ("sensor", 0), ("loss", 0)];
-        let apart = lanes(folder.path(), APART);
+        let apart = start_spools(folder.path(), APART);
         apart.push(&batch(Kind::Flow, 2)).unwrap();
         close(apart);
-        let together = lanes(folder.path(), TOGETHER);
+        let together = start_spools(folder.path(), TOGETHER);
         together.push(&batch(Kind::SocketEvent, 1)).unwrap();
         assert_eq!(waiting(&together), [("flow", 2), (ALL, 1)]);
         close(together);
-        let apart = lanes(folder.path(), APART);
+        let apart = start_spools(folder.path(), APART);
         assert_eq!(waiting(&apart), [&[("flow", 2)], &none[..], &[(ALL, 1)]].concat());
         close(apart);
     }
@@ -315,45 +315,45 @@ mod tests {
     #[test]
     fn the_largest_spool_makes_room_for_the_others() {
         let folder = TempDir::new().unwrap();
-        let lanes = lanes(folder.path(), APART);
-        lanes.push(&batch(Kind::Flow, 85)).unwrap();
-        assert_eq!(waiting(&lanes)[0], ("flow", 85), "there is room");
-        (0..30).for_each(|_| lanes.push(&batch(Kind::SocketEvent, 1)).unwrap());
-        let [(_, flows), (_, events), ..] = waiting(&lanes)[..] else { panic!("a spool for each kind") };
+        let spools = start_spools(folder.path(), APART);
+        spools.push(&batch(Kind::Flow, 85)).unwrap();
+        assert_eq!(waiting(&spools)[0], ("flow", 85), "there is room");
+        (0..30).for_each(|_| spools.push(&batch(Kind::SocketEvent, 1)).unwrap());
+        let [(_, flows), (_, events), ..] = waiting(&spools)[..] else { panic!("a spool for each kind") };
         assert!(events == 30 && (40..75).contains(&flows), "{flows} flows, {events} events");
-        assert!(lanes.meter.spool_bytes.get() <= MAX_SIZE);
-        close(lanes);
+        assert!(spools.meter.spool_bytes.get() <= MAX_SIZE);
+        close(spools);
     }
 
     /// Of what was sent, the segment that can still be written to is kept: it is the first to go, however small it is.
     #[test]
     fn what_was_sent_makes_room_before_what_was_not() {
         let folder = TempDir::new().unwrap();
-        let lanes = lanes(folder.path(), APART);
-        lanes.push(&batch(Kind::SocketEvent, 3)).unwrap();
-        let events = lanes.each().find(|lane| lane.kinds == [Kind::SocketEvent]).expect("a spool for each kind");
+        let spools = start_spools(folder.path(), APART);
+        spools.push(&batch(Kind::SocketEvent, 3)).unwrap();
+        let events = spools.each().find(|one| one.kinds == [Kind::SocketEvent]).expect("a spool for each kind");
         let mut spool = events.shared.spool();
         let events = spool.as_mut().unwrap();
         let sent = events.next(3, 1 << 20).unwrap().unwrap();
-        events.done(&sent).unwrap();
+        events.acknowledge(&sent).unwrap();
         assert!(events.is_empty() && events.size() > 0);
         drop(spool);
         let one = batch(Kind::Flow, 1).documents().map(|(_, document)| document.len() as u64 + OVERHEAD).sum::<u64>();
         let mut flows = 0;
-        while lanes.meter.spool_bytes.get() + one <= MAX_SIZE {
-            lanes.push(&batch(Kind::Flow, 1)).unwrap();
+        while spools.meter.spool_bytes.get() + one <= MAX_SIZE {
+            spools.push(&batch(Kind::Flow, 1)).unwrap();
             flows += 1;
         }
-        lanes.push(&batch(Kind::Sensor, 1)).unwrap();
-        assert_eq!(waiting(&lanes), [("flow", flows), ("event", 0), ("sensor", 1), ("loss", 0)]);
-        assert_eq!(lanes.meter.spool_dropped.get(), 0);
-        close(lanes);
+        spools.push(&batch(Kind::Sensor, 1)).unwrap();
+        assert_eq!(waiting(&spools), [("flow", flows), ("event", 0), ("sensor", 1), ("loss", 0)]);
+        assert_eq!(spools.meter.spool_dropped.get(), 0);
+        close(spools);
     }
 
     #[test]
     fn what_waits_in_memory_is_given_back_at_the_end() {
         let folder = TempDir::new().unwrap();
-        let lanes = lanes(folder.path(), APART);
+        let spools = start_spools(folder.path(), APART);
         // A folder in place of their first segment makes the disk refuse.
         for kind in ["flow", "event"] {
             std::fs::create_dir(folder.path().join(format!("spool/{kind}/{:016}.spool", 1))).unwrap();
@@ -361,9 +361,9 @@ mod tests {
         let mut mixed = batch(Kind::Flow, 2);
         mixed.push_json(Kind::SocketEvent, b"{}");
         mixed.push_json(Kind::Sensor, b"{}");
-        assert!(lanes.push(&mixed).is_err());
+        assert!(spools.push(&mixed).is_err());
         let mut left = Batch::default();
-        assert!(lanes.close(Instant::now(), &mut left).is_err());
+        assert!(spools.close(Instant::now(), &mut left).is_err());
         let kinds: Vec<_> = left.documents().map(|(kind, _)| kind).collect();
         assert_eq!(kinds, [Kind::Flow, Kind::Flow, Kind::SocketEvent], "the sensor event is on the disk");
     }

@@ -1,11 +1,11 @@
 //! Packets whose headers could not be read.
 
 use super::*;
-use crate::model::event::Unreadable;
+use crate::model::event::UnreadablePacket;
 
 /// A packet whose other fields could not be read.
 fn unreadable(transport: Transport, sock: u64, ports: Option<(u16, u16)>) -> EventKind {
-    EventKind::Unreadable(Unreadable { net: NET, transport, sock: SockAddress::new(sock), ports })
+    EventKind::UnreadablePacket(UnreadablePacket { net: NET, transport, sock: SockAddress::new(sock), ports })
 }
 
 #[test]
