@@ -20,6 +20,8 @@ use crate::{Error, Fetch, Format, FormatField, Place, Record, Type, Value};
 pub(crate) const PIECE_INFIX: &str = "_piece_";
 /// What some kernels write for a string that they could not read (`FAULT_STRING`).
 const FAULT: &[u8] = b"(fault)";
+/// How the kernel's formats describe a word that locates a value elsewhere in the record.
+const LOCATED: &str = "__data_loc";
 /// The maximum number of pieces: one bit each in [`Waiting`].
 const MAX_PIECES: usize = u64::BITS as usize;
 
@@ -123,10 +125,13 @@ pub(crate) fn joined(
     if start + fetched != size || events.len() > MAX_PIECES {
         return Err(unfit(&first.name, "its values are not those that were asked for"));
     }
-    if let [piece] = &pieces[..]
-        && piece.is_whole()
-    {
-        pieces.clear();
+    match &pieces[..] {
+        [piece] if piece.is_whole() => pieces.clear(),
+        // The place that such a word locates is not in the whole record.
+        _ if fetches.iter().any(|fetch| fetch.kind == Type::String) => {
+            return Err(unfit(&first.name, "a probe of several events has a string without a window"));
+        }
+        _ => {}
     }
     if order == Order::Reversed {
         pieces.reverse();
@@ -141,10 +146,10 @@ fn piece(format: &Format, parts: &[Part], start: usize) -> Result<Piece, Error> 
     let fields = format.fields.get(format.fields.len().saturating_sub(parts.len())..).unwrap_or_default();
     for (field, part) in fields.iter().zip(parts) {
         let (from, to) = (usize::from(field.offset), start + part.at);
-        if part.is_string != field.kind.starts_with("__data_loc") {
-            return Err(unfit(&format.name, "a string is a number, or a number is a string"));
-        }
         if part.is_string {
+            if !field.kind.starts_with(LOCATED) {
+                return Err(unfit(&format.name, "a string is a number"));
+            }
             let word = Place { offset: field.offset, size: field.size };
             values.push(Values::String { word, window: to..to + part.size });
             continue;
@@ -167,7 +172,7 @@ fn field(fetch: &Fetch<'_>, offset: usize) -> Result<FormatField, Error> {
     let (kind, signed) = match fetch.kind {
         Type::Bytes(count) => (format!("u8[{count}]"), false),
         Type::Words(count) | Type::StringWindow(count) => (format!("u64[{count}]"), false),
-        Type::String => ("__data_loc char[]".to_owned(), true),
+        Type::String => (format!("{LOCATED} char[]"), true),
         kind => (kind.to_string(), matches!(kind, Type::S8 | Type::S16 | Type::S32 | Type::S64)),
     };
     let number = |n: usize| u16::try_from(n).map_err(|_| unfit(&fetch.name, "it lies beyond what a record may have"));

@@ -111,6 +111,21 @@ fn the_format_is_that_of_a_kernel_with_arrays() {
     }
 }
 
+/// For instance `$comm`, beside an address.
+#[test]
+fn a_string_beside_an_array_needs_a_single_event() {
+    let fetches =
+        [("words", Type::Words(2)), ("comm", Type::String)].map(|(name, kind)| Fetch::new(name, "+0({a})", kind));
+    let [words, comm] = [[("u64", "words_0", 8), ("u64", "words_8", 8)], [("__data_loc char[]", "comm", 4); 2]];
+    let parts = [number(0, 8), number(8, 8), number(16, 4)];
+    let one = one_event(7, &[words[0], words[1], comm[0]]);
+    let (format, pieces) = joined(&fetches, &[(one.clone(), &parts[..])], Order::Reversed).unwrap();
+    assert!(pieces.pieces.is_empty());
+    assert_eq!(format.field("comm"), one.field("comm"));
+    let two = [(one_event(7, &words), &parts[..2]), (one_event(8, &comm[..1]), &parts[2..])];
+    assert!(joined(&fetches, &two, Order::Reversed).is_err());
+}
+
 #[test]
 fn pieces_are_one_record_at_the_last_ones_time() {
     let (_, pieces) = two();
