@@ -131,11 +131,15 @@ impl Group {
         let place = place.filter(|_| kind == ProbeKind::Kprobe || features.maxactive);
         let quicker = place.and_then(|place| request.events(&place).ok());
         let (probes, events) = add_quicker_or(quicker, by_name, |events| self.add(function, events))?;
-        let format = |event: &Event| Ok((self.events.tracefs.format(&self.name, &event.name)?, event.count));
+        let format = |event: &Event| self.events.tracefs.format(&self.name, &event.name);
         let formats = events.iter().map(format).collect::<Result<Vec<_>, Error>>()?;
         let (format, pieces) = match &formats[..] {
-            [(format, _)] if features.arrays => (format.clone(), Pieces::default()),
-            formats => pieces::joined(&request.fetchable(), formats)?,
+            [format] if features.arrays => (format.clone(), Pieces::default()),
+            formats => {
+                let parts = events.iter().map(|event| &event.parts[..]);
+                let events: Vec<_> = formats.iter().cloned().zip(parts).collect();
+                pieces::joined(&request.fetchable(), &events, request.order())?
+            }
         };
         Ok(Installed { format, pieces, probes })
     }
@@ -429,7 +433,7 @@ mod tests {
             features,
         };
         let events = |place| request.events(place).unwrap();
-        let counts = |events: &[Event]| events.iter().map(|event| event.count).collect::<Vec<_>>();
+        let counts = |events: &[Event]| events.iter().map(|event| event.parts.len()).collect::<Vec<_>>();
         let (quicker, others) = (counts(&events("0xffff")), counts(&events(function)));
         assert_ne!(quicker, others);
         let added = |accepts: fn(&str) -> bool| {

@@ -116,4 +116,4 @@ pub use probe::{Fetch, Target};
 pub use rings::{CpuChanges, Rings, Waker};
 pub use sample::{Decoder, Field, Place, Sample};
 pub use tracefs::{Features, Tracefs};
-pub use value::{Array, SignedWord, Text, Type, Value, Word, WordSize};
+pub use value::{Array, SignedWord, StringWindow, Text, Type, Value, Word, WordSize};

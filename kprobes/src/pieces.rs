@@ -1,24 +1,59 @@
 //! Arrays on kernels that cannot fetch them, and probes that fetch more than one event can hold.
 //!
-//! Before Linux 4.20 a fetch argument is a single value, so an array is fetched word by word. If there are more words
-//! than one event may have, the probe is divided into several events on the same function. Each hit then writes one
-//! record for each event. These are pieces of the single record that a newer kernel would write; the [`Joiner`] puts
-//! them together.
+//! Before Linux 4.20 a fetch argument is a single value, so an array is fetched word by word, and the window of a string
+//! as the string itself. If there are more values than one event may have, the probe is divided into several events on
+//! the same function. Each hit then writes one record for each event. These are pieces of the single record that a newer
+//! kernel would write; the [`Joiner`] puts them together.
+//!
+//! Strings have events of their own, because the kernel drops a record that is too large for perf (`PERF_MAX_TRACE_SIZE`
+//! is 2048 before Linux 5.16), and the fetch of a string has no limit below 4096 bytes. The windows of a dropped record's
+//! strings are empty in the whole record. The other values of a hit are never dropped with them.
 
 use std::mem;
 use std::ops::Range;
 
 use crate::expression::Expression;
-use crate::{Error, Fetch, Format, FormatField, Record, Type};
+use crate::value::located;
+use crate::{Error, Fetch, Format, FormatField, Place, Record, Type, Value};
 
 /// The text between the name of a probe and the number of a further piece.
 pub(crate) const PIECE_INFIX: &str = "_piece_";
+/// What some kernels write for a string that they could not read (`FAULT_STRING`).
+const FAULT: &[u8] = b"(fault)";
+/// How the kernel's formats describe a word that locates a value elsewhere in the record.
+const LOCATED: &str = "__data_loc";
+/// The maximum number of pieces: one bit each in [`Waiting`].
+const MAX_PIECES: usize = u64::BITS as usize;
+
+/// A value of an event, and its place in the whole record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Part {
+    /// Bytes from the first value of the whole record.
+    pub(crate) at: usize,
+    /// Its size there, in bytes.
+    pub(crate) size: usize,
+    /// Whether it is the window of a string that the event has as a `string`.
+    pub(crate) is_string: bool,
+}
+
+/// The order in which the events of one hit write their records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// As they were added.
+    Added,
+    /// The last added first.
+    Reversed,
+}
 
 /// The pieces of a record that the kernel does not write as a whole.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Pieces {
-    /// Empty if the kernel writes one record for each hit.
+    /// In the order in which they arrive. Empty if the kernel writes one record for each hit.
     pub(crate) pieces: Vec<Piece>,
+    /// The `common_type` of the whole record.
+    id: u16,
+    /// The size of what comes before the first value, in bytes. It is the same in all pieces.
+    head: usize,
     /// The size of the whole record in bytes.
     size: usize,
 }
@@ -28,10 +63,24 @@ pub(crate) struct Pieces {
 pub(crate) struct Piece {
     /// Its `common_type`.
     pub(crate) id: u32,
-    /// The place of its values in its own records.
-    values: Range<usize>,
-    /// Their place in the whole record.
-    at: usize,
+    values: Vec<Values>,
+}
+
+/// Values of an event, and where they go in the whole record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Values {
+    /// Numbers that lie next to each other in both.
+    Numbers {
+        /// Their place in the event's record.
+        from: Range<usize>,
+        to: usize,
+    },
+    /// A string.
+    String {
+        /// The place of the word that locates it.
+        word: Place,
+        window: Range<usize>,
+    },
 }
 
 /// An array as single values, each with its offset in the array. `None` if the array is not read from memory.
@@ -49,48 +98,81 @@ pub(crate) fn single_values(array: &Expression) -> Option<Vec<(usize, Expression
 
 /// Whether only newer kernels fetch this type as one value.
 pub(crate) fn is_array(kind: Type) -> bool {
-    matches!(kind, Type::Bytes(_) | Type::Words(_))
+    matches!(kind, Type::Bytes(_) | Type::Words(_) | Type::StringWindow(_))
 }
 
 /// The format of the record that `fetches` ask for, and its pieces. `events` has the format of each event that fetches
-/// a part of it, with the number of its single values.
-pub(crate) fn joined(fetches: &[Fetch<'_>], events: &[(Format, usize)]) -> Result<(Format, Pieces), Error> {
-    let (first, count) = events.first().ok_or_else(|| unfit("no event", ""))?;
-    let head = first.fields.len().saturating_sub(*count);
-    let start = first.fields.get(head).map_or(0, |field| usize::from(field.offset));
-    let mut pieces = Pieces { pieces: Vec::new(), size: start };
-    for (format, count) in events {
-        let values = format.fields.get(format.fields.len().saturating_sub(*count)..).unwrap_or_default();
-        let begin = values.first().map_or(0, |field| usize::from(field.offset));
-        let size: usize = values.iter().map(|field| usize::from(field.size)).sum();
-        let end = values.last().map_or(0, |field| usize::from(field.offset) + usize::from(field.size));
-        if end - begin != size {
-            return Err(unfit(&format.name, "its values do not lie next to each other"));
-        }
-        pieces.pieces.push(Piece { id: format.id, values: begin..end, at: pieces.size });
-        pieces.size += size;
-    }
+/// a part of it, in the order in which they were added, with its values.
+pub(crate) fn joined(
+    fetches: &[Fetch<'_>],
+    events: &[(Format, &[Part])],
+    order: Order,
+) -> Result<(Format, Pieces), Error> {
+    let (first, parts) = events.first().ok_or_else(|| unfit("no event", ""))?;
+    let head = first.fields.len().saturating_sub(parts.len());
+    let start = match first.fields.get(head) {
+        Some(value) => usize::from(value.offset),
+        None => first.fields.last().map_or(0, |last| usize::from(last.offset) + usize::from(last.size)),
+    };
+    let mut pieces = events.iter().map(|(format, parts)| piece(format, parts, start)).collect::<Result<Vec<_>, _>>()?;
     let mut fields = first.fields[..head].to_vec();
-    let mut offset = start;
+    let mut size = start;
     for fetch in fetches {
-        fields.push(field(fetch, offset)?);
-        offset += fetch.kind.size();
+        fields.push(field(fetch, size)?);
+        size += fetch.kind.size();
     }
-    if offset != pieces.size {
+    let fetched: usize = events.iter().flat_map(|(_, parts)| parts.iter()).map(|part| part.size).sum();
+    if start + fetched != size || events.len() > MAX_PIECES {
         return Err(unfit(&first.name, "its values are not those that were asked for"));
     }
-    if pieces.pieces.len() == 1 {
-        pieces.pieces.clear();
+    match &pieces[..] {
+        [piece] if piece.is_whole() => pieces.clear(),
+        // The place that such a word locates is not in the whole record.
+        _ if fetches.iter().any(|fetch| fetch.kind == Type::String) => {
+            return Err(unfit(&first.name, "a probe of several events has a string without a window"));
+        }
+        _ => {}
     }
-    Ok((Format { fields, ..first.clone() }, pieces))
+    if order == Order::Reversed {
+        pieces.reverse();
+    }
+    let id = first.id as u16;
+    Ok((Format { fields, ..first.clone() }, Pieces { pieces, id, head: start, size }))
+}
+
+/// The piece that an event with these values writes. The first value of the whole record is at `start`.
+fn piece(format: &Format, parts: &[Part], start: usize) -> Result<Piece, Error> {
+    let mut values: Vec<Values> = Vec::new();
+    let fields = format.fields.get(format.fields.len().saturating_sub(parts.len())..).unwrap_or_default();
+    for (field, part) in fields.iter().zip(parts) {
+        let (from, to) = (usize::from(field.offset), start + part.at);
+        if part.is_string {
+            if !field.kind.starts_with(LOCATED) {
+                return Err(unfit(&format.name, "a string is a number"));
+            }
+            let word = Place { offset: field.offset, size: field.size };
+            values.push(Values::String { word, window: to..to + part.size });
+            continue;
+        }
+        if usize::from(field.size) != part.size {
+            return Err(unfit(&format.name, "a value has another size than was asked for"));
+        }
+        match values.last_mut() {
+            Some(Values::Numbers { from: before, to: there }) if before.end == from && *there + before.len() == to => {
+                before.end += part.size;
+            }
+            _ => values.push(Values::Numbers { from: from..from + part.size, to }),
+        }
+    }
+    Ok(Piece { id: format.id, values })
 }
 
 /// This value at `offset`, in the form in which the kernel describes fields.
 fn field(fetch: &Fetch<'_>, offset: usize) -> Result<FormatField, Error> {
     let (kind, signed) = match fetch.kind {
         Type::Bytes(count) => (format!("u8[{count}]"), false),
-        Type::Words(count) => (format!("u64[{count}]"), false),
-        Type::String => ("__data_loc char[]".to_owned(), true),
+        Type::Words(count) | Type::StringWindow(count) => (format!("u64[{count}]"), false),
+        Type::String => (format!("{LOCATED} char[]"), true),
         kind => (kind.to_string(), matches!(kind, Type::S8 | Type::S16 | Type::S32 | Type::S64)),
     };
     let number = |n: usize| u16::try_from(n).map_err(|_| unfit(&fetch.name, "it lies beyond what a record may have"));
@@ -102,7 +184,58 @@ fn unfit(event: &str, problem: &str) -> Error {
     Error::Mismatch { event: event.to_owned(), field: String::new(), problem: problem.to_owned() }
 }
 
-/// Puts the pieces of records together. One CPU writes all pieces of one hit before those of another.
+impl Pieces {
+    /// Whether the kernel may drop this piece because its strings are too long.
+    fn may_be_dropped(&self, number: usize) -> bool {
+        self.pieces[number].has_strings()
+    }
+}
+
+impl Piece {
+    /// Whether the kernel writes its values as they are in the whole record.
+    fn is_whole(&self) -> bool {
+        match &self.values[..] {
+            [] => true,
+            [Values::Numbers { from, to }] => from.start == *to,
+            _ => false,
+        }
+    }
+
+    fn has_strings(&self) -> bool {
+        self.values.iter().any(|values| matches!(values, Values::String { .. }))
+    }
+
+    /// Copies the values of its record to the whole record. `None` if the record is too short.
+    fn copy(&self, record: &[u8], whole: &mut [u8]) -> Option<()> {
+        for values in &self.values {
+            match values {
+                Values::Numbers { from, to } => {
+                    let numbers = record.get(from.clone())?;
+                    whole.get_mut(*to..*to + numbers.len())?.copy_from_slice(numbers);
+                }
+                Values::String { word, window } => {
+                    let string = string_at(record, u32::read(record, *word)?);
+                    let window = whole.get_mut(window.clone())?;
+                    let copied = string.len().min(window.len());
+                    window[..copied].copy_from_slice(&string[..copied]);
+                }
+            }
+        }
+        Some(())
+    }
+}
+
+/// The string that a `__data_loc` word locates, without its NUL. Empty if the kernel could not read it, and if it has no
+/// NUL or lies outside the record.
+fn string_at(record: &[u8], word: u32) -> &[u8] {
+    let (offset, length) = located(word);
+    let bytes = record.get(offset..offset + length).unwrap_or_default();
+    let string = bytes.iter().position(|byte| *byte == 0).map_or(&b""[..], |end| &bytes[..end]);
+    if string == FAULT { b"" } else { string }
+}
+
+/// Puts the pieces of records together. One CPU writes all pieces of one hit before those of another, and always in the
+/// same order.
 #[derive(Debug, Default)]
 pub(crate) struct Joiner {
     whole: Vec<Pieces>,
@@ -110,7 +243,7 @@ pub(crate) struct Joiner {
     waiting: Vec<Waiting>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Waiting {
     cpu: u32,
     /// The index of the probe.
@@ -118,6 +251,10 @@ struct Waiting {
     tid: u32,
     /// The pieces that have arrived, one bit each.
     arrived: u64,
+    /// The lowest number of the next piece of the same hit; 0 if the next piece begins a hit.
+    next: usize,
+    /// Whether records were lost, so that pieces may belong to a hit whose first pieces are missing.
+    after_loss: bool,
     raw: Vec<u8>,
 }
 
@@ -142,29 +279,23 @@ impl Joiner {
         self.whole.is_empty()
     }
 
-    /// Lends a whole record to `f`, and keeps a piece. When the last piece arrives, it lends the whole record, with the
-    /// time of that piece. A record that lacks a piece after a loss is dropped.
+    /// Lends a whole record to `f`, and keeps a piece. When the last piece of a hit arrives, it lends the whole record,
+    /// with the time of that piece. A record that lacks a piece after a loss is dropped. Strings that the kernel has
+    /// dropped are empty.
     pub(crate) fn take(&mut self, record: Record<'_>, f: &mut impl FnMut(Record<'_>)) {
         match record {
             Record::Sample { time, cpu, pid, tid, id, raw } => {
                 let Some((probe, number)) = self.find(id) else { return f(record) };
                 let pieces = &self.whole[probe];
                 let waiting = waiting(&mut self.waiting, cpu, probe);
-                let bit = 1 << number;
-                if waiting.tid != tid || waiting.arrived & bit != 0 || waiting.arrived == 0 {
-                    waiting.begin(tid, &pieces.pieces[0], raw, pieces.size);
-                }
-                let Piece { values, at, .. } = &pieces.pieces[number];
-                let Some(values) = raw.get(values.clone()) else { return };
-                waiting.raw[*at..*at + values.len()].copy_from_slice(values);
-                waiting.arrived |= bit;
-                if waiting.arrived.count_ones() as usize == pieces.pieces.len() {
-                    waiting.arrived = 0;
-                    f(Record::Sample { time, cpu, pid, tid, id: pieces.pieces[0].id as u16, raw: &waiting.raw });
+                if let Some(raw) = waiting.add(pieces, number, tid, raw) {
+                    f(Record::Sample { time, cpu, pid, tid, id: pieces.id, raw });
                 }
             }
             Record::Lost { cpu, .. } => {
-                self.waiting.iter_mut().filter(|waiting| waiting.cpu == cpu).for_each(|waiting| waiting.arrived = 0);
+                self.waiting.iter_mut().filter(|waiting| waiting.cpu == cpu).for_each(|waiting| {
+                    waiting.after_loss = true;
+                });
                 f(record);
             }
         }
@@ -179,179 +310,46 @@ impl Joiner {
 
 fn waiting(all: &mut Vec<Waiting>, cpu: u32, probe: usize) -> &mut Waiting {
     let at = all.iter().position(|one| one.cpu == cpu && one.probe == probe).unwrap_or_else(|| {
-        all.push(Waiting { cpu, probe, tid: 0, arrived: 0, raw: Vec::new() });
+        all.push(Waiting { cpu, probe, ..Waiting::default() });
         all.len() - 1
     });
     &mut all[at]
 }
 
 impl Waiting {
-    /// Discards the pieces so far and begins a record of this size, with the header of a piece and the type of the
-    /// first piece.
-    fn begin(&mut self, tid: u32, first: &Piece, raw: &[u8], size: usize) {
+    /// Adds a piece. Returns the whole record if it was the last piece of its hit, and no number is missing.
+    fn add(&mut self, pieces: &Pieces, number: usize, tid: u32, record: &[u8]) -> Option<&[u8]> {
+        let count = pieces.pieces.len();
+        let is_last = number + 1 == count;
+        if self.after_loss && number > 0 {
+            self.after_loss = !is_last;
+            self.next = 0;
+            return None;
+        }
+        if self.next == 0 || self.tid != tid || number < self.next {
+            self.begin(tid, pieces, record);
+        }
+        self.after_loss = false;
+        self.next = if is_last { 0 } else { number + 1 };
+        if pieces.pieces[number].copy(record, &mut self.raw).is_some() {
+            self.arrived |= 1 << number;
+        }
+        let is_there = |number: usize| self.arrived & 1 << number != 0 || pieces.may_be_dropped(number);
+        (is_last && (0..count).all(is_there)).then_some(&self.raw)
+    }
+
+    /// Discards the pieces so far and begins a record with the head of a piece.
+    fn begin(&mut self, tid: u32, pieces: &Pieces, record: &[u8]) {
         let mut buffer = mem::take(&mut self.raw);
         buffer.clear();
-        buffer.extend_from_slice(raw.get(..first.at).unwrap_or_default());
-        buffer.resize(size, 0);
-        buffer[..2].copy_from_slice(&(first.id as u16).to_ne_bytes());
+        buffer.extend_from_slice(record.get(..pieces.head).unwrap_or_default());
+        buffer.resize(pieces.size, 0);
+        if let Some(id) = buffer.first_chunk_mut() {
+            *id = pieces.id.to_ne_bytes();
+        }
         (self.tid, self.arrived, self.raw) = (tid, 0, buffer);
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::expression::{Arguments, Scope, parse};
-    use crate::{Term, WordSize};
-
-    const FETCHES: [(&str, &str, Type); 3] =
-        [("count", "+8({a})", Type::S32), ("words", "+0(+{s.f}({a}))", Type::Words(3)), ("odd", "-8({a})", Type::U16)];
-
-    fn fetches() -> Vec<Fetch<'static>> {
-        FETCHES.map(|(name, template, kind)| Fetch::new(name, template, kind)).to_vec()
-    }
-
-    /// The format of an event with these values, as Linux 4.18 writes it.
-    fn one_event(id: u32, values: &[(&str, &str, u16)]) -> (Format, usize) {
-        let mut text = format!(
-            "name: e\nID: {id}\nformat:\n\tfield:unsigned short common_type;\toffset:0;\tsize:2;\tsigned:0;\n\
-             \tfield:int common_pid;\toffset:4;\tsize:4;\tsigned:1;\n\
-             \tfield:unsigned long __probe_ip;\toffset:8;\tsize:8;\tsigned:0;\n"
-        );
-        let mut offset = 16;
-        for (kind, name, size) in values {
-            text += &format!("\tfield:{kind} {name};\toffset:{offset};\tsize:{size};\tsigned:0;\n");
-            offset += size;
-        }
-        (Format::parse(text.as_bytes()).unwrap(), values.len())
-    }
-
-    fn two() -> (Format, Pieces) {
-        let first = one_event(7, &[("s32", "count", 4), ("u64", "words_0", 8)]);
-        let second = one_event(9, &[("u64", "words_8", 8), ("u64", "words_16", 8), ("u16", "odd", 2)]);
-        joined(&fetches(), &[first, second]).unwrap()
-    }
-
-    /// A record of the first or the second event; perf pads it.
-    fn piece(id: u16, values: &[u8]) -> Vec<u8> {
-        let mut raw = vec![0; 16];
-        raw[..2].copy_from_slice(&id.to_ne_bytes());
-        raw[8] = 99;
-        raw.extend_from_slice(values);
-        raw.extend_from_slice(&[0xff; 6]);
-        raw
-    }
-
-    fn sample(cpu: u32, tid: u32, id: u16, raw: &[u8]) -> Record<'_> {
-        Record::Sample { time: 1000 + u64::from(id), cpu, pid: 1, tid, id, raw }
-    }
-
-    fn taken(joiner: &mut Joiner, records: &[Record<'_>]) -> Vec<(u64, u32, Vec<u8>)> {
-        let mut whole = Vec::new();
-        for record in records {
-            joiner.take(*record, &mut |record| {
-                if let Record::Sample { time, tid, raw, .. } = record {
-                    whole.push((time, tid, raw.to_vec()));
-                }
-            });
-        }
-        whole
-    }
-
-    #[test]
-    fn arrays_become_words() {
-        let of = |template: &str, kind| {
-            let resolve = |name: &str| Some(if name == "a" { Term::Argument(1) } else { Term::Offset(16) });
-            let scope = Scope { arguments: Arguments::X86_64, word: WordSize::Eight, resolve: &resolve };
-            let values = single_values(&parse(template, kind, &scope).unwrap())?;
-            Some(values.iter().map(|(at, one)| format!("{at}={one}:{}", one.type_text())).collect::<Vec<_>>())
-        };
-        let texts = |kind| of("+u{s.f}(+8({a}))", kind).unwrap();
-        assert_eq!(texts(Type::Words(2)), ["0=+u16(+8(%di)):u64", "8=+u24(+8(%di)):u64"]);
-        assert_eq!(texts(Type::Bytes(5)), ["0=+u16(+8(%di)):u32", "4=+u20(+8(%di)):u8"]);
-        assert_eq!(of("-12({a})", Type::Words(2)).unwrap(), ["0=-12(%di):u64", "8=-4(%di):u64"]);
-        for template in ["{a}", "$retval"] {
-            assert_eq!(of(template, Type::Words(1)), None, "{template}");
-        }
-    }
-
-    #[test]
-    fn the_format_is_that_of_a_kernel_with_arrays() {
-        let (format, pieces) = two();
-        let fields: Vec<_> = format.fields[3..].iter().map(|f| (f.name.as_str(), f.offset, f.size, f.signed)).collect();
-        assert_eq!(fields, [("count", 16, 4, true), ("words", 20, 24, false), ("odd", 44, 2, false)]);
-        assert_eq!((format.id, pieces.pieces.len(), pieces.size), (7, 2, 46));
-        let one = Format::parse(format.to_string().as_bytes()).unwrap();
-        assert_eq!(one, format, "recordings keep it as text");
-        let (_, whole) = joined(&fetches()[..1], &[one_event(7, &[("s32", "count", 4)])]).unwrap();
-        assert!(whole.pieces.is_empty(), "a record of one event has no pieces");
-        assert!(joined(&fetches(), &[one_event(7, &[("s32", "count", 4)])]).is_err(), "values are missing");
-    }
-
-    #[test]
-    fn pieces_in_any_order_are_one_record_at_the_last_ones_time() {
-        let (_, pieces) = two();
-        let (first, second) = (piece(7, &[1; 12]), piece(9, &[2; 18]));
-        for ids in [[7, 9], [9, 7]] {
-            let mut joiner = Joiner::default();
-            joiner.add(&pieces);
-            let raws = ids.map(|id| if id == 7 { &first[..] } else { &second[..] });
-            let records = [sample(0, 5, ids[0], raws[0]), sample(1, 6, 8, &[1, 2, 3]), sample(0, 5, ids[1], raws[1])];
-            let whole = taken(&mut joiner, &records);
-            assert_eq!(whole[0], (1008, 6, vec![1, 2, 3]), "another event is not touched");
-            let (time, tid, raw) = &whole[1];
-            assert_eq!((*time, *tid, raw.len()), (1000 + u64::from(ids[1]), 5, 46));
-            assert_eq!((&raw[..2], raw[8]), (&7_u16.to_ne_bytes()[..], 99));
-            assert_eq!((&raw[16..28], &raw[28..]), (&[1; 12][..], &[2; 18][..]));
-        }
-    }
-
-    #[test]
-    fn pieces_of_different_hits_are_never_joined() {
-        let (_, pieces) = two();
-        let (first, second) = (piece(7, &[1; 12]), piece(9, &[2; 18]));
-        let mut joiner = Joiner::default();
-        joiner.add(&pieces);
-        let lost = Record::Lost { since: 0, time: 1, cpu: 0, count: 1 };
-        let cases: [&[Record<'_>]; 4] = [
-            &[sample(0, 5, 7, &first), sample(1, 5, 9, &second)],
-            &[lost, sample(0, 5, 9, &second), sample(0, 6, 7, &first)],
-            &[lost, sample(0, 5, 7, &first), lost, sample(0, 5, 9, &second)],
-            &[lost, sample(0, 5, 7, &first), sample(0, 5, 9, &second[..20])],
-        ];
-        for (number, records) in cases.iter().enumerate() {
-            assert_eq!(taken(&mut joiner, records), [], "{number}");
-        }
-        taken(&mut joiner, &[lost, Record::Lost { since: 0, time: 1, cpu: 1, count: 1 }]);
-        let later = piece(7, &[3; 12]);
-        let records = [sample(0, 5, 7, &first), sample(0, 5, 7, &later), sample(0, 5, 9, &second)];
-        let whole = taken(&mut joiner, &records);
-        assert_eq!((whole.len(), whole[0].2[16]), (1, 3), "the later of two firsts counts");
-    }
-
-    #[test]
-    fn pieces_no_longer_expected_are_not_joined() {
-        let (_, pieces) = two();
-        let (first, second) = (piece(7, &[1; 12]), piece(9, &[2; 18]));
-        let mut joiner = Joiner::default();
-        joiner.add(&pieces);
-        assert!(!joiner.is_idle());
-        taken(&mut joiner, &[sample(0, 5, 7, &first)]);
-        joiner.remove(&pieces);
-        assert!(joiner.is_idle());
-        joiner.add(&pieces);
-        assert_eq!(taken(&mut joiner, &[sample(0, 5, 9, &second)]), []);
-    }
-
-    #[test]
-    fn no_length_of_a_piece_panics() {
-        let (_, pieces) = two();
-        let mut joiner = Joiner::default();
-        joiner.add(&pieces);
-        for (id, whole) in [(7, piece(7, &[1; 12])), (9, piece(9, &[2; 18]))] {
-            for length in 0..whole.len() {
-                taken(&mut joiner, &[sample(0, 1, id, &whole[..length])]);
-            }
-        }
-    }
-}
+mod tests;

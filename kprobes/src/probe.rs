@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use crate::expression::{Arguments, Expression, Problem, Scope, parse};
-use crate::pieces::{PIECE_INFIX, is_array, single_values};
+use crate::pieces::{Order, PIECE_INFIX, Part, is_array, single_values};
 use crate::{Error, Features, Resolver, Type, WordSize};
 
 /// The maximum number of fetch arguments of one probe (`MAX_TRACE_ARGS` in the kernel).
@@ -15,6 +15,8 @@ const MAX_LINE: usize = 4094;
 const MAX_RECORD: usize = 2000;
 /// The bytes before its first value: `common_type` to `__probe_ip`.
 const HEAD: usize = 16;
+/// The bytes of a record that are kept free for a string: the word that locates it, and a name of 255 bytes with its NUL.
+const STRING_ROOM: usize = 4 + 256;
 /// Why an array cannot be fetched word by word.
 const NO_OFFSET: &str = "without arrays, an array's template must begin with an offset";
 /// Why no BPF program can run at a static tracepoint.
@@ -174,12 +176,18 @@ pub(crate) struct Request<'a> {
     pub(crate) features: Features,
 }
 
-/// One event of a probe: its name, its line, and the number of values that it fetches.
+/// One event of a probe: its name, its line, and the values that it fetches.
 #[derive(Debug)]
 pub(crate) struct Event {
     pub(crate) name: String,
     pub(crate) line: Line,
-    pub(crate) count: usize,
+    pub(crate) parts: Vec<Part>,
+}
+
+/// A fetch argument: ` name=expression:type`.
+struct Argument {
+    text: String,
+    part: Part,
 }
 
 impl Request<'_> {
@@ -196,31 +204,59 @@ impl Request<'_> {
         is_supported && fetch.is_resolved(self.function, self.resolver)
     }
 
+    /// The order in which its events write their records. The kernel runs the newest kprobe on a function first
+    /// (`add_new_kprobe`). So the newest kretprobe notes a call first, and the kernel reports the last noted first.
+    pub(crate) fn order(&self) -> Order {
+        match self.kind {
+            ProbeKind::Kprobe => Order::Reversed,
+            ProbeKind::Kretprobe { .. } => Order::Added,
+        }
+    }
+
     /// The events that it takes: one if the kernel has arrays, or if the probe fetches none. `place` is the beginning
     /// of the function: its symbol or its address. Checks everything that can be checked without the kernel.
+    ///
+    /// Strings have events of their own, which write their records before the first event does.
     pub(crate) fn events(&self, place: &str) -> Result<Vec<Event>, Error> {
         check_name("probe", self.name, 63)?;
         check_function(place)?;
         let fetches = self.fetchable();
         let may_divide = !self.features.arrays && fetches.iter().any(|fetch| is_array(fetch.kind));
-        let mut events: Vec<Draft> = Vec::new();
-        for fetch in &fetches {
-            for (text, size) in self.arguments(fetch)? {
-                match events.last_mut().filter(|event| !may_divide || event.has_room(text.len(), size)) {
-                    Some(event) => event.add(&text, size),
-                    None => events.push(self.draft(events.len(), place, &text, size)),
+        let (strings, numbers): (Vec<_>, Vec<_>) =
+            self.arguments(&fetches)?.into_iter().partition(|argument| argument.part.is_string);
+        let mut events = vec![self.draft(0, place)];
+        for arguments in [numbers, strings] {
+            for argument in arguments {
+                let event = events.last().filter(|event| !may_divide || event.has_room(&argument));
+                if event.is_none() {
+                    events.push(self.draft(events.len(), place));
+                }
+                if let Some(event) = events.last_mut() {
+                    event.add(argument);
                 }
             }
-        }
-        if events.is_empty() {
-            events.push(self.draft(0, place, "", 0));
         }
         events.into_iter().map(|event| self.checked(event)).collect()
     }
 
-    /// The arguments of one fetch, ` name=expression:type`, and the size of each in a record: several where an array is
-    /// fetched as single values.
-    fn arguments(&self, fetch: &Fetch<'_>) -> Result<Vec<(String, usize)>, Error> {
+    /// The arguments of all fetches: several of one fetch where an array is fetched as single values.
+    fn arguments(&self, fetches: &[Fetch<'_>]) -> Result<Vec<Argument>, Error> {
+        let (mut arguments, mut at) = (Vec::new(), 0);
+        for fetch in fetches {
+            for (within, name, value) in self.values(fetch)? {
+                check_name("fetch argument", &name, 31)?;
+                let text = format!(" {name}={}:{}", value.text(self.features.user_memory), value.type_text());
+                let is_string = is_array(fetch.kind) && value.kind == Type::String;
+                let size = if is_string { fetch.kind.size() } else { value.kind.size() };
+                arguments.push(Argument { text, part: Part { at: at + within, size, is_string } });
+            }
+            at += fetch.kind.size();
+        }
+        Ok(arguments)
+    }
+
+    /// The values that one fetch takes on this kernel, each with its offset in the fetch and its name.
+    fn values(&self, fetch: &Fetch<'_>) -> Result<Vec<(usize, String, Expression)>, Error> {
         let failed = |problem| template_error(self.name, self.function, fetch, problem);
         let word = self.features.word;
         let arguments = match self.kind {
@@ -230,27 +266,30 @@ impl Request<'_> {
         let names = |term: &str| self.resolver.resolve(self.function, term);
         let whole = parse(&fetch.template, fetch.kind, &Scope { arguments, word, resolve: &names }).map_err(failed)?;
         if self.features.arrays || !is_array(fetch.kind) {
-            return Ok(vec![self.argument(&fetch.name, &whole)?]);
+            return Ok(vec![(0, fetch.name.to_string(), whole)]);
         }
         let values = single_values(&whole).ok_or_else(|| failed(Problem::Malformed(NO_OFFSET.to_owned())))?;
-        values.iter().map(|(at, value)| self.argument(&format!("{}_{at}", fetch.name), value)).collect()
+        if self.may_be_string(fetch.kind) {
+            return Ok(vec![(0, fetch.name.to_string(), Expression { kind: Type::String, ..whole })]);
+        }
+        Ok(values.into_iter().map(|(at, value)| (at, format!("{}_{at}", fetch.name), value)).collect())
     }
 
-    fn argument(&self, name: &str, value: &Expression) -> Result<(String, usize), Error> {
-        check_name("fetch argument", name, 31)?;
-        let text = format!(" {name}={}:{}", value.text(self.features.user_memory), value.type_text());
-        Ok((text, value.kind.size()))
+    /// Whether it is a window of a string, and the string itself may be fetched in its place. Events with strings must
+    /// come before the first event: see [`Self::order`].
+    fn may_be_string(&self, kind: Type) -> bool {
+        self.features.strings && self.order() == Order::Reversed && matches!(kind, Type::StringWindow(_))
     }
 
-    fn draft(&self, number: usize, place: &str, argument: &str, size: usize) -> Draft {
+    fn draft(&self, number: usize, place: &str) -> Draft {
         let piece = if number == 0 { String::new() } else { format!("{PIECE_INFIX}{number}") };
         let name = format!("{}{piece}", self.name);
-        let rest = format!(":{}/{name} {place}{argument}", self.group);
-        Draft { name, rest, count: usize::from(!argument.is_empty()), record: HEAD + size }
+        let rest = format!(":{}/{name} {place}", self.group);
+        Draft { name, rest, parts: Vec::new(), record: HEAD }
     }
 
-    fn checked(&self, Draft { name, rest, count, record }: Draft) -> Result<Event, Error> {
-        check_max(&name, "fetch arguments", count, MAX_FETCHES)?;
+    fn checked(&self, Draft { name, rest, parts, record }: Draft) -> Result<Event, Error> {
+        check_max(&name, "fetch arguments", parts.len(), MAX_FETCHES)?;
         check_max(&name, "bytes in a record", record, MAX_RECORD)?;
         let (letter, maxactive) = match self.kind {
             ProbeKind::Kprobe => ('p', None),
@@ -258,7 +297,7 @@ impl Request<'_> {
         };
         let line = Line { letter, maxactive: maxactive.map(|count| count.clamp(1, MAX_MAXACTIVE)), rest };
         check_max(&name, "bytes of text", line.text().len(), MAX_LINE)?;
-        Ok(Event { name, line, count })
+        Ok(Event { name, line, parts })
     }
 }
 
@@ -266,19 +305,34 @@ impl Request<'_> {
 struct Draft {
     name: String,
     rest: String,
-    count: usize,
+    parts: Vec<Part>,
+    /// The size of its records, in bytes.
     record: usize,
 }
 
+impl Argument {
+    /// The bytes that it takes in a record.
+    fn size(&self) -> usize {
+        if self.part.is_string { STRING_ROOM } else { self.part.size }
+    }
+}
+
 impl Draft {
-    fn has_room(&self, text: usize, size: usize) -> bool {
-        self.count < MAX_FETCHES && self.record + size <= MAX_RECORD && 1 + self.rest.len() + text <= MAX_LINE
+    fn has_room(&self, argument: &Argument) -> bool {
+        self.parts.len() < MAX_FETCHES
+            && self.record + argument.size() <= MAX_RECORD
+            && 1 + self.rest.len() + argument.text.len() <= MAX_LINE
+            && (argument.part.is_string == self.has_strings())
     }
 
-    fn add(&mut self, text: &str, size: usize) {
-        self.rest.push_str(text);
-        self.count += 1;
-        self.record += size;
+    fn has_strings(&self) -> bool {
+        self.parts.last().is_some_and(|part| part.is_string)
+    }
+
+    fn add(&mut self, argument: Argument) {
+        self.record += argument.size();
+        self.rest.push_str(&argument.text);
+        self.parts.push(argument.part);
     }
 }
 

@@ -44,13 +44,16 @@ pub struct Features {
     pub comm: bool,
     /// Constants (`\1`), Linux 5.4.
     pub constants: bool,
+    /// Strings in place of arrays: a [`StringWindow`](crate::StringWindow) may be fetched as a `string`. Not where
+    /// `kernel.panic_on_warn` is set, because the kernel warns if strings are too long for perf.
+    pub strings: bool,
     /// The kernel's word size, which may differ from this program's.
     pub word: WordSize,
 }
 
 impl Features {
     /// Parses the texts of `README` and `events/header_page`.
-    pub(crate) fn parse(readme: &str, header_page: &str) -> Self {
+    pub(crate) fn parse(readme: &str, header_page: &str, panics_on_warning: bool) -> Self {
         Self {
             arrays: readme.contains("\\[<array-size>\\]"),
             user_memory: readme.contains("ustring"),
@@ -58,6 +61,7 @@ impl Features {
             maxactive: readme.contains("r[maxactive]"),
             comm: readme.contains("$comm"),
             constants: readme.contains("\\imm-value"),
+            strings: !panics_on_warning,
             word: word_size(header_page).unwrap_or(WordSize::OURS),
         }
     }
@@ -178,6 +182,7 @@ impl Tracefs {
                 "maxactive" => features.maxactive = false,
                 "comm" => features.comm = false,
                 "constants" => features.constants = false,
+                "strings" => features.strings = false,
                 _ => {}
             }
         }
@@ -187,7 +192,8 @@ impl Tracefs {
     /// The features of its probes. They are read once.
     pub fn features(&self) -> Features {
         let text = |file| fs::read_to_string(self.path(file)).unwrap_or_default();
-        *self.features.get_or_init(|| Features::parse(&text("README"), &text("events/header_page")))
+        let panics = || fs::read_to_string("/proc/sys/kernel/panic_on_warn").is_ok_and(|setting| setting.trim() != "0");
+        *self.features.get_or_init(|| Features::parse(&text("README"), &text("events/header_page"), panics()))
     }
 
     /// The format of an event, for instance of a static tracepoint.
@@ -268,10 +274,12 @@ mod tests {
             maxactive: true,
             comm: true,
             constants: true,
+            strings: true,
             word: WordSize::Eight,
         };
-        assert_eq!(Features::parse(readme, &header_page(8)), all);
-        assert_eq!(Features::parse("r[:[<group>/]<event>] <place>", &header_page(8)), Features::default());
+        assert_eq!(Features::parse(readme, &header_page(8), false), all);
+        let none = Features::parse("r[:[<group>/]<event>] <place>", &header_page(8), true);
+        assert_eq!(none, Features::default());
     }
 
     /// As Linux 6.1 writes it.
@@ -287,9 +295,9 @@ mod tests {
     #[test]
     fn word_sizes_are_the_kernels() {
         for (bytes, word) in [(4, WordSize::Four), (8, WordSize::Eight), (2, WordSize::OURS)] {
-            assert_eq!(Features::parse("", &header_page(bytes)).word, word);
+            assert_eq!(Features::parse("", &header_page(bytes), false).word, word);
         }
-        assert_eq!(Features::parse("", "").word, WordSize::OURS);
+        assert_eq!(Features::parse("", "", false).word, WordSize::OURS);
     }
 
     #[test]

@@ -34,6 +34,9 @@ pub enum Type {
     Bytes(u16),
     /// `x64[N]`: N words of 8 bytes, 64 at most. Before Linux 4.20 they are fetched one by one.
     Words(u16),
+    /// `x64[N]`: the first N words of 8 bytes of a string, 64 at most. Without arrays it is fetched as a `string`: see
+    /// [`StringWindow`].
+    StringWindow(u16),
     /// `string`: NUL-terminated, from kernel memory, or from user memory after `+u…(…)`.
     String,
 }
@@ -48,7 +51,7 @@ impl Type {
             Self::U32 | Self::S32 | Self::String => 4,
             Self::U64 | Self::S64 | Self::Word | Self::SignedWord => 8,
             Self::Bytes(n) => n as usize,
-            Self::Words(n) => n as usize * 8,
+            Self::Words(n) | Self::StringWindow(n) => n as usize * 8,
         }
     }
 }
@@ -115,15 +118,15 @@ impl fmt::Display for Type {
             Self::S32 => f.write_str("s32"),
             Self::S64 | Self::SignedWord => f.write_str("s64"),
             Self::Bytes(n) => write!(f, "x8[{n}]"),
-            Self::Words(n) => write!(f, "x64[{n}]"),
+            Self::Words(n) | Self::StringWindow(n) => write!(f, "x64[{n}]"),
             Self::String => f.write_str("string"),
         }
     }
 }
 
 /// A Rust type that a field of a [`sample!`](crate::sample!) or [`tracepoint!`](crate::tracepoint!) may have: the
-/// integers from 8 to 64 bits, [`Word`], [`SignedWord`], `[u8; N]`, [`Array<u64, N>`](Array), [`Text`], and an `Option`
-/// of one of them for a field that not every kernel has.
+/// integers from 8 to 64 bits, [`Word`], [`SignedWord`], `[u8; N]`, [`Array<u64, N>`](Array), [`StringWindow`], [`Text`],
+/// and an `Option` of one of them for a field that not every kernel has.
 pub trait Value {
     /// The type of the struct's field: `Self`, or `u64` and `i64` for [`Word`] and [`SignedWord`].
     type Read: Copy;
@@ -214,6 +217,35 @@ impl<const N: usize> Value for Array<u64, N> {
     fn read(raw: &[u8], place: Place) -> Option<Self> {
         raw.get(place.start()..place.start().checked_add(N * 8)?)?;
         Some(Self { offset: place.offset, item: PhantomData })
+    }
+}
+
+/// The place of the first `8 * N` bytes of a NUL-terminated string in kernel memory, with whatever follows the string.
+///
+/// Kernels with arrays fetch these bytes as words. Without arrays, a probe fetches the string itself, which follows the
+/// pointers to it twice, not once for each word; then zeros follow it. A string that is too long has no NUL in the
+/// window. One that cannot be read is empty: so is, without arrays, the string `(fault)`, by which some kernels mark
+/// such a string.
+///
+/// Declare only strings that are hardly ever longer than 255 bytes. Without arrays, perf has room for about 2,000 bytes
+/// of strings. If they are longer, the kernel drops them and logs a warning, once. In the record they are empty then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StringWindow<const N: usize>(Array<u64, N>);
+
+impl<const N: usize> StringWindow<N> {
+    /// The bytes of the window. `raw` must be the record that it was decoded from; for a shorter record the result is
+    /// empty.
+    pub fn bytes<'a>(&self, raw: &'a [u8]) -> &'a [u8] {
+        self.0.bytes(raw)
+    }
+}
+
+impl<const N: usize> Value for StringWindow<N> {
+    type Read = Self;
+    const TYPE: Type = Type::StringWindow(count(N));
+    #[inline]
+    fn read(raw: &[u8], place: Place) -> Option<Self> {
+        Array::read(raw, place).map(Self)
     }
 }
 

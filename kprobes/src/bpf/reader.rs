@@ -176,7 +176,7 @@ fn unreadable(expression: &Expression, source: Unreadable) -> Error {
 /// The width of a value in memory.
 fn width(kind: Type) -> Result<Width, Unreadable> {
     match kind {
-        Type::String | Type::Bytes(_) | Type::Words(_) => Err(Unreadable::Type),
+        Type::String | Type::StringWindow(_) | Type::Bytes(_) | Type::Words(_) => Err(Unreadable::Type),
         kind => Width::of(kind.size()).ok_or(Unreadable::Type),
     }
 }

@@ -8,6 +8,7 @@ const ALL: Features = Features {
     maxactive: true,
     comm: true,
     constants: true,
+    strings: true,
     word: WordSize::Eight,
 };
 
@@ -141,7 +142,7 @@ fn without_arrays_a_probe_takes_several_events() {
         Fetch::new("odd", "+{s.f}({a})", Type::Bytes(7)),
     ];
     let events = request(ProbeKind::Kprobe, &fetches, Features::default()).events("ip_local_out").unwrap();
-    let counts: Vec<_> = events.iter().map(|event| (event.name.as_str(), event.count)).collect();
+    let counts: Vec<_> = events.iter().map(|event| (event.name.as_str(), event.parts.len())).collect();
     assert_eq!(counts, [("probe", 128), ("probe_piece_1", 4)]);
     let text = events[0].line.text();
     assert!(
@@ -156,6 +157,39 @@ fn without_arrays_a_probe_takes_several_events() {
     );
     assert!(events.iter().all(|event| event.line.text().len() <= MAX_LINE));
     assert_eq!(request(ProbeKind::Kprobe, &fetches[1..2], ALL).events("ip_local_out").unwrap().len(), 1);
+}
+
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn without_arrays_strings_have_events_of_their_own() {
+    let name = |number: usize| Fetch::new(format!("name_{number}"), "+0(+{s.f}({a}))", Type::StringWindow(16));
+    let mut fetches = vec![Fetch::new("first", "+8({a})", Type::U64)];
+    fetches.extend((0..9).map(name));
+    fetches.push(Fetch::new("last", "{a}", Type::U32));
+    let of = |kind, features| request(kind, &fetches, features).events("ip_local_out").unwrap();
+    let events = of(ProbeKind::Kprobe, Features { strings: true, ..Features::default() });
+    assert_eq!(events[0].line.text(), "p:g_1_2_0/probe ip_local_out first=+8(%di):u64 last=%di:u32");
+    assert_eq!(
+        events[2].line.text(),
+        "p:g_1_2_0/probe_piece_2 ip_local_out name_7=+0(+16(%di)):string name_8=+0(+16(%di)):string"
+    );
+    let places: Vec<_> =
+        events.iter().map(|event| event.parts.iter().map(|part| (part.at, part.size)).collect::<Vec<_>>()).collect();
+    assert_eq!(places[0], [(0, 8), (8 + 9 * 128, 4)]);
+    assert_eq!(places[1], (0..7).map(|number| (8 + number * 128, 128)).collect::<Vec<_>>());
+    // With names of 255 bytes, each event fits perf's buffer of 2048 bytes.
+    let largest = |event: &Event| HEAD + event.parts.len() * (4 + 256) + 8;
+    assert!(events[1..].iter().all(|event| largest(event) <= 2048));
+
+    // Where the kernel panics at a warning, and for the return of a function, the words are fetched.
+    for events in [of(ProbeKind::Kprobe, Features::default()), of(KRETPROBE, Features { strings: true, ..ALL })] {
+        assert!(events.iter().all(|event| !event.line.text().contains("string")));
+    }
+    let whole = of(ProbeKind::Kprobe, ALL);
+    assert!(whole[0].line.text().contains(" name_0=+0(+16(%di)):x64[16] "));
+    let register = [Fetch::new("name", "{a}", Type::StringWindow(16))];
+    let features = Features { strings: true, ..Features::default() };
+    assert_eq!(built(ProbeKind::Kprobe, &register, features).unwrap_err().kind(), Kind::Declaration);
 }
 
 #[test]

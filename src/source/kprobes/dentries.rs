@@ -2,8 +2,13 @@
 //!
 //! A probe cannot loop, so it fetches a fixed number of entries: as many as the kernel's limit on the length of an
 //! expression allows (`MAX_ARGSTR_LEN`, 63). The root of a file system is its own parent, so every read succeeds,
-//! however short the path is. Names are read as windows of a fixed size, because a file system in user space
-//! may have names too long for perf's buffer.
+//! however short the path is. Names are read as windows of a fixed size ([`StringWindow`]), because a file system in
+//! user space may have names too long for perf's buffer.
+//!
+//! Without arrays the names are fetched as strings. If those of one event are longer than its share of perf's buffer, the
+//! kernel drops them, and their windows are empty. An empty name is never part of a path: see [`until_nul`].
+//!
+//! [`StringWindow`]: socktrail_kprobes::StringWindow
 
 /// The template of a directory entry above another: one parent up for each step.
 macro_rules! ancestor {

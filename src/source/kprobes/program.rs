@@ -9,7 +9,7 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 
-use socktrail_kprobes::{Array, Word, sample};
+use socktrail_kprobes::{StringWindow, Word, sample};
 
 use super::dentries::{self, Names, ancestor, climb, name, until_nul};
 use super::{Decoded, Interpret};
@@ -19,11 +19,11 @@ use crate::model::process::ExecutedFile;
 const DELETED: &[u8] = b" (deleted)";
 
 /// The name of a directory, up to 127 bytes of it.
-type Name = Array<u64, 16>;
+type Name = StringWindow<16>;
 /// The name of a mount point or of a directory above it, up to 95 bytes.
-type PlaceName = Array<u64, 12>;
+type PlaceName = StringWindow<12>;
 /// The name of the program, up to the 255 bytes that most file systems allow.
-type OwnName = Array<u64, 32>;
+type OwnName = StringWindow<32>;
 
 /// The template of the executed file's `struct file`.
 macro_rules! file {
@@ -322,7 +322,7 @@ mod tests {
     /// Offset and size of each field.
     fn places(fetches: &[Fetch<'_>]) -> impl Iterator<Item = (usize, usize)> {
         let size = |fetch: &Fetch<'_>| match fetch.kind {
-            Type::Words(count) => 8 * usize::from(count),
+            Type::StringWindow(count) => 8 * usize::from(count),
             Type::U32 => 4,
             _ => 8,
         };

@@ -20,6 +20,7 @@ use crate::workloads::{EXECUTABLE, PROGRAM, RUN, escape};
 tests![
     executables_are_as_in_proc,
     executables_are_as_in_proc_without_arrays,
+    executables_are_as_in_proc_without_arrays_and_strings,
     arguments_that_are_not_kept_are_counted,
     no_program_is_wrong_without_exec_probes,
 ];
@@ -58,9 +59,14 @@ fn executables_are_as_in_proc() -> Result<()> {
     check_executables(&[])
 }
 
-/// Before Linux 4.20 probes cannot fetch arrays, so several events have the words of an exec.
+/// Before Linux 4.20 probes cannot fetch arrays, so names are fetched as strings, and several events have an exec.
 fn executables_are_as_in_proc_without_arrays() -> Result<()> {
     check_executables(&["--mask", "arrays"])
+}
+
+/// Where the kernel panics at a warning, names are fetched word by word.
+fn executables_are_as_in_proc_without_arrays_and_strings() -> Result<()> {
+    check_executables(&["--mask", "arrays", "--mask", "strings"])
 }
 
 fn check_executables(options: &[&str]) -> Result<()> {
@@ -166,6 +172,7 @@ fn invocations() -> Result<Vec<Invocation>> {
         path("a name that ends with (deleted)", copy(&here.join("nc (deleted)"))?),
         path("a name of 255 bytes", copy(&here.join("n".repeat(255)))?),
         path("a directory of 127 bytes", copy(&here.join("d".repeat(127)).join("nc"))?),
+        path("directories of 127 bytes", copy(&long(COMPONENTS))?),
         invocation("a descriptor", "descriptor", here, here.join("nc")),
         invocation("a descriptor's path", "descriptor-path", here, here.join("nc")),
         invocation("a deleted file", "deleted", here, here.join("gone")),
@@ -191,6 +198,13 @@ fn invocations() -> Result<Vec<Invocation>> {
 fn deep(components: usize) -> PathBuf {
     let mut path = PathBuf::from(HERE);
     path.extend((2..components).map(|part| format!("part{part}")));
+    path.join("nc")
+}
+
+/// The path of a program with this many components, most of them as long as is read.
+fn long(components: usize) -> PathBuf {
+    let mut path = PathBuf::from(HERE);
+    path.extend((2..components).map(|part| part.to_string().repeat(127)));
     path.join("nc")
 }
 
