@@ -73,11 +73,12 @@ impl Monitor {
         sleep(IDLE_AFTER);
     }
 
-    /// Ends it as Ctrl-C does.
+    /// Ends it as Ctrl-C does, and waits until the kernel has freed what it had: that is work for other tasks.
     pub(crate) fn stop(mut self) -> Result<()> {
         kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGINT).context("interrupt socktrail")?;
         let status = self.child.wait().context("wait for socktrail")?;
         ensure!(status.success(), "socktrail ended with {status}");
+        sleep(IDLE_AFTER);
         Ok(())
     }
 }
