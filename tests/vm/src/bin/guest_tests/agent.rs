@@ -285,7 +285,7 @@ fn losses_become_documents() -> Result<()> {
     const CPU: usize = 1;
     const DATAGRAMS: usize = 2000;
     let path = format!("{FOLDER}/documents.json");
-    let agent = agent(&format!("socket.ring_size_exponent: 1\noutput.file.path: {path}\n"))?;
+    let agent = agent(&format!("socket: {{ring_size_exponent: 1, accounting: samples}}\noutput.file.path: {path}\n"))?;
     let signal = |signal| kill(Pid::from_raw(agent.pid.cast_signed()), signal);
     on_cpu(CPU, || {
         let (from, to) = (UdpSocket::bind("127.0.0.1:0")?, UdpSocket::bind("127.0.0.1:0")?);
