@@ -20,7 +20,8 @@ fn one_event(id: u32, values: &[(&str, &str, u16)]) -> Format {
     );
     let mut offset = 16;
     for (kind, name, size) in values {
-        text += &format!("\tfield:{kind} {name};\toffset:{offset};\tsize:{size};\tsigned:0;\n");
+        let signed = u8::from(kind.starts_with("__data_loc"));
+        text += &format!("\tfield:{kind} {name};\toffset:{offset};\tsize:{size};\tsigned:{signed};\n");
         offset += size;
     }
     Format::parse(text.as_bytes()).unwrap()
