@@ -1,5 +1,6 @@
 //! System calls without a safe wrapper in `nix`: all unsafe code of the tests.
 
+use std::collections::BTreeSet;
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -373,14 +374,14 @@ fn by_io_uring(entry: &io_uring::squeue::Entry) -> Result<i32> {
 }
 
 /// The ids of all BPF programs and of all maps that the kernel has (`BPF_PROG_GET_NEXT_ID`, `BPF_MAP_GET_NEXT_ID`; Linux 4.13).
-pub(crate) fn bpf_objects() -> Result<[Vec<u32>; 2]> {
+pub(crate) fn bpf_objects() -> Result<[BTreeSet<u32>; 2]> {
     const NEXT_PROGRAM: nix::libc::c_int = 11;
     const NEXT_MAP: nix::libc::c_int = 12;
     Ok([bpf_ids(NEXT_PROGRAM)?, bpf_ids(NEXT_MAP)?])
 }
 
-fn bpf_ids(command: nix::libc::c_int) -> Result<Vec<u32>> {
-    let mut ids = Vec::new();
+fn bpf_ids(command: nix::libc::c_int) -> Result<BTreeSet<u32>> {
+    let mut ids = BTreeSet::new();
     loop {
         // The id to start from, the next id, flags.
         let mut attributes = [ids.last().copied().unwrap_or(0), 0, 0, 0];
@@ -388,7 +389,9 @@ fn bpf_ids(command: nix::libc::c_int) -> Result<Vec<u32>> {
         let answer =
             unsafe { nix::libc::syscall(nix::libc::SYS_bpf, command, &raw mut attributes, size_of_val(&attributes)) };
         match Errno::result(answer) {
-            Ok(_) => ids.push(attributes[1]),
+            Ok(_) => {
+                ids.insert(attributes[1]);
+            }
             Err(Errno::ENOENT) => return Ok(ids),
             Err(error) => bail!("bpf command {command}: {error}"),
         }
