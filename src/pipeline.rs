@@ -27,7 +27,7 @@ use crate::state::{State, StateConfig, StateStats};
 
 /// The maximum number of questions of each kind in one step, so that the next batch does not wait for long.
 const QUESTIONS: usize = 64;
-/// The maximum number of questions about the kernel's counts in one step. Each is a system call of about a microsecond.
+/// The maximum number of questions about the kernel's counts in one step. Each reads some hundred bytes of shared memory.
 const COUNT_QUESTIONS: usize = 4096;
 
 /// Turns the events of a source into flows.

@@ -10,7 +10,8 @@
 //!
 //! A word is written while its bucket is locked. Nobody waits for a lock: a program that finds it taken makes no entry, and
 //! its hit becomes a sample. Before Linux 5.12, programs have no instruction that exchanges values, so the lock is a counter:
-//! who adds 1 and then finds 1 there has locked it.
+//! who adds 1 and then finds 1 there has locked it. Lock and words share a cache line, so other processors see them change in
+//! order.
 
 use socktrail_kprobes::bpf::Register::*;
 use socktrail_kprobes::bpf::{Alu, Condition, Helper, Label, Operand, Register, Width};
