@@ -114,8 +114,8 @@ impl Reads {
         i16::try_from(offset - window.low).ok().map(|within| window.at + within)
     }
 
-    /// Loads the value of a field that was planned, and whose phase has been read, or that is a register. Overwrites `R0`
-    /// and `R1` if the value does not lie at a multiple of its size.
+    /// Loads the value of a field that was planned, and whose phase has been read, or that is a register. May overwrite `R0`, or
+    /// `R1` if the value is loaded into `R0`.
     ///
     /// # Errors
     /// [`Error::Unreadable`]

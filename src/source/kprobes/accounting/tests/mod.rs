@@ -1,8 +1,8 @@
 //! Programs, run in an interpreter, count the same packets as the state machine does from samples of all packets.
 
+mod filter;
 mod machine;
 mod packet;
-mod selection;
 mod tcp;
 mod udp;
 
@@ -26,11 +26,11 @@ use crate::state::counted::NewCounts;
 use crate::state::counting::{self, Sender};
 use crate::state::flows::{FlowId, LiveFlow};
 
-/// After this many nanoseconds, a conversation begins anew.
-const INACTIVE: u64 = 30_000_000_000;
+/// The first packet after this many nanoseconds without packets is sampled.
+const PAUSE: u64 = 30_000_000_000;
 /// The rules without a filter.
 fn rules() -> Rules {
-    Rules { inactive_nanos: INACTIVE, gso_head_len: 200, filter: Filter::default() }
+    Rules { pause_nanos: PAUSE, gso_head_len: 200, filter: Filter::default() }
 }
 
 /// The rules that leave out loopback.

@@ -107,7 +107,7 @@ prop_compose! {
         count in prop_oneof![3 => Just(1), 3 => 0..46_u32],
         payload in 0..60_000_u32,
         options in prop_oneof![4 => Just(3), 1 => 0..10_u8],
-        pause in prop_oneof![12 => 1..1_000_000_u64, 1 => INACTIVE - 2..INACTIVE + 2],
+        pause in prop_oneof![12 => 1..1_000_000_u64, 1 => PAUSE - 2..PAUSE + 2],
         demultiplexed in any::<bool>(),
     ) -> Step {
         Step { kind, count, payload, options, pause, demultiplexed }
