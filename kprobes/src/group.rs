@@ -55,8 +55,8 @@ impl Group {
     /// dead. Probes that are still in use stay until [`Group::sweep_again`], because the kernel refuses to remove them.
     ///
     /// # Errors
-    /// [`Error::NoKprobes`], [`Error::WordSizeMismatch`], [`Error::Permission`], [`Error::ReadOnly`], and [`Error::BadName`] for a prefix that
-    /// cannot be part of a name.
+    /// [`Error::NoKprobes`], [`Error::WordSizeMismatch`], [`Error::Permission`], [`Error::ReadOnly`], and [`Error::BadName`] for
+    /// a prefix that cannot be part of a name.
     pub fn create(tracefs: &Arc<Tracefs>, prefix: &str) -> Result<Self, Error> {
         // Leaves room for three numbers of up to 13 digits.
         check_name("prefix of groups", prefix, 20)?;
@@ -135,7 +135,7 @@ impl Group {
         let formats = events.iter().map(format).collect::<Result<Vec<_>, Error>>()?;
         let (format, pieces) = match &formats[..] {
             [(format, _)] if features.arrays => (format.clone(), Pieces::default()),
-            formats => pieces::joined(&request.fetchable(), formats)?,
+            formats => pieces::join_formats(&request.fetchable(), formats)?,
         };
         Ok(Installed { format, pieces, probes })
     }

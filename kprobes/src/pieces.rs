@@ -11,7 +11,7 @@ use std::ops::Range;
 use crate::expression::Expression;
 use crate::{Error, Fetch, Format, FormatField, Record, Type};
 
-/// The text between the name of a probe and the number of a further piece.
+/// The names of further events: the name of the probe, this text, and the number of the piece.
 pub(crate) const PIECE_INFIX: &str = "_piece_";
 
 /// The pieces of a record that the kernel does not write as a whole.
@@ -23,14 +23,14 @@ pub(crate) struct Pieces {
     size: usize,
 }
 
-/// One event of several.
+/// One of the events that a probe is divided into.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Piece {
     /// Its `common_type`.
     pub(crate) id: u32,
-    /// The place of its values in its own records.
+    /// The offsets of its values in its own records.
     values: Range<usize>,
-    /// Their place in the whole record.
+    /// The offset of these values in the whole record.
     at: usize,
 }
 
@@ -52,9 +52,9 @@ pub(crate) fn is_array(kind: Type) -> bool {
     matches!(kind, Type::Bytes(_) | Type::Words(_))
 }
 
-/// The format of the record that `fetches` ask for, and its pieces. `events` has the format of each event that fetches
-/// a part of it, with the number of its single values.
-pub(crate) fn joined(fetches: &[Fetch<'_>], events: &[(Format, usize)]) -> Result<(Format, Pieces), Error> {
+/// The format of the whole record for `fetches`, and the record's pieces. `events` are the events that the probe is divided into:
+/// the format of each, and the number of its single values.
+pub(crate) fn join_formats(fetches: &[Fetch<'_>], events: &[(Format, usize)]) -> Result<(Format, Pieces), Error> {
     let (first, count) = events.first().ok_or_else(|| unfit("no event", ""))?;
     let head = first.fields.len().saturating_sub(*count);
     let start = first.fields.get(head).map_or(0, |field| usize::from(field.offset));
@@ -105,6 +105,7 @@ fn unfit(event: &str, problem: &str) -> Error {
 /// Puts the pieces of records together. One CPU writes all pieces of one hit before those of another.
 #[derive(Debug, Default)]
 pub(crate) struct Joiner {
+    /// The records that are expected in pieces, by the index of their probe.
     whole: Vec<Pieces>,
     /// Incomplete records, at most one for each probe and CPU.
     waiting: Vec<Waiting>,
@@ -137,19 +138,19 @@ impl Joiner {
         }
     }
 
-    /// Whether all records arrive whole.
-    pub(crate) fn is_idle(&self) -> bool {
+    /// Whether it expects no pieces, because all records arrive whole.
+    pub(crate) fn is_empty(&self) -> bool {
         self.whole.is_empty()
     }
 
-    /// Lends a whole record to `f`, and keeps a piece. When the last piece arrives, it lends the whole record, with the
-    /// time of that piece. A record that lacks a piece after a loss is dropped.
+    /// Calls `f` with each whole record. A piece is kept until the last piece of its record arrives; `f` then gets the whole
+    /// record, with the time of that last piece. A record that lacks a piece after a loss is discarded.
     pub(crate) fn take(&mut self, record: Record<'_>, f: &mut impl FnMut(Record<'_>)) {
         match record {
             Record::Sample { time, cpu, pid, tid, id, raw } => {
                 let Some((probe, number)) = self.find(id) else { return f(record) };
                 let pieces = &self.whole[probe];
-                let waiting = waiting(&mut self.waiting, cpu, probe);
+                let waiting = incomplete(&mut self.waiting, cpu, probe);
                 let bit = 1 << number;
                 if waiting.tid != tid || waiting.arrived & bit != 0 || waiting.arrived == 0 {
                     waiting.begin(tid, &pieces.pieces[0], raw, pieces.size);
@@ -170,14 +171,15 @@ impl Joiner {
         }
     }
 
-    /// The probe that this piece belongs to, and the number of the piece.
+    /// The index of the probe that this piece belongs to, and the number of the piece.
     fn find(&self, id: u16) -> Option<(usize, usize)> {
         let number = |whole: &Pieces| whole.pieces.iter().position(|piece| piece.id == u32::from(id));
         self.whole.iter().enumerate().find_map(|(probe, whole)| Some((probe, number(whole)?)))
     }
 }
 
-fn waiting(all: &mut Vec<Waiting>, cpu: u32, probe: usize) -> &mut Waiting {
+/// The incomplete record of this probe and CPU; a new one if there is none.
+fn incomplete(all: &mut Vec<Waiting>, cpu: u32, probe: usize) -> &mut Waiting {
     let at = all.iter().position(|one| one.cpu == cpu && one.probe == probe).unwrap_or_else(|| {
         all.push(Waiting { cpu, probe, tid: 0, arrived: 0, raw: Vec::new() });
         all.len() - 1
@@ -229,7 +231,7 @@ mod tests {
     fn two() -> (Format, Pieces) {
         let first = one_event(7, &[("s32", "count", 4), ("u64", "words_0", 8)]);
         let second = one_event(9, &[("u64", "words_8", 8), ("u64", "words_16", 8), ("u16", "odd", 2)]);
-        joined(&fetches(), &[first, second]).unwrap()
+        join_formats(&fetches(), &[first, second]).unwrap()
     }
 
     /// A record of the first or the second event; perf pads it.
@@ -283,9 +285,9 @@ mod tests {
         assert_eq!((format.id, pieces.pieces.len(), pieces.size), (7, 2, 46));
         let one = Format::parse(format.to_string().as_bytes()).unwrap();
         assert_eq!(one, format, "recordings keep it as text");
-        let (_, whole) = joined(&fetches()[..1], &[one_event(7, &[("s32", "count", 4)])]).unwrap();
+        let (_, whole) = join_formats(&fetches()[..1], &[one_event(7, &[("s32", "count", 4)])]).unwrap();
         assert!(whole.pieces.is_empty(), "a record of one event has no pieces");
-        assert!(joined(&fetches(), &[one_event(7, &[("s32", "count", 4)])]).is_err(), "values are missing");
+        assert!(join_formats(&fetches(), &[one_event(7, &[("s32", "count", 4)])]).is_err(), "values are missing");
     }
 
     #[test]
@@ -335,10 +337,10 @@ mod tests {
         let (first, second) = (piece(7, &[1; 12]), piece(9, &[2; 18]));
         let mut joiner = Joiner::default();
         joiner.add(&pieces);
-        assert!(!joiner.is_idle());
+        assert!(!joiner.is_empty());
         taken(&mut joiner, &[sample(0, 5, 7, &first)]);
         joiner.remove(&pieces);
-        assert!(joiner.is_idle());
+        assert!(joiner.is_empty());
         joiner.add(&pieces);
         assert_eq!(taken(&mut joiner, &[sample(0, 5, 9, &second)]), []);
     }
