@@ -6,8 +6,8 @@
 //! - the conversation has no entry yet. The program then makes the entry;
 //! - the packet is the first of its direction, or the first after a [pause](KernelAccounting::pause);
 //! - the packet has SYN, FIN or RST;
-//! - the packet cannot be counted for certain: it has IP options, is fragmented, may be several datagrams (UDP GSO or GRO), or
-//!   has other ends than the entry.
+//! - the packet cannot be counted for certain: it has IP options, is fragmented, leaves and may be several datagrams (UDP GSO),
+//!   or has other ends than the entry.
 //!
 //! All other packets are counted, and their hits end there. Before a hit becomes a sample, the program writes the conversation's
 //! entry into the ring, if packets have been counted in it. The program at the end of the socket does the same, and removes the
