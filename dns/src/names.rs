@@ -139,7 +139,7 @@ struct Answer {
 }
 
 impl<K: Hash + Eq + Clone> KnownNames<K> {
-    /// No owner has a name.
+    /// Creates an empty table.
     pub fn new(options: &NamesOptions) -> Self {
         Self {
             owners: LruTable::default(),
@@ -195,8 +195,8 @@ impl<K: Hash + Eq + Clone> KnownNames<K> {
         self.gaps.push_back(from..=to.max(from));
     }
 
-    /// The owner's name for an address at the time `at`: that of the latest answer until then. `None` if there is none,
-    /// or if answers may have been missed since. Does not allocate.
+    /// The owner's name for an address at the time `at`: the name in the latest answer that arrived by then. `None` if there is
+    /// no such answer, if it had expired, or if later answers may have been missed. Does not allocate.
     pub fn find(&self, owner: &K, ip: IpAddr, at: u64) -> Option<&Arc<str>> {
         self.find_with_time(owner, ip, at).map(|(name, _)| name)
     }
@@ -362,10 +362,10 @@ impl AddressNames {
         self.superseded.iter().map(|answer| answer.until).fold(self.latest.until, u64::max)
     }
 
-    /// The latest answer until the time `at`.
-    fn at(&self, at: u64) -> Option<&Answer> {
+    /// The latest answer that arrived at `time` or earlier.
+    fn at(&self, time: u64) -> Option<&Answer> {
         let newest_first = std::iter::once(&self.latest).chain(self.superseded.iter().rev());
-        newest_first.into_iter().find(|answer| answer.since <= at)
+        newest_first.into_iter().find(|answer| answer.since <= time)
     }
 
     /// Inserts an answer in the order of their times.
@@ -382,7 +382,7 @@ impl AddressNames {
         self.forget_superseded();
     }
 
-    /// Of the answers until this time only the latest is kept.
+    /// Of the answers that arrived up to this time, only the latest is kept.
     fn oldest_needed(&self) -> u64 {
         self.latest.since.saturating_sub(SUPERSEDED_KEPT_FOR)
     }

@@ -138,7 +138,7 @@ impl Group {
             formats => {
                 let parts = events.iter().map(|event| &event.parts[..]);
                 let events: Vec<_> = formats.iter().cloned().zip(parts).collect();
-                pieces::joined(&request.fetchable(), &events, request.order())?
+                pieces::join_formats(&request.fetchable(), &events, request.order())?
             }
         };
         Ok(Installed { format, pieces, probes })

@@ -16,7 +16,7 @@ use crate::expression::Expression;
 use crate::value::located;
 use crate::{Error, Fetch, Format, FormatField, Place, Record, Type, Value};
 
-/// The text between the name of a probe and the number of a further piece.
+/// The names of further events: the name of the probe, this text, and the number of the piece.
 pub(crate) const PIECE_INFIX: &str = "_piece_";
 /// What some kernels write for a string that they could not read (`FAULT_STRING`).
 const FAULT: &[u8] = b"(fault)";
@@ -103,7 +103,7 @@ pub(crate) fn is_array(kind: Type) -> bool {
 
 /// The format of the record that `fetches` ask for, and its pieces. `events` has the format of each event that fetches
 /// a part of it, in the order in which they were added, with its values.
-pub(crate) fn joined(
+pub(crate) fn join_formats(
     fetches: &[Fetch<'_>],
     events: &[(Format, &[Part])],
     order: Order,
@@ -275,7 +275,7 @@ impl Joiner {
     }
 
     /// Whether all records arrive whole.
-    pub(crate) fn is_idle(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.whole.is_empty()
     }
 

@@ -313,7 +313,7 @@ impl Rings {
         self.ask_for_losses();
         let watermark = u64::from(self.settings.watermark);
         let Self { merge, joiner, rings, .. } = self;
-        let drained = if joiner.is_idle() {
+        let drained = if joiner.is_empty() {
             merge.drain(rings, horizon, watermark, f)
         } else {
             merge.drain(rings, horizon, watermark, &mut |record| joiner.take(record, f))

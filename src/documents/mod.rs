@@ -1,4 +1,5 @@
-//! Conversion of flows and events to documents and lines of text. These modules do no I/O.
+//! Conversion of flows and events to documents and lines of text: ECS, MITRE's CAR, the events of Tracee, and text for terminals.
+//! These modules do no I/O.
 
 pub mod car;
 pub mod ecs;

@@ -10,7 +10,7 @@ use crate::model::clock::TimeSource;
 use crate::model::filter::Filter;
 use crate::model::socket_event::Actions;
 use crate::source::Error;
-use crate::source::kprobes::options::{self as kprobes, lasting, within};
+use crate::source::kprobes::options::{self as kprobes, nonzero, within};
 use crate::state::StateConfig;
 
 /// Options of a monitor. [`Monitor::start`](super::Monitor::start) validates them.
@@ -140,9 +140,9 @@ impl Options {
         size("max_flows", self.max_flows)?;
         size("max_sockets", self.max_sockets)?;
         size("max_processes", self.max_processes)?;
-        lasting("flow_inactive_timeout", self.flow_inactive_timeout)?;
-        lasting("flow_termination_timeout", self.flow_termination_timeout)?;
-        self.flow_report_interval.map_or(Ok(()), |interval| lasting("flow_report_interval", interval))
+        nonzero("flow_inactive_timeout", self.flow_inactive_timeout)?;
+        nonzero("flow_termination_timeout", self.flow_termination_timeout)?;
+        self.flow_report_interval.map_or(Ok(()), |interval| nonzero("flow_report_interval", interval))
     }
 }
 
@@ -165,7 +165,7 @@ impl From<&Options> for kprobes::Options {
             filter: options.filter.clone(),
             accounting: options.accounting,
             max_conversations: options.max_conversations,
-            // By then, a flow may have ended. Its next packet begins another one.
+            // A flow may end after this time. The next packet must be sampled, because it begins another flow.
             pause: options.flow_inactive_timeout.min(options.flow_termination_timeout),
         }
     }

@@ -14,16 +14,16 @@ use std::io::{self, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-/// Directories for an unlinked file, the cheapest first. After these, the directory of this program is tried.
+/// The directories in which an unlinked file is tried, first those in memory. The directory of this program is the last.
 const DIRECTORIES: [&str; 4] = ["/dev/shm", "/run", "/tmp", "/var/tmp"];
 /// The kernel puts this before the name of a file in memory.
 const MEMFD_PREFIX: &str = "memfd:";
 
-/// An offset in the name where there are random letters, both of a file in memory (`memfd:` is 6 bytes) and of an
-/// unlinked one.
+/// The offset of the part of the name that is compared. There are random letters at this offset in both kinds of names: in that
+/// of a file in memory (after `memfd:`, 6 bytes) and in that of an unlinked one.
 pub(super) const RANDOM_AT: &str = "6";
 
-/// The part of a name that begins at [`RANDOM_AT`], as long as a word.
+/// The word of a name that begins at [`RANDOM_AT`].
 pub(super) fn random_part(name: &str) -> Option<&[u8; WORD as usize]> {
     name.as_bytes().get(6..)?.first_chunk()
 }
@@ -100,9 +100,9 @@ mod tests {
 
     #[test]
     fn an_unlinked_file_can_be_read_and_executed() {
-        let script = fs::read("/bin/true").unwrap();
+        let program = fs::read("/bin/true").unwrap();
         let name = name(&mut Random::new());
-        let made = AnonymousFile::unlinked(&script, &name).unwrap();
+        let made = AnonymousFile::unlinked(&program, &name).unwrap();
         assert_eq!(made.name, name);
         let path = format!("/proc/{}/fd/{}", std::process::id(), made.file.as_raw_fd());
         let target = fs::read_link(&path).unwrap();
@@ -110,7 +110,7 @@ mod tests {
         assert!(std::process::Command::new(path).status().unwrap().success());
         let mut read = Vec::new();
         File::from(made.file).read_to_end(&mut read).unwrap();
-        assert_eq!(read, script);
+        assert_eq!(read, program);
         assert!(DIRECTORIES.iter().all(|directory| !Path::new(directory).join(&name).exists()));
     }
 

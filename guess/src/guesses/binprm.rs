@@ -11,7 +11,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 const BINPRM: u32 = 384;
 /// The size of a page in bytes.
 const PAGE: u64 = 4096;
-/// The kernel copies the program's strings to the new stack, downwards from an empty word of this size at the end of a page.
+/// The size of the word at the upper end of the new stack, which the kernel leaves empty. It copies the program's strings below
+/// it.
 const TOP: u64 = WORD as u64;
 
 /// A child of this process executes a script. Script and interpreter are anonymous files, and the interpreter ends at
@@ -26,7 +27,7 @@ pub(super) struct Binprm;
 /// Finds `linux_binprm.file`. The trigger executes a file with a random name; the pointer that leads to this name is
 /// the file.
 ///
-/// If the host audits executed programs, the audit log shows this too.
+/// If the host audits executed programs, the audit log shows this file's name, too: `…-socktrail-guess`.
 #[derive(Debug)]
 pub(super) struct BinprmFile;
 
@@ -162,7 +163,7 @@ fn add_evidence(expected: &Executed, binprm: &Window, targets: &Window, evidence
     evidence.one_of("linux_binprm.argc", binprm.find_u32(expected.arguments));
 }
 
-/// A path of an open file, with a beginning that is chosen at random.
+/// A path of an open file that begins with random spellings of `/`.
 fn path_of(file: &OwnedFd, random: &mut Random) -> String {
     let step = |_| if random.within(0..=1) == 0 { "/." } else { "//" };
     let steps: String = (0..10).map(step).collect();

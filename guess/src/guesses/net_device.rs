@@ -17,8 +17,8 @@ const ARGUMENTS: u32 = 2;
 const HEADERS: u32 = 28;
 
 /// A datagram arrives through `lo`, and `ip_rcv(skb, dev, …)` gets it; the arguments are the same since Linux 2.6. The
-/// pointer that `dev` and the receiving `sock` have in common is their network namespace. At `ip_rcv` the packet still has
-/// its IP header, and its length is in the `sk_buff` only once; UDP stores it a second time later.
+/// pointer that `dev` and the receiving `sock` have in common is their network namespace. The length of the packet is in the
+/// `sk_buff` only once at `ip_rcv`; UDP stores it a second time later. It includes the IP header.
 #[derive(Debug)]
 pub(super) struct NetDevice;
 
@@ -52,6 +52,7 @@ impl Guess for NetDevice {
     fn trigger(&mut self, context: &mut dyn Context) -> io::Result<u32> {
         let [from, to] = [(); 2].map(|()| loopback::udp(loopback::ipv4_address(context.random())));
         let length = context.random().within(100..=1200);
+        // Both sockets are temporary: they are closed once the datagram was sent, and `inet_release` is called.
         loopback::datagram(&from?, &to?, length as usize)?;
         Ok(length + HEADERS)
     }

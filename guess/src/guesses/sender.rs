@@ -39,6 +39,7 @@ impl Guess for Sender {
 
     fn trigger(&mut self, context: &mut dyn Context) -> io::Result<()> {
         let [from, to] = [(); 2].map(|()| loopback::udp(loopback::ipv4_address(context.random())));
+        // Both sockets are temporary: they are closed once the datagram was sent, and `inet_release` is called.
         loopback::datagram(&from?, &to?, 100)
     }
 

@@ -114,6 +114,12 @@ impl Assembler {
         self.instructions.push(Instruction::atomic_add(base, offset, source));
     }
 
+    /// The same, and `source` becomes the value from before. All memory accesses before it are seen by other CPUs before those
+    /// that come after it. Since Linux 5.12; on aarch64 since 5.18.
+    pub fn atomic_fetch_add(&mut self, base: Register, offset: i16, source: Register) {
+        self.instructions.push(Instruction::atomic_fetch_add(base, offset, source));
+    }
+
     /// `destination = frame + offset`: an address on the stack, for an argument of a call.
     pub fn stack_address(&mut self, destination: Register, offset: i16) {
         self.mov(destination, Register::Frame);
@@ -230,7 +236,7 @@ mod tests {
     #[cfg(target_endian = "little")]
     fn encodings_are_those_of_the_standard() {
         type Write = fn(&mut Assembler);
-        let table: [(Write, [u8; 8]); 39] = [
+        let table: [(Write, [u8; 8]); 40] = [
             // dst += imm, dst += src, and so on in 64 bits.
             (|asm| asm.alu(Alu::Add, R1, 5), [0x07, 0x01, 0, 0, 5, 0, 0, 0]),
             (|asm| asm.alu(Alu::Add, R1, R2), [0x0f, 0x21, 0, 0, 0, 0, 0, 0]),
@@ -269,6 +275,7 @@ mod tests {
             (|asm| asm.store(Width::Double, R1, 4, R2), [0x7b, 0x21, 4, 0, 0, 0, 0, 0]),
             // lock *(u64 *)(dst + offset) += src.
             (|asm| asm.atomic_add(R0, 8, R7), [0xdb, 0x70, 8, 0, 0, 0, 0, 0]),
+            (|asm| asm.atomic_fetch_add(R0, 8, R7), [0xdb, 0x70, 8, 0, 1, 0, 0, 0]),
             (|asm| asm.call(Helper::MapLookup), [0x85, 0, 0, 0, 1, 0, 0, 0]),
             (|asm| asm.call(Helper::ProbeRead), [0x85, 0, 0, 0, 4, 0, 0, 0]),
             (|asm| asm.call(Helper::MonotonicTime), [0x85, 0, 0, 0, 5, 0, 0, 0]),

@@ -155,6 +155,8 @@ const ALU64: u8 = 0x07;
 const IMM: u8 = 0x00;
 const MEM: u8 = 0x60;
 const ATOMIC: u8 = 0xc0;
+/// `BPF_FETCH`: the source becomes the value from before.
+const FETCH: i32 = 0x01;
 /// The operand is a register.
 const X: u8 = 0x08;
 /// Unconditional jumps.
@@ -198,6 +200,10 @@ impl Instruction {
     pub(super) const fn atomic_add(base: Register, offset: i16, source: Register) -> Self {
         let code = STX | ATOMIC | Width::Double.bits();
         Self { code, destination: base as u8, source: source as u8, offset, immediate: 0 }
+    }
+
+    pub(super) const fn atomic_fetch_add(base: Register, offset: i16, source: Register) -> Self {
+        Self { immediate: FETCH, ..Self::atomic_add(base, offset, source) }
     }
 
     pub(super) const fn load64(destination: Register, number: u64) -> [Self; 2] {

@@ -26,8 +26,8 @@ pub struct Map {
 
 /// A [`Map`] of values that programs change and user space reads.
 ///
-/// Its memory is shared, so a reading is no system call, needs no privileges, and does not keep programs from running:
-/// while a CPU executes `bpf(2)` for a map, the kernel runs no other program on it.
+/// Its memory is shared, so reading it takes no system call and no privileges, and does not keep programs from running: while a
+/// CPU executes `bpf(2)` for a map, the kernel runs no program on that CPU.
 #[derive(Clone, Debug)]
 pub struct Array {
     map: Map,
@@ -58,8 +58,8 @@ impl Array {
         Ok(Self { map, memory: Arc::new(memory), words: value_size as usize / 8 })
     }
 
-    /// Copies the value at an index to `words`, which has its size. Returns whether there is such a value. Each word is
-    /// whole, but a program may change one while another is copied.
+    /// Copies the value at an index to `words`. Returns `false`, and copies nothing, if there is no such value or `words` does
+    /// not have its size. Each word is read as a whole, but a program may change a word while others are read.
     pub fn read(&self, index: u32, words: &mut [u64]) -> bool {
         words.len() == self.words && self.memory.read(index as usize * self.words * 8, words)
     }
@@ -95,7 +95,7 @@ impl Map {
         self.map.delete(key).map_err(|source| self.failed("removing a key", source))
     }
 
-    /// Its number in a program that is being loaded.
+    /// The descriptor by which a program refers to the map while it is loaded.
     pub(super) fn descriptor(&self) -> i32 {
         self.map.descriptor().as_raw_fd()
     }

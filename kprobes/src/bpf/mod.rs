@@ -5,13 +5,14 @@
 //! (`PERF_EVENT_IOC_SET_BPF`, Linux 4.1) that the kernel runs first, before any fetch argument is read:
 //!
 //! - it returns 1, and the hit goes on and becomes a sample;
-//! - it returns 0, and the hit ends: nothing is fetched or written. Its counts are in an [`Array`], whose memory user space
-//!   [reads](Array::read).
+//! - it returns 0, and the hit ends: nothing is fetched or written. The program can count the hit in an [`Array`], whose memory
+//!   user space [reads](Array::read).
 //!
 //! How to make a program:
 //!
 //! 1. An [`Assembler`] collects instructions. Jumps go to [`Label`]s, and only forward, because kernels before Linux
-//!    5.3 accept no loops. All instructions exist since Linux 4.9.
+//!    5.3 accept no loops. All instructions but
+//!    [one](Assembler::atomic_fetch_add) exist since Linux 4.9.
 //! 2. A program reads values by the declaration of a [`sample!`](crate::sample!):
 //!    [`Fetch::expression`](crate::Fetch::expression) resolves a template, and a [`Reader`] turns it into instructions
 //!    that leave the value in a register, or its bytes on the stack. A read that fails jumps to a label given by the
@@ -27,7 +28,7 @@
 //!
 //! - A program belongs to the trace event, not to one of its perf events: it runs at each hit on any CPU, regardless of
 //!   the filter, and decides for every perf event on that trace event. It stays as long as the perf event by which it
-//!   was set. The [`Rings`](crate::Rings) open one for this purpose alone, so that CPUs may come and go.
+//!   was set. The [`Rings`](crate::Rings) open one for this purpose alone, so that the program stays when CPUs come and go.
 //! - Before Linux 4.14 the kernel removes the program when any perf event on the trace event is closed. The rings set
 //!   it again. Hits in between become samples, so none is missed or counted twice.
 //! - A hit while another BPF program runs on that CPU is neither counted nor sampled (`bpf_prog_active`); newer kernels count it

@@ -60,8 +60,8 @@ impl Program {
         &self.name
     }
 
-    /// How many hits the kernel has not run it for, because another program was running on that CPU. Such a hit makes no sample
-    /// either. Linux counts this since 5.12, but for programs at kprobes only since 6.7; `None` where it does not.
+    /// The number of hits at which the kernel did not run it, because another program was running on that CPU. Such a hit makes
+    /// no sample either. Linux has counted this since 5.12, but for programs at kprobes only since 6.7. `None` if it does not.
     pub fn skipped(&self) -> Option<u64> {
         let path = format!("/proc/self/fdinfo/{}", self.descriptor.as_raw_fd());
         skipped_in(&std::fs::read_to_string(path).ok()?)

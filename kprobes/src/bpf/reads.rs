@@ -114,8 +114,8 @@ impl Reads {
         i16::try_from(offset - window.low).ok().map(|within| window.at + within)
     }
 
-    /// Loads the value of a field that was planned, and whose phase has been read, or that is a register. Overwrites `R0`
-    /// and `R1` if the value does not lie at a multiple of its size.
+    /// Loads the value of a field that was planned, and whose phase has been read, or that is a register. May overwrite `R0`, or
+    /// `R1` if the value is loaded into `R0`.
     ///
     /// # Errors
     /// [`Error::Unreadable`]
@@ -214,6 +214,14 @@ mod tests {
             });
             // Memory that lies between fields may be missing, and then none of them is read.
             prop_assert!(read.is_none() || read == machine.value(one), "{read:?} {one}");
+            let kept = machine.run(|asm, reader| {
+                reads.read(asm, reader, 0).unwrap();
+                reads.read(asm, reader, 1).unwrap();
+                reads.load(asm, reader, one, R1).unwrap();
+                reads.load(asm, reader, planned[0].1, R2).unwrap();
+                asm.mov(R0, R1);
+            });
+            prop_assert_eq!(kept, read, "a load overwrites only R0 besides its own register");
             let reads_all = expressions.iter().all(|(_, one)| machine.value(one).is_some());
             prop_assert!(read.is_some() || !reads_all || machine.has_holes());
         }

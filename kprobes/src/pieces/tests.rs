@@ -39,7 +39,7 @@ fn two() -> (Format, Pieces) {
     let first = one_event(7, &[("s32", "count", 4), ("u64", "words_0", 8)]);
     let second = one_event(9, &[("u64", "words_8", 8), ("u64", "words_16", 8), ("u16", "odd", 2)]);
     let parts = [[number(0, 4), number(4, 8)].to_vec(), [number(12, 8), number(20, 8), number(28, 2)].to_vec()];
-    joined(&fetches(), &[(first, &parts[0]), (second, &parts[1])], Order::Reversed).unwrap()
+    join_formats(&fetches(), &[(first, &parts[0]), (second, &parts[1])], Order::Reversed).unwrap()
 }
 
 /// A record with these values; perf pads it.
@@ -103,12 +103,12 @@ fn the_format_is_that_of_a_kernel_with_arrays() {
     assert_eq!(one, format, "recordings keep it as text");
     let count = one_event(7, &[("s32", "count", 4)]);
     let parts = [number(0, 4)];
-    let (_, whole) = joined(&fetches()[..1], &[(count.clone(), &parts[..])], Order::Reversed).unwrap();
+    let (_, whole) = join_formats(&fetches()[..1], &[(count.clone(), &parts[..])], Order::Reversed).unwrap();
     assert!(whole.pieces.is_empty(), "a record of one event has no pieces");
-    assert!(joined(&fetches(), &[(count.clone(), &parts[..])], Order::Added).is_err(), "values are missing");
+    assert!(join_formats(&fetches(), &[(count.clone(), &parts[..])], Order::Added).is_err(), "values are missing");
     for part in [number(0, 8), string(0, 4)] {
         let size = [Fetch::new("count", "+8({a})", if part.size == 8 { Type::U64 } else { Type::U32 })];
-        assert!(joined(&size, &[(count.clone(), &[part][..])], Order::Added).is_err(), "{part:?}");
+        assert!(join_formats(&size, &[(count.clone(), &[part][..])], Order::Added).is_err(), "{part:?}");
     }
 }
 
@@ -120,11 +120,11 @@ fn a_string_beside_an_array_needs_a_single_event() {
     let [words, comm] = [[("u64", "words_0", 8), ("u64", "words_8", 8)], [("__data_loc char[]", "comm", 4); 2]];
     let parts = [number(0, 8), number(8, 8), number(16, 4)];
     let one = one_event(7, &[words[0], words[1], comm[0]]);
-    let (format, pieces) = joined(&fetches, &[(one.clone(), &parts[..])], Order::Reversed).unwrap();
+    let (format, pieces) = join_formats(&fetches, &[(one.clone(), &parts[..])], Order::Reversed).unwrap();
     assert!(pieces.pieces.is_empty());
     assert_eq!(format.field("comm"), one.field("comm"));
     let two = [(one_event(7, &words), &parts[..2]), (one_event(8, &comm[..1]), &parts[2..])];
-    assert!(joined(&fetches, &two, Order::Reversed).is_err());
+    assert!(join_formats(&fetches, &two, Order::Reversed).is_err());
 }
 
 #[test]
@@ -167,10 +167,10 @@ fn pieces_no_longer_expected_are_not_joined() {
     let (_, pieces) = two();
     let (first, second) = (piece(7, &[1; 12]), piece(9, &[2; 18]));
     let mut joiner = joiner(&pieces);
-    assert!(!joiner.is_idle());
+    assert!(!joiner.is_empty());
     taken(&mut joiner, &[sample(0, 5, 9, &second)]);
     joiner.remove(&pieces);
-    assert!(joiner.is_idle());
+    assert!(joiner.is_empty());
     joiner.add(&pieces);
     assert_eq!(taken(&mut joiner, &[sample(0, 5, 7, &first)]), []);
 }
@@ -204,7 +204,7 @@ fn strings() -> Pieces {
         (one_event(ONE, &[(STRING, "name_2", 4)]), vec![string(52, 8)]),
     ];
     let events: Vec<_> = events.iter().map(|(format, parts)| (format.clone(), &parts[..])).collect();
-    joined(&fetches, &events, Order::Reversed).unwrap().1
+    join_formats(&fetches, &events, Order::Reversed).unwrap().1
 }
 
 const NUMBERS: u32 = 7;
@@ -364,7 +364,7 @@ fn a_probe_of_strings_alone_has_an_event_without_values_before_them() {
         [(one_event(7, &[]), Vec::new()), (one_event(8, &[("__data_loc char[]", "name", 4)]), vec![string(0, 8)])];
     let events: Vec<_> = events.iter().map(|(format, parts)| (format.clone(), &parts[..])).collect();
     let fetches = [Fetch::new("name", "+0({a})", Type::StringWindow(1))];
-    let (format, pieces) = joined(&fetches, &events, Order::Reversed).unwrap();
+    let (format, pieces) = join_formats(&fetches, &events, Order::Reversed).unwrap();
     assert_eq!(format.field("name").map(|field| (field.offset, field.size)), Some((16, 8)));
     let (name, head) = (with_strings(8, &[Some(b"nc".to_vec())]), piece(7, &[]));
     let whole = taken(&mut joiner(&pieces), &[sample(0, 5, 8, &name), sample(0, 5, 7, &head)]);

@@ -12,7 +12,7 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 /// Bytes of a word.
 const WORD: usize = 8;
 
-/// The values of an array map, mapped for reading. The kernel's programs write them at any time.
+/// The values of an array map, mapped for reading. BPF programs may change them at any time.
 #[derive(Debug)]
 pub(crate) struct SharedMemory {
     base: NonNull<c_void>,
@@ -33,8 +33,9 @@ impl SharedMemory {
         Ok(Self { base, len })
     }
 
-    /// Copies words, beginning with the one at the offset `from` in bytes, a multiple of 8. Returns whether all of them are
-    /// in the memory; if not, nothing is copied. Each word is whole, but a program may write between two of them.
+    /// Fills `words` from the memory, beginning at the offset `from` in bytes, a multiple of 8. Returns `false`, and copies
+    /// nothing, if the memory does not have all of them. Each word is read as a whole, but a program may change a word while
+    /// others are read.
     pub(crate) fn read(&self, from: usize, words: &mut [u64]) -> bool {
         let end = words.len().checked_mul(WORD).and_then(|size| from.checked_add(size));
         if !from.is_multiple_of(WORD) || end.is_none_or(|end| end > self.len.get()) {
@@ -46,7 +47,7 @@ impl SharedMemory {
             let shared = unsafe { self.base.byte_add(from + index * WORD).cast::<AtomicU64>().as_ref() };
             *word = shared.load(Ordering::Relaxed);
         }
-        // What is read later is not older.
+        // Later readings must not be older than this one.
         fence(Ordering::Acquire);
         true
     }

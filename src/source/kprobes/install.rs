@@ -9,7 +9,7 @@ use nix::unistd::gettid;
 use socktrail_kprobes::bpf::Program;
 use socktrail_kprobes::{Clock, Error, Group, Installed, RingOptions, Rings};
 
-use super::accounting::{Conversations, Counted, Rules, Unaccounted};
+use super::accounting::{Conversations, KernelAccounting, Rules, Unaccounted};
 use super::drop_functions::{DEFERRED_FREE, DropFunctions};
 use super::self_test::{Hits, SelfTest, Verdict};
 use super::source::now_of;
@@ -149,11 +149,11 @@ impl Installer<'_> {
     /// Loads the programs that count packets in the kernel.
     fn load_programs(&self, slots: &[Slot], clock: Clock, gso_head_len: u32) -> Result<Conversations, Unaccounted> {
         let wanted = self.wanted;
-        let Counted { inactive, conversations } = wanted.counted.ok_or(Unaccounted::Unwanted)?;
+        let KernelAccounting { pause, conversations } = wanted.accounting.ok_or(Unaccounted::Unwanted)?;
         if wanted.masks(BPF) {
             return Err(Unaccounted::Masked);
         }
-        let rules = Rules { inactive_nanos: nanos(inactive), gso_head_len, filter: wanted.filter.clone() };
+        let rules = Rules { pause_nanos: nanos(pause), gso_head_len, filter: wanted.filter.clone() };
         let probes = slots.iter().filter_map(|slot| Some((slot.served.feature, slot.served.probe?)));
         Conversations::load(probes, &wanted, &rules, conversations, clock)
     }

@@ -13,7 +13,7 @@ use crate::model::time::MonotonicTime;
 #[derive(Debug)]
 pub(crate) struct Misses {
     /// The counts by the name of the probe, which is the name of its feature.
-    by_name: BTreeMap<String, Counted>,
+    by_name: BTreeMap<String, ProbeMisses>,
     /// A time just before the last reading.
     asked: MonotonicTime,
     /// The hits that each feature's program was skipped for, and a time just before they were last read.
@@ -22,7 +22,7 @@ pub(crate) struct Misses {
 
 /// The count of one probe.
 #[derive(Debug, Clone, Copy)]
-struct Counted {
+struct ProbeMisses {
     feature: Feature,
     misses: u64,
     /// The misses from before the probe was attached, which are included in `misses`.
@@ -65,7 +65,7 @@ impl Misses {
     /// Counts misses of these features' probes, except those whose misses are unknown on a kernel of this release.
     fn on_release(release: (u32, u32), features: impl Iterator<Item = Feature>) -> Self {
         let features = features.filter(|feature| feature.misses_reliable_since().is_none_or(|first| release >= first));
-        let none = |feature: Feature| (feature.to_string(), Counted { feature, misses: 0, before: 0 });
+        let none = |feature: Feature| (feature.to_string(), ProbeMisses { feature, misses: 0, before: 0 });
         Self { by_name: features.map(none).collect(), asked: MonotonicTime::ZERO, skipped: Default::default() }
     }
 
@@ -115,7 +115,7 @@ impl Misses {
 
     /// How many hits each probe has missed so far; probes without misses are left out.
     pub(crate) fn so_far(&self) -> BTreeMap<Feature, u64> {
-        let so_far = |counted: &Counted| (counted.feature, counted.misses - counted.before);
+        let so_far = |counted: &ProbeMisses| (counted.feature, counted.misses - counted.before);
         let mut all: BTreeMap<_, u64> = self.skipped.0.clone();
         self.by_name.values().map(so_far).for_each(|(feature, misses)| *all.entry(feature).or_default() += misses);
         all.retain(|_, misses| *misses > 0);

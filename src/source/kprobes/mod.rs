@@ -34,7 +34,7 @@ use std::sync::Arc;
 use socktrail_guess::Layout;
 use socktrail_kprobes::{Decoder, Error, Format, Installed, Kind, Record, Resolver, Rings, Sample, Target, Term};
 
-pub use self::accounting::Counted;
+pub use self::accounting::KernelAccounting;
 pub(crate) use self::accounting::{Conversations, Unaccounted};
 pub use self::call_table::SOCKET_EVENT_PROBES;
 pub(crate) use self::misses::{Missed, Misses};
@@ -72,10 +72,10 @@ pub struct Wanted<'a> {
     pub socket_events: Actions,
     /// Functions to ignore, as if the kernel did not have them.
     pub mask: &'a [String],
-    /// Which packets to observe, as far as the kernel can decide that.
+    /// Which packets to observe. Programs apply it as far as they can; the state machine applies all of it.
     pub filter: &'a Filter,
-    /// What to count in the kernel; `None` to sample all packets.
-    pub counted: Option<Counted>,
+    /// How the kernel counts packets; `None` to sample each packet.
+    pub accounting: Option<KernelAccounting>,
 }
 
 /// The status of a feature: its probe, and why better ones could not be used.

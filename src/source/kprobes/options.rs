@@ -7,7 +7,7 @@ use std::time::Duration;
 use socktrail_guess::{LayoutSource, ResolveOptions, Resolved, resolve};
 use socktrail_kprobes::Tracefs;
 
-use super::accounting::Counted;
+use super::accounting::KernelAccounting;
 use super::{GROUP, Wanted};
 use crate::model::accounting::Accounting;
 use crate::model::clock::TimeSource;
@@ -15,7 +15,8 @@ use crate::model::filter::Filter;
 use crate::model::socket_event::Actions;
 use crate::source::{Error, proc};
 
-/// Options of the kprobe source: see the fields of the same names in [`monitor::Options`](crate::monitor::Options).
+/// Options of the kprobe source. Fields without a description are those of the same names in
+/// [`monitor::Options`](crate::monitor::Options).
 #[derive(Debug, Clone)]
 pub(crate) struct Options {
     pub(crate) tracefs_path: Option<PathBuf>,
@@ -30,11 +31,11 @@ pub(crate) struct Options {
     pub(crate) flows: bool,
     pub(crate) socket_events: Actions,
     pub(crate) mask: Vec<String>,
-    /// Which packets to observe, as far as the kernel can decide that.
+    /// Which packets to observe. Programs apply it as far as they can; the state machine applies all of it.
     pub(crate) filter: Filter,
     pub(crate) accounting: Accounting,
     pub(crate) max_conversations: usize,
-    /// After this time without a packet of its conversation, a packet is sampled even if the kernel can count it.
+    /// See [`KernelAccounting::pause`].
     pub(crate) pause: Duration,
 }
 
@@ -45,8 +46,8 @@ impl Options {
     /// [`Error::Option`], with the name of the field.
     pub(crate) fn validate(&self) -> Result<(), Error> {
         within("ring_size_exponent", self.ring_size_exponent.into(), 1, 14)?;
-        lasting("guess_timeout", self.guess_timeout)?;
-        lasting("clock_sync_period", self.clock_sync_period)?;
+        nonzero("guess_timeout", self.guess_timeout)?;
+        nonzero("clock_sync_period", self.clock_sync_period)?;
         self.dns.validate().map_err(|error| match error {
             socktrail_dns::Error::Option { option: "snaplen", problem } => {
                 Error::Option { name: "dns.snaplen", problem }
@@ -89,9 +90,9 @@ impl Options {
     pub(crate) fn wanted<'a>(&'a self, layout: &'a socktrail_guess::Layout) -> Wanted<'a> {
         let Self { flows, socket_events, ref mask, ref filter, .. } = *self;
         let conversations = u32::try_from(self.max_conversations).unwrap_or(u32::MAX);
-        let counted = Counted { inactive: self.pause, conversations };
-        let counted = Some(counted).filter(|_| flows && self.accounting != Accounting::Samples);
-        Wanted { layout, ipv6: self.ipv6(), flows, socket_events, mask, filter, counted }
+        let accounting = KernelAccounting { pause: self.pause, conversations };
+        let accounting = Some(accounting).filter(|_| flows && self.accounting != Accounting::Samples);
+        Wanted { layout, ipv6: self.ipv6(), flows, socket_events, mask, filter, accounting }
     }
 }
 
@@ -102,7 +103,7 @@ pub(crate) fn within(name: &'static str, value: usize, least: usize, most: usize
 }
 
 /// Refuses a time of zero.
-pub(crate) fn lasting(name: &'static str, time: Duration) -> Result<(), Error> {
+pub(crate) fn nonzero(name: &'static str, time: Duration) -> Result<(), Error> {
     if time.is_zero() {
         return Err(Error::Option { name, problem: "must be longer than nothing".to_owned() });
     }

@@ -296,7 +296,7 @@ impl Source for KprobeSource {
                 .probes
                 .conversations
                 .as_ref()
-                .map_or(0, |conversations| conversations.without_room()),
+                .map_or(0, |conversations| conversations.refused_packets()),
         }
     }
 

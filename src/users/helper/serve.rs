@@ -14,8 +14,8 @@ use super::message::{self, QUESTION_LEN};
 use crate::privileges;
 
 pub(super) fn run(socket: BorrowedFd<'_>, sources: &Sources) -> io::Result<()> {
-    // Service managers signal all processes of a service. The helper must outlive the agent, so that the last flows
-    // have names. It uses handlers because an ignored signal would be inherited by `getent`.
+    // Service managers signal all processes of a service. The helper must outlive the agent, so that the last flows get the names
+    // of their users. It handles these signals and does nothing, because `getent` would inherit a signal that is ignored.
     for signal in [SIGHUP, SIGINT, SIGTERM] {
         signal_hook::flag::register(signal, Arc::default())?;
     }

@@ -1,4 +1,4 @@
-//! The entry of a conversation, as it lies in the map and in the ring.
+//! The entry of a conversation: its bytes in the map and in the ring.
 
 use std::mem::offset_of;
 use std::net::Ipv4Addr;
@@ -12,25 +12,27 @@ use crate::source::kprobes::{AF_INET, AF_INET6, ipv6_address};
 
 /// What is counted of a conversation. Numbers are in the machine's byte order, times in nanoseconds of the monotonic clock.
 ///
-/// It is never made in this program: its fields are the offsets for programs and for [`totals`].
+/// Only BPF programs make one. User space uses this struct for the offsets of its fields: see [`offset!`] and [`totals`].
 #[repr(C)]
 pub(super) struct Entry {
-    /// 0, which is the id of no trace event: the entry is also a record in the ring.
+    /// Always 0. The entry is also written into the ring, where trace events have their id here; none has the id 0.
     pub(super) id: u16,
-    /// [`KIND`].
-    pub(super) kind: u16,
-    /// 1 once a packet of this direction was sampled, since the entry was made or since the last pause.
+    /// [`RECORD_KIND`].
+    pub(super) record_kind: u16,
+    /// 1 if an outgoing packet was sampled since the entry was made or since the last pause.
     pub(super) seen_out: u8,
+    /// The same for arriving packets.
     pub(super) seen_in: u8,
-    /// 1 once a sent datagram was counted that may be several joined ones, judged by its size.
+    /// 1 once a sent datagram was counted that is no larger than [`Rules::gso_head_len`](super::Rules::gso_head_len): it may be
+    /// several if its socket uses UDP GSO.
     pub(super) short_sent: u8,
-    /// 1 once a received datagram was counted that has a nonlinear part.
+    /// 1 once a received datagram was counted that has a nonlinear part: it may be several if its socket is the kernel's.
     pub(super) nonlinear_received: u8,
-    /// The `struct sock`.
+    /// The address of the `struct sock`.
     pub(super) sock: u64,
     /// When the entry was made.
     pub(super) since: u64,
-    /// The `struct net` of TCP; 0 for UDP.
+    /// The address of the `struct net` for TCP; 0 for UDP.
     pub(super) net: u64,
     /// This host's address and the other one, in memory order: 4 bytes each for IPv4, 16 bytes for IPv6, then zeros.
     pub(super) addresses: [u64; 4],
@@ -40,46 +42,47 @@ pub(super) struct Entry {
     pub(super) protocol: u16,
     /// `AF_INET` or `AF_INET6`.
     pub(super) family: u16,
-    /// The last packet, counted or sampled.
+    /// When the last packet was counted or sampled.
     pub(super) last: u64,
     pub(super) sent_packets: u64,
     pub(super) sent_bytes: u64,
     pub(super) received_packets: u64,
     pub(super) received_bytes: u64,
-    /// What `tcp_sock.segs_in` should be if each packet that has arrived were one segment, modulo 2³².
-    pub(super) expected: u64,
-    /// How many of `received_packets` are segments that only `tcp_sock.segs_in` has shown.
+    /// What `tcp_sock.segs_in` should be if each packet that arrived since the last comparison were one segment, modulo 2³².
+    pub(super) expected_segs_in: u64,
+    /// How many of `received_packets` no packet has shown, only `tcp_sock.segs_in`: segments that GRO has merged with others.
     pub(super) merged: u64,
     /// `tcp_sock.segs_out` at the last outgoing packet.
     pub(super) segs_out: u32,
-    /// IP and TCP header of the last received packet without SYN, in bytes; 0 if there was none.
+    /// The length of the headers (IP and TCP together) of the last received packet without SYN, in bytes; 0 if there was none.
     pub(super) received_headers: u16,
     pub(super) padding: u16,
-    /// The shortest and the longest since the last outgoing packet; 0 if there was none.
-    pub(super) received_shortest: u16,
-    pub(super) received_longest: u16,
+    /// The shortest and the longest of these lengths since the last outgoing packet; 0 if there was none. Programs clear both at
+    /// once.
+    pub(super) shortest_headers: u16,
+    pub(super) longest_headers: u16,
     /// How many of `merged` may have had headers of another length.
     pub(super) merged_unsure: u32,
-    /// The last counted outgoing packet, in bytes with its headers.
+    /// The size of the last counted outgoing packet with its headers, in bytes.
     pub(super) last_sent_bytes: u32,
-    /// Its headers in bytes.
+    /// The length of its headers, in bytes.
     pub(super) last_sent_headers: u16,
-    /// Its segments.
+    /// The number of its segments.
     pub(super) last_sent_segments: u16,
     /// The largest payload of a segment in bytes, estimated from packets of several segments.
-    pub(super) full: u32,
+    pub(super) full_payload: u32,
     /// Its own number in the array of entries.
     pub(super) number: u32,
     /// The hash of the ends of a TCP connection; 0 if packets cannot be looked up by them.
     pub(super) ends_hash: u64,
-    /// When its socket ended, and nothing led to the entry any more; 0 before that. The rest stays until the entry is made anew.
+    /// When its socket ended; 0 before that. The other fields stay as they are until another conversation gets the entry.
     pub(super) removed: u64,
 }
 
 /// The size of an entry in bytes, a multiple of 8.
 pub(super) const SIZE: u16 = size_of::<Entry>() as u16;
-/// The kind of record that an entry is in the ring.
-pub(super) const KIND: u16 = 1;
+/// Marks an entry among the records that programs write into the ring.
+pub(super) const RECORD_KIND: u16 = 1;
 /// The offset of a field of an [`Entry`] in bytes.
 macro_rules! offset {
     ($field:ident) => {
@@ -88,22 +91,22 @@ macro_rules! offset {
 }
 pub(super) use offset;
 
-/// The number in a field of the entry in `$bytes`.
+/// The value of a field of the entry in `$bytes`. `$kind` is its type.
 macro_rules! number {
     ($bytes:expr, $kind:ty, $field:ident) => {
         <$kind>::from_ne_bytes(*$bytes.get(offset_of!(Entry, $field)..)?.first_chunk()?)
     };
 }
 
-/// The entry of a record of the ring. `None` if it is of another kind, or if no conversation is in it.
+/// The counts in a record of the ring. `None` if the record is not an entry.
 pub(in super::super) fn of_record(raw: &[u8]) -> Option<Totals> {
-    if number!(raw, u16, id) != 0 || number!(raw, u16, kind) != KIND {
+    if number!(raw, u16, id) != 0 || number!(raw, u16, record_kind) != RECORD_KIND {
         return None;
     }
     totals(raw)
 }
 
-/// What an entry says. `None` if it is too short, or not of a conversation.
+/// The counts of an entry. `None` if the bytes are too few, or not those of a conversation.
 pub(super) fn totals(bytes: &[u8]) -> Option<Totals> {
     if bytes.len() < usize::from(SIZE) {
         return None;
@@ -133,11 +136,11 @@ pub(super) fn totals(bytes: &[u8]) -> Option<Totals> {
 }
 
 fn tcp(bytes: &[u8]) -> Option<TcpTotals> {
-    let full = number!(bytes, u32, full);
+    let full = number!(bytes, u32, full_payload);
     Some(TcpTotals {
         segs_out: Some(number!(bytes, u32, segs_out)),
         received_headers: number!(bytes, u16, received_headers),
-        received_range: (number!(bytes, u16, received_shortest), number!(bytes, u16, received_longest)),
+        received_range: (number!(bytes, u16, shortest_headers), number!(bytes, u16, longest_headers)),
         merged: number!(bytes, u64, merged),
         merged_unsure: number!(bytes, u32, merged_unsure),
         sent_bytes: number!(bytes, u32, last_sent_bytes),
@@ -170,20 +173,20 @@ pub(super) fn removed(bytes: &[u8]) -> Option<(u64, MonotonicTime)> {
     Some((number!(bytes, u64, sock), MonotonicTime::from_nanos(number!(bytes, u64, removed))))
 }
 
-/// The packets of conversations that found no room, from the bytes of the entry that counts them.
-pub(super) fn without_room(bytes: &[u8]) -> Option<u64> {
+/// The number of packets that were sampled for lack of room in the table, from the bytes of the entry that counts them.
+pub(super) fn refused_packets(bytes: &[u8]) -> Option<u64> {
     Some(number!(bytes, u64, sent_packets))
 }
 
-/// The fields that packets of a direction are counted in.
+/// The offsets of the fields in which packets of one direction are counted.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Side {
+pub(super) struct DirectionFields {
     pub(super) seen: i16,
     pub(super) packets: i16,
     pub(super) bytes: i16,
 }
 
-impl Side {
+impl DirectionFields {
     pub(super) const fn of(direction: PacketDirection) -> Self {
         match direction {
             PacketDirection::Outbound => {

@@ -10,7 +10,7 @@ use crate::model::event::PacketDirection;
 use crate::source::kprobes::sockets::SockGraft;
 use crate::source::kprobes::{AF_INET, AF_INET6, Probe};
 
-/// The socket that an arriving packet has already been given, if any.
+/// The socket that an arriving packet already has, if any.
 const RECEIVER: Fetch<'static> = Fetch::constant("receiver", "+{sk_buff.sk}({skb})", Type::U64);
 
 /// The fields of a probe's sample, by name.
@@ -45,7 +45,7 @@ impl Fields<'_> {
         }
     }
 
-    /// A field of the `struct sock` that sends the packet, as an accepted socket declares it.
+    /// A field of the `struct sock` that sends the packet. The template is that of the probe on accepted sockets.
     ///
     /// # Errors
     /// Those of [`Fields::get`].
@@ -53,7 +53,7 @@ impl Fields<'_> {
         self.declared(SockGraft::FETCHES, name)
     }
 
-    /// The `struct sock` that early demultiplexing has given an arriving packet.
+    /// The `struct sock` that early demultiplexing has found for an arriving packet, or 0.
     ///
     /// # Errors
     /// Those of [`Fields::get`].
@@ -85,7 +85,7 @@ impl Fields<'_> {
     }
 }
 
-/// The part of an entry's ends that one load of a packet's headers gives.
+/// A field of a packet's headers, and the part of an entry's ends that has the same value.
 #[derive(Clone, Debug)]
 pub(super) struct Piece {
     pub(super) field: Expression,
@@ -94,12 +94,12 @@ pub(super) struct Piece {
     pub(super) width: Width,
 }
 
-/// The ends of a packet: which parts of its headers are which parts of an entry.
+/// The ends of a packet: their fields in its headers, and in the order of the entry's fields.
 #[derive(Clone, Debug)]
 pub(super) struct Ends {
     pub(super) pieces: Vec<Piece>,
-    /// Protocol and family, as the entry has them.
-    pub(super) kind: i32,
+    /// The fields `protocol` and `family` of the entry, as one word.
+    pub(super) protocol_and_family: i32,
 }
 
 impl Ends {
@@ -141,7 +141,8 @@ impl Ends {
             pieces.push(piece(fields.part(ports, 0, Type::U16)?, at + 2, Width::Half));
         }
         let family = if family == Family::Ipv4 { AF_INET } else { AF_INET6 };
-        Ok(Self { pieces, kind: i32::from(protocol) | i32::from(family) << 16 })
+        let protocol_and_family = i32::from(protocol) | i32::from(family) << 16;
+        Ok(Self { pieces, protocol_and_family })
     }
 
     /// The pieces of both addresses.
@@ -156,6 +157,6 @@ impl Ends {
     }
 
     pub(super) fn is_ipv4(&self) -> bool {
-        self.kind >> 16 == i32::from(AF_INET)
+        self.protocol_and_family >> 16 == i32::from(AF_INET)
     }
 }

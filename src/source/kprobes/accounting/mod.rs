@@ -1,25 +1,27 @@
 //! Programs that count packets in the kernel, so that only packets that say something new become samples.
 //!
-//! Each packet probe has a program, made from the declaration of the probe's sample. It keeps an [entry](entry::Entry) for each
-//! socket, with the packets and bytes of its conversation, and lets a hit become a sample
+//! Each packet probe has a program, made from the declaration of the probe's sample. The programs keep an [entry](entry::Entry)
+//! for each socket, with the packets and bytes of its conversation: the socket and its two ends. A hit becomes a sample if
 //!
-//! - if the conversation has no entry yet: it makes one;
-//! - if it is the first of its direction, or the first after `flow_inactive_timeout` without packets;
-//! - if it has SYN, FIN or RST, or cannot be counted for certain: IP options, fragments, joined datagrams, other ends than the
-//!   entry's.
+//! - the conversation has no entry yet. The program then makes the entry;
+//! - the packet is the first of its direction, or the first after a [pause](KernelAccounting::pause);
+//! - the packet has SYN, FIN or RST;
+//! - the packet cannot be counted for certain: it has IP options, is fragmented, leaves and may be several datagrams (UDP GSO),
+//!   or has other ends than the entry.
 //!
-//! All other packets are counted, and their hits end there. Before it lets a hit become a sample, the program writes the entry
-//! into the ring, if it has counted anything; so does the program at the probe where the socket ends, which removes the entry.
-//! So the state machine learns of silent packets in their order. In between it looks entries up.
+//! All other packets are counted, and their hits end there. Before a hit becomes a sample, the program writes the conversation's
+//! entry into the ring, if packets have been counted in it. The program at the end of the socket does the same, and removes the
+//! entry. So the state machine gets the counts in order with the samples. In between, it reads entries when it needs them.
 //!
-//! TCP is counted as `state/counting.rs` does it. There, packets that arrive are found by their ends. Here, they are found by
-//! the socket that early demultiplexing has found, or by a second map from ends to sockets.
+//! TCP is counted as `state/counting.rs` does it, with one difference. The state machine finds the flow of an arriving packet by
+//! the packet's ends. A program finds the entry by the socket that early demultiplexing has found, or else by a second array,
+//! which leads from ends to entries.
 
+mod conversations;
 mod entry;
 mod fields;
-mod kernel;
+mod filter;
 mod programs;
-mod selection;
 mod table;
 mod tcp_in;
 mod tcp_out;
@@ -35,36 +37,39 @@ use socktrail_kprobes::{Error, Expression};
 
 use crate::model::filter::Filter;
 
+pub(crate) use self::conversations::{Conversations, Unaccounted};
 pub(super) use self::entry::of_record;
-pub(crate) use self::kernel::{Conversations, Unaccounted};
 use self::writer::Writer;
 
 /// `IPPROTO_TCP`
 const TCP: u16 = 6;
 /// TCP's flag of the first packet of a connection.
 const SYN: i32 = 0x02;
-/// FIN, SYN, RST: packets with one of these are always sampled.
-const WITH_SAMPLE: i32 = 0x01 | SYN | 0x04;
-/// A counter that has grown by this much or more between two packets is another socket's: see `state/counting.rs`.
+/// FIN, SYN and RST: packets with any of these flags are always sampled.
+const ALWAYS_SAMPLED: i32 = 0x01 | SYN | 0x04;
+/// The maximum plausible growth of a segment counter between two packets. More means that the counter is another socket's: see
+/// `state/counting.rs`.
 const MAX_STEP: i32 = 1 << 16;
 
-/// What to count in the kernel.
+/// How the kernel counts packets.
 #[derive(Clone, Copy, Debug)]
-pub struct Counted {
-    /// A flow ends after this time without traffic.
-    pub inactive: Duration,
-    /// The maximum number of conversations. Each takes about 400 bytes of the kernel's memory.
+pub struct KernelAccounting {
+    /// A conversation's first packet after this time without packets is sampled. It is the shortest time after which a flow may
+    /// end.
+    pub pause: Duration,
+    /// The number of conversations that the table is made for. Each takes about 350 bytes of the kernel's memory, or up to twice
+    /// that if the number is not a power of two.
     pub conversations: u32,
 }
 
-/// What the programs decide by.
+/// The rules by which programs decide about a packet.
 #[derive(Clone, Debug)]
 pub(super) struct Rules {
-    /// After this many nanoseconds without a packet, the next one is sampled.
-    pub(super) inactive_nanos: u64,
+    /// [`KernelAccounting::pause`] in nanoseconds.
+    pub(super) pause_nanos: u64,
     /// See [`SourceCapabilities::gso_head_len`](crate::model::event::SourceCapabilities::gso_head_len).
     pub(super) gso_head_len: u32,
-    /// Which packets are wanted.
+    /// The packets that it rejects are neither counted nor sampled.
     pub(super) filter: Filter,
 }
 
@@ -77,7 +82,7 @@ enum Family {
 
 impl Family {
     /// The length of its header without options, in bytes.
-    const fn header(self) -> u16 {
+    const fn header_len(self) -> u16 {
         match self {
             Self::Ipv4 => 20,
             Self::Ipv6 => 40,
@@ -85,12 +90,12 @@ impl Family {
     }
 }
 
-/// Loads the length of IP and TCP header in bytes. `offset` is the byte whose upper half is the length of the TCP header, in
-/// words of 4 bytes.
-fn load_headers(w: &mut Writer, offset: &Expression, family: Family, into: Register) -> Result<(), Error> {
-    w.load(offset, into)?;
+/// Loads the length of the IP and TCP headers together, in bytes. `data_offset` is the byte of the TCP header whose upper half is
+/// that header's length, in words of 4 bytes.
+fn load_header_len(w: &mut Writer, data_offset: &Expression, family: Family, into: Register) -> Result<(), Error> {
+    w.load(data_offset, into)?;
     w.asm.alu(Alu::ShiftRight, into, 4);
     w.asm.alu(Alu::ShiftLeft, into, 2);
-    w.asm.alu(Alu::Add, into, i32::from(family.header()));
+    w.asm.alu(Alu::Add, into, i32::from(family.header_len()));
     Ok(())
 }

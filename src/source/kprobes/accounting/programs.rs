@@ -18,10 +18,11 @@ use crate::source::kprobes::{Feature, Probe};
 
 /// Version and header length of an IPv4 header without options.
 const PLAIN_IPV4: i32 = 0x45;
+
 /// The program for the probe that serves a feature: its name, and its code. `None` if the feature has no program.
 ///
 /// # Errors
-/// The layout lacks a field, this architecture has no programs, or a declaration is wrong.
+/// The layout lacks a field, programs cannot be made for this architecture, or a declaration is wrong.
 pub(super) fn program(
     feature: Feature,
     probe: &Probe,
@@ -45,7 +46,7 @@ pub(super) fn program(
     Some((program, make(&Fields { program, probe, resolver, table }, rules)))
 }
 
-/// The name of a program, at most 15 letters.
+/// The name of a feature's program. The kernel allows 15 characters.
 const fn name(feature: Feature) -> &'static str {
     match feature {
         Feature::Ipv4Out => "ipv4_out",
@@ -69,7 +70,7 @@ fn ipv4_out(fields: &Fields<'_>, rules: &Rules) -> Result<Code, Error> {
     reads.extend(leaving.reads());
     let mut w = Writer::new(fields, &reads)?;
     w.read(0)?;
-    w.drop_addresses(&datagram.ends, &rules.filter)?;
+    w.filter_addresses(&datagram.ends, &rules.filter)?;
     w.load(&version, R1)?;
     w.sample_if(Condition::NotEqual, R1, PLAIN_IPV4);
     let tcp = w.asm.label();
@@ -88,7 +89,7 @@ fn udp_ipv6_out(fields: &Fields<'_>, rules: &Rules) -> Result<Code, Error> {
     let reads: Vec<_> = datagram.reads().chain([&next]).map(|field| (0, field)).collect();
     let mut w = Writer::new(fields, &reads)?;
     w.read(0)?;
-    w.drop_addresses(&datagram.ends, &rules.filter)?;
+    w.filter_addresses(&datagram.ends, &rules.filter)?;
     w.load(&next, R1)?;
     w.sample_if(Condition::NotEqual, R1, i32::from(IPPROTO_UDP));
     datagram.account(&mut w, rules)?;
@@ -102,7 +103,7 @@ fn tcp_ipv6_out(fields: &Fields<'_>, rules: &Rules) -> Result<Code, Error> {
     reads.push((0, &protocol));
     let mut w = Writer::new(fields, &reads)?;
     w.read(0)?;
-    w.drop_addresses(&leaving.ends, &rules.filter)?;
+    w.filter_addresses(&leaving.ends, &rules.filter)?;
     w.load(&protocol, R1)?;
     w.sample_if(Condition::NotEqual, R1, i32::from(IPPROTO_TCP));
     leaving.account(&mut w, rules)?;
@@ -116,7 +117,7 @@ fn udp_in(fields: &Fields<'_>, family: Family, rules: &Rules) -> Result<Code, Er
     let mut w = Writer::new(fields, &reads)?;
     w.read(0)?;
     plain.check(&mut w, family)?;
-    w.drop_addresses(&datagram.ends, &rules.filter)?;
+    w.filter_addresses(&datagram.ends, &rules.filter)?;
     datagram.account(&mut w, rules)?;
     w.finish(fields.program)
 }
@@ -129,7 +130,7 @@ fn tcp_in(fields: &Fields<'_>, family: Family, rules: &Rules) -> Result<Code, Er
     let mut w = Writer::new(fields, &reads)?;
     w.read(0)?;
     plain.check(&mut w, family)?;
-    w.drop_addresses(&arriving.ends, &rules.filter)?;
+    w.filter_addresses(&arriving.ends, &rules.filter)?;
     arriving.account(&mut w, rules)?;
     w.finish(fields.program)
 }
@@ -151,13 +152,13 @@ fn freed(fields: &Fields<'_>) -> Result<Code, Error> {
 
 /// Removes the entry of a socket.
 fn end(mut w: Writer, fields: &Fields<'_>, sk: &Expression) -> Result<Code, Error> {
-    w.key(sk)?;
+    w.set_key_to(sk)?;
     w.look_up(w.sample);
     w.remove();
     w.finish(fields.program)
 }
 
-/// What shows that an arriving packet has a plain IP header: the places of its headers.
+/// The offsets of an arriving packet's headers, whose distance shows whether its IP header is plain: without options.
 struct Plain {
     transport: Expression,
     network: Expression,
@@ -177,7 +178,7 @@ impl Plain {
         w.load(&self.transport, R1)?;
         w.load(&self.network, R2)?;
         w.asm.alu(Alu::Sub, R1, R2);
-        w.sample_if(Condition::NotEqual, R1, i32::from(family.header()));
+        w.sample_if(Condition::NotEqual, R1, i32::from(family.header_len()));
         Ok(())
     }
 }

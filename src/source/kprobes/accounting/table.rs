@@ -1,17 +1,17 @@
-//! The table of conversations: how programs and user space find an entry.
+//! The hash table of conversations: how programs and user space find an entry.
 //!
-//! The kernel's own hash maps would do, but user space can look into them only by a system call, and while a CPU executes that,
-//! the kernel runs no program on it: packets that an interrupt brings meanwhile would not be counted. So the table is made of
-//! arrays, whose memory user space reads without a system call.
+//! User space can look into the kernel's own hash maps only by a system call. While a CPU executes this call, the kernel runs no
+//! program on that CPU, so packets that arrive in an interrupt would not be counted. So the table consists of arrays, whose
+//! memory user space reads without a system call.
 //!
-//! A key leads to one bucket of an array. A bucket has seven words, and a lock in its eighth. In the array of sockets, a word
-//! is the address of a `struct sock`, and its place is also the number of the entry. In the array of ends, a word is a
-//! [`reference`] to the entry of a connection with these ends.
+//! The hash of a key selects a bucket of an array. A bucket has eight words: seven slots and a lock. In the array of sockets, the
+//! key is the address of a `struct sock`. A used slot contains the key, and the number of the slot is also that of the entry in
+//! the array of entries. In the array of ends, the key is a connection's ends. A used slot contains half of their hash, and the
+//! number of the entry ([`Writer::reference`]). An empty slot is 0 in both arrays.
 //!
-//! A word is written while its bucket is locked. Nobody waits for a lock: a program that finds it taken makes no entry, and
-//! its hit becomes a sample. Before Linux 5.12, programs have no instruction that exchanges values, so the lock is a counter:
-//! who adds 1 and then finds 1 there has locked it. Lock and words share a cache line, so other processors see them change in
-//! order.
+//! A slot is filled while its bucket is locked; clearing it needs no lock. Programs do not wait for a lock: if a bucket is
+//! locked, no entry is made, and the hit becomes a sample. Before Linux 5.12, programs have no instruction that exchanges values,
+//! so the lock is a counter: a program that adds 1 and then reads 1 has locked the bucket.
 
 use socktrail_kprobes::bpf::Register::*;
 use socktrail_kprobes::bpf::{Alu, Condition, Helper, Label, Operand, Register, Width};
@@ -19,21 +19,21 @@ use socktrail_kprobes::bpf::{Alu, Condition, Helper, Label, Operand, Register, W
 use super::entry::{SIZE, offset};
 use super::writer::{NOW, Writer};
 
-/// The number of words of a bucket with the lock.
-pub(super) const BUCKET: usize = 8;
-/// The number of places of a bucket.
-pub(super) const WAYS: usize = BUCKET - 1;
+/// The number of words in a bucket: its slots and its lock.
+pub(super) const BUCKET_WORDS: usize = 8;
+/// The number of slots in a bucket.
+pub(super) const SLOTS: usize = BUCKET_WORDS - 1;
 /// The size of a bucket in bytes.
-pub(super) const BUCKET_SIZE: u32 = 8 * BUCKET as u32;
+pub(super) const BUCKET_SIZE: u32 = 8 * BUCKET_WORDS as u32;
 /// The offset of the lock in a bucket.
-const LOCK: i16 = 8 * WAYS as i16;
-/// How many conversations there are for each bucket if the table is as full as it should be: with four of seven places in use
-/// on average, one of twenty buckets is full.
-const LOAD: u32 = 4;
-/// 2⁶⁴ divided by the golden ratio: multiplication spreads keys that follow each other over all buckets.
+const LOCK: i16 = 8 * SLOTS as i16;
+/// The number of conversations for each bucket if the table has as many as it is made for. If they come and go at random, about
+/// one of sixteen buckets is then full (Erlang's B formula for 7 slots and 4 conversations).
+const SOCKETS_PER_BUCKET: u32 = 4;
+/// 2⁶⁴ divided by the golden ratio: multiplication spreads neighbouring addresses over all buckets (Fibonacci hashing).
 const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
-/// An entry is used again after this many nanoseconds, so that no program on another CPU still counts in it.
-const REST: i32 = 1_000_000;
+/// A removed entry is used again only after this many nanoseconds, because a program on another CPU may still be counting in it.
+const REUSE_AFTER: i32 = 1_000_000;
 
 /// The size of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,32 +45,34 @@ pub(super) struct Table {
 impl Table {
     /// A table for this number of conversations.
     pub(super) fn of(conversations: u32) -> Self {
-        let buckets = conversations.div_ceil(LOAD).clamp(2, 1 << 24).next_power_of_two();
+        let buckets = conversations.div_ceil(SOCKETS_PER_BUCKET).clamp(2, 1 << 24).next_power_of_two();
         Self { bits: buckets.trailing_zeros() as u8 }
     }
 
+    /// The number of buckets in each of the two arrays of buckets.
     pub(super) const fn buckets(self) -> u32 {
         1 << self.bits
     }
 
-    /// The number of entries. The last one counts the conversations that found no room.
+    /// The number of entries: one for each slot, and the [refused entry](Table::refused_entry).
     pub(super) const fn entries(self) -> u32 {
-        self.without_room() + 1
+        self.refused_entry() + 1
     }
 
-    /// The number of the entry whose `sent_packets` are the packets of conversations that found no room.
-    pub(super) const fn without_room(self) -> u32 {
-        self.buckets() * WAYS as u32
+    /// The number of the last entry, which belongs to no socket: its `sent_packets` are the packets whose conversations found no
+    /// free slot.
+    pub(super) const fn refused_entry(self) -> u32 {
+        self.buckets() * SLOTS as u32
     }
 
-    /// The bucket of a socket.
+    /// The number of a socket's bucket.
     pub(super) const fn bucket(self, sock: u64) -> u32 {
         (sock.wrapping_mul(MULTIPLIER) >> self.shift()) as u32
     }
 
-    /// The entry at a place of a bucket.
-    pub(super) const fn entry(bucket: u32, way: u32) -> u32 {
-        bucket * WAYS as u32 + way
+    /// The number of the entry of a slot.
+    pub(super) const fn entry(bucket: u32, slot: u32) -> u32 {
+        bucket * SLOTS as u32 + slot
     }
 
     const fn shift(self) -> i32 {
@@ -78,7 +80,7 @@ impl Table {
     }
 }
 
-/// The maps, by their numbers in a program.
+/// The numbers of the maps in a program.
 pub(super) mod map {
     /// The buckets of sockets.
     pub(in super::super) const SOCKETS: u32 = 0;
@@ -86,82 +88,88 @@ pub(super) mod map {
     pub(in super::super) const ENTRIES: u32 = 1;
     /// The buckets of ends.
     pub(in super::super) const ENDS: u32 = 2;
-    /// The rings.
+    /// The outputs, which lead to the rings.
     pub(in super::super) const OUTPUTS: u32 = 3;
 }
 
-/// The entry, while a program runs. The other registers that calls keep are `R6`, the context, `R8` and `R9`.
+/// The address of the entry. The other registers that helpers keep are `R6` (the context), `R8` ([`NOW`]) and `R9`.
 pub(super) const ENTRY: Register = R7;
-/// The bucket, while an entry is made.
-const LOCKED: Register = R9;
+/// The address of the bucket that this program has locked.
+const LOCKED_BUCKET: Register = R9;
 
-/// Offsets on the stack: the key, the number of a bucket or entry, a place in a bucket, a hash.
+// Offsets on the stack.
+
+/// The address of the `struct sock`.
 pub(super) const KEY: i16 = -16;
+/// The number of a bucket, then that of an entry.
 const NUMBER: i16 = -24;
-const WAY: i16 = -32;
+/// The slot that a new entry gets.
+const SLOT: i16 = -32;
+/// The hash of the ends.
 pub(super) const HASH: i16 = -40;
 
 impl Writer {
-    /// Finds the entry of the key, or continues at `missing`. Overwrites `R0` to `R5`.
+    /// Sets `ENTRY` to the entry of the key, or continues at `missing`. Overwrites `R0` to `R5`.
     pub(super) fn look_up(&mut self, missing: Label) {
         let found = self.asm.label();
         self.bucket_of_key();
         self.find(KEY, found);
         self.asm.jump(missing);
         self.asm.bind(found);
-        self.entry_of_way();
+        self.entry_of_slot();
         self.asm.mov(ENTRY, R0);
     }
 
-    /// Finds an entry by the hash of its ends, or continues at `missing`. The entry may have other ends. Overwrites `R0` to
-    /// `R5`.
+    /// Sets `ENTRY` to an entry with this hash of its ends, or continues at `missing`. Other ends may have the same hash, so the
+    /// caller has to compare them. Overwrites `R0` to `R5`.
     pub(super) fn look_up_ends(&mut self, missing: Label) {
         let found = self.asm.label();
         self.bucket_of_hash();
         self.asm.load(Width::Word, R2, Frame, HASH);
-        for way in 0..WAYS {
-            self.asm.load(Width::Double, R1, R0, at(way));
+        for slot in 0..SLOTS {
+            self.asm.load(Width::Double, R1, R0, at(slot));
             self.asm.mov(R3, R1);
             self.asm.alu(Alu::ShiftRight, R3, 32);
             self.asm.jump_if(Condition::Equal, R3, R2, found);
         }
         self.asm.jump(missing);
         self.asm.bind(found);
-        // The word itself may be 0, if the hash is.
+        // An empty slot is found as well, if that half of the hash is 0.
         self.asm.alu32(Alu::Mov, R1, R1);
         self.asm.jump_if(Condition::Equal, R1, 0, missing);
         self.asm.alu(Alu::Sub, R1, 1);
         self.asm.store(Width::Word, Frame, NUMBER, R1);
-        self.on_array(map::ENTRIES);
+        self.element_of(map::ENTRIES);
         self.asm.mov(ENTRY, R0);
     }
 
-    /// Locks a place for the key, for which there is no entry. `ENTRY` becomes the new entry: all of it is 0, but
-    /// its number. If there is no room, if the bucket is locked, or if another CPU was first, the hit becomes a
-    /// sample. Continue with [`Writer::publish`]. The time must have been read.
+    /// Makes an entry for the key, which has none: locks the bucket and sets `ENTRY` to the entry of a free slot. All fields of
+    /// this entry are 0 but its number. If no slot is free, if the bucket is locked, or if another CPU has made the entry by now,
+    /// the hit becomes a sample. The time must have been read. [`Writer::publish`] fills the slot and unlocks the bucket.
     pub(super) fn claim(&mut self) {
         let (locked, free, busy, rested) = (self.asm.label(), self.asm.label(), self.asm.label(), self.asm.label());
         self.bucket_of_key();
-        self.asm.mov(LOCKED, R0);
-        self.lock(LOCKED, locked);
+        self.asm.mov(LOCKED_BUCKET, R0);
+        self.lock(LOCKED_BUCKET, locked);
         self.asm.jump(busy);
         self.asm.bind(locked);
+        self.order(LOCKED_BUCKET);
         self.find(KEY, busy);
-        self.find_free(LOCKED, free);
-        self.unlock(LOCKED);
-        self.count_without_room();
+        self.find_free(LOCKED_BUCKET, free);
+        self.unlock(LOCKED_BUCKET);
+        self.count_refused();
         self.asm.jump(self.sample);
         self.asm.bind(free);
-        self.asm.store(Width::Double, Frame, WAY, R3);
-        self.entry_of_way();
+        self.asm.store(Width::Double, Frame, SLOT, R3);
+        self.entry_of_slot();
         self.asm.mov(ENTRY, R0);
         self.load_of_entry(Width::Double, R2, offset!(removed));
         self.asm.jump_if(Condition::Equal, R2, 0, rested);
         self.asm.mov(R1, NOW);
         self.asm.alu(Alu::Sub, R1, R2);
-        self.asm.jump_if(Condition::GreaterOrEqualSigned, R1, REST, rested);
+        self.asm.jump_if(Condition::GreaterOrEqualSigned, R1, REUSE_AFTER, rested);
         self.asm.bind(busy);
-        self.unlock(LOCKED);
+        self.unlock(LOCKED_BUCKET);
         self.asm.jump(self.sample);
         self.asm.bind(rested);
         for at in (0..SIZE as i16).step_by(8) {
@@ -171,48 +179,51 @@ impl Writer {
         self.store_in_entry(Width::Word, offset!(number), R1);
     }
 
-    /// Makes the entry known by its key.
+    /// Fills the slot with the key, so that the entry is found, and unlocks the bucket.
     pub(super) fn publish(&mut self) {
-        self.asm.load(Width::Double, R1, Frame, WAY);
+        self.order(LOCKED_BUCKET);
+        self.asm.load(Width::Double, R1, Frame, SLOT);
+        // The verifier wants to see a bound.
         self.asm.alu(Alu::And, R1, 7);
         self.asm.alu(Alu::ShiftLeft, R1, 3);
-        self.asm.mov(R2, LOCKED);
+        self.asm.mov(R2, LOCKED_BUCKET);
         self.asm.alu(Alu::Add, R2, R1);
         self.asm.load(Width::Double, R1, Frame, KEY);
         self.asm.store(Width::Double, R2, 0, R1);
-        self.unlock(LOCKED);
+        self.unlock(LOCKED_BUCKET);
     }
 
-    /// Makes the entry known by the hash of its ends, in place of any that has the same. Without room, packets that are looked
-    /// up by their ends become samples. Overwrites `R0` to `R5` and `R9`.
+    /// Lets the entry be found by the hash of its ends, in place of an earlier entry with the same hash. If no slot is free or
+    /// the bucket is locked, packets that are looked up by their ends become samples. Overwrites `R0` to `R5` and `R9`.
     pub(super) fn publish_ends(&mut self) {
         let (locked, found, done) = (self.asm.label(), self.asm.label(), self.asm.label());
         self.asm.load(Width::Double, R1, Frame, HASH);
         self.store_in_entry(Width::Double, offset!(ends_hash), R1);
         self.bucket_of_hash();
-        self.asm.mov(LOCKED, R0);
-        self.lock(LOCKED, locked);
+        self.asm.mov(LOCKED_BUCKET, R0);
+        self.lock(LOCKED_BUCKET, locked);
         self.asm.jump(done);
         self.asm.bind(locked);
+        self.order(LOCKED_BUCKET);
         self.reference();
-        for way in 0..WAYS {
-            self.asm.load(Width::Double, R1, LOCKED, at(way));
+        for slot in 0..SLOTS {
+            self.asm.load(Width::Double, R1, LOCKED_BUCKET, at(slot));
             self.asm.alu(Alu::ShiftRight, R1, 32);
-            self.asm.mov(R3, way as i32);
+            self.asm.mov(R3, slot as i32);
             self.asm.jump_if(Condition::Equal, R1, R4, found);
         }
-        self.find_free(LOCKED, found);
+        self.find_free(LOCKED_BUCKET, found);
         self.asm.jump(done);
         self.asm.bind(found);
         self.asm.alu(Alu::ShiftLeft, R3, 3);
-        self.asm.mov(R1, LOCKED);
+        self.asm.mov(R1, LOCKED_BUCKET);
         self.asm.alu(Alu::Add, R1, R3);
         self.asm.store(Width::Double, R1, 0, R2);
         self.asm.bind(done);
-        self.unlock(LOCKED);
+        self.unlock(LOCKED_BUCKET);
     }
 
-    /// Forgets the ends of the entry, if they still lead to it. Overwrites `R0` to `R5`.
+    /// Clears the slot that leads from the ends to the entry, if there still is one. Overwrites `R0` to `R5`.
     pub(super) fn unpublish_ends(&mut self) {
         let gone = self.asm.label();
         self.load_of_entry(Width::Double, R1, offset!(ends_hash));
@@ -224,7 +235,7 @@ impl Writer {
         self.asm.bind(gone);
     }
 
-    /// Forgets the key of the entry. The time must have been read. Overwrites `R0` to `R5`.
+    /// Clears the slot with the key, and notes in the entry when this was. The time must have been read. Overwrites `R0` to `R5`.
     pub(super) fn unpublish(&mut self) {
         self.store_in_entry(Width::Double, offset!(removed), NOW);
         self.bucket_of_key();
@@ -232,7 +243,7 @@ impl Writer {
         self.clear_word(R2);
     }
 
-    /// `R0` becomes the bucket of the key.
+    /// Loads the address of the key's bucket into `R0`.
     fn bucket_of_key(&mut self) {
         self.asm.load(Width::Double, R1, Frame, KEY);
         self.asm.load64(R2, MULTIPLIER);
@@ -240,60 +251,60 @@ impl Writer {
         self.bucket_of(R1, map::SOCKETS);
     }
 
-    /// `R0` becomes the bucket of the hash.
+    /// Loads the address of the hash's bucket into `R0`.
     fn bucket_of_hash(&mut self) {
         self.asm.load(Width::Double, R1, Frame, HASH);
         self.bucket_of(R1, map::ENDS);
     }
 
-    /// `R0` becomes the bucket that the upper bits of a register say.
+    /// Loads the address of a bucket into `R0`: the upper bits of the register are its number.
     fn bucket_of(&mut self, hash: Register, array: u32) {
         self.asm.alu(Alu::ShiftRight, hash, self.table.shift());
         self.asm.store(Width::Word, Frame, NUMBER, hash);
-        self.on_array(array);
+        self.element_of(array);
     }
 
-    /// `R0` becomes the element whose number is on the stack.
-    fn on_array(&mut self, array: u32) {
+    /// Loads the address of an array's element into `R0`. Its number is on the stack.
+    fn element_of(&mut self, array: u32) {
         self.asm.load_map(R1, array);
         self.asm.stack_address(R2, NUMBER);
         self.asm.call(Helper::MapLookup);
-        // It is there, but the verifier wants to see that this is checked.
+        // The element exists, but the verifier requires a check.
         self.sample_if(Condition::Equal, R0, 0);
     }
 
-    /// Continues at `found` if the word on the stack at `word` is in the bucket in `R0`; then `R3` is its place. Overwrites
-    /// `R1` and `R2`.
+    /// Continues at `found` if the bucket in `R0` contains the word that is on the stack at `word`; `R3` is then its slot.
+    /// Overwrites `R1` to `R3`.
     fn find(&mut self, word: i16, found: Label) {
         self.asm.load(Width::Double, R2, Frame, word);
         self.find_in(R0, R2, found);
     }
 
-    /// Continues at `found` if a place of the bucket is free; then `R3` is this place. Overwrites `R1`.
+    /// Continues at `found` if a slot of the bucket is free; `R3` is then this slot. Overwrites `R1` and `R3`.
     fn find_free(&mut self, bucket: Register, found: Label) {
         self.find_in(bucket, 0, found);
     }
 
     fn find_in(&mut self, bucket: Register, word: impl Into<Operand>, found: Label) {
         let word = word.into();
-        for way in 0..WAYS {
-            self.asm.mov(R3, way as i32);
-            self.asm.load(Width::Double, R1, bucket, at(way));
+        for slot in 0..SLOTS {
+            self.asm.mov(R3, slot as i32);
+            self.asm.load(Width::Double, R1, bucket, at(slot));
             self.asm.jump_if(Condition::Equal, R1, word, found);
         }
     }
 
-    /// `R0` becomes the entry whose bucket is on the stack and whose place is `R3`.
-    fn entry_of_way(&mut self) {
+    /// Loads the address of an entry into `R0`: its bucket's number is on the stack, its slot is `R3`.
+    fn entry_of_slot(&mut self) {
         self.asm.load(Width::Word, R1, Frame, NUMBER);
-        self.asm.alu(Alu::Mul, R1, WAYS as i32);
+        self.asm.alu(Alu::Mul, R1, SLOTS as i32);
         self.asm.alu(Alu::Add, R1, R3);
         self.asm.store(Width::Word, Frame, NUMBER, R1);
-        self.on_array(map::ENTRIES);
+        self.element_of(map::ENTRIES);
     }
 
-    /// `R2` becomes the word that leads from the ends to the entry: the lower half of the hash, and the entry's number plus 1.
-    /// `R4` becomes the lower half of the hash.
+    /// Loads the word that leads from the ends to the entry into `R2`. Its upper half is the lower half of the hash; its lower
+    /// half is the entry's number plus 1, so it is never 0. Loads the lower half of the hash into `R4`.
     fn reference(&mut self) {
         self.asm.load(Width::Word, R4, Frame, HASH);
         self.asm.mov(R2, R4);
@@ -303,18 +314,19 @@ impl Writer {
         self.asm.alu(Alu::Or, R2, R1);
     }
 
-    /// Sets the word in a register to 0 in the bucket in `R0`.
+    /// Clears the slot of the bucket in `R0` that contains the word in a register.
     fn clear_word(&mut self, word: Register) {
-        for way in 0..WAYS {
+        for slot in 0..SLOTS {
             let next = self.asm.label();
-            self.asm.load(Width::Double, R1, R0, at(way));
+            self.asm.load(Width::Double, R1, R0, at(slot));
             self.asm.jump_if(Condition::NotEqual, R1, word, next);
-            self.asm.store(Width::Double, R0, at(way), 0);
+            self.asm.store(Width::Double, R0, at(slot), 0);
             self.asm.bind(next);
         }
     }
 
-    /// Locks a bucket and continues at `locked`, unless another CPU has locked it.
+    /// Locks a bucket and continues at `locked`, unless another CPU has locked it. In both cases, the program must unlock it:
+    /// that only subtracts 1.
     fn lock(&mut self, bucket: Register, locked: Label) {
         self.asm.mov(R1, 1);
         self.asm.atomic_add(bucket, LOCK, R1);
@@ -323,19 +335,30 @@ impl Writer {
     }
 
     fn unlock(&mut self, bucket: Register) {
+        self.order(bucket);
         self.asm.mov(R1, -1);
         self.asm.atomic_add(bucket, LOCK, R1);
     }
 
-    fn count_without_room(&mut self) {
-        self.asm.store(Width::Word, Frame, NUMBER, self.table.without_room() as i32);
-        self.on_array(map::ENTRIES);
+    /// Lets other CPUs see what this one has stored before they see what it stores afterwards. x86_64 always does. Overwrites
+    /// `R1`.
+    fn order(&mut self, bucket: Register) {
+        if cfg!(target_arch = "aarch64") {
+            self.asm.mov(R1, 0);
+            self.asm.atomic_fetch_add(bucket, LOCK, R1);
+        }
+    }
+
+    /// Counts a packet in the [refused entry](Table::refused_entry).
+    fn count_refused(&mut self) {
+        self.asm.store(Width::Word, Frame, NUMBER, self.table.refused_entry() as i32);
+        self.element_of(map::ENTRIES);
         self.asm.mov(R1, 1);
         self.asm.atomic_add(R0, offset!(sent_packets), R1);
     }
 }
 
-/// The offset of a word in its bucket.
-const fn at(way: usize) -> i16 {
-    8 * way as i16
+/// The offset of a slot in its bucket.
+const fn at(slot: usize) -> i16 {
+    8 * slot as i16
 }

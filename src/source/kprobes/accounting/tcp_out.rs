@@ -6,11 +6,11 @@ use socktrail_kprobes::bpf::Register::*;
 use socktrail_kprobes::bpf::{Alu, Condition, Label, Register, Width};
 use socktrail_kprobes::{Error, Expression, Type};
 
-use super::entry::{Side, offset};
+use super::entry::{DirectionFields, offset};
 use super::fields::{Ends, Fields};
 use super::table::ENTRY;
 use super::writer::{NOW, Writer};
-use super::{Family, MAX_STEP, Rules, TCP, WITH_SAMPLE};
+use super::{ALWAYS_SAMPLED, Family, MAX_STEP, Rules, TCP};
 use crate::model::event::PacketDirection;
 
 /// The phase in which the socket's segment counters are read.
@@ -26,22 +26,23 @@ pub(super) struct Leaving {
     sock: Expression,
     net: Expression,
     pub(super) ends: Ends,
-    /// From the TCP header on over IPv6, where there is no IP header yet, otherwise from the IP header on.
+    /// The length of the packet in bytes: from the IP header on, or over IPv6, where there is no IP header yet, from the TCP
+    /// header on.
     len: Expression,
-    /// The byte with the length of the TCP header.
-    offset: Expression,
+    /// The byte of the TCP header that contains its length.
+    data_offset: Expression,
     flags: Expression,
     segs_in: Expression,
     segs_out: Expression,
-    /// The other end in the packet, and the same in the `struct sock`.
+    /// The fields of the remote end: in the packet's headers, and in the `struct sock`.
     remote: Vec<(Expression, Expression)>,
 }
 
 impl Leaving {
-    /// A packet at this probe.
+    /// The fields of a packet at this probe.
     ///
     /// # Errors
-    /// The layout does not know a field.
+    /// The layout does not have a field.
     pub(super) fn at(fields: &Fields<'_>, family: Family) -> Result<Self, Error> {
         let ends = Ends::of(fields, family, PacketDirection::Outbound, TCP)?;
         let (len, tcp, remote) = match family {
@@ -63,7 +64,7 @@ impl Leaving {
             net: fields.get("net")?,
             ends,
             len,
-            offset: fields.part(tcp.0, tcp.1, Type::U8)?,
+            data_offset: fields.part(tcp.0, tcp.1, Type::U8)?,
             flags: fields.part(tcp.0, tcp.1 + 1, Type::U8)?,
             segs_in: fields.get("segs_in")?,
             segs_out: fields.get("segs_out")?,
@@ -73,35 +74,36 @@ impl Leaving {
 
     /// The fields that a program has to read, each in its phase.
     pub(super) fn reads(&self) -> impl Iterator<Item = (u8, &Expression)> {
-        let of_headers = [&self.sock, &self.len, &self.offset, &self.flags].into_iter();
+        let of_headers = [&self.sock, &self.len, &self.data_offset, &self.flags].into_iter();
         let of_headers = of_headers.chain(self.ends.pieces.iter().map(|piece| &piece.field)).map(|field| (0, field));
         let counters = [(COUNTERS, &self.segs_in), (COUNTERS, &self.segs_out)];
         let own_ends = self.remote.iter().map(|(_, own)| (OWN_ENDS, own)).chain([(OWN_ENDS, &self.net)]);
         of_headers.chain(counters).chain(own_ends)
     }
 
-    /// Counts the packet, whose IP header is plain, or lets it become a sample.
+    /// Counts the packet or lets it become a sample. Its IP header has no options.
     pub(super) fn account(&self, w: &mut Writer, rules: &Rules) -> Result<(), Error> {
-        let side = Side::of(PacketDirection::Outbound);
-        let (new, slow, paused, stale) = (w.asm.label(), w.asm.label(), w.asm.label(), w.asm.label());
-        w.drop_ports(&self.ends, &rules.filter)?;
-        w.key(&self.sock)?;
+        let direction = DirectionFields::of(PacketDirection::Outbound);
+        let (new, report_and_sample, paused, stale) = (w.asm.label(), w.asm.label(), w.asm.label(), w.asm.label());
+        w.filter_ports(&self.ends, &rules.filter)?;
+        w.set_key_to(&self.sock)?;
         w.look_up(new);
-        // Another socket may have had this address, and its end was not seen.
-        w.compare(&self.ends, stale)?;
-        // Before `expected` is read: a packet adds to that before the socket counts it.
+        // If the ends differ, the entry is that of an earlier socket with this address, whose end was not seen.
+        w.jump_if_other_ends(&self.ends, stale)?;
+        // `segs_in` must be read before `expected_segs_in`: an arriving packet raises `expected_segs_in` first. In the other
+        // order, a packet that arrives in between would seem to be missing.
         w.read(COUNTERS)?;
-        w.now();
+        w.read_time();
         w.load(&self.flags, R1)?;
-        w.asm.jump_if(Condition::AnyBit, R1, WITH_SAMPLE, slow);
-        w.pause(rules.inactive_nanos, paused);
-        w.load_of_entry(Width::Byte, R1, side.seen);
-        w.asm.jump_if(Condition::Equal, R1, 0, slow);
-        self.count_segments(w, slow)?;
-        self.settle(w, slow)?;
-        self.count(w, side)?;
+        w.asm.jump_if(Condition::AnyBit, R1, ALWAYS_SAMPLED, report_and_sample);
+        w.jump_after_pause(rules.pause_nanos, paused);
+        w.load_of_entry(Width::Byte, R1, direction.seen);
+        w.asm.jump_if(Condition::Equal, R1, 0, report_and_sample);
+        self.load_segments(w, report_and_sample)?;
+        self.settle(w, report_and_sample)?;
+        self.count(w, direction)?;
         w.note_time();
-        w.silent();
+        w.end_without_sample();
 
         w.asm.bind(stale);
         w.remove();
@@ -109,51 +111,51 @@ impl Leaving {
 
         w.asm.bind(paused);
         w.forget_seen();
-        w.asm.bind(slow);
+        w.asm.bind(report_and_sample);
         w.report();
-        self.pass(w)?;
-        w.note_sampled(side);
+        self.take_as_counted(w)?;
+        w.note_sampled(direction);
         w.asm.jump(w.sample);
-        self.begin(w, new, side)
+        self.begin(w, new, direction)
     }
 
-    /// `SEGMENTS` becomes the number of segments that the socket has sent since its last packet. An implausible number makes the
-    /// packet a sample.
-    fn count_segments(&self, w: &mut Writer, slow: Label) -> Result<(), Error> {
+    /// Loads the number of segments that the socket has sent since its last outgoing packet into `SEGMENTS`. If the number is
+    /// implausible, the packet becomes a sample.
+    fn load_segments(&self, w: &mut Writer, report_and_sample: Label) -> Result<(), Error> {
         w.load(&self.segs_out, SEGMENTS)?;
         w.load_of_entry(Width::Word, R1, offset!(segs_out));
         w.asm.alu32(Alu::Sub, SEGMENTS, R1);
-        w.asm.jump_if(Condition::GreaterOrEqual, SEGMENTS, MAX_STEP, slow);
+        w.asm.jump_if(Condition::GreaterOrEqual, SEGMENTS, MAX_STEP, report_and_sample);
         Ok(())
     }
 
-    /// `missing` becomes the number of segments that the socket has received and no packet has shown. Continues at the label if
-    /// there are none.
-    fn missing(&self, w: &mut Writer, missing: Register, none: Label) -> Result<(), Error> {
+    /// Loads the number of segments that the socket has received and no packet has shown into `missing`. Continues at `none` if
+    /// there are none, or implausibly many.
+    fn load_missing(&self, w: &mut Writer, missing: Register, none: Label) -> Result<(), Error> {
         w.load(&self.segs_in, missing)?;
-        w.load_of_entry(Width::Word, R0, offset!(expected));
+        w.load_of_entry(Width::Word, R0, offset!(expected_segs_in));
         w.asm.alu32(Alu::Sub, missing, R0);
         w.asm.jump_if(Condition::Equal, missing, 0, none);
         w.asm.jump_if(Condition::GreaterOrEqual, missing, MAX_STEP, none);
         Ok(())
     }
 
-    /// Raises the count of received segments to the socket's own.
-    fn settle(&self, w: &mut Writer, slow: Label) -> Result<(), Error> {
-        let side = Side::of(PacketDirection::Inbound);
+    /// Raises the count of received segments to the socket's own count, so that merged segments are counted.
+    fn settle(&self, w: &mut Writer, report_and_sample: Label) -> Result<(), Error> {
+        let direction = DirectionFields::of(PacketDirection::Inbound);
         let settled = w.asm.label();
-        self.missing(w, R2, settled)?;
+        self.load_missing(w, R2, settled)?;
         w.load_of_entry(Width::Half, R3, offset!(received_headers));
-        // Only samples have shown the last header.
-        w.asm.jump_if(Condition::Equal, R3, 0, slow);
+        // No header length is known here, but the state machine may know one from earlier samples.
+        w.asm.jump_if(Condition::Equal, R3, 0, report_and_sample);
         w.asm.alu(Alu::Mul, R3, R2);
-        w.asm.atomic_add(ENTRY, side.bytes, R3);
-        w.asm.atomic_add(ENTRY, side.packets, R2);
+        w.asm.atomic_add(ENTRY, direction.bytes, R3);
+        w.asm.atomic_add(ENTRY, direction.packets, R2);
         // Not a store: another packet may be arriving.
-        w.asm.atomic_add(ENTRY, offset!(expected), R2);
+        w.asm.atomic_add(ENTRY, offset!(expected_segs_in), R2);
         w.asm.atomic_add(ENTRY, offset!(merged), R2);
-        w.load_of_entry(Width::Half, R3, offset!(received_shortest));
-        w.load_of_entry(Width::Half, R4, offset!(received_longest));
+        w.load_of_entry(Width::Half, R3, offset!(shortest_headers));
+        w.load_of_entry(Width::Half, R4, offset!(longest_headers));
         w.asm.jump_if(Condition::Equal, R3, R4, settled);
         w.load_of_entry(Width::Word, R3, offset!(merged_unsure));
         w.asm.alu(Alu::Add, R3, R2);
@@ -162,58 +164,59 @@ impl Leaving {
         Ok(())
     }
 
-    /// Notes that all segments have been counted so far, and that no packet has arrived since.
+    /// Begins a new comparison: notes the segments sent so far, and that no packet has arrived since.
     fn note_counters(&self, w: &mut Writer) -> Result<(), Error> {
         w.load(&self.segs_out, R1)?;
         w.store_in_entry(Width::Word, offset!(segs_out), R1);
-        // Both lengths.
-        w.store_in_entry(Width::Word, offset!(received_shortest), 0);
+        // One store clears `shortest_headers` and `longest_headers`.
+        w.store_in_entry(Width::Word, offset!(shortest_headers), 0);
         Ok(())
     }
 
     /// Counts the packet with its further segments, each of which repeats the headers.
-    fn count(&self, w: &mut Writer, side: Side) -> Result<(), Error> {
+    fn count(&self, w: &mut Writer, direction: DirectionFields) -> Result<(), Error> {
         let (not_zero, single) = (w.asm.label(), w.asm.label());
         self.note_counters(w)?;
-        // A packet that the socket has not counted is one.
+        // If `segs_out` has not grown, the packet counts as one segment.
         w.asm.jump_if(Condition::NotEqual, SEGMENTS, 0, not_zero);
         w.asm.mov(SEGMENTS, 1);
         w.asm.bind(not_zero);
-        super::load_headers(w, &self.offset, self.family, R3)?;
+        super::load_header_len(w, &self.data_offset, self.family, R3)?;
         w.load(&self.len, R4)?;
         if self.family == Family::Ipv6 {
-            w.asm.alu(Alu::Add, R4, i32::from(self.family.header()));
+            w.asm.alu(Alu::Add, R4, i32::from(self.family.header_len()));
         }
         w.store_in_entry(Width::Half, offset!(last_sent_headers), R3);
         w.store_in_entry(Width::Word, offset!(last_sent_bytes), R4);
         w.store_in_entry(Width::Half, offset!(last_sent_segments), SEGMENTS);
-        w.asm.atomic_add(ENTRY, side.packets, SEGMENTS);
-        w.asm.atomic_add(ENTRY, side.bytes, R4);
+        w.asm.atomic_add(ENTRY, direction.packets, SEGMENTS);
+        w.asm.atomic_add(ENTRY, direction.bytes, R4);
         w.asm.jump_if(Condition::Equal, SEGMENTS, 1, single);
         w.asm.mov(R1, SEGMENTS);
         w.asm.alu(Alu::Sub, R1, 1);
         w.asm.alu(Alu::Mul, R1, R3);
-        w.asm.atomic_add(ENTRY, side.bytes, R1);
-        note_full(w);
+        w.asm.atomic_add(ENTRY, direction.bytes, R1);
+        note_full_payload(w);
         w.asm.bind(single);
         Ok(())
     }
 
-    /// Notes a packet that becomes a sample, with which the state machine counts what is missing.
-    fn pass(&self, w: &mut Writer) -> Result<(), Error> {
+    /// The packet becomes a sample, and the state machine counts its segments and the missing ones. So they are taken as counted
+    /// here.
+    fn take_as_counted(&self, w: &mut Writer) -> Result<(), Error> {
         let settled = w.asm.label();
-        self.missing(w, R2, settled)?;
-        w.asm.atomic_add(ENTRY, offset!(expected), R2);
+        self.load_missing(w, R2, settled)?;
+        w.asm.atomic_add(ENTRY, offset!(expected_segs_in), R2);
         w.asm.bind(settled);
         self.note_counters(w)
     }
 
-    /// Makes the entry of a connection, at its first packet without SYN, FIN or RST. The kernel also sends packets of other
-    /// conversations through a socket that is not connected.
-    fn begin(&self, w: &mut Writer, new: Label, side: Side) -> Result<(), Error> {
+    /// Makes the entry of a connection, at its first packet without SYN, FIN or RST. The packet's remote end must be that of the
+    /// socket, because the kernel also sends packets of other conversations through sockets of its own.
+    fn begin(&self, w: &mut Writer, new: Label, direction: DirectionFields) -> Result<(), Error> {
         w.asm.bind(new);
         w.load(&self.flags, R1)?;
-        w.sample_if(Condition::AnyBit, R1, WITH_SAMPLE);
+        w.sample_if(Condition::AnyBit, R1, ALWAYS_SAMPLED);
         w.read(COUNTERS)?;
         w.read(OWN_ENDS)?;
         for (of_packet, own) in &self.remote {
@@ -222,14 +225,13 @@ impl Leaving {
             w.sample_if(Condition::NotEqual, R2, R3);
         }
         w.hash(&self.ends)?;
-        w.begin_entry(&self.ends, side)?;
+        w.begin_entry(&self.ends, direction)?;
         w.load(&self.net, R1)?;
         w.store_in_entry(Width::Double, offset!(net), R1);
         w.load(&self.segs_out, R1)?;
         w.store_in_entry(Width::Word, offset!(segs_out), R1);
-        // Not a store: once the entry is known, a packet that arrives on another CPU adds to it.
         w.load(&self.segs_in, R1)?;
-        w.asm.atomic_add(ENTRY, offset!(expected), R1);
+        w.store_in_entry(Width::Double, offset!(expected_segs_in), R1);
         w.publish();
         w.publish_ends();
         w.asm.jump(w.sample);
@@ -237,21 +239,20 @@ impl Leaving {
     }
 }
 
-/// Notes the payload of a full segment: the packet has `R4` bytes with `R3` bytes of headers. The last segment may be shorter,
-/// so a full one has at least the quotient. Overwrites `R4` and `R5`.
-fn note_full(w: &mut Writer) {
-    let (no_payload, noted) = (w.asm.label(), w.asm.label());
-    w.asm.jump_if(Condition::GreaterOrEqual, R3, R4, no_payload);
+/// Notes the payload of a full segment. `R4` is the size of the packet, `R3` that of its headers. The last segment may be
+/// shorter, so the others have at least the quotient of payload and segments, rounded up. Overwrites `R4` and `R5`.
+fn note_full_payload(w: &mut Writer) {
+    let done = w.asm.label();
+    w.asm.jump_if(Condition::GreaterOrEqual, R3, R4, done);
     w.asm.alu(Alu::Sub, R4, R3);
     w.asm.alu(Alu::Add, R4, SEGMENTS);
     w.asm.alu(Alu::Sub, R4, 1);
     w.asm.alu(Alu::Div, R4, SEGMENTS);
-    w.load_of_entry(Width::Word, R5, offset!(full));
-    w.asm.jump_if(Condition::GreaterOrEqual, R5, R4, noted);
-    w.store_in_entry(Width::Word, offset!(full), R4);
-    w.asm.bind(no_payload);
-    w.asm.bind(noted);
+    w.load_of_entry(Width::Word, R5, offset!(full_payload));
+    w.asm.jump_if(Condition::GreaterOrEqual, R5, R4, done);
+    w.store_in_entry(Width::Word, offset!(full_payload), R4);
+    w.asm.bind(done);
 }
 
-// The time stays in its register over all calls of a program.
+// Calls of helpers overwrite R0 to R5, and the time must stay in its register.
 const _: () = assert!(!matches!(NOW, R0 | R1 | R2 | R3 | R4 | R5));

@@ -4,7 +4,7 @@ use socktrail_kprobes::bpf::Register::*;
 use socktrail_kprobes::bpf::{Alu, Condition, Label, Register, Width};
 use socktrail_kprobes::{Error, Expression, Type};
 
-use super::entry::{Side, offset};
+use super::entry::{DirectionFields, offset};
 use super::fields::{Ends, Fields};
 use super::writer::Writer;
 use super::{Family, Rules};
@@ -21,19 +21,19 @@ pub(super) struct Datagram {
     family: Family,
     sock: Expression,
     pub(super) ends: Ends,
-    /// From the IP header on if it leaves, from the UDP header on if it arrives.
+    /// The length in bytes: of an outgoing datagram from the IP header on, of an arriving one from the UDP header on.
     len: Expression,
     /// The size of the nonlinear part.
     data_len: Expression,
-    /// The size of its largest fragment.
+    /// The size of its largest fragment, or 0.
     fragment: Option<Expression>,
 }
 
 impl Datagram {
-    /// A datagram at this probe.
+    /// The fields of a datagram at this probe.
     ///
     /// # Errors
-    /// The layout does not know a field.
+    /// The layout does not have a field.
     pub(super) fn at(fields: &Fields<'_>, family: Family, direction: PacketDirection) -> Result<Self, Error> {
         Ok(Self {
             direction,
@@ -52,12 +52,12 @@ impl Datagram {
         of_packet.chain(self.ends.pieces.iter().map(|piece| &piece.field))
     }
 
-    /// Counts the datagram, whose header is plain, or lets it become a sample.
+    /// Counts the datagram or lets it become a sample. Its IP header has no options.
     pub(super) fn account(&self, w: &mut Writer, rules: &Rules) -> Result<(), Error> {
-        let side = Side::of(self.direction);
-        let (new, slow, paused) = (w.asm.label(), w.asm.label(), w.asm.label());
+        let direction = DirectionFields::of(self.direction);
+        let (new, report_and_sample, paused) = (w.asm.label(), w.asm.label(), w.asm.label());
         if self.direction == PacketDirection::Outbound {
-            // It may be several datagrams.
+            // It may be several datagrams (UDP GSO).
             w.load(&self.data_len, R1)?;
             w.sample_if(Condition::NotEqual, R1, 0);
         }
@@ -65,59 +65,60 @@ impl Datagram {
             w.load(fragment, R1)?;
             w.sample_if(Condition::NotEqual, R1, 0);
         }
-        w.drop_ports(&self.ends, &rules.filter)?;
-        w.key(&self.sock)?;
+        w.filter_ports(&self.ends, &rules.filter)?;
+        w.set_key_to(&self.sock)?;
         w.look_up(new);
-        w.compare(&self.ends, w.sample)?;
-        w.now();
-        w.pause(rules.inactive_nanos, paused);
-        w.load_of_entry(Width::Byte, R1, side.seen);
-        w.asm.jump_if(Condition::Equal, R1, 0, slow);
+        w.jump_if_other_ends(&self.ends, w.sample)?;
+        w.read_time();
+        w.jump_after_pause(rules.pause_nanos, paused);
+        w.load_of_entry(Width::Byte, R1, direction.seen);
+        w.asm.jump_if(Condition::Equal, R1, 0, report_and_sample);
         self.size(w)?;
-        self.note_doubt(w, rules)?;
-        w.count_one(side, BYTES);
+        self.note_uncertain(w, rules)?;
+        w.count_one(direction, BYTES);
         w.note_time();
-        w.silent();
+        w.end_without_sample();
         w.asm.bind(paused);
         w.forget_seen();
-        w.asm.bind(slow);
+        w.asm.bind(report_and_sample);
         w.report();
-        w.note_sampled(side);
+        w.note_sampled(direction);
         w.asm.jump(w.sample);
-        self.begin(w, new, side)
+        self.begin(w, new, direction)
     }
 
     /// Loads the size with all headers.
     fn size(&self, w: &mut Writer) -> Result<(), Error> {
         w.load(&self.len, BYTES)?;
         if self.direction == PacketDirection::Inbound {
-            w.asm.alu(Alu::Add, BYTES, i32::from(self.family.header()));
+            w.asm.alu(Alu::Add, BYTES, i32::from(self.family.header_len()));
         }
         Ok(())
     }
 
-    /// Notes that the datagram may be several, if its socket is of a certain kind. The state machine knows the kind.
-    fn note_doubt(&self, w: &mut Writer, rules: &Rules) -> Result<(), Error> {
-        let sure = w.asm.label();
+    /// Notes that the datagram may be several: outgoing if its socket uses UDP GSO, arriving if its socket is the kernel's. Only
+    /// the state machine knows this of the socket.
+    fn note_uncertain(&self, w: &mut Writer, rules: &Rules) -> Result<(), Error> {
+        let is_single = w.asm.label();
         match self.direction {
             PacketDirection::Outbound => {
                 let Some(head) = i32::try_from(rules.gso_head_len).ok().filter(|head| *head > 0) else { return Ok(()) };
-                w.asm.jump_if(Condition::Greater, BYTES, head, sure);
+                w.asm.jump_if(Condition::Greater, BYTES, head, is_single);
                 w.store_in_entry(Width::Byte, offset!(short_sent), 1);
             }
             PacketDirection::Inbound => {
                 w.load(&self.data_len, R1)?;
-                w.asm.jump_if(Condition::Equal, R1, 0, sure);
+                w.asm.jump_if(Condition::Equal, R1, 0, is_single);
                 w.store_in_entry(Width::Byte, offset!(nonlinear_received), 1);
             }
         }
-        w.asm.bind(sure);
+        w.asm.bind(is_single);
         Ok(())
     }
 
-    fn begin(&self, w: &mut Writer, new: Label, side: Side) -> Result<(), Error> {
+    fn begin(&self, w: &mut Writer, new: Label, direction: DirectionFields) -> Result<(), Error> {
         w.asm.bind(new);
-        w.begin_entry(&self.ends, side)?;
+        w.begin_entry(&self.ends, direction)?;
         w.publish();
         w.asm.jump(w.sample);
         Ok(())

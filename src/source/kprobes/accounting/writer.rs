@@ -1,4 +1,4 @@
-//! What all programs have in common: they read fields, keep an entry, and report it.
+//! The instructions that several programs have in common: to read fields, to change an entry, and to report it.
 
 use socktrail_kprobes::bpf::Register::*;
 use socktrail_kprobes::bpf::{
@@ -6,33 +6,33 @@ use socktrail_kprobes::bpf::{
 };
 use socktrail_kprobes::{Error, Expression};
 
-use super::entry::{KIND, SIZE, Side, offset};
+use super::entry::{DirectionFields, RECORD_KIND, SIZE, offset};
 use super::fields::{Ends, Fields, Piece};
 use super::table::{ENTRY, HASH, KEY, Table, map};
 
-/// The time of the hit, once [`Writer::now`] has read it.
+/// The time of the hit, once [`Writer::read_time`] has read it.
 pub(super) const NOW: Register = R8;
 
-/// Eight bytes of the stack for the reader.
+/// The offset of the eight bytes of the stack that the [`Reader`] uses.
 const SCRATCH: i16 = -8;
-/// An odd number with as many ones as zeros: multiplication by it spreads each bit over those above.
+/// A multiplier of MurmurHash3's finalizer: multiplication by this odd number spreads each bit over those above.
 const MIX: u64 = 0xff51_afd7_ed55_8ccd;
 
-/// Writes a program.
+/// Writes the instructions of one program.
 pub(super) struct Writer {
     pub(super) asm: Assembler,
     pub(super) reader: Reader,
     pub(super) table: Table,
     reads: Reads,
-    /// Lets the hit become a sample.
+    /// Here the program ends, and the hit becomes a sample.
     pub(super) sample: Label,
 }
 
 impl Writer {
-    /// Begins a program that reads these fields, each in its phase.
+    /// Begins a program that reads these fields, each in its phase: see [`Reads`].
     ///
     /// # Errors
-    /// They do not fit the stack, or this architecture has no programs.
+    /// The fields do not fit the stack, or programs cannot be made for this architecture.
     pub(super) fn new(fields: &Fields<'_>, reads: &[(u8, &Expression)]) -> Result<Self, Error> {
         let mut asm = Assembler::new();
         let sample = asm.label();
@@ -46,7 +46,7 @@ impl Writer {
         self.reads.read(&mut self.asm, &self.reader, phase)
     }
 
-    /// Loads a field that has been read.
+    /// Loads a field that has been read, or that is a register.
     pub(super) fn load(&mut self, field: &Expression, into: Register) -> Result<(), Error> {
         self.reads.load(&mut self.asm, &self.reader, field, into)
     }
@@ -66,39 +66,39 @@ impl Writer {
         self.asm.jump_if(condition, register, operand, self.sample);
     }
 
-    /// Makes the value of `sock` the key. A packet without a socket becomes a sample.
-    pub(super) fn key(&mut self, sock: &Expression) -> Result<(), Error> {
+    /// Stores the value of `sock` as the key. A packet without a socket becomes a sample.
+    pub(super) fn set_key_to(&mut self, sock: &Expression) -> Result<(), Error> {
         self.load(sock, R1)?;
         self.sample_if(Condition::Equal, R1, 0);
-        self.store_key(R1);
+        self.set_key(R1);
         Ok(())
     }
 
-    /// Makes the number in a register the key.
-    pub(super) fn store_key(&mut self, register: Register) {
+    /// Stores a register as the key.
+    pub(super) fn set_key(&mut self, register: Register) {
         self.asm.store(Width::Double, Frame, KEY, register);
     }
 
     /// Continues at a label if the entry has other ends. Overwrites `R0` to `R2`.
-    pub(super) fn compare(&mut self, ends: &Ends, others: Label) -> Result<(), Error> {
+    pub(super) fn jump_if_other_ends(&mut self, ends: &Ends, differ: Label) -> Result<(), Error> {
         for Piece { field, at, width } in &ends.pieces {
             self.load(field, R1)?;
             self.load_of_entry(*width, R2, *at);
-            self.asm.jump_if(Condition::NotEqual, R1, R2, others);
+            self.asm.jump_if(Condition::NotEqual, R1, R2, differ);
         }
         self.load_of_entry(Width::Word, R1, offset!(protocol));
-        self.asm.jump_if(Condition::NotEqual, R1, ends.kind, others);
+        self.asm.jump_if(Condition::NotEqual, R1, ends.protocol_and_family, differ);
         Ok(())
     }
 
-    /// Reads the time.
-    pub(super) fn now(&mut self) {
+    /// Reads the time into [`NOW`].
+    pub(super) fn read_time(&mut self) {
         self.asm.call(Helper::MonotonicTime);
         self.asm.mov(NOW, R0);
     }
 
     /// Continues at a label if the conversation's last packet was this many nanoseconds ago or more.
-    pub(super) fn pause(&mut self, nanos: u64, paused: Label) {
+    pub(super) fn jump_after_pause(&mut self, nanos: u64, paused: Label) {
         self.asm.mov(R1, NOW);
         self.load_of_entry(Width::Double, R2, offset!(last));
         self.asm.alu(Alu::Sub, R1, R2);
@@ -107,17 +107,17 @@ impl Writer {
         self.asm.jump_if(Condition::GreaterOrEqualSigned, R1, R2, paused);
     }
 
-    /// Begins anew after a pause: the first packet of each direction is sampled again.
+    /// After a pause, the first packet of each direction is sampled again.
     pub(super) fn forget_seen(&mut self) {
         self.store_in_entry(Width::Byte, offset!(seen_out), 0);
         self.store_in_entry(Width::Byte, offset!(seen_in), 0);
     }
 
-    /// Counts one packet of the size in `bytes`. Overwrites `R1`.
-    pub(super) fn count_one(&mut self, side: Side, bytes: Register) {
-        self.asm.atomic_add(ENTRY, side.bytes, bytes);
+    /// Counts one packet. The register `bytes` has its size. Overwrites `R1`.
+    pub(super) fn count_one(&mut self, direction: DirectionFields, bytes: Register) {
+        self.asm.atomic_add(ENTRY, direction.bytes, bytes);
         self.asm.mov(R1, 1);
-        self.asm.atomic_add(ENTRY, side.packets, R1);
+        self.asm.atomic_add(ENTRY, direction.packets, R1);
     }
 
     /// Notes the time of the packet.
@@ -125,13 +125,13 @@ impl Writer {
         self.store_in_entry(Width::Double, offset!(last), NOW);
     }
 
-    /// Notes the time of a sampled packet, and that there was one of this direction.
-    pub(super) fn note_sampled(&mut self, side: Side) {
+    /// Notes the time of a sampled packet, and that a packet of this direction was sampled.
+    pub(super) fn note_sampled(&mut self, direction: DirectionFields) {
         self.note_time();
-        self.store_in_entry(Width::Byte, side.seen, 1);
+        self.store_in_entry(Width::Byte, direction.seen, 1);
     }
 
-    /// Writes the entry into the ring, if it has counted anything. Overwrites `R0` to `R5`.
+    /// Writes the entry into the ring, if packets have been counted in it. Overwrites `R0` to `R5`.
     pub(super) fn report(&mut self) {
         let nothing = self.asm.label();
         self.load_of_entry(Width::Double, R1, offset!(sent_packets));
@@ -147,29 +147,29 @@ impl Writer {
         self.asm.bind(nothing);
     }
 
-    /// Begins an entry for the key: its ends, and the time, which it reads. Without room the hit becomes a sample. Continue
-    /// with [`Writer::publish`].
-    pub(super) fn begin_entry(&mut self, ends: &Ends, side: Side) -> Result<(), Error> {
-        self.now();
+    /// Makes an entry for the key with these ends and the present time. If the table has no room, the hit becomes a sample. The
+    /// entry is found only after [`Writer::publish`].
+    pub(super) fn begin_entry(&mut self, ends: &Ends, direction: DirectionFields) -> Result<(), Error> {
+        self.read_time();
         self.claim();
-        self.store_in_entry(Width::Half, offset!(kind), i32::from(KIND));
+        self.store_in_entry(Width::Half, offset!(record_kind), i32::from(RECORD_KIND));
         self.asm.load(Width::Double, R1, Frame, KEY);
         self.store_in_entry(Width::Double, offset!(sock), R1);
         self.store_in_entry(Width::Double, offset!(since), NOW);
         self.store_in_entry(Width::Double, offset!(last), NOW);
-        self.store_in_entry(Width::Byte, side.seen, 1);
+        self.store_in_entry(Width::Byte, direction.seen, 1);
         for Piece { field, at, width } in &ends.pieces {
             self.load(field, R1)?;
             self.store_in_entry(*width, *at, R1);
         }
-        self.store_in_entry(Width::Word, offset!(protocol), ends.kind);
+        self.store_in_entry(Width::Word, offset!(protocol), ends.protocol_and_family);
         Ok(())
     }
 
     /// Writes the hash of the ends to the stack. Overwrites `R0` to `R5`.
     pub(super) fn hash(&mut self, ends: &Ends) -> Result<(), Error> {
         self.asm.load64(R5, MIX);
-        self.asm.mov(R4, ends.kind);
+        self.asm.mov(R4, ends.protocol_and_family);
         for word in ends.pieces.chunk_by(|one, next| one.at / 8 == next.at / 8) {
             for Piece { field, at, .. } in word {
                 self.load(field, R3)?;
@@ -188,10 +188,10 @@ impl Writer {
         Ok(())
     }
 
-    /// Reports the entry of the key and removes it, with what leads to it.
+    /// Reports the entry of the key, and removes it from both arrays of buckets.
     pub(super) fn remove(&mut self) {
         let no_ends = self.asm.label();
-        self.now();
+        self.read_time();
         self.report();
         self.load_of_entry(Width::Half, R1, offset!(protocol));
         self.asm.jump_if(Condition::NotEqual, R1, i32::from(super::TCP), no_ends);
@@ -200,13 +200,13 @@ impl Writer {
         self.unpublish();
     }
 
-    /// Ends the program: the hit was counted, or is not wanted.
-    pub(super) fn silent(&mut self) {
+    /// Ends the program: the hit was counted, or the filter rejects it.
+    pub(super) fn end_without_sample(&mut self) {
         self.asm.mov(R0, 0);
         self.asm.exit();
     }
 
-    /// Ends the program with the sample of a hit, and checks it.
+    /// Writes the end at which the hit becomes a sample, and checks the program.
     pub(super) fn finish(mut self, program: &str) -> Result<Code, Error> {
         self.asm.bind(self.sample);
         self.asm.mov(R0, 1);

@@ -7,8 +7,8 @@ use socktrail_kprobes::Term;
 use socktrail_kprobes::bpf::{Code, Helper};
 
 use crate::model::totals::Totals;
-use crate::source::kprobes::accounting::entry::{SIZE, of_record, totals, without_room};
-use crate::source::kprobes::accounting::table::{BUCKET, Table, WAYS};
+use crate::source::kprobes::accounting::entry::{SIZE, of_record, refused_packets, totals};
+use crate::source::kprobes::accounting::table::{BUCKET_WORDS, SLOTS, Table};
 use crate::source::kprobes::accounting::{Rules, programs};
 use crate::source::kprobes::{FLOW_PROBES, Feature};
 
@@ -92,7 +92,8 @@ impl Machine {
     pub(super) fn new(rules: &Rules, conversations: u32) -> Self {
         let table = Table::of(conversations);
         let array = |words: usize, count: u32| (words, vec![0; words * count as usize]);
-        let arrays = [array(BUCKET, table.buckets()), array(WORDS, table.entries()), array(BUCKET, table.buckets())];
+        let arrays =
+            [array(BUCKET_WORDS, table.buckets()), array(WORDS, table.entries()), array(BUCKET_WORDS, table.buckets())];
         KERNEL.set(Kernel { arrays, ..Kernel::default() });
         let programs = all_programs(rules, table);
         let programs = programs.into_iter().map(|(of, _, code)| (of, without_atomics(&code.bytes()))).collect();
@@ -139,16 +140,16 @@ impl Machine {
     /// What user space reads of a socket's conversation.
     pub(super) fn look_up(&self, sock: u64) -> Option<Totals> {
         let bucket = self.table.bucket(sock);
-        let way = KERNEL.with_borrow(|kernel| {
-            let words = &kernel.arrays[0].1[bucket as usize * BUCKET..][..WAYS];
+        let slot = KERNEL.with_borrow(|kernel| {
+            let words = &kernel.arrays[0].1[bucket as usize * BUCKET_WORDS..][..SLOTS];
             words.iter().position(|word| *word == sock)
         });
-        totals(&self.bytes(Table::entry(bucket, way? as u32)))
+        totals(&self.bytes(Table::entry(bucket, slot? as u32)))
     }
 
-    /// The packets of conversations that found no room.
-    pub(super) fn without_room(&self) -> u64 {
-        without_room(&self.bytes(self.table.without_room())).unwrap()
+    /// The number of packets that were sampled for lack of room in the table.
+    pub(super) fn refused_packets(&self) -> u64 {
+        refused_packets(&self.bytes(self.table.refused_entry())).unwrap()
     }
 
     /// The bytes of an entry.
@@ -163,8 +164,8 @@ impl Machine {
     pub(super) fn entries(&self) -> (usize, usize) {
         let [sockets, ends] = [0, 2].map(|array| {
             KERNEL.with_borrow(|kernel| {
-                let (buckets, _) = kernel.arrays[array].1.as_chunks::<BUCKET>();
-                assert!(buckets.iter().all(|bucket| bucket[WAYS] == 0));
+                let (buckets, _) = kernel.arrays[array].1.as_chunks::<BUCKET_WORDS>();
+                assert!(buckets.iter().all(|bucket| bucket[SLOTS] == 0));
                 buckets.iter().flatten().filter(|word| **word != 0).count()
             })
         });
@@ -217,6 +218,7 @@ fn put(to: u64, bytes: &[u8]) {
 /// lowest eight bytes of the stack.
 fn without_atomics(code: &[u8]) -> Vec<u8> {
     const ATOMIC: u8 = 0xdb;
+    const FETCH: u8 = 1;
     let mut whole = code.to_vec();
     for at in (0..code.len()).step_by(8).filter(|at| code[*at] == ATOMIC) {
         let (base, source) = (code[at + 1] & 0x0f, code[at + 1] >> 4);
@@ -232,6 +234,10 @@ fn without_atomics(code: &[u8]) -> Vec<u8> {
         whole.extend(instruction(0x79, free, base, offset));
         whole.extend(instruction(0x0f, free, source, [0, 0]));
         whole.extend(instruction(0x7b, base, free, offset));
+        if code[at + 4] == FETCH {
+            whole.extend(instruction(0x1f, free, source, [0, 0]));
+            whole.extend(instruction(0xbf, source, free, [0, 0]));
+        }
         whole.extend(instruction(0x79, free, 10, lowest));
         let back = over(whole.len(), at + 8).to_le_bytes();
         whole.extend(instruction(0x05, 0, 0, back));

@@ -107,7 +107,7 @@ prop_compose! {
         count in prop_oneof![3 => Just(1), 3 => 0..46_u32],
         payload in 0..60_000_u32,
         options in prop_oneof![4 => Just(3), 1 => 0..10_u8],
-        pause in prop_oneof![12 => 1..1_000_000_u64, 1 => INACTIVE - 2..INACTIVE + 2],
+        pause in prop_oneof![12 => 1..1_000_000_u64, 1 => PAUSE - 2..PAUSE + 2],
         demultiplexed in any::<bool>(),
     ) -> Step {
         Step { kind, count, payload, options, pause, demultiplexed }
@@ -204,4 +204,23 @@ fn ends_lead_to_the_latest_socket() {
     assert_eq!(machine.look_up(second.sock).unwrap().received.packets, 1);
     machine.hit(Feature::TcpState, [second.sock, 7, 0]);
     assert_eq!(machine.entries(), (0, 0));
+}
+
+#[test]
+fn an_entry_that_outlived_its_socket_counts_nothing_of_the_next_one() {
+    for out in [true, false] {
+        let machine = Machine::new(&rules(), 100);
+        let first = connection(false, 0);
+        assert!(Wire::new(first, PacketDirection::Outbound, 10).hit(&machine).0);
+        // Its end was missed, and another connection has the same `struct sock`.
+        let next = Conversation { remote: (3, 443), ..first };
+        let direction = if out { PacketDirection::Outbound } else { PacketDirection::Inbound };
+        let wire = Wire { demultiplexed: true, ..Wire::new(next, direction, 10) };
+        let (is_sample, _) = wire.hit(&machine);
+        let entry = machine.look_up(first.sock);
+        assert!(
+            is_sample && entry.is_none_or(|totals| totals.received.packets + totals.sent.packets == 0),
+            "{entry:?}"
+        );
+    }
 }

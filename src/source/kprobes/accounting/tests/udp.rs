@@ -15,8 +15,8 @@ type Step = (u8, u8, bool, u32, u64, u8);
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let pause = prop_oneof![
         8 => 1..1_000_000_u64,
-        1 => INACTIVE - 2..INACTIVE + 2,
-        1 => Just(2 * INACTIVE),
+        1 => PAUSE - 2..PAUSE + 2,
+        1 => Just(2 * PAUSE),
     ];
     prop::collection::vec((0..2_u8, 0..3_u8, any::<bool>(), 0..1400_u32, pause, 0..16_u8), 1..120)
 }
@@ -106,7 +106,7 @@ fn datagrams_that_may_be_several_are_told() {
 }
 
 #[test]
-fn without_room_packets_are_sampled() {
+fn packets_of_conversations_without_an_entry_are_sampled() {
     let machine = Machine::new(&rules(), 1);
     // The smallest table has two buckets of seven places.
     let mut all: Vec<_> = (0..40).map(|sock| Both::new(conversation(false, sock, 2))).collect();
@@ -119,7 +119,7 @@ fn without_room_packets_are_sampled() {
     };
     (0..9).for_each(|_| play(&mut all, 1));
     let [counted, sampled] = [1, 9].map(|samples| all.iter().filter(|both| both.samples == samples).count());
-    assert_eq!((counted, sampled, machine.without_room()), (14, 26, 26 * 9));
+    assert_eq!((counted, sampled, machine.refused_packets()), (14, 26, 26 * 9));
     // A place is free again a millisecond after its socket.
     let [mut first, mut second] = [1, 9].map(|samples| {
         let at = all.iter().position(|both| both.samples == samples).unwrap();

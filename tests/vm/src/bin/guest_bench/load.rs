@@ -44,8 +44,8 @@ impl Unit {
         !matches!(self, Self::Process)
     }
 
-    /// Runs a measurement of a load. Returns the number of units and the measured cost.
-    pub(crate) fn count(self, load: &Load, measure: impl FnOnce() -> Result<u64>) -> Result<(u64, u64)> {
+    /// Runs `measure`, which runs the load. Returns the number of units that the load had, and the measured cost.
+    pub(crate) fn measure(self, load: &Load, measure: impl FnOnce() -> Result<u64>) -> Result<(u64, u64)> {
         let sent = packets_sent()?;
         let cost = measure()?;
         let units = match self {
@@ -79,7 +79,7 @@ fn datagrams(count: u32) -> Result<()> {
     Ok(())
 }
 
-/// Exchanges requests and answers over one connection. One thread has both ends, so that no task switches are measured.
+/// Exchanges requests and answers over one connection. One thread has both ends, so that the cost has no task switches in it.
 fn exchanges(count: u32) -> Result<()> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let mut client = TcpStream::connect(listener.local_addr()?)?;
@@ -118,7 +118,7 @@ fn connections(count: u32) -> Result<()> {
     })
 }
 
-/// Sends a million bytes over one connection, so many times.
+/// Sends `count` million bytes over one connection.
 fn bulk(count: u32) -> Result<()> {
     const CHUNK: usize = 1 << 16;
     const MEGABYTE: u64 = 1_000_000;
@@ -151,6 +151,7 @@ fn bulk(count: u32) -> Result<()> {
 
 /// Forks processes that end at once. A shell does it, because forking a small process is cheap.
 fn forks(count: u32) -> Result<()> {
+    // With `sh -c SCRIPT COUNT`, `$0` is the count.
     let script = "i=0; while [ $i -lt $0 ]; do (:); i=$((i+1)); done";
     let status = Command::new("sh").args(["-c", script, &count.to_string()]).status().context("start a shell")?;
     ensure!(status.success(), "the shell ended with {status}");

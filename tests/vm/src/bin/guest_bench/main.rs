@@ -40,36 +40,37 @@ fn run() -> Result<()> {
     for load in LOADS.iter().filter(|load| load.name.contains(&only)) {
         // One-time costs, such as page faults for code, must not count.
         warm_up(load)?;
-        for (way, accounting) in ways(load, &arguments) {
+        for (suffix, accounting) in variants(load, &arguments) {
             let arguments = [accounting, arguments.clone()].concat();
             for _ in 0..ROUNDS {
-                println!("{}", round(load, way, &arguments)?);
+                println!("{}", round(load, suffix, &arguments)?);
             }
         }
     }
     Ok(())
 }
 
-/// How packets are counted while a load is measured: what is added to its name, and the monitor's arguments.
-fn ways(load: &Load, arguments: &[String]) -> Vec<(&'static str, Vec<String>)> {
+/// The variants in which a load is measured, by how packets are counted: a suffix for the load's name, and arguments for the
+/// monitor.
+fn variants(load: &Load, arguments: &[String]) -> Vec<(&'static str, Vec<String>)> {
     if !load.unit.is_traffic() || arguments.iter().any(|argument| argument == "--accounting") {
         return vec![("", Vec::new())];
     }
-    let way = |name, how: &str| (name, vec!["--accounting".to_owned(), how.to_owned()]);
-    vec![way(", counted by the kernel", "kernel"), way(", sampled", "samples")]
+    let variant = |suffix, accounting: &str| (suffix, vec!["--accounting".to_owned(), accounting.to_owned()]);
+    vec![variant(", counted by the kernel", "kernel"), variant(", sampled", "samples")]
 }
 
 /// One measurement of a load, alone and with a monitor.
-fn round(load: &Load, way: &str, arguments: &[String]) -> Result<Value> {
-    let (units, alone) = load.unit.count(load, || instructions(load))?;
+fn round(load: &Load, suffix: &str, arguments: &[String]) -> Result<Value> {
+    let (units, without_monitor) = load.unit.measure(load, || instructions(load))?;
     let monitored = monitored_cost(load, arguments)?;
     let per_unit = |instructions: u64| instructions as f64 / units as f64;
     Ok(json!({
-        "load": format!("{}{way}", load.name),
+        "load": format!("{}{suffix}", load.name),
         "unit": load.unit.name(),
         "each": units as f64 / f64::from(load.count),
-        "alone": per_unit(alone),
-        "probes": per_unit(monitored.load.saturating_sub(monitored.threads_meanwhile)) - per_unit(alone),
+        "alone": per_unit(without_monitor),
+        "probes": per_unit(monitored.machine.saturating_sub(monitored.threads_meanwhile)) - per_unit(without_monitor),
         "threads": per_unit(monitored.threads),
         "user": monitored.user_share,
     }))
@@ -80,7 +81,7 @@ fn warm_up(load: &Load) -> Result<()> {
     (load.run)(load.count / 10).with_context(|| format!("warm up for {}", load.name))
 }
 
-/// The number of instructions of the machine while a load runs.
+/// Runs a load. Returns the number of instructions that the machine has executed meanwhile.
 fn instructions(load: &Load) -> Result<u64> {
     let start = Instant::now();
     (load.run)(load.count).with_context(|| format!("run {}", load.name))?;
@@ -89,16 +90,17 @@ fn instructions(load: &Load) -> Result<u64> {
 
 /// The cost of a load while a monitor runs, in instructions.
 struct MonitoredCost {
-    /// Of the whole machine, while the load runs.
-    load: u64,
-    /// Of the monitor's threads, while the load runs.
+    /// The cost of the whole machine while the load runs.
+    machine: u64,
+    /// The part of it that the monitor's threads cost.
     threads_meanwhile: u64,
-    /// Of the monitor's threads until the last flow is written, minus their cost when idle.
+    /// The cost of the monitor's threads until the last flow is written, minus their cost when idle.
     threads: u64,
     /// The share of user space in the cost of the threads, from 0 to 1.
     user_share: f64,
 }
 
+/// Runs a load while a monitor runs.
 fn monitored_cost(load: &Load, arguments: &[String]) -> Result<MonitoredCost> {
     let monitor = Monitor::start(arguments)?;
     warm_up(load)?;
@@ -107,7 +109,7 @@ fn monitored_cost(load: &Load, arguments: &[String]) -> Result<MonitoredCost> {
     monitor.wait_until_idle();
     let before = monitor.cpu_time()?;
     let in_user_space = monitor.user_and_system()?;
-    let all = instructions(load)?;
+    let machine = instructions(load)?;
     let meanwhile = monitor.cpu_time()? - before;
     monitor.wait_until_idle();
     let after = monitor.cpu_time()?;
@@ -115,7 +117,7 @@ fn monitored_cost(load: &Load, arguments: &[String]) -> Result<MonitoredCost> {
     let (user, system) = (user - in_user_space.0, system - in_user_space.1);
     monitor.stop()?;
     Ok(MonitoredCost {
-        load: all,
+        machine,
         threads_meanwhile: meanwhile,
         threads: (after - before).saturating_sub(before - idle),
         user_share: user as f64 / (user + system).max(1) as f64,
@@ -127,10 +129,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn traffic_is_measured_both_ways_unless_one_is_chosen() {
+    fn traffic_is_measured_in_both_variants_unless_one_is_chosen() {
         let [traffic, process] = [&LOADS[0], &LOADS[LOADS.len() - 1]];
-        let count =
-            |load, arguments: &[&str]| ways(load, &arguments.iter().map(ToString::to_string).collect::<Vec<_>>()).len();
+        let count = |load, arguments: &[&str]| {
+            variants(load, &arguments.iter().map(ToString::to_string).collect::<Vec<_>>()).len()
+        };
         assert_eq!((count(traffic, &[]), count(process, &[])), (2, 1));
         assert_eq!(count(traffic, &["--accounting", "samples"]), 1);
     }

@@ -10,8 +10,8 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// Longer than the termination timeout and all timers of the monitor. It costs little time, because the guest's clock
-/// jumps to the next timer when the guest is idle.
+/// Longer than `flow_termination_timeout` (5 s), after which the monitor writes the flows of the load's closed sockets. It costs
+/// little time, because the guest's clock jumps to the next timer when the guest is idle.
 const IDLE_AFTER: Duration = Duration::from_secs(8);
 
 /// A running `socktrail flows`, whose documents go to `/dev/null`; dropping it kills the process.
@@ -68,12 +68,13 @@ impl Monitor {
         }
     }
 
-    /// Waits until it has processed everything.
+    /// Waits until it has processed everything, and written the flows of closed sockets.
     pub(crate) fn wait_until_idle(&self) {
         sleep(IDLE_AFTER);
     }
 
-    /// Ends it as Ctrl-C does, and waits until the kernel has freed what it had: that is work for other tasks.
+    /// Ends it as Ctrl-C does. Then waits until the kernel has freed its probes and programs, which other tasks do later: this
+    /// work must not count for the next measurement.
     pub(crate) fn stop(mut self) -> Result<()> {
         kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGINT).context("interrupt socktrail")?;
         let status = self.child.wait().context("wait for socktrail")?;

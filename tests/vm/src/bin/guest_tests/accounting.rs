@@ -14,7 +14,7 @@ use crate::helpers::wait::wait_until;
 use crate::lifetime::OfflineCpu;
 
 tests![
-    a_masked_program,
+    masked_bpf,
     datagrams,
     connections,
     two_monitors,
@@ -25,14 +25,16 @@ tests![
     long: a_million_datagrams
 ];
 
-/// How many packets of 64 bytes each end sends.
+/// How many payloads each end sends.
 const COUNT: u64 = 1000;
+/// The size of a payload in bytes.
 const PAYLOAD: usize = 64;
-/// The most packets that may be samples: the first and the last ones of each flow.
+/// Fewer packets than this may be samples: the first and the last ones of each flow.
 const MAX_SAMPLES: u64 = 100;
 const LOOPBACKS: [&str; 2] = ["127.0.0.1:0", "[::1]:0"];
 
-/// Two connected sockets that send each other datagrams. Each datagram is answered, so nothing waits and all are delivered.
+/// Two sockets that send each other datagrams. Each datagram is answered before the next one is sent, so no queue fills up and
+/// none is dropped.
 struct Pair {
     client: UdpSocket,
     server: UdpSocket,
@@ -61,7 +63,7 @@ impl Pair {
     }
 }
 
-/// Sends so many datagrams each way over IPv4 and IPv6. Returns the ends.
+/// Sends `count` datagrams each way, over IPv4 and then over IPv6. Returns the ends of both conversations.
 fn exchange_datagrams(count: u64) -> Result<Vec<(SocketAddr, SocketAddr)>> {
     let exchange = |loopback| {
         let pair = Pair::open(loopback)?;
@@ -71,7 +73,7 @@ fn exchange_datagrams(count: u64) -> Result<Vec<(SocketAddr, SocketAddr)>> {
     LOOPBACKS.into_iter().map(exchange).collect()
 }
 
-/// Fails unless both ends of a conversation have a document with this number of datagrams each way.
+/// Fails unless both sockets of a conversation have a document with this number of datagrams each way.
 fn expect_datagrams(output: &Output, (one, other): (SocketAddr, SocketAddr), count: u64) -> Result<()> {
     let headers = if one.is_ipv4() { 20 + 8 } else { 40 + 8 };
     let bytes = count * (PAYLOAD as u64 + headers);
@@ -85,23 +87,24 @@ fn expect_datagrams(output: &Output, (one, other): (SocketAddr, SocketAddr), cou
     Ok(())
 }
 
-fn counting() -> Result<Socktrail> {
+/// A monitor whose packets the kernel counts.
+fn counting_monitor() -> Result<Socktrail> {
     Socktrail::flows(&["--accounting", "kernel", "--stats"])
 }
 
 fn datagrams() -> Result<()> {
-    let monitor = counting()?;
+    let monitor = counting_monitor()?;
     let ends = exchange_datagrams(COUNT)?;
     let output = monitor.stop()?;
     ends.iter().try_for_each(|ends| expect_datagrams(&output, *ends, COUNT))?;
     few_were_sampled(&output, 4 * LOOPBACKS.len() as u64 * COUNT)
 }
 
-/// A single flow costs user space fewer than twenty samples, however long it is.
+/// A single flow makes fewer than twenty samples, however long it is.
 #[allow(clippy::print_stdout, reason = "shows the figures")]
 fn a_million_datagrams() -> Result<()> {
     const MILLION: u64 = 1_000_000;
-    let monitor = counting()?;
+    let monitor = counting_monitor()?;
     let pair = Pair::open(LOOPBACKS[0])?;
     pair.exchange(MILLION / 2)?;
     let ends = pair.ends()?;
@@ -114,9 +117,9 @@ fn a_million_datagrams() -> Result<()> {
     Ok(())
 }
 
-/// Each has programs of its own.
+/// Two monitors count the same packets, each with programs of its own.
 fn two_monitors() -> Result<()> {
-    let monitors = [counting()?, counting()?];
+    let monitors = [counting_monitor()?, counting_monitor()?];
     let ends = exchange_datagrams(COUNT)?;
     for monitor in monitors {
         let output = monitor.stop()?;
@@ -125,11 +128,11 @@ fn two_monitors() -> Result<()> {
     Ok(())
 }
 
-/// Its programs and maps end with it.
+/// The programs and maps of a killed monitor are freed.
 fn a_killed_monitor() -> Result<()> {
     // The kernel may still be freeing those of the test before.
     let before = bpf_objects()?;
-    let monitor = counting()?;
+    let monitor = counting_monitor()?;
     exchange_datagrams(10)?;
     let [programs, maps] = bpf_objects()?;
     let own = [&programs - &before[0], &maps - &before[1]];
@@ -148,7 +151,7 @@ fn cpus_that_go_and_come() -> Result<()> {
     on_cpu(1, || pair.exchange(COUNT))?;
     let cpu = OfflineCpu::new(1)?;
     on_cpu(0, || pair.exchange(COUNT))?;
-    wait_until("the lost CPU to be noticed", || Ok(monitor.log().contains("CPUs changed")))?;
+    wait_until("the offline CPU to be noticed", || Ok(monitor.log().contains("CPUs changed")))?;
     cpu.bring_online()?;
     on_cpu(1, || pair.exchange(COUNT))?;
     wait_until("the CPU's return to be noticed", || Ok(monitor.log().matches("CPUs changed").count() == 2))?;
@@ -162,7 +165,7 @@ fn cpus_that_go_and_come() -> Result<()> {
     expect_datagrams(&monitor.stop()?, ends, 4 * COUNT)
 }
 
-/// Conversations that find no room in the table are sampled, and have the same counts.
+/// Packets of conversations that have no room in the table are sampled, and the counts are the same.
 fn a_full_table() -> Result<()> {
     const PAIRS: usize = 40;
     let monitor = Socktrail::flows(&["--accounting", "kernel", "--max-conversations", "8", "--stats"])?;
@@ -177,7 +180,7 @@ fn a_full_table() -> Result<()> {
     Ok(())
 }
 
-/// What is filtered out costs no sample.
+/// Packets that the filter rejects do not become samples.
 fn a_filter() -> Result<()> {
     let wanted = Pair::open(LOOPBACKS[0])?;
     let excluded = Pair::open(LOOPBACKS[1])?;
@@ -195,9 +198,9 @@ fn a_filter() -> Result<()> {
     Ok(())
 }
 
-/// A document of either end: what one sent, the other received. Requests and answers are segments of their own.
+/// Both sockets of a connection have a document with the same counts. Each request and each answer is a segment.
 fn connections() -> Result<()> {
-    let monitor = counting()?;
+    let monitor = counting_monitor()?;
     let mut ends = Vec::new();
     for loopback in LOOPBACKS {
         let listener = TcpListener::bind(loopback)?;
@@ -232,8 +235,8 @@ fn connections() -> Result<()> {
     few_were_sampled(&output, 4 * LOOPBACKS.len() as u64 * COUNT)
 }
 
-/// Without programs, `auto` samples each packet.
-fn a_masked_program() -> Result<()> {
+/// If BPF is masked, `auto` samples each packet.
+fn masked_bpf() -> Result<()> {
     let monitor = Socktrail::flows(&["--accounting", "auto", "--mask", "bpf", "--stats"])?;
     let [client, server] = [UdpSocket::bind(LOOPBACKS[0])?, UdpSocket::bind(LOOPBACKS[0])?];
     (0..10).try_for_each(|_| client.send_to(b"datagram", server.local_addr()?).map(drop))?;
@@ -246,14 +249,14 @@ fn a_masked_program() -> Result<()> {
     Ok(())
 }
 
-/// The final documents of both ends of a flow.
+/// The documents of both sockets of a conversation.
 fn documents_of(output: &Output, one: SocketAddr, other: SocketAddr) -> Result<Vec<&Value>> {
     let documents: Vec<_> = output.documents.iter().filter(|document| is_between(document, one, other)).collect();
     ensure!(documents.len() == 2, "{} documents between {one} and {other}: {documents:#?}", documents.len());
     Ok(documents)
 }
 
-/// Fails if at least so many packets were not counted, or many were sampled.
+/// Fails if fewer than about this number of packets were counted, or many were sampled.
 fn few_were_sampled(output: &Output, packets: u64) -> Result<()> {
     let (sampled, counted) = (statistic(output, "packets")?, statistic(output, "packets_counted")?);
     ensure!(sampled < MAX_SAMPLES, "{sampled} packets were sampled:\n{}", output.log);

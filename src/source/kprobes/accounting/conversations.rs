@@ -1,4 +1,4 @@
-//! The maps and programs in the kernel.
+//! The maps and programs of one monitor in the kernel, and how user space reads the counts.
 
 use std::fmt;
 
@@ -6,24 +6,24 @@ use socktrail_kprobes::bpf::{Array, Map, Program};
 use socktrail_kprobes::{Clock, Error, Resolver, Rings};
 
 use super::entry::{self, SIZE};
-use super::table::{BUCKET, BUCKET_SIZE, Table, WAYS};
+use super::table::{BUCKET_SIZE, BUCKET_WORDS, SLOTS, Table};
 use super::{Rules, programs};
 use crate::model::kernel_address::SockAddress;
 use crate::model::time::MonotonicTime;
 use crate::model::totals::Totals;
 use crate::source::kprobes::{Feature, Probe};
 
-/// Why packets are not counted in the kernel, but sampled.
+/// The reason why packets are not counted in the kernel, so that each is sampled.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub(crate) enum Unaccounted {
-    /// It is not wanted.
+    /// The user does not want it, or wants no flows.
     #[error("it is switched off")]
     Unwanted,
-    /// Samples have the time of a clock that programs cannot read: before Linux 4.1.
+    /// Before Linux 4.1, samples have the time of a clock that programs cannot read.
     #[error("the kernel has no clock that samples and BPF programs share: this needs Linux 4.1")]
     Clock,
-    /// No probe shows when connections end, or when sockets are freed, so that entries would not be removed in time.
+    /// No probe shows when connections end, or none when sockets are freed, so that entries would not be removed in time.
     #[error("no probe shows when connections end, or when sockets are freed")]
     NoEnd,
     /// `bpf` is in [`Options::mask`](crate::monitor::Options::mask).
@@ -34,7 +34,7 @@ pub(crate) enum Unaccounted {
     Kernel(#[from] Error),
 }
 
-/// How often to read an entry again that a program changes meanwhile.
+/// How often an entry is read again at most, if a program changes it between two readings.
 const READINGS: usize = 8;
 
 /// The conversations that the kernel counts, and the programs that count them.
@@ -48,10 +48,10 @@ pub(crate) struct Conversations {
 }
 
 impl Conversations {
-    /// Makes a table for this number of conversations and loads the programs for these probes. Nothing is attached.
+    /// Makes a table for this number of conversations and loads the programs for these probes. Does not attach them.
     ///
     /// # Errors
-    /// Why packets are to be sampled.
+    /// The reason why packets have to be sampled.
     pub(in super::super) fn load<'a>(
         probes: impl Iterator<Item = (Feature, &'a Probe)>,
         resolver: &dyn Resolver,
@@ -67,7 +67,7 @@ impl Conversations {
         if ![Feature::SocketFree, Feature::TcpState].iter().all(has) {
             return Err(Unaccounted::NoEnd);
         }
-        probes.sort_by_key(|(feature, _)| order(*feature));
+        probes.sort_by_key(|(feature, _)| attach_order(*feature));
         let table = Table::of(conversations);
         let sockets = Array::new("sockets", BUCKET_SIZE, table.buckets())?;
         let entries = Array::new("entries", u32::from(SIZE), table.entries())?;
@@ -91,14 +91,14 @@ impl Conversations {
         rings.receive(&self.outputs)
     }
 
-    /// How many hits each program was skipped for, as far as the kernel counts that.
+    /// For each program, the number of hits at which the kernel did not run it. Programs without this count are left out.
     pub(in super::super) fn skipped(&self) -> impl Iterator<Item = (Feature, u64)> {
         self.programs.iter().filter_map(|(feature, program)| Some((*feature, program.skipped()?)))
     }
 
-    /// The features whose programs make entries or count in them.
+    /// The features whose programs count packets: all but those that only remove entries.
     pub(in super::super) fn counting(&self) -> impl Iterator<Item = Feature> {
-        self.programs.iter().map(|(feature, _)| *feature).filter(|feature| order(*feature) > 0)
+        self.programs.iter().map(|(feature, _)| *feature).filter(|feature| attach_order(*feature) > 0)
     }
 
     /// The programs with their features, in the order in which they are to be attached.
@@ -106,37 +106,38 @@ impl Conversations {
         self.programs.iter().map(|(feature, program)| (*feature, program))
     }
 
-    /// What has been counted of a socket's conversation. If the socket has ended, only as long as the report of that may not have
-    /// been received yet: if it ended not before `since`.
-    pub(crate) fn totals(&self, sock: SockAddress, since: MonotonicTime) -> Option<Totals> {
+    /// What has been counted of a socket's conversation. The counts of a socket that has ended are in its last report. They are
+    /// also given here if it ended at `round` or later, because that report may not have been received yet.
+    pub(crate) fn totals(&self, sock: SockAddress, round: MonotonicTime) -> Option<Totals> {
         let bucket = self.table.bucket(sock.get());
-        let number = self.place(bucket, sock).or_else(|| self.removed(bucket, sock, since))?;
-        entry::totals(&self.steady(number)?).filter(|totals| totals.sock == sock)
+        let number = self.entry_of(bucket, sock).or_else(|| self.removed(bucket, sock, round))?;
+        entry::totals(&self.read_consistently(number)?).filter(|totals| totals.sock == sock)
     }
 
-    /// How many packets were sampled because their conversation found no room.
-    pub(in super::super) fn without_room(&self) -> u64 {
-        self.entry(self.table.without_room()).and_then(|bytes| entry::without_room(&bytes)).unwrap_or(0)
+    /// How many packets were sampled because the table had no room for their conversation.
+    pub(in super::super) fn refused_packets(&self) -> u64 {
+        self.entry(self.table.refused_entry()).and_then(|bytes| entry::refused_packets(&bytes)).unwrap_or(0)
     }
 
-    /// The entry of a socket, by its place in the bucket.
-    fn place(&self, bucket: u32, sock: SockAddress) -> Option<u32> {
-        let mut words = [0; BUCKET];
+    /// The number of the entry of a socket, which is in this bucket.
+    fn entry_of(&self, bucket: u32, sock: SockAddress) -> Option<u32> {
+        let mut words = [0; BUCKET_WORDS];
         let is_read = self.sockets.read(bucket, &mut words);
-        let way = words[..WAYS].iter().position(|word| *word == sock.get()).filter(|_| is_read)?;
-        Some(Table::entry(bucket, way as u32))
+        let slot = words[..SLOTS].iter().position(|word| *word == sock.get()).filter(|_| is_read)?;
+        Some(Table::entry(bucket, slot as u32))
     }
 
-    /// The entry of a socket that has ended since a time.
-    fn removed(&self, bucket: u32, sock: SockAddress, since: MonotonicTime) -> Option<u32> {
-        (0..WAYS as u32).map(|way| Table::entry(bucket, way)).find(|number| {
+    /// The number of the entry of a socket that ended at this time or later.
+    fn removed(&self, bucket: u32, sock: SockAddress, time: MonotonicTime) -> Option<u32> {
+        (0..SLOTS as u32).map(|slot| Table::entry(bucket, slot)).find(|number| {
             let removed = self.entry(*number).and_then(|bytes| entry::removed(&bytes));
-            removed.is_some_and(|(of, at)| of == sock.get() && at >= since)
+            removed.is_some_and(|(of, at)| of == sock.get() && at >= time)
         })
     }
 
-    /// The bytes of an entry, as two readings agree about them: a program may change it in between.
-    fn steady(&self, number: u32) -> Option<[u8; SIZE as usize]> {
+    /// The bytes of an entry. A program may change it during a reading, so it is read until two readings agree, or [`READINGS`]
+    /// times more: counts of a packet and of its bytes may then differ, until the next reading.
+    fn read_consistently(&self, number: u32) -> Option<[u8; SIZE as usize]> {
         let mut entry = self.entry(number)?;
         for _ in 0..READINGS {
             let again = self.entry(number)?;
@@ -158,8 +159,9 @@ impl Conversations {
     }
 }
 
-/// What a program needs is attached before it: the removal of entries first, then what makes none, then what does.
-const fn order(feature: Feature) -> u8 {
+/// The order in which programs are attached. Those that remove entries are the first, so that each entry is removed in time.
+/// Those that only count in entries come next, so that they miss no packet of an entry. Those that make entries are the last.
+const fn attach_order(feature: Feature) -> u8 {
     match feature {
         Feature::SocketFree | Feature::TcpState => 0,
         Feature::TcpIpv4In | Feature::TcpIpv6In => 1,

@@ -1,6 +1,6 @@
-//! The user's filter as instructions: packets that nobody wants are dropped before anything is counted or fetched.
+//! The user's filter as instructions: the hits of rejected packets end before anything is counted or fetched.
 //!
-//! The state machine applies the same filter to what is left, so a program may let more through than it has to.
+//! The state machine applies the same filter to the samples, so a program may accept more packets than the filter does.
 
 use std::net::IpAddr;
 
@@ -12,7 +12,8 @@ use super::fields::{Ends, Piece};
 use super::writer::Writer;
 use crate::model::filter::{Choice, Filter, Network};
 
-/// The longest list that becomes instructions: up to six for each entry, in each program.
+/// The longest list that becomes instructions: each of its entries takes up to six, in each program. Longer lists are left to the
+/// state machine.
 const MAX_LIST: usize = 32;
 /// A loopback address twice, in memory order: both ends of an IPv4 packet.
 const LOOPBACK_IPV4: u64 = 0x0100_007f_0100_007f;
@@ -20,34 +21,35 @@ const LOOPBACK_IPV4: u64 = 0x0100_007f_0100_007f;
 const LOOPBACK_IPV6: u64 = 1 << 56;
 
 impl Writer {
-    /// Ends the program if the filter rejects the addresses of the packet. Overwrites `R0` to `R3`.
-    pub(super) fn drop_addresses(&mut self, ends: &Ends, filter: &Filter) -> Result<(), Error> {
+    /// Ends the program without a sample if the filter rejects the packet's addresses. Overwrites `R0` to `R3`.
+    pub(super) fn filter_addresses(&mut self, ends: &Ends, filter: &Filter) -> Result<(), Error> {
         if filter.exclude_loopback {
-            self.drop_loopback(ends)?;
+            self.reject_loopback(ends)?;
         }
-        let Some(networks) = short(&filter.networks) else { return Ok(()) };
+        let Some(networks) = that_fits(&filter.networks) else { return Ok(()) };
         self.remote_address(ends)?;
-        self.drop_unless(networks, |w, network, matches| w.jump_if_within(*network, ends.is_ipv4(), matches));
+        self.end_unless(networks, |w, network, matches| w.jump_if_within(*network, ends.is_ipv4(), matches));
         Ok(())
     }
 
-    /// Ends the program if the filter rejects the ports of the packet, whose IP header is plain. Overwrites `R0` to `R2`.
-    pub(super) fn drop_ports(&mut self, ends: &Ends, filter: &Filter) -> Result<(), Error> {
-        let Some(ports) = short(&filter.ports) else { return Ok(()) };
-        let mut pieces = ends.ports().iter();
-        if let (Some(one), None) = (pieces.next(), pieces.next()) {
-            // Both in one load.
-            self.load(&one.field, R1)?;
-            self.asm.mov(R2, R1);
-            self.asm.alu(Alu::And, R1, 0xffff);
-            self.asm.alu(Alu::ShiftRight, R2, 16);
-        } else if let [one, other] = ends.ports() {
-            self.load(&one.field, R2)?;
-            self.load(&other.field, R1)?;
-            // Loading the second one may overwrite the first.
-            self.load(&one.field, R2)?;
+    /// Ends the program without a sample if the filter rejects the packet's ports. The IP header has no options. Overwrites `R0`
+    /// to `R2`.
+    pub(super) fn filter_ports(&mut self, ends: &Ends, filter: &Filter) -> Result<(), Error> {
+        let Some(ports) = that_fits(&filter.ports) else { return Ok(()) };
+        match ends.ports() {
+            [both] => {
+                self.load(&both.field, R1)?;
+                self.asm.mov(R2, R1);
+                self.asm.alu(Alu::And, R1, 0xffff);
+                self.asm.alu(Alu::ShiftRight, R2, 16);
+            }
+            [one, other] => {
+                self.load(&one.field, R2)?;
+                self.load(&other.field, R1)?;
+            }
+            _ => return Ok(()),
         }
-        self.drop_unless(ports, |w, port, matches| {
+        self.end_unless(ports, |w, port, matches| {
             for register in [R1, R2] {
                 w.asm.jump_if(Condition::Equal, register, i32::from(port.to_be()), matches);
             }
@@ -55,17 +57,18 @@ impl Writer {
         Ok(())
     }
 
-    /// Ends the program unless the choice accepts the packet. `jump` writes a jump for one entry of its lists.
-    fn drop_unless<T>(&mut self, choice: &Choice<T>, mut jump: impl FnMut(&mut Self, &T, Label)) {
-        let (unwanted, wanted) = (self.asm.label(), self.asm.label());
-        choice.exclude.iter().for_each(|entry| jump(self, entry, unwanted));
-        choice.only.iter().for_each(|entry| jump(self, entry, wanted));
+    /// Ends the program without a sample unless the choice accepts the packet. `jump` writes the jump to a label for one entry of
+    /// the choice's lists.
+    fn end_unless<T>(&mut self, choice: &Choice<T>, mut jump: impl FnMut(&mut Self, &T, Label)) {
+        let (rejected, accepted) = (self.asm.label(), self.asm.label());
+        choice.exclude.iter().for_each(|entry| jump(self, entry, rejected));
+        choice.only.iter().for_each(|entry| jump(self, entry, accepted));
         if choice.only.is_empty() {
-            self.asm.jump(wanted);
+            self.asm.jump(accepted);
         }
-        self.asm.bind(unwanted);
-        self.silent();
-        self.asm.bind(wanted);
+        self.asm.bind(rejected);
+        self.end_without_sample();
+        self.asm.bind(accepted);
     }
 
     /// Loads the remote address: `R1` and, for IPv6, `R2` become its bytes in memory order.
@@ -77,13 +80,7 @@ impl Writer {
                 self.asm.mov(R1, R2);
                 self.asm.alu(Alu::ShiftRight, R1, 32);
             }
-            (false, [.., high, _]) => {
-                self.load(&high.field, R1)?;
-                // Loading the first half may overwrite the second.
-                self.asm.mov(R3, R1);
-                self.load(&last.field, R2)?;
-                self.asm.mov(R1, R3);
-            }
+            (false, [.., high, _]) => self.load(&high.field, R1)?,
             _ => self.asm.mov(R1, R2),
         }
         Ok(())
@@ -112,9 +109,9 @@ impl Writer {
         self.asm.bind(other);
     }
 
-    /// Ends the program if both addresses are 127.0.0.1 or ::1.
-    fn drop_loopback(&mut self, ends: &Ends) -> Result<(), Error> {
-        let wanted = self.asm.label();
+    /// Ends the program without a sample if both addresses are 127.0.0.1, or both are ::1.
+    fn reject_loopback(&mut self, ends: &Ends) -> Result<(), Error> {
+        let accepted = self.asm.label();
         let is_ipv4 = ends.is_ipv4();
         for (index, Piece { field, width, .. }) in ends.addresses().iter().enumerate() {
             self.load(field, R1)?;
@@ -124,10 +121,10 @@ impl Writer {
                 (_, false) => LOOPBACK_IPV6 * (index as u64 % 2),
             };
             self.asm.load64(R2, address);
-            self.asm.jump_if(Condition::NotEqual, R1, R2, wanted);
+            self.asm.jump_if(Condition::NotEqual, R1, R2, accepted);
         }
-        self.silent();
-        self.asm.bind(wanted);
+        self.end_without_sample();
+        self.asm.bind(accepted);
         Ok(())
     }
 }
@@ -142,7 +139,7 @@ fn mask(network: Network, width: u8, from: u8) -> u64 {
     u64::from_ne_bytes(kept)
 }
 
-/// A choice that rejects something, and whose lists are short enough for a program.
-fn short<T>(choice: &Choice<T>) -> Option<&Choice<T>> {
+/// The choice, if it rejects anything and its lists are short enough for a program.
+fn that_fits<T>(choice: &Choice<T>) -> Option<&Choice<T>> {
     Some(choice).filter(|choice| (1..=MAX_LIST).contains(&(choice.only.len() + choice.exclude.len())))
 }

@@ -1,4 +1,4 @@
-//! The user's filter: programs drop no packet that the state machine would take, and all that they can.
+//! The user's filter: programs reject no packet that the state machine accepts, and reject all others that they can.
 
 use super::*;
 
