@@ -16,7 +16,8 @@ pub struct Counters {
     pub queries: u64,
     /// Responses to queries for addresses.
     pub responses: u64,
-    /// Messages that are not about addresses (MX, TXT, PTR, updates, …) or do not have exactly one question.
+    /// Messages that are not about addresses (MX, TXT, PTR, updates, …), do not have exactly one question, or go in the wrong
+    /// direction: a query that a server sends, or a response to one.
     pub other_messages: u64,
     /// Messages that violate the format, or that would take too much work to read.
     pub malformed_messages: u64,

@@ -88,7 +88,7 @@ impl Tracker {
     }
 }
 
-/// Passes a message to the matcher.
+/// Parses a message and passes it to the matcher, if it is a query to a server or a response from one.
 fn match_message(
     bytes: &[u8],
     context: &MessageContext,
@@ -110,9 +110,11 @@ fn match_message(
         }
     };
     let is_server = |endpoint: Endpoint| ports.contains(&endpoint.port);
-    match message.is_response() {
-        false if is_server(context.destination) => matcher.query(context, &message, counters),
-        true if is_server(context.source) => matcher.response(context, &message, counters, sink),
-        _ => counters.other_messages += 1,
+    if message.is_response() && is_server(context.source) {
+        matcher.response(context, &message, counters, sink);
+    } else if !message.is_response() && is_server(context.destination) {
+        matcher.query(context, &message, counters);
+    } else {
+        counters.other_messages += 1;
     }
 }

@@ -46,7 +46,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The type information is malformed.
-    #[error("the type information (BTF) at {path} cannot be used: expected {source}; use guesses instead")]
+    #[error("the type information (BTF) at {path} cannot be used: {source}; use guesses instead")]
     BadBtf {
         /// Where it is.
         path: PathBuf,

@@ -76,7 +76,7 @@ section! {
 }
 
 section! {
-    /// `spool.*`: where documents wait on disk until a server has taken them.
+    /// `spool.*`: where documents wait on disk until a server accepts them.
     pub struct Spool {
         /// The directory of the spool. It is created with mode 0700 if it is missing.
         path: PathBuf = "/var/lib/socktrail/spool".into(),
@@ -86,7 +86,7 @@ section! {
         /// The size of a segment, which is one file of the spool.
         #[bounds(ByteSize(64 << 10), ByteSize(256 << 20))]
         segment_size: ByteSize = ByteSize(16 << 20),
-        /// How long documents may stay unflushed to disk (`fdatasync(2)`). A power failure loses at most those.
+        /// How often documents are flushed to disk (`fdatasync(2)`). A power failure loses at most those of one interval.
         sync: Time = Duration::from_secs(1).into(),
     }
 }
@@ -115,7 +115,7 @@ impl Elasticsearch {
         }
     }
 
-    /// The options of the output. Up to `memory` bytes of documents wait in memory while the disk cannot take them.
+    /// The options of the output. Up to `memory` bytes of documents wait in memory while they cannot be written to the disk.
     pub fn options(&self, spool: &Spool, memory: usize) -> ElasticsearchOptions {
         ElasticsearchOptions {
             client: self.client(),
@@ -136,11 +136,30 @@ impl Elasticsearch {
 }
 
 impl Ssl {
-    /// The bytes of `ca_trusted_fingerprint`; `None` if it is not a SHA-256 in hexadecimal.
+    /// The bytes of `ca_trusted_fingerprint`; `None` if it is not a SHA-256 in hexadecimal. Colons and spaces between the
+    /// digits are ignored.
     pub(super) fn fingerprint(&self) -> Option<[u8; 32]> {
-        let digits: Vec<u8> = self.ca_trusted_fingerprint.bytes().filter(|byte| !matches!(byte, b':' | b' ')).collect();
-        let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
-        let bytes: Option<Vec<u8>> = digits.chunks(2).map(byte).collect();
-        bytes?.try_into().ok()
+        let characters = self.ca_trusted_fingerprint.chars().filter(|character| !matches!(character, ':' | ' '));
+        let digits: Option<Vec<u8>> = characters.map(|character| Some(character.to_digit(16)? as u8)).collect();
+        let digits: [u8; 64] = digits?.try_into().ok()?;
+        Some(std::array::from_fn(|index| digits[2 * index] << 4 | digits[2 * index + 1]))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fingerprint(text: &str) -> Option<[u8; 32]> {
+        Ssl { ca_trusted_fingerprint: text.to_owned(), ..Ssl::default() }.fingerprint()
+    }
+
+    #[test]
+    fn a_fingerprint_has_64_digits() {
+        assert_eq!(fingerprint(&"aF".repeat(32)), Some([0xaf; 32]));
+        assert_eq!(fingerprint(&["0A"; 32].join(":")), Some([0x0a; 32]));
+        for wrong in ["", "12ab", &"a".repeat(63), &"a".repeat(65), &"+a".repeat(32), &"ag".repeat(32)] {
+            assert_eq!(fingerprint(wrong), None, "{wrong}");
+        }
     }
 }

@@ -96,7 +96,7 @@ struct Facts {
 #[derive(Debug)]
 pub struct Replaced {
     /// The flow.
-    pub live: LiveFlow,
+    pub flow: LiveFlow,
     /// The `struct sock`.
     pub sock: SockAddress,
     /// Why it has ended.
@@ -120,8 +120,8 @@ pub struct Questions {
 
 impl Questions {
     /// Asks about a flow, if no question about it is open.
-    pub fn ask(&mut self, flow: FlowKey, sock: SockAddress, id: &FlowId, purpose: Purpose) {
-        let waiting = self.waiting.entry(flow).or_default();
+    pub fn ask(&mut self, flow_key: FlowKey, sock: SockAddress, id: &FlowId, purpose: Purpose) {
+        let waiting = self.waiting.entry(flow_key).or_default();
         match purpose {
             Purpose::Timer(due) => waiting.timer = Some(due),
             Purpose::Room if !waiting.evicted => {
@@ -133,15 +133,15 @@ impl Questions {
         if !waiting.is_asked {
             waiting.is_asked = true;
             let FlowId { local, remote, .. } = *id;
-            self.open.push_back(Question { sock, local, remote, about: Subject::Live(flow) });
+            self.open.push_back(Question { sock, local, remote, about: Subject::Live(flow_key) });
         }
     }
 
     /// Keeps a flow that was replaced, and asks about it.
-    pub fn hold(&mut self, live: LiveFlow, sock: SockAddress, reason: Reason, waiting: Option<Waiting>) {
+    pub fn hold(&mut self, flow: LiveFlow, sock: SockAddress, reason: Reason, waiting: Option<Waiting>) {
         let facts = waiting.map(|waiting| waiting.facts).unwrap_or_default();
-        let FlowId { local, remote, .. } = live.id;
-        let key = self.replaced.insert(Replaced { live, sock, reason, facts });
+        let FlowId { local, remote, .. } = flow.id;
+        let key = self.replaced.insert(Replaced { flow, sock, reason, facts });
         self.open.push_back(Question { sock, local, remote, about: Subject::Replaced(key) });
     }
 
@@ -190,23 +190,23 @@ impl Questions {
         answer: &Answer,
         flows: &mut Flows,
     ) -> Option<(FlowKey, Option<MonotonicTime>, bool)> {
-        let Subject::Live(flow) = answer.about else { return None };
-        let waiting = self.waiting.get_mut(&flow)?;
+        let Subject::Live(flow_key) = answer.about else { return None };
+        let waiting = self.waiting.get_mut(&flow_key)?;
         waiting.is_asked = false;
         // Also if the kernel knows nothing of the socket: then all of its counts have come.
-        waiting.facts.counted(flows.get_mut(flow)?, 0, answer.asked);
+        waiting.facts.counted(flows.get_mut(flow_key)?, 0, answer.asked);
         let (timer, evicted) = (waiting.timer.take(), waiting.evicted);
         if !evicted && waiting.facts.is_empty() {
-            self.waiting.remove(&flow);
+            self.waiting.remove(&flow_key);
         }
-        Some((flow, timer, evicted))
+        Some((flow_key, timer, evicted))
     }
 
     /// Takes out the flow that the answer is about, if it was replaced.
     pub fn answered_replaced(&mut self, answer: &Answer) -> Option<Replaced> {
         let Subject::Replaced(key) = answer.about else { return None };
         let mut replaced = self.replaced.remove(key)?;
-        std::mem::take(&mut replaced.facts).apply(&mut replaced.live);
+        std::mem::take(&mut replaced.facts).apply(&mut replaced.flow);
         Some(replaced)
     }
 
@@ -214,27 +214,27 @@ impl Questions {
     pub fn freed_replaced(&mut self, sock: SockAddress) -> Option<Replaced> {
         let (key, _) = self.replaced.iter().find(|(_, one)| one.sock == sock)?;
         let mut replaced = self.replaced.remove(key)?;
-        std::mem::take(&mut replaced.facts).apply(&mut replaced.live);
+        std::mem::take(&mut replaced.facts).apply(&mut replaced.flow);
         Some(replaced)
     }
 
     /// A flow that was replaced, with the socket and ends of these totals.
     pub fn replaced_mut(&mut self, totals: &Totals) -> Option<&mut Replaced> {
         let is_it = |one: &Replaced| {
-            let id = one.live.id;
+            let id = one.flow.id;
             one.sock == totals.sock && (id.local, id.remote) == (totals.local, totals.remote)
         };
         self.replaced.values_mut().find(|one| is_it(one))
     }
 
     /// When the timer of a flow was due that waits for an answer.
-    pub fn timer(&self, flow: FlowKey) -> Option<MonotonicTime> {
-        self.waiting.get(&flow)?.timer
+    pub fn timer(&self, flow_key: FlowKey) -> Option<MonotonicTime> {
+        self.waiting.get(&flow_key)?.timer
     }
 
     /// A packet of the flow was dropped. Returns whether it is kept.
-    pub fn dropped(&mut self, flow: FlowKey, now: MonotonicTime, bytes: u32, dropped_as: DroppedAs) -> bool {
-        let facts = &mut self.waiting.entry(flow).or_default().facts;
+    pub fn dropped(&mut self, flow_key: FlowKey, now: MonotonicTime, bytes: u32, dropped_as: DroppedAs) -> bool {
+        let facts = &mut self.waiting.entry(flow_key).or_default().facts;
         let has_room = facts.dropped.len() < MAX_DROPPED;
         if has_room {
             facts.until = facts.until.max(now);
@@ -244,25 +244,25 @@ impl Questions {
     }
 
     /// The flow's socket was closed. Its segment counters are kept until the counts up to then are known.
-    pub fn closed(&mut self, flow: FlowKey, now: MonotonicTime, segments: Segments, received: u64) {
-        let facts = &mut self.waiting.entry(flow).or_default().facts;
+    pub fn closed(&mut self, flow_key: FlowKey, now: MonotonicTime, segments: Segments, received: u64) {
+        let facts = &mut self.waiting.entry(flow_key).or_default().facts;
         facts.until = facts.until.max(now);
         facts.closed = Some((segments, received));
     }
 
     /// Counts were added to the flow, which had so many received packets among them. They are complete up to `until`. Uses
     /// what has waited for them.
-    pub fn counted(&mut self, flow: FlowKey, live: &mut LiveFlow, received: u64, until: MonotonicTime) {
-        let Some(waiting) = self.waiting.get_mut(&flow) else { return };
-        waiting.facts.counted(live, received, until);
+    pub fn counted(&mut self, flow_key: FlowKey, flow: &mut LiveFlow, received: u64, until: MonotonicTime) {
+        let Some(waiting) = self.waiting.get_mut(&flow_key) else { return };
+        waiting.facts.counted(flow, received, until);
         if !waiting.is_asked && !waiting.evicted && waiting.facts.is_empty() {
-            self.waiting.remove(&flow);
+            self.waiting.remove(&flow_key);
         }
     }
 
     /// Takes out what waits for a flow that has ended.
-    pub fn end(&mut self, flow: FlowKey) -> Option<Waiting> {
-        let waiting = self.waiting.remove(&flow)?;
+    pub fn end(&mut self, flow_key: FlowKey) -> Option<Waiting> {
+        let waiting = self.waiting.remove(&flow_key)?;
         self.evicted -= usize::from(waiting.evicted);
         Some(waiting)
     }
@@ -272,8 +272,8 @@ impl Questions {
 impl Questions {
     /// Panics if something waits for a flow that is not live.
     pub fn check(&self, flows: &Flows) {
-        for (flow, waiting) in &self.waiting {
-            assert!(flows.get(*flow).is_some(), "{waiting:?} of a flow that has ended");
+        for (flow_key, waiting) in &self.waiting {
+            assert!(flows.get(*flow_key).is_some(), "{waiting:?} of a flow that has ended");
         }
         assert_eq!(self.evicted, self.waiting.values().filter(|waiting| waiting.evicted).count());
     }
@@ -293,15 +293,15 @@ impl Question {
 
 impl Waiting {
     /// No more counts will come: uses what has waited for them.
-    pub fn apply(self, live: &mut LiveFlow) {
-        self.facts.apply(live);
+    pub fn apply(self, flow: &mut LiveFlow) {
+        self.facts.apply(flow);
     }
 }
 
 impl Replaced {
     /// See [`Questions::counted`].
     pub fn counted(&mut self, received: u64, until: MonotonicTime) {
-        self.facts.counted(&mut self.live, received, until);
+        self.facts.counted(&mut self.flow, received, until);
     }
 }
 
@@ -310,21 +310,21 @@ impl Facts {
         self.dropped.is_empty() && self.closed.is_none()
     }
 
-    fn counted(&mut self, live: &mut LiveFlow, received: u64, until: MonotonicTime) {
+    fn counted(&mut self, flow: &mut LiveFlow, received: u64, until: MonotonicTime) {
         if let Some((_, known)) = &mut self.closed {
             *known = known.saturating_add(received);
         }
         if until >= self.until {
-            std::mem::take(self).apply(live);
+            std::mem::take(self).apply(flow);
         }
     }
 
-    fn apply(self, live: &mut LiveFlow) {
+    fn apply(self, flow: &mut LiveFlow) {
         if let Some((segments, received)) = self.closed {
-            counting::settle_with(live, self.until, segments, received);
+            counting::settle_with(flow, self.until, segments, received);
         }
         for (bytes, dropped_as) in self.dropped {
-            counting::take_back(live, bytes, dropped_as);
+            counting::take_back(flow, bytes, dropped_as);
         }
     }
 }

@@ -49,7 +49,7 @@ impl State {
         }
         let has_room = if is_first || new.is_some() { self.counted.take(totals) } else { true };
         match self.flow_of(totals) {
-            Some(flow) => self.add_to_live(flow, totals, new, until, has_room),
+            Some(flow_key) => self.add_to_live(flow_key, totals, new, until, has_room),
             None => self.add_to_replaced(totals, new, until, has_room),
         }
     }
@@ -57,43 +57,45 @@ impl State {
     /// Adds new counts to a flow. Without `has_room` they cannot be used.
     fn add_to_live(
         &mut self,
-        flow: FlowKey,
+        flow_key: FlowKey,
         totals: &Totals,
         new: Option<NewCounts>,
         until: MonotonicTime,
         has_room: bool,
     ) {
-        let marks_datagrams = new.is_some_and(|new| self.may_have_held_several(flow, &new, totals));
-        let Some(live) = self.flows.get_mut(flow) else { return };
+        let marks_datagrams = new.is_some_and(|new| self.may_have_held_several(flow_key, &new, totals));
+        let Some(flow) = self.flows.get_mut(flow_key) else { return };
         let mut received = 0;
         if let Some(new) = new {
             received = new.received.packets;
-            self.stats.packets_counted += add(live, &new, has_room);
-            live.inexact.datagram_segments |= marks_datagrams;
-            if let Some(socket) = live.socket.and_then(|key| self.sockets.get_mut(key)) {
+            self.stats.packets_counted += add(flow, &new, has_room);
+            flow.inexact.datagram_segments |= marks_datagrams;
+            if let Some(socket) = flow.socket.and_then(|key| self.sockets.get_mut(key)) {
                 socket.last = socket.last.max(new.last);
             }
         }
-        self.questions.counted(flow, live, received, until);
-        let is_answered = live.sent.packets > 0 && live.received.packets > 0;
-        if new.is_some() && live.id.transport == Transport::Udp && is_answered {
-            live.outcome = Outcome::Success;
+        self.questions.counted(flow_key, flow, received, until);
+        let is_answered = flow.sent.packets > 0 && flow.received.packets > 0;
+        if new.is_some() && flow.id.transport == Transport::Udp && is_answered {
+            flow.outcome = Outcome::Success;
         }
     }
 
     /// Adds new counts to a flow that was replaced.
     fn add_to_replaced(&mut self, totals: &Totals, new: Option<NewCounts>, until: MonotonicTime, has_room: bool) {
         let Some(replaced) = self.questions.replaced_mut(totals) else { return };
-        let used = new.map_or(0, |new| add(&mut replaced.live, &new, has_room));
+        let used = new.map_or(0, |new| add(&mut replaced.flow, &new, has_room));
         replaced.counted(new.map_or(0, |new| new.received.packets), until);
         self.stats.packets_counted += used;
     }
 
     /// Whether datagrams that the kernel has counted may be several that it handles as one. Those that leave and are not linear
     /// are sampled.
-    fn may_have_held_several(&self, flow: FlowKey, new: &NewCounts, totals: &Totals) -> bool {
-        let Some(live) = self.flows.get(flow).filter(|live| live.id.transport == Transport::Udp) else { return false };
-        let Some(socket) = live.socket.and_then(|key| self.sockets.get(key)) else { return false };
+    fn may_have_held_several(&self, flow_key: FlowKey, new: &NewCounts, totals: &Totals) -> bool {
+        let Some(flow) = self.flows.get(flow_key).filter(|flow| flow.id.transport == Transport::Udp) else {
+            return false;
+        };
+        let Some(socket) = flow.socket.and_then(|key| self.sockets.get(key)) else { return false };
         let merged = match socket.udp_kind {
             UdpKind::Gro => true,
             UdpKind::Kernel | UdpKind::Unknown => totals.nonlinear_datagrams,
@@ -111,7 +113,7 @@ impl State {
         }
         let socket = self.sockets.get(self.sockets.at(Some(sock))?)?;
         let is_it = |id: FlowId| (id.transport, id.local, id.remote) == (transport, local, remote);
-        self.flows.chain(socket.flows).find(|flow| self.flows.get(*flow).is_some_and(|live| is_it(live.id)))
+        self.flows.chain(socket.flows).find(|flow_key| self.flows.get(*flow_key).is_some_and(|flow| is_it(flow.id)))
     }
 
     /// Begins a flow of which only counts are known, because its last flow was ended to make room. Returns whether its socket is
@@ -133,11 +135,13 @@ impl State {
     }
 
     /// A flow is bound to its socket: counts that have waited for it are its own.
-    pub(super) fn take_waiting_totals(&mut self, flow: FlowKey, socket: SocketKey) {
+    pub(super) fn take_waiting_totals(&mut self, flow_key: FlowKey, socket_key: SocketKey) {
         if !self.capabilities.totals {
             return;
         }
-        let (Some(sock), Some(id)) = (self.sock(socket), self.flows.get(flow).map(|live| live.id)) else { return };
+        let (Some(sock), Some(id)) = (self.sock(socket_key), self.flows.get(flow_key).map(|flow| flow.id)) else {
+            return;
+        };
         if let Some(totals) = self.counted.waiting(sock, id.local, id.remote) {
             self.totals(&totals, totals.last);
         }
@@ -148,55 +152,61 @@ impl State {
         if self.capabilities.totals {
             self.questions.freed(now, sock);
             while let Some(replaced) = self.questions.freed_replaced(sock) {
-                self.hand_out(&replaced.live, Some(sock), replaced.reason);
+                self.hand_out(&replaced.flow, Some(sock), replaced.reason);
             }
             self.stats.packets_without_flow += self.counted.forget(sock);
         }
     }
 
     /// The `struct sock` to ask about, if the kernel may have counted packets of this flow that are not known yet.
-    pub(super) fn counted_sock(&self, live: &LiveFlow) -> Option<SockAddress> {
-        let key = live.socket.filter(|_| self.capabilities.totals)?;
+    pub(super) fn counted_sock(&self, flow: &LiveFlow) -> Option<SockAddress> {
+        let key = flow.socket.filter(|_| self.capabilities.totals)?;
         // Once the socket is freed, all of its counts have come, and the address may be another's.
         self.sock(key).filter(|sock| self.sockets.at(Some(*sock)) == Some(key))
     }
 
     /// Asks what the kernel has counted of a flow. Returns false if there is nothing to ask.
-    pub(super) fn ask(&mut self, flow: FlowKey, purpose: Purpose) -> bool {
-        let Some(live) = self.flows.get(flow) else { return false };
-        let Some(sock) = self.counted_sock(live) else { return false };
-        self.questions.ask(flow, sock, &live.id, purpose);
+    pub(super) fn ask(&mut self, flow_key: FlowKey, purpose: Purpose) -> bool {
+        let Some(flow) = self.flows.get(flow_key) else { return false };
+        let Some(sock) = self.counted_sock(flow) else { return false };
+        self.questions.ask(flow_key, sock, &flow.id, purpose);
         true
     }
 
     /// Whether a flow has ended before its next packet: its timer was due, and only the answer was waited for.
-    pub(super) fn has_ended(&self, flow: FlowKey) -> bool {
-        let due = self.questions.timer(flow);
-        due.zip(self.flows.get(flow)).is_some_and(|(due, live)| self.deadline(live) <= due)
+    pub(super) fn has_ended(&self, flow_key: FlowKey) -> bool {
+        let due = self.questions.timer(flow_key);
+        due.zip(self.flows.get(flow_key)).is_some_and(|(due, flow)| self.deadline(flow) <= due)
     }
 
     /// A packet of a flow was dropped. Returns false if it can be subtracted at once: if it is certain how many packets it is, and
     /// more than that are known to have been sent.
-    pub(super) fn drop_later(&mut self, now: MonotonicTime, flow: FlowKey, bytes: u32, dropped_as: DroppedAs) -> bool {
-        let sent = self.flows.get(flow).map(|live| live.sent).unwrap_or_default();
+    pub(super) fn drop_later(
+        &mut self,
+        now: MonotonicTime,
+        flow_key: FlowKey,
+        bytes: u32,
+        dropped_as: DroppedAs,
+    ) -> bool {
+        let sent = self.flows.get(flow_key).map(|flow| flow.sent).unwrap_or_default();
         let is_certain = dropped_as == DroppedAs::OnePacket && sent.packets > 0 && sent.bytes >= bytes.into();
-        if is_certain || !self.ask(flow, Purpose::Facts) {
+        if is_certain || !self.ask(flow_key, Purpose::Facts) {
             return false;
         }
-        if !self.questions.dropped(flow, now, bytes, dropped_as)
-            && let Some(live) = self.flows.get_mut(flow)
+        if !self.questions.dropped(flow_key, now, bytes, dropped_as)
+            && let Some(flow) = self.flows.get_mut(flow_key)
         {
-            live.inexact.dropped_locally = true;
+            flow.inexact.dropped_locally = true;
         }
         true
     }
 
     /// The socket of a flow was closed, with these segment counters. Returns false if the flow's counts are complete.
-    pub(super) fn settle_later(&mut self, now: MonotonicTime, flow: FlowKey, segments: Segments) -> bool {
-        let Some(live) = self.flows.get(flow) else { return false };
-        let is_counted = self.counted_sock(live).is_some();
+    pub(super) fn settle_later(&mut self, now: MonotonicTime, flow_key: FlowKey, segments: Segments) -> bool {
+        let Some(flow) = self.flows.get(flow_key) else { return false };
+        let is_counted = self.counted_sock(flow).is_some();
         if is_counted {
-            self.questions.closed(flow, now, segments, live.received.packets);
+            self.questions.closed(flow_key, now, segments, flow.received.packets);
         }
         is_counted
     }
@@ -241,11 +251,11 @@ impl State {
             self.totals(totals, answer.asked);
         }
         if let Some(replaced) = self.questions.answered_replaced(answer) {
-            self.hand_out(&replaced.live, Some(replaced.sock), replaced.reason);
-        } else if let Some((flow, timer, is_evicted)) = self.questions.answered_live(answer, &mut self.flows) {
+            self.hand_out(&replaced.flow, Some(replaced.sock), replaced.reason);
+        } else if let Some((flow_key, timer, is_evicted)) = self.questions.answered_live(answer, &mut self.flows) {
             match timer {
-                _ if is_evicted => self.finish(flow, Reason::Evicted),
-                Some(_) => self.flow_is_due(self.horizon, flow),
+                _ if is_evicted => self.finish(flow_key, Reason::Evicted),
+                Some(_) => self.flow_is_due(self.horizon, flow_key),
                 None => {}
             }
         }
@@ -257,19 +267,19 @@ impl State {
         while let Some(answer) = self.questions.next_answer(MonotonicTime::MAX) {
             self.use_answer(&answer);
         }
-        for flow in self.flows.keys() {
-            self.ask(flow, Purpose::Facts);
+        for flow_key in self.flows.keys() {
+            self.ask(flow_key, Purpose::Facts);
         }
     }
 }
 
 /// Adds new counts to a flow. Returns how many packets that were. If there is no room to remember them, so that they would be
 /// added again, the flow is marked instead.
-fn add(live: &mut LiveFlow, new: &NewCounts, has_room: bool) -> u64 {
+fn add(flow: &mut LiveFlow, new: &NewCounts, has_room: bool) -> u64 {
     if !has_room {
-        live.inexact.samples_lost = true;
+        flow.inexact.samples_lost = true;
         return 0;
     }
-    counting::add_totals(live, new);
+    counting::add_totals(flow, new);
     new.packets()
 }

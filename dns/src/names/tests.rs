@@ -6,8 +6,8 @@ use super::*;
 
 const SECOND: u64 = 1_000_000_000;
 
-fn ip(last: u8) -> IpAddr {
-    IpAddr::from([192, 0, 2, last])
+fn ip(last_octet: u8) -> IpAddr {
+    IpAddr::from([192, 0, 2, last_octet])
 }
 
 fn names(change: impl FnOnce(&mut NamesOptions)) -> KnownNames<u64> {
@@ -16,12 +16,14 @@ fn names(change: impl FnOnce(&mut NamesOptions)) -> KnownNames<u64> {
     KnownNames::new(&options)
 }
 
-fn learn(names: &mut KnownNames<u64>, owner: u64, name: &str, last: u8, ttl: u32, now: u64) {
-    names.learn(&owner, &Arc::from(name), Address { ip: ip(last), ttl }, now);
+/// An owner gets an answer at `now`: `name` has the address 192.0.2.`last_octet`.
+fn learn(names: &mut KnownNames<u64>, owner: u64, name: &str, last_octet: u8, ttl: u32, now: u64) {
+    names.learn(&owner, &Arc::from(name), Address { ip: ip(last_octet), ttl }, now);
 }
 
-fn find(names: &KnownNames<u64>, owner: u64, last: u8, at: u64) -> Option<&str> {
-    names.find(&owner, ip(last), at).map(AsRef::as_ref)
+/// An owner's name for 192.0.2.`last_octet` at a time.
+fn find(names: &KnownNames<u64>, owner: u64, last_octet: u8, at: u64) -> Option<&str> {
+    names.find(&owner, ip(last_octet), at).map(AsRef::as_ref)
 }
 
 #[test]
@@ -51,7 +53,7 @@ fn superseded_answers_are_forgotten_after_a_while() {
     for second in 0..1_000 {
         learn(&mut names, 1, &second.to_string(), 1, 300, second * SECOND / 1_000);
     }
-    assert_eq!((names.known_names(), find(&names, 1, 1, SECOND / 2)), (MAX_ANSWERS, None), "too many");
+    assert_eq!((names.known_names(), find(&names, 1, 1, SECOND / 2)), (MAX_ANSWERS, None), "only the latest are kept");
     learn(&mut names, 1, "last", 1, 300, 10 * SECOND);
     assert_eq!((names.known_names(), find(&names, 1, 1, 9 * SECOND)), (2, Some("999")));
     learn(&mut names, 1, "late", 1, 300, 5 * SECOND);
@@ -94,19 +96,20 @@ fn mapped_addresses_are_looked_up_as_ipv4() {
 #[test]
 fn time_to_live_has_a_floor_and_a_ceiling() {
     let mut names = names(|_| {});
-    for (last, ttl, kept) in [(1, 0, 60), (2, 59, 60), (3, 61, 61), (4, 86_401, 86_400), (5, u32::MAX, 86_400)] {
-        learn(&mut names, 1, "one", last, ttl, SECOND);
-        assert!(find(&names, 1, last, (kept + 1) * SECOND).is_some(), "{ttl}");
-        assert!(find(&names, 1, last, (kept + 1) * SECOND + 1).is_none(), "{ttl}");
+    for (octet, ttl, kept) in [(1, 0, 60), (2, 59, 60), (3, 61, 61), (4, 86_401, 86_400), (5, u32::MAX, 86_400)] {
+        learn(&mut names, 1, "one", octet, ttl, SECOND);
+        let until = SECOND + kept * SECOND;
+        assert!(find(&names, 1, octet, until).is_some(), "{ttl}");
+        assert!(find(&names, 1, octet, until + 1).is_none(), "{ttl}");
     }
     learn(&mut names, 1, "one", 6, 1, u64::MAX - 1);
     assert!(find(&names, 1, 6, u64::MAX).is_some());
 }
 
 proptest! {
-    /// The latest answer until a given time counts, in any order of learning.
+    /// Of the answers up to a time, the latest is found, in whatever order they were learned.
     #[test]
-    fn the_latest_answer_until_a_time_counts(
+    fn the_latest_answer_up_to_a_time_is_found(
         answers in prop::collection::vec((0..1_000_u64, 0..4_u8), 0..MAX_ANSWERS),
         times in prop::collection::vec(0..1_000_u64, 20),
     ) {
@@ -116,8 +119,8 @@ proptest! {
         }
         for time in times {
             // Of several answers with the same time, the one that was learned last counts.
-            let last = answers.iter().filter(|(at, _)| *at <= time).max_by_key(|(at, _)| *at);
-            let expected = last.map(|(_, name)| name.to_string());
+            let latest = answers.iter().filter(|(at, _)| *at <= time).max_by_key(|(at, _)| *at);
+            let expected = latest.map(|(_, name)| name.to_string());
             prop_assert_eq!(find(&names, 1, 1, time), expected.as_deref());
         }
     }
@@ -177,33 +180,37 @@ fn shared_tables_are_forgotten_when_all_their_names_have_expired() {
 #[test]
 fn the_oldest_is_evicted() {
     let mut names = names(|o| (o.per_owner, o.owners, o.total) = (3, 2, 4));
-    for last in 1..=5 {
-        learn(&mut names, 1, "one", last, 300, 0);
+    for octet in 1..=5 {
+        learn(&mut names, 1, "one", octet, 300, 0);
     }
     let known: Vec<IpAddr> = names.known_to(&1).map(|known| known.ip).collect();
     assert_eq!(known, [ip(3), ip(4), ip(5)]);
     assert_eq!(names.counters().evicted_addresses, 2);
     learn(&mut names, 2, "two", 1, 300, 0);
     learn(&mut names, 2, "two", 2, 300, 0);
-    assert_eq!((names.owners(), names.known_names(), names.counters().evicted_owners), (1, 2, 1), "four names in all");
+    assert_eq!(
+        (names.owners(), names.known_names(), names.counters().evicted_owners),
+        (1, 2, 1),
+        "at most four names in all"
+    );
     learn(&mut names, 3, "three", 1, 300, 0);
     learn(&mut names, 2, "two", 1, 300, 0);
     learn(&mut names, 4, "four", 1, 300, 0);
-    assert_eq!((find(&names, 2, 1, 0), find(&names, 3, 1, 0)), (Some("two"), None), "two owners");
+    assert_eq!((find(&names, 2, 1, 0), find(&names, 3, 1, 0)), (Some("two"), None), "at most two owners");
 }
 
 #[derive(Clone, Debug)]
 enum Step {
-    Learn(u64, u8, u8),
-    Inherit(u64, u64),
-    Forget(u64),
+    Learn { owner: u64, octet: u8, name: u8 },
+    Inherit { parent: u64, child: u64 },
+    Forget { owner: u64 },
 }
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        4 => (0..6_u64, 0..10_u8, any::<u8>()).prop_map(|(owner, ip, name)| Step::Learn(owner, ip, name)),
-        2 => (0..6_u64, 0..6_u64).prop_map(|(parent, child)| Step::Inherit(parent, child)),
-        1 => (0..6_u64).prop_map(Step::Forget),
+        4 => (0..6_u64, 0..10_u8, any::<u8>()).prop_map(|(owner, octet, name)| Step::Learn { owner, octet, name }),
+        2 => (0..6_u64, 0..6_u64).prop_map(|(parent, child)| Step::Inherit { parent, child }),
+        1 => (0..6_u64).prop_map(|owner| Step::Forget { owner }),
     ]
 }
 
@@ -214,26 +221,26 @@ proptest! {
         let mut model: HashMap<u64, HashMap<u8, String>> = HashMap::new();
         for (now, step) in (0..).zip(steps) {
             match step {
-                Step::Learn(owner, last, name) => {
-                    learn(&mut names, owner, &name.to_string(), last, 300, now);
-                    model.entry(owner).or_default().insert(last, name.to_string());
+                Step::Learn { owner, octet, name } => {
+                    learn(&mut names, owner, &name.to_string(), octet, 300, now);
+                    model.entry(owner).or_default().insert(octet, name.to_string());
                 }
-                Step::Inherit(parent, child) => {
+                Step::Inherit { parent, child } => {
                     names.inherit(&parent, &child);
                     match model.get(&parent).cloned() {
                         Some(known) => model.insert(child, known),
                         None => model.remove(&child),
                     };
                 }
-                Step::Forget(owner) => {
+                Step::Forget { owner } => {
                     names.forget(&owner);
                     model.remove(&owner);
                 }
             }
             for owner in 0..6 {
-                for last in 0..10 {
-                    let expected = model.get(&owner).and_then(|known| known.get(&last)).map(String::as_str);
-                    prop_assert_eq!(find(&names, owner, last, now), expected);
+                for octet in 0..10 {
+                    let expected = model.get(&owner).and_then(|known| known.get(&octet)).map(String::as_str);
+                    prop_assert_eq!(find(&names, owner, octet, now), expected);
                 }
             }
         }
@@ -244,11 +251,12 @@ proptest! {
         let mut names = names(|o| (o.per_owner, o.owners, o.total) = (4, 3, 8));
         for step in steps {
             match step {
-                Step::Learn(owner, last, name) => learn(&mut names, owner, &name.to_string(), last, 300, 0),
-                Step::Inherit(parent, child) => names.inherit(&parent, &child),
-                Step::Forget(owner) => names.forget(&owner),
+                Step::Learn { owner, octet, name } => learn(&mut names, owner, &name.to_string(), octet, 300, 0),
+                Step::Inherit { parent, child } => names.inherit(&parent, &child),
+                Step::Forget { owner } => names.forget(&owner),
             }
             let known: usize = (0..6).map(|owner| names.known_to(&owner).count()).sum();
+            // `known` counts shared names once for each owner.
             prop_assert!(names.owners() <= 3 && names.known_names() <= 8 && names.known_names() <= known);
         }
     }

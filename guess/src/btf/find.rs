@@ -6,7 +6,8 @@ use crate::engine::WORD;
 use crate::layout::{Layout, ValueOrigin};
 use std::time::Instant;
 
-/// How many members a search may visit. Only a malformed structure, such as one that contains itself, has so many.
+/// How many members a search may visit. Only a malformed structure, such as one that contains itself, has more. The error
+/// message has this number, too.
 const MAX_MEMBERS: u32 = 100_000;
 
 /// The maximum position of an argument that a [`Layout`] can hold.
@@ -220,8 +221,8 @@ fn find_member(btf: &Btf<'_>, id: u32, name: &str) -> Result<Option<(Member, u32
         }
         for member in btf.members(&composite) {
             let member = member?;
-            let endless = malformed_type("a structure without endless members", id);
-            budget = budget.checked_sub(1).ok_or(endless)?;
+            let too_many = malformed_type("at most 100,000 members in the structure", id);
+            budget = budget.checked_sub(1).ok_or(too_many)?;
             if member.name == 0 {
                 unsearched.push((btf.strip(member.type_id)?, base.saturating_add(member.bit_offset)));
             } else if btf.is_called(member.name, name)? {

@@ -26,8 +26,8 @@ pub enum BtfPosition {
 impl fmt::Display for MalformedBtf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.at {
-            BtfPosition::Byte(offset) => write!(f, "{} at byte {offset}", self.what),
-            BtfPosition::Type(id) => write!(f, "{} at type {id}", self.what),
+            BtfPosition::Byte(offset) => write!(f, "expected {} at byte {offset}", self.what),
+            BtfPosition::Type(id) => write!(f, "expected {} at type {id}", self.what),
         }
     }
 }
@@ -135,7 +135,7 @@ impl<'a> Btf<'a> {
             return Ok(Type { name: 0, kind: kind::VOID, count: 0, flag: false, size_or_type: 0, body: 0 });
         }
         let start = self.starts.get(id as usize - 1);
-        let start = start.ok_or(malformed_type("a type of that number", id))?;
+        let start = start.ok_or(malformed_type("a type with this number", id))?;
         self.head(*start as usize)
     }
 
@@ -174,7 +174,7 @@ impl<'a> Btf<'a> {
                 _ => return Ok(at),
             }
         }
-        Err(malformed_type("the end of a chain of types", id))
+        Err(malformed_type("the end of a chain of typedefs and qualifiers", id))
     }
 
     /// The size of a type in bytes.
@@ -197,7 +197,7 @@ impl<'a> Btf<'a> {
             };
             return Ok(times.saturating_mul(one));
         }
-        Err(malformed_type("the end of a chain of arrays", id))
+        Err(malformed_type("the end of a chain of nested arrays", id))
     }
 
     /// The bit offset and the width of an integer type that does not fill its bytes. Older BTF describes bit-fields

@@ -60,6 +60,7 @@ impl Builder {
         id
     }
 
+    /// A structure or a union.
     fn add_composite(&mut self, kind: u8, name: &str, size: u32, members: &[Member<'_>]) -> u32 {
         let id = self.add_type(name, kind, members.len(), size);
         for &(name, type_id, bits) in members {
@@ -115,7 +116,7 @@ fn why_missing(builder: Builder, key: &str) -> String {
     why.expect("a missing key has a reason").reason
 }
 
-/// BTF with an example of each kind of lookup.
+/// BTF with an example of each way in which a key is found.
 fn examples() -> Builder {
     let mut b = Builder::new();
     let (u8_, u16_, u32_, u64_) = (b.int(1), b.int(2), b.int(4), b.int(8));
@@ -139,11 +140,11 @@ fn examples() -> Builder {
     b.structure("inet_skb_parm", 24, &[("iif", u32_, 0), ("frag_max_size", u16_, 22 * 8)]);
     let sock = b.structure("sock", 8, &[("x", u64_, 0)]);
     let const_skb = b.reference(kind::CONST, skb);
-    let (to_skb, to_sock) = (b.reference(kind::PTR, const_skb), b.reference(kind::PTR, sock));
+    let (skb_pointer, sock_pointer) = (b.reference(kind::PTR, const_skb), b.reference(kind::PTR, sock));
     // A renamed argument is found by its type.
-    b.function("tcp_v4_rcv", &[("renamed", to_skb)]);
-    b.function("ip_local_out", &[("net", to_sock), ("sk", to_sock), ("skb", to_skb)]);
-    b.function("tcp_set_state", &[("sk", to_sock), ("state", u32_)]);
+    b.function("tcp_v4_rcv", &[("renamed", skb_pointer)]);
+    b.function("ip_local_out", &[("net", sock_pointer), ("sk", sock_pointer), ("skb", skb_pointer)]);
+    b.function("tcp_set_state", &[("sk", sock_pointer), ("state", u32_)]);
     b
 }
 
@@ -284,7 +285,7 @@ fn cyclic_types_are_an_error() {
     let id = b.next_id;
     b.structure("sk_buff", 8, &[("", id, 0), ("", id, 0)]);
     let error = find(&b.build()).unwrap_err();
-    assert_eq!(error.to_string(), format!("a structure without endless members at type {id}"));
+    assert_eq!(error.to_string(), format!("expected at most 100,000 members in the structure at type {id}"));
 
     let mut b = Builder::new();
     let (one, two) = (b.next_id, b.next_id + 1);
@@ -329,7 +330,9 @@ proptest! {
     #[test]
     fn find_never_panics_on_any_bytes(bytes in prop::collection::vec(any::<u8>(), 0..512)) {
         let mut bytes = bytes;
-        bytes.splice(0..0, [0x9f, 0xeb, 1, 0, 24, 0, 0, 0]);
+        // Without a valid beginning of the header, nothing else would be read.
+        let header = [0xeb9f_u16.to_ne_bytes(), [1, 0]].concat().into_iter().chain(24_u32.to_ne_bytes());
+        bytes.splice(0..0, header);
         let _ = find(&bytes);
     }
 }

@@ -29,8 +29,8 @@ impl Random {
         range.start() + ((self.next() >> 32) % width) as u32
     }
 
-    /// An address of this host that most likely is not in use: 127.a.b.c, with a, b and c different from each other and
-    /// from 0.
+    /// An address of this host that most likely is not in use: 127.a.b.c. The three numbers differ from each other, none is
+    /// 0, and a is not 127.
     pub(crate) fn loopback_address(&mut self) -> Ipv4Addr {
         loop {
             let [a, b, c] = [(); 3].map(|()| self.within(1..=254) as u8);

@@ -6,14 +6,15 @@ use crate::sys;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
+use std::os::fd::OwnedFd;
 
 /// How many bytes of an `sk_buff` are captured: at least its size on every known 64-bit kernel.
 const SKB: u32 = 256;
 /// The length of the first fragment without IP headers, in units of 8 bytes. With IP headers it is at least IPv6's
-/// minimum MTU: connection tracking reassembles outgoing fragments and fragments them again, but never below that MTU.
+/// minimum MTU: connection tracking reassembles outgoing fragments and fragments them again, but makes no smaller ones.
 const FIRST: RangeInclusive<u32> = 154..=400;
-/// The length of the second fragment in bytes. It is always the shorter one, and long enough that the kernel has to
-/// fragment again.
+/// The length of the second fragment in bytes. It is always the shorter one, and long enough that connection tracking has
+/// to fragment the reassembled datagram again.
 const SECOND: RangeInclusive<u32> = 200..=600;
 
 const UDP_HEADER: u16 = 8;
@@ -40,9 +41,10 @@ pub(super) struct Datagram {
     to: SocketAddr,
     /// The identification by which its fragments are reassembled.
     id: u16,
-    /// The length of each fragment in bytes, without IP headers.
-    first: u16,
-    second: u16,
+    /// The length of the first fragment in bytes, without IP headers.
+    first_length: u16,
+    /// The length of the second fragment in bytes, without IP headers.
+    second_length: u16,
 }
 
 impl Fragments {
@@ -105,43 +107,50 @@ impl Guess for Fragments {
 impl Datagram {
     fn random(random: &mut Random, from: SocketAddr, to: SocketAddr) -> Self {
         let id = random.within(1..=0xffff) as u16;
-        Self { from, to, id, first: 8 * random.within(FIRST) as u16, second: random.within(SECOND) as u16 }
+        Self {
+            from,
+            to,
+            id,
+            first_length: 8 * random.within(FIRST) as u16,
+            second_length: random.within(SECOND) as u16,
+        }
     }
 
-    /// Sends both fragments. Connection tracking should not reassemble them, because before Linux 4.2 it then sends
-    /// them as one packet. But a firewall may block packets that are not tracked; then the fragments are sent like
-    /// other packets.
+    /// Sends both fragments. Over IPv4, connection tracking should not reassemble them: before Linux 4.2 it would send the
+    /// datagram as one packet. But then it does not track them, and a firewall may block such packets. If it does, the
+    /// fragments are sent like other packets.
     fn send(&self) -> io::Result<()> {
-        match self.send_as(self.to.is_ipv4()) {
-            Err(error) if self.to.is_ipv4() && error.kind() == io::ErrorKind::PermissionDenied => self.send_as(false),
-            result => result,
+        if self.to.is_ipv4() {
+            let socket = loopback::raw(self.to.ip())?;
+            sys::keep_fragments(&socket)?;
+            match self.send_through(&socket) {
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+                result => return result,
+            }
         }
+        self.send_through(&loopback::raw(self.to.ip())?)
     }
 
-    fn send_as(&self, keep_fragments: bool) -> io::Result<()> {
-        let socket = loopback::raw(self.to.ip())?;
-        if keep_fragments {
-            sys::keep_fragments(&socket)?;
-        }
-        self.fragments().iter().try_for_each(|fragment| loopback::send_packet(&socket, fragment))
+    fn send_through(&self, socket: &OwnedFd) -> io::Result<()> {
+        self.fragments().iter().try_for_each(|fragment| loopback::send_packet(socket, fragment))
     }
 
     /// The length with the UDP header.
     fn length(&self) -> u16 {
-        self.first + self.second
+        self.first_length + self.second_length
     }
 
     /// The size of the larger fragment with IP headers.
     fn largest(&self) -> u16 {
-        self.first + if self.to.is_ipv4() { IPV4_HEADER } else { IPV6_HEADER + FRAGMENT_HEADER }
+        self.first_length + if self.to.is_ipv4() { IPV4_HEADER } else { IPV6_HEADER + FRAGMENT_HEADER }
     }
 
     /// Both fragments, as packets.
     fn fragments(&self) -> [Vec<u8>; 2] {
         let udp = self.udp();
-        let (first, second) = udp.split_at(self.first.into());
+        let (first, second) = udp.split_at(self.first_length.into());
         let fragment = |offset, data: &[u8]| [&self.headers(offset, data.len() as u16), data].concat();
-        [fragment(0, first), fragment(self.first, second)]
+        [fragment(0, first), fragment(self.first_length, second)]
     }
 
     /// The UDP header and the data. Over IPv4 there is no checksum.
@@ -171,8 +180,8 @@ impl Datagram {
         [before, self.addresses(), after].concat()
     }
 
-    /// The IPv4 header before and after the addresses. The kernel fills in the checksum. Kernels before 4.2 keep the
-    /// size only of fragments that must not be fragmented any further, so the fragments have the flag `DF`.
+    /// The IPv4 header before the addresses; nothing comes after them. The kernel fills in the checksum. The fragments have
+    /// the flag `DF`, because kernels before 4.2 note the size only of fragments that have it.
     fn headers4(&self, offset: u16, length: u16) -> [Vec<u8>; 2] {
         let flags = if offset == 0 { DONT_FRAGMENT | MORE_FRAGMENTS } else { DONT_FRAGMENT };
         let words = [0x4500, IPV4_HEADER + length, self.id, flags | (offset / 8)].map(u16::to_be_bytes);
@@ -217,7 +226,7 @@ mod tests {
     fn sent(ipv6: bool) -> Datagram {
         let addresses = if ipv6 { ["[::1]:4660", "[::1]:17185"] } else { ["127.1.2.3:4660", "127.9.8.7:17185"] };
         let [from, to] = addresses.map(|address| address.parse().unwrap());
-        Datagram { from, to, id: 0xbeef, first: 1240, second: 333 }
+        Datagram { from, to, id: 0xbeef, first_length: 1240, second_length: 333 }
     }
 
     fn call(guess: &Fragments, size: u16, at: u32) -> Call {

@@ -1,13 +1,13 @@
 //! The network namespace of a `sock` and of a `net_device`, and the device and the length of an `sk_buff`.
 
 use super::loopback;
-use super::sock::{COMMON, released_sock, released_sock_needs};
+use super::sock::{SOCK_COMMON, released_sock, released_sock_needs};
 use crate::engine::{Call, Context, Evidence, Guess, MAX_WINDOW, Probe, Window, is_kernel_pointer};
 use std::io;
 
 /// How many bytes of an `sk_buff` are captured: at least its size on every known 64-bit kernel.
 const SKB: u32 = 256;
-/// The device of an `sk_buff` is among its first bytes.
+/// How many bytes of an `sk_buff` are searched for the pointer to its device, which is among the first ones.
 const DEVICE_WITHIN: u32 = 64;
 /// How many bytes of a device are captured in one attempt. Together with the `sk_buff` and the arguments they fill two kprobes.
 const DEVICE: u32 = 2 * MAX_WINDOW - SKB - ARGUMENTS * 8;
@@ -67,7 +67,7 @@ impl Guess for NetDevice {
             evidence.one_of("sk_buff.len", skb.find_u32(*length));
             evidence.one_of("sk_buff.dev", skb.part(0, DEVICE_WITHIN).find_word(packet.argument(2)));
             for call in of("inet_release") {
-                add_evidence(packet.view("dev"), &call.view("sk").part(0, COMMON), &mut evidence);
+                add_evidence(packet.view("dev"), &call.view("sk").part(0, SOCK_COMMON), &mut evidence);
             }
         }
         evidence

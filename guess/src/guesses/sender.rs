@@ -4,16 +4,17 @@ use super::loopback;
 use crate::engine::{Call, Context, Evidence, Guess, Probe, is_kernel_pointer};
 use std::io;
 
-/// The `sock` is among the first bytes of an `sk_buff`.
-const SOCK_WITHIN: u32 = 64;
+/// How many bytes are captured from the beginning of an `sk_buff`: the pointer to its `sock` is among them.
+const SKB: u32 = 64;
 /// How many bytes of a `struct socket` are captured: more than its size.
 const SOCKET: u32 = 128;
 
-/// Sends a datagram. `dev_hard_start_xmit` gets it as its first argument since Linux 2.6, while it still belongs to its
-/// sender. When the sender is closed, its `struct socket` is captured. The pointer that the packet and the `struct socket`
-/// have in common is the `sock`.
+/// Sends a datagram. Its `sk_buff` has been the first argument of `dev_hard_start_xmit` since Linux 2.6, and still points
+/// to the sender's `sock` there. When the sender is closed, its `struct socket` is captured. The pointer that the `sk_buff`
+/// and the `struct socket` have in common is the `sock`.
 ///
-/// Only kernels before Linux 4.1 need this, where functions get the packet without its `sock`.
+/// The probes of dropped packets need it on every kernel. Before Linux 4.1, those of outgoing packets need it, too: their
+/// functions have no argument `sk`.
 #[derive(Debug)]
 pub(super) struct Sender;
 
@@ -33,7 +34,7 @@ impl Guess for Sender {
     }
 
     fn probes(&self, _attempt: u32) -> Vec<Probe> {
-        let packet = Probe::on("dev_hard_start_xmit").words("skb", "{arg1}", 0..SOCK_WITHIN);
+        let packet = Probe::on("dev_hard_start_xmit").words("skb", "{arg1}", 0..SKB);
         vec![packet, Probe::on("inet_release").words("socket", "{sock}", 0..SOCKET)]
     }
 
@@ -45,12 +46,12 @@ impl Guess for Sender {
 
     fn solve(&self, (): &(), calls: &[Call]) -> Evidence {
         let mut evidence = Evidence::default();
-        let of = |function: &'static str| calls.iter().filter(move |call| call.function == function);
-        let released = of("inet_release").flat_map(|call| call.view("socket").words());
+        let calls_of = |function: &'static str| calls.iter().filter(move |call| call.function == function);
+        let released = calls_of("inet_release").flat_map(|call| call.view("socket").words());
         let pointers: Vec<u64> = released.map(|(_, word)| word).filter(|&word| is_kernel_pointer(word)).collect();
-        for packet in of("dev_hard_start_xmit") {
-            let of_sender = packet.view("skb").words().filter(|(_, word)| pointers.contains(word));
-            let offsets: Vec<u32> = of_sender.map(|(offset, _)| offset).collect();
+        for call in calls_of("dev_hard_start_xmit") {
+            let in_both = call.view("skb").words().filter(|(_, word)| pointers.contains(word));
+            let offsets: Vec<u32> = in_both.map(|(offset, _)| offset).collect();
             // An interrupt on this thread may send packets of other sockets, too.
             if !offsets.is_empty() {
                 evidence.one_of("sk_buff.sk", offsets);
@@ -68,7 +69,7 @@ mod tests {
     #[test]
     fn the_pointer_in_both_packet_and_socket_is_the_sock() {
         let (sk, operations, device) = (0xffff_8880_0100_0000u64, 0xffff_ffff_8200_0000u64, 0xffff_8880_0200_0000u64);
-        let (mut skb, mut socket) = (Window::new(0, vec![0; 64]), Window::new(0, vec![0; 128]));
+        let (mut skb, mut socket) = (Window::new(0, vec![0; SKB as usize]), Window::new(0, vec![0; SOCKET as usize]));
         skb.write(16, &device.to_ne_bytes());
         skb.write(24, &sk.to_ne_bytes());
         socket.write(24, &sk.to_ne_bytes());

@@ -7,14 +7,15 @@ use nix::sys::socket::{AddressFamily, SockType};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 
-/// Every `sock` begins with a `struct sock_common`, which is smaller than this.
-pub(super) const COMMON: u32 = if WORD == 4 { 112 } else { 160 };
-/// How many bytes of a `sock` are captured: as many as one kprobe can capture. They hold the whole `inet_sock`.
-const INET: u32 = MAX_WINDOW;
+/// The `struct sock_common` at the beginning of every `sock` is smaller than this.
+pub(super) const SOCK_COMMON: u32 = if WORD == 4 { 112 } else { 160 };
+/// How many bytes are captured from the beginning of a `sock`: as many as one kprobe can capture. A `struct inet_sock` is
+/// smaller.
+const SOCK: u32 = MAX_WINDOW;
 
 /// The probe that captures a `sock` when its socket is released. Several guesses use it.
 pub(super) fn released_sock() -> Probe {
-    Probe::on("inet_release").words("sk", "+{socket.sk}({sock})", 0..INET)
+    Probe::on("inet_release").words("sk", "+{socket.sk}({sock})", 0..SOCK)
 }
 
 /// The keys that [`released_sock`] needs.
@@ -29,11 +30,13 @@ pub(super) struct ClosedSocket {
     remote: Option<SocketAddrV4>,
     /// The pending error (`SO_ERROR`).
     error: i32,
-    /// Whether its port may be elsewhere in the `sock`, too, such as in the `struct flowi` of its route.
+    /// Whether it was connected. Then its `sock` has the port also in the `struct flowi` of the route, where it would be
+    /// mistaken for `inet_sport`.
     routed: bool,
 }
 
-/// Closes several kinds of sockets with random addresses and ports, and finds these in the `sock`s.
+/// Closes several kinds of sockets with random addresses and ports, and finds their addresses and ports in the `sock`s.
+/// Each of the functions below closes its sockets when it returns, in the order of the results.
 #[derive(Debug)]
 pub(super) struct Sock;
 
@@ -79,16 +82,19 @@ fn v4(address: SocketAddr) -> Option<SocketAddrV4> {
     if let SocketAddr::V4(address) = address { Some(address) } else { None }
 }
 
+/// A socket without addresses.
 fn unbound() -> io::Result<ClosedSocket> {
     loopback::socket(SockType::Datagram, AddressFamily::Inet, None)?;
     Ok(ClosedSocket::default())
 }
 
+/// A socket with a local address.
 fn bound(context: &mut dyn Context) -> io::Result<ClosedSocket> {
     let socket = loopback::udp(loopback::ipv4_address(context.random()))?;
     Ok(ClosedSocket { local: v4(socket.local_addr()?), ..ClosedSocket::default() })
 }
 
+/// A UDP socket with both addresses.
 fn connected(context: &mut dyn Context) -> io::Result<ClosedSocket> {
     let socket = loopback::udp(loopback::ipv4_address(context.random()))?;
     let mut remote = loopback::ipv4_address(context.random());
@@ -124,10 +130,11 @@ fn reset(context: &mut dyn Context) -> io::Result<Vec<ClosedSocket>> {
 
 /// Finds what is known about a socket in its `sock`.
 fn add_evidence(closed: &ClosedSocket, sk: &Window, evidence: &mut Evidence) {
-    let (common, rest) = (sk.part(0, COMMON), sk.part(COMMON, INET));
+    let (common, rest) = (sk.part(0, SOCK_COMMON), sk.part(SOCK_COMMON, SOCK));
     let address = |address: Ipv4Addr| common.find(&address.octets(), 4);
     evidence.one_of("sock_common.skc_family", common.find_u16(AddressFamily::Inet as u16));
     evidence.one_of("sock.sk_err", rest.find_u32(closed.error as u32));
+    // A socket whose connection has failed may have lost its addresses and ports.
     if let Some(local) = closed.local.filter(|_| closed.error == 0) {
         evidence.one_of("sock_common.skc_rcv_saddr", address(*local.ip()));
         evidence.one_of("sock_common.skc_num", common.find_u16(local.port()));
@@ -146,7 +153,7 @@ mod tests {
     use super::*;
 
     fn sock(local: SocketAddrV4, remote: SocketAddrV4, error: i32) -> Call {
-        let mut sk = Window::new(0, vec![0; INET as usize]);
+        let mut sk = Window::new(0, vec![0; SOCK as usize]);
         sk.write(0, &remote.ip().octets());
         sk.write(4, &local.ip().octets());
         sk.write(12, &remote.port().to_be_bytes());

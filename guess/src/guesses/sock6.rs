@@ -1,7 +1,7 @@
 //! The IPv6 addresses of a `sock`.
 
 use super::loopback;
-use super::sock::{COMMON, released_sock, released_sock_needs};
+use super::sock::{SOCK_COMMON, released_sock, released_sock_needs};
 use crate::engine::{Call, Context, Evidence, Guess, Probe};
 use nix::sys::socket::{AddressFamily, SockType, setsockopt, sockopt};
 use std::io;
@@ -55,7 +55,7 @@ impl Guess for Sock6 {
     fn solve(&self, Pair { local, remote }: &Pair, calls: &[Call]) -> Evidence {
         let mut evidence = Evidence::default();
         if let [call] = calls {
-            let common = call.view("sk").part(0, COMMON);
+            let common = call.view("sk").part(0, SOCK_COMMON);
             let find = |address: &Ipv4Addr| common.find(&address.to_ipv6_mapped().octets(), 4);
             evidence.one_of("sock_common.skc_v6_daddr", find(remote));
             evidence.one_of("sock_common.skc_v6_rcv_saddr", find(local));

@@ -7,11 +7,12 @@ use std::net::{Ipv4Addr, UdpSocket};
 /// How many bytes of a `struct socket` are captured: more than its size.
 const SOCKET: u32 = 128;
 
-/// When a socket is created, `sock_init_data(sock, sk)` gets both pointers. When it is released, `inet_release(sock)`
-/// gets `sock` again, and `sk` is in the `struct socket` that `sock` points to.
+/// When a socket is created, `sock_init_data(sock, sk)` gets `sock`, which points to its `struct socket`, and `sk`, which
+/// points to its `struct sock`. When it is released, `inet_release(sock)` gets `sock` again, and the `struct socket` holds
+/// `sk`.
 ///
-/// Two sockets exist at the same time, so that a pointer that all sockets share, such as that to their operations, is
-/// not mistaken for the `sock`.
+/// Two sockets exist at the same time, so both pointers differ between them. A pointer that all sockets share, such as the
+/// one to their operations, is not mistaken for `sk`.
 #[derive(Debug)]
 pub(super) struct Socket;
 
@@ -37,8 +38,7 @@ impl Guess for Socket {
     }
 
     fn trigger(&mut self, _context: &mut dyn Context) -> io::Result<()> {
-        let made = [(); 2].map(|()| UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)));
-        let [first, second] = made;
+        let [first, second] = [(); 2].map(|()| UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)));
         drop(first?);
         drop(second?);
         Ok(())
@@ -46,42 +46,45 @@ impl Guess for Socket {
 
     fn solve(&self, (): &(), calls: &[Call]) -> Evidence {
         let mut evidence = Evidence::default();
-        let [made @ .., first, second] = calls else { return evidence };
-        let released = [first, second];
-        let [made_first, made_second] = made else { return evidence };
-        let made = [made_first, made_second];
-        let in_order = made.iter().all(|call| call.function == "sock_init_data")
+        let [created_first, created_second, released_first, released_second] = calls else { return evidence };
+        let (created, released) = ([created_first, created_second], [released_first, released_second]);
+        let in_order = created.iter().all(|call| call.function == "sock_init_data")
             && released.iter().all(|call| call.function == "inet_release");
         if in_order {
-            add_evidence(made, released, &mut evidence);
+            add_evidence(created, released, &mut evidence);
         }
         evidence
     }
 }
 
 /// Finds arguments and offsets from the calls that created and released two sockets.
-fn add_evidence(made: [&Call; 2], released: [&Call; 2], evidence: &mut Evidence) {
-    let are_own = |words: [u64; 2]| words[0] != words[1] && words.iter().all(|&word| is_kernel_pointer(word));
-    let argument = |position: u32| [made[0].argument(position), made[1].argument(position)];
-    let view = ["argument 1", "argument 2"];
-    for (sock, release) in (1..=5).flat_map(|sock| [(sock, 1), (sock, 2)]) {
-        let socket = [released[0].argument(release), released[1].argument(release)];
-        if argument(sock) != socket || !are_own(socket) {
+fn add_evidence(created: [&Call; 2], released: [&Call; 2], evidence: &mut Evidence) {
+    let are_two_pointers = |words: [u64; 2]| words[0] != words[1] && words.into_iter().all(is_kernel_pointer);
+    let created_with = |position: u32| created.map(|call| call.argument(position));
+    let views = ["argument 1", "argument 2"];
+    for (sock_position, release_position) in (1..=5).flat_map(|position| [(position, 1), (position, 2)]) {
+        let sockets = released.map(|call| call.argument(release_position));
+        if created_with(sock_position) != sockets || !are_two_pointers(sockets) {
             continue;
         }
-        let inside = view[release as usize - 1];
-        let offsets = |sk: u32| {
-            let at = |index: usize| released[index].view(inside).find_word(argument(sk)[index]);
-            let second = at(1);
-            at(0).into_iter().filter(|offset| second.contains(offset)).collect::<Vec<_>>()
+        let view = views[release_position as usize - 1];
+        // The offsets at which both `struct socket`s hold this argument.
+        let offsets = |sk_position: u32| {
+            let sks = created_with(sk_position);
+            let offsets_in = |index: usize| released[index].view(view).find_word(sks[index]);
+            let second = offsets_in(1);
+            offsets_in(0).into_iter().filter(|offset| second.contains(offset)).collect::<Vec<_>>()
         };
-        let with_offsets = |sk: &u32| *sk != sock && are_own(argument(*sk)) && !offsets(*sk).is_empty();
-        let sks: Vec<u32> = (1..=5).filter(with_offsets).collect();
-        if let Some(&first) = sks.first() {
-            evidence.one_of("sock_init_data(sock)", [sock]);
-            evidence.one_of("inet_release(sock)", [release]);
+        let may_be_sk = |position: &u32| {
+            *position != sock_position && are_two_pointers(created_with(*position)) && !offsets(*position).is_empty()
+        };
+        // There are several if a register without an argument happens to hold `sk`.
+        let sk_positions: Vec<u32> = (1..=5).filter(may_be_sk).collect();
+        if let Some(&first) = sk_positions.first() {
+            evidence.one_of("sock_init_data(sock)", [sock_position]);
+            evidence.one_of("inet_release(sock)", [release_position]);
             evidence.one_of("socket.sk", offsets(first));
-            evidence.one_of("sock_init_data(sk)", sks);
+            evidence.one_of("sock_init_data(sk)", sk_positions);
             return;
         }
     }
@@ -98,23 +101,23 @@ mod tests {
         Window::new(8, words.iter().flat_map(|word| word.to_ne_bytes()).collect())
     }
 
-    fn made(socket: u64, sk: u64) -> Call {
+    fn created(socket: u64, sk: u64) -> Call {
         Call::of("sock_init_data", vec![(ARGUMENTS, arguments(&[socket, sk, 2, sk, OPERATIONS]))])
     }
 
     fn released(socket: u64, sk: u64) -> Call {
-        let mut inside = Window::new(0, vec![0; SOCKET as usize]);
-        inside.write(24, &sk.to_ne_bytes());
-        inside.write(32, &OPERATIONS.to_ne_bytes());
+        let mut target = Window::new(0, vec![0; SOCKET as usize]);
+        target.write(24, &sk.to_ne_bytes());
+        target.write(32, &OPERATIONS.to_ne_bytes());
         let views =
-            vec![(ARGUMENTS, arguments(&[socket, socket, 0])), ("argument 1", inside.clone()), ("argument 2", inside)];
+            vec![(ARGUMENTS, arguments(&[socket, socket, 0])), ("argument 1", target.clone()), ("argument 2", target)];
         Call::of("inet_release", views)
     }
 
     #[test]
-    fn pointers_lead_to_each_other() {
+    fn both_arguments_and_the_pointer_to_the_sock_are_found() {
         let [a, b, c, d] = [1, 2, 3, 4].map(|number| 0xffff_8880_0000_0000 + number * 0x1000);
-        let evidence = Socket.solve(&(), &[made(a, b), made(c, d), released(a, b), released(c, d)]);
+        let evidence = Socket.solve(&(), &[created(a, b), created(c, d), released(a, b), released(c, d)]);
         assert_eq!(evidence.values("sock_init_data(sock)"), [1]);
         assert_eq!(evidence.values("sock_init_data(sk)"), [2, 4]);
         assert_eq!(evidence.values("inet_release(sock)"), [1]);
@@ -124,7 +127,7 @@ mod tests {
     #[test]
     fn a_missing_call_gives_no_evidence() {
         let [a, b] = [0xffff_8880_0000_1000, 0xffff_8880_0000_2000];
-        assert_eq!(Socket.solve(&(), &[made(a, b), released(a, b)]), Evidence::default());
+        assert_eq!(Socket.solve(&(), &[created(a, b), released(a, b)]), Evidence::default());
         assert_eq!(Socket.solve(&(), &[]), Evidence::default());
     }
 }

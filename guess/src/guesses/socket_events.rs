@@ -1,7 +1,7 @@
 //! The fields that socket events need besides addresses: inode, type, protocol, state and device.
 
 use super::loopback;
-use super::sock::{COMMON, released_sock_needs};
+use super::sock::{SOCK_COMMON, released_sock_needs};
 use crate::engine::{Call, Context, Evidence, Guess, MAX_WINDOW, Probe};
 use nix::sys::socket::{AddressFamily, SockType, listen, setsockopt, sockopt};
 use std::fs::File;
@@ -115,12 +115,12 @@ fn loopback_index() -> io::Result<u32> {
 
 fn add_evidence(closed: &ClosedSocket, call: &Call, evidence: &mut Evidence) {
     let (socket, sk) = (call.view("socket"), call.view("sk"));
-    let common = sk.part(0, COMMON);
+    let common = sk.part(0, SOCK_COMMON);
     evidence.one_of("socket.type", socket.part(0, SOCKET).find_u16(closed.kind));
     evidence.one_of("socket_alloc.i_ino", socket.find_word(closed.inode));
     evidence.one_of("sock_common.skc_state", common.find(&[closed.state], 1));
     evidence.one_of("sock_common.skc_bound_dev_if", common.find_u32(closed.device));
-    let after_common = sk.part(COMMON, MAX_WINDOW);
+    let after_common = sk.part(SOCK_COMMON, MAX_WINDOW);
     evidence.one_of("sock.sk_protocol", after_common.find_u16(closed.protocol));
     // Before Linux 5.6: `sk_protocol : 8, sk_type : 16`. Since then the type comes first.
     let [protocol, _] = closed.protocol.to_le_bytes();

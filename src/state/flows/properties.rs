@@ -64,14 +64,14 @@ struct Model {
 }
 
 impl Model {
-    fn unlink(&mut self, flow: FlowKey) {
-        self.chains.values_mut().for_each(|chain| chain.retain(|other| *other != flow));
+    fn unlink(&mut self, flow_key: FlowKey) {
+        self.chains.values_mut().for_each(|chain| chain.retain(|other| *other != flow_key));
     }
 
-    fn link(&mut self, flow: FlowKey, socket: SocketKey) {
-        if !self.chains[&socket].contains(&flow) {
-            self.unlink(flow);
-            self.chains.entry(socket).or_default().insert(0, flow);
+    fn link(&mut self, flow_key: FlowKey, socket_key: SocketKey) {
+        if !self.chains[&socket_key].contains(&flow_key) {
+            self.unlink(flow_key);
+            self.chains.entry(socket_key).or_default().insert(0, flow_key);
         }
     }
 }
