@@ -321,7 +321,7 @@ impl Source for KprobeSource {
     ) -> Result<ControlFlow<()>, Infallible> {
         self.round = self.now();
         if self.stopping {
-            // Entries that nobody changes any more can be read after the rings.
+            // After this, no program changes a count, so the counts may be read after the rings.
             self.probes.stop_counting(&mut self.rings);
         }
         let until = if self.stopping { MonotonicTime::MAX } else { self.next_horizon() };
