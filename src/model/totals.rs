@@ -55,6 +55,10 @@ pub struct TcpTotals {
     pub received_headers: u16,
     /// The shortest and the longest since the packets were last compared with `tcp_sock.segs_in`; 0 for none.
     pub received_range: (u16, u16),
+    /// What `tcp_sock.segs_in` will be, modulo 2³², once the socket has counted all packets that arrived: its value when the
+    /// entry was made, and all segments since then, sampled or not. Packets that arrived before, but had not been counted by the
+    /// socket yet, are missing in it.
+    pub expected_segs_in: u32,
     /// How many segments were counted as received that no packet has shown, only `tcp_sock.segs_in`. Only grows.
     pub merged: u64,
     /// How many segments were counted as received whose headers may have had another length. Only grows.

@@ -47,6 +47,8 @@ pub struct NewCounts {
     pub sent: Counters,
     /// What arrived.
     pub received: Counters,
+    /// How many of those that arrived no packet has shown, only the socket's count of segments.
+    pub merged: u64,
     /// Whether received segments are among them whose headers may have had another length.
     pub merged_unsure: bool,
     /// The time of the last packet.
@@ -63,10 +65,12 @@ impl NewCounts {
             bytes: now.bytes.saturating_sub(before.bytes),
         };
         let (sent, received) = (more(before.sent, totals.sent), more(before.received, totals.received));
-        let unsure = |totals: &Totals| totals.tcp.map_or(0, |tcp| tcp.merged_unsure);
+        let merged = |totals: &Totals| totals.tcp.map_or((0, 0), |tcp| (tcp.merged, tcp.merged_unsure));
+        let (merged_before, unsure_before) = merged(before);
+        let (merged, unsure) = merged(totals);
         let Totals { last, tcp, .. } = *totals;
-        let merged_unsure = unsure(totals) > unsure(before);
-        (sent.packets + received.packets > 0).then_some(Self { sent, received, merged_unsure, last, tcp })
+        let (merged, merged_unsure) = (merged.saturating_sub(merged_before), unsure > unsure_before);
+        (sent.packets + received.packets > 0).then_some(Self { sent, received, merged, merged_unsure, last, tcp })
     }
 
     /// The number of packets.

@@ -86,6 +86,7 @@ pub fn add_totals(flow: &mut LiveFlow, new: &NewCounts) {
     flow.sent = flow.sent.plus(new.sent.packets, new.sent.bytes);
     flow.received = flow.received.plus(new.received.packets, new.received.bytes);
     let Some(tcp) = new.tcp else { return };
+    subtract_sampled(flow, new.merged, &tcp);
     if new.received.packets > 0 {
         flow.received_headers.last = tcp.received_headers;
         flow.inexact.merged_segments |= new.merged_unsure;
@@ -111,6 +112,22 @@ pub fn add_totals(flow: &mut LiveFlow, new: &NewCounts) {
     }
     let TcpTotals { sent_bytes: bytes, sent_headers: headers, sent_segments: segments, sent_full: full, .. } = tcp;
     flow.last_sent = LastSent { bytes, headers, segments, full: full.max(flow.last_sent.full) };
+}
+
+/// Subtracts segments that the kernel has counted as merged ones, but that were sampled: they arrived for a program that did not
+/// find their entry, or before the socket's count when the entry was made was read, and the socket counted them later.
+///
+/// If so, more segments have been counted here than the kernel expects the socket to count.
+fn subtract_sampled(flow: &mut LiveFlow, merged: u64, tcp: &TcpTotals) {
+    let Some(baseline) = flow.segments.filter(|_| merged > 0) else { return };
+    let counted = baseline.received_before.wrapping_add(flow.received.packets as u32);
+    let more = counted.wrapping_sub(tcp.expected_segs_in);
+    if more == 0 || more >= MAX_PLAUSIBLE_STEP {
+        return;
+    }
+    let twice = merged.min(more.into());
+    flow.received = flow.received.minus(Counters { packets: twice, bytes: twice * u64::from(tcp.received_headers) });
+    flow.inexact.merged_segments |= tcp.received_headers != flow.received_headers.last;
 }
 
 /// Counts the further fragments of a packet that was counted as one.

@@ -141,6 +141,7 @@ fn tcp(bytes: &[u8]) -> Option<TcpTotals> {
         segs_out: Some(number!(bytes, u32, segs_out)),
         received_headers: number!(bytes, u16, received_headers),
         received_range: (number!(bytes, u16, shortest_headers), number!(bytes, u16, longest_headers)),
+        expected_segs_in: number!(bytes, u64, expected_segs_in) as u32,
         merged: number!(bytes, u64, merged),
         merged_unsure: number!(bytes, u32, merged_unsure),
         sent_bytes: number!(bytes, u32, last_sent_bytes),

@@ -74,10 +74,11 @@ impl Arriving {
         w.jump_after_pause(rules.pause_nanos, paused);
         w.load_of_entry(Width::Byte, R1, direction.seen);
         w.asm.jump_if(Condition::Equal, R1, 0, report_and_sample);
+        // First: a reader in between then sees no segment that it does not expect.
+        expect_segment(w);
         w.load(&self.len, R2)?;
         w.asm.alu(Alu::Add, R2, i32::from(self.family.header_len()));
         w.count_one(direction, R2);
-        expect_segment(w);
         note_headers(w);
         w.note_time();
         w.end_without_sample();

@@ -149,10 +149,10 @@ impl Leaving {
         // No header length is known here, but the state machine may know one from earlier samples.
         w.asm.jump_if(Condition::Equal, R3, 0, report_and_sample);
         w.asm.alu(Alu::Mul, R3, R2);
+        // Not a store: another packet may be arriving. First, as in the program of arriving packets.
+        w.asm.atomic_add(ENTRY, offset!(expected_segs_in), R2);
         w.asm.atomic_add(ENTRY, direction.bytes, R3);
         w.asm.atomic_add(ENTRY, direction.packets, R2);
-        // Not a store: another packet may be arriving.
-        w.asm.atomic_add(ENTRY, offset!(expected_segs_in), R2);
         w.asm.atomic_add(ENTRY, offset!(merged), R2);
         w.load_of_entry(Width::Half, R3, offset!(shortest_headers));
         w.load_of_entry(Width::Half, R4, offset!(longest_headers));

@@ -137,6 +137,14 @@ impl Machine {
         (sampled == 1, records.iter().map(|record| of_record(record).unwrap()).collect())
     }
 
+    /// Locks or unlocks all buckets of ends, as a program on another CPU may lock one.
+    pub(super) fn lock_ends(&self, is_locked: bool) {
+        KERNEL.with_borrow_mut(|kernel| {
+            let (buckets, _) = kernel.arrays[2].1.as_chunks_mut::<BUCKET_WORDS>();
+            buckets.iter_mut().for_each(|bucket| bucket[SLOTS] = is_locked.into());
+        });
+    }
+
     /// What user space reads of a socket's conversation.
     pub(super) fn look_up(&self, sock: u64) -> Option<Totals> {
         let bucket = self.table.bucket(sock);

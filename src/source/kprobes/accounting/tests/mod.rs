@@ -71,6 +71,15 @@ impl Both {
             assert!(is_sample);
             return;
         }
+        self.add(now, wire, is_sample);
+    }
+
+    /// A packet whose program did not find the entry, because another CPU was making it at that moment.
+    fn play_without_entry(&mut self, now: u64, wire: Wire) {
+        self.add(now, wire, true);
+    }
+
+    fn add(&mut self, now: u64, wire: Wire, is_sample: bool) {
         let leaves = wire.direction == PacketDirection::Outbound;
         let sender = if leaves && wire.sender == wire.of.sock { Sender::OwnSocket } else { Sender::Other };
         self.has_others |= leaves && sender == Sender::Other && wire.flags & 0x02 == 0;

@@ -17,14 +17,23 @@ fn connection(ipv6: bool, sock: u8) -> Conversation {
 struct Connection {
     both: Both,
     counters: Segments,
+    /// How many segments have arrived that the socket has yet to count, because it is locked.
+    waiting: u32,
     now: u64,
 }
 
 impl Connection {
-    /// Begins with a handshake, from either side. An earlier attempt may have left counts in a connecting socket.
+    /// Begins with a handshake, and the first packet of the socket without SYN.
     fn new(machine: &Machine, of: Conversation, connects: bool, before: Segments, now: u64) -> Self {
+        let mut connection = Self::handshake(machine, of, connects, before, now);
+        connection.out(machine, 0, 3, ACK, 1);
+        connection
+    }
+
+    /// Begins with SYN and its answer, from either side. An earlier attempt may have left counts in a connecting socket.
+    fn handshake(machine: &Machine, of: Conversation, connects: bool, before: Segments, now: u64) -> Self {
         let counters = if connects { before } else { Segments::default() };
-        let mut connection = Self { both: Both::new(of), counters, now };
+        let mut connection = Self { both: Both::new(of), counters, waiting: 0, now };
         if connects {
             connection.out(machine, 0, 5, SYN, 1);
             connection.counters.received = connection.counters.received.wrapping_add(1);
@@ -37,7 +46,6 @@ impl Connection {
             connection.arrives(machine, 0, 3, ACK, false);
             connection.counters.received = 2;
         }
-        connection.out(machine, 0, 3, ACK, 1);
         connection
     }
 
@@ -146,6 +154,110 @@ proptest! {
             prop_assert_eq!(all, sampled);
         }
     }
+}
+
+/// Something that happens to segments that arrive.
+#[derive(Clone, Copy, Debug)]
+enum Arrival {
+    /// A packet of this many segments. The socket counts them at once, or later.
+    Packet { segments: u32, is_late: bool },
+    /// A packet whose program does not find the entry.
+    WithoutEntry { is_late: bool },
+    /// The socket counts what it has not counted yet, or half of that.
+    Counted { all: bool },
+    /// A packet leaves.
+    Leaves,
+}
+
+fn arrival() -> impl Strategy<Value = Arrival> {
+    prop_oneof![
+        4 => (prop_oneof![Just(1), 1..46_u32], any::<bool>())
+            .prop_map(|(segments, is_late)| Arrival::Packet { segments, is_late }),
+        1 => any::<bool>().prop_map(|is_late| Arrival::WithoutEntry { is_late }),
+        3 => any::<bool>().prop_map(|all| Arrival::Counted { all }),
+        3 => Just(Arrival::Leaves),
+    ]
+}
+
+impl Connection {
+    fn arrival(&mut self, machine: &Machine, arrival: Arrival, demultiplexed: bool) {
+        let payload = 1000;
+        let segments = match arrival {
+            Arrival::Packet { segments, .. } => {
+                self.arrives(machine, payload, 3, ACK, demultiplexed);
+                segments
+            }
+            Arrival::WithoutEntry { .. } => {
+                self.now += 1000;
+                let wire = Wire::new(self.both.of, PacketDirection::Inbound, payload);
+                self.both.play_without_entry(self.now, Wire { options: 3, segments: self.counters, ..wire });
+                1
+            }
+            Arrival::Counted { all } => {
+                self.count(if all { self.waiting } else { self.waiting / 2 });
+                0
+            }
+            Arrival::Leaves => {
+                self.out(machine, payload, 3, ACK, 1);
+                0
+            }
+        };
+        self.waiting += segments;
+        if !matches!(arrival, Arrival::Packet { is_late: true, .. } | Arrival::WithoutEntry { is_late: true }) {
+            self.count(segments);
+        }
+    }
+
+    /// The socket counts segments that have waited.
+    fn count(&mut self, segments: u32) {
+        self.waiting -= segments;
+        self.counters.received = self.counters.received.wrapping_add(segments);
+    }
+}
+
+proptest! {
+    /// The socket may count a segment after the packet that makes the entry, and a program may not find the entry.
+    #[test]
+    fn segments_that_were_sampled_are_not_counted_again(
+        (ipv6, connects, unlisted, demultiplexed) in (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>()),
+        before in prop::collection::vec(arrival(), 0..5),
+        arrivals in prop::collection::vec(arrival(), 0..60),
+    ) {
+        let machine = Machine::new(&rules(), 100);
+        let mut one = Connection::handshake(&machine, connection(ipv6, 0), connects, Segments::default(), 1);
+        for arrival in before.into_iter().filter(|arrival| !matches!(arrival, Arrival::Leaves)) {
+            one.arrival(&machine, arrival, demultiplexed);
+        }
+        machine.lock_ends(unlisted);
+        one.out(&machine, 0, 3, ACK, 1);
+        machine.lock_ends(false);
+        arrivals.into_iter().for_each(|arrival| one.arrival(&machine, arrival, demultiplexed));
+        one.count(one.waiting);
+        one.out(&machine, 0, 3, ACK, 1);
+        one.both.end(&machine, Feature::TcpState);
+        let [all, sampled] = one.both.counted();
+        prop_assert_eq!(all, sampled);
+    }
+}
+
+/// A connection with the same ends in another namespace has taken the slot that led to the entry. So all segments seem to have
+/// arrived merged.
+#[test]
+fn a_connection_that_its_ends_do_not_lead_to_is_counted() {
+    let machine = Machine::new(&rules(), 100);
+    let mut one = Connection::new(&machine, connection(false, 0), true, Segments::default(), 1);
+    one.arrives(&machine, 10, 3, ACK, false);
+    one.counters.received += 1;
+    for _ in 0..10 {
+        let wire = Wire { options: 3, ..Wire::new(one.both.of, PacketDirection::Inbound, 10) };
+        one.both.play_without_entry(one.now, wire);
+        one.counters.received += 1;
+        one.out(&machine, 10, 3, ACK, 1);
+    }
+    assert_eq!(machine.look_up(one.both.of.sock).unwrap().tcp.unwrap().merged, 10);
+    one.both.end(&machine, Feature::TcpState);
+    let [all, sampled] = one.both.counted();
+    assert_eq!(all, sampled);
 }
 
 #[test]
