@@ -7,10 +7,10 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "snake_case")]
 pub enum Accounting {
     /// By the kernel if it can, else by samples.
+    #[default]
     Auto,
     /// By programs in the kernel, which sample only the packets that say something new.
     Kernel,
     /// By a sample of each packet.
-    #[default]
     Samples,
 }
