@@ -218,12 +218,13 @@ impl Pipeline {
     fn ask_totals(&mut self, source: &mut impl Source, limit: usize) {
         for _ in 0..limit {
             let Some(question) = self.state.next_question() else { return };
+            let sock = question.of.sock;
             let answer = if source.can_be_asked() {
-                let totals = source.totals(question.sock);
-                CountedAnswer { sock: question.sock, at: source.answered(), totals }
+                let totals = source.totals(&question.of);
+                CountedAnswer { sock, at: source.answered(), totals }
             } else {
-                let recorded = self.counted.iter().position(|answer| answer.sock == question.sock);
-                let none = CountedAnswer { sock: question.sock, at: self.now, totals: None };
+                let recorded = self.counted.iter().position(|answer| answer.sock == sock);
+                let none = CountedAnswer { sock, at: self.now, totals: None };
                 recorded.and_then(|at| self.counted.remove(at)).unwrap_or(none)
             };
             self.state.answer(question, answer.totals, answer.at);

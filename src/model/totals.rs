@@ -1,8 +1,8 @@
 //! What the kernel counts of conversations by itself, without a sample of each packet.
 //!
-//! A program at the packet probes keeps one entry for each socket and its two ends. It samples a packet that says something
-//! new: the first of each direction, those with SYN, FIN or RST, those that it cannot count, and the first after a pause.
-//! It counts all others. [`Totals`] are such an entry's counts.
+//! A program at the packet probes keeps an entry for each conversation. It samples a packet that says something new: the first of
+//! each direction, those with SYN, FIN or RST, those that it cannot count, and the first after a pause. It counts all others.
+//! [`Totals`] are such an entry's counts.
 //!
 //! Totals are reported before the next sample of the same entry, and when the socket is freed. In between, the source can be
 //! asked. They are cumulative, so it does not matter how often they are read.
@@ -12,6 +12,17 @@ use serde::{Deserialize, Serialize};
 use crate::model::flow::{Counters, Endpoint, Transport};
 use crate::model::kernel_address::SockAddress;
 use crate::model::time::MonotonicTime;
+
+/// A conversation: the packets of one socket between its two ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Conversation {
+    /// The `struct sock`.
+    pub sock: SockAddress,
+    /// This host's end.
+    pub local: Endpoint,
+    /// The other end.
+    pub remote: Endpoint,
+}
 
 /// What the kernel has counted of a conversation without a sample, since its entry was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,6 +86,12 @@ pub struct TcpTotals {
 }
 
 impl Totals {
+    /// Whose packets are counted.
+    pub fn conversation(&self) -> Conversation {
+        let Self { sock, local, remote, .. } = *self;
+        Conversation { sock, local, remote }
+    }
+
     /// The totals of an entry with these ends that has counted nothing yet.
     pub(crate) fn none_of(other: &Self) -> Self {
         let none = Counters::default();

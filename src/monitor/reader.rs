@@ -13,10 +13,9 @@ use parking_lot::Mutex;
 use super::stats::Counts;
 use crate::model::clock::{Clock, monotonic};
 use crate::model::event::SourceCapabilities;
-use crate::model::kernel_address::SockAddress;
 use crate::model::process::Process;
 use crate::model::time::MonotonicTime;
-use crate::model::totals::Totals;
+use crate::model::totals::{Conversation, Totals};
 use crate::source::{self, Batch, EventSockets, Existing, Source, Tap, TotalsReader, proc};
 use crate::state::FoundProcess;
 
@@ -118,8 +117,8 @@ impl Source for FromReader {
         proc::is_gone(process)
     }
 
-    fn totals(&mut self, sock: SockAddress) -> Option<Totals> {
-        self.totals.totals(sock, self.now())
+    fn totals(&mut self, of: &Conversation) -> Option<Totals> {
+        self.totals.totals(of, self.now())
     }
 
     /// Unlike [`FromReader::now`], it is after the answer. Totals are only read from kernels that stamp events with this clock.

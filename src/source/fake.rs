@@ -21,7 +21,7 @@ use crate::model::kernel_address::SockAddress;
 use crate::model::process::Process;
 use crate::model::socket_event::EventSocket;
 use crate::model::time::{BootTime, MonotonicTime};
-use crate::model::totals::Totals;
+use crate::model::totals::{Conversation, Totals};
 use crate::state::{FoundProcess, PreexistingProcess, PreexistingSocket};
 
 /// A scripted item of a fake source.
@@ -139,9 +139,9 @@ impl Fake {
             (EventKind::SocketFreed { sock }, Some(kernel)) => {
                 Verdict { totals: kernel.freed(*sock), is_sampled: true }
             }
-            _ => Verdict { totals: None, is_sampled: true },
+            _ => Verdict { totals: Vec::new(), is_sampled: true },
         };
-        self.early.extend(verdict.totals.map(|totals| Scripted::Totals { time, totals }));
+        self.early.extend(verdict.totals.into_iter().map(|totals| Scripted::Totals { time, totals }));
         if verdict.is_sampled {
             self.early.push_back(Scripted::Event(event));
         }
@@ -265,11 +265,11 @@ impl Source for Fake {
         self.gone.contains(&process.pid)
     }
 
-    fn totals(&mut self, sock: SockAddress) -> Option<Totals> {
-        self.asked_totals.push(sock);
+    fn totals(&mut self, of: &Conversation) -> Option<Totals> {
+        self.asked_totals.push(of.sock);
         match &self.kernel {
-            Some(kernel) => kernel.totals(sock),
-            None => self.totals.get(&sock).copied(),
+            Some(kernel) => kernel.totals(of),
+            None => self.totals.get(&of.sock).copied(),
         }
     }
 

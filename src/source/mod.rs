@@ -18,7 +18,7 @@ use crate::model::kernel_address::SockAddress;
 use crate::model::process::Process;
 use crate::model::socket_event::EventSocket;
 use crate::model::time::MonotonicTime;
-use crate::model::totals::Totals;
+use crate::model::totals::{Conversation, Totals};
 use crate::state::{FoundProcess, PreexistingProcess, PreexistingSocket};
 
 mod capture;
@@ -93,9 +93,10 @@ pub(crate) trait Source {
     /// Whether a process has certainly ended.
     fn is_gone(&mut self, process: &Process) -> bool;
 
-    /// What the kernel has counted of a socket's packets until now. Asked only if it has [`SourceCapabilities::totals`].
-    fn totals(&mut self, sock: SockAddress) -> Option<Totals> {
-        let _ = sock;
+    /// What the kernel has counted of a conversation until now, or of another one of the same socket if it does not count this
+    /// one. Asked only if it has [`SourceCapabilities::totals`].
+    fn totals(&mut self, of: &Conversation) -> Option<Totals> {
+        let _ = of;
         None
     }
 
@@ -210,8 +211,8 @@ impl TotalsReader {
     /// See [`Source::totals`].
     ///
     /// `round` is when the source's latest round began: reports from before it have arrived.
-    pub(crate) fn totals(&self, sock: SockAddress, round: MonotonicTime) -> Option<Totals> {
-        self.0.as_ref()?.totals(sock, round)
+    pub(crate) fn totals(&self, of: &Conversation, round: MonotonicTime) -> Option<Totals> {
+        self.0.as_ref()?.totals(of, round)
     }
 }
 

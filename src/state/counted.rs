@@ -7,22 +7,20 @@ use std::collections::BTreeMap;
 use crate::model::flow::{Counters, Endpoint};
 use crate::model::kernel_address::SockAddress;
 use crate::model::time::MonotonicTime;
-use crate::model::totals::{TcpTotals, Totals};
+use crate::model::totals::{Conversation, TcpTotals, Totals};
 
-/// The kernel's counts, by socket and ends.
+/// The kernel's counts, by conversation.
 #[derive(Debug)]
 pub struct Counted {
-    conversations: BTreeMap<Ends, Conversation>,
+    conversations: BTreeMap<Conversation, Known>,
     limit: usize,
     /// Counts that found no room.
     pub refused: u64,
 }
 
-/// A socket and the two ends of one of its conversations.
-type Ends = (SockAddress, Endpoint, Endpoint);
-
+/// What is known of a conversation.
 #[derive(Debug)]
-struct Conversation {
+struct Known {
     /// The counts that were taken into flows.
     taken: Totals,
     /// Later counts, whose flow is not known yet.
@@ -93,7 +91,7 @@ impl Counted {
 
     /// How these counts relate to those that were taken before.
     pub fn standing(&self, totals: &Totals) -> Standing {
-        match self.conversations.get(&ends(totals)) {
+        match self.conversations.get(&totals.conversation()) {
             Some(known) if known.taken.is_of_entry(totals) => Standing::After(known.taken),
             Some(known) if known.taken.since > totals.since => Standing::Outdated,
             _ => Standing::First,
@@ -104,27 +102,28 @@ impl Counted {
     /// used, because they would be taken twice.
     #[must_use]
     pub fn take(&mut self, totals: &Totals) -> bool {
-        self.note(totals, Conversation { taken: *totals, waiting: None })
+        self.note(totals, Known { taken: *totals, waiting: None })
     }
 
     /// Keeps counts whose flow is not known yet; `taken` were taken before.
     pub fn keep(&mut self, taken: &Totals, totals: &Totals) {
-        self.note(totals, Conversation { taken: *taken, waiting: Some(*totals) });
+        self.note(totals, Known { taken: *taken, waiting: Some(*totals) });
     }
 
-    /// Takes out the counts that wait for the flow between these ends.
-    pub fn waiting(&mut self, sock: SockAddress, local: Endpoint, remote: Endpoint) -> Option<Totals> {
-        self.conversations.get_mut(&(sock, local, remote))?.waiting.take()
+    /// Takes out the counts that wait for the conversation's flow.
+    pub fn waiting(&mut self, of: &Conversation) -> Option<Totals> {
+        self.conversations.get_mut(of)?.waiting.take()
     }
 
     /// Forgets the conversations of a socket that is freed. Returns how many packets were counted without a flow.
     pub fn forget(&mut self, sock: SockAddress) -> u64 {
         let lowest = Endpoint::new(std::net::Ipv4Addr::UNSPECIFIED, 0);
         let mut packets = 0;
-        while let Some((key, conversation)) = self.conversations.range((sock, lowest, lowest)..).next()
-            && key.0 == sock
+        let first = Conversation { sock, local: lowest, remote: lowest };
+        while let Some((key, known)) = self.conversations.range(first..).next()
+            && key.sock == sock
         {
-            let left = conversation.waiting.and_then(|totals| NewCounts::between(&conversation.taken, &totals));
+            let left = known.waiting.and_then(|totals| NewCounts::between(&known.taken, &totals));
             packets += left.map_or(0, |new| new.packets());
             let key = *key;
             self.conversations.remove(&key);
@@ -132,20 +131,16 @@ impl Counted {
         packets
     }
 
-    fn note(&mut self, totals: &Totals, conversation: Conversation) -> bool {
-        let key = ends(totals);
+    fn note(&mut self, totals: &Totals, known: Known) -> bool {
+        let key = totals.conversation();
         let has_room = self.conversations.len() < self.limit || self.conversations.contains_key(&key);
         if has_room {
-            self.conversations.insert(key, conversation);
+            self.conversations.insert(key, known);
         } else {
             self.refused += 1;
         }
         has_room
     }
-}
-
-fn ends(totals: &Totals) -> Ends {
-    (totals.sock, totals.local, totals.remote)
 }
 
 #[cfg(test)]
@@ -214,7 +209,7 @@ mod tests {
         let (taken, later) = (totals(1, 2, 1, 0, 0), totals(1, 2, 1, 4, 2));
         counted.keep(&taken, &later);
         assert_eq!(counted.standing(&later), Standing::After(taken));
-        let waiting = |counted: &mut Counted| counted.waiting(later.sock, later.local, later.remote);
+        let waiting = |counted: &mut Counted| counted.waiting(&later.conversation());
         assert_eq!((waiting(&mut counted), waiting(&mut counted)), (Some(later), None));
     }
 

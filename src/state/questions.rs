@@ -12,10 +12,10 @@ use slotmap::{SlotMap, new_key_type};
 use super::counting::{self, DroppedAs};
 use super::flows::{FlowId, FlowKey, Flows, LiveFlow};
 use crate::model::event::Segments;
-use crate::model::flow::{Endpoint, Reason};
+use crate::model::flow::Reason;
 use crate::model::kernel_address::SockAddress;
 use crate::model::time::MonotonicTime;
-use crate::model::totals::Totals;
+use crate::model::totals::{Conversation, Totals};
 
 /// The maximum number of flows that were replaced and wait for their last counts.
 pub const MAX_REPLACED: usize = 4096;
@@ -27,15 +27,11 @@ new_key_type! {
     pub struct ReplacedKey;
 }
 
-/// A question to the source: what has the kernel counted for this socket between these ends?
+/// A question to the source: what has the kernel counted of this conversation?
 #[derive(Debug, Clone, Copy)]
 pub struct Question {
-    /// The `struct sock`.
-    pub sock: SockAddress,
-    /// This host's end.
-    pub local: Endpoint,
-    /// The other end.
-    pub remote: Endpoint,
+    /// The conversation.
+    pub of: Conversation,
     about: Subject,
 }
 
@@ -133,7 +129,8 @@ impl Questions {
         if !waiting.is_asked {
             waiting.is_asked = true;
             let FlowId { local, remote, .. } = *id;
-            self.open.push_back(Question { sock, local, remote, about: Subject::Live(flow_key) });
+            let of = Conversation { sock, local, remote };
+            self.open.push_back(Question { of, about: Subject::Live(flow_key) });
         }
     }
 
@@ -142,7 +139,8 @@ impl Questions {
         let facts = waiting.map(|waiting| waiting.facts).unwrap_or_default();
         let FlowId { local, remote, .. } = flow.id;
         let key = self.replaced.insert(Replaced { flow, sock, reason, facts });
-        self.open.push_back(Question { sock, local, remote, about: Subject::Replaced(key) });
+        let of = Conversation { sock, local, remote };
+        self.open.push_back(Question { of, about: Subject::Replaced(key) });
     }
 
     /// Whether another flow that was replaced may wait.
@@ -221,8 +219,8 @@ impl Questions {
     /// A flow that was replaced, with the socket and ends of these totals.
     pub fn replaced_mut(&mut self, totals: &Totals) -> Option<&mut Replaced> {
         let is_it = |one: &Replaced| {
-            let id = one.flow.id;
-            one.sock == totals.sock && (id.local, id.remote) == (totals.local, totals.remote)
+            let FlowId { local, remote, .. } = one.flow.id;
+            totals.conversation() == Conversation { sock: one.sock, local, remote }
         };
         self.replaced.values_mut().find(|one| is_it(one))
     }
@@ -282,7 +280,7 @@ impl Questions {
 impl Question {
     /// Whether these totals are of other ends.
     pub fn is_not(&self, totals: &Totals) -> bool {
-        (self.local, self.remote) != (totals.local, totals.remote)
+        self.of != totals.conversation()
     }
 
     /// Its answer, which is about the time up to `at`. All events up to `asked` had been taken in when it was asked.

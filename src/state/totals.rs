@@ -10,7 +10,7 @@ use crate::model::event::{Segments, Tuple};
 use crate::model::flow::{Direction, Outcome, Reason, Transport};
 use crate::model::kernel_address::SockAddress;
 use crate::model::time::MonotonicTime;
-use crate::model::totals::Totals;
+use crate::model::totals::{Conversation, Totals};
 
 impl State {
     /// The kernel's counts of a conversation. They are complete up to `until`.
@@ -41,7 +41,7 @@ impl State {
         let is_known = self.flow_of(totals).is_some() || self.questions.replaced_mut(totals).is_some();
         if !is_known && new.is_some() {
             // Earlier counts that have waited are contained in these.
-            let _ = self.counted.waiting(totals.sock, totals.local, totals.remote);
+            let _ = self.counted.waiting(&totals.conversation());
             if !self.begin_with(totals) {
                 self.counted.keep(&before, totals);
                 return;
@@ -142,7 +142,8 @@ impl State {
         let (Some(sock), Some(id)) = (self.sock(socket_key), self.flows.get(flow_key).map(|flow| flow.id)) else {
             return;
         };
-        if let Some(totals) = self.counted.waiting(sock, id.local, id.remote) {
+        let FlowId { local, remote, .. } = id;
+        if let Some(totals) = self.counted.waiting(&Conversation { sock, local, remote }) {
             self.totals(&totals, totals.last);
         }
     }

@@ -41,7 +41,7 @@ pub enum AssemblyError {
     /// A label was bound twice.
     #[error("a label is bound a second time, at instruction {0}")]
     BoundTwice(usize),
-    /// A jump would make a loop.
+    /// A jump would make a loop without [`Assembler::repeat_if`].
     #[error("the jump at instruction {0} goes backward, which kernels before 5.3 refuse")]
     Backward(usize),
     /// Its last instruction neither ends it nor jumps.
@@ -136,6 +136,20 @@ impl Assembler {
     pub fn jump_if(&mut self, condition: Condition, register: Register, operand: impl Into<Operand>, label: Label) {
         self.jumps.push((self.instructions.len(), label));
         self.instructions.push(Instruction::jump_if(condition, register, operand.into()));
+    }
+
+    /// Goes back to a label that is bound already, if the condition holds: a loop. The kernel must be able to see that it ends.
+    /// Since Linux 5.3.
+    pub fn repeat_if(&mut self, condition: Condition, register: Register, operand: impl Into<Operand>, label: Label) {
+        let here = self.instructions.len();
+        let jump = Instruction::jump_if(condition, register, operand.into());
+        let place = self.labels.get(label.0).copied().flatten();
+        let distance = place.map(|place| i16::try_from(place as i64 - here as i64 - 1));
+        match distance {
+            Some(Ok(distance)) => self.instructions.push(jump.over(distance)),
+            Some(Err(_)) => self.mistake = self.mistake.or(Some(AssemblyError::TooLong(here))),
+            None => self.mistake = self.mistake.or(Some(AssemblyError::Unbound(here))),
+        }
     }
 
     /// Calls a helper function of the kernel with `R1` to `R5`. Its return value is in `R0`.
@@ -365,6 +379,25 @@ mod tests {
             });
             assert_eq!(written, Err(AssemblyError::Backward(usize::from(!jumps_to_itself))));
         }
+        let ahead = |asm: &mut Assembler| {
+            let label = asm.label();
+            asm.repeat_if(Condition::Equal, R1, 0, label);
+            asm.bind(label);
+            asm.exit();
+        };
+        assert_eq!(mistake(ahead), AssemblyError::Unbound(0));
+    }
+
+    #[test]
+    fn a_loop_jumps_back() {
+        let code = assembled(|asm| {
+            let again = asm.label();
+            asm.bind(again);
+            asm.alu(Alu::Sub, R1, 1);
+            asm.repeat_if(Condition::NotEqual, R1, 0, again);
+            asm.exit();
+        });
+        assert_eq!(code.unwrap()[1].bytes(), [0x55, 0x01, 0xfe, 0xff, 0, 0, 0, 0]);
     }
 
     #[test]

@@ -7,12 +7,12 @@ use crate::model::event::{Packet, PacketDirection, Segments, tcp_flags};
 use crate::model::flow::{Counters, Transport};
 use crate::model::kernel_address::SockAddress;
 use crate::model::time::MonotonicTime;
-use crate::model::totals::{TcpTotals, Totals};
+use crate::model::totals::{Conversation, TcpTotals, Totals};
 
-/// An entry for each socket that had a packet.
+/// An entry for each conversation that had a packet: one of a TCP socket, all of a UDP socket.
 #[derive(Debug)]
 pub(crate) struct Kernel {
-    entries: HashMap<SockAddress, Entry>,
+    entries: HashMap<Conversation, Entry>,
     /// A packet after a pause that is not shorter is sampled.
     pause: Duration,
     /// The maximum number of entries.
@@ -22,8 +22,8 @@ pub(crate) struct Kernel {
 /// What a program says of a packet.
 #[derive(Debug, Default)]
 pub(crate) struct Verdict {
-    /// The counts so far, if the packet is sampled and something was counted before.
-    pub(crate) totals: Option<Totals>,
+    /// The counts that are reported: those so far, if the packet is sampled and something was counted before.
+    pub(crate) totals: Vec<Totals>,
     /// Whether the packet is sampled.
     pub(crate) is_sampled: bool,
 }
@@ -53,14 +53,20 @@ impl Kernel {
         packet: &Packet,
         counted: Segments,
     ) -> Verdict {
-        let sampled = Verdict { totals: None, is_sampled: true };
+        let sampled = Verdict { totals: Vec::new(), is_sampled: true };
         let Some(sk) = sk else { return sampled };
+        let of = Conversation { sock: sk, local: packet.tuple.local, remote: packet.tuple.remote };
+        let is_others =
+            packet.transport == Transport::Tcp && self.totals(&of).is_some_and(|totals| totals.conversation() != of);
+        if is_others {
+            return sampled;
+        }
         let has_room = self.entries.len() < self.room;
-        let Some(entry) = self.entries.get_mut(&sk) else {
+        let Some(entry) = self.entries.get_mut(&of) else {
             if has_room {
                 let mut entry = Entry::new(now, sk, packet);
                 entry.note(now, packet, counted, false);
-                self.entries.insert(sk, entry);
+                self.entries.insert(of, entry);
             }
             return sampled;
         };
@@ -69,27 +75,28 @@ impl Kernel {
             PacketDirection::Outbound => !entry.has_sent,
             PacketDirection::Inbound => !entry.has_received,
         };
-        let is_others = (totals.local, totals.remote) != (packet.tuple.local, packet.tuple.remote);
         let is_special = packet.tcp_flags & (tcp_flags::SYN | tcp_flags::FIN | tcp_flags::RST) != 0
             || packet.data_len > 0
             || packet.fragment > 0;
         let is_late = now.saturating_duration_since(totals.last) >= self.pause;
-        let is_sampled = is_first || is_others || is_special || is_late;
-        if !is_others {
-            entry.note(now, packet, counted, !is_sampled);
-        }
+        let is_sampled = is_first || is_special || is_late;
+        entry.note(now, packet, counted, !is_sampled);
         let has_counted = totals.sent.packets + totals.received.packets > 0;
-        Verdict { totals: (is_sampled && has_counted).then_some(totals), is_sampled }
+        Verdict { totals: (is_sampled && has_counted).then_some(totals).into_iter().collect(), is_sampled }
     }
 
     /// The socket is freed.
-    pub(crate) fn freed(&mut self, sk: SockAddress) -> Option<Totals> {
-        self.entries.remove(&sk).map(|entry| entry.totals)
+    pub(crate) fn freed(&mut self, sk: SockAddress) -> Vec<Totals> {
+        let mut totals: Vec<_> =
+            self.entries.extract_if(|of, _| of.sock == sk).map(|(_, entry)| entry.totals).collect();
+        totals.sort_by_key(Totals::conversation);
+        totals
     }
 
     /// A look-up.
-    pub(crate) fn totals(&self, sk: SockAddress) -> Option<Totals> {
-        self.entries.get(&sk).map(|entry| entry.totals)
+    pub(crate) fn totals(&self, of: &Conversation) -> Option<Totals> {
+        let others = || self.entries.values().find(|entry| entry.totals.sock == of.sock);
+        self.entries.get(of).or_else(others).map(|entry| entry.totals)
     }
 }
 

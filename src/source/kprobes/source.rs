@@ -19,10 +19,9 @@ use super::{Feature, GROUP, Missed, Misses, Probes};
 use crate::model::accounting::Accounting;
 use crate::model::clock::{Clock, Readings, TimeSource};
 use crate::model::event::{Event, EventKind, SourceCapabilities};
-use crate::model::kernel_address::SockAddress;
 use crate::model::process::Process;
 use crate::model::time::MonotonicTime;
-use crate::model::totals::Totals;
+use crate::model::totals::{Conversation, Totals};
 use crate::source::capture::NameCapture;
 use crate::source::{
     Batch, Counts, Error, EventSockets, Existing, MissingFeature, Source, Tap, TotalsReader, Waker, proc,
@@ -364,8 +363,8 @@ impl Source for KprobeSource {
         proc::is_gone(process)
     }
 
-    fn totals(&mut self, sock: SockAddress) -> Option<Totals> {
-        self.probes.conversations.as_ref().ok()?.totals(sock, self.round)
+    fn totals(&mut self, of: &Conversation) -> Option<Totals> {
+        self.probes.conversations.as_ref().ok()?.totals(of, self.round)
     }
 
     fn totals_reader(&self) -> TotalsReader {

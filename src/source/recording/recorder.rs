@@ -15,11 +15,10 @@ use super::entries::{Entry, EventEntry, FoundEntry, Header, LearnedEntry, NameEn
 use crate::model::clock::Clock;
 use crate::model::event::SourceCapabilities;
 use crate::model::flow::Flow;
-use crate::model::kernel_address::SockAddress;
 use crate::model::names::UserNames;
 use crate::model::process::{Credentials, Process};
 use crate::model::time::MonotonicTime;
-use crate::model::totals::Totals;
+use crate::model::totals::{Conversation, Totals};
 use crate::source::kprobes::Missed;
 use crate::source::{Batch, CountedAnswer, Counts, EventSockets, Existing, Source, Tap, Waker};
 use crate::state::FoundProcess;
@@ -168,9 +167,9 @@ impl<S: Source<Error: Into<RecordingError>>, W: Write> Source for Recorder<S, W>
         false
     }
 
-    fn totals(&mut self, sock: SockAddress) -> Option<Totals> {
-        let totals = self.source.totals(sock);
-        let answer = CountedAnswer { sock, at: self.source.answered(), totals };
+    fn totals(&mut self, of: &Conversation) -> Option<Totals> {
+        let totals = self.source.totals(of);
+        let answer = CountedAnswer { sock: of.sock, at: self.source.answered(), totals };
         self.answered = answer.at;
         self.writer.write(&Entry::Answered(AnsweredEntry::from(&answer)));
         totals

@@ -6,11 +6,11 @@ use socktrail_kprobes::bpf::{Array, Map, Program};
 use socktrail_kprobes::{Clock, Error, Resolver, Rings};
 
 use super::entry::{self, SIZE};
-use super::table::{BUCKET_SIZE, BUCKET_WORDS, SLOTS, Table};
+use super::table::{BUCKET_SIZE, BUCKET_WORDS, SLOTS, Table, WAYS};
 use super::{Rules, programs};
 use crate::model::kernel_address::SockAddress;
 use crate::model::time::MonotonicTime;
-use crate::model::totals::Totals;
+use crate::model::totals::{Conversation, Totals};
 use crate::source::kprobes::{Feature, Probe};
 
 /// The reason why packets are not counted in the kernel, so that each is sampled.
@@ -106,12 +106,18 @@ impl Conversations {
         self.programs.iter().map(|(feature, program)| (*feature, program))
     }
 
-    /// What has been counted of a socket's conversation. The counts of a socket that has ended are in its last report. They are
-    /// also given here if it ended at `round` or later, because that report may not have been received yet.
-    pub(crate) fn totals(&self, sock: SockAddress, round: MonotonicTime) -> Option<Totals> {
-        let bucket = self.table.bucket(sock.get());
-        let number = self.entry_of(bucket, sock).or_else(|| self.removed(bucket, sock, round))?;
-        entry::totals(&self.read_consistently(number)?).filter(|totals| totals.sock == sock)
+    /// What has been counted of a conversation, or of its socket's first one if the conversation has no entry. The counts of an
+    /// entry that was removed are in its last report. They are also given here if that was at `round` or later, because the report
+    /// may not have been received yet.
+    pub(crate) fn totals(&self, of: &Conversation, round: MonotonicTime) -> Option<Totals> {
+        let key = of.sock.get();
+        let find = |key| self.entries_of(key, of.sock, round).find(|(_, totals)| totals.conversation() == *of);
+        let of_ways = || {
+            let ways = self.entries_of(key, of.sock, round).fold(0, |all, (ways, _)| all | ways);
+            (0..WAYS).filter(|way| ways >> way & 1 == 1).find_map(|way| find(key + 1 + u64::from(way)))
+        };
+        let found = find(key).or_else(of_ways).or_else(|| self.entry_of(key))?;
+        Some(found.1).filter(|totals| totals.sock == of.sock)
     }
 
     /// How many packets were sampled because the table had no room for their conversation.
@@ -119,20 +125,24 @@ impl Conversations {
         self.entry(self.table.refused_entry()).and_then(|bytes| entry::refused_packets(&bytes)).unwrap_or(0)
     }
 
-    /// The number of the entry of a socket, which is in this bucket.
-    fn entry_of(&self, bucket: u32, sock: SockAddress) -> Option<u32> {
-        let mut words = [0; BUCKET_WORDS];
+    /// The entry of a key: the ways of its socket that are in use, and its counts.
+    fn entry_of(&self, key: u64) -> Option<(u64, Totals)> {
+        let (bucket, mut words) = (self.table.bucket(key), [0; BUCKET_WORDS]);
         let is_read = self.sockets.read(bucket, &mut words);
-        let slot = words[..SLOTS].iter().position(|word| *word == sock.get()).filter(|_| is_read)?;
-        Some(Table::entry(bucket, slot as u32))
+        let slot = words[..SLOTS].iter().position(|word| *word == key).filter(|_| is_read)?;
+        let bytes = self.read_consistently(Table::entry(bucket, slot as u32))?;
+        Some((entry::ways(&bytes)?, entry::totals(&bytes)?))
     }
 
-    /// The number of the entry of a socket that ended at this time or later.
-    fn removed(&self, bucket: u32, sock: SockAddress, time: MonotonicTime) -> Option<u32> {
-        (0..SLOTS as u32).map(|slot| Table::entry(bucket, slot)).find(|number| {
-            let removed = self.entry(*number).and_then(|bytes| entry::removed(&bytes));
-            removed.is_some_and(|(of, at)| of == sock.get() && at >= time)
-        })
+    /// The entry of a key, and those in its bucket that this socket had until `round` or later.
+    fn entries_of(&self, key: u64, sock: SockAddress, round: MonotonicTime) -> impl Iterator<Item = (u64, Totals)> {
+        let bucket = self.table.bucket(key);
+        let removed = (0..SLOTS as u32).filter_map(move |slot| {
+            let bytes = self.entry(Table::entry(bucket, slot))?;
+            let is_recent = entry::removed(&bytes)? >= round;
+            Some((entry::ways(&bytes)?, entry::totals(&bytes)?)).filter(|_| is_recent)
+        });
+        self.entry_of(key).into_iter().chain(removed).filter(move |(_, totals)| totals.sock == sock)
     }
 
     /// The bytes of an entry. A program may change it during a reading, so it is read until two readings agree, or [`READINGS`]

@@ -75,7 +75,9 @@ pub(super) struct Entry {
     pub(super) number: u32,
     /// The hash of the ends of a TCP connection; 0 if packets cannot be looked up by them.
     pub(super) ends_hash: u64,
-    /// When its socket ended; 0 before that. The other fields stay as they are until another conversation gets the entry.
+    /// Which ways of a UDP socket are in use, a bit for each: see [`WAYS`](super::table::WAYS).
+    pub(super) ways: u64,
+    /// When its socket ended, or when it was evicted; 0 before that. The other fields stay as they are until another conversation gets the entry.
     pub(super) removed: u64,
 }
 
@@ -169,9 +171,14 @@ fn ends(bytes: &[u8]) -> Option<(Endpoint, Endpoint)> {
     }
 }
 
-/// The socket of an entry, and when it was removed.
-pub(super) fn removed(bytes: &[u8]) -> Option<(u64, MonotonicTime)> {
-    Some((number!(bytes, u64, sock), MonotonicTime::from_nanos(number!(bytes, u64, removed))))
+/// The ways of a socket that are in use, from the bytes of its first entry.
+pub(super) fn ways(bytes: &[u8]) -> Option<u64> {
+    Some(number!(bytes, u64, ways))
+}
+
+/// When an entry was removed.
+pub(super) fn removed(bytes: &[u8]) -> Option<MonotonicTime> {
+    Some(MonotonicTime::from_nanos(number!(bytes, u64, removed)))
 }
 
 /// The number of packets that were sampled for lack of room in the table, from the bytes of the entry that counts them.

@@ -1,13 +1,12 @@
 //! Programs that count packets in the kernel, so that only packets that say something new become samples.
 //!
 //! Each packet probe has a program, made from the declaration of the probe's sample. The programs keep an [entry](entry::Entry)
-//! for each socket, with the packets and bytes of its conversation: the socket and its two ends. A hit becomes a sample if
+//! for each conversation, with its packets and bytes: a socket and two ends. A hit becomes a sample if
 //!
 //! - the conversation has no entry yet. The program then makes the entry;
 //! - the packet is the first of its direction, or the first after a [pause](KernelAccounting::pause);
 //! - the packet has SYN, FIN or RST;
-//! - the packet cannot be counted for certain: it has IP options, is fragmented, leaves and may be several datagrams (UDP GSO),
-//!   or has other ends than the entry.
+//! - the packet cannot be counted for certain: it has IP options, is fragmented, or leaves and may be several datagrams (UDP GSO).
 //!
 //! All other packets are counted, and their hits end there. Before a hit becomes a sample, the program writes the conversation's
 //! entry into the ring, if packets have been counted in it. The program at the end of the socket does the same, and removes the

@@ -141,18 +141,21 @@ fn closed(fields: &Fields<'_>) -> Result<Code, Error> {
     let mut w = Writer::new(fields, &[(0, &sk), (0, &state)])?;
     w.load(&state, R1)?;
     w.sample_if(Condition::NotEqual, R1, TCP_CLOSE);
-    end(w, fields, &sk)
+    w.set_key_to(&sk)?;
+    w.look_up(w.sample);
+    w.read_time();
+    w.remove();
+    w.finish(fields.program)
 }
 
 /// A `struct sock` is freed: another socket may get its address.
 fn freed(fields: &Fields<'_>) -> Result<Code, Error> {
     let sk = fields.get("sk")?;
-    end(Writer::new(fields, &[(0, &sk)])?, fields, &sk)
-}
-
-/// Removes the entry of a socket.
-fn end(mut w: Writer, fields: &Fields<'_>, sk: &Expression) -> Result<Code, Error> {
-    w.set_key_to(sk)?;
+    let mut w = Writer::new(fields, &[(0, &sk)])?;
+    w.set_key_to(&sk)?;
+    w.look_up(w.sample);
+    w.read_time();
+    w.remove_ways();
     w.look_up(w.sample);
     w.remove();
     w.finish(fields.program)

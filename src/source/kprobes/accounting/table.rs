@@ -9,6 +9,11 @@
 //! the array of entries. In the array of ends, the key is a connection's ends. A used slot contains half of their hash, and the
 //! number of the entry ([`Writer::reference`]). An empty slot is 0 in both arrays.
 //!
+//! A socket's first conversation has the key of the socket. A UDP socket may have conversations with more peers: each of them has
+//! one of [`WAYS`] further keys, chosen by the hash of its ends. Two of them may want the same way. Then the one that was first
+//! keeps it, until it has had no packets for [`EVICT_AFTER`]. The first entry knows which ways are in use, so that all of them are
+//! removed when the socket ends.
+//!
 //! A slot is filled while its bucket is locked; clearing it needs no lock. Programs do not wait for a lock: if a bucket is
 //! locked, no entry is made, and the hit becomes a sample. Before Linux 5.12, programs have no instruction that exchanges values,
 //! so the lock is a counter: a program that adds 1 and then reads 1 has locked the bucket.
@@ -32,6 +37,11 @@ const LOCK: i16 = 8 * SLOTS as i16;
 const SOCKETS_PER_BUCKET: u32 = 4;
 /// 2⁶⁴ divided by the golden ratio: multiplication spreads neighbouring addresses over all buckets (Fibonacci hashing).
 const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
+/// The number of conversations that a UDP socket can have besides its first: way `w` has the key `sock + 1 + w`, which is no other
+/// socket's address, because a `struct sock` is larger.
+pub(super) const WAYS: u8 = 64;
+/// A conversation that was idle for this many nanoseconds leaves its way to another one.
+const EVICT_AFTER: i32 = 1_000_000_000;
 /// A removed entry is used again only after this many nanoseconds, because a program on another CPU may still be counting in it.
 const REUSE_AFTER: i32 = 1_000_000;
 
@@ -107,6 +117,12 @@ const NUMBER: i16 = -24;
 const SLOT: i16 = -32;
 /// The hash of the ends.
 pub(super) const HASH: i16 = -40;
+/// The number of a way.
+const WAY: i16 = -48;
+/// The address of the socket's first entry.
+const FIRST: i16 = -56;
+/// The lowest of these.
+pub(super) const LOWEST: i16 = FIRST;
 
 impl Writer {
     /// Sets `ENTRY` to the entry of the key, or continues at `missing`. Overwrites `R0` to `R5`.
@@ -221,6 +237,78 @@ impl Writer {
         self.asm.store(Width::Double, R1, 0, R2);
         self.asm.bind(done);
         self.unlock(LOCKED_BUCKET);
+    }
+
+    /// Sets `ENTRY` to the entry of the way that the hash of the ends selects, and the key to its key, or continues at `missing`.
+    /// Before, `ENTRY` is the socket's first entry. The way's entry may have other ends. Overwrites `R0` to `R5`.
+    pub(super) fn look_up_way(&mut self, missing: Label) {
+        self.asm.store(Width::Double, Frame, FIRST, ENTRY);
+        self.asm.load(Width::Double, R1, Frame, HASH);
+        self.asm.alu(Alu::ShiftRight, R1, i32::from(u64::BITS as u8 - WAYS.ilog2() as u8));
+        self.asm.store(Width::Double, Frame, WAY, R1);
+        self.asm.load(Width::Double, R2, Frame, KEY);
+        self.asm.alu(Alu::Add, R2, R1);
+        self.asm.alu(Alu::Add, R2, 1);
+        self.set_key(R2);
+        self.look_up(missing);
+    }
+
+    /// Notes that a way is in use, whose entry was [claimed](Writer::claim) and is not published yet. Overwrites `R1` to `R4`.
+    pub(super) fn note_way(&mut self) {
+        let noted = self.asm.label();
+        self.asm.load(Width::Double, R4, Frame, FIRST);
+        self.asm.load(Width::Double, R1, Frame, WAY);
+        self.asm.load(Width::Double, R2, R4, offset!(ways));
+        self.asm.mov(R3, 1);
+        self.asm.alu(Alu::ShiftLeft, R3, R1);
+        self.asm.jump_if(Condition::AnyBit, R2, R3, noted);
+        // Not a store: programs on other CPUs may note other ways.
+        self.asm.atomic_add(R4, offset!(ways), R3);
+        self.asm.bind(noted);
+    }
+
+    /// Removes `ENTRY`, which other ends than the packet's have, if it was idle for a second. In any case the hit becomes a sample.
+    pub(super) fn evict(&mut self) {
+        let idle = self.asm.label();
+        self.read_time();
+        self.asm.mov(R1, NOW);
+        self.load_of_entry(Width::Double, R2, offset!(last));
+        self.asm.alu(Alu::Sub, R1, R2);
+        self.asm.jump_if(Condition::GreaterOrEqualSigned, R1, EVICT_AFTER, idle);
+        self.count_refused();
+        self.asm.jump(self.sample);
+        self.asm.bind(idle);
+        self.report();
+        self.unpublish();
+        self.asm.jump(self.sample);
+    }
+
+    /// Reports and removes the entries of all ways of a UDP socket. The key and `ENTRY` are those of its first entry, which is
+    /// still in the table. The time must have been read. Overwrites `R0` to `R5`, `R9` and `ENTRY`.
+    pub(super) fn remove_ways(&mut self) {
+        let (none, again, used, next) = (self.asm.label(), self.asm.label(), self.asm.label(), self.asm.label());
+        // The ways that are left; the next one has the lowest bit.
+        let ways = R9;
+        self.load_of_entry(Width::Double, ways, offset!(ways));
+        self.asm.jump_if(Condition::Equal, ways, 0, none);
+        self.asm.load(Width::Double, R1, Frame, KEY);
+        self.asm.store(Width::Double, Frame, FIRST, R1);
+        self.asm.bind(again);
+        self.asm.load(Width::Double, R1, Frame, KEY);
+        self.asm.alu(Alu::Add, R1, 1);
+        self.set_key(R1);
+        self.asm.jump_if(Condition::AnyBit, ways, 1, used);
+        self.asm.jump(next);
+        self.asm.bind(used);
+        self.look_up(next);
+        self.report();
+        self.unpublish();
+        self.asm.bind(next);
+        self.asm.alu(Alu::ShiftRight, ways, 1);
+        self.asm.repeat_if(Condition::NotEqual, ways, 0, again);
+        self.asm.load(Width::Double, R1, Frame, FIRST);
+        self.set_key(R1);
+        self.asm.bind(none);
     }
 
     /// Clears the slot that leads from the ends to the entry, if there still is one. Overwrites `R0` to `R5`.

@@ -106,6 +106,7 @@ impl Leaving {
         w.end_without_sample();
 
         w.asm.bind(stale);
+        w.read_time();
         w.remove();
         w.asm.jump(w.sample);
 
@@ -225,7 +226,7 @@ impl Leaving {
             w.sample_if(Condition::NotEqual, R2, R3);
         }
         w.hash(&self.ends)?;
-        w.begin_entry(&self.ends, direction)?;
+        w.begin_entry(&self.sock, &self.ends, direction)?;
         w.load(&self.net, R1)?;
         w.store_in_entry(Width::Double, offset!(net), R1);
         w.load(&self.segs_out, R1)?;

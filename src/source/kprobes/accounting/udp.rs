@@ -1,7 +1,7 @@
 //! The accounting of datagrams.
 
 use socktrail_kprobes::bpf::Register::*;
-use socktrail_kprobes::bpf::{Alu, Condition, Label, Register, Width};
+use socktrail_kprobes::bpf::{Alu, Condition, Register, Width};
 use socktrail_kprobes::{Error, Expression, Type};
 
 use super::entry::{DirectionFields, offset};
@@ -56,6 +56,7 @@ impl Datagram {
     pub(super) fn account(&self, w: &mut Writer, rules: &Rules) -> Result<(), Error> {
         let direction = DirectionFields::of(self.direction);
         let (new, report_and_sample, paused) = (w.asm.label(), w.asm.label(), w.asm.label());
+        let (other, new_way, taken, found) = (w.asm.label(), w.asm.label(), w.asm.label(), w.asm.label());
         if self.direction == PacketDirection::Outbound {
             // It may be several datagrams (UDP GSO).
             w.load(&self.data_len, R1)?;
@@ -68,7 +69,13 @@ impl Datagram {
         w.filter_ports(&self.ends, &rules.filter)?;
         w.set_key_to(&self.sock)?;
         w.look_up(new);
-        w.jump_if_other_ends(&self.ends, w.sample)?;
+        w.jump_if_other_ends(&self.ends, other)?;
+        w.asm.jump(found);
+        w.asm.bind(other);
+        w.hash(&self.ends)?;
+        w.look_up_way(new_way);
+        w.jump_if_other_ends(&self.ends, taken)?;
+        w.asm.bind(found);
         w.read_time();
         w.jump_after_pause(rules.pause_nanos, paused);
         w.load_of_entry(Width::Byte, R1, direction.seen);
@@ -84,7 +91,18 @@ impl Datagram {
         w.report();
         w.note_sampled(direction);
         w.asm.jump(w.sample);
-        self.begin(w, new, direction)
+        w.asm.bind(taken);
+        w.evict();
+        w.asm.bind(new_way);
+        w.begin_entry(&self.sock, &self.ends, direction)?;
+        w.note_way();
+        w.publish();
+        w.asm.jump(w.sample);
+        w.asm.bind(new);
+        w.begin_entry(&self.sock, &self.ends, direction)?;
+        w.publish();
+        w.asm.jump(w.sample);
+        Ok(())
     }
 
     /// Loads the size with all headers.
@@ -113,14 +131,6 @@ impl Datagram {
             }
         }
         w.asm.bind(is_single);
-        Ok(())
-    }
-
-    fn begin(&self, w: &mut Writer, new: Label, direction: DirectionFields) -> Result<(), Error> {
-        w.asm.bind(new);
-        w.begin_entry(&self.ends, direction)?;
-        w.publish();
-        w.asm.jump(w.sample);
         Ok(())
     }
 }

@@ -8,7 +8,7 @@ use socktrail_kprobes::{Error, Expression};
 
 use super::entry::{DirectionFields, RECORD_KIND, SIZE, offset};
 use super::fields::{Ends, Fields, Piece};
-use super::table::{ENTRY, HASH, KEY, Table, map};
+use super::table::{ENTRY, HASH, KEY, LOWEST, Table, map};
 
 /// The time of the hit, once [`Writer::read_time`] has read it.
 pub(super) const NOW: Register = R8;
@@ -37,7 +37,7 @@ impl Writer {
         let mut asm = Assembler::new();
         let sample = asm.label();
         let reader = Reader::new(&mut asm, SCRATCH, sample)?;
-        let reads = Reads::plan(fields.program, reads, HASH)?;
+        let reads = Reads::plan(fields.program, reads, LOWEST)?;
         Ok(Self { asm, reader, table: fields.table, reads, sample })
     }
 
@@ -147,13 +147,18 @@ impl Writer {
         self.asm.bind(nothing);
     }
 
-    /// Makes an entry for the key with these ends and the present time. If the table has no room, the hit becomes a sample. The
+    /// Makes an entry for the key with this socket, these ends and the present time. If the table has no room, the hit becomes a sample. The
     /// entry is found only after [`Writer::publish`].
-    pub(super) fn begin_entry(&mut self, ends: &Ends, direction: DirectionFields) -> Result<(), Error> {
+    pub(super) fn begin_entry(
+        &mut self,
+        sock: &Expression,
+        ends: &Ends,
+        direction: DirectionFields,
+    ) -> Result<(), Error> {
         self.read_time();
         self.claim();
         self.store_in_entry(Width::Half, offset!(record_kind), i32::from(RECORD_KIND));
-        self.asm.load(Width::Double, R1, Frame, KEY);
+        self.load(sock, R1)?;
         self.store_in_entry(Width::Double, offset!(sock), R1);
         self.store_in_entry(Width::Double, offset!(since), NOW);
         self.store_in_entry(Width::Double, offset!(last), NOW);
@@ -188,10 +193,9 @@ impl Writer {
         Ok(())
     }
 
-    /// Reports the entry of the key, and removes it from both arrays of buckets.
+    /// Reports the entry of the key, and removes it from both arrays of buckets. The time must have been read.
     pub(super) fn remove(&mut self) {
         let no_ends = self.asm.label();
-        self.read_time();
         self.report();
         self.load_of_entry(Width::Half, R1, offset!(protocol));
         self.asm.jump_if(Condition::NotEqual, R1, i32::from(super::TCP), no_ends);

@@ -155,6 +155,16 @@ impl Machine {
         totals(&self.bytes(Table::entry(bucket, slot? as u32)))
     }
 
+    /// What user space reads of all conversations.
+    pub(super) fn conversations(&self) -> Vec<Totals> {
+        let of_bucket = |bucket| (0..SLOTS).map(move |slot| (bucket, slot));
+        let keys = (0..self.table.buckets()).flat_map(of_bucket);
+        let live = keys.filter(|(bucket, slot)| {
+            KERNEL.with_borrow(|kernel| kernel.arrays[0].1[*bucket as usize * BUCKET_WORDS + slot] != 0)
+        });
+        live.map(|(bucket, slot)| totals(&self.bytes(Table::entry(bucket, slot as u32))).unwrap()).collect()
+    }
+
     /// The number of packets that were sampled for lack of room in the table.
     pub(super) fn refused_packets(&self) -> u64 {
         refused_packets(&self.bytes(self.table.refused_entry())).unwrap()

@@ -17,8 +17,11 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         8 => 1..1_000_000_u64,
         1 => PAUSE - 2..PAUSE + 2,
         1 => Just(2 * PAUSE),
+        1 => 1_000_000_000..2_000_000_000_u64,
     ];
-    prop::collection::vec((0..2_u8, 0..3_u8, any::<bool>(), 0..1400_u32, pause, 0..16_u8), 1..120)
+    // Many peers share a few ways.
+    let remote = prop_oneof![0..3_u8, 0..250_u8];
+    prop::collection::vec((0..2_u8, remote, any::<bool>(), 0..1400_u32, pause, 0..16_u8), 1..200)
 }
 
 /// A random datagram of a conversation.
@@ -43,7 +46,7 @@ proptest! {
         for (at, (sock, remote, out, payload, pause, special)) in steps.into_iter().enumerate() {
             now += pause;
             let of = conversation(ipv6, sock, remote);
-            all.entry(of).or_insert_with(|| Both::new(of)).play(&machine, now, wire(of, out, payload, special));
+            play(&machine, now, wire(of, out, payload, special), &mut all);
             if at == free_after {
                 free(&machine, sock, &mut all);
             }
@@ -57,13 +60,24 @@ proptest! {
     }
 }
 
+/// A datagram of a conversation. What was counted of another one may be reported, because its entry leaves its place.
+fn play(machine: &Machine, now: u64, wire: Wire, all: &mut HashMap<Conversation, Both>) -> bool {
+    machine.set_time(now);
+    let (is_sample, reported) = wire.hit(machine);
+    reported.iter().for_each(|totals| take(totals, all));
+    all.entry(wire.of).or_insert_with(|| Both::new(wire.of)).played(now, wire, is_sample);
+    is_sample
+}
+
+fn take(totals: &Totals, all: &mut HashMap<Conversation, Both>) {
+    all.values_mut().find(|both| both.of.is_of(totals)).unwrap().take(totals);
+}
+
 /// The socket is freed: what was counted of it is reported, whichever conversation it is of.
 fn free(machine: &Machine, sock: u8, all: &mut HashMap<Conversation, Both>) {
     let (is_sample, reported) = machine.hit(Feature::SocketFree, [conversation(false, sock, 0).sock, 0, 0]);
     assert!(is_sample);
-    for totals in reported {
-        all.values_mut().find(|both| both.of.is_of(&totals)).unwrap().take(&totals);
-    }
+    reported.iter().for_each(|totals| take(totals, all));
 }
 
 #[test]
@@ -81,6 +95,33 @@ fn a_long_conversation_has_few_samples() {
         assert_eq!((totals.since, totals.last), (monotonic(1), monotonic(2000)));
         assert!(totals.short_datagrams && !totals.nonlinear_datagrams);
         both.take(&totals);
+        let [all, sampled] = both.counted();
+        assert_eq!(all, sampled);
+    }
+}
+
+#[test]
+fn a_socket_with_many_peers_has_few_samples() {
+    const PEERS: u8 = 20;
+    let (machine, mut all) = (Machine::new(&rules(), 1000), HashMap::new());
+    for now in 1..=100 {
+        for peer in 1..=PEERS {
+            play(&machine, now, wire(conversation(false, 0, peer), now % 2 == 0, 100, 9), &mut all);
+        }
+    }
+    let (few, many): (Vec<_>, _) = all.values().partition(|both| both.samples == 2);
+    // Those that another conversation keeps from its way are sampled.
+    assert!(many.iter().all(|both| both.samples == 100));
+    assert!(few.len() >= 13, "20 peers of 64 ways, by the hash of their ends: {}", few.len());
+    assert_eq!((machine.conversations().len(), machine.refused_packets()), (few.len(), 100 * many.len() as u64));
+    // After a second, a way is free for another peer.
+    let late = many[0].of;
+    let samples = [2_000_000_000, 2_000_000_001, 2_002_000_000, 2_002_000_001, 2_002_000_002];
+    let samples = samples.map(|now| play(&machine, now, wire(late, true, 100, 9), &mut all));
+    assert_eq!(samples, [true, true, true, false, false], "evicted, still at rest, claimed, counted");
+    free(&machine, 0, &mut all);
+    assert_eq!(machine.entries(), (0, 0));
+    for both in all.values() {
         let [all, sampled] = both.counted();
         assert_eq!(all, sampled);
     }

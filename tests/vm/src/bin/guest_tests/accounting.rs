@@ -16,6 +16,7 @@ use crate::lifetime::OfflineCpu;
 tests![
     masked_bpf,
     datagrams,
+    a_server_with_many_peers,
     connections,
     two_monitors,
     a_killed_monitor,
@@ -98,6 +99,34 @@ fn datagrams() -> Result<()> {
     let output = monitor.stop()?;
     ends.iter().try_for_each(|ends| expect_datagrams(&output, *ends, COUNT))?;
     few_were_sampled(&output, 4 * LOOPBACKS.len() as u64 * COUNT)
+}
+
+/// A socket that exchanges datagrams with many others in turn. Most of these conversations are counted by the kernel.
+fn a_server_with_many_peers() -> Result<()> {
+    const PEERS: usize = 20;
+    const EACH: u64 = 100;
+    let monitor = counting_monitor()?;
+    let mut ends = Vec::new();
+    for loopback in LOOPBACKS {
+        let server = UdpSocket::bind(loopback)?;
+        let clients = (0..PEERS).map(|_| UdpSocket::bind(loopback)).collect::<Result<Vec<_>, _>>()?;
+        let mut payload = [7; PAYLOAD];
+        for client in (0..EACH).flat_map(|_| &clients) {
+            client.send_to(&payload, server.local_addr()?)?;
+            let (_, from) = server.recv_from(&mut payload)?;
+            server.send_to(&payload, from)?;
+            client.recv(&mut payload)?;
+        }
+        for client in clients {
+            ends.push((client.local_addr()?, server.local_addr()?));
+        }
+    }
+    let output = monitor.stop()?;
+    ends.iter().try_for_each(|ends| expect_datagrams(&output, *ends, EACH))?;
+    let (sampled, counted) = (statistic(&output, "packets")?, statistic(&output, "packets_counted")?);
+    // By the hash of their ends, some peers get the same way as an earlier one.
+    ensure!(sampled * 3 < counted, "{sampled} sampled, {counted} counted");
+    Ok(())
 }
 
 /// A single flow makes fewer than twenty samples, however long it is.
