@@ -17,7 +17,8 @@ use nix::sys::socket::{
 use super::tcp::add_ip_options;
 use super::testbed::{ExpectedFlow, Side, Testbed, both, of_client, of_server};
 use super::wire::Transport;
-use crate::helpers::sys::set_option;
+use crate::helpers::sys::{datagrams_dropped, set_option};
+use crate::helpers::wait::wait_until;
 
 /// The segment size for `UDP_SEGMENT`.
 pub(crate) const SEGMENT: u16 = 1000;
@@ -122,11 +123,21 @@ fn send_many(testbed: &Testbed<'_>, count: usize, pause: Option<Duration>) -> Re
 
 /// Datagrams that do not fit into the receive buffer: they count as received.
 pub(crate) fn more_than_fits(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
+    const SENT: u32 = 100;
     let (client, server) = sockets(testbed)?;
     setsockopt(&server, sockopt::RcvBuf, &2048)?;
-    for _ in 0..100 {
+    for _ in 0..SENT {
         client.send_to(&[0; 500], server.local_addr()?)?;
     }
+    // On a busy machine, most of them may not have reached the socket yet.
+    server.set_nonblocking(true)?;
+    let mut received = 0;
+    wait_until("all datagrams at the socket", || {
+        while server.recv(&mut [0; 500]).is_ok() {
+            received += 1;
+        }
+        Ok(received + datagrams_dropped(&server)? == SENT)
+    })?;
     flows(&client, &server)
 }
 

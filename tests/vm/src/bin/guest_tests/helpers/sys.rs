@@ -242,6 +242,22 @@ pub(crate) fn set_option(socket: &impl AsFd, level: i32, name: i32, value: &[u8]
     Ok(())
 }
 
+/// How many datagrams a socket has dropped because its buffer was full (`SO_MEMINFO` of `socket(7)`).
+pub(crate) fn datagrams_dropped(socket: &impl AsFd) -> Result<u32> {
+    /// `SO_MEMINFO`, and the place of the drops in it (`linux/sock_diag.h`).
+    const SO_MEMINFO: i32 = 55;
+    const SK_MEMINFO_DROPS: usize = 8;
+    let mut values = [0_u32; SK_MEMINFO_DROPS + 1];
+    let mut length = size_of_val(&values) as nix::libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes, which is the size of the array.
+    let result = unsafe {
+        let (fd, level) = (socket.as_fd().as_raw_fd(), nix::libc::SOL_SOCKET);
+        nix::libc::getsockopt(fd, level, SO_MEMINFO, values.as_mut_ptr().cast(), &raw mut length)
+    };
+    Errno::result(result).context("read the memory use of a socket")?;
+    Ok(values[SK_MEMINFO_DROPS])
+}
+
 /// Sets a value of an interface by an `ETHTOOL_S*` command (`linux/ethtool.h`).
 pub(crate) fn ethtool(interface: &str, command: u32, value: u32) -> Result<()> {
     /// `linux/sockios.h`.
