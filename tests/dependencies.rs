@@ -1,5 +1,5 @@
 //! Checks dependencies against `deny.toml`: licences, bans and sources of every crate in `Cargo.lock` that a target uses.
-//! `cargo deny check` also knows advisories, but takes longer to install than all other checks take together.
+//! `cargo deny check` also checks advisories, but its installation takes longer than all other checks together.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -8,7 +8,7 @@ use std::process::Command;
 
 use serde::Deserialize;
 
-/// The used parts of `deny.toml`.
+/// The parts of `deny.toml` that are checked here.
 #[derive(Deserialize)]
 struct Policy {
     graph: Graph,
@@ -82,28 +82,28 @@ fn every_dependency_is_allowed() {
     assert!(found.is_empty(), "{found:#?}");
 }
 
-/// The violations of a package.
+/// How a package violates the policy.
 fn violations(package: &Package, policy: &Policy) -> Vec<String> {
     let mut found = Vec::new();
-    let mut wrong = |problem: String| found.push(format!("{}: {problem}", package.name));
+    let mut add = |problem: String| found.push(format!("{}: {problem}", package.name));
     match &package.license {
         Some(license) if is_allowed(license, &policy.licenses.allow) => {}
-        license => wrong(format!("the licence {license:?} is not in [licenses] allow")),
+        license => add(format!("the licence {license:?} is not in [licenses] allow")),
     }
     if policy.bans.deny.iter().any(|denied| denied.name == package.name) {
-        wrong("is in [bans] deny".to_owned());
+        add("is in [bans] deny".to_owned());
     }
     match &package.source {
         Some(source) => {
             let registry = source.strip_prefix("registry+").map(str::to_owned);
             if !registry.is_some_and(|registry| policy.sources.allow_registry.contains(&registry)) {
-                wrong(format!("the source {source} is not in [sources] allow-registry"));
+                add(format!("the source {source} is not in [sources] allow-registry"));
             }
         }
         None => {
-            let any =
+            let wildcards =
                 package.dependencies.iter().filter(|dependency| dependency.req == "*" && dependency.path.is_none());
-            any.for_each(|dependency| wrong(format!("takes any version of {}", dependency.name)));
+            wildcards.for_each(|dependency| add(format!("depends on any version of {}", dependency.name)));
         }
     }
     found
@@ -127,14 +127,14 @@ fn any_of(words: &mut Words<'_>, allow: &[String]) -> bool {
 }
 
 fn all_of(words: &mut Words<'_>, allow: &[String]) -> bool {
-    let mut allowed = one(words, allow);
+    let mut allowed = term(words, allow);
     while words.next_if_eq(&"AND").is_some() {
-        allowed &= one(words, allow);
+        allowed &= term(words, allow);
     }
     allowed
 }
 
-fn one(words: &mut Words<'_>, allow: &[String]) -> bool {
+fn term(words: &mut Words<'_>, allow: &[String]) -> bool {
     let Some(word) = words.next() else { return false };
     if word == "(" {
         let allowed = any_of(words, allow);
@@ -146,7 +146,7 @@ fn one(words: &mut Words<'_>, allow: &[String]) -> bool {
 }
 
 #[test]
-fn expressions_mean_what_spdx_says() {
+fn spdx_expressions_are_evaluated() {
     let allow = ["MIT".to_owned(), "ISC".to_owned()];
     for allowed in ["MIT", "GPL-2.0/MIT", "GPL-3.0 OR (MIT AND ISC)", "(MIT OR GPL-2.0) AND ISC", "A OR B OR MIT"] {
         assert!(is_allowed(allowed, &allow), "{allowed}");
@@ -181,7 +181,7 @@ fn each_violation_is_found() {
         (package("good", None, registry), "good: the licence None"),
         (package("bad", Some("MIT"), registry), "bad: is in [bans] deny"),
         (package("good", Some("MIT"), git), "good: the source git+"),
-        (package("good", Some("MIT"), None), "good: takes any version of any"),
+        (package("good", Some("MIT"), None), "good: depends on any version of any"),
     ] {
         let found = violations(&package, &policy);
         assert!(found.len() == 1 && found[0].starts_with(problem), "{found:?}");

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
-/// An address, and a port in host byte order. An IPv4-mapped IPv6 address is always kept as IPv4.
+/// An address, and a port in host byte order.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Endpoint {
     /// The address.
@@ -13,7 +13,7 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// An endpoint. `::ffff:a.b.c.d` becomes `a.b.c.d`.
+    /// An endpoint. An IPv4-mapped IPv6 address (`::ffff:a.b.c.d`) becomes IPv4.
     pub fn new(ip: impl Into<IpAddr>, port: u16) -> Self {
         Self { ip: ip.into().to_canonical(), port }
     }
@@ -38,21 +38,21 @@ impl fmt::Debug for Endpoint {
     }
 }
 
-/// The transport protocol of a message.
+/// The transport protocol of a packet or a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Transport {
-    /// One message, one datagram (RFC 1035, section 4.2.1).
+    /// Each message is one datagram (RFC 1035, section 4.2.1).
     Udp,
-    /// A stream of messages, each behind its length (RFC 1035, section 4.2.2; RFC 7766).
+    /// A stream of messages, each after its length (RFC 1035, section 4.2.2; RFC 7766).
     Tcp,
 }
 
 /// An address that a name resolves to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Address {
-    /// The address. An IPv4-mapped one is given as IPv4.
+    /// The address. An IPv4-mapped IPv6 address is converted to IPv4.
     pub ip: IpAddr,
-    /// For how many seconds the answer may be cached: the least time to live among the aliases and the address record
-    /// itself. A value with the top bit set counts as 0 (RFC 2181, section 8).
+    /// For how many seconds the answer may be cached: the smallest time to live of the aliases and the address
+    /// record. A value with the top bit set counts as 0 (RFC 2181, section 8).
     pub ttl: u32,
 }

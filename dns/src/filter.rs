@@ -1,6 +1,6 @@
 //! The filter of the packet socket: a classic BPF program that accepts only packets with DNS ports.
 //!
-//! The kernel runs it for every packet of the host, so it decides the most common cases first. Packets come without
+//! The kernel runs it for every packet of the host, so it checks the most common cases first. Packets come without
 //! their link-layer header. The kernel usually keeps a VLAN tag in the packet's metadata, but not always: the inner tag
 //! of a frame with two tags is in the packet's bytes, and so is the tag of a packet that leaves through a device that
 //! does not insert tags itself.
@@ -28,7 +28,7 @@ mod op {
     pub(super) const LOAD_HALF: u16 = 0x28;
     /// A = 8 bits at k.
     pub(super) const LOAD_BYTE: u16 = 0x30;
-    /// A = 32 bits at k. Negative offsets hold metadata of the packet.
+    /// A = 32 bits at k. Negative offsets are those of the packet's metadata.
     pub(super) const LOAD_WORD: u16 = 0x20;
     /// A = 16 bits at X + k.
     pub(super) const LOAD_HALF_AT_X: u16 = 0x48;
@@ -72,8 +72,13 @@ const TRANSPORT: u32 = 0;
 /// The memory word that holds the type of the next header while X changes.
 const NEXT: u32 = 1;
 
+/// Protocols and IPv6 extension headers (IANA's protocol numbers).
 const TCP: u32 = 6;
 const UDP: u32 = 17;
+const HOP_BY_HOP_OPTIONS: u32 = 0;
+const ROUTING: u32 = 43;
+const FRAGMENT: u32 = 44;
+const DESTINATION_OPTIONS: u32 = 60;
 
 /// The most IPv6 extension headers that are skipped. Packets with more of them are dropped.
 const MAX_EXTENSION_HEADERS: usize = 3;
@@ -88,7 +93,7 @@ struct Line {
     target: Option<Label>,
 }
 
-/// Collects instructions, and resolves labels to distances at the end. All jumps go forward, as classic BPF demands.
+/// Collects instructions, and resolves labels to distances at the end. All jumps go forward, as classic BPF requires.
 #[derive(Debug, Default)]
 struct Assembler {
     lines: Vec<Line>,
@@ -135,7 +140,8 @@ impl Assembler {
 /// A program that accepts `snaplen` bytes of UDP packets with one of the ports, all bytes of TCP packets with one of
 /// the ports, and no other packets.
 ///
-/// A packet over a loopback device is captured twice, when it leaves and when it arrives. The program drops the first.
+/// A packet over a loopback device is captured twice, when it leaves and when it arrives. The program drops it when it
+/// leaves.
 pub(crate) fn program(ports: &[u16], snaplen: u32) -> Vec<Instruction> {
     let mut asm = Assembler::default();
     asm.put(op::LOAD_WORD, sys::ANCILLARY_PROTOCOL);
@@ -157,8 +163,8 @@ pub(crate) fn program(ports: &[u16], snaplen: u32) -> Vec<Instruction> {
     asm.finish()
 }
 
-/// The ethertype says VLAN. The packet may begin with one tag, with two, or with none, because the kernel may have
-/// removed the tag with the link-layer header.
+/// Finds the IP header of a packet whose ethertype is that of a VLAN tag. The packet may begin with one tag, with two,
+/// or with none, because the kernel may have removed the tag with the link-layer header.
 fn vlan_tags(asm: &mut Assembler) {
     asm.label("tagged");
     asm.put(op::LOAD_HALF, 2);
@@ -196,7 +202,7 @@ fn load_version(asm: &mut Assembler, offset: u32) {
     asm.put(op::AND, 0xf0);
 }
 
-/// Reads an IPv6 header at `base`: sets X to the offset behind it, and A to the type of the next header.
+/// Reads an IPv6 header at `base`: sets X to the offset after it, and A to the type of the next header.
 fn ipv6(asm: &mut Assembler, base: u32) {
     asm.label(&format!("ipv6 at {base}"));
     asm.put(op::LOAD_X, base + 40);
@@ -221,16 +227,17 @@ fn extensions(asm: &mut Assembler) {
 
 /// Skips one extension header.
 fn extension(asm: &mut Assembler, number: usize) {
-    let [fragment, options, end] = ["fragment", "options", "next"].map(|label| format!("{label} {number}"));
-    asm.branch(op::JUMP_EQUAL, 44, &fragment);
-    for header in [0, 43, 60] {
+    let [fragment, options, end] = ["fragment", "options", "end"].map(|label| format!("{label} {number}"));
+    asm.branch(op::JUMP_EQUAL, FRAGMENT, &fragment);
+    for header in [HOP_BY_HOP_OPTIONS, ROUTING, DESTINATION_OPTIONS] {
         asm.branch(op::JUMP_EQUAL, header, &options);
     }
     asm.put(op::RETURN, 0);
 
     asm.label(&fragment);
     asm.put(op::LOAD_HALF_AT_X, 2);
-    asm.branch(op::JUMP_SET, 0xfff8, "drop early");
+    // Later fragments have no ports.
+    asm.branch(op::JUMP_SET, 0xfff8, "drop");
     asm.put(op::LOAD_BYTE_AT_X, 0);
     asm.put(op::STORE_MEMORY, NEXT);
     asm.put(op::TXA, 0);
@@ -250,12 +257,8 @@ fn extension(asm: &mut Assembler, number: usize) {
     asm.put(op::LOAD_MEMORY, NEXT);
 }
 
-/// Reads an IPv4 header at `base`: sets X to the offset behind it, and A to its protocol.
+/// Reads an IPv4 header at `base`: sets X to the offset after it, and A to its protocol.
 fn ipv4(asm: &mut Assembler, base: u32) {
-    if base == 8 {
-        asm.label("drop early");
-        asm.put(op::RETURN, 0);
-    }
     asm.label(&format!("ipv4 at {base}"));
     asm.put(op::LOAD_HALF, base + 6);
     // Later fragments have no ports.

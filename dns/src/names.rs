@@ -1,7 +1,7 @@
-//! The names that owners looked up for addresses, and when.
+//! For each owner, the names that resolved to an address, and when.
 //!
-//! The caller chooses what an owner is: a process, a container, a client's address. [Inherited](KnownNames::inherit) names
-//! are shared until one of the two owners learns a new one.
+//! The caller chooses what an owner is: a process, a container, a client's address. An owner can
+//! [inherit](KnownNames::inherit) the names of another. The two share one table until either learns a new name.
 //!
 //! Several names may resolve to one address. The latest answer counts. Earlier answers are kept for a while, so that
 //! the name at an earlier time can still be found.
@@ -22,20 +22,21 @@ type Hasher = foldhash::fast::RandomState;
 const SUPERSEDED_KEPT_FOR: u64 = 2_000_000_000;
 /// How many answers are kept for one address of one owner.
 const MAX_ANSWERS: usize = 64;
-/// How many gaps are kept. If there are more, the oldest two are merged.
+/// How many intervals with missed answers are kept. If there are more, the oldest two are merged.
 const MAX_GAPS: usize = 8;
 
 /// How many names are kept, and for how long.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct NamesOptions {
-    /// How many owners may have names. One more evicts the owner that has learned nothing for longest. Default 8192.
+    /// How many owners may have names. One more evicts the owner that learned or inherited names longest
+    /// ago. Default 8192.
     pub owners: usize,
     /// How many addresses one owner may have names for. One more evicts the address that was learned longest ago.
     /// Default 1024.
     pub per_owner: usize,
-    /// How many names all owners may have together, shared ones counted once. More evict whole owners. A name takes
-    /// about 100 bytes besides its text. Default 65,536.
+    /// How many names all owners may have together, shared ones counted once. If there are more, whole owners are
+    /// evicted. A name takes about 100 bytes besides its text. Default 65,536.
     pub total: usize,
     /// For how long an answer with a shorter time to live is kept. Programs use addresses for longer than the time to
     /// live allows. Default 60 s.
@@ -60,15 +61,15 @@ impl Default for NamesOptions {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct NamesCounters {
-    /// Owners that were evicted by other owners.
+    /// Owners that were evicted to make room for others.
     pub evicted_owners: u64,
-    /// Addresses that were evicted by others of their owner.
+    /// Addresses that were evicted to make room for others of the same owner.
     pub evicted_addresses: u64,
     /// Addresses that were forgotten because all their answers had expired.
     pub expired_addresses: u64,
 }
 
-/// The names that owners looked up for addresses.
+/// For each owner, the names that resolved to an address.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -99,7 +100,7 @@ struct Owner<K> {
     table: Arc<Table>,
 }
 
-/// An address, and the latest name that its owner looked up for it.
+/// An address, and the name in the latest answer that has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KnownAddress<'a> {
     /// The address.
@@ -134,7 +135,7 @@ struct Answer {
     name: Arc<str>,
     /// When the answer arrived, in nanoseconds.
     since: u64,
-    /// When the answer expires, in nanoseconds. It still counts at this very time.
+    /// The last nanosecond at which the answer counts.
     until: u64,
 }
 
@@ -151,9 +152,10 @@ impl<K: Hash + Eq + Clone> KnownNames<K> {
         }
     }
 
-    /// An owner got an answer at `now`: this is its name for the address until another answer replaces it.
+    /// Records an answer that an owner got at `now`. The name counts for the address until a later answer replaces it or it
+    /// expires.
     ///
-    /// `now` is in nanoseconds of any clock, the same one in all calls. An answer may come after later ones.
+    /// `now` is in nanoseconds of any clock, the same one in all calls. Answers may be recorded out of order.
     pub fn learn(&mut self, owner: &K, name: &Arc<str>, address: Address, now: u64) {
         let index = self.touch_or_insert(owner);
         let answer =
@@ -222,8 +224,8 @@ impl<K: Hash + Eq + Clone> KnownNames<K> {
         })
     }
 
-    /// Replaces the child's names with the parent's. From then on each owner learns for itself. This is cheap: names
-    /// are not copied before one of the two learns a new one.
+    /// Replaces the child's names with the parent's. What one of them learns afterwards, the other does not. This is cheap:
+    /// names are only copied once one of the two learns a new one.
     pub fn inherit(&mut self, parent: &K, child: &K) {
         if parent == child {
             return;
@@ -295,7 +297,7 @@ impl<K: Hash + Eq + Clone> KnownNames<K> {
         self.owners.insert(self.hasher.hash_one(&owner.key), owner)
     }
 
-    /// Evicts owners other than `spared` until all names are within their bound again.
+    /// Evicts owners other than `spared` until the total is within its bound.
     fn shrink(&mut self, spared: &K) {
         while self.total > self.options.total.max(self.options.per_owner) {
             match self.owners.oldest() {
@@ -331,8 +333,8 @@ impl<K: Hash + Eq + Clone> KnownNames<K> {
             self.total -= names - table.names;
             self.counters.expired_addresses += (addresses - table.addresses.len()) as u64;
         }
-        // A shared table is not copied just to remove expired addresses from it. An owner lets go of it when all of
-        // them have expired.
+        // A shared table is not copied just to remove expired addresses from it. Each owner drops it when all its
+        // addresses have expired.
         if self.owners.get(index).table.addresses.iter().all(|address| now > address.until()) {
             self.remove(index);
         }
@@ -352,7 +354,7 @@ impl Table {
 }
 
 impl AddressNames {
-    /// How many answers are kept for the address.
+    /// How many names are kept for the address: one for each answer.
     fn names(&self) -> usize {
         1 + self.superseded.len()
     }
@@ -368,7 +370,7 @@ impl AddressNames {
         newest_first.into_iter().find(|answer| answer.since <= time)
     }
 
-    /// Inserts an answer in the order of their times.
+    /// Inserts an answer in order of arrival.
     fn learn(&mut self, answer: Answer) {
         if answer.since >= self.latest.since {
             let before = std::mem::replace(&mut self.latest, answer);
@@ -398,7 +400,7 @@ impl AddressNames {
     }
 }
 
-/// Makes a table one owner's own by copying it if it is shared.
+/// Copies a shared table, so that one of its owners can change it. The copied names add to the total.
 fn unshare<'a>(table: &'a mut Arc<Table>, total: &mut usize) -> &'a mut Table {
     if Arc::get_mut(table).is_none() {
         *total += table.names;

@@ -78,7 +78,7 @@ pub struct Bounds {
     pub queries: usize,
     /// How long a query waits for an answer before it is forgotten. Default 30 s.
     pub query_timeout: Duration,
-    /// How many TCP streams are followed. A connection has two. One more evicts the one that has been idle for longest.
+    /// How many TCP streams are followed. A connection has two. One more evicts the one that has been idle longest.
     /// Default 256.
     pub streams: usize,
     /// For each TCP stream, how many bytes are kept of an incomplete message, and how many of out-of-order segments. Of

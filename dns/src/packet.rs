@@ -35,7 +35,7 @@ pub struct Packet<'a> {
     /// The index of the interface that it was captured on; 0 if that is not known.
     pub interface: u32,
     /// Its ethertype in host byte order. For a packet with a VLAN tag this may be the tag's ethertype or that of the
-    /// packet behind it, and `bytes` may begin with the tag or not.
+    /// packet after it, and `bytes` may begin with the tag or not.
     pub ethertype: u16,
     /// Its length on the wire, counted from the first byte of `bytes`.
     pub length: usize,
@@ -114,7 +114,7 @@ impl<'a> ParsedPacket<'a> {
     }
 }
 
-/// The ethertype behind the VLAN tags, and how many bytes the tags have.
+/// The ethertype after the VLAN tags, and how many bytes the tags have.
 ///
 /// The ethertype that the kernel gives is not enough. Because it removes the link-layer header, it may say "VLAN" for a
 /// packet whose tag it has removed too (outgoing packets before Linux 6.11), or "IP" for one that begins with a second
@@ -264,7 +264,7 @@ fn transport(
     })
 }
 
-/// The fields of a transport header, and the payload behind it.
+/// The fields of a transport header, and the payload after it.
 struct Transported<'a> {
     source_port: u16,
     destination_port: u16,

@@ -74,7 +74,7 @@ pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<u
     usize::try_from(received).map_err(|_| io::Error::last_os_error())
 }
 
-/// The size of a frame's header: a `tpacket2_hdr` and a `sockaddr_ll`. Behind it the kernel leaves [`ALIGNMENT`] bytes
+/// The size of a frame's header: a `tpacket2_hdr` and a `sockaddr_ll`. After it the kernel leaves [`ALIGNMENT`] bytes
 /// for a link-layer header.
 const FRAME_HEADER: usize = libc::TPACKET2_HDRLEN;
 /// Frames, and the `sockaddr_ll` in them, begin at multiples of this.

@@ -1,7 +1,7 @@
-//! Captures with the kernel of this machine, each test in network namespaces of its own.
+//! Tests that capture packets with the kernel of this machine. Each runs in its own network namespaces.
 //!
-//! The tests need root (CAP_NET_RAW to capture, CAP_SYS_ADMIN for namespaces) and iproute2. They are ignored where one
-//! of these is missing, and say so.
+//! The tests need root (CAP_NET_RAW to capture, CAP_SYS_ADMIN for namespaces) and iproute2. If one of these is missing,
+//! the tests say so and are ignored.
 
 #![allow(clippy::print_stderr)]
 
@@ -36,7 +36,7 @@ const TESTS: &[(&str, fn())] = &[
 
 fn main() {
     let arguments = Arguments::from_args();
-    let missing = missing();
+    let missing = missing_requirement();
     if let Some(missing) = &missing {
         eprintln!("not run: {missing}");
     }
@@ -48,15 +48,15 @@ fn main() {
     libtest_mimic::run(&arguments, TESTS.iter().map(trial).collect()).exit();
 }
 
-/// Why these tests cannot run here, if they cannot.
-fn missing() -> Option<String> {
-    let tried = thread::spawn(|| {
+/// What the tests need and this machine lacks.
+fn missing_requirement() -> Option<String> {
+    let check = thread::spawn(|| {
         unshare(CloneFlags::CLONE_NEWNET).map_err(|error| format!("needs CAP_SYS_ADMIN ({error})"))?;
         Capture::open(&Options::default()).map_err(|error| format!("needs CAP_NET_RAW ({error})"))?;
         Command::new("ip").arg("-V").output().map_err(|error| format!("needs iproute2 ({error})"))?;
         Ok(())
     });
-    tried.join().expect("nothing here panics").err()
+    check.join().expect("nothing here panics").err()
 }
 
 /// Runs a test in a new network namespace, which ends with the calling thread.
@@ -85,7 +85,7 @@ fn query() -> Vec<u8> {
     [&[0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0][..], b"\x01w\x04test\x00\x00\x01\x00\x01"].concat()
 }
 
-/// An answer with this many addresses. Each record has 16 bytes; header and question before them have 24.
+/// An answer with as many records as `addresses`. Each record has 16 bytes; header and question before them have 24.
 fn answer(addresses: u16) -> Vec<u8> {
     let mut message = query();
     message[2] = 0x81;
@@ -97,20 +97,20 @@ fn answer(addresses: u16) -> Vec<u8> {
     message
 }
 
-/// A capture with a tracker, and the lookups so far.
-struct Listener {
+/// Captures packets, and collects the lookups in them.
+struct Sniffer {
     capture: Capture,
     tracker: Tracker,
     lookups: Vec<Lookup>,
 }
 
-impl Listener {
+impl Sniffer {
     fn new(options: &Options) -> Self {
         Self { capture: Capture::open(options).unwrap(), tracker: Tracker::new(options), lookups: Vec::new() }
     }
 
     /// Reads packets until none come for a while.
-    fn listen(&mut self) -> Counters {
+    fn read_packets(&mut self) -> Counters {
         let Self { capture, tracker, lookups } = self;
         loop {
             capture.wait(Some(Duration::from_millis(50))).unwrap();
@@ -120,8 +120,8 @@ impl Listener {
         }
     }
 
-    /// How many addresses each lookup has.
-    fn counts(&self) -> Vec<usize> {
+    /// The number of addresses in each lookup.
+    fn address_counts(&self) -> Vec<usize> {
         self.lookups.iter().map(|lookup| lookup.addresses.len()).collect()
     }
 }
@@ -130,8 +130,8 @@ fn socket(address: &str) -> UdpSocket {
     UdpSocket::bind(address).unwrap()
 }
 
-/// Sends a query and its answer between two sockets.
-fn converse(client: &UdpSocket, server: &UdpSocket, answer: &[u8]) {
+/// Sends a query and its answer.
+fn query_and_answer(client: &UdpSocket, server: &UdpSocket, answer: &[u8]) {
     client.send_to(&query(), server.local_addr().unwrap()).unwrap();
     let from = receive(server);
     server.send_to(answer, from).unwrap();
@@ -145,84 +145,84 @@ fn receive(socket: &UdpSocket) -> SocketAddr {
 
 fn names_over_udp() {
     for address in ["127.0.0.1", "::1"] {
-        let mut listener = Listener::new(&Options::default());
+        let mut sniffer = Sniffer::new(&Options::default());
         let address: IpAddr = address.parse().unwrap();
         let [client, server] = [0, 53].map(|port| UdpSocket::bind((address, port)).unwrap());
-        converse(&client, &server, &answer(1));
-        let counters = listener.listen();
+        query_and_answer(&client, &server, &answer(1));
+        let counters = sniffer.read_packets();
         assert_eq!((counters.packets, counters.lookups), (2, 1), "loopback shows each packet once");
-        let lookup = &listener.lookups[0];
+        let lookup = &sniffer.lookups[0];
         assert_eq!((&*lookup.name, lookup.transport), ("w.test", Transport::Udp));
         assert_eq!(lookup.client, client.local_addr().unwrap().into());
         assert_eq!(lookup.server, server.local_addr().unwrap().into());
         assert_eq!(lookup.interface, 1, "the loopback device");
-        assert_eq!(listener.capture.lost(), 0);
+        assert_eq!(sniffer.capture.lost(), 0);
     }
 }
 
 fn names_over_tcp_longer_than_a_frame() {
-    let mut listener = Listener::new(&Options::default());
+    let mut sniffer = Sniffer::new(&Options::default());
     let server = TcpListener::bind("127.0.0.1:53").unwrap();
     let framed = |message: &[u8]| [&u16::try_from(message.len()).unwrap().to_be_bytes()[..], message].concat();
     let mut client = TcpStream::connect(server.local_addr().unwrap()).unwrap();
     let mut peer = server.accept().unwrap().0;
     client.write_all(&framed(&query())).unwrap();
-    let mut asked = [0; 26];
-    peer.read_exact(&mut asked[..2 + query().len()]).unwrap();
+    let mut received = [0; 26];
+    peer.read_exact(&mut received[..2 + query().len()]).unwrap();
     peer.write_all(&framed(&answer(250))).unwrap();
     client.read_exact(&mut vec![0; framed(&answer(250)).len()]).unwrap();
-    let counters = listener.listen();
-    assert_eq!(listener.counts(), [250], "{counters:?}");
-    assert_eq!((counters.partial_messages, listener.lookups[0].transport), (0, Transport::Tcp));
+    let counters = sniffer.read_packets();
+    assert_eq!(sniffer.address_counts(), [250], "{counters:?}");
+    assert_eq!((counters.partial_messages, sniffer.lookups[0].transport), (0, Transport::Tcp));
 }
 
 fn other_traffic_stays_in_the_kernel() {
-    let mut listener = Listener::new(&Options::default());
+    let mut sniffer = Sniffer::new(&Options::default());
     let [client, server] = ["127.0.0.1:0", "127.0.0.1:54"].map(socket);
-    converse(&client, &server, &answer(1));
-    assert_eq!(listener.listen().packets, 0);
+    query_and_answer(&client, &server, &answer(1));
+    assert_eq!(sniffer.read_packets().packets, 0);
     let mut options = Options::default();
     options.ports = (25..57).collect();
-    let mut listener = Listener::new(&options);
-    converse(&client, &server, &answer(1));
-    assert_eq!(listener.listen().lookups, 1, "the most ports that are allowed");
+    let mut sniffer = Sniffer::new(&options);
+    query_and_answer(&client, &server, &answer(1));
+    assert_eq!(sniffer.read_packets().lookups, 1, "the most ports that are allowed");
 }
 
 fn long_datagrams_are_truncated() {
     let mut options = Options::default();
     options.snaplen = 128;
-    let mut listener = Listener::new(&options);
+    let mut sniffer = Sniffer::new(&options);
     let [client, server] = ["127.0.0.1:0", "127.0.0.1:53"].map(socket);
-    converse(&client, &server, &answer(20));
+    query_and_answer(&client, &server, &answer(20));
     // 128 bytes hold 28 of IP and UDP headers, 24 of DNS header and question, and 4 whole records of 16.
-    assert_eq!((listener.listen().partial_messages, listener.counts()), (1, vec![4]));
+    assert_eq!((sniffer.read_packets().partial_messages, sniffer.address_counts()), (1, vec![4]));
 }
 
 fn fragments_are_read_or_counted() {
-    let mut listener = Listener::new(&Options::default());
+    let mut sniffer = Sniffer::new(&Options::default());
     ip("link set lo mtu 600");
     let [client, server] = ["127.0.0.1:0", "127.0.0.1:53"].map(socket);
-    converse(&client, &server, &answer(100));
-    let counters = listener.listen();
+    query_and_answer(&client, &server, &answer(100));
+    let counters = sniffer.read_packets();
     // The first fragment has 576 bytes of payload: 8 of UDP header, 24 of DNS header and question, and 34 records of 16.
-    assert_eq!((counters.packets, counters.partial_messages, listener.counts()), (2, 1, vec![34]));
+    assert_eq!((counters.packets, counters.partial_messages, sniffer.address_counts()), (2, 1, vec![34]));
 }
 
 fn every_packet_of_a_flood_is_seen_or_counted() {
     const SENT: u64 = 100_000;
     let mut options = Options::default();
     options.ring_bytes = 64 << 10;
-    let mut listener = Listener::new(&options);
+    let mut sniffer = Sniffer::new(&options);
     let [client, server] = ["127.0.0.1:0", "127.0.0.1:53"].map(socket);
     let to = client.local_addr().unwrap();
     let sender = thread::spawn(move || (0..SENT).for_each(|_| drop(server.send_to(&answer(1), to))));
-    let mut counters = listener.listen();
+    sniffer.read_packets();
     sender.join().unwrap();
-    counters.packets = listener.listen().packets;
-    let lost = listener.capture.lost();
-    assert_eq!(counters.packets + lost, SENT, "{lost} lost");
-    assert_eq!((listener.tracker.queries(), listener.lookups.len()), (0, 0));
-    assert_eq!(listener.capture.lost(), lost, "losses add up over calls");
+    let packets = sniffer.read_packets().packets;
+    let lost = sniffer.capture.lost();
+    assert_eq!(packets + lost, SENT, "{lost} lost");
+    assert_eq!((sniffer.tracker.queries(), sniffer.lookups.len()), (0, 0));
+    assert_eq!(sniffer.capture.lost(), lost, "losses add up over calls");
 }
 
 /// A network namespace with a name.
@@ -241,11 +241,11 @@ impl Namespace {
     }
 
     /// Calls a function in this namespace.
-    fn inside<R: Send>(&self, what: impl FnOnce() -> R + Send) -> R {
+    fn inside<R: Send>(&self, function: impl FnOnce() -> R + Send) -> R {
         thread::scope(|scope| {
             let thread = scope.spawn(|| {
                 setns(self.file(), CloneFlags::CLONE_NEWNET).unwrap();
-                what()
+                function()
             });
             thread.join().unwrap()
         })
@@ -258,8 +258,8 @@ impl Drop for Namespace {
     }
 }
 
-/// Makes a pair of devices, one in this namespace and one in another.
-fn pair() -> Namespace {
+/// Creates a pair of veth devices: `here` in this namespace, `there` in a new one.
+fn veth_pair() -> Namespace {
     let peer = Namespace::new();
     ip(&format!("link add here type veth peer name there netns {}", peer.0));
     ip("link set here up");
@@ -269,7 +269,7 @@ fn pair() -> Namespace {
     peer
 }
 
-/// Waits until a device takes packets. The kernel drops what is sent between the command and the link's state.
+/// Waits until a device is up. `ip link set up` may return earlier, and until then the kernel drops what is sent.
 fn wait_until_up(device: &str) {
     for _ in 0..500 {
         let shown = Command::new("ip").args(["-oneline", "link", "show", device]).output().unwrap();
@@ -282,13 +282,13 @@ fn wait_until_up(device: &str) {
 }
 
 /// Captures on both devices.
-fn both_ends(peer: &Namespace) -> [Listener; 2] {
+fn sniff_both(peer: &Namespace) -> [Sniffer; 2] {
     let mut options = Options::default();
     options.interface = Some("here".to_owned());
-    let leaving = Listener::new(&options);
+    let leaving = Sniffer::new(&options);
     options.interface = Some("there".to_owned());
     let capture = Capture::open_in(peer.file().as_fd(), &options).unwrap();
-    [leaving, Listener { capture, tracker: Tracker::new(&options), lookups: Vec::new() }]
+    [leaving, Sniffer { capture, tracker: Tracker::new(&options), lookups: Vec::new() }]
 }
 
 /// A UDP packet over IPv4 between hosts of 192.0.2.0/24, each given as the last byte of its address and its port.
@@ -305,7 +305,7 @@ fn packet(source: (u8, u16), destination: (u8, u16), message: &[u8]) -> Vec<u8> 
 /// A packet is captured with all its VLAN tags where it leaves. Where it arrives, the kernel has moved the outer tag
 /// into its metadata.
 fn vlan_tags_in_metadata_and_in_the_packet() {
-    let peer = pair();
+    let peer = veth_pair();
     let address = getifaddrs().unwrap().find(|found| found.interface_name == "here" && is_link(found.address.as_ref()));
     let address = *address.unwrap().address.unwrap().as_link_addr().unwrap();
     let socket = raw::socket(raw::AddressFamily::Packet, raw::SockType::Raw, raw::SockFlag::empty(), None).unwrap();
@@ -313,13 +313,13 @@ fn vlan_tags_in_metadata_and_in_the_packet() {
     let packets = [packet(client, server, &query()), packet(server, client, &answer(1))];
     let tags: [&[u8]; 4] = [&[], &[0x81, 0, 0, 5], &[0x88, 0xa8, 0x45, 5], &[0x88, 0xa8, 0, 5, 0x81, 0, 0, 7]];
     for tags in tags {
-        let [mut leaving, mut arriving] = both_ends(&peer);
+        let [mut leaving, mut arriving] = sniff_both(&peer);
         for packet in &packets {
             let frame = [&[0xff; 6][..], &[2, 0, 0, 0, 0, 1], tags, &[8, 0], packet].concat();
             raw::sendto(socket.as_raw_fd(), &frame, &address, raw::MsgFlags::empty()).unwrap();
         }
-        for (side, listener) in [("leaving", &mut leaving), ("arriving", &mut arriving)] {
-            let counters = listener.listen();
+        for (side, sniffer) in [("leaving", &mut leaving), ("arriving", &mut arriving)] {
+            let counters = sniffer.read_packets();
             assert_eq!((counters.packets, counters.lookups), (2, 1), "{side}, tags {tags:x?}: {counters:?}");
         }
     }
@@ -329,14 +329,14 @@ fn is_link(address: Option<&raw::SockaddrStorage>) -> bool {
     address.is_some_and(|address| address.as_link_addr().is_some())
 }
 
-/// VLAN devices over a device that inserts tags itself and over one that leaves it to the kernel.
+/// VLAN devices over a device that inserts tags itself, and over a device for which the kernel inserts them.
 fn vlan_devices() {
     let probe = Command::new("ip").args("link add link lo name probe type vlan id 9".split(' ')).output().unwrap();
     if String::from_utf8_lossy(&probe.stderr).contains("Unknown device type") {
         eprintln!("not run: vlan_devices needs a kernel with CONFIG_VLAN_8021Q");
         return;
     }
-    let peer = pair();
+    let peer = veth_pair();
     let set_up = |device: &str, host: u8| {
         for (name, below, tag) in [("once", device, 5), ("twice", "once", 7)] {
             ip(&format!("link add link {below} name {name} type vlan id {tag}"));
@@ -348,12 +348,12 @@ fn vlan_devices() {
     peer.inside(|| set_up("there", 2));
     for (tag, offload) in [(5, "on"), (7, "on"), (5, "off"), (7, "off")] {
         command("ethtool", &format!("-K here txvlan {offload}"));
-        let [mut leaving, mut arriving] = both_ends(&peer);
+        let [mut leaving, mut arriving] = sniff_both(&peer);
         let client = socket(&format!("10.{tag}.0.1:0"));
         let server = peer.inside(|| socket(&format!("10.{tag}.0.2:53")));
-        converse(&client, &server, &answer(1));
-        for (side, listener) in [("leaving", &mut leaving), ("arriving", &mut arriving)] {
-            let counters = listener.listen();
+        query_and_answer(&client, &server, &answer(1));
+        for (side, sniffer) in [("leaving", &mut leaving), ("arriving", &mut arriving)] {
+            let counters = sniffer.read_packets();
             let what = format!("{side}, tag {tag}, offload {offload}: {counters:?}");
             assert_eq!((counters.packets, counters.lookups), (2, 1), "{what}");
         }

@@ -1,5 +1,5 @@
-//! Measures the time and the memory that it takes to find all keys of the catalog in the type information of the running
-//! kernel, or in a file: `cargo bench -p socktrail-guess --bench btf [-- PATH]`.
+//! Measures the time and the memory that it takes to find all keys of the catalog in the type information (BTF) of the
+//! running kernel, or in a file: `cargo bench -p socktrail-guess --bench btf [-- PATH]`.
 #![allow(clippy::print_stdout)]
 
 use socktrail_guess::find_in_btf;
@@ -12,16 +12,16 @@ fn main() {
     let path = path.unwrap_or_else(|| "/sys/kernel/btf/vmlinux".to_owned());
     let bytes = match std::fs::read(&path) {
         Ok(bytes) => bytes,
-        Err(error) => return println!("{path}: {error}: nothing measured"),
+        Err(error) => return println!("nothing was measured: {path}: {error}"),
     };
     let before = peak_memory();
-    let found = find_in_btf(&bytes).expect("type information of a kernel");
+    let found = find_in_btf(&bytes).expect("the file has the type information of a kernel");
     let memory = peak_memory() - before;
     let read_time = fastest(|| std::fs::read(&path).expect("it was just read").len());
     let find_time = fastest(|| find_in_btf(&bytes).expect("it was just parsed").missing.len());
     println!("{path}: {} KiB", bytes.len() / 1024);
     println!(
-        "fastest of {RUNS}: {read_time:?} to read it, {find_time:?} and {memory} KiB more memory to find all keys"
+        "fastest of {RUNS} runs: {read_time:?} to read it, {find_time:?} to find all keys; peak memory grew by {memory} KiB"
     );
     for missing in &found.missing {
         println!("not found: {}: {}", missing.key, missing.reason);

@@ -85,7 +85,7 @@ pub struct Network {
 }
 
 impl Network {
-    /// An address of the network; the bits behind the prefix mean nothing.
+    /// An address of the network; the bits after the prefix are ignored.
     pub fn address(&self) -> IpAddr {
         self.address
     }

@@ -27,7 +27,7 @@ fn search(path: &Path, id: u32) -> io::Result<Answer> {
     let mut lines = BufReader::new(file.take(MAX_BYTES));
     let mut line = Vec::new();
     while lines.read_until(b'\n', &mut line)? > 0 {
-        if let answer @ Answer::Named(_) = read(&line, id) {
+        if let answer @ Answer::Named(_) = parse_line(&line, id) {
             return Ok(answer);
         }
         line.clear();
@@ -35,8 +35,8 @@ fn search(path: &Path, id: u32) -> io::Result<Answer> {
     Ok(Answer::Unknown)
 }
 
-/// Parses a line. Returns the name, if the line is about this id.
-pub(super) fn read(line: &[u8], id: u32) -> Answer {
+/// Returns the name in a line, if the line is about this id.
+pub(super) fn parse_line(line: &[u8], id: u32) -> Answer {
     let mut fields = line.split(|byte| matches!(byte, b':' | b'\n'));
     let (name, _password, number) = (fields.next(), fields.next(), fields.next());
     let text = |field: Option<&[u8]>| std::str::from_utf8(field?).ok().map(ToOwned::to_owned);

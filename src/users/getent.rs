@@ -28,14 +28,14 @@ pub(super) fn find(paths: &[PathBuf]) -> Option<PathBuf> {
 pub(super) fn look_up(paths: &[PathBuf], id: Id, timeout: Duration) -> Option<Answer> {
     let deadline = Instant::now() + timeout;
     let mut child = spawn(&find(paths)?, id)?;
-    let line = output(&mut child, deadline);
-    let status = if line.is_some() { ended(&mut child, deadline) } else { None };
+    let output = output(&mut child, deadline);
+    let status = if output.is_some() { exit_status(&mut child, deadline) } else { None };
     if status.is_none() {
         let _ = child.kill();
         let _ = child.wait();
     }
-    Some(match (status, line) {
-        (Some(0), Some(line)) => files::read(&line, id.number()),
+    Some(match (status, output) {
+        (Some(0), Some(output)) => files::parse_line(&output, id.number()),
         (Some(NOT_FOUND), _) => Answer::Unknown,
         _ => Answer::Failed,
     })
@@ -71,7 +71,7 @@ fn output(child: &mut Child, deadline: Instant) -> Option<Vec<u8>> {
 }
 
 /// The exit status; `None` if the program does not exit by the deadline.
-fn ended(child: &mut Child, deadline: Instant) -> Option<i32> {
+fn exit_status(child: &mut Child, deadline: Instant) -> Option<i32> {
     loop {
         match child.try_wait().ok()? {
             Some(status) => return status.code(),
@@ -88,11 +88,12 @@ mod tests {
 
     use super::*;
 
-    /// Asks a script that stands in for `getent`.
-    fn asked(script: &str, id: Id, timeout: Duration) -> Option<Answer> {
+    /// Looks up an id with a script instead of `getent`.
+    fn answer_of(script: &str, id: Id, timeout: Duration) -> Option<Answer> {
         let folder = tempfile::TempDir::new().unwrap();
         let path = folder.path().join("getent");
-        // Another thread of the tests may hold it open for writing in a child that it has just forked.
+        // A program that is open for writing cannot be executed (ETXTBSY). If this process wrote `path`, a child that another
+        // test forks at that time could inherit the descriptor. `cp` has no such children.
         let fresh = folder.path().join("fresh");
         fs::write(&fresh, format!("#!/bin/sh\n{script}\n")).unwrap();
         fs::set_permissions(&fresh, fs::Permissions::from_mode(0o755)).unwrap();
@@ -104,24 +105,24 @@ mod tests {
     const USER: Id = Id::User(70_001);
 
     #[test]
-    fn what_it_says_is_believed_if_it_is_about_the_id() {
+    fn only_a_successful_answer_about_the_id_has_a_name() {
         let echo = r#"[ "$#" = 2 ] && [ -z "$HOME" ] && echo "$1-name:x:$2:1::/:/bin/sh""#;
-        assert_eq!(asked(echo, USER, LONG), Some(Answer::Named("passwd-name".into())));
-        assert_eq!(asked(echo, Id::Group(5), LONG), Some(Answer::Named("group-name".into())));
-        assert_eq!(asked("echo other:x:70002:", USER, LONG), Some(Answer::Failed));
-        assert_eq!(asked("printf 'b\\033d:x:70001:'", USER, LONG), Some(Answer::Failed));
-        assert_eq!(asked("echo nonsense", USER, LONG), Some(Answer::Failed));
-        assert_eq!(asked("exit 2", USER, LONG), Some(Answer::Unknown));
-        assert_eq!(asked("echo a:x:70001:; exit 1", USER, LONG), Some(Answer::Failed));
-        assert_eq!(asked("kill -9 $$", USER, LONG), Some(Answer::Failed));
+        assert_eq!(answer_of(echo, USER, LONG), Some(Answer::Named("passwd-name".into())));
+        assert_eq!(answer_of(echo, Id::Group(5), LONG), Some(Answer::Named("group-name".into())));
+        assert_eq!(answer_of("echo other:x:70002:", USER, LONG), Some(Answer::Failed));
+        assert_eq!(answer_of("printf 'b\\033d:x:70001:'", USER, LONG), Some(Answer::Failed));
+        assert_eq!(answer_of("echo nonsense", USER, LONG), Some(Answer::Failed));
+        assert_eq!(answer_of("exit 2", USER, LONG), Some(Answer::Unknown));
+        assert_eq!(answer_of("echo a:x:70001:; exit 1", USER, LONG), Some(Answer::Failed));
+        assert_eq!(answer_of("kill -9 $$", USER, LONG), Some(Answer::Failed));
     }
 
     #[test]
-    fn it_takes_neither_long_nor_much() {
+    fn slow_and_endless_output_fails() {
         let start = Instant::now();
-        assert_eq!(asked("exec sleep 300", USER, Duration::from_millis(200)), Some(Answer::Failed));
-        assert_eq!(asked("exec >&-; exec sleep 300", USER, Duration::from_millis(200)), Some(Answer::Failed));
-        assert_eq!(asked("while :; do echo aaaaaaaaaaaaaaaaaaaaaaaaaaaaa; done", USER, LONG), Some(Answer::Failed));
+        assert_eq!(answer_of("exec sleep 300", USER, Duration::from_millis(200)), Some(Answer::Failed));
+        assert_eq!(answer_of("exec >&-; exec sleep 300", USER, Duration::from_millis(200)), Some(Answer::Failed));
+        assert_eq!(answer_of("while :; do echo aaaaaaaaaaaaaaaaaaaaaaaaaaaaa; done", USER, LONG), Some(Answer::Failed));
         assert!(start.elapsed() < LONG, "{:?}", start.elapsed());
     }
 
@@ -131,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn this_hosts_knows_root() {
+    fn the_getent_of_this_host_knows_root() {
         let paths = ["/usr/bin/getent".into(), "/bin/getent".into()];
         if let Some(answer) = look_up(&paths, Id::User(0), LONG) {
             assert_eq!(answer, Answer::Named("root".into()));

@@ -172,11 +172,11 @@ proptest! {
     /// Of the packets that can be parsed, the filter accepts those with DNS ports.
     #[test]
     fn agrees_with_the_parser(
-        at in 0..recorded_packets().len(),
+        number in 0..recorded_packets().len(),
         tag in prop::option::of(any::<[u8; 2]>()),
         changes in prop::collection::vec((0..64_usize, any::<u8>()), 0..3),
     ) {
-        let (mut ethertype, mut bytes) = recorded_packets().swap_remove(at);
+        let (mut ethertype, mut bytes) = recorded_packets().swap_remove(number);
         for (offset, value) in changes {
             if let Some(byte) = bytes.get_mut(offset) {
                 *byte = value;
@@ -187,9 +187,9 @@ proptest! {
             ethertype = VLAN;
         }
         let accepted = accepted_bytes(&[53], ethertype, &bytes);
-        if let Ok(frame) = ParsedPacket::parse(&Packet { ..packet(0, ethertype, &bytes) }) {
-            let dns = [frame.source.port, frame.destination.port].contains(&53);
-            let expected = match frame.header {
+        if let Ok(parsed) = ParsedPacket::parse(&Packet { ..packet(0, ethertype, &bytes) }) {
+            let dns = [parsed.source.port, parsed.destination.port].contains(&53);
+            let expected = match parsed.header {
                 TransportHeader::Udp => 1024,
                 TransportHeader::Tcp { .. } => WHOLE_PACKET,
             };
@@ -198,7 +198,7 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_are_handled(ethertype in any::<u16>(), bytes in prop::collection::vec(any::<u8>(), 0..100)) {
+    fn any_packet_can_be_filtered_without_a_panic(ethertype in any::<u16>(), bytes in prop::collection::vec(any::<u8>(), 0..100)) {
         for ethertype in [ethertype, IPV4, IPV6, VLAN] {
             accepted_bytes(&[53], ethertype, &bytes);
         }

@@ -263,12 +263,12 @@ fn work_is_bounded() {
 
 proptest! {
     #[test]
-    fn any_bytes_are_handled(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+    fn any_bytes_can_be_parsed_without_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         let _ = addresses(&bytes);
     }
 
     #[test]
-    fn changed_messages_are_handled(
+    fn changed_messages_can_be_parsed_without_a_panic(
         at in 0..messages().len(),
         keep in any::<prop::sample::Index>(),
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..8),

@@ -18,20 +18,20 @@ fn udp_packet() -> Vec<u8> {
 fn reads_recorded_packets() {
     let packets = recorded_packets();
     let (ethertype, bytes) = &packets[0];
-    let frame = parse(*ethertype, bytes).unwrap();
-    assert_eq!((frame.source, frame.destination), (endpoint("10.9.0.1:34023"), endpoint("10.9.0.2:53")));
-    assert_eq!((frame.payload.len(), frame.missing, frame.header), (57, 0, TransportHeader::Udp));
+    let parsed = parse(*ethertype, bytes).unwrap();
+    assert_eq!((parsed.source, parsed.destination), (endpoint("10.9.0.1:34023"), endpoint("10.9.0.2:53")));
+    assert_eq!((parsed.payload.len(), parsed.missing, parsed.header), (57, 0, TransportHeader::Udp));
 
     let (ethertype, bytes) = &packets[2];
-    let frame = parse(*ethertype, bytes).unwrap();
-    assert_eq!((frame.source, frame.destination), (endpoint("[fd09::1]:45273"), endpoint("[fd09::2]:53")));
-    assert_eq!(frame.payload.len(), 57);
+    let parsed = parse(*ethertype, bytes).unwrap();
+    assert_eq!((parsed.source, parsed.destination), (endpoint("[fd09::1]:45273"), endpoint("[fd09::2]:53")));
+    assert_eq!(parsed.payload.len(), 57);
 
     let (ethertype, bytes) = &packets[6];
-    let frame = parse(*ethertype, bytes).unwrap();
-    assert_eq!(frame.source, endpoint("10.9.0.1:33907"));
-    assert_eq!(frame.header, TransportHeader::Tcp { sequence: 2_660_155_298, flags: 2 });
-    assert!(frame.payload.is_empty());
+    let parsed = parse(*ethertype, bytes).unwrap();
+    assert_eq!(parsed.source, endpoint("10.9.0.1:33907"));
+    assert_eq!(parsed.header, TransportHeader::Tcp { sequence: 2_660_155_298, flags: 2 });
+    assert!(parsed.payload.is_empty());
 
     assert!(packets.iter().all(|(ethertype, bytes)| parse(*ethertype, bytes).is_ok()));
 }
@@ -47,8 +47,8 @@ fn bytes_after_the_packet_are_padding() {
 fn bytes_that_were_not_captured_are_missing() {
     let bytes = udp_packet();
     let truncated = Packet { length: bytes.len(), ..packet(0, IPV4, &bytes[..bytes.len() - 3]) };
-    let frame = ParsedPacket::parse(&truncated).unwrap();
-    assert_eq!((frame.payload, frame.missing), (&b"payl"[..], 3));
+    let parsed = ParsedPacket::parse(&truncated).unwrap();
+    assert_eq!((parsed.payload, parsed.missing), (&b"payl"[..], 3));
     let (ethertype, bytes) = tcp(endpoint(CLIENT), endpoint(SERVER), 7, 0x18, b"payload");
     let truncated = Packet { length: bytes.len(), ..packet(0, ethertype, &bytes[..bytes.len() - 3]) };
     assert_eq!(ParsedPacket::parse(&truncated).unwrap().missing, 3);
@@ -63,20 +63,21 @@ fn vlan_tags_are_skipped_whether_or_not_the_kernel_removed_them() {
         for tag in [[0x00, 5], [0x45, 5], [0x60, 5], [0xef, 0xff]] {
             let one = [&tag[..], &ethertype.to_be_bytes(), &bytes].concat();
             let two = [&tag[..], &VLAN.to_be_bytes(), &one].concat();
-            let double = [&[0, 9][..], &QINQ.to_be_bytes(), &two].concat();
+            let three = [&[0, 9][..], &QINQ.to_be_bytes(), &two].concat();
             for outer in [VLAN, QINQ] {
                 assert_eq!(parse(outer, &bytes).unwrap().payload, b"payload", "no tag");
                 assert_eq!(parse(outer, &one).unwrap().payload, b"payload", "tag {tag:x?}");
                 assert_eq!(parse(outer, &two).unwrap().payload, b"payload", "tags {tag:x?}");
-                assert_eq!(parse(outer, &double), Err(PacketError::NotUdpOrTcp), "three tags");
-                assert_eq!(parse(ethertype, &one).unwrap().payload, b"payload", "as Linux 6.11 has it, {tag:x?}");
+                assert_eq!(parse(outer, &three), Err(PacketError::NotUdpOrTcp), "three tags");
+                // Since Linux 6.11, the kernel gives the packet's ethertype for such bytes.
+                assert_eq!(parse(ethertype, &one).unwrap().payload, b"payload", "tag {tag:x?}, ethertype of IP");
             }
         }
     }
 }
 
 #[test]
-fn headers_that_contradict_themselves_are_refused() {
+fn malformed_headers_are_refused() {
     type Change = fn(&mut Vec<u8>);
     let changes: [(&str, Change); 8] = [
         ("version 5", |b| b[0] = 0x55),
@@ -86,7 +87,7 @@ fn headers_that_contradict_themselves_are_refused() {
         ("total length beyond the end", |b| b[2] = 2),
         ("UDP length within its header", |b| b[25] = 7),
         ("UDP length beyond the end", |b| b[24] = 1),
-        ("no UDP header", |b| b.truncate(24)),
+        ("truncated UDP header", |b| b.truncate(24)),
     ];
     for (what, change) in changes {
         let mut bytes = udp_packet();
@@ -98,6 +99,10 @@ fn headers_that_contradict_themselves_are_refused() {
         bytes[32] = offset;
         assert_eq!(parse(IPV4, &bytes), Err(PacketError::Malformed), "data offset {offset:x}");
     }
+}
+
+#[test]
+fn other_protocols_are_refused() {
     assert_eq!(parse(0x0806, &udp_packet()), Err(PacketError::NotUdpOrTcp), "ARP");
     let mut icmp = udp_packet();
     icmp[9] = 1;
@@ -105,12 +110,12 @@ fn headers_that_contradict_themselves_are_refused() {
 }
 
 #[test]
-fn only_the_first_fragment_is_read_and_only_with_its_ports() {
+fn only_a_first_fragment_with_a_whole_transport_header_is_read() {
     let mut first = udp_packet();
     // More fragments follow: the UDP header gives the length of the whole datagram.
     (first[6], first[24]) = (0x20, 4);
-    let frame = parse(IPV4, &first).unwrap();
-    assert_eq!((frame.payload, frame.missing), (&b"payload"[..], 1024));
+    let parsed = parse(IPV4, &first).unwrap();
+    assert_eq!((parsed.payload, parsed.missing), (&b"payload"[..], 1024));
 
     first.truncate(24);
     first[3] = 24;
@@ -121,7 +126,7 @@ fn only_the_first_fragment_is_read_and_only_with_its_ports() {
     assert_eq!(parse(IPV4, &later), Err(PacketError::Fragment));
 }
 
-/// A UDP packet over IPv6 with extension headers.
+/// A UDP packet over IPv6 with extension headers. `first` is the type of the first one.
 fn with_extension_headers(first: u8, headers: &[u8]) -> Vec<u8> {
     let mut bytes = udp(endpoint("[2001:db8::1]:40000"), endpoint("[2001:db8::53]:53"), b"payload").1;
     bytes[6] = first;
@@ -144,8 +149,8 @@ fn extension_headers_are_skipped() {
     ];
     assert_eq!(parse(IPV6, &with_extension_headers(0, &all.concat())).unwrap().payload, b"payload");
     assert_eq!(parse(IPV6, &with_extension_headers(44, &[17, 0, 0, 8, 0, 0, 0, 9])), Err(PacketError::Fragment));
-    let first = with_extension_headers(44, &[17, 0, 0, 1, 0, 0, 0, 9]);
-    assert_eq!(parse(IPV6, &first).unwrap().payload, b"payload");
+    let first_fragment = with_extension_headers(44, &[17, 0, 0, 1, 0, 0, 0, 9]);
+    assert_eq!(parse(IPV6, &first_fragment).unwrap().payload, b"payload");
     let endless = [60, 0, 0, 0, 0, 0, 0, 0].repeat(20);
     assert_eq!(parse(IPV6, &with_extension_headers(60, &endless)), Err(PacketError::Malformed));
     assert_eq!(parse(IPV6, &with_extension_headers(59, &[])), Err(PacketError::NotUdpOrTcp), "no next header");
@@ -160,7 +165,7 @@ fn mapped_addresses_are_ipv4() {
 
 proptest! {
     #[test]
-    fn any_bytes_are_handled(
+    fn any_bytes_can_be_parsed_without_a_panic(
         ethertype in prop::sample::select(vec![IPV4, IPV6, VLAN, QINQ, 0]),
         bytes in prop::collection::vec(any::<u8>(), 0..120),
         length in 0..200_usize,
@@ -169,20 +174,20 @@ proptest! {
     }
 
     #[test]
-    fn changed_packets_are_handled(
-        at in 0..recorded_packets().len(),
-        cut in any::<prop::sample::Index>(),
+    fn changed_packets_can_be_parsed_without_a_panic(
+        number in 0..recorded_packets().len(),
+        captured in any::<prop::sample::Index>(),
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),
     ) {
-        let (ethertype, mut bytes) = recorded_packets().swap_remove(at);
+        let (ethertype, mut bytes) = recorded_packets().swap_remove(number);
         for (at, value) in changes {
             let at = at.index(bytes.len().min(60));
             bytes[at] = value;
         }
         let length = bytes.len();
-        bytes.truncate(cut.index(length + 1));
-        if let Ok(frame) = ParsedPacket::parse(&Packet { length, ..packet(0, ethertype, &bytes) }) {
-            prop_assert!(frame.payload.len() + frame.missing <= 65_535);
+        bytes.truncate(captured.index(length + 1));
+        if let Ok(parsed) = ParsedPacket::parse(&Packet { length, ..packet(0, ethertype, &bytes) }) {
+            prop_assert!(parsed.payload.len() + parsed.missing <= 65_535);
         }
     }
 }

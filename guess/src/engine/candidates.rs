@@ -94,7 +94,7 @@ impl Candidates {
 
     /// What is known about each key when there are no more runs.
     ///
-    /// The arguments of a function must be in their order. An argument that was found behind a later one is not an
+    /// The arguments of a function must be in their order. An argument that was found after a later one is not an
     /// argument of this kernel's function: its value was left in the register by a caller.
     pub(crate) fn final_verdicts(&self) -> BTreeMap<&str, Verdict> {
         let verdicts: BTreeMap<&str, Verdict> = self.verdicts().collect();

@@ -35,7 +35,7 @@ struct View {
     kind: ViewKind,
     /// The offset of the first byte, as it is in the captured view.
     from: u32,
-    /// The offset behind the last byte.
+    /// The offset after the last byte.
     to: u32,
     /// How far before the base the memory at offset 0 is, in bytes.
     bytes_before_base: u32,
@@ -207,7 +207,7 @@ impl Part {
         self.fetches.iter().map(offset).collect()
     }
 
-    /// Copies the values in a record into the views. Values behind the end of a record that is too short are left out.
+    /// Copies the values in a record into the views. Values beyond the end of a record that is too short are not copied.
     pub(crate) fn read(&self, raw: &[u8], offsets: &[u16], into: &mut [CapturedView]) {
         for (target, &offset) in self.targets.iter().zip(offsets) {
             let offset = usize::from(offset);

@@ -87,7 +87,7 @@ impl Spool {
         read
     }
 
-    /// Moves damaged bytes out of the way, and goes on behind them.
+    /// Moves damaged bytes out of the way, and continues after them.
     fn set_aside(&mut self, number: u64, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let kept = self.folder.set_aside(number, offset, bytes)?;
         self.meter.spool_damaged.add(1);

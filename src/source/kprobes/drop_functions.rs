@@ -1,7 +1,7 @@
 //! Kernel functions that drop packets without a drop reason.
 //!
-//! Drivers also free sent packets without one, so the return address of `kfree_skb` decides: if it is in one of these functions,
-//! the packet was dropped.
+//! Drivers free sent packets without a reason, too. The return address of `kfree_skb` tells them apart: if it is in one of these
+//! functions, the packet was dropped.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -9,18 +9,20 @@ use std::io::{BufRead, BufReader};
 /// The placeholder in a filter for the condition that `caller` is in one of these functions.
 pub(super) const FROM_DROP_FUNCTION: &str = "{from_drop_function}";
 
-/// A qdisc that is removed or reset passes its packets to `rtnl_kfree_skbs`, and `__rtnl_unlock` frees them. Before Linux 4.7
-/// each qdisc frees them in its own function. If this function is masked, no functions are known.
+/// A qdisc that is removed or reset passes its packets to `rtnl_kfree_skbs`, and `__rtnl_unlock` frees them. Before Linux 4.7,
+/// each qdisc frees them in its own function. So on a kernel without `rtnl_kfree_skbs`, or if `socket.mask` has it, the functions
+/// below would not be enough, and none are used.
 pub(super) const DEFERRED_FREE: &str = "rtnl_kfree_skbs";
-/// `pfifo_fast_reset` frees the packets of `pfifo_fast`; `qdisc_reset` those that a qdisc had already dequeued (`gso_skb`,
-/// `skb_bad_txq`). The egress filters of `tc`, which give a reason since Linux 5.18, are inlined into `__dev_queue_xmit`.
+/// If one of these is missing, no functions are used. `pfifo_fast_reset` frees the packets of `pfifo_fast`, and `qdisc_reset`
+/// frees those that a qdisc had already dequeued (`gso_skb`, `skb_bad_txq`). The egress filters of `tc`, which give no reason
+/// before Linux 5.18, may be inlined into `__dev_queue_xmit`.
 const REQUIRED: [&str; 4] = ["__rtnl_unlock", "pfifo_fast_reset", "qdisc_reset", "__dev_queue_xmit"];
-/// The egress filters of `tc` where they are not inlined, BPF redirects, and netfilter's hooks.
+/// The egress filters of `tc` if they are not inlined, BPF redirects, and netfilter's hooks.
 const IF_PRESENT: [&str; 3] = ["sch_handle_egress", "skb_do_redirect", "nf_hook_slow"];
 
 /// The size of a read in bytes.
 const BUFFER: usize = 64 << 10;
-/// The line after the kernel's own functions. More than half of the list follows it.
+/// The end of the line after the kernel's own functions. Reading stops there, because more than half of the list follows.
 const END: &[u8] = b" _etext\n";
 
 /// The address ranges of these functions.
@@ -37,11 +39,12 @@ impl DropFunctions {
         list.map(Self::parse).unwrap_or_default()
     }
 
-    /// Lines such as `ffffffff81a4ab80 T qdisc_reset`, sorted by address. The compiler may have put a part of a function
+    /// Parses lines such as `ffffffff81a4ab80 T qdisc_reset`, sorted by address. The compiler may have moved a part of a function
     /// elsewhere, as `qdisc_reset.cold`.
     fn parse(mut list: impl BufRead) -> Self {
         let (mut ranges, mut found) = (Vec::new(), Vec::new());
-        let mut open: Vec<u64> = Vec::new();
+        // The addresses of functions that end at the next symbol with a higher address.
+        let mut begun: Vec<u64> = Vec::new();
         let mut line = Vec::new();
         while !line.ends_with(END) {
             line.clear();
@@ -49,24 +52,25 @@ impl DropFunctions {
                 break;
             }
             let Some((address, name)) = symbol(&line) else { continue };
-            ranges.extend(open.iter().filter(|begin| **begin < address).map(|begin| (*begin, address)));
-            open.retain(|begin| *begin >= address);
+            ranges.extend(begun.iter().filter(|begin| **begin < address).map(|begin| (*begin, address)));
+            begun.retain(|begin| *begin >= address);
             let all = REQUIRED.iter().chain(&IF_PRESENT).chain([&DEFERRED_FREE]);
             let Some(function) = all.copied().find(|function| function.as_bytes() == name) else { continue };
             found.push(function);
             if function != DEFERRED_FREE && address != 0 {
-                open.push(address);
+                begun.push(address);
             }
         }
         let is_known = REQUIRED.iter().chain([&DEFERRED_FREE]).all(|function| found.contains(function));
         Self { ranges: if is_known { ranges } else { Vec::new() } }
     }
 
-    /// The filter with these functions instead of [`FROM_DROP_FUNCTION`]; `None` if it needs them and they are not known.
+    /// Replaces [`FROM_DROP_FUNCTION`] in a filter. `None` if the filter has it, but no functions are known.
     pub(super) fn fill_in(&self, filter: &str) -> Option<String> {
         if !filter.contains(FROM_DROP_FUNCTION) {
             return Some(filter.to_owned());
         }
+        // A return address follows its call: it is never the function's first byte, and it is the end if the call comes last.
         let parts = self.ranges.iter().map(|(begin, end)| format!("(caller>{begin:#x}&&caller<={end:#x})"));
         let parts = parts.collect::<Vec<_>>().join("||");
         (!parts.is_empty()).then(|| filter.replace(FROM_DROP_FUNCTION, &format!("({parts})")))

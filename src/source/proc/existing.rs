@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 
 use procfs::process::Process as ProcEntry;
 
-use super::living::Living;
-use super::sockets::{eldest, holders, network_namespace};
+use super::living::LivingProcess;
+use super::sockets::{common_ancestor, holders, network_namespace};
 use crate::model::socket_event::{Address, EventSocket, Family, IpEnd, SocketId, SocketState, SocketType, UnixName};
 
 /// `__SO_ACCEPTCON` of `include/uapi/linux/net.h`.
@@ -15,16 +15,16 @@ const ACCEPTS: u32 = 1 << 16;
 /// `SS_CONNECTED` of the same file.
 const SS_CONNECTED: u8 = 3;
 /// The maximum number of bytes that are read from `/proc/net/unix`.
-const MOST_LISTED: u64 = 64 << 20;
+const MAX_LISTED: u64 = 64 << 20;
 
-/// Every TCP, UDP and `AF_UNIX` socket of every network namespace that a process holds, with the pid of the one that
+/// The TCP, UDP and `AF_UNIX` sockets that processes hold, in all network namespaces. Each comes with the pid of the process that
 /// created it, if that can be determined.
 pub fn existing_sockets() -> Vec<(EventSocket, Option<u32>)> {
-    let living = Living::all();
+    let living = LivingProcess::all();
     let holders = holders(&living);
     let mut namespaces = HashSet::new();
     let mut sockets = Vec::new();
-    for entry in living.iter().map(Living::folder) {
+    for entry in living.iter().map(LivingProcess::directory) {
         let seen_before = network_namespace(entry).is_none_or(|id| !namespaces.insert(id));
         if !seen_before {
             sockets.extend(ip_sockets(entry));
@@ -33,7 +33,7 @@ pub fn existing_sockets() -> Vec<(EventSocket, Option<u32>)> {
     }
     let held = sockets.into_iter().filter_map(|socket| {
         let pids = holders.pids.get(&socket.id.0)?;
-        Some((socket, eldest(pids, &holders.parents)))
+        Some((socket, common_ancestor(pids, &holders.parents)))
     });
     held.collect()
 }
@@ -44,12 +44,12 @@ fn ip_sockets(entry: &ProcEntry) -> impl Iterator<Item = EventSocket> {
     let tcp = tcp.into_iter().flat_map(|(list, family)| list.into_iter().flatten().map(move |one| (one, family)));
     let udp = udp.into_iter().flat_map(|(list, family)| list.into_iter().flatten().map(move |one| (one, family)));
     let tcp = tcp.filter(|(one, _)| one.inode != 0).map(|(one, family)| {
-        let (ends, state) = ((one.local_address, one.remote_address), one.state.to_u8());
-        ip_socket(one.inode, family, (SocketType::STREAM, 6), ends, state)
+        let (endpoints, state) = ((one.local_address, one.remote_address), one.state.to_u8());
+        ip_socket(one.inode, family, (SocketType::STREAM, 6), endpoints, state)
     });
     let udp = udp.map(|(one, family)| {
-        let (ends, state) = ((one.local_address, one.remote_address), one.state.to_u8());
-        ip_socket(one.inode, family, (SocketType::DGRAM, 17), ends, state)
+        let (endpoints, state) = ((one.local_address, one.remote_address), one.state.to_u8());
+        ip_socket(one.inode, family, (SocketType::DGRAM, 17), endpoints, state)
     });
     tcp.chain(udp)
 }
@@ -87,7 +87,7 @@ fn socket(inode: u64, family: Family, kind: SocketType, protocol: u16) -> EventS
 fn listed_unix(entry: &ProcEntry) -> Vec<u8> {
     let mut bytes = Vec::new();
     // An unreadable file yields nothing.
-    let _ = entry.open_relative("net/unix").map(|file| file.take(MOST_LISTED).read_to_end(&mut bytes));
+    let _ = entry.open_relative("net/unix").map(|file| file.take(MAX_LISTED).read_to_end(&mut bytes));
     bytes
 }
 

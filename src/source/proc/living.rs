@@ -11,7 +11,7 @@ use super::stat::Stat;
 
 /// A living process.
 #[derive(Debug)]
-pub struct Living {
+pub struct LivingProcess {
     /// Its id.
     pub pid: u32,
     /// The `stat` of its leading thread, which may have ended. It has the process's start and name.
@@ -22,7 +22,7 @@ pub struct Living {
     thread: Option<ProcEntry>,
 }
 
-impl Living {
+impl LivingProcess {
     /// All living processes, except those that end meanwhile or cannot be read.
     pub fn all() -> Vec<Self> {
         let Ok(all) = all_processes() else { return Vec::new() };
@@ -37,13 +37,13 @@ impl Living {
         let threads = if stat.threads > 1 { living_threads(&entry, pid, leads) } else { vec![pid; leads.into()] };
         let first = *threads.first()?;
         let thread = if leads { None } else { Some(thread(pid, first)?) };
-        // The thread's folder is found by its id, which may be reused. It belongs to this process if the process still
+        // The thread's directory is found by its id, which may be reused. It belongs to this process if the process still
         // exists.
         Stat::of(&entry).is_some().then_some(Self { pid, stat, threads, entry, thread })
     }
 
     /// The `/proc` directory that shows its program, users and file descriptors.
-    pub fn folder(&self) -> &ProcEntry {
+    pub fn directory(&self) -> &ProcEntry {
         self.thread.as_ref().unwrap_or(&self.entry)
     }
 

@@ -23,7 +23,7 @@ use crate::model::time::{BootTime, MonotonicTime};
 use crate::state::{FoundProcess, PreexistingProcess};
 
 pub use self::existing::existing_sockets;
-use self::living::Living;
+use self::living::LivingProcess;
 pub use self::sockets::sockets;
 use self::stat::Stat;
 
@@ -32,37 +32,37 @@ const PF_KTHREAD: u32 = 0x0020_0000;
 /// `TASK_COMM_LEN` without its NUL: longer names are truncated in `/proc/PID/comm`.
 const COMM_LENGTH: usize = 15;
 /// The maximum number of bytes of arguments that are read. The kernel's own limit is a quarter of the stack's, usually 2 MiB.
-const MOST_ARGUMENTS: u64 = 2 << 20;
+const MAX_ARGUMENTS: u64 = 2 << 20;
 /// The maximum number of bytes read of `/proc/PID/cgroup`: more than the paths of all hierarchies need.
-const MOST_CGROUPS: u64 = 128 << 10;
+const MAX_CGROUPS: u64 = 128 << 10;
 
 /// All living processes, except those that end meanwhile or cannot be read.
 pub fn processes() -> Vec<PreexistingProcess> {
-    Living::all().iter().map(process).collect()
+    LivingProcess::all().iter().map(process).collect()
 }
 
 /// The details of a process in `/proc`; `None` if it has ended or runs another program now. `now` reads the kernel's clock after
 /// `/proc` has answered.
 pub fn look_up(process: &Process, now: impl FnOnce() -> MonotonicTime) -> Option<FoundProcess> {
-    let living = Living::of(ProcEntry::new(i32::try_from(process.pid).ok()?).ok()?)?;
+    let living = LivingProcess::of(ProcEntry::new(i32::try_from(process.pid).ok()?).ok()?)?;
     if process.start.is_some_and(|start| ticks(start) != living.stat.starttime) {
         return None;
     }
-    let args = arguments(living.folder())?;
+    let args = arguments(living.directory())?;
     if !same_program(&process.image, &args) {
         return None;
     }
-    let containers = containers(living.folder());
+    let containers = containers(living.directory());
     let mut found = FoundProcess {
         read: MonotonicTime::ZERO,
         start: Some(start(&living.stat)),
         parent_pid: Some(living.stat.ppid),
-        credentials: credentials(living.folder()),
-        details: details(living.folder(), &living.stat, &containers, args),
+        credentials: credentials(living.directory()),
+        details: details(living.directory(), &living.stat, &containers, args),
         containers,
     };
     // If process and program are still the same, all of it was about them.
-    let same = living.is_there() && arguments(living.folder()) == found.details.args;
+    let same = living.is_there() && arguments(living.directory()) == found.details.args;
     found.read = now();
     same.then_some(found)
 }
@@ -73,7 +73,7 @@ pub fn is_gone(process: &Process) -> bool {
     match ProcEntry::new(pid) {
         Ok(entry) => match Stat::of(&entry) {
             Some(stat) if process.start.is_some_and(|start| ticks(start) != stat.starttime) => true,
-            Some(stat) if stat.has_ended() => Living::of(entry).is_none(),
+            Some(stat) if stat.has_ended() => LivingProcess::of(entry).is_none(),
             _ => false,
         },
         // If `/proc` hides other users' processes (`hidepid`), it hides process 1, too.
@@ -87,9 +87,9 @@ pub fn has_ipv6() -> bool {
     std::path::Path::new("/proc/net/if_inet6").exists()
 }
 
-fn process(living: &Living) -> PreexistingProcess {
-    let Living { pid, ref stat, ref threads, .. } = *living;
-    let entry = living.folder();
+fn process(living: &LivingProcess) -> PreexistingProcess {
+    let LivingProcess { pid, ref stat, ref threads, .. } = *living;
+    let entry = living.directory();
     let args = arguments(entry).unwrap_or_default();
     let containers = containers(entry);
     let details = details(entry, stat, &containers, args.clone());
@@ -126,14 +126,14 @@ fn details(entry: &ProcEntry, stat: &Stat, containers: &Containers, args: Vec<St
 fn containers(entry: &ProcEntry) -> Containers {
     let mut text = Vec::new();
     // If it cannot be read, the container is not known.
-    let _ = entry.open_relative("cgroup").map(|file| file.take(MOST_CGROUPS).read_to_end(&mut text));
+    let _ = entry.open_relative("cgroup").map(|file| file.take(MAX_CGROUPS).read_to_end(&mut text));
     Containers::of_proc(&text)
 }
 
 /// Parses `/proc/PID/cmdline`: strings with a NUL after each; they may be empty.
 fn arguments(entry: &ProcEntry) -> Option<Vec<String>> {
     let mut bytes = Vec::new();
-    entry.open_relative("cmdline").ok()?.take(MOST_ARGUMENTS).read_to_end(&mut bytes).ok()?;
+    entry.open_relative("cmdline").ok()?.take(MAX_ARGUMENTS).read_to_end(&mut bytes).ok()?;
     Some(split_arguments(&bytes))
 }
 

@@ -28,7 +28,7 @@ sample! {
         pub version_ihl: u8 = "+0(+{sk_buff.data}({skb}))",
         /// Source and destination address, in memory order.
         pub addresses: u64 = "+12(+{sk_buff.data}({skb}))",
-        /// Source and destination port, in memory order behind a header without options.
+        /// Source and destination port, in memory order, after a header without options.
         pub ports: u32 = "+20(+{sk_buff.data}({skb}))",
     }
 
@@ -48,7 +48,7 @@ sample! {
         pub destination_high: u64 = "+24(+{sk_buff.data}({skb}))",
         /// Its last 8 bytes.
         pub destination_low: u64 = "+32(+{sk_buff.data}({skb}))",
-        /// Source and destination port, in memory order behind a header without extensions.
+        /// Source and destination port, in memory order, after a header without extensions.
         pub ports: u32 = "+40(+{sk_buff.data}({skb}))",
     }
 }

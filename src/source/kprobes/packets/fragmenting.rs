@@ -40,7 +40,7 @@ macro_rules! ipv4_fragmented {
                 pub protocol: u8 = "+9(+{sk_buff.data}({skb}))",
                 /// Source and destination address, in memory order.
                 pub addresses: u64 = "+12(+{sk_buff.data}({skb}))",
-                /// Source and destination port, in memory order behind a header without options.
+                /// Source and destination port, in memory order, after a header without options.
                 pub ports: u32 = "+20(+{sk_buff.data}({skb}))",
             }
         )*}

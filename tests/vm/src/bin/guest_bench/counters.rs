@@ -4,13 +4,13 @@ use std::fs;
 
 use anyhow::{Context, Result};
 
-/// TCP segments and UDP datagrams that this machine has sent.
+/// The number of TCP segments, and of UDP datagrams over IPv4, that this network namespace has sent.
 pub(crate) fn packets_sent() -> Result<u64> {
     let text = fs::read_to_string("/proc/net/snmp").context("read /proc/net/snmp")?;
     Ok(counter(&text, "Tcp:", "OutSegs")? + counter(&text, "Udp:", "OutDatagrams")?)
 }
 
-/// A counter of `/proc/net/snmp`: pairs of lines, names and then values.
+/// A counter in `/proc/net/snmp`. Each protocol has a line with names, and then a line with values.
 fn counter(text: &str, protocol: &str, name: &str) -> Result<u64> {
     let mut lines = text.lines().filter(|line| line.starts_with(protocol));
     let (names, numbers) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());

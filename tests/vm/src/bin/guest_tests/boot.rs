@@ -98,7 +98,7 @@ fn kernel_warning(log: &str) -> Option<&str> {
     // `Call Trace:`, arm64 `Call trace:`.
     let is_warning = |line: &&str| {
         line.contains("] WARNING: ")
-            || [" BUG: ", "kernel BUG at ", "Oops"].iter().any(|sign| line.contains(sign))
+            || [" BUG: ", "kernel BUG at ", "Oops"].iter().any(|pattern| line.contains(pattern))
             || line.to_ascii_lowercase().contains("call trace:")
     };
     log.lines().find(is_warning)

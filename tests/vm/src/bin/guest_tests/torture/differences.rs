@@ -18,15 +18,15 @@ pub(super) fn differences(entry: &Entry, document: &Value, counts: &mut Counts) 
     }
     faults.extend(outcome(entry, document, is_lossy));
     faults.extend(name(entry, document, counts));
-    let goes_on = matches!(document["event"]["reason"].as_str(), Some("shutdown" | "interim"));
-    if document["flow"]["final"] == json!(goes_on) {
+    let continues = matches!(document["event"]["reason"].as_str(), Some("shutdown" | "interim"));
+    if document["flow"]["final"] == json!(continues) {
         let (is_final, reason) = (&document["flow"]["final"], &document["event"]["reason"]);
         faults.push(format!("flow.final is {is_final}, event.reason is {reason}"));
     }
     faults
 }
 
-/// A difference of the owner.
+/// How the owner differs, if it does.
 fn owner(entry: &Entry, document: &Value, is_lossy: bool, counts: &mut Counts) -> Option<String> {
     let owner = document.pointer("/system/audit/socket/owner").and_then(Value::as_str).unwrap_or_default();
     if owner != "process" {
@@ -34,28 +34,28 @@ fn owner(entry: &Entry, document: &Value, is_lossy: bool, counts: &mut Counts) -
         let never_accepted = entry.report["owner"].is_null();
         return (!is_lossy && !never_accepted).then(|| format!("owner {owner}"));
     }
-    let wanted = &entry.report["owner"];
-    let program = wanted["executable"].as_str().unwrap_or_default();
+    let expected_owner = &entry.report["owner"];
+    let program = expected_owner["executable"].as_str().unwrap_or_default();
     let name = program.rsplit('/').next().unwrap_or_default();
-    for (what, reported, is) in [
-        ("process.pid", &document["process"]["pid"], &wanted["pid"]),
-        ("process.executable", &document["process"]["executable"], &wanted["executable"]),
+    for (what, actual, expected) in [
+        ("process.pid", &document["process"]["pid"], &expected_owner["pid"]),
+        ("process.executable", &document["process"]["executable"], &expected_owner["executable"]),
         ("process.name", &document["process"]["name"], &json!(name)),
-        ("process.args", &document["process"]["args"], &wanted["args"]),
+        ("process.args", &document["process"]["args"], &expected_owner["args"]),
         ("uid", &document["system"]["audit"]["socket"]["uid"], &entry.report["uid"]),
         ("gid", &document["system"]["audit"]["socket"]["gid"], &entry.report["gid"]),
         ("euid", &document["system"]["audit"]["socket"]["euid"], &entry.report["euid"]),
         ("egid", &document["system"]["audit"]["socket"]["egid"], &entry.report["egid"]),
     ] {
-        if reported != is {
-            return Some(if reported.is_null() { format!("{what} is missing") } else { format!("{what} is wrong") });
+        if actual != expected {
+            return Some(if actual.is_null() { format!("{what} is missing") } else { format!("{what} is wrong") });
         }
     }
     counts.owners_right += 1;
     None
 }
 
-/// A difference of the outcome.
+/// How the outcome differs, if it does.
 fn outcome(entry: &Entry, document: &Value, is_lossy: bool) -> Option<String> {
     if entry.end.transport == Transport::Udp {
         return None;
@@ -64,15 +64,15 @@ fn outcome(entry: &Entry, document: &Value, is_lossy: bool) -> Option<String> {
     let code = document["error"]["code"].as_str();
     let is_right = match entry.text("outcome") {
         Some("success") => outcome == "success",
-        // `error.code` is known even if the kernel only stores the ICMP error in `sk_err_soft`, because the call still
-        // holds the socket, as with a local rule or over veth.
+        // An ICMP error from a local rule or over veth arrives while the call holds the socket. The kernel then stores it
+        // only in `sk_err_soft`, but the document must have it.
         expected => outcome == "failure" && code == expected,
     };
     (!is_right && !is_lossy)
         .then(|| format!("outcome {outcome} {} instead of {}", code.unwrap_or(""), entry.report["outcome"]))
 }
 
-/// A difference of the name.
+/// How the name differs, if it does.
 fn name(entry: &Entry, document: &Value, counts: &mut Counts) -> Option<String> {
     let remote = if entry.is_initiator() { "destination" } else { "source" };
     match (document[remote]["domain"].as_str(), entry.text("name")) {
@@ -85,7 +85,7 @@ fn name(entry: &Entry, document: &Value, counts: &mut Counts) -> Option<String> 
             }
             None
         }
-        (Some(reported), Some(wanted)) if reported == wanted => {
+        (Some(actual), Some(expected)) if actual == expected => {
             counts.names_right += 1;
             None
         }

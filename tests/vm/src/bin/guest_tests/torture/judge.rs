@@ -146,8 +146,11 @@ impl Group {
         verdict.counts.documents += self.documents.len();
         let mut faults = Vec::new();
         if self.entries.is_empty() && !self.is_refused_join(end) {
-            let kind =
-                if is_subflow(end) { "a subflow of no MPTCP connection" } else { "a flow that no workload reported" };
+            let kind = if is_subflow(end) {
+                "a subflow without an MPTCP connection"
+            } else {
+                "a flow that no workload reported"
+            };
             faults.push(format!("documents of {kind}"));
         }
         for document in self.documents.iter().chain(&self.interim) {
@@ -200,9 +203,9 @@ impl Group {
         received_before_end: Count,
         counts: &mut Counts,
     ) -> Option<String> {
-        let mut reported = [(0_i128, 0_i128); 2];
+        let mut documented = [(0_i128, 0_i128); 2];
         for document in &self.documents {
-            for (sum, counted) in reported.iter_mut().zip(counts_of(document, local)) {
+            for (sum, counted) in documented.iter_mut().zip(counts_of(document, local)) {
                 *sum = (sum.0 + i128::from(counted.packets), sum.1 + i128::from(counted.bytes));
             }
         }
@@ -212,10 +215,10 @@ impl Group {
         marks.iter().for_each(|mark| *counts.marked.entry((*mark).to_owned()).or_default() += 1);
         let mut is_equal = true;
         for (number, direction) in ["sent", "received"].into_iter().enumerate() {
-            let (reported, certain, captured) = (reported[number], certain[number], captured[number]);
+            let (documented, certain, captured) = (documented[number], certain[number], captured[number]);
             let difference = CountDifference {
-                packets: reported.0 - i128::from(captured.packets),
-                bytes: reported.1 - i128::from(captured.bytes),
+                packets: documented.0 - i128::from(captured.packets),
+                bytes: documented.1 - i128::from(captured.bytes),
             };
             let is_zero = difference.packets == 0 && difference.bytes == 0;
             // A packet without a sample, known from TCP's counters only, counts with the headers of the next packet.
@@ -225,8 +228,8 @@ impl Group {
             let is_explained = (number == 1 && is_within_bounds(&marks, captured, difference))
                 || (marks.contains(&LOST) && is_less)
                 || (marks.contains(&SEGMENTS) && are_headers(local, difference))
-                || (number == 1 && reported == early)
-                || is_between(reported, certain, captured);
+                || (number == 1 && documented == early)
+                || is_between(documented, certain, captured);
             if !is_zero && !is_explained {
                 return Some(format!("{direction}: differs from the capture{}", describe_marks(&marks)));
             }
@@ -260,14 +263,14 @@ impl Group {
         }
         for document in &self.interim {
             let until = time(document, "/event/end")?;
-            for (key, reported) in end.keys().into_iter().zip(counts_of(document, end.local)) {
+            for (key, documented) in end.keys().into_iter().zip(counts_of(document, end.local)) {
                 let [least, most] =
                     [until - IN_FLIGHT, until + IN_FLIGHT].map(|time| captured.until(end.host, key, time));
-                let off = bytes_off(&marks(document), reported);
-                let is_enough = reported.packets >= least.packets && reported.bytes + off >= least.bytes;
-                let is_too_much = reported.packets > most.packets || reported.bytes > most.bytes + off;
+                let off = bytes_off(&marks(document), documented);
+                let is_enough = documented.packets >= least.packets && documented.bytes + off >= least.bytes;
+                let is_too_much = documented.packets > most.packets || documented.bytes > most.bytes + off;
                 if is_too_much || (!is_enough && !marks(document).contains(&LOST)) {
-                    let what = format!("{reported:?} is not between {least:?} and {most:?} until {until:?}");
+                    let what = format!("{documented:?} is not between {least:?} and {most:?} until {until:?}");
                     return Ok(Some(format!("an interim document: {what}{}", describe_marks(&marks(document)))));
                 }
             }
@@ -278,13 +281,13 @@ impl Group {
 
     /// Compares the number of datagrams that a workload could not send with `flow.dropped`.
     fn dropped(&self) -> Option<String> {
-        let wanted: u64 = self.entries.iter().filter_map(|entry| entry.report["dropped"].as_u64()).sum();
+        let expected: u64 = self.entries.iter().filter_map(|entry| entry.report["dropped"].as_u64()).sum();
         let is_lossy = self.documents.iter().any(|document| marks(document).contains(&LOST));
-        let reported =
+        let documented =
             |document: &Value| document.pointer("/flow/dropped/packets").and_then(Value::as_u64).unwrap_or(0);
-        let reported: u64 = self.documents.iter().map(reported).sum();
-        (wanted > 0 && reported != wanted && !is_lossy)
-            .then(|| format!("{reported} packets were dropped, not {wanted}"))
+        let documented: u64 = self.documents.iter().map(documented).sum();
+        (expected > 0 && documented != expected && !is_lossy)
+            .then(|| format!("{documented} packets are documented as dropped, not {expected}"))
     }
 
     /// The details of a fault: reports, captured counts and documents.
