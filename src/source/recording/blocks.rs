@@ -12,9 +12,10 @@ const MAGIC: &[u8; 7] = b"SOCKTRL";
 /// The version of the format that is written and read.
 pub const VERSION: u8 = 3;
 /// A block is written once it has this many plain bytes.
-const ENOUGH: usize = 256 * 1024;
-/// The maximum number of plain bytes of a block. The last entry of a block may be long.
-const MOST: u32 = 16 * 1024 * 1024;
+const BLOCK_SIZE: usize = 256 * 1024;
+/// The maximum size of a block that is read, plain or compressed, in bytes. It is larger than [`BLOCK_SIZE`], because the last
+/// entry of a block may be long.
+const MAX_BLOCK_SIZE: u32 = 16 * 1024 * 1024;
 
 /// Writes blocks.
 pub struct BlockWriter<W: Write> {
@@ -27,7 +28,7 @@ impl<W: Write> BlockWriter<W> {
     pub fn new(mut to: W) -> io::Result<Self> {
         to.write_all(MAGIC)?;
         to.write_all(&[VERSION])?;
-        Ok(Self { to, plain: Vec::with_capacity(ENOUGH) })
+        Ok(Self { to, plain: Vec::with_capacity(BLOCK_SIZE) })
     }
 
     /// The buffer to append the next entry to. Call [`BlockWriter::entry_done`] after it.
@@ -37,7 +38,7 @@ impl<W: Write> BlockWriter<W> {
 
     /// Writes the block if it is large enough.
     pub fn entry_done(&mut self) -> io::Result<()> {
-        if self.plain.len() < ENOUGH {
+        if self.plain.len() < BLOCK_SIZE {
             return Ok(());
         }
         self.flush()
@@ -94,25 +95,25 @@ impl<R: Read> BlockReader<R> {
         match fill(&mut self.from, &mut head)? {
             0 => return Ok(None),
             12 => {}
-            _ => return Err(self.damaged("it breaks off")),
+            _ => return Err(self.damaged("it is truncated")),
         }
         let number = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
         let (packed_length, plain_length, crc) = (number(0), number(4), number(8));
-        if plain_length > MOST || packed_length > MOST {
+        if plain_length > MAX_BLOCK_SIZE || packed_length > MAX_BLOCK_SIZE {
             return Err(self.damaged("a block of impossible size"));
         }
         let mut packed = Vec::new();
         (&mut self.from).take(u64::from(packed_length)).read_to_end(&mut packed)?;
         if packed.len() < packed_length as usize {
-            return Err(self.damaged("it breaks off"));
+            return Err(self.damaged("it is truncated"));
         }
         if crc32fast::hash(&packed) != crc {
             return Err(self.damaged("the checksum is wrong"));
         }
         let mut plain = Vec::new();
-        let read = DeflateDecoder::new(&packed[..]).take(u64::from(MOST)).read_to_end(&mut plain);
+        let read = DeflateDecoder::new(&packed[..]).take(u64::from(MAX_BLOCK_SIZE)).read_to_end(&mut plain);
         if read.is_err() || plain.len() != plain_length as usize {
-            return Err(self.damaged("a block does not unpack to its size"));
+            return Err(self.damaged("a block does not decompress to the size that it states"));
         }
         self.position += (head.len() + packed.len()) as u64;
         Ok(Some(plain))

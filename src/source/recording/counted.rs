@@ -67,7 +67,7 @@ impl From<&Totals> for TotalsEntry {
     }
 }
 
-/// Fails if a recording names no socket.
+/// Fails if the address of the socket is 0.
 impl TryFrom<TotalsEntry> for Totals {
     type Error = String;
 
@@ -96,7 +96,7 @@ impl From<&CountedAnswer> for AnsweredEntry {
     }
 }
 
-/// Fails if a recording names no socket.
+/// Fails if the address of the socket is 0.
 impl TryFrom<AnsweredEntry> for CountedAnswer {
     type Error = String;
 
@@ -107,5 +107,5 @@ impl TryFrom<AnsweredEntry> for CountedAnswer {
 }
 
 fn known(sock: u64) -> Result<SockAddress, String> {
-    SockAddress::new(sock).ok_or_else(|| "counts of no socket".to_owned())
+    SockAddress::new(sock).ok_or_else(|| "counts without a socket".to_owned())
 }

@@ -38,11 +38,11 @@ pub struct Header {
     /// What the source could observe of sockets and datagrams.
     #[serde(rename = "sight")]
     pub capabilities: SourceCapabilities,
-    /// The layout of the kernel's structures, for people; replays do not use it.
+    /// The layout of the kernel's structures. A replay ignores the optional fields of samples that this layout lacks.
     pub layout: serde_json::Value,
 }
 
-/// An event whose samples are in the recording.
+/// A trace event whose samples are in the recording.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct EventEntry {
     /// The feature of its probe.
@@ -109,7 +109,7 @@ pub struct FoundEntry {
     pub read: MonotonicTime,
 }
 
-/// A time that does not come.
+/// A time that is never reached.
 fn never() -> MonotonicTime {
     MonotonicTime::MAX
 }
@@ -123,6 +123,29 @@ pub struct NameEntry {
     pub id: u32,
     /// The name, if it has one.
     pub name: Option<String>,
+}
+
+/// The id of a user or group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum UserOrGroup {
+    User(u32),
+    Group(u32),
+}
+
+impl NameEntry {
+    /// An entry with a name.
+    pub fn new(of: UserOrGroup, name: String) -> Self {
+        let (group, id) = match of {
+            UserOrGroup::User(uid) => (false, uid),
+            UserOrGroup::Group(gid) => (true, gid),
+        };
+        Self { group, id, name: Some(name) }
+    }
+
+    /// The user or group that has the name.
+    pub fn of(&self) -> UserOrGroup {
+        if self.group { UserOrGroup::Group(self.id) } else { UserOrGroup::User(self.id) }
+    }
 }
 
 /// Hits that a probe missed.
@@ -178,7 +201,7 @@ const NAME: u8 = 8;
 const END: u8 = 9;
 const SOCKET: u8 = 10;
 const PACKET: u8 = 11;
-/// As [`LOST`], but with the time since when.
+/// As [`LOST`], but with the start of the interval, too.
 const LOST_SINCE: u8 = 12;
 const MISSED: u8 = 13;
 const PACKETS_MISSED: u8 = 14;
@@ -306,7 +329,7 @@ impl<'a> Entries<'a> {
             MISSED => Entry::Missed(self.json()?),
             UNTIL => Entry::CompleteUntil(self.time()?),
             END => Entry::End,
-            other => return Err(format!("an entry of unknown kind {other}")),
+            other => return Err(format!("an entry has the unknown tag {other}")),
         })
     }
 

@@ -23,8 +23,8 @@ pub fn block_around(plain: &[u8]) -> std::io::Result<Vec<u8>> {
     Ok(recording)
 }
 
-/// The header and the event formats at the start of a recording, up to the first other entry of its first block. The layout of
-/// the header is left out: replays do not use it.
+/// The header and the event formats at the start of a recording, up to the first other entry of its first block. The layout is
+/// left out of the header: without it, a replay decodes all fields of the samples.
 pub fn head(recording: &[u8]) -> Vec<u8> {
     let mut head = Vec::new();
     let Ok(Some(plain)) = BlockReader::new(recording).and_then(|mut blocks| blocks.next()) else { return head };

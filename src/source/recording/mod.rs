@@ -46,7 +46,7 @@ pub enum RecordingError {
     #[error("this is not a recording: it does not begin with SOCKTRL")]
     Foreign,
     /// The recording has an unsupported version.
-    #[error("this recording has version {0}, but only version {version} is supported: replay it with the program that made it, or a newer one", version = blocks::VERSION)]
+    #[error("this recording has version {0}, but only version {version} is supported: replay it with the version of Socktrail that made it", version = blocks::VERSION)]
     Version(u8),
     /// The recording is damaged.
     #[error("the recording is damaged at byte {position}: {problem}")]
@@ -59,7 +59,7 @@ pub enum RecordingError {
     /// The first entry is not a header.
     #[error("the recording has no header")]
     NoHeader,
-    /// It has samples of an unknown probe.
+    /// It has samples of an unknown probe, or in a format that cannot be decoded.
     #[error("the recording's event {event} cannot be read: {problem}")]
     Event {
         /// The name of the event.

@@ -11,7 +11,9 @@ use socktrail_kprobes::Record;
 use super::RecordingError;
 use super::blocks::BlockWriter;
 use super::counted::{AnsweredEntry, ReportedEntry};
-use super::entries::{Entry, EventEntry, FoundEntry, Header, LearnedEntry, NameEntry, ProcessEntry, SocketEntry};
+use super::entries::{
+    Entry, EventEntry, FoundEntry, Header, LearnedEntry, NameEntry, ProcessEntry, SocketEntry, UserOrGroup,
+};
 use crate::model::clock::Clock;
 use crate::model::event::SourceCapabilities;
 use crate::model::flow::Flow;
@@ -29,7 +31,7 @@ use crate::state::FoundProcess;
 pub struct Recorded {
     /// Samples.
     pub samples: u64,
-    /// Samples that did not fit into a ring. The recording has their places.
+    /// Samples that did not fit into a ring. The recording says where they are missing.
     pub lost: u64,
     /// Hits that probes missed. The recording has the probes and times.
     pub missed: u64,
@@ -74,14 +76,19 @@ impl<S: Source, W: Write> Recorder<S, W> {
     /// flow is replayed.
     pub(crate) fn names(&mut self, of: Credentials, names: &dyn UserNames) {
         let Credentials { uid, gid, euid, egid } = of;
-        for (group, id) in [(false, uid), (false, euid), (true, gid), (true, egid)] {
-            if self.writer.named.contains(&(group, id)) {
+        let (users, groups) = ([uid, euid].map(UserOrGroup::User), [gid, egid].map(UserOrGroup::Group));
+        for id in users.into_iter().chain(groups) {
+            if self.writer.named.contains(&id) {
                 continue;
             }
+            let name = match id {
+                UserOrGroup::User(uid) => names.user(uid),
+                UserOrGroup::Group(gid) => names.group(gid),
+            };
             // An id without a name may still get one, when its lookup is done.
-            if let Some(name) = if group { names.group(id) } else { names.user(id) } {
-                self.writer.named.insert((group, id));
-                self.writer.write(&Entry::Name(NameEntry { group, id, name: Some(name.to_string()) }));
+            if let Some(name) = name {
+                self.writer.named.insert(id);
+                self.writer.write(&Entry::Name(NameEntry::new(id, name.to_string())));
             }
         }
     }
@@ -189,7 +196,7 @@ impl<S: Source<Error: Into<RecordingError>>, W: Write> Source for Recorder<S, W>
 struct Writer<W: Write> {
     to: BlockWriter<W>,
     /// Users and groups whose names are in the recording.
-    named: HashSet<(bool, u32)>,
+    named: HashSet<UserOrGroup>,
     recorded: Recorded,
     /// The error that ended the recording: nothing more can be written.
     failed: Option<io::Error>,

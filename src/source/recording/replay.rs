@@ -12,7 +12,7 @@ use socktrail_kprobes::Format;
 
 use super::RecordingError;
 use super::blocks::BlockReader;
-use super::entries::{Entries, Entry, EventEntry, Header, LearnedEntry, NameEntry};
+use super::entries::{Entries, Entry, EventEntry, Header, LearnedEntry, NameEntry, UserOrGroup};
 use crate::host::Host;
 use crate::host::agent::Agent;
 use crate::model::clock::Clock;
@@ -37,10 +37,12 @@ pub struct Replay<R: Read> {
     listener: Listener,
     capabilities: SourceCapabilities,
     probes: Probes,
-    /// The present block, the position in it, and its offset.
+    /// The plain bytes of the present block.
     block: Vec<u8>,
-    read: usize,
-    at: u64,
+    /// How many of them have been read.
+    block_read: usize,
+    /// The offset of the block in the recording, in bytes.
+    block_offset: u64,
     /// The time up to which all events have been read.
     now: MonotonicTime,
     batch: Batch,
@@ -69,15 +71,15 @@ impl<R: Read> Replay<R> {
     /// It is not a recording, has an unsupported version, or is damaged.
     pub fn open(from: R, config: StateConfig) -> Result<Self, RecordingError> {
         let mut blocks = BlockReader::new(from)?;
-        let at = blocks.position();
+        let block_offset = blocks.position();
         let block = blocks.next()?.ok_or(RecordingError::NoHeader)?;
         let mut entries = Entries::new(&block);
         let header = match entries.next() {
             Some(Ok(Entry::Header(header))) => *header,
-            Some(Err(problem)) => return Err(RecordingError::Damaged { position: at, problem }),
+            Some(Err(problem)) => return Err(RecordingError::Damaged { position: block_offset, problem }),
             _ => return Err(RecordingError::NoHeader),
         };
-        let read = block.len() - entries.left();
+        let block_read = block.len() - entries.left();
         let agent = Agent::in_run(&header.host, header.ephemeral_id.clone());
         let mut dns = socktrail_dns::Options::default();
         dns.ports.clone_from(&header.dns_ports);
@@ -99,8 +101,8 @@ impl<R: Read> Replay<R> {
             probes: Layout::deserialize(&header.layout).map_or_else(|_| Probes::none(), Probes::recorded),
             header,
             block,
-            read,
-            at,
+            block_read,
+            block_offset,
             now: MonotonicTime::ZERO,
             batch: Batch::default(),
             later: None,
@@ -150,23 +152,23 @@ impl<R: Read> Replay<R> {
     ) -> Result<bool, RecordingError> {
         loop {
             let block = mem::take(&mut self.block);
-            let mut entries = Entries::new(&block[self.read..]);
+            let mut entries = Entries::new(&block[self.block_read..]);
             let mut then = Then::GoOn;
             while then == Then::GoOn
                 && let Some(entry) = entries.next()
             {
                 then = each(self, entry.map_err(|problem| self.damaged(problem))?)?;
                 if then != Then::StopBefore {
-                    self.read = block.len() - entries.left();
+                    self.block_read = block.len() - entries.left();
                 }
             }
             self.block = block;
             if then != Then::GoOn {
                 return Ok(true);
             }
-            self.at = self.blocks.position();
+            self.block_offset = self.blocks.position();
             match self.blocks.next()? {
-                Some(next) => (self.block, self.read) = (next, 0),
+                Some(next) => (self.block, self.block_read) = (next, 0),
                 None => return Ok(false),
             }
         }
@@ -225,7 +227,9 @@ impl<R: Read> Replay<R> {
                 return Ok(Then::Stop);
             }
             Entry::Header(_) | Entry::Event(_) | Entry::Process(_) | Entry::Socket(_) => {
-                return Err(self.damaged("what was there before comes after what happened".to_owned()));
+                return Err(self.damaged(
+                    "a header, event format, process or socket comes after the start of the recording".to_owned(),
+                ));
             }
         }
         Ok(Then::GoOn)
@@ -247,7 +251,7 @@ impl<R: Read> Replay<R> {
     }
 
     fn damaged(&self, problem: String) -> RecordingError {
-        RecordingError::Damaged { position: self.at, problem }
+        RecordingError::Damaged { position: self.block_offset, problem }
     }
 }
 
@@ -281,7 +285,7 @@ impl<R: Read> Source for Replay<R> {
         Counts { unreadable: self.probes.unreadable, ..Counts::default() }
     }
 
-    /// What was there comes before what happened.
+    /// Reads the entries at the start of the recording: event formats, processes, sockets, and names.
     fn existing(&mut self, _event_sockets: EventSockets) -> Result<Existing, RecordingError> {
         let mut existing = Existing::default();
         self.read(|replay, entry| {
@@ -331,23 +335,24 @@ impl<R: Read> fmt::Debug for Replay<R> {
 /// The names of users and groups on the recorded host.
 #[derive(Debug, Default)]
 pub struct RecordedNames {
-    names: HashMap<(bool, u32), Arc<str>>,
+    names: HashMap<UserOrGroup, Arc<str>>,
 }
 
 impl RecordedNames {
     fn add(&mut self, entry: NameEntry) {
+        let of = entry.of();
         if let Some(name) = entry.name {
-            self.names.insert((entry.group, entry.id), name.into());
+            self.names.insert(of, name.into());
         }
     }
 }
 
 impl UserNames for RecordedNames {
     fn user(&self, uid: u32) -> Option<Arc<str>> {
-        self.names.get(&(false, uid)).cloned()
+        self.names.get(&UserOrGroup::User(uid)).cloned()
     }
 
     fn group(&self, gid: u32) -> Option<Arc<str>> {
-        self.names.get(&(true, gid)).cloned()
+        self.names.get(&UserOrGroup::Group(gid)).cloned()
     }
 }

@@ -294,7 +294,7 @@ fn what_was_looked_up_names_flows_unless_answers_are_missing() {
 }
 
 #[test]
-fn what_proc_said_is_about_the_process_that_it_names() {
+fn an_answer_of_proc_is_about_the_process_that_it_names() {
     let found = |container: &str| FoundEntry {
         start: Some(since_boot(5)),
         parent_pid: None,
@@ -374,7 +374,7 @@ fn packets_of_name_servers_read_back() {
 }
 
 #[test]
-fn a_recording_that_breaks_off_is_replayed_as_far_as_it_goes() {
+fn a_recording_without_its_last_block_is_replayed() {
     let whole = recording();
     let (flows, replayed) = replay(&whole[..whole.len() - 15]).unwrap();
     assert!(!replayed.complete);
@@ -395,7 +395,7 @@ fn damage_is_found_and_its_position_reported() {
 }
 
 #[test]
-fn what_is_no_recording_is_refused() {
+fn a_file_that_is_not_a_recording_is_refused() {
     assert!(matches!(replay(b""), Err(RecordingError::Foreign)));
     assert!(matches!(replay(b"{\"a\": 1}\n{\"b\": 2}\n"), Err(RecordingError::Foreign)));
     assert!(matches!(replay(b"SOCKTRL\xff"), Err(RecordingError::Version(255))));
