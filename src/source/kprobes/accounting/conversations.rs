@@ -109,8 +109,8 @@ impl Conversations {
         self.programs.iter().map(|(feature, program)| (*feature, program))
     }
 
-    /// What has been counted of a conversation, or of its socket's first one if the conversation has no entry. The counts of an
-    /// entry that was removed are in its last report. They are also given here if that was at `round` or later, because the report
+    /// What has been counted of a conversation, or of its socket's first one if the conversation has no entry. A removed entry's
+    /// counts are in its last report. If the entry was removed at `round` or later, they are also returned here, because the report
     /// may not have been received yet.
     pub(crate) fn totals(&self, of: &Conversation, round: MonotonicTime) -> Option<Totals> {
         let key = of.sock.get();
@@ -137,7 +137,7 @@ impl Conversations {
         Some((entry::ways(&bytes)?, entry::totals(&bytes)?))
     }
 
-    /// The entry of a key, and those in its bucket that this socket had until `round` or shortly before.
+    /// The entry of a key, and this socket's entries in the same bucket that were removed after `round` or shortly before.
     fn entries_of(&self, key: u64, sock: SockAddress, round: MonotonicTime) -> impl Iterator<Item = (u64, Totals)> {
         let (bucket, round) = (self.table.bucket(key), round.saturating_sub(MAX_INTERRUPTION));
         let removed = (0..SLOTS as u32).filter_map(move |slot| {

@@ -77,7 +77,8 @@ pub(super) struct Entry {
     pub(super) ends_hash: u64,
     /// Which ways of a UDP socket are in use, a bit for each: see [`WAYS`](super::table::WAYS).
     pub(super) ways: u64,
-    /// When its socket ended, or when it was evicted; 0 before that. The other fields stay as they are until another conversation gets the entry.
+    /// When its socket ended, or when it was evicted; 0 before that. The other fields stay as they are until another conversation
+    /// gets the entry.
     pub(super) removed: u64,
 }
 

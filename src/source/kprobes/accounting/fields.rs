@@ -94,7 +94,7 @@ pub(super) struct Piece {
     pub(super) width: Width,
 }
 
-/// The ends of a packet: their fields in its headers, and in the order of the entry's fields.
+/// The ends of a packet: its address and port fields, in the order in which an entry has them.
 #[derive(Clone, Debug)]
 pub(super) struct Ends {
     pub(super) pieces: Vec<Piece>,

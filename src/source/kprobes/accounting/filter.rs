@@ -32,8 +32,8 @@ impl Writer {
         Ok(())
     }
 
-    /// Ends the program without a sample if the filter rejects the packet's ports. The IP header has no options. Overwrites `R0`
-    /// to `R2`.
+    /// Ends the program without a sample if the filter rejects the packet's ports. Its IP header must have no options. Overwrites
+    /// `R0` to `R2`.
     pub(super) fn filter_ports(&mut self, ends: &Ends, filter: &Filter) -> Result<(), Error> {
         let Some(ports) = that_fits(&filter.ports) else { return Ok(()) };
         match ends.ports() {

@@ -1,7 +1,7 @@
 //! Programs that count packets in the kernel, so that only packets that say something new become samples.
 //!
-//! Each packet probe has a program, made from the declaration of the probe's sample. The programs keep an [entry](entry::Entry)
-//! for each conversation, with its packets and bytes: a socket and two ends. A hit becomes a sample if
+//! Each packet probe has a program, made from the declaration of the probe's sample. A conversation is a socket and two ends. The
+//! programs keep an [entry](entry::Entry) for each, with its packets and bytes. A hit becomes a sample if
 //!
 //! - the conversation has no entry yet. The program then makes the entry;
 //! - the packet is the first of its direction, or the first after a [pause](KernelAccounting::pause);

@@ -7,7 +7,7 @@
 //! The hash of a key selects a bucket of an array. A bucket has eight words: seven slots and a lock. In the array of sockets, the
 //! key is the address of a `struct sock`. A used slot contains the key, and the number of the slot is also that of the entry in
 //! the array of entries. In the array of ends, the key is a connection's ends. A used slot contains half of their hash, and the
-//! number of the entry ([`Writer::reference`]). An empty slot is 0 in both arrays.
+//! number of the entry ([`Writer::load_reference`]). An empty slot is 0 in both arrays.
 //!
 //! A socket's first conversation has the key of the socket. A UDP socket may have conversations with more peers: each of them has
 //! one of [`WAYS`] further keys, chosen by the hash of its ends. Two of them may want the same way. Then the one that was first
@@ -34,7 +34,7 @@ pub(super) const BUCKET_SIZE: u32 = 8 * BUCKET_WORDS as u32;
 const LOCK: i16 = 8 * SLOTS as i16;
 /// The number of conversations for each bucket if the table has as many as it is made for. If they come and go at random, about
 /// one of sixteen buckets is then full (Erlang's B formula for 7 slots and 4 conversations).
-const SOCKETS_PER_BUCKET: u32 = 4;
+const CONVERSATIONS_PER_BUCKET: u32 = 4;
 /// 2⁶⁴ divided by the golden ratio: multiplication spreads neighbouring addresses over all buckets (Fibonacci hashing).
 const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
 /// The number of conversations that a UDP socket can have besides its first: way `w` has the key `sock + 1 + w`, which is no other
@@ -55,7 +55,7 @@ pub(super) struct Table {
 impl Table {
     /// A table for this number of conversations.
     pub(super) fn of(conversations: u32) -> Self {
-        let buckets = conversations.div_ceil(SOCKETS_PER_BUCKET).clamp(2, 1 << 24).next_power_of_two();
+        let buckets = conversations.div_ceil(CONVERSATIONS_PER_BUCKET).clamp(2, 1 << 24).next_power_of_two();
         Self { bits: buckets.trailing_zeros() as u8 }
     }
 
@@ -75,9 +75,9 @@ impl Table {
         self.buckets() * SLOTS as u32
     }
 
-    /// The number of a socket's bucket.
-    pub(super) const fn bucket(self, sock: u64) -> u32 {
-        (sock.wrapping_mul(MULTIPLIER) >> self.shift()) as u32
+    /// The number of a key's bucket in the array of sockets.
+    pub(super) const fn bucket(self, key: u64) -> u32 {
+        (key.wrapping_mul(MULTIPLIER) >> self.shift()) as u32
     }
 
     /// The number of the entry of a slot.
@@ -119,7 +119,7 @@ const SLOT: i16 = -32;
 pub(super) const HASH: i16 = -40;
 /// The number of a way.
 const WAY: i16 = -48;
-/// The address of the socket's first entry.
+/// The address of the socket's first entry; in [`Writer::remove_ways`], the key of this entry.
 const FIRST: i16 = -56;
 /// The lowest of these.
 pub(super) const LOWEST: i16 = FIRST;
@@ -169,7 +169,7 @@ impl Writer {
         self.lock(LOCKED_BUCKET, locked);
         self.asm.jump(busy);
         self.asm.bind(locked);
-        self.order(LOCKED_BUCKET);
+        self.barrier(LOCKED_BUCKET);
         self.find(KEY, busy);
         self.find_free(LOCKED_BUCKET, free);
         self.unlock(LOCKED_BUCKET);
@@ -197,7 +197,7 @@ impl Writer {
 
     /// Fills the slot with the key, so that the entry is found, and unlocks the bucket.
     pub(super) fn publish(&mut self) {
-        self.order(LOCKED_BUCKET);
+        self.barrier(LOCKED_BUCKET);
         self.asm.load(Width::Double, R1, Frame, SLOT);
         // The verifier wants to see a bound.
         self.asm.alu(Alu::And, R1, 7);
@@ -220,8 +220,8 @@ impl Writer {
         self.lock(LOCKED_BUCKET, locked);
         self.asm.jump(done);
         self.asm.bind(locked);
-        self.order(LOCKED_BUCKET);
-        self.reference();
+        self.barrier(LOCKED_BUCKET);
+        self.load_reference();
         for slot in 0..SLOTS {
             self.asm.load(Width::Double, R1, LOCKED_BUCKET, at(slot));
             self.asm.alu(Alu::ShiftRight, R1, 32);
@@ -267,7 +267,8 @@ impl Writer {
         self.asm.bind(noted);
     }
 
-    /// Removes `ENTRY`, which other ends than the packet's have, if it was idle for a second. In any case the hit becomes a sample.
+    /// Removes `ENTRY`, which belongs to other ends than the packet's, if it was idle for [`EVICT_AFTER`]. In any case the hit
+    /// becomes a sample.
     pub(super) fn evict(&mut self) {
         let idle = self.asm.label();
         self.read_time();
@@ -318,7 +319,7 @@ impl Writer {
         self.asm.jump_if(Condition::Equal, R1, 0, gone);
         self.asm.store(Width::Double, Frame, HASH, R1);
         self.bucket_of_hash();
-        self.reference();
+        self.load_reference();
         self.clear_word(R2);
         self.asm.bind(gone);
     }
@@ -393,7 +394,7 @@ impl Writer {
 
     /// Loads the word that leads from the ends to the entry into `R2`. Its upper half is the lower half of the hash; its lower
     /// half is the entry's number plus 1, so it is never 0. Loads the lower half of the hash into `R4`.
-    fn reference(&mut self) {
+    fn load_reference(&mut self) {
         self.asm.load(Width::Word, R4, Frame, HASH);
         self.asm.mov(R2, R4);
         self.asm.alu(Alu::ShiftLeft, R2, 32);
@@ -423,14 +424,14 @@ impl Writer {
     }
 
     fn unlock(&mut self, bucket: Register) {
-        self.order(bucket);
+        self.barrier(bucket);
         self.asm.mov(R1, -1);
         self.asm.atomic_add(bucket, LOCK, R1);
     }
 
     /// Lets other CPUs see what this one has stored before they see what it stores afterwards. x86_64 always does. Overwrites
     /// `R1`.
-    fn order(&mut self, bucket: Register) {
+    fn barrier(&mut self, bucket: Register) {
         if cfg!(target_arch = "aarch64") {
             self.asm.mov(R1, 0);
             self.asm.atomic_fetch_add(bucket, LOCK, R1);

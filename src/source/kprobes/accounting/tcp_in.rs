@@ -57,7 +57,7 @@ impl Arriving {
         of_packet.map(|field| (0, field)).chain([(NAMESPACE, &self.net)])
     }
 
-    /// Counts the packet or lets it become a sample. Its IP header has no options.
+    /// Counts the packet or lets it become a sample. Its IP header must have no options.
     pub(super) fn account(&self, w: &mut Writer, rules: &Rules) -> Result<(), Error> {
         let direction = DirectionFields::of(PacketDirection::Inbound);
         let (report_and_sample, paused) = (w.asm.label(), w.asm.label());
@@ -74,7 +74,7 @@ impl Arriving {
         w.jump_after_pause(rules.pause_nanos, paused);
         w.load_of_entry(Width::Byte, R1, direction.seen);
         w.asm.jump_if(Condition::Equal, R1, 0, report_and_sample);
-        // First: a reader in between then sees no segment that it does not expect.
+        // This comes first, so that a reader in between never sees a counted segment that it does not expect.
         expect_segment(w);
         w.load(&self.len, R2)?;
         w.asm.alu(Alu::Add, R2, i32::from(self.family.header_len()));

@@ -81,7 +81,7 @@ impl Leaving {
         of_headers.chain(counters).chain(own_ends)
     }
 
-    /// Counts the packet or lets it become a sample. Its IP header has no options.
+    /// Counts the packet or lets it become a sample. Its IP header must have no options.
     pub(super) fn account(&self, w: &mut Writer, rules: &Rules) -> Result<(), Error> {
         let direction = DirectionFields::of(PacketDirection::Outbound);
         let (new, report_and_sample, paused, stale) = (w.asm.label(), w.asm.label(), w.asm.label(), w.asm.label());
@@ -120,8 +120,8 @@ impl Leaving {
         self.begin(w, new, direction)
     }
 
-    /// Loads the number of segments that the socket has sent since its last outgoing packet into `SEGMENTS`. If the number is
-    /// implausible, the packet becomes a sample.
+    /// Loads into `SEGMENTS` how many segments the socket has sent since its last outgoing packet. If the number is implausible,
+    /// the packet becomes a sample.
     fn load_segments(&self, w: &mut Writer, report_and_sample: Label) -> Result<(), Error> {
         w.load(&self.segs_out, SEGMENTS)?;
         w.load_of_entry(Width::Word, R1, offset!(segs_out));
@@ -130,8 +130,8 @@ impl Leaving {
         Ok(())
     }
 
-    /// Loads the number of segments that the socket has received and no packet has shown into `missing`. Continues at `none` if
-    /// there are none, or implausibly many.
+    /// Loads into `missing` how many segments the socket has received that no packet has shown. Continues at `none` if there are
+    /// none, or implausibly many.
     fn load_missing(&self, w: &mut Writer, missing: Register, none: Label) -> Result<(), Error> {
         w.load(&self.segs_in, missing)?;
         w.load_of_entry(Width::Word, R0, offset!(expected_segs_in));
@@ -150,7 +150,7 @@ impl Leaving {
         // No header length is known here, but the state machine may know one from earlier samples.
         w.asm.jump_if(Condition::Equal, R3, 0, report_and_sample);
         w.asm.alu(Alu::Mul, R3, R2);
-        // Not a store: another packet may be arriving. First, as in the program of arriving packets.
+        // Not a store: another packet may be arriving. This comes first, as in the program of arriving packets.
         w.asm.atomic_add(ENTRY, offset!(expected_segs_in), R2);
         w.asm.atomic_add(ENTRY, direction.bytes, R3);
         w.asm.atomic_add(ENTRY, direction.packets, R2);

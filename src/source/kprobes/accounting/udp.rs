@@ -52,7 +52,7 @@ impl Datagram {
         of_packet.chain(self.ends.pieces.iter().map(|piece| &piece.field))
     }
 
-    /// Counts the datagram or lets it become a sample. Its IP header has no options.
+    /// Counts the datagram or lets it become a sample. Its IP header must have no options.
     pub(super) fn account(&self, w: &mut Writer, rules: &Rules) -> Result<(), Error> {
         let direction = DirectionFields::of(self.direction);
         let (new, report_and_sample, paused) = (w.asm.label(), w.asm.label(), w.asm.label());
@@ -80,7 +80,7 @@ impl Datagram {
         w.jump_after_pause(rules.pause_nanos, paused);
         w.load_of_entry(Width::Byte, R1, direction.seen);
         w.asm.jump_if(Condition::Equal, R1, 0, report_and_sample);
-        self.size(w)?;
+        self.load_size(w)?;
         self.note_uncertain(w, rules)?;
         w.count_one(direction, BYTES);
         w.note_time();
@@ -105,8 +105,8 @@ impl Datagram {
         Ok(())
     }
 
-    /// Loads the size with all headers.
-    fn size(&self, w: &mut Writer) -> Result<(), Error> {
+    /// Loads the size with all headers into `BYTES`.
+    fn load_size(&self, w: &mut Writer) -> Result<(), Error> {
         w.load(&self.len, BYTES)?;
         if self.direction == PacketDirection::Inbound {
             w.asm.alu(Alu::Add, BYTES, i32::from(self.family.header_len()));

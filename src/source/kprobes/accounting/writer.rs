@@ -147,8 +147,8 @@ impl Writer {
         self.asm.bind(nothing);
     }
 
-    /// Makes an entry for the key with this socket, these ends and the present time. If the table has no room, the hit becomes a sample. The
-    /// entry is found only after [`Writer::publish`].
+    /// Makes an entry for the key with this socket, these ends and the present time. If the table has no room, the hit becomes a
+    /// sample. The entry is found only after [`Writer::publish`].
     pub(super) fn begin_entry(
         &mut self,
         sock: &Expression,

@@ -243,7 +243,7 @@ proptest! {
 /// A connection with the same ends in another namespace has taken the slot that led to the entry. So all segments seem to have
 /// arrived merged.
 #[test]
-fn a_connection_that_its_ends_do_not_lead_to_is_counted() {
+fn a_connection_whose_ends_lead_elsewhere_is_counted() {
     let machine = Machine::new(&rules(), 100);
     let mut one = Connection::new(&machine, connection(false, 0), true, Segments::default(), 1);
     one.arrives(&machine, 10, 3, ACK, false);

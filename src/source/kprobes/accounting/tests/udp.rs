@@ -60,7 +60,7 @@ proptest! {
     }
 }
 
-/// A datagram of a conversation. What was counted of another one may be reported, because its entry leaves its place.
+/// A datagram of a conversation. What was counted of another one may be reported, because its entry is evicted.
 fn play(machine: &Machine, now: u64, wire: Wire, all: &mut HashMap<Conversation, Both>) -> bool {
     machine.set_time(now);
     let (is_sample, reported) = wire.hit(machine);
@@ -128,7 +128,7 @@ fn a_socket_with_many_peers_has_few_samples() {
 }
 
 #[test]
-fn datagrams_that_may_be_several_are_told() {
+fn datagrams_that_may_be_several_are_reported() {
     let machine = Machine::new(&rules(), 100);
     let mut both = Both::new(conversation(false, 0, 2));
     let mut play = |now, out, payload, data_len| {
@@ -149,7 +149,7 @@ fn datagrams_that_may_be_several_are_told() {
 #[test]
 fn packets_of_conversations_without_an_entry_are_sampled() {
     let machine = Machine::new(&rules(), 1);
-    // The smallest table has two buckets of seven places.
+    // The smallest table has two buckets of seven slots.
     let mut all: Vec<_> = (0..40).map(|sock| Both::new(conversation(false, sock, 2))).collect();
     let mut now = 1;
     let mut play = |all: &mut [Both], by| {
@@ -161,7 +161,7 @@ fn packets_of_conversations_without_an_entry_are_sampled() {
     (0..9).for_each(|_| play(&mut all, 1));
     let [counted, sampled] = [1, 9].map(|samples| all.iter().filter(|both| both.samples == samples).count());
     assert_eq!((counted, sampled, machine.refused_packets()), (14, 26, 26 * 9));
-    // A place is free again a millisecond after its socket.
+    // A slot is free again a millisecond after its socket.
     let [mut first, mut second] = [1, 9].map(|samples| {
         let at = all.iter().position(|both| both.samples == samples).unwrap();
         all.remove(at)
