@@ -2,7 +2,7 @@
 
 use socktrail_kprobes::{Word, sample};
 
-use super::{IPV4_HEADER, IPV6_HEADER, Lengths, Tcp, ipv4, ipv6, packet, seen};
+use super::{IPV4_HEADER, IPV6_HEADER, Lengths, TransportHeader, ipv4, ipv6, packet, packet_event};
 use crate::model::event::{Packet, PacketDirection, Tuple, UnreadablePacket};
 use crate::model::flow::Transport;
 use crate::model::kernel_address::{NetAddress, SockAddress};
@@ -103,7 +103,7 @@ impl Interpret for TcpIpv4In {
         let fragment = self.fragment.unwrap_or(0);
         Arrived { transport: Transport::Tcp, sock: None, tuple, len, headers, fragment }.event(
             IPV4_HEADER,
-            Tcp::of(self.tcp, None),
+            TransportHeader::tcp(self.tcp, None),
             0,
         )
     }
@@ -118,7 +118,7 @@ impl Interpret for TcpIpv6In {
         let fragment = self.fragment.unwrap_or(0);
         Arrived { transport: Transport::Tcp, sock: None, tuple, len, headers, fragment }.event(
             IPV6_HEADER,
-            Tcp::of(self.tcp, None),
+            TransportHeader::tcp(self.tcp, None),
             0,
         )
     }
@@ -133,7 +133,7 @@ impl Interpret for UdpIpv4In {
         let lengths = Lengths::of(self.lengths);
         Arrived { transport: Transport::Udp, sock, tuple, len: lengths.all, headers, fragment }.event(
             IPV4_HEADER,
-            Tcp::NONE,
+            TransportHeader::UDP,
             lengths.data_len,
         )
     }
@@ -149,7 +149,7 @@ impl Interpret for UdpIpv6In {
         let lengths = Lengths::of(self.lengths);
         Arrived { transport: Transport::Udp, sock, tuple, len: lengths.all, headers, fragment }.event(
             IPV6_HEADER,
-            Tcp::NONE,
+            TransportHeader::UDP,
             lengths.data_len,
         )
     }
@@ -189,7 +189,7 @@ struct Arrived {
 
 impl Arrived {
     /// `plain` is the length in bytes of an IP header without options or extensions.
-    fn event(self, plain: u16, tcp: Tcp, data_len: u32) -> Decoded {
+    fn event(self, plain: u16, transport_header: TransportHeader, data_len: u32) -> Decoded {
         let Self { transport, sock, tuple, len, headers, fragment } = self;
         if Headers::of(headers).ip() != plain {
             // With options or extensions, the addresses were read from the wrong place.
@@ -197,10 +197,10 @@ impl Arrived {
             return Decoded::Unreadable(Some(UnreadablePacket { net: tuple.net, transport, sock, ports }));
         }
         let bytes = len.saturating_add(u32::from(plain));
-        seen(Packet {
+        packet_event(Packet {
             data_len,
             fragment,
-            ..packet(PacketDirection::Inbound, transport, sock, tuple, bytes, plain, tcp)
+            ..packet(PacketDirection::Inbound, transport, sock, tuple, bytes, plain, transport_header)
         })
     }
 }

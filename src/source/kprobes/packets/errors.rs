@@ -17,8 +17,8 @@ use crate::source::kprobes::{Decoded, Interpret};
 const PLAIN_IPV4: u8 = 0x45;
 
 sample! {
-    /// `tcp_v4_err`: an ICMP error has arrived. `skb->data` points to the IPv4 header of the packet that it is about, after the ICMP
-    /// header.
+    /// `tcp_v4_err`: an ICMP error has arrived. `skb->data` points to the IPv4 header of the packet that it is about, after the
+    /// ICMP header.
     pub struct IcmpIpv4 {
         /// `struct net`.
         pub net: Word = "+{net_device.nd_net}(+{sk_buff.dev}({skb}))",

@@ -2,7 +2,7 @@
 
 use socktrail_kprobes::{Word, sample};
 
-use super::{IPPROTO_TCP, IPPROTO_UDP, IPV6_HEADER, Lengths, Tcp, ipv4, ipv6, packet, seen};
+use super::{IPPROTO_TCP, IPPROTO_UDP, IPV6_HEADER, Lengths, TransportHeader, ipv4, ipv6, packet, packet_event};
 use crate::model::event::{Packet, PacketDirection, Tuple, UnreadablePacket};
 use crate::model::flow::Transport;
 use crate::model::kernel_address::{NetAddress, SockAddress};
@@ -169,13 +169,14 @@ impl Ipv4Header {
         };
         let (source, destination) = ipv4(self.addresses, u32::from_ne_bytes(ports));
         let tuple = Tuple { net: self.net, local: source, remote: destination };
-        let tcp = match (transport, self.transport_bytes(header, 12)) {
-            (Transport::Udp, _) => Tcp::NONE,
-            (Transport::Tcp, Some(tcp)) => Tcp::of(u16::from_ne_bytes(tcp), self.segments),
+        let transport_header = match (transport, self.transport_bytes(header, 12)) {
+            (Transport::Udp, _) => TransportHeader::UDP,
+            (Transport::Tcp, Some(tcp)) => TransportHeader::tcp(u16::from_ne_bytes(tcp), self.segments),
             (Transport::Tcp, None) => return self.unreadable(transport, Some((source.port, destination.port))),
         };
-        let packet = packet(PacketDirection::Outbound, transport, self.sock, tuple, self.lengths.all, header, tcp);
-        seen(Packet { data_len: self.lengths.data_len, ..packet })
+        let packet =
+            packet(PacketDirection::Outbound, transport, self.sock, tuple, self.lengths.all, header, transport_header);
+        packet_event(Packet { data_len: self.lengths.data_len, ..packet })
     }
 
     /// `N` bytes at offset `at` of the transport header, if they were fetched. `header` is the length of the IP header in bytes.
@@ -204,8 +205,9 @@ fn datagram_out(next_header: u8, sock: Option<SockAddress>, tuple: Tuple, length
             ports: None,
         }));
     }
-    let packet = packet(PacketDirection::Outbound, Transport::Udp, sock, tuple, lengths.all, IPV6_HEADER, Tcp::NONE);
-    seen(Packet { data_len: lengths.data_len, ..packet })
+    let packet =
+        packet(PacketDirection::Outbound, Transport::Udp, sock, tuple, lengths.all, IPV6_HEADER, TransportHeader::UDP);
+    packet_event(Packet { data_len: lengths.data_len, ..packet })
 }
 
 impl Interpret for TcpIpv6Out {
@@ -213,8 +215,16 @@ impl Interpret for TcpIpv6Out {
         let from = [self.source_high, self.source_low];
         let (source, destination) = ipv6(from, [self.destination_high, self.destination_low], self.ports);
         let tuple = Tuple { net: NetAddress::new(self.net), local: source, remote: destination };
-        let tcp = Tcp::of(self.tcp, self.segs_in.zip(self.segs_out));
+        let tcp = TransportHeader::tcp(self.tcp, self.segs_in.zip(self.segs_out));
         let len = self.len.saturating_add(u32::from(IPV6_HEADER));
-        seen(packet(PacketDirection::Outbound, Transport::Tcp, SockAddress::new(self.sk), tuple, len, IPV6_HEADER, tcp))
+        packet_event(packet(
+            PacketDirection::Outbound,
+            Transport::Tcp,
+            SockAddress::new(self.sk),
+            tuple,
+            len,
+            IPV6_HEADER,
+            tcp,
+        ))
     }
 }

@@ -37,21 +37,21 @@ const UDP_HEADER: u16 = 8;
 pub(super) const IPPROTO_TCP: u8 = 6;
 pub(super) const IPPROTO_UDP: u8 = 17;
 
-/// Facts from TCP's header and its socket.
-struct Tcp {
-    header: u16,
+/// Facts from the transport header, and from the socket of TCP.
+struct TransportHeader {
+    len: u16,
     flags: u8,
     segments: Option<Segments>,
 }
 
-impl Tcp {
-    const NONE: Self = Self { header: UDP_HEADER, flags: 0, segments: None };
+impl TransportHeader {
+    const UDP: Self = Self { len: UDP_HEADER, flags: 0, segments: None };
 
-    /// From the two bytes of data offset and flags, and the socket's counters.
-    fn of(memory: u16, counters: Option<(u32, u32)>) -> Self {
+    /// From the two bytes of TCP's data offset and flags, and the socket's counters.
+    fn tcp(memory: u16, counters: Option<(u32, u32)>) -> Self {
         let [offset, flags] = memory.to_ne_bytes();
         let segments = counters.map(|(received, sent)| Segments { received, sent });
-        Self { header: u16::from(offset >> 4) * 4, flags, segments }
+        Self { len: u16::from(offset >> 4) * 4, flags, segments }
     }
 }
 
@@ -83,17 +83,17 @@ fn packet(
     tuple: Tuple,
     bytes: u32,
     ip_header: u16,
-    tcp: Tcp,
+    transport_header: TransportHeader,
 ) -> Packet {
-    let size = PacketSize { bytes, headers: ip_header + tcp.header };
-    let Tcp { flags: tcp_flags, segments, .. } = tcp;
+    let TransportHeader { len, flags: tcp_flags, segments } = transport_header;
+    let size = PacketSize { bytes, headers: ip_header + len };
     // Without a socket, as for a firewall's reset, reading the socket's fields fails, and the record has the values of an earlier
     // one.
     let segments = segments.filter(|_| sock.is_some());
     Packet { tcp_flags, segments, ..Packet::new(direction, transport, sock, tuple, size) }
 }
 
-fn seen(packet: Packet) -> Decoded {
+fn packet_event(packet: Packet) -> Decoded {
     Decoded::Event(EventKind::Packet(packet))
 }
 

@@ -40,7 +40,7 @@ fn ends() -> (Endpoint, Endpoint) {
 }
 
 #[test]
-fn a_packet_is_known_by_its_headers_before_and_behind_a_device() {
+fn a_packet_is_known_by_its_headers_before_and_at_a_device() {
     let transport = Some(Transport::Udp);
     let ends = Some(ends());
     let wanted = Dropped {
