@@ -74,7 +74,7 @@ impl Survey {
         let layout = options.layout(&tracefs)?;
         let probes = Probes::install(&mut group, None, options.wanted(&layout.layout));
         let symbols = Symbols::read();
-        let capabilities = probes.served.iter().map(|served| Capability::of(served, &symbols)).collect();
+        let capabilities = probes.statuses.iter().map(|status| Capability::of(status, &symbols)).collect();
         let sampled_because = probes.sampled_because().map(ToString::to_string);
         Ok(Self { capabilities, self_test: probes.self_test, sampled_because, layout })
     }

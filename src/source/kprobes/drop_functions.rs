@@ -32,8 +32,8 @@ pub(super) struct DropFunctions {
 }
 
 impl DropFunctions {
-    /// Reads the functions of the running kernel. Empty if `/proc/kallsyms` hides addresses, or the kernel has no
-    /// `rtnl_kfree_skbs` (before 4.7).
+    /// Reads the functions of the running kernel. Empty if `/proc/kallsyms` hides addresses, or if the kernel lacks one of
+    /// [`REQUIRED`] or [`DEFERRED_FREE`] (before 4.7).
     pub(super) fn read() -> Self {
         let list = File::open("/proc/kallsyms").map(|list| BufReader::with_capacity(BUFFER, list));
         list.map(Self::parse).unwrap_or_default()

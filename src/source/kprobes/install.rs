@@ -18,7 +18,7 @@ use super::{
 };
 use crate::model::time::nanos;
 
-/// What is masked to count no packets in the kernel.
+/// The name in `socket.mask` that switches off counting in the kernel.
 const BPF: &str = "bpf";
 
 impl Probes {
@@ -36,12 +36,12 @@ impl Probes {
         let are_looked_up = wanted.flows && !wanted.masks(DEFERRED_FREE);
         let drop_functions = if are_looked_up { DropFunctions::read() } else { DropFunctions::default() };
         let mut installer = Installer { group, wanted, drop_functions, ring: own_ring() };
-        let at_once = |slot: &&mut Slot| !slot.served.feature.is_for_linear_gso();
+        let at_once = |slot: &&mut Slot| !slot.status.feature.is_for_linear_gso();
         slots.iter_mut().filter(at_once).for_each(|slot| slot.install_from(0, &mut installer));
         probes.self_test = installer.test(&mut slots);
         probes.learn(&mut slots, &mut installer);
         // These features are of use only if the linear part of UDP GSO packets has a fixed size. This is known now.
-        slots.retain(|slot| !slot.served.feature.is_for_linear_gso() || probes.capabilities.gso_head_len != 0);
+        slots.retain(|slot| !slot.status.feature.is_for_linear_gso() || probes.capabilities.gso_head_len != 0);
         slots.iter_mut().filter(|slot| !at_once(slot)).for_each(|slot| slot.install_from(0, &mut installer));
 
         if let Some(rings) = rings {
@@ -73,7 +73,7 @@ impl Probes {
         };
         for slot in slots {
             let Some(Chosen { installed, decoder, .. }) = &slot.chosen else { continue };
-            match slot.served.feature {
+            match slot.status.feature {
                 Feature::SocketCreate => {
                     self.capabilities.programs = learning::marks_program_sockets(ring, installed, &**decoder);
                 }
@@ -86,17 +86,17 @@ impl Probes {
     }
 
     fn take(&mut self, slot: Slot, ipv6: bool) {
-        let Slot { mut served, chosen, .. } = slot;
+        let Slot { mut status, chosen, .. } = slot;
         if let Some(Chosen { installed, decoder, .. }) = chosen {
             // The kernel gives event types of 16 bits: `trace_entry.type`.
             self.decoders.push((installed.id() as u16, decoder));
-            served.lacks =
-                served.probe.and_then(|probe| missing_fields::without(probe.fields, installed.format(), ipv6));
+            status.lacks =
+                status.probe.and_then(|probe| missing_fields::without(probe.fields, installed.format(), ipv6));
             self.installed.push(installed);
-        } else if served.feature.is_absent_without_its_function() && served.has_no_function() {
+        } else if status.feature.is_absent_without_its_function() && status.has_no_function() {
             return;
         }
-        self.served.push(served);
+        self.statuses.push(status);
     }
 }
 
@@ -138,7 +138,7 @@ impl Installer<'_> {
                 Ok(not_hit) => not_hit.into_iter().for_each(|index| slots[index].replace(self)),
                 Err(error) => {
                     tracing::warn!(%error, "the self-test could not be finished");
-                    let is_tested = slots.iter().any(|slot| slot.served.hit);
+                    let is_tested = slots.iter().any(|slot| slot.status.hit);
                     test.untested = (!is_tested).then(|| error.to_string());
                     return test;
                 }
@@ -154,7 +154,7 @@ impl Installer<'_> {
             return Err(Unaccounted::Masked);
         }
         let rules = Rules { pause_nanos: nanos(pause), gso_head_len, filter: wanted.filter.clone() };
-        let probes = slots.iter().filter_map(|slot| Some((slot.served.feature, slot.served.probe?)));
+        let probes = slots.iter().filter_map(|slot| Some((slot.status.feature, slot.status.probe?)));
         Conversations::load(probes, &wanted, &rules, conversations, clock)
     }
 
@@ -167,7 +167,7 @@ impl Installer<'_> {
     ) -> Result<Arc<Conversations>, Unaccounted> {
         loaded.connect(rings)?;
         for (feature, program) in loaded.programs() {
-            let Some(slot) = slots.iter_mut().find(|slot| slot.served.feature == feature) else { continue };
+            let Some(slot) = slots.iter_mut().find(|slot| slot.status.feature == feature) else { continue };
             if let Err(error) = slot.attach_with_program(rings, self, program) {
                 slots.iter_mut().for_each(|slot| slot.detach(rings));
                 return Err(error.into());
@@ -184,10 +184,10 @@ impl Installer<'_> {
             let of_slot = |slot: &Slot| slot.verdict(test, |name| hits.since(&before, name));
             slots.iter().map(of_slot).collect::<Vec<_>>()
         };
-        let hits = Hits::once(self.group, |hits| !verdicts(hits).contains(&Verdict::NotHit))?;
+        let hits = Hits::wait_until(self.group, |hits| !verdicts(hits).contains(&Verdict::NotHit))?;
         let verdicts = verdicts(&hits);
         for (slot, verdict) in slots.iter_mut().zip(&verdicts) {
-            slot.served.hit = *verdict == Verdict::Hit;
+            slot.status.hit = *verdict == Verdict::Hit;
         }
         Ok((0..verdicts.len()).filter(|index| verdicts[*index] == Verdict::NotHit).collect())
     }
@@ -195,7 +195,7 @@ impl Installer<'_> {
 
 /// A feature, and the probe that serves it so far.
 struct Slot {
-    served: FeatureStatus,
+    status: FeatureStatus,
     alternatives: &'static [Probe],
     chosen: Option<Chosen>,
     /// Whether it is attached to the monitor's rings.
@@ -213,7 +213,7 @@ struct Chosen {
 
 impl Slot {
     fn of(feature: Feature, alternatives: &'static [Probe], kernel_merges_datagrams: bool) -> Self {
-        let served = FeatureStatus {
+        let status = FeatureStatus {
             feature,
             probe: None,
             refusals: Vec::new(),
@@ -221,7 +221,7 @@ impl Slot {
             kernel_merges_datagrams,
             hit: false,
         };
-        Self { served, alternatives, chosen: None, attached: false }
+        Self { status, alternatives, chosen: None, attached: false }
     }
 
     /// Installs the first alternative that the kernel accepts, from `index` on.
@@ -230,21 +230,21 @@ impl Slot {
             if release() < probe.since {
                 continue;
             }
-            match probe.install(self.served.feature, installer) {
+            match probe.install(self.status.feature, installer) {
                 Ok((installed, decoder)) => {
-                    self.served.probe = Some(probe);
+                    self.status.probe = Some(probe);
                     self.chosen = Some(Chosen { index, reinstalled: false, installed, decoder });
                     return;
                 }
-                Err(refusal) => self.served.refusals.push(refusal),
+                Err(refusal) => self.status.refusals.push(refusal),
             }
         }
     }
 
     fn verdict(&self, test: &SelfTest, hits: impl Fn(&str) -> Option<u64>) -> Verdict {
-        match (self.served.probe, &self.chosen) {
+        match (self.status.probe, &self.chosen) {
             // A probe that was hit once needs no further test.
-            _ if self.served.hit => Verdict::Hit,
+            _ if self.status.hit => Verdict::Hit,
             (Some(probe), Some(chosen)) => test.verdict(probe.hit_by, hits(chosen.installed.name())),
             _ => Verdict::Unknown,
         }
@@ -253,7 +253,7 @@ impl Slot {
     /// Installs the probe anew, because it was not hit. If this has been done before, installs the next alternative.
     fn replace(&mut self, installer: &mut Installer<'_>) {
         let (Some(probe), Some(Chosen { index, reinstalled, installed, .. })) =
-            (self.served.probe.take(), self.chosen.take())
+            (self.status.probe.take(), self.chosen.take())
         else {
             return;
         };
@@ -263,7 +263,7 @@ impl Slot {
         // Removes it, so that its name is free.
         drop(installed);
         if reinstalled {
-            self.served.refusals.push(Refusal::NotHit(probe.function(), probe.hit_by));
+            self.status.refusals.push(Refusal::NotHit(probe.function(), probe.hit_by));
             self.install_from(index + 1, installer);
         } else {
             tracing::debug!(function = probe.function(), "a probe was not hit, and is installed anew");
@@ -277,7 +277,7 @@ impl Slot {
     /// Attaches the probe to the monitor's rings, or the first alternative that can be attached.
     fn attach(&mut self, rings: &mut Rings, installer: &mut Installer<'_>) {
         while let (false, Some(probe), Some(Chosen { index, installed, .. })) =
-            (self.attached, self.served.probe, &self.chosen)
+            (self.attached, self.status.probe, &self.chosen)
         {
             let Err(error) = rings.attach(installed, installer.filter(probe).as_deref()) else {
                 self.attached = true;
@@ -287,8 +287,8 @@ impl Slot {
                 ring.detach(installed);
             }
             let next = index + 1;
-            self.served.refusals.push(error.into());
-            (self.served.probe, self.chosen, self.served.hit) = (None, None, false);
+            self.status.refusals.push(error.into());
+            (self.status.probe, self.chosen, self.status.hit) = (None, None, false);
             self.install_from(next, installer);
         }
     }
@@ -302,7 +302,7 @@ impl Slot {
         installer: &Installer<'_>,
         program: &Program,
     ) -> Result<(), Error> {
-        if let (Some(probe), Some(Chosen { installed, .. })) = (self.served.probe, &self.chosen) {
+        if let (Some(probe), Some(Chosen { installed, .. })) = (self.status.probe, &self.chosen) {
             rings.attach_with_program(installed, installer.filter(probe).as_deref(), program)?;
             self.attached = true;
         }

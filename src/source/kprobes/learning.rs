@@ -10,9 +10,9 @@ use super::{Decode, Decoded};
 use crate::model::event::{EventKind, PacketSize, SocketUser};
 use crate::model::flow::Transport;
 
-/// The size of the linear part of a UDP GSO packet (`UDP_SEGMENT`), if it is more than the headers: `MAX_HEADER` in older
-/// kernels such as 5.10, which depends on their configuration. 0 if it is only the headers, or cannot be seen. `installed` is the
-/// probe on outgoing IPv4 packets, and `ring` is this thread's.
+/// The size of the linear part of a UDP GSO packet (`UDP_SEGMENT`), if the linear part has more than the headers; 0 if it has only
+/// the headers, or cannot be seen. In older kernels such as 5.10, the size is `MAX_HEADER`, which depends on the configuration.
+/// `installed` is the probe on outgoing IPv4 packets, and `ring` is this thread's.
 pub(super) fn gso_head_len(ring: &mut Rings, installed: &Installed, decoder: &dyn Decode) -> u32 {
     const SEGMENT: u16 = 400;
     const WRITTEN: u16 = 3 * SEGMENT;
@@ -72,7 +72,7 @@ fn watch(
 ) {
     ring.drain(u64::MAX, &mut |_| {});
     if let Err(error) = action() {
-        tracing::debug!(%error, "the test traffic for what this kernel shows of sockets and datagrams failed");
+        tracing::debug!(%error, "cannot send the traffic that tests what this kernel shows of sockets and datagrams");
     }
     ring.drain(u64::MAX, &mut |record| {
         if let Record::Sample { id, raw, .. } = record

@@ -15,7 +15,7 @@ pub(crate) struct Misses {
     /// The counts by the name of the probe, which is the name of its feature.
     by_name: BTreeMap<String, ProbeMisses>,
     /// A time just before the last reading.
-    asked: MonotonicTime,
+    read_at: MonotonicTime,
     /// The hits that each feature's program was skipped for, and a time just before they were last read.
     skipped: (BTreeMap<Feature, u64>, MonotonicTime),
 }
@@ -53,7 +53,7 @@ impl Misses {
 
     /// Ignores hits that were missed before this time.
     fn begin<'a>(&mut self, counts: impl Iterator<Item = (&'a str, u64)>, time: MonotonicTime) {
-        self.asked = time;
+        self.read_at = time;
         self.skipped.1 = time;
         for (name, misses) in counts {
             if let Some(counted) = self.by_name.get_mut(name) {
@@ -66,14 +66,14 @@ impl Misses {
     fn on_release(release: (u32, u32), features: impl Iterator<Item = Feature>) -> Self {
         let features = features.filter(|feature| feature.misses_reliable_since().is_none_or(|first| release >= first));
         let none = |feature: Feature| (feature.to_string(), ProbeMisses { feature, misses: 0, before: 0 });
-        Self { by_name: features.map(none).collect(), asked: MonotonicTime::ZERO, skipped: Default::default() }
+        Self { by_name: features.map(none).collect(), read_at: MonotonicTime::ZERO, skipped: Default::default() }
     }
 
     /// The hits missed since the last call; `now` reads the kernel's clock.
     ///
     /// # Errors
     /// The kernel's counters cannot be read.
-    pub(crate) fn ask(&mut self, group: &mut Group, now: impl Fn() -> MonotonicTime) -> Result<Vec<Missed>, Error> {
+    pub(crate) fn read(&mut self, group: &mut Group, now: impl Fn() -> MonotonicTime) -> Result<Vec<Missed>, Error> {
         let before = now();
         let counts = group.new_misses()?.unwrap_or_default();
         let span = (before, now());
@@ -86,7 +86,7 @@ impl Misses {
         counts: impl Iterator<Item = (&'a str, u64)>,
         (before, time): (MonotonicTime, MonotonicTime),
     ) -> Vec<Missed> {
-        let since = std::mem::replace(&mut self.asked, before);
+        let since = std::mem::replace(&mut self.read_at, before);
         let mut missed = Vec::new();
         for (name, misses) in counts {
             let Some(counted) = self.by_name.get_mut(name) else { continue };
@@ -98,14 +98,15 @@ impl Misses {
         missed
     }
 
-    /// The hits that programs were skipped for since the last call: `counts` are those of all time, read since `before`.
+    /// The hits that programs were skipped for since the last call. `counts` are the totals since the programs were loaded, read
+    /// between `before` and `time`.
     pub(crate) fn skipped(
         &mut self,
         counts: impl Iterator<Item = (Feature, u64)>,
         (before, time): (MonotonicTime, MonotonicTime),
     ) -> Vec<Missed> {
-        let (known, asked) = &mut self.skipped;
-        let since = std::mem::replace(asked, before);
+        let (known, read_at) = &mut self.skipped;
+        let since = std::mem::replace(read_at, before);
         let missed = counts.map(|(feature, skipped)| {
             let count = skipped.saturating_sub(known.insert(feature, skipped).unwrap_or(0));
             Missed { feature, count, since, time }
@@ -164,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn each_probe_is_counted_for_itself_since_it_was_last_asked() {
+    fn each_probe_is_counted_for_itself_since_the_last_reading() {
         let both = [Feature::SocketFree, Feature::TcpState];
         let mut misses = Misses::on_release((6, 1), both.into_iter());
         let missed =

@@ -31,8 +31,8 @@ pub(super) fn without(fields: &[Field], format: &Format, ipv6: bool) -> Option<&
         fields.any(|field| field.optional && field.name == name) && format.field(name).is_none()
     };
     let lost = |(names, _): &&(&[&str], _)| names.iter().all(|name| is_left_out(name));
-    let (words, lost_addresses) = IPV6;
-    let addresses = (ipv6 && words.iter().any(|word| is_left_out(word))).then_some(lost_addresses);
+    let (names, lost_addresses) = IPV6;
+    let addresses = (ipv6 && names.iter().any(|name| is_left_out(name))).then_some(lost_addresses);
     LOSSES.iter().find(lost).map(|(_, loss)| *loss).or(addresses)
 }
 
@@ -87,8 +87,8 @@ mod tests {
         let is_for_filters = |name: &str| ["enqueued", "mac_len", "cloned"].contains(&name);
         for probe in all_features().flat_map(|(_, probes): &(_, &[Probe])| probes.iter()) {
             for field in probe.fields.iter().filter(|field| field.optional) {
-                let is_told = said(field.name) || is_half(field.name) || is_for_filters(field.name);
-                assert!(is_told, "{}", field.name);
+                let is_reported = said(field.name) || is_half(field.name) || is_for_filters(field.name);
+                assert!(is_reported, "{}", field.name);
             }
         }
     }

@@ -41,7 +41,7 @@ pub(crate) use self::misses::{Missed, Misses};
 use self::packets::{FreedBy, ListFreeFunction};
 pub use self::probe::Probe;
 use self::program::PathHalf;
-pub use self::self_test::{Failed, SelfTest, Traffic, listed};
+pub use self::self_test::{FailedTraffic, SelfTest, Traffic, listed};
 pub use self::table::FLOW_PROBES;
 use crate::model::event::{Dropped, Event, EventKind, Execs, SourceCapabilities, UnreadablePacket};
 pub use crate::model::feature::Feature;
@@ -141,7 +141,7 @@ impl FeatureStatus {
     /// What the feature's probe shows less well than the best probe would, if that matters on this kernel.
     pub fn weakness(&self) -> Option<&'static str> {
         let probe = self.probe?;
-        // That the probe is hit before merged datagrams are split matters only if the kernel merges them.
+        // A probe that is hit before merged datagrams are split is no worse than the best one if the kernel does not merge any.
         probe.weaker.filter(|_| self.kernel_merges_datagrams || !probe.before_gro_split).or(self.lacks)
     }
 
@@ -154,8 +154,8 @@ impl FeatureStatus {
 /// The installed probes, with the decoders of their samples.
 #[derive(Debug)]
 pub struct Probes {
-    /// The status of every feature that was wanted.
-    pub served: Vec<FeatureStatus>,
+    /// The status of every feature that was wanted, also of those without a probe.
+    pub statuses: Vec<FeatureStatus>,
     /// The result of the self-test.
     pub self_test: SelfTest,
     /// The missed hits of each probe before it was attached, and the time at which they were read.
@@ -167,7 +167,7 @@ pub struct Probes {
     layout: Option<Layout>,
     /// Joins the two halves of an executed file's path, by the thread that executes the file.
     path_joiner: Joiner<program::File, Option<Vec<Vec<u8>>>>,
-    /// The kernel function that frees lists of packets: it tells drops that two samples report.
+    /// The kernel function that frees lists of packets. Its address shows which drops are reported by two samples.
     list_free: ListFreeFunction,
     /// The conversations that the kernel counts, or why it does not.
     conversations: Result<Arc<Conversations>, Unaccounted>,
@@ -183,15 +183,16 @@ impl Probes {
         self.capabilities.control_group_moves = self.installed(Feature::ControlGroup).is_some();
         self.capabilities.execs = self.features().map(Feature::shows_execs).max().unwrap_or(Execs::Unseen);
         self.capabilities.totals = self.conversations.is_ok();
-        let unclear = |served: &FeatureStatus| served.probe.is_some_and(|probe| probe.driver_drops_unclear);
-        self.capabilities.driver_drops_unclear = self.served.iter().any(unclear);
+        let unclear = |status: &FeatureStatus| status.probe.is_some_and(|probe| probe.driver_drops_unclear);
+        self.capabilities.driver_drops_unclear = self.statuses.iter().any(unclear);
         self.capabilities.single_datagrams = !kernel_merges_datagrams || self.see_single_datagrams();
     }
 
-    /// Whether it is seen which sockets ask for UDP GRO, and the datagrams of all others are sampled after merged ones were split.
+    /// Whether received datagrams are sampled one by one, except those of sockets that have enabled UDP GRO, and a probe shows
+    /// which sockets these are.
     fn see_single_datagrams(&self) -> bool {
         self.features().any(|feature| feature == Feature::DatagramOptions)
-            && self.served.iter().all(|served| served.probe.is_none_or(|probe| !probe.before_gro_split))
+            && self.statuses.iter().all(|status| status.probe.is_none_or(|probe| !probe.before_gro_split))
     }
 
     /// Why packets are sampled; `None` if the kernel counts them.
@@ -202,7 +203,7 @@ impl Probes {
     /// No probes: for events that come from elsewhere, by [`Probes::add_recorded`].
     pub fn none() -> Self {
         Self {
-            served: Vec::new(),
+            statuses: Vec::new(),
             self_test: SelfTest::default(),
             missed_before: (Vec::new(), MonotonicTime::ZERO),
             installed: Vec::new(),
@@ -247,7 +248,7 @@ impl Probes {
 
     /// For each installed probe: its feature, its function, and the format of its samples.
     pub(crate) fn formats(&self) -> Vec<(Feature, &'static str, Format)> {
-        let functions = self.served.iter().filter_map(|served| Some((served.feature, served.probe?.function())));
+        let functions = self.statuses.iter().filter_map(|status| Some((status.feature, status.probe?.function())));
         let formats = self.installed.iter().map(|installed| installed.format().clone());
         functions.zip(formats).map(|((feature, function), format)| (feature, function, format)).collect()
     }
@@ -273,7 +274,7 @@ impl Probes {
 
     /// The features that have a probe.
     pub fn features(&self) -> impl Iterator<Item = Feature> {
-        self.served.iter().filter(|served| served.probe.is_some()).map(|served| served.feature)
+        self.statuses.iter().filter(|status| status.probe.is_some()).map(|status| status.feature)
     }
 
     /// Stops counting in the kernel: from now on every packet is a sample. What has been counted can still be read.

@@ -105,7 +105,7 @@ pub(crate) fn within(name: &'static str, value: usize, least: usize, most: usize
 /// Refuses a time of zero.
 pub(crate) fn nonzero(name: &'static str, time: Duration) -> Result<(), Error> {
     if time.is_zero() {
-        return Err(Error::Option { name, problem: "must be longer than nothing".to_owned() });
+        return Err(Error::Option { name, problem: "must be longer than 0".to_owned() });
     }
     Ok(())
 }

@@ -21,7 +21,7 @@ const DELETED: &[u8] = b" (deleted)";
 /// The name of a directory, up to 127 bytes of it.
 type Name = StringWindow<16>;
 /// The name of a mount point or of a directory above it, up to 95 bytes.
-type PlaceName = StringWindow<12>;
+type MountPointName = StringWindow<12>;
 /// The name of the program, up to the 255 bytes that most file systems allow.
 type OwnName = StringWindow<32>;
 
@@ -46,14 +46,14 @@ macro_rules! vfsmount {
     };
 }
 
-/// The template of a field of the `struct mount` around that.
+/// The template of a field of the `struct mount` that contains this `struct vfsmount`.
 macro_rules! own_mount {
     ($field:literal) => {
         concat!("+{mount.", $field, "-mount.mnt_root+vfsmount.mnt_root}(", vfsmount!(), ")")
     };
 }
 
-/// The template of a `struct mount` above that: one mount up for each step.
+/// The template of a parent of this `struct mount`: one mount up for each step.
 macro_rules! mount {
     (up) => {
         own_mount!("mnt_parent")
@@ -113,12 +113,12 @@ sample! {
         first_at_4: Word = ancestor!(mountpoint!(up); up up up up),
         first_at_5: Word = ancestor!(mountpoint!(up); up up up up up),
         first_at_6: Word = ancestor!(mountpoint!(up); up up up up up up),
-        first_name_0: PlaceName = name!(mountpoint!(up);),
-        first_name_1: PlaceName = name!(mountpoint!(up); up),
-        first_name_2: PlaceName = name!(mountpoint!(up); up up),
-        first_name_3: PlaceName = name!(mountpoint!(up); up up up),
-        first_name_4: PlaceName = name!(mountpoint!(up); up up up up),
-        first_name_5: PlaceName = name!(mountpoint!(up); up up up up up),
+        first_name_0: MountPointName = name!(mountpoint!(up);),
+        first_name_1: MountPointName = name!(mountpoint!(up); up),
+        first_name_2: MountPointName = name!(mountpoint!(up); up up),
+        first_name_3: MountPointName = name!(mountpoint!(up); up up up),
+        first_name_4: MountPointName = name!(mountpoint!(up); up up up up),
+        first_name_5: MountPointName = name!(mountpoint!(up); up up up up up),
         root_2: Word = root!(up up),
         second_at_0: Word = ancestor!(mountpoint!(up up);),
         second_at_1: Word = ancestor!(mountpoint!(up up); up),
@@ -126,21 +126,21 @@ sample! {
         second_at_3: Word = ancestor!(mountpoint!(up up); up up up),
         second_at_4: Word = ancestor!(mountpoint!(up up); up up up up),
         second_at_5: Word = ancestor!(mountpoint!(up up); up up up up up),
-        second_name_0: PlaceName = name!(mountpoint!(up up);),
-        second_name_1: PlaceName = name!(mountpoint!(up up); up),
-        second_name_2: PlaceName = name!(mountpoint!(up up); up up),
-        second_name_3: PlaceName = name!(mountpoint!(up up); up up up),
-        second_name_4: PlaceName = name!(mountpoint!(up up); up up up up),
+        second_name_0: MountPointName = name!(mountpoint!(up up);),
+        second_name_1: MountPointName = name!(mountpoint!(up up); up),
+        second_name_2: MountPointName = name!(mountpoint!(up up); up up),
+        second_name_3: MountPointName = name!(mountpoint!(up up); up up up),
+        second_name_4: MountPointName = name!(mountpoint!(up up); up up up up),
         root_3: Word = root!(up up up),
         third_at_0: Word = ancestor!(mountpoint!(up up up);),
         third_at_1: Word = ancestor!(mountpoint!(up up up); up),
         third_at_2: Word = ancestor!(mountpoint!(up up up); up up),
         third_at_3: Word = ancestor!(mountpoint!(up up up); up up up),
         third_at_4: Word = ancestor!(mountpoint!(up up up); up up up up),
-        third_name_0: PlaceName = name!(mountpoint!(up up up);),
-        third_name_1: PlaceName = name!(mountpoint!(up up up); up),
-        third_name_2: PlaceName = name!(mountpoint!(up up up); up up),
-        third_name_3: PlaceName = name!(mountpoint!(up up up); up up up),
+        third_name_0: MountPointName = name!(mountpoint!(up up up);),
+        third_name_1: MountPointName = name!(mountpoint!(up up up); up),
+        third_name_2: MountPointName = name!(mountpoint!(up up up); up up),
+        third_name_3: MountPointName = name!(mountpoint!(up up up); up up up),
         root_4: Word = root!(up up up up),
         mountpoint_4: Word = mountpoint!(up up up up),
         root_5: Word = root!(up up up up up),
@@ -166,7 +166,7 @@ pub(super) enum File {
     InTree {
         /// Its own name and those of its directories.
         names: Names,
-        /// Whether it had been removed before.
+        /// Whether it had been removed before the exec.
         deleted: bool,
     },
     /// A file in memory only: it has a name but no directory.
@@ -386,7 +386,7 @@ mod tests {
         probes
     }
 
-    fn told(probes: &mut Probes, id: u16, raw: &[u8]) -> Option<ExecutedFile> {
+    fn executed_file(probes: &mut Probes, id: u16, raw: &[u8]) -> Option<ExecutedFile> {
         let sample = Record::Sample { time: 1, cpu: 0, pid: 5, tid: 5, id, raw };
         match probes.event(&sample)?.kind {
             EventKind::ExecutedFile(ran) => Some(*ran),
@@ -405,13 +405,13 @@ mod tests {
             (0, [3, 3, 3], "/nc (deleted)"),
         ] {
             let mut probes = probes();
-            assert_eq!(told(&mut probes, FILE, &file(link, at)), None, "half a path");
-            assert_eq!(told(&mut probes, MOUNTS, &mounts(60)), Some(path(expected)));
+            assert_eq!(executed_file(&mut probes, FILE, &file(link, at)), None, "half a path");
+            assert_eq!(executed_file(&mut probes, MOUNTS, &mounts(60)), Some(path(expected)));
         }
         let mut probes = probes();
-        told(&mut probes, MOUNTS, &mounts(61));
+        executed_file(&mut probes, MOUNTS, &mounts(61));
         assert_eq!(
-            told(&mut probes, FILE, &file(9, [3, 2, 1])),
+            executed_file(&mut probes, FILE, &file(9, [3, 2, 1])),
             Some(ExecutedFile::TooDeep),
             "there is a mount above these"
         );
@@ -420,13 +420,13 @@ mod tests {
     #[test]
     fn halves_of_two_programs_are_no_path() {
         let mut probes = probes();
-        told(&mut probes, FILE, &file(9, [3, 2, 1]));
+        executed_file(&mut probes, FILE, &file(9, [3, 2, 1]));
         probes.event(&Record::Lost { since: 0, time: 2, cpu: 0, count: 1 });
-        assert_eq!(told(&mut probes, MOUNTS, &mounts(60)), None, "samples between them were lost");
+        assert_eq!(executed_file(&mut probes, MOUNTS, &mounts(60)), None, "samples between them were lost");
         let mut probes = self::probes();
-        told(&mut probes, FILE, &file(9, [3, 2, 1]));
-        told(&mut probes, CREDENTIALS, &record(CommitCreds::FETCHES, &[], &[]));
-        assert_eq!(told(&mut probes, MOUNTS, &mounts(60)), None, "another exec has begun");
+        executed_file(&mut probes, FILE, &file(9, [3, 2, 1]));
+        executed_file(&mut probes, CREDENTIALS, &record(CommitCreds::FETCHES, &[], &[]));
+        assert_eq!(executed_file(&mut probes, MOUNTS, &mounts(60)), None, "another exec has begun");
     }
 
     #[test]

@@ -72,7 +72,7 @@ fn datagram(ip: IpAddr) -> io::Result<()> {
     receiver.set_read_timeout(Some(PACKET_TIMEOUT))?;
     sender.send_to(&[0], receiver.local_addr()?)?;
     let (_, from) = receiver.recv_from(&mut [0; 1])?;
-    is_ours(from, sender.local_addr()?)
+    check_sender(from, sender.local_addr()?)
 }
 
 /// Makes the connection end with a reset, so that it does not stay in TIME_WAIT.
@@ -81,7 +81,7 @@ fn connection(ip: IpAddr) -> io::Result<()> {
     setsockopt(&listener, sockopt::ReceiveTimeout, &TimeVal::microseconds(PACKET_TIMEOUT.as_micros() as i64))?;
     let client = TcpStream::connect_timeout(&listener.local_addr()?, PACKET_TIMEOUT)?;
     let (mut accepted, from) = listener.accept()?;
-    is_ours(from, client.local_addr()?)?;
+    check_sender(from, client.local_addr()?)?;
     accepted.set_read_timeout(Some(PACKET_TIMEOUT))?;
     setsockopt(&client, sockopt::Linger, &linger { l_onoff: 1, l_linger: 0 })?;
     drop(client);
@@ -92,7 +92,7 @@ fn connection(ip: IpAddr) -> io::Result<()> {
     }
 }
 
-fn is_ours(from: SocketAddr, own: SocketAddr) -> io::Result<()> {
+fn check_sender(from: SocketAddr, own: SocketAddr) -> io::Result<()> {
     if from == own { Ok(()) } else { Err(io::Error::other(format!("it came from {from} instead of {own}"))) }
 }
 
@@ -102,7 +102,7 @@ pub struct SelfTest {
     /// The traffic that has arrived. Only this traffic tests probes.
     pub went_through: Vec<Traffic>,
     /// The traffic that has not arrived. Probes that only this traffic hits are not tested.
-    pub failed: Vec<Failed>,
+    pub failed: Vec<FailedTraffic>,
     /// The reason if no probe could be tested.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub untested: Option<String>,
@@ -110,7 +110,7 @@ pub struct SelfTest {
 
 /// Traffic that has not arrived.
 #[derive(Debug, Serialize)]
-pub struct Failed {
+pub struct FailedTraffic {
     /// The traffic.
     pub traffic: Traffic,
     /// The reason.
@@ -130,7 +130,7 @@ impl SelfTest {
                 Ok(()) => self.went_through.push(traffic),
                 Err(error) => {
                     tracing::debug!(%traffic, %error, "test traffic does not arrive, so it tests no probes");
-                    self.failed.push(Failed { traffic, reason: error.to_string() });
+                    self.failed.push(FailedTraffic { traffic, reason: error.to_string() });
                 }
             }
         }
@@ -175,8 +175,8 @@ impl Hits {
         Some(now.saturating_sub(before.0.get(name).copied().unwrap_or(0)))
     }
 
-    /// The counts once they suffice, or after the last pause.
-    pub(super) fn once(group: &Group, is_enough: impl Fn(&Self) -> bool) -> Result<Self, Error> {
+    /// Reads the counts until there are enough hits, or until after the last pause.
+    pub(super) fn wait_until(group: &Group, is_enough: impl Fn(&Self) -> bool) -> Result<Self, Error> {
         let mut hits = Self::now(group)?;
         for pause in PAUSES {
             if is_enough(&hits) {
@@ -194,7 +194,8 @@ mod tests {
     use super::*;
 
     fn after(went_through: &[Traffic], failed: &[Traffic]) -> SelfTest {
-        let failed = failed.iter().map(|traffic| Failed { traffic: *traffic, reason: "dropped".to_owned() }).collect();
+        let failed =
+            failed.iter().map(|traffic| FailedTraffic { traffic: *traffic, reason: "dropped".to_owned() }).collect();
         SelfTest { went_through: went_through.to_vec(), failed, untested: None }
     }
 

@@ -33,11 +33,12 @@ const ROUND: Duration = Duration::from_millis(100);
 /// How long to wait if a ring still has many samples that are too recent to be released.
 const SHORT_ROUND: Duration = Duration::from_millis(1);
 /// How often to check for CPUs that came online, to read the kernel's counts of missed hits while no samples arrive and of hits
-/// that programs were skipped for, and to remove probes that killed monitors have left. Must be shorter than the time for which closed flows are kept.
-const CHECK: Duration = Duration::from_secs(1);
+/// that programs were skipped for, and to remove probes that killed monitors have left. Must be shorter than the time for which
+/// closed flows are kept.
+const CHECK_PERIOD: Duration = Duration::from_secs(1);
 /// How often to read the kernel's counts of missed hits while samples arrive. A miss marks all flows that were open since the last
 /// reading.
-const ASK: Duration = ROUND;
+const MISSES_PERIOD: Duration = ROUND;
 
 /// The installed probes, the rings of their samples, and the capture of DNS packets.
 pub(crate) struct KprobeSource {
@@ -58,7 +59,7 @@ pub(crate) struct KprobeSource {
     horizon: Horizon,
     pause: Duration,
     checked: Instant,
-    asked: Instant,
+    misses_read: Instant,
     is_busy: bool,
     stopping: bool,
     /// When the latest round began.
@@ -93,7 +94,7 @@ impl KprobeSource {
         let ipv6 = wanted.ipv6;
         let probes = Probes::install(&mut group, Some(&mut rings), wanted);
         if !probes.can_show_wanted(wanted) {
-            return Err(Error::NothingToSee(MissingFeature::all_of(probes.served)));
+            return Err(Error::NothingToSee(MissingFeature::all_of(probes.statuses)));
         }
         if let Err(reason) = &probes.conversations {
             match options.accounting {
@@ -133,7 +134,7 @@ impl KprobeSource {
             horizon: Horizon::default(),
             pause: ROUND,
             checked: now,
-            asked: now,
+            misses_read: now,
             is_busy: false,
             stopping: false,
             round: MonotonicTime::ZERO,
@@ -185,25 +186,25 @@ impl KprobeSource {
     }
 
     /// If due, reads the counts of missed hits, follows CPUs that came online, and removes probes of killed monitors.
-    fn look_around(&mut self) {
-        let is_due = self.stopping || self.checked.elapsed() >= CHECK;
-        if is_due || (self.is_busy && self.asked.elapsed() >= ASK) {
-            self.asked = Instant::now();
-            match self.misses.ask(&mut self.group, || now_of(&self.rings)) {
+    fn run_due_checks(&mut self) {
+        let is_due = self.stopping || self.checked.elapsed() >= CHECK_PERIOD;
+        if is_due || (self.is_busy && self.misses_read.elapsed() >= MISSES_PERIOD) {
+            self.misses_read = Instant::now();
+            match self.misses.read(&mut self.group, || now_of(&self.rings)) {
                 Ok(missed) => self.missed.extend(missed),
-                Err(error) => tracing::debug!(%error, "misses of probes are not known"),
+                Err(error) => tracing::debug!(%error, "cannot read the counts of missed hits"),
             }
         }
         if is_due {
             self.checked = Instant::now();
-            self.ask_programs();
+            self.read_skipped();
             self.follow_cpus();
             self.group.sweep_again();
         }
     }
 
     /// Reads how many hits the kernel has skipped the programs for.
-    fn ask_programs(&mut self) {
+    fn read_skipped(&mut self) {
         if let Ok(conversations) = &self.probes.conversations {
             let before = now_of(&self.rings);
             let skipped: Vec<_> = conversations.skipped().collect();
@@ -306,7 +307,7 @@ impl Source for KprobeSource {
 
     fn wait(&mut self) {
         if let Err(error) = self.rings.wait(Some(self.pause)) {
-            tracing::warn!(%error, "waiting for samples");
+            tracing::warn!(%error, "cannot wait for samples");
             std::thread::sleep(self.pause);
         }
         self.sync.compare(&mut self.rings, &self.probes);
@@ -324,7 +325,7 @@ impl Source for KprobeSource {
             self.probes.stop_counting(&mut self.rings);
         }
         let until = if self.stopping { MonotonicTime::MAX } else { self.next_horizon() };
-        self.look_around();
+        self.run_due_checks();
         self.drain(until, tap, take);
         if self.stopping && self.rings.settle() {
             self.drain(until, tap, take);
@@ -397,16 +398,16 @@ pub struct Summary {
 
 impl Summary {
     fn of(probes: &Probes, rings: &Rings, ipv6: bool) -> Self {
-        let told = probes.served.iter().filter_map(|served| {
+        let missing = probes.statuses.iter().filter_map(|status| {
             let missing =
-                if served.probe.is_some() { served.weakness() } else { Some(served.feature.missing_without()) };
-            let reasons = served.reasons();
+                if status.probe.is_some() { status.weakness() } else { Some(status.feature.missing_without()) };
+            let reasons = status.reasons();
             let why = if reasons.is_empty() { String::new() } else { format!(" ({reasons})") };
-            missing.map(|missing| format!("{}: {missing}{why}", served.feature))
+            missing.map(|missing| format!("{}: {missing}{why}", status.feature))
         });
         Self {
             features: probes.features().collect(),
-            missing: told.collect(),
+            missing: missing.collect(),
             cpus: rings.losses().count(),
             ipv6,
             sampled_because: probes.sampled_because().map(ToString::to_string),

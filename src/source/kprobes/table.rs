@@ -96,15 +96,16 @@ pub const FLOW_PROBES: &[(Feature, &[Probe])] = {
     // each of them.
     // Forwarded packets count as sent by the host or container that made them.
     const AT_DEVICE: &str = concat!("skb!=0&&places<0xffff000000000000&&", made_here!());
-    // Before Linux 3.19, where filters have no `!`; before Linux 3.18.
+    // Before Linux 3.19, where filters have no `!`.
     const AT_DEVICE_OF_SOCKET: &str = "skb!=0&&sk!=0&&places<0xffff000000000000";
+    // Before Linux 3.18.
     const EARLY_AT_DEVICE: &str = "skb!=0&&sk!=0&&mac!=0xffff";
     const QUEUED_WITHOUT_SOCKET_UNSEEN: &str = "packets without a socket that a queue drops count as sent";
     const AT_DEVICE_UNSEEN: &str =
         "packets that tc filters drop, or that a queue drops after it has accepted them, count as sent";
     const BEFORE_4_2: &str = "received IPv4 fragments without the DF flag count as one packet";
     // UDP_SEGMENT, UDP_GRO.
-    const JOINED_OR_MERGED: &str = "optname==103||optname==104";
+    const GSO_OR_GRO: &str = "optname==103||optname==104";
     // CLONE_INTO_CGROUP.
     const INTO_CGROUP: &str = "flags&0x200000000";
     const INET: &str = "family==2||family==10";
@@ -319,7 +320,7 @@ pub const FLOW_PROBES: &[(Feature, &[Probe])] = {
             ],
         ),
         (Feature::ControlMessages, &[Probe::entry::<ControlMessage>("udp_cmsg_send")]),
-        (Feature::DatagramOptions, &[Probe::entry::<DatagramOption>("udp_lib_setsockopt").only(JOINED_OR_MERGED)]),
+        (Feature::DatagramOptions, &[Probe::entry::<DatagramOption>("udp_lib_setsockopt").only(GSO_OR_GRO)]),
     ]
 };
 
