@@ -78,13 +78,13 @@ pub(crate) struct Fake {
     pub(crate) forgotten: Vec<u64>,
     /// The kernel that counts packets, if it does.
     pub(crate) kernel: Option<Kernel>,
-    /// How many hits the kernel is ahead of the samples when it is asked.
+    /// How many packets the kernel has already counted, when it is asked, that come after the samples so far.
     pub(crate) ahead: usize,
-    /// What the kernel is ahead.
+    /// The samples and reports of these packets.
     early: VecDeque<Scripted>,
     /// The time of the latest hit.
     hit: MonotonicTime,
-    /// Answers about the kernel's counts without a kernel, and whether there are any.
+    /// Answers about the kernel's counts, for a source without a [`Kernel`]. If empty, the source has no counts.
     pub(crate) totals: HashMap<SockAddress, Totals>,
     /// The sockets that it was asked about.
     pub(crate) asked_totals: Vec<SockAddress>,
@@ -118,7 +118,7 @@ impl Fake {
         }
     }
 
-    /// The kernel counts so many packets that come next, before it is asked.
+    /// Lets the kernel count the next [`Fake::ahead`] packets before it is asked.
     fn run_ahead(&mut self) {
         let is_packet =
             |said: &Scripted| matches!(said, Scripted::Hit { event, .. } if matches!(event.kind, EventKind::Packet(_)));
@@ -131,7 +131,7 @@ impl Fake {
         }
     }
 
-    /// The kernel counts a hit. What it has to say of it comes next.
+    /// Lets the kernel count a hit. Its reports, and the event if it is sampled, are handed over next.
     fn count(&mut self, event: Event, sk: Option<SockAddress>, counted: Segments) {
         let time = event.time;
         let verdict = match (&event.kind, &mut self.kernel) {

@@ -63,7 +63,8 @@ pub(crate) trait Source {
     fn wait(&mut self) {}
 
     /// Hands over, one batch after the other, what has happened since the last call. `take` empties each batch, so that it can
-    /// be used again. `tap` sees everything as it was before it became an event. [`ControlFlow::Break`] after the last batch of all.
+    /// be used again. `tap` sees everything as it was before it became an event. Returns [`ControlFlow::Break`] after the last
+    /// batch of all.
     ///
     /// # Errors
     /// It cannot go on. Earlier events have been handed over.
@@ -106,7 +107,7 @@ pub(crate) trait Source {
         self.now()
     }
 
-    /// Looks up the same from another thread.
+    /// A reader that answers as [`Source::totals`] does, from any thread.
     fn totals_reader(&self) -> TotalsReader {
         TotalsReader::default()
     }
@@ -117,12 +118,12 @@ pub(crate) trait Source {
     }
 }
 
-/// Whether the sockets that socket events are about are wanted.
+/// Whether to look for existing sockets, so that later socket events about them are complete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EventSockets {
-    /// They are wanted.
+    /// To look for them.
     Wanted,
-    /// They are not looked for.
+    /// Not to look for them.
     Unwanted,
 }
 
@@ -186,7 +187,7 @@ impl Default for Batch {
 /// What a source knows of a process.
 #[derive(Debug)]
 pub struct Answer {
-    /// The process; `None`: the first wanted one without an answer.
+    /// The process. `None` in older recordings: the answer belongs to the oldest question without one.
     pub pid: Option<u32>,
     /// `None` if it had ended.
     pub found: Option<FoundProcess>,
@@ -292,11 +293,11 @@ pub struct Counts {
     pub late: u64,
     /// Ring records of impossible size.
     pub malformed: u64,
-    /// Answers with names that found no room.
+    /// DNS answers that were dropped because too many were waiting.
     pub names_dropped: u64,
     /// Packets with names that the kernel had no room for.
     pub name_packets_lost: u64,
-    /// Samples that found no room, by CPU; CPUs that lost none are left out.
+    /// Samples that did not fit into a ring, by CPU; CPUs that lost none are left out.
     pub lost_by_cpu: BTreeMap<u32, u64>,
     /// Packets that were sampled because the kernel's table of conversations was full.
     pub conversations_refused: u64,

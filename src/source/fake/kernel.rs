@@ -19,7 +19,7 @@ pub(crate) struct Kernel {
     room: usize,
 }
 
-/// What a program says of a packet.
+/// What a program decides about a packet.
 #[derive(Debug, Default)]
 pub(crate) struct Verdict {
     /// The counts that are reported: those so far, if the packet is sampled and something was counted before.

@@ -11,7 +11,7 @@ use super::sockets::{common_ancestor, holders, network_namespace};
 use crate::model::socket_event::{Address, EventSocket, Family, IpEnd, SocketId, SocketState, SocketType, UnixName};
 
 /// `__SO_ACCEPTCON` of `include/uapi/linux/net.h`.
-const ACCEPTS: u32 = 1 << 16;
+const SO_ACCEPTCON: u32 = 1 << 16;
 /// `SS_CONNECTED` of the same file.
 const SS_CONNECTED: u8 = 3;
 /// The maximum number of bytes that are read from `/proc/net/unix`.
@@ -91,8 +91,8 @@ fn listed_unix(entry: &ProcEntry) -> Vec<u8> {
     bytes
 }
 
-/// The sockets that `/proc/net/unix` lists. A name may contain a newline and a line like another socket's, so
-/// the names of an inode that is listed twice are not used.
+/// The sockets that `/proc/net/unix` lists. A name may contain a newline, followed by a forged line for another socket. So if an
+/// inode is listed twice, neither name is used.
 fn unix_sockets(list: &[u8]) -> impl Iterator<Item = EventSocket> {
     let mut sockets: HashMap<u64, EventSocket> = HashMap::new();
     for found in list.split(|byte| *byte == b'\n').filter_map(unix_socket) {
@@ -121,7 +121,7 @@ fn unix_socket(line: &[u8]) -> Option<EventSocket> {
     let (_references, _protocol, flags) = (number(16)?, number(16)?, u32::try_from(number(16)?).ok()?);
     let (kind, state, inode) = (u16::try_from(number(16)?).ok()?, u8::try_from(number(16)?).ok()?, number(10)?);
     let state = match state {
-        _ if flags & ACCEPTS != 0 => SocketState::LISTEN,
+        _ if flags & SO_ACCEPTCON != 0 => SocketState::LISTEN,
         SS_CONNECTED => SocketState::ESTABLISHED,
         _ => SocketState::CLOSE,
     };
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_looks_like_another_sockets_line_takes_its_name_away_at_most() {
+    fn a_forged_line_hides_at_most_the_name_of_another_socket() {
         let list = b"Num       RefCount Protocol Flags    Type St Inode Path\n\
             0000000000000000: 00000002 00000000 00010000 0001 01    77 /run/a b\n\
             0000000000000000: 00000002 00000000 00000000 0002 01    78 @x@y\n\

@@ -1,7 +1,7 @@
 //! Facts from `/proc`: the processes that existed before the monitor, and details that no event has.
 //!
-//! `/proc` shows the present process with a pid. An answer counts only if it is provably about the right process: the start time
-//! is the same before and after, and the arguments are those of its exec.
+//! `/proc/PID` describes the process that has this pid now. An answer counts only if it is provably about the right process: the
+//! start time is the same before and after, and the arguments are those of its exec.
 
 mod existing;
 #[cfg(fuzzing)]
@@ -149,8 +149,8 @@ fn credentials(entry: &ProcEntry) -> Option<Credentials> {
     Some(Credentials { uid: status.ruid, gid: status.rgid, euid: status.euid, egid: status.egid })
 }
 
-/// Whether a process with these arguments may still run that program: it was executed with them. A process that
-/// rewrote its arguments does not pass, and keeps what was captured at its exec.
+/// Whether a process with these arguments may still run the program of `image`: true if they are the arguments of its exec. A
+/// process that has rewritten its arguments is not recognised, and keeps what was captured at its exec.
 fn same_program(image: &Image, args: &[String]) -> bool {
     if image.args.is_empty() {
         return true; // nothing is known that it could contradict

@@ -5,7 +5,7 @@ use std::io::Read;
 use procfs::process::Process as ProcEntry;
 
 /// The maximum number of bytes that are read: more than the kernel writes.
-const MOST: u64 = 4096;
+const MAX_STAT: u64 = 4096;
 
 /// The used fields.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,7 +42,7 @@ impl Stat {
 
     fn at(entry: &ProcEntry, path: &str) -> Option<Self> {
         let mut bytes = Vec::new();
-        entry.open_relative(path).ok()?.take(MOST).read_to_end(&mut bytes).ok()?;
+        entry.open_relative(path).ok()?.take(MAX_STAT).read_to_end(&mut bytes).ok()?;
         Self::parse(&bytes)
     }
 
@@ -67,7 +67,7 @@ impl Stat {
 mod tests {
     use super::*;
 
-    /// Of a 6.1 kernel; process 812 was named by an enemy.
+    /// From a 6.1 kernel. The name of process 812 imitates the fields after it.
     const LINE: &str = "812 (a) R 1 2 (b) S 790 812 790 34816 812 4194304 113 0 0 0 0 0 0 0 20 0 1 0 6423 2940928 \
         234 18446744073709551615 1 1 0 0 0 0 0 0 65536 1 0 0 17 1 0 0 0 0 0 0 0 0 0 0 0 0 0\n";
 
@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_known_of_a_line_that_breaks_off() {
+    fn a_truncated_line_is_not_parsed() {
         let enough = LINE.find("6423").unwrap() + 1;
         for length in 0..enough {
             assert_eq!(Stat::parse(&LINE.as_bytes()[..length]), None, "{length}");
