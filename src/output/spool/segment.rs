@@ -117,7 +117,7 @@ impl Folder {
         Ok(path)
     }
 
-    /// Removes the oldest files of damaged bytes, until the rest has at most `most` bytes. The newest file stays. Returns the
+    /// Removes the oldest files of damaged bytes, until the rest has at most `max_bytes`. The newest file stays. Returns the
     /// removed files.
     pub fn prune_damaged(&self, max_bytes: u64) -> io::Result<Vec<PathBuf>> {
         let mut files = Vec::new();
