@@ -60,7 +60,7 @@ impl RunningSensors {
         self.engine.expire(now);
         for ip in self.engine.take_wanted() {
             if !resolver.ask(ip) {
-                self.engine.refuse(ip);
+                self.engine.drop_lookup(ip);
             }
         }
     }
