@@ -166,7 +166,7 @@ impl Spool {
         let documents = || batch.documents().filter(|(kind, _)| takes(*kind));
         self.meter.spooled.add(documents().count());
         // Documents that are being sent from memory come before these.
-        let (on_disk, result) = match (self.memory.lent, self.free_memory()) {
+        let (on_disk, result) = match (self.memory.in_flight, self.flush_memory()) {
             (true, _) => (0, Ok(())),
             (false, Ok(())) => self.append(documents()),
             (false, Err(error)) => (0, Err(error)),
@@ -176,8 +176,8 @@ impl Spool {
         result.map_err(|error| OutputError::io("writing to the spool", self.folder.path(), &error))
     }
 
-    /// The documents to send next: up to `documents`, and up to `bytes` unless the first one is larger. Returns the same chunk until
-    /// it is [acknowledged](Self::acknowledge).
+    /// The documents to send next: up to `documents`, and up to `bytes` unless the first one is larger. Returns the same chunk
+    /// until it is [acknowledged](Self::acknowledge).
     ///
     /// # Errors
     /// The disk cannot be read, or damaged bytes cannot be set aside.
@@ -189,13 +189,15 @@ impl Spool {
         }
     }
 
-    /// Up to `documents` documents after a chunk, as far as one read gets them. Unlike with [`next`](Self::next), they do not count as
-    /// being sent.
+    /// Up to `documents` documents after a chunk, as far as one read gets them. Unlike with [`next`](Self::next), they do not
+    /// count as being sent.
     pub fn after(&self, chunk: &Chunk, documents: usize) -> Batch {
         let in_memory = |first| self.memory.from(first, documents);
         match chunk.end {
             End::Memory(end) => in_memory(end),
-            End::Disk(place) => self.after_on_disk(place, documents).unwrap_or_else(|| in_memory(self.memory.first)),
+            End::Disk(position) => {
+                self.after_on_disk(position, documents).unwrap_or_else(|| in_memory(self.memory.first))
+            }
         }
     }
 
@@ -205,13 +207,13 @@ impl Spool {
     /// The position cannot be written. After a crash, these documents are sent again.
     pub fn acknowledge(&mut self, chunk: &Chunk) -> Result<(), OutputError> {
         match chunk.end {
-            End::Memory(end) => self.memory.forget(end),
-            End::Disk(place) => {
+            End::Memory(end) => self.memory.remove_before(end),
+            End::Disk(position) => {
                 self.in_flight = None;
-                if let Some(segment) = self.segments.front_mut().filter(|segment| segment.number == place.segment) {
+                if let Some(segment) = self.segments.front_mut().filter(|segment| segment.number == position.segment) {
                     segment.left = segment.left.saturating_sub(chunk.batch.len() as u64);
                 }
-                self.position = place.max(self.position);
+                self.position = position.max(self.position);
             }
         }
         let written = self.position_file.write(self.position);
@@ -225,20 +227,20 @@ impl Spool {
     /// # Errors
     /// The disk cannot take documents.
     pub fn close(&mut self, left: &mut Batch) -> Result<(), OutputError> {
-        self.give_up();
-        self.memory.lent = false; // there is no sender any more
-        let freed = self.free_memory();
+        self.end_in_flight();
+        self.memory.in_flight = false; // there is no sender any more
+        let flushed = self.flush_memory();
         for (kind, document) in &self.memory.documents {
             left.push_json(*kind, document);
         }
-        self.memory.forget(u64::MAX);
+        self.memory.remove_before(u64::MAX);
         self.active = None;
         if self.dropped.documents > 0 {
             self.log_dropped();
         }
         self.drop_finished();
         self.update_meter();
-        freed.map_err(|error| OutputError::io("writing to the spool", self.folder.path(), &error))
+        flushed.map_err(|error| OutputError::io("writing to the spool", self.folder.path(), &error))
     }
 
     /// The file to sync, so that all documents so far survive a power failure. Syncing is slow: do it without holding a lock.
@@ -258,14 +260,14 @@ impl Spool {
     }
 
     /// Writes the documents in memory to disk, if possible. Does nothing while some of them are being sent.
-    fn free_memory(&mut self) -> io::Result<()> {
-        if self.memory.lent || self.memory.documents.is_empty() {
+    fn flush_memory(&mut self) -> io::Result<()> {
+        if self.memory.in_flight || self.memory.documents.is_empty() {
             return Ok(());
         }
         let documents = std::mem::take(&mut self.memory.documents);
         let (on_disk, result) = self.append(documents.iter().map(|(kind, document)| (*kind, &**document)));
         self.memory.documents = documents;
-        self.memory.forget(self.memory.first + on_disk as u64);
+        self.memory.remove_before(self.memory.first + on_disk as u64);
         result
     }
 
@@ -388,8 +390,8 @@ impl Spool {
         self.dropped = Dropped { documents: 0, logged: Some(Instant::now()) };
     }
 
-    /// Counts documents as lost that were being sent, and are not on disk any more.
-    fn give_up(&mut self) {
+    /// Ends the sending of documents from the disk. They are lost if their segment was dropped meanwhile.
+    fn end_in_flight(&mut self) {
         let lost = self.in_flight.take().filter(|it| it.dropped).map_or(0, |it| it.count);
         self.meter.spool_dropped.add(usize::try_from(lost).unwrap_or(usize::MAX));
     }
