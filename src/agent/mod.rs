@@ -211,7 +211,7 @@ impl Agent<'_> {
                         wire::start(&self.loaded.config, &self.meters).context("restarting the previous outputs")?
                     }
                 };
-                self.outputs.go_on(unwritten);
+                self.outputs.restore(unwritten);
             }
             Err(error) => tracing::error!("the new configuration is not used: {error:#}"),
         }
