@@ -27,7 +27,7 @@ const SERVER_TIMEOUT: Duration = Duration::from_millis(200);
 /// A client's timeout for writing its request and reading the reply.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The maximum number of clients served in one round.
-const CLIENTS: usize = 16;
+const MAX_CLIENTS: usize = 16;
 
 /// The request of a client.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -147,7 +147,7 @@ impl Control {
     /// Answers the waiting clients. Returns at once if there are none. A client that is too slow or is not root gets no
     /// answer.
     pub fn serve(&self, mut answer: impl FnMut(Request) -> Reply) {
-        for _ in 0..CLIENTS {
+        for _ in 0..MAX_CLIENTS {
             let client = match self.listener.accept() {
                 Ok((client, _)) => client,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,

@@ -100,15 +100,18 @@ impl Capability {
         let function = served.probe.map(Probe::function);
         let FeatureStatus { feature, hit, .. } = *served;
         let mut one = Self { feature, state, function, missing, hit, reason: served.reasons() };
-        if let Some(function) = function.filter(|function| symbols.of(function) > 1) {
+        if let Some(function) = function.filter(|function| symbols.count(function) > 1) {
             one.state = CapabilityState::Degraded;
             one.missing = Some(AMBIGUOUS);
-            one.add(format!("the kernel has {} functions called {function}", symbols.of(function)));
+            one.add(format!("the kernel has {} functions called {function}", symbols.count(function)));
         }
-        for masked_or_missing in alternatives(served.feature).filter(|_| served.probe.is_none()) {
-            let made = symbols.made_of(masked_or_missing);
-            if !made.is_empty() {
-                one.add(format!("the compiler made {} of {masked_or_missing}, with other arguments", made.join(", ")));
+        for function in alternatives(served.feature).filter(|_| served.probe.is_none()) {
+            let variants = symbols.variants_of(function);
+            if !variants.is_empty() {
+                one.add(format!(
+                    "the compiler has replaced {function} by {}, with other arguments",
+                    variants.join(", ")
+                ));
             }
         }
         one

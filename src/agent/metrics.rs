@@ -20,12 +20,12 @@ use socktrail::config::Listen;
 use socktrail::output::Reading;
 
 /// The maximum age of the served values.
-const AGE: Duration = Duration::from_secs(1);
+const MAX_AGE: Duration = Duration::from_secs(1);
 /// The timeout for a client's request, and for sending the response.
 const TIMEOUT: Duration = Duration::from_secs(2);
 /// The maximum length of a request in bytes.
 const MAX_REQUEST_LEN: usize = 4096;
-/// The fields that can decrease. All others are counters.
+/// The fields that can decrease, besides those that end in `_live`. All others are counters.
 const GAUGES: [&str; 5] = ["features_lost", "kernel_accounting", "pending", "spool_bytes", "troubles"];
 
 /// Serves the latest values.
@@ -66,7 +66,7 @@ impl Metrics {
 
     /// Updates the values if they are too old: from statistics as JSON objects, and from the outputs.
     pub fn tick(&mut self, now: Instant, values: impl FnOnce() -> ([Value; 2], Vec<Reading>)) {
-        if self.updated.is_some_and(|updated| now.saturating_duration_since(updated) < AGE) {
+        if self.updated.is_some_and(|updated| now.saturating_duration_since(updated) < MAX_AGE) {
             return;
         }
         self.updated = Some(now);

@@ -35,7 +35,7 @@ use self::wire::Meters;
 use crate::receive::{Consumer, Limits, receive};
 
 /// How long old outputs may write their documents after a reload. The new outputs get the remaining documents.
-const CHANGE: Duration = Duration::from_secs(1);
+const RELOAD_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The options of an agent besides its configuration.
 #[derive(Debug)]
@@ -76,12 +76,12 @@ pub fn run(load: impl Fn() -> anyhow::Result<Loaded>, options: Options) -> anyho
     let source = &prepared.start()?;
     harden::before_the_outputs(&loaded.config);
     let outputs = wire::start(&loaded.config, &meters)?;
-    ask_for_names(&users, helper)?;
+    start_user_lookups(&users, helper)?;
     let documents = Documents::open(&loaded.config, source.host(), users)?;
     let metrics = loaded.config.metrics.listen.as_ref().map(Metrics::start).transpose()?;
-    let (notify, deadline, ends) = (Notify::new(), None, 0);
+    let (notify, deadline, end_requests) = (Notify::new(), None, 0);
     let mut agent =
-        Agent { load, loaded, signals, ends, source, documents, outputs, meters, notify, metrics, deadline };
+        Agent { load, loaded, signals, end_requests, source, documents, outputs, meters, notify, metrics, deadline };
     agent.update_metrics();
     // Everything has started. What failed has been reported.
     source.announce(options.quiet);
@@ -93,8 +93,8 @@ pub fn run(load: impl Fn() -> anyhow::Result<Loaded>, options: Options) -> anyho
 }
 
 /// Starts the thread that looks up names of users.
-pub fn ask_for_names(users: &Users, helper: Option<GetentHelper>) -> anyhow::Result<()> {
-    users.start(helper).context("starting the thread that asks for names of users")
+pub fn start_user_lookups(users: &Users, helper: Option<GetentHelper>) -> anyhow::Result<()> {
+    users.start(helper).context("starting the thread that looks up names of users")
 }
 
 /// Loads a configuration.
@@ -115,7 +115,7 @@ struct Agent<'a> {
     loaded: Loaded,
     signals: SignalRequests,
     /// How many signals have asked it to end.
-    ends: usize,
+    end_requests: usize,
     source: &'a Source,
     documents: Documents,
     outputs: Outputs,
@@ -130,17 +130,17 @@ impl Consumer for Agent<'_> {
     fn tick(&mut self, now: Instant) -> anyhow::Result<usize> {
         for request in self.signals.pending() {
             match request {
-                SignalRequest::End => self.ends += 1,
+                SignalRequest::End => self.end_requests += 1,
                 SignalRequest::Reload => self.reload()?,
                 SignalRequest::PrintStats => self.print_stats(&self.outputs.readings()),
             }
         }
-        if self.ends > 1 {
+        if self.end_requests > 1 {
             self.deadline = Some(now);
         }
         self.notify.tick(now, || self.source.status(&self.outputs.readings()));
         self.update_metrics();
-        Ok(self.ends)
+        Ok(self.end_requests)
     }
 
     fn stopping(&mut self, now: Instant) -> Option<Instant> {
@@ -194,7 +194,7 @@ impl Agent<'_> {
                 self.log_unapplied_changes(&loaded);
                 self.hand_over();
                 let notify = &mut self.notify;
-                let unwritten = std::mem::take(&mut self.outputs).end(CHANGE, || {
+                let unwritten = std::mem::take(&mut self.outputs).end(RELOAD_TIMEOUT, || {
                     notify.feed_watchdog(Instant::now());
                     true
                 });
@@ -211,7 +211,7 @@ impl Agent<'_> {
                         wire::start(&self.loaded.config, &self.meters).context("restarting the previous outputs")?
                     }
                 };
-                self.outputs.go_on(unwritten);
+                self.outputs.restore(unwritten);
             }
             Err(error) => tracing::error!("the new configuration is not used: {error:#}"),
         }

@@ -42,7 +42,7 @@ impl RunningSensors {
             Received::Ended => self.engine.finish(),
             _ => {}
         }
-        self.ask_for_names(now);
+        self.look_up_names(now);
         self.serve(now);
         self.engine.take_events()
     }
@@ -52,7 +52,7 @@ impl RunningSensors {
         self.engine.stats()
     }
 
-    fn ask_for_names(&mut self, now: Instant) {
+    fn look_up_names(&mut self, now: Instant) {
         let Some(resolver) = &self.resolver else { return };
         for (ip, name) in resolver.answers() {
             self.engine.answer(ip, name, now);
@@ -60,7 +60,7 @@ impl RunningSensors {
         self.engine.expire(now);
         for ip in self.engine.take_wanted() {
             if !resolver.ask(ip) {
-                self.engine.refuse(ip);
+                self.engine.drop_lookup(ip);
             }
         }
     }

@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use socktrail::users::{GetentHelper, Sources, Users};
 
 use super::exit::Status;
-use crate::agent::ask_for_names;
+use crate::agent::start_user_lookups;
 
 /// The hidden command that runs the getent helper.
 pub const ASK_GETENT: &str = "ask-getent";
@@ -28,7 +28,7 @@ pub fn start_helper() -> Option<GetentHelper> {
 /// Starts the helper, and the thread that looks up names. For commands that keep their privileges.
 pub fn start() -> anyhow::Result<Users> {
     let users = Users::new();
-    ask_for_names(&users, start_helper())?;
+    start_user_lookups(&users, start_helper())?;
     Ok(users)
 }
 

@@ -8,8 +8,8 @@ use super::error::Problem;
 use super::setting::Setting;
 use super::{toml, yaml};
 
-/// The maximum size of a file in bytes.
-const MOST: u64 = 1024 * 1024;
+/// The maximum length of a file in bytes.
+const MAX_FILE_LEN: u64 = 1024 * 1024;
 
 /// Reads and parses a file.
 pub fn read(path: &Path) -> Result<Vec<Setting>, Problem> {
@@ -32,10 +32,10 @@ pub fn read(path: &Path) -> Result<Vec<Setting>, Problem> {
 
 fn text(path: &Path) -> io::Result<String> {
     let mut bytes = Vec::new();
-    File::open(path)?.take(MOST + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > MOST {
+    File::open(path)?.take(MAX_FILE_LEN + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_FILE_LEN {
         return Err(io::Error::other(format!(
-            "the file is larger than {MOST} bytes, which is too large for a configuration"
+            "the file is larger than {MAX_FILE_LEN} bytes, which is too large for a configuration"
         )));
     }
     String::from_utf8(bytes).map_err(|error| {

@@ -7,8 +7,8 @@ use super::section::{Key, Section};
 
 /// The prefix of the environment variables that set keys.
 pub const ENVIRONMENT: &str = "SOCKTRAIL_";
-/// How similar a misspelt key and a suggestion must be (Jaro-Winkler, 0 to 1).
-const ALIKE: f64 = 0.8;
+/// The minimum similarity of a misspelt key and a suggestion (Jaro-Winkler, 0 to 1).
+const MIN_SIMILARITY: f64 = 0.8;
 
 /// Every key, in the order of the declarations.
 pub fn keys() -> Vec<Key> {
@@ -46,7 +46,7 @@ pub fn unknown(keys: &[Key], key: &str) -> String {
     let likeness = |known: &str| strsim::jaro_winkler(last(known), last(key)) + strsim::jaro_winkler(known, key);
     let likenesses = keys.iter().map(|known| (likeness(&known.name), known));
     match likenesses.max_by(|one, other| one.0.total_cmp(&other.0)) {
-        Some((likeness, known)) if likeness > 2.0 * ALIKE => format!("is not known; is {} meant?", known.name),
+        Some((likeness, known)) if likeness > 2.0 * MIN_SIMILARITY => format!("is not known; is {} meant?", known.name),
         _ => "is not known".to_owned(),
     }
 }

@@ -77,9 +77,8 @@ section! {
         /// sample only the packets that say something new (Linux 5.5); `auto` by the kernel if it can. Flows are the same.
         #[flag("accounting", "HOW")]
         accounting: Accounting,
-        /// The number of conversations that the kernel can count at once, about. Each takes about 350 bytes of kernel
-        /// memory, which are reserved at the start: 22 MiB with the default. Beyond it, each packet of a new one is
-        /// sampled.
+        /// About how many conversations the kernel can count at once. Each takes about 350 bytes of kernel memory, which
+        /// are reserved at the start: 22 MiB with the default. Beyond it, each packet of a new one is sampled.
         #[flag("max-conversations", "N")]
         max_conversations: usize,
         /// How far the wall clock may drift from the kernel's monotonic clock before timestamps are corrected.

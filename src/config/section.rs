@@ -16,7 +16,7 @@ pub struct Key {
     pub description: &'static str,
     /// The command-line flag that sets it.
     pub flag: Option<Flag>,
-    /// The accepted values, such as `0 to 9`, if its type has others, too.
+    /// The accepted values, such as `0 to 9`; `None` if every value of its type is accepted.
     pub bounds: Option<String>,
     /// The key without which it has no effect.
     pub needs: Option<&'static str>,
@@ -78,7 +78,7 @@ macro_rules! section {
             $(
                 $(#[doc = $description:literal])*
                 $(#[flag($flag:literal, $value:literal)])?
-                $(#[bounds($least:expr $(, $most:expr)?)])?
+                $(#[bounds($min:expr $(, $max:expr)?)])?
                 $(#[needs($needs:literal)])?
                 $(#[reloadable($reloadable:literal)])?
                 $(#[serde($($serde:tt)*)])?
@@ -132,7 +132,7 @@ macro_rules! section {
                         name: join(section, bare(stringify!($key))),
                         description: concat!($($description),*).trim_ascii(),
                         flag: None$(.or(Some(Flag { name: $flag, value: $value })))?,
-                        bounds: None$(.or(Some(Bounds { least: $least, most: None$(.or(Some($most)))? }.to_string())))?,
+                        bounds: None$(.or(Some(Bounds { min: $min, max: None$(.or(Some($max)))? }.to_string())))?,
                         needs: None$(.or(Some($needs)))?,
                         reloadable: [$($reloadable,)? false][0],
                     });)*
@@ -145,7 +145,7 @@ macro_rules! section {
 
                 fn check(&self, section: &str, problems: &mut Vec<(String, String)>) {
                     $($(
-                        let problem = Bounds { least: $least, most: None$(.or(Some($most)))? }.problem(&self.$key);
+                        let problem = Bounds { min: $min, max: None$(.or(Some($max)))? }.problem(&self.$key);
                         problems.extend(problem.map(|problem| (join(section, bare(stringify!($key))), problem)));
                     )?)*
                     $($(self.$inner.check(&join(section, bare(stringify!($inner))), problems);)*)?
@@ -207,16 +207,16 @@ impl Value<Option<Duration>> for Option<Time> {
 /// The values that an option accepts.
 pub(super) struct Bounds<T> {
     /// The minimum.
-    pub(super) least: T,
+    pub(super) min: T,
     /// The maximum, if there is one.
-    pub(super) most: Option<T>,
+    pub(super) max: Option<T>,
 }
 
 impl<T: Display + PartialOrd> Bounds<T> {
     /// The error message for a value that is out of bounds.
     pub(super) fn problem(&self, value: &T) -> Option<String> {
-        let fits = *value >= self.least && self.most.as_ref().is_none_or(|most| value <= most);
-        (!fits).then(|| match self.most {
+        let fits = *value >= self.min && self.max.as_ref().is_none_or(|max| value <= max);
+        (!fits).then(|| match self.max {
             Some(_) => format!("{value} is not within {self}"),
             None => format!("must be {self}"),
         })
@@ -225,9 +225,9 @@ impl<T: Display + PartialOrd> Bounds<T> {
 
 impl<T: Display> Display for Bounds<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.most {
-            Some(most) => write!(f, "{} to {most}", self.least),
-            None => write!(f, "at least {}", self.least),
+        match &self.max {
+            Some(max) => write!(f, "{} to {max}", self.min),
+            None => write!(f, "at least {}", self.min),
         }
     }
 }
@@ -279,7 +279,7 @@ mod tests {
         pub struct Inner {
             /// A minimum without a maximum.
             #[bounds(2)]
-            least: u8 = 3,
+            min: u8 = 3,
         }
     }
 
@@ -290,13 +290,13 @@ mod tests {
         let declared = keys.iter().map(|key| (&*key.name, key.description, key.bounds.as_deref(), key.needs));
         let time = ("a.time", "A time with a flag.", None, None);
         let number = ("a.type", "A number with every attribute.", Some("1 to 9"), Some("time"));
-        let least = ("a.match.least", "A minimum without a maximum.", Some("at least 2"), None);
-        assert_eq!(declared.collect::<Vec<_>>(), [time, number, least]);
+        let min = ("a.match.min", "A minimum without a maximum.", Some("at least 2"), None);
+        assert_eq!(declared.collect::<Vec<_>>(), [time, number, min]);
         assert_eq!(keys[0].flag, Some(Flag { name: "time", value: "TIME" }));
         assert_eq!(keys.iter().map(|key| key.reloadable).collect::<Vec<_>>(), [false, true, true]);
         assert_eq!(Outer::INNER, [("match", "Another.")]);
         let text = serde_json::to_string(&Outer::default().r#match).unwrap();
-        assert_eq!(text, r#"{"least":3}"#);
+        assert_eq!(text, r#"{"min":3}"#);
     }
 
     #[test]
@@ -308,8 +308,8 @@ mod tests {
             problems.into_iter().map(|(key, problem)| format!("{key}: {problem}")).collect::<Vec<_>>()
         };
         assert!(problems(&outer).is_empty());
-        (outer.r#type, outer.r#match.least) = (10, 1);
-        assert_eq!(problems(&outer), ["a.type: 10 is not within 1 to 9", "a.match.least: must be at least 2"]);
+        (outer.r#type, outer.r#match.min) = (10, 1);
+        assert_eq!(problems(&outer), ["a.type: 10 is not within 1 to 9", "a.match.min: must be at least 2"]);
     }
 
     #[test]

@@ -48,7 +48,7 @@ fn origin(loaded: &Loaded, key: &str) -> String {
 }
 
 #[test]
-fn each_layer_lies_over_the_one_before() {
+fn each_layer_overrides_those_before_it() {
     let written = file(
         "a.yml",
         "socket.flow_inactive_timeout: 10s\nsocket.flow_termination_timeout: 1s\nsocket.guess_timeout: 20s\n",
@@ -130,7 +130,7 @@ events.actions: [bind, close]
 }
 
 #[test]
-fn sensors_hear_of_what_they_need_beside_what_is_written() {
+fn sensors_get_their_events_in_addition_to_events_actions() {
     let written = file("a.yml", "events.actions: [setsockopt]\nsensors.files: [/etc/sensors.yml]\n");
     let config = written.loader().load().unwrap().config;
     assert_eq!(config.monitor().socket_events, Actions::SENSORS.or(Actions::SETSOCKOPT));
@@ -139,7 +139,7 @@ fn sensors_hear_of_what_they_need_beside_what_is_written() {
 }
 
 #[test]
-fn nothing_set_is_what_the_monitor_does_by_itself() {
+fn an_empty_configuration_gives_the_monitors_default_options() {
     let (ours, theirs) = (Config::default().monitor(), crate::monitor::Options::default());
     assert_eq!(format!("{ours:?}"), format!("{theirs:?}"));
 }
@@ -171,7 +171,7 @@ fn flags_set_their_keys_over_the_environment() {
 }
 
 #[test]
-fn all_mistakes_are_told_each_with_its_line_and_key() {
+fn all_mistakes_are_reported_each_with_its_line_and_key() {
     let written = file(
         "a.yml",
         "socket.enable_ipv6: maybe
@@ -202,7 +202,7 @@ socket.dns: 5
 }
 
 #[test]
-fn what_makes_no_sense_is_told_with_its_line() {
+fn inconsistent_keys_are_reported_with_their_line() {
     let written = file("a.toml", "[socket]\nring_size_exponent = 15\n");
     assert_eq!(written.problems(), [":2: socket.ring_size_exponent: 15 is not within 1 to 14"]);
     let written = file("a.yml", "socket.dns:\n  af_packet.snaplen: 1\n");
@@ -243,7 +243,7 @@ fn a_file_that_cannot_be_read_is_named() {
 }
 
 #[test]
-fn what_is_worth_knowing_is_said() {
+fn an_unencrypted_password_or_api_key_gives_a_note() {
     let written = file("a.yml", "output.elasticsearch:\n  hosts: ['http://localhost:9200']\n  api_key: 'a:b'\n");
     let notes = written.loader().load().unwrap().notes;
     assert_eq!(notes.len(), 1);

@@ -8,7 +8,7 @@ use super::section::join;
 use super::setting::{Line, Mistake};
 
 /// The maximum depth of sections.
-const DEEPEST: usize = 32;
+const MAX_DEPTH: usize = 32;
 
 /// Parses the first document of a text.
 pub fn parse(text: &str) -> Result<Vec<Line>, Mistake> {
@@ -49,7 +49,7 @@ impl<'a> Reader<'a> {
                 Event::Scalar(key, ..) if !key.is_empty() => join(section, &key),
                 _ => return Err(mistake(span, "expected a key")),
             };
-            if depth >= DEEPEST {
+            if depth >= MAX_DEPTH {
                 return Err(mistake(span, "too many sections within sections"));
             }
             let line = span.start.line();
@@ -69,7 +69,7 @@ impl<'a> Reader<'a> {
         match event {
             Event::Scalar(text, ScalarStyle::Plain, ..) => Ok(plain(&text)),
             Event::Scalar(text, ..) => Ok(Some(Value::from(text.into_owned()))),
-            Event::SequenceStart(..) if depth < DEEPEST => self.list(depth + 1).map(Some),
+            Event::SequenceStart(..) if depth < MAX_DEPTH => self.list(depth + 1).map(Some),
             Event::Alias(_) => Err(mistake(span, "aliases (*name) are not supported: write the value out")),
             _ => Err(mistake(span, "expected a value")),
         }

@@ -31,11 +31,11 @@ impl Agent {
     ///
     /// On a host without a machine id, [`id`](Self::id) is the ephemeral one.
     pub fn of(host: &Host) -> Self {
-        Self::in_run(host, random_uuid())
+        Self::with_ephemeral_id(host, random_uuid())
     }
 
     /// An agent on a host, with a given [`ephemeral_id`](Self::ephemeral_id).
-    pub fn in_run(host: &Host, ephemeral_id: String) -> Self {
+    pub fn with_ephemeral_id(host: &Host, ephemeral_id: String) -> Self {
         Self {
             id: host.id.as_deref().map_or_else(|| ephemeral_id.clone(), stable_id),
             ephemeral_id,

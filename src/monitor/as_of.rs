@@ -32,8 +32,8 @@ const SINCE: &[(Release, &[&str])] = &[
     (Release(6, 11), &["sk_skb_reason_drop"]),
 ];
 
-/// The first release with type information that a program can read (`/sys/kernel/btf/vmlinux`).
-const TYPE_INFORMATION: Release = Release(5, 4);
+/// The first release with BTF that a program can read (`/sys/kernel/btf/vmlinux`).
+const BTF_SINCE: Release = Release(5, 4);
 
 /// A release of Linux: major and minor number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -57,7 +57,7 @@ impl Options {
     /// cannot be added, so more may be lost than on that kernel.
     pub fn behave_as_of(&mut self, release: Release) {
         self.mask.extend(release.lacks().map(str::to_owned));
-        if self.source == LayoutSource::Auto && release < TYPE_INFORMATION {
+        if self.source == LayoutSource::Auto && release < BTF_SINCE {
             self.source = LayoutSource::Guess;
         }
     }

@@ -10,8 +10,8 @@
 //! ```
 //!
 //! The reader thread (`monitor/reader.rs`) owns the source, with its rings and probes; the state thread
-//! (`monitor/state_thread.rs`) owns the pipeline with the state machine. They share only the clock, behind a lock, and the
-//! counters, which are atomic. All channels are bounded. When the state thread falls behind, the reader waits and samples pile up
+//! (`monitor/state_thread.rs`) owns the pipeline with the state machine. Besides channels, they
+//! share only the clock, the counters, and the kernel's table of conversations. All channels are bounded. When the state thread falls behind, the reader waits and samples pile up
 //! in the rings, where the kernel counts those that find no room. When the caller does not take flows in time, they are dropped
 //! and counted.
 //!

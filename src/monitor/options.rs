@@ -17,7 +17,7 @@ use crate::state::StateConfig;
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Options {
-    /// The mount point of tracefs. `None`: one of the usual places, where it is mounted if it is not.
+    /// The mount point of tracefs. `None`: tracefs is searched for in the usual places, and mounted if it is not mounted.
     pub tracefs_path: Option<PathBuf>,
     /// Whether to watch IPv6. `None`: if the kernel has it.
     pub enable_ipv6: Option<bool>,
@@ -60,8 +60,8 @@ pub struct Options {
     /// The maximum drift between the wall clock and the kernel's clock. If they drift apart further, the wall clock has been
     /// set, and later times follow it.
     pub clock_max_drift: Duration,
-    /// How often the kernel's clock is compared with the wall clock on kernels before Linux 4.1, where programs cannot read the
-    /// former.
+    /// How often the clock of samples is compared with the monotonic clock on kernels before Linux 4.1, where programs cannot
+    /// read the former.
     pub clock_sync_period: Duration,
     /// Which flows are reported.
     pub filter: Filter,
@@ -79,7 +79,7 @@ pub struct Options {
     /// over the network would make another flow by that, without end.
     pub own_process: bool,
     /// Kernel functions that are not probed, as if the kernel did not have them: for tests of what is lost without them.
-    /// `use_clockid` stands for sample times by a clock that programs can read. The names of the fields of
+    /// With `use_clockid`, samples have times of a clock that programs cannot read. The names of the fields of
     /// [`socktrail_kprobes::Features`], such as `arrays`, stand for abilities of probes.
     pub mask: Vec<String>,
 }

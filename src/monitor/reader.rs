@@ -76,7 +76,8 @@ impl Source for FromReader {
         self.capabilities
     }
 
-    /// The beginning of the reader's latest round. Later rounds, and the events that they leave for the next, begin after it.
+    /// When the reader's latest round began. Every later round begins after this time, and so does every event that a later
+    /// round leaves to the next one.
     fn now(&self) -> MonotonicTime {
         self.counts.round()
     }

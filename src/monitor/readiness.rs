@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-/// An eventfd. It takes a system call only if its readability changes, so not for each result that is sent.
+/// An eventfd. It needs a system call only when its readability changes, not for each result that is sent.
 #[derive(Debug)]
 pub(super) struct Readiness {
     event: EventFd,
@@ -44,7 +44,7 @@ impl AsFd for Readiness {
     }
 }
 
-/// Makes it readable when it is dropped: the senders are gone, so the end can be received.
+/// Makes the descriptor readable when this is dropped: the senders are gone, so the end can be received.
 #[derive(Debug)]
 pub(super) struct SetOnDrop(pub(super) Arc<Readiness>);
 

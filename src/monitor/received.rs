@@ -11,9 +11,9 @@ use crate::model::names::NameLearned;
 use crate::model::socket_event::{EventSocket, SocketEvent};
 
 /// How long [`Monitor::run`] waits for a result before it calls [`Handler::idle`].
-const PAUSE: Duration = Duration::from_millis(100);
+const IDLE_INTERVAL: Duration = Duration::from_millis(100);
 /// How often a waiting iterator checks for losses.
-const ROUND: Duration = Duration::from_secs(1);
+const LOSS_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A result of [`Monitor::recv`].
 #[derive(Debug)]
@@ -83,7 +83,7 @@ impl Monitor {
     /// Passes all results to `handler` until it breaks, or until the last result after [`Monitor::stop`].
     pub fn run(&self, handler: &mut impl Handler) {
         loop {
-            let control = match self.recv(PAUSE) {
+            let control = match self.recv(IDLE_INTERVAL) {
                 Received::Flow(flow) => handler.flow(*flow, self.clock()),
                 Received::Name(name) => handler.name(*name, self.clock()),
                 Received::Socket(event) => handler.socket_event(*event, self.clock()),
@@ -126,7 +126,7 @@ impl Iterator for Iter<'_> {
 
     fn next(&mut self) -> Option<Received> {
         loop {
-            match self.monitor.recv(ROUND) {
+            match self.monitor.recv(LOSS_CHECK_INTERVAL) {
                 Received::Idle => {}
                 Received::Ended => return None,
                 received => return Some(received),

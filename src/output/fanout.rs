@@ -56,7 +56,7 @@ struct Running {
     thread: JoinHandle<Vec<Arc<Batch>>>,
 }
 
-/// Documents that a closed output has not written. [`Outputs::go_on`] passes them to its successor.
+/// Documents that a closed output has not written. [`Outputs::restore`] passes them to its successor.
 #[derive(Debug)]
 pub struct Unwritten {
     output: &'static str,
@@ -133,18 +133,19 @@ impl Outputs {
         self.close_while(within, || true)
     }
 
-    /// Like [`close`](Self::close), but ends early when `patience`, which is called many times per second, returns false.
-    pub fn close_while(self, within: Duration, patience: impl FnMut() -> bool) -> Vec<Reading> {
+    /// Like [`close`](Self::close), but ends early when `keep_waiting`, which is called many times per second, returns false.
+    pub fn close_while(self, within: Duration, keep_waiting: impl FnMut() -> bool) -> Vec<Reading> {
         let lose = |unwritten: Unwritten| {
             unwritten.lose();
             unwritten.meter.read(unwritten.output)
         };
-        self.end(within, patience).into_iter().map(lose).collect()
+        self.end(within, keep_waiting).into_iter().map(lose).collect()
     }
 
-    /// Ends all outputs, and returns the documents that are not written within the given time, for [`go_on`](Self::go_on). The
-    /// thread of an output that hangs in a system call beyond that time, or after `patience` has returned false, is left running.
-    pub fn end(self, within: Duration, mut patience: impl FnMut() -> bool) -> Vec<Unwritten> {
+    /// Ends all outputs, and returns the documents that are not written within the given time, for [`restore`](Self::restore).
+    /// The thread of an output that hangs in a system call beyond that time, or after `keep_waiting` has returned false, is
+    /// left running.
+    pub fn end(self, within: Duration, mut keep_waiting: impl FnMut() -> bool) -> Vec<Unwritten> {
         let deadline = Instant::now() + within;
         for running in &self.running {
             let _ = running.deadline.set(deadline);
@@ -153,7 +154,7 @@ impl Outputs {
         let hangs = |running: &Running| !running.thread.is_finished();
         let mut until = deadline + GRACE;
         while self.running.iter().any(hangs) && Instant::now() < until {
-            if !patience() {
+            if !keep_waiting() {
                 until = until.min(Instant::now() + GRACE);
             }
             std::thread::sleep(POLL);
@@ -175,7 +176,7 @@ impl Outputs {
 
     /// Passes on the documents that previous outputs have not written. Call it before [`send`](Self::send). Documents of an output
     /// that does not exist any more are counted as lost.
-    pub fn go_on(&self, unwritten: Vec<Unwritten>) {
+    pub fn restore(&self, unwritten: Vec<Unwritten>) {
         for unwritten in unwritten {
             match self.running.iter().find(|running| running.name == unwritten.output) {
                 Some(running) => running.queue.restore(unwritten.batches),
@@ -332,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_stands_still_harms_no_other_and_what_it_loses_is_counted() {
+    fn a_stalled_output_delays_no_other_and_its_losses_are_counted() {
         let mut outputs = Outputs::new();
         let (stuck, well) = (start(&mut outputs, "stuck", usize::MAX), start(&mut outputs, "well", 0));
         let long = "x".repeat(300);
@@ -370,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_waits_neither_for_what_is_slow_nor_for_what_hangs() {
+    fn the_end_waits_neither_for_slow_nor_for_hanging_outputs() {
         for (pace, least) in [(Duration::from_millis(40), 80), (Duration::from_secs(3600), 98)] {
             let mut outputs = Outputs::new();
             outputs.start("slow", Box::new(Slow(pace)), 100_000, Arc::default()).unwrap();
@@ -385,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_waits_no_longer_than_there_is_patience() {
+    fn the_end_comes_early_if_keep_waiting_returns_false() {
         let mut outputs = Outputs::new();
         outputs.start("slow", Box::new(Slow(Duration::from_secs(3600))), 1000, Arc::default()).unwrap();
         outputs.send(&batch("a"));
@@ -395,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn what_one_could_not_write_another_goes_on_with() {
+    fn the_next_output_gets_the_documents_that_the_previous_one_has_not_written() {
         let mut before = Outputs::new();
         let meter = Arc::<Meter>::default();
         let stuck = Kept { failures: usize::MAX, lines: Arc::default(), closed: false };
@@ -415,7 +416,7 @@ mod tests {
 
         let mut after = Outputs::new();
         let lines = start(&mut after, "one", 0);
-        after.go_on(unwritten);
+        after.restore(unwritten);
         after.send(&batch("d"));
         after.close(Duration::from_secs(60));
         assert_eq!(*lines.lock(), b"a\nb\nc\nd\n", "in order");

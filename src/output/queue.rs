@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_waits_is_woken() {
+    fn a_waiting_thread_is_woken() {
         let queue = Arc::new(Queue::new(10));
         let waits = Arc::clone(&queue);
         let waiting = std::thread::spawn(move || waits.pop(Duration::from_secs(60)));

@@ -1,9 +1,9 @@
 //! Keeps track of the troubles of an output, and decides when they are worth a line in the log.
 //!
-//! A trouble belongs to one [`Scope`]. It lasts from the first failure until every member that failed has succeeded
-//! again and nothing has failed for [`CALM`]: a server that refuses every second request is one trouble, not a hundred.
-//! It is logged when it begins, once for each further [`Cause`], and when it ends. Nothing here writes to the log or
-//! reads a clock.
+//! A trouble belongs to one [`Scope`]. Its members are the spools of the output, or the output itself. It lasts from the
+//! first failure until every member that failed has succeeded again and nothing has failed for [`CALM`]: a server that
+//! refuses every second request is one trouble, not a hundred. It is logged when it begins, once for each further [`Cause`],
+//! and when it ends. Nothing here writes to the log or reads a clock.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_and_goes_is_one_trouble() {
+    fn repeated_failures_are_one_trouble() {
         let (mut troubles, start) = (Troubles::default(), Instant::now());
         let member = (&Scope::Local("writing"), "");
         let mut lines = 0;
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn what_works_for_one_index_ends_its_own_trouble_and_no_other() {
+    fn a_success_for_one_index_ends_only_the_trouble_of_that_index() {
         let (mut troubles, now) = (Troubles::default(), Instant::now());
         let [flow, event] = ["flow", "event"].map(|name| Scope::Index(name.to_owned()));
         troubles.note_failure((&flow, "all"), Cause::Refused(403), "no", now);
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn each_cause_is_told_once_and_each_index_apart() {
+    fn each_cause_is_logged_once_for_each_index() {
         let (mut troubles, now) = (Troubles::default(), Instant::now());
         let [flow, event] = ["flow", "event"].map(|name| Scope::Index(name.to_owned()));
         assert_eq!(

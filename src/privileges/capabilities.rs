@@ -68,6 +68,7 @@ impl fmt::Display for Kept {
 /// - `CAP_SYS_PTRACE` and `CAP_DAC_READ_SEARCH`, to read program, arguments and sockets of other users' processes in `/proc`.
 /// - `CAP_DAC_OVERRIDE`, unless the user is root: removing probes writes to tracefs, which root owns.
 /// - `CAP_BPF`, before Linux 5.19 and if wanted, to connect CPUs that come online with the programs that count packets.
+/// - `CAP_NET_BIND_SERVICE`, if wanted, to listen on ports below 1024.
 /// - `CAP_IPC_LOCK`, if the limit on locked memory could not be removed.
 ///
 /// # Errors

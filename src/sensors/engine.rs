@@ -2,7 +2,7 @@
 //!
 //! A sensor follows a socket from the first moment at which the socket's tuple matches. Then it reports `opened`,
 //! unless the socket existed before the monitor. Once the socket is gone it reports `closed`. A change of state in
-//! between is no event. If a sensor wants the remote host's name and it is not known yet, changes of sockets with that
+//! between is not an event. If a sensor wants the remote host's name and it is not known yet, changes of sockets with that
 //! address wait for it, in order, while everything else goes on.
 
 use std::net::IpAddr;
@@ -71,6 +71,7 @@ pub struct Engine {
     limits: Limits,
     ready: Vec<SensorEvent>,
     stats: SensorStats,
+    /// A buffer for tuples.
     tuple: String,
 }
 
@@ -108,9 +109,9 @@ struct SocketChange {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ChangeKind {
     /// The socket existed before the monitor.
-    Known,
+    Preexisting,
     /// The socket is new or has changed.
-    Seen,
+    Changed,
     /// The socket is gone.
     Gone,
 }
@@ -135,7 +136,7 @@ impl Engine {
     pub fn existing(&mut self, sockets: &[EventSocket], now: Instant) {
         for socket in sockets {
             if let Some(row) = Row::of(socket, None) {
-                self.row(socket.id, row, ChangeKind::Known, MonotonicTime::ZERO, now);
+                self.update(socket.id, row, ChangeKind::Preexisting, MonotonicTime::ZERO, now);
             }
         }
     }
@@ -151,8 +152,8 @@ impl Engine {
         match (row, result) {
             // A failed call changes nothing, except for a connect that continues in the background.
             (Some(_), CallResult::Failure(_)) if socket.state != Some(SocketState::SYN_SENT) => {}
-            (Some(row), _) => self.row(socket.id, row, ChangeKind::Seen, *time, now),
-            (None, _) => self.gone(socket.id, event.before, *time, now),
+            (Some(row), _) => self.update(socket.id, row, ChangeKind::Changed, *time, now),
+            (None, _) => self.remove(socket.id, event.before, *time, now),
         }
     }
 
@@ -162,10 +163,10 @@ impl Engine {
         self.decide_all(changes, name.as_deref());
     }
 
-    /// Notes that a lookup was not possible.
-    pub fn refuse(&mut self, ip: IpAddr) {
+    /// Notes that an address is not looked up, because too many lookups are waiting.
+    pub fn drop_lookup(&mut self, ip: IpAddr) {
         self.stats.reverse_lookups_dropped += 1;
-        let changes = self.names.refuse(ip);
+        let changes = self.names.end_lookup(ip);
         self.decide_all(changes, None);
     }
 
@@ -209,7 +210,8 @@ impl Engine {
         }
     }
 
-    fn row(&mut self, id: SocketId, row: Row, kind: ChangeKind, time: MonotonicTime, now: Instant) {
+    /// Adds a socket, or updates its row.
+    fn update(&mut self, id: SocketId, row: Row, kind: ChangeKind, time: MonotonicTime, now: Instant) {
         if row.process.as_ref().is_some_and(|process| process.pid == self.own_pid) {
             return;
         }
@@ -234,7 +236,7 @@ impl Engine {
     }
 
     /// Removes a socket; `last` is its last state.
-    fn gone(&mut self, id: SocketId, last: Option<SocketState>, time: MonotonicTime, now: Instant) {
+    fn remove(&mut self, id: SocketId, last: Option<SocketState>, time: MonotonicTime, now: Instant) {
         let Some(Tracked { mut row, followers }) = self.sockets.remove(&id) else { return };
         if let Some(last) = last.filter(|last| row.state.is_some() && *last != SocketState::CLOSE) {
             row.state = Some(last);
@@ -266,7 +268,7 @@ impl Engine {
             let follows = change.followers.has(change.sensor);
             let is_idle = match change.kind {
                 ChangeKind::Gone => !follows,
-                ChangeKind::Known | ChangeKind::Seen => follows || !self.may_match(&change),
+                ChangeKind::Preexisting | ChangeKind::Changed => follows || !self.may_match(&change),
             };
             if is_idle {
                 return;
@@ -296,14 +298,14 @@ impl Engine {
         let sensor = &self.sensors[index];
         match (kind, followers.has(index)) {
             (ChangeKind::Gone, true) if sensor.closed => self.emit(index, SensorAction::Closed, time, &row, name),
-            (ChangeKind::Gone, _) | (ChangeKind::Known | ChangeKind::Seen, true) => {}
-            (ChangeKind::Known | ChangeKind::Seen, false) => {
+            (ChangeKind::Gone, _) | (ChangeKind::Preexisting | ChangeKind::Changed, true) => {}
+            (ChangeKind::Preexisting | ChangeKind::Changed, false) => {
                 row.write_tuple(name, &mut self.tuple);
                 let is_wanted = sensor.patterns.as_ref().is_none_or(|patterns| patterns.match_tuple(&self.tuple))
                     && !sensor.ignore.match_tuple(&self.tuple);
                 if is_wanted {
                     followers.add(index);
-                    if kind == ChangeKind::Seen && sensor.opened {
+                    if kind == ChangeKind::Changed && sensor.opened {
                         self.emit(index, SensorAction::Opened, time, &row, name);
                     }
                 }

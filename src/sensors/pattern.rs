@@ -126,8 +126,8 @@ fn with_literal_addresses(text: &str) -> Result<String, Cow<'static, str>> {
     Ok(out)
 }
 
-/// The pattern with `*` for the host, if it has as many parts as the tuple, so that each of its spaces can match only a space of
-/// the tuple. Otherwise `*`.
+/// The pattern with `*` in place of the host. This needs a pattern with as many parts as the tuple, whose spaces can only match
+/// those of the tuple. For any other pattern, the result is `*`.
 fn with_any_host(text: &str) -> Cow<'static, str> {
     let mut parts: Vec<_> = text.split(' ').collect();
     if parts.len() != PARTS || parts.iter().any(|part| glob(part).is_err()) {
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_pattern_says_why() {
+    fn the_error_for_an_invalid_pattern_says_why() {
         for (text, why) in [
             ("tcp [* x", "missing ']'"),
             ("tcp {a,b", "missing '}'"),

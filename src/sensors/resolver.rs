@@ -28,13 +28,13 @@ impl Resolver {
 
     fn with(look_up: fn(IpAddr) -> Option<String>) -> io::Result<Self> {
         const NAME: &str = "socktrail-hosts";
-        let (questions, to_ask) = bounded(QUEUE);
-        let (to_tell, answers) = bounded(QUEUE);
+        let (questions, requests) = bounded(QUEUE);
+        let (results, answers) = bounded(QUEUE);
         for _ in 0..THREADS {
-            let (to_ask, to_tell) = (Receiver::clone(&to_ask), Sender::clone(&to_tell));
+            let (requests, results) = (Receiver::clone(&requests), Sender::clone(&results));
             let run = move || {
-                while let Ok(ip) = to_ask.recv() {
-                    if to_tell.send((ip, look_up(ip))).is_err() {
+                while let Ok(ip) = requests.recv() {
+                    if results.send((ip, look_up(ip))).is_err() {
                         return;
                     }
                 }

@@ -18,7 +18,7 @@ const MAX_NAME_LEN: usize = 253;
 pub struct ReverseLimits {
     /// The maximum number of cached answers.
     pub answers: usize,
-    /// The maximum number of waiting things.
+    /// The maximum number of waiting items.
     pub waiting: usize,
 }
 
@@ -28,7 +28,7 @@ impl Default for ReverseLimits {
     }
 }
 
-/// Answers, and the things that wait for them. Things that wait for the same address keep their order.
+/// Answers, and the items that wait for them. Items that wait for the same address keep their order.
 #[derive(Debug)]
 pub struct ReverseNames<T> {
     answers: HashMap<IpAddr, Answer>,
@@ -41,7 +41,7 @@ pub struct ReverseNames<T> {
     deadlines: VecDeque<(Instant, IpAddr)>,
     waiting_count: usize,
     limits: ReverseLimits,
-    /// How many things continued without an answer, because it took too long or too many were waiting.
+    /// How many items continued without an answer, because it took too long or too many were waiting.
     pub unanswered: u64,
 }
 
@@ -78,18 +78,18 @@ impl<T> ReverseNames<T> {
         self.waiting.contains_key(&ip)
     }
 
-    /// Makes a thing wait for the name of an address. To make room for it, it may return others, which continue without a name.
-    pub fn wait(&mut self, ip: IpAddr, thing: T, now: Instant) -> Vec<T> {
+    /// Makes an item wait for the name of an address. To make room for it, it may return others, which continue without a name.
+    pub fn wait(&mut self, ip: IpAddr, item: T, now: Instant) -> Vec<T> {
         let others = if self.waiting_count >= self.limits.waiting { self.give_up_first() } else { Vec::new() };
         self.waiting_count += 1;
-        let things = self.waiting.entry(ip).or_default();
-        if things.is_empty() {
+        let items = self.waiting.entry(ip).or_default();
+        if items.is_empty() {
             self.deadlines.push_back((now + MAX_WAIT, ip));
             if self.asked.insert(ip) {
                 self.wanted.push(ip);
             }
         }
-        things.push(thing);
+        items.push(item);
         others
     }
 
@@ -98,53 +98,53 @@ impl<T> ReverseNames<T> {
         std::mem::take(&mut self.wanted)
     }
 
-    /// Stores the answer for an address. Returns the things that waited for it, and the name if it is a valid host name. (The owner
+    /// Stores the answer for an address. Returns the items that waited for it, and the name if it is a valid host name. (The owner
     /// of an address can set any text.)
     pub fn answer(&mut self, ip: IpAddr, name: Option<String>, now: Instant) -> (Vec<T>, Option<Arc<str>>) {
         let name: Option<Arc<str>> = name.as_deref().and_then(host_name).map(Arc::from);
         self.make_room();
         self.answers.insert(ip, Answer { name: name.clone(), at: now });
-        (self.refuse(ip), name)
+        (self.end_lookup(ip), name)
     }
 
-    /// Notes that an address could not be looked up. Returns the things that waited for it.
-    pub fn refuse(&mut self, ip: IpAddr) -> Vec<T> {
+    /// Ends the lookup of an address. Returns the items that waited for its name.
+    pub fn end_lookup(&mut self, ip: IpAddr) -> Vec<T> {
         self.asked.remove(&ip);
         self.take(ip)
     }
 
-    /// Returns the things that have waited too long, and continue without a name. A late answer is still stored.
+    /// Returns the items that have waited too long, and continue without a name. A late answer is still stored.
     pub fn give_up(&mut self, now: Instant) -> Vec<T> {
-        let mut things = Vec::new();
+        let mut items = Vec::new();
         while self.deadlines.front().is_some_and(|(deadline, _)| *deadline <= now) {
-            things.append(&mut self.give_up_first());
+            items.append(&mut self.give_up_first());
         }
-        things
+        items
     }
 
-    /// Returns all waiting things, which continue without a name.
+    /// Returns all waiting items, which continue without a name.
     pub fn give_up_all(&mut self) -> Vec<T> {
-        let mut things = Vec::new();
+        let mut items = Vec::new();
         while !self.deadlines.is_empty() {
-            things.append(&mut self.give_up_first());
+            items.append(&mut self.give_up_first());
         }
-        things
+        items
     }
 
     fn give_up_first(&mut self) -> Vec<T> {
         let Some((_, ip)) = self.deadlines.front().copied() else { return Vec::new() };
-        let things = self.take(ip);
-        self.unanswered += things.len() as u64;
-        things
+        let items = self.take(ip);
+        self.unanswered += items.len() as u64;
+        items
     }
 
     fn take(&mut self, ip: IpAddr) -> Vec<T> {
-        let things = self.waiting.remove(&ip).unwrap_or_default();
-        if !things.is_empty() {
+        let items = self.waiting.remove(&ip).unwrap_or_default();
+        if !items.is_empty() {
             self.deadlines.retain(|(_, other)| *other != ip);
         }
-        self.waiting_count -= things.len();
-        things
+        self.waiting_count -= items.len();
+        items
     }
 
     /// Makes room for another answer. A host with more addresses than fit costs more lookups, not more memory.
@@ -202,8 +202,8 @@ mod tests {
     #[test]
     fn an_address_is_asked_for_once_and_all_that_waits_goes_on_in_order() {
         let (mut names, now) = names(9);
-        for (thing, last) in [(1, 1), (2, 2), (3, 1)] {
-            assert!(names.wait(ip(last), thing, now).is_empty());
+        for (item, last) in [(1, 1), (2, 2), (3, 1)] {
+            assert!(names.wait(ip(last), item, now).is_empty());
         }
         assert_eq!(names.take_wanted(), [ip(1), ip(2)]);
         assert!(names.take_wanted().is_empty() && names.is_awaited(ip(1)));
@@ -262,7 +262,7 @@ mod tests {
         let (mut names, now) = names(2);
         names.wait(ip(1), 1, now);
         names.take_wanted();
-        assert_eq!(names.refuse(ip(1)), [1]);
+        assert_eq!(names.end_lookup(ip(1)), [1]);
         assert_eq!(names.find(ip(1), TTL, now), None);
         names.wait(ip(1), 2, now);
         assert_eq!(names.take_wanted(), [ip(1)]);

@@ -25,8 +25,8 @@ pub struct Row {
 }
 
 impl Row {
-    /// The row of a socket. `None` if it is neither TCP nor UDP, or not reachable yet. `process` is used if the
-    /// socket's creator is unknown.
+    /// The row of a socket. `None` for a socket that `/proc/net` does not list: one that is neither TCP nor UDP, a closed TCP
+    /// socket, or a UDP socket without an address. `process` is used if the socket's owner is unknown.
     pub fn of(socket: &EventSocket, process: Option<&Arc<Process>>) -> Option<Self> {
         let end = |address: &Option<_>| address.as_ref().and_then(crate::model::socket_event::Address::endpoint);
         let (local, remote) = (end(&socket.local), end(&socket.remote));

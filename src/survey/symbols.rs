@@ -10,10 +10,10 @@ use crate::source::kprobes::{Probe, all_features};
 #[derive(Debug, Default)]
 pub(super) struct Symbols {
     /// The number of functions with each name.
-    count: BTreeMap<String, usize>,
+    counts: BTreeMap<String, usize>,
     /// The variants that the compiler made of each function: `name.isra.0` has fewer arguments, `name.constprop.0` has constants in
     /// place of some of them.
-    made: BTreeMap<String, Vec<String>>,
+    variants: BTreeMap<String, Vec<String>>,
 }
 
 impl Symbols {
@@ -31,10 +31,12 @@ impl Symbols {
             let mut columns = line.split_ascii_whitespace().skip(1);
             let (Some("t" | "T"), Some(name)) = (columns.next(), columns.next()) else { continue };
             match name.split_once('.') {
-                _ if wanted.contains(name) => *symbols.count.entry(name.to_owned()).or_default() += 1,
+                _ if wanted.contains(name) => *symbols.counts.entry(name.to_owned()).or_default() += 1,
                 // Not a replacement: `.cold` is the rarely executed part of a function, `.part` the rest of an inlined one.
-                Some((of, how)) if wanted.contains(of) && (how.starts_with("isra") || how.starts_with("constprop")) => {
-                    symbols.made.entry(of.to_owned()).or_default().push(name.to_owned());
+                Some((function, how))
+                    if wanted.contains(function) && (how.starts_with("isra") || how.starts_with("constprop")) =>
+                {
+                    symbols.variants.entry(function.to_owned()).or_default().push(name.to_owned());
                 }
                 _ => {}
             }
@@ -43,13 +45,13 @@ impl Symbols {
     }
 
     /// The number of functions with this name.
-    pub(super) fn of(&self, function: &str) -> usize {
-        self.count.get(function).copied().unwrap_or(0)
+    pub(super) fn count(&self, function: &str) -> usize {
+        self.counts.get(function).copied().unwrap_or(0)
     }
 
     /// The variants of a function that does not exist itself.
-    pub(super) fn made_of(&self, function: &str) -> &[String] {
-        if self.of(function) > 0 { &[] } else { self.made.get(function).map_or(&[], Vec::as_slice) }
+    pub(super) fn variants_of(&self, function: &str) -> &[String] {
+        if self.count(function) > 0 { &[] } else { self.variants.get(function).map_or(&[], Vec::as_slice) }
     }
 }
 
@@ -70,9 +72,10 @@ mod tests {
     fn functions_are_counted_by_name() {
         let wanted = ["ip_local_out", "udp_queue_rcv_skb", "tcp_v4_connect", "tcp_v4_rcv"].into();
         let symbols = Symbols::parse(LIST.as_bytes(), &wanted);
-        let counts = ["ip_local_out", "udp_queue_rcv_skb", "tcp_v4_connect", "tcp_v4_rcv"].map(|name| symbols.of(name));
+        let counts =
+            ["ip_local_out", "udp_queue_rcv_skb", "tcp_v4_connect", "tcp_v4_rcv"].map(|name| symbols.count(name));
         assert_eq!(counts, [1, 2, 0, 0]);
-        assert_eq!(symbols.made_of("tcp_v4_connect"), ["tcp_v4_connect.isra.0"]);
-        assert!(symbols.made_of("ip_local_out").is_empty(), "the function itself is there too");
+        assert_eq!(symbols.variants_of("tcp_v4_connect"), ["tcp_v4_connect.isra.0"]);
+        assert!(symbols.variants_of("ip_local_out").is_empty(), "the function itself is there too");
     }
 }

@@ -110,7 +110,7 @@ impl Sources {
     }
 
     /// Asks all sources except the files. The first name counts. An id counts as unknown only if no source has failed.
-    fn others(&self, id: Id, helper: Option<&mut GetentHelper>) -> Answer {
+    fn ask_services(&self, id: Id, helper: Option<&mut GetentHelper>) -> Answer {
         // The helper's own id. Its `getent` may connect to a directory; looking up the owner of those flows would start
         // another `getent`.
         if id.number() == UNPRIVILEGED {

@@ -20,7 +20,7 @@ pub(super) fn start(
 ) -> io::Result<()> {
     let run = move || {
         for id in to_ask {
-            let answer = sources.others(id, helper.as_mut());
+            let answer = sources.ask_services(id, helper.as_mut());
             table.lock().learn(id, answer, Instant::now());
         }
     };

@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_id_hangs_on() {
+    fn the_id_depends_on_host_boot_pid_and_start() {
         let id = entity_id(&host("a", "b"), 1, since_boot(20_000_000));
         assert_eq!(id, entity_id(&host("a", "b"), 1, since_boot(29_999_999)), "procfs tells ticks only");
         assert_ne!(id, entity_id(&host("a", "b"), 1, since_boot(30_000_000)));

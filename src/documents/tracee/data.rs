@@ -60,7 +60,7 @@ pub struct EventData {
     pub data: Vec<Data>,
 }
 
-/// The data that Tracee reports for an event. `None` if it does not report the event.
+/// Converts an event; `None` if Tracee does not report such events.
 pub fn event_data(event: &SocketEvent) -> Option<EventData> {
     let socket = &event.socket;
     let kind = socket.kind.map_or(0, |kind| kind.0.into());

@@ -16,7 +16,7 @@ use crate::output::Kind;
 /// The placeholder for the kind of a document in the name of an index.
 pub const KIND: &str = "{kind}";
 /// The maximum length of a reason in characters.
-const REASON: usize = 300;
+const MAX_REASON_LEN: usize = 300;
 
 /// What the server did with one document.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,9 +95,9 @@ struct Created<'a> {
 ///
 /// # Errors
 /// The answer is not about these documents.
-pub fn judge<'a>(answer: &[u8], ids: impl ExactSizeIterator<Item = &'a str>) -> Result<Vec<Verdict>, String> {
+pub fn verdicts<'a>(answer: &[u8], ids: impl ExactSizeIterator<Item = &'a str>) -> Result<Vec<Verdict>, String> {
     let answer: Answer<'_> = serde_json::from_slice(answer)
-        .map_err(|error| format!("the answer is not one of the bulk API, or is truncated ({error})"))?;
+        .map_err(|error| format!("the answer is not from the bulk API, or is truncated ({error})"))?;
     if answer.items.len() != ids.len() {
         return Err(format!("the answer is about {} documents, but {} were sent", answer.items.len(), ids.len()));
     }
@@ -127,7 +127,7 @@ fn reason(status: u16, error: &Value) -> String {
     if error["caused_by"].is_object() {
         text += &format!(" ({})", said(&error["caused_by"]));
     }
-    printable(&text, REASON)
+    printable(&text, MAX_REASON_LEN)
 }
 
 #[cfg(test)]
@@ -174,7 +174,7 @@ mod tests {
             Verdict::Retry(403, "403: cluster_block_exception: index [i] blocked".into()),
             Verdict::Retry(503, "503: unavailable".into()),
         ];
-        assert_eq!(judge(answer, ids(6).iter().map(String::as_str)).unwrap(), expected);
+        assert_eq!(verdicts(answer, ids(6).iter().map(String::as_str)).unwrap(), expected);
     }
 
     #[test]
@@ -182,13 +182,13 @@ mod tests {
         for (answer, expected) in [
             (&br#"{"items":[]}"#[..], "about 0 documents, but 1 were sent"),
             (br#"{"items":[{"create":{"_id":"other","status":201}}]}"#, "\"other\", but id0"),
-            (br#"{"items":[{"index":{"_id":"id0","status":201}}]}"#, "not one of the bulk API"),
-            (br#"{"errors":false}"#, "not one of the bulk API"),
-            (b"<html>Welcome to our hotel</html>", "not one of the bulk API"),
+            (br#"{"items":[{"index":{"_id":"id0","status":201}}]}"#, "not from the bulk API"),
+            (br#"{"errors":false}"#, "not from the bulk API"),
+            (b"<html>Welcome to our hotel</html>", "not from the bulk API"),
             (br#"{"items":[{"create":{"_id":"id0","sta"#, "truncated"),
             (b"", "truncated"),
         ] {
-            let problem = judge(answer, ids(1).iter().map(String::as_str)).unwrap_err();
+            let problem = verdicts(answer, ids(1).iter().map(String::as_str)).unwrap_err();
             assert!(problem.contains(expected), "{problem}");
         }
     }
@@ -198,10 +198,11 @@ mod tests {
         let long = "\u{1b}[2J".repeat(1000);
         let answer =
             serde_json::json!({"items": [{"create": {"_id": "id0", "status": 400, "error": long}}]}).to_string();
-        let Verdict::Rejected(400, reason) = &judge(answer.as_bytes(), ids(1).iter().map(String::as_str)).unwrap()[0]
+        let Verdict::Rejected(400, reason) =
+            &verdicts(answer.as_bytes(), ids(1).iter().map(String::as_str)).unwrap()[0]
         else {
             panic!()
         };
-        assert!(reason.chars().count() <= REASON && !reason.chars().any(char::is_control));
+        assert!(reason.chars().count() <= MAX_REASON_LEN && !reason.chars().any(char::is_control));
     }
 }

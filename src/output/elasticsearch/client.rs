@@ -23,8 +23,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_ANSWER_LEN: u64 = 64 << 20;
 /// The text that is shown instead of a secret.
 const HIDDEN: &str = "********";
-/// How many characters of an answer an error repeats.
-const EXCERPT: usize = 200;
+/// The maximum number of characters of an answer that an error repeats.
+const MAX_EXCERPT_LEN: usize = 200;
 
 /// How to authenticate to the server.
 #[derive(Clone, PartialEq, Eq)]
@@ -162,25 +162,32 @@ impl Client {
     ///
     /// # Errors
     /// No server answered. The error names the last one that was asked.
-    pub fn ask(&mut self, method: &str, path: &str, kind: &str, body: &[u8]) -> Result<Answer, Unanswered> {
+    pub fn ask(&mut self, method: &str, path: &str, content_type: &str, body: &[u8]) -> Result<Answer, Unanswered> {
         let compressing =
             |error| Unanswered(Cause::System, OutputError::new(format!("compressing a request: {error}"), ""));
-        let packed = self.compress(body).map_err(compressing)?;
+        let compressed = self.compress(body).map_err(compressing)?;
         let no_host = OutputError::new("no host is configured", "set output.elasticsearch.hosts");
         let mut failed = Unanswered(Cause::System, no_host);
-        let mut unwell: Option<Answer> = None;
+        let mut fallback: Option<Answer> = None;
         for _ in 0..self.options.hosts.len() {
             let host = &self.options.hosts[self.current % self.options.hosts.len()];
-            let answer = self.ask_one(host, method, path, kind, packed.as_deref().unwrap_or(body), packed.is_some());
+            let answer = self.ask_one(
+                host,
+                method,
+                path,
+                content_type,
+                compressed.as_deref().unwrap_or(body),
+                compressed.is_some(),
+            );
             match answer {
                 Ok(answer) if !matches!(answer.status, 300..=399 | 500.. | 401 | 403 | 429) => return Ok(answer),
-                Ok(answer) if unwell.as_ref().is_none_or(|before| !before.refuses()) => unwell = Some(answer),
+                Ok(answer) if fallback.as_ref().is_none_or(|before| !before.refuses()) => fallback = Some(answer),
                 Ok(_) => {}
                 Err(error) => failed = failure(host, &error),
             }
             self.current = (self.current + 1) % self.options.hosts.len();
         }
-        unwell.ok_or(failed)
+        fallback.ok_or(failed)
     }
 
     fn ask_one(
@@ -188,13 +195,13 @@ impl Client {
         host: &str,
         method: &str,
         path: &str,
-        kind: &str,
+        content_type: &str,
         body: &[u8],
-        packed: bool,
+        is_gzip: bool,
     ) -> Result<Answer, ureq::Error> {
         let request = http::Request::builder().method(method).uri(format!("{}/{path}", host.trim_end_matches('/')));
-        let mut request = request.header("content-type", kind).header("accept", "application/json");
-        if packed {
+        let mut request = request.header("content-type", content_type).header("accept", "application/json");
+        if is_gzip {
             request = request.header("content-encoding", "gzip");
         }
         if let Some(authorization) = &self.authorization {
@@ -216,7 +223,10 @@ impl Client {
             _ => "",
         };
         let said = self.options.credentials.hide_in(&String::from_utf8_lossy(&answer.body));
-        OutputError::new(format!("{} answers {}: {}", answer.host, answer.status, printable(&said, EXCERPT)), remedy)
+        OutputError::new(
+            format!("{} answers {}: {}", answer.host, answer.status, printable(&said, MAX_EXCERPT_LEN)),
+            remedy,
+        )
     }
 
     /// The body as gzip; `None` if it is not to be compressed.

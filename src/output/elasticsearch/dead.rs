@@ -60,7 +60,7 @@ impl DeadLetters {
         self.file()?.write(&batch)?;
         self.meter.rejected.add(letters.len());
         self.log(letters);
-        // The documents are written. If older files cannot be removed, that is no error: the documents must not be written again.
+        // The documents are written. A failure to remove older files is only logged, so that the documents are not written again.
         match FileOutput::prune(&self.path, KEEP) {
             Ok(0) => {}
             Ok(lost) => {
@@ -85,7 +85,7 @@ impl DeadLetters {
             others => format!(", and {others} others since the last such line"),
         };
         tracing::warn!(
-            "index {index}: the document {}{others} is refused for good, and lies in {path}: {}",
+            "index {index}: the document {}{others} is refused for good, and is kept in {path}: {}",
             last.id,
             last.reason
         );

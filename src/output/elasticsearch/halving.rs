@@ -18,7 +18,7 @@ const ACCEPTED_UNTIL_GROWTH: u32 = 8;
 pub enum Step {
     /// Send these documents in one request.
     Send(Range<usize>),
-    /// Send a document alone that is not a suspect. If it is accepted, call [`Halving::witness_accepted`].
+    /// Send a document alone that is not a suspect. If it is accepted, call [`Halving::note_witness_accepted`].
     Witness,
     /// All documents were sent, and there are no suspects.
     Done,

@@ -20,6 +20,7 @@ mod sending_spools;
 mod setup;
 mod tls;
 
+use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -95,8 +96,8 @@ impl Output for Elasticsearch {
         if now.saturating_duration_since(self.synced) < self.sync {
             return Ok(());
         }
-        let synced = self.spools.each().filter_map(SendingSpool::to_sync).try_for_each(|file| file.sync_data());
-        synced.map_err(|error| OutputError::new(format!("syncing the spool: {error}"), "check its disk"))?;
+        let sync = |spool: &SendingSpool| spool.to_sync()?.iter().try_for_each(File::sync_data);
+        self.spools.each().try_for_each(sync).map_err(|error| OutputError::new(format!("syncing the spool: {error}"), "check its disk"))?;
         self.synced = now;
         Ok(())
     }

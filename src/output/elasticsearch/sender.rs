@@ -181,11 +181,11 @@ impl Sender {
     /// Sends the unsettled documents of a chunk that go to the same index as the first of them.
     fn deliver(&mut self, chunk: &Chunk) -> Delivered {
         let mut documents: Vec<_> = chunk.batch.documents().map(Outgoing::of).collect();
-        documents.retain(|letter| !self.settled.contains(&letter.id));
-        let Some(kind) = documents.first().map(|letter| letter.kind) else { return Delivered::All };
+        documents.retain(|outgoing| !self.settled.contains(&outgoing.id));
+        let Some(kind) = documents.first().map(|outgoing| outgoing.kind) else { return Delivered::All };
         let index = self.indices.of(kind).to_owned();
         let all = documents.len();
-        documents.retain(|letter| self.indices.of(letter.kind) == index);
+        documents.retain(|outgoing| self.indices.of(outgoing.kind) == index);
         let mut halving = Halving::new(documents.len());
         let mut last = None;
         loop {
@@ -226,15 +226,15 @@ impl Sender {
         index: &str,
         mut last: Option<Refusal>,
     ) -> bool {
-        let behind =
+        let after_chunk =
             self.shared.spool().as_ref().map_or_else(Batch::default, |spool| spool.after(chunk, self.bulk_max_size));
-        let behind = behind.documents().find(|(kind, _)| self.indices.of(*kind) == index).map(Outgoing::of);
+        let after_chunk = after_chunk.documents().find(|(kind, _)| self.indices.of(*kind) == index).map(Outgoing::of);
         let candidates: Vec<_> = halving.witness_candidates().collect();
         // The first candidate keeps the order. In case it is at fault itself, a random one is tried too, and in case all
         // are, one from after the chunk.
-        let by_chance = (candidates.len() as f64 * chance()) as usize;
-        let places = [candidates.first(), candidates.get(by_chance).filter(|_| by_chance > 0)].into_iter().flatten();
-        let mut witnesses: Vec<_> = places.map(|&at| &documents[at]).chain(&behind).collect();
+        let random = (candidates.len() as f64 * chance()) as usize;
+        let chosen = [candidates.first(), candidates.get(random).filter(|_| random > 0)].into_iter().flatten();
+        let mut witnesses: Vec<_> = chosen.map(|&at| &documents[at]).chain(&after_chunk).collect();
         if self.refused > 0 && !witnesses.is_empty() {
             // While everything is refused, one try per wait is enough.
             witnesses = vec![witnesses[(self.refused - 1) % witnesses.len()]];
@@ -243,7 +243,7 @@ impl Sender {
             match self.send(std::slice::from_ref(witness), 0..1) {
                 Sent::Taken => {
                     self.refused = 0;
-                    if behind.as_ref().is_some_and(|behind| behind.id == witness.id) {
+                    if after_chunk.as_ref().is_some_and(|after_chunk| after_chunk.id == witness.id) {
                         self.ahead = Some(witness.id.clone());
                     }
                     return true;
@@ -263,13 +263,14 @@ impl Sender {
 
     /// Sends the unsettled documents of a range in one request.
     fn send(&mut self, documents: &[Outgoing<'_>], range: Range<usize>) -> Sent {
-        let documents: Vec<_> = documents[range].iter().filter(|letter| !self.settled.contains(&letter.id)).collect();
+        let documents: Vec<_> =
+            documents[range].iter().filter(|outgoing| !self.settled.contains(&outgoing.id)).collect();
         if documents.is_empty() {
             return Sent::Taken;
         }
-        let mut body = Vec::with_capacity(documents.iter().map(|letter| letter.document.len() + 128).sum());
-        for letter in &documents {
-            bulk::create(self.indices.of(letter.kind), &letter.id, letter.document, &mut body);
+        let mut body = Vec::with_capacity(documents.iter().map(|outgoing| outgoing.document.len() + 128).sum());
+        for outgoing in &documents {
+            bulk::create(self.indices.of(outgoing.kind), &outgoing.id, outgoing.document, &mut body);
         }
         let answer = match self.client.ask("POST", BULK, "application/x-ndjson", &body) {
             Ok(answer) if answer.status == 200 => answer,
@@ -280,7 +281,7 @@ impl Sender {
             }
             Err(Unanswered(cause, error)) => return self.retry_later(&Scope::Server, cause, &error),
         };
-        match bulk::judge(&answer.body, documents.iter().map(|letter| &*letter.id)) {
+        match bulk::verdicts(&answer.body, documents.iter().map(|outgoing| &*outgoing.id)) {
             Ok(verdicts) => self.settle(&answer.host, &documents, verdicts),
             Err(problem) => {
                 let problem = format!("{}: {problem}", answer.host);
@@ -299,7 +300,7 @@ impl Sender {
     fn settle(&mut self, host: &str, documents: &[&Outgoing<'_>], verdicts: Vec<Verdict>) -> Sent {
         let (mut dead, mut trouble) = (Vec::new(), None);
         self.note_success(&Scope::Server);
-        for (letter, verdict) in documents.iter().zip(verdicts) {
+        for (outgoing, verdict) in documents.iter().zip(verdicts) {
             match verdict {
                 Verdict::Written => self.shared.meter.written.add(1),
                 Verdict::Duplicate => {
@@ -307,22 +308,22 @@ impl Sender {
                     self.shared.meter.duplicates.add(1);
                 }
                 Verdict::Retry(status, reason) => {
-                    trouble = Some((letter.kind, status, reason));
+                    trouble = Some((outgoing.kind, status, reason));
                     continue;
                 }
                 Verdict::Rejected(status, reason) => {
-                    dead.push((*letter, status, reason));
+                    dead.push((*outgoing, status, reason));
                     continue;
                 }
             }
-            self.settled.insert(letter.id.clone());
+            self.settled.insert(outgoing.id.clone());
         }
         if !self.write_dead_letters(dead) {
             return Sent::Later;
         }
         let Some((kind, status, reason)) = trouble else {
-            let letter = documents[0];
-            self.note_success(&Scope::Index(self.indices.of(letter.kind).to_owned()));
+            let outgoing = documents[0];
+            self.note_success(&Scope::Index(self.indices.of(outgoing.kind).to_owned()));
             self.backoff.reset();
             return Sent::Taken;
         };
@@ -335,7 +336,7 @@ impl Sender {
     /// Writes a document that is at fault to the dead-letter file. Returns whether to go on; if not, waits before it
     /// returns.
     fn set_aside(&mut self, at_fault: Option<&Outgoing<'_>>, refusal: &Refusal) -> bool {
-        let documents = at_fault.map(|letter| (letter, refusal.status, refusal.reason.clone()));
+        let documents = at_fault.map(|outgoing| (outgoing, refusal.status, refusal.reason.clone()));
         self.write_dead_letters(documents.into_iter().collect())
     }
 
@@ -344,13 +345,13 @@ impl Sender {
         if documents.is_empty() {
             return true;
         }
-        let ids: Vec<_> = documents.iter().map(|(letter, ..)| letter.id.clone()).collect();
+        let ids: Vec<_> = documents.iter().map(|(outgoing, ..)| outgoing.id.clone()).collect();
         let dead: Vec<_> = documents
             .into_iter()
-            .map(|(letter, status, reason)| DeadLetter {
-                kind: letter.kind,
-                id: &letter.id,
-                document: letter.document,
+            .map(|(outgoing, status, reason)| DeadLetter {
+                kind: outgoing.kind,
+                id: &outgoing.id,
+                document: outgoing.document,
                 status,
                 reason,
             })

@@ -5,11 +5,12 @@
 //! spool.path/elasticsearch/flow/       documents of flows, and so on
 //! ```
 //!
-//! Documents that an earlier configuration has left in an unused directory are sent from there. All spools share the configured size.
-//! When it is used up, the largest spool drops its oldest segment.
+//! Documents that an earlier configuration has left in an unused directory are sent from there. All spools share the configured
+//! size. When it is used up, the largest spool drops its oldest segment.
 
 use std::collections::HashSet;
 use std::fs::File;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -78,8 +79,8 @@ impl SendingSpools {
     pub(super) fn start(options: ElasticsearchOptions, meter: &Arc<Meter>) -> Result<Self, OutputError> {
         let client = Client::new(options.client.clone())?;
         meter.begin();
-        let apart = options.index.contains(KIND);
-        let memory = options.spool.memory / if apart { Kind::ALL.len() } else { 1 };
+        let per_kind = options.index.contains(KIND);
+        let memory = options.spool.memory / if per_kind { Kind::ALL.len() } else { 1 };
         let open = |folder: Option<Kind>| {
             let mut path = options.spool.path.clone();
             path.extend(folder.map(Kind::name));
@@ -89,13 +90,13 @@ impl SendingSpools {
         let mut spools = Vec::new();
         for kind in Kind::ALL {
             let was_used = options.spool.path.join(kind.name()).exists();
-            let spool = if apart || was_used { Some(open(Some(kind))?) } else { None };
-            if let Some(spool) = spool.filter(|spool| apart || !spool.is_empty()) {
-                spools.push((kind.name(), if apart { vec![kind] } else { Vec::new() }, spool));
+            let spool = if per_kind || was_used { Some(open(Some(kind))?) } else { None };
+            if let Some(spool) = spool.filter(|spool| per_kind || !spool.is_empty()) {
+                spools.push((kind.name(), if per_kind { vec![kind] } else { Vec::new() }, spool));
             }
         }
-        if let Some(spool) = all.take_if(|all| !apart || !all.is_empty()) {
-            spools.push((ALL, if apart { Vec::new() } else { Kind::ALL.to_vec() }, spool));
+        if let Some(spool) = all.take_if(|all| !per_kind || !all.is_empty()) {
+            spools.push((ALL, if per_kind { Vec::new() } else { Kind::ALL.to_vec() }, spool));
         }
         let dead = DeadLetters::new(options.dead_letters.clone(), options.index.clone(), Arc::clone(meter));
         let dead = Arc::new(Mutex::new(dead));
@@ -201,9 +202,9 @@ impl SendingSpool {
         Ok(Self { kinds, shared, sender })
     }
 
-    /// The file to sync, so that all documents so far survive a power failure.
-    pub(super) fn to_sync(&self) -> Option<File> {
-        self.shared.spool().as_ref().and_then(Spool::to_sync)
+    /// See [`Spool::to_sync`].
+    pub(super) fn to_sync(&self) -> io::Result<Vec<File>> {
+        self.shared.spool().as_mut().map_or_else(|| Ok(Vec::new()), Spool::to_sync)
     }
 
     fn drop_oldest(&self) -> bool {
@@ -240,7 +241,7 @@ mod tests {
     use super::*;
     use crate::output::elasticsearch::{ClientOptions, Credentials, TlsOptions};
 
-    const APART: &str = "socktrail-{kind}";
+    const PER_KIND: &str = "socktrail-{kind}";
     const TOGETHER: &str = "socktrail";
     const MAX_SIZE: u64 = 40_000;
 
@@ -288,7 +289,7 @@ mod tests {
     #[test]
     fn each_kind_waits_in_its_own_spool() {
         let folder = TempDir::new().unwrap();
-        let spools = start_spools(folder.path(), APART);
+        let spools = start_spools(folder.path(), PER_KIND);
         let mut both = batch(Kind::Flow, 3);
         both.push_json(Kind::SocketEvent, b"{}");
         spools.push(&both).unwrap();
@@ -297,25 +298,25 @@ mod tests {
     }
 
     #[test]
-    fn what_another_configuration_left_is_sent_from_where_it_is() {
+    fn documents_of_an_earlier_configuration_are_sent_from_its_spools() {
         let folder = TempDir::new().unwrap();
         let none = [("event", 0), ("sensor", 0), ("loss", 0)];
-        let apart = start_spools(folder.path(), APART);
-        apart.push(&batch(Kind::Flow, 2)).unwrap();
-        close(apart);
+        let per_kind = start_spools(folder.path(), PER_KIND);
+        per_kind.push(&batch(Kind::Flow, 2)).unwrap();
+        close(per_kind);
         let together = start_spools(folder.path(), TOGETHER);
         together.push(&batch(Kind::SocketEvent, 1)).unwrap();
         assert_eq!(waiting(&together), [("flow", 2), (ALL, 1)]);
         close(together);
-        let apart = start_spools(folder.path(), APART);
-        assert_eq!(waiting(&apart), [&[("flow", 2)], &none[..], &[(ALL, 1)]].concat());
-        close(apart);
+        let per_kind = start_spools(folder.path(), PER_KIND);
+        assert_eq!(waiting(&per_kind), [&[("flow", 2)], &none[..], &[(ALL, 1)]].concat());
+        close(per_kind);
     }
 
     #[test]
     fn the_largest_spool_makes_room_for_the_others() {
         let folder = TempDir::new().unwrap();
-        let spools = start_spools(folder.path(), APART);
+        let spools = start_spools(folder.path(), PER_KIND);
         spools.push(&batch(Kind::Flow, 85)).unwrap();
         assert_eq!(waiting(&spools)[0], ("flow", 85), "there is room");
         (0..30).for_each(|_| spools.push(&batch(Kind::SocketEvent, 1)).unwrap());
@@ -327,9 +328,9 @@ mod tests {
 
     /// Of what was sent, the segment that can still be written to is kept: it is the first to go, however small it is.
     #[test]
-    fn what_was_sent_makes_room_before_what_was_not() {
+    fn segments_that_were_sent_are_dropped_first() {
         let folder = TempDir::new().unwrap();
-        let spools = start_spools(folder.path(), APART);
+        let spools = start_spools(folder.path(), PER_KIND);
         spools.push(&batch(Kind::SocketEvent, 3)).unwrap();
         let events = spools.each().find(|one| one.kinds == [Kind::SocketEvent]).expect("a spool for each kind");
         let mut spool = events.shared.spool();
@@ -351,9 +352,9 @@ mod tests {
     }
 
     #[test]
-    fn what_waits_in_memory_is_given_back_at_the_end() {
+    fn documents_in_memory_are_returned_at_the_end() {
         let folder = TempDir::new().unwrap();
-        let spools = start_spools(folder.path(), APART);
+        let spools = start_spools(folder.path(), PER_KIND);
         // A folder in place of their first segment makes the disk refuse.
         for kind in ["flow", "event"] {
             std::fs::create_dir(folder.path().join(format!("spool/{kind}/{:016}.spool", 1))).unwrap();

@@ -34,7 +34,7 @@ pub fn setup(options: ClientOptions, index_pattern: &str, data_stream: bool) -> 
         put(&mut client, &format!("_ilm/policy/{NAME}"), &lifecycle())?;
     }
     let mut templates = Vec::new();
-    // Without `{kind}` in its name there is one index, so there is one template, whichever kind gives its index.
+    // Without `{kind}` in the pattern, all kinds have the same index, so one template is enough.
     let has_kind = index_pattern.contains(KIND);
     let kinds = if has_kind { &Kind::ALL[..] } else { &Kind::ALL[..1] };
     for kind in kinds {

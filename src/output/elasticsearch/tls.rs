@@ -34,10 +34,10 @@ pub struct TlsOptions {
 /// # Errors
 /// A file cannot be read or contains nothing usable, or this CPU lacks instructions that the cryptography needs.
 pub fn config(options: &TlsOptions) -> Result<Arc<ClientConfig>, OutputError> {
-    config_over(Arc::new(provider()?), options)
+    config_with(Arc::new(provider()?), options)
 }
 
-fn config_over(provider: Arc<CryptoProvider>, options: &TlsOptions) -> Result<Arc<ClientConfig>, OutputError> {
+fn config_with(provider: Arc<CryptoProvider>, options: &TlsOptions) -> Result<Arc<ClientConfig>, OutputError> {
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions();
     let builder = builder.map_err(|error| OutputError::new(format!("TLS: {error}"), ""))?;
     let builder = match options.fingerprint {
@@ -275,7 +275,7 @@ impl<In: Transport> Connector<In> for TlsConnector {
         if !details.needs_tls() {
             return Ok(Some(Either::A(plain)));
         }
-        let config = self.0.clone().ok_or(ureq::Error::Tls("it was not prepared"))?;
+        let config = self.0.clone().ok_or(ureq::Error::Tls("it is not configured"))?;
         let host = details.uri.host().unwrap_or_default().trim_matches(['[', ']']);
         let name = ServerName::try_from(host).map_err(|_| ureq::Error::Tls("the host has no valid name"))?.to_owned();
         let mut connection = ClientConnection::new(config, name)?;
@@ -378,7 +378,7 @@ mod tests {
                     certificate: Some((file("client.pem"), file("client.key"))),
                     ..TlsOptions::default()
                 };
-                let config = config_over(Arc::clone(ours), &options).unwrap();
+                let config = config_with(Arc::clone(ours), &options).unwrap();
                 let mut client = ClientConnection::new(config, "localhost".try_into().unwrap()).unwrap();
                 let mut server = server(theirs);
                 let talked = talk(&mut client, &mut server);

@@ -5,7 +5,7 @@
 //! removed, and so is an incomplete line that a crash has left.
 
 mod lines;
-mod pack;
+mod rotated;
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use self::lines::LinesFile;
-use self::pack::{Numbered, Packer};
+use self::rotated::{Compressor, RotatedFile};
 use super::fanout::UPKEEP;
 use super::trouble::Cause;
 use super::{Batch, Meter, Output, OutputError};
@@ -54,7 +54,7 @@ pub struct FileOutput {
     file: LinesFile,
     opened: Instant,
     unsynced: Option<Instant>,
-    packer: Option<Packer>,
+    compressor: Option<Compressor>,
 }
 
 impl FileOutput {
@@ -64,24 +64,24 @@ impl FileOutput {
     /// The file cannot be opened or is not a regular file, or its directory cannot be read.
     pub fn open(options: FileOptions, meter: Arc<Meter>) -> Result<Self, OutputError> {
         let file = LinesFile::open(&options.path)?;
-        let packer = if options.gzip { Some(Packer::start(&options.path)?) } else { None };
-        Ok(Self { options, meter, file, opened: Instant::now(), unsynced: None, packer })
+        let compressor = if options.gzip { Some(Compressor::start(&options.path)?) } else { None };
+        Ok(Self { options, meter, file, opened: Instant::now(), unsynced: None, compressor })
     }
 
     fn rotate(&mut self) -> Result<(), OutputError> {
         self.sync()?;
-        let done = Numbered::next(&self.options.path)?;
-        match std::fs::rename(&self.options.path, &done) {
+        let rotated = RotatedFile::next(&self.options.path)?;
+        match std::fs::rename(&self.options.path, &rotated) {
             // Another process has removed the file. Begin a new one.
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             renamed => renamed.map_err(|error| OutputError::io("renaming", &self.options.path, &error))?,
         }
         self.file = LinesFile::open(&self.options.path)?;
         self.opened = Instant::now();
-        if let Some(packer) = &self.packer {
-            packer.pack(done);
+        if let Some(compressor) = &self.compressor {
+            compressor.compress(rotated);
         }
-        Numbered::prune(&self.options.path, self.options.keep, |_| ())
+        RotatedFile::prune(&self.options.path, self.options.keep, |_| ())
     }
 
     /// Removes all but the newest `keep` rotated files. Returns how many lines they had.
@@ -91,7 +91,7 @@ impl FileOutput {
     pub fn prune(path: &Path, keep: usize) -> Result<usize, OutputError> {
         let mut lines = 0;
         // The lines of an unreadable file are not counted.
-        Numbered::prune(path, keep, |old| lines += lines::count(old).unwrap_or(0))?;
+        RotatedFile::prune(path, keep, |old| lines += lines::count(old).unwrap_or(0))?;
         Ok(lines)
     }
 
@@ -114,7 +114,7 @@ impl Output for FileOutput {
         self.unsynced.get_or_insert_with(Instant::now);
         self.meter.written.add(batch.len());
         if self.options.sync == SyncPolicy::Always {
-            // The batch is written. An error here must not make it be written again.
+            // The batch is written. An error here must not cause a second write.
             if let Err(error) = self.sync() {
                 self.meter.note_failure("file", (&UPKEEP, "file"), Cause::System, &error.to_string());
             }
@@ -125,7 +125,7 @@ impl Output for FileOutput {
     fn tick(&mut self, now: Instant) -> Result<(), OutputError> {
         let due = match self.options.sync {
             SyncPolicy::Never => None,
-            // Files that could not be synced when they were written.
+            // Retries a sync that failed after the write.
             SyncPolicy::Always => Some(Duration::ZERO),
             SyncPolicy::Every(time) => Some(time),
         };

@@ -1,4 +1,4 @@
-//! Files: whole lines, rotation, packing, a full disk.
+//! Files: whole lines, rotation, compression, a full disk.
 
 use std::fs;
 use std::io::Read;
@@ -49,7 +49,7 @@ fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 #[test]
-fn it_is_appended_to_what_was_there_without_what_a_crash_left_unfinished() {
+fn lines_are_appended_after_the_last_whole_line() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("flows.json");
     for (before, kept) in
@@ -65,7 +65,7 @@ fn it_is_appended_to_what_was_there_without_what_a_crash_left_unfinished() {
 }
 
 #[test]
-fn it_is_changed_by_size_and_the_oldest_go() {
+fn a_large_file_is_rotated_and_the_oldest_are_removed() {
     let folder = tempfile::tempdir().unwrap();
     let options = FileOptions { rotate_size: 20, ..options(&folder) };
     let mut output = FileOutput::open(options, Arc::default()).unwrap();
@@ -78,7 +78,7 @@ fn it_is_changed_by_size_and_the_oldest_go() {
 }
 
 #[test]
-fn it_is_changed_by_age_unless_it_is_empty() {
+fn an_old_file_is_rotated_unless_it_is_empty() {
     let folder = tempfile::tempdir().unwrap();
     let hour = Duration::from_secs(3600);
     let options = FileOptions { rotate_every: Some(hour), ..options(&folder) };
@@ -93,7 +93,7 @@ fn it_is_changed_by_age_unless_it_is_empty() {
 }
 
 #[test]
-fn what_is_done_with_is_packed_also_what_was_left_over() {
+fn rotated_files_are_compressed_also_those_of_an_earlier_run() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("flows.json.000007"), "{\"n\":70}\n").unwrap();
     fs::write(folder.path().join("flows.json.old"), "of someone else").unwrap();
@@ -111,7 +111,7 @@ fn what_is_done_with_is_packed_also_what_was_left_over() {
 }
 
 #[test]
-fn places_that_cannot_be_written_are_named() {
+fn unwritable_paths_are_named() {
     let folder = tempfile::tempdir().unwrap();
     let refusal = |path: PathBuf| {
         FileOutput::open(FileOptions { path, ..options(&folder) }, Arc::default()).unwrap_err().to_string()
@@ -125,13 +125,13 @@ fn places_that_cannot_be_written_are_named() {
 
 /// A limit on file size stands in for a full disk, because setting it does not take root.
 #[test]
-fn a_full_disk_leaves_whole_lines_and_all_is_there_once_there_is_room() {
+fn a_full_disk_leaves_whole_lines_and_nothing_is_missing_once_there_is_room() {
     const CHILD: &str = "SOCKTRAIL_TEST_FULL_DISK";
     if let Some(folder) = std::env::var_os(CHILD) {
         return on_a_full_disk(Path::new(&folder));
     }
     let folder = tempfile::tempdir().unwrap();
-    let test = "output::file::tests::a_full_disk_leaves_whole_lines_and_all_is_there_once_there_is_room";
+    let test = "output::file::tests::a_full_disk_leaves_whole_lines_and_nothing_is_missing_once_there_is_room";
     let mut child = std::process::Command::new(std::env::current_exe().unwrap());
     let status = child.args([test, "--exact", "--nocapture"]).env(CHILD, folder.path()).status().unwrap();
     assert!(status.success());

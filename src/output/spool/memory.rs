@@ -12,7 +12,7 @@ pub(super) struct Memory {
     /// The number of the first document, counted from the start of the program.
     pub(super) first: u64,
     /// Whether some of these documents are being sent.
-    pub(super) lent: bool,
+    pub(super) in_flight: bool,
 }
 
 impl Memory {
@@ -23,8 +23,8 @@ impl Memory {
             self.documents.push_back((kind, document.into()));
         }
         let mut dropped = 0;
-        while self.bytes > limit && !self.lent {
-            self.forget(self.first + 1);
+        while self.bytes > limit && !self.in_flight {
+            self.remove_before(self.first + 1);
             dropped += 1;
         }
         while self.bytes > limit {
@@ -37,7 +37,7 @@ impl Memory {
     }
 
     /// The first documents: up to `documents`, and up to `bytes` unless the first one is larger; `None` if there are none.
-    /// They count as being sent. Returns as well the number of the document after them.
+    /// They count as being sent. Also returns the number of the document after them.
     pub(super) fn next(&mut self, documents: usize, bytes: usize) -> Option<(Batch, u64)> {
         let mut batch = Batch::default();
         for (kind, document) in self.documents.iter().take(documents) {
@@ -46,7 +46,7 @@ impl Memory {
             }
             batch.push_json(*kind, document);
         }
-        self.lent = !batch.is_empty();
+        self.in_flight = !batch.is_empty();
         let end = self.first + batch.len() as u64;
         (!batch.is_empty()).then_some((batch, end))
     }
@@ -61,12 +61,12 @@ impl Memory {
     }
 
     /// Removes the documents before this number.
-    pub(super) fn forget(&mut self, end: u64) {
+    pub(super) fn remove_before(&mut self, end: u64) {
         while self.first < end {
             let Some((_, document)) = self.documents.pop_front() else { break };
             self.bytes -= document.len();
             self.first += 1;
         }
-        self.lent = false;
+        self.in_flight = false;
     }
 }

@@ -56,6 +56,8 @@ pub struct Spool {
     segments: VecDeque<Segment>,
     /// The last segment, while it is being written.
     active: Option<File>,
+    /// Full segments that have not been synced since they were written.
+    unsynced: Vec<File>,
     /// The segment that was read last.
     reading: Option<(u64, File)>,
     /// How far documents have been read or acknowledged.
@@ -73,6 +75,9 @@ pub struct Spool {
     /// The bytes that were read last.
     window: Vec<u8>,
 }
+
+/// The maximum number of full segments that wait to be synced. If there are more, the oldest is synced at once.
+const MAX_UNSYNCED: usize = 8;
 
 /// Dropped documents that have not been logged yet.
 #[derive(Debug, Default)]
@@ -135,6 +140,7 @@ impl Spool {
             _lock: lock,
             segments,
             active: None,
+            unsynced: Vec::new(),
             reading: None,
             position,
             position_file,
@@ -166,7 +172,7 @@ impl Spool {
         let documents = || batch.documents().filter(|(kind, _)| takes(*kind));
         self.meter.spooled.add(documents().count());
         // Documents that are being sent from memory come before these.
-        let (on_disk, result) = match (self.memory.lent, self.free_memory()) {
+        let (on_disk, result) = match (self.memory.in_flight, self.flush_memory()) {
             (true, _) => (0, Ok(())),
             (false, Ok(())) => self.append(documents()),
             (false, Err(error)) => (0, Err(error)),
@@ -176,8 +182,8 @@ impl Spool {
         result.map_err(|error| OutputError::io("writing to the spool", self.folder.path(), &error))
     }
 
-    /// The documents to send next: up to `documents`, and up to `bytes` unless the first one is larger. Returns the same chunk until
-    /// it is [acknowledged](Self::acknowledge).
+    /// The documents to send next: up to `documents`, and up to `bytes` unless the first one is larger. Returns the same chunk
+    /// until it is [acknowledged](Self::acknowledge).
     ///
     /// # Errors
     /// The disk cannot be read, or damaged bytes cannot be set aside.
@@ -189,13 +195,15 @@ impl Spool {
         }
     }
 
-    /// Up to `documents` documents after a chunk, as far as one read gets them. Unlike with [`next`](Self::next), they do not count as
-    /// being sent.
+    /// Up to `documents` documents after a chunk, as far as one read gets them. Unlike with [`next`](Self::next), they do not
+    /// count as being sent.
     pub fn after(&self, chunk: &Chunk, documents: usize) -> Batch {
         let in_memory = |first| self.memory.from(first, documents);
         match chunk.end {
             End::Memory(end) => in_memory(end),
-            End::Disk(place) => self.after_on_disk(place, documents).unwrap_or_else(|| in_memory(self.memory.first)),
+            End::Disk(position) => {
+                self.after_on_disk(position, documents).unwrap_or_else(|| in_memory(self.memory.first))
+            }
         }
     }
 
@@ -205,13 +213,13 @@ impl Spool {
     /// The position cannot be written. After a crash, these documents are sent again.
     pub fn acknowledge(&mut self, chunk: &Chunk) -> Result<(), OutputError> {
         match chunk.end {
-            End::Memory(end) => self.memory.forget(end),
-            End::Disk(place) => {
+            End::Memory(end) => self.memory.remove_before(end),
+            End::Disk(position) => {
                 self.in_flight = None;
-                if let Some(segment) = self.segments.front_mut().filter(|segment| segment.number == place.segment) {
+                if let Some(segment) = self.segments.front_mut().filter(|segment| segment.number == position.segment) {
                     segment.left = segment.left.saturating_sub(chunk.batch.len() as u64);
                 }
-                self.position = place.max(self.position);
+                self.position = position.max(self.position);
             }
         }
         let written = self.position_file.write(self.position);
@@ -225,25 +233,30 @@ impl Spool {
     /// # Errors
     /// The disk cannot take documents.
     pub fn close(&mut self, left: &mut Batch) -> Result<(), OutputError> {
-        self.give_up();
-        self.memory.lent = false; // there is no sender any more
-        let freed = self.free_memory();
+        self.end_in_flight();
+        self.memory.in_flight = false; // there is no sender any more
+        let flushed = self.flush_memory();
         for (kind, document) in &self.memory.documents {
             left.push_json(*kind, document);
         }
-        self.memory.forget(u64::MAX);
+        self.memory.remove_before(u64::MAX);
+        let synced = self.to_sync().and_then(|files| files.iter().try_for_each(File::sync_data));
         self.active = None;
         if self.dropped.documents > 0 {
             self.log_dropped();
         }
         self.drop_finished();
         self.update_meter();
-        freed.map_err(|error| OutputError::io("writing to the spool", self.folder.path(), &error))
+        flushed.and(synced).map_err(|error| OutputError::io("writing to the spool", self.folder.path(), &error))
     }
 
-    /// The file to sync, so that all documents so far survive a power failure. Syncing is slow: do it without holding a lock.
-    pub fn to_sync(&self) -> Option<File> {
-        self.active.as_ref().and_then(|file| file.try_clone().ok())
+    /// The files to sync, so that all documents so far survive a power failure. Syncing is slow: do it without holding a lock.
+    ///
+    /// # Errors
+    /// The process has no file descriptor left.
+    pub fn to_sync(&mut self) -> io::Result<Vec<File>> {
+        let active = self.active.as_ref().map(File::try_clone).transpose()?;
+        Ok(self.unsynced.drain(..).chain(active).collect())
     }
 
     /// The number of waiting documents.
@@ -258,14 +271,14 @@ impl Spool {
     }
 
     /// Writes the documents in memory to disk, if possible. Does nothing while some of them are being sent.
-    fn free_memory(&mut self) -> io::Result<()> {
-        if self.memory.lent || self.memory.documents.is_empty() {
+    fn flush_memory(&mut self) -> io::Result<()> {
+        if self.memory.in_flight || self.memory.documents.is_empty() {
             return Ok(());
         }
         let documents = std::mem::take(&mut self.memory.documents);
         let (on_disk, result) = self.append(documents.iter().map(|(kind, document)| (*kind, &**document)));
         self.memory.documents = documents;
-        self.memory.forget(self.memory.first + on_disk as u64);
+        self.memory.remove_before(self.memory.first + on_disk as u64);
         result
     }
 
@@ -335,7 +348,10 @@ impl Spool {
         let number = self.segments.back().map_or(self.position.segment, |last| last.number) + 1;
         let file = self.folder.create(number)?;
         let length = file.metadata()?.len();
-        self.active = Some(file);
+        self.unsynced.extend(self.active.replace(file));
+        if self.unsynced.len() > MAX_UNSYNCED {
+            self.unsynced.remove(0).sync_data()?;
+        }
         self.segments.push_back(Segment { number, length, left: 0 });
         Ok(())
     }
@@ -388,8 +404,8 @@ impl Spool {
         self.dropped = Dropped { documents: 0, logged: Some(Instant::now()) };
     }
 
-    /// Counts documents as lost that were being sent, and are not on disk any more.
-    fn give_up(&mut self) {
+    /// Ends the sending of documents from the disk. They are lost if their segment was dropped meanwhile.
+    fn end_in_flight(&mut self) {
         let lost = self.in_flight.take().filter(|it| it.dropped).map_or(0, |it| it.count);
         self.meter.spool_dropped.add(usize::try_from(lost).unwrap_or(usize::MAX));
     }

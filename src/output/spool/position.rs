@@ -7,7 +7,8 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-const SLOT: usize = 32;
+/// The length of a slot in bytes.
+const SLOT_LEN: usize = 32;
 
 /// A position in a spool: all documents before it have been sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -28,7 +29,7 @@ pub struct PositionFile {
 impl PositionFile {
     /// Reads the position.
     pub fn read(file: File) -> io::Result<(Self, Position)> {
-        let mut bytes = [0; 2 * SLOT];
+        let mut bytes = [0; 2 * SLOT_LEN];
         let mut length = 0;
         while length < bytes.len() {
             match file.read_at(&mut bytes[length..], length as u64)? {
@@ -36,21 +37,21 @@ impl PositionFile {
                 read => length += read,
             }
         }
-        let valid = bytes.chunks_exact(SLOT).filter_map(decode).max().unwrap_or_default();
+        let valid = bytes.chunks_exact(SLOT_LEN).filter_map(decode).max().unwrap_or_default();
         Ok((Self { file, turn: valid.0 }, valid.1))
     }
 
     /// Writes a position.
     pub fn write(&mut self, position: Position) -> io::Result<()> {
         let turn = self.turn + 1;
-        self.file.write_all_at(&encode(turn, position), turn % 2 * SLOT as u64)?;
+        self.file.write_all_at(&encode(turn, position), turn % 2 * SLOT_LEN as u64)?;
         self.turn = turn;
         Ok(())
     }
 }
 
-fn encode(turn: u64, position: Position) -> [u8; SLOT] {
-    let mut slot = [0; SLOT];
+fn encode(turn: u64, position: Position) -> [u8; SLOT_LEN] {
+    let mut slot = [0; SLOT_LEN];
     slot[..8].copy_from_slice(&turn.to_le_bytes());
     slot[8..16].copy_from_slice(&position.segment.to_le_bytes());
     slot[16..24].copy_from_slice(&position.offset.to_le_bytes());
@@ -93,13 +94,13 @@ mod tests {
 
     #[test]
     fn a_slot_that_is_cut_off_or_damaged_leaves_the_position_before() {
-        for damaged in 0..SLOT as u64 {
+        for damaged in 0..SLOT_LEN as u64 {
             let file = tempfile::tempfile().unwrap();
             let (mut kept, _) = PositionFile::read(file.try_clone().unwrap()).unwrap();
             kept.write(position(4)).unwrap();
-            let slot = kept.turn % 2 * SLOT as u64;
+            let slot = kept.turn % 2 * SLOT_LEN as u64;
             kept.write(position(5)).unwrap();
-            let other = kept.turn % 2 * SLOT as u64;
+            let other = kept.turn % 2 * SLOT_LEN as u64;
             assert_ne!(slot, other);
             let mut byte = [0];
             file.read_exact_at(&mut byte, other + damaged).unwrap();

@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt;
 
 use super::position::Position;
 use super::record::{self, Entry};
-use super::segment::head;
+use super::segment::header_len;
 use super::{Chunk, End, InFlight, Spool};
 use crate::output::Batch;
 
@@ -17,12 +17,12 @@ const DAMAGED_SHARE: u64 = 4;
 
 impl Spool {
     /// Up to `documents` documents from a position on; `None` if there are none on disk.
-    pub(super) fn after_on_disk(&self, place: Position, documents: usize) -> Option<Batch> {
-        self.segments.iter().filter(|segment| segment.number >= place.segment).find_map(|segment| {
-            let from = if segment.number == place.segment { place.offset } else { 0 };
+    pub(super) fn after_on_disk(&self, position: Position, documents: usize) -> Option<Batch> {
+        self.segments.iter().filter(|segment| segment.number >= position.segment).find_map(|segment| {
+            let from = if segment.number == position.segment { position.offset } else { 0 };
             let mut bytes = vec![0; WINDOW.min(segment.length.saturating_sub(from) as usize)];
             self.folder.read(segment.number).ok()?.read_exact_at(&mut bytes, from).ok()?;
-            let (batch, _) = gather(&bytes[head(from, &bytes)..], documents, WINDOW);
+            let (batch, _) = gather(&bytes[header_len(from, &bytes)..], documents, WINDOW);
             (!batch.is_empty()).then_some(batch)
         })
     }
@@ -30,13 +30,13 @@ impl Spool {
     /// The next documents on disk; `None` if there are none.
     pub(super) fn next_on_disk(&mut self, documents: usize, bytes: usize) -> io::Result<Option<Chunk>> {
         let mut read = std::mem::take(&mut self.window);
-        let chunk = self.look_on_disk(&mut read, documents, bytes);
+        let chunk = self.next_on_disk_into(&mut read, documents, bytes);
         self.window = read;
         chunk
     }
 
-    /// The same, with a buffer to read into.
-    fn look_on_disk(&mut self, read: &mut Vec<u8>, documents: usize, bytes: usize) -> io::Result<Option<Chunk>> {
+    /// Like [`next_on_disk`](Self::next_on_disk), with a buffer to read into.
+    fn next_on_disk_into(&mut self, read: &mut Vec<u8>, documents: usize, bytes: usize) -> io::Result<Option<Chunk>> {
         let mut window = WINDOW.max(bytes);
         loop {
             let Some(segment) = self.segments.front() else { return Ok(None) };
@@ -54,7 +54,7 @@ impl Spool {
             }
             read.resize(window.min((length - self.position.offset) as usize), 0);
             self.read(number, self.position.offset, read)?;
-            let skip = head(self.position.offset, read);
+            let skip = header_len(self.position.offset, read);
             let is_all = self.position.offset + read.len() as u64 == length;
             let rest = &read[skip..];
             if !is_all && record::document(rest).is_none() {
@@ -67,7 +67,7 @@ impl Spool {
                 Some((Entry::Damage, damaged)) => self.set_aside(number, start, &rest[..damaged])?,
                 Some((Entry::Document(..), _)) => {
                     let (batch, taken) = gather(rest, documents, bytes);
-                    self.give_up();
+                    self.end_in_flight();
                     self.in_flight = Some(InFlight { segment: number, count: batch.len() as u64, dropped: false });
                     let end = Position { segment: number, offset: start + taken as u64 };
                     return Ok(Some(Chunk { batch, end: End::Disk(end) }));
@@ -118,7 +118,7 @@ fn gather(bytes: &[u8], documents: usize, max_bytes: usize) -> (Batch, usize) {
             break;
         }
         batch.push_json(kind, document);
-        taken += record::HEAD + document.len();
+        taken += record::HEADER_LEN + document.len();
     }
     (batch, taken)
 }

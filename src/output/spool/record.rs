@@ -5,13 +5,14 @@
 //! (4 bytes)          (4, little-endian)       (4, little-endian)            (1)
 //! ```
 //!
-//! Neither `f5` nor `fa` occurs in UTF-8, so a document never contains the mark. After damage, the mark finds the next document.
+//! Neither `f5` nor `fa` occurs in UTF-8, so a document never contains the mark. After damage, the mark shows where the next
+//! document begins.
 
 use crate::output::Kind;
 
 const MARK: [u8; 4] = [0xf5, b'S', b'T', 0xfa];
 /// The number of bytes before each document.
-pub const HEAD: usize = 13;
+pub const HEADER_LEN: usize = 13;
 /// The maximum length of a document in bytes.
 const MAX_LEN: usize = 16 << 20;
 
@@ -26,7 +27,7 @@ pub enum Entry<'a> {
 
 /// How many bytes a document takes in a segment.
 pub fn length(document: &[u8]) -> u64 {
-    (HEAD + document.len()) as u64
+    (HEADER_LEN + document.len()) as u64
 }
 
 /// Appends a document.
@@ -41,11 +42,11 @@ pub fn encode(kind: Kind, document: &[u8], to: &mut Vec<u8>) {
     to.extend_from_slice(document);
 }
 
-/// How many bytes the document at the beginning takes according to its head; `None` if the head is incomplete or invalid.
+/// How many bytes the document at the beginning takes according to its header; `None` if the header is incomplete or invalid.
 fn claimed_size(bytes: &[u8]) -> Option<usize> {
-    let head = bytes.get(..HEAD)?;
-    let length = number(head, 4)?;
-    (head.starts_with(&MARK) && length <= MAX_LEN).then_some(HEAD + length)
+    let header = bytes.get(..HEADER_LEN)?;
+    let length = number(header, 4)?;
+    (header.starts_with(&MARK) && length <= MAX_LEN).then_some(HEADER_LEN + length)
 }
 
 /// The first entry, and its size in bytes. Damage extends to the next document.
@@ -54,7 +55,7 @@ pub fn next(bytes: &[u8]) -> Option<(Entry<'_>, usize)> {
         return None;
     }
     if let Some((kind, document)) = document(bytes) {
-        return Some((Entry::Document(kind, document), HEAD + document.len()));
+        return Some((Entry::Document(kind, document), HEADER_LEN + document.len()));
     }
     let begins = |at: &usize| bytes[*at] == MARK[0] && document(&bytes[*at..]).is_some();
     let end = (1..bytes.len()).find(begins).unwrap_or(bytes.len());
@@ -63,7 +64,7 @@ pub fn next(bytes: &[u8]) -> Option<(Entry<'_>, usize)> {
 
 /// The document at the beginning, if there is one.
 pub fn document(bytes: &[u8]) -> Option<(Kind, &[u8])> {
-    let document = bytes.get(HEAD..claimed_size(bytes)?)?;
+    let document = bytes.get(HEADER_LEN..claimed_size(bytes)?)?;
     let kind = Kind::from_number(*bytes.get(12)?)?;
     let mut crc = crc32fast::Hasher::new();
     crc.update(&[kind as u8]);
@@ -120,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn what_breaks_off_costs_the_last_document() {
+    fn a_truncated_segment_loses_only_its_last_document() {
         let good = three();
         let ends = [20, 20 + 15, 20 + 15 + 13];
         for length in 0..good.len() {

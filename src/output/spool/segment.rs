@@ -98,7 +98,7 @@ impl Folder {
         let mut bytes = Vec::new();
         self.read(number)?.read_to_end(&mut bytes)?;
         let mut left = 0;
-        let mut at = usize::try_from(from).unwrap_or(usize::MAX).max(head(0, &bytes));
+        let mut at = usize::try_from(from).unwrap_or(usize::MAX).max(header_len(0, &bytes));
         while let Some((entry, length)) = bytes.get(at..).and_then(record::next) {
             left += u64::from(entry != Entry::Damage);
             at += length;
@@ -117,7 +117,7 @@ impl Folder {
         Ok(path)
     }
 
-    /// Removes the oldest files of damaged bytes, until the rest has at most `most` bytes. The newest file stays. Returns the
+    /// Removes the oldest files of damaged bytes, until the rest has at most `max_bytes`. The newest file stays. Returns the
     /// removed files.
     pub fn prune_damaged(&self, max_bytes: u64) -> io::Result<Vec<PathBuf>> {
         let mut files = Vec::new();
@@ -141,7 +141,7 @@ impl Folder {
     }
 }
 
-/// How many bytes at an offset of a segment belong to the segment's head.
-pub fn head(offset: u64, bytes: &[u8]) -> usize {
+/// How many bytes at an offset of a segment belong to the segment's header.
+pub fn header_len(offset: u64, bytes: &[u8]) -> usize {
     if offset == 0 && bytes.starts_with(&MAGIC) { MAGIC.len() } else { 0 }
 }

@@ -129,14 +129,14 @@ fn a_large_batch_is_split_across_segments() {
     spool.push(&batch(0..40)).unwrap();
     let sizes: Vec<_> = segments(&folder).iter().map(|path| fs::metadata(path).unwrap().len()).collect();
     assert!(sizes.len() > 3 && sizes.iter().all(|&size| size <= 500), "{sizes:?}");
-    let least = 500 - document(49).len() as u64 - record::HEAD as u64;
+    let least = 500 - document(49).len() as u64 - record::HEADER_LEN as u64;
     assert!(sizes[..sizes.len() - 1].iter().all(|&size| size > least), "segments are filled: {sizes:?}");
     assert_eq!(meter.spool_dropped.get(), 0);
     let mut before = 0;
     while meter.spool_dropped.get() < 20 {
         spool.push(&batch([1])).unwrap();
         let dropped = meter.spool_dropped.get() - before;
-        assert!(dropped <= 500 / record::HEAD as u64, "more than one segment was dropped: {dropped} documents");
+        assert!(dropped <= 500 / record::HEADER_LEN as u64, "more than one segment was dropped: {dropped} documents");
         before += dropped;
     }
     assert!(rest(&mut spool).len() > 10, "the newest documents stay");
@@ -205,7 +205,7 @@ fn a_segment_cut_off_at_any_byte_costs_only_what_was_cut() {
         let kept = left.len() - 1;
         assert_eq!(left[..kept], (0..kept).collect::<Vec<_>>(), "{length} bytes");
         assert_eq!(left[kept], 9);
-        let used: usize = 8 + (0..kept).map(|number| record::HEAD + document(number).len()).sum::<usize>();
+        let used: usize = 8 + (0..kept).map(|number| record::HEADER_LEN + document(number).len()).sum::<usize>();
         let torn = length > 0 && length != used;
         assert_eq!((meter.spool_damaged.get(), set_aside(&folder)), (u64::from(torn), usize::from(torn)), "{length}");
         assert!(kept == 4 || length < whole.len());
@@ -231,7 +231,7 @@ fn one_wrong_byte_costs_one_document_and_is_set_aside() {
         assert!(left.windows(2).all(|pair| pair[0] < pair[1]));
         let aside = fs::read_dir(folder.path().join("spool/damaged")).unwrap().next().unwrap().unwrap().path();
         let lost = (0..4).find(|number| !left.contains(number)).unwrap();
-        assert_eq!(fs::read(aside).unwrap().len(), record::HEAD + document(lost).len());
+        assert_eq!(fs::read(aside).unwrap().len(), record::HEADER_LEN + document(lost).len());
     }
 }
 

@@ -318,7 +318,7 @@ fn without_an_answer_events_go_on_without_a_name() {
     assert_eq!(harness.emitted(), ["opened 198.51.100.7:443 - ESTABLISHED"]);
     assert_eq!(harness.engine.stats().reverse_lookups_unanswered, 1);
     harness.connect(2, "198.51.100.8:443");
-    harness.engine.refuse("198.51.100.8".parse().unwrap());
+    harness.engine.drop_lookup("198.51.100.8".parse().unwrap());
     harness.connect(3, "198.51.100.9:443");
     harness.engine.finish();
     assert_eq!(harness.emitted().len(), 2);

@@ -80,7 +80,7 @@ impl<R: Read> Replay<R> {
             _ => return Err(RecordingError::NoHeader),
         };
         let block_read = block.len() - entries.left();
-        let agent = Agent::in_run(&header.host, header.ephemeral_id.clone());
+        let agent = Agent::with_ephemeral_id(&header.host, header.ephemeral_id.clone());
         let mut dns = socktrail_dns::Options::default();
         dns.ports.clone_from(&header.dns_ports);
         let config = StateConfig {

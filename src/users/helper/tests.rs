@@ -68,7 +68,7 @@ fn the_helper_works_for_a_thread_that_cannot_start_programs() {
         privileges::filter_syscalls().ok()?;
         privileges::restrict_files(&[], &[]).ok()?;
         assert!(Command::new("/bin/true").status().is_err());
-        let others = sources.others(USER, Some(&mut helper));
+        let others = sources.ask_services(USER, Some(&mut helper));
         assert!(matches!(helper.wait(), Some(status) if status.success()), "waiting for the process is still allowed");
         Some(others)
     });

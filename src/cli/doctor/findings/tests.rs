@@ -160,7 +160,7 @@ fn no_tracefs_and_no_perf() {
 }
 
 #[test]
-fn users_of_a_directory_take_a_service_or_a_program_that_asks_for_them() {
+fn names_from_nsswitch_modules_need_a_service_or_getent() {
     let sssd = Facts { user_modules: vec!["sss".into()], ..debian() };
     assert_eq!(problems(&sssd), [], "getent knows them");
     let sssd = Facts { getent: None, ..sssd };

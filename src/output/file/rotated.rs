@@ -14,18 +14,20 @@ use crate::output::OutputError;
 
 /// How many files may wait to be compressed. Others are compressed after the next start.
 const QUEUE: usize = 64;
-const PACKED: &str = ".gz";
-const UNFINISHED: &str = ".gz.part";
+/// The suffix of compressed files.
+const COMPRESSED: &str = ".gz";
+/// The suffix of files that are being compressed.
+const INCOMPLETE: &str = ".gz.part";
 
 /// A rotated file.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Numbered {
+pub struct RotatedFile {
     number: u64,
     path: PathBuf,
-    packed: bool,
+    compressed: bool,
 }
 
-impl Numbered {
+impl RotatedFile {
     /// All rotated files of `file`, in order.
     fn all(file: &Path) -> Result<Vec<Self>, OutputError> {
         let folder = folder(file);
@@ -36,9 +38,9 @@ impl Numbered {
             let path = entry.map_err(error)?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let Some(rest) = name.strip_prefix(&prefix) else { continue };
-            let (digits, packed) = rest.strip_suffix(PACKED).map_or((rest, false), |digits| (digits, true));
+            let (digits, compressed) = rest.strip_suffix(COMPRESSED).map_or((rest, false), |digits| (digits, true));
             if let (true, Ok(number)) = (digits.bytes().all(|byte| byte.is_ascii_digit()), digits.parse()) {
-                found.push(Self { number, path, packed });
+                found.push(Self { number, path, compressed });
             }
         }
         found.sort();
@@ -51,11 +53,11 @@ impl Numbered {
         Ok(with_suffix(file, &format!(".{number:06}")))
     }
 
-    /// Removes all but the newest `keep` files. Calls `going` before it removes a file.
-    pub fn prune(file: &Path, keep: usize, mut going: impl FnMut(&Path)) -> Result<(), OutputError> {
+    /// Removes all but the newest `keep` files. Calls `before_removal` before it removes a file.
+    pub fn prune(file: &Path, keep: usize, mut before_removal: impl FnMut(&Path)) -> Result<(), OutputError> {
         let all = Self::all(file)?;
         for old in all.iter().rev().skip(keep) {
-            going(&old.path);
+            before_removal(&old.path);
             fs::remove_file(&old.path).map_err(|error| OutputError::io("removing", &old.path, &error))?;
         }
         Ok(())
@@ -75,21 +77,21 @@ fn with_suffix(file: &Path, suffix: &str) -> PathBuf {
 /// Compresses files on its own thread. Files that are not compressed when the program ends are compressed after the next
 /// start.
 #[derive(Debug)]
-pub struct Packer {
+pub struct Compressor {
     files: Sender<PathBuf>,
 }
 
-impl Packer {
+impl Compressor {
     /// Starts the thread, which first compresses files that an earlier run has left.
     pub fn start(file: &Path) -> Result<Self, OutputError> {
         let (files, waiting) = bounded::<PathBuf>(QUEUE);
-        remove_unfinished(file);
-        for left in Numbered::all(file)?.into_iter().filter(|numbered| !numbered.packed) {
+        remove_incomplete(file);
+        for left in RotatedFile::all(file)?.into_iter().filter(|rotated| !rotated.compressed) {
             let _ = files.try_send(left.path);
         }
         let run = move || {
             for path in waiting {
-                match pack(&path) {
+                match compress(&path) {
                     Err(error) if error.kind() != io::ErrorKind::NotFound => {
                         tracing::warn!("{}", OutputError::io("compressing", &path, &error));
                     }
@@ -104,7 +106,7 @@ impl Packer {
     }
 
     /// Compresses a file as soon as possible.
-    pub fn pack(&self, path: PathBuf) {
+    pub fn compress(&self, path: PathBuf) {
         if self.files.try_send(path).is_err() {
             tracing::debug!("a file stays uncompressed until the next start: too many are waiting");
         }
@@ -112,10 +114,10 @@ impl Packer {
 }
 
 /// Removes incomplete compressed files that an earlier run has left.
-fn remove_unfinished(file: &Path) {
+fn remove_incomplete(file: &Path) {
     let prefix = format!("{}.", file.file_name().unwrap_or_default().to_string_lossy());
     let is_ours = |name: &str| {
-        let number = name.strip_prefix(&*prefix).and_then(|rest| rest.strip_suffix(UNFINISHED));
+        let number = name.strip_prefix(&*prefix).and_then(|rest| rest.strip_suffix(INCOMPLETE));
         number.is_some_and(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()))
     };
     for entry in fs::read_dir(folder(file)).into_iter().flatten().flatten() {
@@ -127,16 +129,16 @@ fn remove_unfinished(file: &Path) {
 }
 
 /// Compresses a file, and removes it only when the compressed file is complete.
-fn pack(path: &Path) -> io::Result<()> {
-    let (unfinished, packed) = (with_suffix(path, UNFINISHED), with_suffix(path, PACKED));
+fn compress(path: &Path) -> io::Result<()> {
+    let (incomplete, compressed) = (with_suffix(path, INCOMPLETE), with_suffix(path, COMPRESSED));
     let mut from = BufReader::with_capacity(1 << 16, File::open(path)?);
-    let mut to = GzEncoder::new(File::create(&unfinished)?, Compression::default());
+    let mut to = GzEncoder::new(File::create(&incomplete)?, Compression::default());
     io::copy(&mut from, &mut to)?;
     to.finish()?.sync_all()?;
-    fs::rename(&unfinished, &packed)?;
+    fs::rename(&incomplete, &compressed)?;
     match fs::remove_file(path) {
         // It was pruned meanwhile.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => fs::remove_file(&packed),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => fs::remove_file(&compressed),
         removed => removed,
     }
 }
