@@ -25,10 +25,10 @@ use crate::model::time::MonotonicTime;
 use crate::source::{Answer, Batch, CountedAnswer, EventSockets, Source};
 use crate::state::{State, StateConfig, StateStats};
 
-/// The maximum number of questions of each kind in one step, so that the next batch does not wait for long.
-const QUESTIONS: usize = 64;
+/// The maximum number of questions about processes in one step, of each kind, so that the next batch does not wait for long.
+const MAX_QUESTIONS: usize = 64;
 /// The maximum number of questions about the kernel's counts in one step. Each reads some hundred bytes of shared memory.
-const COUNT_QUESTIONS: usize = 4096;
+const MAX_COUNT_QUESTIONS: usize = 4096;
 
 /// Turns the events of a source into flows.
 #[derive(Debug)]
@@ -37,9 +37,10 @@ pub(crate) struct Pipeline {
     /// Looks up the names of the users and groups that own sockets.
     users: Option<Arc<dyn PrefetchNames>>,
     event_sockets: EventSockets,
-    questions: usize,
-    /// The same for questions about the kernel's counts.
-    count_questions: usize,
+    /// The maximum number of questions about processes in one step, of each kind.
+    max_questions: usize,
+    /// The maximum number of questions about the kernel's counts in one step.
+    max_count_questions: usize,
     /// Answers about the kernel's counts that a source gave without being asked.
     counted: VecDeque<CountedAnswer>,
     /// All events up to this time have been processed.
@@ -94,8 +95,8 @@ impl Pipeline {
             state,
             users,
             event_sockets,
-            questions: QUESTIONS,
-            count_questions: COUNT_QUESTIONS,
+            max_questions: MAX_QUESTIONS,
+            max_count_questions: MAX_COUNT_QUESTIONS,
             counted: VecDeque::new(),
             now: MonotonicTime::ZERO,
             reached: MonotonicTime::ZERO,
@@ -105,7 +106,7 @@ impl Pipeline {
 
     /// Asks all open questions in each step, however long that takes.
     pub(crate) fn without_question_limit(self) -> Self {
-        Self { questions: usize::MAX, count_questions: usize::MAX, ..self }
+        Self { max_questions: usize::MAX, max_count_questions: usize::MAX, ..self }
     }
 
     /// Adds the processes and sockets that existed before the first event.
@@ -136,31 +137,31 @@ impl Pipeline {
     where
         K::Error: From<S::Error>,
     {
-        let control = source.hand_over(&mut (), &mut |batch| self.take_in(batch))?;
+        let control = source.hand_over(&mut (), &mut |batch| self.process_batch(batch))?;
         let complete_until = self.complete_until.take();
         if complete_until.is_some() {
-            self.ask_totals(source, self.count_questions);
+            self.ask_totals(source, self.max_count_questions);
             // Not earlier: an ended flow may still get its name from a DNS answer in the same batch.
-            self.give_out(source, sink)?;
+            self.hand_out(source, sink)?;
         }
         if control.is_break() {
             self.state.ask_all();
             self.ask_totals(source, usize::MAX);
             self.state.shutdown();
-            self.give_out(source, sink)?;
+            self.hand_out(source, sink)?;
         }
         if let Some(time) = complete_until {
             sink.complete_until(source, time);
         }
         // After the last batch, answers are of no use here. But a recorder records them for the replay.
         if source.can_be_asked() && (complete_until.is_some() || control.is_continue()) {
-            self.look_up(source);
-            self.check(source);
+            self.look_up_processes(source);
+            self.check_existence(source);
         }
         Ok(control)
     }
 
-    /// The time of the latest event that was processed, or up to which all were.
+    /// The time of the latest processed event, or the time up to which all events were processed if that is later.
     pub(crate) fn reached(&self) -> MonotonicTime {
         self.reached
     }
@@ -170,13 +171,13 @@ impl Pipeline {
         self.state.stats()
     }
 
-    fn take_in(&mut self, batch: &mut Batch) {
+    fn process_batch(&mut self, batch: &mut Batch) {
         batch.answers.drain(..).for_each(|answer| self.learn(answer));
         self.counted.extend(batch.totals.drain(..));
         self.reached = batch.events.last().map_or(self.now, |event| event.time.max(self.now));
         for event in batch.events.drain(..) {
             if let EventKind::Credentials(credentials) = event.kind {
-                self.expect(Some(credentials));
+                self.prefetch_names(Some(credentials));
             }
             self.state.ingest(&event);
         }
@@ -199,7 +200,7 @@ impl Pipeline {
         }
     }
 
-    fn give_out<S: Source, K: Sink<S>>(&mut self, source: &mut S, sink: &mut K) -> Result<(), K::Error> {
+    fn hand_out<S: Source, K: Sink<S>>(&mut self, source: &mut S, sink: &mut K) -> Result<(), K::Error> {
         let at = self.reached;
         for flow in self.state.finished() {
             if flow.is_final {
@@ -218,9 +219,9 @@ impl Pipeline {
     fn ask_totals(&mut self, source: &mut impl Source, limit: usize) {
         for _ in 0..limit {
             let Some(question) = self.state.next_question() else { return };
-            let sock = question.of.sock;
+            let sock = question.conversation.sock;
             let answer = if source.can_be_asked() {
-                let totals = source.totals(&question.of);
+                let totals = source.totals(&question.conversation);
                 CountedAnswer { sock, at: source.answered(), totals }
             } else {
                 let recorded = self.counted.iter().position(|answer| answer.sock == sock);
@@ -231,13 +232,13 @@ impl Pipeline {
         }
     }
 
-    /// Looks up processes that own a socket since a short time.
-    fn look_up(&mut self, source: &mut impl Source) {
-        for _ in 0..self.questions {
+    /// Looks up processes that have recently become owners of sockets.
+    fn look_up_processes(&mut self, source: &mut impl Source) {
+        for _ in 0..self.max_questions {
             let Some(process) = self.state.next_wanted() else { return };
             let known = process.credentials;
             let found = source.look_up(&process);
-            self.expect(known.or(found.as_ref().and_then(|found| found.credentials)));
+            self.prefetch_names(known.or(found.as_ref().and_then(|found| found.credentials)));
             if let Some(found) = found {
                 self.state.learn(&process, found);
             }
@@ -245,8 +246,8 @@ impl Pipeline {
     }
 
     /// Checks whether processes still exist whose end may have been missed.
-    fn check(&mut self, source: &mut impl Source) {
-        for _ in 0..self.questions {
+    fn check_existence(&mut self, source: &mut impl Source) {
+        for _ in 0..self.max_questions {
             let Some(process) = self.state.next_unchecked() else { return };
             if source.is_gone(&process) {
                 self.state.gone(&process);
@@ -255,7 +256,7 @@ impl Pipeline {
     }
 
     /// Requests the user and group names of a process that owns a socket, or may own one later, before documents need them.
-    fn expect(&self, owner: Option<Credentials>) {
+    fn prefetch_names(&self, owner: Option<Credentials>) {
         if let (Some(users), Some(owner)) = (&self.users, owner) {
             users.prefetch(&owner);
         }

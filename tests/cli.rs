@@ -82,7 +82,7 @@ fn bad_usage_is_2_and_says_what_would_be_right() {
         (&["flows", "--count", "0"], "0"),
         (&["flows", "--format", "xml"], "ecs"),
         (&["flows", "--source", "gues"], "file:PATH"),
-        (&["flows", "--flow-inactive-timeout", "0s"], "more than nothing"),
+        (&["flows", "--flow-inactive-timeout", "0s"], "greater than zero"),
         (&["flows", "--ring-size-exponent", "99"], "99"),
         (&["flows", "--enable-ipv6", "maybe"], "false"),
         (&["layout", "--diff", "one"], "2"),

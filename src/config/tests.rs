@@ -193,7 +193,7 @@ socket.dns: 5
         ":5: socket.enable_ip6: is not known; is socket.enable_ipv6 meant?",
         ":6: socket.dns.type: expected one of af_packet",
         ":7: socket.ring_size_exponent: expected a whole number up to 255",
-        ":8: filter.networks.only: \"10.0.0.0/33\" is no network",
+        ":8: filter.networks.only: \"10.0.0.0/33\" is not a network",
         ":9: socket.dns: is a section, not a value",
     ]) {
         assert!(problem.starts_with(expected), "{problem:?} does not start with {expected:?}");

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::time::{BootTime, MonotonicTime};
 
-/// A moment of wall time: nanoseconds since 1970-01-01T00:00:00Z, from there to the year 2554.
+/// A moment of wall time: nanoseconds since 1970-01-01T00:00:00Z. The latest one is in the year 2554.
 ///
 /// It displays, and serializes, as RFC 3339 in UTC with nanoseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -157,10 +157,10 @@ impl Clock {
         Some(moved)
     }
 
-    /// Like [`Clock::follow`], for a kernel's clock that only samples show. A sample is read some time after it was written, so
-    /// the clock may be ahead of the reading. If it seems to leap forward while the other two do not, the earlier reading was too
-    /// low, and this one corrects it.
-    pub(crate) fn follow_shown(&mut self, readings: Readings, max_drift: Duration) -> Option<i128> {
+    /// Like [`Clock::follow`], for a kernel's clock that can be read only from samples. A sample is read some time after it was
+    /// written, so the reading may be too low. If the clock seems to leap forward while the other two do not, the earlier reading
+    /// was too low, and this one corrects it.
+    pub(crate) fn follow_samples(&mut self, readings: Readings, max_drift: Duration) -> Option<i128> {
         let most = i128::try_from(max_drift.as_nanos()).unwrap_or(i128::MAX);
         let (now, last) = (Epoch::of(readings), &mut self.epochs[self.known - 1]);
         if now.kernel < last.kernel && (now.boot - last.boot).abs() <= most {
@@ -234,14 +234,14 @@ impl Readings {
     /// # Errors
     /// The kernel lacks one of the clocks.
     pub fn now(kernel: impl Fn() -> MonotonicTime) -> io::Result<Self> {
-        Self::by(&TimeSource::default(), kernel)
+        Self::with_time_source(&TimeSource::default(), kernel)
     }
 
-    /// As [`Readings::now`], with wall time from this source.
+    /// Like [`Readings::now`], with wall time from this source.
     ///
     /// # Errors
     /// The kernel lacks one of the clocks.
-    pub fn by(wall: &TimeSource, kernel: impl Fn() -> MonotonicTime) -> io::Result<Self> {
+    pub fn with_time_source(wall: &TimeSource, kernel: impl Fn() -> MonotonicTime) -> io::Result<Self> {
         let mut best = read_clocks(wall, &kernel)?;
         for _ in 0..4 {
             let round = read_clocks(wall, &kernel)?;
@@ -355,18 +355,18 @@ mod tests {
         // No sample had shown the clock at the start, and the first one had waited for a while.
         let mut clock = Clock::from_readings(at(0, 0, 0));
         for kernel in [10_200_000_000, 11_000_000_000, 11_000_000_000 - 50_000_000] {
-            assert_eq!(clock.follow_shown(at(1, kernel, 1), drift), None);
+            assert_eq!(clock.follow_samples(at(1, kernel, 1), drift), None);
         }
         assert_eq!(clock.wall(monotonic(10 * SECOND)).unix_nanos(), THEN);
         // The wall clock is set back by an hour.
         let hour = 3600 * SECOND;
         let set = Readings { wall: Timestamp::from_unix_nanos(THEN + 2 * SECOND - hour), ..at(2, 12 * SECOND, 2) };
-        assert_eq!(clock.follow_shown(set, drift), Some(-i128::from(hour)));
+        assert_eq!(clock.follow_samples(set, drift), Some(-i128::from(hour)));
         assert_eq!(clock.wall(monotonic(10 * SECOND)).unix_nanos(), THEN);
         // It sleeps for ten minutes.
         let woken =
             Readings { wall: Timestamp::from_unix_nanos(THEN + 603 * SECOND - hour), ..at(603, 13 * SECOND, 2) };
-        assert_eq!(clock.follow_shown(woken, drift), Some(i128::from(600 * SECOND)));
+        assert_eq!(clock.follow_samples(woken, drift), Some(i128::from(600 * SECOND)));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-/// `text` for a terminal: at most `max` characters, of which the last is `…` if there were more. Control characters, invisible
+/// `text` for a terminal, in at most `max` characters. If it is cut, the last one is `…`. Control characters, invisible
 /// characters and those that change the direction of writing are escaped as in Rust (`\u{1b}`), and backslashes are doubled.
 pub fn printable(text: &str, max: usize) -> String {
     let mut out = String::with_capacity(text.len().min(max));

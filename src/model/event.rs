@@ -35,8 +35,9 @@ pub struct Event {
 /// All kinds but [`Packet`](Self::Packet), [`Fragmented`](Self::Fragmented), [`Dropped`](Self::Dropped),
 /// [`UnreadablePacket`](Self::UnreadablePacket), [`ConnectionRequested`](Self::ConnectionRequested), [`TcpState`](Self::TcpState),
 /// [`SocketError`](Self::SocketError), [`IcmpError`](Self::IcmpError), [`Subflow`](Self::Subflow),
-/// [`Totals`](Self::Totals) and [`SocketFreed`](Self::SocketFreed) happen in the context of the task that caused them, so that
-/// [`Event::pid`] names the process that caused them. Those eleven run in whatever task was interrupted.
+/// [`Totals`](Self::Totals), [`SocketFreed`](Self::SocketFreed), [`Name`](Self::Name), [`NamesMissed`](Self::NamesMissed) and
+/// [`Lost`](Self::Lost) happen in the context of the task that caused them, so [`Event::pid`] is its process. The last three
+/// belong to no task. The other exceptions happen in whatever task was interrupted.
 #[derive(Debug, Clone)]
 pub enum EventKind {
     /// The running task created a process.
@@ -377,7 +378,8 @@ pub struct Dropped {
     pub with_others: bool,
     /// Whether it may be an arriving packet: without a link header the two look alike. Its addresses decide.
     pub may_have_arrived: bool,
-    /// Whether it was freed at a device by a function that drivers call as well, without a reason.
+    /// Whether it was freed at a device without a drop reason, by a function that drivers also call for packets that they have
+    /// sent.
     pub may_be_drivers: bool,
 }
 

@@ -152,7 +152,7 @@ impl fmt::Display for Network {
 
 /// The error of [`Network::from_str`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no network: write an address and, after a slash, how many bits count, as in 10.0.0.0/8 or fd00::/8")]
+#[error("{0:?} is not a network: write an address and a prefix length, as in 10.0.0.0/8 or fd00::/8")]
 pub struct NetworkError(String);
 
 #[cfg(test)]

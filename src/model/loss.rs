@@ -1,7 +1,7 @@
 //! Losses: how much was missed, where, and when.
 //!
-//! Every sample that found no room is counted ([`MonitorStats`](crate::monitor::MonitorStats)) and marks the flows that were open then
-//! ([`Inexact`](crate::model::flow::Inexact)). A [`Loss`] reports the same as it happens to the receiver of a monitor's results:
+//! Every sample that found no room is counted ([`MonitorStats`](crate::monitor::MonitorStats)) and marks the flows that were live
+//! then ([`Inexact`](crate::model::flow::Inexact)). A consumer of a monitor also gets each [`Loss`] soon after it happened, as
 //! [`Received::Loss`](crate::monitor::Received::Loss).
 
 use std::fmt;

@@ -48,8 +48,8 @@ pub struct Credentials {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ExecutedFile {
-    /// Its path at the exec, as in `/proc/PID/exe`: links resolved, from the root of its mount namespace, with `
-    /// (deleted)` at the end if the file had been removed. A file in memory only is `/memfd:NAME (deleted)`.
+    /// Its path at the exec, as in `/proc/PID/exe`: links resolved, from the root of its mount namespace. If the file had been
+    /// removed, the path ends in ` (deleted)`. A file in memory only is `/memfd:NAME (deleted)`.
     Path(PathBuf),
     /// Its path has more parts, or longer ones, than are captured.
     TooDeep,
@@ -80,8 +80,8 @@ pub struct Image {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Details {
-    /// The name (`comm`), for a process whose exec was not seen: at most 15 bytes, unless the executable's name or the first
-    /// argument begins with them.
+    /// The name (`comm`), for a process whose exec was not seen. The kernel truncates it to 15 bytes. If the executable's name or
+    /// the first argument begins with these, it is used in full.
     pub name: Option<String>,
     /// `/proc/PID/exe`: the resolved path.
     pub executable: Option<PathBuf>,
@@ -132,8 +132,8 @@ impl Image {
         Some(name.strip_suffix(" (deleted)").unwrap_or(name))
     }
 
-    /// The best known path of the program: the kernel's at the exec, else what `/proc` resolved later, else the
-    /// executed path, unless that is known to be another file's.
+    /// The best known path of the program: the kernel's at the exec, else what `/proc` resolved later, else the executed path.
+    /// The executed path is not used if the file is [`ExecutedFile::TooDeep`], because it is then known to be a link.
     pub fn executable(&self) -> Option<&PathBuf> {
         let resolved = self.details.get().and_then(|details| details.executable.as_ref());
         match self.file.get() {

@@ -48,29 +48,29 @@ pub struct Totals {
     pub short_datagrams: bool,
     /// Whether a received datagram was counted that has a nonlinear part: it may be several if its socket is the kernel's.
     pub nonlinear_datagrams: bool,
-    /// What is counted of TCP besides; `None` for UDP.
+    /// Further counts for TCP; `None` for UDP.
     pub tcp: Option<TcpTotals>,
 }
 
-/// What an entry of TCP has besides, as of its last packet. The sizes of sampled packets are taken into account as well.
+/// Further counts of a TCP entry, as of its last packet. The sizes of sampled packets are taken into account as well.
 ///
 /// An outgoing packet is counted as the number of segments by which `tcp_sock.segs_out` has grown since the outgoing packet
 /// before, sampled or not. At each outgoing packet, the packets that have arrived are compared with `tcp_sock.segs_in`, and
-/// missing ones are counted with the headers of the last one. At a sampled outgoing packet, the state machine counts both: the
-/// program takes them as counted, and adds them to neither `sent` nor `received`.
+/// missing ones are counted with the headers of the last one. At a sampled outgoing packet, the state machine counts its segments
+/// and the missing packets, so the program adds them to neither `sent` nor `received`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct TcpTotals {
     /// `tcp_sock.segs_out` at the last outgoing packet, modulo 2³²; `None` if there was none.
     pub segs_out: Option<u32>,
-    /// IP and TCP header of the last packet that arrived, in bytes. SYNs count only as long as there is nothing else.
+    /// IP and TCP header of the last packet that arrived, in bytes. A SYN's only until another packet arrives.
     pub received_headers: u16,
-    /// The shortest and the longest since the packets were last compared with `tcp_sock.segs_in`; 0 for none.
+    /// The shortest and the longest of these headers since the packets were last compared with `tcp_sock.segs_in`; 0 for none.
     pub received_range: (u16, u16),
     /// What `tcp_sock.segs_in` will be, modulo 2³², once the socket has counted all packets that arrived: its value when the
     /// entry was made, and all segments since then, sampled or not. Packets that arrived before, but had not been counted by the
     /// socket yet, are missing in it.
     pub expected_segs_in: u32,
-    /// How many segments were counted as received that no packet has shown, only `tcp_sock.segs_in`. Only grows.
+    /// How many of the segments counted as received are known only from `tcp_sock.segs_in`, not from a packet. Only grows.
     pub merged: u64,
     /// How many segments were counted as received whose headers may have had another length. Only grows.
     pub merged_unsure: u32,

@@ -34,12 +34,12 @@ impl FromStr for Time {
 
     fn from_str(text: &str) -> Result<Self, TimeError> {
         match humantime::parse_duration(text) {
-            Ok(Duration::ZERO) => Err(TimeError("must be more than nothing".to_owned())),
+            Ok(Duration::ZERO) => Err(TimeError("must be greater than zero".to_owned())),
             Ok(duration) => Ok(Self(duration)),
             Err(_) if text.parse::<f64>().is_ok() => {
                 Err(TimeError(format!("a time needs a unit: {text}s, {text}ms, {text}min")))
             }
-            Err(error) => Err(TimeError(format!("{text:?} is no time ({error}): expected one as in 30s, 500ms or 1m"))),
+            Err(error) => Err(TimeError(format!("{text:?} is not a time ({error}): write one as in 30s, 500ms or 1m"))),
         }
     }
 }
@@ -100,7 +100,7 @@ mod tests {
         assert_eq!("1m".parse(), Ok(Time(Duration::from_secs(60))));
         let problem = |text: &str| text.parse::<Time>().unwrap_err().to_string();
         assert_eq!(problem("30"), "a time needs a unit: 30s, 30ms, 30min");
-        assert!(problem("0s").contains("more than nothing"));
+        assert!(problem("0s").contains("greater than zero"));
         assert!(problem("soon").contains("soon"));
         assert!("-1s".parse::<Time>().is_err());
     }

@@ -250,7 +250,7 @@ fn the_number_of_questions_in_a_step_is_bounded() {
     script.extend(clients.clone().map(|pid| socket(2, pid, u64::from(pid) * 64)));
     script.push(Scripted::EndRound(monotonic(3 * SECOND)));
     for (pipeline, at_once) in [
-        (Pipeline::new(config(), None), QUESTIONS),
+        (Pipeline::new(config(), None), MAX_QUESTIONS),
         (Pipeline::new(config(), None).without_question_limit(), clients.len()),
     ] {
         let (mut pipeline, mut source, mut given) = (pipeline, Fake::new(script.clone()), Given::default());

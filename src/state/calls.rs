@@ -82,9 +82,9 @@ impl State {
         // program is used. After a loss, the known creator may be that of an earlier socket at this address, so the connecting
         // process becomes the owner. A joined MPTCP subflow is connected on behalf of another process.
         let is_doubtful = self.loss_history.overlaps(LostFacts::OWNERS, socket.owner_since, event.time);
-        let is_actors = socket.owner.as_ref().is_none_or(|owner| owner.pid == actor.pid);
+        let is_same_process = socket.owner.as_ref().is_none_or(|owner| owner.pid == actor.pid);
         socket.accepted_as = None; // the connection that it was accepted as has ended
-        if !socket.joined && (is_doubtful || is_actors) {
+        if !socket.joined && (is_doubtful || is_same_process) {
             socket.owner = Some(actor);
             socket.owner_since = event.time;
         }
@@ -146,13 +146,13 @@ impl State {
         self.set_owner_of_subflows(socket_key, &actor);
         let Some(flow_key) = flow_key else { return }; // its next packet attaches the socket to a flow
         // The accepted socket is not always the one that sends and has the counters: with MPTCP and SMC it is not.
-        let is_others =
+        let has_other_socket =
             self.flows.get(flow_key).is_some_and(|flow| flow.has_own_socket && flow.socket != Some(socket_key));
-        if !is_others && !self.sockets.has_subflows(socket_key) {
+        if !has_other_socket && !self.sockets.has_subflows(socket_key) {
             self.attach_socket(flow_key, socket_key);
         }
         if let Some(flow) = self.flows.get_mut(flow_key) {
-            flow.doubtful = self.processes.confirm(&actor);
+            flow.doubtful = self.processes.ask_if_doubtful(&actor);
             flow.set_owner(actor);
             flow.owner_since = now;
             flow.accepted = true;
@@ -219,7 +219,7 @@ impl State {
                 flow.note_time(now);
                 let segments = segments.filter(|_| flow.has_own_socket);
                 if let Some(segments) = segments
-                    && !self.settle_later(now, flow_key, segments)
+                    && !self.defer_settle(now, flow_key, segments)
                     && let Some(flow) = self.flows.get_mut(flow_key)
                 {
                     counting::settle(flow, now, segments);
@@ -228,7 +228,7 @@ impl State {
                 flow.reached_tcp_close = true;
                 // A connect that was abandoned before an answer came has failed, though the kernel has no error for it.
                 if is_unanswered(flow) || (error != 0 && flow.outcome == Outcome::Unknown) {
-                    flow.outcome = Outcome::Failure(if error == 0 { flow.noted_error } else { error });
+                    flow.outcome = Outcome::Failure(if error == 0 { flow.soft_error } else { error });
                 }
                 self.begin_to_close(now, flow_key);
             }
@@ -300,7 +300,7 @@ impl State {
     pub(super) fn icmp_error(&mut self, tuple: &Tuple, error: i32) {
         let Some(flow_key) = self.flows.find(&FlowId::tcp(tuple)) else { return };
         if let Some(flow) = self.flows.get_mut(flow_key).filter(|flow| is_unanswered(flow)) {
-            flow.noted_error = error;
+            flow.soft_error = error;
         }
     }
 
@@ -382,7 +382,7 @@ fn unspecified(like: Endpoint) -> IpAddr {
     }
 }
 
-/// Whether the process that closed a socket is not its owner. Their programs do not matter.
+/// Whether the process that closed a socket is not its owner. Which programs they run does not matter.
 fn is_another(owner: Option<&Process>, user: &Process) -> bool {
     owner.is_none_or(|owner| {
         let other_start = owner.start.is_some() && user.start.is_some() && owner.start != user.start;

@@ -1,4 +1,4 @@
-//! The kernel's counts of conversations, as far as they were taken into flows.
+//! The kernel's counts of conversations that were already added to flows.
 //!
 //! They outlive flows: an entry of the kernel lives as long as its socket, which may have one flow after the other.
 
@@ -21,7 +21,7 @@ pub struct Counted {
 /// What is known of a conversation.
 #[derive(Debug)]
 struct Known {
-    /// The counts that were taken into flows.
+    /// The counts that were added to flows.
     taken: Totals,
     /// Later counts, whose flow is not known yet.
     waiting: Option<Totals>,
@@ -29,10 +29,10 @@ struct Known {
 
 /// How counts relate to those of the same conversation that were taken before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Standing {
+pub enum Relation {
     /// They are the first of their entry.
     First,
-    /// These were taken before.
+    /// Counts of the same entry were taken before; these are the last of them.
     After(Totals),
     /// They are of an earlier entry.
     Outdated,
@@ -45,9 +45,9 @@ pub struct NewCounts {
     pub sent: Counters,
     /// What arrived.
     pub received: Counters,
-    /// How many of those that arrived no packet has shown, only the socket's count of segments.
+    /// How many of the received packets are known only from the socket's segment counter, not from a packet.
     pub merged: u64,
-    /// Whether received segments are among them whose headers may have had another length.
+    /// Whether the headers of some received segments may have had another length than was assumed.
     pub merged_unsure: bool,
     /// The time of the last packet.
     pub last: MonotonicTime,
@@ -90,11 +90,11 @@ impl Counted {
     }
 
     /// How these counts relate to those that were taken before.
-    pub fn standing(&self, totals: &Totals) -> Standing {
+    pub fn relation(&self, totals: &Totals) -> Relation {
         match self.conversations.get(&totals.conversation()) {
-            Some(known) if known.taken.is_of_entry(totals) => Standing::After(known.taken),
-            Some(known) if known.taken.since > totals.since => Standing::Outdated,
-            _ => Standing::First,
+            Some(known) if known.taken.is_of_entry(totals) => Relation::After(known.taken),
+            Some(known) if known.taken.since > totals.since => Relation::Outdated,
+            _ => Relation::First,
         }
     }
 
@@ -111,7 +111,7 @@ impl Counted {
     }
 
     /// Takes out the counts that wait for the conversation's flow.
-    pub fn waiting(&mut self, of: &Conversation) -> Option<Totals> {
+    pub fn take_waiting(&mut self, of: &Conversation) -> Option<Totals> {
         self.conversations.get_mut(of)?.waiting.take()
     }
 
@@ -182,13 +182,13 @@ mod tests {
     #[test]
     fn an_entry_is_told_from_those_before_and_after() {
         let mut counted = Counted::new(10);
-        assert_eq!(counted.standing(&totals(1, 2, 300, 5, 6)), Standing::First);
+        assert_eq!(counted.relation(&totals(1, 2, 300, 5, 6)), Relation::First);
         assert!(counted.take(&totals(1, 2, 300, 5, 6)));
-        assert_eq!(counted.standing(&totals(1, 2, 300, 7, 6)), Standing::After(totals(1, 2, 300, 5, 6)));
-        assert_eq!(counted.standing(&totals(1, 2, 200, 9, 9)), Standing::Outdated);
-        assert_eq!(counted.standing(&totals(1, 2, 400, 1, 1)), Standing::First);
-        assert_eq!(counted.standing(&totals(1, 3, 300, 1, 1)), Standing::First, "other ends");
-        assert_eq!(counted.standing(&totals(2, 2, 300, 1, 1)), Standing::First, "another socket");
+        assert_eq!(counted.relation(&totals(1, 2, 300, 7, 6)), Relation::After(totals(1, 2, 300, 5, 6)));
+        assert_eq!(counted.relation(&totals(1, 2, 200, 9, 9)), Relation::Outdated);
+        assert_eq!(counted.relation(&totals(1, 2, 400, 1, 1)), Relation::First);
+        assert_eq!(counted.relation(&totals(1, 3, 300, 1, 1)), Relation::First, "other ends");
+        assert_eq!(counted.relation(&totals(2, 2, 300, 1, 1)), Relation::First, "another socket");
     }
 
     #[test]
@@ -208,8 +208,8 @@ mod tests {
         let mut counted = Counted::new(10);
         let (taken, later) = (totals(1, 2, 1, 0, 0), totals(1, 2, 1, 4, 2));
         counted.keep(&taken, &later);
-        assert_eq!(counted.standing(&later), Standing::After(taken));
-        let waiting = |counted: &mut Counted| counted.waiting(&later.conversation());
+        assert_eq!(counted.relation(&later), Relation::After(taken));
+        let waiting = |counted: &mut Counted| counted.take_waiting(&later.conversation());
         assert_eq!((waiting(&mut counted), waiting(&mut counted)), (Some(later), None));
     }
 

@@ -12,8 +12,8 @@ use crate::model::flow::{Counters, Transport};
 use crate::model::time::MonotonicTime;
 use crate::model::totals::TcpTotals;
 
-/// The maximum plausible number of segments between two samples: 2 MB of 32-byte segments. A larger difference is that of
-/// another socket's counter.
+/// The maximum plausible number of segments between two samples: 2 MB of 32-byte segments. A larger difference shows
+/// that the counter is another socket's.
 const MAX_PLAUSIBLE_STEP: u32 = 1 << 16;
 
 /// The header of an IPv4 fragment without options, in bytes (RFC 791).
@@ -41,8 +41,8 @@ pub enum DroppedAs {
 
 /// Adds a packet that was seen at `now` to its flow's counters.
 ///
-/// If the kernel's clock advances by ticks, two packets of two CPUs may have the same time, and the later one may come first.
-/// The segments that were then counted for the other one are subtracted again.
+/// If the kernel's clock advances by ticks, packets of two CPUs may have the same time, and the sample of the later one may come
+/// first. It then counts the segments of the other one, too. They are subtracted when the sample of the other one comes.
 ///
 /// The segment counters of a packet that [another socket](Sender::Other) sent are not the flow's.
 pub fn add(flow: &mut LiveFlow, now: MonotonicTime, packet: &Packet, sender: Sender) {
@@ -66,7 +66,7 @@ pub fn add(flow: &mut LiveFlow, now: MonotonicTime, packet: &Packet, sender: Sen
         }
         (Transport::Tcp, PacketDirection::Outbound) => {
             let further = match packet.segments.filter(|_| sender == Sender::OwnSocket && flow.has_own_socket) {
-                Some(counted) if !may_be_overtaken(flow, is_later) || !is_overtaken(flow, counted) => {
+                Some(counted) if !may_be_overtaken(flow, is_later) || !undo_if_overtaken(flow, counted) => {
                     further_segments(flow, now, packet, counted, headers)
                 }
                 _ => 0,
@@ -79,8 +79,8 @@ pub fn add(flow: &mut LiveFlow, now: MonotonicTime, packet: &Packet, sender: Sen
 /// Adds what the kernel has counted by itself since it was last asked.
 ///
 /// Afterwards, the flow is as if each of these packets had been [added](add), so the next packet finds the right counters
-/// of segments. Until that time, samples of all other packets should have come. Segments of packets whose samples are late
-/// are counted as further segments, as [`add`] does.
+/// of segments. The samples of all other packets up to the last one of these should have come before. Segments whose samples are
+/// late are counted here as further segments, as [`add`] does.
 pub fn add_totals(flow: &mut LiveFlow, new: &NewCounts) {
     flow.note_time(new.last);
     flow.sent = flow.sent.plus(new.sent.packets, new.sent.bytes);
@@ -91,10 +91,10 @@ pub fn add_totals(flow: &mut LiveFlow, new: &NewCounts) {
         flow.received_headers.last = tcp.received_headers;
         flow.inexact.merged_segments |= new.merged_unsure;
     }
-    // At each outgoing packet, what had arrived was compared with the socket's count: those before it no longer matter.
+    // At each outgoing packet, what had arrived was compared with the socket's count: earlier headers no longer matter.
     flow.received_headers.range = match new.sent.packets {
         // Samples of packets that the kernel has no entry for may have come before.
-        0 => longer(flow.received_headers.range, tcp.received_range),
+        0 => union(flow.received_headers.range, tcp.received_range),
         _ => tcp.received_range,
     };
     if new.sent.packets == 0 {
@@ -114,10 +114,11 @@ pub fn add_totals(flow: &mut LiveFlow, new: &NewCounts) {
     flow.last_sent = LastSent { bytes, headers, segments, full: full.max(flow.last_sent.full) };
 }
 
-/// Subtracts segments that the kernel has counted as merged ones, but that were sampled: they arrived for a program that did not
-/// find their entry, or before the socket's count when the entry was made was read, and the socket counted them later.
+/// Subtracts segments that were counted twice: here by their samples, and by the kernel as merged segments.
 ///
-/// If so, more segments have been counted here than the kernel expects the socket to count.
+/// A packet is sampled if the program in the kernel does not find its entry, or before the entry exists. If the socket counts the
+/// packet only after the entry was made, the entry takes it for a merged segment. In that case, more segments have been counted
+/// here than the kernel expects the socket to count.
 fn subtract_sampled(flow: &mut LiveFlow, merged: u64, tcp: &TcpTotals) {
     let Some(baseline) = flow.segments.filter(|_| merged > 0) else { return };
     let counted = baseline.received_before.wrapping_add(flow.received.packets as u32);
@@ -137,7 +138,7 @@ pub fn further_fragments(flow: &mut LiveFlow, packet: &Fragmented) {
 }
 
 /// Subtracts a packet that was counted as sent and dropped later. `bytes` is its size with headers.
-pub fn take_back(flow: &mut LiveFlow, bytes: u32, dropped_as: DroppedAs) {
+pub fn subtract_dropped(flow: &mut LiveFlow, bytes: u32, dropped_as: DroppedAs) {
     let LastSent { headers, .. } = flow.last_sent;
     let (segments, is_exact) = match dropped_as {
         DroppedAs::Segments => flow.last_sent.segments_of(bytes),
@@ -166,15 +167,15 @@ fn note_received(flow: &mut LiveFlow, packet: &Packet, headers: u16) -> bool {
     true
 }
 
-/// Whether a packet may have been sent before another one that was counted. `is_later` is whether its time is later than all
-/// before; but the kernel's own count knows of packets whose samples are still to come.
+/// Whether a packet may have been sent before another one that was counted. Even if it is later than all packets that were
+/// sampled (`is_later`), the kernel's own count may include later packets, whose samples are still to come.
 fn may_be_overtaken(flow: &LiveFlow, is_later: bool) -> bool {
     !is_later || flow.segments.is_some_and(|baseline| baseline.late > 0)
 }
 
-/// Whether a packet was sent before another one whose sample came first. If it was counted as a further segment of the other
-/// one, this is undone.
-fn is_overtaken(flow: &mut LiveFlow, counted: Segments) -> bool {
+/// Returns whether a packet was sent before another one whose sample came first. If it was counted as a further segment of the
+/// other one, undoes this.
+fn undo_if_overtaken(flow: &mut LiveFlow, counted: Segments) -> bool {
     let Some(baseline) = &mut flow.segments else { return false };
     let behind = baseline.sent.wrapping_sub(counted.sent);
     if (behind == 0 && baseline.late == 0) || behind >= MAX_PLAUSIBLE_STEP {
@@ -191,7 +192,7 @@ fn is_overtaken(flow: &mut LiveFlow, counted: Segments) -> bool {
 /// former.
 fn further_segments(flow: &mut LiveFlow, now: MonotonicTime, packet: &Packet, counted: Segments, headers: u16) -> u64 {
     let baseline = flow.segments.unwrap_or_else(|| baseline_before(flow, packet, counted));
-    let step = since(baseline.sent, counted.sent);
+    let step = segments_between(baseline.sent, counted.sent);
     let sent_by_flow = baseline.sent_by_flow.saturating_add(u16::try_from(step).unwrap_or(u16::MAX));
     flow.segments = Some(SegmentBaseline { sent: counted.sent, sent_by_flow, ..baseline });
     let more = step.saturating_sub(1);
@@ -221,7 +222,7 @@ pub fn settle(flow: &mut LiveFlow, now: MonotonicTime, counted: Segments) {
     settle_with(flow, now, counted, flow.received.packets);
 }
 
-/// The same, if the flow had received so many packets when the socket's count was read.
+/// Like [`settle`]. The flow had received `received` packets when the socket's count was read.
 pub fn settle_with(flow: &mut LiveFlow, now: MonotonicTime, counted: Segments, received: u64) {
     let Some(baseline) = &mut flow.segments else { return };
     let arrived = counted.received.wrapping_sub(baseline.received_before);
@@ -248,12 +249,12 @@ impl Headers {
         if !may_merge {
             return;
         }
-        self.range = longer(self.range, (headers, headers));
+        self.range = union(self.range, (headers, headers));
     }
 }
 
 /// The range that contains both; 0 stands for none.
-fn longer(one: (u16, u16), other: (u16, u16)) -> (u16, u16) {
+fn union(one: (u16, u16), other: (u16, u16)) -> (u16, u16) {
     match (one, other) {
         ((0, 0), range) | (range, (0, 0)) => range,
         _ => (one.0.min(other.0), one.1.max(other.1)),
@@ -286,7 +287,7 @@ impl LastSent {
 }
 
 /// The number of segments between two values of a counter; 1 if the second value cannot be of the same socket.
-fn since(before: u32, now: u32) -> u64 {
+fn segments_between(before: u32, now: u32) -> u64 {
     let segments = now.wrapping_sub(before);
     if segments < MAX_PLAUSIBLE_STEP { u64::from(segments) } else { 1 }
 }

@@ -35,9 +35,9 @@ impl State {
             return self.mark_dropped(packet);
         };
         if let Some(flow_key) = self.flow_of_dropped(transport, packet) {
-            self.take_back(now, flow_key, transport, packet);
-        } else if let Some(flow_key) = self.translated(transport, packet) {
-            self.take_back(now, flow_key, transport, packet);
+            self.subtract_dropped(now, flow_key, transport, packet);
+        } else if let Some(flow_key) = self.only_flow_of_socket(transport, packet) {
+            self.subtract_dropped(now, flow_key, transport, packet);
             self.mark_dropped(packet);
         } else {
             self.mark_dropped(packet);
@@ -56,13 +56,13 @@ impl State {
     }
 
     /// Subtracts a dropped packet from its flow.
-    fn take_back(&mut self, now: MonotonicTime, flow_key: FlowKey, transport: Transport, packet: &Dropped) {
+    fn subtract_dropped(&mut self, now: MonotonicTime, flow_key: FlowKey, transport: Transport, packet: &Dropped) {
         let is_segments = transport == Transport::Tcp && packet.ends.is_some();
         let dropped_as = if is_segments { DroppedAs::Segments } else { DroppedAs::OnePacket };
-        let is_later = self.drop_later(now, flow_key, packet.bytes, dropped_as);
+        let is_deferred = self.defer_drop(now, flow_key, packet.bytes, dropped_as);
         if let Some(flow) = self.flows.get_mut(flow_key) {
-            if !is_later {
-                counting::take_back(flow, packet.bytes, dropped_as);
+            if !is_deferred {
+                counting::subtract_dropped(flow, packet.bytes, dropped_as);
             }
             flow.inexact.dropped_locally |= packet.may_be_drivers && self.capabilities.driver_drops_unclear;
         }
@@ -78,13 +78,13 @@ impl State {
         let socket = self.sockets.at(packet.sock).and_then(|key| self.sockets.get(key));
         let own = self.flows.chain(socket.and_then(|socket| socket.flows)).take(MAX_SEARCHED_FLOWS).find(is_between);
         // A program may forge packets of any flow with a raw socket and have them dropped. They must not be subtracted.
-        let is_kernels = socket.is_none_or(|socket| socket.udp_kind == UdpKind::Kernel);
-        own.or_else(|| is_kernels.then(|| self.sent_by_others.take(&self.flows, local, remote)).flatten())
+        let is_kernel_socket = socket.is_none_or(|socket| socket.udp_kind == UdpKind::Kernel);
+        own.or_else(|| is_kernel_socket.then(|| self.sent_by_others.take(&self.flows, local, remote)).flatten())
     }
 
     /// The only flow of the packet's socket, for a packet whose headers do not show its flow: its destination was translated, or
     /// it is a fragment.
-    fn translated(&self, transport: Transport, packet: &Dropped) -> Option<FlowKey> {
+    fn only_flow_of_socket(&self, transport: Transport, packet: &Dropped) -> Option<FlowKey> {
         let of_socket = self.sockets.get(self.sockets.at(packet.sock)?)?.flows;
         let mut all = self.flows.chain(of_socket);
         let (flow_key, others) = (all.next()?, all.next());
@@ -93,7 +93,7 @@ impl State {
         (others.is_none() && id.transport == transport && is_from_there).then_some(flow_key)
     }
 
-    /// Marks the connection of a dropped reply without a socket that is no longer remembered.
+    /// Marks the connection of a dropped socketless reply that cannot be subtracted.
     fn mark_connection_of_reply(&mut self, packet: &Dropped) {
         let (Some(Transport::Tcp), Some((local, remote))) = (packet.transport, packet.ends) else { return };
         let id = FlowId::tcp(&Tuple { net: None, local, remote });

@@ -50,7 +50,7 @@ impl From<Option<SockAddress>> for Scope {
 /// Whether a flow is observed from its first packet or call on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Beginning {
-    /// It is.
+    /// Its first packet or call was seen.
     Seen,
     /// Earlier packets were not seen.
     Missed,
@@ -156,7 +156,7 @@ pub struct LiveFlow {
     pub outcome: Outcome,
     /// The error that the kernel may have noted for a connect without reporting it (`sock.sk_err_soft`), a positive
     /// errno; 0 if there was none.
-    pub noted_error: i32,
+    pub soft_error: i32,
     /// The name that its owner looked up for the remote.
     pub domain: Option<Box<Arc<str>>>,
     /// The tick of its timer. Earlier timers are stale.
@@ -199,7 +199,7 @@ impl LiveFlow {
             inexact: Inexact::default(),
             complete: false,
             outcome: Outcome::Unknown,
-            noted_error: 0,
+            soft_error: 0,
             domain: None,
             armed: Tick::default(),
             previous: None,
@@ -347,7 +347,7 @@ impl Flows {
         self.slots.get_mut(key)
     }
 
-    /// All of them.
+    /// The keys of all flows.
     pub fn keys(&self) -> Vec<FlowKey> {
         self.slots.keys().collect()
     }

@@ -156,7 +156,7 @@ pub struct StateStats {
     pub flows_evicted: u64,
     /// Live flows now.
     pub flows_live: u64,
-    /// Connections known now whose flow has ended, but which go on.
+    /// Connections that go on now although their flow has ended.
     pub idle_connections_live: u64,
     /// Connections without a socket that found no room: their last packets then have no known owner.
     pub idle_connections_evicted: u64,
@@ -201,7 +201,7 @@ pub struct StateStats {
     pub event_sockets_live: u64,
     /// Sockets that found no room in that table: their events have fewer fields.
     pub event_sockets_refused: u64,
-    /// Calls whose return was not seen.
+    /// Calls whose return was not seen, or that were not tracked because too many were in progress.
     pub calls_unfinished: u64,
 }
 
@@ -226,7 +226,7 @@ pub struct State {
     /// The kernel's counts.
     counted: Counted,
     questions: Questions,
-    /// All events up to this time have been taken in.
+    /// All events up to this time have been processed.
     horizon: MonotonicTime,
     /// Whether no more events come.
     is_ending: bool,
@@ -360,7 +360,7 @@ impl State {
     pub fn finished(&mut self) -> std::vec::Drain<'_, Flow> {
         for flow in self.finished.iter_mut().filter(|flow| flow.domain.is_none()) {
             if let Owner::Process(owner) = &flow.owner
-                && names::begins_with_its_start(flow.transport, flow.complete)
+                && names::began_with_flow(flow.transport, flow.complete)
             {
                 flow.domain = self.name_tracker.name(owner, flow.remote.ip, flow.start).cloned();
             }

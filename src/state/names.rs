@@ -50,7 +50,7 @@ pub struct NameTracker {
     forks: VecDeque<(MonotonicTime, ProcessId, ProcessId)>,
     /// Flows that wait for late answers from before their start, in order of their start.
     waiting: VecDeque<(MonotonicTime, FlowKey)>,
-    expires: MonotonicTime,
+    next_expiry: MonotonicTime,
     forks_forgotten: u64,
 }
 
@@ -85,7 +85,7 @@ impl NameTracker {
             unclaimed: Unclaimed::default(),
             forks: VecDeque::new(),
             waiting: VecDeque::new(),
-            expires: MonotonicTime::ZERO,
+            next_expiry: MonotonicTime::ZERO,
             forks_forgotten: 0,
         }
     }
@@ -209,8 +209,8 @@ impl NameTracker {
         let earliest_answer = now.saturating_sub(MAX_ANSWER_DELAY);
         let old = self.forks.partition_point(|(forked, ..)| *forked <= earliest_answer);
         self.forks.drain(..old);
-        if now >= self.expires {
-            self.expires = now.saturating_add(EXPIRY_INTERVAL);
+        if now >= self.next_expiry {
+            self.next_expiry = now.saturating_add(EXPIRY_INTERVAL);
             self.names.expire(now.as_nanos());
         }
     }
@@ -262,7 +262,7 @@ impl State {
     pub(super) fn name_flows(&mut self, now: MonotonicTime) {
         while let Some(flow_key) = self.name_tracker.next_ready(now) {
             let nameless =
-                |flow: &&mut LiveFlow| flow.domain.is_none() && begins_with_its_start(flow.id.transport, flow.complete);
+                |flow: &&mut LiveFlow| flow.domain.is_none() && began_with_flow(flow.id.transport, flow.complete);
             let Some(flow) = self.flows.get_mut(flow_key).filter(nameless) else { continue };
             let owner = flow.owner.as_deref();
             let name = owner.and_then(|owner| self.name_tracker.name(owner, flow.id.remote.ip, flow.start));
@@ -273,7 +273,7 @@ impl State {
 
 /// Whether the conversation began with its flow, so that the answers from before it are known. A TCP connection may be
 /// older than its flow, if its first packets were not seen.
-pub(super) fn begins_with_its_start(transport: Transport, complete: bool) -> bool {
+pub(super) fn began_with_flow(transport: Transport, complete: bool) -> bool {
     transport == Transport::Udp || complete
 }
 

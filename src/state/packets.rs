@@ -79,8 +79,8 @@ impl State {
             (_, UdpKind::Kernel | UdpKind::Unknown) if packet.data_len > 0 => true,
             (PacketDirection::Outbound, _) => {
                 let head = self.capabilities.gso_head_len.max(u32::from(headers));
-                let is_joined = packet.data_len > 0 && bytes.saturating_sub(packet.data_len) == head;
-                is_joined || (socket.uses_gso && bytes <= self.capabilities.gso_head_len)
+                let is_gso = packet.data_len > 0 && bytes.saturating_sub(packet.data_len) == head;
+                is_gso || (socket.uses_gso && bytes <= self.capabilities.gso_head_len)
             }
             _ => false,
         }
@@ -205,7 +205,7 @@ impl State {
             flow.domain = idle.domain;
         }
         if let Some(owner) = idle.owner.filter(|_| flow.owner.is_none()) {
-            flow.doubtful = self.processes.confirm(&owner);
+            flow.doubtful = self.processes.ask_if_doubtful(&owner);
             flow.owner = Some(self.processes.latest(&owner));
             (flow.owner_since, flow.accepted) = (idle.owner_since, idle.accepted);
         }
@@ -255,7 +255,7 @@ impl State {
         }
         let Some(socket_key) = self.socket_at(now, packet.sock) else { return };
         if packet.is_syn_ack() {
-            // A connection that has no socket yet is answered by the listener or its request.
+            // The SYN-ACK of a connection without a socket is sent by the listener or by a request socket.
             self.flows.link(flow_key, socket_key, &mut self.sockets);
             self.set_owner_to_listeners(flow_key, socket_key);
         } else {
@@ -266,12 +266,12 @@ impl State {
     /// Until a connection is accepted, it belongs to its listener's owner. The kernel makes listeners of its own for
     /// MPTCP sockets. Further subflows may arrive there, of connections that other processes have accepted.
     pub(super) fn set_owner_to_listeners(&mut self, flow_key: FlowKey, listener: SocketKey) {
-        let is_programs = |listener: &&Socket| listener.udp_kind != UdpKind::Kernel;
-        let Some(listener) = self.sockets.get(listener).filter(is_programs) else { return };
+        let is_program_socket = |listener: &&Socket| listener.udp_kind != UdpKind::Kernel;
+        let Some(listener) = self.sockets.get(listener).filter(is_program_socket) else { return };
         let (Some(flow), Some(owner)) = (self.flows.get_mut(flow_key), &listener.owner) else { return };
         flow.set_owner(self.processes.latest(owner));
         flow.owner_since = listener.owner_since;
-        flow.doubtful = self.processes.confirm(owner);
+        flow.doubtful = self.processes.ask_if_doubtful(owner);
     }
 
     /// Attaches a flow's own socket, and gives the flow the socket's owner.
@@ -294,7 +294,7 @@ impl State {
             flow.set_owner(self.processes.latest(owner));
             flow.owner_since = socket.owner_since;
             flow.accepted = true;
-            flow.doubtful = self.processes.confirm(owner);
+            flow.doubtful = self.processes.ask_if_doubtful(owner);
         } else if socket.joined {
             flow.set_owner(None);
         }

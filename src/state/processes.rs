@@ -256,13 +256,13 @@ impl Processes {
             Some(group) => moves::in_control_group(process, group),
             None => process,
         };
-        let is_to_find = start_group.is_some() && process.containers.is_none();
+        let needs_lookup = start_group.is_some() && process.containers.is_none();
         if self.insert(process, Threads::leader())
             && let Some(entry) = self.by_pid.get_mut(&fork.child)
         {
             (entry.confirmed_in, entry.losses) = (sure, losses);
         }
-        if is_to_find {
+        if needs_lookup {
             self.want_details(fork.child);
         }
     }
@@ -274,8 +274,8 @@ impl Processes {
 
     /// `pid` executed another program. Its calling thread is the only one left, and now the main thread.
     pub fn exec(&mut self, pid: u32, exec: &Exec) {
-        let ran = self.execs.join_left(pid, ()).map(|((), ran)| ran);
-        self.change(pid, pid, |process| process.image = Arc::new(image(exec, ran, &process.image)));
+        let file = self.execs.join_left(pid, ()).map(|((), file)| file);
+        self.change(pid, pid, |process| process.image = Arc::new(image(exec, file, &process.image)));
         self.forget_other_threads(pid, Threads::leader());
         if let Some(entry) = self.by_pid.get_mut(&pid) {
             entry.confirmed_in = self.epoch;
@@ -296,7 +296,7 @@ impl Processes {
     /// `pid` has these users and groups from now on.
     pub fn credentials(&mut self, pid: u32, tid: u32, credentials: Credentials) {
         self.note_alive(pid, tid);
-        // This is the first event of an exec, so a half that still waits belongs to an earlier one.
+        // An exec begins with new credentials, so a half that still waits belongs to an earlier exec.
         self.execs.forget(pid);
         let may_exec = self.programs.may_change_with_credentials();
         if !may_exec && self.by_pid.get(&pid).is_some_and(|entry| entry.process.credentials == Some(credentials)) {

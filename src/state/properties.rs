@@ -273,7 +273,7 @@ proptest! {
             state.expire(monotonic(now));
             state.check();
             while let Some(question) = state.next_question() {
-                let answer = (totals.received.packets % 3 > 0).then_some(Totals { sock: question.of.sock, ..*totals });
+                let answer = (totals.received.packets % 3 > 0).then_some(Totals { sock: question.conversation.sock, ..*totals });
                 state.answer(question, answer, monotonic(now + ahead * SECOND));
                 state.check();
             }

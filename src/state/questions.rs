@@ -2,7 +2,7 @@
 //!
 //! A question is asked when a flow's timer is due, when a full table makes it end, when another conversation takes its
 //! addresses, and when a packet of it is dropped. An answer may know of packets whose events have not come yet. Then it waits
-//! until all events up to the time of the answer have been taken in, so that counts and events stay in order.
+//! until all events up to the time of the answer have been processed, so that counts and events stay in order.
 
 use std::collections::VecDeque;
 
@@ -31,7 +31,7 @@ new_key_type! {
 #[derive(Debug, Clone, Copy)]
 pub struct Question {
     /// The conversation.
-    pub of: Conversation,
+    pub conversation: Conversation,
     about: Subject,
 }
 
@@ -42,12 +42,12 @@ enum Subject {
     Replaced(ReplacedKey),
 }
 
-/// An answer.
+/// An answer about the kernel's counts.
 #[derive(Debug)]
-pub struct Answer {
-    /// The answer is about the time up to this moment.
+pub struct TotalsAnswer {
+    /// When the kernel's counts were read.
     pub at: MonotonicTime,
-    /// All events up to this moment had been taken in when the question was asked.
+    /// All events up to this moment had been processed when the question was asked.
     pub asked: MonotonicTime,
     /// The answer itself.
     pub totals: Option<Totals>,
@@ -60,9 +60,9 @@ pub enum Purpose {
     /// Its timer was due at this time.
     Timer(MonotonicTime),
     /// It ends, because the table of flows is full.
-    Room,
-    /// Something that waits for its counts.
-    Facts,
+    Eviction,
+    /// Its counts must be complete: something waits for them, or the monitor stops.
+    Counts,
 }
 
 /// What waits for a flow's counts.
@@ -70,17 +70,17 @@ pub enum Purpose {
 pub struct Waiting {
     /// Whether a question is open.
     is_asked: bool,
-    /// When the timer was due for which the question was asked.
+    /// When the timer that asked the question was due.
     pub timer: Option<MonotonicTime>,
     /// Whether the flow ends with the answer, because the table of flows is full.
     pub evicted: bool,
-    facts: Facts,
+    deferred: Deferred,
 }
 
-/// Facts that can only be used together with all counts up to their time.
+/// What can be applied to a flow only together with all counts up to its time.
 #[derive(Debug, Default)]
-struct Facts {
-    /// The time of the last of them.
+struct Deferred {
+    /// The time of the last part of it.
     until: MonotonicTime,
     /// Sizes of dropped packets in bytes, with their headers.
     dropped: Vec<(u32, DroppedAs)>,
@@ -97,7 +97,7 @@ pub struct Replaced {
     pub sock: SockAddress,
     /// Why it has ended.
     pub reason: Reason,
-    facts: Facts,
+    deferred: Deferred,
 }
 
 /// Open questions, and flows that wait for answers.
@@ -105,8 +105,8 @@ pub struct Replaced {
 pub struct Questions {
     open: VecDeque<Question>,
     /// Answers that wait for events, in order of time.
-    answers: VecDeque<Answer>,
-    /// The sockets that were freed while answers waited, with the time of that.
+    answers: VecDeque<TotalsAnswer>,
+    /// The sockets that were freed while answers waited, and when.
     freed: HashMap<SockAddress, MonotonicTime, foldhash::fast::RandomState>,
     waiting: HashMap<FlowKey, Waiting, foldhash::fast::RandomState>,
     replaced: SlotMap<ReplacedKey, Replaced>,
@@ -120,27 +120,27 @@ impl Questions {
         let waiting = self.waiting.entry(flow_key).or_default();
         match purpose {
             Purpose::Timer(due) => waiting.timer = Some(due),
-            Purpose::Room if !waiting.evicted => {
+            Purpose::Eviction if !waiting.evicted => {
                 waiting.evicted = true;
                 self.evicted += 1;
             }
-            Purpose::Room | Purpose::Facts => {}
+            Purpose::Eviction | Purpose::Counts => {}
         }
         if !waiting.is_asked {
             waiting.is_asked = true;
             let FlowId { local, remote, .. } = *id;
-            let of = Conversation { sock, local, remote };
-            self.open.push_back(Question { of, about: Subject::Live(flow_key) });
+            let conversation = Conversation { sock, local, remote };
+            self.open.push_back(Question { conversation, about: Subject::Live(flow_key) });
         }
     }
 
     /// Keeps a flow that was replaced, and asks about it.
     pub fn hold(&mut self, flow: LiveFlow, sock: SockAddress, reason: Reason, waiting: Option<Waiting>) {
-        let facts = waiting.map(|waiting| waiting.facts).unwrap_or_default();
+        let deferred = waiting.map(|waiting| waiting.deferred).unwrap_or_default();
         let FlowId { local, remote, .. } = flow.id;
-        let key = self.replaced.insert(Replaced { flow, sock, reason, facts });
-        let of = Conversation { sock, local, remote };
-        self.open.push_back(Question { of, about: Subject::Replaced(key) });
+        let key = self.replaced.insert(Replaced { flow, sock, reason, deferred });
+        let conversation = Conversation { sock, local, remote };
+        self.open.push_back(Question { conversation, about: Subject::Replaced(key) });
     }
 
     /// Whether another flow that was replaced may wait.
@@ -154,12 +154,12 @@ impl Questions {
     }
 
     /// Keeps an answer until its time.
-    pub fn keep(&mut self, answer: Answer) {
+    pub fn keep(&mut self, answer: TotalsAnswer) {
         self.answers.push_back(answer);
     }
 
-    /// Takes out the next answer that is about a time not after `now`.
-    pub fn next_answer(&mut self, now: MonotonicTime) -> Option<Answer> {
+    /// Takes out the next answer whose time has been reached at `now`.
+    pub fn next_answer(&mut self, now: MonotonicTime) -> Option<TotalsAnswer> {
         match self.answers.front() {
             Some(answer) if answer.at <= now => self.answers.pop_front(),
             Some(_) => None,
@@ -178,33 +178,34 @@ impl Questions {
     }
 
     /// Whether the socket was freed after the question was asked.
-    pub fn is_freed(&self, sock: SockAddress, answer: &Answer) -> bool {
+    pub fn is_freed(&self, sock: SockAddress, answer: &TotalsAnswer) -> bool {
         self.freed.get(&sock).is_some_and(|freed| *freed >= answer.asked)
     }
 
-    /// The flow that the answer is about has been answered. Returns its key and what waited for the answer, if it is live.
+    /// Notes that the question about a live flow was answered. Returns the flow's key, when the timer that waited was due, and
+    /// whether the flow ends now, because the table of flows is full. `None` if the flow has ended.
     pub fn answered_live(
         &mut self,
-        answer: &Answer,
+        answer: &TotalsAnswer,
         flows: &mut Flows,
     ) -> Option<(FlowKey, Option<MonotonicTime>, bool)> {
         let Subject::Live(flow_key) = answer.about else { return None };
         let waiting = self.waiting.get_mut(&flow_key)?;
         waiting.is_asked = false;
-        // Also if the kernel knows nothing of the socket: then all of its counts have come.
-        waiting.facts.counted(flows.get_mut(flow_key)?, 0, answer.asked);
+        // This holds even if the kernel knows nothing of the socket: then all of its counts have come.
+        waiting.deferred.counted(flows.get_mut(flow_key)?, 0, answer.asked);
         let (timer, evicted) = (waiting.timer.take(), waiting.evicted);
-        if !evicted && waiting.facts.is_empty() {
+        if !evicted && waiting.deferred.is_empty() {
             self.waiting.remove(&flow_key);
         }
         Some((flow_key, timer, evicted))
     }
 
     /// Takes out the flow that the answer is about, if it was replaced.
-    pub fn answered_replaced(&mut self, answer: &Answer) -> Option<Replaced> {
+    pub fn answered_replaced(&mut self, answer: &TotalsAnswer) -> Option<Replaced> {
         let Subject::Replaced(key) = answer.about else { return None };
         let mut replaced = self.replaced.remove(key)?;
-        std::mem::take(&mut replaced.facts).apply(&mut replaced.flow);
+        std::mem::take(&mut replaced.deferred).apply(&mut replaced.flow);
         Some(replaced)
     }
 
@@ -212,7 +213,7 @@ impl Questions {
     pub fn freed_replaced(&mut self, sock: SockAddress) -> Option<Replaced> {
         let (key, _) = self.replaced.iter().find(|(_, one)| one.sock == sock)?;
         let mut replaced = self.replaced.remove(key)?;
-        std::mem::take(&mut replaced.facts).apply(&mut replaced.flow);
+        std::mem::take(&mut replaced.deferred).apply(&mut replaced.flow);
         Some(replaced)
     }
 
@@ -225,35 +226,35 @@ impl Questions {
         self.replaced.values_mut().find(|one| is_it(one))
     }
 
-    /// When the timer of a flow was due that waits for an answer.
+    /// When the timer of a flow that waits for an answer was due.
     pub fn timer(&self, flow_key: FlowKey) -> Option<MonotonicTime> {
         self.waiting.get(&flow_key)?.timer
     }
 
     /// A packet of the flow was dropped. Returns whether it is kept.
     pub fn dropped(&mut self, flow_key: FlowKey, now: MonotonicTime, bytes: u32, dropped_as: DroppedAs) -> bool {
-        let facts = &mut self.waiting.entry(flow_key).or_default().facts;
-        let has_room = facts.dropped.len() < MAX_DROPPED;
+        let deferred = &mut self.waiting.entry(flow_key).or_default().deferred;
+        let has_room = deferred.dropped.len() < MAX_DROPPED;
         if has_room {
-            facts.until = facts.until.max(now);
-            facts.dropped.push((bytes, dropped_as));
+            deferred.until = deferred.until.max(now);
+            deferred.dropped.push((bytes, dropped_as));
         }
         has_room
     }
 
     /// The flow's socket was closed. Its segment counters are kept until the counts up to then are known.
     pub fn closed(&mut self, flow_key: FlowKey, now: MonotonicTime, segments: Segments, received: u64) {
-        let facts = &mut self.waiting.entry(flow_key).or_default().facts;
-        facts.until = facts.until.max(now);
-        facts.closed = Some((segments, received));
+        let deferred = &mut self.waiting.entry(flow_key).or_default().deferred;
+        deferred.until = deferred.until.max(now);
+        deferred.closed = Some((segments, received));
     }
 
-    /// Counts were added to the flow, which had so many received packets among them. They are complete up to `until`. Uses
-    /// what has waited for them.
+    /// Counts with `received` received packets were added to the flow. They are complete up to `until`. Applies what has waited
+    /// for them.
     pub fn counted(&mut self, flow_key: FlowKey, flow: &mut LiveFlow, received: u64, until: MonotonicTime) {
         let Some(waiting) = self.waiting.get_mut(&flow_key) else { return };
-        waiting.facts.counted(flow, received, until);
-        if !waiting.is_asked && !waiting.evicted && waiting.facts.is_empty() {
+        waiting.deferred.counted(flow, received, until);
+        if !waiting.is_asked && !waiting.evicted && waiting.deferred.is_empty() {
             self.waiting.remove(&flow_key);
         }
     }
@@ -278,32 +279,32 @@ impl Questions {
 }
 
 impl Question {
-    /// Whether these totals are of other ends.
-    pub fn is_not(&self, totals: &Totals) -> bool {
-        self.of != totals.conversation()
+    /// Whether these totals are of another conversation: the same socket, but other ends.
+    pub fn has_other_ends_than(&self, totals: &Totals) -> bool {
+        self.conversation != totals.conversation()
     }
 
-    /// Its answer, which is about the time up to `at`. All events up to `asked` had been taken in when it was asked.
-    pub fn answer(self, totals: Option<Totals>, at: MonotonicTime, asked: MonotonicTime) -> Answer {
-        Answer { at, asked, totals, about: self.about }
+    /// Its answer, from counts that were read at `at`. All events up to `asked` had been processed when it was asked.
+    pub fn answer(self, totals: Option<Totals>, at: MonotonicTime, asked: MonotonicTime) -> TotalsAnswer {
+        TotalsAnswer { at, asked, totals, about: self.about }
     }
 }
 
 impl Waiting {
-    /// No more counts will come: uses what has waited for them.
+    /// No more counts will come: applies what has waited for them.
     pub fn apply(self, flow: &mut LiveFlow) {
-        self.facts.apply(flow);
+        self.deferred.apply(flow);
     }
 }
 
 impl Replaced {
     /// See [`Questions::counted`].
     pub fn counted(&mut self, received: u64, until: MonotonicTime) {
-        self.facts.counted(&mut self.flow, received, until);
+        self.deferred.counted(&mut self.flow, received, until);
     }
 }
 
-impl Facts {
+impl Deferred {
     fn is_empty(&self) -> bool {
         self.dropped.is_empty() && self.closed.is_none()
     }
@@ -322,7 +323,7 @@ impl Facts {
             counting::settle_with(flow, self.until, segments, received);
         }
         for (bytes, dropped_as) in self.dropped {
-            counting::take_back(flow, bytes, dropped_as);
+            counting::subtract_dropped(flow, bytes, dropped_as);
         }
     }
 }

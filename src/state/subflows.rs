@@ -24,15 +24,15 @@ impl State {
             // accepted: the owner known at this address is an earlier socket's.
             self.closed(now, Some(mptcp), SocketEnd::Freed);
         }
-        let joined = joined || was_joined || owner.as_ref().is_some_and(|maker| maker.kernel);
-        let Some(of) = self.socket_at(now, Some(mptcp)) else { return };
-        let known = self.owner_of_mptcp(of, socket_key);
-        self.sockets.add_subflow(of, socket_key);
+        let joined = joined || was_joined || owner.as_ref().is_some_and(|creator| creator.kernel);
+        let Some(mptcp_key) = self.socket_at(now, Some(mptcp)) else { return };
+        let known = self.owner_of_mptcp(mptcp_key, socket_key);
+        self.sockets.add_subflow(mptcp_key, socket_key);
         if let Some(subflow) = self.sockets.get_mut(socket_key) {
             subflow.joined = joined;
         }
         match (known, owner) {
-            // The process itself may be known more recently by its own calls, so it stays as it is.
+            // It is the same process. The subflow's own calls may show it as it was more recently, so nothing changes.
             (Some(known), Some(owner)) if known.pid == owner.pid => {}
             (Some(known), _) => self.set_owner_of(socket_key, Some(&known)),
             // It got its owner before, and the MPTCP socket has been closed since.

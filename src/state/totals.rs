@@ -1,9 +1,9 @@
-//! Takes the kernel's own counts into flows.
+//! Adds the kernel's own counts to flows.
 
-use super::counted::{NewCounts, Standing};
+use super::counted::{NewCounts, Relation};
 use super::counting::DroppedAs;
 use super::flows::{Beginning, FlowId, FlowKey, LiveFlow};
-use super::questions::{Answer, Purpose, Question};
+use super::questions::{Purpose, Question, TotalsAnswer};
 use super::sockets::{SocketKey, UdpKind};
 use super::{State, counting};
 use crate::model::event::{Segments, Tuple};
@@ -15,17 +15,17 @@ use crate::model::totals::{Conversation, Totals};
 impl State {
     /// The kernel's counts of a conversation. They are complete up to `until`.
     ///
-    /// What is new of them belongs to the flow of this socket between these ends. If there is none, it begins with them, or they
-    /// wait for the packet that shows their flow.
+    /// New counts belong to the flow of this socket between these ends. If there is none, a flow begins with them, or they wait
+    /// for the packet that shows their flow.
     pub(super) fn totals(&mut self, totals: &Totals, until: MonotonicTime) {
         if !self.config.flows {
             return;
         }
-        // Counts from before the flow's first sample would have been reported before that.
-        let (before, is_first) = match self.counted.standing(totals) {
-            Standing::First => (Totals::none_of(totals), true),
-            Standing::After(before) => (before, false),
-            Standing::Outdated => {
+        // An entry's counts are reported before its next sample, so the first counts of a flow hold nothing from before the flow.
+        let (before, is_first) = match self.counted.relation(totals) {
+            Relation::First => (Totals::none_of(totals), true),
+            Relation::After(before) => (before, false),
+            Relation::Outdated => {
                 self.stats.totals_outdated += 1;
                 return;
             }
@@ -41,7 +41,7 @@ impl State {
         let is_known = self.flow_of(totals).is_some() || self.questions.replaced_mut(totals).is_some();
         if !is_known && new.is_some() {
             // Earlier counts that have waited are contained in these.
-            let _ = self.counted.waiting(&totals.conversation());
+            let _ = self.counted.take_waiting(&totals.conversation());
             if !self.begin_with(totals) {
                 self.counted.keep(&before, totals);
                 return;
@@ -101,8 +101,8 @@ impl State {
             UdpKind::Kernel | UdpKind::Unknown => totals.nonlinear_datagrams,
             UdpKind::Single => false,
         };
-        let joined = socket.uses_gso && totals.short_datagrams;
-        (new.received.packets > 0 && merged) || (new.sent.packets > 0 && joined)
+        let may_be_gso = socket.uses_gso && totals.short_datagrams;
+        (new.received.packets > 0 && merged) || (new.sent.packets > 0 && may_be_gso)
     }
 
     /// The live flow of a socket between these ends.
@@ -116,8 +116,8 @@ impl State {
         self.flows.chain(socket.flows).find(|flow_key| self.flows.get(*flow_key).is_some_and(|flow| is_it(flow.id)))
     }
 
-    /// Begins a flow of which only counts are known, because its last flow was ended to make room. Returns whether its socket is
-    /// known.
+    /// Begins a flow that only counts show, because the conversation's last flow was ended to make room. Returns whether its
+    /// socket is known.
     fn begin_with(&mut self, totals: &Totals) -> bool {
         let Totals { sock, transport, local, remote, last, .. } = *totals;
         if transport == Transport::Udp {
@@ -143,7 +143,7 @@ impl State {
             return;
         };
         let FlowId { local, remote, .. } = id;
-        if let Some(totals) = self.counted.waiting(&Conversation { sock, local, remote }) {
+        if let Some(totals) = self.counted.take_waiting(&Conversation { sock, local, remote }) {
             self.totals(&totals, totals.last);
         }
     }
@@ -180,9 +180,9 @@ impl State {
         due.zip(self.flows.get(flow_key)).is_some_and(|(due, flow)| self.deadline(flow) <= due)
     }
 
-    /// A packet of a flow was dropped. Returns false if it can be subtracted at once: if it is certain how many packets it is, and
-    /// more than that are known to have been sent.
-    pub(super) fn drop_later(
+    /// Defers a dropped packet of a flow until the flow's counts are known. Returns false if it must be subtracted at once: it is
+    /// certainly one packet and is already among those counted as sent, or there is nothing to ask.
+    pub(super) fn defer_drop(
         &mut self,
         now: MonotonicTime,
         flow_key: FlowKey,
@@ -191,7 +191,7 @@ impl State {
     ) -> bool {
         let sent = self.flows.get(flow_key).map(|flow| flow.sent).unwrap_or_default();
         let is_certain = dropped_as == DroppedAs::OnePacket && sent.packets > 0 && sent.bytes >= bytes.into();
-        if is_certain || !self.ask(flow_key, Purpose::Facts) {
+        if is_certain || !self.ask(flow_key, Purpose::Counts) {
             return false;
         }
         if !self.questions.dropped(flow_key, now, bytes, dropped_as)
@@ -202,8 +202,9 @@ impl State {
         true
     }
 
-    /// The socket of a flow was closed, with these segment counters. Returns false if the flow's counts are complete.
-    pub(super) fn settle_later(&mut self, now: MonotonicTime, flow_key: FlowKey, segments: Segments) -> bool {
+    /// The socket of a flow was closed, with these segment counters. Defers them until the flow's counts are known. Returns false
+    /// if these are complete.
+    pub(super) fn defer_settle(&mut self, now: MonotonicTime, flow_key: FlowKey, segments: Segments) -> bool {
         let Some(flow) = self.flows.get(flow_key) else { return false };
         let is_counted = self.counted_sock(flow).is_some();
         if is_counted {
@@ -217,14 +218,14 @@ impl State {
         self.questions.next()
     }
 
-    /// Takes in the answer to a question: what the kernel had counted at the time `at`, or `None` if it knows nothing of the
+    /// Processes the answer to a question: what the kernel had counted at the time `at`, or `None` if it knows nothing of the
     /// socket.
     ///
-    /// If it knows of packets that are later than all events so far, it is used once all events up to `at` have been taken in.
+    /// If it knows of packets that are later than all events so far, it is used once all events up to `at` have been processed.
     /// The kernel may count other ends of the socket instead: then all packets of these ends are events.
     pub fn answer(&mut self, question: Question, totals: Option<Totals>, at: MonotonicTime) {
         let (others, own) = match totals {
-            Some(totals) if question.is_not(&totals) => (Some(totals), None),
+            Some(totals) if question.has_other_ends_than(&totals) => (Some(totals), None),
             own => (None, own),
         };
         let is_past = at <= self.horizon
@@ -238,14 +239,14 @@ impl State {
         }
     }
 
-    /// Uses the answers that are about a time not after the present.
+    /// Uses the answers whose time has been reached.
     pub(super) fn use_answers(&mut self) {
         while let Some(answer) = self.questions.next_answer(self.horizon) {
             self.use_answer(&answer);
         }
     }
 
-    fn use_answer(&mut self, answer: &Answer) {
+    fn use_answer(&mut self, answer: &TotalsAnswer) {
         if let Some(totals) = &answer.totals
             && !self.questions.is_freed(totals.sock, answer)
         {
@@ -269,12 +270,12 @@ impl State {
             self.use_answer(&answer);
         }
         for flow_key in self.flows.keys() {
-            self.ask(flow_key, Purpose::Facts);
+            self.ask(flow_key, Purpose::Counts);
         }
     }
 }
 
-/// Adds new counts to a flow. Returns how many packets that were. If there is no room to remember them, so that they would be
+/// Adds new counts to a flow. Returns the number of packets. If there is no room to remember them, so that they would be
 /// added again, the flow is marked instead.
 fn add(flow: &mut LiveFlow, new: &NewCounts, has_room: bool) -> u64 {
     if !has_room {

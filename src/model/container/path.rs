@@ -8,7 +8,7 @@
 /// Hexadecimal digits in the id of a container of Docker, Podman, CRI-O or Kubernetes.
 const ID_LENGTH: usize = 64;
 
-/// Prefixes of an id of [`ID_LENGTH`] digits: in `PREFIX-ID.scope` (systemd's driver), in `PREFIX-ID` (cgroupfs), and
+/// Prefixes of an id of [`ID_LENGTH`] digits: in `PREFIX-ID.scope` (systemd's cgroup driver), in `PREFIX-ID` (cgroupfs), and
 /// between slice and id in `SLICE:PREFIX:ID` (cgroupfs, with a name meant for systemd). `libpod-conmon` and
 /// `crio-conmon` are missing on purpose: they are the groups of monitors.
 const PREFIXES: [&str; 7] = ["docker", "cri-containerd", "crio", "libpod", "libpod-payload", "nerdctl", "isulad"];
@@ -41,7 +41,7 @@ fn group(above: &[&str], name: &str, below: Option<&str>) -> Option<String> {
     if let Some(id) = by_id.filter(|id| is_id(id)) {
         return Some(id.to_owned());
     }
-    if let Some(name) = runtimes_own(name).or_else(|| lxc(parent, name)) {
+    if let Some(name) = runtime_scope(name).or_else(|| lxc(parent, name)) {
         return Some(name.to_owned());
     }
     if let [namespace] = above
@@ -68,7 +68,7 @@ fn prefixed(name: &str) -> Option<&str> {
 }
 
 /// The name in `runc-NAME.scope`.
-fn runtimes_own(name: &str) -> Option<&str> {
+fn runtime_scope(name: &str) -> Option<&str> {
     let (prefix, name) = name.strip_suffix(".scope")?.split_once('-')?;
     Some(name).filter(|name| RUNTIMES.contains(&prefix) && !name.is_empty())
 }

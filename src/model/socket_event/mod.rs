@@ -79,18 +79,18 @@ pub struct SocketEvent {
 /// the thread gets another, by `pthread_setname_np(3)` for instance. May contain any bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ThreadName {
-    bytes: [u8; Self::MOST],
+    bytes: [u8; Self::MAX_LEN],
     length: u8,
 }
 
 impl ThreadName {
     /// `TASK_COMM_LEN` without its NUL.
-    const MOST: usize = 15;
+    const MAX_LEN: usize = 15;
 
     /// The name at the beginning of these bytes, at most 15 of them.
     pub fn new(name: &[u8]) -> Self {
-        let mut bytes = [0; Self::MOST];
-        let length = name.len().min(Self::MOST);
+        let mut bytes = [0; Self::MAX_LEN];
+        let length = name.len().min(Self::MAX_LEN);
         bytes[..length].copy_from_slice(&name[..length]);
         Self { bytes, length: length as u8 }
     }

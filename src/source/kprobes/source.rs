@@ -110,7 +110,7 @@ impl KprobeSource {
         }
         let mut sync = ClockComparison::every(options.clock_sync_period);
         sync.compare(&mut rings, &probes);
-        let readings = Readings::by(&options.time, || now_of(&rings)).map_err(Error::Clock)?;
+        let readings = Readings::with_time_source(&options.time, || now_of(&rings)).map_err(Error::Clock)?;
         let mut summary = Summary::of(&probes, &rings, ipv6);
         let capture = NameCapture::start(&options.dns);
         if let Err(error) = &capture {
@@ -175,9 +175,9 @@ impl KprobeSource {
         if self.now() == MonotonicTime::ZERO {
             return; // no sample has shown the kernel's clock yet
         }
-        let Ok(readings) = Readings::by(&self.time, || self.now()) else { return };
+        let Ok(readings) = Readings::with_time_source(&self.time, || self.now()) else { return };
         let follow = match self.rings.clock() {
-            RingClock::Local => Clock::follow_shown,
+            RingClock::Local => Clock::follow_samples,
             _ => Clock::follow,
         };
         if let Some(moved) = follow(&mut self.clock, readings, self.max_drift) {

@@ -64,7 +64,7 @@ impl State {
             let Some((tick, flow_key)) = self.flow_timers.pop_earliest() else { return };
             if self.flows.get(flow_key).is_some_and(|flow| flow.armed == tick) {
                 self.stats.flows_evicted += 1;
-                if !self.ask(flow_key, Purpose::Room) {
+                if !self.ask(flow_key, Purpose::Eviction) {
                     self.finish(flow_key, Reason::Evicted);
                 }
             }
@@ -107,8 +107,8 @@ impl State {
         }
     }
 
-    /// A flow's timer is due. If it seems so by the packets that were sampled, asks for those that were not. A stale timer does
-    /// nothing.
+    /// A flow's timer is due. If the flow seems due by its sampled packets, first asks how many other packets the kernel has
+    /// counted. A stale timer does nothing.
     pub(in crate::state) fn flow_timer_fired(&mut self, now: MonotonicTime, tick: Tick, flow_key: FlowKey) {
         let Some(flow) = self.flows.get(flow_key).filter(|flow| flow.armed == tick) else { return };
         let seems_due = self.deadline(flow).min(self.report_due(flow)) <= now;

@@ -83,8 +83,8 @@ impl State {
     /// Whether the owner may be out of date because of a loss.
     fn may_have_other_owner(&self, flow: &LiveFlow) -> bool {
         // Until it is accepted, a connection belongs to the listener's owner.
-        let is_listeners = flow.id.transport == Transport::Tcp && flow.direction != Direction::Egress;
-        let is_accepted = !is_listeners || flow.accepted;
+        let may_have_listener = flow.id.transport == Transport::Tcp && flow.direction != Direction::Egress;
+        let is_accepted = !may_have_listener || flow.accepted;
         self.loss_history.overlaps(LostFacts::OWNERS, flow.owner_since, flow.start)
             || (!is_accepted && self.loss_history.overlaps(LostFacts::ACCEPTS, flow.owner_since, MonotonicTime::MAX))
             || (flow.doubtful && flow.owner.as_ref().is_some_and(|owner| self.processes.is_doubtful(owner)))
@@ -118,7 +118,7 @@ pub(super) fn has_socket(flow: &LiveFlow) -> bool {
 fn outcome(flow: &LiveFlow) -> Outcome {
     let nothing = flow.sent.packets == 0 && flow.received.packets == 0;
     match flow.outcome {
-        Outcome::Unknown if nothing => Outcome::Failure(flow.noted_error),
+        Outcome::Unknown if nothing => Outcome::Failure(flow.soft_error),
         outcome => outcome,
     }
 }

@@ -26,8 +26,8 @@ impl Processes {
         }
     }
 
-    /// Whether what is known of a process may be out of date because of a loss. If so, a lookup is requested.
-    pub fn confirm(&mut self, process: &Process) -> bool {
+    /// Returns whether what is known of a process may be out of date because of a loss. If so, requests a lookup.
+    pub fn ask_if_doubtful(&mut self, process: &Process) -> bool {
         let is_doubtful = self.is_doubtful(process);
         if is_doubtful {
             self.ask_about(process.pid);

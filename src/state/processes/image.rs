@@ -8,8 +8,8 @@ use std::sync::OnceLock;
 use crate::model::event::Exec;
 use crate::model::process::{ExecutedFile, Image};
 
-/// The image that an exec starts. `ran` is its file, if that is known already, and `before` the image that called exec.
-pub(super) fn image(exec: &Exec, ran: Option<ExecutedFile>, before: &Image) -> Image {
+/// The image that an exec starts. `file` is its file, if that is known already, and `before` the image that called exec.
+pub(super) fn image(exec: &Exec, file: Option<ExecutedFile>, before: &Image) -> Image {
     let (args, args_cut) = split(&exec.arguments, exec.argument_count);
     // A program that executes itself again, as busybox does, may do so by this link, which leads to another file for us.
     let itself = exec.filename == b"/proc/self/exe";
@@ -17,7 +17,7 @@ pub(super) fn image(exec: &Exec, ran: Option<ExecutedFile>, before: &Image) -> I
         Some(path) => (base_name(path.as_os_str().as_encoded_bytes()), Some(path.clone())),
         None => (named(&exec.filename), absolute(&exec.interpreter)),
     };
-    let file = ran.map_or_else(OnceLock::new, OnceLock::from);
+    let file = file.map_or_else(OnceLock::new, OnceLock::from);
     Image { name, file, executable, args, argument_count: exec.argument_count, args_cut, details: OnceLock::new() }
 }
 

@@ -18,15 +18,16 @@ use crate::model::time::MonotonicTime;
 pub struct Programs {
     seen: Execs,
     /// Results of lookups that wait until all events from before they were read have been processed.
-    unproven: VecDeque<Answer>,
+    unproven: VecDeque<UnprovenDetails>,
     /// The number of times that events were lost, perhaps new credentials among them.
     losses: u32,
     /// Results that found no room in `unproven`.
     pub refused: u64,
 }
 
+/// The result of a lookup that may be about an earlier program.
 #[derive(Debug)]
-struct Answer {
+struct UnprovenDetails {
     process: Arc<Process>,
     details: Details,
     read: MonotonicTime,
@@ -78,7 +79,7 @@ impl Programs {
                 // During an exec, no arguments are listed until it has committed its credentials.
                 let is_whole = details.args.as_ref().is_some_and(|args| !args.is_empty());
                 if is_whole && self.unproven.len() < MAX_WANTED {
-                    self.unproven.push_back(Answer { process: Arc::clone(process), details, read });
+                    self.unproven.push_back(UnprovenDetails { process: Arc::clone(process), details, read });
                 } else if is_whole {
                     self.refused += 1;
                 }
@@ -99,7 +100,7 @@ impl Processes {
     /// processed.
     pub(super) fn learn_programs(&mut self, now: MonotonicTime) {
         while self.programs.unproven.front().is_some_and(|answer| answer.read < now) {
-            let Some(Answer { process, details, .. }) = self.programs.unproven.pop_front() else { return };
+            let Some(UnprovenDetails { process, details, .. }) = self.programs.unproven.pop_front() else { return };
             let losses = self.programs.losses;
             let is_the_same =
                 |known: &Entry| known.losses == losses && Arc::ptr_eq(&known.process.image, &process.image);

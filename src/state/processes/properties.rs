@@ -364,7 +364,7 @@ impl LossyReporter {
             state.expire(event.time);
             if matches!(event.kind, EventKind::SocketCreated { .. }) {
                 let owner = state.processes.process_of_running_thread(event.pid, event.tid);
-                let is_doubtful = state.processes.confirm(&owner);
+                let is_doubtful = state.processes.ask_if_doubtful(&owner);
                 owners.push((owner, host.made_by[&event.time].clone(), is_doubtful));
             }
         }

@@ -24,7 +24,7 @@ pub struct Pending {
     pub thread_name: Option<ThreadName>,
 }
 
-/// The system call of a call: its entry, and the descriptor that it returned.
+/// A system call: its entry, and the descriptor that it returned.
 #[derive(Debug, Clone, Copy)]
 pub struct SystemCall {
     entered: Entered,
@@ -82,7 +82,7 @@ impl SystemCall {
     /// Family, type and protocol of the socket that the call should create; `None` for other calls.
     pub fn requested_socket(self) -> Option<(Family, SocketType, i32)> {
         let Entered::Create { family, kind, protocol, .. } = self.entered else { return None };
-        let to_u16 = |value: i32| u16::try_from(value).unwrap_or(u16::MAX); // no valid family or type
+        let to_u16 = |value: i32| u16::try_from(value).unwrap_or(u16::MAX); // not a valid family or type
         Some((Family(to_u16(family)), SocketType(to_u16(kind & SOCK_TYPE_MASK)), protocol))
     }
 

@@ -32,7 +32,7 @@ impl SocketEvents {
         self.emit_state(event, socket, before);
     }
 
-    /// A datagram leaves: if the socket had no port, it has one now, and if it is connected, it has an address.
+    /// A datagram leaves. If the socket had no local port, it has one now. If it is connected, it has a local address, too.
     pub fn datagram(&mut self, event: &Event, packet: &Packet) {
         if (packet.transport, packet.direction) != (Transport::Udp, PacketDirection::Outbound) {
             return;

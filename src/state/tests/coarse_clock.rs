@@ -70,8 +70,8 @@ impl Wire {
         self.seen.push((now, cpu, EventKind::Packet(Packet { tcp_flags, segments, ..packet })));
     }
 
-    /// What is counted of it by a clock that advances by so many nanoseconds, where each CPU's events are in order, and
-    /// those of equal times by CPU.
+    /// What the state machine counts if the clock advances by `tick` nanoseconds. Events of one CPU are in order; events of equal
+    /// time are in the order of their CPUs.
     fn counted_by(&self, tick: u64) -> (Counters, Counters) {
         let mut seen = self.seen.clone();
         seen.iter_mut().for_each(|(time, ..)| *time -= *time % tick);

@@ -47,7 +47,7 @@ fn super_packets_count_as_the_segments_that_they_carry() {
     // 4 segments of 500 bytes arrive as one; the next packet to leave tells.
     story.tcp(PacketDirection::Inbound, 0, client, 2040, ACK);
     send(&mut story, 40, ACK, 11, 8);
-    // The kernel's own socket repeats the last word; where counters would be it has something else.
+    // One of the kernel's own sockets repeats the last ACK. The values in place of its counters mean nothing.
     send_by(&mut story, SockAddress::new(0xf), 40, ACK, 60_000, 50_000);
     story.wait(31);
     let flow = story.only();
@@ -62,7 +62,7 @@ fn merged_segments_are_exact_unless_their_headers_differ() {
         story.say(CURL, EventKind::SocketCreated { sock: sock_at(0xa), user: SocketUser::Program });
         let tuple = tuple(40000, 80);
         story.say(CURL, counted(PacketDirection::Outbound, tuple, 60, 60, (SYN, 0, 1)));
-        // Its header is another's, but it was alone.
+        // The headers of a SYN-ACK are longer, but it is never merged.
         story.say(CURL, counted(PacketDirection::Inbound, tuple, 60, 60, (SYN | ACK, 0, 0)));
         story.state_is(0xa, tuple, TcpState::Established);
         story.say(CURL, counted(PacketDirection::Outbound, tuple, 52, 52, (ACK, 1, 2)));
@@ -189,7 +189,7 @@ fn a_nonlinear_datagram_may_be_several_if_its_socket_uses_gso_or_gro() {
     let (program, kernel, older) = (made(SocketUser::Program), made(SocketUser::Kernel), Vec::new());
     let merging = [made(SocketUser::Program), vec![EventKind::UdpGroEnabled { sock: sock_at(0xa) }]].concat();
     let joining = [made(SocketUser::Program), vec![EventKind::UdpGsoEnabled { sock: sock_at(0xa) }]].concat();
-    // What is joined lies apart from headers of 28 bytes; or, where the kernel leaves so many in one piece, from 176 bytes.
+    // In a GSO packet, the linear part is the headers alone (28 bytes), or 176 bytes where the kernel keeps so many there.
     for (before, head, direction, bytes, data_len, several) in [
         (&program, 0, PacketDirection::Outbound, 1000, 0, false),
         (&program, 0, PacketDirection::Outbound, 28, 0, false), // an empty one
@@ -234,7 +234,7 @@ fn a_nonlinear_datagram_may_be_several_if_requests_for_gro_are_not_seen() {
 
 #[test]
 fn fragments_that_arrive_are_counted() {
-    // 4000 bytes over Ethernet, as `tcpdump` shows them: 1480, 1480 and 1048 bytes behind 20 of IPv4.
+    // 4000 bytes over Ethernet, as `tcpdump` shows them: 1480, 1480 and 1048 bytes after 20 of IPv4.
     let mut story = Story::new();
     story.say(CURL, EventKind::SocketCreated { sock: sock_at(0xa), user: SocketUser::Program });
     story.say(CURL, datagram(PacketDirection::Inbound, 4028, 2528, 1500));
@@ -268,7 +268,7 @@ fn a_split_datagram_marks_the_live_flows_of_its_socket() {
 
 #[test]
 fn fragments_that_leave_are_counted() {
-    // What is not known counts as two; what has other addresses, after a translation, is marked only.
+    // If the size of the first fragment is not known, there are two. If the address was translated, the flow is only marked.
     for (first, port, packets, bytes) in [(1500, 53, 3, 4068), (0, 53, 2, 4048), (1500, 54, 1, 4028)] {
         let mut story = Story::new();
         story.say(CURL, EventKind::SocketCreated { sock: sock_at(0xa), user: SocketUser::Program });
@@ -285,7 +285,7 @@ fn fragments_that_leave_are_counted() {
 fn fragments_of_ipv6_have_a_header_more() {
     let (local, remote) = ("2001:db8::1".parse::<IpAddr>().unwrap(), "2001:db8::2".parse::<IpAddr>().unwrap());
     let tuple = Tuple { net: NET, local: Endpoint::new(local, 1), remote: Endpoint::new(remote, 2) };
-    // 1448, 1448 and 1112 bytes behind 48; and one fragment that is all there is (RFC 6946).
+    // 1448, 1448 and 1112 bytes after headers of 48 bytes; and an atomic fragment (RFC 6946).
     for (bytes, largest, packets, on_the_wire) in [(4048, 1496, 3, 1496 + 1496 + 1160), (1240, 1248, 1, 1248)] {
         let mut story = Story::new();
         story.say(CURL, EventKind::SocketCreated { sock: sock_at(0xa), user: SocketUser::Program });

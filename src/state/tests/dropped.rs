@@ -161,7 +161,7 @@ fn segments_without_a_route_mark_their_connection() {
     assert_eq!((flow.sent, flow.inexact.dropped_locally), (counters(1, 60), true));
 }
 
-/// What is dropped of socket 0xa without ports that could be read: of another protocol, or before it came to IP.
+/// A dropped packet of socket 0xa whose ports could not be read: it is of another protocol, or never came to IP.
 fn without_ports(other_protocol: bool) -> Dropped {
     Dropped {
         sock: SockAddress::new(0xa),
@@ -186,7 +186,7 @@ fn a_drop_of_an_encapsulated_packet_marks_all_flows_of_its_socket() {
         let flow = story.only();
         assert_eq!((flow.sent, flow.inexact.dropped_locally), (counters(1, 60), is_marked));
     }
-    // In a datagram of ESP's (RFC 3948).
+    // ESP in UDP (RFC 3948).
     let mut story = Story::new();
     story.say(CURL, EventKind::SocketCreated { sock: sock_at(0xa), user: SocketUser::Program });
     story.tcp(PacketDirection::Outbound, 0xa, tuple(40000, 80), 60, SYN);

@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// Before Linux 4.1 what the kernel answers without a socket has no namespace of its own.
+/// Before Linux 4.1, the namespace of a socketless reply is not known.
 #[test]
 fn a_reply_without_socket_and_namespace_belongs_to_the_connection_that_it_answers() {
     let nowhere = |tuple: Tuple| Tuple { net: None, ..tuple };

@@ -78,7 +78,7 @@ fn an_answer_that_knows_of_later_packets_waits_for_them() {
     assert!(story.out.is_empty());
 }
 
-/// The packet says that the answer would have been no.
+/// The kernel samples the packet because of the pause before it, so the answer would show no packets.
 #[test]
 fn a_packet_after_a_flow_was_due_begins_another() {
     let (mut story, tuple) = (story(StateConfig::default()), tuple(40000, 53));
