@@ -97,7 +97,10 @@ impl Output for Elasticsearch {
             return Ok(());
         }
         let sync = |spool: &SendingSpool| spool.to_sync()?.iter().try_for_each(File::sync_data);
-        self.spools.each().try_for_each(sync).map_err(|error| OutputError::new(format!("syncing the spool: {error}"), "check its disk"))?;
+        self.spools
+            .each()
+            .try_for_each(sync)
+            .map_err(|error| OutputError::new(format!("syncing the spool: {error}"), "check its disk"))?;
         self.synced = now;
         Ok(())
     }

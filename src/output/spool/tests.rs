@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -117,6 +118,28 @@ fn a_full_spool_drops_its_oldest_documents_and_counts_them() {
     assert_eq!(left.last(), Some(&999));
     assert!(left.windows(2).all(|pair| pair[0] + 1 == pair[1]), "the rest has no gap");
     assert_eq!(meter.spool_dropped.get() as usize + left.len(), 1000);
+}
+
+/// A full segment is synced once, too, and not only the one that is written to.
+#[test]
+fn all_segments_are_synced() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut spool = Spool::open(SpoolOptions { segment_size: 500, ..options(&folder) }, Arc::default()).unwrap();
+    let to_sync = |spool: &mut Spool| {
+        let files = spool.to_sync().unwrap();
+        files.iter().map(|file| file.metadata().unwrap().ino()).collect::<Vec<_>>()
+    };
+    let on_disk = || {
+        let paths = segments(&folder);
+        paths.iter().map(|path| fs::metadata(path).unwrap().ino()).collect::<Vec<_>>()
+    };
+    spool.push(&batch(0..30)).unwrap();
+    assert!(on_disk().len() > 2);
+    assert_eq!(to_sync(&mut spool), on_disk());
+    assert_eq!(to_sync(&mut spool), on_disk()[on_disk().len() - 1..]);
+    // Those that no sync came for in time are synced when they are full.
+    spool.push(&batch(0..300)).unwrap();
+    assert_eq!(to_sync(&mut spool).len(), MAX_UNSYNCED + 1);
 }
 
 /// A batch continues in the next segment where one is full. So a full spool never drops more than a segment at once.
