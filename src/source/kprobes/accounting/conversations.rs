@@ -1,7 +1,6 @@
 //! The maps and programs of one monitor in the kernel, and how user space reads the counts.
 
 use std::fmt;
-use std::time::Duration;
 
 use socktrail_kprobes::bpf::{Array, Map, Program};
 use socktrail_kprobes::{Clock, Error, Resolver, Rings};
@@ -35,8 +34,6 @@ pub(crate) enum Unaccounted {
     Kernel(#[from] Error),
 }
 
-/// How long a program may be interrupted at most after it has read the time, and before it has reported and removed an entry.
-const MAX_INTERRUPTION: Duration = Duration::from_secs(1);
 /// How often an entry is read again at most, if a program changes it between two readings.
 const READINGS: usize = 8;
 
@@ -137,9 +134,9 @@ impl Conversations {
         Some((entry::ways(&bytes)?, entry::totals(&bytes)?))
     }
 
-    /// The entry of a key, and this socket's entries in the same bucket that were removed after `round` or shortly before.
+    /// The entry of a key, and this socket's entries in the same bucket that were removed at `round` or later.
     fn entries_of(&self, key: u64, sock: SockAddress, round: MonotonicTime) -> impl Iterator<Item = (u64, Totals)> {
-        let (bucket, round) = (self.table.bucket(key), round.saturating_sub(MAX_INTERRUPTION));
+        let bucket = self.table.bucket(key);
         let removed = (0..SLOTS as u32).filter_map(move |slot| {
             let bytes = self.entry(Table::entry(bucket, slot))?;
             let is_recent = entry::removed(&bytes)? >= round;
