@@ -68,7 +68,7 @@ pub enum Error {
     /// A resource limit was hit and could not be raised.
     #[error("{limit} is too low ({value}) for {what}: {remedy}")]
     Limit {
-        /// The limit: `RLIMIT_NOFILE`, `RLIMIT_MEMLOCK`, `perf_event_mlock_kb`.
+        /// The limit, such as `RLIMIT_NOFILE`.
         limit: &'static str,
         /// Its value now.
         value: String,
@@ -78,14 +78,14 @@ pub enum Error {
         remedy: String,
     },
     /// The kernel would not accept this name of a group, a probe or an argument.
-    #[error("{name:?} cannot name a {what}: at most {most} letters, digits and underscores, no digit first")]
+    #[error("{name:?} is not a valid name of {what}: {rule}")]
     BadName {
-        /// The kind of name: group, probe, fetch argument, kernel function.
+        /// What it should name, with an article: a probe, a fetch argument, a kernel function.
         what: &'static str,
         /// The name.
         name: String,
-        /// The maximum number of characters.
-        most: usize,
+        /// What a valid name may contain.
+        rule: String,
     },
     /// A template is malformed.
     #[error("probe {probe}, argument {argument}: template {template:?}: {problem}")]
@@ -111,12 +111,12 @@ pub enum Error {
         /// The name without its braces.
         name: String,
     },
-    /// More fetch arguments or text than one probe can have.
+    /// More fetch arguments or text than one probe can have, or more stack than its BPF program can have.
     #[error("probe {probe} is too large: {count} {what}, the kernel accepts {most}")]
     TooLarge {
-        /// The probe.
+        /// The probe, or the BPF program.
         probe: String,
-        /// `fetch arguments`, `bytes in a record` or `bytes of text`.
+        /// `fetch arguments`, `bytes in a record`, `bytes of text`, or `bytes of stack` for a BPF program.
         what: &'static str,
         /// The actual number.
         count: usize,
@@ -146,23 +146,23 @@ pub enum Error {
         source: io::Error,
     },
     /// A `format` file could not be understood.
-    #[error("format of {event}, line {line}: {problem}")]
+    #[error("format of {}, line {line}: {problem}", if event.is_empty() { "an event" } else { event.as_str() })]
     Format {
-        /// The event; empty if only text was given.
+        /// The event; empty if the line with its name was not reached.
         event: String,
         /// Line, from 1.
         line: usize,
         /// What is wrong.
         problem: &'static str,
     },
-    /// An event lacks a field that a sample needs.
-    #[error("event {event} does not fit its sample: field {field}: {problem}")]
+    /// An event does not have the fields that a sample needs, or that were asked for.
+    #[error("event {event} does not fit its sample: {}{problem}", prefix_for_field(.field))]
     Mismatch {
         /// The event.
         event: String,
-        /// The field.
+        /// The field; empty if the problem is not about one.
         field: String,
-        /// The problem: the field is missing or has another size.
+        /// The problem: for instance, the field is missing or has another size.
         problem: String,
     },
     /// The kernel has no BPF programs.
@@ -171,8 +171,8 @@ pub enum Error {
     /// The kernel has BPF programs, but cannot run them at kprobes.
     #[error("this kernel cannot run BPF programs at kprobes: {source}; it needs CONFIG_BPF_EVENTS{}", or_version(*.version))]
     NoBpfEvents {
-        /// The `LINUX_VERSION_CODE` in the program, if the kernel may have refused the program because of it: before
-        /// Linux 5.0.
+        /// The `LINUX_VERSION_CODE` that the program states, if the kernel may have refused the program because of it:
+        /// before Linux 5.0.
         version: Option<u32>,
         /// The kernel's answer.
         source: io::Error,
@@ -223,8 +223,13 @@ pub enum Error {
 
 /// The part of the message about a version that the kernel may have refused.
 fn or_version(code: Option<u32>) -> String {
-    let text = |code: u32| format!(", or is not Linux {}.{}.{}", code >> 16, code >> 8 & 0xff, code & 0xff);
+    let text = |code: u32| format!(", or its real version is not {}.{}.{}", code >> 16, code >> 8 & 0xff, code & 0xff);
     code.map(text).unwrap_or_default()
+}
+
+/// The part of a message that names a field, if there is one.
+fn prefix_for_field(field: &str) -> String {
+    if field.is_empty() { String::new() } else { format!("field {field}: ") }
 }
 
 /// The kernel's message in parentheses, if it gave one.

@@ -22,7 +22,7 @@ static GROUPS: AtomicU64 = AtomicU64::new(0);
 pub struct Group {
     name: String,
     events: Arc<KprobeEvents>,
-    /// The addresses of functions that [`Group::learn`] has looked up.
+    /// The addresses of functions that [`Group::look_up_functions`] has looked up.
     addresses: Addresses,
     leftovers: Leftovers,
     /// The misses of every probe on this kernel at the last call of [`Group::new_misses`].
@@ -45,7 +45,7 @@ pub struct Misses {
     pub name: String,
     /// The number of hits.
     pub hits: u64,
-    /// The number of missed hits: calls of a kretprobe beyond its `maxactive`, and probes hit while another probe was
+    /// The number of missed hits: calls of a kretprobe beyond its `maxactive`, and hits while another probe was
     /// running.
     pub misses: u64,
 }
@@ -59,7 +59,7 @@ impl Group {
     /// cannot be part of a name.
     pub fn create(tracefs: &Arc<Tracefs>, prefix: &str) -> Result<Self, Error> {
         // Leaves room for three numbers of up to 13 digits.
-        check_name("prefix of groups", prefix, 20)?;
+        check_name("a prefix of groups", prefix, 20)?;
         let events = Arc::new(KprobeEvents::open(tracefs)?);
         let (ours, kernel) = (WordSize::OURS, tracefs.features().word);
         if ours != kernel {
@@ -82,8 +82,8 @@ impl Group {
     }
 
     /// Looks up functions all at once, on kernels that take long to look up one function for each probe, or that log a
-    /// line for each missing function. The kernel looks up the other functions by itself.
-    pub fn learn(&mut self, functions: &[&str]) {
+    /// line for each missing function. Probes on functions that are not given here can be installed, too.
+    pub fn look_up_functions(&mut self, functions: &[&str]) {
         self.addresses = Addresses::of(functions);
     }
 
@@ -226,13 +226,13 @@ impl Installed {
         &self.pieces
     }
 
-    /// Keeps the probe installed while it is held.
-    pub(crate) fn hold(&self) -> Vec<Arc<Probe>> {
+    /// Its probes, which stay installed as long as the caller keeps them. None for a tracepoint.
+    pub(crate) fn probes(&self) -> Vec<Arc<Probe>> {
         self.probes.clone()
     }
 }
 
-/// Removes a probe when it is dropped.
+/// A probe in the kernel, which is removed when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Probe {
     event: String,
@@ -315,7 +315,7 @@ impl KprobeEvents {
 /// `register_trace_event` has no number left for another event; the numbers have 16 bits.
 fn no_event_left(probe: &str) -> Error {
     Error::Limit {
-        limit: "the number of trace events",
+        limit: "the limit on trace events",
         value: "65535, and all are taken".to_owned(),
         what: format!("the probe {probe}"),
         remedy: "remove unused probes from kprobe_events".to_owned(),

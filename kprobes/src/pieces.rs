@@ -6,8 +6,8 @@
 //! kernel would write; the [`Joiner`] puts them together.
 //!
 //! Strings have events of their own, because the kernel drops a record that is too large for perf (`PERF_MAX_TRACE_SIZE`
-//! is 2048 before Linux 5.16), and the fetch of a string has no limit below 4096 bytes. The windows of a dropped record's
-//! strings are empty in the whole record. The other values of a hit are never dropped with them.
+//! is 2048 before Linux 5.16), and the fetch of a string has no limit below 4096 bytes. In the whole record,
+//! the windows of the dropped strings are then empty. The hit's other values are in other records, and are kept.
 
 use std::mem;
 use std::ops::Range;
@@ -101,14 +101,14 @@ pub(crate) fn is_array(kind: Type) -> bool {
     matches!(kind, Type::Bytes(_) | Type::Words(_) | Type::StringWindow(_))
 }
 
-/// The format of the record that `fetches` ask for, and its pieces. `events` has the format of each event that fetches
-/// a part of it, in the order in which they were added, with its values.
+/// The format of the whole record with these fetched values, and its pieces. `events` are the events that fetch its parts, in
+/// the order in which they were added: the format and the values of each.
 pub(crate) fn join_formats(
     fetches: &[Fetch<'_>],
     events: &[(Format, &[Part])],
     order: Order,
 ) -> Result<(Format, Pieces), Error> {
-    let (first, parts) = events.first().ok_or_else(|| unfit("no event", ""))?;
+    let (first, parts) = events.first().ok_or_else(|| unfit("(none)", "the probe has no event"))?;
     let head = first.fields.len().saturating_sub(parts.len());
     let start = match first.fields.get(head) {
         Some(value) => usize::from(value.offset),
@@ -118,7 +118,7 @@ pub(crate) fn join_formats(
     let mut fields = first.fields[..head].to_vec();
     let mut size = start;
     for fetch in fetches {
-        fields.push(field(fetch, size)?);
+        fields.push(field(&first.name, fetch, size)?);
         size += fetch.kind.size();
     }
     let fetched: usize = events.iter().flat_map(|(_, parts)| parts.iter()).map(|part| part.size).sum();
@@ -127,7 +127,7 @@ pub(crate) fn join_formats(
     }
     match &pieces[..] {
         [piece] if piece.is_whole() => pieces.clear(),
-        // The place that such a word locates is not in the whole record.
+        // The whole record would have only the word that locates the string, and not the string.
         _ if fetches.iter().any(|fetch| fetch.kind == Type::String) => {
             return Err(unfit(&first.name, "a probe of several events has a string without a window"));
         }
@@ -168,14 +168,19 @@ fn piece(format: &Format, parts: &[Part], start: usize) -> Result<Piece, Error> 
 }
 
 /// This value at `offset`, in the form in which the kernel describes fields.
-fn field(fetch: &Fetch<'_>, offset: usize) -> Result<FormatField, Error> {
+fn field(event: &str, fetch: &Fetch<'_>, offset: usize) -> Result<FormatField, Error> {
     let (kind, signed) = match fetch.kind {
         Type::Bytes(count) => (format!("u8[{count}]"), false),
         Type::Words(count) | Type::StringWindow(count) => (format!("u64[{count}]"), false),
         Type::String => (format!("{LOCATED} char[]"), true),
         kind => (kind.to_string(), matches!(kind, Type::S8 | Type::S16 | Type::S32 | Type::S64)),
     };
-    let number = |n: usize| u16::try_from(n).map_err(|_| unfit(&fetch.name, "it lies beyond what a record may have"));
+    let too_far = || Error::Mismatch {
+        event: event.to_owned(),
+        field: fetch.name.to_string(),
+        problem: "it lies beyond the 64 KiB of a record".to_owned(),
+    };
+    let number = |n: usize| u16::try_from(n).map_err(|_| too_far());
     let (offset, size) = (number(offset)?, number(fetch.kind.size())?);
     Ok(FormatField { name: fetch.name.to_string(), kind, offset, size, signed })
 }
@@ -238,7 +243,8 @@ fn string_at(record: &[u8], word: u32) -> &[u8] {
 /// same order.
 #[derive(Debug, Default)]
 pub(crate) struct Joiner {
-    whole: Vec<Pieces>,
+    /// The probes whose records come in pieces.
+    probes: Vec<Pieces>,
     /// Incomplete records, at most one for each probe and CPU.
     waiting: Vec<Waiting>,
 }
@@ -262,21 +268,21 @@ impl Joiner {
     /// Expects records of these pieces.
     pub(crate) fn add(&mut self, pieces: &Pieces) {
         if !pieces.pieces.is_empty() {
-            self.whole.push(pieces.clone());
+            self.probes.push(pieces.clone());
         }
     }
 
     /// Stops expecting records of these pieces, and drops those that have arrived.
     pub(crate) fn remove(&mut self, pieces: &Pieces) {
-        if let Some(at) = self.whole.iter().position(|whole| whole == pieces) {
-            self.whole.remove(at);
+        if let Some(at) = self.probes.iter().position(|probe| probe == pieces) {
+            self.probes.remove(at);
             self.waiting.clear(); // the entries refer to indices of this list
         }
     }
 
     /// Whether all records arrive whole.
     pub(crate) fn is_empty(&self) -> bool {
-        self.whole.is_empty()
+        self.probes.is_empty()
     }
 
     /// Lends a whole record to `f`, and keeps a piece. When the last piece of a hit arrives, it lends the whole record,
@@ -286,7 +292,7 @@ impl Joiner {
         match record {
             Record::Sample { time, cpu, pid, tid, id, raw } => {
                 let Some((probe, number)) = self.find(id) else { return f(record) };
-                let pieces = &self.whole[probe];
+                let pieces = &self.probes[probe];
                 let waiting = waiting(&mut self.waiting, cpu, probe);
                 if let Some(raw) = waiting.add(pieces, number, tid, raw) {
                     f(Record::Sample { time, cpu, pid, tid, id: pieces.id, raw });
@@ -301,10 +307,10 @@ impl Joiner {
         }
     }
 
-    /// The probe that this piece belongs to, and the number of the piece.
+    /// The index of the probe that a record with this id is a piece of, and the number of the piece. `None` for whole records.
     fn find(&self, id: u16) -> Option<(usize, usize)> {
-        let number = |whole: &Pieces| whole.pieces.iter().position(|piece| piece.id == u32::from(id));
-        self.whole.iter().enumerate().find_map(|(probe, whole)| Some((probe, number(whole)?)))
+        let number = |probe: &Pieces| probe.pieces.iter().position(|piece| piece.id == u32::from(id));
+        self.probes.iter().enumerate().find_map(|(index, probe)| Some((index, number(probe)?)))
     }
 }
 

@@ -75,8 +75,8 @@ pub struct Fetch<'a> {
     pub template: Cow<'a, str>,
     /// The type.
     pub kind: Type,
-    /// Whether the probe is installed without it if the resolver does not know a name in its template, or the kernel
-    /// does not support the template. The field is then missing in the record.
+    /// Whether the probe can do without it: if the resolver does not know a name in its template, or the kernel does not
+    /// support the template, the record lacks the field. For a value that is not optional, this is an error.
     pub optional: bool,
 }
 
@@ -205,7 +205,8 @@ impl Request<'_> {
     }
 
     /// The order in which its events write their records. The kernel runs the newest kprobe on a function first
-    /// (`add_new_kprobe`). So the newest kretprobe notes a call first, and the kernel reports the last noted first.
+    /// (`add_new_kprobe`). So the newest kretprobe is also the first to see a call begin. When the call returns, the kernel
+    /// runs the kretprobes in reverse, the oldest first.
     pub(crate) fn order(&self) -> Order {
         match self.kind {
             ProbeKind::Kprobe => Order::Reversed,
@@ -218,7 +219,7 @@ impl Request<'_> {
     ///
     /// Strings have events of their own, which write their records before the first event does.
     pub(crate) fn events(&self, place: &str) -> Result<Vec<Event>, Error> {
-        check_name("probe", self.name, 63)?;
+        check_name("a probe", self.name, 63)?;
         check_function(place)?;
         let fetches = self.fetchable();
         let may_divide = !self.features.arrays && fetches.iter().any(|fetch| is_array(fetch.kind));
@@ -244,7 +245,7 @@ impl Request<'_> {
         let (mut arguments, mut at) = (Vec::new(), 0);
         for fetch in fetches {
             for (within, name, value) in self.values(fetch)? {
-                check_name("fetch argument", &name, 31)?;
+                check_name("a fetch argument", &name, 31)?;
                 let text = format!(" {name}={}:{}", value.text(self.features.user_memory), value.type_text());
                 let is_string = is_array(fetch.kind) && value.kind == Type::String;
                 let size = if is_string { fetch.kind.size() } else { value.kind.size() };
@@ -276,7 +277,7 @@ impl Request<'_> {
     }
 
     /// Whether it is a window of a string, and the string itself may be fetched in its place. Events with strings must
-    /// come before the first event: see [`Self::order`].
+    /// write their records before the first event does: see [`Self::order`].
     fn may_be_string(&self, kind: Type) -> bool {
         self.features.strings && self.order() == Order::Reversed && matches!(kind, Type::StringWindow(_))
     }
@@ -338,21 +339,24 @@ impl Draft {
 
 /// Checks a name that becomes an identifier in the kernel.
 pub(crate) fn check_name(what: &'static str, name: &str, most: usize) -> Result<(), Error> {
-    let starts_well = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphabetic() || byte == b'_');
-    let goes_on_well = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
-    if starts_well && goes_on_well && name.len() <= most {
+    let is_start_valid = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphabetic() || byte == b'_');
+    let are_all_valid = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    if is_start_valid && are_all_valid && name.len() <= most {
         return Ok(());
     }
-    Err(Error::BadName { what, name: name.to_owned(), most })
+    let rule = format!("at most {most} letters, digits and underscores, no digit first");
+    Err(Error::BadName { what, name: name.to_owned(), rule })
 }
 
-/// Checks that a symbol cannot be mistaken for something else. It may contain dots (`.isra.0`), a module, an offset.
+/// Checks that a function's text cannot be mistaken for another part of the line. It may contain dots (`.isra.0`), a module, an
+/// offset.
 fn check_function(function: &str) -> Result<(), Error> {
-    let fine = |byte: u8| byte.is_ascii_alphanumeric() || b"_.$:+".contains(&byte);
-    if !function.is_empty() && function.bytes().all(fine) {
+    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_.$:+".contains(&byte);
+    if !function.is_empty() && function.bytes().all(is_allowed) {
         return Ok(());
     }
-    Err(Error::BadName { what: "kernel function", name: function.to_owned(), most: MAX_LINE })
+    let rule = "only letters, digits and the characters _ . $ : +".to_owned();
+    Err(Error::BadName { what: "a kernel function", name: function.to_owned(), rule })
 }
 
 fn check_max(probe: &str, what: &'static str, count: usize, most: usize) -> Result<(), Error> {

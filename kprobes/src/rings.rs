@@ -62,7 +62,7 @@ struct Attachment {
     _probes: Vec<Arc<Probe>>,
 }
 
-/// Ends a [`Rings::wait`], from another thread or a signal handler's thread.
+/// Ends a [`Rings::wait`] from another thread.
 #[derive(Clone)]
 pub struct Waker {
     event_fd: Arc<EventFd>,
@@ -143,13 +143,13 @@ impl Rings {
         filter: Option<&str>,
         program: &Program,
     ) -> Result<(), Error> {
-        if event.hold().is_empty() {
+        if event.probes().is_empty() {
             return Err(Error::not_programmable(event.name(), STATIC));
         }
         if event.ids().len() > 1 {
             return Err(Error::not_programmable(
                 event.name(),
-                "each hit of it is several events, since the kernel has no arrays",
+                "it takes several events, because the kernel has no arrays",
             ));
         }
         self.attach_as(event, filter, Some(program))
@@ -170,7 +170,7 @@ impl Rings {
             let (name, filter) = (event.name().to_owned(), filter.clone());
             // The program runs before the first sample can be written.
             let program = program.map(|program| self.run(program, id, &name)).transpose()?;
-            self.attach_one(Attachment { id, name, filter, program, _probes: event.hold() })
+            self.attach_one(Attachment { id, name, filter, program, _probes: event.probes() })
         });
         match attached {
             Ok(()) => self.joiner.add(event.pieces()),
@@ -194,7 +194,7 @@ impl Rings {
         Err(limits::open_error(&what(), refusal))
     }
 
-    /// Call this after perf events have been closed.
+    /// Sets the attached programs again, because older kernels remove them when any perf event is closed.
     fn resume_programs(&self) {
         self.attachments.iter().filter_map(|attachment| attachment.program.as_ref()).for_each(Running::resume);
     }
@@ -250,8 +250,8 @@ impl Rings {
 
     /// Compares [`Clock::Local`] with the monotonic clock. `cause` must make this thread hit `event`; the samples show
     /// the time. From then on [`Rings::now`] is too early by no more than the shortest call of `cause`. A clock that
-    /// can be read needs no comparison. `cause` is called four times, and then up to 24 times in all until one call
-    /// took less than 0.5 ms. Returns whether the time is known now: `false` if `cause` made no sample.
+    /// can be read needs no comparison. `cause` is called four times, and then again until one call
+    /// took less than 0.5 ms, at most 24 times in all. Returns whether the time is known now: `false` if `cause` made no sample.
     ///
     /// # Errors
     /// As [`Rings::attach`].

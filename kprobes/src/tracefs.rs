@@ -19,7 +19,7 @@ use crate::{Error, Format, FormatField, WordSize};
 /// detached. An open directory keeps it alive, so nothing is left of it when this process ends, even after a crash.
 #[derive(Debug)]
 pub struct Tracefs {
-    /// Its mount point, or where it was mounted for a moment.
+    /// Its mount point. If only this process has it mounted, the usual one.
     root: PathBuf,
     /// The path by which its files are opened.
     access: PathBuf,
@@ -102,12 +102,12 @@ impl Tracefs {
             return Ok(tracefs);
         }
         match files::mount("tracefs", Path::new(TRACEFS)) {
-            Ok(()) => return Self::mounted(TRACEFS, TRACEFS),
+            Ok(()) => return Self::detach_mounted(TRACEFS, TRACEFS),
             Err(error) if forbids(&error) => return Err(forbidden("mounting tracefs", error)),
             Err(_) => {}
         }
         match files::mount("debugfs", Path::new(DEBUGFS)) {
-            Ok(()) => Self::mounted(DEBUGFS, WITHIN_DEBUGFS),
+            Ok(()) => Self::detach_mounted(DEBUGFS, WITHIN_DEBUGFS),
             Err(error) if forbids(&error) => Err(forbidden("mounting debugfs", error)),
             Err(source) => Err(Error::NoTracefs { source }),
         }
@@ -144,7 +144,8 @@ impl Tracefs {
         Ok(Self { root: path.to_owned(), access: path.to_owned(), features: OnceLock::new(), pin })
     }
 
-    fn mounted(mount_point: &str, root: &str) -> Result<Self, Error> {
+    /// Opens the tracefs at `root`, which was just mounted, and detaches the mount.
+    fn detach_mounted(mount_point: &str, root: &str) -> Result<Self, Error> {
         let found = Self::at(Path::new(root));
         let mount_point = Path::new(mount_point);
         let unmounted = files::unmount(mount_point);
@@ -154,7 +155,8 @@ impl Tracefs {
         Ok(tracefs)
     }
 
-    /// Where it is mounted, or was for a moment, for messages. To open its files, use [`Tracefs::path`].
+    /// Its mount point, for messages. If only this process has it mounted, the usual one. To open its files, use
+    /// [`Tracefs::path`].
     pub fn root(&self) -> &Path {
         &self.root
     }
@@ -202,8 +204,8 @@ impl Tracefs {
     /// [`Error::Refused`] of kind [`NoFunction`](crate::Kind::NoFunction) if the event does not exist;
     /// [`Error::Format`] if its format cannot be parsed.
     pub fn format(&self, category: &str, name: &str) -> Result<Format, Error> {
-        check_name("event category", category, 63)?;
-        check_name("event", name, 63)?;
+        check_name("an event category", category, 63)?;
+        check_name("an event", name, 63)?;
         let file = format!("events/{category}/{name}/format");
         let path = self.root.join(&file);
         let text = fs::read(self.path(&file)).map_err(|source| match source.kind() {

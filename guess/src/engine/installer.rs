@@ -67,8 +67,8 @@ impl ProbeInstaller {
     }
 
     /// Looks up where these functions begin, all at once, so that installing probes on them is quick.
-    pub(crate) fn learn(&mut self, functions: &[&str]) {
-        self.group.learn(functions);
+    pub(crate) fn look_up_functions(&mut self, functions: &[&str]) {
+        self.group.look_up_functions(functions);
     }
 
     /// Installs probes, filled in from what the layout has so far, and enables them.

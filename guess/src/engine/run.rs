@@ -41,7 +41,7 @@ pub(crate) fn run_all(
 ) -> io::Result<Vec<Skipped>> {
     let steps: Vec<Step> = guesses.iter().map(|guess| Step { needs: guess.needs(), gives: guess.gives() }).collect();
     let probes: Vec<Probe> = guesses.iter().flat_map(|guess| guess.probes(0)).collect();
-    installer.learn(&probes.iter().map(|probe| probe.function.as_str()).collect::<Vec<_>>());
+    installer.look_up_functions(&probes.iter().map(|probe| probe.function.as_str()).collect::<Vec<_>>());
     let mut runner = Runner { layout, installer, options, skipped: BTreeMap::new() };
     for level in levels(&steps, wanted, |key| runner.layout.contains(key)) {
         let members = guesses.iter_mut().enumerate().filter(|(index, _)| level.contains(index));

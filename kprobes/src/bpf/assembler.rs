@@ -47,8 +47,8 @@ pub enum AssemblyError {
     /// Its last instruction neither ends it nor jumps.
     #[error("the program does not end with an exit")]
     NoExit,
-    /// It uses a map that it was not given.
-    #[error("the program uses map number {0}, which it is not given")]
+    /// It uses a map that was not passed to [`Program::load`](super::Program::load).
+    #[error("the program uses map number {0}, but is loaded without such a map")]
     NoMap(u32),
 }
 
@@ -114,8 +114,8 @@ impl Assembler {
         self.instructions.push(Instruction::atomic_add(base, offset, source));
     }
 
-    /// The same, and `source` becomes the value from before. All memory accesses before it are seen by other CPUs before those
-    /// that come after it. Since Linux 5.12; on aarch64 since 5.18.
+    /// Like [`Assembler::atomic_add`], and `source` gets the old value. It is also a full memory barrier. Since Linux 5.12; on
+    /// aarch64 since 5.18.
     pub fn atomic_fetch_add(&mut self, base: Register, offset: i16, source: Register) {
         self.instructions.push(Instruction::atomic_fetch_add(base, offset, source));
     }
@@ -138,8 +138,8 @@ impl Assembler {
         self.instructions.push(Instruction::jump_if(condition, register, operand.into()));
     }
 
-    /// Goes back to a label that is bound already, if the condition holds: a loop. The kernel must be able to see that it ends.
-    /// Since Linux 5.3.
+    /// Makes a loop: goes back to a label that is already bound, if the condition holds. The verifier must be able to see that
+    /// the loop ends. Since Linux 5.3.
     pub fn repeat_if(&mut self, condition: Condition, register: Register, operand: impl Into<Operand>, label: Label) {
         let here = self.instructions.len();
         let jump = Instruction::jump_if(condition, register, operand.into());

@@ -26,8 +26,8 @@ pub struct Map {
 
 /// A [`Map`] of values that programs change and user space reads.
 ///
-/// Its memory is shared, so reading it takes no system call and no privileges, and does not keep programs from running: while a
-/// CPU executes `bpf(2)` for a map, the kernel runs no program on that CPU.
+/// Its memory is shared, so reading it takes no system call and no privileges. Nor does it keep programs from running,
+/// unlike `bpf(2)`: while a CPU executes that call for a map, the kernel runs no program on it.
 #[derive(Clone, Debug)]
 pub struct Array {
     map: Map,
@@ -45,7 +45,7 @@ impl Array {
     /// raised; [`Error::Io`] of kind [`Limit`](crate::Kind::Limit) if there is not enough memory, and before Linux 5.5,
     /// which does not share such memory; [`Error::BadName`].
     pub fn new(name: &str, value_size: u32, entries: u32) -> Result<Self, Error> {
-        let kernel_name = object_name("BPF map", name)?;
+        let kernel_name = object_name("a BPF map", name)?;
         let what = format!("the BPF map {name} of {entries} values of {value_size} bytes");
         let size = usize::try_from(u64::from(value_size) * u64::from(entries)).unwrap_or(0);
         if size == 0 || !value_size.is_multiple_of(8) {
@@ -78,7 +78,7 @@ impl Map {
     /// # Errors
     /// Those of [`Array::new`].
     pub fn outputs(name: &str) -> Result<Self, Error> {
-        let kernel_name = object_name("BPF map", name)?;
+        let kernel_name = object_name("a BPF map", name)?;
         let cpus = cpus::possible()?.last().map_or(1, |last| last + 1);
         let made = with_memory(|| bpf::Map::new(MapType::PerfEventArray, kernel_name, (4, 4), cpus));
         let map = made.map_err(|error| limits::bpf_error(&format!("the BPF map {name} of {cpus} outputs"), error))?;

@@ -34,7 +34,7 @@ impl Program {
     /// `RLIMIT_MEMLOCK` cannot be raised; [`Error::ProgramRefused`] with the verifier's log; [`Error::BadProgram`] if a
     /// map is missing, [`Error::BadName`].
     pub fn load(name: &str, code: &Code, maps: &[&Map]) -> Result<Self, Error> {
-        let kernel_name = object_name("BPF program", name)?;
+        let kernel_name = object_name("a BPF program", name)?;
         let descriptors: Vec<_> = maps.iter().map(|map| map.descriptor()).collect();
         let code = code.with_maps(&descriptors);
         let code = code.map_err(|source| Error::BadProgram { program: name.to_owned(), source })?;
@@ -133,16 +133,19 @@ mod tests {
         assert!(refused.to_string().ends_with("(R1 !read_ok)"), "{refused}");
         assert!(matches!(why(libc::EINVAL, b"", None), Error::NoBpfEvents { version: None, .. }));
         let older = why(libc::EINVAL, b"", Some(0x04_0e_62));
-        assert!(older.to_string().ends_with("it needs CONFIG_BPF_EVENTS, or is not Linux 4.14.98"), "{older}");
+        assert!(
+            older.to_string().ends_with("it needs CONFIG_BPF_EVENTS, or its real version is not 4.14.98"),
+            "{older}"
+        );
         assert_eq!(why(libc::E2BIG, b"", None).kind(), Kind::Declaration);
     }
 
     #[test]
     fn names_must_be_valid_in_the_kernel() {
-        assert_eq!(&object_name("BPF map", "udp_in").unwrap(), b"udp_in\0\0\0\0\0\0\0\0\0\0");
-        assert!(object_name("BPF map", "exactly_fifteen").is_ok());
+        assert_eq!(&object_name("a BPF map", "udp_in").unwrap(), b"udp_in\0\0\0\0\0\0\0\0\0\0");
+        assert!(object_name("a BPF map", "exactly_fifteen").is_ok());
         for name in ["", "sixteen_letters_", "udp-in", "1"] {
-            assert_eq!(object_name("BPF map", name).unwrap_err().kind(), Kind::Declaration, "{name}");
+            assert_eq!(object_name("a BPF map", name).unwrap_err().kind(), Kind::Declaration, "{name}");
         }
     }
 }

@@ -32,8 +32,8 @@ pub enum Unreadable {
     /// It begins with an argument whose register is unknown, because the probe is at the return of a function.
     #[error("arguments have a known place only at a function's entry")]
     Argument,
-    /// It begins with a variable of tracefs, such as `$comm`.
-    #[error("only tracefs understands what it begins with")]
+    /// It begins with a variable or constant of tracefs, such as `$comm`.
+    #[error("it begins with text that only tracefs understands")]
     Verbatim,
     /// It is a string or an array.
     #[error("a string or an array has no value that fits a register")]
@@ -85,8 +85,8 @@ impl Reader {
         Ok(())
     }
 
-    /// Copies `size` bytes to `to` on the stack, beginning with those that `expression` reads last. Before Linux 4.7
-    /// the program must have written there before.
+    /// Copies `size` bytes to `to` on the stack, from the address at which the last read of `expression` begins. Before
+    /// Linux 4.7 the program must have written there before.
     ///
     /// # Errors
     /// [`Error::Unreadable`]
@@ -191,24 +191,24 @@ fn load(asm: &mut Assembler, expression: &Expression, width: Width, from: i16, i
     finish(asm, expression, into);
 }
 
-/// Makes a number of the bytes that a register has: extends a sign, takes the bits of a bit-field.
+/// Turns the bytes in a register into a number: extends the sign, and keeps only the bits of a bit-field.
 pub(super) fn finish(asm: &mut Assembler, expression: &Expression, into: Register) {
     if is_signed(expression.kind) {
         narrow(asm, expression.kind, into);
     }
     if let Some(bits) = expression.bits {
-        lowest(asm, into, bits, Alu::ShiftRight);
+        keep_lowest(asm, into, bits, Alu::ShiftRight);
     }
 }
 
 /// Truncates a register to the width of a type.
 fn narrow(asm: &mut Assembler, kind: Type, register: Register) {
     let right = if is_signed(kind) { Alu::ShiftRightSigned } else { Alu::ShiftRight };
-    lowest(asm, register, 8 * kind.size() as u8, right);
+    keep_lowest(asm, register, 8 * kind.size() as u8, right);
 }
 
 /// Keeps the lowest bits of a register. The shift to the right, logical or arithmetic, extends them.
-fn lowest(asm: &mut Assembler, register: Register, bits: u8, right: Alu) {
+fn keep_lowest(asm: &mut Assembler, register: Register, bits: u8, right: Alu) {
     if bits < 64 {
         asm.alu(Alu::ShiftLeft, register, 64 - i32::from(bits));
         asm.alu(right, register, 64 - i32::from(bits));

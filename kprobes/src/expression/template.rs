@@ -93,7 +93,7 @@ pub(crate) fn parse(template: &str, kind: Type, scope: &Scope<'_>) -> Result<Exp
                 bits = Some(width);
                 offset
             }
-            Offset::OfBits { .. } => return Err(is_bit_field(text)),
+            Offset::OfBits { .. } => return Err(misplaced_bit_field(text)),
         };
         reads.push(Read { offset: if is_negative { negated(offset)? } else { offset }, user });
         rest = inside.strip_suffix(')').ok_or_else(|| malformed("a parenthesis is not closed"))?;
@@ -116,7 +116,9 @@ fn base(text: &str, scope: &Scope<'_>) -> Result<Base, Problem> {
     let Some(name) = in_braces(text)? else {
         return match text {
             "" => Err(malformed("there is nothing to fetch")),
-            text if text.contains(['{', '}', '(', ')']) => Err(malformed("a brace or parenthesis is not opened")),
+            text if text.contains(['{', '}', '(', ')']) => {
+                Err(malformed("a brace or parenthesis is in the wrong place"))
+            }
             text => Ok(Base::Verbatim(text.to_owned())),
         };
     };
@@ -210,14 +212,14 @@ fn offset(term: &str, scope: &Scope<'_>) -> Result<i64, Problem> {
     }
     match scope.resolve(term)? {
         Term::Offset(offset) => Ok(offset),
-        Term::BitField { .. } => Err(is_bit_field(term)),
+        Term::BitField { .. } => Err(misplaced_bit_field(term)),
         Term::Argument(_) => {
             Err(Problem::Malformed(format!("{term} is an argument: it cannot be added or subtracted")))
         }
     }
 }
 
-fn is_bit_field(name: &str) -> Problem {
+fn misplaced_bit_field(name: &str) -> Problem {
     Problem::Malformed(format!("{name} is a bit-field: it is not a pointer and cannot be part of a sum"))
 }
 

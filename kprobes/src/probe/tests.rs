@@ -205,9 +205,9 @@ fn errors_name_probe_argument_and_field() {
 #[test]
 fn names_that_the_kernel_would_not_take() {
     for name in ["", "1a", "a-b", "a b", "a\n", "é", "r#type", &"x".repeat(64)] {
-        assert!(check_name("probe", name, 63).is_err(), "{name:?}");
+        assert!(check_name("a probe", name, 63).is_err(), "{name:?}");
     }
-    assert!(check_name("probe", &"x".repeat(63), 63).is_ok());
+    assert!(check_name("a probe", &"x".repeat(63), 63).is_ok());
     for function in ["", "a b", "a\np:x/y z"] {
         assert!(request(ProbeKind::Kprobe, &[], ALL).events(function).is_err(), "{function:?}");
     }

@@ -26,7 +26,9 @@ impl Probes {
     /// are refused or not hit; the other features still work.
     pub fn install(group: &mut Group, rings: Option<&mut Rings>, wanted: Wanted<'_>) -> Self {
         let all: Vec<_> = all_features().filter(|(feature, _)| wanted.wants(*feature)).collect();
-        group.learn(&all.iter().flat_map(|(_, probes)| probes.iter().map(Probe::function)).collect::<Vec<_>>());
+        group.look_up_functions(
+            &all.iter().flat_map(|(_, probes)| probes.iter().map(Probe::function)).collect::<Vec<_>>(),
+        );
         let mut probes = Self::none();
         let merges_datagrams = learning::merges_datagrams();
         let mut slots: Vec<_> =

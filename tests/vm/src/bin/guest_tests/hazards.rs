@@ -87,7 +87,7 @@ fn no_number_left_for_an_event() -> Result<()> {
     let [flows, doctor] = ["flows", "doctor"].map(|command| Process::start(&["socktrail", command])?.finish());
     tracefs.write(events, "")?;
     ensure!(taken > 50_000, "{taken} events could be made, and then: {full:?}");
-    refusal(&flows?, LIMIT, &["the number of trace events", "all are taken", "remove unused probes"])?;
+    refusal(&flows?, LIMIT, &["the limit on trace events", "all are taken", "remove unused probes"])?;
     let doctor = doctor?;
     ensure!(doctor.status == KERNEL && doctor.stdout.contains("all are taken"), "{doctor:?}");
     ensure!(tracefs.kprobe_events()?.is_empty(), "probes are left");
