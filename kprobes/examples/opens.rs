@@ -19,7 +19,7 @@ sample! {
 }
 
 tracepoint! {
-    /// `security_bprm_committed_creds(bprm)`: a process executes a program.
+    /// `sched:sched_process_exec`: a process executes a program.
     struct Exec {
         path: Text = "filename",
         pid: i32 = "pid",

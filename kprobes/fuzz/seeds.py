@@ -36,11 +36,11 @@ def lost(ring, time):
     return step(ring, LOST, struct.pack("=QQIIQ", 1, 3, 21, 22, time) + cpu)
 
 
-def conversations():
+def ring_inputs():
     for start in (0, 120, 127):
         steps = b"".join(sample(time % 3, time << 50, bytes([time] * 12)) + lost(time % 3, time << 50) for time in range(1, 20))
         yield struct.pack("<I", start) + steps + bytes([DRAIN, 9]) + steps
 
 
 write("format", formats())
-write("rings", conversations())
+write("rings", ring_inputs())

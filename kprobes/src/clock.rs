@@ -4,8 +4,8 @@ use crate::Clock;
 
 /// How long an estimate is kept, in nanoseconds. In this time the two clocks drift apart by about 0.5 ms at worst.
 const ESTIMATE_LIFETIME: u64 = 5_000_000_000;
-/// How long an estimate from a comparison is kept, in nanoseconds. The next comparison replaces it. It is kept longer
-/// because estimates from records alone are less exact, even with drift.
+/// How long an estimate from a comparison is kept, in nanoseconds, unless another comparison replaces it earlier. It is kept
+/// longer, because even after much drift it is more exact than an estimate from records alone.
 const COMPARISON_LIFETIME: u64 = 60_000_000_000;
 
 /// Estimates the time of a [`Clock`] from `CLOCK_MONOTONIC`.

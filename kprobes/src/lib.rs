@@ -7,20 +7,21 @@
 //! 1. [`Tracefs`] finds the kernel's tracing files, and mounts them if necessary.
 //! 2. A [`Group`] names the probes of this process, and removes those that dead processes left behind.
 //! 3. A [`sample!`] declares what a probe fetches. The one declaration gives the probe's text and its [`Decoder`],
-//!    so that the two cannot differ. The text names layout (`{sk_buff.len}`, `{skb}`) and a [`Resolver`] fills in
-//!    offsets and registers. [`tracepoint!`] does the same for the kernel's static tracepoints.
+//!    so that the two cannot differ. The text has names (`{sk_buff.len}`, `{skb}`), for which a [`Resolver`] gives
+//!    offsets and argument positions. [`tracepoint!`] does the same for the kernel's static tracepoints.
 //! 4. [`Group::install`] writes the line and gives [`Installed`], which removes the probe with its last user.
-//! 5. [`Rings`] hold the samples: one ring for each CPU, or one for a thread. Events are [attached](Rings::attach),
-//!    filtered in the kernel, and [drained](Rings::drain) as one stream, oldest first, up to a [`Horizon`]. Samples
-//!    that are still being written are newer than it. Records are lent in place: nothing is copied or allocated.
+//! 5. [`Rings`] hold the samples: one ring for each CPU, or one for a thread. Probes are [attached](Rings::attach), and
+//!    the kernel filters their hits. Records are [drained](Rings::drain) as one stream, oldest first, up to a
+//!    [`Horizon`]: samples that are still being written are newer than it. A record is lent where it is, and copied only
+//!    if it wraps around the end of its ring or comes in pieces.
 //! 6. A [BPF program](bpf) may run first at each hit of a probe: it counts in the kernel, reads values by the same
 //!    declaration, and chooses which hits become samples ([`Rings::attach_with_program`]).
 //! 7. Losses are counted: a full ring ([`Record::Lost`], [`Rings::losses`]), calls that a kretprobe could not follow
 //!    ([`Group::misses`]), records that came late ([`Drained::late`]).
 //!
 //! Everything that is put into the kernel is owned by a value whose `Drop` removes it; after a `SIGKILL`, the next
-//! [`Group::create`] does so. Every [`Error`] names the thing, the cause and the remedy. [`Error::kind`] distinguishes
-//! a function that this kernel does not have from a lack of privilege.
+//! [`Group::create`] does so. Every [`Error`] names the thing, the cause and, if there is one, the remedy.
+//! [`Error::kind`] distinguishes a function that this kernel does not have from a lack of privilege.
 //!
 //! # Example
 //!

@@ -11,8 +11,8 @@ const LOST: u32 = 2;
 const SAMPLE: u32 = 9;
 /// The size of a record header in bytes: type (32 bits), misc (16), size (16).
 const HEADER_SIZE: usize = 8;
-/// A ring is crowded when more than this fraction (1/n) of it is in use. A lost record is hardly ever larger than the
-/// rest of the ring, and neither are the records that arrive while the ring is being read.
+/// A ring is crowded when more than this fraction (1/n) of it is in use. If it is not crowded, it has hardly ever lost a record:
+/// one record, or all that arrive while the ring is being read, would have to be larger than the rest of the ring.
 const CROWDED: u64 = 2;
 /// The beginning of a record, up to its raw bytes.
 type Start = [u8; HEADER_SIZE + 40];
@@ -169,11 +169,11 @@ impl<M: Memory> Ring<M> {
 
     /// event, count, then the fields that identify a sample: pid, tid, time, cpu (if requested).
     fn loss(&self, size: u16, start: &Start) -> Option<Next> {
-        let (cpu, known) = match self.cpu {
+        let (cpu, end) = match self.cpu {
             Some(cpu) => (cpu, HEADER_SIZE + 32),
             None => (u32_at(start, HEADER_SIZE + 32), HEADER_SIZE + 40),
         };
-        if usize::from(size) < known {
+        if usize::from(size) < end {
             return None;
         }
         let body = Body::Lost { count: u64_at(start, HEADER_SIZE + 8) };

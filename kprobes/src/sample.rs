@@ -99,7 +99,7 @@ fn place_in(format: &Format, field: &Field) -> Result<Place, Error> {
 /// use socktrail_kprobes::{Array, Sample, Text, Type, sample};
 ///
 /// sample! {
-///     /// A program takes the place of another: `security_bprm_committed_creds(bprm)`.
+///     /// A process executes a program: `security_bprm_committed_creds(bprm)`.
 ///     pub struct Exec {
 ///         /// How many arguments it was given.
 ///         pub argc: i32 = "+{linux_binprm.argc}({bprm})",

@@ -8,9 +8,9 @@ use crate::owner::Owner;
 /// minute on a machine with many CPUs, and longer under load.
 const MAX_ATTEMPTS: u16 = 300;
 
-/// The probes of other processes at the time when this one started. The owner may be dead. It may be dying: the kernel
-/// does not remove its probes as long as a perf event uses them. Or it may be alive, because a process that has just
-/// been killed still looks alive.
+/// The probes that other processes had when this process created its group. Their owner may be dead. It may be dying: the
+/// kernel does not remove its probes as long as a perf event uses them. Or it may look alive, because it has only just been
+/// killed.
 ///
 /// Probes that another process installs later are left alone. They may not be in use yet, and their owner looks dead
 /// from here if it runs in another pid namespace.
@@ -134,6 +134,6 @@ mod tests {
         for _ in 0..MAX_ATTEMPTS + 10 {
             kernel.sweep(&mut leftovers, &[7]);
         }
-        assert_eq!(*kernel.asked.borrow(), usize::from(MAX_ATTEMPTS), "one a time");
+        assert_eq!(*kernel.asked.borrow(), usize::from(MAX_ATTEMPTS), "one in each sweep");
     }
 }

@@ -222,13 +222,13 @@ impl<const N: usize> Value for Array<u64, N> {
 
 /// The place of the first `8 * N` bytes of a NUL-terminated string in kernel memory, with whatever follows the string.
 ///
-/// Kernels with arrays fetch these bytes as words. Without arrays, a probe fetches the string itself, which follows the
-/// pointers to it twice, not once for each word; then zeros follow it. A string that is too long has no NUL in the
-/// window. One that cannot be read is empty: so is, without arrays, the string `(fault)`, by which some kernels mark
-/// such a string.
+/// Kernels with arrays fetch these bytes as words. Without arrays, a probe fetches the string itself, and zeros fill the rest of
+/// the window. The kernel then follows the pointers to the string only twice, not once for each word. A string that is too
+/// long has no NUL in the window. A string that cannot be read is empty. Without arrays, so is the string `(fault)`, which
+/// some kernels write for a string that they cannot read.
 ///
 /// Declare only strings that are hardly ever longer than 255 bytes. Without arrays, perf has room for about 2,000 bytes
-/// of strings. If they are longer, the kernel drops them and logs a warning, once. In the record they are empty then.
+/// of strings. If they are longer, the kernel drops them and logs a warning, once. They are then empty in the record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StringWindow<const N: usize>(Array<u64, N>);
 
@@ -293,8 +293,8 @@ pub(crate) fn located(word: u32) -> (usize, usize) {
     ((word & 0xffff) as usize, (word >> 16) as usize)
 }
 
-/// An array's length; a longer one fails to compile.
+/// The number of elements of an array. More than 8191 do not compile.
 const fn count(n: usize) -> u16 {
-    assert!(n <= u16::MAX as usize / 8, "an array in a record is shorter than 64 KiB");
+    assert!(n <= u16::MAX as usize / 8, "an array in a record has at most 8191 elements");
     n as u16
 }

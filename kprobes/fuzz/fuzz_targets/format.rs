@@ -55,7 +55,7 @@ fuzz_target!(|data: &[u8]| {
         let field = format.field("saddr").map(|field| usize::from(field.offset));
         assert_eq!(field.map(|at| &raw[at..at + 4]), Some(&state.source[..]));
     }
-    // What is written into a recording is read again.
+    // A recording stores this text, so parsing the text must give the same format.
     let text = format.to_string();
     if let Ok(again) = Format::parse(text.as_bytes()) {
         assert_eq!((again.id, again.fields.len()), (format.id, format.fields.len()), "{text}");

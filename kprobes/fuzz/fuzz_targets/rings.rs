@@ -11,7 +11,7 @@ use socktrail_kprobes::{Drained, Record};
 /// The longest raw part that a record's 16-bit size leaves room for.
 const LONGEST: usize = u16::MAX as usize;
 
-/// A step. Two bytes of input select it and give a number.
+/// A step. The first byte of input selects it and its ring; the second is its length, or the horizon.
 enum Step<'a> {
     /// Write a record to this ring: its type, then its body.
     Record(u8, u32, &'a [u8]),
@@ -87,7 +87,7 @@ fuzz_target!(|data: &[u8]| {
         // A record may have the time `u64::MAX`, which no horizon is above, so it stays in its ring.
         return;
     }
-    // Records are read after any others.
+    // Whatever a ring held before, new records are read.
     for ring in 0..3 {
         assert!(rings.write(ring, &record(9, &[0; 32])), "ring {ring} was emptied");
     }

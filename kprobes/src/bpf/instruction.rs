@@ -85,7 +85,7 @@ pub enum Alu {
 }
 
 /// The condition of a jump: it compares all 64 bits of a register with an operand. The discriminant is the kernel's
-/// code. There is no less and less-or-equal, because these need Linux 4.14: swap the operands or the branches.
+/// code. "Less" and "less or equal" are missing, because they need Linux 4.14: swap the operands or the branches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Condition {
@@ -112,7 +112,7 @@ pub enum Condition {
 pub enum Helper {
     /// `bpf_map_lookup_elem(map, key)`: a pointer to the value, or 0.
     MapLookup = 1,
-    /// `bpf_probe_read(to, size, from)`: 0, or a negative error; then `to` is filled with zeros.
+    /// `bpf_probe_read(to, size, from)`: 0, or a negative error. After an error, `to` is filled with zeros.
     ProbeRead = 4,
     /// `bpf_ktime_get_ns()`: `CLOCK_MONOTONIC` in nanoseconds.
     MonotonicTime = 5,
@@ -155,7 +155,7 @@ const ALU64: u8 = 0x07;
 const IMM: u8 = 0x00;
 const MEM: u8 = 0x60;
 const ATOMIC: u8 = 0xc0;
-/// `BPF_FETCH`: the source becomes the value from before.
+/// `BPF_FETCH`: the source register gets the old value.
 const FETCH: i32 = 0x01;
 /// The operand is a register.
 const X: u8 = 0x08;

@@ -11,8 +11,8 @@
 //! How to make a program:
 //!
 //! 1. An [`Assembler`] collects instructions. Jumps go to [`Label`]s, and only forward, because kernels before Linux
-//!    5.3 accept no loops. All instructions but
-//!    [one](Assembler::atomic_fetch_add) exist since Linux 4.9.
+//!    5.3 accept no loops. All instructions work since Linux 4.9, except [`Assembler::repeat_if`] and
+//!    [`Assembler::atomic_fetch_add`].
 //! 2. A program reads values by the declaration of a [`sample!`](crate::sample!):
 //!    [`Fetch::expression`](crate::Fetch::expression) resolves a template, and a [`Reader`] turns it into instructions
 //!    that leave the value in a register, or its bytes on the stack. A read that fails jumps to a label given by the

@@ -14,8 +14,8 @@ const STACK: i64 = 512;
 
 /// A plan that reads fields to the stack, each object with as few calls as possible.
 ///
-/// Fields may be read in several phases, so that a program does not read what it rarely needs. A field near one of an earlier
-/// phase is read with that.
+/// Fields may be read in several phases, so that a program does not read what it rarely needs. A field that lies near a field of
+/// an earlier phase is read together with it.
 #[derive(Clone, Debug)]
 pub struct Reads {
     windows: Vec<Window>,
@@ -35,7 +35,7 @@ struct Window {
     at: i16,
 }
 
-/// A field's place from the pointer of its object.
+/// Where a field lies in its object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Span {
     offset: i64,
@@ -54,7 +54,7 @@ impl Reads {
         for &(phase, field) in fields {
             note(&mut objects, phase, field);
         }
-        // The pointers of one object are fields of another, which needs fewer reads.
+        // The pointer to an object may be a field of another object, which must be read first. That one takes fewer reads.
         objects.sort_by_key(|(pointer, _)| pointer.reads.len());
         let mut reads = Self { windows: Vec::new(), bottom: top };
         for (pointer, mut spans) in objects {
@@ -122,7 +122,7 @@ impl Reads {
     pub fn load(&self, asm: &mut Assembler, reader: &Reader, field: &Expression, into: Register) -> Result<(), Error> {
         match self.place(field) {
             Some(at) if size(field) > 1 && i64::from(at) % size(field) != 0 => {
-                load_halves(asm, at, size(field), into);
+                load_unaligned(asm, at, size(field), into);
                 finish(asm, field, into);
                 Ok(())
             }
@@ -134,7 +134,7 @@ impl Reads {
 
 /// Loads a number of `size` bytes that begins anywhere on the stack. The verifier allows only loads at multiples of
 /// their width.
-fn load_halves(asm: &mut Assembler, at: i16, size: i64, into: Register) {
+fn load_unaligned(asm: &mut Assembler, at: i16, size: i64, into: Register) {
     let widest = (1..size).rev().find(|width| size % width == 0 && i64::from(at) % width == 0).unwrap_or(1);
     let width = Width::of(widest as usize).unwrap_or(Width::Byte);
     let pieces = size / widest;
@@ -152,6 +152,7 @@ fn load_halves(asm: &mut Assembler, at: i16, size: i64, into: Register) {
     }
 }
 
+/// Adds the field to its object, and all pointers on the way to the object to theirs.
 fn note(objects: &mut Vec<(Expression, Vec<Span>)>, phase: u8, field: &Expression) {
     let Some((pointer, offset)) = field.pointer() else { return };
     note(objects, phase, &pointer);
@@ -169,7 +170,7 @@ fn size(field: &Expression) -> i64 {
 /// How far above a multiple of 8 a window should begin, so that most of its fields lie at multiples of their size.
 fn best_shift(low: i64, spans: &[Span]) -> i64 {
     let aligned = |shift: i64| spans.iter().filter(|span| (span.offset - low + shift) % span.size.max(1) == 0).count();
-    // The first of the best.
+    // The smallest of the best, because `max_by_key` returns the last one.
     (0..8).rev().max_by_key(|shift| aligned(*shift)).unwrap_or_default()
 }
 

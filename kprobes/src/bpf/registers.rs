@@ -15,7 +15,7 @@ const X86_64: [&str; 21] = [
 ];
 
 impl Architecture {
-    /// The architecture of this machine, if the kernel has the same word size and byte order.
+    /// The architecture of this build, if its registers are known. x32 and big-endian aarch64 are not supported.
     pub(super) const OURS: Option<Self> = if cfg!(all(target_arch = "x86_64", target_pointer_width = "64")) {
         Some(Self::X86_64)
     } else if cfg!(all(target_arch = "aarch64", target_pointer_width = "64", target_endian = "little")) {

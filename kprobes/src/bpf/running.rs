@@ -10,14 +10,14 @@ use crate::sys::perf;
 /// Keeps a program running at each hit of a trace event until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Running {
-    /// The perf event by which it was set. It is never enabled and serves no other purpose, so it can stay open as long
-    /// as the program should run.
+    /// The perf event through which it was set. It is never enabled and serves no other purpose, so it can stay open as
+    /// long as the program should run.
     event: OwnedFd,
     program: Program,
 }
 
 impl Running {
-    /// Sets the program by `event`, a perf event on the trace event of this name.
+    /// Sets the program through `event`, a perf event on the trace event of this name.
     pub(crate) fn start(program: &Program, event: OwnedFd, name: &str) -> Result<Self, Error> {
         perf::set_program(event.as_fd(), program.descriptor()).map_err(|error| start_error(program, name, error))?;
         Ok(Self { event, program: program.clone() })

@@ -29,7 +29,7 @@ fn read(ring: &mut Ring<Fake>) -> Vec<Seen> {
             }
             Record::Lost { since, time: same, cpu: 3 | 7, count } => {
                 assert_eq!(time, same);
-                assert_eq!(since, last, "the record before still found room");
+                assert_eq!(since, last, "the time of the last record that found room");
                 seen.push(Seen::Lost(count));
             }
             other => panic!("{other:?}"),
@@ -49,7 +49,7 @@ fn samples_come_as_they_were_written() {
     assert_eq!(read(&mut ring), []);
     assert!(ring.memory.sample(5, b"\x39\x05abcdefghij"));
     assert!(ring.memory.sample(6, b"1234"));
-    assert_eq!(ring.peek(), None, "not looked yet");
+    assert_eq!(ring.peek(), None, "the head has not been read yet");
     assert_eq!(read(&mut ring), [sample(5, b"\x39\x05abcdefghij"), sample(6, b"1234")]);
     assert_eq!(read(&mut ring), []);
 }
@@ -124,9 +124,9 @@ fn a_loss_is_suspected_until_the_next_record() {
     assert_eq!(read(&mut ring).len(), 4);
     assert!(ring.may_hide_loss());
     assert_eq!(read(&mut ring), []);
-    assert!(ring.may_hide_loss(), "reading what is not there changes nothing");
+    assert!(ring.may_hide_loss(), "reading an empty ring changes nothing");
     assert!(ring.memory.bare_sample(5));
-    assert!(!ring.may_hide_loss(), "something has been written, and tells");
+    assert!(!ring.may_hide_loss(), "a newer record reports the loss");
     assert_eq!(read(&mut ring), [Seen::Lost(1)]);
     assert_eq!(read(&mut ring), []);
     assert!(!ring.may_hide_loss());
@@ -145,7 +145,7 @@ fn a_crowded_ring_with_new_records_hides_no_loss() {
 }
 
 #[test]
-fn a_thread_s_records_say_their_cpu() {
+fn records_of_a_thread_name_their_cpu() {
     let mut ring = Ring::new(Fake::of_thread(128), None);
     assert!(ring.memory.sample(1, &[9; 60]));
     assert!(!ring.memory.sample(2, b"abcd"));

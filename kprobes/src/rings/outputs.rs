@@ -13,8 +13,8 @@ use crate::sys::perf::{self, Event, Settings, Source};
 impl Rings {
     /// Connects an [array of outputs](Map::outputs) with these rings: what a program writes there on a CPU becomes a
     /// [`Record::Sample`](crate::Record::Sample) of that CPU's ring, in order with the samples of probes. Its bytes
-    /// begin with a `u16`, like those of every record: 0 is the id of no trace event. CPUs that come later are connected
-    /// too.
+    /// begin with a `u16`, like those of every record. Use 0, because no trace event has this id. CPUs that come later are
+    /// connected, too.
     ///
     /// # Errors
     /// As [`Rings::attach`]. [`Error::Io`] before Linux 4.4, and for the ring of a thread. After an error, some CPUs may
@@ -51,6 +51,6 @@ impl RingDescriptors {
 
 /// Removes the output of a CPU that went offline, so that its ring can be freed.
 pub(super) fn disconnect(outputs: &Map, cpu: u32) {
-    // It fails if the CPU was never connected. Its ring is then not held.
+    // It fails if the CPU was never connected. Then the map does not keep its ring.
     let _ = outputs.delete(&cpu.to_ne_bytes());
 }

@@ -1,6 +1,6 @@
 //! `bpf(2)`.
 //!
-//! The commands and the parts of `union bpf_attr` are from `linux/bpf.h`; ABI. If the attributes are shorter than the
+//! The commands and the parts of `union bpf_attr` are from `linux/bpf.h`, which is ABI. If the attributes are shorter than the
 //! kernel's, it reads the rest as zeros. If they are longer, it accepts them only if the rest is zeros.
 
 use std::ffi::CStr;
@@ -111,7 +111,7 @@ impl Map {
             // SAFETY: the attributes are those of this command; they contain no address.
             unsafe { opened(MAP_CREATE, &mut attributes) }
         };
-        let descriptor = with_or_without(name, &mut create)?;
+        let descriptor = with_name_if_possible(name, &mut create)?;
         Ok(Self { descriptor, key_size: key_size as usize, value_size: value_size as usize })
     }
 
@@ -184,11 +184,14 @@ pub(crate) fn load_program(
         // have the stated sizes. The kernel writes only to the log, which is borrowed mutably.
         unsafe { opened(PROG_LOAD, &mut attributes) }
     };
-    with_or_without(name, &mut load)
+    with_name_if_possible(name, &mut load)
 }
 
 /// Older kernels do not know names. They see them as bytes after their own attributes, which must be zeros.
-fn with_or_without(name: ObjectName, make: &mut impl FnMut(ObjectName) -> io::Result<OwnedFd>) -> io::Result<OwnedFd> {
+fn with_name_if_possible(
+    name: ObjectName,
+    make: &mut impl FnMut(ObjectName) -> io::Result<OwnedFd>,
+) -> io::Result<OwnedFd> {
     match make(name) {
         Err(error) if matches!(error.raw_os_error(), Some(libc::E2BIG | libc::EINVAL)) => make(ObjectName::default()),
         made_or_not => made_or_not,

@@ -98,7 +98,7 @@ pub(crate) fn open(event: Event, source: Source, settings: &Settings) -> io::Res
         }
     };
     let flags = if settings.close_on_exec { libc::c_ulong::from(bindings::PERF_FLAG_FD_CLOEXEC) } else { 0 };
-    // SAFETY: attr is initialised and lives through the call; neither a dummy nor a trace event touches our memory.
+    // SAFETY: attr is initialised and lives through the call; no event touches our memory while it is opened.
     let fd = check(unsafe { perf::perf_event_open(&mut attr, pid, cpu, -1, flags) })?;
     // SAFETY: the kernel has just given us this descriptor, so nothing else owns it.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };

@@ -42,7 +42,8 @@ impl Poller {
         Arc::clone(&self.event_fd)
     }
 
-    /// Waits. Passes rings that will get no more records, because their thread has ended, to `ended`.
+    /// Waits. Calls `ended` with the descriptor of each ring whose thread has ended, so that no more records will come.
+    /// Returns `false` after a timeout or a signal.
     pub(crate) fn wait(&self, timeout: Option<Duration>, mut ended: impl FnMut(i32)) -> io::Result<bool> {
         let mut events = [EpollEvent::empty(); 16];
         let ready = match self.epoll.wait(&mut events, in_milliseconds(timeout)) {

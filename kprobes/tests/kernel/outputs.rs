@@ -16,7 +16,7 @@ const SCRATCH: i16 = -24;
 const SIZE: i32 = 16;
 
 /// Writes the start of each lock into map 0. The hit becomes a sample, too.
-fn telling() -> Code {
+fn output_starts() -> Code {
     let mut asm = Assembler::new();
     let sample = asm.label();
     let reader = Reader::new(&mut asm, SCRATCH, sample).unwrap();
@@ -32,21 +32,21 @@ fn telling() -> Code {
     asm.bind(sample);
     asm.mov(R0, 1);
     asm.exit();
-    asm.finish("telling").unwrap()
+    asm.finish("output_starts").unwrap()
 }
 
-/// The CPU and start that the program has told at each hit. The sample of the hit comes right after.
-fn told(rings: &mut Rings, event: &Installed) -> Vec<(u32, u64)> {
+/// The CPU and the start that the program wrote at each hit. The sample of the hit comes right after.
+fn written(rings: &mut Rings, event: &Installed) -> Vec<(u32, u64)> {
     let Contents { samples, lost } = drain_all(rings);
     assert_eq!((lost, samples.len() % 2), (0, 0));
-    let told = samples.chunks_exact(2).map(|pair| {
+    let written = samples.chunks_exact(2).map(|pair| {
         let [output, sample] = pair else { unreachable!() };
         assert_eq!(output.raw[..2], [0, 0]);
         assert_eq!(u32::from(u16::from_ne_bytes([sample.raw[0], sample.raw[1]])), event.id());
         assert!(output.time <= sample.time && output.cpu == sample.cpu);
         (output.cpu, u64::from_ne_bytes(*output.raw[8..].first_chunk().unwrap()))
     });
-    told.collect()
+    written.collect()
 }
 
 #[test]
@@ -54,8 +54,8 @@ fn told(rings: &mut Rings, event: &Installed) -> Vec<(u32, u64)> {
 fn what_a_program_writes_comes_before_its_sample() {
     let (group, file) = (group(), file());
     let event = install(&group);
-    let outputs = Map::outputs("told").unwrap();
-    let program = Program::load("telling", &telling(), &[&outputs]).unwrap();
+    let outputs = Map::outputs("outputs").unwrap();
+    let program = Program::load("output_starts", &output_starts(), &[&outputs]).unwrap();
     let mut rings = rings();
     rings.receive(&outputs).unwrap();
     rings.attach_with_program(&event, None, &program).unwrap();
@@ -63,7 +63,7 @@ fn what_a_program_writes_comes_before_its_sample() {
         on_cpu(cpu);
         lock(&file, start, 1);
     }
-    assert_eq!(told(&mut rings, &event), [(0, 70), (1, 80), (0, 90)]);
+    assert_eq!(written(&mut rings, &event), [(0, 70), (1, 80), (0, 90)]);
 }
 
 #[test]
@@ -72,8 +72,8 @@ fn a_cpu_that_comes_back_is_connected() {
     let switch = |online: &str| fs::write("/sys/devices/system/cpu/cpu1/online", online).unwrap();
     let (group, file) = (group(), file());
     let event = install(&group);
-    let outputs = Map::outputs("told").unwrap();
-    let program = Program::load("telling", &telling(), &[&outputs]).unwrap();
+    let outputs = Map::outputs("outputs").unwrap();
+    let program = Program::load("output_starts", &output_starts(), &[&outputs]).unwrap();
     let mut rings = rings();
     rings.receive(&outputs).unwrap();
     rings.attach_with_program(&event, None, &program).unwrap();
@@ -85,13 +85,13 @@ fn a_cpu_that_comes_back_is_connected() {
     on_cpu(1);
     lock(&file, 7, 1);
     on_cpu(0);
-    assert_eq!(told(&mut rings, &event), [(1, 7)]);
+    assert_eq!(written(&mut rings, &event), [(1, 7)]);
 }
 
 #[test]
 #[ignore = "needs a kernel with kprobes and BPF"]
 fn the_ring_of_a_thread_has_no_outputs() {
     let mut ring = Rings::for_thread(nix::unistd::gettid().as_raw().cast_unsigned(), &RingOptions::default()).unwrap();
-    let error = ring.receive(&Map::outputs("told").unwrap()).unwrap_err();
+    let error = ring.receive(&Map::outputs("outputs").unwrap()).unwrap_err();
     assert!(error.to_string().starts_with("an output of BPF programs on thread"), "{error}");
 }
