@@ -116,9 +116,9 @@ pub const ARGUMENTS: &[(&str, u8)] = &[
 /// Functions, each with other functions that have `net`, `sk` and `skb` at the same positions, because the kernel
 /// changed them together. The first of these whose `skb` is known gives the positions.
 ///
-/// The arguments are `(skb)` before Linux 4.1, `(sk, skb)` up to 4.3 and `(net, sk, skb)` since. `__ip_local_out_sk`
-/// comes first because only 4.1 to 4.3 have it, and they have `__ip_local_out(skb)` as well. `ip_local_out_sk` is not
-/// listed: its arguments were `(sk, skb)` since 3.15 already.
+/// The arguments of the functions in `OUTPUT` and of those that fragment are `(skb)` before Linux 4.1, `(sk, skb)` up to 4.3 and
+/// `(net, sk, skb)` since. `__ip_local_out_sk` comes first because only 4.1 to 4.3 have it, and they have
+/// `__ip_local_out(skb)` as well. `ip_local_out_sk` is not listed, because its arguments have been `(sk, skb)` since 3.15.
 pub const SAME_ARGUMENTS: &[(&str, &[&str])] = &[
     ("ip_do_fragment", OUTPUT),
     ("ip_fragment", OUTPUT),
@@ -127,4 +127,5 @@ pub const SAME_ARGUMENTS: &[(&str, &[&str])] = &[
     ("udpv6_queue_rcv_one_skb", &["udpv6_queue_rcv_skb"]),
 ];
 
+/// Functions that send a packet of this host.
 const OUTPUT: &[&str] = &["__ip_local_out_sk", "__ip_local_out", "ip_local_out"];

@@ -1,7 +1,7 @@
 //! All fields and arguments of the kernel's layout that are needed.
 //!
-//! To need one more, add one line here. BTF then finds it without further work. A guess must give it too; a test fails
-//! if none does.
+//! To add one, add a line here. BTF then finds it without further work. A guess must give it, too; a test fails if none
+//! does.
 
 use crate::engine::WORD;
 use std::ops::Range;
@@ -50,7 +50,7 @@ pub struct FunctionSpec {
     pub arguments: &'static [ArgumentSpec],
     /// Whether only IPv6 needs it.
     pub ipv6: bool,
-    /// The kernel release that removed the function. From then on it is not missed.
+    /// The kernel release that removed the function. Keys of a removed function do not count as missing.
     pub removed_in: Option<&'static str>,
 }
 
@@ -114,8 +114,8 @@ impl FieldSpec {
         self
     }
 
-    /// The offsets at which a guess may find it. A structure in a control block ends with it; others are limited by
-    /// what their guesses look at.
+    /// The offsets at which a guess may find it. A field of a structure in a control block lies within the block. Other
+    /// fields are limited only by what their guesses capture.
     fn possible_offsets(&self) -> Range<u32> {
         if self.control_block {
             CONTROL_BLOCK_START..CONTROL_BLOCK_START + CONTROL_BLOCK_SIZE + 1 - self.size
@@ -214,7 +214,7 @@ pub const FIELDS: &[FieldSpec] = &[
     field("sock.sk_protocol:8", 1).bit_field(8).for_socket_events().replaced_by("sock.sk_protocol"),
 ];
 
-/// All functions whose arguments are needed, or that a probe only has to see called.
+/// All functions whose arguments are needed, or whose calls alone matter to a probe.
 pub const FUNCTIONS: &[FunctionSpec] = &[
     function("ip_local_out", &[NET, SK, SKB]),
     function("__ip_local_out", &[NET, SK, SKB]),
@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn a_field_in_a_control_block_ends_with_it() {
+    fn a_field_in_a_control_block_lies_within_it() {
         for key in ["inet_skb_parm.frag_max_size", "inet6_skb_parm.frag_max_size"] {
             let end = CONTROL_BLOCK_START + CONTROL_BLOCK_SIZE;
             let offsets = [CONTROL_BLOCK_START - 2, CONTROL_BLOCK_START, end - 2, end];

@@ -11,7 +11,7 @@ use std::time::Duration;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ValueOrigin {
-    /// From a guess: values that a system call was given were found in kernel memory.
+    /// From a guess: the values of a system call's arguments were found in kernel memory.
     Guess,
     /// From the kernel's type information.
     Btf,
@@ -200,7 +200,7 @@ impl Layout {
         wanted.filter(|key| !self.has_either_form(key) && !catalog::is_obsolete(key)).collect()
     }
 
-    /// Takes the keys that this layout does not have from `other`.
+    /// Adds the keys of `other` that this layout does not have.
     pub fn fill_from(&mut self, other: &Self) {
         for (name, field) in &other.fields {
             self.fields.entry(name.clone()).or_insert(*field);

@@ -17,8 +17,9 @@
 //!
 //! # What is needed
 //!
-//! [`FIELDS`] and [`FUNCTIONS`] list all that is needed. To need one more, add a line. Type information then finds it
-//! without further work. So do guesses, if it is an argument that points to a structure they know.
+//! [`FIELDS`] and [`FUNCTIONS`] list all that is needed. To add a field or an argument, add a line. Type information then
+//! finds it without further work. So do guesses if it is an argument that points to a structure they know. Otherwise it
+//! needs a new guess.
 //!
 //! # Three sources
 //!
@@ -36,11 +37,14 @@
 //! Each guess says which keys it needs and which it gives. This decides the order in which they run:
 //!
 //! ```text
-//! socket -> sock, sock6, tcp, net_device -+
-//! sk_buff --------------------------------+-> arguments, flow6
-//!    |                                    +-> arguments6 -> fragments6
+//! socket -> sock, sock6, net_device -+-> arguments, flow6
+//! sk_buff ---------------------------+-> arguments6 -> fragments6
+//!    |
 //!    +-> fragments
-//! cred, binprm, task
+//! socket -> tcp, socket_events, sender
+//! dentry_name -> dentry_links -> mount
+//! dentry_name, binprm -> binprm_file
+//! cred, task
 //! ```
 //!
 //! A guess runs on a thread of its own, and its probes record only that thread and the children that it follows. It repeats with new

@@ -154,7 +154,7 @@ pub enum SkipKind {
 struct Found {
     layout: Layout,
     skipped: Vec<Skipped>,
-    /// Why only the saved layout was found.
+    /// Why neither type information nor guesses gave a layout, if only the saved one was found.
     failed: Option<Error>,
     btf_error: Option<Error>,
     saved_error: Option<Error>,
@@ -194,7 +194,7 @@ fn automatic(btf: &Path, options: &ResolveOptions) -> Result<Found, Error> {
     with_saved(found, saved(&options.saved))
 }
 
-/// Adds the saved layout to what was found. If only the saved layout is an error, that goes to `saved_error`.
+/// Adds the saved layout to what was found. If only the saved layout cannot be used, the error goes to `saved_error`.
 fn with_saved(found: Result<Found, Error>, saved: Result<Option<Layout>, Error>) -> Result<Found, Error> {
     match (found, saved) {
         (found, Ok(Some(saved))) => {

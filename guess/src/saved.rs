@@ -59,14 +59,14 @@ fn build_id(notes: &[u8]) -> Option<String> {
     let mut rest = notes;
     while let Some((head, after)) = rest.split_first_chunk::<12>() {
         let word = |at: usize| u32::from_ne_bytes(head[at..at + 4].try_into().expect("four bytes")) as usize;
-        let (name, text, kind) = (word(0), word(4), word(8));
+        let (name, desc, kind) = (word(0), word(4), word(8));
         let padded = |length: usize| length.checked_next_multiple_of(4);
-        let (name_end, text_end) = (padded(name)?, padded(name)?.checked_add(padded(text)?)?);
+        let (name_end, desc_end) = (padded(name)?, padded(name)?.checked_add(padded(desc)?)?);
         if kind == BUILD_ID && after.get(..name)? == b"GNU\0" {
-            let bytes = after.get(name_end..name_end.checked_add(text)?)?;
+            let bytes = after.get(name_end..name_end.checked_add(desc)?)?;
             return Some(bytes.iter().map(|byte| format!("{byte:02x}")).collect());
         }
-        rest = after.get(text_end..)?;
+        rest = after.get(desc_end..)?;
     }
     None
 }

@@ -102,7 +102,9 @@ impl Candidates {
             let Verdict::Found(position) = *verdict else { return verdict.clone() };
             let is_before = |later: &String| matches!(verdicts.get(later.as_str()), Some(Verdict::Found(other)) if *other <= position);
             match catalog::later_arguments(key).into_iter().find(is_before) {
-                Some(later) => Verdict::Inconclusive(format!("{later} comes before it: a caller left its value there")),
+                Some(later) => {
+                    Verdict::Inconclusive(format!("it was found only after {later}, where a caller had left its value"))
+                }
                 None => verdict.clone(),
             }
         };

@@ -36,7 +36,7 @@ pub(crate) trait Guess {
         1
     }
 
-    /// The probes that the attempt with this number looks through.
+    /// The probes that the attempt with this number uses.
     fn probes(&self, attempt: u32) -> Vec<Probe>;
 
     /// Makes the kernel call the probed functions with new values. It touches only what it has made itself, and leaves
@@ -51,7 +51,7 @@ pub(crate) trait Guess {
     fn solve(&self, expected: &Self::Expected, calls: &[Call]) -> Evidence;
 }
 
-/// What a trigger runs with.
+/// What a trigger may use.
 pub(crate) trait Context {
     /// Random values for the trigger.
     fn random(&mut self) -> &mut Random;
@@ -67,7 +67,7 @@ pub(crate) trait Context {
     fn calls(&mut self) -> Vec<Call>;
 }
 
-/// A guess with any type of expectation.
+/// A guess, whatever its type [`Guess::Expected`] is.
 pub(crate) trait AnyGuess: Send {
     fn name(&self) -> &'static str;
     fn needs(&self) -> Vec<String>;

@@ -1,6 +1,6 @@
 //! Runs guesses.
 //!
-//! A [`Guess`] says which keys it needs and gives, and which [`Probe`]s it looks through. It triggers calls of the
+//! A [`Guess`] says which keys it needs and gives, and which [`Probe`]s it uses. It triggers calls of the
 //! probed functions with values that it chooses, and finds those values in the [`Call`]s that the probes captured.
 //! [`plan`] sorts guesses into levels, so that lower levels give what higher ones need. [`run`] installs the probes of
 //! a level ([`installer`]) and runs each guess of the level on a thread of its own, again and again with new values,

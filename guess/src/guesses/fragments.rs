@@ -116,9 +116,9 @@ impl Datagram {
         }
     }
 
-    /// Sends both fragments. Over IPv4, connection tracking should not reassemble them: before Linux 4.2 it would send the
-    /// datagram as one packet. But then it does not track them, and a firewall may block such packets. If it does, the
-    /// fragments are sent like other packets.
+    /// Sends both fragments. Over IPv4, it first asks connection tracking not to reassemble them, because before Linux 4.2 the
+    /// datagram would then be sent as one packet. Such fragments are not tracked, so a firewall may block them. If it does, they
+    /// are sent like other packets.
     fn send(&self) -> io::Result<()> {
         if self.to.is_ipv4() {
             let socket = loopback::raw(self.to.ip())?;

@@ -16,9 +16,9 @@ const ARGUMENTS: u32 = 2;
 /// The size of the IPv4 and UDP headers.
 const HEADERS: u32 = 28;
 
-/// A datagram arrives through `lo`, and `ip_rcv(skb, dev, …)` gets it; the arguments are the same since Linux 2.6. The
-/// pointer that `dev` and the receiving `sock` have in common is their network namespace. The length of the packet is in the
-/// `sk_buff` only once at `ip_rcv`; UDP stores it a second time later. It includes the IP header.
+/// A datagram arrives through `lo`, and `ip_rcv(skb, dev, …)` gets it; its arguments have been the same since Linux 2.6. The
+/// pointer that `dev` and the receiving `sock` have in common is their network namespace. At `ip_rcv`, the `sk_buff`
+/// has the length of the packet, with the IP header, only once; UDP stores it a second time later.
 #[derive(Debug)]
 pub(super) struct NetDevice;
 

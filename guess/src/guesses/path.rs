@@ -1,7 +1,7 @@
 //! The fields that lead from an open file to its path: directory entries and mounts.
 //!
-//! All are captured at `security_file_fcntl(file, cmd, arg)`, which `fcntl(2)` calls and whose arguments are the same
-//! since Linux 2.6. The guesses call `fcntl(2)` with `F_GETFL`, which changes nothing, on files in `/proc` and on an
+//! All are captured at `security_file_fcntl(file, cmd, arg)`, which `fcntl(2)` calls and whose arguments have been
+//! the same since Linux 2.6. The guesses call `fcntl(2)` with `F_GETFL`, which changes nothing, on files in `/proc` and on an
 //! anonymous file.
 
 use super::anonymous_file::{AnonymousFile, RANDOM_AT, random_part};
@@ -27,7 +27,7 @@ const FILE: u32 = 16 * WORD;
 /// Offsets in a `dentry` where the pointer to its name may be. Each is combined with each word of the file, and all
 /// combinations fit into one kprobe. With several kprobes, a value that one of them cannot read could keep what another
 /// has read.
-const NAME: [u32; 7] = [3 * WORD, 4 * WORD, 5 * WORD, 6 * WORD, 7 * WORD, 8 * WORD, 9 * WORD];
+const NAME_OFFSETS: [u32; 7] = [3 * WORD, 4 * WORD, 5 * WORD, 6 * WORD, 7 * WORD, 8 * WORD, 9 * WORD];
 
 /// The file has a random name. The word of its `struct file` that leads to this name, through another pointer, is its
 /// `dentry`.
@@ -56,10 +56,10 @@ impl Guess for DentryName {
 
     fn probes(&self, attempt: u32) -> Vec<Probe> {
         let words = attempt * FILE..(attempt + 1) * FILE;
-        let through = |probe: Probe, name: u32| {
-            probe.through(&view(name), "{arg1}", words.clone(), &[name.to_string().as_str(), RANDOM_AT])
+        let through = |probe: Probe, offset: u32| {
+            probe.through(&view(offset), "{arg1}", words.clone(), &[offset.to_string().as_str(), RANDOM_AT])
         };
-        vec![NAME.into_iter().fold(fcntl_calls(), through)]
+        vec![NAME_OFFSETS.into_iter().fold(fcntl_calls(), through)]
     }
 
     fn trigger(&mut self, context: &mut dyn Context) -> io::Result<String> {
@@ -74,18 +74,18 @@ impl Guess for DentryName {
         let begins = |word: u64| random_part(name) == Some(&bytes_of(word));
         let found =
             |offset: u32| call.view(&view(offset)).words().filter(|&(_, word)| begins(word)).map(|(file, _)| file);
-        let files: Vec<u32> = NAME.into_iter().flat_map(found).collect();
+        let files: Vec<u32> = NAME_OFFSETS.into_iter().flat_map(found).collect();
         if !files.is_empty() {
             evidence.one_of("file.dentry", files);
-            evidence.one_of("dentry.name", NAME.into_iter().filter(|&offset| found(offset).next().is_some()));
+            evidence.one_of("dentry.name", NAME_OFFSETS.into_iter().filter(|&offset| found(offset).next().is_some()));
         }
         evidence
     }
 }
 
 /// The name of the view for an offset.
-fn view(name: u32) -> String {
-    format!("names at {name}")
+fn view(offset: u32) -> String {
+    format!("at {offset}")
 }
 
 /// How many bytes of a `dentry` are captured.
@@ -93,7 +93,7 @@ const ENTRY: u32 = 128;
 /// How many bytes of a `struct file` are captured to find its mount.
 const MOUNT_WITHIN: u32 = 24 * WORD;
 /// Offsets in a `struct vfsmount` where the pointer to its root may be.
-const ROOT: [u32; 3] = [0, WORD, 2 * WORD];
+const ROOT_OFFSETS: [u32; 3] = [0, WORD, 2 * WORD];
 
 /// The `dentry` of a process's directory in `/proc` has the `dentry` of `/proc`, which is the root of the mount, as its
 /// parent. When the process has ended, the kernel removes the `dentry` from the hash table of names, and `d_hash.pprev`
@@ -119,10 +119,10 @@ impl Guess for DentryLinks {
     fn probes(&self, _attempt: u32) -> Vec<Probe> {
         let probe = fcntl_calls().field("own", "{arg1}", "file.dentry", 8);
         let probe = probe.words("entry", "+{file.dentry}({arg1})", 0..ENTRY);
-        let through = |probe: Probe, root: u32| {
-            probe.through(&view(root), "{arg1}", 0..MOUNT_WITHIN, &[root.to_string().as_str()])
+        let through = |probe: Probe, offset: u32| {
+            probe.through(&view(offset), "{arg1}", 0..MOUNT_WITHIN, &[offset.to_string().as_str()])
         };
-        vec![ROOT.into_iter().fold(probe, through)]
+        vec![ROOT_OFFSETS.into_iter().fold(probe, through)]
     }
 
     fn trigger(&mut self, _context: &mut dyn Context) -> io::Result<()> {
@@ -143,8 +143,8 @@ impl Guess for DentryLinks {
         let becomes_null = |&(offset, word): &(u32, u64)| is_kernel_pointer(word) && removed.word(offset) == Some(0);
         evidence.one_of("dentry.pprev", entry.words().filter(becomes_null).map(|(offset, _)| offset));
         let mounts = |offset: u32| alive.view(&view(offset)).find_word(root);
-        evidence.one_of("file.mnt", ROOT.into_iter().flat_map(mounts));
-        evidence.one_of("vfsmount.mnt_root", ROOT.into_iter().filter(|&offset| !mounts(offset).is_empty()));
+        evidence.one_of("file.mnt", ROOT_OFFSETS.into_iter().flat_map(mounts));
+        evidence.one_of("vfsmount.mnt_root", ROOT_OFFSETS.into_iter().filter(|&offset| !mounts(offset).is_empty()));
         evidence
     }
 }
@@ -155,7 +155,7 @@ const BEFORE: u32 = 128;
 /// How many bytes of a `struct vfsmount` are captured.
 const VFSMOUNT: u32 = 24;
 
-/// `/proc` is mounted on a directory with this name in the mount of `/`. So a word before the `struct vfsmount` of
+/// `/proc` is mounted on a directory named `proc` in the mount of `/`. So a word before the `struct vfsmount` of
 /// `/proc` is the parent mount: it points to the beginning of the `struct mount` of `/`, which is a little before the
 /// `struct vfsmount` of `/`.
 #[derive(Debug)]

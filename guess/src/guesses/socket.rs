@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, UdpSocket};
 const SOCKET: u32 = 128;
 
 /// When a socket is created, `sock_init_data(sock, sk)` gets `sock`, which points to its `struct socket`, and `sk`, which
-/// points to its `struct sock`. When it is released, `inet_release(sock)` gets `sock` again, and the `struct socket` holds
+/// points to its `struct sock`. When the socket is released, `inet_release(sock)` gets `sock` again, and the `struct socket` holds
 /// `sk`.
 ///
 /// Two sockets exist at the same time, so both pointers differ between them. A pointer that all sockets share, such as the

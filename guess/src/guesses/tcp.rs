@@ -54,17 +54,17 @@ impl Guess for Tcp {
         let Connection { client, server, listener } = connection;
         let near = counts(&sys::tcp_info(&client)?)?;
         drop(client);
-        // Meanwhile it has received one more segment: the reset.
+        // The server has meanwhile received one more segment: the reset.
         let far = counts(&sys::tcp_info(&server)?)?;
         drop(server);
         drop(listener);
         Ok([near, far])
     }
 
-    fn solve(&self, sent: &[Counts; 2], calls: &[Call]) -> Evidence {
+    fn solve(&self, expected: &[Counts; 2], calls: &[Call]) -> Evidence {
         let mut evidence = Evidence::default();
         if let [near, far, _listener] = calls {
-            for (counts, call) in sent.iter().zip([near, far]) {
+            for (counts, call) in expected.iter().zip([near, far]) {
                 let tcp = call.view("tcp");
                 evidence.one_of("tcp_sock.segs_in", tcp.find_u32(counts.received));
                 evidence.one_of("tcp_sock.segs_out", tcp.find_u32(counts.sent));

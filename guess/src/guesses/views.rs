@@ -51,14 +51,14 @@ pub(super) fn sock(probe: Probe, position: u32, ipv6: bool) -> Probe {
 /// Whether an argument is the `sock` with these addresses.
 pub(super) fn is_sock(call: &Call, position: u32, of: &Addresses) -> bool {
     let bytes = |what| call.view(&name(what, position)).bytes();
-    let is = match of.local.ip() {
+    let matches = match of.local.ip() {
         IpAddr::V4(address) => bytes("address").starts_with(&address.octets()),
-        // All sockets have the address `::1`, but each has its own port.
+        // All IPv6 sockets of a guess have the address `::1`, but each has its own port.
         IpAddr::V6(address) => {
             bytes("address").starts_with(&address.octets()) && bytes("port").starts_with(&of.local.port().to_ne_bytes())
         }
     };
-    is && is_kernel_pointer(call.argument(position))
+    matches && is_kernel_pointer(call.argument(position))
 }
 
 /// Captures an argument as an `sk_buff`: the data where the ports are, with or without an IP header before them.
@@ -67,8 +67,8 @@ pub(super) fn skb(probe: Probe, position: u32) -> Probe {
     let probe = probe.field(&name("pointer to data", position), &argument(position), "sk_buff.data", 8);
     let at = |offset: u32| offset..offset + 8;
     let probe = probe.words(&name("begin", position), &data, at(0));
-    let probe = probe.words(&name("behind IPv4", position), &data, at(IPV4_HEADER));
-    probe.words(&name("behind IPv6", position), &data, at(IPV6_HEADER))
+    let probe = probe.words(&name("after IPv4", position), &data, at(IPV4_HEADER));
+    probe.words(&name("after IPv6", position), &data, at(IPV6_HEADER))
 }
 
 /// Whether an argument is an `sk_buff` from `local` to `remote`.
@@ -80,12 +80,12 @@ pub(super) fn carries(call: &Call, position: u32, of: &Addresses) -> bool {
     }
     let bytes = |what| call.view(&name(what, position)).bytes();
     let ports = [of.local.port(), remote.port()].map(u16::to_be_bytes).concat();
-    let behind = match bytes("begin").first().map(|first| first >> 4) {
-        Some(4) => Some("behind IPv4"),
-        Some(6) => Some("behind IPv6"),
+    let after_header = match bytes("begin").first().map(|first| first >> 4) {
+        Some(4) => Some("after IPv4"),
+        Some(6) => Some("after IPv6"),
         _ => None,
     };
-    bytes("begin").starts_with(&ports) || behind.is_some_and(|behind| bytes(behind).starts_with(&ports))
+    bytes("begin").starts_with(&ports) || after_header.is_some_and(|view| bytes(view).starts_with(&ports))
 }
 
 /// Captures the network namespace of an argument that may be a `sock`.
@@ -174,7 +174,7 @@ mod tests {
         let of = of("127.1.2.3:4660", "127.9.8.7:17185");
         let ports = [0x12, 0x34, 0x43, 0x21];
         for (first, place, offset) in
-            [(0, "begin 2", 0), (0x45, "behind IPv4 2", IPV4_HEADER), (0x60, "behind IPv6 2", IPV6_HEADER)]
+            [(0, "begin 2", 0), (0x45, "after IPv4 2", IPV4_HEADER), (0x60, "after IPv6 2", IPV6_HEADER)]
         {
             let mut call = call(false);
             call.put("begin 2", 0, &[first]);
@@ -186,8 +186,8 @@ mod tests {
         }
         let mut call = call(false);
         call.put("pointer to data 2", 0, &POINTER.to_ne_bytes());
-        call.put("behind IPv4 2", IPV4_HEADER, &ports);
-        assert!(!carries(&call, 2, &of), "ports count only behind a header");
+        call.put("after IPv4 2", IPV4_HEADER, &ports);
+        assert!(!carries(&call, 2, &of), "ports count only after a header");
     }
 
     #[test]
