@@ -164,7 +164,7 @@ fn replay(bencher: Bencher<'_, '_>) {
             black_box(flow);
             Ok::<_, RecordingError>(())
         });
-        taken.expect("it is whole")
+        taken.expect("the recording is complete")
     };
     bencher.counter(ItemsCount::new(run().stats.events)).bench_local(run);
 }

@@ -21,7 +21,7 @@ const MEMORY: usize = 8 << 20;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args().skip(1);
-    let server = args.next().ok_or("where to? give the address of a server, and for how many seconds")?;
+    let server = args.next().ok_or("usage: elasticsearch URL [SECONDS]")?;
     let until = Instant::now() + Duration::from_secs(args.next().map_or(Ok(60), |text| text.parse())?);
 
     let meter = Arc::new(Meter::default());

@@ -11,13 +11,13 @@ use std::io::BufReader;
 use socktrail::recording::{RecordingError, Replay, StateConfig};
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let path = std::env::args().nth(1).ok_or("which recording? give a path")?;
+    let path = std::env::args().nth(1).ok_or("usage: replay RECORDING")?;
     let replay = Replay::open(BufReader::new(File::open(path)?), StateConfig::default())?;
     let clock = replay.clock();
     let replayed = replay.run(|flow, _names| {
         println!("{} {} -> {} {}", clock.wall(flow.end), flow.local, flow.remote, flow.owner);
         Ok::<(), RecordingError>(())
     })?;
-    println!("{}", if replayed.complete { "that was all" } else { "the recording breaks off here" });
+    println!("{}", if replayed.complete { "the recording is complete" } else { "the recording is incomplete" });
     Ok(())
 }

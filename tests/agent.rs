@@ -21,7 +21,8 @@ fn replayed() -> Vec<Value> {
     json_lines(text(&output.expect("the binary was built").stdout)).into_iter().map(without_run).collect()
 }
 
-/// Removes the fields that differ: those of the agent's run, and names of users, which the agent does not know for the recorded host.
+/// Removes the fields that differ: those of the agent's run, and names of users, which the agent does not know for the recorded
+/// host.
 fn without_run(mut document: Value) -> Value {
     document["agent"]["ephemeral_id"].take();
     document["flow"]["id"].take();
@@ -48,7 +49,7 @@ fn every_output_gets_every_document() {
 const FOLDER: &str = "{folder}";
 
 #[test]
-fn flows_of_different_runs_and_passes_have_different_names() {
+fn flows_of_different_runs_and_passes_have_different_ids() {
     let agent =
         Agent::configured("output.stdout.enabled: true\nagent.name: number seven\ndocument.direction: inbound\n");
     let (one, other) = (
@@ -67,7 +68,7 @@ fn flows_of_different_runs_and_passes_have_different_names() {
 }
 
 #[test]
-fn a_signal_to_end_writes_what_was_taken_and_ends_in_time() {
+fn sigterm_writes_every_document_and_ends_in_time() {
     let agent = Agent::configured(&format!("output.file.path: {FOLDER}/flows.json\nagent.shutdown_timeout: 5s\n"));
     let running = agent.start(&["--stats", "--replay", RECORDING, "--replay-times", "1000000", "--replay-rate", "500"]);
     eventually("documents are written", || running.lines("flows.json") > 100);
@@ -83,14 +84,14 @@ fn a_signal_to_end_writes_what_was_taken_and_ends_in_time() {
 
 /// The host does not answer, so the agent would try to send spooled documents until its time is up.
 #[test]
-fn a_second_signal_ends_it_at_once() {
+fn a_second_signal_ends_the_agent_at_once() {
     let agent = Agent::configured(&format!(
         "output.elasticsearch.hosts: ['http://127.0.0.1:1']\nspool.path: {FOLDER}/spool\nagent.shutdown_timeout: 10m\n"
     ));
     let running = agent.start(&["--stats", "--replay", RECORDING, "--replay-times", "1000000", "--replay-rate", "500"]);
     running.wait_for_log("http://127.0.0.1:1");
     running.signal(Signal::SIGTERM);
-    // Whether the first has been noticed is not to be seen from outside: both at once count as one.
+    // Two signals that are pending at once are delivered as one, and a test cannot see when the first was delivered.
     let mut ended = false;
     eventually("it ends", || {
         ended = ended || running.has_ended();
@@ -109,7 +110,7 @@ fn a_second_signal_ends_it_at_once() {
 }
 
 #[test]
-fn a_changed_configuration_is_taken_over_without_a_gap_and_a_wrong_one_is_not() {
+fn a_reload_loses_no_document_and_an_invalid_configuration_changes_nothing() {
     let agent = Agent::configured(&format!("output.file.path: {FOLDER}/a.json\n"));
     let running = agent.start(&["--replay", RECORDING, "--replay-times", "1000000", "--replay-rate", "500"]);
     eventually("documents are in the first file", || running.lines("a.json") > 20);
@@ -129,7 +130,7 @@ fn a_changed_configuration_is_taken_over_without_a_gap_and_a_wrong_one_is_not() 
     running.signal(Signal::SIGHUP);
     running.wait_for_log("create its directory");
     let before = running.lines("b.json");
-    eventually("it went back to the second file", || running.lines("b.json") > before);
+    eventually("the second file is used again", || running.lines("b.json") > before);
 
     let ended = running.end(Signal::SIGTERM);
     assert!(ended.status.success(), "{}", ended.stderr);
@@ -138,7 +139,7 @@ fn a_changed_configuration_is_taken_over_without_a_gap_and_a_wrong_one_is_not() 
         documents.iter().map(|document| document["flow"]["id"].to_string()).collect()
     };
     let both = [numbers(read("a.json")), numbers(read("b.json"))].concat();
-    // Played again and again, the flows follow each other like the first time, with higher numbers.
+    // Each pass through the recording has the same flows, with higher numbers.
     let number = |id: &String| id.rsplit('-').next().and_then(|text| text.trim_matches('"').parse::<u64>().ok());
     let mut found: Vec<_> = both.iter().map(|id| number(id).expect("a number")).collect();
     assert_eq!(found.len(), both.len());
@@ -151,7 +152,7 @@ fn a_changed_configuration_is_taken_over_without_a_gap_and_a_wrong_one_is_not() 
 }
 
 #[test]
-fn the_service_manager_is_told() {
+fn the_service_manager_is_notified() {
     let agent = Agent::configured(&format!("output.file.path: {FOLDER}/a.json\n"));
     let socket = agent.folder().join("notify");
     let manager = UnixDatagram::bind(&socket).expect("a socket");
@@ -159,7 +160,7 @@ fn the_service_manager_is_told() {
     let environment = [("NOTIFY_SOCKET", socket.to_str().expect("UTF-8")), ("WATCHDOG_USEC", "400000")];
     let running =
         agent.start_with(&["--replay", RECORDING, "--replay-times", "1000000", "--replay-rate", "100"], &environment);
-    let heard = |wanted: &str| {
+    let wait_for = |wanted: &str| {
         let mut buffer = [0; 4096];
         loop {
             let length = manager.recv(&mut buffer).unwrap_or_else(|error| panic!("waiting for {wanted}: {error}"));
@@ -169,20 +170,20 @@ fn the_service_manager_is_told() {
             }
         }
     };
-    heard("READY=1");
-    assert!(heard("STATUS=").contains("0 samples or flows lost; file: "));
-    heard("WATCHDOG=1");
-    heard("WATCHDOG=1");
+    wait_for("READY=1");
+    assert!(wait_for("STATUS=").contains("0 samples or flows lost; file: "));
+    wait_for("WATCHDOG=1");
+    wait_for("WATCHDOG=1");
     running.signal(Signal::SIGHUP);
-    assert!(heard("RELOADING=1").contains("MONOTONIC_USEC="));
-    heard("READY=1");
+    assert!(wait_for("RELOADING=1").contains("MONOTONIC_USEC="));
+    wait_for("READY=1");
     running.signal(Signal::SIGTERM);
-    heard("STOPPING=1");
+    wait_for("STOPPING=1");
     assert!(running.finish().status.success());
 }
 
 #[test]
-fn numbers_are_told_on_demand() {
+fn sigusr1_prints_statistics_and_the_niceness_is_set() {
     let agent = Agent::configured(&format!("output.file.path: {FOLDER}/a.json\nagent.nice: 5\n"));
     let running = agent.start(&["--replay", RECORDING, "--replay-times", "1000000", "--replay-rate", "100"]);
     eventually("something is written", || running.lines("a.json") > 0);
@@ -195,7 +196,7 @@ fn numbers_are_told_on_demand() {
 }
 
 #[test]
-fn what_cannot_be_done_is_told_and_nothing_is_started() {
+fn an_unusable_configuration_or_recording_is_an_error() {
     for (configuration, status, expected) in [
         ("", 1, "no output is on: set "),
         ("output.file.path: /no/such/flows.json\n", 1, "create its directory"),
@@ -218,8 +219,8 @@ fn what_cannot_be_done_is_told_and_nothing_is_started() {
     assert!(ended.stderr.contains("the recording is damaged at byte"), "{}", ended.stderr);
 }
 
-/// The served metrics by name and labels.
-fn scraped(mut stream: impl Read + Write, request: &str) -> (String, BTreeMap<String, f64>) {
+/// Sends a request to the metrics server. Returns the status line and the metrics by name and labels.
+fn request_metrics(mut stream: impl Read + Write, request: &str) -> (String, BTreeMap<String, f64>) {
     stream.write_all(request.as_bytes()).expect("it listens");
     let mut answer = String::new();
     stream.read_to_string(&mut answer).expect("UTF-8");
@@ -230,7 +231,7 @@ fn scraped(mut stream: impl Read + Write, request: &str) -> (String, BTreeMap<St
 }
 
 #[test]
-fn numbers_are_served_to_this_host() {
+fn metrics_are_served_on_loopback_and_on_a_unix_socket() {
     const GET: &str = "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n";
     let port = TcpListener::bind(("127.0.0.1", 0)).and_then(|it| it.local_addr()).expect("a free port").port();
     let endless = ["--replay", RECORDING, "--replay-times", "1000000", "--replay-rate", "200"];
@@ -243,11 +244,11 @@ fn numbers_are_served_to_this_host() {
         let listens = || UnixStream::connect(&socket).is_ok() || TcpStream::connect(("127.0.0.1", port)).is_ok();
         assert!(listens(), "it listens once it is ready");
         let ask = |request: &str| match UnixStream::connect(&socket) {
-            Ok(stream) => scraped(stream, request),
-            Err(_) => scraped(TcpStream::connect(("127.0.0.1", port)).expect("it listens"), request),
+            Ok(stream) => request_metrics(stream, request),
+            Err(_) => request_metrics(TcpStream::connect(("127.0.0.1", port)).expect("it listens"), request),
         };
         let written = "socktrail_output_written_total{output=\"file\"}";
-        eventually("some are written", || ask(GET).1.get(written).is_some_and(|&number| number > 50.0));
+        eventually("the metric counts documents", || ask(GET).1.get(written).is_some_and(|&number| number > 50.0));
         let (status, numbers) = ask(GET);
         assert_eq!(status, "HTTP/1.1 200 OK");
         assert!(numbers[written] <= running.lines("a.json") as f64, "no more than is in the file");

@@ -1,4 +1,4 @@
-//! The command as users see it: exit statuses, stdout, stderr. Holds on machines with and without kprobes.
+//! The command as users see it: exit statuses, stdout, stderr. These tests pass on machines with and without kprobes.
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -29,7 +29,7 @@ fn has_kprobes() -> Option<bool> {
 }
 
 #[test]
-fn flows_end_with_an_explanation_where_there_are_none() {
+fn flows_fails_with_a_reason_where_no_flow_can_be_seen() {
     let output = socktrail(&["flows", "--duration", "100ms"]);
     let said = text(&output.stderr);
     assert_eq!(text(&output.stdout).lines().filter(|line| !line.starts_with('{')).count(), 0, "only documents");
@@ -52,7 +52,7 @@ fn flows_end_with_an_explanation_where_there_are_none() {
 }
 
 #[test]
-fn a_path_that_is_no_tracefs_is_named() {
+fn a_path_that_is_not_tracefs_is_named() {
     for path in ["/proc", "/no/such/place"] {
         let output = socktrail(&["flows", "--tracefs-path", path]);
         assert_eq!(status(&output), 5);
@@ -75,7 +75,7 @@ fn help_documents_the_exit_statuses() {
 }
 
 #[test]
-fn bad_usage_is_2_and_says_what_would_be_right() {
+fn bad_usage_has_status_2_and_says_what_is_right() {
     for (arguments, expected) in [
         (&["flows", "--duration", "30"][..], "30s"),
         (&["flows", "--duration", "soon"], "soon"),
@@ -98,7 +98,7 @@ fn bad_usage_is_2_and_says_what_would_be_right() {
 }
 
 #[test]
-fn doctor_says_the_same_in_both_forms() {
+fn doctor_says_the_same_as_text_and_as_json() {
     let (table, json) = (socktrail(&["doctor"]), socktrail(&["doctor", "--json"]));
     assert_eq!(status(&table), status(&json));
     let report: Value = serde_json::from_slice(&json.stdout).expect("JSON");
@@ -119,8 +119,8 @@ fn doctor_says_the_same_in_both_forms() {
     }
 }
 
-/// Runs in a separate mount namespace, so that mounts of other processes do not interfere. Only root can make one; other users cannot
-/// mount anyway.
+/// Runs in a separate mount namespace, so that mounts of other processes do not interfere. Only root can make one; other users
+/// cannot mount anyway.
 #[test]
 fn doctor_leaves_no_mount_behind() {
     let script = "cp /proc/self/mounts \"$1/before\"; \"$0\" doctor >\"$1/said\"; cmp /proc/self/mounts \"$1/before\"";
@@ -137,7 +137,7 @@ fn doctor_leaves_no_mount_behind() {
 }
 
 #[test]
-fn a_layout_file_that_is_missing_or_none_is_named() {
+fn a_missing_or_invalid_layout_file_is_named() {
     for arguments in
         [["layout", "--diff", "/no/such", "/no/such"], ["layout", "--diff", "/proc/self/comm", "/proc/self/comm"]]
     {
@@ -158,7 +158,7 @@ fn a_closed_pipe_is_a_success() {
 
 /// The getent helper: its privileges according to the kernel, its answers, and its end.
 #[test]
-fn the_getent_helper_has_no_privileges_and_ends_with_its_asker() {
+fn the_getent_helper_has_no_privileges_and_ends_when_its_socket_closes() {
     use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
     use std::os::fd::AsRawFd;
 
@@ -166,7 +166,7 @@ fn the_getent_helper_has_no_privileges_and_ends_with_its_asker() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_socktrail"));
     let mut child = command.arg("ask-getent").stdin(theirs).spawn().unwrap();
     drop(command);
-    // A letter, the user's number; the same again, n, the name.
+    // A question is a letter and the user id. The answer repeats both, followed by `n` and the name.
     send(ours.as_raw_fd(), b"u\0\0\0\0", MsgFlags::MSG_NOSIGNAL).unwrap();
     let mut answer = [0; 300];
     let count = recv(ours.as_raw_fd(), &mut answer, MsgFlags::empty()).unwrap();

@@ -1,4 +1,4 @@
-//! `socktrail config`: valid files are ok, mistakes are reported with their place.
+//! `socktrail config`: valid files are accepted, mistakes are reported with their line.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -24,7 +24,7 @@ fn check(file: &Path) -> Output {
 }
 
 #[test]
-fn the_options_of_auditbeat_are_ok_as_they_are() {
+fn options_of_auditbeat_are_accepted_unchanged() {
     let file = data("auditbeat.yml");
     let output = check(&file);
     assert!(output.status.success(), "{}", text(&output.stderr));
@@ -35,7 +35,7 @@ fn the_options_of_auditbeat_are_ok_as_they_are() {
 
 /// The first line of each file has the line and the error that are expected.
 #[test]
-fn each_broken_file_has_the_error_that_it_says() {
+fn each_broken_file_has_its_expected_error() {
     let mut files = 0;
     for entry in fs::read_dir(data("broken")).expect("the folder is there") {
         let file = entry.expect("the folder can be read").path();
@@ -55,7 +55,7 @@ fn each_broken_file_has_the_error_that_it_says() {
 }
 
 #[test]
-fn what_is_shown_can_be_read_again_and_is_the_same() {
+fn the_shown_configuration_can_be_read_again() {
     let file = data("auditbeat.yml");
     let show = |file: &Path| socktrail(&["config", "show", "--config", file.to_str().expect("UTF-8")]);
     let shown = show(&file);
@@ -75,7 +75,7 @@ fn what_is_shown_can_be_read_again_and_is_the_same() {
 }
 
 #[test]
-fn the_environment_lies_over_the_file_and_the_command_line_over_that() {
+fn the_environment_overrides_the_file_and_the_command_line_overrides_both() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_socktrail"));
     let output = command
         .env_clear()
@@ -120,7 +120,7 @@ fn the_example_holds_every_key_with_its_default() {
     assert!(shown.status.success(), "{}", text(&shown.stderr));
 }
 
-/// The page and the example agree with the code. With `BLESS` set, they are written.
+/// The page and the example agree with the code. With `BLESS` set, the test first writes them.
 #[test]
 fn the_reference_is_made_from_the_code() {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -142,6 +142,6 @@ fn with_table(page: &str, section: &str) -> String {
     let begin = format!("<!-- keys of {section}: `BLESS=1 cargo test --test config` writes them -->\n");
     let end = "<!-- end of keys -->\n";
     let (before, rest) = page.split_once(&begin).unwrap_or_else(|| panic!("no `{begin}`"));
-    let (_, after) = rest.split_once(end).unwrap_or_else(|| panic!("no `{end}` behind `{begin}`"));
+    let (_, after) = rest.split_once(end).unwrap_or_else(|| panic!("no `{end}` after `{begin}`"));
     format!("{before}{begin}{}{end}{after}", reference::table(section))
 }

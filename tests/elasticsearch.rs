@@ -1,4 +1,4 @@
-//! Documents to a server that misbehaves in every way: none is lost, none is there twice.
+//! Sends documents to a server that misbehaves in many ways: none is lost, and none is stored twice.
 
 #[path = "support/fake.rs"]
 mod fake;
@@ -17,7 +17,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use support::{Agent, Ended, RECORDING, eventually, json_lines};
 
-/// The flows of one pass through the recording: a line each of what it is known to be replayed to.
+/// The number of flows in one pass through the recording. The expected documents have one line for each.
 const PASS: usize = lines(include_bytes!("data/recordings/6.1-x86_64.json"));
 
 const fn lines(text: &[u8]) -> usize {
@@ -45,13 +45,13 @@ fn arguments(times: usize) -> Vec<String> {
     ["--stats", "--replay", RECORDING, "--replay-times", &times.to_string()].map(str::to_owned).into()
 }
 
-/// Replays so many passes and waits for the end.
+/// Replays the recording this many times, and waits until the agent ends.
 fn replay(agent: &Agent, times: usize) -> Ended {
     replay_with(agent, arguments(times))
 }
 
-/// The same with time enough at the end to send what has been waiting, on a slow machine too.
-fn replay_at_leisure(agent: &Agent, times: usize) -> Ended {
+/// Like [`replay`], with enough time at the end to send all waiting documents, even on a slow machine.
+fn replay_and_send_all(agent: &Agent, times: usize) -> Ended {
     replay_with(agent, [arguments(times), ["--set", "agent.shutdown_timeout=10m"].map(str::to_owned).into()].concat())
 }
 
@@ -61,19 +61,21 @@ fn replay_with(agent: &Agent, arguments: Vec<String>) -> Ended {
     ended
 }
 
+/// The flow's number in its `flow.id`.
 fn number(id: &str) -> u64 {
     id.rsplit('-').next().and_then(|number| number.parse().ok()).expect("RUN-NUMBER")
 }
 
-/// Every document of so many passes is there once, and they came in order.
-fn assert_whole(server: &Fake, times: usize) {
+/// Checks that the server has each document of this many passes once.
+fn assert_complete(server: &Fake, times: usize) {
     let seen = server.seen();
     assert_eq!(seen.violations, [] as [&str; 0]);
     assert_eq!(seen.documents.len(), times * PASS);
     let ids: BTreeSet<_> = seen.documents.values().map(|document| document["flow"]["id"].to_string()).collect();
-    assert_eq!(ids.len(), times * PASS, "a document is there twice under two names");
+    assert_eq!(ids.len(), times * PASS, "a document is stored under two ids");
 }
 
+/// Checks that no document arrived before one of an earlier pass.
 fn assert_in_order(server: &Fake) {
     let seen = server.seen();
     let passes: Vec<_> = seen.order.iter().map(|id| (number(id) - 1) / PASS as u64).collect();
@@ -81,14 +83,14 @@ fn assert_in_order(server: &Fake) {
 }
 
 #[test]
-fn documents_arrive_as_they_are_and_only_once() {
+fn documents_arrive_unchanged_and_once() {
     let server = Fake::start();
     let agent = agent(&[server.url()], "output.file.path: {folder}/flows.json\n");
     let ended = replay(&agent, 7);
-    assert_whole(&server, 7);
+    assert_complete(&server, 7);
     assert_in_order(&server);
     let seen = server.seen();
-    assert_eq!(seen.packed, seen.requests, "requests are packed");
+    assert_eq!(seen.compressed, seen.requests, "requests are compressed");
     assert!(seen.documents.keys().all(|(index, _)| index == "logs-socktrail.flow-default"));
     let by_id = |documents: Vec<Value>| {
         let mut documents: Vec<_> = documents.into_iter().map(|document| document.to_string()).collect();
@@ -96,7 +98,7 @@ fn documents_arrive_as_they_are_and_only_once() {
         documents
     };
     let file = json_lines(&fs::read_to_string(ended.folder().join("flows.json")).expect("the file"));
-    assert_eq!(by_id(seen.documents.values().cloned().collect()), by_id(file), "the same as in the file");
+    assert_eq!(by_id(seen.documents.values().cloned().collect()), by_id(file), "the file has the same documents");
     let stats = ended.stats();
     let output = &stats["outputs"][1];
     assert_eq!((&output["output"], &output["written"]), (&"elasticsearch".into(), &(7 * PASS).into()), "{stats}");
@@ -104,20 +106,20 @@ fn documents_arrive_as_they_are_and_only_once() {
 }
 
 #[test]
-fn an_index_of_ones_own_and_plain_requests() {
+fn a_configured_index_and_uncompressed_requests() {
     let server = Fake::start();
     let more = "output.elasticsearch.index: mine-{kind}\noutput.elasticsearch.compression_level: 0\n";
     replay(&agent(&[server.url()], more), 1);
-    assert_whole(&server, 1);
+    assert_complete(&server, 1);
     let seen = server.seen();
     assert!(seen.documents.keys().all(|(index, _)| index == "mine-flow"));
-    assert_eq!(seen.packed, 0);
+    assert_eq!(seen.compressed, 0);
 }
 
 #[test]
-fn whatever_goes_wrong_once_nothing_is_lost_and_nothing_twice() {
+fn after_any_fault_each_document_is_stored_once() {
     for fault in [
-        Fault::Unheard,
+        Fault::Unprocessed,
         Fault::Unanswered,
         Fault::Truncated,
         Fault::Slow(Duration::from_millis(300)),
@@ -132,18 +134,18 @@ fn whatever_goes_wrong_once_nothing_is_lost_and_nothing_twice() {
         Fault::EverySecond(429),
         Fault::EverySecond(503),
         Fault::EverySecond(403),
-        Fault::Lie("{\"items\":[]}"),
-        Fault::Lie("{\"errors\":false,\"items\":[{\"create\":{\"_id\":\"x\",\"status\":201}}]}"),
-        Fault::Lie("<html>Welcome to our hotel</html>"),
+        Fault::Unrelated("{\"items\":[]}"),
+        Fault::Unrelated("{\"errors\":false,\"items\":[{\"create\":{\"_id\":\"x\",\"status\":201}}]}"),
+        Fault::Unrelated("<html>Welcome to our hotel</html>"),
     ] {
         let server = Fake::start();
         server.seen().faults = [fault.clone(), fault.clone()].into();
         let ended = replay(&agent(&[server.url()], ""), 6);
-        assert_whole(&server, 6);
+        assert_complete(&server, 6);
         let done_twice = matches!(fault, Fault::Unanswered | Fault::Truncated);
         let stats = ended.stats();
         let output = &stats["outputs"][0];
-        // Of the answers that came: those that did not may have been about duplicates too.
+        // The agent counts duplicates in the answers that it got. Lost answers may have been about duplicates, too.
         let duplicates = output["duplicates"].as_u64().unwrap_or(0);
         assert_eq!(duplicates > 0, done_twice, "{fault:?}: {stats}");
         assert!(duplicates <= server.seen().duplicates as u64, "{fault:?}: {stats}");
@@ -154,26 +156,26 @@ fn whatever_goes_wrong_once_nothing_is_lost_and_nothing_twice() {
 }
 
 #[test]
-fn a_server_that_is_too_slow_is_asked_again() {
+fn a_request_that_times_out_is_sent_again() {
     let server = Fake::start();
     server.seen().faults = [Fault::Slow(Duration::from_secs(3))].into();
     let ended = replay(&agent(&[server.url()], "output.elasticsearch.timeout: 300ms\n"), 2);
-    assert_whole(&server, 2);
+    assert_complete(&server, 2);
     assert!(ended.stderr.contains("timeout"), "{}", ended.stderr);
 }
 
 #[test]
-fn requests_that_are_too_large_are_cut_in_halves() {
+fn requests_that_are_too_large_are_halved() {
     let server = Fake::start();
-    // Room for four documents of some 2 kB.
+    // Enough for four documents of about 2 kB.
     server.seen().always = Some(Fault::LargerThan(10_000));
-    replay_at_leisure(&agent(&[server.url()], "output.elasticsearch.compression_level: 0\n"), 50);
-    assert_whole(&server, 50);
+    replay_and_send_all(&agent(&[server.url()], "output.elasticsearch.compression_level: 0\n"), 50);
+    assert_complete(&server, 50);
     assert!(server.seen().too_large > 0);
 }
 
 #[test]
-fn what_the_server_refuses_for_good_lies_in_the_dead_letter_file_with_the_reason() {
+fn refused_documents_go_to_the_dead_letter_file_with_the_reason() {
     let server = Fake::start();
     server.seen().unwanted = Some("curl".to_owned());
     let ended = replay(&agent(&[server.url()], ""), 3);
@@ -213,7 +215,7 @@ fn what_is_not_sent_at_the_end_is_sent_after_the_next_start() {
     assert!(first.stderr.contains(&format!("{} documents wait in the spool", 5 * PASS)), "{}", first.stderr);
     assert_eq!(first.stats()["outputs"][0]["pending"], 5 * PASS);
     let server = Fake::start_at(port, None);
-    let second = replay_at_leisure(&agent, 1);
+    let second = replay_and_send_all(&agent, 1);
     assert_eq!(server.count(), 6 * PASS, "{}", second.stderr);
     assert_eq!(server.seen().duplicates, 0);
 }
@@ -222,10 +224,10 @@ fn what_is_not_sent_at_the_end_is_sent_after_the_next_start() {
 fn when_a_server_dies_in_the_middle_another_takes_over() {
     let (one, other) = (Fake::start(), Fake::start());
     one.seen().faults = [Fault::Unanswered].into();
-    one.seen().always = Some(Fault::Unheard);
+    one.seen().always = Some(Fault::Unprocessed);
     let agent = agent(&["http://127.0.0.1:1".to_owned(), one.url(), other.url()], "");
     let ended = replay(&agent, 8);
-    // Two servers of one cluster would share their documents; these do not, so what the first took is there twice.
+    // Servers of one cluster share their documents. These two do not, so both have the batch that the first one stored.
     assert_eq!(other.count(), 8 * PASS, "{}", ended.stderr);
     assert_eq!(one.count(), 25);
 }
@@ -243,17 +245,17 @@ fn a_full_spool_loses_its_oldest_documents_and_counts_them() {
     assert!(dropped > 0 && dropped + pending == 100 * PASS as u64, "{stats}");
     assert!(first.stderr.contains("set a larger spool.max_size"), "{}", first.stderr);
     let server = Fake::start_at(port, None);
-    let second = replay_at_leisure(&agent, 1);
-    // What comes now may drive out more of what waits, even of what is on its way.
+    let second = replay_and_send_all(&agent, 1);
+    // New documents may evict more of the waiting ones, even some that are being sent.
     let more = second.stats()["outputs"][0]["spool_dropped"].as_u64().unwrap_or(0);
     assert!(server.count() as u64 + more >= pending + PASS as u64, "{}", second.stderr);
     let numbers: Vec<_> = server.seen().order.iter().map(|id| number(id)).collect();
     let of_first = numbers.len() - PASS;
-    assert!(!numbers[..of_first].contains(&1), "the oldest went");
-    assert_eq!(numbers[of_first..], (1..=PASS as u64).collect::<Vec<_>>(), "what came last is there");
+    assert!(!numbers[..of_first].contains(&1), "the oldest were dropped");
+    assert_eq!(numbers[of_first..], (1..=PASS as u64).collect::<Vec<_>>(), "the newest are there");
 }
 
-/// A limit on the size of files stands for a full disk: the spool cannot take more than a few documents.
+/// A limit on the size of files simulates a full disk: the spool has room for only a few documents.
 #[test]
 fn on_a_full_disk_documents_go_through_memory() {
     let server = Fake::start();
@@ -262,12 +264,12 @@ fn on_a_full_disk_documents_go_through_memory() {
     let ended = agent.start_under("trap '' XFSZ; ulimit -f 8; exec \"$@\"", &arguments(20));
     assert!(ended.status.success(), "{}", ended.stderr);
     assert!(ended.stderr.contains("writing to the spool"), "{}", ended.stderr);
-    assert_whole(&server, 20);
+    assert_complete(&server, 20);
     assert_in_order(&server);
 }
 
 #[test]
-fn a_damaged_spool_gives_what_can_be_saved_and_the_rest_is_set_aside() {
+fn documents_around_damaged_bytes_of_the_spool_are_sent() {
     let port = Fake::free_port();
     let agent = agent(&[format!("http://127.0.0.1:{port}")], "agent.shutdown_timeout: 300ms\n");
     replay(&agent, 5);
@@ -279,16 +281,16 @@ fn a_damaged_spool_gives_what_can_be_saved_and_the_rest_is_set_aside() {
     bytes[middle] ^= 1;
     fs::write(&segment, bytes).expect("it can be written");
     let server = Fake::start_at(port, None);
-    let ended = replay_at_leisure(&agent, 1);
+    let ended = replay_and_send_all(&agent, 1);
     assert_eq!(server.count(), 6 * PASS - 1);
     assert_eq!(ended.stats()["outputs"][0]["spool_damaged"], 1);
-    let told = format!("{} is damaged at byte", segment.display());
-    assert!(ended.stderr.contains(&told), "{}", ended.stderr);
+    let expected = format!("{} is damaged at byte", segment.display());
+    assert!(ended.stderr.contains(&expected), "{}", ended.stderr);
     assert_eq!(fs::read_dir(spool.join("damaged")).expect("set aside").count(), 1);
 }
 
 #[test]
-fn tls_trusts_only_whom_it_was_told_to() {
+fn tls_trusts_only_configured_certificates() {
     let fingerprint = "output.elasticsearch.ssl.ca_trusted_fingerprint: ";
     let of = |name: &str| {
         use rustls::pki_types::pem::PemObject;
@@ -318,13 +320,13 @@ fn tls_trusts_only_whom_it_was_told_to() {
     ] {
         let server = Fake::with_tls(clients);
         let url = format!("https://127.0.0.1:{}", server.port);
-        // What is refused is tried for as long as this: enough for a handshake on a machine that is busy.
+        // The agent tries again until this timeout: long enough for a handshake on a busy machine.
         let ended = replay(&agent(&[url], &format!("{more}agent.shutdown_timeout: 8s\n")), 2);
         match refused {
-            None => assert_whole(&server, 2),
-            Some(told) => {
+            None => assert_complete(&server, 2),
+            Some(expected) => {
                 assert_eq!(server.count(), 0, "{more}");
-                assert!(ended.stderr.contains(told), "{more}: {}", ended.stderr);
+                assert!(ended.stderr.contains(expected), "{more}: {}", ended.stderr);
                 assert_eq!(ended.stats()["outputs"][0]["pending"], 2 * PASS);
             }
         }
@@ -339,7 +341,7 @@ fn secrets_go_to_the_server_and_nowhere_else() {
         ("output.elasticsearch.username: me\noutput.elasticsearch.password: s3cr3t\n", "Basic bWU6czNjcjN0"),
     ] {
         let server = Fake::start();
-        // Whoever answers may repeat what it was told.
+        // An answer may contain the credentials of the request.
         server.seen().faults = [vec![Fault::Status(401); 30], vec![Fault::Echo(403); 30]].concat().into();
         let agent = agent(&[server.url()], more);
         let arguments = [arguments(1), ["--set", "agent.shutdown_timeout=1m"].map(str::to_owned).into()].concat();
@@ -347,7 +349,7 @@ fn secrets_go_to_the_server_and_nowhere_else() {
         arguments.insert(0, "-vv");
         let ended = agent.start(&arguments).finish();
         assert_eq!(server.seen().authorization.as_deref(), Some(header));
-        assert_whole(&server, 1);
+        assert_complete(&server, 1);
         assert!(ended.stderr.contains("check output.elasticsearch.api_key"), "{}", ended.stderr);
         assert!(ended.stderr.contains("answers 403: you said "), "{}", ended.stderr);
         let encoded = header.split(' ').nth(1).expect("two words");
@@ -375,11 +377,11 @@ fn setup_installs_templates_and_a_policy() {
     assert_eq!(puts[1..], templates);
 }
 
-/// Killed at any moment, again and again. What a run has received arrives, from the first flow on without a gap.
-fn kill_often(times: usize) {
+/// Kills the agent at many different moments. All documents that a run has spooled arrive, without a gap from the first flow on.
+fn kill_repeatedly(times: usize) {
     let server = Fake::start();
     let agent = agent(&[server.url()], "");
-    let mut taken = Vec::new();
+    let mut spooled = Vec::new();
     for round in 0..times {
         {
             let mut seen = server.seen();
@@ -392,17 +394,17 @@ fn kill_often(times: usize) {
         let endless = ["--replay", RECORDING, "--replay-times", "1000000", "--replay-rate", rate];
         let running = agent.start(&[&["--set", &*name], &endless[..]].concat());
         running.wait_for_log("socktrail: ready");
-        // A different moment in each round, without a clock in the test's outcome.
+        // The moment differs from round to round, but not from one run of the test to the next.
         let moment = Duration::from_micros((round as u64 * 7919) % 250_000);
         std::thread::sleep(moment);
         running.signal(Signal::SIGUSR1);
-        eventually("it tells how much it has taken", || running.log().contains("stats ") || running.has_ended());
+        eventually("statistics are printed", || running.log().contains("stats ") || running.has_ended());
         std::thread::sleep(moment / 7);
         let ended = running.end(Signal::SIGKILL);
-        taken.push(ended.stats()["outputs"][0]["spooled"].as_u64().unwrap_or(0));
+        spooled.push(ended.stats()["outputs"][0]["spooled"].as_u64().unwrap_or(0));
     }
     server.seen().faults.clear();
-    let last = replay_at_leisure(&agent, 1);
+    let last = replay_and_send_all(&agent, 1);
     assert_eq!(last.stats()["outputs"][0]["pending"], Value::Null, "{}", last.stderr);
     let seen = server.seen();
     assert_eq!(seen.violations, [] as [&str; 0]);
@@ -410,11 +412,11 @@ fn kill_often(times: usize) {
     for document in seen.documents.values() {
         let (name, id) = (document["agent"]["name"].as_str(), document["flow"]["id"].as_str());
         let numbers = rounds.entry(name.expect("a name")).or_default();
-        assert!(numbers.insert(number(id.expect("an id"))), "{id:?} is there twice");
+        assert!(numbers.insert(number(id.expect("an id"))), "{id:?} is stored twice");
     }
-    for (round, taken) in taken.into_iter().enumerate() {
+    for (round, spooled) in spooled.into_iter().enumerate() {
         let numbers = rounds.remove(&*format!("round {round}")).unwrap_or_default();
-        assert!(numbers.len() as u64 >= taken, "round {round}: {} of at least {taken} documents", numbers.len());
+        assert!(numbers.len() as u64 >= spooled, "round {round}: {} of at least {spooled} documents", numbers.len());
         let whole = numbers.len() - numbers.len() % PASS;
         let expected: Vec<u64> = (1..=whole as u64).collect();
         assert_eq!(numbers.into_iter().take(whole).collect::<Vec<_>>(), expected, "round {round} has a gap");
@@ -422,12 +424,12 @@ fn kill_often(times: usize) {
 }
 
 #[test]
-fn killed_at_any_moment_nothing_is_lost_and_nothing_twice() {
-    kill_often(4);
+fn an_agent_killed_at_any_moment_loses_and_repeats_nothing() {
+    kill_repeatedly(4);
 }
 
 #[test]
 #[ignore = "takes a minute; scripts/test runs it"]
-fn killed_fifty_times_nothing_is_lost_and_nothing_twice() {
-    kill_often(50);
+fn an_agent_killed_fifty_times_loses_and_repeats_nothing() {
+    kill_repeatedly(50);
 }

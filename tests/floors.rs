@@ -1,5 +1,5 @@
-//! The modules of `src/` are on floors. A module uses only modules on lower floors, so that it can be understood, tested and changed
-//! without those above. `docs/architecture.md` describes the modules.
+//! The modules of `src/` are on floors. A module uses only modules on lower floors, so that it can be understood, tested and
+//! changed without those above. `docs/architecture.md` describes the modules.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -28,7 +28,7 @@ fn modules_use_only_lower_floors() {
     let mut upward = Vec::new();
     for file in rust_files(&src) {
         let path = file.strip_prefix(&src).unwrap();
-        let module = room_of(path);
+        let module = module_of(path);
         if module == "lib" {
             continue;
         }
@@ -72,8 +72,8 @@ fn is_name(c: char) -> bool {
     c.is_ascii_alphanumeric() || c == '_'
 }
 
-/// The first part of a path in `src/`: a folder, or a file without its ending.
-fn room_of(path: &Path) -> String {
+/// The module of a path in `src/`: its first folder, or the file without `.rs`.
+fn module_of(path: &Path) -> String {
     let first = path.components().next().unwrap().as_os_str().to_str().unwrap();
     first.strip_suffix(".rs").unwrap_or(first).to_owned()
 }

@@ -50,7 +50,7 @@ fn each_recording_shows_the_demo() {
             replay(&file).lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
         let (out, others): (Vec<_>, Vec<_>) =
             documents.iter().partition(|document| document["network"]["direction"] == "egress");
-        let mut clients: Vec<_> = out.iter().map(|document| told(document)).collect();
+        let mut clients: Vec<_> = out.iter().map(|document| summary(document)).collect();
         clients.sort();
         let wanted = [
             "curl 127.0.0.1:53 udp",
@@ -62,7 +62,7 @@ fn each_recording_shows_the_demo() {
         ];
         assert_eq!(clients, wanted, "{}", file.display());
 
-        // One of curl's was by name, and the answer to its query is in the recording.
+        // One curl connected by name. The answer to its DNS query is in the recording.
         let names: Vec<_> = out.iter().filter_map(|document| document["destination"]["domain"].as_str()).collect();
         assert_eq!(names, ["www.example.test"], "{}", file.display());
 
@@ -71,11 +71,11 @@ fn each_recording_shows_the_demo() {
         let [old] = old[..] else { panic!("not one flow to port 9001 in {}: {old:#?}", file.display()) };
         assert_eq!((&old["process"]["name"], &old["flow"]["complete"]), (&json!("nc.openbsd"), &json!(false)));
 
-        // Both ends of a conversation were watched: the two documents must agree on what went each way.
-        let ends: HashMap<_, _> = others.iter().map(|document| (name(document), document)).collect();
+        // Both ends of a conversation are on this host. The two documents must agree on the packets and bytes of each direction.
+        let ends: HashMap<_, _> = others.iter().map(|document| (conversation_id(document), document)).collect();
         assert_eq!(ends.len(), out.len(), "{}", file.display());
         for document in &out {
-            let other = ends.get(&name(document)).unwrap_or_else(|| panic!("no other end of {document:#}"));
+            let other = ends.get(&conversation_id(document)).unwrap_or_else(|| panic!("no other end of {document:#}"));
             assert_eq!(other["network"]["direction"], "ingress", "{other:#}");
             for end in ["source", "destination"] {
                 for number in ["ip", "port", "packets", "bytes"] {
@@ -86,8 +86,8 @@ fn each_recording_shows_the_demo() {
     }
 }
 
-/// The ends of a conversation.
-fn told(document: &Value) -> String {
+/// Process, destination and transport of a flow.
+fn summary(document: &Value) -> String {
     let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     let there = &document["destination"];
     let process = text(&document["process"]["name"]);
@@ -95,6 +95,6 @@ fn told(document: &Value) -> String {
 }
 
 /// An id that is the same for both ends of a conversation, and different for others.
-fn name(document: &Value) -> (String, String) {
+fn conversation_id(document: &Value) -> (String, String) {
     (document["network"]["community_id"].to_string(), document["source"]["port"].to_string())
 }

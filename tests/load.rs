@@ -1,7 +1,8 @@
 //! Load: 50,000 documents per second into a file and a server, with constant memory.
 //!
 //! `cargo test --release --test load -- --ignored --nocapture` prints the costs; `SOCKTRAIL_LOAD_RATE` and
-//! `SOCKTRAIL_LOAD_SECONDS` set rate and duration. Files are in `/dev/shm`, if there is one, so that the disk's speed does not matter.
+//! `SOCKTRAIL_LOAD_SECONDS` set rate and duration. Files are in `/dev/shm`, if there is one, so that the disk's speed does not
+//! matter.
 
 #![allow(clippy::print_stdout, reason = "figures for who reads the output")]
 
@@ -60,12 +61,12 @@ fn serve(stream: TcpStream, ids: &Mutex<HashSet<String>>, pace: Option<usize>) {
                 length = value.trim().parse().expect("a number");
             }
         }
-        let mut packed = vec![0; length];
-        if stream.read_exact(&mut packed).is_err() {
+        let mut compressed = vec![0; length];
+        if stream.read_exact(&mut compressed).is_err() {
             return;
         }
         let mut body = String::new();
-        GzDecoder::new(&packed[..]).read_to_string(&mut body).expect("gzip");
+        GzDecoder::new(&compressed[..]).read_to_string(&mut body).expect("gzip");
         let actions = body.lines().step_by(2);
         let new: Vec<&str> = actions.map(|line| line.rsplit('"').nth(1).expect("an id")).collect();
         if let Some(pace) = pace {
@@ -153,7 +154,7 @@ impl Run {
         self.stats["outputs"][output][name].as_u64().unwrap_or(0) as usize
     }
 
-    fn tell(&self, what: &str) {
+    fn print(&self, what: &str) {
         let offered = self.number(0, "offered");
         let (file, sent, pending) = (self.number(0, "written"), self.number(1, "written"), self.number(1, "pending"));
         let each = self.cpu / offered as f64 * 1e6;
@@ -176,12 +177,12 @@ impl Run {
 }
 
 #[test]
-#[ignore = "needs a machine to itself, and optimisation: see above"]
+#[ignore = "needs an idle machine and a release build: see above"]
 fn fifty_thousand_a_second_into_a_file_and_a_server() {
     let (rate, seconds) = (setting("SOCKTRAIL_LOAD_RATE", 50_000), setting("SOCKTRAIL_LOAD_SECONDS", 10));
     let sink = Sink::start(None);
     let run = run(&sink, rate, rate * seconds, "agent.shutdown_timeout: 1m\n");
-    run.tell("a server that takes what comes");
+    run.print("a server that takes every document");
     let documents = run.number(0, "offered");
     assert!(documents >= rate * seconds);
     assert_eq!((run.number(0, "dropped"), run.number(1, "dropped"), run.number(1, "spool_dropped")), (0, 0, 0));
@@ -193,7 +194,7 @@ fn fifty_thousand_a_second_into_a_file_and_a_server() {
 }
 
 #[test]
-#[ignore = "needs a machine to itself, and optimisation: see above"]
+#[ignore = "needs an idle machine and a release build: see above"]
 fn what_a_slow_server_cannot_take_is_spooled() {
     let (rate, seconds) = (setting("SOCKTRAIL_LOAD_RATE", 50_000), setting("SOCKTRAIL_LOAD_SECONDS", 10));
     let sink = Sink::start(Some(rate / 5));
@@ -203,12 +204,12 @@ fn what_a_slow_server_cannot_take_is_spooled() {
         rate * seconds,
         &format!("agent.shutdown_timeout: 1s\nspool.max_size: {}MiB\n", rate * seconds / 250),
     );
-    run.tell("a server that takes a fifth");
+    run.print("a server that takes a fifth");
     let documents = run.number(0, "offered");
     assert_eq!((run.number(0, "dropped"), run.number(1, "dropped"), run.number(1, "spool_dropped")), (0, 0, 0));
     assert_eq!(run.number(1, "spooled"), documents);
     assert!(run.number(1, "pending") > documents / 3, "{}", run.stats);
-    // What was on its way at the end may have been taken, and is sent again after the next start.
+    // The server may have stored documents that were being sent at the end. They are still pending, because they have no answer.
     let unsure = 2 * 1600;
     assert!((documents..documents + unsure).contains(&(sink.count() + run.number(1, "pending"))), "{}", run.stats);
     run.assert_flat();

@@ -1,7 +1,7 @@
-//! A real server: a node of OpenSearch, put together from its published parts by Maven, gets documents from the agent and
-//! is asked for them.
+//! Sends documents to a real server, a node of OpenSearch, and searches for them there.
 //!
-//! Needs a JDK and Maven, which fetches the parts once, from wherever it is told to; they are kept in the cache.
+//! Needs a JDK and Maven. Maven fetches the libraries of the node once, from the repositories in its settings. They are kept in the
+//! cache.
 
 #[path = "support/mod.rs"]
 mod support;
@@ -31,11 +31,11 @@ use socktrail::socket_event::{
 use support::{Agent, RECORDING, eventually, json_lines};
 use tempfile::TempDir;
 
-const PARTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/node");
-/// Of Maven's plugin for dependencies: the one that the parts were first fetched with.
+const NODE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/node");
+/// The goal of Maven that fetches the libraries. Its version is fixed, so that the result stays the same.
 const COPY: &str = "org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy-dependencies";
 
-/// A node that runs; it is killed when it is dropped.
+/// A running node. It is killed when it is dropped.
 struct Node {
     process: Child,
     port: u16,
@@ -47,14 +47,14 @@ fn run(command: &mut Command) {
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stdout));
 }
 
-/// The folder with the node's parts and its launcher.
-fn parts() -> PathBuf {
+/// The folder with the node's libraries and its launcher.
+fn libraries() -> PathBuf {
     let cache = std::env::var_os("SOCKTRAIL_VM_CACHE").map(PathBuf::from);
     let home = || PathBuf::from(std::env::var_os("HOME").expect("HOME")).join(".cache/socktrail");
     let folder = cache.unwrap_or_else(home).join("opensearch-2.17.0");
     if !folder.join("complete").exists() {
         let jars = format!("-DoutputDirectory={}", folder.join("lib").display());
-        run(Command::new("mvn").args(["-q", "-B", COPY, &jars, "-f"]).arg(Path::new(PARTS).join("pom.xml")));
+        run(Command::new("mvn").args(["-q", "-B", COPY, &jars, "-f"]).arg(Path::new(NODE).join("pom.xml")));
         fs::write(folder.join("complete"), "").expect("a writable cache");
     }
     let classes = folder.join("classes");
@@ -63,13 +63,13 @@ fn parts() -> PathBuf {
         .arg(folder.join("lib/*"))
         .arg("-d")
         .arg(classes)
-        .arg(Path::new(PARTS).join("Node.java")));
+        .arg(Path::new(NODE).join("Node.java")));
     folder
 }
 
 impl Node {
     fn start() -> Self {
-        let parts = parts();
+        let libraries = libraries();
         let home = tempfile::tempdir().expect("a temporary directory");
         fs::create_dir(home.path().join("config")).expect("a writable folder");
         let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
@@ -77,12 +77,13 @@ impl Node {
         drop(listener);
         let mut java = Command::new("java");
         java.args(["-Xms256m", "-Xmx512m", "-cp"]);
-        java.arg(format!("{0}/classes:{0}/lib/*", parts.display())).arg("Node").arg(home.path()).arg(port.to_string());
+        java.arg(format!("{0}/classes:{0}/lib/*", libraries.display()))
+            .arg("Node")
+            .arg(home.path())
+            .arg(port.to_string());
         let process = java.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("java");
         let node = Self { process, port, _home: home };
-        let mut waited = 0;
         eventually("the node answers", || {
-            waited += 1;
             node.try_ask("GET", "_cluster/health?wait_for_status=yellow", None).is_some()
         });
         node
@@ -108,7 +109,7 @@ impl Node {
         self.try_ask(method, path, body).unwrap_or_else(|| panic!("{method} {path}"))
     }
 
-    /// Documents of an index that match, by `_id`.
+    /// The documents of an index that match a query, by `_id`.
     fn search(&self, index: &str, query: &Value) -> BTreeMap<String, Value> {
         self.ask("POST", &format!("{index}/_refresh"), None);
         let found = self.ask("POST", &format!("{index}/_search"), Some(json!({ "size": 10_000, "query": query })));
@@ -128,7 +129,7 @@ fn by_flow(documents: impl IntoIterator<Item = Value>) -> BTreeMap<String, Value
     documents.into_iter().map(|document| (document["flow"]["id"].to_string(), document)).collect()
 }
 
-/// One node for all, for it takes long to start.
+/// All checks are in one test, because a node takes long to start.
 #[test]
 #[ignore = "needs a JDK, Maven and a minute; scripts/test runs it"]
 fn a_real_server_has_each_document_once_as_it_was_sent() {
@@ -148,7 +149,7 @@ fn a_real_server_has_each_document_once_as_it_was_sent() {
     assert_eq!(found.len(), sent.len());
     assert_eq!(by_flow(found.into_values()), sent, "field by field");
 
-    // Types are those of ECS: networks, numbers and times can be asked for.
+    // The fields have the types of ECS, so that networks, numbers and times can be searched for.
     let count = |query: Value| node.search(index, &query).len();
     let expected = |is: &dyn Fn(&Value) -> bool| sent.values().filter(|document| is(document)).count();
     let loopback = expected(&|document| document["source"]["ip"].as_str().is_some_and(|ip| ip.starts_with("127.")));
@@ -166,11 +167,11 @@ fn a_real_server_has_each_document_once_as_it_was_sent() {
     assert_eq!(count(json!({ "range": { "@timestamp": { "gte": "2100-01-01T00:00:00Z" } } })), 0);
 
     events_and_sensors(&node);
-    killed(&node, &agent, sent.len());
-    refused(&node, &hosts);
+    kill_while_sending(&node, &agent, sent.len());
+    documents_that_do_not_fit(&node, &hosts);
 }
 
-/// Documents of socket events and of sensors, which a recording does not have: as they come out of the library.
+/// Sends documents of socket events and sensors through the library, because recordings have none.
 fn events_and_sensors(node: &Node) {
     let folder = tempfile::tempdir().expect("a temporary directory");
     let host = Host::gather();
@@ -207,7 +208,7 @@ fn events_and_sensors(node: &Node) {
         let found: Vec<Value> = node.search(index, &json!({ "match_all": {} })).into_values().collect();
         assert_eq!(found.len(), 2);
         assert!(sent.iter().all(|document| found.contains(document)), "{found:#?}");
-        // Addresses are addresses, numbers numbers.
+        // Addresses have the type of addresses, and ports that of numbers.
         assert_eq!(node.search(index, &json!({ "term": { "destination.ip": "192.0.2.0/24" } })).len(), 1);
         assert_eq!(node.search(index, &json!({ "range": { "destination.port": { "gte": 443 } } })).len(), 2);
     }
@@ -215,7 +216,7 @@ fn events_and_sensors(node: &Node) {
     assert_eq!(node.search("logs-socktrail.sensor-default", &opened).len(), 1);
 }
 
-/// A call that has connected.
+/// A successful connect to port 443.
 fn connect(remote: [u8; 4]) -> SocketEvent {
     let end = |ip: [u8; 4], port| Some(Address::Ip(IpEnd::new(ip, port)));
     let mut socket = EventSocket::new(SocketId(u64::from(remote[0])), Family::INET);
@@ -229,12 +230,12 @@ fn connect(remote: [u8; 4]) -> SocketEvent {
     event
 }
 
-/// Killed while it sends; the next start goes on.
-fn killed(node: &Node, agent: &Agent, before: usize) {
+/// Kills the agent while it sends. The next one sends the rest.
+fn kill_while_sending(node: &Node, agent: &Agent, before: usize) {
     for _ in 0..5 {
         let running = agent.start(&["--replay", RECORDING, "--replay-times", "100000", "--replay-rate", "3000"]);
         let written = running.lines("flows.json");
-        eventually("it writes", || running.lines("flows.json") > written + 300);
+        eventually("documents are written", || running.lines("flows.json") > written + 300);
         running.end(Signal::SIGKILL);
     }
     let ended = agent.start(&["--stats", "--replay", RECORDING]).finish();
@@ -250,11 +251,11 @@ fn killed(node: &Node, agent: &Agent, before: usize) {
     );
     let total = counts["hits"]["total"]["value"].as_u64().expect("a number");
     assert!(total > (before + 5 * 300) as u64, "{total}");
-    assert_eq!(counts["aggregations"]["flows"]["buckets"], json!([]), "a flow is there twice");
+    assert_eq!(counts["aggregations"]["flows"]["buckets"], json!([]), "a flow is stored twice");
 }
 
-/// An index in which names are addresses refuses most documents, each by itself.
-fn refused(node: &Node, hosts: &str) {
+/// An index whose mapping says that names are addresses refuses most documents one by one.
+fn documents_that_do_not_fit(node: &Node, hosts: &str) {
     let mappings =
         json!({ "mappings": { "properties": { "process": { "properties": { "name": { "type": "ip" } } } } } });
     node.ask("PUT", "narrow", Some(mappings));

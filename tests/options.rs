@@ -26,44 +26,44 @@ use support::{Agent, RECORDING, eventually, json_lines, text};
 /// `src/config/tests.rs` shows that all of them reach the monitor.
 const EFFECTS: [(&str, &str, &str); 71] = [
     ("agent.harden", GUEST_PRIVILEGES, "an_agent_can_be_told_to_keep_everything"),
-    ("agent.name", "tests/agent.rs", "flows_of_different_runs_and_passes_have_different_names"),
-    ("agent.nice", "tests/agent.rs", "numbers_are_told_on_demand"),
-    ("agent.shutdown_timeout", HERE, "the_end_takes_no_longer_than_it_may"),
-    ("document.direction", "tests/agent.rs", "flows_of_different_runs_and_passes_have_different_names"),
+    ("agent.name", "tests/agent.rs", "flows_of_different_runs_and_passes_have_different_ids"),
+    ("agent.nice", "tests/agent.rs", "sigusr1_prints_statistics_and_the_niceness_is_set"),
+    ("agent.shutdown_timeout", HERE, "shutting_down_takes_at_most_the_timeout"),
+    ("document.direction", "tests/agent.rs", "flows_of_different_runs_and_passes_have_different_ids"),
     ("events.actions", GUEST_AGENT, "flows_events_and_sensors_reach_a_file_and_a_server"),
     ("events.where", GUEST_AGENT, "flows_events_and_sensors_reach_a_file_and_a_server"),
-    ("filter.exclude_loopback", HERE, "filters_leave_out_what_they_say"),
-    ("filter.networks.exclude", HERE, "filters_leave_out_what_they_say"),
-    ("filter.networks.only", HERE, "filters_leave_out_what_they_say"),
-    ("filter.pids.exclude", HERE, "filters_leave_out_what_they_say"),
-    ("filter.pids.only", HERE, "filters_leave_out_what_they_say"),
-    ("filter.ports.exclude", HERE, "filters_leave_out_what_they_say"),
-    ("filter.ports.only", HERE, "filters_leave_out_what_they_say"),
-    ("filter.uids.exclude", HERE, "filters_leave_out_what_they_say"),
-    ("filter.uids.only", HERE, "filters_leave_out_what_they_say"),
-    ("metrics.listen", "tests/agent.rs", "numbers_are_served_to_this_host"),
+    ("filter.exclude_loopback", HERE, "filters_exclude_flows"),
+    ("filter.networks.exclude", HERE, "filters_exclude_flows"),
+    ("filter.networks.only", HERE, "filters_exclude_flows"),
+    ("filter.pids.exclude", HERE, "filters_exclude_flows"),
+    ("filter.pids.only", HERE, "filters_exclude_flows"),
+    ("filter.ports.exclude", HERE, "filters_exclude_flows"),
+    ("filter.ports.only", HERE, "filters_exclude_flows"),
+    ("filter.uids.exclude", HERE, "filters_exclude_flows"),
+    ("filter.uids.only", HERE, "filters_exclude_flows"),
+    ("metrics.listen", "tests/agent.rs", "metrics_are_served_on_loopback_and_on_a_unix_socket"),
     ("output.elasticsearch.api_key", ELASTICSEARCH, "secrets_go_to_the_server_and_nowhere_else"),
-    ("output.elasticsearch.backoff.init", HERE, "waits_after_failures_are_as_long_as_they_should_be"),
-    ("output.elasticsearch.backoff.max", HERE, "waits_after_failures_are_as_long_as_they_should_be"),
+    ("output.elasticsearch.backoff.init", HERE, "waits_after_failures_double_up_to_the_maximum"),
+    ("output.elasticsearch.backoff.max", HERE, "waits_after_failures_double_up_to_the_maximum"),
     ("output.elasticsearch.bulk_max_size", ELASTICSEARCH, "when_a_server_dies_in_the_middle_another_takes_over"),
-    ("output.elasticsearch.compression_level", ELASTICSEARCH, "an_index_of_ones_own_and_plain_requests"),
+    ("output.elasticsearch.compression_level", ELASTICSEARCH, "a_configured_index_and_uncompressed_requests"),
     ("output.elasticsearch.data_stream", HERE, "an_index_need_not_be_a_data_stream"),
     ("output.elasticsearch.hosts", ELASTICSEARCH, "when_a_server_dies_in_the_middle_another_takes_over"),
-    ("output.elasticsearch.index", ELASTICSEARCH, "an_index_of_ones_own_and_plain_requests"),
+    ("output.elasticsearch.index", ELASTICSEARCH, "a_configured_index_and_uncompressed_requests"),
     ("output.elasticsearch.password", ELASTICSEARCH, "secrets_go_to_the_server_and_nowhere_else"),
-    ("output.elasticsearch.ssl.ca_trusted_fingerprint", ELASTICSEARCH, "tls_trusts_only_whom_it_was_told_to"),
-    ("output.elasticsearch.ssl.certificate", ELASTICSEARCH, "tls_trusts_only_whom_it_was_told_to"),
-    ("output.elasticsearch.ssl.certificate_authorities", ELASTICSEARCH, "tls_trusts_only_whom_it_was_told_to"),
-    ("output.elasticsearch.ssl.key", ELASTICSEARCH, "tls_trusts_only_whom_it_was_told_to"),
-    ("output.elasticsearch.timeout", ELASTICSEARCH, "a_server_that_is_too_slow_is_asked_again"),
+    ("output.elasticsearch.ssl.ca_trusted_fingerprint", ELASTICSEARCH, "tls_trusts_only_configured_certificates"),
+    ("output.elasticsearch.ssl.certificate", ELASTICSEARCH, "tls_trusts_only_configured_certificates"),
+    ("output.elasticsearch.ssl.certificate_authorities", ELASTICSEARCH, "tls_trusts_only_configured_certificates"),
+    ("output.elasticsearch.ssl.key", ELASTICSEARCH, "tls_trusts_only_configured_certificates"),
+    ("output.elasticsearch.timeout", ELASTICSEARCH, "a_request_that_times_out_is_sent_again"),
     ("output.elasticsearch.username", ELASTICSEARCH, "secrets_go_to_the_server_and_nowhere_else"),
-    ("output.file.gzip", HERE, "files_are_changed_packed_and_removed"),
-    ("output.file.keep", HERE, "files_are_changed_packed_and_removed"),
+    ("output.file.gzip", HERE, "files_are_rotated_compressed_and_removed"),
+    ("output.file.keep", HERE, "files_are_rotated_compressed_and_removed"),
     ("output.file.path", "tests/agent.rs", "every_output_gets_every_document"),
-    ("output.file.rotate_every", HERE, "files_are_changed_by_age"),
-    ("output.file.rotate_size", HERE, "files_are_changed_packed_and_removed"),
+    ("output.file.rotate_every", HERE, "files_are_rotated_by_age"),
+    ("output.file.rotate_size", HERE, "files_are_rotated_compressed_and_removed"),
     ("output.file.sync", GUEST_OPTIONS, "the_disk_gets_it_when_it_should"),
-    ("output.queue_size", HERE, "no_more_waits_for_an_output_than_may"),
+    ("output.queue_size", HERE, "the_queue_of_an_output_is_bounded"),
     ("output.stdout.enabled", "tests/agent.rs", "every_output_gets_every_document"),
     ("sensors.control", GUEST_AGENT, "locked_events_of_sensors_are_unlocked"),
     ("sensors.files", GUEST_AGENT, "flows_events_and_sensors_reach_a_file_and_a_server"),
@@ -75,26 +75,26 @@ const EFFECTS: [(&str, &str, &str); 71] = [
     ("socket.dns.af_packet.snaplen", "dns/tests/capture.rs", "long_datagrams_are_truncated"),
     ("socket.dns.enabled", GUEST_OPTIONS, "where_names_are_listened_to"),
     ("socket.dns.ports", "dns/tests/capture.rs", "other_traffic_stays_in_the_kernel"),
-    ("socket.dns.type", "tests/config.rs", "each_broken_file_has_the_error_that_it_says"),
+    ("socket.dns.type", "tests/config.rs", "each_broken_file_has_its_expected_error"),
     ("socket.enable_ipv6", GUEST_OPTIONS, "what_is_watched"),
-    ("socket.flow_inactive_timeout", HERE, "flows_end_and_are_reported_when_they_should"),
-    ("socket.flow_report_interval", HERE, "flows_end_and_are_reported_when_they_should"),
-    ("socket.flow_termination_timeout", HERE, "closed_flows_and_idle_sockets_go_when_they_should"),
+    ("socket.flow_inactive_timeout", HERE, "flows_end_and_are_reported_after_the_configured_times"),
+    ("socket.flow_report_interval", HERE, "flows_end_and_are_reported_after_the_configured_times"),
+    ("socket.flow_termination_timeout", HERE, "closed_flows_and_idle_sockets_expire_after_the_configured_times"),
     ("socket.guess_timeout", GUEST_OPTIONS, "where_the_layout_comes_from"),
     ("socket.lost_queue_size", "src/monitor/losses.rs", "a_full_queue_joins_losses_and_forgets_none"),
     ("socket.mask", GUEST_OPTIONS, "what_is_watched"),
     ("socket.max_conversations", "src/config/tests.rs", "every_option_reaches_the_monitor"),
-    ("socket.max_flows", HERE, "tables_are_no_larger_than_they_may_be"),
-    ("socket.max_processes", HERE, "tables_are_no_larger_than_they_may_be"),
-    ("socket.max_sockets", HERE, "tables_are_no_larger_than_they_may_be"),
+    ("socket.max_flows", HERE, "tables_are_bounded"),
+    ("socket.max_processes", HERE, "tables_are_bounded"),
+    ("socket.max_sockets", HERE, "tables_are_bounded"),
     ("socket.perf_queue_size", "src/monitor/mod.rs", "the_queue_of_samples_is_bounded"),
     ("socket.ring_size_exponent", GUEST_OPTIONS, "what_is_watched"),
-    ("socket.socket_inactive_timeout", HERE, "closed_flows_and_idle_sockets_go_when_they_should"),
+    ("socket.socket_inactive_timeout", HERE, "closed_flows_and_idle_sockets_expire_after_the_configured_times"),
     ("socket.source", GUEST_OPTIONS, "where_the_layout_comes_from"),
     ("socket.tracefs_path", GUEST_OPTIONS, "what_is_watched"),
     ("spool.max_size", ELASTICSEARCH, "a_full_spool_loses_its_oldest_documents_and_counts_them"),
-    ("spool.path", ELASTICSEARCH, "a_damaged_spool_gives_what_can_be_saved_and_the_rest_is_set_aside"),
-    ("spool.segment_size", HERE, "segments_are_no_larger_than_they_may_be"),
+    ("spool.path", ELASTICSEARCH, "documents_around_damaged_bytes_of_the_spool_are_sent"),
+    ("spool.segment_size", HERE, "segments_of_the_spool_are_bounded"),
     ("spool.sync", GUEST_OPTIONS, "the_disk_gets_it_when_it_should"),
 ];
 
@@ -106,11 +106,11 @@ const GUEST_OPTIONS: &str = "tests/vm/src/bin/guest_tests/options.rs";
 
 #[test]
 fn every_key_has_a_test_that_shows_its_effect() {
-    let resolved = Loader::new().load().expect("what is built in makes sense").resolved;
+    let resolved = Loader::new().load().expect("the defaults are valid").resolved;
     let keys: BTreeSet<_> = resolved.iter().map(|resolved| &*resolved.key).collect();
     let named: BTreeSet<_> = EFFECTS.iter().map(|(key, ..)| *key).collect();
-    assert_eq!(named, keys, "each key has its line in EFFECTS, and no other");
-    assert_eq!(named.len(), EFFECTS.len(), "and only one");
+    assert_eq!(named, keys, "EFFECTS has the keys of the configuration");
+    assert_eq!(named.len(), EFFECTS.len(), "EFFECTS has each key once");
     for (key, file, test) in EFFECTS {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
         let source = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{key}: {file}: {error}"));
@@ -132,7 +132,7 @@ fn port_of(document: &Value, end: &str) -> u64 {
 }
 
 #[test]
-fn filters_leave_out_what_they_say() {
+fn filters_exclude_flows() {
     let all = replayed(&[]);
     let is_v6 = |document: &Value| document["network"]["type"] == "ipv6";
     let has_port = |document: &Value, port| ["source", "destination"].iter().any(|end| port_of(document, end) == port);
@@ -140,7 +140,7 @@ fn filters_leave_out_what_they_say() {
     let pid = |document: &Value| document["process"]["pid"].as_u64();
     let last = pid(all.last().expect("documents")).expect("an owner");
     type Keeps<'a> = &'a dyn Fn(&Value) -> bool;
-    // All of the recording is what the host said to itself.
+    // All traffic in the recording is over loopback.
     let cases: [(String, Keeps<'_>); 9] = [
         ("filter.exclude_loopback=true".to_owned(), &|_| false),
         ("filter.ports.only=9000".to_owned(), &|document| has_port(document, 9000)),
@@ -161,7 +161,7 @@ fn filters_leave_out_what_they_say() {
 }
 
 #[test]
-fn flows_end_and_are_reported_when_they_should() {
+fn flows_end_and_are_reported_after_the_configured_times() {
     let reasons = |documents: &[Value]| -> Vec<String> {
         documents.iter().map(|document| document["event"]["reason"].as_str().expect("a reason").to_owned()).collect()
     };
@@ -175,14 +175,17 @@ fn flows_end_and_are_reported_when_they_should() {
 }
 
 #[test]
-fn tables_are_no_larger_than_they_may_be() {
+fn tables_are_bounded() {
     let all = replayed(&[]);
     let evicted = |documents: &[Value]| documents.iter().filter(|it| it["event"]["reason"] == "evicted").count();
     assert_eq!(evicted(&all), 0);
     assert!(evicted(&replayed(&["socket.max_flows=1"])) > 0);
     assert!(replayed(&["socket.max_sockets=1"]).len() < all.len(), "a flow needs a socket");
     let named = |documents: &[Value]| documents.iter().filter(|document| document["process"].is_object()).count();
-    assert!(named(&replayed(&["socket.max_processes=1"])) < named(&all), "an owner needs a place");
+    assert!(
+        named(&replayed(&["socket.max_processes=1"])) < named(&all),
+        "a process without room in the table is not known"
+    );
 }
 
 const SECOND: u64 = 1_000_000_000;
@@ -207,7 +210,7 @@ fn packet(nanos: u64) -> Event {
 }
 
 #[test]
-fn closed_flows_and_idle_sockets_go_when_they_should() {
+fn closed_flows_and_idle_sockets_expire_after_the_configured_times() {
     let config = |setting: &str| {
         let options = Loader::new().set([setting.to_owned()]).load().expect("it makes sense").config.monitor();
         let mut config = StateConfig::default();
@@ -223,7 +226,7 @@ fn closed_flows_and_idle_sockets_go_when_they_should() {
         state.ingest(&packet(4 * SECOND));
         state.shutdown();
         let first = state.finished().next().expect("a flow");
-        assert_eq!(first.received.packets, counted, "{setting}: what comes two seconds after the close");
+        assert_eq!(first.received.packets, counted, "{setting}: a packet two seconds after the close");
     }
     for (setting, known) in [("socket.socket_inactive_timeout=40s", 0), ("socket.socket_inactive_timeout=1h", 1)] {
         let mut state = after_a_packet(config(setting));
@@ -234,7 +237,7 @@ fn closed_flows_and_idle_sockets_go_when_they_should() {
 }
 
 #[test]
-fn files_are_changed_packed_and_removed() {
+fn files_are_rotated_compressed_and_removed() {
     let agent =
         Agent::configured("output.file: {path: '{folder}/flows.json', rotate_size: 20KiB, keep: 2, gzip: true}\n");
     let passes = 1000.to_string();
@@ -245,33 +248,33 @@ fn files_are_changed_packed_and_removed() {
         names.filter(|name| name.starts_with("flows.json.")).collect()
     };
     let number = |name: &str| name.split('.').nth(2).and_then(|number| number.parse::<u32>().ok()).unwrap_or(0);
-    eventually("many files were changed for new ones", || names().iter().any(|name| number(name) > 5));
+    eventually("many files were rotated", || names().iter().any(|name| number(name) > 5));
     assert!(running.end(Signal::SIGTERM).status.success());
     let done: Vec<_> = names().into_iter().filter(|name| !name.ends_with(".part")).collect();
     let numbers: BTreeSet<_> = done.iter().map(|name| number(name)).collect();
     assert_eq!(numbers.len(), 2, "two are kept: {done:?}");
-    // What was not packed when the agent ended is packed by the next one. Packing may take long on a busy machine, so this one
-    // runs until it is done.
+    // The next agent compresses the files that the first one left uncompressed. It runs until that is done, because it may take
+    // long on a busy machine.
     let endless = ["--replay", RECORDING, "--replay-times", "1000000", "--replay-rate", "10"];
     let running = agent.start(&[&endless[..], &["--set", "output.file.rotate_size=1GiB"]].concat());
-    eventually("all are packed", || names().iter().all(|name| name.ends_with(".gz")));
+    eventually("all are compressed", || names().iter().all(|name| name.ends_with(".gz")));
     running.end(Signal::SIGTERM);
     let size = fs::metadata(agent.folder().join("flows.json")).expect("the file").len();
-    assert!(size > 0, "the present one is not packed");
+    assert!(size > 0, "the current file is not compressed");
 }
 
 #[test]
-fn files_are_changed_by_age() {
+fn files_are_rotated_by_age() {
     let agent = Agent::configured("output.file: {path: '{folder}/flows.json', rotate_every: 1s}\n");
     let running = agent.start(&["--replay", RECORDING, "--replay-times", "1000000", "--replay-rate", "50"]);
-    eventually("it is changed for a new one", || agent.folder().join("flows.json.000001").exists());
-    assert!(running.lines("flows.json.000001") < 5000, "it was not large");
+    eventually("the file is rotated", || agent.folder().join("flows.json.000001").exists());
+    assert!(running.lines("flows.json.000001") < 5000, "the file was rotated although it was small");
     running.end(Signal::SIGTERM);
 }
 
-/// A limit on file sizes keeps the output from writing, so that documents wait: those in the queue, and one batch.
+/// A limit on file sizes keeps the output from writing, so that documents wait: as many as the queue takes, and one batch.
 #[test]
-fn no_more_waits_for_an_output_than_may() {
+fn the_queue_of_an_output_is_bounded() {
     let offered = |queue: &str| {
         let agent = Agent::configured(&format!(
             "output: {{file: {{path: '{{folder}}/flows.json', sync: never}}, queue_size: {queue}}}
@@ -281,18 +284,18 @@ agent.shutdown_timeout: 10ms
         let arguments = ["--replay", RECORDING, "--replay-times", "1000000"].map(str::to_owned);
         let running = agent.spawn_under("trap '' XFSZ; ulimit -f 8; exec \"$@\"", &arguments);
         running.wait_for_log("raise the limit of a file's size");
-        let mut told = Vec::new();
-        // The player waits where there is no room: once it has come to a halt, the number stays.
-        eventually("nothing more finds room", || {
+        let mut counts = Vec::new();
+        // The replay waits when the queue is full. From then on, the count does not change.
+        eventually("the queue is full", || {
             let lines = running.log().matches("socktrail: stats ").count();
             running.signal(Signal::SIGUSR1);
-            eventually("it tells", || running.log().matches("socktrail: stats ").count() > lines);
+            eventually("statistics are printed", || running.log().matches("socktrail: stats ").count() > lines);
             let stats = support::last_stats(&running.log());
-            told.push(stats["outputs"][0]["offered"].as_u64().expect("a number"));
-            told.len() > 20 && told.iter().rev().take(20).all(|offered| Some(offered) == told.last())
+            counts.push(stats["outputs"][0]["offered"].as_u64().expect("a number"));
+            counts.len() > 20 && counts.iter().rev().take(20).all(|offered| Some(offered) == counts.last())
         });
         running.end(Signal::SIGTERM);
-        told.pop().expect("a number")
+        counts.pop().expect("a number")
     };
     let (small, large) = (offered("1MiB"), offered("6MiB"));
     // A document has 1.5 to 2.5 kB, a batch 256 KiB.
@@ -301,7 +304,7 @@ agent.shutdown_timeout: 10ms
 }
 
 #[test]
-fn segments_are_no_larger_than_they_may_be() {
+fn segments_of_the_spool_are_bounded() {
     let port = Fake::free_port();
     let agent = Agent::configured(&format!(
         "output.elasticsearch.hosts: ['http://127.0.0.1:{port}']
@@ -318,7 +321,7 @@ agent.shutdown_timeout: 100ms
 }
 
 #[test]
-fn the_end_takes_no_longer_than_it_may() {
+fn shutting_down_takes_at_most_the_timeout() {
     let took = |timeout: &str| {
         let server = Fake::start();
         server.seen().always = Some(Fault::Status(503));
@@ -338,7 +341,7 @@ agent.shutdown_timeout: {timeout}
 }
 
 #[test]
-fn waits_after_failures_are_as_long_as_they_should_be() {
+fn waits_after_failures_double_up_to_the_maximum() {
     let took = |backoff: &str, faults: usize| {
         let server = Fake::start();
         server.seen().faults = vec![Fault::Status(503); faults].into();
@@ -354,7 +357,7 @@ agent.shutdown_timeout: 2m
         assert_eq!(server.seen().requests, faults + 1, "{}", ended.stderr);
         started.elapsed()
     };
-    // Chance takes away half of a wait at most. Doubled without a limit, sixteen waits would take five minutes at least.
+    // Waits are shortened at random by up to half. Without a maximum, sixteen doubled waits would take at least five minutes.
     assert!(took("{init: 2s, max: 10s}", 1) >= Duration::from_secs(1));
     assert!(took("{init: 10ms, max: 20ms}", 16) < Duration::from_secs(60));
     assert!(took("{init: 10ms, max: 1s}", 9) >= Duration::from_millis(5 + 10 + 20 + 40 + 80 + 160 + 320 + 500 + 500));
@@ -378,14 +381,14 @@ fn an_index_need_not_be_a_data_stream() {
     }
 }
 
-/// Mistakes in a sensor file are reported by the check of the configuration that names it, and by the agent.
+/// `config check` and the agent report mistakes in the sensor files that the configuration names.
 #[test]
 fn sensor_files_are_checked_with_the_configuration() {
     let folder = tempfile::tempdir().expect("a temporary directory");
     let path = |name: &str| folder.path().join(name).display().to_string();
     fs::write(path("web.yml"), "web:\n  profile: [web]\n  listener: net.socket\n").expect("a file");
     fs::write(path("broken.yml"), "web:\n  listener: net.socket\n  args: { patterns: ['tcp [*'] }\n").expect("a file");
-    let said = |sensors: String| {
+    let check_and_start = |sensors: String| {
         fs::write(path("a.yml"), format!("output.stdout.enabled: true\nsensors: {sensors}\n")).expect("a file");
         let run = |arguments: &[&str]| {
             let mut command = Command::new(env!("CARGO_BIN_EXE_socktrail"));
@@ -397,14 +400,14 @@ fn sensor_files_are_checked_with_the_configuration() {
         (checked.status.code(), text(&checked.stderr).to_owned(), text(&started.stderr).to_owned())
     };
     let files = |name: &str, more: &str| format!("{{files: ['{}'], control: '{}'{more}}}", path(name), path("sock"));
-    assert_eq!(said(files("web.yml", "")).0, Some(0));
-    assert_eq!(said(files("web.yml", ", profiles: [web]")).0, Some(0));
+    assert_eq!(check_and_start(files("web.yml", "")).0, Some(0));
+    assert_eq!(check_and_start(files("web.yml", ", profiles: [web]")).0, Some(0));
     for (sensors, expected) in [
         (files("web.yml", ", profiles: [db]"), "web.yml: no sensor has one of the profiles in sensors.profiles"),
         (files("broken.yml", ""), "broken.yml:3: web.args.patterns[0]: bad glob"),
         (files("missing.yml", ""), "missing.yml: No such file"),
     ] {
-        let (status, checked, started) = said(sensors);
+        let (status, checked, started) = check_and_start(sensors);
         assert_eq!(status, Some(2), "{checked}");
         assert!(checked.contains(expected) && started.contains(expected), "{checked}\n{started}");
     }

@@ -22,7 +22,7 @@ fn each_broken_file_is_refused_with_its_line_and_key() {
     let files: Vec<PathBuf> = entries.filter(|path| path.extension().is_some_and(|end| end == "yaml")).collect();
     assert!(files.len() > 20, "{files:?}");
     for file in files {
-        let expected = fs::read_to_string(file.with_extension("error")).expect("what is to be said of it");
+        let expected = fs::read_to_string(file.with_extension("error")).expect("the expected message");
         let path = file.to_str().expect("UTF-8");
         let output = socktrail(&["sensors", path]);
         assert_eq!(said(&output), format!("socktrail: error: {path}{expected}"));
@@ -41,7 +41,7 @@ fn a_file_that_cannot_be_read_or_is_too_long_is_named() {
 }
 
 #[test]
-fn the_sample_is_taken_and_only_the_kernel_may_be_in_the_way() {
+fn the_sample_sensor_file_is_valid() {
     let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/net-socket.yaml");
     let output = socktrail(&["sensors", sample.to_str().expect("UTF-8"), "--duration", "100ms"]);
     assert!(!said(&output).contains("net-socket.yaml"), "{}", said(&output));
@@ -58,7 +58,7 @@ fn a_profile_that_no_sensor_has_is_an_error() {
 }
 
 #[test]
-fn unlock_says_when_nobody_listens() {
+fn unlock_reports_that_no_process_listens() {
     let output = socktrail(&["unlock", "web|*", "--control", "/no/such/control.sock"]);
     assert_eq!(output.status.code(), Some(1));
     let said = said(&output);

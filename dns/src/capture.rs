@@ -85,8 +85,7 @@ impl Capture {
     ///
     /// As for [`open`](Self::open). It needs `CAP_SYS_ADMIN`, and `CAP_NET_RAW` in that namespace.
     pub fn open_in(namespace: BorrowedFd<'_>, options: &Options) -> Result<Self, Error> {
-        // Each thread has its own network namespace. A new thread can enter another one and needs not return before it
-        // ends.
+        // Each thread has its own network namespace. A new thread can enter another one, and does not have to return from it.
         let inside = || {
             setns(namespace, CloneFlags::CLONE_NEWNET)
                 .map_err(|error| Error::io("enter a network namespace", io::Error::from(error)))?;
@@ -149,7 +148,7 @@ impl Capture {
     }
 
     /// How many packets the ring holds.
-    pub fn room(&self) -> usize {
+    pub fn capacity(&self) -> usize {
         self.ring.frames()
     }
 

@@ -7,7 +7,7 @@ use nix::time::{ClockId, clock_gettime};
 const SECOND: i64 = 1_000_000_000;
 /// The offset between the clocks is precise enough when its bounds are this many nanoseconds apart.
 const PRECISE: i64 = 500;
-/// How often the clocks are read at once, at most, to reach [`PRECISE`].
+/// How many times one refresh reads the clocks, at most, to reach [`PRECISE`].
 const MAX_READINGS: usize = 8;
 
 /// Now, in nanoseconds of `CLOCK_MONOTONIC`.

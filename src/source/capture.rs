@@ -43,7 +43,7 @@ impl NameCapture {
         let lost_before = std::mem::replace(lost, capture.lost());
         // After a whole ring has been read, there may be more packets. They are read in the next round, too late to be ordered, so
         // they count as missed.
-        if *lost > lost_before || drained >= capture.room() {
+        if *lost > lost_before || drained >= capture.capacity() {
             let until = MonotonicTime::from_nanos(capture.now());
             listener.missed(*checked, until);
             tap.packets_missed(*checked, until);

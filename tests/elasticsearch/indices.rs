@@ -73,14 +73,14 @@ fn an_index_that_refuses_holds_up_no_other() {
     for whole in [false, true] {
         let (server, folder) = (Fake::start(), tempfile::tempdir().expect("a temporary directory"));
         let refuse = |status| match whole {
-            true => server.seen().disliked = Some(("\"logs.flow\"".to_owned(), status)),
+            true => server.seen().blocked = Some(("\"logs.flow\"".to_owned(), status)),
             false => server.seen().forbidden = Some(("logs.flow".to_owned(), status)),
         };
         refuse(403);
         let mut library = Library::start(&server, folder.path(), "logs.{kind}", 1 << 20);
         library.send(&Kind::ALL, 0..100);
         eventually("the others are there", || server.count() == 300);
-        eventually("it is told", || library.reading().troubles == 1);
+        eventually("the trouble is reported", || library.reading().troubles == 1);
         let trouble = library.reading().trouble.expect("a trouble");
         assert!(trouble.starts_with("index logs.flow: ") && trouble.contains("403"), "{trouble}");
         assert!(trouble.contains(&server.url()), "{trouble}");
@@ -92,14 +92,14 @@ fn an_index_that_refuses_holds_up_no_other() {
         eventually("the others are there", || server.count() == 450);
         eventually("they are acknowledged", || library.reading().pending == 150);
         server.seen().forbidden = None;
-        server.seen().disliked = None;
+        server.seen().blocked = None;
         eventually("all are there", || server.count() == 600);
         let reading = library.outputs.close(Duration::from_secs(30)).remove(0);
         assert_eq!((reading.pending, reading.troubles, reading.rejected), (0, 0, 0), "{reading:?}");
         for kind in Kind::ALL {
             let mut numbers = order(&server, kind.name());
             if whole && kind == Kind::Flow {
-                // A document that was refused alone comes after the witness that was sent in its place.
+                // After a single document was refused, another one is sent to compare, and may be stored before it.
                 numbers.sort_unstable();
             }
             assert_eq!(numbers, (0..150).collect::<Vec<_>>(), "{}", kind.name());
@@ -127,19 +127,19 @@ fn an_index_that_refuses_takes_no_room_from_the_others() {
         assert!(size <= 30_000, "{size}");
     }
     let before = library.reading();
-    // Of what is being sent it is not known yet whether it is lost.
+    // A batch that is being sent may be in neither of the two counts.
     assert!((975..=1000).contains(&(before.spool_dropped + before.pending)), "{before:?}");
     assert!(before.spool_dropped > 0 && before.pending > 50, "{before:?}");
     server.seen().forbidden = None;
-    eventually("the rest comes", || library.reading().pending == 0);
+    eventually("the rest is sent", || library.reading().pending == 0);
     let flows = order(&server, "flow");
-    assert_eq!(flows, (1000 - flows.len() as u64..1000).collect::<Vec<_>>(), "the oldest went");
+    assert_eq!(flows, (1000 - flows.len() as u64..1000).collect::<Vec<_>>(), "the oldest were dropped");
     let after = library.outputs.close(Duration::from_secs(30)).remove(0);
     assert_eq!(after.spool_dropped + flows.len() as u64, 1000, "{after:?}");
 }
 
 #[test]
-fn what_waits_is_sent_also_when_indices_are_called_otherwise() {
+fn waiting_documents_are_sent_after_the_index_was_renamed() {
     let (server, folder) = (Fake::start(), tempfile::tempdir().expect("a temporary directory"));
     for (round, index) in ["mine", "logs.{kind}", "mine", "logs.{kind}"].into_iter().enumerate() {
         server.seen().always = Some(Fault::Status(503));

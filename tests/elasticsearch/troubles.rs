@@ -10,30 +10,30 @@ use serde_json::Value;
 
 use super::fake::{Fake, Fault};
 use super::support::{RECORDING, Running, eventually, json_lines, last_stats};
-use super::{PASS, agent, number, replay, replay_at_leisure};
+use super::{PASS, agent, number, replay, replay_and_send_all};
 
 /// Lines of the log about the server.
 fn lines_about_server(log: &str) -> Vec<&str> {
     log.lines().filter(|line| line.contains("elasticsearch: ")).collect()
 }
 
-/// What `--stats` says about the output at this moment.
+/// The output's statistics at this moment.
 fn output_now(running: &Running) -> Value {
     let before = running.log().matches("socktrail: stats ").count();
     running.signal(Signal::SIGUSR1);
-    eventually("it tells", || running.log().matches("socktrail: stats ").count() > before);
+    eventually("statistics are printed", || running.log().matches("socktrail: stats ").count() > before);
     last_stats(&running.log())["outputs"][0].clone()
 }
 
 const ENDLESS: [&str; 5] = ["--replay", RECORDING, "--replay-times", "1000000", "--replay-rate"];
 
 #[test]
-fn a_server_that_is_down_under_traffic_is_two_lines_and_one_state() {
+fn a_server_that_is_down_makes_two_log_lines_and_one_trouble() {
     let port = Fake::free_port();
     let metrics = "metrics.listen: unix:{folder}/metrics\nagent.shutdown_timeout: 30s\n";
     let running = agent(&[format!("http://127.0.0.1:{port}")], metrics).start(&[&ENDLESS[..], &["100"]].concat());
     running.wait_for_log(&format!("http://127.0.0.1:{port}"));
-    let troubled = || {
+    let troubles_metric = || {
         let mut stream = UnixStream::connect(running.folder().join("metrics")).expect("it listens");
         stream.write_all(b"GET /metrics HTTP/1.1\r\n\r\n").expect("it listens");
         let mut text = String::new();
@@ -41,17 +41,17 @@ fn a_server_that_is_down_under_traffic_is_two_lines_and_one_state() {
         let line = "socktrail_output_troubles{output=\"elasticsearch\"} ";
         text.lines().find_map(|it| it.strip_prefix(line)).expect("the metric").to_owned()
     };
-    eventually("the metrics are those of now", || troubled() == "1");
+    eventually("the metric shows the trouble", || troubles_metric() == "1");
     for _ in 0..20 {
         std::thread::sleep(Duration::from_millis(200));
         let output = output_now(&running);
-        assert_eq!((troubled(), &output["troubles"]), ("1".to_owned(), &1.into()), "{output}");
+        assert_eq!((troubles_metric(), &output["troubles"]), ("1".to_owned(), &1.into()), "{output}");
         assert!(output["trouble"].as_str().is_some_and(|it| it.contains("Connection refused")), "{output}");
     }
     let waited = output_now(&running)["pending"].as_u64().expect("a number");
     let server = Fake::start_at(port, None);
     running.wait_for_log("it works again");
-    eventually("the metrics say so", || troubled() == "0");
+    eventually("the metric shows no trouble", || troubles_metric() == "0");
     let output = output_now(&running);
     assert_eq!((&output["troubles"], &output["trouble"]), (&Value::Null, &Value::Null), "{output}");
     let ended = running.end(Signal::SIGTERM);
@@ -71,9 +71,9 @@ fn a_server_that_refuses_now_and_then_is_one_trouble() {
     let answers = [Fault::Status(503), Fault::Slow(Duration::ZERO)];
     server.seen().faults = answers.into_iter().cycle().take(60).collect();
     let running = agent(&[server.url()], "").start(&[&ENDLESS[..], &["500"]].concat());
-    eventually("it had to try often", || server.seen().faults.is_empty());
+    eventually("many requests were refused", || server.seen().faults.is_empty());
     let ended = running.end(Signal::SIGTERM);
-    // On a busy machine some documents are not sent in time for the end, and that is said as well.
+    // On a busy machine, some documents are not sent before the agent ends, and the log says so.
     let is_of_trouble = |line: &&str| !line.contains("for the next start");
     let lines: Vec<_> = lines_about_server(&ended.stderr).into_iter().filter(is_of_trouble).collect();
     assert!(lines.len() <= 2 && lines[0].contains("answers 503"), "{lines:#?}");
@@ -96,11 +96,11 @@ fn a_reload_does_not_say_that_documents_wait_for_the_next_start() {
 }
 
 #[test]
-fn a_document_that_a_proxy_does_not_like_is_found_and_set_aside() {
+fn a_document_that_a_proxy_refuses_goes_to_the_dead_letter_file() {
     for (status, bad) in [(400, 1), (401, 30), (403, 17), (404, 25), (413, 26), (422, 59)] {
         let server = Fake::start();
-        server.seen().disliked = Some((format!("-{bad}\""), status));
-        let ended = replay_at_leisure(&agent(&[server.url()], ""), 6);
+        server.seen().blocked = Some((format!("-{bad}\""), status));
+        let ended = replay_and_send_all(&agent(&[server.url()], ""), 6);
         let dead = fs::read_to_string(ended.folder().join("spool/elasticsearch/rejected.json")).expect("dead letters");
         let dead = json_lines(&dead);
         let [letter] = &dead[..] else { panic!("{status}: {} dead letters: {}", dead.len(), ended.stderr) };
@@ -114,7 +114,7 @@ fn a_document_that_a_proxy_does_not_like_is_found_and_set_aside() {
             "{}",
             ended.stderr
         );
-        assert_eq!(server.count(), 6 * PASS - 1, "the others are there");
+        assert_eq!(server.count(), 6 * PASS - 1, "all others are stored");
         assert_eq!(server.seen().violations, [] as [&str; 0]);
         assert_eq!(server.seen().duplicates, 0);
         let stats = ended.stats();
@@ -127,9 +127,9 @@ fn a_document_that_a_proxy_does_not_like_is_found_and_set_aside() {
 
 /// Until another document is taken, a document at fault looks the same as a wrong key.
 #[test]
-fn the_last_document_is_at_fault_once_another_comes() {
+fn a_refused_document_waits_for_another_to_compare_with() {
     let server = Fake::start();
-    server.seen().disliked = Some((format!("-{PASS}\""), 403));
+    server.seen().blocked = Some((format!("-{PASS}\""), 403));
     let agent = agent(&[server.url()], "agent.shutdown_timeout: 4s\n");
     let first = replay(&agent, 1);
     assert_eq!((server.count(), &first.stats()["outputs"][0]["pending"]), (PASS - 1, &1.into()), "{}", first.stderr);
@@ -144,13 +144,13 @@ fn the_last_document_is_at_fault_once_another_comes() {
 }
 
 #[test]
-fn where_everything_is_refused_nothing_is_at_fault() {
+fn if_every_document_is_refused_none_is_at_fault() {
     for status in [400, 401, 403, 404, 413] {
         let server = Fake::start();
         server.seen().always = Some(Fault::Status(status));
         let running = agent(&[server.url()], "agent.shutdown_timeout: 30s\n").start(&[&ENDLESS[..], &["300"]].concat());
         running.wait_for_log(&format!("answers {status}: "));
-        eventually("it was tried again and again", || server.seen().requests > 40);
+        eventually("many requests were sent", || server.seen().requests > 40);
         assert_eq!(server.count(), 0);
         server.seen().always = None;
         running.wait_for_log("it works again");

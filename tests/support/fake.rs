@@ -1,5 +1,5 @@
-//! A server that speaks Elasticsearch's bulk API and takes nothing that Elasticsearch would not: lines of JSON in pairs,
-//! `create` with an id, each id once. It can be told to misbehave.
+//! A server with Elasticsearch's bulk API that refuses what Elasticsearch refuses: it accepts pairs of JSON lines, `create` with an
+//! id, and each id once. A test can make it misbehave.
 
 #![allow(dead_code, reason = "each test uses its part of it")]
 
@@ -21,58 +21,58 @@ use serde_json::{Value, json};
 /// What goes wrong with one request.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Fault {
-    /// The connection breaks before anything was done.
-    Unheard,
-    /// All is done, and then the connection breaks without an answer.
+    /// The connection closes before the request is processed.
+    Unprocessed,
+    /// The request is processed, and the connection closes without an answer.
     Unanswered,
-    /// All is done, and the answer breaks off in the middle.
+    /// The request is processed, and the connection closes in the middle of the answer.
     Truncated,
     /// The answer comes late.
     Slow(Duration),
-    /// Nothing is done, the status says so.
+    /// Nothing is stored. The answer has this status.
     Status(u16),
-    /// Nothing is done, the status says so, and the answer repeats the `authorization`.
+    /// Nothing is stored. The answer has this status, and repeats the header `authorization`.
     Echo(u16),
-    /// Every second document is refused for now, with this status.
+    /// Every second document is refused with this status, and may be sent again.
     EverySecond(u16),
-    /// Nothing is done of requests with more bytes than these, and the status says so.
+    /// Requests with more bytes than this are refused with status 413.
     LargerThan(usize),
-    /// Nothing is done, and the answer is about something else.
-    Lie(&'static str),
+    /// Nothing is stored. The answer is this text, which does not fit the request.
+    Unrelated(&'static str),
 }
 
 /// What a server has seen.
 #[derive(Debug, Default)]
 pub struct Seen {
-    /// By index and id.
+    /// The stored documents by index and id.
     pub documents: BTreeMap<(String, String), Value>,
-    /// `flow.id` in the order in which documents were created.
+    /// The `flow.id` of each document, in the order in which they were stored.
     pub order: Vec<String>,
-    /// Creations of what was there already.
+    /// The number of documents that were sent although they were stored already.
     pub duplicates: usize,
-    /// What Elasticsearch would not have taken.
+    /// Requests that Elasticsearch would have refused.
     pub violations: Vec<String>,
-    /// Bulk requests that were too large.
+    /// The number of bulk requests that were too large.
     pub too_large: usize,
-    /// Bulk requests.
+    /// The number of bulk requests.
     pub requests: usize,
-    /// Of those, packed ones.
-    pub packed: usize,
-    /// The last `authorization`.
+    /// The number of compressed bulk requests.
+    pub compressed: usize,
+    /// The header `authorization` of the last bulk request.
     pub authorization: Option<String>,
     /// Other requests: method, path and body.
     pub others: Vec<(String, String, Value)>,
-    /// What goes wrong next.
+    /// The faults of the next bulk requests, one for each.
     pub faults: VecDeque<Fault>,
-    /// What goes wrong once there are no more of these.
+    /// The fault of all bulk requests after those in `faults`.
     pub always: Option<Fault>,
-    /// Names of processes whose documents are refused for good.
+    /// The name of the process whose documents are refused for good.
     pub unwanted: Option<String>,
-    /// An index whose documents are refused for now, each with this status.
+    /// An index, and the status with which each of its documents is refused for now.
     pub forbidden: Option<(String, u16)>,
-    /// Text that a proxy does not like: a whole request that contains it is answered with this status.
-    pub disliked: Option<(String, u16)>,
-    /// Requests that the proxy has refused.
+    /// Text that a proxy blocks: it refuses each request that contains the text, with this status.
+    pub blocked: Option<(String, u16)>,
+    /// The number of requests that the proxy has refused.
     pub refusals: usize,
 }
 
@@ -88,12 +88,12 @@ impl Fake {
         Self::start_at(0, None)
     }
 
-    /// With TLS; `clients` says whether they must show a certificate.
-    pub fn with_tls(clients: bool) -> Self {
-        Self::start_at(0, Some(tls(clients)))
+    /// Starts a server with TLS. `needs_client_certificate` says whether a client must present a certificate.
+    pub fn with_tls(needs_client_certificate: bool) -> Self {
+        Self::start_at(0, Some(tls(needs_client_certificate)))
     }
 
-    /// At a port; 0: at a free one.
+    /// Starts a server on a port, or on any free one if it is 0.
     pub fn start_at(port: u16, tls: Option<Arc<ServerConfig>>) -> Self {
         let seen = Arc::<Mutex<Seen>>::default();
         let listener = TcpListener::bind(("127.0.0.1", port)).expect("the port is free");
@@ -115,7 +115,7 @@ impl Fake {
         Self { port, seen, stop }
     }
 
-    /// A port at which nobody listens, until a server is started there.
+    /// A free port, on which a server may be started later.
     pub fn free_port() -> u16 {
         let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
         listener.local_addr().expect("an address").port()
@@ -140,10 +140,10 @@ impl Drop for Fake {
     }
 }
 
-/// Where the certificates are: see `make` there.
+/// The folder of the certificates. Its script `make` creates them.
 pub const CERTIFICATES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/tls");
 
-fn tls(clients: bool) -> Arc<ServerConfig> {
+fn tls(needs_client_certificate: bool) -> Arc<ServerConfig> {
     let certificates = |name: &str| -> Vec<CertificateDer<'static>> {
         let all = CertificateDer::pem_file_iter(format!("{CERTIFICATES}/{name}.pem")).expect("it is there");
         all.collect::<Result<_, _>>().expect("PEM")
@@ -152,7 +152,7 @@ fn tls(clients: bool) -> Arc<ServerConfig> {
     let provider = Arc::new(rustls_graviola::default_provider());
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider));
     let builder = builder.with_safe_default_protocol_versions().expect("versions");
-    let builder = if clients {
+    let builder = if needs_client_certificate {
         let mut roots = RootCertStore::empty();
         roots.add(certificates("authority").remove(0)).expect("an authority");
         let verifier = WebPkiClientVerifier::builder_with_provider(roots.into(), provider).build();
@@ -209,7 +209,7 @@ fn read(stream: &mut BufReader<Box<dyn Stream>>) -> Option<Request> {
     Some(Request { method, path, headers, body })
 }
 
-/// Whether the connection lives on.
+/// Answers a request. Returns whether the connection stays open.
 fn answer(stream: &mut BufReader<Box<dyn Stream>>, request: &Request, seen: &Mutex<Seen>) -> bool {
     let mut seen = seen.lock().expect("no one panics");
     if !request.path.starts_with("/_bulk") {
@@ -220,15 +220,15 @@ fn answer(stream: &mut BufReader<Box<dyn Stream>>, request: &Request, seen: &Mut
     }
     seen.requests += 1;
     seen.authorization = request.headers.get("authorization").cloned();
-    if let Some((disliked, status)) = seen.disliked.clone()
-        && unpacked(request).is_ok_and(|text| text.contains(&disliked))
+    if let Some((blocked, status)) = seen.blocked.clone()
+        && decompressed(request).is_ok_and(|text| text.contains(&blocked))
     {
         seen.refusals += 1;
         return respond(stream, status, b"<html>Blocked</html>", None);
     }
     let fault = seen.faults.pop_front().or_else(|| seen.always.clone());
     match &fault {
-        Some(Fault::Unheard) => return false,
+        Some(Fault::Unprocessed) => return false,
         Some(Fault::Status(status)) => return respond(stream, *status, b"{\"error\":\"not now\"}", None),
         Some(Fault::Echo(status)) => {
             let echo = format!("you said {}", seen.authorization.as_deref().unwrap_or_default());
@@ -238,14 +238,14 @@ fn answer(stream: &mut BufReader<Box<dyn Stream>>, request: &Request, seen: &Mut
             seen.too_large += 1;
             return respond(stream, 413, b"{}", None);
         }
-        Some(Fault::Lie(lie)) => return respond(stream, 200, lie.as_bytes(), None),
+        Some(Fault::Unrelated(text)) => return respond(stream, 200, text.as_bytes(), None),
         _ => {}
     }
     let every_second = match fault {
         Some(Fault::EverySecond(status)) => Some(status),
         _ => None,
     };
-    let (status, body) = match seen.take(request, every_second) {
+    let (status, body) = match seen.process_bulk(request, every_second) {
         Ok(items) => (200, json!({ "items": items }).to_string()),
         Err(violation) => {
             seen.violations.push(violation.clone());
@@ -264,17 +264,17 @@ fn answer(stream: &mut BufReader<Box<dyn Stream>>, request: &Request, seen: &Mut
     }
 }
 
-fn respond(stream: &mut BufReader<Box<dyn Stream>>, status: u16, body: &[u8], cut: Option<usize>) -> bool {
+fn respond(stream: &mut BufReader<Box<dyn Stream>>, status: u16, body: &[u8], truncated_to: Option<usize>) -> bool {
     let head =
         format!("HTTP/1.1 {status} x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n", body.len());
-    // One write: the second of two would wait for the delayed acknowledgement of the first.
-    let answer = [head.as_bytes(), &body[..cut.unwrap_or(body.len())]].concat();
+    // One write, because a second one would wait for the delayed acknowledgement of the first.
+    let answer = [head.as_bytes(), &body[..truncated_to.unwrap_or(body.len())]].concat();
     let stream = stream.get_mut();
-    stream.write_all(&answer).and_then(|()| stream.flush()).is_ok() && cut.is_none()
+    stream.write_all(&answer).and_then(|()| stream.flush()).is_ok() && truncated_to.is_none()
 }
 
-/// The body as text.
-fn unpacked(request: &Request) -> Result<String, String> {
+/// The body as text, decompressed.
+fn decompressed(request: &Request) -> Result<String, String> {
     let mut text = String::new();
     match request.headers.get("content-encoding").map(String::as_str) {
         Some("gzip") => {
@@ -287,14 +287,14 @@ fn unpacked(request: &Request) -> Result<String, String> {
 }
 
 impl Seen {
-    /// Does what a bulk request asks for.
-    fn take(&mut self, request: &Request, every_second: Option<u16>) -> Result<Vec<Value>, String> {
+    /// Processes a bulk request. Returns the items of the answer.
+    fn process_bulk(&mut self, request: &Request, every_second: Option<u16>) -> Result<Vec<Value>, String> {
         let kind = request.headers.get("content-type").map(String::as_str);
         if request.method != "POST" || kind != Some("application/x-ndjson") {
             return Err(format!("{} with {kind:?}", request.method));
         }
-        self.packed += usize::from(request.headers.contains_key("content-encoding"));
-        let text = unpacked(request)?;
+        self.compressed += usize::from(request.headers.contains_key("content-encoding"));
+        let text = decompressed(request)?;
         let whole = text.strip_suffix('\n').ok_or("the bulk request must be terminated by a newline [\\n]")?;
         let lines: Vec<Value> =
             whole.split('\n').map(serde_json::from_str).collect::<Result<_, _>>().map_err(|error| error.to_string())?;

@@ -100,7 +100,7 @@ impl Agent {
             BufReader::new(stdout).read_to_string(&mut text).expect("documents are UTF-8");
             text
         });
-        Running { child: Killed(child), log, logger, reader, folder: Arc::clone(&self.folder) }
+        Running { child: KilledOnDrop(child), log, logger, reader, folder: Arc::clone(&self.folder) }
     }
 }
 
@@ -110,11 +110,11 @@ fn configure(folder: &Path, yaml: &str) {
 }
 
 /// A process that is killed when the test ends or fails.
-struct Killed(Child);
+struct KilledOnDrop(Child);
 
-impl Drop for Killed {
+impl Drop for KilledOnDrop {
     fn drop(&mut self) {
-        // Should it have ended, all the better.
+        // This fails if the process has ended by itself.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -122,7 +122,7 @@ impl Drop for Killed {
 
 /// A running agent.
 pub struct Running {
-    child: Killed,
+    child: KilledOnDrop,
     log: Arc<Mutex<String>>,
     logger: JoinHandle<()>,
     reader: JoinHandle<String>,

@@ -1,7 +1,7 @@
-//! What a program can rely on that has the library inside: it gets flows; two monitors in it get the same; dropping one
-//! leaves the other alone, and neither a probe nor a thread of its own.
+//! Checks what a program that embeds the library relies on: it gets flows; two monitors in it see the same ones; dropping one
+//! removes its probes and threads, and does not affect the other.
 //!
-//! `embedding TRACEFS` runs as root, ends with status 0 if all of that holds, and says what does not.
+//! `embedding TRACEFS` runs as root. It ends with status 0 if all of this is true, and otherwise prints what is not.
 
 use std::collections::BTreeSet;
 use std::error::Error;
@@ -18,8 +18,8 @@ use socktrail::{Clock, Endpoint, Flow, Handler, Monitor, Owner, Received, Timest
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-/// How long anything may take.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// The timeout of each wait.
+const TIMEOUT: Duration = Duration::from_secs(20);
 /// 2001-09-09T01:46:40Z, by `date -u -d @1000000000`.
 const LONG_AGO: u64 = 1_000_000_000_000_000_000;
 
@@ -38,7 +38,7 @@ fn main() -> ExitCode {
 
 fn run() -> Result<()> {
     let tracefs: PathBuf = std::env::args_os().nth(1).ok_or("where is tracefs?")?.into();
-    refused_with_a_reason()?;
+    check_failed_start()?;
 
     let builder = Monitor::builder()
         .tracefs_path(&tracefs)
@@ -49,52 +49,52 @@ fn run() -> Result<()> {
     let second = builder.start()?;
     expect(groups(&tracefs)?.len() == 2, "each monitor has probes of its own")?;
 
-    let ends = converse()?;
-    let (by_first, by_second) = (both_sides(&first, ends)?, both_sides(&second, ends)?);
+    let endpoints = connect_to_self()?;
+    let (by_first, by_second) = (both_flows(&first, endpoints)?, both_flows(&second, endpoints)?);
     for (one, other) in by_first.iter().zip(&by_second) {
         let facts = |flow: &Flow| (flow.local, flow.remote, flow.sent, flow.received, flow.direction, flow.complete);
-        expect(facts(one) == facts(other), &format!("they see the same: {one:?} and {other:?}"))?;
-        expect(is_ours(one) && is_ours(other), "both flows are this process's")?;
+        expect(facts(one) == facts(other), &format!("both monitors see the same flow: {one:?} and {other:?}"))?;
+        expect(is_ours(one) && is_ours(other), "both flows belong to this process")?;
     }
-    let told = first.clock().wall(by_first[0].end).unix_nanos();
-    expect(told.abs_diff(LONG_AGO) < 60_000_000_000, "its own time source is what a monitor's clock goes by")?;
-    let told = second.clock().wall(by_second[0].end).unix_nanos();
-    expect(told > LONG_AGO + 1_000_000_000_000_000, "and no other monitor's")?;
+    let wall = first.clock().wall(by_first[0].end).unix_nanos();
+    expect(wall.abs_diff(LONG_AGO) < 60_000_000_000, "a monitor uses its own time source")?;
+    let wall = second.clock().wall(by_second[0].end).unix_nanos();
+    expect(wall > LONG_AGO + 1_000_000_000_000_000, "the other monitor uses the wall clock")?;
 
     let both = groups(&tracefs)?;
     drop(first);
     let left = groups(&tracefs)?;
     expect(left.len() == 1 && left.is_subset(&both), &format!("one group of {both:?} is left, not {left:?}"))?;
-    expect(threads_become(threads_of_one)?, "its threads are gone")?;
+    expect(wait_for_thread_count(threads_of_one)?, "the threads of the dropped monitor are gone")?;
 
-    let ends = converse()?;
-    let mut wanted = Wanted { ends, seen: 0, deadline: Instant::now() + PATIENCE };
-    second.run(&mut wanted);
-    expect(wanted.seen == 2, "the other one goes on, and hands both sides to a handler")?;
+    let endpoints = connect_to_self()?;
+    let mut counter = FlowCounter { endpoints, seen: 0, deadline: Instant::now() + TIMEOUT };
+    second.run(&mut counter);
+    expect(counter.seen == 2, "the other monitor continues, and hands both flows to a handler")?;
 
     second.stop();
-    expect(second.flows().count() < 100, "a monitor that was stopped comes to its end")?;
+    expect(second.flows().count() < 100, "the flows of a stopped monitor come to an end")?;
     drop(second);
     expect(groups(&tracefs)?.is_empty(), "no probe is left")?;
-    expect(threads_become(1)?, "no thread is left")
+    expect(wait_for_thread_count(1)?, "no thread is left")
 }
 
-/// An error is a value, says what was wrong, and ends nothing but the start.
-fn refused_with_a_reason() -> Result<()> {
+/// A failed start returns an error with a type and the reason.
+fn check_failed_start() -> Result<()> {
     let error = Monitor::builder().tracefs_path("/proc").start().err().ok_or("/proc was taken for a tracefs")?;
-    expect(matches!(error, socktrail::Error::Kprobes(_)), "an error has a type")?;
-    expect(error.to_string().contains("/proc"), "and names what is wrong")
+    expect(matches!(error, socktrail::Error::Kprobes(_)), "the error has a type")?;
+    expect(error.to_string().contains("/proc"), "the error names the path")
 }
 
 /// Waits for the client's and the server's flow of a conversation, in this order.
-fn both_sides(monitor: &Monitor, (client, server): (Endpoint, Endpoint)) -> Result<[Flow; 2]> {
+fn both_flows(monitor: &Monitor, (client, server): (Endpoint, Endpoint)) -> Result<[Flow; 2]> {
     let (mut of_client, mut of_server) = (None, None);
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while Instant::now() < deadline {
         let Received::Flow(flow) = monitor.recv(Duration::from_millis(100)) else { continue };
         match (flow.local, flow.remote) {
-            ends if ends == (client, server) => of_client = Some(*flow),
-            ends if ends == (server, client) => of_server = Some(*flow),
+            endpoints if endpoints == (client, server) => of_client = Some(*flow),
+            endpoints if endpoints == (server, client) => of_server = Some(*flow),
             _ => {}
         }
         if let (Some(_), Some(_)) = (&of_client, &of_server) {
@@ -108,16 +108,16 @@ fn is_ours(flow: &Flow) -> bool {
     matches!(&flow.owner, Owner::Process(process) if process.pid == std::process::id())
 }
 
-/// Counts the sides of one conversation that it is handed.
-struct Wanted {
-    ends: (Endpoint, Endpoint),
+/// Counts the flows of one conversation.
+struct FlowCounter {
+    endpoints: (Endpoint, Endpoint),
     seen: usize,
     deadline: Instant,
 }
 
-impl Handler for Wanted {
+impl Handler for FlowCounter {
     fn flow(&mut self, flow: Flow, _clock: Clock) -> ControlFlow<()> {
-        let (client, server) = self.ends;
+        let (client, server) = self.endpoints;
         self.seen += usize::from([(client, server), (server, client)].contains(&(flow.local, flow.remote)));
         if self.seen == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
@@ -127,8 +127,8 @@ impl Handler for Wanted {
     }
 }
 
-/// A TCP connection to ourselves, with something to say.
-fn converse() -> Result<(Endpoint, Endpoint)> {
+/// Opens a TCP connection to this process and sends data over it. Returns the endpoints of client and server.
+fn connect_to_self() -> Result<(Endpoint, Endpoint)> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let mut client = TcpStream::connect(listener.local_addr()?)?;
     let (mut server, from) = listener.accept()?;
@@ -152,9 +152,10 @@ fn threads() -> Result<usize> {
     Ok(fs::read_dir("/proc/self/task")?.count())
 }
 
-/// Whether this process comes to have so many: who is waited for has ended, and is in the kernel's list a moment longer.
-fn threads_become(count: usize) -> Result<bool> {
-    let deadline = Instant::now() + PATIENCE;
+/// Waits until this process has this many threads, because the kernel still lists a joined thread for a moment. Returns whether it
+/// has.
+fn wait_for_thread_count(count: usize) -> Result<bool> {
+    let deadline = Instant::now() + TIMEOUT;
     while threads()? != count {
         if Instant::now() > deadline {
             return Ok(false);

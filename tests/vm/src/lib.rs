@@ -38,7 +38,7 @@ pub const KPROBES_TESTS: &str = "kprobes-tests";
 /// The environment variable with an older kernel's release, for Socktrail's option `--as-of`.
 pub const AS_OF_VARIABLE: &str = "AS_OF";
 
-/// The environment variable with how `socktrail flows` counts packets, for its option `--accounting`.
+/// The environment variable that says how `socktrail flows` counts packets: the value of its option `--accounting`.
 pub const ACCOUNTING_VARIABLE: &str = "ACCOUNTING";
 
 /// The environment variable with the seed of random traffic. Without it, a new seed is chosen.

@@ -35,6 +35,7 @@ const PACKAGES: &[&str] = &["curl", "dnsmasq-base", "netcat-openbsd", "nftables"
 const TIMEOUT: Duration = Duration::from_secs(45 * 60);
 /// The time limit with `--long`, which includes the tests that take many minutes.
 const LONG_TIMEOUT: Duration = Duration::from_secs(2 * 60 * 60);
+
 /// Runs the tests on each kernel, several guests at once. Returns the exit status: 0 if all of them passed.
 pub fn run(options: &TestOptions) -> Result<u8> {
     let start = Instant::now();
