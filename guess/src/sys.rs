@@ -96,10 +96,20 @@ pub(crate) fn keep_fragments(socket: impl AsFd) -> io::Result<()> {
     switch_on(socket, libc::IPPROTO_IP, libc::IP_NODEFRAG)
 }
 
+/// Gives the IPv4 headers that a socket sends so many words of 4 bytes of options that do nothing (RFC 791), at most 10.
+pub(crate) fn set_ipv4_no_operations(socket: impl AsFd, words: usize) -> io::Result<()> {
+    /// The option "no operation".
+    const NO_OPERATION: u8 = 1;
+    set_option(socket, libc::IPPROTO_IP, libc::IP_OPTIONS, &vec![NO_OPERATION; 4 * words])
+}
+
 fn switch_on(socket: impl AsFd, level: c_int, option: c_int) -> io::Result<()> {
-    let on: c_int = 1;
-    let (fd, from, size) = (socket.as_fd().as_raw_fd(), (&raw const on).cast::<c_void>(), size_of::<c_int>());
-    // SAFETY: `from` points to `size` bytes that live until after the call.
+    set_option(socket, level, option, &c_int::from(true).to_ne_bytes())
+}
+
+fn set_option(socket: impl AsFd, level: c_int, option: c_int, value: &[u8]) -> io::Result<()> {
+    let (fd, from, size) = (socket.as_fd().as_raw_fd(), value.as_ptr().cast::<c_void>(), value.len());
+    // SAFETY: `from` points to `size` bytes that live until after the call. The kernel accepts any alignment.
     let result = unsafe { libc::setsockopt(fd, level, option, from, size as libc::socklen_t) };
     check(result.into()).map(drop)
 }

@@ -222,7 +222,7 @@ mod tests {
         out.pass(3, SK + 4096);
         out.put("pointer to data 3", 0, &(SK + 8192).to_ne_bytes());
         out.put("begin 3", 0, &[0x45]);
-        out.put("behind IPv4 3", 20, &[0x12, 0x34, 0x43, 0x21]);
+        out.put("after IPv4 3", 20, &[0x12, 0x34, 0x43, 0x21]);
         let evidence = Arguments { ipv6: false }.solve(&traffic(), &[out]);
         assert_eq!(evidence.values("ip_local_out(net)"), [1]);
         assert_eq!(evidence.values("ip_local_out(sk)"), [2, 5]);

@@ -11,14 +11,20 @@ const SKB: u32 = if WORD == 4 { 192 } else { 256 };
 /// `data` is searched from this offset on. The words before it (list, socket, device) point to other structures.
 const FIRST_DATA_OFFSET: u32 = 64;
 const UDP_HEADER: u32 = 8;
+/// The length of an IPv4 header without options, in bytes.
 const IP_HEADER: u16 = 20;
+/// The largest number of words of 4 bytes that IPv4 options can have.
+const MAX_OPTION_WORDS: u32 = 10;
 
 /// Sends a datagram of random length from a random address and port to another. At the probed function, the data of the `sk_buff`
 /// begin with the UDP header, so `data` is the word that points to the source port, the destination port and the length.
 ///
 /// `transport_header` and `network_header` are 16-bit offsets from `head`, whose place is unknown. So every word is tried as
-/// `head`: if `data - head` fits into 16 bits, and both this number and this number less 20 (an IP header) occur in the structure,
-/// the places where they occur are candidates for `transport_header` and `network_header`. The datagram is sent without a checksum,
+/// `head`: if `data - head` fits into 16 bits, and both this number and this number less the length of the IP header occur in the
+/// structure, the places where they occur are candidates for `transport_header` and `network_header`.
+///
+/// The kernel leaves the same room before the IP header of each datagram, and an unused part of the structure may still have the
+/// number of an earlier datagram. So the IP header has a random number of options, which do nothing. The datagram is sent without a checksum,
 /// because otherwise `csum_start` would have the same value as the transport header.
 #[derive(Debug)]
 pub(super) struct SkBuff;
@@ -30,6 +36,8 @@ pub(super) struct Datagram {
     to: SocketAddr,
     /// The length with the UDP header, in bytes.
     length: u32,
+    /// The length of its IP header, in bytes.
+    ip_header: u16,
 }
 
 impl Guess for SkBuff {
@@ -66,8 +74,11 @@ impl Guess for SkBuff {
         let to = loopback::udp(loopback::ipv4_address(context.random()))?;
         sys::no_checksums(&from)?;
         let length = context.random().within(100..=1200);
+        let option_words = context.random().within(0..=MAX_OPTION_WORDS);
+        sys::set_ipv4_no_operations(&from, option_words as usize)?;
         loopback::datagram(&from, &to, length as usize)?;
-        Ok(Datagram { from: from.local_addr()?, to: to.local_addr()?, length: length + UDP_HEADER })
+        let ip_header = IP_HEADER + 4 * option_words as u16;
+        Ok(Datagram { from: from.local_addr()?, to: to.local_addr()?, length: length + UDP_HEADER, ip_header })
     }
 
     fn solve(&self, expected: &Datagram, calls: &[Call]) -> Evidence {
@@ -114,9 +125,9 @@ fn add_header_evidence(expected: &Datagram, memory: &Window, targets: &Window, e
     for (data_address, (_, head)) in data_addresses.flat_map(|address| memory.words().map(move |word| (address, word)))
     {
         let distance = data_address.checked_sub(head).and_then(|distance| u16::try_from(distance).ok());
-        let Some(distance) = distance.filter(|&distance| distance >= IP_HEADER) else { continue };
+        let Some(distance) = distance.filter(|&distance| distance >= expected.ip_header) else { continue };
         let transport_offsets = memory.find_u16(distance);
-        let network_offsets = memory.find_u16(distance - IP_HEADER);
+        let network_offsets = memory.find_u16(distance - expected.ip_header);
         if !transport_offsets.is_empty() && !network_offsets.is_empty() {
             transport.extend(transport_offsets);
             network.extend(network_offsets);
@@ -136,7 +147,7 @@ mod tests {
 
     fn expected() -> Datagram {
         let [from, to] = ["127.1.2.3:4660", "127.9.8.7:17185"].map(|address| address.parse().unwrap());
-        Datagram { from, to, length: 777 }
+        Datagram { from, to, length: 777, ip_header: 28 }
     }
 
     fn call() -> Call {
@@ -145,7 +156,7 @@ mod tests {
         sk.write(4, &[127, 9, 8, 7]);
         sk.write(14, &17185u16.to_ne_bytes());
         skb.write(182, &84u16.to_ne_bytes());
-        skb.write(184, &64u16.to_ne_bytes());
+        skb.write(184, &56u16.to_ne_bytes());
         skb.write(200, &HEAD.to_ne_bytes());
         skb.write(208, &(HEAD + 84).to_ne_bytes());
         targets.write(208, &[0x12, 0x34, 0x43, 0x21, 0x03, 0x09, 0, 0]);
@@ -181,5 +192,7 @@ mod tests {
         let evidence = SkBuff.solve(&expected(), &[Call::blank(&SkBuff.probes(0)[0]), call()]);
         assert_eq!(evidence.values("sk_buff.data"), [208], "packets of others do not matter");
         assert_eq!(SkBuff.solve(&expected(), &[]), Evidence::default());
+        let longer = Datagram { ip_header: 32, ..expected() };
+        assert!(SkBuff.solve(&longer, &[call()]).values("sk_buff.transport_header").is_empty());
     }
 }

@@ -12,6 +12,8 @@ use crate::source::kprobes::{AF_INET, AF_INET6, Probe};
 
 /// The socket that an arriving packet already has, if any.
 const RECEIVER: Fetch<'static> = Fetch::constant("receiver", "+{sk_buff.sk}({skb})", Type::U64);
+/// `skc_state` of the socket that sends the packet. It follows `skc_family`, which has two bytes.
+const SENDER_STATE: Fetch<'static> = Fetch::constant("state", "+{sock_common.skc_family+2}({sk})", Type::U8);
 
 /// The fields of a probe's sample, by name.
 #[derive(Clone, Copy)]
@@ -59,6 +61,14 @@ impl Fields<'_> {
     /// Those of [`Fields::get`].
     pub(super) fn receiver(&self) -> Result<Expression, Error> {
         RECEIVER.expression(self.program, self.probe.target, self.resolver)
+    }
+
+    /// The state of the `struct sock` that sends the packet.
+    ///
+    /// # Errors
+    /// Those of [`Fields::get`].
+    pub(super) fn sender_state(&self) -> Result<Expression, Error> {
+        SENDER_STATE.expression(self.program, self.probe.target, self.resolver)
     }
 
     fn declared(&self, fetches: &[Fetch<'_>], name: &str) -> Result<Expression, Error> {

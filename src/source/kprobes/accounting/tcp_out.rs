@@ -17,6 +17,9 @@ use crate::model::event::PacketDirection;
 pub(super) const COUNTERS: u8 = 1;
 /// The phase in which the socket's own ends are read.
 pub(super) const OWN_ENDS: u8 = 2;
+/// States of sockets that have only the first fields of a `struct sock` (`linux/net/tcp_states.h`).
+const TCP_TIME_WAIT: i32 = 6;
+const TCP_NEW_SYN_RECV: i32 = 12;
 /// The number of segments of the packet, while it is counted.
 const SEGMENTS: Register = R9;
 
@@ -34,6 +37,7 @@ pub(super) struct Leaving {
     flags: Expression,
     segs_in: Expression,
     segs_out: Expression,
+    state: Expression,
     /// The fields of the remote end: in the packet's headers, and in the `struct sock`.
     remote: Vec<(Expression, Expression)>,
 }
@@ -68,6 +72,7 @@ impl Leaving {
             flags: fields.part(tcp.0, tcp.1 + 1, Type::U8)?,
             segs_in: fields.get("segs_in")?,
             segs_out: fields.get("segs_out")?,
+            state: fields.sender_state()?,
             remote,
         })
     }
@@ -77,7 +82,8 @@ impl Leaving {
         let of_headers = [&self.sock, &self.len, &self.data_offset, &self.flags].into_iter();
         let of_headers = of_headers.chain(self.ends.pieces.iter().map(|piece| &piece.field)).map(|field| (0, field));
         let counters = [(COUNTERS, &self.segs_in), (COUNTERS, &self.segs_out)];
-        let own_ends = self.remote.iter().map(|(_, own)| (OWN_ENDS, own)).chain([(OWN_ENDS, &self.net)]);
+        let own_ends =
+            self.remote.iter().map(|(_, own)| (OWN_ENDS, own)).chain([(OWN_ENDS, &self.net), (OWN_ENDS, &self.state)]);
         of_headers.chain(counters).chain(own_ends)
     }
 
@@ -224,6 +230,11 @@ impl Leaving {
             w.load(of_packet, R2)?;
             w.load(own, R3)?;
             w.sample_if(Condition::NotEqual, R2, R3);
+        }
+        // Nothing shows when the small sockets of these states end. Since Linux 6.13, replies are sent through them.
+        w.load(&self.state, R1)?;
+        for state in [TCP_TIME_WAIT, TCP_NEW_SYN_RECV] {
+            w.sample_if(Condition::Equal, R1, state);
         }
         w.hash(&self.ends)?;
         w.begin_entry(&self.sock, &self.ends, direction)?;

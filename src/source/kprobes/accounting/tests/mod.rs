@@ -151,10 +151,10 @@ fn programs_have_these_sizes() {
     let expected = [
         ("tcp_state", 147),
         ("socket_free", 295),
-        ("ipv4_out", 1060),
+        ("ipv4_out", 1066),
         ("tcp_ipv4_in", 252),
         ("udp_ipv4_in", 578),
-        ("tcp_ipv6_out", 574),
+        ("tcp_ipv6_out", 577),
         ("udp_ipv6_out", 596),
         ("tcp_ipv6_in", 279),
         ("udp_ipv6_in", 613),

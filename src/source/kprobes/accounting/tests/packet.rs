@@ -55,6 +55,8 @@ pub(super) struct Wire {
     pub(super) of: Conversation,
     pub(super) direction: PacketDirection,
     pub(super) payload: u32,
+    /// The protocol in the IPv4 header; `None` for that of the conversation.
+    pub(super) protocol: Option<u8>,
     /// TCP's options, in words of 4 bytes.
     pub(super) options: u8,
     pub(super) flags: u8,
@@ -67,6 +69,8 @@ pub(super) struct Wire {
     pub(super) demultiplexed: bool,
     /// The `struct sock` that sends it.
     pub(super) sender: u64,
+    /// The state of that socket.
+    pub(super) state: u8,
 }
 
 impl Wire {
@@ -75,6 +79,7 @@ impl Wire {
             of,
             direction,
             payload,
+            protocol: None,
             options: 0,
             flags: 0x10,
             ip_options: false,
@@ -83,6 +88,7 @@ impl Wire {
             segments: Segments::default(),
             demultiplexed: false,
             sender: of.sock,
+            state: 1,
         }
     }
 
@@ -135,6 +141,7 @@ impl Wire {
         let mut sock = vec![0; 2048];
         let mut set = |at: usize, bytes: &[u8]| sock[at..at + bytes.len()].copy_from_slice(bytes);
         set(48, &NET.to_ne_bytes());
+        set(18, &[self.state]);
         if self.sender == self.of.sock {
             let remote = self.of.tuple().remote;
             match remote.ip {
@@ -194,7 +201,7 @@ impl Wire {
         let Tuple { local, remote, .. } = self.of.tuple();
         let leaves = self.direction == PacketDirection::Outbound;
         let (source, destination) = if leaves { (local, remote) } else { (remote, local) };
-        let protocol = self.of.transport.iana_number();
+        let protocol = self.protocol.unwrap_or(self.of.transport.iana_number());
         let mut bytes = match (source.ip, destination.ip) {
             (IpAddr::V4(from), IpAddr::V4(to)) => {
                 let mut header = vec![0; 20];

@@ -294,6 +294,10 @@ fn only_the_connections_own_socket_gets_an_entry() {
     }
     assert_eq!(machine.entries(), (0, 0));
     wire.sender = of.sock;
+    for state in [6, 12] {
+        assert!(Wire { state, ..wire }.hit(&machine).0);
+        assert_eq!(machine.entries(), (0, 0), "TIME_WAIT and a request");
+    }
     assert!(wire.hit(&machine).0 && machine.entries() == (1, 1));
     // A socket that enters another state keeps it.
     let (is_sample, reported) = machine.hit(Feature::TcpState, [of.sock, 1, 0]);

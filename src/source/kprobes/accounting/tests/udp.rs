@@ -196,6 +196,17 @@ fn unwanted_loopback_is_neither_sampled_nor_counted() {
 }
 
 #[test]
+fn packets_of_other_protocols_are_not_sampled() {
+    let machine = Machine::new(&rules(), 100);
+    for (protocol, ip_options, sampled) in [(2, true, false), (1, false, false), (17, true, true), (6, true, true)] {
+        let wire = Wire::new(conversation(false, 0, 2), PacketDirection::Outbound, 10);
+        let wire = Wire { protocol: Some(protocol), ip_options, ..wire };
+        assert_eq!(wire.hit(&machine).0, sampled, "{protocol}");
+    }
+    assert_eq!(machine.entries().0, 0);
+}
+
+#[test]
 fn memory_that_cannot_be_read_makes_a_sample() {
     let machine = Machine::new(&rules(), 100);
     assert!(machine.hit(Feature::UdpIpv4In, [SOCK, 64, 0]).0);
