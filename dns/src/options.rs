@@ -25,7 +25,7 @@ pub struct Options {
     /// always captured whole.
     pub snaplen: u32,
     /// The ports that DNS servers listen on, 1 to 32 of them. Default 53. 5353 adds one-shot queries of mDNS
-    /// (RFC 6762, section 6.7), 5355 LLMNR (RFC 4795).
+    /// (RFC 6762, section 5.1), 5355 LLMNR (RFC 4795).
     pub ports: Vec<u16>,
     /// The size of the ring in which packets wait until they are read, in bytes: 64 KiB to 256 MiB. Default 2 MiB.
     pub ring_bytes: u32,

@@ -139,13 +139,15 @@ socket_sample! {
         pub option: i32 = "{optname}",
     }
 
-    /// `__sock_release`: the last file descriptor of a socket is closed. A socket without an inode never belonged to a program.
+    /// `__sock_release`: a socket is released. The argument `inode` is null if the socket never had a file descriptor, as with the
+    /// kernel's own sockets. The probe's filter leaves those out.
     pub struct SockRelease of "{sock}", "+{socket.sk}({sock})" {
-        /// The `struct inode`.
+        /// The argument `inode`.
         pub inode: Word = "{inode}",
     }
 
-    /// `sock_release`: the same before Linux 4.18.
+    /// `sock_release` before Linux 4.18, or `inet_release` where the compiler inlined it. They have no argument `inode`, so the
+    /// kernel's own sockets are sampled, too.
     pub struct SockReleaseWithoutInode of "{sock}", "+{socket.sk}({sock})" {}
 }
 

@@ -53,10 +53,9 @@ pub struct EventEntry {
     pub format: String,
 }
 
-/// A process that existed at the start, or that `/proc` has shown.
+/// A process that `/proc` listed at the start. The fields are those of [`Process`], its image and its threads.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ProcessEntry {
-    /// See [`Process`]; likewise the others.
     pub pid: u32,
     pub parent_pid: Option<u32>,
     pub start: Option<BootTime>,
@@ -74,10 +73,9 @@ pub struct ProcessEntry {
     pub threads: Option<Vec<u32>>,
 }
 
-/// A socket that existed at the start.
+/// A socket that existed at the start. The fields are those of [`PreexistingSocket`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SocketEntry {
-    /// See [`PreexistingSocket`]; likewise the others.
     pub namespace: u64,
     pub transport: Transport,
     pub local: SocketAddr,
@@ -88,10 +86,10 @@ pub struct SocketEntry {
 /// An answer of `/proc` about a process.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct LearnedEntry {
-    /// The pid. Older recordings lack it, and mean the oldest question without an answer.
+    /// The pid. `None` in older recordings: the entry then answers the oldest question that has no answer yet.
     #[serde(default)]
     pub pid: Option<u32>,
-    /// The details; `None` if the process had ended.
+    /// What `/proc` showed; `None` if the process had ended.
     pub found: Option<FoundEntry>,
 }
 
@@ -104,7 +102,8 @@ pub struct FoundEntry {
     #[serde(default)]
     pub containers: Containers,
     pub details: Details,
-    /// Older recordings lack it: without it, no event can show that the answer is about the right program.
+    /// When `/proc` was read. Older recordings lack it. Then the answer is not used where an event up to that time must show that
+    /// it is about the right program.
     #[serde(default = "never")]
     pub read: MonotonicTime,
 }
@@ -178,7 +177,7 @@ pub enum Entry<'a> {
         since: MonotonicTime,
         until: MonotonicTime,
     },
-    /// All entries from before this time are complete.
+    /// All events from before this time have been recorded.
     CompleteUntil(MonotonicTime),
     Learned(LearnedEntry),
     /// Counts that the kernel has reported.
@@ -271,7 +270,7 @@ fn write_record(to: &mut Vec<u8>, record: &Record<'_>) {
 
 fn write_packet(to: &mut Vec<u8>, packet: &Packet<'_>) {
     let Packet { time, interface, ethertype, length, bytes } = *packet;
-    // Captured packets are truncated far below this.
+    // A captured TCP packet can be longer than 16 bits can say. The rest is left out, as if it had not been captured.
     let bytes = &bytes[..bytes.len().min(usize::from(u16::MAX))];
     to.push(PACKET);
     to.extend_from_slice(&time.to_le_bytes());
