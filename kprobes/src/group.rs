@@ -87,6 +87,11 @@ impl Group {
         self.addresses = Addresses::of(functions);
     }
 
+    /// The tracefs that has its probes.
+    pub fn tracefs(&self) -> &Tracefs {
+        &self.events.tracefs
+    }
+
     /// The group's name.
     pub fn name(&self) -> &str {
         &self.name

@@ -14,7 +14,8 @@ use super::drop_functions::{DEFERRED_FREE, DropFunctions};
 use super::self_test::{Hits, SelfTest, Verdict};
 use super::source::now_of;
 use super::{
-    Decode, Feature, FeatureStatus, Probe, Probes, Refusal, Wanted, all_features, learning, missing_fields, release,
+    Decode, Feature, FeatureStatus, Probe, Probes, Refusal, Wanted, all_features, drop_reasons, learning,
+    missing_fields, release,
 };
 use crate::model::time::nanos;
 
@@ -155,7 +156,8 @@ impl Installer<'_> {
         if wanted.masks(BPF) {
             return Err(Unaccounted::Masked);
         }
-        let rules = Rules { pause_nanos: nanos(pause), gso_head_len, filter: wanted.filter.clone() };
+        let consumed = drop_reasons::consumed(self.group.tracefs());
+        let rules = Rules { pause_nanos: nanos(pause), gso_head_len, filter: wanted.filter.clone(), consumed };
         let probes = slots.iter().filter_map(|slot| Some((slot.status.feature, slot.status.probe?)));
         Conversations::load(probes, &wanted, &rules, conversations, clock)
     }

@@ -11,6 +11,7 @@ mod child_group;
 pub(crate) mod clock_comparison;
 mod dentries;
 mod drop_functions;
+mod drop_reasons;
 mod features;
 mod install;
 mod learning;

@@ -169,11 +169,12 @@ impl Conversations {
     }
 }
 
-/// The order in which programs are attached. Those that remove entries are the first, so that each entry is removed in time.
+/// The order in which programs are attached. Those that remove entries are the first, so that each entry is removed in time, and
+/// those that have nothing to do with entries.
 /// Those that only count in entries come next, so that they miss no packet of an entry. Those that make entries are the last.
 const fn attach_order(feature: Feature) -> u8 {
     match feature {
-        Feature::SocketFree | Feature::TcpState => 0,
+        Feature::SocketFree | Feature::TcpState | Feature::LocalDrops => 0,
         Feature::TcpIpv4In | Feature::TcpIpv6In => 1,
         _ => 2,
     }

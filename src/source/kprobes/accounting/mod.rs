@@ -70,6 +70,8 @@ pub(super) struct Rules {
     pub(super) gso_head_len: u32,
     /// The packets that it rejects are neither counted nor sampled.
     pub(super) filter: Filter,
+    /// The reason of packets that are freed but were not dropped, if the kernel has one.
+    pub(super) consumed: Option<u32>,
 }
 
 /// The version of IP at a probe.

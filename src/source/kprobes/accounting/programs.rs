@@ -40,6 +40,7 @@ pub(super) fn program(
         Feature::TcpIpv6In => |fields, rules| tcp_in(fields, Family::Ipv6, rules),
         Feature::TcpState => |fields, _| closed(fields),
         Feature::SocketFree => |fields, _| freed(fields),
+        Feature::LocalDrops => packet_freed,
         _ => return None,
     };
     let program = name(feature);
@@ -57,6 +58,7 @@ const fn name(feature: Feature) -> &'static str {
         Feature::TcpIpv4In => "tcp_ipv4_in",
         Feature::TcpIpv6In => "tcp_ipv6_in",
         Feature::TcpState => "tcp_state",
+        Feature::LocalDrops => "local_drops",
         _ => "socket_free",
     }
 }
@@ -164,6 +166,25 @@ fn freed(fields: &Fields<'_>) -> Result<Code, Error> {
     w.remove_ways();
     w.look_up(w.sample);
     w.remove();
+    w.finish(fields.program)
+}
+
+/// A packet is freed, and perhaps was dropped. Ends hits that the probe's filter discards in any case, because the kernel would read
+/// many fields first: calls without a packet, and packets that were consumed. Since Linux 6.4, each packet that a packet socket's
+/// filter rejects is one of these.
+fn packet_freed(fields: &Fields<'_>, rules: &Rules) -> Result<Code, Error> {
+    let (skb, reason) = (fields.get("skb")?, fields.optional("reason"));
+    let mut w = Writer::new(fields, &[(0, &skb)])?;
+    let unwanted = w.asm.label();
+    w.load(&skb, R1)?;
+    w.asm.jump_if(Condition::Equal, R1, 0, unwanted);
+    if let (Ok(Some(reason)), Some(consumed)) = (reason, rules.consumed) {
+        w.load(&reason, R1)?;
+        w.asm.jump_if(Condition::Equal, R1, consumed as i32, unwanted);
+    }
+    w.asm.jump(w.sample);
+    w.asm.bind(unwanted);
+    w.end_without_sample();
     w.finish(fields.program)
 }
 

@@ -29,7 +29,7 @@ pub(super) fn layout(function: &str, name: &str) -> Option<Term> {
         ("tcp_v4_rcv" | "tcp_v6_rcv", "skb") => Some(1),
         (_, "sk") => Some(1),
         (_, "skb" | "state") => Some(2),
-        (_, "fl6") => Some(3),
+        (_, "fl6" | "reason") => Some(3),
         _ => None,
     };
     let offset = match name {

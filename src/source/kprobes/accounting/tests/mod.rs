@@ -30,7 +30,7 @@ use crate::state::flows::{FlowId, LiveFlow};
 const PAUSE: u64 = 30_000_000_000;
 /// The rules without a filter.
 fn rules() -> Rules {
-    Rules { pause_nanos: PAUSE, gso_head_len: 200, filter: Filter::default() }
+    Rules { pause_nanos: PAUSE, gso_head_len: 200, filter: Filter::default(), consumed: Some(1) }
 }
 
 /// The rules that leave out loopback.
@@ -124,6 +124,16 @@ impl Both {
     }
 }
 
+#[test]
+fn calls_that_drop_nothing_are_not_sampled() {
+    for consumed in [Some(1), None] {
+        let machine = Machine::new(&Rules { consumed, ..rules() }, 100);
+        let sampled = [(0, 2), (64, 1), (64, 2), (64, 7)]
+            .map(|(skb, reason)| machine.hit(Feature::LocalDrops, [0, skb, reason]).0);
+        assert_eq!(sampled, [false, consumed.is_none(), true, true]);
+    }
+}
+
 /// With `cargo test accounting -- --ignored --nocapture`: the verifier of the running kernel accepts all programs. It needs
 /// privileges, but no kprobes.
 #[test]
@@ -158,6 +168,7 @@ fn programs_have_these_sizes() {
         ("udp_ipv6_out", 596),
         ("tcp_ipv6_in", 279),
         ("udp_ipv6_in", 613),
+        ("local_drops", 13),
     ];
     assert_eq!(sizes, expected);
 }
