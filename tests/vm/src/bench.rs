@@ -8,12 +8,11 @@ use serde_json::Value;
 
 use crate::binaries::{Profile, Program};
 use crate::guest::{Guest, Outcome};
-use crate::matrix::Arch;
 use crate::options::{BenchOptions, MachineOptions};
 
 /// Measures, and prints a Markdown table for each unit.
 pub fn run(options: &BenchOptions) -> Result<u8> {
-    let mut machine = MachineOptions::standard(options.kernel, Arch::X86_64);
+    let mut machine = MachineOptions::standard(options.kernel, options.arch);
     machine.icount = true;
     let lines = Lines::default();
     let guest = Guest {
@@ -30,7 +29,10 @@ pub fn run(options: &BenchOptions) -> Result<u8> {
     if outcome == Outcome::Ended(0) {
         let with = options.arguments.join(" ");
         for (unit, loads) in &measurements(&lines.text())? {
-            println!("Linux {} (x86_64), `socktrail flows {with}`, instructions per {unit}:\n", options.kernel);
+            println!(
+                "Linux {} ({}), `socktrail flows {with}`, instructions per {unit}:\n",
+                options.kernel, options.arch
+            );
             println!("{}", table(unit, loads));
         }
     } else {

@@ -200,6 +200,9 @@ pub struct BenchOptions {
     /// The kernel series.
     #[arg(long, value_enum, default_value_t = Kernel::V6_1)]
     pub kernel: Kernel,
+    /// The processor's architecture.
+    #[arg(long, value_enum, default_value_t = Arch::X86_64)]
+    pub arch: Arch,
     /// Measure only loads with this in their name, such as `TCP` or `process`.
     #[arg(long, value_name = "WORDS", default_value = "")]
     pub only: String,
