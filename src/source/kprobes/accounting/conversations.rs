@@ -5,7 +5,7 @@ use std::fmt;
 use socktrail_kprobes::bpf::{Array, Map, Program};
 use socktrail_kprobes::{Clock, Error, Resolver, Rings};
 
-use super::entry::{self, SIZE};
+use super::entry::{self, SIZE, WORDS_WITH_REMOVED};
 use super::table::{BUCKET_SIZE, BUCKET_WORDS, SLOTS, Table, WAYS};
 use super::{Rules, programs};
 use crate::model::kernel_address::SockAddress;
@@ -111,13 +111,18 @@ impl Conversations {
     /// may not have been received yet.
     pub(crate) fn totals(&self, of: &Conversation, round: MonotonicTime) -> Option<Totals> {
         let key = of.sock.get();
-        let find = |key| self.entries_of(key, of.sock, round).find(|(_, totals)| totals.conversation() == *of);
-        let of_ways = || {
-            let ways = self.entries_of(key, of.sock, round).fold(0, |all, (ways, _)| all | ways);
-            (0..WAYS).filter(|way| ways >> way & 1 == 1).find_map(|way| find(key + 1 + u64::from(way)))
-        };
-        let found = find(key).or_else(of_ways).or_else(|| self.entry_of(key))?;
-        Some(found.1).filter(|totals| totals.sock == of.sock)
+        let mut ways = 0;
+        for (used, totals) in self.entries_of(key, of.sock, round) {
+            if totals.conversation() == *of {
+                return Some(totals);
+            }
+            ways |= used;
+        }
+        let ways = (0..WAYS).filter(|way| ways >> way & 1 == 1);
+        let of_ways = ways.flat_map(|way| self.entries_of(key + 1 + u64::from(way), of.sock, round));
+        let found = of_ways.map(|(_, totals)| totals).find(|totals| totals.conversation() == *of);
+        let first = || Some(self.entry_of(key)?.1).filter(|totals| totals.sock == of.sock);
+        found.or_else(first)
     }
 
     /// How many packets were sampled because the table had no room for their conversation.
@@ -138,9 +143,14 @@ impl Conversations {
     fn entries_of(&self, key: u64, sock: SockAddress, round: MonotonicTime) -> impl Iterator<Item = (u64, Totals)> {
         let bucket = self.table.bucket(key);
         let removed = (0..SLOTS as u32).filter_map(move |slot| {
-            let bytes = self.entry(Table::entry(bucket, slot))?;
-            let is_recent = entry::removed(&bytes)? >= round;
-            Some((entry::ways(&bytes)?, entry::totals(&bytes)?)).filter(|_| is_recent)
+            let number = Table::entry(bucket, slot);
+            let mut words = [0; WORDS_WITH_REMOVED];
+            let is_read = self.entries.read(number, &mut words);
+            if !is_read || entry::removed(words) < round {
+                return None;
+            }
+            let bytes = self.entry(number)?;
+            Some((entry::ways(&bytes)?, entry::totals(&bytes)?))
         });
         self.entry_of(key).into_iter().chain(removed).filter(move |(_, totals)| totals.sock == sock)
     }

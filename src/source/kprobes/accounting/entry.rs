@@ -28,6 +28,9 @@ pub(super) struct Entry {
     pub(super) short_sent: u8,
     /// 1 once a received datagram was counted that has a nonlinear part: it may be several if its socket is the kernel's.
     pub(super) nonlinear_received: u8,
+    /// When its socket ended, or when it was evicted; 0 before that. The other fields stay as they are until another conversation
+    /// gets the entry.
+    pub(super) removed: u64,
     /// The address of the `struct sock`.
     pub(super) sock: u64,
     /// When the entry was made.
@@ -77,9 +80,6 @@ pub(super) struct Entry {
     pub(super) ends_hash: u64,
     /// Which ways of a UDP socket are in use, a bit for each: see [`WAYS`](super::table::WAYS).
     pub(super) ways: u64,
-    /// When its socket ended, or when it was evicted; 0 before that. The other fields stay as they are until another conversation
-    /// gets the entry.
-    pub(super) removed: u64,
 }
 
 /// The size of an entry in bytes, a multiple of 8.
@@ -177,9 +177,12 @@ pub(super) fn ways(bytes: &[u8]) -> Option<u64> {
     Some(number!(bytes, u64, ways))
 }
 
-/// When an entry was removed.
-pub(super) fn removed(bytes: &[u8]) -> Option<MonotonicTime> {
-    Some(MonotonicTime::from_nanos(number!(bytes, u64, removed)))
+/// The number of words at the beginning of an entry that contain [`Entry::removed`].
+pub(super) const WORDS_WITH_REMOVED: usize = offset_of!(Entry, removed) / 8 + 1;
+
+/// When an entry was removed; 0 if it was not. From its first words.
+pub(super) const fn removed(words: [u64; WORDS_WITH_REMOVED]) -> MonotonicTime {
+    MonotonicTime::from_nanos(words[WORDS_WITH_REMOVED - 1])
 }
 
 /// The number of packets that were sampled for lack of room in the table, from the bytes of the entry that counts them.
