@@ -184,7 +184,7 @@ impl Conversations {
 /// Those that only count in entries come next, so that they miss no packet of an entry. Those that make entries are the last.
 const fn attach_order(feature: Feature) -> u8 {
     match feature {
-        Feature::SocketFree | Feature::TcpState | Feature::LocalDrops => 0,
+        Feature::SocketFree | Feature::SocketCreate | Feature::TcpState | Feature::LocalDrops => 0,
         Feature::TcpIpv4In | Feature::TcpIpv6In => 1,
         _ => 2,
     }

@@ -39,7 +39,8 @@ pub(super) fn program(
         Feature::TcpIpv4In => |fields, rules| tcp_in(fields, Family::Ipv4, rules),
         Feature::TcpIpv6In => |fields, rules| tcp_in(fields, Family::Ipv6, rules),
         Feature::TcpState => |fields, _| closed(fields),
-        Feature::SocketFree => |fields, _| freed(fields),
+        // An entry that is left from an earlier `struct sock` at this address, whose end was missed, goes as well.
+        Feature::SocketFree | Feature::SocketCreate => |fields, _| ended(fields),
         Feature::LocalDrops => packet_freed,
         _ => return None,
     };
@@ -59,6 +60,7 @@ const fn name(feature: Feature) -> &'static str {
         Feature::TcpIpv6In => "tcp_ipv6_in",
         Feature::TcpState => "tcp_state",
         Feature::LocalDrops => "local_drops",
+        Feature::SocketCreate => "socket_create",
         _ => "socket_free",
     }
 }
@@ -157,7 +159,7 @@ fn closed(fields: &Fields<'_>) -> Result<Code, Error> {
 }
 
 /// A `struct sock` is freed: another socket may get its address.
-fn freed(fields: &Fields<'_>) -> Result<Code, Error> {
+fn ended(fields: &Fields<'_>) -> Result<Code, Error> {
     let sk = fields.get("sk")?;
     let mut w = Writer::new(fields, &[(0, &sk)])?;
     w.set_key_to(&sk)?;

@@ -196,6 +196,22 @@ fn unwanted_loopback_is_neither_sampled_nor_counted() {
 }
 
 #[test]
+fn a_new_socket_does_not_continue_an_earlier_ones_conversation() {
+    let machine = Machine::new(&rules(), 100);
+    let of = conversation(false, 0, 2);
+    let mut all = HashMap::new();
+    for now in 1..=3 {
+        play(&machine, now, wire(of, true, 100, 9), &mut all);
+    }
+    // The end of the first socket was missed.
+    let (is_sample, reported) = machine.hit(Feature::SocketCreate, [of.sock, 0, 0]);
+    assert!(is_sample && machine.entries() == (0, 0));
+    assert_eq!(reported.iter().map(|totals| totals.sent.packets).collect::<Vec<_>>(), [2]);
+    machine.set_time(2_000_000);
+    assert!(wire(of, true, 100, 9).hit(&machine).0);
+}
+
+#[test]
 fn packets_of_other_protocols_are_not_sampled() {
     let machine = Machine::new(&rules(), 100);
     for (protocol, ip_options, sampled) in [(2, true, false), (1, false, false), (17, true, true), (6, true, true)] {

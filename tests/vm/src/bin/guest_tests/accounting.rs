@@ -165,7 +165,7 @@ fn a_killed_monitor() -> Result<()> {
     exchange_datagrams(10)?;
     let [programs, maps] = bpf_objects()?;
     let own = [&programs - &before[0], &maps - &before[1]];
-    ensure!(own[0].len() == 10 && own[1].len() == 4, "{} programs, {} maps", own[0].len(), own[1].len());
+    ensure!(own[0].len() == 11 && own[1].len() == 4, "{} programs, {} maps", own[0].len(), own[1].len());
     monitor.kill()?;
     wait_until("programs and maps to be freed", || {
         let [programs, maps] = bpf_objects()?;
