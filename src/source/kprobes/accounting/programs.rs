@@ -39,7 +39,6 @@ pub(super) fn program(
         Feature::TcpIpv4In => |fields, rules| tcp_in(fields, Family::Ipv4, rules),
         Feature::TcpIpv6In => |fields, rules| tcp_in(fields, Family::Ipv6, rules),
         Feature::TcpState => |fields, _| closed(fields),
-        // An entry that is left from an earlier `struct sock` at this address, whose end was missed, goes as well.
         Feature::SocketFree | Feature::SocketCreate => |fields, _| ended(fields),
         Feature::LocalDrops => packet_freed,
         _ => return None,
@@ -158,7 +157,8 @@ fn closed(fields: &Fields<'_>) -> Result<Code, Error> {
     w.finish(fields.program)
 }
 
-/// A `struct sock` is freed: another socket may get its address.
+/// A `struct sock` is freed, so another socket may get its address; or it is created, so what is left of an earlier one at its address
+/// has ended.
 fn ended(fields: &Fields<'_>) -> Result<Code, Error> {
     let sk = fields.get("sk")?;
     let mut w = Writer::new(fields, &[(0, &sk)])?;
@@ -175,12 +175,12 @@ fn ended(fields: &Fields<'_>) -> Result<Code, Error> {
 /// many fields first: calls without a packet, and packets that were consumed. Since Linux 6.4, each packet that a packet socket's
 /// filter rejects is one of these.
 fn packet_freed(fields: &Fields<'_>, rules: &Rules) -> Result<Code, Error> {
-    let (skb, reason) = (fields.get("skb")?, fields.optional("reason"));
+    let (skb, reason) = (fields.get("skb")?, fields.optional("reason")?);
     let mut w = Writer::new(fields, &[(0, &skb)])?;
     let unwanted = w.asm.label();
     w.load(&skb, R1)?;
     w.asm.jump_if(Condition::Equal, R1, 0, unwanted);
-    if let (Ok(Some(reason)), Some(consumed)) = (reason, rules.consumed) {
+    if let (Some(reason), Some(consumed)) = (reason, rules.consumed) {
         w.load(&reason, R1)?;
         w.asm.jump_if(Condition::Equal, R1, consumed as i32, unwanted);
     }
