@@ -1,5 +1,6 @@
 //! Perf rings: one for each CPU, or one for a thread.
 
+mod counter;
 mod events;
 mod outputs;
 
@@ -12,6 +13,7 @@ use std::{fmt, io, thread};
 use nix::sys::eventfd::EventFd;
 use nix::unistd::gettid;
 
+use self::counter::HitCounter;
 use self::events::{RingDescriptors, is_offline, map, open, settings};
 use crate::bpf::{Map, Program, Running};
 use crate::clock::ClockEstimator;
@@ -38,6 +40,8 @@ pub struct Rings {
     descriptors: Vec<RingDescriptors>,
     /// The attached events. Dropped after `descriptors`: a probe cannot be removed while a perf event uses it.
     attachments: Vec<Attachment>,
+    /// The counters of hits, which the ring of a new CPU must get too.
+    counters: Vec<HitCounter>,
     /// The outputs of BPF programs that are connected with the rings.
     outputs: Vec<Map>,
     /// Losses of dropped rings, one entry for each CPU.
@@ -104,6 +108,7 @@ impl Rings {
             rings: Vec::new(),
             descriptors: Vec::new(),
             attachments: Vec::new(),
+            counters: Vec::new(),
             outputs: Vec::new(),
             past: Vec::new(),
             merge: Merge::new(),
@@ -220,6 +225,33 @@ impl Rings {
         Ok(())
     }
 
+    /// Counts the hits of an event that match `filter`, without samples, until [`Rings::detach`]. The event may be attached as well,
+    /// before or afterwards. Hits that a program ends are not counted.
+    ///
+    /// # Errors
+    /// Those of [`Rings::attach`]. After an error nothing is counted.
+    pub fn count_hits(&mut self, event: &Installed, filter: &str) -> Result<(), Error> {
+        let not_a_filter = |source| Error::Filter { event: event.name().to_owned(), filter: filter.to_owned(), source };
+        let text = CString::new(filter).map_err(|error| not_a_filter(error.into()))?;
+        if event.ids().len() > 1 {
+            return Err(not_a_filter(io::Error::from(io::ErrorKind::Unsupported)));
+        }
+        let mut counter = HitCounter::new(event.id(), event.name().to_owned(), text, event.probes());
+        for ring_fds in self.descriptors.iter().filter(|ring_fds| !ring_fds.retired) {
+            counter.add(ring_fds.source, &self.settings, self.descriptors.len())?;
+        }
+        self.counters.push(counter);
+        Ok(())
+    }
+
+    /// The hits that have been [counted](Rings::count_hits) so far, on all CPUs. 0 if none are counted.
+    ///
+    /// # Errors
+    /// [`Error::Io`]: a counter cannot be read.
+    pub fn counted_hits(&self, event: &Installed) -> Result<u64, Error> {
+        self.counters.iter().filter(|counter| counter.id == event.id()).map(HitCounter::count).sum()
+    }
+
     /// Ends the program at `event`, if one runs there: each hit that passes the filter becomes a sample again.
     pub fn end_program(&mut self, event: &Installed) {
         let ids = event.ids();
@@ -234,6 +266,7 @@ impl Rings {
             ring_fds.events.retain(|(id, _)| !ids.contains(id));
         }
         self.attachments.retain(|attachment| !ids.contains(&attachment.id));
+        self.counters.retain(|counter| !ids.contains(&counter.id));
         self.joiner.remove(event.pieces());
     }
 
@@ -367,6 +400,7 @@ impl Rings {
                 missing.remove(&cpu);
             } else {
                 ring_fds.retire();
+                self.counters.iter_mut().for_each(|counter| counter.remove(ring_fds.source));
                 self.outputs.iter().for_each(|output| outputs::disconnect(output, cpu));
                 self.poller.remove(ring_fds.owner.as_fd());
                 changes.left.extend((!online).then_some(cpu));
@@ -392,7 +426,7 @@ impl Rings {
     /// Adds a ring with all attached events. Returns `false`, without adding it, if its CPU has gone offline meanwhile.
     fn add(&mut self, source: Source) -> Result<bool, Error> {
         let what = format!("the ring of {source}");
-        let others = self.attachments.len() + self.outputs.len() + 1;
+        let others = self.attachments.len() + self.counters.len() + self.outputs.len() + 1;
         let owner = match open(Event::Dummy, source, &self.settings, others) {
             Ok(owner) => owner,
             Err(error) if is_offline(source, &error) => return Ok(false),
@@ -412,6 +446,11 @@ impl Rings {
         // Before the events of probes, because their programs may write at the first hit.
         for output in &self.outputs {
             if !ring_fds.connect(output, &self.settings, others)? {
+                return Ok(false);
+            }
+        }
+        for counter in &mut self.counters {
+            if !counter.add(source, &self.settings, others)? {
                 return Ok(false);
             }
         }

@@ -1,5 +1,6 @@
 //! The perf events behind the rings: opening them, and their file descriptors.
 
+use std::ffi::CStr;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -45,11 +46,7 @@ impl RingDescriptors {
         };
         perf::set_output(fd.as_fd(), self.owner.as_fd()).map_err(|error| Error::io(what(), error))?;
         if let Some(filter) = &attachment.filter {
-            perf::set_filter(fd.as_fd(), filter).map_err(|source| Error::Filter {
-                event: attachment.name.clone(),
-                filter: filter.to_string_lossy().into_owned(),
-                source,
-            })?;
+            set_filter(&fd, &attachment.name, filter)?;
         }
         Ok(Some(fd))
     }
@@ -103,6 +100,15 @@ pub(super) fn settings(options: &RingOptions, sources: &[Source]) -> Result<Sett
         }
     }
     Err(limits::open_error("a perf event", refusal))
+}
+
+/// Lets only those hits of an event through that match a filter.
+pub(super) fn set_filter(fd: &OwnedFd, event: &str, filter: &CStr) -> Result<(), Error> {
+    perf::set_filter(fd.as_fd(), filter).map_err(|source| Error::Filter {
+        event: event.to_owned(),
+        filter: filter.to_string_lossy().into_owned(),
+        source,
+    })
 }
 
 /// Opens an event. If the limit on open files prevents that, it is raised for this one and `others` more.

@@ -15,8 +15,10 @@ use crate::Clock;
 pub(crate) enum Event {
     /// An event that counts nothing and only owns a ring.
     Dummy,
-    /// The trace event of this id.
+    /// The trace event of this id. Each hit makes a sample.
     Trace(u32),
+    /// The trace event of this id. Its hits are only counted.
+    Count(u32),
     /// An event that a BPF program writes records through. Linux 4.4.
     Output,
     /// A sample without raw part, soon after the event is [enabled](enable_once).
@@ -70,6 +72,11 @@ pub(crate) fn open(event: Event, source: Source, settings: &Settings) -> io::Res
         Event::Trace(id) => {
             attr.type_ = bindings::PERF_TYPE_TRACEPOINT;
             attr.config = u64::from(id);
+        }
+        Event::Count(id) => {
+            attr.type_ = bindings::PERF_TYPE_TRACEPOINT;
+            attr.config = u64::from(id);
+            attr.__bindgen_anon_1.sample_period = 0;
         }
         Event::Output => {
             attr.type_ = bindings::PERF_TYPE_SOFTWARE;
@@ -141,12 +148,20 @@ pub(crate) fn set_program(event: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io:
 
 /// How long the event has been enabled, in nanoseconds. No longer advances once its CPU has been offline.
 pub(crate) fn time_enabled(event: BorrowedFd<'_>) -> io::Result<u64> {
-    // The count, then the time, as read_format requests.
-    let mut words = [0_u8; 16];
+    read(event).map(|[_, time]| time)
+}
+
+/// How often the event has been hit. Can still be read when its CPU is offline.
+pub(crate) fn count(event: BorrowedFd<'_>) -> io::Result<u64> {
+    read(event).map(|[count, _]| count)
+}
+
+/// The count, then the time, as `read_format` requests.
+fn read(event: BorrowedFd<'_>) -> io::Result<[u64; 2]> {
+    let mut words = [0; 16];
     let read = nix::unistd::read(event.as_fd(), &mut words)?;
-    let (_, time) = words.split_at(8);
-    match time.first_chunk() {
-        Some(time) if read == words.len() => Ok(u64::from_ne_bytes(*time)),
+    match words.as_chunks() {
+        ([count, time], []) if read == words.len() => Ok([count, time].map(|word| u64::from_ne_bytes(*word))),
         _ => Err(io::ErrorKind::UnexpectedEof.into()),
     }
 }

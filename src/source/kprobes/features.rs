@@ -5,6 +5,9 @@ use crate::model::feature::Feature;
 use crate::model::loss::LostFacts;
 use crate::model::socket_event::Actions;
 
+/// The first kernel release (major, minor) that does not count a read that faults as a missed hit.
+pub(super) const FAULTS_ARE_NO_MISSES: (u32, u32) = (5, 14);
+
 impl Feature {
     /// What users do not see if this feature is unavailable.
     pub const fn missing_without(self) -> &'static str {
@@ -169,9 +172,10 @@ impl Feature {
     pub(super) const fn misses_reliable_since(self) -> Option<(u32, u32)> {
         match self {
             // `kfree_skb` accepts null. A socket whose creation failed has no `struct sock` when it is closed.
-            Self::LocalDrops | Self::QueueDrops | Self::SocketClose => Some((5, 14)),
-            // A forwarded packet has no socket, so the read faults. `Ipv4Out` is not listed, because it sees few such packets.
-            Self::Ipv4Fragments | Self::Ipv6Fragments => Some((5, 14)),
+            Self::LocalDrops | Self::QueueDrops | Self::SocketClose => Some(FAULTS_ARE_NO_MISSES),
+            // A forwarded packet has no socket, so the read faults. `Ipv4Out` is not listed, because its faults are counted
+            // (`Probe::nullable`).
+            Self::Ipv4Fragments | Self::Ipv6Fragments => Some(FAULTS_ARE_NO_MISSES),
             // The read of the arguments has a fixed length and may run past their end. Before Linux 5.8, the probed function
             // runs when the stack is already in its final place, so the read reaches a page that is not mapped. Since 5.8 the
             // arguments still lie at the end of user memory, where the kernel stops the read. `ProcessFile` and `ProcessMounts`

@@ -14,8 +14,8 @@ use super::drop_functions::{DEFERRED_FREE, DropFunctions};
 use super::self_test::{Hits, SelfTest, Verdict};
 use super::source::now_of;
 use super::{
-    Decode, Feature, FeatureStatus, Probe, Probes, Refusal, Wanted, all_features, drop_reasons, learning,
-    missing_fields, release,
+    Decode, Feature, FeatureStatus, Probe, Probes, Refusal, Wanted, all_features, drop_reasons,
+    features::FAULTS_ARE_NO_MISSES, learning, missing_fields, release,
 };
 use crate::model::time::nanos;
 
@@ -90,7 +90,10 @@ impl Probes {
 
     fn take(&mut self, slot: Slot, ipv6: bool) {
         let Slot { mut status, chosen, .. } = slot;
-        if let Some(Chosen { installed, decoder, .. }) = chosen {
+        if let Some(Chosen { installed, decoder, faults, .. }) = chosen {
+            if faults > 0 {
+                self.faulting.push((status.feature, faults));
+            }
             // The kernel gives event types of 16 bits: `trace_entry.type`.
             self.decoders.push((installed.id() as u16, decoder));
             status.lacks =
@@ -213,6 +216,8 @@ struct Chosen {
     reinstalled: bool,
     installed: Installed,
     decoder: Box<dyn Decode>,
+    /// How many reads of each counted hit fault. 0 if no hits are counted.
+    faults: u64,
 }
 
 impl Slot {
@@ -237,7 +242,7 @@ impl Slot {
             match probe.install(self.status.feature, installer) {
                 Ok((installed, decoder)) => {
                     self.status.probe = Some(probe);
-                    self.chosen = Some(Chosen { index, reinstalled: false, installed, decoder });
+                    self.chosen = Some(Chosen { index, reinstalled: false, installed, decoder, faults: 0 });
                     return;
                 }
                 Err(refusal) => self.status.refusals.push(refusal),
@@ -280,9 +285,9 @@ impl Slot {
 
     /// Attaches the probe to the monitor's rings, or the first alternative that can be attached.
     fn attach(&mut self, rings: &mut Rings, installer: &mut Installer<'_>) {
-        while let (false, Some(probe), Some(Chosen { index, installed, .. })) =
-            (self.attached, self.status.probe, &self.chosen)
-        {
+        while let (false, Some(probe), Some(chosen)) = (self.attached, self.status.probe, &mut self.chosen) {
+            chosen.count_faults(probe, rings);
+            let Chosen { index, installed, .. } = chosen;
             let Err(error) = rings.attach(installed, installer.filter(probe).as_deref()) else {
                 self.attached = true;
                 return;
@@ -290,7 +295,7 @@ impl Slot {
             if let Ok(ring) = &mut installer.ring {
                 ring.detach(installed);
             }
-            let next = index + 1;
+            let next = *index + 1;
             self.status.refusals.push(error.into());
             (self.status.probe, self.chosen, self.status.hit) = (None, None, false);
             self.install_from(next, installer);
@@ -306,7 +311,9 @@ impl Slot {
         installer: &Installer<'_>,
         program: &Program,
     ) -> Result<(), Error> {
-        if let (Some(probe), Some(Chosen { installed, .. })) = (self.status.probe, &self.chosen) {
+        if let (Some(probe), Some(chosen)) = (self.status.probe, &mut self.chosen) {
+            chosen.count_faults(probe, rings);
+            let installed = &chosen.installed;
             rings.attach_with_program(installed, installer.filter(probe).as_deref(), program)?;
             self.attached = true;
         }
@@ -317,6 +324,19 @@ impl Slot {
         if let Some(Chosen { installed, .. }) = self.chosen.as_ref().filter(|_| self.attached) {
             rings.detach(installed);
             self.attached = false;
+        }
+    }
+}
+
+impl Chosen {
+    /// Where the kernel counts a read that faults as a missed hit, counts the hits whose pointer is null. This must begin before
+    /// the probe is attached. Without it, these faults are taken for missed hits.
+    fn count_faults(&mut self, probe: &Probe, rings: &mut Rings) {
+        let faults = probe.reads_through_nullable(self.installed.format());
+        let Some(pointer) = probe.nullable.filter(|_| faults > 0 && release() < FAULTS_ARE_NO_MISSES) else { return };
+        match rings.count_hits(&self.installed, &format!("{pointer}==0")) {
+            Ok(()) => self.faults = faults as u64,
+            Err(error) => tracing::debug!(%error, "reads that fault are taken for missed hits"),
         }
     }
 }

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use socktrail_kprobes::{Error, Group};
+use socktrail_kprobes::{Error, Group, Rings};
 
+use super::source::now_of;
 use super::{Feature, Probes, release};
 use crate::model::event::{Event, EventKind};
 use crate::model::loss::LossCause;
@@ -69,15 +70,22 @@ impl Misses {
         Self { by_name: features.map(none).collect(), read_at: MonotonicTime::ZERO, skipped: Default::default() }
     }
 
-    /// The hits missed since the last call; `now` reads the kernel's clock.
+    /// The hits missed since the last call.
     ///
     /// # Errors
     /// The kernel's counters cannot be read.
-    pub(crate) fn read(&mut self, group: &mut Group, now: impl Fn() -> MonotonicTime) -> Result<Vec<Missed>, Error> {
-        let before = now();
+    pub(crate) fn read(&mut self, group: &mut Group, probes: &Probes, rings: &Rings) -> Result<Vec<Missed>, Error> {
+        let before = now_of(rings);
         let counts = group.new_misses()?.unwrap_or_default();
-        let span = (before, now());
-        Ok(self.update(counts.iter().map(|probe| (&*probe.name, probe.misses)), span))
+        let span = (before, now_of(rings));
+        let counts: Vec<_> = counts.iter().map(|probe| (&*probe.name, self.misses(probe, probes, rings))).collect();
+        Ok(self.update(counts.into_iter(), span))
+    }
+
+    /// The missed hits of a probe, without the faults that the kernel has counted as such.
+    fn misses(&self, probe: &socktrail_kprobes::Misses, probes: &Probes, rings: &Rings) -> u64 {
+        let faults = self.by_name.get(&probe.name).map_or(0, |counted| probes.faults(counted.feature, rings));
+        probe.misses.saturating_sub(faults)
     }
 
     /// The new misses, from counts that were read between `before` and `time`.
@@ -90,7 +98,9 @@ impl Misses {
         let mut missed = Vec::new();
         for (name, misses) in counts {
             let Some(counted) = self.by_name.get_mut(name) else { continue };
-            let count = misses.saturating_sub(std::mem::replace(&mut counted.misses, misses));
+            let count = misses.saturating_sub(counted.misses);
+            // Faults are read a moment after the misses, so `misses` may be too low, but only until the next reading.
+            counted.misses = counted.misses.max(misses);
             if count > 0 {
                 missed.push(Missed { feature: counted.feature, count, since, time });
             }
@@ -182,6 +192,16 @@ mod tests {
         let counts = misses.update([("socket_free", 3), ("tcp_state", 4)].into_iter(), (monotonic(30), monotonic(32)));
         assert_eq!(counts, [missed(Feature::SocketFree, 2, 20, 32), missed(Feature::TcpState, 4, 20, 32)]);
         assert_eq!(misses.so_far(), [(Feature::SocketFree, 3), (Feature::TcpState, 4)].into());
+    }
+
+    #[test]
+    fn a_count_that_was_too_low_for_a_moment_is_no_new_miss() {
+        let mut misses = Misses::on_release((5, 10), [Feature::Ipv4Out].into_iter());
+        let mut counts = |count, at| {
+            let missed = misses.update([("ipv4_out", count)].into_iter(), (monotonic(at), monotonic(at)));
+            missed.iter().map(|missed| missed.count).sum::<u64>()
+        };
+        assert_eq!([counts(3, 10), counts(1, 20), counts(3, 30), counts(4, 40)], [3, 0, 0, 1]);
     }
 
     #[test]

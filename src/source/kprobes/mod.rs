@@ -163,6 +163,8 @@ pub struct Probes {
     missed_before: (Vec<socktrail_kprobes::Misses>, MonotonicTime),
     /// The installed probes, in the order of [`Probes::features`].
     installed: Vec<Installed>,
+    /// The probes whose counted hits fault, and how many reads of each such hit do.
+    faulting: Vec<(Feature, u64)>,
     decoders: Vec<(u16, Box<dyn Decode>)>,
     /// For a recording: the layout of the kernel on which it was made.
     layout: Option<Layout>,
@@ -208,6 +210,7 @@ impl Probes {
             self_test: SelfTest::default(),
             missed_before: (Vec::new(), MonotonicTime::ZERO),
             installed: Vec::new(),
+            faulting: Vec::new(),
             decoders: Vec::new(),
             layout: None,
             path_joiner: Joiner::default(),
@@ -258,6 +261,14 @@ impl Probes {
     pub(crate) fn installed(&self, feature: Feature) -> Option<&Installed> {
         let mut features = self.features();
         self.installed.get(features.position(|one| one == feature)?)
+    }
+
+    /// How many reads of a feature's probe have faulted because a pointer was null, as far as they are counted. Each of them has
+    /// also been counted as a missed hit.
+    fn faults(&self, feature: Feature, rings: &Rings) -> u64 {
+        let Some((_, each)) = self.faulting.iter().find(|(one, _)| *one == feature) else { return 0 };
+        let hits = self.installed(feature).map_or(Ok(0), |installed| rings.counted_hits(installed));
+        hits.inspect_err(|error| tracing::debug!(%error, "cannot read how many hits have faulted")).unwrap_or(0) * each
     }
 
     /// Whether at least one wanted kind of flow or socket event can be seen; true if neither is wanted. Features that report only

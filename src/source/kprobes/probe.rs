@@ -20,6 +20,8 @@ pub struct Probe {
     pub fetches: &'static [Fetch<'static>],
     /// The fields of its samples.
     pub(super) fields: &'static [Field],
+    /// The field that is a pointer, and null at some hits.
+    pub(super) nullable: Option<&'static str>,
     /// What it shows less well than the probes that precede it in the table.
     pub weaker: Option<&'static str>,
     /// Whether it is weaker only because its function runs before datagrams that UDP GRO has merged are split again.
@@ -42,6 +44,7 @@ impl Probe {
             not_loopback: None,
             fetches: S::FETCHES,
             fields: S::FIELDS,
+            nullable: None,
             weaker: None,
             before_gro_split: false,
             driver_drops_unclear: false,
@@ -88,6 +91,21 @@ impl Probe {
     pub(super) const fn of_tcp_or_udp(mut self) -> Self {
         self.datagrams = Some("protocol==17");
         self.only("protocol==6||protocol==17")
+    }
+
+    /// Notes that this field is a pointer, and null at some hits.
+    pub(super) const fn nullable(mut self, field: &'static str) -> Self {
+        self.nullable = Some(field);
+        self
+    }
+
+    /// How many of the samples' fields are read through the [nullable](Self::nullable) pointer.
+    pub(super) fn reads_through_nullable(&self, format: &Format) -> usize {
+        let template = |name| self.fetches.iter().find(|fetch| fetch.name == name).map(|fetch| &*fetch.template);
+        let Some(pointer) = self.nullable.and_then(template) else { return 0 };
+        let through = format!("({pointer})");
+        let reads = |fetch: &&Fetch<'_>| fetch.template.contains(&through) && format.field(&fetch.name).is_some();
+        self.fetches.iter().filter(reads).count()
     }
 
     /// Sets the traffic of the self-test that must hit it, on every kernel where it is used.

@@ -190,7 +190,7 @@ impl KprobeSource {
         let is_due = self.stopping || self.checked.elapsed() >= CHECK_PERIOD;
         if is_due || (self.is_busy && self.misses_read.elapsed() >= MISSES_PERIOD) {
             self.misses_read = Instant::now();
-            match self.misses.read(&mut self.group, || now_of(&self.rings)) {
+            match self.misses.read(&mut self.group, &self.probes, &self.rings) {
                 Ok(missed) => self.missed.extend(missed),
                 Err(error) => tracing::debug!(%error, "cannot read the counts of missed hits"),
             }

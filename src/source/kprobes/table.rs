@@ -164,28 +164,34 @@ pub const FLOW_PROBES: &[(Feature, &[Probe])] = {
         (
             Feature::Ipv4Out,
             &[
+                // Packets of tunnels and IGMP have no socket.
                 // The outer function is small enough to be inlined into some of its callers (on 6.1 where SYN-ACKs
                 // are sent), the inner one is not.
                 Probe::entry::<Ipv4Out>("__ip_local_out")
                     .hit_by(SENT_IPV4)
                     .not_loopback(NOT_LOOPBACK_IPV4)
-                    .of_tcp_or_udp(),
+                    .of_tcp_or_udp()
+                    .nullable("sk"),
                 Probe::entry::<Ipv4OutWithoutNet>("__ip_local_out_sk")
                     .hit_by(SENT_IPV4)
                     .not_loopback(NOT_LOOPBACK_IPV4)
-                    .of_tcp_or_udp(),
+                    .of_tcp_or_udp()
+                    .nullable("sk"),
                 Probe::entry::<Ipv4OutWithoutSk>("__ip_local_out")
                     .hit_by(SENT_IPV4)
                     .not_loopback(NOT_LOOPBACK_IPV4)
-                    .of_tcp_or_udp(),
+                    .of_tcp_or_udp()
+                    .nullable("sk"),
                 Probe::entry::<Ipv4Out>("ip_local_out")
                     .not_loopback(NOT_LOOPBACK_IPV4)
                     .of_tcp_or_udp()
+                    .nullable("sk")
                     .hit_by(SENT_IPV4)
                     .unless_inlined(),
                 Probe::entry::<Ipv4OutWithoutNet>("ip_local_out_sk")
                     .not_loopback(NOT_LOOPBACK_IPV4)
                     .of_tcp_or_udp()
+                    .nullable("sk")
                     .hit_by(SENT_IPV4)
                     .unless_inlined(),
             ],
@@ -326,6 +332,8 @@ pub const FLOW_PROBES: &[(Feature, &[Probe])] = {
 
 #[cfg(test)]
 mod tests {
+    use socktrail_kprobes::Format;
+
     use super::*;
 
     /// There, `inner_mac_header` precedes the offsets of the headers, and `protocol` is elsewhere.
@@ -341,5 +349,27 @@ mod tests {
             }
         }
         assert_eq!(early, 2, "one for packets, one for lists");
+    }
+
+    /// The reads through a null socket: the counters of TCP and, on older kernels, the namespace.
+    #[test]
+    fn reads_through_a_socket_that_may_be_null() {
+        let (_, probes) = FLOW_PROBES.iter().find(|(feature, _)| *feature == Feature::Ipv4Out).unwrap();
+        let format = |fields: &[&str]| {
+            let lines = fields.iter().map(|name| format!("\tfield:u64 {name};\toffset:8;\tsize:8;\tsigned:0;\n"));
+            let text = format!("name: probe\nID: 1\nformat:\n{}", lines.collect::<String>());
+            Format::parse(text.as_bytes()).unwrap()
+        };
+        let all = format(&["net", "sk", "lengths", "segs_in", "segs_out"]);
+        let reads: Vec<_> = probes.iter().map(|probe| (probe.function(), probe.reads_through_nullable(&all))).collect();
+        let expected = [
+            ("__ip_local_out", 2),
+            ("__ip_local_out_sk", 3),
+            ("__ip_local_out", 3),
+            ("ip_local_out", 2),
+            ("ip_local_out_sk", 3),
+        ];
+        assert_eq!(reads, expected);
+        assert_eq!(probes[0].reads_through_nullable(&format(&["net", "sk"])), 0, "without optional fields");
     }
 }

@@ -79,8 +79,8 @@ fn ipv4_out(fields: &Fields<'_>, rules: &Rules) -> Result<Code, Error> {
     for protocol in [IPPROTO_TCP, IPPROTO_UDP] {
         w.asm.jump_if(Condition::Equal, R1, i32::from(protocol), wanted);
     }
-    // The probe's filter discards the samples of other packets. But the kernel reads their fields first, and packets such as those
-    // of IGMP have no socket. Before Linux 5.14, a read that faults counts as a missed hit.
+    // The probe's filter discards the samples of other packets. But the kernel reads their fields first, which costs more, and
+    // faults for packets that have no socket.
     w.end_without_sample();
     w.asm.bind(wanted);
     w.load(&version, R2)?;
