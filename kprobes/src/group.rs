@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::hooks::HookPoint;
 use crate::owner::Owner;
 use crate::pieces::{self, PIECE_INFIX, Pieces};
 use crate::probe::{Event, Line, ProbeKind, Request, check_name};
@@ -116,8 +117,9 @@ impl Group {
             Target::Kretprobe { function, maxactive } => (function, ProbeKind::Kretprobe { maxactive }),
             Target::Tracepoint { category, name } => {
                 let format = self.events.tracefs.format(category, name)?;
-                return Ok(Installed { format, pieces: Pieces::default(), probes: Vec::new() });
+                return Ok(Installed { format, pieces: Pieces::default(), probes: Vec::new(), hook: None });
             }
+            Target::Hook(hook) => return Err(Error::not_programmable(hook.name(), "it is no kprobe")),
         };
         if self.addresses.is_missing(function) {
             let source = io::Error::from_raw_os_error(libc::ENOENT);
@@ -146,7 +148,7 @@ impl Group {
                 pieces::join_formats(&request.fetchable(), &events, request.order())?
             }
         };
-        Ok(Installed { format, pieces, probes })
+        Ok(Installed { format, pieces, probes, hook: None })
     }
 
     /// Installs the events of one probe: all of them or none.
@@ -199,9 +201,10 @@ impl Group {
 /// whichever is dropped later.
 #[derive(Debug)]
 pub struct Installed {
-    format: Format,
-    pieces: Pieces,
-    probes: Vec<Arc<Probe>>,
+    pub(crate) format: Format,
+    pub(crate) pieces: Pieces,
+    pub(crate) probes: Vec<Arc<Probe>>,
+    pub(crate) hook: Option<Arc<HookPoint>>,
 }
 
 impl Installed {
@@ -229,6 +232,11 @@ impl Installed {
     /// The pieces of its records.
     pub(crate) fn pieces(&self) -> &Pieces {
         &self.pieces
+    }
+
+    /// The hook, if it is one.
+    pub(crate) fn hook(&self) -> Option<&HookPoint> {
+        self.hook.as_deref()
     }
 
     /// Its probes, which stay installed as long as the caller keeps them. None for a tracepoint.

@@ -92,6 +92,8 @@ mod format;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod group;
+mod hook;
+mod hooks;
 mod merge;
 mod options;
 mod owner;
@@ -111,6 +113,8 @@ pub use error::{Error, Kind};
 pub use expression::{Expression, Resolver, Term};
 pub use format::{Format, FormatField};
 pub use group::{Group, Installed, Misses};
+pub use hook::Hook;
+pub use hooks::Hooks;
 pub use merge::{Drained, Horizon, Losses, Record};
 pub use options::{Clock, RingOptions};
 pub use probe::{Fetch, Target};

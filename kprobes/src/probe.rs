@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use crate::expression::{Arguments, Expression, Problem, Scope, parse};
 use crate::pieces::{Order, PIECE_INFIX, Part, is_array, single_values};
-use crate::{Error, Features, Resolver, Type, WordSize};
+use crate::{Error, Features, Hook, Resolver, Term, Type, WordSize};
 
 /// The maximum number of fetch arguments of one probe (`MAX_TRACE_ARGS` in the kernel).
 const MAX_FETCHES: usize = 128;
@@ -48,6 +48,8 @@ pub enum Target<'a> {
         /// `inet_sock_set_state`
         name: &'a str,
     },
+    /// A place where a BPF program runs and writes the records: see [`Hooks`](crate::Hooks).
+    Hook(Hook),
 }
 
 /// One value to fetch: its name in the record, a template for the expression, and its type.
@@ -113,9 +115,13 @@ impl Fetch<'_> {
         let (function, arguments) = match target {
             Target::Kprobe { function } => (function, Arguments::at_entry(function, word)),
             Target::Kretprobe { function, .. } => (function, Arguments::Numbered),
+            Target::Hook(hook) => (hook.name(), hook.arguments()),
             Target::Tracepoint { name, .. } => return Err(Error::not_programmable(name, STATIC)),
         };
-        let names = |term: &str| resolver.resolve(function, term);
+        let names = |term: &str| match target {
+            Target::Hook(hook) if hook.argument(term).is_some() => hook.argument(term).map(Term::Argument),
+            _ => resolver.resolve(function, term),
+        };
         let scope = Scope { arguments, word, resolve: &names };
         parse(&self.template, self.kind.resolved(word), &scope)
             .map_err(|problem| template_error(probe, function, self, problem))

@@ -19,6 +19,7 @@ use crate::bpf::{Map, Program, Running};
 use crate::clock::ClockEstimator;
 use crate::cpus;
 use crate::group::Probe;
+use crate::hooks::HookPoint;
 use crate::merge::Merge;
 use crate::pieces::Joiner;
 use crate::probe::STATIC;
@@ -42,6 +43,8 @@ pub struct Rings {
     attachments: Vec<Attachment>,
     /// The counters of hits, which the ring of a new CPU must get too.
     counters: Vec<HitCounter>,
+    /// The programs at hooks, by the type of their records: each runs as long as its descriptor is open.
+    hooks: Vec<(u32, OwnedFd)>,
     /// The outputs of BPF programs that are connected with the rings.
     outputs: Vec<Map>,
     /// Losses of dropped rings, one entry for each CPU.
@@ -109,6 +112,7 @@ impl Rings {
             descriptors: Vec::new(),
             attachments: Vec::new(),
             counters: Vec::new(),
+            hooks: Vec::new(),
             outputs: Vec::new(),
             past: Vec::new(),
             merge: Merge::new(),
@@ -131,7 +135,16 @@ impl Rings {
     /// As [`Rings::per_cpu`]; [`Error::Filter`] if the kernel does not accept the filter, or if the probe takes several
     /// events because the kernel has no arrays: such a probe cannot have a filter. After an error nothing is attached.
     pub fn attach(&mut self, event: &Installed, filter: Option<&str>) -> Result<(), Error> {
-        self.attach_as(event, filter, None)
+        match event.hook() {
+            Some(hook) => self.start_at(hook, event, &hook.program(event.name())?),
+            None => self.attach_as(event, filter, None),
+        }
+    }
+
+    /// Starts a program at a hook.
+    fn start_at(&mut self, hook: &HookPoint, event: &Installed, program: &Program) -> Result<(), Error> {
+        self.hooks.push((event.id(), hook.start(program)?));
+        Ok(())
     }
 
     /// Like [`Rings::attach`], and lets the kernel run `program` at each hit, before any sample is written. A hit for
@@ -148,6 +161,9 @@ impl Rings {
         filter: Option<&str>,
         program: &Program,
     ) -> Result<(), Error> {
+        if let Some(hook) = event.hook() {
+            return self.start_at(hook, event, program);
+        }
         if event.probes().is_empty() {
             return Err(Error::not_programmable(event.name(), STATIC));
         }
@@ -267,6 +283,7 @@ impl Rings {
         }
         self.attachments.retain(|attachment| !ids.contains(&attachment.id));
         self.counters.retain(|counter| !ids.contains(&counter.id));
+        self.hooks.retain(|(id, _)| !ids.contains(id));
         self.joiner.remove(event.pieces());
     }
 

@@ -120,6 +120,11 @@ pub enum Helper {
     /// map is one of [outputs](super::Map::outputs), and the flags are [`CURRENT_CPU`](super::CURRENT_CPU). Since Linux
     /// 4.4.
     Output = 25,
+    /// `bpf_get_current_task()`: the address of the running thread's `struct task_struct`. Since Linux 4.8.
+    CurrentTask = 35,
+    /// `bpf_probe_read_kernel(to, size, from)`: like [`ProbeRead`](Self::ProbeRead), also for programs at control groups. Since
+    /// Linux 5.5.
+    ProbeReadKernel = 113,
 }
 
 /// A register, or a 32-bit number, which is sign-extended.

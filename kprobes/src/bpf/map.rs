@@ -85,6 +85,18 @@ impl Map {
         Ok(Self { name: name.to_owned(), map: Arc::new(map) })
     }
 
+    /// Creates a map with one value of `size` bytes on each CPU, a multiple of 8, in which a program builds what does not fit the
+    /// stack.
+    ///
+    /// # Errors
+    /// Those of [`Array::new`].
+    pub fn scratch(name: &str, size: u32) -> Result<Self, Error> {
+        let kernel_name = object_name("a BPF map", name)?;
+        let made = with_memory(|| bpf::Map::new(MapType::PerCpuArray, kernel_name, (4, size), 1));
+        let map = made.map_err(|error| limits::bpf_error(&format!("the BPF map {name} of {size} bytes"), error))?;
+        Ok(Self { name: name.to_owned(), map: Arc::new(map) })
+    }
+
     /// Sets the value of a key.
     pub(crate) fn update(&self, key: &[u8], value: &[u8]) -> Result<(), Error> {
         self.map.update(key, value).map_err(|source| self.failed("setting a key", source))

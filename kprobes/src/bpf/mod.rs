@@ -112,6 +112,7 @@ mod map;
 mod program;
 mod reader;
 mod reads;
+mod record;
 mod registers;
 mod running;
 
@@ -121,4 +122,5 @@ pub use map::{Array, CURRENT_CPU, Map, may_change_maps};
 pub use program::Program;
 pub use reader::{Reader, Unreadable};
 pub use reads::Reads;
+pub use record::{Buffer, Record};
 pub(crate) use running::Running;

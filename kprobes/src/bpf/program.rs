@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use super::map::with_memory;
 use super::{Code, Map, kernel_version};
-use crate::Error;
+use crate::hook::{AttachType, ProgramType};
 use crate::probe::check_name;
 use crate::symbols::is_before;
 use crate::sys::bpf::{self, ObjectName};
 use crate::sys::limits;
+use crate::{Error, Hook};
 
 /// The size of the verifier's log in bytes. The verifier writes a line for each instruction that it visits.
 const LOG_SIZE: usize = 1 << 20;
@@ -34,13 +35,25 @@ impl Program {
     /// `RLIMIT_MEMLOCK` cannot be raised; [`Error::ProgramRefused`] with the verifier's log; [`Error::BadProgram`] if a
     /// map is missing, [`Error::BadName`].
     pub fn load(name: &str, code: &Code, maps: &[&Map]) -> Result<Self, Error> {
+        Self::load_as((ProgramType::Kprobe, None), name, code, maps)
+    }
+
+    /// Like [`Program::load`], for a hook.
+    ///
+    /// # Errors
+    /// Those of [`Program::load`].
+    pub fn load_at(hook: Hook, name: &str, code: &Code, maps: &[&Map]) -> Result<Self, Error> {
+        Self::load_as((hook.program_type(), hook.attach_type()), name, code, maps)
+    }
+
+    fn load_as(kind: (ProgramType, Option<AttachType>), name: &str, code: &Code, maps: &[&Map]) -> Result<Self, Error> {
         let kernel_name = object_name("a BPF program", name)?;
         let descriptors: Vec<_> = maps.iter().map(|map| map.descriptor()).collect();
         let code = code.with_maps(&descriptors);
         let code = code.map_err(|source| Error::BadProgram { program: name.to_owned(), source })?;
         let instructions: Vec<_> = code.instructions().iter().map(|instruction| instruction.bytes()).collect();
         let version = kernel_version::running();
-        match with_memory(|| bpf::load_program(kernel_name, &instructions, version, None)) {
+        match with_memory(|| bpf::load_program(kind, kernel_name, &instructions, version, None)) {
             Ok(descriptor) => Ok(Self { descriptor: Arc::new(descriptor), name: name.to_owned() }),
             Err(error) if matches!(error.raw_os_error(), Some(libc::EPERM | libc::ENOSYS)) => {
                 Err(limits::bpf_error(&format!("the BPF program {name}"), error))
@@ -48,7 +61,7 @@ impl Program {
             Err(error) => {
                 // The verifier takes much longer if it writes a log.
                 let mut log = vec![0; LOG_SIZE];
-                let _ = bpf::load_program(kernel_name, &instructions, version, Some(&mut log));
+                let _ = bpf::load_program(kind, kernel_name, &instructions, version, Some(&mut log));
                 let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
                 Err(refusal(name, error, &log, Some(version).filter(|_| is_before(&release, (5, 0)))))
             }
@@ -67,7 +80,7 @@ impl Program {
         skipped_in(&std::fs::read_to_string(path).ok()?)
     }
 
-    pub(super) fn descriptor(&self) -> BorrowedFd<'_> {
+    pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
         self.descriptor.as_fd()
     }
 }

@@ -3,10 +3,10 @@
 use super::registers::Architecture;
 use super::{Alu, Assembler, Condition, Helper, Label, Register, Width};
 use crate::expression::Base;
-use crate::{Error, Expression, Type};
+use crate::{Error, Expression, Hook, Type};
 
-/// The register that keeps the pointer to the context, `struct pt_regs`, from the first instruction on.
-const CONTEXT: Register = Register::R6;
+/// The register that keeps the pointer to the context from the first instruction on: `struct pt_regs` at a kprobe.
+pub(super) const CONTEXT: Register = Register::R6;
 /// Bytes of a pointer.
 const POINTER: usize = 8;
 
@@ -17,9 +17,12 @@ const POINTER: usize = 8;
 /// addresses never overlap on these architectures.
 #[derive(Clone, Copy, Debug)]
 pub struct Reader {
-    architecture: Architecture,
+    architecture: Option<Architecture>,
     scratch: i16,
-    failed: Label,
+    /// Where the program continues if memory cannot be read. Without it, it continues with zeros.
+    failed: Option<Label>,
+    /// The helper that reads memory.
+    helper: Helper,
 }
 
 /// The reason why a program cannot read a fetch argument.
@@ -56,11 +59,33 @@ impl Reader {
         Ok(Self::for_architecture(asm, architecture, scratch, failed))
     }
 
+    /// Like [`Reader::new`], for a program at a hook.
+    pub fn at_hook(asm: &mut Assembler, hook: Hook, scratch: i16, failed: Label) -> Self {
+        Self::begin(asm, scratch);
+        Self { architecture: None, scratch, failed: Some(failed), helper: hook.read_helper() }
+    }
+
     fn for_architecture(asm: &mut Assembler, architecture: Architecture, scratch: i16, failed: Label) -> Self {
+        Self::begin(asm, scratch);
+        Self { architecture: Some(architecture), scratch, failed: Some(failed), helper: Helper::ProbeRead }
+    }
+
+    fn begin(asm: &mut Assembler, scratch: i16) {
         asm.mov(CONTEXT, Register::R1);
         // Before Linux 4.7, a helper may write only where the stack has been written before.
         asm.store(Width::Double, Register::Frame, scratch, 0);
-        Self { architecture, scratch, failed }
+    }
+
+    /// The offset of its eight bytes on the stack.
+    pub(super) const fn scratch(&self) -> i16 {
+        self.scratch
+    }
+
+    /// The same reader, for reads that give zeros if memory cannot be read.
+    #[must_use]
+    pub(super) const fn or_zeros(mut self) -> Self {
+        self.failed = None;
+        self
     }
 
     /// Loads the value of `expression` into a register. Signed numbers are sign-extended, others are zero-extended.
@@ -73,7 +98,7 @@ impl Reader {
         let steps = self.steps(expression).map_err(of)?;
         match steps.last {
             None => {
-                asm.load(Width::Double, into, CONTEXT, steps.register);
+                steps.base.load(asm, into);
                 narrow(asm, expression.kind, into);
             }
             Some(last) => {
@@ -117,6 +142,11 @@ impl Reader {
 
     /// Copies `size` bytes at an offset from the pointer in a register to `to` on the stack.
     pub fn memory(&self, asm: &mut Assembler, pointer: Register, offset: i64, to: i16, size: u16) {
+        self.copy(asm, (pointer, offset), (Register::Frame, to), size);
+    }
+
+    /// Copies `size` bytes at an offset from a pointer to an offset from another one, both in registers.
+    fn copy(&self, asm: &mut Assembler, (pointer, offset): (Register, i64), (base, to): (Register, i16), size: u16) {
         if pointer != Register::R3 {
             asm.mov(Register::R3, pointer);
         }
@@ -128,15 +158,42 @@ impl Reader {
                 asm.alu(Alu::Add, Register::R3, Register::R0);
             }
         }
-        asm.stack_address(Register::R1, to);
+        asm.mov(Register::R1, base);
+        asm.alu(Alu::Add, Register::R1, i32::from(to));
         asm.mov(Register::R2, i32::from(size));
-        asm.call(Helper::ProbeRead);
-        asm.jump_if(Condition::NotEqual, Register::R0, 0, self.failed);
+        asm.call(self.helper);
+        if let Some(failed) = self.failed {
+            asm.jump_if(Condition::NotEqual, Register::R0, 0, failed);
+        }
+    }
+
+    /// Stores the value of `expression` at an offset from a register: an array, or a number.
+    ///
+    /// # Errors
+    /// [`Error::Unreadable`] for a string.
+    pub(super) fn store(
+        &self,
+        asm: &mut Assembler,
+        expression: &Expression,
+        base: Register,
+        to: i16,
+    ) -> Result<(), Error> {
+        if let Type::StringWindow(_) | Type::Bytes(_) | Type::Words(_) = expression.kind {
+            let steps = self.steps(expression).map_err(|source| unreadable(expression, source))?;
+            let last = steps.last.ok_or_else(|| unreadable(expression, Unreadable::NoMemory))?;
+            self.pointer(asm, &steps);
+            self.copy(asm, (Register::R3, last), (base, to), expression.kind.size() as u16);
+            return Ok(());
+        }
+        let width = width(expression.kind).map_err(|source| unreadable(expression, source))?;
+        self.value(asm, expression, Register::R1)?;
+        asm.store(width, base, to, Register::R1);
+        Ok(())
     }
 
     /// Loads the pointer of the last read into `R3`.
     fn pointer(&self, asm: &mut Assembler, steps: &Steps) {
-        asm.load(Width::Double, Register::R3, CONTEXT, steps.register);
+        steps.base.load(asm, Register::R3);
         for offset in &steps.before {
             self.memory(asm, Register::R3, *offset, self.scratch, POINTER as u16);
             asm.load(Width::Double, Register::R3, Register::Frame, self.scratch);
@@ -144,25 +201,54 @@ impl Reader {
     }
 
     fn steps(&self, expression: &Expression) -> Result<Steps, Unreadable> {
-        let (register, on_stack) = match &expression.base {
-            Base::Register(name) => (*name, None),
-            Base::Stack(index) => ("sp", Some(i64::from(*index) * POINTER as i64)),
-            Base::Returned => (self.architecture.returned(), None),
+        let register = |name| {
+            let offset = self.architecture.and_then(|architecture| architecture.register(name));
+            offset.map(Start::ContextWord).ok_or(Unreadable::Architecture)
+        };
+        let (start, on_stack) = match &expression.base {
+            Base::Register(name) => (register(name)?, None),
+            Base::Stack(index) => (register("sp")?, Some(i64::from(*index) * POINTER as i64)),
+            Base::Returned => (register(self.architecture.map_or("", Architecture::returned))?, None),
+            Base::Context => (Start::Context, None),
+            Base::ContextWord(offset) => (Start::ContextWord(*offset), None),
+            Base::Task => (Start::Task, None),
             Base::Argument(_) => return Err(Unreadable::Argument),
             Base::Verbatim(_) => return Err(Unreadable::Verbatim),
         };
-        let register = self.architecture.register(register).ok_or(Unreadable::Architecture)?;
         let mut before: Vec<i64> =
             on_stack.into_iter().chain(expression.reads.iter().map(|read| read.offset)).collect();
         let last = before.pop();
-        Ok(Steps { register, before, last })
+        Ok(Steps { base: start, before, last })
     }
 }
 
-/// The steps of an expression: a register of the context, then reads at these offsets.
+/// What an expression begins with.
+#[derive(Clone, Copy)]
+enum Start {
+    /// The context itself.
+    Context,
+    /// The word of the context at this offset.
+    ContextWord(i16),
+    /// The running thread.
+    Task,
+}
+
+impl Start {
+    fn load(self, asm: &mut Assembler, into: Register) {
+        match self {
+            Self::Context => asm.mov(into, CONTEXT),
+            Self::ContextWord(offset) => asm.load(Width::Double, into, CONTEXT, offset),
+            Self::Task => {
+                asm.call(Helper::CurrentTask);
+                asm.mov(into, Register::R0);
+            }
+        }
+    }
+}
+
+/// The steps of an expression: what it begins with, then reads at these offsets.
 struct Steps {
-    /// Its offset in the context.
-    register: i16,
+    base: Start,
     /// Reads that each yield a pointer.
     before: Vec<i64>,
     /// The read of the value. `None` if the value is that of the register.

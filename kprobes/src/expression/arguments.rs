@@ -14,6 +14,10 @@ pub(crate) enum Arguments {
     X86SystemCall,
     /// At the entry of a function on aarch64: registers, then the stack.
     Aarch64,
+    /// The context of a program at a hook, which is the address of the only argument.
+    Context,
+    /// The words of the context of a program at a raw tracepoint.
+    ContextWords,
     /// `$argN`, which the kernel resolves. For all other machines, and for the return of a function (Linux 6.9).
     Numbered,
 }
@@ -43,7 +47,7 @@ impl Arguments {
         match self {
             Self::X86_64 | Self::X86 | Self::X86SystemCall => Some(Base::Stack(0)),
             Self::Aarch64 => Some(Base::Register("lr")),
-            Self::Numbered => None,
+            Self::Context | Self::ContextWords | Self::Numbered => None,
         }
     }
 
@@ -55,6 +59,8 @@ impl Arguments {
             Self::X86 => (&X86, 1),
             Self::X86SystemCall => (&[], 1),
             Self::Aarch64 => (&AARCH64, 0),
+            Self::Context => return (index == 0).then_some(Base::Context),
+            Self::ContextWords => return Some(Base::ContextWord(i16::from(index) * 8)),
             Self::Numbered => return Some(Base::Argument(number)),
         };
         Some(match registers.get(usize::from(index)) {

@@ -53,6 +53,12 @@ pub(crate) enum Base {
     Argument(u8),
     /// The return value of the function: `$retval`.
     Returned,
+    /// The context of a program at a [hook](crate::Hook): the address of an object.
+    Context,
+    /// A word of that context, at this offset in bytes.
+    ContextWord(i16),
+    /// The running thread's `struct task_struct`: `$task`.
+    Task,
     /// Text that only the kernel interprets: `$comm`, `\1`.
     Verbatim(String),
 }
@@ -123,6 +129,9 @@ impl fmt::Display for Base {
             Self::Stack(index) => write!(f, "$stack{index}"),
             Self::Argument(number) => write!(f, "$arg{number}"),
             Self::Returned => f.write_str("$retval"),
+            Self::Context => f.write_str("$context"),
+            Self::ContextWord(offset) => write!(f, "$context[{offset}]"),
+            Self::Task => f.write_str("$task"),
             Self::Verbatim(text) => f.write_str(text),
         }
     }

@@ -57,6 +57,8 @@ const WORD: &str = "word";
 const CALLER: &str = "$caller";
 /// The return value of a function.
 const RETURNED: &str = "$retval";
+/// The running thread's `struct task_struct`. Only programs can read it.
+const TASK: &str = "$task";
 
 /// The scope in which the names of a template are looked up.
 #[derive(Clone, Copy)]
@@ -112,6 +114,9 @@ fn base(text: &str, scope: &Scope<'_>) -> Result<Base, Problem> {
     }
     if text == RETURNED {
         return Ok(Base::Returned);
+    }
+    if text == TASK {
+        return Ok(Base::Task);
     }
     let Some(name) = in_braces(text)? else {
         return match text {

@@ -7,10 +7,15 @@ use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
+use crate::hook::{AttachType, ProgramType};
+
 const MAP_CREATE: libc::c_int = 0;
 const MAP_UPDATE: libc::c_int = 2;
 const MAP_DELETE: libc::c_int = 3;
 const PROG_LOAD: libc::c_int = 5;
+const RAW_TRACEPOINT_OPEN: libc::c_int = 17;
+const LINK_CREATE: libc::c_int = 28;
+
 /// The type of a map. The discriminant is the kernel's number (`enum bpf_map_type`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
@@ -19,6 +24,8 @@ pub(crate) enum MapType {
     Array = 2,
     /// `BPF_MAP_TYPE_PERF_EVENT_ARRAY`: the key is a CPU, the value a descriptor of a perf event.
     PerfEventArray = 4,
+    /// `BPF_MAP_TYPE_PERCPU_ARRAY`: each CPU has values of its own. Since Linux 4.6.
+    PerCpuArray = 6,
 }
 
 impl MapType {
@@ -27,13 +34,11 @@ impl MapType {
         match self {
             // BPF_F_MMAPABLE
             Self::Array => 1 << 10,
-            Self::PerfEventArray => 0,
+            Self::PerfEventArray | Self::PerCpuArray => 0,
         }
     }
 }
 
-/// `BPF_PROG_TYPE_KPROBE`
-const KPROBE: u32 = 2;
 /// `bpf_probe_read` requires a licence string that `license_is_gpl_compatible` lists.
 const LICENCE: &CStr = c"Dual MIT/GPL";
 
@@ -77,6 +82,25 @@ struct ProgramAttributes {
     kern_version: u32,
     prog_flags: u32,
     prog_name: ObjectName,
+    prog_ifindex: u32,
+    expected_attach_type: u32,
+}
+
+/// `BPF_LINK_CREATE`
+#[repr(C, align(8))]
+struct LinkAttributes {
+    prog_fd: u32,
+    target_fd: u32,
+    attach_type: u32,
+    flags: u32,
+}
+
+/// `BPF_RAW_TRACEPOINT_OPEN`
+#[repr(C, align(8))]
+struct RawTracepointAttributes {
+    name: u64,
+    prog_fd: u32,
+    padding: u32,
 }
 
 /// A map, with the sizes of its keys and values.
@@ -155,8 +179,30 @@ pub(crate) fn may_change_maps() -> bool {
     answer.map_err(|error| error.raw_os_error()) != Err(Some(libc::EPERM))
 }
 
-/// Verifies and loads a program. With a `log`, the verifier writes its NUL-terminated output there.
+/// Attaches a program to a control group, beside those of others. The program stays attached as long as the returned descriptor is
+/// open. Since Linux 5.7.
+pub(crate) fn attach_to_cgroup(
+    program: BorrowedFd<'_>,
+    cgroup: BorrowedFd<'_>,
+    attach_type: AttachType,
+) -> io::Result<OwnedFd> {
+    let [prog_fd, target_fd] = [program, cgroup].map(|fd| fd.as_raw_fd().cast_unsigned());
+    let mut attributes = LinkAttributes { prog_fd, target_fd, attach_type: attach_type as u32, flags: 0 };
+    // SAFETY: the attributes are those of this command; they contain no address.
+    unsafe { opened(LINK_CREATE, &mut attributes) }
+}
+
+/// Attaches a program to a raw tracepoint, as long as the returned descriptor is open. Since Linux 4.17.
+pub(crate) fn attach_to_tracepoint(program: BorrowedFd<'_>, name: &CStr) -> io::Result<OwnedFd> {
+    let prog_fd = program.as_raw_fd().cast_unsigned();
+    let mut attributes = RawTracepointAttributes { name: address(name.as_ptr().cast()), prog_fd, padding: 0 };
+    // SAFETY: the attributes are those of this command, and the name lives through the call.
+    unsafe { opened(RAW_TRACEPOINT_OPEN, &mut attributes) }
+}
+
+/// Verifies and loads a program of this type. With a `log`, the verifier writes its NUL-terminated output there.
 pub(crate) fn load_program(
+    (program_type, attach_type): (ProgramType, Option<AttachType>),
     name: ObjectName,
     instructions: &[[u8; 8]],
     kernel_version: u32,
@@ -167,7 +213,7 @@ pub(crate) fn load_program(
         None => (0, 0, 0),
     };
     let mut attributes = ProgramAttributes {
-        prog_type: KPROBE,
+        prog_type: program_type as u32,
         insn_cnt: size(instructions.len())?,
         insns: address(instructions.as_ptr().cast()),
         license: address(LICENCE.as_ptr().cast()),
@@ -177,6 +223,8 @@ pub(crate) fn load_program(
         kern_version: kernel_version,
         prog_flags: 0,
         prog_name: name,
+        prog_ifindex: 0,
+        expected_attach_type: attach_type.map_or(0, |attach_type| attach_type as u32),
     };
     let mut load = |name| {
         attributes.prog_name = name;
@@ -233,7 +281,7 @@ mod tests {
 
     use super::*;
 
-    /// `union bpf_attr` of Linux 4.15.
+    /// `union bpf_attr` of Linux 4.17.
     #[test]
     fn attributes_are_laid_out_as_in_the_kernel() {
         assert_eq!(offset_of!(MapAttributes, map_name), 28);
@@ -247,6 +295,7 @@ mod tests {
             offset_of!(ProgramAttributes, prog_name),
         ];
         assert_eq!(of_program, [8, 16, 32, 40, 48]);
-        assert_eq!(size_of::<ProgramAttributes>(), 64);
+        assert_eq!(offset_of!(ProgramAttributes, expected_attach_type), 68);
+        assert_eq!(size_of::<ProgramAttributes>(), 72);
     }
 }

@@ -1,0 +1,112 @@
+//! Hooks: places in the kernel where a BPF program runs without a kprobe.
+//!
+//! At a kprobe, the kernel fetches values and writes a record. At a hook the program does both, with the same declarations. So its
+//! records are decoded like those of a kprobe.
+
+use crate::bpf::Helper;
+use crate::expression::Arguments;
+
+/// A place where a BPF program runs.
+///
+/// All hooks but the raw tracepoints belong to a control group. They are run for the sockets of the processes in it and in its
+/// descendants. Programs only observe: each lets every packet and every call through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Hook {
+    /// A packet leaves a socket, after all of netfilter's hooks and before it is fragmented (`BPF_CGROUP_INET_EGRESS`). `skb->data`
+    /// points to its IP header. Argument: `skb`.
+    Egress,
+    /// A packet has found its socket (`BPF_CGROUP_INET_INGRESS`). `skb->data` points to its IP header. Argument: `skb`.
+    Ingress,
+    /// The running task makes an IPv4 or IPv6 socket (`BPF_CGROUP_INET_SOCK_CREATE`). Argument: `sk`.
+    SocketCreate,
+    /// The running task closes the last descriptor of such a socket (`BPF_CGROUP_INET_SOCK_RELEASE`, Linux 5.9). Argument: `sk`.
+    SocketRelease,
+    /// A tracepoint, with the arguments of its `TP_PROTO`, counted from 1.
+    RawTracepoint(&'static str),
+}
+
+/// `BPF_PROG_TYPE_*`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum ProgramType {
+    Kprobe = 2,
+    CgroupSkb = 8,
+    CgroupSock = 9,
+    RawTracepoint = 17,
+}
+
+/// `enum bpf_attach_type`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum AttachType {
+    CgroupInetIngress = 0,
+    CgroupInetEgress = 1,
+    CgroupInetSockCreate = 2,
+    CgroupInetSockRelease = 34,
+}
+
+impl Hook {
+    /// Its name: that of the tracepoint, or that of libbpf's program section.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Egress => "cgroup_skb/egress",
+            Self::Ingress => "cgroup_skb/ingress",
+            Self::SocketCreate => "cgroup/sock_create",
+            Self::SocketRelease => "cgroup/sock_release",
+            Self::RawTracepoint(name) => name,
+        }
+    }
+
+    /// The number of an argument. `None` for a raw tracepoint, whose arguments the kernel's type information knows.
+    pub(crate) fn argument(self, name: &str) -> Option<u8> {
+        let only = match self {
+            Self::Egress | Self::Ingress => "skb",
+            Self::SocketCreate | Self::SocketRelease => "sk",
+            Self::RawTracepoint(_) => return None,
+        };
+        (name == only).then_some(1)
+    }
+
+    pub(crate) const fn arguments(self) -> Arguments {
+        match self {
+            Self::RawTracepoint(_) => Arguments::ContextWords,
+            _ => Arguments::Context,
+        }
+    }
+
+    /// What a program returns. At a control group, anything but 1 would refuse the packet or the call.
+    pub const fn verdict(self) -> i32 {
+        match self {
+            Self::RawTracepoint(_) => 0,
+            _ => 1,
+        }
+    }
+
+    pub(crate) const fn program_type(self) -> ProgramType {
+        match self {
+            Self::Egress | Self::Ingress => ProgramType::CgroupSkb,
+            Self::SocketCreate | Self::SocketRelease => ProgramType::CgroupSock,
+            Self::RawTracepoint(_) => ProgramType::RawTracepoint,
+        }
+    }
+
+    /// How it is attached to a control group. `None` for a raw tracepoint.
+    pub(crate) const fn attach_type(self) -> Option<AttachType> {
+        match self {
+            Self::Egress => Some(AttachType::CgroupInetEgress),
+            Self::Ingress => Some(AttachType::CgroupInetIngress),
+            Self::SocketCreate => Some(AttachType::CgroupInetSockCreate),
+            Self::SocketRelease => Some(AttachType::CgroupInetSockRelease),
+            Self::RawTracepoint(_) => None,
+        }
+    }
+
+    /// The helper that reads memory.
+    pub(crate) const fn read_helper(self) -> Helper {
+        match self {
+            // It also reads user memory.
+            Self::RawTracepoint(_) => Helper::ProbeRead,
+            _ => Helper::ProbeReadKernel,
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! The hooks of one control group, and the programs at them.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
+
+use crate::bpf::Register::{R0, R1};
+use crate::bpf::{Assembler, Buffer, Code, Condition, Map, Program, Reader, Record};
+use crate::pieces::Pieces;
+use crate::sys::bpf;
+use crate::sys::limits;
+use crate::{Error, Expression, Fetch, Hook, Installed, Resolver};
+
+/// The first `common_type` of the records of hooks. The kernel counts up the types of its own events from a few hundred.
+const FIRST_ID: u16 = 0xf000;
+/// The offset of the eight bytes of the stack that a reader uses.
+const SCRATCH: i16 = -8;
+
+/// Numbers of maps in the programs that are made here.
+mod map {
+    pub(super) const OUTPUTS: u32 = 0;
+    pub(super) const SCRATCH: u32 = 1;
+}
+
+/// The hooks of a control group (cgroup v2) and of the kernel's tracepoints. Needs Linux 5.7.
+///
+/// Programs at them write records into rings: connect the [outputs](Self::outputs) first ([`Rings::receive`](crate::Rings::receive)).
+/// The kernel removes the programs when this process ends, however it ends.
+#[derive(Debug)]
+pub struct Hooks {
+    cgroup: Arc<OwnedFd>,
+    outputs: Map,
+    next_id: u16,
+}
+
+/// A hook, and the records that programs there write.
+#[derive(Debug)]
+pub(crate) struct HookPoint {
+    hook: Hook,
+    cgroup: Arc<OwnedFd>,
+    outputs: Map,
+    record: Record,
+    /// A hit makes a record only if each of these is one of the values beside it.
+    conditions: Vec<(Expression, &'static [i32])>,
+}
+
+impl Hooks {
+    /// The hooks of the control group with this directory.
+    ///
+    /// # Errors
+    /// [`Error::Io`]: the directory cannot be opened, or does not belong to cgroup v2. Those of [`Map::outputs`].
+    pub fn at(cgroup: &Path) -> Result<Self, Error> {
+        let failed = |source: io::Error| Error::io(format!("opening the control group {}", cgroup.display()), source);
+        let directory = File::open(cgroup).map_err(failed)?;
+        let kind = fstatfs(&directory).map_err(|error| failed(error.into()))?.filesystem_type();
+        if kind != CGROUP2_SUPER_MAGIC {
+            return Err(failed(io::Error::new(io::ErrorKind::Unsupported, "it is not a directory of cgroup v2")));
+        }
+        Ok(Self { cgroup: Arc::new(directory.into()), outputs: Map::outputs("outputs")?, next_id: FIRST_ID })
+    }
+
+    /// The outputs of all programs.
+    pub fn outputs(&self) -> &Map {
+        &self.outputs
+    }
+
+    /// Declares the records of a hook. A hit makes a record only if each fetched value that `conditions` name is one of the values
+    /// beside it. [`Rings::attach`](crate::Rings::attach) loads and starts the program.
+    ///
+    /// # Errors
+    /// [`Error::Unresolved`], [`Error::BadTemplate`].
+    pub fn install(
+        &mut self,
+        name: &str,
+        hook: Hook,
+        fetches: &[Fetch<'_>],
+        conditions: &[(Fetch<'_>, &'static [i32])],
+        resolver: &dyn Resolver,
+    ) -> Result<Installed, Error> {
+        let record = Record::new(name, self.next_id, hook, fetches, resolver)?;
+        let condition = |(fetch, values): &(Fetch<'_>, &'static [i32])| {
+            Ok((fetch.expression(name, crate::Target::Hook(hook), resolver)?, *values))
+        };
+        let conditions = conditions.iter().map(condition).collect::<Result<_, Error>>()?;
+        self.next_id += 1;
+        let (cgroup, outputs) = (Arc::clone(&self.cgroup), self.outputs.clone());
+        let format = record.format().clone();
+        let point = HookPoint { hook, cgroup, outputs, record, conditions };
+        Ok(Installed { format, pieces: Pieces::default(), probes: Vec::new(), hook: Some(Arc::new(point)) })
+    }
+}
+
+impl HookPoint {
+    /// The program that makes a record of each hit that meets the conditions.
+    pub(crate) fn program(&self, name: &str) -> Result<Program, Error> {
+        let code = self.code(name)?;
+        let scratch = Map::scratch("record", u32::from(self.record.size()))?;
+        Program::load_at(self.hook, name, &code, &[&self.outputs, &scratch])
+    }
+
+    fn code(&self, name: &str) -> Result<Code, Error> {
+        let mut asm = Assembler::new();
+        let end = asm.label();
+        let reader = Reader::at_hook(&mut asm, self.hook, SCRATCH, end);
+        for (value, values) in &self.conditions {
+            let is_met = asm.label();
+            reader.value(&mut asm, value, R1)?;
+            values.iter().for_each(|one| asm.jump_if(Condition::Equal, R1, *one, is_met));
+            asm.jump(end);
+            asm.bind(is_met);
+        }
+        let buffer = if self.record.fits_stack(SCRATCH) { Buffer::Stack(SCRATCH) } else { Buffer::Map(map::SCRATCH) };
+        self.record.write(&mut asm, &reader, map::OUTPUTS, buffer)?;
+        asm.bind(end);
+        asm.mov(R0, self.hook.verdict());
+        asm.exit();
+        asm.finish(name)
+    }
+
+    /// Starts a program at this hook. It runs as long as the returned descriptor is open.
+    pub(crate) fn start(&self, program: &Program) -> Result<OwnedFd, Error> {
+        let what = || format!("the BPF program {} at {}", program.name(), self.hook.name());
+        let started = match (self.hook, self.hook.attach_type()) {
+            (_, Some(attach_type)) => bpf::attach_to_cgroup(program.descriptor(), self.cgroup.as_fd(), attach_type),
+            (Hook::RawTracepoint(name), _) => {
+                let name = CString::new(name).map_err(|error| Error::io(what(), error))?;
+                bpf::attach_to_tracepoint(program.descriptor(), &name)
+            }
+            (_, None) => Err(io::ErrorKind::Unsupported.into()),
+        };
+        started.map_err(|error| limits::bpf_error(&what(), error))
+    }
+}
