@@ -12,7 +12,7 @@ use super::fields::{Ends, Piece};
 use super::writer::Writer;
 use crate::model::filter::{Choice, Filter, Network};
 
-/// The longest list that becomes instructions: each of its entries takes up to six, in each program. Longer lists are left to the
+/// The longest list that becomes instructions: each of its entries takes up to 13, in each program. Longer lists are left to the
 /// state machine.
 const MAX_LIST: usize = 32;
 /// A loopback address twice, in memory order: both ends of an IPv4 packet.

@@ -17,7 +17,7 @@ use crate::model::event::PacketDirection;
 pub(super) const COUNTERS: u8 = 1;
 /// The phase in which the socket's own ends are read.
 pub(super) const OWN_ENDS: u8 = 2;
-/// States of sockets that have only the first fields of a `struct sock` (`linux/net/tcp_states.h`).
+/// States of sockets that have only the first fields of a `struct sock` (`include/net/tcp_states.h`).
 const TCP_TIME_WAIT: i32 = 6;
 const TCP_NEW_SYN_RECV: i32 = 12;
 /// The number of segments of the packet, while it is counted.
@@ -218,8 +218,8 @@ impl Leaving {
         self.note_counters(w)
     }
 
-    /// Makes the entry of a connection, at its first packet without SYN, FIN or RST. The packet's remote end must be that of the
-    /// socket, because the kernel also sends packets of other conversations through sockets of its own.
+    /// Makes the entry of a connection, at its first outgoing packet without SYN, FIN or RST. The packet's remote end must be that
+    /// of the socket, because the kernel also sends packets of other conversations through sockets of its own.
     fn begin(&self, w: &mut Writer, new: Label, direction: DirectionFields) -> Result<(), Error> {
         w.asm.bind(new);
         w.load(&self.flags, R1)?;
