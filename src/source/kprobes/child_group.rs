@@ -1,7 +1,7 @@
 //! The control group that a process begins in, if that is not its parent's (`CLONE_INTO_CGROUP` of `clone3(2)`).
 //!
-//! The caller of `clone3(2)` gives a descriptor of the group's directory. `css_tryget_online_from_dir` looks the group up by the
-//! directory entry of that descriptor. This happens in the caller's task, before the process is put into the group
+//! The caller of `clone3(2)` gives a descriptor of the group's directory. `css_tryget_online_from_dir` looks the group up by
+//! the directory entry of that descriptor. This happens in the caller's task, before the process is put into the group
 //! ([`CgroupPostFork`](super::processes::CgroupPostFork)). Other forks do not call this function. But the kernel also calls it
 //! for other uses of a group's descriptor, for instance to attach a BPF program. The directory entries lead up to the root of
 //! the hierarchy, even in a cgroup namespace.

@@ -44,8 +44,8 @@ pub(super) fn path(names: &[Vec<u8>]) -> Vec<u8> {
     names.iter().rev().flat_map(|name| [b"/", &name[..]].concat()).collect()
 }
 
-/// The name of an entry, from its window. `None` if it is empty, longer than the window, or a root's. Roots have a slash in their
-/// name. The root of the path is not among the names, so this would be another root.
+/// The name of an entry, from its window. `None` if it is empty, longer than the window, or a root's. Roots have a slash in
+/// their name. The root of the path is not among the names, so this would be another root.
 pub(super) fn entry_name(window: &[u8]) -> Option<Vec<u8>> {
     let end = window.iter().position(|byte| *byte == 0)?;
     let name = &window[..end];

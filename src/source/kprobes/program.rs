@@ -11,14 +11,14 @@ use std::os::unix::ffi::OsStringExt;
 
 use socktrail_kprobes::{StringWindow, Word, sample};
 
-use super::dentries::{self, Names, ancestor, climb, name, entry_name};
+use super::dentries::{self, Names, ancestor, climb, entry_name, name};
 use super::{Decoded, Interpret};
 use crate::model::process::ExecutedFile;
 
 /// What the kernel appends to the path of a deleted file.
 const DELETED: &[u8] = b" (deleted)";
 
-/// The name of a directory, up to 127 bytes of it.
+/// The name of a directory, up to 127 bytes.
 type Name = StringWindow<16>;
 /// The name of a mount point or of a directory above it, up to 95 bytes.
 type MountPointName = StringWindow<12>;
@@ -355,8 +355,8 @@ mod tests {
         record(ExecFile::FETCHES, &numbers, &[("name_0", "nc"), ("name_1", "bin")])
     }
 
-    /// The file's mount is at `/usr` of a mount that is at `/srv`. If `mountpoint_4` is 60, each mount above is mounted over the
-    /// root of the next one.
+    /// The file's mount is at `/usr` of a mount that is at `/srv`. If `mountpoint_4` is 60, each mount above is mounted over
+    /// the root of the next one.
     fn mounts(mountpoint_4: u64) -> Vec<u8> {
         let numbers = [
             ("root_1", 10),

@@ -106,9 +106,9 @@ impl Conversations {
         self.programs.iter().map(|(feature, program)| (*feature, program))
     }
 
-    /// What has been counted of a conversation, or of its socket's first conversation if this one has no entry. A removed entry's
-    /// counts are in its last report. If the entry was removed at `round` or later, they are also returned here, because the
-    /// report may not have been received yet.
+    /// What has been counted of a conversation, or of its socket's first conversation if this one has no entry. A removed
+    /// entry's counts are in its last report. If the entry was removed at `round` or later, they are also returned here,
+    /// because the report may not have been received yet.
     pub(crate) fn totals(&self, of: &Conversation, round: MonotonicTime) -> Option<Totals> {
         let key = of.sock.get();
         let mut ways = 0;
@@ -179,9 +179,9 @@ impl Conversations {
     }
 }
 
-/// The order in which programs are attached. The first are those that remove entries, so that each entry is removed in time, and
-/// the one that has nothing to do with entries. Those that only count in entries come next, so that they miss no packet of an
-/// entry. Those that make entries are the last.
+/// The order in which programs are attached. The first are those that remove entries, so that each entry is removed in time,
+/// and the one that has nothing to do with entries. Those that only count in entries come next, so that they miss no packet of
+/// an entry. Those that make entries are the last.
 const fn attach_order(feature: Feature) -> u8 {
     match feature {
         Feature::SocketFree | Feature::SocketCreate | Feature::TcpState | Feature::LocalDrops => 0,

@@ -3,7 +3,7 @@
 //! Each packet probe has a program, made from the declaration of the probe's sample. A conversation is a socket and two ends. The
 //! programs keep an [entry](entry::Entry) for each, with its packets and bytes. A hit becomes a sample if
 //!
-//! - the conversation has no entry yet. The program then makes one if it can. For TCP, only the program of outgoing packets can;
+//! - the conversation has no entry yet. The program then makes one if it can. Only an outgoing packet makes one for TCP;
 //! - the packet is the first of its direction, or the first after a [pause](KernelAccounting::pause);
 //! - the packet has SYN, FIN or RST;
 //! - the packet cannot be counted for certain: it has IP options, is fragmented, or leaves and may be several datagrams (UDP GSO).
@@ -46,8 +46,8 @@ const TCP: u16 = 6;
 const SYN: i32 = 0x02;
 /// FIN, SYN and RST: packets with any of these flags are always sampled.
 const ALWAYS_SAMPLED: i32 = 0x01 | SYN | 0x04;
-/// The segment counters of a socket grow by less than this between two packets. More means that the counter is another socket's:
-/// see `state/counting.rs`.
+/// The segment counters of a socket grow by less than this between two packets. More means that the counter is another
+/// socket's: see `state/counting.rs`.
 const MAX_STEP: i32 = 1 << 16;
 
 /// How the kernel counts packets.

@@ -10,9 +10,9 @@
 //! number of the entry ([`Writer::load_reference`]). An empty slot is 0 in both arrays.
 //!
 //! A socket's first conversation has the key of the socket. A UDP socket may have conversations with more peers: each of them has
-//! one of [`WAYS`] further keys, its *way*, chosen by the hash of its ends. Two of them may want the same way. Then the one that
-//! was first keeps it, until it has had no packets for [`EVICT_AFTER`]. The first entry records which ways are in use, so that the
-//! entries of all of them are removed when the socket ends.
+//! one of [`WAYS`] further keys, its *way*, chosen by the hash of its ends. Two of them may want the same way. Then the one
+//! that was first keeps it, until it has had no packets for [`EVICT_AFTER`]. The first entry records which ways are in use, so
+//! that the entries of all of them are removed when the socket ends.
 //!
 //! A slot is filled while its bucket is locked; clearing it needs no lock. Programs do not wait for a lock: if a bucket is
 //! locked, no entry is made, and the hit becomes a sample. Before Linux 5.12, programs have no instruction that exchanges values,
@@ -161,8 +161,8 @@ impl Writer {
 
     /// Makes an entry for the key, which has none: locks the bucket and sets `ENTRY` to the entry of a free slot. All fields of
     /// this entry are 0 except its number. The hit becomes a sample instead if no slot is free, if the free slot's entry was
-    /// removed less than [`REUSE_AFTER`] ago, if the bucket is locked, or if another CPU has made the entry by now. The time must
-    /// have been read. [`Writer::publish`] fills the slot and unlocks the bucket.
+    /// removed less than [`REUSE_AFTER`] ago, if the bucket is locked, or if another CPU has made the entry by now. The time
+    /// must have been read. [`Writer::publish`] fills the slot and unlocks the bucket.
     pub(super) fn claim(&mut self) {
         let (locked, free, busy, reusable) = (self.asm.label(), self.asm.label(), self.asm.label(), self.asm.label());
         self.bucket_of_key();

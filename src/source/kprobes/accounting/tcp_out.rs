@@ -218,8 +218,8 @@ impl Leaving {
         self.note_counters(w)
     }
 
-    /// Makes the entry of a connection, at its first outgoing packet without SYN, FIN or RST. The packet's remote end must be that
-    /// of the socket, because the kernel also sends packets of other conversations through sockets of its own.
+    /// Makes the entry of a connection, at its first outgoing packet without SYN, FIN or RST. The packet's remote end must be
+    /// that of the socket, because the kernel also sends packets of other conversations through sockets of its own.
     fn begin(&self, w: &mut Writer, new: Label, direction: DirectionFields) -> Result<(), Error> {
         w.asm.bind(new);
         w.load(&self.flags, R1)?;

@@ -99,8 +99,9 @@ sample! {
         pub begin: Array<u64, WORDS> = "+0(+{sk_buff.data}({skb}))",
     }
 
-    /// `kfree_skb`, `kfree_skb_reason`: a packet is dropped before it comes to a device. Used if the probes with [`PacketDropped`]
-    /// or [`PacketDroppedForReason`] are refused, as on Linux 3.18, where filters have no `!`, and for older recordings.
+    /// `kfree_skb`, `kfree_skb_reason`: a packet is dropped before it comes to a device. Used if the probes with
+    /// [`PacketDropped`] or [`PacketDroppedForReason`] are refused, as on Linux 3.18, where filters have no `!`, and for older
+    /// recordings.
     pub struct PacketFreed {
         /// The address of the `struct sk_buff`. The filter discards null, because the other fields then hold values of an earlier
         /// sample.

@@ -1,8 +1,8 @@
 //! Samples of ICMP errors about TCP packets that this host has sent.
 //!
 //! The kernel reports such an error to the program. But while a call holds the socket, it only stores the error
-//! (`sock.sk_err_soft`), as when this host's firewall rejects the packet during `connect(2)`. The program can read and clear the
-//! stored error (`SO_ERROR`) before any other probe shows it. So the error is taken from the ICMP packet.
+//! (`sock.sk_err_soft`), as when this host's firewall rejects the packet during `connect(2)`. The program can read and clear
+//! the stored error (`SO_ERROR`) before any other probe shows it. So the error is taken from the ICMP packet.
 
 use nix::errno::Errno;
 use socktrail_kprobes::{Word, sample};

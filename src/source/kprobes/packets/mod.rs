@@ -205,7 +205,11 @@ mod tests {
         assert_eq!((transport, sock, bytes, first), (Transport::Udp, SockAddress::new(2), 4028, 1500));
         assert_eq!((tuple.net, tuple.local.port, tuple.remote.port), (NetAddress::new(1), 1, 2));
         assert_eq!(of(whole(linear(4028)).interpret(&[])).first, 0, "made for a larger MTU");
-        assert_eq!(of(whole(nonlinear(4028, 3900)).interpret(&[])).first, 0, "the linear part is smaller than the smallest MTU");
+        assert_eq!(
+            of(whole(nonlinear(4028, 3900)).interpret(&[])).first,
+            0,
+            "the linear part is smaller than the smallest MTU"
+        );
         assert_eq!(of(whole(nonlinear(4028, 2604)).interpret(&[])).first, 0, "the payload is no multiple of 8 bytes");
         assert_eq!(of(whole(u64::MAX).interpret(&[])).first, 0, "impossible lengths");
         let (lengths, protocol) = (nonlinear(4048, 2560), 17);
@@ -220,7 +224,11 @@ mod tests {
             destination_low: 0,
             ports,
         };
-        assert_eq!(of(ipv6.interpret(&[])).first, 1496, "with the fragment header, which the linear part does not have yet");
+        assert_eq!(
+            of(ipv6.interpret(&[])).first,
+            1496,
+            "with the fragment header, which the linear part does not have yet"
+        );
         assert!(matches!(Ipv4Fragmented { protocol: 1, ..whole(0) }.interpret(&[]), Decoded::Nothing));
     }
 

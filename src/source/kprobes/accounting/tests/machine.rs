@@ -1,4 +1,5 @@
-//! A simulated kernel: each hit of a probe runs the probe's program in the interpreter `rbpf`, which is independent of this code.
+//! A simulated kernel: each hit of a probe runs the probe's program in the interpreter `rbpf`, which is independent of this
+//! code.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;

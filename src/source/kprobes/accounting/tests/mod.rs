@@ -46,7 +46,8 @@ struct Both {
     /// The last totals that were taken in, by the time when their entry was made.
     taken: HashMap<u64, Totals>,
     samples: usize,
-    /// Whether another socket has sent a packet of this conversation. It is not in order with the counts of this socket's packets.
+    /// Whether another socket has sent a packet of this conversation. It is not in order with the counts of this socket's
+    /// packets.
     has_others: bool,
 }
 

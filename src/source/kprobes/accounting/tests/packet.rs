@@ -155,8 +155,8 @@ impl Wire {
         machine.put(self.sender, sock);
     }
 
-    /// `sk_buff.data` points to the IP header of an outgoing packet. In an arriving packet, and in outgoing TCP over IPv6, it points
-    /// to the transport header.
+    /// `sk_buff.data` points to the IP header of an outgoing packet. In an arriving packet, and in outgoing TCP over IPv6, it
+    /// points to the transport header.
     fn put_skb(self, machine: &Machine) {
         let headers = self.headers();
         let ip = usize::from(self.ip_header()) + if self.ip_options { 4 } else { 0 };

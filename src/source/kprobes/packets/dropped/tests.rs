@@ -88,7 +88,10 @@ fn a_dropped_packet_without_a_link_header_may_have_arrived() {
     };
     assert_eq!((dropped.ends, dropped.may_have_arrived, dropped.may_be_drivers), (Some(ends()), true, true));
     let headers = offsets([ETHERTYPE_IPV4, 78, 64]);
-    assert!(headers.is_leaving(1000, 1064) && !headers.is_leaving(1000, 1078), "an incoming packet begins after its link header");
+    assert!(
+        headers.is_leaving(1000, 1064) && !headers.is_leaving(1000, 1078),
+        "an incoming packet begins after its link header"
+    );
     assert!(!headers.has_80211_header());
     assert!(!HeaderOffsets { mac: 54, ..headers }.has_80211_header(), "InfiniBand");
     assert!(HeaderOffsets { mac: 44, ..headers }.has_80211_header(), "IEEE 802.11");
