@@ -61,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_queue_merges_losses_and_forgets_none() {
+    fn a_full_queue_joins_losses_and_forgets_none() {
         for (lost_queue_size, expected) in
             [(1, vec![(1, 0, 0), (9, 1, 9)]), (4, vec![(1, 0, 0), (1, 1, 1), (1, 2, 2), (1, 3, 3), (6, 4, 9)])]
         {

@@ -86,8 +86,8 @@ proptest! {
         }
     }
 
-    /// The kernel has counted packets whose samples come later than the answer. This makes no difference, as long as no socket is
-    /// closed while the kernel is ahead.
+    /// The kernel has counted packets whose samples come later than the answer. This makes no difference, as long as no socket
+    /// is closed while the kernel is ahead.
     #[test]
     fn a_kernel_that_is_ahead_of_the_samples_gives_the_same_flows(actions in actions(), ahead in 1..20_usize) {
         let mut opened = Vec::new();
@@ -107,8 +107,8 @@ proptest! {
         same(&counted, &sampled)?;
     }
 
-    /// If a socket is closed while the kernel is ahead, a flow whose timeout was due may end as closed instead of inactive. But each
-    /// packet is counted once.
+    /// If a socket is closed while the kernel is ahead, a flow whose timeout was due may end as closed instead of inactive. But
+    /// each packet is counted once.
     #[test]
     fn a_kernel_that_is_ahead_counts_each_packet_once(actions in actions(), ahead in 1..20_usize) {
         let mut world = World::new();

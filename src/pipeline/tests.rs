@@ -225,7 +225,8 @@ fn a_process_that_becomes_an_owner_is_looked_up() {
     assert_eq!(owner(&given.flows[0]).container_id(), Some("a container"));
 }
 
-/// A source that cannot be asked, such as a recording, gives answers at times of its own. The pid says which process each is about.
+/// A source that cannot be asked, such as a recording, gives answers at times of its own. The pid says which process each is
+/// about.
 #[test]
 fn answers_that_were_not_asked_for_are_used() {
     let mut source = Fake::new([
