@@ -58,7 +58,7 @@ pub struct Survey {
     pub self_test: SelfTest,
     /// Why packets are sampled ([`Options::accounting`]); `None` if the kernel counts them.
     pub sampled_because: Option<String>,
-    /// The layout of its structures.
+    /// The layout of the kernel's structures.
     pub layout: Resolved,
 }
 

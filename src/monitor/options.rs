@@ -75,8 +75,8 @@ pub struct Options {
     pub flows: bool,
     /// The calls that are reported as [`Received::Socket`](super::Received::Socket). None by default.
     pub socket_events: Actions,
-    /// Whether flows and calls of this process itself are reported. By default they are not: a program that sends each flow
-    /// over the network would make another flow by that, without end.
+    /// Whether flows and calls of this process itself are reported. By default they are not: if a program sent each flow over
+    /// the network, each report would make another flow, without end.
     pub own_process: bool,
     /// Kernel functions that are not probed, as if the kernel did not have them: for tests of what is lost without them.
     /// With `use_clockid`, samples have times of a clock that programs cannot read. The names of the fields of

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crossbeam_channel::{Receiver, Sender};
 use parking_lot::Mutex;
 
-use super::stats::Counts;
+use super::stats::SharedCounts;
 use crate::model::clock::{Clock, monotonic};
 use crate::model::event::SourceCapabilities;
 use crate::model::process::Process;
@@ -26,7 +26,7 @@ pub(super) struct Reader<S> {
     /// Batches that the state thread has emptied, for reuse.
     pub(super) returned_batches: Receiver<Batch>,
     pub(super) stopping: Arc<AtomicBool>,
-    pub(super) counts: Arc<Counts>,
+    pub(super) counts: Arc<SharedCounts>,
     pub(super) clock: Arc<Mutex<Clock>>,
 }
 
@@ -49,7 +49,7 @@ impl<S: Source<Error: Display>> Reader<S> {
             match handed_over {
                 Ok(ControlFlow::Continue(())) if !is_gone => {}
                 Ok(_) => return,
-                Err(error) => return tracing::error!(%error, "nothing more can be seen"),
+                Err(error) => return tracing::error!(%error, "the monitor ends: its source has failed"),
             }
         }
     }
@@ -62,7 +62,7 @@ pub(super) struct FromReader {
     /// Gives emptied batches back to the reader thread.
     pub(super) return_batch: Sender<Batch>,
     pub(super) capabilities: SourceCapabilities,
-    pub(super) counts: Arc<Counts>,
+    pub(super) counts: Arc<SharedCounts>,
     pub(super) clock: Arc<Mutex<Clock>>,
     pub(super) totals: TotalsReader,
     /// The batch that the last wait received.
@@ -76,8 +76,7 @@ impl Source for FromReader {
         self.capabilities
     }
 
-    /// When the reader's latest round began. Every later round begins after this time, and so does every event that a later
-    /// round leaves to the next one.
+    /// When the reader's latest round began. Before Linux 4.1, only the reader can read the clock of the samples.
     fn now(&self) -> MonotonicTime {
         self.counts.round()
     }

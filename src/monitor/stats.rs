@@ -31,9 +31,9 @@ pub struct MonitorStats {
     pub samples_late: u64,
     /// Ring records of impossible size.
     pub records_malformed: u64,
-    /// Flows, names and socket events that the user did not take in time.
+    /// Flows, names and socket events that were not received in time.
     pub flows_dropped: u64,
-    /// DNS answers that did not fit the table of names.
+    /// DNS answers that were dropped because too many were waiting to be processed.
     pub names_dropped: u64,
     /// DNS packets that the kernel's ring had no room for.
     pub name_packets_lost: u64,
@@ -51,16 +51,16 @@ pub struct MonitorStats {
 
 /// The counters of the threads, for [`Monitor::stats`](super::Monitor::stats).
 #[derive(Debug, Default)]
-pub(super) struct Counts {
+pub(super) struct SharedCounts {
     /// When the reader's latest round began, in nanoseconds of [`MonotonicTime`].
     round: AtomicU64,
-    /// Results that the user did not take in time.
+    /// Results that were not received in time.
     pub(super) dropped: AtomicU64,
     pub(super) source: Mutex<source::Counts>,
     pub(super) state: Mutex<StateStats>,
 }
 
-impl Counts {
+impl SharedCounts {
     /// Notes that the reader's next round begins.
     pub(super) fn begin_round(&self, now: MonotonicTime) {
         self.round.store(now.as_nanos(), Ordering::Release);
@@ -71,7 +71,7 @@ impl Counts {
         MonotonicTime::from_nanos(self.round.load(Ordering::Acquire))
     }
 
-    /// The counts so far, with what does not change.
+    /// The counters so far. `summary` has those that do not change.
     pub(super) fn read(&self, summary: &Summary) -> MonitorStats {
         let source = self.source.lock().clone();
         MonitorStats {
