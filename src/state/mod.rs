@@ -138,7 +138,7 @@ pub struct StateStats {
     pub totals_refused: u64,
     /// The kernel's counts of a socket that came after those of a later socket at the same address. They are not in any flow.
     pub totals_outdated: u64,
-    /// Conversations with packets whose headers could not be read that were forgotten, because there were too many.
+    /// Forgotten conversations with packets whose headers could not be read: there were too many.
     pub unread_forgotten: u64,
     /// Samples that the source lost.
     pub samples_lost: u64,
@@ -457,8 +457,8 @@ impl State {
 
     /// Sets what the source can observe. Call it before any event; the default is nothing.
     pub fn set_capabilities(&mut self, capabilities: SourceCapabilities) {
-        self.processes.see_moves(capabilities.control_group_moves);
-        self.processes.see_execs(capabilities.execs);
+        self.processes.set_moves_seen(capabilities.control_group_moves);
+        self.processes.set_execs_seen(capabilities.execs);
         self.capabilities = capabilities;
     }
 
