@@ -25,7 +25,7 @@ fn idle_client(timeouts: StateConfig) -> Story {
     story
 }
 
-/// An accepted connection of the server's, likewise.
+/// An accepted connection of the server's that was idle in the same way.
 fn idle_server() -> Story {
     let mut story = Story::new();
     let tuple = tuple(80, 40000);

@@ -310,3 +310,19 @@ fn counts_that_find_no_room_mark_their_flow() {
     let flow = story.only();
     assert_eq!((flow.sent, flow.inexact.samples_lost), (counters(1, 100), true));
 }
+
+/// It has no packets, but this host dropped none.
+#[test]
+fn a_flow_that_begins_with_counts_without_room_has_not_failed() {
+    let mut story = story(StateConfig { max_flows: 1, max_sockets: 1, ..StateConfig::default() });
+    for port in 1..=2 {
+        let one = totals(&story, tuple(port, 53), 0, 0);
+        report(&mut story, one);
+    }
+    let refused = totals(&story, tuple(3, 53), 3, 0);
+    report(&mut story, refused);
+    story.state.shutdown();
+    story.out.extend(story.state.finished());
+    let flow = story.only();
+    assert_eq!((flow.sent, flow.inexact.samples_lost, flow.outcome), (counters(0, 0), true, Outcome::Unknown));
+}
