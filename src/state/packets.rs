@@ -263,8 +263,8 @@ impl State {
         }
     }
 
-    /// Until a connection is accepted, it belongs to its listener's owner. This does not hold for a listener that the kernel has
-    /// made for an MPTCP socket: further subflows may arrive there, of connections that other processes have accepted.
+    /// Until a connection is accepted, it belongs to its listener's owner. This does not hold if the kernel made the listener for
+    /// an MPTCP socket: further subflows may arrive there, of connections that other processes have accepted.
     pub(super) fn set_owner_to_listeners(&mut self, flow_key: FlowKey, listener: SocketKey) {
         let is_program_socket = |listener: &&Socket| listener.udp_kind != UdpKind::Kernel;
         let Some(listener) = self.sockets.get(listener).filter(is_program_socket) else { return };
