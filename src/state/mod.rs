@@ -79,7 +79,7 @@ pub struct StateConfig {
     pub socket_inactive_timeout: Duration,
     /// The maximum number of live flows; beyond it, the flow whose timer is due first is reported early.
     pub max_flows: usize,
-    /// The maximum number of sockets; beyond it, new sockets have no known owner.
+    /// The maximum number of sockets; beyond it, new ones have no flows, except connections to known listeners.
     pub max_sockets: usize,
     /// The maximum number of processes, and of threads besides main threads; beyond it, new ones are not known.
     pub max_processes: usize,
@@ -128,7 +128,8 @@ pub struct StateStats {
     pub events: u64,
     /// Packets among them.
     pub packets: u64,
-    /// Packets without a known socket and without a live flow.
+    /// Packets that are in no flow: datagrams of sockets that found no room, resets of unknown connections, and packets that the
+    /// kernel has counted for unknown sockets.
     pub packets_without_flow: u64,
     /// Packets that the kernel has counted without an event. Those that are not in any flow yet are missing here.
     pub packets_counted: u64,
@@ -438,7 +439,7 @@ impl State {
         }
     }
 
-    /// The next process to look up in `/proc`, because it owns a socket. Pass the result to [`State::learn`].
+    /// The next process to look up in `/proc`, most often because it owns a socket. Pass the result to [`State::learn`].
     pub fn next_wanted(&mut self) -> Option<Arc<Process>> {
         self.processes.next_wanted()
     }

@@ -90,7 +90,8 @@ struct Entry {
     threads: Threads,
     /// When the last thread ended.
     exited: Option<MonotonicTime>,
-    /// Whether its start or end is known from `/proc` only. A later event may then be older than what is known, or contradict it.
+    /// Whether its start or end is known from `/proc` only, or assumed. A later event may then be older than what is known, or
+    /// contradict it.
     tentative: bool,
     /// Whether `/proc` was asked about its present program.
     asked: bool,
