@@ -33,7 +33,7 @@ pub enum Sender {
 /// What a dropped packet may hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DroppedAs {
-    /// One packet of the wire.
+    /// One packet on the wire.
     OnePacket,
     /// One or more TCP segments.
     Segments,
@@ -154,7 +154,7 @@ pub fn subtract_dropped(flow: &mut LiveFlow, bytes: u32, dropped_as: DroppedAs) 
 /// Notes the header length of a received packet. Returns whether the packet was already counted, because the socket's counters
 /// had shown it before its sample came.
 ///
-/// If so, it is one of the segments that were counted early. The others of them are assumed to have the same headers.
+/// If so, it is one of the segments that were counted early. The others are assumed to have the same headers.
 fn note_received(flow: &mut LiveFlow, packet: &Packet, headers: u16) -> bool {
     let assumed = flow.received_headers.last;
     // A SYN is never merged with others, and has options that others do not have.
@@ -303,7 +303,7 @@ impl Counters {
     }
 
     /// Adds the further fragments of a packet of `bytes`, whose largest fragment has `largest` bytes (0: not known, so two
-    /// fragments are assumed). All fragments but the last have that size. An atomic fragment (RFC 6946) is one.
+    /// fragments are assumed). All fragments but the last have that size. An atomic fragment (RFC 6946) counts as one packet.
     fn fragments(self, bytes: u32, largest: u16, remote: IpAddr) -> Self {
         let (plain, header) =
             if remote.is_ipv4() { (IPV4_FRAGMENT, IPV4_FRAGMENT) } else { (IPV6_FRAGMENT - 8, IPV6_FRAGMENT) };
