@@ -1,7 +1,7 @@
-//! The output to Elasticsearch and OpenSearch, which loses no documents and writes none twice.
+//! The output to Elasticsearch and OpenSearch. It loses documents only if the spool is full, and no document is in an index twice.
 //!
 //! ```text
-//! queue --> its thread: into spools (disk)        each spool --> a thread of its own: bulk requests --> server
+//! queue --> thread of the output --> spools (disk)        each spool --> thread of its sender --> bulk requests --> server
 //! ```
 //!
 //! A document counts as taken once it is in a spool, and leaves the spool once the server has acknowledged it. Meanwhile it may be

@@ -19,15 +19,18 @@ use super::dead::{DeadLetter, DeadLetters};
 use super::halving::{Halving, Step};
 use super::sending_spools::Shared;
 use crate::output::trouble::{Cause, Scope};
-use crate::output::{Batch, Chunk, Kind, OutputError};
+use crate::output::{Batch, Chunk, Kind, OutputError, Spool};
 
-/// The maximum number of bytes of documents in a request, without its last document.
+/// The maximum number of bytes of documents in a request. A document that is larger is sent alone.
 const BULK_BYTES: usize = 5 << 20;
 /// How long to wait for documents before checking again. New documents end the wait at once.
 const IDLE: Duration = Duration::from_secs(60);
 /// The path of bulk requests. The answer contains only the fields that are used.
 const BULK: &str = "_bulk?filter_path=items.*._id,items.*.status,items.*.error.type,items.*.error.reason,\
                     items.*.error.caused_by.type,items.*.error.caused_by.reason";
+
+/// The remedy if the server forbids a bulk request.
+const IF_FORBIDDEN: &str = "allow the user or the API key to do this: create_doc and auto_configure on the index";
 
 /// The HTTP status for requests that are too large.
 const TOO_LARGE: u16 = 413;
@@ -277,7 +280,7 @@ impl Sender {
             Ok(answer) if answer.refuses() => return self.refusal(&answer),
             Ok(answer) => {
                 let cause = if answer.status < 400 { Cause::Refused(answer.status) } else { Cause::Unavailable };
-                return self.retry_later(&Scope::Server, cause, &self.client.refusal(&answer));
+                return self.retry_later(&Scope::Server, cause, &self.client.refusal(&answer, IF_FORBIDDEN));
             }
             Err(Unanswered(cause, error)) => return self.retry_later(&Scope::Server, cause, &error),
         };
@@ -293,7 +296,8 @@ impl Sender {
 
     fn refusal(&self, answer: &Answer) -> Sent {
         self.shared.meter.failures.add(usize::from(answer.status != TOO_LARGE));
-        Sent::Refused(Refusal { status: answer.status, reason: self.client.refusal(answer).to_string() })
+        let reason = self.client.refusal(answer, IF_FORBIDDEN).to_string();
+        Sent::Refused(Refusal { status: answer.status, reason })
     }
 
     /// Acts on the server's verdict about each document.
@@ -371,7 +375,7 @@ impl Sender {
     }
 
     fn note_success(&self, scope: &Scope) {
-        let waiting = || self.shared.spool().as_ref().map_or(0, super::super::spool::Spool::waiting);
+        let waiting = || self.shared.spool().as_ref().map_or(0, Spool::waiting);
         if self.shared.meter.is_troubled() {
             self.shared.meter.note_success((scope, self.shared.name), waiting());
         }

@@ -68,7 +68,7 @@ pub struct Spool {
     /// The documents from the disk that are being sent.
     in_flight: Option<InFlight>,
     meter: Arc<Meter>,
-    /// This spool's present contribution to the meter: waiting documents, and bytes on disk.
+    /// This spool's current contribution to the meter: waiting documents, and bytes on disk.
     metered: (u64, u64),
     /// The bytes to write next.
     buffer: Vec<u8>,
@@ -295,8 +295,8 @@ impl Spool {
         (on_disk, Ok(()))
     }
 
-    /// Writes as many documents as the segment has room for, or begins a new segment; at least one. Returns how many. After an
-    /// error, none of them is on disk.
+    /// Writes documents until the segment is full, but at least one. Begins a new segment if the open one has no room for the
+    /// first. Returns how many documents were written; after an error, none was.
     fn append_to_segment<'a>(
         &mut self,
         documents: &mut Peekable<impl Iterator<Item = (Kind, &'a [u8])>>,
