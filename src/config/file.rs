@@ -23,7 +23,7 @@ pub fn read(path: &Path) -> Result<Vec<Setting>, Problem> {
     };
     let text = text(path).map_err(|error| of_file(error.to_string()))?;
     match parse(&text) {
-        Ok(lines) => Ok(lines.into_iter().map(|line| Setting::at_line(path, line)).collect()),
+        Ok(settings) => Ok(settings.into_iter().map(|setting| Setting::at_line(path, setting)).collect()),
         Err(mistake) => {
             Err(Problem { origin: format!("{}:{}", path.display(), mistake.line), ..of_file(mistake.problem) })
         }

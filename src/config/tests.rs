@@ -206,7 +206,7 @@ socket.dns: 5
 }
 
 #[test]
-fn inconsistent_keys_are_reported_with_their_line() {
+fn values_out_of_bounds_and_duplicate_keys_are_reported_with_their_line() {
     let written = file("a.toml", "[socket]\nring_size_exponent = 15\n");
     assert_eq!(written.problems(), [":2: socket.ring_size_exponent: 15 is not within 1 to 14"]);
     let written = file("a.yml", "socket.dns:\n  af_packet.snaplen: 1\n");

@@ -149,8 +149,8 @@ impl Meter {
         self.troubles().len() > 0
     }
 
-    /// Logs the troubles that are over. `at_once` is for the end, when there will be no further attempts: it does not wait to see
-    /// whether a trouble comes back.
+    /// Logs the troubles that are over. `at_once` is for the end, when there will be no further attempts: a trouble whose last
+    /// attempts succeeded is then over, without a wait to see whether it comes back.
     pub(super) fn log_ends(&self, output: &str, at_once: bool) {
         for line in self.troubles().take_ended(Instant::now(), at_once) {
             tracing::info!("{output}: {line}");

@@ -1,4 +1,4 @@
-//! The output to Elasticsearch and OpenSearch. It loses documents only if the spool is full, and no document is in an index twice.
+//! The output to Elasticsearch and OpenSearch. It loses no document that it has room for, and writes none twice to an index.
 //!
 //! ```text
 //! queue --> thread of the output --> spools (disk)        each spool --> thread of its sender --> bulk requests --> server
@@ -11,10 +11,10 @@
 //! Each index has its own spool and sender, so that an index that refuses documents does not delay the others.
 
 mod backoff;
+mod bisection;
 mod bulk;
 mod client;
 mod dead;
-mod halving;
 mod sender;
 mod sending_spools;
 mod setup;

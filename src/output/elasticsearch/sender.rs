@@ -13,10 +13,10 @@ use parking_lot::Mutex;
 
 use super::NAME;
 use super::backoff::{Backoff, chance};
+use super::bisection::{Bisection, Step};
 use super::bulk::{self, Indices, Verdict};
 use super::client::{Answer, Client, Unanswered};
 use super::dead::{DeadLetter, DeadLetters};
-use super::halving::{Halving, Step};
 use super::sending_spools::Shared;
 use crate::output::trouble::{Cause, Scope};
 use crate::output::{Batch, Chunk, Kind, OutputError, Spool};
@@ -189,29 +189,29 @@ impl Sender {
         let index = self.indices.of(kind).to_owned();
         let all = documents.len();
         documents.retain(|outgoing| self.indices.of(outgoing.kind) == index);
-        let mut halving = Halving::new(documents.len());
+        let mut bisection = Bisection::new(documents.len());
         let mut last = None;
         loop {
-            let step = if self.refused > 0 { Step::Witness } else { halving.next() };
+            let step = if self.refused > 0 { Step::Witness } else { bisection.next() };
             if step != Step::Done && self.is_over() {
                 return Delivered::Over;
             }
             match step {
                 Step::Send(range) => match self.send(&documents, range.clone()) {
-                    Sent::Taken => halving.note_accepted(&range),
+                    Sent::Taken => bisection.note_accepted(&range),
                     Sent::Later => return Delivered::Part,
                     Sent::Refused(refusal) => {
                         let is_size = refusal.status == TOO_LARGE;
                         let at_fault =
-                            if is_size { halving.note_too_large(range) } else { halving.note_refused(range) };
+                            if is_size { bisection.note_too_large(range) } else { bisection.note_refused(range) };
                         if !self.set_aside(at_fault.map(|at| &documents[at]), &refusal) {
                             return Delivered::Part;
                         }
                         last = Some(refusal);
                     }
                 },
-                Step::Witness if self.finds_witness(chunk, &documents, &halving, &index, last.take()) => {
-                    halving.note_witness_accepted();
+                Step::Witness if self.finds_witness(chunk, &documents, &bisection, &index, last.take()) => {
+                    bisection.note_witness_accepted();
                 }
                 Step::Witness => return Delivered::Part,
                 Step::Done if documents.len() == all => return Delivered::All,
@@ -225,14 +225,14 @@ impl Sender {
         &mut self,
         chunk: &Chunk,
         documents: &[Outgoing<'_>],
-        halving: &Halving,
+        bisection: &Bisection,
         index: &str,
         mut last: Option<Refusal>,
     ) -> bool {
         let after_chunk =
             self.shared.spool().as_ref().map_or_else(Batch::default, |spool| spool.after(chunk, self.bulk_max_size));
         let after_chunk = after_chunk.documents().find(|(kind, _)| self.indices.of(*kind) == index).map(Outgoing::of);
-        let candidates: Vec<_> = halving.witness_candidates().collect();
+        let candidates: Vec<_> = bisection.witness_candidates().collect();
         // The first candidate keeps the order. In case it is at fault itself, a random one is tried too, and in case all
         // are, one from after the chunk.
         let random = (candidates.len() as f64 * chance()) as usize;

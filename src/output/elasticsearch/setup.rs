@@ -143,7 +143,33 @@ const FIELDS: [(&str, &str); 4] = [
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+    use std::time::Duration;
+
     use super::*;
+    use crate::output::elasticsearch::{Credentials, TlsOptions};
+
+    #[test]
+    fn a_forbidden_request_names_the_privileges_that_setup_needs() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let options = ClientOptions {
+            hosts: vec![format!("http://{}", listener.local_addr().unwrap())],
+            credentials: Credentials::None,
+            tls: TlsOptions::default(),
+            compression_level: 0,
+            timeout: Duration::from_secs(60),
+        };
+        let answering = std::thread::spawn(move || {
+            let (mut connection, _) = listener.accept().unwrap();
+            assert!(connection.read(&mut [0; 4096]).unwrap() > 0);
+            let answer = b"HTTP/1.1 403 Forbidden\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}";
+            connection.write_all(answer).unwrap();
+        });
+        let error = setup(options, "mine", true).unwrap_err().to_string();
+        answering.join().unwrap();
+        assert!(error.contains("answers 403") && error.contains("manage_index_templates"), "{error}");
+    }
 
     #[test]
     fn a_template_has_its_pattern_types_and_lifecycle() {

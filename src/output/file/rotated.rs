@@ -130,7 +130,7 @@ fn remove_incomplete(file: &Path) {
     }
 }
 
-/// Compresses a file, and removes it only when the compressed file is complete. Only its owner can read the compressed file.
+/// Compresses a file, and removes it only when the compressed file is complete. The compressed file has mode 0600.
 fn compress(path: &Path) -> io::Result<()> {
     let (incomplete, compressed) = (with_suffix(path, INCOMPLETE), with_suffix(path, COMPRESSED));
     let mut from = BufReader::with_capacity(1 << 16, File::open(path)?);
