@@ -20,7 +20,6 @@ mod sending_spools;
 mod setup;
 mod tls;
 
-use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -31,6 +30,7 @@ pub use self::setup::{Installed, setup};
 pub use self::tls::TlsOptions;
 
 use self::sending_spools::{SendingSpool, SendingSpools};
+use super::spool::sync_all;
 use super::trouble::{Cause, Scope};
 use super::{Batch, Meter, Output, OutputError, SpoolOptions};
 
@@ -96,10 +96,11 @@ impl Output for Elasticsearch {
         if now.saturating_duration_since(self.synced) < self.sync {
             return Ok(());
         }
-        let sync = |spool: &SendingSpool| spool.to_sync()?.iter().try_for_each(File::sync_data);
+        let sync = |spool: &SendingSpool| sync_all(&spool.to_sync()?);
         self.spools
             .each()
-            .try_for_each(sync)
+            .map(sync)
+            .fold(Ok(()), Result::and)
             .map_err(|error| OutputError::new(format!("syncing the spool: {error}"), "check its disk"))?;
         self.synced = now;
         Ok(())

@@ -141,6 +141,29 @@ fn all_segments_are_synced() {
     assert_eq!(to_sync(&mut spool).len(), MAX_UNSYNCED + 1);
 }
 
+/// `/dev/null` takes the place of full segments, because it cannot be synced.
+#[test]
+fn a_spool_works_on_after_a_failed_sync() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut spool = Spool::open(SpoolOptions { segment_size: 300, ..options(&folder) }, Arc::default()).unwrap();
+    spool.push(&batch(0..2)).unwrap();
+    spool.unsynced = (0..MAX_UNSYNCED).map(|_| File::open("/dev/null").unwrap()).collect();
+    assert!(spool.push(&batch(2..30)).is_err());
+    assert!(!spool.memory.documents.is_empty());
+    spool.unsynced.clear();
+    spool.push(&batch(30..32)).unwrap();
+    assert!(spool.memory.documents.is_empty());
+    assert_eq!(rest(&mut spool), (0..32).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_file_that_cannot_be_synced_is_reported() {
+    let (bad, good) = (File::open("/dev/null").unwrap(), tempfile::tempfile().unwrap());
+    assert!(sync_all(&[bad.try_clone().unwrap(), good.try_clone().unwrap()]).is_err());
+    assert!(sync_all(&[good.try_clone().unwrap(), bad]).is_err());
+    assert!(sync_all(&[good]).is_ok());
+}
+
 /// A batch continues in the next segment where one is full. So a full spool never drops more than a segment at once.
 #[test]
 fn a_large_batch_is_split_across_segments() {
