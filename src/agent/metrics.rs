@@ -1,6 +1,6 @@
 //! Metrics for Prometheus, in its text format, served on this host only.
 //!
-//! Each field of the statistics is a metric, and has its name.
+//! Each field of the statistics is a metric: `socktrail_FIELD`, or `socktrail_FIELD_total` if it is a counter.
 
 use std::fmt::Write as _;
 use std::fs;
