@@ -228,6 +228,10 @@ mod tests {
                 assert!(value.parse::<f64>().is_ok(), "{line}");
             }
         }
+        for gauge in GAUGES {
+            let is_declared = |prefix: &str| types.contains(format!("{prefix}{gauge}").as_str());
+            assert!(is_declared("socktrail_") || is_declared("socktrail_output_"), "no metric has the name {gauge}");
+        }
         for expected in [
             "socktrail_flows_dropped_total 3",
             "socktrail_sensor_events_total 5",

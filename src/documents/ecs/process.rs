@@ -112,8 +112,8 @@ impl<'a> Container<'a> {
 /// An id of a process that is the same for every monitor on this host, and after a restart of the monitor.
 ///
 /// The start time is in ticks of 10 ms, because `/proc/PID/stat` is no more precise, and it is the only source for processes
-/// that are older than the monitor. It counts from boot, so the boot's id is hashed, too. The lengths of the ids are hashed with them, so that
-/// different pairs of ids never yield the same input.
+/// that are older than the monitor. It counts from boot, so the boot's id is hashed, too. The lengths of the ids are hashed
+/// with them, so that different pairs of ids never yield the same input.
 fn entity_id(host: &Host, pid: u32, start: BootTime) -> String {
     const TICK: u64 = 10_000_000;
     let boot_id = host.boot.as_ref().map_or("", |boot| &boot.id);
