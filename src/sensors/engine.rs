@@ -3,7 +3,7 @@
 //! A sensor follows a socket from the first moment at which the socket's tuple matches. Then it reports `opened`,
 //! unless the socket existed before the monitor. Once the socket is gone it reports `closed`. A change of state in
 //! between is not an event. If a sensor wants the remote host's name and it is not known yet, changes of sockets with that
-//! address wait for it, in order, while everything else goes on.
+//! address wait for it, in order, while all other changes continue.
 
 use std::net::IpAddr;
 use std::sync::Arc;

@@ -71,7 +71,7 @@ fn tracefs() -> (Tracefs, Option<bool>) {
 }
 
 /// The clock of samples when `use_clockid` is requested. Distributions have backported this, so the kernel's release does
-/// not tell.
+/// not show it.
 fn samples_clock() -> Option<Clock> {
     let mut options = RingOptions::default();
     options.page_exponent = 0;
