@@ -7,7 +7,6 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use signal_hook::consts::{SIGINT, SIGTERM};
 use socktrail::Error;
 use socktrail::documents::ecs::{Context, Directions};
 use socktrail::monitor::Options;
@@ -17,12 +16,13 @@ use socktrail::recording::{RecordingError, Replay};
 
 use super::args::{FormatArg, RecordArgs, ReplayArgs};
 use super::exit::Status;
+use super::interrupt::end_signals;
 use super::users;
 
 /// Runs `socktrail record`.
 pub fn record_to_file(args: RecordArgs, mut options: Options, quiet: bool) -> anyhow::Result<Status> {
     let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
+    for signal in end_signals() {
         signal_hook::flag::register(signal, Arc::clone(&stop)).context("catching signals")?;
     }
     args.without.apply(&mut options);

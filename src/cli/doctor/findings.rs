@@ -7,7 +7,7 @@ use super::facts::{Facts, Limit, Tracefs, capability};
 use super::finding::{Finding, State};
 use crate::cli::exit::Status;
 
-/// Checks all facts. A problem with one makes those after it less important.
+/// Checks all facts, the most important first: a later problem matters only after the earlier ones are solved.
 pub fn findings(facts: &Facts) -> Vec<Finding> {
     let mut findings = vec![
         kernel(facts),
@@ -27,7 +27,7 @@ pub fn findings(facts: &Facts) -> Vec<Finding> {
     findings
 }
 
-/// The findings that keep any flow from being seen, the most important first.
+/// The findings with which no flow can be seen, the most important first.
 pub fn blocking(findings: &[Finding]) -> impl Iterator<Item = &Finding> {
     findings.iter().filter(|finding| finding.state == State::Lost)
 }
@@ -117,7 +117,7 @@ fn privileges(facts: &Facts) -> Finding {
         (true, true) => Finding::degraded(
             subject,
             format!("{found} without CAP_SYS_PTRACE"),
-            "program, arguments and container of processes that run already when Socktrail starts",
+            "program, arguments and container of processes that are already running when Socktrail starts",
             "grant CAP_SYS_PTRACE",
         ),
         (true, false) => Finding::lost(
@@ -191,7 +191,7 @@ fn clock(facts: &Facts) -> Finding {
     }
 }
 
-/// How many perf events are open on each CPU: one for each probe.
+/// The maximum number of perf events on each CPU while flows are monitored: one for each probe.
 const PROBES: u64 = 48;
 /// How many more files are open: rings, guesses and outputs.
 const SPARE_FILES: u64 = 64;
