@@ -49,7 +49,7 @@ pub fn kprobe_events(tracefs: &Tracefs) -> Vec<String> {
 }
 
 /// A filter for hits of this thread.
-pub fn here() -> String {
+pub fn thread_filter() -> String {
     format!("common_pid == {}", gettid())
 }
 
