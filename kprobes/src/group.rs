@@ -55,8 +55,8 @@ impl Group {
     /// dead. Probes that are still in use stay until [`Group::sweep_again`], because the kernel refuses to remove them.
     ///
     /// # Errors
-    /// [`Error::NoKprobes`], [`Error::WordSizeMismatch`], [`Error::Permission`], [`Error::ReadOnly`], and [`Error::BadName`] for
-    /// a prefix that cannot be part of a name.
+    /// [`Error::NoKprobes`], [`Error::WordSizeMismatch`], [`Error::Permission`], [`Error::ReadOnly`], and [`Error::BadName`]
+    /// for a prefix that cannot be part of a name.
     pub fn create(tracefs: &Arc<Tracefs>, prefix: &str) -> Result<Self, Error> {
         // Leaves room for three numbers of up to 13 digits.
         check_name("a prefix of groups", prefix, 20)?;

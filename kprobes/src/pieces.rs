@@ -327,7 +327,8 @@ fn waiting(all: &mut Vec<Waiting>, cpu: u32, probe: usize) -> &mut Waiting {
 }
 
 impl Waiting {
-    /// Adds a piece. Returns the whole record if this is the last piece of its hit, and all pieces without strings have arrived.
+    /// Adds a piece. Returns the whole record if this is the last piece of its hit, and all pieces without strings have
+    /// arrived.
     fn add(&mut self, pieces: &Pieces, number: usize, tid: u32, record: &[u8]) -> Option<&[u8]> {
         let count = pieces.pieces.len();
         let is_last = number + 1 == count;

@@ -10,6 +10,8 @@ use crate::{Error, Features, Resolver, Type, WordSize};
 const MAX_FETCHES: usize = 128;
 /// The maximum length of one line in bytes, without its newline (`WRITE_BUFSIZE`).
 const MAX_LINE: usize = 4094;
+/// The maximum length of what comes before the colon of a line: `r4096`.
+const MAX_START: usize = 5;
 /// The maximum size of a record's fixed part in bytes: perf's buffer on the oldest kernels, minus what perf puts around
 /// a record.
 const MAX_RECORD: usize = 2000;
@@ -323,7 +325,7 @@ impl Draft {
     fn has_room(&self, argument: &Argument) -> bool {
         self.parts.len() < MAX_FETCHES
             && self.record + argument.size() <= MAX_RECORD
-            && 1 + self.rest.len() + argument.text.len() <= MAX_LINE
+            && MAX_START + self.rest.len() + argument.text.len() <= MAX_LINE
             && (argument.part.is_string == self.has_strings())
     }
 

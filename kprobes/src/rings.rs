@@ -40,7 +40,7 @@ pub struct Rings {
     descriptors: Vec<RingDescriptors>,
     /// The attached events. Dropped after `descriptors`: a probe cannot be removed while a perf event uses it.
     attachments: Vec<Attachment>,
-    /// The counters of hits, which the ring of a new CPU must get too.
+    /// The counters of hits, which must also count on a new CPU.
     counters: Vec<HitCounter>,
     /// The outputs of BPF programs that are connected with the rings.
     outputs: Vec<Map>,

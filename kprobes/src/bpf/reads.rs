@@ -199,7 +199,9 @@ mod tests {
         ) {
             let chains: [&[i64]; 3] = [&[], &[16], &[24, 8]];
             let expressions: Vec<_> = fields.iter()
-                .map(|(chain, offset, kind, bits, phase)| (*phase, field(&machine, base, chains[*chain], *offset, *kind, *bits)))
+                .map(|(chain, offset, kind, bits, phase)| {
+                    (*phase, field(&machine, base, chains[*chain], *offset, *kind, *bits))
+                })
                 .collect();
             let planned: Vec<_> = expressions.iter().map(|(phase, one)| (*phase, one)).collect();
             let reads = Reads::plan("test", &planned, -8);

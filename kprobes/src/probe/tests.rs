@@ -161,6 +161,20 @@ fn without_arrays_a_probe_takes_several_events() {
 }
 
 #[test]
+fn lines_of_several_events_have_room_for_a_maxactive() {
+    let fetches = ["first", "second"]
+        .map(|name| Fetch::new(format!("{name}_{}", "x".repeat(20)), "+8($retval)", Type::U64Array(64)));
+    let kind = ProbeKind::Kretprobe { maxactive: Some(MAX_MAXACTIVE) };
+    let features = Features { maxactive: true, ..Features::default() };
+    // Each length of the function's name leaves another number of bytes at the end of the first line.
+    for length in 1..=60 {
+        let events = request(kind, &fetches, features).events(&"f".repeat(length)).unwrap();
+        let longest = events.iter().map(|event| event.line.text().len()).max().unwrap();
+        assert!(events.len() == 2 && longest <= MAX_LINE, "{length}: {} events, {longest} bytes", events.len());
+    }
+}
+
+#[test]
 #[cfg(target_arch = "x86_64")]
 fn without_arrays_strings_have_events_of_their_own() {
     let name = |number: usize| Fetch::new(format!("name_{number}"), "+0(+{s.f}({a}))", Type::StringWindow(16));
