@@ -249,7 +249,7 @@ pub enum Kind {
     Permission,
     /// A limit on memory, files or kernel resources.
     Limit,
-    /// Another user occupies the name or the probe.
+    /// The name is taken, or something else uses the probe.
     Busy,
     /// A name is not in the layout.
     Unresolved,

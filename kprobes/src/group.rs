@@ -205,7 +205,7 @@ pub struct Installed {
 }
 
 impl Installed {
-    /// The trace event's type: `common_type` of its records.
+    /// The id of the trace event: `common_type` in its records.
     pub fn id(&self) -> u32 {
         self.format.id
     }
@@ -220,7 +220,7 @@ impl Installed {
         &self.format.name
     }
 
-    /// The types of all events that it is made of.
+    /// The ids of all events that it is made of.
     pub(crate) fn ids(&self) -> Vec<u32> {
         let pieces = &self.pieces.pieces;
         if pieces.is_empty() { vec![self.id()] } else { pieces.iter().map(|piece| piece.id).collect() }

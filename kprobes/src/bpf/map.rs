@@ -10,8 +10,8 @@ use crate::sys::limits;
 use crate::sys::shared_memory::SharedMemory;
 use crate::{Error, cpus};
 
-/// The flags of [`Helper::Output`](super::Helper::Output): the CPU that the program runs on (`BPF_F_CURRENT_CPU`). It
-/// needs a [64-bit load](super::Assembler::load64), because all its bits are set.
+/// The flags of [`Helper::Output`](super::Helper::Output): the CPU that the program runs on (`BPF_F_CURRENT_CPU`). They
+/// need a [64-bit load](super::Assembler::load64), because a 32-bit number would be sign-extended.
 pub const CURRENT_CPU: u64 = 0xffff_ffff;
 
 /// A map in the kernel: an array whose elements are numbered from 0. Values are bytes in the machine's byte order.

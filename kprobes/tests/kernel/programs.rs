@@ -76,7 +76,7 @@ fn counting() -> Code {
     let reader = Reader::new(&mut asm, SCRATCH, sample).unwrap();
     reader.value(&mut asm, &expression("kind"), R7).unwrap();
     asm.jump_if(Condition::NotEqual, R7, i32::from(libc::F_RDLCK as i16), sample);
-    // Start, length and owner in one read, from the address of the field `start`.
+    // `l_start`, `l_len` and `l_pid` in one read, from the address of the field `start`.
     reader.bytes(&mut asm, &expression("lock"), LOCK_BYTES, 24).unwrap();
     reader.value_of_bytes(&mut asm, &expression("start"), LOCK_BYTES, R7).unwrap();
     asm.store(Width::Word, Frame, INDEX, R7);
