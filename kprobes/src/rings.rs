@@ -25,7 +25,7 @@ use crate::probe::STATIC;
 use crate::ring::Ring;
 use crate::sys::limits;
 use crate::sys::mapping::Mapping;
-use crate::sys::perf::{self, Event, Settings, Source};
+use crate::sys::perf::{self, EventKind, RingSource, Settings};
 use crate::sys::poll::{Poller, monotonic};
 use crate::{Clock, Drained, Error, Installed, Losses, Record, RingOptions};
 
@@ -40,7 +40,7 @@ pub struct Rings {
     descriptors: Vec<RingDescriptors>,
     /// The attached events. Dropped after `descriptors`: a probe cannot be removed while a perf event uses it.
     attachments: Vec<Attachment>,
-    /// The counters of hits, which the ring of a new CPU must get too.
+    /// The counters of hits, which must also count on a new CPU.
     counters: Vec<HitCounter>,
     /// The outputs of BPF programs that are connected with the rings.
     outputs: Vec<Map>,
@@ -89,7 +89,7 @@ impl Rings {
     /// [`Error::Permission`] (not root, `kernel.perf_event_paranoid`, lockdown), [`Error::Limit`] (files, locked
     /// memory; both limits are raised first if that is permitted).
     pub fn per_cpu(options: &RingOptions) -> Result<Self, Error> {
-        let cpus: Vec<Source> = cpus::online()?.into_iter().map(Source::Cpu).collect();
+        let cpus: Vec<RingSource> = cpus::online()?.into_iter().map(RingSource::Cpu).collect();
         Self::open(options, &cpus)
     }
 
@@ -98,10 +98,10 @@ impl Rings {
     /// # Errors
     /// As [`Rings::per_cpu`].
     pub fn for_thread(tid: u32, options: &RingOptions) -> Result<Self, Error> {
-        Self::open(options, &[Source::Thread(tid)])
+        Self::open(options, &[RingSource::Thread(tid)])
     }
 
-    fn open(options: &RingOptions, sources: &[Source]) -> Result<Self, Error> {
+    fn open(options: &RingOptions, sources: &[RingSource]) -> Result<Self, Error> {
         let poller = Poller::new().map_err(|source| limits::open_error("an epoll set", source))?;
         let settings = settings(options, sources)?;
         let mut rings = Self {
@@ -129,7 +129,8 @@ impl Rings {
     ///
     /// # Errors
     /// As [`Rings::per_cpu`]; [`Error::Filter`] if the kernel does not accept the filter, or if the probe takes several
-    /// events because the kernel has no arrays: such a probe cannot have a filter. After an error nothing is attached.
+    /// events because the kernel has no arrays: such a probe cannot have a filter. After an error the event is
+    /// [detached](Rings::detach), even if it was attached before.
     pub fn attach(&mut self, event: &Installed, filter: Option<&str>) -> Result<(), Error> {
         self.attach_as(event, filter, None)
     }
@@ -184,13 +185,13 @@ impl Rings {
         attached
     }
 
-    /// Runs a program at a trace event. This takes a perf event on a CPU or thread of these rings; the perf event lives
-    /// on when the CPU or thread is gone.
+    /// Runs a program at a trace event. This takes a perf event on a CPU or thread of these rings. It remains when the CPU or
+    /// thread is gone.
     fn run(&self, program: &Program, id: u32, name: &str) -> Result<Running, Error> {
         let what = || format!("a perf event on {name} for the BPF program {}", program.name());
         let mut refusal = io::Error::from_raw_os_error(libc::ENODEV);
         for ring_fds in self.descriptors.iter().filter(|ring_fds| !ring_fds.retired) {
-            match open(Event::Trace(id), ring_fds.source, &self.settings, 1) {
+            match open(EventKind::Trace(id), ring_fds.source, &self.settings, 1) {
                 Ok(event) => return Running::start(program, event, name),
                 Err(error) if is_offline(ring_fds.source, &error) => refusal = error,
                 Err(error) => return Err(limits::open_error(&what(), error)),
@@ -199,7 +200,8 @@ impl Rings {
         Err(limits::open_error(&what(), refusal))
     }
 
-    /// Sets the attached programs again, because older kernels remove them when any perf event is closed.
+    /// Sets the attached programs again, because older kernels remove them when any perf event on the same trace event is
+    /// closed.
     fn resume_programs(&self) {
         self.attachments.iter().filter_map(|attachment| attachment.program.as_ref()).for_each(Running::resume);
     }
@@ -225,11 +227,11 @@ impl Rings {
         Ok(())
     }
 
-    /// Counts the hits of an event that match `filter`, without samples, until [`Rings::detach`]. The event may be attached as well,
-    /// before or afterwards. Hits that a program ends are not counted.
+    /// Counts the hits of an event that match `filter`, without samples, until [`Rings::detach`]. The event may be attached as
+    /// well, before or afterwards. Hits that a program ends are not counted.
     ///
     /// # Errors
-    /// Those of [`Rings::attach`]. After an error nothing is counted.
+    /// As [`Rings::per_cpu`]; [`Error::Filter`] as for [`Rings::attach`]. After an error nothing is counted.
     pub fn count_hits(&mut self, event: &Installed, filter: &str) -> Result<(), Error> {
         let not_a_filter = |source| Error::Filter { event: event.name().to_owned(), filter: filter.to_owned(), source };
         let text = CString::new(filter).map_err(|error| not_a_filter(error.into()))?;
@@ -244,7 +246,7 @@ impl Rings {
         Ok(())
     }
 
-    /// The hits that have been [counted](Rings::count_hits) so far, on all CPUs. 0 if none are counted.
+    /// The hits of an event that have been [counted](Rings::count_hits) so far, on all CPUs. 0 if its hits are not counted.
     ///
     /// # Errors
     /// [`Error::Io`]: a counter cannot be read.
@@ -283,8 +285,8 @@ impl Rings {
 
     /// Compares [`Clock::Local`] with the monotonic clock. `cause` must make this thread hit `event`; the samples show
     /// the time. From then on [`Rings::now`] is too early by no more than the shortest call of `cause`. A clock that
-    /// can be read needs no comparison. `cause` is called four times, and then again until one call
-    /// took less than 0.5 ms, at most 24 times in all. Returns whether the time is known now: `false` if `cause` made no sample.
+    /// can be read needs no comparison. `cause` is called at least four times and at most 24 times, until one call took no
+    /// longer than 0.5 ms. Returns whether the time is known now: `false` if `cause` made no sample.
     ///
     /// # Errors
     /// As [`Rings::attach`].
@@ -337,7 +339,8 @@ impl Rings {
     /// Lends every record with a time below `horizon` to `f`, oldest first; later records stay. `u64::MAX` lends all
     /// records; see [`Horizon`](crate::Horizon) for a stream in order.
     ///
-    /// Their space in the rings is released at the end, even if `f` panics. Nothing is allocated.
+    /// Their space in the rings is released at the end, even if `f` panics. Memory is allocated only for rings and probes whose
+    /// records are read for the first time.
     ///
     /// The kernel reports a loss only with the next record that fits. If none has arrived since a ring was found
     /// crowded, a timer writes one, so that a loss at the end of a burst is reported in one of the next rounds. Before
@@ -389,12 +392,12 @@ impl Rings {
     /// As [`Rings::attach`]. The next call tries again to open what failed.
     pub fn follow_cpus(&mut self) -> Result<CpuChanges, Error> {
         let mut changes = CpuChanges::default();
-        if self.descriptors.iter().any(|ring_fds| matches!(ring_fds.source, Source::Thread(_))) {
+        if self.descriptors.iter().any(|ring_fds| matches!(ring_fds.source, RingSource::Thread(_))) {
             return Ok(changes);
         }
         let mut missing = cpus::online()?;
         for ring_fds in self.descriptors.iter_mut().filter(|ring_fds| !ring_fds.retired) {
-            let Source::Cpu(cpu) = ring_fds.source else { continue };
+            let RingSource::Cpu(cpu) = ring_fds.source else { continue };
             let online = missing.contains(&cpu);
             if online && ring_fds.is_alive() {
                 missing.remove(&cpu);
@@ -409,14 +412,14 @@ impl Rings {
         self.resume_programs();
         self.drop_finished();
         for cpu in missing {
-            if self.add(Source::Cpu(cpu))? {
+            if self.add(RingSource::Cpu(cpu))? {
                 changes.came.push(cpu);
             }
         }
         Ok(changes)
     }
 
-    /// Lost records since these rings were opened, by CPU. A CPU that has been offline has one entry for its present
+    /// Records lost since these rings were opened, by CPU. A CPU that has been offline has one entry for its present
     /// ring and one for its earlier rings.
     pub fn losses(&self) -> impl Iterator<Item = Losses> {
         let present = self.rings.iter().map(|ring| Losses { cpu: ring.cpu(), records: ring.lost() });
@@ -424,10 +427,10 @@ impl Rings {
     }
 
     /// Adds a ring with all attached events. Returns `false`, without adding it, if its CPU has gone offline meanwhile.
-    fn add(&mut self, source: Source) -> Result<bool, Error> {
+    fn add(&mut self, source: RingSource) -> Result<bool, Error> {
         let what = format!("the ring of {source}");
         let others = self.attachments.len() + self.counters.len() + self.outputs.len() + 1;
-        let owner = match open(Event::Dummy, source, &self.settings, others) {
+        let owner = match open(EventKind::Dummy, source, &self.settings, others) {
             Ok(owner) => owner,
             Err(error) if is_offline(source, &error) => return Ok(false),
             Err(error) => return Err(limits::open_error(&what, error)),
@@ -457,8 +460,8 @@ impl Rings {
         ring_fds.events.iter().try_for_each(|(_, fd)| start(fd))?;
         self.poller.add(ring_fds.owner.as_fd()).map_err(|error| Error::io(&what, error))?;
         let cpu = match source {
-            Source::Cpu(cpu) => Some(cpu),
-            Source::Thread(_) => None,
+            RingSource::Cpu(cpu) => Some(cpu),
+            RingSource::Thread(_) => None,
         };
         self.rings.push(Ring::new(memory, cpu));
         self.descriptors.push(ring_fds);

@@ -176,7 +176,7 @@ fn unreadable(expression: &Expression, source: Unreadable) -> Error {
 /// The width of a value in memory.
 fn width(kind: Type) -> Result<Width, Unreadable> {
     match kind {
-        Type::String | Type::StringWindow(_) | Type::Bytes(_) | Type::Words(_) => Err(Unreadable::Type),
+        Type::String | Type::StringWindow(_) | Type::Bytes(_) | Type::U64Array(_) => Err(Unreadable::Type),
         kind => Width::of(kind.size()).ok_or(Unreadable::Type),
     }
 }
@@ -188,11 +188,11 @@ const fn is_signed(kind: Type) -> bool {
 /// Loads a value from the stack.
 fn load(asm: &mut Assembler, expression: &Expression, width: Width, from: i16, into: Register) {
     asm.load(width, into, Register::Frame, from);
-    finish(asm, expression, into);
+    to_number(asm, expression, into);
 }
 
 /// Turns the bytes in a register into a number: extends the sign, and keeps only the bits of a bit-field.
-pub(super) fn finish(asm: &mut Assembler, expression: &Expression, into: Register) {
+pub(super) fn to_number(asm: &mut Assembler, expression: &Expression, into: Register) {
     if is_signed(expression.kind) {
         narrow(asm, expression.kind, into);
     }
