@@ -33,11 +33,11 @@ pub(crate) struct Probe {
 struct View {
     name: String,
     kind: ViewKind,
-    /// The offset of the first byte, as it is in the captured view.
+    /// The offset of the first byte. Offset 0 is `bytes_before_base` before the base.
     from: u32,
     /// The offset after the last byte.
     to: u32,
-    /// How far before the base the memory at offset 0 is, in bytes.
+    /// How many bytes the view begins before its base.
     bytes_before_base: u32,
 }
 
