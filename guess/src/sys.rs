@@ -196,9 +196,11 @@ impl PausedChild {
     /// Tells the child to execute its program, and waits until it has ended.
     pub(crate) fn run(mut self) -> io::Result<()> {
         let mut pipe = self.start_pipe.take().expect("`run` is called once");
-        pipe.write_end.write_all(&[1])?;
+        let written = pipe.write_end.write_all(&[1]);
+        // If the byte was not written, the end of the pipe ends the child.
+        drop(pipe);
         self.wait();
-        Ok(())
+        written
     }
 
     fn wait(&self) {
