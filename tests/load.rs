@@ -4,7 +4,7 @@
 //! `SOCKTRAIL_LOAD_SECONDS` set rate and duration. Files are in `/dev/shm`, if there is one, so that the disk's speed does not
 //! matter.
 
-#![allow(clippy::print_stdout, reason = "figures for who reads the output")]
+#![allow(clippy::print_stdout, reason = "prints the measured costs")]
 
 mod support;
 

@@ -187,8 +187,8 @@ fn events_and_sensors(node: &Node) {
         batch.push(Kind::SocketEvent, &document).expect("JSON");
         engine.ingest(&event, Instant::now());
     }
-    for said in engine.take_events() {
-        batch.push(Kind::Sensor, &ecs::sensor_event(&said, &context)).expect("JSON");
+    for event in engine.take_events() {
+        batch.push(Kind::Sensor, &ecs::sensor_event(&event, &context)).expect("JSON");
     }
     let set = [
         format!("output.elasticsearch.hosts={}", node.url()),

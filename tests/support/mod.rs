@@ -32,7 +32,7 @@ pub fn json_lines(text: &str) -> Vec<Value> {
 pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let start = Instant::now();
     while !holds() {
-        assert!(start.elapsed() < TIMEOUT, "waited in vain: {what}");
+        assert!(start.elapsed() < TIMEOUT, "timed out, waiting until {what}");
         thread::sleep(Duration::from_millis(10));
     }
 }
