@@ -123,7 +123,8 @@ fn doctor_says_the_same_as_text_and_as_json() {
 /// cannot mount anyway.
 #[test]
 fn doctor_leaves_no_mount_behind() {
-    let script = "cp /proc/self/mounts \"$1/before\"; \"$0\" doctor >\"$1/report\"; cmp /proc/self/mounts \"$1/before\"";
+    let script =
+        "cp /proc/self/mounts \"$1/before\"; \"$0\" doctor >\"$1/report\"; cmp /proc/self/mounts \"$1/before\"";
     let folder = tempfile::tempdir().expect("a temporary directory");
     let program: &[&str] = if nix::unistd::geteuid().is_root() { &["unshare", "--mount"] } else { &["env"] };
     let output = Command::new(program[0])
@@ -166,8 +167,8 @@ fn the_getent_helper_has_no_privileges_and_ends_when_its_socket_closes() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_socktrail"));
     let mut child = command.arg("ask-getent").stdin(theirs).spawn().unwrap();
     drop(command);
-    // A question is a letter and the user id. The answer repeats both, followed by `n` and the name, by `u` if the name is unknown,
-    // or by `-` if this host has no `getent`.
+    // A question is a letter and the user id. The answer repeats both, followed by `n` and the name, by `u` if the name is
+    // unknown, or by `-` if this host has no `getent`.
     send(ours.as_raw_fd(), b"u\0\0\0\0", MsgFlags::MSG_NOSIGNAL).unwrap();
     let mut answer = [0; 300];
     let count = recv(ours.as_raw_fd(), &mut answer, MsgFlags::empty()).unwrap();

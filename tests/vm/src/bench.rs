@@ -132,7 +132,7 @@ fn table(unit: &str, loads: &[Load]) -> String {
     };
     let mut text = format!(
         "| {what} | {each} each | without monitor | added by the probes, in the kernel | \
-         added by socktrail's threads | of that in user space | in all |\n|---|---|---|---|---|---|---|\n",
+         added by Socktrail's threads | share in user space | total |\n|---|---|---|---|---|---|---|\n",
     );
     for load in loads {
         let all = load.alone.mean() + load.probes.mean() + load.threads.mean();
