@@ -194,7 +194,7 @@ fn events_and_sensors(node: &Node) {
         format!("output.elasticsearch.hosts={}", node.url()),
         format!("spool.path={}", folder.path().join("spool").display()),
     ];
-    let config = Loader::new().set(set).load().expect("it makes sense").config;
+    let config = Loader::new().set(set).load().expect("a valid configuration").config;
     let options = config.output.elasticsearch.options(&config.spool, 1 << 20);
     let meter = Arc::<Meter>::default();
     let output = Elasticsearch::start(options, Arc::clone(&meter)).expect("a spool");
