@@ -49,6 +49,11 @@ pub enum CapabilityState {
     Lost,
 }
 
+/// The maximum number of probes at once, for flows and socket events together. Each opens a perf event on each CPU.
+pub fn max_probes() -> usize {
+    all_features().count()
+}
+
 /// The features that a kernel supports.
 #[derive(Debug)]
 pub struct Survey {

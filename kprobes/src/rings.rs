@@ -239,10 +239,16 @@ impl Rings {
             return Err(not_a_filter(io::Error::from(io::ErrorKind::Unsupported)));
         }
         let mut counter = HitCounter::new(event.id(), event.name().to_owned(), text, event.probes());
-        for ring_fds in self.descriptors.iter().filter(|ring_fds| !ring_fds.retired) {
-            counter.add(ring_fds.source, &self.settings, self.descriptors.len())?;
+        let mut present = self.descriptors.iter().filter(|ring_fds| !ring_fds.retired);
+        let others = self.descriptors.len();
+        match present.try_for_each(|ring_fds| counter.add(ring_fds.source, &self.settings, others).map(drop)) {
+            Ok(()) => self.counters.push(counter),
+            Err(error) => {
+                drop(counter);
+                self.resume_programs();
+                return Err(error);
+            }
         }
-        self.counters.push(counter);
         Ok(())
     }
 

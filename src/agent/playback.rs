@@ -124,7 +124,10 @@ impl Player {
             self.play(flow)
         });
         match replayed {
-            Ok(_) => {}
+            Ok(replayed) => anyhow::ensure!(
+                replayed.complete,
+                "the recording is incomplete: its end is missing; everything before was replayed"
+            ),
             Err(Halt::Stopped) => return Ok(()),
             Err(Halt::Failed(error)) => return Err(error.into()),
         }

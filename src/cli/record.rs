@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, IsTerminal, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -26,7 +27,9 @@ pub fn record_to_file(args: RecordArgs, mut options: Options, quiet: bool) -> an
         signal_hook::flag::register(signal, Arc::clone(&stop)).context("catching signals")?;
     }
     args.without.apply(&mut options);
-    let file = File::create(&args.file).with_context(|| format!("creating {}", args.file.display()))?;
+    // Samples have arguments and addresses that not every user may see.
+    let created = File::options().write(true).create(true).truncate(true).mode(0o600).open(&args.file);
+    let file = created.with_context(|| format!("creating {}", args.file.display()))?;
     let say = |text: &str| {
         if !quiet {
             // A closed stderr is not a failure.

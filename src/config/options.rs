@@ -74,8 +74,7 @@ section! {
         #[flag("ring-size-exponent", "N")]
         ring_size_exponent: u8,
         /// How packets are counted. `samples`: each packet is sampled. `kernel` (Linux 5.5): eBPF programs count packets in
-        /// the kernel, and sample only packets that say something new. `auto`: `kernel` if possible, else `samples`. The
-        /// flows are the same.
+        /// the kernel, and sample only packets that say something new. `auto`: `kernel` if possible, else `samples`.
         #[flag("accounting", "HOW")]
         accounting: Accounting,
         /// About how many conversations the kernel can count at once. Each takes about 350 bytes of kernel memory, which
@@ -103,7 +102,8 @@ section! {
         /// timeout or interim report is due first is ended early.
         #[flag("max-flows", "N")]
         max_flows: usize,
-        /// The maximum number of sockets that are tracked. Beyond it, the owners of new sockets are not known.
+        /// The maximum number of sockets that are tracked. Beyond it, new sockets have no flows, unless
+        /// they are connections to known listeners.
         #[flag("max-sockets", "N")]
         max_sockets: usize,
         /// The maximum number of processes that are tracked. Beyond it, new processes are not known.

@@ -110,7 +110,8 @@ impl Source for FromReader {
     }
 
     fn look_up(&mut self, process: &Process) -> Option<FoundProcess> {
-        proc::look_up(process, || self.now())
+        // Not the beginning of the round: an exec between that and the look-up is not in the batch yet.
+        proc::look_up(process, || self.counts.now())
     }
 
     fn is_gone(&mut self, process: &Process) -> bool {
@@ -124,5 +125,38 @@ impl Source for FromReader {
     /// Unlike [`FromReader::now`], it is after the answer. Totals are only read from kernels that stamp events with this clock.
     fn answered(&self) -> MonotonicTime {
         monotonic()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use crossbeam_channel::bounded;
+
+    use super::*;
+
+    /// An exec between the beginning of the round and the look-up is not in the batch yet.
+    #[test]
+    fn a_look_up_is_later_than_what_it_has_read() {
+        let counts = Arc::new(SharedCounts::default());
+        let samples = MonotonicTime::from_nanos(5_000_000_000); // the clock of samples may be another one
+        counts.begin_round(samples);
+        std::thread::sleep(Duration::from_millis(2));
+        let (to_reader, batches) = bounded(1);
+        let mut source = FromReader {
+            batches,
+            return_batch: to_reader,
+            capabilities: SourceCapabilities::default(),
+            counts,
+            clock: Arc::new(Mutex::new(Clock::now().unwrap())),
+            totals: TotalsReader::default(),
+            next: None,
+        };
+        let this = Existing::here(EventSockets::Unwanted).processes.into_iter();
+        let this = this.map(|existing| existing.process).find(|process| process.pid == std::process::id()).unwrap();
+        let found = source.look_up(&this).unwrap();
+        assert!(found.read >= samples.saturating_add(Duration::from_millis(2)), "{:?}", found.read);
+        assert!(found.read < samples.saturating_add(Duration::from_secs(600)), "{:?}", found.read);
     }
 }

@@ -61,6 +61,11 @@ impl NameCapture {
         self.lost
     }
 
+    /// What has been seen of DNS.
+    pub(super) fn counters(&self) -> socktrail_dns::Counters {
+        self.listener.counters()
+    }
+
     /// How many answers were dropped because too many were waiting.
     pub(super) fn dropped(&self) -> u64 {
         self.listener.dropped

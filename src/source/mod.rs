@@ -298,6 +298,8 @@ pub struct Counts {
     pub names_dropped: u64,
     /// DNS packets that the kernel had no room for.
     pub name_packets_lost: u64,
+    /// What the reader of DNS packets has seen.
+    pub names: socktrail_dns::Counters,
     /// Samples that did not fit into a ring, by CPU; CPUs that lost none are left out.
     pub lost_by_cpu: BTreeMap<u32, u64>,
     /// Packets that were sampled because the kernel's table of conversations was full.

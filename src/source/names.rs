@@ -29,6 +29,11 @@ impl NameListener {
         Self { tracker: Tracker::new(options), waiting: VecDeque::new(), overflow: None, dropped: 0 }
     }
 
+    /// What has been seen, and what of it was not used.
+    pub fn counters(&self) -> socktrail_dns::Counters {
+        self.tracker.counters()
+    }
+
     /// Takes a packet.
     pub fn ingest(&mut self, packet: &Packet<'_>) {
         let Self { tracker, waiting, overflow, dropped } = self;

@@ -191,8 +191,6 @@ fn clock(facts: &Facts) -> Finding {
     }
 }
 
-/// The maximum number of perf events on each CPU while flows are monitored: one for each probe.
-const PROBES: u64 = 48;
 /// How many more files are open: rings, guesses and outputs.
 const SPARE_FILES: u64 = 64;
 /// The pages of a ring by default: data, and one for control.
@@ -200,8 +198,8 @@ const RING_PAGES: u64 = (1 << 7) + 1;
 
 fn limits(facts: &Facts) -> Finding {
     let subject = "limits";
-    // One ring for each CPU, and one for the self-test.
-    let files = PROBES * (facts.cpus + 1) + SPARE_FILES;
+    // One perf event for each probe, on each CPU and for the self-test.
+    let files = socktrail::survey::max_probes() as u64 * (facts.cpus + 1) + SPARE_FILES;
     let may_raise = facts.has_any(capability::SYS_RESOURCE);
     if !reaches(facts.files, files, may_raise) {
         return Finding::lost(

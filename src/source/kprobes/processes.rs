@@ -66,7 +66,7 @@ tracepoint! {
     pub struct CgroupAttach {
         /// The id of the hierarchy.
         pub hierarchy: i32 = "dst_root",
-        /// The thread, or the leading thread of a whole process.
+        /// The thread, or the main thread of a whole process.
         pub tid: i32 = "pid",
         /// The group's path in its hierarchy.
         pub path: Text = "dst_path",

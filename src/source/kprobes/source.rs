@@ -290,6 +290,7 @@ impl Source for KprobeSource {
             malformed: self.malformed,
             names_dropped: capture.map_or(0, NameCapture::dropped),
             name_packets_lost: capture.map_or(0, NameCapture::packets_lost),
+            names: capture.map(NameCapture::counters).unwrap_or_default(),
             lost_by_cpu,
             misses_by_probe: self.misses.so_far(),
             conversations_refused: self

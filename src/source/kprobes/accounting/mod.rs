@@ -46,9 +46,6 @@ const TCP: u16 = 6;
 const SYN: i32 = 0x02;
 /// FIN, SYN and RST: packets with any of these flags are always sampled.
 const ALWAYS_SAMPLED: i32 = 0x01 | SYN | 0x04;
-/// The segment counters of a socket grow by less than this between two packets. More means that the counter is another
-/// socket's: see `state/counting.rs`.
-const MAX_STEP: i32 = 1 << 16;
 
 /// How the kernel counts packets.
 #[derive(Clone, Copy, Debug)]

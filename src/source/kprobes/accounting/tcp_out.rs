@@ -10,8 +10,9 @@ use super::entry::{DirectionFields, offset};
 use super::fields::{Ends, Fields};
 use super::table::ENTRY;
 use super::writer::{NOW, Writer};
-use super::{ALWAYS_SAMPLED, Family, MAX_STEP, Rules, TCP};
+use super::{ALWAYS_SAMPLED, Family, Rules, TCP};
 use crate::model::event::PacketDirection;
+use crate::model::totals::MAX_SEGMENT_GROWTH;
 
 /// The phase in which the socket's segment counters are read.
 pub(super) const COUNTERS: u8 = 1;
@@ -132,7 +133,7 @@ impl Leaving {
         w.load(&self.segs_out, SEGMENTS)?;
         w.load_of_entry(Width::Word, R1, offset!(segs_out));
         w.asm.alu32(Alu::Sub, SEGMENTS, R1);
-        w.asm.jump_if(Condition::GreaterOrEqual, SEGMENTS, MAX_STEP, report_and_sample);
+        w.asm.jump_if(Condition::GreaterOrEqual, SEGMENTS, MAX_SEGMENT_GROWTH as i32, report_and_sample);
         Ok(())
     }
 
@@ -143,7 +144,7 @@ impl Leaving {
         w.load_of_entry(Width::Word, R0, offset!(expected_segs_in));
         w.asm.alu32(Alu::Sub, missing, R0);
         w.asm.jump_if(Condition::Equal, missing, 0, none);
-        w.asm.jump_if(Condition::GreaterOrEqual, missing, MAX_STEP, none);
+        w.asm.jump_if(Condition::GreaterOrEqual, missing, MAX_SEGMENT_GROWTH as i32, none);
         Ok(())
     }
 
