@@ -15,7 +15,7 @@ use crate::helpers::socktrail::Socktrail;
 use crate::helpers::tracefs::Tracefs;
 use crate::helpers::wait::wait_until_within;
 
-/// The number of attempts without a missed hit. A timer interrupt may come while another probe is handled.
+/// The maximum number of attempts to run without a missed hit: a timer interrupt may come while another probe is handled.
 const ATTEMPTS: usize = 10;
 
 pub(crate) fn flows_are_not_lossy_without_missed_hits() -> Result<()> {
