@@ -181,6 +181,8 @@ fn a_flow_whose_first_packets_were_lost() -> Result<()> {
         ensure!(document["flow"]["complete"] == json!(false), "its beginning was not seen: {document:#}");
         ensure!(number(&document, "/network/packets")? < 7, "all packets were counted: {document:#}");
     }
+    let output = monitor.stop()?;
+    ensure!(output.status.success(), "socktrail ended with {}:\n{}", output.status, output.log);
     Ok(())
 }
 

@@ -24,6 +24,8 @@ pub(crate) fn flows_are_not_lossy_without_missed_hits() -> Result<()> {
         let ScenarioResult { missed, documents } = fixture.run(udp::connected)?;
         if missed == 0 {
             ensure!(!documents.iter().any(is_lossy), "no hit was missed, but a document is marked: {documents:#?}");
+            let output = fixture.monitor.stop()?;
+            ensure!(output.status.success(), "socktrail ended with {}:\n{}", output.status, output.log);
             return Ok(());
         }
     }

@@ -10,7 +10,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::Value;
 
 use super::compare::{Captured, Difference, all_exist, compare};
@@ -71,7 +71,8 @@ fn run_all() -> Result<Verdicts> {
             break;
         }
     }
-    runner.monitor.stop()?;
+    let output = runner.monitor.stop()?;
+    ensure!(output.status.success(), "socktrail ended with {}:\n{}", output.status, output.log);
     Ok(verdicts)
 }
 

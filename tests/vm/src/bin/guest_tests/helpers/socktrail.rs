@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_statistics_count() {
+    fn the_last_statistics_are_returned() {
         let output = |log: &str| Output { status: ExitStatus::default(), documents: Vec::new(), log: log.to_owned() };
         let log = "socktrail: stats {\"packets\":1}\nsocktrail: stats {\"packets\":2}\nsocktrail: bye";
         assert_eq!(output(log).statistics().unwrap()["packets"], 2);
