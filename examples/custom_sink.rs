@@ -21,7 +21,7 @@ impl Handler for Totals {
     fn flow(&mut self, flow: Flow, _clock: Clock) -> ControlFlow<()> {
         let name = match &flow.owner {
             Owner::Process(process) => process.image.name().unwrap_or("?").to_owned(),
-            nobody => nobody.to_string(),
+            other => other.to_string(),
         };
         let (sent, received) = self.bytes.entry(name).or_default();
         *sent += flow.sent.bytes;

@@ -3,7 +3,7 @@
 //! Without a server, `cargo run --example receiver -- 9200` stands in for one. Then, as root:
 //! `cargo run --example elasticsearch -- http://127.0.0.1:9200 10` sends flows for ten seconds.
 
-#![allow(clippy::print_stderr, reason = "a program says what became of it")]
+#![allow(clippy::print_stderr, reason = "a program reports its result")]
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

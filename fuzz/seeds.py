@@ -1,12 +1,13 @@
-"""Writes seeds for the fuzzers: python3 seeds.py DIRECTORY makes DIRECTORY/{entries,proc,replay,sensors} of what
-lies in tests/data and of this machine's /proc."""
+"""Writes seeds for the fuzzers: python3 seeds.py DIRECTORY makes DIRECTORY/{entries,proc,replay,sensors} from the files in
+tests/data and from this machine's /proc."""
 
 import pathlib
 import struct
 import sys
 import zlib
 
-HEADER, EVENT, PROCESS, SAMPLE, LOST, UNTIL, LEARNED, NAME, END, SOCKET, PACKET = range(1, 12)
+# The tags of entries, as in src/source/recording/entries.rs. All others have JSON.
+HEADER, EVENT, SAMPLE, LOST, UNTIL, END, PACKET, LOST_SINCE, PACKETS_MISSED = 1, 2, 4, 5, 6, 9, 11, 12, 14
 FILES = ["stat", "status", "cmdline", "cgroup", "net/tcp", "net/tcp6", "net/udp", "net/udp6"]
 PIECE = 4000
 data = pathlib.Path(__file__).parent / "../tests/data"
@@ -22,7 +23,7 @@ def write(kind, seeds):
 
 
 def plain(recording):
-    """What the blocks hold."""
+    """The blocks of a recording, uncompressed."""
     at = 8
     while at < len(recording):
         packed, _, _ = struct.unpack_from("<III", recording, at)
@@ -41,6 +42,10 @@ def entries(block):
             size = 1 + 18 + 2 + struct.unpack_from("<H", block, at + 19)[0]
         elif tag == LOST:
             size = 1 + 20
+        elif tag == LOST_SINCE:
+            size = 1 + 28
+        elif tag == PACKETS_MISSED:
+            size = 1 + 16
         elif tag == UNTIL:
             size = 1 + 8
         elif tag == END:
@@ -52,7 +57,7 @@ def entries(block):
 
 
 def pieces():
-    """The entries behind the head, some at a time, as the fuzz target puts them behind one."""
+    """The entries after the head of a recording, some at a time. The fuzz target puts a head before them."""
     for path in recordings:
         piece = b""
         for block in plain(path.read_bytes()):

@@ -121,7 +121,7 @@ impl Control {
         if ![0, geteuid().as_raw()].contains(&metadata.uid()) || metadata.mode() & 0o022 != 0 {
             return Err(unusable("users other than root can write to its directory"));
         }
-        // Serializes processes that start at once. The lock is released when this function returns.
+        // Serializes processes that start at the same time. The lock is released when this function returns.
         let lock = directory.try_clone().map_err(io("opening its directory"))?;
         let _lock = Flock::lock(lock, FlockArg::LockExclusive)
             .map_err(|(_, errno)| io("locking its directory")(errno.into()))?;
@@ -144,8 +144,8 @@ impl Control {
         Ok(control)
     }
 
-    /// Answers the waiting clients. Returns at once if there are none. A client that is too slow or is not root gets no
-    /// answer.
+    /// Answers the waiting clients. Returns at once if there are none. A client that is not root is refused, and one that is too
+    /// slow gets no answer.
     pub fn serve(&self, mut answer: impl FnMut(Request) -> Reply) {
         for _ in 0..MAX_CLIENTS {
             let client = match self.listener.accept() {
@@ -186,7 +186,7 @@ impl Drop for Control {
 /// Sends a request to the process that listens at a control socket.
 ///
 /// # Errors
-/// No process listens there, or the answer is malformed.
+/// No process listens there, the reply is malformed, or a system call fails.
 pub fn ask(path: &Path, request: &Request) -> Result<Reply, ControlError> {
     let io = |what| move |source| ControlError::Io { path: path.to_owned(), what, source };
     let server = match UnixStream::connect(path) {
@@ -236,7 +236,7 @@ mod tests {
 
     use super::*;
 
-    /// A directory that only its owner may write to, and a place in it.
+    /// A temporary directory, and a path in it for the control socket.
     fn place() -> (TempDir, PathBuf) {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("run/control.sock");
@@ -280,12 +280,12 @@ mod tests {
         let (_directory, path) = place();
         let another = Uid::from_raw(geteuid().as_raw() + 1);
         let control = Control::listen_to(&path, another).unwrap();
-        let Reply::Refused(why) = served(&control, || ask_for(&path, "x").unwrap()) else { panic!("heard") };
+        let Reply::Refused(why) = served(&control, || ask_for(&path, "x").unwrap()) else { panic!("not refused") };
         assert!(why.contains("only root"), "{why}");
     }
 
     #[test]
-    fn malformed_slow_and_many_requests_do_no_harm() {
+    fn malformed_long_and_missing_requests_do_no_harm() {
         let (_directory, path) = place();
         let control = listen(&path).unwrap();
         for words in [&b"nonsense\n"[..], b"", b"{\"unlock\":5}\n", b"\xff\xfe\n", &[b'x'; 20_000]] {
@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_of_others_is_refused() {
+    fn a_directory_that_others_can_change_is_refused() {
         let (directory, path) = place();
         let parent = path.parent().unwrap();
         std::fs::create_dir(parent).unwrap();

@@ -22,7 +22,7 @@ use crate::model::names::{NameLearned, PrefetchNames};
 use crate::model::process::Credentials;
 use crate::model::socket_event::{EventSocket, SocketEvent};
 use crate::model::time::MonotonicTime;
-use crate::source::{Answer, Batch, CountedAnswer, EventSockets, Source};
+use crate::source::{Batch, CountedAnswer, EventSockets, ProcessAnswer, Source};
 use crate::state::{State, StateConfig, StateStats};
 
 /// The maximum number of questions about processes in one step, of each kind, so that the next batch does not wait for long.
@@ -57,7 +57,7 @@ pub(crate) trait Sink<S> {
     /// The reason why it accepts no more results.
     type Error;
 
-    /// A flow has ended, or is reported while it lives. `at` is the time now.
+    /// A flow has ended, or is reported while it lives. `at` is [`Pipeline::reached`].
     fn flow(&mut self, source: &mut S, flow: Flow, at: MonotonicTime) -> Result<(), Self::Error>;
 
     /// A process has looked up a name.
@@ -174,7 +174,7 @@ impl Pipeline {
     fn process_batch(&mut self, batch: &mut Batch) {
         batch.answers.drain(..).for_each(|answer| self.learn(answer));
         self.counted.extend(batch.totals.drain(..));
-        self.reached = batch.events.last().map_or(self.now, |event| event.time.max(self.now));
+        self.reached = batch.events.last().map_or(self.reached, |event| event.time.max(self.reached));
         for event in batch.events.drain(..) {
             if let EventKind::Credentials(credentials) = event.kind {
                 self.prefetch_names(Some(credentials));
@@ -190,7 +190,7 @@ impl Pipeline {
         }
     }
 
-    fn learn(&mut self, answer: Answer) {
+    fn learn(&mut self, answer: ProcessAnswer) {
         let process = match answer.pid {
             Some(pid) => self.state.take_wanted(pid),
             None => self.state.next_wanted(),
@@ -245,7 +245,7 @@ impl Pipeline {
         }
     }
 
-    /// Checks whether processes still exist whose end may have been missed.
+    /// Checks whether processes still exist, because the events of their end may have been lost.
     fn check_existence(&mut self, source: &mut impl Source) {
         for _ in 0..self.max_questions {
             let Some(process) = self.state.next_unchecked() else { return };

@@ -49,6 +49,11 @@ pub enum CapabilityState {
     Lost,
 }
 
+/// The maximum number of probes at once, for flows and socket events together. Each opens a perf event on each CPU.
+pub fn max_probes() -> usize {
+    all_features().count()
+}
+
 /// The features that a kernel supports.
 #[derive(Debug)]
 pub struct Survey {
@@ -58,7 +63,7 @@ pub struct Survey {
     pub self_test: SelfTest,
     /// Why packets are sampled ([`Options::accounting`]); `None` if the kernel counts them.
     pub sampled_because: Option<String>,
-    /// The layout of its structures.
+    /// The layout of the kernel's structures.
     pub layout: Resolved,
 }
 

@@ -31,24 +31,24 @@ fn has_kprobes() -> Option<bool> {
 #[test]
 fn flows_fails_with_a_reason_where_no_flow_can_be_seen() {
     let output = socktrail(&["flows", "--duration", "100ms"]);
-    let said = text(&output.stderr);
+    let stderr = text(&output.stderr);
     assert_eq!(text(&output.stdout).lines().filter(|line| !line.starts_with('{')).count(), 0, "only documents");
     match (has_kprobes(), nix::unistd::geteuid().is_root()) {
         (Some(false), _) => {
-            assert_eq!(status(&output), 3, "{said}");
-            assert!(said.contains("this kernel has no kprobes"), "{said}");
-            assert!(said.contains("CONFIG_KPROBE_EVENTS"), "{said}");
-            assert!(said.contains("what to do: "), "{said}");
+            assert_eq!(status(&output), 3, "{stderr}");
+            assert!(stderr.contains("this kernel has no kprobes"), "{stderr}");
+            assert!(stderr.contains("CONFIG_KPROBE_EVENTS"), "{stderr}");
+            assert!(stderr.contains("what to do: "), "{stderr}");
             assert!(output.stdout.is_empty());
         }
-        (Some(true), false) => assert!([0, 4].contains(&status(&output)), "{said}"),
-        _ if status(&output) == 0 => assert!(said.contains("socktrail: ready"), "{said}"),
+        (Some(true), false) => assert!([0, 4].contains(&status(&output)), "{stderr}"),
+        _ if status(&output) == 0 => assert!(stderr.contains("socktrail: ready"), "{stderr}"),
         _ => {
-            assert!((3..=7).contains(&status(&output)), "{said}");
-            assert!(said.contains("socktrail: error: "), "{said}");
+            assert!((3..=7).contains(&status(&output)), "{stderr}");
+            assert!(stderr.contains("socktrail: error: "), "{stderr}");
         }
     }
-    assert!(!said.contains("panicked"), "{said}");
+    assert!(!stderr.contains("panicked"), "{stderr}");
 }
 
 #[test]
@@ -123,7 +123,8 @@ fn doctor_says_the_same_as_text_and_as_json() {
 /// cannot mount anyway.
 #[test]
 fn doctor_leaves_no_mount_behind() {
-    let script = "cp /proc/self/mounts \"$1/before\"; \"$0\" doctor >\"$1/said\"; cmp /proc/self/mounts \"$1/before\"";
+    let script =
+        "cp /proc/self/mounts \"$1/before\"; \"$0\" doctor >\"$1/report\"; cmp /proc/self/mounts \"$1/before\"";
     let folder = tempfile::tempdir().expect("a temporary directory");
     let program: &[&str] = if nix::unistd::geteuid().is_root() { &["unshare", "--mount"] } else { &["env"] };
     let output = Command::new(program[0])
@@ -133,7 +134,7 @@ fn doctor_leaves_no_mount_behind() {
         .output()
         .expect("a shell");
     assert_eq!(status(&output), 0, "{}{}", text(&output.stdout), text(&output.stderr));
-    assert!(std::fs::read_to_string(folder.path().join("said")).expect("a table").contains("tracefs"));
+    assert!(std::fs::read_to_string(folder.path().join("report")).expect("a table").contains("tracefs"));
 }
 
 #[test]
@@ -166,7 +167,8 @@ fn the_getent_helper_has_no_privileges_and_ends_when_its_socket_closes() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_socktrail"));
     let mut child = command.arg("ask-getent").stdin(theirs).spawn().unwrap();
     drop(command);
-    // A question is a letter and the user id. The answer repeats both, followed by `n` and the name.
+    // A question is a letter and the user id. The answer repeats both, followed by `n` and the name, by `u` if the name is
+    // unknown, or by `-` if this host has no `getent`.
     send(ours.as_raw_fd(), b"u\0\0\0\0", MsgFlags::MSG_NOSIGNAL).unwrap();
     let mut answer = [0; 300];
     let count = recv(ours.as_raw_fd(), &mut answer, MsgFlags::empty()).unwrap();

@@ -28,12 +28,12 @@ fn options_of_auditbeat_are_accepted_unchanged() {
     let file = data("auditbeat.yml");
     let output = check(&file);
     assert!(output.status.success(), "{}", text(&output.stderr));
-    let said = text(&output.stdout);
-    assert_eq!(said.lines().last(), Some(&*format!("{}: ok", file.display())));
-    assert_eq!(said.lines().count(), 1, "{said}");
+    let stdout = text(&output.stdout);
+    assert_eq!(stdout.lines().last(), Some(&*format!("{}: ok", file.display())));
+    assert_eq!(stdout.lines().count(), 1, "{stdout}");
 }
 
-/// The first line of each file has the line and the error that are expected.
+/// The first line of each file is a comment with the expected error: `# LINE: PROBLEM`.
 #[test]
 fn each_broken_file_has_its_expected_error() {
     let mut files = 0;
@@ -43,12 +43,12 @@ fn each_broken_file_has_its_expected_error() {
         let expected = content.lines().next().and_then(|line| line.strip_prefix("# ")).expect("what is expected");
         let (line, problem) = expected.split_once(": ").expect("LINE: PROBLEM");
         let output = check(&file);
-        let (said, begin) = (text(&output.stderr), format!("{}:{line}: {problem}", file.display()));
-        assert_eq!(output.status.code(), Some(2), "{}: {said}", file.display());
-        assert!(said.contains(begin.trim_end()), "{said:?} does not say {begin:?}");
+        let (stderr, begin) = (text(&output.stderr), format!("{}:{line}: {problem}", file.display()));
+        assert_eq!(output.status.code(), Some(2), "{}: {stderr}", file.display());
+        assert!(stderr.contains(begin.trim_end()), "{stderr:?} does not say {begin:?}");
         assert!(output.stdout.is_empty());
         // Values may be secrets: those of these files are `secret` and `12345`.
-        assert!(!said.contains(": secret") && !said.contains("secret@") && !said.contains("12345"), "{said}");
+        assert!(!stderr.contains(": secret") && !stderr.contains("secret@") && !stderr.contains("12345"), "{stderr}");
         files += 1;
     }
     assert!(files > 15, "{files} broken files");

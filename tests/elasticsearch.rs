@@ -292,7 +292,7 @@ fn documents_around_damaged_bytes_of_the_spool_are_sent() {
 #[test]
 fn tls_trusts_only_configured_certificates() {
     let fingerprint = "output.elasticsearch.ssl.ca_trusted_fingerprint: ";
-    let of = |name: &str| {
+    let sha256_of = |name: &str| {
         use rustls::pki_types::pem::PemObject;
         use sha2::{Digest, Sha256};
         let file = format!("{CERTIFICATES}/{name}.pem");
@@ -301,7 +301,7 @@ fn tls_trusts_only_configured_certificates() {
     };
     let authority =
         |name: &str| format!("output.elasticsearch.ssl.certificate_authorities: [{CERTIFICATES}/{name}.pem]\n");
-    let pinned = |name: &str| format!("{fingerprint}'{}'\n", of(name));
+    let pinned = |name: &str| format!("{fingerprint}'{}'\n", sha256_of(name));
     let client = format!(
         "output.elasticsearch.ssl.certificate: {CERTIFICATES}/client.pem\noutput.elasticsearch.ssl.key: {CERTIFICATES}/client.key\n"
     );
@@ -365,9 +365,9 @@ fn setup_installs_templates_and_a_policy() {
     let server = Fake::start();
     let agent = agent(&[server.url()], "");
     let output = agent.command(&["setup", "--config"]);
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
     assert_eq!(
-        said,
+        stdout,
         "index templates socktrail-flow, socktrail-event, socktrail-sensor, socktrail-loss; lifecycle policy socktrail\n"
     );
     let seen = server.seen();

@@ -4,7 +4,7 @@
 //! `SOCKTRAIL_LOAD_SECONDS` set rate and duration. Files are in `/dev/shm`, if there is one, so that the disk's speed does not
 //! matter.
 
-#![allow(clippy::print_stdout, reason = "figures for who reads the output")]
+#![allow(clippy::print_stdout, reason = "prints the measured costs")]
 
 mod support;
 
@@ -43,7 +43,7 @@ impl Sink {
     }
 
     fn count(&self) -> usize {
-        self.ids.lock().expect("no one panics").len()
+        self.ids.lock().expect("no thread has panicked").len()
     }
 }
 
@@ -74,7 +74,7 @@ fn serve(stream: TcpStream, ids: &Mutex<HashSet<String>>, pace: Option<usize>) {
         }
         let items: Vec<_> =
             new.iter().map(|id| format!("{{\"create\":{{\"_id\":\"{id}\",\"status\":201}}}}")).collect();
-        ids.lock().expect("no one panics").extend(new.into_iter().map(str::to_owned));
+        ids.lock().expect("no thread has panicked").extend(new.into_iter().map(str::to_owned));
         let answer = format!("{{\"items\":[{}]}}", items.join(","));
         let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", answer.len());
         if stream.get_mut().write_all((head + &answer).as_bytes()).is_err() {

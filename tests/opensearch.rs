@@ -187,14 +187,14 @@ fn events_and_sensors(node: &Node) {
         batch.push(Kind::SocketEvent, &document).expect("JSON");
         engine.ingest(&event, Instant::now());
     }
-    for said in engine.take_events() {
-        batch.push(Kind::Sensor, &ecs::sensor_event(&said, &context)).expect("JSON");
+    for event in engine.take_events() {
+        batch.push(Kind::Sensor, &ecs::sensor_event(&event, &context)).expect("JSON");
     }
     let set = [
         format!("output.elasticsearch.hosts={}", node.url()),
         format!("spool.path={}", folder.path().join("spool").display()),
     ];
-    let config = Loader::new().set(set).load().expect("it makes sense").config;
+    let config = Loader::new().set(set).load().expect("a valid configuration").config;
     let options = config.output.elasticsearch.options(&config.spool, 1 << 20);
     let meter = Arc::<Meter>::default();
     let output = Elasticsearch::start(options, Arc::clone(&meter)).expect("a spool");

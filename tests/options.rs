@@ -212,7 +212,7 @@ fn packet(nanos: u64) -> Event {
 #[test]
 fn closed_flows_and_idle_sockets_expire_after_the_configured_times() {
     let config = |setting: &str| {
-        let options = Loader::new().set([setting.to_owned()]).load().expect("it makes sense").config.monitor();
+        let options = Loader::new().set([setting.to_owned()]).load().expect("a valid configuration").config.monitor();
         let mut config = StateConfig::default();
         config.flow_termination_timeout = options.flow_termination_timeout;
         config.socket_inactive_timeout = options.socket_inactive_timeout;

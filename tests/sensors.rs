@@ -9,7 +9,7 @@ fn socktrail(arguments: &[&str]) -> Output {
     command.env_remove("RUST_LOG").args(arguments).output().expect("the binary was built")
 }
 
-fn said(output: &Output) -> &str {
+fn stderr(output: &Output) -> &str {
     std::str::from_utf8(&output.stderr).expect("UTF-8")
 }
 
@@ -25,7 +25,7 @@ fn each_broken_file_is_refused_with_its_line_and_key() {
         let expected = fs::read_to_string(file.with_extension("error")).expect("the expected message");
         let path = file.to_str().expect("UTF-8");
         let output = socktrail(&["sensors", path]);
-        assert_eq!(said(&output), format!("socktrail: error: {path}{expected}"));
+        assert_eq!(stderr(&output), format!("socktrail: error: {path}{expected}"));
         assert_eq!(output.status.code(), Some(2), "{path}");
         assert!(output.stdout.is_empty(), "{path}");
     }
@@ -36,7 +36,7 @@ fn a_file_that_cannot_be_read_or_is_too_long_is_named() {
     for (path, why) in [("/no/such/file.yaml", "No such file"), ("/dev/zero", "larger than 1048576 bytes")] {
         let output = socktrail(&["sensors", path]);
         assert_eq!(output.status.code(), Some(2));
-        assert!(said(&output).contains(path) && said(&output).contains(why), "{}", said(&output));
+        assert!(stderr(&output).contains(path) && stderr(&output).contains(why), "{}", stderr(&output));
     }
 }
 
@@ -44,7 +44,7 @@ fn a_file_that_cannot_be_read_or_is_too_long_is_named() {
 fn the_sample_sensor_file_is_valid() {
     let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/net-socket.yaml");
     let output = socktrail(&["sensors", sample.to_str().expect("UTF-8"), "--duration", "100ms"]);
-    assert!(!said(&output).contains("net-socket.yaml"), "{}", said(&output));
+    assert!(!stderr(&output).contains("net-socket.yaml"), "{}", stderr(&output));
     assert_ne!(output.status.code(), Some(2));
 }
 
@@ -54,13 +54,13 @@ fn a_profile_that_no_sensor_has_is_an_error() {
     let file = folder.path().join("web.yaml");
     fs::write(&file, "a:\n  profile: [web]\n  listener: net.socket\n").expect("a file");
     let output = socktrail(&["sensors", file.to_str().expect("UTF-8"), "--profile", "db"]);
-    assert!(said(&output).contains("no sensor with this profile"), "{}", said(&output));
+    assert!(stderr(&output).contains("no sensor with this profile"), "{}", stderr(&output));
 }
 
 #[test]
 fn unlock_reports_that_no_process_listens() {
     let output = socktrail(&["unlock", "web|*", "--control", "/no/such/control.sock"]);
     assert_eq!(output.status.code(), Some(1));
-    let said = said(&output);
-    assert!(said.contains("/no/such/control.sock") && said.contains("socktrail sensors"), "{said}");
+    let stderr = stderr(&output);
+    assert!(stderr.contains("/no/such/control.sock") && stderr.contains("socktrail sensors"), "{stderr}");
 }

@@ -12,11 +12,12 @@ use domain::rdata::{A, Aaaa, Cname, Https, Svcb};
 use crate::Address;
 use crate::message::{Completeness, MessageError, QueryType};
 
-/// Aliases that are followed. Resolvers give up sooner.
+/// The maximum number of aliases that are followed. Resolvers do not follow more.
 const MAX_ALIASES: usize = 16;
-/// Records that are read. Some are read several times when aliases come in the wrong order.
+/// The maximum number of records that are read. When aliases come in the wrong order, records are read and counted several
+/// times.
 const MAX_RECORDS_READ: usize = 2048;
-/// Addresses that are taken from one answer.
+/// The maximum number of addresses that are taken from one answer.
 const MAX_ADDRESSES: usize = 256;
 
 type Name<'a> = ParsedName<&'a [u8]>;

@@ -88,7 +88,7 @@ impl Capture {
         // Each thread has its own network namespace. A new thread can enter another one, and does not have to return from it.
         let inside = || {
             setns(namespace, CloneFlags::CLONE_NEWNET)
-                .map_err(|error| Error::io("enter a network namespace", io::Error::from(error)))?;
+                .map_err(|error| Error::io_with_capability("enter a network namespace", "CAP_SYS_ADMIN", error))?;
             Self::open(options)
         };
         std::thread::scope(|scope| match scope.spawn(inside).join() {

@@ -16,14 +16,14 @@ pub struct Counters {
     pub queries: u64,
     /// Responses to queries for addresses.
     pub responses: u64,
-    /// Messages that are not about addresses (MX, TXT, PTR, updates, …), do not have exactly one question, or go in the wrong
-    /// direction: a query that a server sends, or a response to one.
+    /// Messages that are not about addresses (MX, TXT, PTR, updates, …), do not have exactly one question, or go in the
+    /// wrong direction: a query that a server sends, or a response that a server receives.
     pub other_messages: u64,
     /// Messages that violate the format, or that would take too much work to read.
     pub malformed_messages: u64,
     /// Messages whose end was not captured. Their beginning is used.
     pub partial_messages: u64,
-    /// Queries that were sent again before an answer came.
+    /// Queries that came again before an answer: sent again, or captured on two interfaces.
     pub repeated_queries: u64,
     /// Responses to queries that were already answered: captured on two interfaces, sent twice, or sent by another
     /// member of the multicast group that the query went to.
@@ -32,7 +32,8 @@ pub struct Counters {
     pub unsolicited_responses: u64,
     /// Responses that came after [`query_timeout`](crate::Bounds::query_timeout), before the query was forgotten.
     pub late_responses: u64,
-    /// Responses that say that there is no such name, or that it has no such addresses.
+    /// Responses that lead to no address, except truncated ones: there is no such name, it has no such addresses, or the
+    /// server reports an error (SERVFAIL, REFUSED, …).
     pub negative_responses: u64,
     /// Responses with the truncation bit (TC), after which the client may send its query again over TCP.
     pub truncated_responses: u64,

@@ -15,10 +15,12 @@ pub enum Error {
         problem: String,
     },
     /// The process may not capture packets.
-    #[error("no permission to {what}: {source}; it needs root or CAP_NET_RAW")]
+    #[error("no permission to {what}: {source}; it needs root or {capability}")]
     Permission {
         /// What was tried.
         what: &'static str,
+        /// The capability that permits it.
+        capability: &'static str,
         /// The kernel's answer.
         source: io::Error,
     },
@@ -46,11 +48,36 @@ impl Error {
         matches!(self, Self::Permission { .. })
     }
 
+    /// The error of a system call for which the process may lack `CAP_NET_RAW`.
     pub(crate) fn io(what: &'static str, source: impl Into<io::Error>) -> Self {
+        Self::io_with_capability(what, "CAP_NET_RAW", source)
+    }
+
+    /// The error of a system call for which the process may lack this capability.
+    pub(crate) fn io_with_capability(
+        what: &'static str,
+        capability: &'static str,
+        source: impl Into<io::Error>,
+    ) -> Self {
         let source = source.into();
         match source.kind() {
-            io::ErrorKind::PermissionDenied => Self::Permission { what, source },
+            io::ErrorKind::PermissionDenied => Self::Permission { what, capability, source },
             _ => Self::Io { what, source },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lack_of_permission_names_the_capability() {
+        let refused = || io::Error::from(io::ErrorKind::PermissionDenied);
+        let error = Error::io_with_capability("enter a network namespace", "CAP_SYS_ADMIN", refused());
+        assert!(error.is_permission());
+        assert!(error.to_string().ends_with("; it needs root or CAP_SYS_ADMIN"), "{error}");
+        let error = Error::io("open a packet socket", refused());
+        assert!(error.to_string().ends_with("; it needs root or CAP_NET_RAW"), "{error}");
     }
 }

@@ -140,8 +140,8 @@ impl Assembler {
 /// A program that accepts `snaplen` bytes of UDP packets with one of the ports, all bytes of TCP packets with one of
 /// the ports, and no other packets.
 ///
-/// A packet over a loopback device is captured twice, when it leaves and when it arrives. The program drops it when it
-/// leaves.
+/// A packet over a loopback device would be captured twice, when it leaves and when it arrives. The program drops it when
+/// it leaves.
 pub(crate) fn program(ports: &[u16], snaplen: u32) -> Vec<Instruction> {
     let mut asm = Assembler::default();
     asm.put(op::LOAD_WORD, sys::ANCILLARY_PROTOCOL);

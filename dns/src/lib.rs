@@ -27,8 +27,9 @@
 //!
 //! # Bounds
 //!
-//! Anyone can send packets. No bytes make any part panic or run for long. Every table has a bound in [`Options`] or
-//! [`NamesOptions`], and a counter of what was evicted. Apart from tables, only lookups take memory.
+//! Anyone can send packets. No bytes make any part panic or run for long. Every table has a bound. [`Options`] and
+//! [`NamesOptions`] set those of the large ones, and counters say what these have evicted. Apart from tables, only lookups
+//! take memory.
 //!
 //! # Time
 //!

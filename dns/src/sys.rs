@@ -91,7 +91,7 @@ pub(crate) struct Ring {
     block_size: usize,
     frame_size: usize,
     frames: usize,
-    /// The frame that the kernel fills next.
+    /// The index of the frame that is read next.
     next_frame: Cell<usize>,
 }
 
@@ -153,9 +153,9 @@ impl Ring {
         }
         self.next_frame.set((self.next_frame.get() + 1) % self.frames);
         let _return = ReturnToKernel(status);
-        // SAFETY: `frame` lies within the mapping, with `frame_size` bytes after it. Its status, read with acquire order, says that
-        // it belongs to this process. The kernel does not write to it before `_return` is dropped, which is after the borrow that
-        // is given to `visitor` has ended.
+        // SAFETY: `frame` lies within the mapping, and `frame_size` bytes from it on do so too. Its status, read with acquire
+        // order, says that it belongs to this process. The kernel does not write to it before `_return` is dropped, which is
+        // after the borrow that is given to `visitor` has ended.
         Some(visitor(unsafe { read_frame(frame, self.frame_size, now) }))
     }
 

@@ -16,7 +16,8 @@ const RST: u8 = 0x04;
 
 /// The maximum number of out-of-order segments kept for a stream.
 const MAX_OUT_OF_ORDER: usize = 8;
-/// Segments this far ahead of the expected sequence number, or further, are ignored: no DNS sender has so many bytes in flight.
+/// Segments that are this many bytes or more ahead of the expected sequence number are ignored: no DNS sender has as many
+/// bytes in flight.
 const MAX_AHEAD: u32 = 1 << 20;
 
 /// A captured segment.
@@ -42,7 +43,7 @@ pub(crate) struct Streams {
     streams: LruTable<Stream>,
     hasher: foldhash::fast::RandomState,
     max_streams: usize,
-    /// The maximum size of a stream's incomplete message, and likewise of its out-of-order segments together.
+    /// The maximum size of a stream's incomplete message. All its out-of-order segments together have the same limit.
     max_bytes: usize,
     /// Nanoseconds.
     timeout: u64,

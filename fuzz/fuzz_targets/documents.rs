@@ -1,4 +1,4 @@
-//! A recording to documents, and what holds whatever it says.
+//! Turns a recording into documents, and checks what must be true of every recording.
 
 use std::collections::HashSet;
 use std::io::sink;
@@ -7,12 +7,12 @@ use socktrail::documents::ecs::{Context, Directions};
 use socktrail::output::{Format, Lines};
 use socktrail::recording::{RecordingError, Replay, StateConfig};
 
-/// Tables are small, so that they get full.
-const MOST: usize = 16;
+/// The maximum size of the tables, small enough that they get full.
+const MAX_ENTRIES: usize = 16;
 
 pub fn replay(recording: &[u8]) {
     let mut config = StateConfig::default();
-    (config.max_flows, config.max_sockets, config.max_processes) = (MOST, MOST, MOST);
+    (config.max_flows, config.max_sockets, config.max_processes) = (MAX_ENTRIES, MAX_ENTRIES, MAX_ENTRIES);
     let Ok(replay) = Replay::open(recording, config) else { return };
     let (host, agent, clock) = (replay.host().clone(), replay.agent().clone(), replay.clock());
     let mut lines = [Format::Ecs, Format::Text].map(|format| Lines::new(sink(), format));
@@ -29,7 +29,7 @@ pub fn replay(recording: &[u8]) {
         assert_eq!(stats.flows_reported, reported);
         assert_eq!(stats.flows_live, 0);
         let ended = stats.flows_reported + stats.flows_own + stats.flows_filtered + stats.flows_without_socket;
-        assert_eq!(ended, stats.flows_started, "every flow has gone somewhere");
-        assert!(stats.sockets_live <= MOST as u64 && stats.processes_live <= MOST as u64);
+        assert_eq!(ended, stats.flows_started, "each flow is reported, or counted by the reason why not");
+        assert!(stats.sockets_live <= MAX_ENTRIES as u64 && stats.processes_live <= MAX_ENTRIES as u64);
     }
 }

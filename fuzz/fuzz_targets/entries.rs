@@ -13,8 +13,7 @@ use libfuzzer_sys::fuzz_target;
 use socktrail::recording::fuzzing::{block_around, head};
 
 /// The header and the event formats of a recording on a 6.1 kernel.
-static HEAD: LazyLock<Vec<u8>> =
-    LazyLock::new(|| head(include_bytes!("../../tests/data/recordings/6.1-x86_64.strec")));
+static HEAD: LazyLock<Vec<u8>> = LazyLock::new(|| head(include_bytes!("../../tests/data/recordings/6.1-x86_64.strec")));
 
 fuzz_target!(|data: &[u8]| {
     documents::replay(&block_around(&[&HEAD, data].concat()).expect("writing to memory does not fail"));

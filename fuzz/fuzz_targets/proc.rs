@@ -1,7 +1,7 @@
 //! Reads a process from a `/proc` directory whose files have arbitrary contents: `cargo fuzz run proc`.
 //!
 //! With a stable compiler: `RUSTC_BOOTSTRAP=1 cargo fuzz run proc`. Seeds: `python3 fuzz/seeds.py fuzz/corpus`.
-//! Set `TMPDIR` to a tmpfs: the files are written anew for each input.
+//! Set `TMPDIR` to a tmpfs, because the files are written again for each input.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! Files of any bytes as recordings: `cargo fuzz run replay`.
+//! Replays any bytes as a recording: `cargo fuzz run replay`.
 //!
 //! With a stable compiler: `RUSTC_BOOTSTRAP=1 cargo fuzz run replay`. Seeds: `python3 fuzz/seeds.py fuzz/corpus`.
 

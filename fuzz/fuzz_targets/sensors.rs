@@ -1,4 +1,4 @@
-//! Any text as a sensor file, and a tuple that its patterns are compared with: `cargo fuzz run sensors`.
+//! Parses any text as a sensor file, and compares its patterns with a tuple: `cargo fuzz run sensors`.
 //!
 //! With a stable compiler: `RUSTC_BOOTSTRAP=1 cargo fuzz run sensors`. Seeds: `python3 fuzz/seeds.py fuzz/corpus`.
 
@@ -9,7 +9,7 @@ use socktrail::sensors::parse;
 
 fuzz_target!(|data: &[u8]| {
     let Ok(text) = std::str::from_utf8(data) else { return };
-    // A NUL is no part of YAML.
+    // YAML cannot contain the NUL that separates the two.
     let (file, tuple) = text.split_once('\0').unwrap_or((text, ""));
     match parse(file) {
         Ok(sensors) => {

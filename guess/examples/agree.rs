@@ -1,5 +1,6 @@
-//! Compares guesses with type information on the running kernel. Prints a line for each field and argument; the exit
-//! status is 1 if one differs or is missing. Needs root, and a kernel with kprobes and BTF.
+//! Compares guesses with type information on the running kernel. Prints a line for each field and argument. The exit
+//! status is 1 if one differs, or if only one of the two sources has it, unless guesses skip it for lack of IPv6 or
+//! because its function is never called. Needs root, and a kernel with kprobes and BTF.
 //!
 //! `agree [--no-ipv6] [--alone]`: `--no-ipv6` leaves out what only IPv6 needs, `--alone` gives each probe an event of
 //! its own, as on kernels before 5.4.

@@ -40,9 +40,10 @@ pub const FIELDS: &[(&str, u32)] = &[
 ///
 /// These are functions that implement a system call, or that call the hooks of security modules. Their arguments are
 /// those of the system call or the hook, and have not changed for as long as the functions exist. The same holds for
-/// `tcp_connect`, `sock_release`, `__sock_release`, `udp_cmsg_send` and `udp_lib_setsockopt`, for the functions of MPTCP, for those that add IPv6 extension headers, for those that free packets, and for those
-/// through which TCP receives ICMP errors. It also holds for `cgroup_post_fork` since Linux 5.7, which added `kargs`,
-/// and for `css_tryget_online_from_dir` since 3.16, when it got this name.
+/// `tcp_connect`, `sock_release`, `__sock_release`, `udp_cmsg_send` and `udp_lib_setsockopt`, for the functions of MPTCP,
+/// for those that add IPv6 extension headers, for those that free packets, and for those through which TCP receives ICMP
+/// errors. It also holds for `cgroup_post_fork` since Linux 5.7, which added `kargs`, and for
+/// `css_tryget_online_from_dir` since 3.16, when it got this name.
 pub const ARGUMENTS: &[(&str, u8)] = &[
     ("__sys_socket(family)", 1),
     ("sys_socket(family)", 1),
@@ -117,9 +118,10 @@ pub const ARGUMENTS: &[(&str, u8)] = &[
 /// Functions, each with other functions that have `net`, `sk` and `skb` at the same positions, because the kernel
 /// changed them together. The first of these whose `skb` is known gives the positions.
 ///
-/// Functions that fragment have the arguments `(skb)` before Linux 4.1, `(sk, skb)` from 4.1 to 4.3, and `(net, sk, skb)` since 4.4.
-/// So have the functions of `OUTPUT`, but from 4.1 to 4.3 `__ip_local_out` still has only `(skb)`. These kernels also have
-/// `__ip_local_out_sk(sk, skb)`, so it comes first. `ip_local_out_sk` is not listed, because its arguments have been `(sk, skb)` since 3.15.
+/// Functions that fragment have the arguments `(skb)` before Linux 4.1, `(sk, skb)` from 4.1 to 4.3, and `(net, sk, skb)`
+/// since 4.4. So have the functions of `OUTPUT`, but from 4.1 to 4.3 `__ip_local_out` still has only `(skb)`. These
+/// kernels also have `__ip_local_out_sk(sk, skb)`, so it comes first. `ip_local_out_sk` is not listed: it has had the
+/// arguments `(sk, skb)` since 3.15, when functions that fragment still had `(skb)`.
 pub const SAME_ARGUMENTS: &[(&str, &[&str])] = &[
     ("ip_do_fragment", OUTPUT),
     ("ip_fragment", OUTPUT),

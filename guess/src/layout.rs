@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn a_field_may_be_of_fewer_bits_on_an_older_kernel() {
+    fn an_older_kernel_may_have_a_bit_field_instead() {
         let mut layout = Layout::new();
         layout.set("sock.sk_protocol:8", 517, ValueOrigin::Guess, Duration::ZERO);
         let resolve = |layout: &Layout| layout.resolve("tcp_connect", "sock.sk_protocol");

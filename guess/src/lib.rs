@@ -18,8 +18,8 @@
 //! # What is needed
 //!
 //! [`FIELDS`] and [`FUNCTIONS`] list all that is needed. To add a field or an argument, add a line. Type information then
-//! finds it without further work. So do guesses if it is an argument that points to a structure they know. Otherwise it
-//! needs a new guess.
+//! finds it without further work. Guesses do so too for an argument that points to a structure that they know. Anything
+//! else needs a new guess.
 //!
 //! # Three sources
 //!
@@ -47,12 +47,12 @@
 //! cred, task
 //! ```
 //!
-//! A guess runs on a thread of its own, and its probes record only that thread and the children that it follows. It repeats with new
-//! random values until one candidate is left and three runs agree on it; each run that contradicts it demands one more
-//! that agrees. A field is looked for only where it can be, for example a field of a packet's control block within that
-//! block. A guess does not disturb the host: it sends packets over loopback, between unused addresses, with sockets,
-//! threads and children of its own, and leaves nothing behind. If it is not certain, it says so and names the
-//! candidates; it never takes the likeliest one. On a host without IPv6, keys that only IPv6 needs are left out.
+//! A guess runs on a thread of its own, and its probes record only that thread and the children that it follows. It
+//! repeats with new random values until one candidate is left and three runs agree on it; each run that contradicts it
+//! demands one more that agrees. A field is looked for only where it can be, for example a field of a packet's control
+//! block within that block. A guess does not disturb the host: it sends packets over loopback, between unused addresses,
+//! with sockets, threads and children of its own, and leaves nothing behind. If it is not certain, it says so and names
+//! the candidates; it never takes the likeliest one. On a host without IPv6, keys that only IPv6 needs are skipped.
 //!
 //! On every kernel that has type information, guesses must agree with it on every key: `examples/agree.rs` compares
 //! them.

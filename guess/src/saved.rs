@@ -147,7 +147,7 @@ impl SavedLayout {
         let failed = |source| Error::SavedIo { what: "writing", path: path.to_owned(), source };
         let text = serde_json::to_string_pretty(self).map_err(|error| failed(io::Error::other(error)))? + "\n";
         let temporary = temporary_path(path, WRITES.fetch_add(1, Ordering::Relaxed));
-        let file = create_anew(&temporary).map_err(failed)?;
+        let file = create_or_replace(&temporary).map_err(failed)?;
         write_and_rename(file, text.as_bytes(), &temporary, path).map_err(|source| {
             // Do not leave a partly written file behind.
             let _ = fs::remove_file(&temporary);
@@ -185,7 +185,7 @@ fn temporary_path(path: &Path, number: u32) -> PathBuf {
 
 /// Creates a file in place of one that an earlier process with the same pid may have left. Does not follow a symbolic
 /// link that another user may have put there.
-fn create_anew(path: &Path) -> io::Result<File> {
+fn create_or_replace(path: &Path) -> io::Result<File> {
     let create = || OpenOptions::new().write(true).create_new(true).mode(0o644).open(path);
     match create() {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
@@ -311,11 +311,11 @@ mod tests {
         {
             let temporary = temporary_path(&path, 7);
             leave(&other, &temporary).unwrap();
-            let file = create_anew(&temporary).unwrap();
+            let file = create_or_replace(&temporary).unwrap();
             write_and_rename(file, b"whole", &temporary, &path).unwrap();
             assert_eq!((fs::read(&path).unwrap(), fs::read(&other).unwrap()), (b"whole".to_vec(), b"other".to_vec()));
         }
-        // Whatever number the next write has.
+        // Whatever number the next write has, there is a file with it already.
         (0..100).for_each(|number| fs::write(temporary_path(&path, number), "").unwrap());
         let (first, second) = (sample().write(&path), sample().write(&path));
         let read = SavedLayout::read(&path);
@@ -373,7 +373,7 @@ mod tests {
         let notes = [note(b"Xen\0", 3, &[1]), note(b"GNU\0", 1, &[2; 5]), note(b"GNU\0", 3, &[0xab, 0x0c])].concat();
         assert_eq!(build_id(&notes).as_deref(), Some("ab0c"));
         for length in 0..notes.len() - 4 {
-            assert_eq!(build_id(&notes[..length]), None, "cut at {length}");
+            assert_eq!(build_id(&notes[..length]), None, "truncated to {length}");
         }
         assert_eq!(build_id(&[0xff; 64]), None);
     }

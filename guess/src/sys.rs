@@ -96,9 +96,9 @@ pub(crate) fn keep_fragments(socket: impl AsFd) -> io::Result<()> {
     switch_on(socket, libc::IPPROTO_IP, libc::IP_NODEFRAG)
 }
 
-/// Gives the IPv4 headers that a socket sends so many words of 4 bytes of options that do nothing (RFC 791), at most 10.
+/// Makes a socket send IPv4 headers with `words` words of 4 bytes, at most 10, of the option "no operation" (RFC 791).
 pub(crate) fn set_ipv4_no_operations(socket: impl AsFd, words: usize) -> io::Result<()> {
-    /// The option "no operation".
+    /// The number of the option "no operation".
     const NO_OPERATION: u8 = 1;
     set_option(socket, libc::IPPROTO_IP, libc::IP_OPTIONS, &vec![NO_OPERATION; 4 * words])
 }
@@ -196,9 +196,11 @@ impl PausedChild {
     /// Tells the child to execute its program, and waits until it has ended.
     pub(crate) fn run(mut self) -> io::Result<()> {
         let mut pipe = self.start_pipe.take().expect("`run` is called once");
-        pipe.write_end.write_all(&[1])?;
+        let written = pipe.write_end.write_all(&[1]);
+        // If the byte was not written, the end of the pipe ends the child.
+        drop(pipe);
         self.wait();
-        Ok(())
+        written
     }
 
     fn wait(&self) {

@@ -47,14 +47,14 @@ impl ClockEstimator {
     /// Starts over with records that were caused on purpose and read at once, each a pair as for
     /// [`ClockEstimator::note`]. Returns `false`, and changes nothing, if there are none.
     pub(crate) fn compare(&mut self, records: &[(u64, u64)]) -> bool {
-        let mut anew = Self { period_began: u64::MAX, period: COMPARISON_LIFETIME, ..Self::new(self.clock) };
+        let mut fresh = Self { period_began: u64::MAX, period: COMPARISON_LIFETIME, ..Self::new(self.clock) };
         for (seen, monotonic) in records.iter().filter(|(seen, _)| *seen != 0) {
-            anew.note(*seen, *monotonic);
-            anew.period_began = *monotonic;
+            fresh.note(*seen, *monotonic);
+            fresh.period_began = *monotonic;
         }
-        let is_known = anew.leads[0].is_some();
+        let is_known = fresh.leads[0].is_some();
         if is_known {
-            *self = anew;
+            *self = fresh;
         }
         is_known
     }

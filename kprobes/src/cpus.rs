@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lists() {
+    fn lists_of_cpus_are_parsed() {
         let parsed = |text: &str| parse(text).map(|cpus| cpus.into_iter().collect::<Vec<_>>());
         assert_eq!(parsed("0\n"), Some(vec![0]));
         assert_eq!(parsed("0-3,8,10-11\n"), Some(vec![0, 1, 2, 3, 8, 10, 11]));
@@ -59,7 +59,7 @@ mod tests {
     }
 
     #[test]
-    fn this_machine_has_one() {
+    fn this_machine_has_an_online_cpu() {
         let online = online().unwrap();
         assert!(!online.is_empty() && online.is_subset(&possible().unwrap()));
     }

@@ -249,7 +249,7 @@ pub enum Kind {
     Permission,
     /// A limit on memory, files or kernel resources.
     Limit,
-    /// Another user occupies the name or the probe.
+    /// The name is taken, or something else uses the probe.
     Busy,
     /// A name is not in the layout.
     Unresolved,
@@ -288,7 +288,8 @@ impl Error {
     }
 }
 
-/// Whether the kernel refused a probe because its function is missing or cannot be probed.
+/// Whether the kernel refused a probe because its function is missing or cannot be probed. `EINVAL` may also be about a fetch
+/// argument. An alternative may help then, too.
 fn is_about_the_function(refusal: &io::Error) -> bool {
     matches!(
         refusal.raw_os_error(),

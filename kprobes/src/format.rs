@@ -21,7 +21,7 @@ use crate::{Error, Place, Value};
 pub struct Format {
     /// The event's name.
     pub name: String,
-    /// The event's type: `common_type` in its records, and `config` of a perf event on it.
+    /// The event's id: `common_type` in its records, and `config` of a perf event on it.
     pub id: u32,
     /// Its fields, the common ones first, in the kernel's order.
     pub fields: Vec<FormatField>,

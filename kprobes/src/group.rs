@@ -27,12 +27,12 @@ pub struct Group {
     addresses: Addresses,
     leftovers: Leftovers,
     /// The misses of every probe on this kernel at the last call of [`Group::new_misses`].
-    missed: Vec<Missed>,
+    missed: Vec<MissCount>,
 }
 
 /// The number of hits that a probe missed.
 #[derive(Debug, PartialEq, Eq)]
-struct Missed {
+struct MissCount {
     /// The name of the probe without its group.
     probe: String,
     count: u64,
@@ -56,8 +56,8 @@ impl Group {
     /// dead. Probes that are still in use stay until [`Group::sweep_again`], because the kernel refuses to remove them.
     ///
     /// # Errors
-    /// [`Error::NoKprobes`], [`Error::WordSizeMismatch`], [`Error::Permission`], [`Error::ReadOnly`], and [`Error::BadName`] for a prefix that
-    /// cannot be part of a name.
+    /// [`Error::NoKprobes`], [`Error::WordSizeMismatch`], [`Error::Permission`], [`Error::ReadOnly`], and [`Error::BadName`]
+    /// for a prefix that cannot be part of a name.
     pub fn create(tracefs: &Arc<Tracefs>, prefix: &str) -> Result<Self, Error> {
         // Leaves room for three numbers of up to 13 digits.
         check_name("a prefix of groups", prefix, 20)?;
@@ -208,7 +208,7 @@ pub struct Installed {
 }
 
 impl Installed {
-    /// The trace event's type: `common_type` of its records.
+    /// The id of the trace event: `common_type` in its records.
     pub fn id(&self) -> u32 {
         self.format.id
     }
@@ -223,7 +223,7 @@ impl Installed {
         &self.format.name
     }
 
-    /// The types of all events that it is made of.
+    /// The ids of all events that it is made of.
     pub(crate) fn ids(&self) -> Vec<u32> {
         let pieces = &self.pieces.pieces;
         if pieces.is_empty() { vec![self.id()] } else { pieces.iter().map(|piece| piece.id).collect() }
@@ -254,7 +254,7 @@ pub(crate) struct Probe {
 
 impl Drop for Probe {
     fn drop(&mut self) {
-        // The kernel refuses only if another process has opened it meanwhile. Then the next sweep finds it.
+        // The kernel refuses only if another process uses it. Then a later process removes it, once this one has ended.
         let _ = self.events.remove(&self.event);
     }
 }
@@ -368,7 +368,7 @@ fn add_quicker_or<T, E>(
     Ok((add(&others)?, others))
 }
 
-/// The lines of `profile` that belong to `group`, or nothing if the two do not list the same probes.
+/// The lines of `profile` that belong to `group`, or `None` if `events` and `profile` do not list the same probes.
 fn misses_of(group: &str, events: &str, profile: &str) -> Option<Vec<Misses>> {
     let mut misses = Vec::new();
     let mut profile = profile.lines();
@@ -392,10 +392,10 @@ fn misses_of(group: &str, events: &str, profile: &str) -> Option<Vec<Misses>> {
 }
 
 /// The misses of each probe in `kprobe_profile`.
-fn missed_in(profile: &str) -> Vec<Missed> {
+fn missed_in(profile: &str) -> Vec<MissCount> {
     let missed = |line: &str| {
         let mut columns = line.split_ascii_whitespace();
-        Some(Missed { probe: columns.next()?.to_owned(), count: columns.nth(1)?.parse().ok()? })
+        Some(MissCount { probe: columns.next()?.to_owned(), count: columns.nth(1)?.parse().ok()? })
     };
     profile.lines().filter_map(missed).collect()
 }
@@ -407,7 +407,7 @@ mod tests {
     #[test]
     fn a_profile_with_more_hits_has_no_more_misses() {
         let before = missed_in("  connect 7 1\n  close 9 0\n");
-        let missed = |probe: &str, count| Missed { probe: probe.to_owned(), count };
+        let missed = |probe: &str, count| MissCount { probe: probe.to_owned(), count };
         assert_eq!(before, [missed("connect", 1), missed("close", 0)]);
         assert_eq!(missed_in("  connect 8 1\n  close 11 0\n"), before);
         assert_ne!(missed_in("  connect 8 1\n  close 11 1\n"), before);
@@ -432,7 +432,7 @@ mod tests {
     fn values_are_counted_in_the_events_that_were_added() {
         use crate::{Features, Term, Type};
         let template = format!("{}{{a}}{}", "+24(".repeat(8), ")".repeat(8));
-        let fetches = [Fetch::new("name", template, Type::Words(120))];
+        let fetches = [Fetch::new("name", template, Type::U64Array(120))];
         let resolver = |_: &str, _: &str| Some(Term::Argument(1));
         let function = &"f".repeat(100);
         let features = Features::default();

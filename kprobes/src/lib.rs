@@ -1,6 +1,6 @@
 //! Kernel probes through tracefs and perf rings: text in, time-ordered samples out.
 //!
-//! A text kprobe needs no kernel module, no compiler and no headers on the host: a line written to tracefs names a
+//! A kprobe event needs no kernel module, no compiler and no headers on the host: a line written to tracefs names a
 //! kernel function and what to fetch there, and perf delivers what was fetched through rings of shared memory. This
 //! crate does all of that, and knows nothing about the functions that are probed:
 //!

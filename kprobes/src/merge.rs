@@ -66,8 +66,8 @@ pub struct Losses {
 }
 
 /// The time up to which a round may lend records: the beginning of the previous round, or now minus the slack if that is
-/// earlier. A sample that is still being written while its ring is read is newer than that, so no later sample is
-/// lent before it.
+/// earlier. A sample that is still being written while its ring is read is newer than the horizon, so no sample after it is
+/// lent yet.
 ///
 /// Writing a sample takes a microsecond, but a hypervisor may stop a virtual CPU in the middle for milliseconds. The
 /// slack allows for that. A sample that arrives even later is lent all the same, and counted in [`Drained::late`].

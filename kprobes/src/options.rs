@@ -25,8 +25,8 @@ pub enum Clock {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RingOptions {
-    /// A ring has 2^n data pages; n is at most 20, and the ring must fit into the address space. Default 7: 512 KiB with pages of
-    /// 4 KiB.
+    /// A ring has 2^n data pages; n is at most 20, and the ring must fit into the address space. Default 7: 512 KiB with pages
+    /// of 4 KiB.
     pub page_exponent: u8,
     /// The clock of the records.
     pub clock: Clock,

@@ -1,9 +1,9 @@
 //! Arrays on kernels that cannot fetch them, and probes that fetch more than one event can hold.
 //!
-//! Before Linux 4.20 a fetch argument is a single value, so an array is fetched word by word, and the window of a string
-//! as the string itself. If there are more values than one event may have, the probe is divided into several events on
-//! the same function. Each hit then writes one record for each event. These are pieces of the single record that a newer
-//! kernel would write; the [`Joiner`] puts them together.
+//! Before Linux 4.20 a fetch argument is a single value, so an array is fetched as numbers of at most 8 bytes, and the window
+//! of a string usually as the string itself. If there are more values than one event may have, the probe is divided into
+//! several events on the same function. Each hit then writes one record for each event. These are pieces of the whole record,
+//! the single one that a newer kernel would write. The [`Joiner`] puts them together.
 //!
 //! Strings have events of their own, because the kernel drops a record that is too large for perf (`PERF_MAX_TRACE_SIZE`
 //! is 2048 before Linux 5.16), and the fetch of a string has no limit below 4096 bytes. In the whole record,
@@ -98,7 +98,7 @@ pub(crate) fn single_values(array: &Expression) -> Option<Vec<(usize, Expression
 
 /// Whether only newer kernels fetch this type as one value.
 pub(crate) fn is_array(kind: Type) -> bool {
-    matches!(kind, Type::Bytes(_) | Type::Words(_) | Type::StringWindow(_))
+    matches!(kind, Type::Bytes(_) | Type::U64Array(_) | Type::StringWindow(_))
 }
 
 /// The format of the whole record with these fetched values, and its pieces. `events` are the events that fetch its parts, in
@@ -122,14 +122,17 @@ pub(crate) fn join_formats(
         size += fetch.kind.size();
     }
     let fetched: usize = events.iter().flat_map(|(_, parts)| parts.iter()).map(|part| part.size).sum();
-    if start + fetched != size || events.len() > MAX_PIECES {
+    if start + fetched != size {
         return Err(unfit(&first.name, "its values are not those that were asked for"));
+    }
+    if events.len() > MAX_PIECES {
+        return Err(unfit(&first.name, "it takes more than 64 events on this kernel"));
     }
     match &pieces[..] {
         [piece] if piece.is_whole() => pieces.clear(),
         // The whole record would have only the word that locates the string, and not the string.
         _ if fetches.iter().any(|fetch| fetch.kind == Type::String) => {
-            return Err(unfit(&first.name, "a probe of several events has a string without a window"));
+            return Err(unfit(&first.name, "it takes several events, and they cannot fetch a string without a window"));
         }
         _ => {}
     }
@@ -148,7 +151,7 @@ fn piece(format: &Format, parts: &[Part], start: usize) -> Result<Piece, Error> 
         let (from, to) = (usize::from(field.offset), start + part.at);
         if part.is_string {
             if !field.kind.starts_with(LOCATED) {
-                return Err(unfit(&format.name, "a string is a number"));
+                return Err(unfit(&format.name, "it has a number where a string was asked for"));
             }
             let word = Place { offset: field.offset, size: field.size };
             values.push(Values::String { word, window: to..to + part.size });
@@ -171,7 +174,7 @@ fn piece(format: &Format, parts: &[Part], start: usize) -> Result<Piece, Error> 
 fn field(event: &str, fetch: &Fetch<'_>, offset: usize) -> Result<FormatField, Error> {
     let (kind, signed) = match fetch.kind {
         Type::Bytes(count) => (format!("u8[{count}]"), false),
-        Type::Words(count) | Type::StringWindow(count) => (format!("u64[{count}]"), false),
+        Type::U64Array(count) | Type::StringWindow(count) => (format!("u64[{count}]"), false),
         Type::String => (format!("{LOCATED} char[]"), true),
         kind => (kind.to_string(), matches!(kind, Type::S8 | Type::S16 | Type::S32 | Type::S64)),
     };
@@ -249,6 +252,7 @@ pub(crate) struct Joiner {
     waiting: Vec<Waiting>,
 }
 
+/// An incomplete record.
 #[derive(Debug, Default)]
 struct Waiting {
     cpu: u32,
@@ -323,7 +327,8 @@ fn waiting(all: &mut Vec<Waiting>, cpu: u32, probe: usize) -> &mut Waiting {
 }
 
 impl Waiting {
-    /// Adds a piece. Returns the whole record if it was the last piece of its hit, and no number is missing.
+    /// Adds a piece. Returns the whole record if this is the last piece of its hit, and all pieces without strings have
+    /// arrived.
     fn add(&mut self, pieces: &Pieces, number: usize, tid: u32, record: &[u8]) -> Option<&[u8]> {
         let count = pieces.pieces.len();
         let is_last = number + 1 == count;

@@ -10,14 +10,17 @@ use crate::{Error, Features, Hook, Resolver, Term, Type, WordSize};
 const MAX_FETCHES: usize = 128;
 /// The maximum length of one line in bytes, without its newline (`WRITE_BUFSIZE`).
 const MAX_LINE: usize = 4094;
+/// The maximum length of what comes before the colon of a line: `r4096`.
+const MAX_START: usize = 5;
 /// The maximum size of a record's fixed part in bytes: perf's buffer on the oldest kernels, minus what perf puts around
 /// a record.
 const MAX_RECORD: usize = 2000;
-/// The bytes before its first value: `common_type` to `__probe_ip`.
+/// The bytes of a record before its first value: `common_type` to `__probe_ip`. A kretprobe has 8 more, for which
+/// [`MAX_RECORD`] leaves room.
 const HEAD: usize = 16;
 /// The bytes of a record that are kept free for a string: the word that locates it, and a name of 255 bytes with its NUL.
 const STRING_ROOM: usize = 4 + 256;
-/// Why an array cannot be fetched word by word.
+/// Why an array cannot be fetched as single values.
 const NO_OFFSET: &str = "without arrays, an array's template must begin with an offset";
 /// Why no BPF program can run at a static tracepoint.
 pub(crate) const STATIC: &str = "it is a static tracepoint";
@@ -65,7 +68,7 @@ pub enum Target<'a> {
 /// | `+{sk_buff.data-word}({skb})` | the same, where `word` is the size of a pointer |
 /// | `+u0({filename})` | the user's memory |
 /// | `$retval` | the function's return value |
-/// | `$caller` | the return address at the function's entry: a register or the top of the stack. The kernel has no variable for it |
+/// | `$caller` | the return address at the function's entry, for which the kernel has no variable: a register or a stack word |
 /// | `$comm` | the name of the running thread, from Linux 4.8 on |
 ///
 /// If a name stands for a [bit-field](crate::Term::BitField), only its bits are fetched.
@@ -77,8 +80,8 @@ pub struct Fetch<'a> {
     pub template: Cow<'a, str>,
     /// The type.
     pub kind: Type,
-    /// Whether the probe can do without it: if the resolver does not know a name in its template, or the kernel does not
-    /// support the template, the record lacks the field. For a value that is not optional, this is an error.
+    /// Whether the probe can do without it: if the resolver does not know a name in its template, or if it is `$comm` and the
+    /// kernel does not have that, the record lacks the field. For a value that is not optional, this is an error.
     pub optional: bool,
 }
 
@@ -328,7 +331,7 @@ impl Draft {
     fn has_room(&self, argument: &Argument) -> bool {
         self.parts.len() < MAX_FETCHES
             && self.record + argument.size() <= MAX_RECORD
-            && 1 + self.rest.len() + argument.text.len() <= MAX_LINE
+            && MAX_START + self.rest.len() + argument.text.len() <= MAX_LINE
             && (argument.part.is_string == self.has_strings())
     }
 
@@ -354,8 +357,8 @@ pub(crate) fn check_name(what: &'static str, name: &str, most: usize) -> Result<
     Err(Error::BadName { what, name: name.to_owned(), rule })
 }
 
-/// Checks that a function's text cannot be mistaken for another part of the line. It may contain dots (`.isra.0`), a module, an
-/// offset.
+/// Checks that a function's text cannot be mistaken for another part of the line. It may contain dots (`.isra.0`), a module and
+/// an offset.
 fn check_function(function: &str) -> Result<(), Error> {
     let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_.$:+".contains(&byte);
     if !function.is_empty() && function.bytes().all(is_allowed) {

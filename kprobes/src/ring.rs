@@ -11,10 +11,10 @@ const LOST: u32 = 2;
 const SAMPLE: u32 = 9;
 /// The size of a record header in bytes: type (32 bits), misc (16), size (16).
 const HEADER_SIZE: usize = 8;
-/// A ring is crowded when more than this fraction (1/n) of it is in use. If it is not crowded, it has hardly ever lost a record:
-/// one record, or all that arrive while the ring is being read, would have to be larger than the rest of the ring.
+/// A ring is crowded when more than this fraction (1/n) of it is in use. If it is not crowded, it has hardly ever lost a
+/// record: one record, or all that arrive while the ring is being read, would have to be larger than the rest of the ring.
 const CROWDED: u64 = 2;
-/// The beginning of a record, up to its raw bytes.
+/// The beginning of a record: all of a loss, and everything before the raw bytes of a sample.
 type Start = [u8; HEADER_SIZE + 40];
 /// An upper bound of a record's size, which has 16 bits.
 pub(crate) const MAX_RECORD_SIZE: usize = 1 << 16;
@@ -213,7 +213,7 @@ impl<M: Memory> Ring<M> {
         }
     }
 
-    /// Releases the records that were read to the kernel.
+    /// Returns to the kernel the space of the records that have been read.
     pub(crate) fn commit(&mut self) {
         let tail = self.memory.tail();
         if tail != self.cursor {

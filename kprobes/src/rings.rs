@@ -26,7 +26,7 @@ use crate::probe::STATIC;
 use crate::ring::Ring;
 use crate::sys::limits;
 use crate::sys::mapping::Mapping;
-use crate::sys::perf::{self, Event, Settings, Source};
+use crate::sys::perf::{self, EventKind, RingSource, Settings};
 use crate::sys::poll::{Poller, monotonic};
 use crate::{Clock, Drained, Error, Installed, Losses, Record, RingOptions};
 
@@ -41,7 +41,7 @@ pub struct Rings {
     descriptors: Vec<RingDescriptors>,
     /// The attached events. Dropped after `descriptors`: a probe cannot be removed while a perf event uses it.
     attachments: Vec<Attachment>,
-    /// The counters of hits, which the ring of a new CPU must get too.
+    /// The counters of hits, which must also count on a new CPU.
     counters: Vec<HitCounter>,
     /// The programs at hooks, by the type of their records: each runs as long as its descriptor is open.
     hooks: Vec<(u32, OwnedFd)>,
@@ -92,7 +92,7 @@ impl Rings {
     /// [`Error::Permission`] (not root, `kernel.perf_event_paranoid`, lockdown), [`Error::Limit`] (files, locked
     /// memory; both limits are raised first if that is permitted).
     pub fn per_cpu(options: &RingOptions) -> Result<Self, Error> {
-        let cpus: Vec<Source> = cpus::online()?.into_iter().map(Source::Cpu).collect();
+        let cpus: Vec<RingSource> = cpus::online()?.into_iter().map(RingSource::Cpu).collect();
         Self::open(options, &cpus)
     }
 
@@ -101,10 +101,10 @@ impl Rings {
     /// # Errors
     /// As [`Rings::per_cpu`].
     pub fn for_thread(tid: u32, options: &RingOptions) -> Result<Self, Error> {
-        Self::open(options, &[Source::Thread(tid)])
+        Self::open(options, &[RingSource::Thread(tid)])
     }
 
-    fn open(options: &RingOptions, sources: &[Source]) -> Result<Self, Error> {
+    fn open(options: &RingOptions, sources: &[RingSource]) -> Result<Self, Error> {
         let poller = Poller::new().map_err(|source| limits::open_error("an epoll set", source))?;
         let settings = settings(options, sources)?;
         let mut rings = Self {
@@ -133,7 +133,8 @@ impl Rings {
     ///
     /// # Errors
     /// As [`Rings::per_cpu`]; [`Error::Filter`] if the kernel does not accept the filter, or if the probe takes several
-    /// events because the kernel has no arrays: such a probe cannot have a filter. After an error nothing is attached.
+    /// events because the kernel has no arrays: such a probe cannot have a filter. After an error the event is
+    /// [detached](Rings::detach), even if it was attached before.
     pub fn attach(&mut self, event: &Installed, filter: Option<&str>) -> Result<(), Error> {
         match event.hook() {
             Some(hook) => self.start_at(hook, event, &hook.program(event.name())?),
@@ -200,13 +201,13 @@ impl Rings {
         attached
     }
 
-    /// Runs a program at a trace event. This takes a perf event on a CPU or thread of these rings; the perf event lives
-    /// on when the CPU or thread is gone.
+    /// Runs a program at a trace event. This takes a perf event on a CPU or thread of these rings. It remains when the CPU or
+    /// thread is gone.
     fn run(&self, program: &Program, id: u32, name: &str) -> Result<Running, Error> {
         let what = || format!("a perf event on {name} for the BPF program {}", program.name());
         let mut refusal = io::Error::from_raw_os_error(libc::ENODEV);
         for ring_fds in self.descriptors.iter().filter(|ring_fds| !ring_fds.retired) {
-            match open(Event::Trace(id), ring_fds.source, &self.settings, 1) {
+            match open(EventKind::Trace(id), ring_fds.source, &self.settings, 1) {
                 Ok(event) => return Running::start(program, event, name),
                 Err(error) if is_offline(ring_fds.source, &error) => refusal = error,
                 Err(error) => return Err(limits::open_error(&what(), error)),
@@ -215,7 +216,8 @@ impl Rings {
         Err(limits::open_error(&what(), refusal))
     }
 
-    /// Sets the attached programs again, because older kernels remove them when any perf event is closed.
+    /// Sets the attached programs again, because older kernels remove them when any perf event on the same trace event is
+    /// closed.
     fn resume_programs(&self) {
         self.attachments.iter().filter_map(|attachment| attachment.program.as_ref()).for_each(Running::resume);
     }
@@ -241,11 +243,11 @@ impl Rings {
         Ok(())
     }
 
-    /// Counts the hits of an event that match `filter`, without samples, until [`Rings::detach`]. The event may be attached as well,
-    /// before or afterwards. Hits that a program ends are not counted.
+    /// Counts the hits of an event that match `filter`, without samples, until [`Rings::detach`]. The event may be attached as
+    /// well, before or afterwards. Hits that a program ends are not counted.
     ///
     /// # Errors
-    /// Those of [`Rings::attach`]. After an error nothing is counted.
+    /// As [`Rings::per_cpu`]; [`Error::Filter`] as for [`Rings::attach`]. After an error nothing is counted.
     pub fn count_hits(&mut self, event: &Installed, filter: &str) -> Result<(), Error> {
         let not_a_filter = |source| Error::Filter { event: event.name().to_owned(), filter: filter.to_owned(), source };
         let text = CString::new(filter).map_err(|error| not_a_filter(error.into()))?;
@@ -253,14 +255,20 @@ impl Rings {
             return Err(not_a_filter(io::Error::from(io::ErrorKind::Unsupported)));
         }
         let mut counter = HitCounter::new(event.id(), event.name().to_owned(), text, event.probes());
-        for ring_fds in self.descriptors.iter().filter(|ring_fds| !ring_fds.retired) {
-            counter.add(ring_fds.source, &self.settings, self.descriptors.len())?;
+        let mut present = self.descriptors.iter().filter(|ring_fds| !ring_fds.retired);
+        let others = self.descriptors.len();
+        match present.try_for_each(|ring_fds| counter.add(ring_fds.source, &self.settings, others).map(drop)) {
+            Ok(()) => self.counters.push(counter),
+            Err(error) => {
+                drop(counter);
+                self.resume_programs();
+                return Err(error);
+            }
         }
-        self.counters.push(counter);
         Ok(())
     }
 
-    /// The hits that have been [counted](Rings::count_hits) so far, on all CPUs. 0 if none are counted.
+    /// The hits of an event that have been [counted](Rings::count_hits) so far, on all CPUs. 0 if its hits are not counted.
     ///
     /// # Errors
     /// [`Error::Io`]: a counter cannot be read.
@@ -300,8 +308,8 @@ impl Rings {
 
     /// Compares [`Clock::Local`] with the monotonic clock. `cause` must make this thread hit `event`; the samples show
     /// the time. From then on [`Rings::now`] is too early by no more than the shortest call of `cause`. A clock that
-    /// can be read needs no comparison. `cause` is called four times, and then again until one call
-    /// took less than 0.5 ms, at most 24 times in all. Returns whether the time is known now: `false` if `cause` made no sample.
+    /// can be read needs no comparison. `cause` is called at least four times and at most 24 times, until one call took no
+    /// longer than 0.5 ms. Returns whether the time is known now: `false` if `cause` made no sample.
     ///
     /// # Errors
     /// As [`Rings::attach`].
@@ -354,7 +362,8 @@ impl Rings {
     /// Lends every record with a time below `horizon` to `f`, oldest first; later records stay. `u64::MAX` lends all
     /// records; see [`Horizon`](crate::Horizon) for a stream in order.
     ///
-    /// Their space in the rings is released at the end, even if `f` panics. Nothing is allocated.
+    /// Their space in the rings is released at the end, even if `f` panics. Memory is allocated only for rings and probes whose
+    /// records are read for the first time.
     ///
     /// The kernel reports a loss only with the next record that fits. If none has arrived since a ring was found
     /// crowded, a timer writes one, so that a loss at the end of a burst is reported in one of the next rounds. Before
@@ -406,12 +415,12 @@ impl Rings {
     /// As [`Rings::attach`]. The next call tries again to open what failed.
     pub fn follow_cpus(&mut self) -> Result<CpuChanges, Error> {
         let mut changes = CpuChanges::default();
-        if self.descriptors.iter().any(|ring_fds| matches!(ring_fds.source, Source::Thread(_))) {
+        if self.descriptors.iter().any(|ring_fds| matches!(ring_fds.source, RingSource::Thread(_))) {
             return Ok(changes);
         }
         let mut missing = cpus::online()?;
         for ring_fds in self.descriptors.iter_mut().filter(|ring_fds| !ring_fds.retired) {
-            let Source::Cpu(cpu) = ring_fds.source else { continue };
+            let RingSource::Cpu(cpu) = ring_fds.source else { continue };
             let online = missing.contains(&cpu);
             if online && ring_fds.is_alive() {
                 missing.remove(&cpu);
@@ -426,14 +435,14 @@ impl Rings {
         self.resume_programs();
         self.drop_finished();
         for cpu in missing {
-            if self.add(Source::Cpu(cpu))? {
+            if self.add(RingSource::Cpu(cpu))? {
                 changes.came.push(cpu);
             }
         }
         Ok(changes)
     }
 
-    /// Lost records since these rings were opened, by CPU. A CPU that has been offline has one entry for its present
+    /// Records lost since these rings were opened, by CPU. A CPU that has been offline has one entry for its present
     /// ring and one for its earlier rings.
     pub fn losses(&self) -> impl Iterator<Item = Losses> {
         let present = self.rings.iter().map(|ring| Losses { cpu: ring.cpu(), records: ring.lost() });
@@ -441,10 +450,10 @@ impl Rings {
     }
 
     /// Adds a ring with all attached events. Returns `false`, without adding it, if its CPU has gone offline meanwhile.
-    fn add(&mut self, source: Source) -> Result<bool, Error> {
+    fn add(&mut self, source: RingSource) -> Result<bool, Error> {
         let what = format!("the ring of {source}");
         let others = self.attachments.len() + self.counters.len() + self.outputs.len() + 1;
-        let owner = match open(Event::Dummy, source, &self.settings, others) {
+        let owner = match open(EventKind::Dummy, source, &self.settings, others) {
             Ok(owner) => owner,
             Err(error) if is_offline(source, &error) => return Ok(false),
             Err(error) => return Err(limits::open_error(&what, error)),
@@ -474,8 +483,8 @@ impl Rings {
         ring_fds.events.iter().try_for_each(|(_, fd)| start(fd))?;
         self.poller.add(ring_fds.owner.as_fd()).map_err(|error| Error::io(&what, error))?;
         let cpu = match source {
-            Source::Cpu(cpu) => Some(cpu),
-            Source::Thread(_) => None,
+            RingSource::Cpu(cpu) => Some(cpu),
+            RingSource::Thread(_) => None,
         };
         self.rings.push(Ring::new(memory, cpu));
         self.descriptors.push(ring_fds);

@@ -92,8 +92,8 @@ fn place_in(format: &Format, field: &Field) -> Result<Place, Error> {
 ///
 /// A field without a template is one that the kernel always writes: `__probe_ip`, the address of the probe.
 ///
-/// A field of type `Option` is optional: if the layout does not know a name in its template, or the kernel does not
-/// support the template, the probe is installed without it, and the field is `None`.
+/// A field of type `Option` is optional: if the layout does not know a name in its template, or if it is `$comm` and the kernel
+/// does not have that, the probe is installed without it, and the field is `None`.
 ///
 /// ```
 /// use socktrail_kprobes::{Array, Sample, Text, Type, sample};
@@ -105,13 +105,13 @@ fn place_in(format: &Format, field: &Field) -> Result<Place, Error> {
 ///         pub argc: i32 = "+{linux_binprm.argc}({bprm})",
 ///         /// Its path. A place in the raw record, not the string.
 ///         pub path: Text = "+0(+{linux_binprm.filename}({bprm}))",
-///         /// The words at the top of its stack.
+///         /// The first 512 bytes at the top of its stack.
 ///         pub stack: Array<u64, 64> = "+u0(+{linux_binprm.p}({bprm}))",
 ///     }
 /// }
 ///
 /// assert_eq!(Exec::FETCHES[0].template, "+{linux_binprm.argc}({bprm})");
-/// assert_eq!(Exec::FIELDS[2].kind, Type::Words(64));
+/// assert_eq!(Exec::FIELDS[2].kind, Type::U64Array(64));
 /// ```
 #[macro_export]
 macro_rules! sample {
@@ -327,7 +327,7 @@ mod tests {
         let raw = record();
         let Optional { us, nowhere } = decoder.decode(&raw).unwrap();
         assert_eq!((us.map(|us| us.bytes(&raw)), nowhere), (Some(&b"/bin"[..]), None));
-        assert_eq!(decoder.decode(&raw[..540]), None, "it is there, and cut");
+        assert_eq!(decoder.decode(&raw[..540]), None, "the string is in the format, but the record ends before it");
     }
 
     #[test]

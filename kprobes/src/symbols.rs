@@ -12,7 +12,7 @@ use std::io::{BufRead, BufReader};
 
 use crate::probe::ProbeKind;
 
-/// The size of the read buffer in bytes. The kernel fills it with one read.
+/// The size of the read buffer in bytes. One read of this file returns at most a page, and pages have up to 64 KiB.
 const BUFFER_SIZE: usize = 64 << 10;
 /// The start of the kernel's functions. It is one of the first symbols, so the kernel finds it quickly.
 const FIRST: &str = "_stext";
@@ -140,7 +140,7 @@ mod tests {
     const ASKED: [&str; 5] = ["ip_local_out", "twice", "data", "tcp_init", "absent"];
 
     #[test]
-    fn functions_of_one_place_have_an_address() {
+    fn names_of_a_single_function_have_an_address() {
         let found = BTreeMap::from([
             ("_stext".to_owned(), 0xffff_ffff_8100_0000),
             ("ip_local_out".to_owned(), 0xffff_ffff_81a4_ab80),
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_return_is_found_from_the_first_function() {
+    fn a_kretprobe_is_placed_by_its_distance_from_the_first_function() {
         let addresses = parse(LIST.as_bytes(), &ASKED, Extent::Kernel);
         assert_eq!(addresses.place("ip_local_out", ProbeKind::Kprobe).unwrap(), "0xffffffff81a4ab80");
         assert_eq!(addresses.place("ip_local_out", KRETPROBE).unwrap(), "_stext+10791808");
@@ -190,11 +190,11 @@ mod tests {
     }
 
     #[test]
-    fn older_kernels_are_slow() {
-        for (release, slow) in
+    fn releases_are_compared_with_a_version() {
+        for (release, is_older) in
             [("5.10.0-46-cloud-amd64", true), ("3.12.1", true), ("6.0.9", true), ("6.1.0-56", false), ("7.2", false)]
         {
-            assert_eq!(is_before(release, (6, 1)), slow, "{release}");
+            assert_eq!(is_before(release, (6, 1)), is_older, "{release}");
         }
         assert!(!is_before("", (6, 1)));
     }

@@ -36,13 +36,13 @@ pub struct Features {
     pub arrays: bool,
     /// A syntax of its own for user memory (`+u0(…)`), since Linux 5.3. Without it `+u0(…)` is written as `+0(…)`.
     pub user_memory: bool,
-    /// `$argN`, Linux 4.20.
+    /// `$argN`, since Linux 4.20.
     pub arguments: bool,
     /// `r16:`, the number of calls in progress that a kretprobe follows, since Linux 4.12.
     pub maxactive: bool,
     /// `$comm`, the name of the running thread, since Linux 4.8.
     pub comm: bool,
-    /// Constants (`\1`), Linux 5.4.
+    /// Constants (`\1`), since Linux 5.4.
     pub constants: bool,
     /// Strings in place of arrays: a [`StringWindow`](crate::StringWindow) may be fetched as a `string`. Not where
     /// `kernel.panic_on_warn` is set, because the kernel warns if strings are too long for perf.
@@ -93,7 +93,7 @@ impl Tracefs {
                 found_or_forbidden => return found_or_forbidden,
             }
         }
-        // An error that names one of our descriptors would not help a user.
+        // Errors are ignored: they would name one of our descriptors, which does not help a user.
         if let Ok(mount) = files::detached("tracefs")
             && let Ok(mut tracefs) = Self::at(&files::by_descriptor(&mount))
         {

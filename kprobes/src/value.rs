@@ -25,16 +25,16 @@ pub enum Type {
     S32,
     /// `s64`
     S64,
-    /// `u32` or `u64`: the size of a pointer of this kernel.
+    /// `u32` or `u64`: a number of the size of this kernel's pointers.
     Word,
     /// `s32` or `s64`: the same with a sign.
     SignedWord,
     /// `x8[N]`: N bytes in memory order, at most 64; a field of a static tracepoint may be longer. Before Linux 4.20
     /// they are fetched as single values.
     Bytes(u16),
-    /// `x64[N]`: N words of 8 bytes, 64 at most. Before Linux 4.20 they are fetched one by one.
-    Words(u16),
-    /// `x64[N]`: the first N words of 8 bytes of a string, 64 at most. Without arrays it is fetched as a `string`: see
+    /// `x64[N]`: N numbers of 64 bits, at most 64. Before Linux 4.20 they are fetched as single values.
+    U64Array(u16),
+    /// `x64[N]`: the first 8 * N bytes of a string; N is at most 64. Before Linux 4.20 it may be fetched as a `string`: see
     /// [`StringWindow`].
     StringWindow(u16),
     /// `string`: NUL-terminated, from kernel memory, or from user memory after `+u…(…)`.
@@ -51,7 +51,7 @@ impl Type {
             Self::U32 | Self::S32 | Self::String => 4,
             Self::U64 | Self::S64 | Self::Word | Self::SignedWord => 8,
             Self::Bytes(n) => n as usize,
-            Self::Words(n) | Self::StringWindow(n) => n as usize * 8,
+            Self::U64Array(n) | Self::StringWindow(n) => n as usize * 8,
         }
     }
 }
@@ -118,7 +118,7 @@ impl fmt::Display for Type {
             Self::S32 => f.write_str("s32"),
             Self::S64 | Self::SignedWord => f.write_str("s64"),
             Self::Bytes(n) => write!(f, "x8[{n}]"),
-            Self::Words(n) | Self::StringWindow(n) => write!(f, "x64[{n}]"),
+            Self::U64Array(n) | Self::StringWindow(n) => write!(f, "x64[{n}]"),
             Self::String => f.write_str("string"),
         }
     }
@@ -212,7 +212,7 @@ impl<T: Value<Read = T>, const N: usize> Array<T, N> {
 
 impl<const N: usize> Value for Array<u64, N> {
     type Read = Self;
-    const TYPE: Type = Type::Words(count(N));
+    const TYPE: Type = Type::U64Array(count(N));
     #[inline]
     fn read(raw: &[u8], place: Place) -> Option<Self> {
         raw.get(place.start()..place.start().checked_add(N * 8)?)?;
@@ -222,10 +222,12 @@ impl<const N: usize> Value for Array<u64, N> {
 
 /// The place of the first `8 * N` bytes of a NUL-terminated string in kernel memory, with whatever follows the string.
 ///
-/// Kernels with arrays fetch these bytes as words. Without arrays, a probe fetches the string itself, and zeros fill the rest of
-/// the window. The kernel then follows the pointers to the string only twice, not once for each word. A string that is too
-/// long has no NUL in the window. A string that cannot be read is empty. Without arrays, so is the string `(fault)`, which
-/// some kernels write for a string that they cannot read.
+/// Kernels with arrays fetch these bytes as an array. Without arrays, a kprobe fetches the string itself, and zeros fill the
+/// rest of the window. The kernel then follows the pointers to the string only twice, not once for each 8 bytes. A kretprobe
+/// fetches 8 bytes at a time instead, and so does a kprobe if [`Features::strings`](crate::Features::strings) is `false`.
+///
+/// A string that is too long has no NUL in the window. A string that cannot be read is empty. If it was fetched as a string, so
+/// is the string `(fault)`, which some kernels write for a string that they cannot read.
 ///
 /// Declare only strings that are hardly ever longer than 255 bytes. Without arrays, perf has room for about 2,000 bytes
 /// of strings. If they are longer, the kernel drops them and logs a warning, once. They are then empty in the record.

@@ -57,7 +57,7 @@ fn own_directories(config: &Config) -> Vec<PathBuf> {
     spool.into_iter().chain(control.map(Path::to_owned)).collect()
 }
 
-/// Directories that the agent writes to, but does not create. An output reports missing ones.
+/// Directories that the agent writes to, but does not create. An output, or the metrics, reports a missing one.
 fn given_directories(config: &Config) -> Vec<PathBuf> {
     let file = config.output.file.path.as_deref();
     let socket = match &config.metrics.listen {

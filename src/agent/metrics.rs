@@ -1,6 +1,6 @@
 //! Metrics for Prometheus, in its text format, served on this host only.
 //!
-//! Each field of the statistics is a metric, and has its name.
+//! Each field of the statistics is a metric: `socktrail_FIELD`, or `socktrail_FIELD_total` if it is a counter.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -227,6 +227,10 @@ mod tests {
                 assert!(types.contains(sample.split('{').next().unwrap()), "{line}");
                 assert!(value.parse::<f64>().is_ok(), "{line}");
             }
+        }
+        for gauge in GAUGES {
+            let is_declared = |prefix: &str| types.contains(format!("{prefix}{gauge}").as_str());
+            assert!(is_declared("socktrail_") || is_declared("socktrail_output_"), "no metric has the name {gauge}");
         }
         for expected in [
             "socktrail_flows_dropped_total 3",

@@ -7,11 +7,11 @@ mod documents;
 mod harden;
 mod metrics;
 mod notify;
+mod outputs;
 mod playback;
 mod sensors;
 mod signals;
 mod source;
-mod wire;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -29,9 +29,9 @@ pub use self::sensors::RunningSensors;
 use self::documents::{BATCH_BYTES, Documents};
 use self::metrics::Metrics;
 use self::notify::Notify;
+use self::outputs::Meters;
 use self::signals::{SignalRequest, SignalRequests};
 use self::source::{Prepared, Source};
-use self::wire::Meters;
 use crate::receive::{Consumer, Limits, receive};
 
 /// How long old outputs may write their documents after a reload. The new outputs get the remaining documents.
@@ -43,7 +43,7 @@ pub struct Options {
     /// Whether to print statistics to stderr at the end.
     pub stats: bool,
     /// A recording to replay instead of monitoring this host.
-    pub replay: Option<Replay>,
+    pub replay: Option<ReplayOptions>,
     /// Whether to print only errors.
     pub quiet: bool,
     /// Starts the helper that asks getent, if there is one.
@@ -52,7 +52,7 @@ pub struct Options {
 
 /// A recording to replay.
 #[derive(Debug)]
-pub struct Replay {
+pub struct ReplayOptions {
     /// The file of the recording.
     pub file: PathBuf,
     /// The maximum number of flows per second.
@@ -67,7 +67,7 @@ pub fn run(load: impl Fn() -> anyhow::Result<Loaded>, options: Options) -> anyho
     let loaded = configuration(load)?;
     loaded.notes.iter().for_each(|note| tracing::info!("{note}"));
     let signals = SignalRequests::catch().context("catching signals")?;
-    wire::set_niceness(loaded.config.agent.nice)?;
+    outputs::set_niceness(loaded.config.agent.nice)?;
     let meters = Meters::default();
     let helper = if options.replay.is_none() { (options.start_helper)() } else { None };
     let users = Users::new();
@@ -75,7 +75,7 @@ pub fn run(load: impl Fn() -> anyhow::Result<Loaded>, options: Options) -> anyho
     harden::before_the_monitor(&loaded.config);
     let source = &prepared.start()?;
     harden::before_the_outputs(&loaded.config);
-    let outputs = wire::start(&loaded.config, &meters)?;
+    let outputs = outputs::start(&loaded.config, &meters)?;
     start_user_lookups(&users, helper)?;
     let documents = Documents::open(&loaded.config, source.host(), users)?;
     let metrics = loaded.config.metrics.listen.as_ref().map(Metrics::start).transpose()?;
@@ -198,7 +198,7 @@ impl Agent<'_> {
                     notify.feed_watchdog(Instant::now());
                     true
                 });
-                self.outputs = match wire::start(&loaded.config, &self.meters) {
+                self.outputs = match outputs::start(&loaded.config, &self.meters) {
                     Ok(outputs) => {
                         self.documents.configure(&loaded.config)?;
                         self.loaded = loaded;
@@ -208,7 +208,7 @@ impl Agent<'_> {
                     Err(error) => {
                         let remedy = harden::remedy(&loaded.config, &error);
                         tracing::error!("the new configuration is not used: {error:#}{remedy}");
-                        wire::start(&self.loaded.config, &self.meters).context("restarting the previous outputs")?
+                        outputs::start(&self.loaded.config, &self.meters).context("restarting the previous outputs")?
                     }
                 };
                 self.outputs.restore(unwritten);

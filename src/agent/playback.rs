@@ -17,7 +17,7 @@ use socktrail::host::Host;
 use socktrail::monitor::Received;
 use socktrail::recording::{RecordingError, Replay};
 
-use super::Replay as Options;
+use super::ReplayOptions;
 
 /// The maximum number of flows in the channel to the agent.
 const QUEUE: usize = 4096;
@@ -36,7 +36,7 @@ pub struct Playback {
 
 impl Playback {
     /// Starts to replay the recording that the command line names.
-    pub fn start(options: &Options, config: &Config) -> anyhow::Result<Self> {
+    pub fn start(options: &ReplayOptions, config: &Config) -> anyhow::Result<Self> {
         let path = options.file.display();
         let file = File::open(&options.file).with_context(|| format!("opening {path}"))?;
         let replay = Replay::open(BufReader::new(file), (&config.monitor()).into())
@@ -124,7 +124,10 @@ impl Player {
             self.play(flow)
         });
         match replayed {
-            Ok(_) => {}
+            Ok(replayed) => anyhow::ensure!(
+                replayed.complete,
+                "the recording is incomplete: its end is missing; everything before was replayed"
+            ),
             Err(Halt::Stopped) => return Ok(()),
             Err(Halt::Failed(error)) => return Err(error.into()),
         }
@@ -134,7 +137,7 @@ impl Player {
         );
         for pass in 1..self.passes {
             for flow in &kept {
-                // Each pass has flows with numbers of their own.
+                // The flows of each pass have new numbers, so that documents of different passes have different ids.
                 let mut flow = flow.clone();
                 flow.number += pass * highest;
                 if self.play(flow).is_err() {

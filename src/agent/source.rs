@@ -10,7 +10,7 @@ use socktrail::monitor::{self, Monitor, MonitorStats, Received};
 use socktrail::output::Reading;
 use socktrail::users::{UserNames, Users};
 
-use super::Replay;
+use super::ReplayOptions;
 use super::playback::Playback;
 use crate::receive::{FlowSource, announce};
 
@@ -27,12 +27,12 @@ pub enum Prepared<'a> {
     /// A monitor whose probes are installed.
     Kernel(Box<monitor::Prepared>),
     /// A recording to replay.
-    Recording(&'a Replay, &'a Config),
+    Recording(&'a ReplayOptions, &'a Config),
 }
 
 impl<'a> Prepared<'a> {
     /// Prepares the recording, if there is one, or else a monitor. The monitor has `users` look up names ahead of time.
-    pub fn new(replay: Option<&'a Replay>, config: &'a Config, users: &Users) -> anyhow::Result<Self> {
+    pub fn new(replay: Option<&'a ReplayOptions>, config: &'a Config, users: &Users) -> anyhow::Result<Self> {
         Ok(match replay {
             Some(replay) => Self::Recording(replay, config),
             None => {

@@ -221,6 +221,7 @@ pub struct AgentArgs {
 
     /// How many times to replay the recording
     #[arg(long, value_name = "N", requires = "replay", default_value_t = 1)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
     pub replay_times: u64,
 }
 
@@ -311,5 +312,14 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         command().debug_assert();
+    }
+
+    #[test]
+    fn a_recording_is_replayed_at_least_once() {
+        let parses = |times: &str| {
+            let line = ["socktrail", "agent", "--config", "file", "--replay", "recording", "--replay-times", times];
+            command().try_get_matches_from(line).is_ok()
+        };
+        assert!(parses("1") && !parses("0"));
     }
 }

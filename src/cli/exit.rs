@@ -8,7 +8,7 @@ use std::process::ExitCode;
 pub enum Status {
     /// The command succeeded.
     Success = 0,
-    /// Another failure.
+    /// A failure without a status of its own.
     Failure = 1,
     /// The command line or the configuration is invalid.
     Usage = 2,

@@ -20,7 +20,7 @@ pub struct FailureReport {
     pub status: Status,
 }
 
-/// Whether the only failure is that stdout was closed.
+/// Whether the command failed because the reader of a pipe, usually stdout, has closed it.
 pub fn is_closed_pipe(error: &anyhow::Error) -> bool {
     let kind = |cause: &(dyn std::error::Error + 'static)| {
         let direct = cause.downcast_ref().map(io::Error::kind);

@@ -14,13 +14,9 @@ pub struct Interrupts {
 }
 
 impl Interrupts {
-    /// Catches SIGINT, SIGTERM and, unless it is ignored (`nohup`), SIGHUP from now on.
+    /// Catches [`end_signals`] from now on.
     pub fn catch() -> io::Result<Self> {
-        let signals = Signals::new([SIGINT, SIGTERM])?;
-        if !is_ignored(SIGHUP) {
-            signals.add_signal(SIGHUP)?;
-        }
-        Ok(Self { signals, count: 0 })
+        Ok(Self { signals: Signals::new(end_signals())?, count: 0 })
     }
 
     /// The number of signals so far. Several of one kind at once count as one.
@@ -28,6 +24,11 @@ impl Interrupts {
         self.count += self.signals.pending().count();
         self.count
     }
+}
+
+/// The signals that ask the command to end: SIGINT, SIGTERM and, unless it is ignored (`nohup`), SIGHUP.
+pub fn end_signals() -> Vec<i32> {
+    [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|signal| *signal != SIGHUP || !is_ignored(SIGHUP)).collect()
 }
 
 fn is_ignored(signal: i32) -> bool {
@@ -49,5 +50,11 @@ mod tests {
         assert_eq!(interrupts.count(), 1);
         raise(SIGTERM).unwrap();
         assert_eq!(interrupts.count(), 2);
+    }
+
+    #[test]
+    fn a_closed_terminal_ends_the_command_except_under_nohup() {
+        assert_eq!(end_signals().contains(&SIGHUP), !is_ignored(SIGHUP));
+        assert!(end_signals().contains(&SIGINT) && end_signals().contains(&SIGTERM));
     }
 }

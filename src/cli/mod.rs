@@ -30,7 +30,7 @@ use socktrail::config::Loader;
 use args::{AgentArgs, Cli, Command};
 use exit::Status;
 
-use crate::agent::{self, Options, Replay};
+use crate::agent::{self, Options, ReplayOptions};
 
 /// Runs the command of the command line.
 pub fn main() -> Status {
@@ -68,7 +68,7 @@ fn run(cli: Cli, matches: &ArgMatches) -> anyhow::Result<Status> {
 
 fn run_agent(args: AgentArgs, quiet: bool) -> anyhow::Result<Status> {
     let load = || config::load(Loader::new().file(&args.config), args.set.clone());
-    let replay = args.replay.map(|file| Replay { file, rate: args.replay_rate, times: args.replay_times });
+    let replay = args.replay.map(|file| ReplayOptions { file, rate: args.replay_rate, times: args.replay_times });
     agent::run(load, Options { stats: args.stats, replay, quiet, start_helper: users::start_helper })?;
     Ok(Status::Success)
 }

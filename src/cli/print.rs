@@ -113,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_closed_pipe_is_noticed_and_an_open_one_is_open() {
+    fn only_a_pipe_without_a_reader_is_gone() {
         let (reader, writer) = io::pipe().unwrap();
         assert!(!is_gone(&writer));
         drop(reader);

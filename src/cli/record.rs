@@ -2,12 +2,12 @@
 
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, IsTerminal, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use signal_hook::consts::{SIGINT, SIGTERM};
 use socktrail::Error;
 use socktrail::documents::ecs::{Context, Directions};
 use socktrail::monitor::Options;
@@ -17,16 +17,19 @@ use socktrail::recording::{RecordingError, Replay};
 
 use super::args::{FormatArg, RecordArgs, ReplayArgs};
 use super::exit::Status;
+use super::interrupt::end_signals;
 use super::users;
 
 /// Runs `socktrail record`.
 pub fn record_to_file(args: RecordArgs, mut options: Options, quiet: bool) -> anyhow::Result<Status> {
     let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
+    for signal in end_signals() {
         signal_hook::flag::register(signal, Arc::clone(&stop)).context("catching signals")?;
     }
     args.without.apply(&mut options);
-    let file = File::create(&args.file).with_context(|| format!("creating {}", args.file.display()))?;
+    // Samples have arguments and addresses that not every user may see.
+    let created = File::options().write(true).create(true).truncate(true).mode(0o600).open(&args.file);
+    let file = created.with_context(|| format!("creating {}", args.file.display()))?;
     let say = |text: &str| {
         if !quiet {
             // A closed stderr is not a failure.

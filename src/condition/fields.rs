@@ -135,7 +135,7 @@ fn port(address: Option<&Address>) -> Option<Value<'_>> {
     address?.ip().map(|end| Value::Number(end.port.into()))
 }
 
-/// As documents show it: `/run/socket`, `@abstract`.
+/// An `AF_UNIX` address as documents show it: `/run/socket`, `@abstract`.
 fn path(address: Option<&Address>) -> Option<Value<'_>> {
     address?.unix().map(ToString::to_string).filter(|name| !name.is_empty()).and_then(owned)
 }

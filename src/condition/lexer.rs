@@ -15,7 +15,7 @@ pub struct Token {
 /// The kind of a token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TokenKind {
-    /// A field, `in`, `like`.
+    /// A field, `in`, `like`, `true` or `false`.
     Word(String),
     Number(i64),
     Text(String),

@@ -1,4 +1,4 @@
-//! Conditions on an event with all fields.
+//! Conditions on one event: a refused connect of a socket without a local address.
 
 use std::sync::Arc;
 
@@ -70,7 +70,7 @@ fn true_conditions() {
         r#"process.pid == 4242 && process.parent.pid == 1 && process.thread.id == 4243 && process.thread.name == "worker" && inode == 77 && group.id==100"#,
         r#"container.id == "web""#,
         r#"state == "CLOSE" && state_before == "CLOSE" && !existing"#,
-        "fd < 10", // as text it would not
+        "fd < 10", // As text, "5" is greater than "10".
         r#"fd == 99 && fd == 99 || fd == 5"#,
     ] {
         assert!(holds(condition), "{condition}");
@@ -160,7 +160,7 @@ fn nesting_is_limited_to_64() {
 }
 
 #[test]
-fn every_field_has_a_name_of_its_own() {
+fn names_of_fields_are_unique() {
     let names: std::collections::BTreeSet<_> = FIELDS.iter().map(|field| field.name).collect();
     assert_eq!(names.len(), FIELDS.len());
     assert!(names.iter().all(|name| Field::named(name).is_some_and(|field| field.name == *name)));

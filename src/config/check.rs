@@ -28,7 +28,7 @@ pub fn check(config: &Config) -> Checked {
     if let Err(Error::Option { name, problem }) = config.monitor().validate() {
         wrong(&key_of(name), &problem);
     }
-    if let Some(name) = config.events.actions.iter().find(|name| Actions::named(name).is_none()) {
+    for name in config.events.actions.iter().filter(|name| Actions::named(name).is_none()) {
         let problem = format!("{name:?} is not one of create, bind, listen, accept, connect, setsockopt, close");
         wrong("events.actions", &problem);
     }
@@ -77,7 +77,10 @@ fn elasticsearch(output: &Elasticsearch, checked: &mut Checked) {
         _ => {}
     }
     if !is_index_name(&output.index) {
-        wrong("index", "expected lower-case letters, digits, {kind}, and -, _ or . except at the start");
+        wrong(
+            "index",
+            "expected lower-case letters, digits, {kind}, and -, _ or . except at the start; at most 199 characters",
+        );
     }
     let ssl = &output.ssl;
     match (&ssl.certificate, &ssl.key) {
@@ -111,7 +114,8 @@ fn elasticsearch(output: &Elasticsearch, checked: &mut Checked) {
 /// the text, because it may contain a password.
 fn check_host(text: &str) -> Result<(), &'static str> {
     let uri: Uri = text.parse().map_err(|_| "expected a URL, such as https://host:9200")?;
-    if !matches!(uri.scheme_str(), Some("http" | "https")) {
+    // The client decides by these prefixes whether it needs TLS, so capital letters are refused, too.
+    if !text.starts_with("https://") && !text.starts_with("http://") {
         return Err("expected a URL that begins with https:// or http://");
     }
     if uri.authority().is_none_or(|authority| authority.as_str().contains('@')) {

@@ -10,7 +10,7 @@ use crate::output::SpoolOptions;
 use crate::output::elasticsearch::{ClientOptions, Credentials, ElasticsearchOptions, TlsOptions};
 
 section! {
-    /// `output.elasticsearch.*`. Options that Beats has, too, have its names.
+    /// `output.elasticsearch.*`. Options that Beats also has have the same names as there.
     pub struct Elasticsearch {
         /// The URLs of the servers, such as `https://host:9200`. If one fails, the next is tried. If empty, this output
         /// is off.
@@ -19,7 +19,7 @@ section! {
         /// or `loss`.
         #[needs("output.elasticsearch.hosts")]
         index: String = "logs-socktrail.{kind}-default".to_owned(),
-        /// Whether `socktrail setup` makes `index` a data stream.
+        /// Whether `socktrail setup` makes `index` a data stream. Only data streams get the lifecycle policy.
         data_stream: bool = true,
         /// The user to authenticate as.
         #[needs("output.elasticsearch.hosts")]
@@ -34,7 +34,8 @@ section! {
         /// The gzip level of requests. With 0, they are not compressed.
         #[bounds(0, 9)]
         compression_level: u32 = 1,
-        /// The maximum number of documents in one bulk request, which also never exceeds 5 MiB.
+        /// The maximum number of documents in one bulk request. Together they have at most 5 MiB; a document that is larger
+        /// is sent alone.
         #[bounds(1, 100_000)]
         bulk_max_size: usize = 1600,
         /// The timeout of a request.

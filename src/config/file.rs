@@ -13,19 +13,19 @@ const MAX_FILE_LEN: u64 = 1024 * 1024;
 
 /// Reads and parses a file.
 pub fn read(path: &Path) -> Result<Vec<Setting>, Problem> {
-    let whole = |problem: String| Problem { origin: path.display().to_string(), key: None, problem };
+    let of_file = |problem: String| Problem { origin: path.display().to_string(), key: None, problem };
     let parse = match path.extension().and_then(|extension| extension.to_str()) {
         Some("yml" | "yaml") => yaml::parse,
         Some("toml") => toml::parse,
         _ => {
-            return Err(whole("expected a name that ends in .yml, .yaml or .toml".to_owned()));
+            return Err(of_file("expected a name that ends in .yml, .yaml or .toml".to_owned()));
         }
     };
-    let text = text(path).map_err(|error| whole(error.to_string()))?;
+    let text = text(path).map_err(|error| of_file(error.to_string()))?;
     match parse(&text) {
-        Ok(lines) => Ok(lines.into_iter().map(|line| Setting::at_line(path, line)).collect()),
+        Ok(settings) => Ok(settings.into_iter().map(|setting| Setting::at_line(path, setting)).collect()),
         Err(mistake) => {
-            Err(Problem { origin: format!("{}:{}", path.display(), mistake.line), ..whole(mistake.problem) })
+            Err(Problem { origin: format!("{}:{}", path.display(), mistake.line), ..of_file(mistake.problem) })
         }
     }
 }

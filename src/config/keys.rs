@@ -43,10 +43,11 @@ pub fn unknown(keys: &[Key], key: &str) -> String {
     if key.starts_with("auditbeat.") {
         return "is not known: from an auditbeat.yml, copy only the lines that begin with socket.".to_owned();
     }
-    let likeness = |known: &str| strsim::jaro_winkler(last(known), last(key)) + strsim::jaro_winkler(known, key);
-    let likenesses = keys.iter().map(|known| (likeness(&known.name), known));
-    match likenesses.max_by(|one, other| one.0.total_cmp(&other.0)) {
-        Some((likeness, known)) if likeness > 2.0 * MIN_SIMILARITY => format!("is not known; is {} meant?", known.name),
+    let similarity = |known: &str| strsim::jaro_winkler(last(known), last(key)) + strsim::jaro_winkler(known, key);
+    let similarities = keys.iter().map(|known| (similarity(&known.name), known));
+    match similarities.max_by(|one, other| one.0.total_cmp(&other.0)) {
+        // Two similarities are added: of the last parts, and of the whole keys.
+        Some((sum, known)) if sum > 2.0 * MIN_SIMILARITY => format!("is not known; is {} meant?", known.name),
         _ => "is not known".to_owned(),
     }
 }

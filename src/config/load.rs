@@ -93,8 +93,8 @@ impl Loader {
     pub fn load(&self) -> Result<Loaded, ConfigError> {
         let (keys, defaults) = (keys(), defaults());
         let (mut figment, mut problems, mut order) = (defaults.clone(), Vec::new(), HashMap::new());
-        for (place, setting) in self.settings(&keys, &defaults).into_iter().enumerate() {
-            let origin = match setting.and_then(|setting| checked(setting, &keys, &defaults, &figment)) {
+        for (index, setting) in self.settings(&keys, &defaults).into_iter().enumerate() {
+            let origin = match setting.and_then(|setting| check_setting(setting, &keys, &defaults, &figment)) {
                 Ok(setting) => {
                     figment = figment.merge(&setting);
                     setting.metadata.name.into_owned()
@@ -104,9 +104,9 @@ impl Loader {
                     problem.origin
                 }
             };
-            order.entry(origin).or_insert(place);
+            order.entry(origin).or_insert(index);
         }
-        // Settings of the wrong type were not merged.
+        // This does not fail, because settings of the wrong type were not merged.
         let config: Config = figment.extract().unwrap_or_default();
         let located = |(key, problem): (String, String)| Problem::with_key(origin(&figment, &key), &key, problem);
         let checked = check::check(&config);
@@ -130,17 +130,17 @@ impl Loader {
             Ok(settings) => settings.into_iter().map(Ok).collect(),
             Err(problem) => vec![Err(problem)],
         });
-        let of = |key: Option<&Key>, text: &str, origin: String| match key {
+        let for_key = |key: Option<&Key>, text: &str, origin: String| match key {
             Some(key) => Ok(typed(&key.name, text, origin)),
             None => Err(Problem { origin, key: None, problem: "does not name a known key".to_owned() }),
         };
         let environment = self.environment.iter().map(|(name, text)| {
             let key = keys.iter().find(|key| variable(&key.name) == *name);
-            of(key, text, format!("environment variable {name}"))
+            for_key(key, text, format!("environment variable {name}"))
         });
         let flags = self.flags.iter().map(|(name, text)| {
             let key = keys.iter().find(|key| key.flag.is_some_and(|flag| flag.name == name));
-            of(key, text, format!("--{name}"))
+            for_key(key, text, format!("--{name}"))
         });
         let assignments = self.assignments.iter().map(|assignment| {
             let origin = "command line".to_owned();
@@ -156,8 +156,8 @@ impl Loader {
     }
 }
 
-/// The setting, if its key is known, its value has the right type, and the same file does not set it twice.
-fn checked(setting: Setting, keys: &[Key], defaults: &Figment, before: &Figment) -> Result<Setting, Problem> {
+/// Returns the setting, if its key is known, its value has the right type, and the file does not set it twice.
+fn check_setting(setting: Setting, keys: &[Key], defaults: &Figment, before: &Figment) -> Result<Setting, Problem> {
     let refused = |problem: String| Err(Problem::with_key(setting.metadata.name.clone(), &setting.key, problem));
     if !keys.iter().any(|key| key.name == setting.key) {
         return refused(unknown(keys, &setting.key));
@@ -172,8 +172,8 @@ fn checked(setting: Setting, keys: &[Key], defaults: &Figment, before: &Figment)
     }
 }
 
-/// Parses a text to the type of its key's default. figment's own provider for the environment goes by the text alone: it
-/// would make a number of a password that consists of digits.
+/// Parses a text as the type of its key's default; if there is no default, as YAML does. figment's own provider for the
+/// environment looks only at the text: it would turn a password that consists of digits into a number.
 fn typed(defaults: &Figment, key: &str, text: &str) -> Value {
     let plain = |text: &str| yaml::plain(text).unwrap_or(Value::Empty(Tag::Default, Empty::None));
     match defaults.find_value(key) {

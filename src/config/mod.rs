@@ -39,5 +39,5 @@ pub use error::{ConfigError, Problem};
 pub use keys::keys;
 pub use load::{Loaded, Loader, Resolved};
 pub use options::{AfPacket, Config, Dns, DnsType, Document, Socket};
-pub use outputs::{Agent, Events, FileOutput, Listen, Metrics, OutputKind, Outputs, Sensors, Stdout, Sync};
+pub use outputs::{Agent, Events, FileOutput, FileSync, Listen, Metrics, OutputKind, Outputs, Sensors, Stdout};
 pub use section::{Flag, Key};

@@ -25,7 +25,7 @@ section! {
         events: Events,
         /// Sensors: documents about sockets that open and close, selected by patterns, in addition to flows
         sensors: Sensors,
-        /// Filters: which flows are reported. An empty list matches every flow, and exclude wins over only
+        /// Filters: which flows are reported. An empty list lets every flow pass, and exclude wins over only
         filter: Filter,
         /// Documents: their contents
         #[reloadable(true)]
@@ -73,18 +73,18 @@ section! {
         /// Each CPU's perf ring has 2^N memory pages; the default is 512 KiB with pages of 4 KiB.
         #[flag("ring-size-exponent", "N")]
         ring_size_exponent: u8,
-        /// How packets are counted: `samples` by a sample of each packet; `kernel` by programs in the kernel (eBPF), which
-        /// sample only the packets that say something new (Linux 5.5); `auto` by the kernel if it can. Flows are the same.
+        /// How packets are counted. `samples`: each packet is sampled. `kernel` (Linux 5.5): eBPF programs count packets in
+        /// the kernel, and sample only packets that say something new. `auto`: `kernel` if possible, else `samples`.
         #[flag("accounting", "HOW")]
         accounting: Accounting,
         /// About how many conversations the kernel can count at once. Each takes about 350 bytes of kernel memory, which
-        /// are reserved at the start: 22 MiB with the default. Beyond it, each packet of a new one is sampled.
+        /// are reserved at the start: 22 MiB with the default. Beyond it, each packet of a new conversation is sampled.
         #[flag("max-conversations", "N")]
         max_conversations: usize,
         /// How far the wall clock may drift from the kernel's monotonic clock before timestamps are corrected.
         clock_max_drift: Time,
-        /// How often to compare the clock of samples with the monotonic clock on kernels whose sample clock programs
-        /// cannot read (before Linux 4.1). On other kernels, clocks are compared ten times a second.
+        /// How often the clock of samples is compared with the monotonic clock before Linux 4.1, where programs cannot read
+        /// the clock of samples. From 4.1 on, clocks are compared ten times a second.
         clock_sync_period: Time,
         /// How long one guess about the layout of kernel structures may take.
         #[flag("guess-timeout", "TIME")]
@@ -95,7 +95,6 @@ section! {
         flow_report_interval: Option<Time>,
         /// Where the layout of kernel structures comes from: `auto`, `guess`, `btf`, `btf:PATH` or `file:PATH`. `auto`
         /// reads BTF, guesses what BTF does not give, and takes the rest from a saved layout.
-
         #[flag("source", "SOURCE")]
         #[serde(with = "super::values::text")]
         source: LayoutSource,
@@ -103,7 +102,8 @@ section! {
         /// timeout or interim report is due first is ended early.
         #[flag("max-flows", "N")]
         max_flows: usize,
-        /// The maximum number of sockets that are tracked. Beyond it, the owners of new sockets are not known.
+        /// The maximum number of sockets that are tracked. Beyond it, new sockets have no flows, unless
+        /// they are connections to known listeners.
         #[flag("max-sockets", "N")]
         max_sockets: usize,
         /// The maximum number of processes that are tracked. Beyond it, new processes are not known.
@@ -175,7 +175,8 @@ const FILTER: [(&str, &str, &str, &str); 9] = [
         "exclude_loopback",
         "exclude-loopback",
         "BOOL",
-        "Whether to leave out traffic within this host: that on the loopback interface.",
+        "Whether to leave out traffic of this host with itself: both addresses are the same, or both are loopback \
+         addresses.",
     ),
     ("ports.only", "only-port", "PORT", "Report only flows with one of these ports at either end."),
     ("ports.exclude", "exclude-port", "PORT", "Report no flows with one of these ports at either end."),
@@ -230,7 +231,6 @@ impl Config {
         options.filter = self.filter.clone();
         let for_sensors = if self.sensors.files.is_empty() { Actions::NONE } else { Actions::SENSORS };
         options.socket_events = self.events.action_set().or(for_sensors);
-
         options
     }
 }

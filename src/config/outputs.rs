@@ -207,11 +207,11 @@ section! {
     pub struct FileOutput {
         /// The file to write documents to, one per line. If not set, this output is off.
         path: Option<PathBuf> = None,
-        /// The file is rotated before it grows larger than this.
+        /// The file is rotated before it grows larger than this, unless a single batch of documents is larger.
         #[bounds(ByteSize(1 << 10))]
         #[needs("output.file.path")]
         rotate_size: ByteSize = ByteSize(100 << 20),
-        /// The file is rotated when it reaches this age. If not set, age does not matter.
+        /// The file is rotated this long after it was opened. If not set, time does not matter.
         #[needs("output.file.path")]
         rotate_every: Option<Time> = None,
         /// How many rotated files to keep.
@@ -224,7 +224,7 @@ section! {
         /// after which written documents are flushed at the latest.
         #[needs("output.file.path")]
         #[serde(with = "super::values::text")]
-        sync: Sync = Sync(SyncPolicy::Every(Duration::from_secs(1))),
+        sync: FileSync = FileSync(SyncPolicy::Every(Duration::from_secs(1))),
     }
 }
 
@@ -243,11 +243,10 @@ impl FileOutput {
 }
 
 /// `output.file.sync`: `never`, `always`, or a time.
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Sync(pub SyncPolicy);
+pub struct FileSync(pub SyncPolicy);
 
-impl FromStr for Sync {
+impl FromStr for FileSync {
     type Err = TimeError;
 
     fn from_str(text: &str) -> Result<Self, TimeError> {
@@ -259,7 +258,7 @@ impl FromStr for Sync {
     }
 }
 
-impl fmt::Display for Sync {
+impl fmt::Display for FileSync {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             SyncPolicy::Never => f.write_str("never"),

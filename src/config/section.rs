@@ -120,7 +120,7 @@ macro_rules! section {
                 }
             }
 
-            #[allow(unused_variables, reason = "a section may have nothing of a kind")]
+            #[allow(unused_variables, reason = "a section may have no keys, no bounds or no inner sections")]
             impl Section for $section {
                 type Target = section!(@target $($target)?);
 
@@ -160,46 +160,46 @@ macro_rules! section {
     (@target) => { () };
     (@target $target:ty) => { $target };
     (@default $key:ident = $default:expr) => { $default };
-    (@default $key:ident) => { Value::from_option(<Self as Section>::Target::default().$key) };
+    (@default $key:ident) => { LibraryValue::from_library(<Self as Section>::Target::default().$key) };
     (@apply $target:ident $self:ident $key:ident = $default:expr) => {};
-    (@apply $target:ident $self:ident $key:ident) => { $target.$key = Value::to_option(&$self.$key) };
+    (@apply $target:ident $self:ident $key:ident) => { $target.$key = LibraryValue::to_library(&$self.$key) };
 }
 pub(super) use section;
 
-/// A type of the configuration for an option of the library, whose type is `T`.
-pub(super) trait Value<T> {
-    /// Converts from the option of the library.
-    fn from_option(option: T) -> Self;
-    /// Converts to the option of the library.
-    fn to_option(&self) -> T;
+/// Converts between the value of a key and the field of the library's options that the key sets. The field has type `T`.
+pub(super) trait LibraryValue<T> {
+    /// Converts from the field's value.
+    fn from_library(value: T) -> Self;
+    /// Converts to the field's value.
+    fn to_library(&self) -> T;
 }
 
-impl<T: Clone> Value<T> for T {
-    fn from_option(option: T) -> T {
-        option
+impl<T: Clone> LibraryValue<T> for T {
+    fn from_library(value: T) -> T {
+        value
     }
 
-    fn to_option(&self) -> T {
+    fn to_library(&self) -> T {
         self.clone()
     }
 }
 
-impl Value<Duration> for Time {
-    fn from_option(option: Duration) -> Self {
-        option.into()
+impl LibraryValue<Duration> for Time {
+    fn from_library(value: Duration) -> Self {
+        value.into()
     }
 
-    fn to_option(&self) -> Duration {
+    fn to_library(&self) -> Duration {
         (*self).into()
     }
 }
 
-impl Value<Option<Duration>> for Option<Time> {
-    fn from_option(option: Option<Duration>) -> Self {
-        option.map(Time::from)
+impl LibraryValue<Option<Duration>> for Option<Time> {
+    fn from_library(value: Option<Duration>) -> Self {
+        value.map(Time::from)
     }
 
-    fn to_option(&self) -> Option<Duration> {
+    fn to_library(&self) -> Option<Duration> {
         self.map(Duration::from)
     }
 }
@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_without_a_default_takes_it_from_the_library_and_sets_it_there() {
+    fn a_key_without_a_default_has_the_librarys_default_and_sets_the_librarys_field() {
         let mut target = Target { time: Duration::from_secs(5) };
         assert_eq!(Duration::from(Outer::default().time), Duration::ZERO);
         Outer { time: Duration::from_secs(9).into(), ..Outer::default() }.apply_to(&mut target);

@@ -22,7 +22,7 @@ pub struct Setting {
 
 impl Setting {
     /// A setting at a line of a file.
-    pub fn at_line(path: &Path, Line { key, value, line }: Line) -> Self {
+    pub fn at_line(path: &Path, FileSetting { key, value, line }: FileSetting) -> Self {
         Self { key, value, metadata: Metadata::from(format!("{}:{line}", path.display()), path) }
     }
 
@@ -58,7 +58,7 @@ pub fn origin(figment: &Figment, key: &str) -> String {
 
 /// A key with its value, at a line of a file.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Line {
+pub struct FileSetting {
     /// The full name of the key.
     pub key: String,
     /// The value.

@@ -82,10 +82,12 @@ fn every_option_reaches_the_monitor() {
   flow_termination_timeout: 2s
   socket_inactive_timeout: 3s
   perf_queue_size: 4
+  lost_queue_size: 13
   ring_size_exponent: 5
   accounting: samples
   max_conversations: 12
   clock_max_drift: 6s
+  clock_sync_period: 14s
   guess_timeout: 7s
   flow_report_interval: 8s
   source: file:/layout
@@ -98,8 +100,8 @@ filter:
   exclude_loopback: true
   ports: {only: [80], exclude: [22]}
   networks: {only: [10.0.0.0/8], exclude: ['fd00::/8']}
-  uids.only: [0]
-  pids.exclude: [1]
+  uids: {only: [0], exclude: [2]}
+  pids: {only: [3], exclude: [1]}
 document.direction: inbound
 events.actions: [bind, close]
 ",
@@ -111,7 +113,8 @@ events.actions: [bind, close]
     assert_eq!(options.enable_ipv6, Some(false));
     assert_eq!((options.flow_inactive_timeout, options.flow_termination_timeout), (seconds(1), seconds(2)));
     assert_eq!((options.socket_inactive_timeout, options.perf_queue_size), (seconds(3), 4));
-    assert_eq!((options.ring_size_exponent, options.clock_max_drift), (5, seconds(6)));
+    assert_eq!((options.lost_queue_size, options.ring_size_exponent), (13, 5));
+    assert_eq!((options.clock_max_drift, options.clock_sync_period), (seconds(6), seconds(14)));
     assert_eq!((options.accounting, options.max_conversations), (Accounting::Samples, 12));
     assert_eq!((options.guess_timeout, options.flow_report_interval), (seconds(7), Some(seconds(8))));
     assert_eq!(options.source, socktrail_guess::LayoutSource::File("/layout".into()));
@@ -124,7 +127,8 @@ events.actions: [bind, close]
     assert_eq!((&*options.filter.ports.only, &*options.filter.ports.exclude), (&[80][..], &[22][..]));
     assert_eq!(options.filter.networks.only, ["10.0.0.0/8".parse().unwrap()]);
     assert_eq!(options.filter.networks.exclude, ["fd00::/8".parse().unwrap()]);
-    assert_eq!((&*options.filter.uids.only, &*options.filter.pids.exclude), (&[0][..], &[1][..]));
+    assert_eq!((&*options.filter.uids.only, &*options.filter.uids.exclude), (&[0][..], &[2][..]));
+    assert_eq!((&*options.filter.pids.only, &*options.filter.pids.exclude), (&[3][..], &[1][..]));
     assert_eq!(options.socket_events, Actions::BIND.or(Actions::CLOSE));
     assert_eq!(config.document.direction, crate::documents::ecs::Directions::Inbound);
 }
@@ -202,7 +206,7 @@ socket.dns: 5
 }
 
 #[test]
-fn inconsistent_keys_are_reported_with_their_line() {
+fn values_out_of_bounds_and_duplicate_keys_are_reported_with_their_line() {
     let written = file("a.toml", "[socket]\nring_size_exponent = 15\n");
     assert_eq!(written.problems(), [":2: socket.ring_size_exponent: 15 is not within 1 to 14"]);
     let written = file("a.yml", "socket.dns:\n  af_packet.snaplen: 1\n");
@@ -216,18 +220,32 @@ fn inconsistent_keys_are_reported_with_their_line() {
 }
 
 #[test]
+fn all_unknown_actions_are_reported() {
+    let written = file("a.yml", "events.actions: [bnd, bind, lsten]\n");
+    let [first, second] = &written.problems()[..] else { panic!("two problems") };
+    assert!(first.contains("\"bnd\" is not one of") && second.contains("\"lsten\" is not one of"), "{first} {second}");
+}
+
+#[test]
+fn a_url_in_capital_letters_is_refused() {
+    let hosts = "output.elasticsearch.hosts=HTTPS://localhost:9200".to_owned();
+    let problem = Loader::new().set([hosts]).load().unwrap_err().to_string();
+    assert!(problem.contains("expected a URL that begins with https:// or http://"), "{problem}");
+}
+
+#[test]
 fn mistakes_outside_a_file_name_their_place() {
     let environment = variables(&[("SOCKTRAIL_SOCKET_ENABLE_IPV6", "5"), ("SOCKTRAIL_SOKET", "x")]);
     let loader = Loader::new().environment(environment);
     let ConfigError(problems) = loader.set(["socket.dns".to_owned(), "socket.mask".to_owned()]).load().unwrap_err();
-    let told: Vec<_> = problems.iter().map(ToString::to_string).collect();
+    let messages: Vec<_> = problems.iter().map(ToString::to_string).collect();
     assert_eq!(
-        told[0],
+        messages[0],
         "environment variable SOCKTRAIL_SOCKET_ENABLE_IPV6: socket.enable_ipv6: expected true or false, found a number"
     );
-    assert_eq!(told[1], "environment variable SOCKTRAIL_SOKET: does not name a known key");
-    assert!(told[2].starts_with("command line: socket.dns: is a section"), "{}", told[2]);
-    assert_eq!(told[3], "command line: socket.mask: expected KEY=VALUE");
+    assert_eq!(messages[1], "environment variable SOCKTRAIL_SOKET: does not name a known key");
+    assert!(messages[2].starts_with("command line: socket.dns: is a section"), "{}", messages[2]);
+    assert_eq!(messages[3], "command line: socket.mask: expected KEY=VALUE");
 }
 
 #[test]

@@ -1,13 +1,13 @@
-//! Parses TOML to settings with their lines. figment's own provider for TOML does not know lines.
+//! Parses TOML into settings with their lines. figment's own provider for TOML does not know lines.
 
 use figment::value::Value;
 use toml::de::{DeTable, DeValue, Error};
 
 use super::section::join;
-use super::setting::{Line, Mistake};
+use super::setting::{FileSetting, Mistake};
 
 /// Parses a text.
-pub fn parse(text: &str) -> Result<Vec<Line>, Mistake> {
+pub fn parse(text: &str) -> Result<Vec<FileSetting>, Mistake> {
     let broken = |error: Error| {
         let at = error.span().map_or(0, |span| span.start);
         Mistake { line: line(text, at), problem: error.message().to_owned() }
@@ -23,14 +23,14 @@ fn line(text: &str, at: usize) -> usize {
     1 + text.bytes().take(at).filter(|&byte| byte == b'\n').count()
 }
 
-fn section(text: &str, name: &str, table: &DeTable<'_>, settings: &mut Vec<Line>) -> Result<(), Mistake> {
+fn section(text: &str, name: &str, table: &DeTable<'_>, settings: &mut Vec<FileSetting>) -> Result<(), Mistake> {
     for (key, found) in table {
         let (key, line) = (join(name, key.get_ref()), line(text, key.span().start));
         match found.get_ref() {
             DeValue::Table(inner) => section(text, &key, inner, settings)?,
             single => {
                 let value = value(single).map_err(|problem| Mistake { line, problem })?;
-                settings.push(Line { key, value, line });
+                settings.push(FileSetting { key, value, line });
             }
         }
     }
@@ -70,7 +70,7 @@ mod tests {
     fn toml_says_the_same_as_yaml() {
         let toml = "[socket]\nenable_ipv6 = false\nguess_timeout = \"5s\"\n[socket.dns]\nports = [53, 5353]\n";
         let yaml = "socket:\n  enable_ipv6: false\n  guess_timeout: 5s\n  dns:\n    ports: [53, 5353]\n";
-        let without_lines = |settings: Vec<Line>| -> Vec<_> {
+        let without_lines = |settings: Vec<FileSetting>| -> Vec<_> {
             settings.into_iter().map(|setting| (setting.key, setting.value)).collect()
         };
         assert_eq!(without_lines(parse(toml).unwrap()), without_lines(yaml::parse(yaml).unwrap()));

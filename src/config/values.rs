@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::model::units::Text;
 
-/// An amount of bytes: `64MiB`, `10MB`, `4096`.
+/// A number of bytes: `64MiB`, `10MB`, `4096`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ByteSize(pub u64);
 
@@ -104,7 +104,7 @@ impl Serialize for Secret {
     }
 }
 
-/// Serializes types of other crates as text, for `#[serde(with)]`.
+/// Converts values to text and back, for `#[serde(with)]`.
 pub mod text {
     use super::*;
 

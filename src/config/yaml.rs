@@ -1,17 +1,17 @@
-//! Parses YAML to settings with their lines. figment's own provider for YAML uses an unmaintained crate and does not know
+//! Parses YAML into settings with their lines. figment's own provider for YAML uses an unmaintained crate and does not know
 //! lines.
 
 use figment::value::{Empty, Tag, Value};
 use serde_saphyr::granit_parser::{Event, Parser, ScalarStyle, ScanError, Span, StrInput};
 
 use super::section::join;
-use super::setting::{Line, Mistake};
+use super::setting::{FileSetting, Mistake};
 
 /// The maximum depth of sections.
 const MAX_DEPTH: usize = 32;
 
 /// Parses the first document of a text.
-pub fn parse(text: &str) -> Result<Vec<Line>, Mistake> {
+pub fn parse(text: &str) -> Result<Vec<FileSetting>, Mistake> {
     let mut reader = Reader { events: Parser::new_from_str(text), settings: Vec::new() };
     loop {
         match reader.next()? {
@@ -26,7 +26,7 @@ pub fn parse(text: &str) -> Result<Vec<Line>, Mistake> {
 
 struct Reader<'a> {
     events: Parser<'a, StrInput<'a>>,
-    settings: Vec<Line>,
+    settings: Vec<FileSetting>,
 }
 
 impl<'a> Reader<'a> {
@@ -57,7 +57,7 @@ impl<'a> Reader<'a> {
                 (Event::MappingStart(..), _) => self.section(&key, depth + 1)?,
                 (event, span) => {
                     if let Some(value) = self.value(event, span, depth)? {
-                        self.settings.push(Line { key, value, line });
+                        self.settings.push(FileSetting { key, value, line });
                     }
                 }
             }

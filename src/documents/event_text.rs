@@ -1,8 +1,8 @@
 //! Socket events as lines of text.
 
+use super::text::{process_columns, time_of_day};
 use crate::model::clock::Clock;
 use crate::model::errno::errno_name;
-use crate::model::escape::printable;
 use crate::model::names::UserNames;
 use crate::model::socket_event::{Action, Address, CallResult, EventSocket, SocketEvent};
 
@@ -25,7 +25,7 @@ pub fn line(event: &SocketEvent, clock: Clock, names: &dyn UserNames) -> String 
     };
     let line = format!(
         "{time} {action:<10} {family:<10} {kind:<14} {fd:>4} {local:<24} {remote:<24} {result:<12} {process}{details}",
-        time = time_of_day(event, clock),
+        time = time_of_day(event.time, clock),
         action = event.action.name(),
         family = family.name(),
         kind = kind.map_or("-".into(), |kind| kind.name().into_owned()),
@@ -33,16 +33,10 @@ pub fn line(event: &SocketEvent, clock: Clock, names: &dyn UserNames) -> String 
         local = end(local),
         remote = end(remote),
         result = result(event.result),
-        process = process(event, names),
+        process = process_columns(event.process.as_deref(), names),
         details = details(event),
     );
     line.trim_end().to_owned()
-}
-
-fn time_of_day(event: &SocketEvent, clock: Clock) -> String {
-    let time = clock.wall(event.time).millis().to_string();
-    let of_day = time.split_once('T').map_or(&*time, |(_, of_day)| of_day);
-    of_day.trim_end_matches('Z').to_owned()
 }
 
 fn result(result: CallResult) -> String {
@@ -51,19 +45,6 @@ fn result(result: CallResult) -> String {
         CallResult::Failure(errno) => errno_name(errno),
         CallResult::Unknown => "?".to_owned(),
     }
-}
-
-fn process(event: &SocketEvent, names: &dyn UserNames) -> String {
-    let (pid, name, user) = match &event.process {
-        None => ("-".into(), "-".into(), "-".into()),
-        Some(process) => {
-            let uid = process.credentials.map(|credentials| credentials.uid);
-            let user = uid.map(|uid| names.user(uid).map_or_else(|| uid.to_string(), |name| printable(&name, 16)));
-            let name = process.image.name().map(|name| printable(name, 32));
-            (process.pid.to_string(), name.unwrap_or_else(|| "-".into()), user.unwrap_or_else(|| "-".into()))
-        }
-    };
-    format!("{pid:>7} {name:<16} {user:<10}")
 }
 
 fn details(event: &SocketEvent) -> String {

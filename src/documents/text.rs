@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use crate::model::clock::Clock;
 use crate::model::errno::errno_name;
+use crate::model::escape::printable;
 use crate::model::flow::{Direction, Flow, Inexact, Outcome, Owner};
 use crate::model::names::UserNames;
-
-use crate::model::escape::printable;
+use crate::model::process::Process;
+use crate::model::time::MonotonicTime;
 
 /// The header for the columns of [`line()`].
 pub const HEADER: &str = concat!(
@@ -25,7 +26,7 @@ pub const HEADER: &str = concat!(
 pub fn line(flow: &Flow, clock: Clock, names: &dyn UserNames) -> String {
     let line = format!(
         "{time} {arrow} {transport:<5} {local:<24} {remote:<24} {po:>10} {bo:>10} {pi:>10} {bi:>10} {duration:>8} {owner}{remarks}",
-        time = time_of_day(flow, clock),
+        time = time_of_day(flow.end, clock),
         arrow = arrow(flow.direction),
         transport = flow.transport.name(),
         local = flow.local.to_string(),
@@ -41,8 +42,9 @@ pub fn line(flow: &Flow, clock: Clock, names: &dyn UserNames) -> String {
     line.trim_end().to_owned()
 }
 
-fn time_of_day(flow: &Flow, clock: Clock) -> String {
-    let time = clock.wall(flow.end).millis().to_string();
+/// The time of day (UTC), with milliseconds.
+pub(super) fn time_of_day(time: MonotonicTime, clock: Clock) -> String {
+    let time = clock.wall(time).millis().to_string();
     let of_day = time.split_once('T').map_or(&*time, |(_, of_day)| of_day);
     of_day.trim_end_matches('Z').to_owned()
 }
@@ -56,16 +58,23 @@ fn arrow(direction: Direction) -> &'static str {
 }
 
 fn owner(owner: &Owner, names: &dyn UserNames) -> String {
-    let (pid, name, user) = match owner {
-        Owner::Unknown => ("-".into(), "-".into(), "-".into()),
-        Owner::Kernel => ("-".into(), "[kernel]".into(), "-".into()),
-        Owner::Process(process) => {
-            let uid = process.credentials.map(|credentials| credentials.uid);
-            let user = uid.map(|uid| names.user(uid).map_or_else(|| uid.to_string(), |name| printable(&name, 16)));
-            let name = process.image.name().map(|name| printable(name, 32));
-            (process.pid.to_string(), name.unwrap_or_else(|| "-".into()), user.unwrap_or_else(|| "-".into()))
-        }
-    };
+    match owner {
+        Owner::Unknown => process_columns(None, names),
+        Owner::Kernel => columns("-", "[kernel]", "-"),
+        Owner::Process(owner) => process_columns(Some(&**owner), names),
+    }
+}
+
+/// The columns PID, NAME and USER for a process.
+pub(super) fn process_columns(process: Option<&Process>, names: &dyn UserNames) -> String {
+    let Some(process) = process else { return columns("-", "-", "-") };
+    let uid = process.credentials.map(|credentials| credentials.uid);
+    let user = uid.map(|uid| names.user(uid).map_or_else(|| uid.to_string(), |name| printable(&name, 16)));
+    let name = process.image.name().map(|name| printable(name, 32));
+    columns(&process.pid.to_string(), name.as_deref().unwrap_or("-"), user.as_deref().unwrap_or("-"))
+}
+
+fn columns(pid: &str, name: &str, user: &str) -> String {
     format!("{pid:>7} {name:<16} {user:<10}")
 }
 
@@ -115,7 +124,7 @@ mod tests {
     use crate::model::clock::{Readings, Timestamp};
     use crate::model::flow::{Counters, Endpoint, Reason, Transport};
     use crate::model::kernel_address::{NetAddress, SockAddress};
-    use crate::model::process::{Credentials, Image, Process};
+    use crate::model::process::{Credentials, Image};
     use crate::model::testing::{monotonic, since_boot};
 
     fn clock() -> Clock {
@@ -206,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_cannot_steer_the_terminal_nor_make_a_second_line() {
+    fn names_cannot_contain_terminal_escapes_or_line_breaks() {
         let line = line(&flow("\u{1b}]0;x\u{7}\n".repeat(99).as_str()), clock(), &());
         assert!(!line.chars().any(char::is_control), "{line:?}");
         assert!(line.chars().count() < 200);

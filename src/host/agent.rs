@@ -1,4 +1,4 @@
-//! `agent.*`: the program that makes documents, and its present run.
+//! `agent.*`: the program that makes documents, and its current run.
 
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -11,7 +11,7 @@ use crate::model::bounded;
 pub struct Agent {
     /// A hash of the machine's id, so it is the same after a restart.
     pub id: String,
-    /// Random at every start. Flow numbers are unique only within it, so two monitors must not share one.
+    /// Random at every start. Flow numbers are unique only within one run, so no two monitors may have the same ephemeral id.
     pub ephemeral_id: String,
     /// The host's name, or the configured one.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -97,7 +97,7 @@ mod tests {
     fn the_id_is_stable_and_the_ephemeral_id_is_not() {
         let machine = host(Some("b3531219b5b4449eadbec59d47945649"));
         let (one, other) = (Agent::of(&machine), Agent::of(&machine));
-        // By: printf 'socktrail agent\0b3531219b5b4449eadbec59d47945649' | sha256sum, version and variant put in.
+        // From `printf 'socktrail agent\0b3531219b5b4449eadbec59d47945649' | sha256sum`, with version and variant set.
         assert_eq!(one.id, "be2584fe-1da7-8b32-a4aa-d07b56d88cf5");
         assert_eq!(one.id, other.id);
         assert_ne!(one.ephemeral_id, other.ephemeral_id);
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn flow_ids_differ_by_run_and_number() {
+    fn a_flow_id_has_the_run_and_the_number() {
         let agent = Agent { ephemeral_id: "f7b0ab1a-da9e-4525-9252-59ecb68139f8".into(), ..Agent::of(&host(None)) };
         assert_eq!(agent.flow_id(7), "f7b0ab1ada9e4525-7");
     }

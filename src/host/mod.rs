@@ -21,7 +21,7 @@ pub struct Host {
     /// The host name, as `uname -n` gives it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hostname: Option<String>,
-    /// The machine's id: `/etc/machine-id`, or D-Bus's.
+    /// The machine's id: `/etc/machine-id`, or that of D-Bus.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
     /// The machine's architecture, as `uname -m` gives it.
@@ -31,7 +31,7 @@ pub struct Host {
     pub os: Os,
     /// Whether this program runs in a container. Other fields may then be about the container, not the host.
     pub containerized: bool,
-    /// The present boot.
+    /// The current boot.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub boot: Option<Boot>,
 }
@@ -63,20 +63,20 @@ impl Host {
     }
 
     fn gather_from(root: &Path, uname: Uname) -> Self {
-        let hostname = some(uname.node);
+        let hostname = non_empty(uname.node);
         Self {
             name: hostname.clone(),
             hostname,
             id: machine_id(root),
-            architecture: some(uname.machine),
-            os: Os::gather_from(root, some(uname.release)),
+            architecture: non_empty(uname.machine),
+            os: Os::gather_from(root, non_empty(uname.release)),
             containerized: is_container(root),
             boot: bounded::line(&root.join("proc/sys/kernel/random/boot_id")).map(|id| Boot { id }),
         }
     }
 }
 
-fn some(text: String) -> Option<String> {
+fn non_empty(text: String) -> Option<String> {
     (!text.is_empty()).then_some(text)
 }
 
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_of_nothing_but_a_kernel() {
+    fn without_any_files_a_host_has_only_the_facts_of_uname() {
         let host = Host::gather_from(root(&[]).path(), uname());
         let json = serde_json::to_value(&host).unwrap();
         let expected = serde_json::json!({
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn containers_are_noticed() {
+    fn containers_are_detected() {
         let of = |files: &[(&str, &str)]| Host::gather_from(root(files).path(), uname()).containerized;
         assert!(of(&[(".dockerenv", "")]));
         assert!(of(&[("proc/1/cgroup", "12:pids:/docker/0123abcd\n")]));
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn this_host_has_a_kernel() {
+    fn the_kernel_release_of_this_host_is_that_of_proc() {
         let host = Host::gather();
         assert_eq!(host.os.kernel.unwrap(), fs::read_to_string("/proc/sys/kernel/osrelease").unwrap().trim());
     }

@@ -22,7 +22,7 @@ pub struct Os {
     /// `VERSION`, else `VERSION_ID`: `9 (stretch)`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
-    /// `VERSION_CODENAME`, else the part of `VERSION` in parentheses. Not an ECS field; Beats documents have it.
+    /// `VERSION_CODENAME`, else the part of `VERSION` in parentheses, in lower case. Not an ECS field; Beats documents have it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub codename: Option<String>,
     /// `ID`: `debian`, `ubuntu`, `rhel`.
@@ -129,7 +129,7 @@ HOME_URL="https://www.debian.org/"
 "#;
 
     #[test]
-    fn the_sample_host() {
+    fn a_whole_file_is_parsed() {
         let os = Os::from_release(STRETCH);
         assert_eq!(os.name.as_deref(), Some("Debian GNU/Linux"));
         assert_eq!(os.version.as_deref(), Some("9 (stretch)"));
@@ -139,7 +139,7 @@ HOME_URL="https://www.debian.org/"
     }
 
     #[test]
-    fn relatives_tell_the_family() {
+    fn id_like_gives_the_family_of_an_unknown_id() {
         let os = Os::from_release("ID=\"pop\"\nID_LIKE=\"ubuntu debian\"\nVERSION_ID='22.04'\n");
         assert_eq!((os.family.as_deref(), os.version.as_deref()), (Some("debian"), Some("22.04")));
         assert_eq!(Os::from_release("ID=nixos\n").family, None);

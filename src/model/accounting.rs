@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// How packets are counted. Flows are the same, but not their cost.
+/// How packets are counted. The choice changes the cost of counting, and flows only in rare cases (`docs/accuracy.md`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Accounting {

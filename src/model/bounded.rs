@@ -1,4 +1,4 @@
-//! Reads small files, and never more of them than a limit.
+//! Reads small files, each up to a limit.
 
 use std::fs::File;
 use std::io::{self, Read};

@@ -1,7 +1,7 @@
 //! Converts kernel time to wall time.
 //!
 //! Events carry times of the kernel's clocks; documents need wall time. A [`Clock`] converts one into the other. It holds
-//! the differences between the clocks as they were at one moment, so the same clock always gives the same answer.
+//! the differences between the clocks instead of reading them, so the same value always gives the same answer.
 
 use std::fmt;
 use std::io;
@@ -192,8 +192,8 @@ impl Clock {
 /// ```
 /// use socktrail::clock::{TimeSource, Timestamp};
 ///
-/// let noon = TimeSource::new(|| Timestamp::from_unix_nanos(1_000_000_000_000_000_000));
-/// assert_eq!(noon.now().to_string(), "2001-09-09T01:46:40.000000000Z");
+/// let fixed = TimeSource::new(|| Timestamp::from_unix_nanos(1_000_000_000_000_000_000));
+/// assert_eq!(fixed.now().to_string(), "2001-09-09T01:46:40.000000000Z");
 /// ```
 #[derive(Clone)]
 pub struct TimeSource(Option<Arc<dyn Fn() -> Timestamp + Send + Sync>>);
@@ -253,7 +253,7 @@ impl Readings {
     }
 }
 
-/// `CLOCK_MONOTONIC`, in nanoseconds; 0 where it cannot be read.
+/// The time now by `CLOCK_MONOTONIC`; zero if it cannot be read.
 pub(crate) fn monotonic() -> MonotonicTime {
     MonotonicTime::from_nanos(nanos(ClockId::CLOCK_MONOTONIC).unwrap_or(0))
 }
@@ -318,7 +318,7 @@ mod tests {
             boot: since_boot((seconds + 20) * 1_000_000_000),
             wall: Timestamp::from_unix_nanos(wall),
         };
-        assert_eq!(clock.follow(at(20, THEN + 10_050_000_000), drift), None, "within what may be");
+        assert_eq!(clock.follow(at(20, THEN + 10_050_000_000), drift), None, "within the maximum drift");
         assert_eq!(clock.follow(at(30, THEN + 20_000_000_000 - hour), drift), Some(-i128::from(hour)));
         assert_eq!(clock.wall(monotonic(29_000_000_000)).to_string(), "2019-08-22T20:46:54.000000000Z");
         assert_eq!(clock.wall(monotonic(31_000_000_000)).to_string(), "2019-08-22T19:46:56.000000000Z");
@@ -363,7 +363,7 @@ mod tests {
         let set = Readings { wall: Timestamp::from_unix_nanos(THEN + 2 * SECOND - hour), ..at(2, 12 * SECOND, 2) };
         assert_eq!(clock.follow_samples(set, drift), Some(-i128::from(hour)));
         assert_eq!(clock.wall(monotonic(10 * SECOND)).unix_nanos(), THEN);
-        // It sleeps for ten minutes.
+        // The machine sleeps for ten minutes.
         let woken =
             Readings { wall: Timestamp::from_unix_nanos(THEN + 603 * SECOND - hour), ..at(603, 13 * SECOND, 2) };
         assert_eq!(clock.follow_samples(woken, drift), Some(i128::from(600 * SECOND)));
@@ -379,10 +379,12 @@ mod tests {
             assert!(clock.follow(readings, Duration::from_secs(1)).is_some());
         }
         assert_eq!(clock.wall(monotonic(10_000_000_099)).unix_nanos(), THEN + 99 * 60_000_000_000);
+        // An earlier time is converted by the oldest step that is remembered: number 92.
+        assert_eq!(clock.wall(monotonic(10_000_000_001)).unix_nanos(), THEN + 92 * 60_000_000_000 - 91);
     }
 
     #[test]
-    fn milliseconds_are_cut() {
+    fn milliseconds_are_truncated() {
         let late = Timestamp::from_unix_nanos(THEN + 1_999_999);
         assert_eq!(late.millis().to_string(), "2019-08-22T20:46:35.001Z");
     }

@@ -376,7 +376,7 @@ pub struct Dropped {
     pub bytes: u32,
     /// Whether other packets were dropped with it that are not reported.
     pub with_others: bool,
-    /// Whether it may be an arriving packet: without a link header the two look alike. Its addresses decide.
+    /// Whether it may be an arriving packet: without a link header, an outgoing packet looks the same. Its addresses decide.
     pub may_have_arrived: bool,
     /// Whether it was freed at a device without a drop reason, by a function that drivers also call for packets that they have
     /// sent.

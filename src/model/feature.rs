@@ -93,9 +93,9 @@ pub enum Feature {
     CreateSocket,
     /// The result of `socket(2)`.
     CreateResult,
-    /// Creations by io_uring.
+    /// Sockets created through io_uring.
     CreateUringCall,
-    /// The result of a creation by io_uring.
+    /// The result of a creation through io_uring.
     CreateUringResult,
     /// Calls of `bind(2)`.
     BindCall,

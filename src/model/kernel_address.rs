@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_null_pointer_is_no_address_and_takes_no_room() {
+    fn a_null_pointer_is_none_and_an_option_is_as_small_as_an_address() {
         assert_eq!(SockAddress::new(0), None);
         assert_eq!(SockAddress::new(0xffff_8880_0000_0040).map(SockAddress::get), Some(0xffff_8880_0000_0040));
         assert_eq!(size_of::<Option<NetAddress>>(), size_of::<u64>());

@@ -73,7 +73,7 @@ mod tests {
         assert_eq!(joiner.join_right(2, "B"), None);
         assert_eq!(joiner.join_right(1, "A"), Some(('a', "A")));
         assert_eq!(joiner.join_left(2, 'b'), Some(('b', "B")));
-        assert_eq!(joiner.join_left(2, 'c'), None, "each meets one");
+        assert_eq!(joiner.join_left(2, 'c'), None, "each half is joined once");
     }
 
     #[test]

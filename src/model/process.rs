@@ -59,7 +59,8 @@ pub enum ExecutedFile {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Image {
-    /// The name of the executed file, not truncated to 15 bytes. Empty if unknown.
+    /// The name of the file that `execve(2)` was given (for a script, the script's own), not truncated to 15 bytes. If the exec
+    /// was not seen, as [`Details::name`]. Empty if unknown.
     pub name: String,
     /// The file that runs, as the kernel names it at the exec: see [`ExecutedFile`]. Known with the exec, or right after it.
     pub file: OnceLock<ExecutedFile>,
@@ -80,8 +81,8 @@ pub struct Image {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Details {
-    /// The name (`comm`), for a process whose exec was not seen. The kernel truncates it to 15 bytes. If the executable's name or
-    /// the first argument begins with these, it is used in full.
+    /// The name (`comm`), for a process whose exec was not seen. The kernel truncates it to 15 bytes. It is completed from the
+    /// executable's name or the first argument, if one of them begins with it.
     pub name: Option<String>,
     /// `/proc/PID/exe`: the resolved path.
     pub executable: Option<PathBuf>,
@@ -118,7 +119,7 @@ impl Process {
 }
 
 impl Image {
-    /// The best known name: of the executed file, else of the file that runs, else the one in `/proc`.
+    /// The best known name: of the file that `execve(2)` was given, else of the file that runs, else the one in `/proc`.
     pub fn name(&self) -> Option<&str> {
         let executed = Some(self.name.as_str()).filter(|name| !name.is_empty());
         let found = || self.details.get().and_then(|details| details.name.as_deref());
@@ -132,8 +133,8 @@ impl Image {
         Some(name.strip_suffix(" (deleted)").unwrap_or(name))
     }
 
-    /// The best known path of the program: the kernel's at the exec, else what `/proc` resolved later, else the executed path.
-    /// The executed path is not used if the file is [`ExecutedFile::TooDeep`], because it is then known to be a link.
+    /// The best known path of the program: the kernel's at the exec, else what `/proc` resolved later, else the path given to the
+    /// kernel. The latter is not used if the file is [`ExecutedFile::TooDeep`], because it is then known to be a link.
     pub fn executable(&self) -> Option<&PathBuf> {
         let resolved = self.details.get().and_then(|details| details.executable.as_ref());
         match self.file.get() {

@@ -1,6 +1,6 @@
 //! Times of the kernel's two clocks: a type for each, so that a wrong mix does not compile.
 //!
-//! [`Clock`](crate::model::clock::Clock) turns either into the time of day.
+//! [`Clock`](crate::model::clock::Clock) converts either to wall time.
 
 use std::time::Duration;
 
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn they_are_written_as_numbers() {
+    fn times_are_serialized_as_numbers() {
         assert_eq!(serde_json::to_string(&MonotonicTime::from_nanos(7)).unwrap(), "7");
         assert_eq!(serde_json::from_str::<BootTime>("7").unwrap(), BootTime::from_nanos(7));
     }

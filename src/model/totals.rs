@@ -52,6 +52,10 @@ pub struct Totals {
     pub tcp: Option<TcpTotals>,
 }
 
+/// The segment counters of a socket grow by less than this between two of its packets: 2 MB of 32-byte segments. If one has grown
+/// by more, it is another socket's.
+pub(crate) const MAX_SEGMENT_GROWTH: u32 = 1 << 16;
+
 /// Further counts of a TCP entry, as of its last packet. The sizes of sampled packets are taken into account as well.
 ///
 /// An outgoing packet is counted as the number of segments by which `tcp_sock.segs_out` has grown since the outgoing packet

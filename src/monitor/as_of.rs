@@ -120,9 +120,9 @@ mod tests {
         }
     }
 
-    /// What is masked is a probe's function or an ability; nothing else has an effect.
+    /// Any other name in [`Options::mask`] would have no effect.
     #[test]
-    fn every_name_stands_for_something() {
+    fn every_masked_name_is_a_probed_function_or_an_ability() {
         use crate::source::kprobes::{FLOW_PROBES, Probe, SOCKET_EVENT_PROBES};
         let functions: Vec<_> = FLOW_PROBES
             .iter()

@@ -1,4 +1,4 @@
-//! Reports losses to the user.
+//! Reports losses to the caller.
 
 use std::time::Duration;
 

@@ -10,10 +10,10 @@
 //! ```
 //!
 //! The reader thread (`monitor/reader.rs`) owns the source, with its rings and probes; the state thread
-//! (`monitor/state_thread.rs`) owns the pipeline with the state machine. Besides channels, they
-//! share only the clock, the counters, and the kernel's table of conversations. All channels are bounded. When the state thread falls behind, the reader waits and samples pile up
-//! in the rings, where the kernel counts those that find no room. When the caller does not take flows in time, they are dropped
-//! and counted.
+//! (`monitor/state_thread.rs`) owns the pipeline with the state machine. Besides channels, they share only the clock, the counters,
+//! and the kernel's table of conversations. All channels are bounded. When the state thread falls behind, the reader waits and
+//! samples pile up in the rings, where the kernel counts those that find no room. When the caller does not take flows in time, they
+//! are dropped and counted.
 //!
 //! A monitor starts in two steps: [`Prepared`] installs the probes, which needs privileges; starting the threads needs hardly
 //! any. Several monitors may run in one process, independently of each other.
@@ -72,7 +72,7 @@ use losses::LossReporter;
 use reader::{FromReader, Reader};
 use readiness::{Readiness, SetOnDrop};
 use state_thread::{StateThread, ToCaller};
-use stats::Counts;
+use stats::SharedCounts;
 
 /// A running monitor. Dropping it removes its probes and ends its threads.
 #[derive(Debug)]
@@ -83,7 +83,7 @@ pub struct Monitor {
     stopping: Arc<AtomicBool>,
     waker: Waker,
     threads: Vec<JoinHandle<()>>,
-    counts: Arc<Counts>,
+    counts: Arc<SharedCounts>,
     summary: Summary,
     clock: Arc<Mutex<Clock>>,
 }
@@ -198,7 +198,7 @@ impl Monitor {
         let (losses_to_caller, losses) = bounded(options.lost_queue_size);
         let (ready_guard, ready) = bounded(0);
         let stopping = Arc::new(AtomicBool::new(false));
-        let counts = Arc::new(Counts::default());
+        let counts = Arc::new(SharedCounts::default());
         let clock = Arc::new(Mutex::new(source.clock()));
         let waker = source.waker();
         let readiness = Arc::new(Readiness::new().map_err(Error::EventFd)?);
@@ -252,7 +252,7 @@ impl AsFd for Monitor {
 impl Drop for Monitor {
     fn drop(&mut self) {
         self.stop();
-        // The state thread never blocks on a full queue of results, so it ends although nobody receives.
+        // The state thread never blocks on a full queue of results, so it ends even if no results are received.
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
@@ -327,7 +327,6 @@ mod tests {
         assert_eq!(monitor.stats().state.samples_lost, 3);
     }
 
-    /// All events of a source arrive, even if there are more than the queue holds.
     #[test]
     fn more_events_than_fit_the_queue_all_arrive() {
         let port = |number: u64| (number % 50_000 + 1) as u16;
@@ -394,9 +393,9 @@ mod tests {
     }
 
     #[test]
-    fn many_results_are_signalled_once_while_nobody_takes_them() {
+    fn many_results_are_signalled_once_until_they_are_received() {
         let mut script: Vec<_> = (0..1000).map(|port| datagram(1, port + 1)).collect();
-        // The flows end at the second mark.
+        // The flows end with the second round.
         script.extend([Scripted::EndRound(at(2)), Scripted::EndRound(at(40))]);
         let monitor = start(Fake::new(script));
         assert!(is_readable(&monitor, PATIENCE));

@@ -38,7 +38,8 @@ pub struct Options {
     pub ring_size_exponent: u8,
     /// How packets are counted.
     pub accounting: Accounting,
-    /// The maximum number of conversations that the kernel counts at once. Beyond it, each packet of a new one is sampled.
+    /// The maximum number of conversations that the kernel counts at once. Beyond it, each packet of a
+    /// new conversation is sampled.
     pub max_conversations: usize,
     /// The maximum number of samples that wait between the rings and the state machine. When it is reached, samples wait in
     /// the rings.
@@ -51,7 +52,7 @@ pub struct Options {
     pub lost_queue_size: usize,
     /// The maximum number of live flows. Beyond it, the flow whose timeout or interim report is due first is ended early.
     pub max_flows: usize,
-    /// The maximum number of sockets. Beyond it, new sockets have no known owner.
+    /// The maximum number of sockets. Beyond it, new sockets have no flows, unless they are connections to known listeners.
     pub max_sockets: usize,
     /// The maximum number of processes, and of threads besides the main threads. Beyond it, new ones are not known.
     pub max_processes: usize,
@@ -75,8 +76,8 @@ pub struct Options {
     pub flows: bool,
     /// The calls that are reported as [`Received::Socket`](super::Received::Socket). None by default.
     pub socket_events: Actions,
-    /// Whether flows and calls of this process itself are reported. By default they are not: a program that sends each flow
-    /// over the network would make another flow by that, without end.
+    /// Whether flows and calls of this process itself are reported. By default they are not: if a program sent each flow over
+    /// the network, each report would make another flow, without end.
     pub own_process: bool,
     /// Kernel functions that are not probed, as if the kernel did not have them: for tests of what is lost without them.
     /// With `use_clockid`, samples have times of a clock that programs cannot read. The names of the fields of

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crossbeam_channel::{Receiver, Sender};
 use parking_lot::Mutex;
 
-use super::stats::Counts;
+use super::stats::SharedCounts;
 use crate::model::clock::{Clock, monotonic};
 use crate::model::event::SourceCapabilities;
 use crate::model::process::Process;
@@ -26,7 +26,7 @@ pub(super) struct Reader<S> {
     /// Batches that the state thread has emptied, for reuse.
     pub(super) returned_batches: Receiver<Batch>,
     pub(super) stopping: Arc<AtomicBool>,
-    pub(super) counts: Arc<Counts>,
+    pub(super) counts: Arc<SharedCounts>,
     pub(super) clock: Arc<Mutex<Clock>>,
 }
 
@@ -49,7 +49,7 @@ impl<S: Source<Error: Display>> Reader<S> {
             match handed_over {
                 Ok(ControlFlow::Continue(())) if !is_gone => {}
                 Ok(_) => return,
-                Err(error) => return tracing::error!(%error, "nothing more can be seen"),
+                Err(error) => return tracing::error!(%error, "the monitor ends: its source has failed"),
             }
         }
     }
@@ -62,7 +62,7 @@ pub(super) struct FromReader {
     /// Gives emptied batches back to the reader thread.
     pub(super) return_batch: Sender<Batch>,
     pub(super) capabilities: SourceCapabilities,
-    pub(super) counts: Arc<Counts>,
+    pub(super) counts: Arc<SharedCounts>,
     pub(super) clock: Arc<Mutex<Clock>>,
     pub(super) totals: TotalsReader,
     /// The batch that the last wait received.
@@ -76,8 +76,7 @@ impl Source for FromReader {
         self.capabilities
     }
 
-    /// When the reader's latest round began. Every later round begins after this time, and so does every event that a later
-    /// round leaves to the next one.
+    /// When the reader's latest round began. Before Linux 4.1, only the reader can read the clock of the samples.
     fn now(&self) -> MonotonicTime {
         self.counts.round()
     }
@@ -111,7 +110,8 @@ impl Source for FromReader {
     }
 
     fn look_up(&mut self, process: &Process) -> Option<FoundProcess> {
-        proc::look_up(process, || self.now())
+        // Not the beginning of the round: an exec between that and the look-up is not in the batch yet.
+        proc::look_up(process, || self.counts.now())
     }
 
     fn is_gone(&mut self, process: &Process) -> bool {
@@ -125,5 +125,38 @@ impl Source for FromReader {
     /// Unlike [`FromReader::now`], it is after the answer. Totals are only read from kernels that stamp events with this clock.
     fn answered(&self) -> MonotonicTime {
         monotonic()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use crossbeam_channel::bounded;
+
+    use super::*;
+
+    /// An exec between the beginning of the round and the look-up is not in the batch yet.
+    #[test]
+    fn a_look_up_is_later_than_what_it_has_read() {
+        let counts = Arc::new(SharedCounts::default());
+        let samples = MonotonicTime::from_nanos(5_000_000_000); // the clock of samples may be another one
+        counts.begin_round(samples);
+        std::thread::sleep(Duration::from_millis(2));
+        let (to_reader, batches) = bounded(1);
+        let mut source = FromReader {
+            batches,
+            return_batch: to_reader,
+            capabilities: SourceCapabilities::default(),
+            counts,
+            clock: Arc::new(Mutex::new(Clock::now().unwrap())),
+            totals: TotalsReader::default(),
+            next: None,
+        };
+        let this = Existing::here(EventSockets::Unwanted).processes.into_iter();
+        let this = this.map(|existing| existing.process).find(|process| process.pid == std::process::id()).unwrap();
+        let found = source.look_up(&this).unwrap();
+        assert!(found.read >= samples.saturating_add(Duration::from_millis(2)), "{:?}", found.read);
+        assert!(found.read < samples.saturating_add(Duration::from_secs(600)), "{:?}", found.read);
     }
 }

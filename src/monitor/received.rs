@@ -43,7 +43,7 @@ pub enum Received {
 /// queue ([`Options::flow_queue_size`](super::Options::flow_queue_size),
 /// [`MonitorStats::flows_dropped`](super::MonitorStats::flows_dropped)).
 pub trait Handler {
-    /// A flow has ended, or is reported while it lives. `clock` turns its times into times of day.
+    /// A flow has ended, or is reported while it lives. `clock` converts its times to wall time.
     fn flow(&mut self, flow: Flow, clock: Clock) -> ControlFlow<()> {
         let _ = (flow, clock);
         ControlFlow::Continue(())

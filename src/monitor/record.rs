@@ -70,7 +70,7 @@ pub fn record(
     Ok(run(recorder, pipeline, &users, ready, is_over)?)
 }
 
-/// Records the events of a source until it ends. It is told to stop once `is_over`.
+/// Records the events of a source until it ends. Stops the source once `is_over` returns true.
 fn run<S: Source<Error: Into<RecordingError>>, W: Write>(
     mut recorder: Recorder<S, W>,
     mut pipeline: Pipeline,
@@ -255,8 +255,8 @@ mod tests {
         assert_eq!(owner.container_id(), Some("a container"));
     }
 
-    /// One socket's datagrams are counted by the kernel. It says so before the second sample, and when it is asked: once for
-    /// the flow's timer, and once at the end.
+    /// The kernel counts one socket's datagrams. It reports the counts before the second sample, and when it is asked: once when
+    /// the flow's timer is due, and once at the end.
     fn counting_host() -> Fake {
         let totals = |second: u64, received| Totals {
             sock: sock_at(SOCK),
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn a_recording_goes_on_until_it_is_over() {
+    fn a_recording_goes_on_until_its_source_is_stopped() {
         let (mut recording, mut source) = (Vec::new(), host());
         source.ends = false;
         let rounds = std::cell::Cell::new(0);
@@ -320,7 +320,7 @@ mod tests {
 
     #[test]
     fn a_failed_write_is_reported_at_once() {
-        /// Has room for so many bytes.
+        /// Has room for this many bytes.
         struct Disk(usize);
 
         impl Write for Disk {
@@ -334,7 +334,7 @@ mod tests {
             }
         }
 
-        // Many blocks: one is of 256 KiB.
+        // More than one block of 256 KiB, so that one is written before the end.
         let large = |second| sample(second, 1500, vec![0; 60_000]);
         let round =
             |second: u64| (0..10).map(move |_| large(second)).chain([Scripted::EndRound(monotonic(second * SECOND))]);

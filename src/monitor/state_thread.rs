@@ -10,7 +10,7 @@ use crossbeam_channel::Sender;
 use super::Received;
 use super::losses::LossReporter;
 use super::readiness::SetOnDrop;
-use super::stats::Counts;
+use super::stats::SharedCounts;
 use crate::model::flow::Flow;
 use crate::model::loss::{Loss, LossCause};
 use crate::model::names::NameLearned;
@@ -32,7 +32,7 @@ pub(super) struct StateThread<S> {
 pub(super) struct ToCaller {
     pub(super) results: Sender<Received>,
     pub(super) losses: LossReporter,
-    pub(super) counts: Arc<Counts>,
+    pub(super) counts: Arc<SharedCounts>,
     /// Set when something is sent to one of the queues. Dropped last, after both queues are closed.
     pub(super) readiness: SetOnDrop,
 }

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use serde::Serialize;
 
 use super::Summary;
+use crate::model::clock::monotonic;
 use crate::model::time::MonotonicTime;
 use crate::source;
 use crate::source::kprobes::Feature;
@@ -31,12 +33,18 @@ pub struct MonitorStats {
     pub samples_late: u64,
     /// Ring records of impossible size.
     pub records_malformed: u64,
-    /// Flows, names and socket events that the user did not take in time.
+    /// Flows, names and socket events that were not received in time.
     pub flows_dropped: u64,
-    /// DNS answers that did not fit the table of names.
+    /// DNS answers that were dropped because too many were waiting to be processed.
     pub names_dropped: u64,
     /// DNS packets that the kernel's ring had no room for.
     pub name_packets_lost: u64,
+    /// DNS packets and messages that violate their format, so that nothing was learned from them.
+    pub names_malformed: u64,
+    /// DNS queries and TCP streams that were forgotten to make room for newer ones: their answers are not known.
+    pub name_queries_evicted: u64,
+    /// DNS streams over TCP that were given up, because segments were missing or a message could not be found.
+    pub name_streams_broken: u64,
     /// Packets that were sampled because the kernel's table of conversations was full
     /// ([`Options::max_conversations`](super::Options::max_conversations)).
     pub conversations_refused: u64,
@@ -51,19 +59,30 @@ pub struct MonitorStats {
 
 /// The counters of the threads, for [`Monitor::stats`](super::Monitor::stats).
 #[derive(Debug, Default)]
-pub(super) struct Counts {
+pub(super) struct SharedCounts {
     /// When the reader's latest round began, in nanoseconds of [`MonotonicTime`].
     round: AtomicU64,
-    /// Results that the user did not take in time.
+    /// The same by the monotonic clock.
+    monotonic_round: AtomicU64,
+    /// Results that were not received in time.
     pub(super) dropped: AtomicU64,
     pub(super) source: Mutex<source::Counts>,
     pub(super) state: Mutex<StateStats>,
 }
 
-impl Counts {
+impl SharedCounts {
     /// Notes that the reader's next round begins.
     pub(super) fn begin_round(&self, now: MonotonicTime) {
         self.round.store(now.as_nanos(), Ordering::Release);
+        self.monotonic_round.store(monotonic().as_nanos(), Ordering::Release);
+    }
+
+    /// The time now, by the clock of the samples, which only the reader can read before Linux 4.1. If the reader begins a round
+    /// meanwhile, it may be too late by one round.
+    pub(super) fn now(&self) -> MonotonicTime {
+        let begun = self.monotonic_round.load(Ordering::Acquire);
+        let elapsed = monotonic().as_nanos().saturating_sub(begun);
+        self.round().saturating_add(Duration::from_nanos(elapsed))
     }
 
     /// When the reader's latest round began.
@@ -71,7 +90,7 @@ impl Counts {
         MonotonicTime::from_nanos(self.round.load(Ordering::Acquire))
     }
 
-    /// The counts so far, with what does not change.
+    /// The counters so far. `summary` has those that do not change.
     pub(super) fn read(&self, summary: &Summary) -> MonitorStats {
         let source = self.source.lock().clone();
         MonitorStats {
@@ -84,6 +103,9 @@ impl Counts {
             flows_dropped: self.dropped.load(Ordering::Relaxed),
             names_dropped: source.names_dropped,
             name_packets_lost: source.name_packets_lost,
+            names_malformed: source.names.malformed_packets + source.names.malformed_messages,
+            name_queries_evicted: source.names.evicted_queries + source.names.tcp.evicted_streams,
+            name_streams_broken: source.names.tcp.broken_streams,
             conversations_refused: source.conversations_refused,
             probe_misses: source.misses_by_probe.values().sum(),
             misses_by_probe: source.misses_by_probe,

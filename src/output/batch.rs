@@ -15,7 +15,7 @@ pub enum Kind {
     Flow = 1,
     /// A socket event.
     SocketEvent = 2,
-    /// An event of a sensor.
+    /// A sensor event.
     Sensor = 3,
     /// A loss.
     Loss = 4,

@@ -12,7 +12,7 @@ use super::{Batch, OutputError};
 
 /// How often [`Output::tick`] is called while no documents arrive.
 const TICK: Duration = Duration::from_millis(200);
-/// How long an output may run beyond the deadline, to notice it.
+/// How long to wait beyond the deadline for outputs that are about to end.
 const GRACE: Duration = Duration::from_secs(1);
 /// How often to check whether all outputs have ended.
 const POLL: Duration = Duration::from_millis(5);
@@ -38,7 +38,7 @@ pub trait Output: Send {
     /// The work cannot be done now.
     fn tick(&mut self, now: Instant) -> Result<(), OutputError>;
 
-    /// Ends the output. It may send documents until `deadline`. It adds documents to `left` that it has taken, but has neither
+    /// Ends the output. It may send documents until `deadline`. It adds to `left` the documents that it has taken, but neither
     /// sent nor stored.
     ///
     /// # Errors
@@ -135,11 +135,11 @@ impl Outputs {
 
     /// Like [`close`](Self::close), but ends early when `keep_waiting`, which is called many times per second, returns false.
     pub fn close_while(self, within: Duration, keep_waiting: impl FnMut() -> bool) -> Vec<Reading> {
-        let lose = |unwritten: Unwritten| {
-            unwritten.lose();
+        let read = |unwritten: Unwritten| {
+            unwritten.count_as_lost();
             unwritten.meter.read(unwritten.output)
         };
-        self.end(within, keep_waiting).into_iter().map(lose).collect()
+        self.end(within, keep_waiting).into_iter().map(read).collect()
     }
 
     /// Ends all outputs, and returns the documents that are not written within the given time, for [`restore`](Self::restore).
@@ -162,7 +162,7 @@ impl Outputs {
         let join = |running: Running| {
             if hangs(&running) {
                 tracing::warn!("{}: it does not end in time; its thread is left running", running.name);
-                let batches = running.queue.rest();
+                let batches = running.queue.take_all();
                 return Unwritten { output: running.name, batches, meter: running.meter };
             }
             let batches = running.thread.join().unwrap_or_else(|_| {
@@ -180,14 +180,14 @@ impl Outputs {
         for unwritten in unwritten {
             match self.running.iter().find(|running| running.name == unwritten.output) {
                 Some(running) => running.queue.restore(unwritten.batches),
-                None => unwritten.lose(),
+                None => unwritten.count_as_lost(),
             }
         }
     }
 }
 
 impl Unwritten {
-    fn lose(&self) {
+    fn count_as_lost(&self) {
         self.meter.dropped.add(self.batches.iter().map(|batch| batch.len()).sum());
     }
 }
@@ -208,7 +208,7 @@ impl Worker {
         loop {
             match self.queue.pop(TICK) {
                 Popped::Batch(batch) if self.is_late() || !self.write(&batch) => {
-                    unwritten = self.queue.rest();
+                    unwritten = self.queue.take_all();
                     unwritten.insert(0, batch);
                     break;
                 }
@@ -224,7 +224,7 @@ impl Worker {
         }
         self.meter.log_ends(self.name, true);
         if !left.is_empty() {
-            // The output has taken these documents first.
+            // The output took these documents before those in the queue.
             unwritten.insert(0, Arc::new(left));
         }
         unwritten
@@ -276,14 +276,13 @@ mod tests {
     use super::*;
     use crate::output::Kind;
 
-    /// Fails so often, then keeps what it gets.
-    struct Kept {
+    /// Fails this many times, then collects the lines that it gets.
+    struct Flaky {
         failures: usize,
         lines: Arc<Mutex<Vec<u8>>>,
-        closed: bool,
     }
 
-    impl Output for Kept {
+    impl Output for Flaky {
         fn write(&mut self, batch: &Batch) -> Result<(), OutputError> {
             if self.failures > 0 {
                 self.failures -= 1;
@@ -297,8 +296,7 @@ mod tests {
             Ok(())
         }
 
-        fn close(mut self: Box<Self>, _deadline: Instant, _left: &mut Batch) -> Result<(), OutputError> {
-            self.closed = true;
+        fn close(self: Box<Self>, _deadline: Instant, _left: &mut Batch) -> Result<(), OutputError> {
             Ok(())
         }
     }
@@ -311,7 +309,7 @@ mod tests {
 
     fn start(outputs: &mut Outputs, name: &'static str, failures: usize) -> Arc<Mutex<Vec<u8>>> {
         let lines = Arc::<Mutex<Vec<u8>>>::default();
-        let output = Box::new(Kept { failures, lines: Arc::clone(&lines), closed: false });
+        let output = Box::new(Flaky { failures, lines: Arc::clone(&lines) });
         outputs.start(name, output, 1000, Arc::default()).unwrap();
         lines
     }
@@ -339,7 +337,7 @@ mod tests {
         let long = "x".repeat(300);
         for sent in 1..=20 {
             outputs.send(&batch(&long));
-            // Its queue is as small as the other's.
+            // This output must lose nothing, and its queue is as small as that of the stuck one.
             while well.lock().len() < sent * 301 {
                 std::thread::yield_now();
             }
@@ -352,7 +350,7 @@ mod tests {
         assert_eq!(readings[1].dropped, 0);
     }
 
-    /// Takes its time.
+    /// Each write takes this long.
     struct Slow(Duration);
 
     impl Output for Slow {
@@ -399,20 +397,20 @@ mod tests {
     fn the_next_output_gets_the_documents_that_the_previous_one_has_not_written() {
         let mut before = Outputs::new();
         let meter = Arc::<Meter>::default();
-        let stuck = Kept { failures: usize::MAX, lines: Arc::default(), closed: false };
+        let stuck = Flaky { failures: usize::MAX, lines: Arc::default() };
         before.start("one", Box::new(stuck), 1000, Arc::clone(&meter)).unwrap();
         start(&mut before, "other", usize::MAX);
         for text in ["a", "b", "c"] {
             before.send(&batch(text));
         }
-        let mut meanwhile = 0;
+        let mut calls = 0;
         let unwritten = before.end(Duration::from_millis(100), || {
-            meanwhile += 1;
+            calls += 1;
             true
         });
-        assert!(meanwhile > 3);
+        assert!(calls > 3, "`keep_waiting` is called while outputs end");
         assert_eq!(meter.dropped.get(), 0);
-        let gone = Arc::clone(&unwritten[1].meter);
+        let other = Arc::clone(&unwritten[1].meter);
 
         let mut after = Outputs::new();
         let lines = start(&mut after, "one", 0);
@@ -420,6 +418,6 @@ mod tests {
         after.send(&batch("d"));
         after.close(Duration::from_secs(60));
         assert_eq!(*lines.lock(), b"a\nb\nc\nd\n", "in order");
-        assert_eq!(gone.dropped.get(), 3, "nobody goes on with the other's");
+        assert_eq!(other.dropped.get(), 3, "there is no output named `other` any more");
     }
 }

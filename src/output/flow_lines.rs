@@ -17,7 +17,7 @@ pub enum Format {
     Text,
 }
 
-/// Writes flows as lines. The caller decides when to flush. Lines are written in order and only as a whole.
+/// Writes flows as lines. The caller decides when to flush. The writer gets whole lines, in order.
 #[derive(Debug)]
 pub struct Lines<W: Write> {
     lines: LineBuffer<W>,
@@ -123,8 +123,8 @@ mod tests {
         };
         let documents = written(Format::Ecs);
         assert!(documents.ends_with("}\n"));
-        let ends = documents.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
-        assert_eq!(ends.map(|document| document["destination"]["port"].clone()).collect::<Vec<_>>(), [53, 53]);
+        let documents = documents.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        assert_eq!(documents.map(|document| document["destination"]["port"].clone()).collect::<Vec<_>>(), [53, 53]);
         let text = written(Format::Text);
         assert!(text.starts_with(HEADER) && text.lines().count() == 3, "{text}");
     }

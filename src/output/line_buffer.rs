@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::documents::json::append_json;
 
-/// Buffers lines for a writer. The caller decides when to flush. Lines are written in order and only as a whole.
+/// Buffers lines for a writer. The caller decides when to flush. The writer gets whole lines, in order.
 #[derive(Debug)]
 pub struct LineBuffer<W> {
     writer: W,

@@ -51,13 +51,13 @@ pub struct Meter {
     pub rejected: Count,
     /// Documents removed from the dead-letter file to make room.
     pub rejected_dropped: Count,
-    /// Written to the spool.
+    /// Taken into the spool.
     pub spooled: Count,
     /// Waiting in the spool.
     pub pending: Count,
     /// The size of the spool on disk, in bytes.
     pub spool_bytes: Count,
-    /// Dropped from the spool because it was full.
+    /// Dropped from the spool because it was full, on disk or in memory.
     pub spool_dropped: Count,
     /// Damaged parts of the spool that were set aside.
     pub spool_damaged: Count,
@@ -149,8 +149,8 @@ impl Meter {
         self.troubles().len() > 0
     }
 
-    /// Logs the troubles that are over. With `at_once`, because there will be no further attempts, every trouble whose last attempt
-    /// has succeeded is over.
+    /// Logs the troubles that are over. `at_once` is for the end, when there will be no further attempts: a trouble whose last
+    /// attempts succeeded is then over, without a wait to see whether it comes back.
     pub(super) fn log_ends(&self, output: &str, at_once: bool) {
         for line in self.troubles().take_ended(Instant::now(), at_once) {
             tracing::info!("{output}: {line}");
@@ -168,7 +168,7 @@ impl Meter {
         self.troubles.lock()
     }
 
-    /// The present values.
+    /// The current values.
     pub fn read(&self, output: &'static str) -> Reading {
         let troubles = self.troubles();
         Reading {

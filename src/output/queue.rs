@@ -92,7 +92,7 @@ impl Queue {
     }
 
     /// Takes all batches.
-    pub fn rest(&self) -> Vec<Arc<Batch>> {
+    pub fn take_all(&self) -> Vec<Arc<Batch>> {
         let mut inner = self.lock();
         inner.bytes = 0;
         std::mem::take(&mut inner.batches).into()
@@ -151,7 +151,7 @@ mod tests {
         assert_eq!(queue.pop(Duration::ZERO), Popped::Batch(batch(b"efgh")));
         assert_eq!(queue.pop(Duration::ZERO), Popped::Batch(batch(b"i")));
         assert_eq!(queue.pop(Duration::from_millis(1)), Popped::Idle);
-        assert!(queue.push(&batch(b"much longer than the bound")), "else it could never go anywhere");
+        assert!(queue.push(&batch(b"much longer than the bound")), "an empty queue accepts any batch");
     }
 
     #[test]
@@ -162,15 +162,20 @@ mod tests {
         assert!(!queue.push(&batch(b"b")));
         assert_eq!(queue.pop(Duration::MAX / 4), Popped::Batch(batch(b"a")));
         assert_eq!(queue.pop(Duration::from_secs(60)), Popped::Closed);
+        let start = Instant::now();
         queue.pause(Duration::from_secs(60));
+        assert!(start.elapsed() < Duration::from_secs(30), "a pause ends when the queue is closed");
     }
 
     #[test]
     fn a_waiting_thread_is_woken() {
         let queue = Arc::new(Queue::new(10));
-        let waits = Arc::clone(&queue);
-        let waiting = std::thread::spawn(move || waits.pop(Duration::from_secs(60)));
+        let (start, its_queue) = (Instant::now(), Arc::clone(&queue));
+        let waiting = std::thread::spawn(move || its_queue.pop(Duration::from_secs(60)));
+        // Gives the thread time to begin its wait.
+        std::thread::sleep(Duration::from_millis(50));
         assert!(queue.push(&batch(b"a")));
         assert_eq!(waiting.join().unwrap(), Popped::Batch(batch(b"a")));
+        assert!(start.elapsed() < Duration::from_secs(30), "the push ends the wait");
     }
 }

@@ -26,7 +26,7 @@ pub enum Scope {
     Index(String),
 }
 
-/// The kind of reason for a failure. Each is logged once for a trouble.
+/// The kind of reason for a failure. Each is logged once per trouble.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cause {
     /// An error of this host's system.
@@ -35,7 +35,7 @@ pub enum Cause {
     Unavailable,
     /// A certificate that this host or the server does not trust.
     Untrusted,
-    /// An answer with this status, which will hardly change without action.
+    /// An answer with this status, which will probably stay until someone acts.
     Refused(u16),
     /// An answer that cannot be understood.
     Malformed,
@@ -93,8 +93,8 @@ impl Troubles {
         }
     }
 
-    /// Removes the troubles that are over, and returns lines to log. With `at_once`, because there will be no further attempts, a
-    /// trouble is over as soon as all members have succeeded.
+    /// Removes the troubles that are over, and returns lines to log. `at_once` is for the end, when there will be no further
+    /// attempts: a trouble is then over as soon as all members have succeeded.
     pub fn take_ended(&mut self, now: Instant, at_once: bool) -> Vec<String> {
         let mut lines = Vec::new();
         self.0.retain(|trouble| match trouble.recovered {
@@ -222,8 +222,8 @@ mod tests {
             troubles.note_failure((&event, "event"), Cause::Refused(403), "no", now).as_deref(),
             Some("index event: no")
         );
-        let told = |status| troubles.note_failure((&flow, "flow"), Cause::Refused(status), "no", now).is_some();
-        assert_eq!((400..500).map(told).filter(|told| *told).count(), MAX_CAUSES - 1);
+        let is_logged = |status| troubles.note_failure((&flow, "flow"), Cause::Refused(status), "no", now).is_some();
+        assert_eq!((400..500).map(is_logged).filter(|logged| *logged).count(), MAX_CAUSES - 1);
         troubles.note_success((&flow, "flow"), 5, now);
         assert_eq!(troubles.take_ended(now, true), ["index flow: it works again after 0.0 s; 5 documents waited"]);
         assert_eq!(troubles.status().as_deref(), Some("index event: no"));

@@ -1,4 +1,4 @@
-//! Whether packets are sampled, or counted by the kernel, gives the same flows.
+//! The flows are the same, whether packets are sampled or counted by the kernel.
 
 mod world;
 
@@ -68,7 +68,7 @@ fn same(counted: &[Flow], sampled: &[Flow]) -> Result<(), TestCaseError> {
 
 proptest! {
     #[test]
-    fn what_the_kernel_counts_is_as_if_all_packets_were_sampled(
+    fn counted_packets_make_the_same_flows_as_sampled_ones(
         actions in actions(),
         interval in proptest::option::of(3..20_u64),
         room in prop_oneof![3 => Just(usize::MAX), 1 => 0..4_usize],
@@ -86,8 +86,8 @@ proptest! {
         }
     }
 
-    /// The kernel has counted packets whose samples come later than the answer. As long as no socket is closed in such a moment,
-    /// that makes no difference.
+    /// The kernel has counted packets whose samples come later than the answer. This makes no difference, as long as no socket
+    /// is closed while the kernel is ahead.
     #[test]
     fn a_kernel_that_is_ahead_of_the_samples_gives_the_same_flows(actions in actions(), ahead in 1..20_usize) {
         let mut opened = Vec::new();
@@ -107,8 +107,8 @@ proptest! {
         same(&counted, &sampled)?;
     }
 
-    /// If sockets are closed in such a moment, a flow that was due may end as closed instead of inactive. But each packet is
-    /// counted once.
+    /// If a socket is closed while the kernel is ahead, a flow whose timeout was due may end as closed instead of inactive. But
+    /// each packet is counted once.
     #[test]
     fn a_kernel_that_is_ahead_counts_each_packet_once(actions in actions(), ahead in 1..20_usize) {
         let mut world = World::new();
@@ -128,7 +128,7 @@ fn sum(flows: &[Flow], of: fn(&Flow) -> Counters) -> (u64, u64) {
 }
 
 #[test]
-fn a_long_flow_is_a_handful_of_samples() {
+fn a_long_flow_needs_one_sample() {
     const PACKETS: usize = 100_000;
     let mut world = World::new();
     let send = Action::Datagram { slot: 0, peer: 0, outbound: true, payload: 100, nonlinear: false, dropped: false };

@@ -20,7 +20,7 @@ const CLIENT: u32 = 42;
 const SOCK: u64 = 0xffff_8880_0000_1000;
 const HERE: ([u8; 4], u16) = ([192, 0, 2, 2], 4000);
 const NAME_SERVER: ([u8; 4], u16) = ([192, 0, 2, 1], 53);
-/// The address that [`question_and_answer`] resolves to.
+/// The address that [`query_and_response`] resolves to.
 const NAMED: ([u8; 4], u16) = ([192, 0, 2, 9], 443);
 
 /// The results that a sink was given, in order.
@@ -84,7 +84,7 @@ fn socket(second: u64, pid: u32, sock: u64) -> Scripted {
     event(second, pid, EventKind::SocketCreated { sock: sock_at(sock), user: SocketUser::Program })
 }
 
-/// A datagram of 72 bytes and headers that the client sends.
+/// The client sends a datagram with 72 bytes of payload.
 fn datagram(second: u64, sock: u64, to: ([u8; 4], u16)) -> Scripted {
     let end = |(ip, port): ([u8; 4], u16)| Endpoint::new(Ipv4Addr::from(ip), port);
     let tuple = Tuple { net: NetAddress::new(1), local: end(HERE), remote: end(to) };
@@ -141,7 +141,7 @@ fn a_flow_comes_out_once_it_is_over_and_the_source_may_forget_it() {
     assert_eq!(
         given.order,
         ["until 4", "flow at 40", "until 40", "until 41"],
-        "a flow comes before the time up to which all was given"
+        "the time up to which all flows were given comes after them"
     );
 }
 
@@ -182,7 +182,7 @@ fn live_flows_come_out_at_the_end() {
         Fake::new([socket(2, CLIENT, SOCK), datagram(3, SOCK, NAMED), Scripted::EndRound(monotonic(4 * SECOND))]);
     let (given, _) = run(&mut source, config());
     assert_eq!(given.flows.iter().map(|flow| flow.reason).collect::<Vec<_>>(), [Reason::Shutdown]);
-    assert!(source.forgotten.is_empty(), "the flow goes on, only nobody looks any more");
+    assert!(source.forgotten.is_empty(), "the flow has not ended, only the monitor has");
 }
 
 #[test]
@@ -201,8 +201,8 @@ fn losses_are_reported_and_mark_the_affected_flows() {
         let script =
             [socket(2, CLIENT, SOCK), datagram(3, SOCK, NAMED), loss, Scripted::EndRound(monotonic(6 * SECOND))];
         let (given, stats) = run(&mut Fake::new(script), config());
-        let told: Vec<_> = given.losses.iter().map(|loss| (loss.cause, loss.count)).collect();
-        assert_eq!(told, [(cause, count)]);
+        let reported: Vec<_> = given.losses.iter().map(|loss| (loss.cause, loss.count)).collect();
+        assert_eq!(reported, [(cause, count)]);
         assert_eq!(stats.samples_lost, count);
         assert_eq!(given.order[0], "loss", "not only at the end");
         assert_eq!(given.flows.iter().map(|flow| flow.inexact.samples_lost).collect::<Vec<_>>(), [is_marked]);
@@ -225,7 +225,8 @@ fn a_process_that_becomes_an_owner_is_looked_up() {
     assert_eq!(owner(&given.flows[0]).container_id(), Some("a container"));
 }
 
-/// Such a source answers at a time of its own, so an answer must match its process.
+/// A source that cannot be asked, such as a recording, gives answers at times of its own. The pid says which process each is
+/// about.
 #[test]
 fn answers_that_were_not_asked_for_are_used() {
     let mut source = Fake::new([
@@ -237,7 +238,7 @@ fn answers_that_were_not_asked_for_are_used() {
         Scripted::Answer { pid: CLIENT, found: found("a container") },
         Scripted::EndRound(monotonic(6 * SECOND)),
     ]);
-    source.is_mute = true;
+    source.can_be_asked = false;
     let (given, _) = run(&mut source, config());
     assert!(source.asked.is_empty() && source.checked.is_empty());
     assert_eq!(owner(&given.flows[0]).container_id(), Some("a container"));
@@ -327,14 +328,18 @@ fn an_error_of_the_sink_ends_the_step() {
 }
 
 #[test]
-fn a_pipeline_has_reached_its_latest_mark() {
-    let mut source = Fake::new([socket(5, CLIENT, SOCK), Scripted::EndRound(monotonic(6 * SECOND))]);
-    let mut pipeline = Pipeline::new(config(), None);
-    let Ok(_) = pipeline.step(&mut source, &mut Given::default());
-    assert_eq!(pipeline.reached(), monotonic(6 * SECOND));
+fn a_pipeline_has_reached_its_latest_event_or_the_end_of_a_round() {
+    for (end, reached) in [(Scripted::EndRound(monotonic(6 * SECOND)), 6), (Scripted::EndBatch, 5)] {
+        let mut source = Fake::new([socket(5, CLIENT, SOCK), end, Scripted::EndBatch]);
+        let mut pipeline = Pipeline::new(config(), None);
+        while let Ok(control) = pipeline.step(&mut source, &mut Given::default())
+            && control.is_continue()
+        {}
+        assert_eq!(pipeline.reached(), monotonic(reached * SECOND));
+    }
 }
 
-/// Notes the ids of the users whose names it is to look up.
+/// Notes the ids of the users whose names are requested.
 #[derive(Debug, Default)]
 struct ExpectedUsers(parking_lot::Mutex<Vec<u32>>);
 

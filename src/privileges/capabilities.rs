@@ -14,7 +14,7 @@ use socktrail_kprobes::{RingOptions, Rings, bpf};
 
 use super::PrivilegesError;
 
-/// How many open files each CPU needs that may come online.
+/// How many open files each CPU needs, including CPUs that come online later.
 const FILES_PER_CPU: rlim_t = 64;
 /// How many open files everything else needs.
 const OTHER_FILES: rlim_t = 1024;

@@ -108,7 +108,7 @@ mod tests {
             filter_syscalls().unwrap();
             assert_eq!(status("Seccomp"), "2");
             assert!(std::process::Command::new("/bin/true").status().is_err());
-            assert!(std::net::TcpListener::bind("127.0.0.1:0").is_ok(), "what outputs need is there");
+            assert!(std::net::TcpListener::bind("127.0.0.1:0").is_ok(), "outputs need TCP sockets");
             assert!(fs::read_dir("/proc").unwrap().count() > 1);
             assert!(in_a_thread(|| fs::write(std::env::temp_dir().join("socktrail-syscalls"), "x")).is_ok());
             let packets = nix::sys::socket::socket(

@@ -5,8 +5,8 @@
 //! Rust's standard library, the C libraries musl and glibc, the resolver, files, sockets and perf rings. It does not have
 //! calls that start programs, access other processes' memory, send signals to them, change the user, or concern mounts,
 //! modules, namespaces, keys or io_uring. There is one exception: musl aborts with tkill(2), which can send a signal to any
-//! thread, and a filter cannot tell whose thread it is. Of the commands of bpf(2), the list has only those that change an
-//! element of an open map.
+//! thread, and a filter cannot tell whose thread it is. Of the commands of bpf(2), the list has only those that change or
+//! delete an element of an open map.
 
 use std::collections::BTreeMap;
 

@@ -101,7 +101,8 @@ pub struct Dns {
 }
 
 impl Sensor {
-    /// Whether it belongs to one of these profiles. Without profiles, on either side, it does.
+    /// Whether it belongs to one of these profiles. A sensor without profiles belongs to all. If `profiles` is empty, every
+    /// sensor does.
     pub fn belongs_to(&self, profiles: &[String]) -> bool {
         let wanted = |own: &String| profiles.iter().any(|profile| profile.eq_ignore_ascii_case(own));
         profiles.is_empty() || self.profiles.is_empty() || self.profiles.iter().any(wanted)
@@ -168,7 +169,7 @@ pub fn parse(text: &str) -> Result<Vec<Sensor>, Problem> {
     });
     let sensors = parsed.map_err(|error| Problem {
         line: error.location().map(|location| location.line()).filter(|line| *line > 0),
-        // The top of the document, or a key that could not be read, has no name.
+        // serde_path_to_error writes `.` for the top of the document, and `?` for a key that could not be read.
         key: key.trim_end_matches(['.', '?']).to_owned(),
         message: message(&error),
     })?;
@@ -260,7 +261,7 @@ impl RawSensor {
     }
 }
 
-/// Implements `Deserialize` for a value: the accepted types, and the text for what is expected.
+/// Implements `Deserialize` for a type: `$expected` says in errors what is expected, `$visit` accepts values.
 macro_rules! value {
     ($type:ident, $expected:literal, $($visit:item)+) => {
         impl<'de> Deserialize<'de> for $type {
@@ -329,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn the_sample_is_understood() {
+    fn the_sample_is_parsed() {
         let sensor = one(SAMPLE);
         assert_eq!((&*sensor.id, sensor.tag.as_deref()), ("sockets", Some("net-sockets")));
         assert!(sensor.opened && sensor.closed && !sensor.locked);
@@ -381,11 +382,11 @@ mod tests {
         let wanted = |profiles: &[&str]| profiles.iter().map(|profile| (*profile).to_owned()).collect::<Vec<_>>();
         assert!(own("web, db").belongs_to(&wanted(&["DB"])));
         assert!(!own("web").belongs_to(&wanted(&["db"])));
-        assert!(own("web").belongs_to(&[]) && own("").belongs_to(&wanted(&["db"])), "neither side has to name any");
+        assert!(own("web").belongs_to(&[]) && own("").belongs_to(&wanted(&["db"])), "no profiles on one side");
     }
 
     #[test]
-    fn several_files_are_as_one() {
+    fn several_files_count_as_one() {
         let folder = tempfile::tempdir().unwrap();
         let file = |name: &str, ids: std::ops::Range<usize>| {
             let text: String = ids.map(|number| format!("s{number}: {{ listener: net.socket }}\n")).collect();
@@ -395,15 +396,15 @@ mod tests {
         };
         let (one, other) = (file("one.yaml", 0..40), file("other.yaml", 40..64));
         assert_eq!(read_all(&[one.clone(), other.clone()]).unwrap().len(), MAX_SENSORS);
-        let said = |files: &[PathBuf]| read_all(files).unwrap_err().to_string();
-        let twice = said(&[one.clone(), file("twice.yaml", 39..41)]);
+        let error = |files: &[PathBuf]| read_all(files).unwrap_err().to_string();
+        let twice = error(&[one.clone(), file("twice.yaml", 39..41)]);
         assert!(twice.ends_with("twice.yaml: s39: another file defines a sensor with this id, too"), "{twice}");
-        let many = said(&[one, other, file("many.yaml", 64..65)]);
+        let many = error(&[one, other, file("many.yaml", 64..65)]);
         assert!(
             many.ends_with("many.yaml: 65 sensors, with those of the 2 files before, are more than the maximum of 64"),
             "{many}"
         );
-        assert!(said(&["/no/such.yaml".into()]).contains("/no/such.yaml"));
+        assert!(error(&["/no/such.yaml".into()]).contains("/no/such.yaml"));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! A sensor follows a socket from the first moment at which the socket's tuple matches. Then it reports `opened`,
 //! unless the socket existed before the monitor. Once the socket is gone it reports `closed`. A change of state in
 //! between is not an event. If a sensor wants the remote host's name and it is not known yet, changes of sockets with that
-//! address wait for it, in order, while everything else goes on.
+//! address wait for it, in order, while all other changes continue.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -59,7 +59,7 @@ pub struct SensorStats {
     pub reverse_lookups_unanswered: u64,
 }
 
-/// Runs all sensors of a file.
+/// Runs sensors.
 #[derive(Debug)]
 pub struct Engine {
     sensors: Vec<Sensor>,
@@ -82,7 +82,7 @@ struct Tracked {
     followers: Followers,
 }
 
-/// The sensors that follow a socket, one bit each. A file has at most 64 sensors.
+/// The sensors that follow a socket, one bit each. There are at most 64 sensors.
 #[derive(Debug, Clone, Default)]
 struct Followers(Arc<AtomicU64>);
 
@@ -266,11 +266,11 @@ impl Engine {
         };
         if !self.names.is_awaited(ip) {
             let follows = change.followers.has(change.sensor);
-            let is_idle = match change.kind {
+            let has_no_effect = match change.kind {
                 ChangeKind::Gone => !follows,
                 ChangeKind::Preexisting | ChangeKind::Changed => follows || !self.may_match(&change),
             };
-            if is_idle {
+            if has_no_effect {
                 return;
             }
             if let Some(name) = self.names.find(ip, dns.ttl, now) {

@@ -68,12 +68,12 @@ mod tests {
         let mut locks = Locks::new(9);
         assert!(locks.lock(HTTP) && !locks.lock(HTTP) && locks.lock(IPV6));
         assert_eq!(locks.unlock(HTTP), Ok(1));
-        assert_eq!(locks.unlock(HTTP), Ok(0), "not any more");
-        assert!(locks.lock(HTTP) && !locks.lock(IPV6), "the other one still is");
+        assert_eq!(locks.unlock(HTTP), Ok(0), "no longer locked");
+        assert!(locks.lock(HTTP) && !locks.lock(IPV6), "the other one is still locked");
     }
 
     #[test]
-    fn an_ipv6_id_is_a_pattern_for_itself() {
+    fn a_pattern_may_contain_an_ipv6_address() {
         let mut locks = Locks::new(9);
         locks.lock(IPV6);
         assert_eq!(locks.unlock("web|*[2001:db8::1]:80|0"), Ok(1));
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_with_special_characters_is_first_of_all_itself() {
+    fn a_locked_id_is_not_taken_for_a_pattern() {
         let mut locks = Locks::new(9);
         assert!(locks.lock("a*|x") && locks.lock("ab|x"));
         assert_eq!(locks.unlock("a*|x"), Ok(1));

@@ -48,7 +48,7 @@ impl Pattern {
         Ok(Self { glob, any_host })
     }
 
-    /// A function that matches texts other than tuples.
+    /// A function that tells whether the pattern matches a text. For tuples, use [`Patterns`].
     pub fn matcher(&self) -> impl Fn(&str) -> bool + use<> {
         let matcher = self.glob.compile_matcher();
         move |text| matcher.is_match(text)
@@ -165,13 +165,13 @@ mod tests {
     fn matches(pattern: &str, text: &str) -> bool {
         let matched = Pattern::new(pattern).unwrap().matcher()(text);
         let set = Patterns::new(&[Pattern::new(pattern).unwrap()]).unwrap();
-        assert_eq!(set.match_tuple(text), matched, "alone and in a set it is the same");
+        assert_eq!(set.match_tuple(text), matched, "a pattern matches the same alone and in a set");
         assert!(set.may_match(text) || !matched, "{pattern}");
         matched
     }
 
     #[test]
-    fn what_is_documented() {
+    fn documented_patterns_match() {
         for (pattern, tcp, ipv6) in [
             ("tcp * * * ESTABLISHED", true, false),
             ("tcp6 * * * *", false, true),
@@ -203,8 +203,8 @@ mod tests {
     fn brackets_are_classes_unless_they_hold_a_colon() {
         assert!(matches("[a-c]x", "bx") && !matches("[a-c]x", "[a-c]x"));
         assert!(matches("[::1]:80", "[::1]:80") && !matches("[::1]:80", "::80"));
-        assert!(matches(r"\[::1\]:80", "[::1]:80"), "escaped it is the same");
-        assert!(matches("[[]::1]:80", "[::1]:80"), "as with others who take every bracket for a class");
+        assert!(matches(r"\[::1\]:80", "[::1]:80"), "escaped brackets are literal");
+        assert!(matches("[[]::1]:80", "[::1]:80"), "the form for globs without the rule for colons");
         assert!(matches("[fe80:*]:1", "[fe80::2]:1"));
         assert!(matches(r"\é[::1]", "é[::1]"));
         assert!(matches("{a,[::1]}", "[::1]"));
@@ -228,19 +228,19 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_not_asked_for_when_no_name_could_matter() {
+    fn no_name_is_needed_if_none_could_match() {
         let may = |pattern: &str| Patterns::new(&[Pattern::new(pattern).unwrap()]).unwrap().may_match(IPV6);
         assert!(may("tcp6 * * *.example.org ESTABLISHED"));
         assert!(may("tcp6 * * * *"));
         assert!(!may("tcp * * *.example.org ESTABLISHED"));
         assert!(!may("tcp6 * *:80 *.example.org *"));
-        assert!(may("*example.org*"), "there the name may be anywhere");
-        assert!(may(r"tcp {a b,c}\ * * *.example.org *"), "and here spaces are no limits");
+        assert!(may("*example.org*"), "the name may be anywhere in this pattern");
+        assert!(may(r"tcp {a b,c}\ * * *.example.org *"), "spaces in braces and escaped spaces do not separate parts");
     }
 
     proptest::proptest! {
         #[test]
-        fn a_set_is_its_pattern_and_any_host_is_the_weaker_condition(
+        fn a_set_matches_like_its_pattern_and_may_match_if_any_name_would(
             pattern in "[a-c*?{},!:\\[\\]\\\\ -]{0,12}",
             parts in proptest::collection::vec("[a-c:\\[\\]-]{1,3}", PARTS),
         ) {

@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 
 /// How long a change waits for a name.
 const MAX_WAIT: Duration = Duration::from_secs(2);
-/// The maximum length of a domain name (RFC 1035, section 2.3.4).
+/// The maximum length of a domain name as text: 255 octets in a message (RFC 1035, section 2.3.4).
 const MAX_NAME_LEN: usize = 253;
 
-/// Limits of `ReverseNames`.
+/// Limits for names of remote hosts.
 #[derive(Debug, Clone, Copy)]
 pub struct ReverseLimits {
     /// The maximum number of cached answers.
@@ -78,7 +78,8 @@ impl<T> ReverseNames<T> {
         self.waiting.contains_key(&ip)
     }
 
-    /// Makes an item wait for the name of an address. To make room for it, it may return others, which continue without a name.
+    /// Makes an item wait for the name of an address. Returns the items that had to make room for it: they continue without a
+    /// name.
     pub fn wait(&mut self, ip: IpAddr, item: T, now: Instant) -> Vec<T> {
         let others = if self.waiting_count >= self.limits.waiting { self.give_up_first() } else { Vec::new() };
         self.waiting_count += 1;
@@ -200,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_asked_for_once_and_all_that_waits_goes_on_in_order() {
+    fn an_address_is_looked_up_once_and_its_items_keep_their_order() {
         let (mut names, now) = names(9);
         for (item, last) in [(1, 1), (2, 2), (3, 1)] {
             assert!(names.wait(ip(last), item, now).is_empty());
@@ -212,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_are_kept_for_their_time_misses_too() {
+    fn answers_are_used_until_they_expire_with_and_without_a_name() {
         let (mut names, now) = names(9);
         names.answer(ip(1), Some("a.example.".into()), now);
         names.answer(ip(2), None, now);
@@ -223,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_waits_for_ever_and_a_late_answer_still_counts() {
+    fn waits_are_limited_and_a_late_answer_is_stored() {
         let (mut names, now) = names(9);
         names.wait(ip(1), 1, now);
         names.wait(ip(2), 2, now + MAX_WAIT / 2);
@@ -238,11 +239,11 @@ mod tests {
     }
 
     #[test]
-    fn the_table_of_waiting_things_is_bounded() {
+    fn the_table_of_waiting_items_is_bounded() {
         let (mut names, now) = names(2);
         assert!(names.wait(ip(1), 1, now).is_empty());
         assert!(names.wait(ip(2), 2, now).is_empty());
-        assert_eq!(names.wait(ip(3), 3, now), [1], "who waited longest goes on");
+        assert_eq!(names.wait(ip(3), 3, now), [1], "the item that waited longest makes room");
         assert_eq!(names.wait(ip(2), 4, now), [2], "and in order");
         assert_eq!(names.unanswered, 2);
         assert_eq!(names.give_up_all(), [3, 4]);
@@ -269,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn only_host_names_are_names() {
+    fn invalid_host_names_are_rejected() {
         for good in ["a", "www.example.org", "_srv.x-1.example", "1.2.0.192.in-addr.arpa", "xn--bcher-kva.example"] {
             assert_eq!(host_name(good), Some(good));
         }
@@ -281,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn routable_is_what_the_world_can_name() {
+    fn private_and_local_addresses_are_non_routable() {
         for local in [
             "10.1.2.3",
             "172.16.0.1",

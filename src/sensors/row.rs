@@ -39,8 +39,8 @@ impl Row {
             return None;
         }
         // If an IPv6 socket uses IPv4, its missing end is an IPv4 one.
-        let family = local.or(remote).map(|end| end.ip).filter(|ip| !ip.is_unspecified());
-        let unspecified = match (socket.family, family) {
+        let known = local.or(remote).map(|end| end.ip).filter(|ip| !ip.is_unspecified());
+        let unspecified = match (socket.family, known) {
             (Family::INET, _) | (Family::INET6, Some(IpAddr::V4(_))) => Endpoint::new(Ipv4Addr::UNSPECIFIED, 0),
             (Family::INET6, _) => Endpoint::new(Ipv6Addr::UNSPECIFIED, 0),
             _ => return None,
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_has_its_place() {
+    fn the_fourth_part_is_the_name_of_the_remote_host() {
         let row = Row::of(&socket(Family::INET, 6, ["192.0.2.1:4", "192.0.2.2:80"], SocketState::ESTABLISHED), None);
         let mut out = String::new();
         row.unwrap().write_tuple(Some("www.example.org"), &mut out);
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn what_proc_does_not_list_has_no_row() {
+    fn sockets_that_proc_does_not_list_have_no_row() {
         let bound = socket(Family::INET, 6, ["192.0.2.1:80", "-"], SocketState::CLOSE);
         assert_eq!(tuple(&bound), None, "TCP that is bound only");
         assert_eq!(tuple(&socket(Family::INET, 17, ["-", "-"], SocketState::CLOSE)), None, "UDP without a port");

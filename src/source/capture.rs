@@ -3,7 +3,7 @@
 use socktrail_dns::{Capture, Options};
 
 use super::Tap;
-use super::names::Listener;
+use super::names::NameListener;
 use crate::model::event::Event;
 use crate::model::time::MonotonicTime;
 
@@ -11,7 +11,7 @@ use crate::model::time::MonotonicTime;
 #[derive(Debug)]
 pub(super) struct NameCapture {
     capture: Capture,
-    listener: Listener,
+    listener: NameListener,
     /// How many packets the kernel has dropped for lack of room so far.
     lost: u64,
     /// The last time when no packet had been missed.
@@ -29,7 +29,7 @@ impl NameCapture {
         }
         let capture = Capture::open(options)?;
         let checked = MonotonicTime::from_nanos(capture.now());
-        Ok(Some(Self { capture, listener: Listener::new(options), lost: 0, checked }))
+        Ok(Some(Self { capture, listener: NameListener::new(options), lost: 0, checked }))
     }
 
     /// Reads the waiting packets. `tap` gets each of them, and the interval in which some may have been missed.
@@ -59,6 +59,11 @@ impl NameCapture {
     /// How many packets the kernel has dropped for lack of room.
     pub(super) fn packets_lost(&self) -> u64 {
         self.lost
+    }
+
+    /// What has been seen of DNS.
+    pub(super) fn counters(&self) -> socktrail_dns::Counters {
+        self.listener.counters()
     }
 
     /// How many answers were dropped because too many were waiting.

@@ -12,8 +12,8 @@ use socktrail_kprobes::{Format, Record};
 pub(crate) use self::kernel::Kernel;
 use self::kernel::Verdict;
 use super::kprobes::{Feature, Missed, Probes};
-use super::names::Listener;
-use super::{Answer, Batch, Counts, EventSockets, Existing, Source, Tap};
+use super::names::NameListener;
+use super::{Batch, Counts, EventSockets, Existing, ProcessAnswer, Source, Tap};
 use crate::model::clock::{Clock, Readings, Timestamp};
 use crate::model::event::{Event, EventKind, Execs, Segments, SourceCapabilities};
 use crate::model::flow::Flow;
@@ -29,10 +29,10 @@ use crate::state::{FoundProcess, PreexistingProcess, PreexistingSocket};
 pub(crate) enum Scripted {
     /// An event.
     Event(Event),
-    /// A packet or the end of a socket, which the kernel counts, if there is [one](Fake::kernel). `sk` is the packet's socket
-    /// with its segment counters.
+    /// A packet, or the freeing of a socket. If there is a [kernel](Fake::kernel), it counts the packet or drops the socket's
+    /// counts. `sk` is the packet's socket, and `counted` are the segment counters of that socket.
     Hit { event: Event, sk: Option<SockAddress>, counted: Segments },
-    /// What the kernel has counted.
+    /// Counts that the kernel reports.
     Totals { time: MonotonicTime, totals: Totals },
     /// A sample of a probe.
     Sample { time: MonotonicTime, pid: u32, id: u16, raw: Vec<u8> },
@@ -55,13 +55,13 @@ pub(crate) enum Scripted {
 pub(crate) struct Fake {
     script: VecDeque<Scripted>,
     probes: Probes,
-    listener: Listener,
+    listener: NameListener,
     batch: Batch,
     now: MonotonicTime,
     /// Whether it ends after its last item. Otherwise it ends only when it is stopped.
     pub(crate) ends: bool,
     pub(crate) stopped: bool,
-    pub(crate) is_mute: bool,
+    pub(crate) can_be_asked: bool,
     /// Processes that existed before the start.
     pub(crate) processes: Vec<PreexistingProcess>,
     /// Sockets that existed before the start: for flows, and for socket events.
@@ -78,9 +78,10 @@ pub(crate) struct Fake {
     pub(crate) forgotten: Vec<u64>,
     /// The kernel that counts packets, if it does.
     pub(crate) kernel: Option<Kernel>,
-    /// How many packets the kernel has already counted, when it is asked, that come after the samples so far.
+    /// How many packets the kernel counts ahead of the events: when it is asked, it has already counted this many packets that come
+    /// after the last round.
     pub(crate) ahead: usize,
-    /// The samples and reports of these packets.
+    /// The samples and reports of these packets, which come in the next round.
     early: VecDeque<Scripted>,
     /// The time of the latest hit.
     hit: MonotonicTime,
@@ -95,12 +96,12 @@ impl Fake {
         Self {
             script: script.into_iter().collect(),
             probes: Probes::none(),
-            listener: Listener::new(&socktrail_dns::Options::default()),
+            listener: NameListener::new(&socktrail_dns::Options::default()),
             batch: Batch::default(),
             now: MonotonicTime::ZERO,
             ends: true,
             stopped: false,
-            is_mute: false,
+            can_be_asked: true,
             processes: Vec::new(),
             sockets: Vec::new(),
             event_sockets: Vec::new(),
@@ -121,7 +122,7 @@ impl Fake {
     /// Lets the kernel count the next [`Fake::ahead`] packets before it is asked.
     fn run_ahead(&mut self) {
         let is_packet =
-            |said: &Scripted| matches!(said, Scripted::Hit { event, .. } if matches!(event.kind, EventKind::Packet(_)));
+            |item: &Scripted| matches!(item, Scripted::Hit { event, .. } if matches!(event.kind, EventKind::Packet(_)));
         while self.early.len() < self.ahead
             && self.script.front().is_some_and(is_packet)
             && let Some(Scripted::Hit { event, sk, counted }) = self.script.pop_front()
@@ -228,7 +229,7 @@ impl Source for Fake {
                     self.listener.ingest(&packet);
                 }
                 Scripted::Answer { pid, found } => {
-                    self.batch.answers.push(Answer { pid: Some(pid), found: Some(found) });
+                    self.batch.answers.push(ProcessAnswer { pid: Some(pid), found: Some(found) });
                 }
                 Scripted::EndBatch => take(&mut self.batch),
                 Scripted::EndRound(time) => {
@@ -252,7 +253,7 @@ impl Source for Fake {
     }
 
     fn can_be_asked(&self) -> bool {
-        !self.is_mute
+        self.can_be_asked
     }
 
     fn look_up(&mut self, process: &Process) -> Option<FoundProcess> {

@@ -155,9 +155,10 @@ impl Existing {
 /// What a source hands over at once, in the order in which it must be processed.
 #[derive(Debug)]
 pub struct Batch {
-    /// Answers about processes that a source which [cannot be asked](Source::can_be_asked) gives.
-    pub answers: Vec<Answer>,
-    /// Its answers about the kernel's counts, in the order in which they were recorded. Each is used when its question is asked.
+    /// Answers about processes, from a source that [cannot be asked](Source::can_be_asked).
+    pub answers: Vec<ProcessAnswer>,
+    /// Answers about the kernel's counts, from such a source, in the order in which they were recorded. Each is used when its
+    /// question comes up.
     pub totals: Vec<CountedAnswer>,
     /// What happened, in order of time.
     pub events: Vec<Event>,
@@ -168,7 +169,7 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// How many events are handed over at once, at most a few more.
+    /// How many events are handed over at once: a batch may have a few more.
     pub const SIZE: usize = 512;
 }
 
@@ -186,10 +187,10 @@ impl Default for Batch {
 
 /// What a source knows of a process.
 #[derive(Debug)]
-pub struct Answer {
-    /// The process. `None` in older recordings: the answer belongs to the oldest question without one.
+pub struct ProcessAnswer {
+    /// The process. `None` in older recordings: the answer belongs to the oldest question that has no answer yet.
     pub pid: Option<u32>,
-    /// `None` if it had ended.
+    /// See [`Source::look_up`].
     pub found: Option<FoundProcess>,
 }
 
@@ -295,8 +296,10 @@ pub struct Counts {
     pub malformed: u64,
     /// DNS answers that were dropped because too many were waiting.
     pub names_dropped: u64,
-    /// Packets with names that the kernel had no room for.
+    /// DNS packets that the kernel had no room for.
     pub name_packets_lost: u64,
+    /// What the reader of DNS packets has seen.
+    pub names: socktrail_dns::Counters,
     /// Samples that did not fit into a ring, by CPU; CPUs that lost none are left out.
     pub lost_by_cpu: BTreeMap<u32, u64>,
     /// Packets that were sampled because the kernel's table of conversations was full.

@@ -14,7 +14,7 @@ const MAX_WAITING: usize = 16_384;
 /// Turns DNS packets into answers. Answers wait until all earlier events have been handled, because a query's flow must be known
 /// before its answer.
 #[derive(Debug)]
-pub struct Listener {
+pub struct NameListener {
     tracker: Tracker,
     waiting: VecDeque<Event>,
     /// The interval in which answers were dropped because too many were waiting.
@@ -23,10 +23,15 @@ pub struct Listener {
     pub(crate) dropped: u64,
 }
 
-impl Listener {
+impl NameListener {
     /// A listener with these options.
     pub fn new(options: &socktrail_dns::Options) -> Self {
         Self { tracker: Tracker::new(options), waiting: VecDeque::new(), overflow: None, dropped: 0 }
+    }
+
+    /// What has been seen, and what of it was not used.
+    pub fn counters(&self) -> socktrail_dns::Counters {
+        self.tracker.counters()
     }
 
     /// Takes a packet.

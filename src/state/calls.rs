@@ -102,7 +102,7 @@ impl State {
         let Some(Connecting { socket: socket_key, begun, remote }) = self.connecting.remove(&tid) else { return };
         let Some(socket) = self.sockets.get(socket_key).filter(|_| result < 0) else { return };
         let sock = socket.sock;
-        // No packet left, or the connect would be in progress: the attempt itself is the flow.
+        // An error means that no SYN has left, so the attempt itself is the flow.
         let local = Endpoint::new(unspecified(remote), 0);
         let id = FlowId { scope: sock.into(), transport: Transport::Tcp, local, remote };
         if self.flows.find(&id).is_none() {
@@ -206,16 +206,10 @@ impl State {
                 }
             }
             TcpState::Closed { error } => {
-                let Some(flow) = self
-                    .flows
-                    .get(flow_key)
-                    .filter(|flow| self.sock_of(flow) == Some(sock))
-                    .is_some()
-                    .then(|| self.flows.get_mut(flow_key))
-                    .flatten()
-                else {
+                if self.flows.get(flow_key).is_none_or(|flow| self.sock_of(flow) != Some(sock)) {
                     return;
-                };
+                }
+                let Some(flow) = self.flows.get_mut(flow_key) else { return };
                 flow.note_time(now);
                 let segments = segments.filter(|_| flow.has_own_socket);
                 if let Some(segments) = segments

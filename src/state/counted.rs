@@ -1,6 +1,6 @@
-//! The kernel's counts of conversations that were already added to flows.
+//! Which of the kernel's counts have already been added to flows.
 //!
-//! They outlive flows: an entry of the kernel lives as long as its socket, which may have one flow after the other.
+//! This is kept outside the flows: an entry of the kernel lives as long as its socket, which may have one flow after the other.
 
 use std::collections::BTreeMap;
 
@@ -56,7 +56,7 @@ pub struct NewCounts {
 }
 
 impl NewCounts {
-    /// What was counted between two readings of one entry; `None` if that is nothing. They may come in the wrong order.
+    /// What was counted between two readings of one entry; `None` if that is nothing. The readings may come in the wrong order.
     pub fn between(before: &Totals, totals: &Totals) -> Option<Self> {
         let more = |before: Counters, now: Counters| Counters {
             packets: now.packets.saturating_sub(before.packets),
@@ -83,7 +83,7 @@ impl Counted {
         Self { conversations: BTreeMap::new(), limit, refused: 0 }
     }
 
-    /// How many there are.
+    /// How many conversations there are.
     #[cfg(test)]
     pub fn len(&self) -> usize {
         self.conversations.len()
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn a_freed_socket_leaves_nothing_behind_and_tells_what_had_no_flow() {
+    fn forgetting_a_freed_socket_counts_its_packets_without_a_flow() {
         let mut counted = Counted::new(10);
         let six = Totals { local: Endpoint::new(Ipv6Addr::LOCALHOST, 9), ..totals(2, 2, 1, 1, 1) };
         for one in [totals(1, 2, 1, 1, 1), totals(2, 2, 1, 1, 1), totals(2, 3, 1, 1, 1), six, totals(3, 2, 1, 1, 1)] {

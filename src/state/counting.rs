@@ -10,11 +10,7 @@ use super::flows::{Headers, LastSent, LiveFlow, SegmentBaseline};
 use crate::model::event::{Fragmented, Packet, PacketDirection, PacketSize, Segments, tcp_flags};
 use crate::model::flow::{Counters, Transport};
 use crate::model::time::MonotonicTime;
-use crate::model::totals::TcpTotals;
-
-/// The maximum plausible number of segments between two samples: 2 MB of 32-byte segments. A larger difference shows
-/// that the counter is another socket's.
-const MAX_PLAUSIBLE_STEP: u32 = 1 << 16;
+use crate::model::totals::{MAX_SEGMENT_GROWTH, TcpTotals};
 
 /// The header of an IPv4 fragment without options, in bytes (RFC 791).
 const IPV4_FRAGMENT: u32 = 20;
@@ -33,7 +29,7 @@ pub enum Sender {
 /// What a dropped packet may hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DroppedAs {
-    /// One packet of the wire.
+    /// One packet on the wire.
     OnePacket,
     /// One or more TCP segments.
     Segments,
@@ -103,7 +99,7 @@ pub fn add_totals(flow: &mut LiveFlow, new: &NewCounts) {
     if let (Some(baseline), Some(segs_out)) = (&mut flow.segments, tcp.segs_out) {
         let step = segs_out.wrapping_sub(baseline.sent);
         let late = u64::from(step.wrapping_sub(new.sent.packets as u32));
-        let late = if late < u64::from(MAX_PLAUSIBLE_STEP) { late } else { 0 };
+        let late = if late < u64::from(MAX_SEGMENT_GROWTH) { late } else { 0 };
         let by_flow = new.sent.packets.saturating_add(late);
         baseline.sent_by_flow = baseline.sent_by_flow.saturating_add(u16::try_from(by_flow).unwrap_or(u16::MAX));
         baseline.late = baseline.late.saturating_add(u16::try_from(late).unwrap_or(u16::MAX));
@@ -123,7 +119,7 @@ fn subtract_sampled(flow: &mut LiveFlow, merged: u64, tcp: &TcpTotals) {
     let Some(baseline) = flow.segments.filter(|_| merged > 0) else { return };
     let counted = baseline.received_before.wrapping_add(flow.received.packets as u32);
     let more = counted.wrapping_sub(tcp.expected_segs_in);
-    if more == 0 || more >= MAX_PLAUSIBLE_STEP {
+    if more == 0 || more >= MAX_SEGMENT_GROWTH {
         return;
     }
     let twice = merged.min(more.into());
@@ -154,7 +150,7 @@ pub fn subtract_dropped(flow: &mut LiveFlow, bytes: u32, dropped_as: DroppedAs) 
 /// Notes the header length of a received packet. Returns whether the packet was already counted, because the socket's counters
 /// had shown it before its sample came.
 ///
-/// If so, it is one of the segments that were counted early. The others of them are assumed to have the same headers.
+/// If so, it is one of the segments that were counted early. The others are assumed to have the same headers.
 fn note_received(flow: &mut LiveFlow, packet: &Packet, headers: u16) -> bool {
     let assumed = flow.received_headers.last;
     // A SYN is never merged with others, and has options that others do not have.
@@ -178,7 +174,7 @@ fn may_be_overtaken(flow: &LiveFlow, is_later: bool) -> bool {
 fn undo_if_overtaken(flow: &mut LiveFlow, counted: Segments) -> bool {
     let Some(baseline) = &mut flow.segments else { return false };
     let behind = baseline.sent.wrapping_sub(counted.sent);
-    if (behind == 0 && baseline.late == 0) || behind >= MAX_PLAUSIBLE_STEP {
+    if (behind == 0 && baseline.late == 0) || behind >= MAX_SEGMENT_GROWTH {
         return false;
     }
     baseline.late = baseline.late.saturating_sub(1);
@@ -227,7 +223,7 @@ pub fn settle_with(flow: &mut LiveFlow, now: MonotonicTime, counted: Segments, r
     let Some(baseline) = &mut flow.segments else { return };
     let arrived = counted.received.wrapping_sub(baseline.received_before);
     let missing = u64::from(arrived).saturating_sub(received);
-    if missing > 0 && missing < u64::from(MAX_PLAUSIBLE_STEP) && flow.received.packets > 0 {
+    if missing > 0 && missing < u64::from(MAX_SEGMENT_GROWTH) && flow.received.packets > 0 {
         let Headers { last, range: (shortest, longest) } = flow.received_headers;
         // A late sample says nothing about the samples still to come.
         if now == flow.last {
@@ -289,7 +285,7 @@ impl LastSent {
 /// The number of segments between two values of a counter; 1 if the second value cannot be of the same socket.
 fn segments_between(before: u32, now: u32) -> u64 {
     let segments = now.wrapping_sub(before);
-    if segments < MAX_PLAUSIBLE_STEP { u64::from(segments) } else { 1 }
+    if segments < MAX_SEGMENT_GROWTH { u64::from(segments) } else { 1 }
 }
 
 impl Counters {
@@ -303,7 +299,7 @@ impl Counters {
     }
 
     /// Adds the further fragments of a packet of `bytes`, whose largest fragment has `largest` bytes (0: not known, so two
-    /// fragments are assumed). All fragments but the last have that size. An atomic fragment (RFC 6946) is one.
+    /// fragments are assumed). All fragments but the last have that size. An atomic fragment (RFC 6946) counts as one packet.
     fn fragments(self, bytes: u32, largest: u16, remote: IpAddr) -> Self {
         let (plain, header) =
             if remote.is_ipv4() { (IPV4_FRAGMENT, IPV4_FRAGMENT) } else { (IPV6_FRAGMENT - 8, IPV6_FRAGMENT) };

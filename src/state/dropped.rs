@@ -156,7 +156,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_so_many_senders_are_remembered() {
+    fn the_number_of_remembered_flows_is_bounded() {
         let mut sent = SentByOthers::default();
         (0..2 * MAX_SENT_BY_OTHERS).for_each(|_| sent.note(FlowKey::default()));
         assert_eq!(sent.0.len(), MAX_SENT_BY_OTHERS);

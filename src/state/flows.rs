@@ -119,7 +119,7 @@ pub struct LiveFlow {
     pub may_miss_packets_since: MonotonicTime,
     /// When it was last certain that this is the owner of its socket.
     pub owner_since: MonotonicTime,
-    /// Whether the owner accepted it, and is not merely the listener's owner.
+    /// Whether the owner is that of its own socket or has accepted it, and is not merely the listener's owner.
     pub accepted: bool,
     /// Whether the owner may by now run another program, or be another process, because an event of it may have been
     /// lost.
@@ -414,7 +414,7 @@ mod tests {
     use crate::model::testing::since_boot;
 
     #[test]
-    fn another_owner_has_not_looked_up_the_name() {
+    fn a_change_of_owner_removes_the_domain() {
         let process = |pid| Some(Arc::new(Process { start: Some(since_boot(1)), ..Process::new(pid) }));
         let (mut owner, mut domain) = (process(7), Some(Box::new(Arc::from("a.example"))));
         change_owner(&mut owner, &mut domain, process(7));

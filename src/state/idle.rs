@@ -52,7 +52,7 @@ pub struct Idle {
     pub fins: Fins,
     /// When it was last certain that the owner is its socket's.
     pub owner_since: MonotonicTime,
-    /// Whether the owner accepted it, and is not merely the listener's owner.
+    /// See [`LiveFlow::accepted`].
     pub accepted: bool,
     /// When its last packet or call was seen.
     pub last: MonotonicTime,
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_socket_only_a_last_packet_is_waited_for_and_not_for_ever() {
+    fn without_a_socket_only_half_closed_connections_are_kept_and_only_for_a_time() {
         let mut connections = IdleConnections::default();
         for (port, sent, received) in [(1, true, false), (2, false, false), (3, true, true), (4, false, true)] {
             connections.insert(idle(port, sent, received), monotonic(1000));
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn only_so_many_wait_for_their_last_packet_and_the_oldest_make_room() {
+    fn the_number_of_connections_without_a_socket_is_bounded_and_the_oldest_make_room() {
         let mut connections = IdleConnections::default();
         let another = |number: usize| {
             let idle = idle(1, true, false);
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn between_the_same_ends_the_later_one_counts() {
+    fn a_connection_replaces_an_earlier_one_between_the_same_ends() {
         let mut connections = IdleConnections::default();
         connections.insert(idle(1, true, false), monotonic(1000));
         let later = Idle { last: monotonic(77), ..idle(1, true, false) };

@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn a_loss_that_seems_to_end_before_it_began_touches_its_end() {
+    fn a_loss_that_seems_to_end_before_it_began_covers_only_its_end() {
         let mut history = LossHistory::default();
         add(&mut history, 20, 10, LostFacts::TCP_IPV4);
         assert!(overlaps(&history, LostFacts::TCP_IPV4, 10, 10) && !overlaps(&history, LostFacts::TCP_IPV4, 11, 30));

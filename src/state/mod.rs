@@ -79,7 +79,7 @@ pub struct StateConfig {
     pub socket_inactive_timeout: Duration,
     /// The maximum number of live flows; beyond it, the flow whose timer is due first is reported early.
     pub max_flows: usize,
-    /// The maximum number of sockets; beyond it, new sockets have no known owner.
+    /// The maximum number of sockets; beyond it, new ones have no flows, except connections to known listeners.
     pub max_sockets: usize,
     /// The maximum number of processes, and of threads besides main threads; beyond it, new ones are not known.
     pub max_processes: usize,
@@ -128,7 +128,8 @@ pub struct StateStats {
     pub events: u64,
     /// Packets among them.
     pub packets: u64,
-    /// Packets without a known socket and without a live flow.
+    /// Packets that are in no flow: datagrams of sockets that found no room, resets of unknown connections, and packets that the
+    /// kernel has counted for unknown sockets.
     pub packets_without_flow: u64,
     /// Packets that the kernel has counted without an event. Those that are not in any flow yet are missing here.
     pub packets_counted: u64,
@@ -138,7 +139,7 @@ pub struct StateStats {
     pub totals_refused: u64,
     /// The kernel's counts of a socket that came after those of a later socket at the same address. They are not in any flow.
     pub totals_outdated: u64,
-    /// Conversations with packets whose headers could not be read that were forgotten, because there were too many.
+    /// Forgotten conversations with packets whose headers could not be read: there were too many.
     pub unread_forgotten: u64,
     /// Samples that the source lost.
     pub samples_lost: u64,
@@ -438,7 +439,7 @@ impl State {
         }
     }
 
-    /// The next process to look up in `/proc`, because it owns a socket. Pass the result to [`State::learn`].
+    /// The next process to look up in `/proc`, most often because it owns a socket. Pass the result to [`State::learn`].
     pub fn next_wanted(&mut self) -> Option<Arc<Process>> {
         self.processes.next_wanted()
     }
@@ -457,8 +458,8 @@ impl State {
 
     /// Sets what the source can observe. Call it before any event; the default is nothing.
     pub fn set_capabilities(&mut self, capabilities: SourceCapabilities) {
-        self.processes.see_moves(capabilities.control_group_moves);
-        self.processes.see_execs(capabilities.execs);
+        self.processes.set_moves_seen(capabilities.control_group_moves);
+        self.processes.set_execs_seen(capabilities.execs);
         self.capabilities = capabilities;
     }
 

@@ -327,7 +327,7 @@ mod tests {
         assert_eq!(name(&tracker, ip, monotonic(6 * second)).as_deref(), Some("c.example"), "it has asked since");
         tracker.answered_unknown(&answer_with("c.example", monotonic(7 * second), ip));
         assert_eq!(name(&tracker, ip, monotonic(8 * second)).as_deref(), Some("c.example"), "the same name");
-        // What another process is known to have asked for, seen behind NAT first.
+        // With NAT, an answer is captured twice: first without a known asker, then on its way to the process that asked.
         tracker.answered_unknown(&answer_with("d.example", monotonic(9 * second), ip));
         tracker.answered((2, since_boot(1)), &answer_with("d.example", monotonic(9 * second + 1000), ip));
         assert_eq!(name(&tracker, ip, monotonic(10 * second)).as_deref(), Some("c.example"), "a copy");
@@ -358,6 +358,7 @@ mod tests {
         assert_eq!(tracker.name(&parent, ip, later), None, "a late answer would not reach the first child");
         assert_eq!(tracker.forgotten().forks, 1);
     }
+
     #[test]
     fn forks_and_names_are_forgotten_when_they_are_too_old() {
         let mut tracker = NameTracker::new(vec![53], &NamesOptions::default());

@@ -243,7 +243,7 @@ impl State {
     }
 
     /// Attaches the socket that sends the packets to its flow. The kernel may send a reset, or the last packet of a connection,
-    /// through a socket of its own. A flow that has a socket, as a UDP flow has from its beginning, keeps it.
+    /// through a socket of its own. A flow that has its own socket, as a UDP flow has from its beginning, keeps it.
     fn attach_sender(&mut self, now: MonotonicTime, flow_key: FlowKey, packet: &Packet) {
         let Some(flow) = self.flows.get(flow_key) else { return };
         if packet.sock.is_none()
@@ -263,8 +263,8 @@ impl State {
         }
     }
 
-    /// Until a connection is accepted, it belongs to its listener's owner. The kernel makes listeners of its own for
-    /// MPTCP sockets. Further subflows may arrive there, of connections that other processes have accepted.
+    /// Until a connection is accepted, it belongs to its listener's owner. This does not hold if the kernel made the listener for
+    /// an MPTCP socket: further subflows may arrive there, of connections that other processes have accepted.
     pub(super) fn set_owner_to_listeners(&mut self, flow_key: FlowKey, listener: SocketKey) {
         let is_program_socket = |listener: &&Socket| listener.udp_kind != UdpKind::Kernel;
         let Some(listener) = self.sockets.get(listener).filter(is_program_socket) else { return };

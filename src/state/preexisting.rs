@@ -27,8 +27,8 @@ pub struct PreexistingSocket {
 /// Owners by address; `None` if there are several.
 type Map<K> = HashMap<K, Option<Arc<Process>>, foldhash::fast::RandomState>;
 
-/// Preexisting sockets by their addresses. An address of sockets of several processes (in several network namespaces, or by
-/// `SO_REUSEPORT`) has no known owner.
+/// Preexisting sockets by their addresses. If several processes have sockets at one address (in several network namespaces, or
+/// by `SO_REUSEPORT`), its owner is unknown.
 #[derive(Debug, Default)]
 pub struct PreexistingSockets {
     connected: Map<(Transport, Endpoint, Endpoint)>,

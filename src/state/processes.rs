@@ -90,7 +90,8 @@ struct Entry {
     threads: Threads,
     /// When the last thread ended.
     exited: Option<MonotonicTime>,
-    /// Whether its start or end is known from `/proc` only. A later event may then be older than what is known, or contradict it.
+    /// Whether its start or end is known from `/proc` only, or assumed. A later event may then be older than what is known, or
+    /// contradict it.
     tentative: bool,
     /// Whether `/proc` was asked about its present program.
     asked: bool,
@@ -247,8 +248,8 @@ impl Processes {
             },
             None => Process { parent_pid: Some(parent), start: fork.start, ..Process::new(fork.child) },
         };
-        // A fork is a copy of its parent, and as certain.
-        let (sure, losses) = match self.by_pid.get(&parent) {
+        // What is known of a fork is as certain as what is known of its parent.
+        let (confirmed_in, losses) = match self.by_pid.get(&parent) {
             Some(entry) => (entry.confirmed_in, entry.losses),
             None => (self.epoch, self.programs.losses()),
         };
@@ -260,7 +261,7 @@ impl Processes {
         if self.insert(process, Threads::leader())
             && let Some(entry) = self.by_pid.get_mut(&fork.child)
         {
-            (entry.confirmed_in, entry.losses) = (sure, losses);
+            (entry.confirmed_in, entry.losses) = (confirmed_in, losses);
         }
         if needs_lookup {
             self.want_details(fork.child);
@@ -331,6 +332,7 @@ impl Processes {
         self.now = self.now.max(now);
         self.learn_programs(now);
         let Check { began, refused } = self.last_check;
+        // If the table was full, processes whose end was missed are looked for sooner.
         let period = if self.refused > refused { LINGER } else { CHECK_PERIOD };
         if began == MonotonicTime::ZERO {
             self.last_check.began = now;

@@ -20,7 +20,7 @@ use crate::model::totals::{TcpTotals, Totals};
 const SECOND: u64 = 1_000_000_000;
 const LIMIT: usize = 12;
 
-/// So few of each that events share sockets and addresses.
+/// Few addresses, so that events share them.
 fn tuples() -> impl Strategy<Value = Tuple> {
     (0..2_u64, 1..4_u16, 1..4_u16).prop_map(|(net, local, remote)| Tuple {
         net: NetAddress::new(net),
@@ -29,11 +29,12 @@ fn tuples() -> impl Strategy<Value = Tuple> {
     })
 }
 
+/// Few sockets, so that events share them.
 fn socks() -> impl Strategy<Value = SockAddress> {
     (1..6_u64).prop_map(sock_at)
 }
 
-/// Some are unknown.
+/// The same, and some are unknown.
 fn maybe_socks() -> impl Strategy<Value = Option<SockAddress>> {
     (0..6_u64).prop_map(SockAddress::new)
 }
@@ -117,7 +118,7 @@ fn kinds() -> impl Strategy<Value = EventKind> {
     ]
 }
 
-/// Milliseconds since the event before (sometimes negative: late), the actor, and what happened.
+/// Milliseconds since the event before (negative if it comes late), the process, and what happened.
 fn stories() -> impl Strategy<Value = Vec<(i64, u32, EventKind)>> {
     vec((prop_oneof![20 => 0..50_i64, 1 => -20..0_i64, 1 => 0..40_000_i64], 1..20_u32, kinds()), 0..400)
 }
@@ -160,7 +161,7 @@ fn small() -> StateConfig {
 
 proptest! {
     #[test]
-    fn each_flow_ends_once_and_nothing_is_said_after_its_end(story in stories()) {
+    fn each_flow_ends_once_and_is_not_reported_after_its_end(story in stories()) {
         let (mut state, mut flows, _) = run(&story, small());
         state.shutdown();
         flows.extend(state.finished());
@@ -192,10 +193,10 @@ proptest! {
         }
         let stats = state.stats();
         prop_assert_eq!(stats.flows_live, 0);
-        prop_assert!(stats.idle_connections_live <= stats.sockets_live, "the others have said their last");
+        prop_assert!(stats.idle_connections_live <= stats.sockets_live, "only connections with a socket are kept");
     }
 
-    /// Without loss by refusal, and when no conversation lacks a socket, what came in comes out.
+    /// Each packet is in one flow, except packets without a flow and those of conversations without a socket.
     #[test]
     fn packets_add_up(story in stories()) {
         let plain = |kind: &EventKind| match kind {

@@ -1,8 +1,9 @@
 //! Questions about the kernel's counts, and what waits for the answers.
 //!
 //! A question is asked when a flow's timer is due, when a full table makes it end, when another conversation takes its
-//! addresses, and when a packet of it is dropped. An answer may know of packets whose events have not come yet. Then it waits
-//! until all events up to the time of the answer have been processed, so that counts and events stay in order.
+//! addresses, when a packet of it is dropped, and when the monitor stops. An answer may know of packets whose events have not
+//! come yet. Then it waits until all events up to the time of the answer have been processed, so that counts and events stay in
+//! order.
 
 use std::collections::VecDeque;
 

@@ -32,7 +32,7 @@ impl State {
             subflow.joined = joined;
         }
         match (known, owner) {
-            // It is the same process. The subflow's own calls may show it as it was more recently, so nothing changes.
+            // It is the same process. What the subflow's own calls have shown of it may be newer, so nothing changes.
             (Some(known), Some(owner)) if known.pid == owner.pid => {}
             (Some(known), _) => self.set_owner_of(socket_key, Some(&known)),
             // It got its owner before, and the MPTCP socket has been closed since.
@@ -50,7 +50,7 @@ impl State {
         }
     }
 
-    /// The last descriptor of an MPTCP socket was closed, by `user`: this closes its subflows as well.
+    /// Closes the subflows of an MPTCP socket that ends. `user` is the process that closed its last descriptor, if it is known.
     pub(super) fn close_subflows(&mut self, now: MonotonicTime, mptcp: SocketKey, user: Option<&Arc<Process>>) {
         for subflow in self.sockets.take_subflows(mptcp) {
             // The kernel may have freed it, and given its address to another socket.

@@ -134,7 +134,7 @@ impl State {
         true
     }
 
-    /// A flow is bound to its socket: counts that have waited for it are its own.
+    /// A socket was attached to a flow: adds the counts that have waited for this.
     pub(super) fn take_waiting_totals(&mut self, flow_key: FlowKey, socket_key: SocketKey) {
         if !self.capabilities.totals {
             return;

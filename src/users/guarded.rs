@@ -31,7 +31,7 @@ fn has_trusted_owner(found: &Metadata) -> bool {
     [0, geteuid().as_raw()].contains(&found.uid())
 }
 
-/// Whether its group or all users can write to it.
+/// Whether its group or other users can write to it.
 fn is_writable(found: &Metadata) -> bool {
     found.mode() & 0o022 != 0
 }
@@ -56,7 +56,7 @@ mod tests {
         mode(&bin, 0o755);
         mode(&path, 0o755);
         assert_eq!(resolve_program(&path).as_ref(), Some(&path));
-        assert_eq!(resolve_program(&link.join("getent")).as_ref(), Some(&path), "by a link of ours");
+        assert_eq!(resolve_program(&link.join("getent")).as_ref(), Some(&path), "through a trusted link");
         assert_eq!((resolve_program(&bin), resolve_program(&bin.join("none"))), (None, None));
         for (place, bad) in [(&path, 0o775), (&path, 0o757), (&bin, 0o777), (&bin, 0o775), (&root, 0o777)] {
             mode(place, bad);
@@ -64,7 +64,7 @@ mod tests {
             mode(place, 0o755);
         }
         mode(&root, 0o1777);
-        assert_eq!(resolve_program(&path).as_ref(), Some(&path), "as in /tmp");
+        assert_eq!(resolve_program(&path).as_ref(), Some(&path), "sticky, as /tmp is");
         if geteuid().is_root() {
             chown(&bin, Some(1), None).unwrap();
             assert_eq!(resolve_program(&path), None, "another user's folder");

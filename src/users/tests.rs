@@ -31,7 +31,7 @@ impl Host {
         Users::from(Sources { passwd, group, userdb, getent, userdb_timeout, getent_timeout })
     }
 
-    /// A service that answers after a while that the user 1000 is `name`.
+    /// Starts a service that answers each request, after the time `after`, with `name` as the name of user 1000.
     fn serve(&self, name: &str, after: Duration) {
         let listener = UnixListener::bind(self.folder.path().join("userdb/io.systemd.Test")).unwrap();
         let reply = format!(r#"{{"parameters":{{"record":{{"userName":"{name}","uid":1000}}}}}}"#);
@@ -65,7 +65,7 @@ fn files_answer_at_once_and_without_a_thread() {
 }
 
 #[test]
-fn expected_users_have_a_name_in_time() {
+fn prefetched_users_have_names() {
     let host = Host::new();
     host.serve("ldap-user", Duration::ZERO);
     let users = host.users();

@@ -46,15 +46,17 @@ pub(super) fn speaks_for_all(folder: &Path) -> bool {
     services(folder).first().is_some_and(|first| first == MULTIPLEXER)
 }
 
-/// The services in a directory, the multiplexer first. Empty if users other than root could put services there.
+/// The first services in a directory, the multiplexer before all others. Empty if other users than root and this process's
+/// could put services there.
 pub(super) fn services(folder: &Path) -> Vec<String> {
     if !guarded::is_guarded_folder(folder) {
         return Vec::new();
     }
     let entries = fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok);
     let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
-    let mut names = names.take(MAX_SERVICES).collect::<Vec<_>>();
+    let mut names = names.collect::<Vec<_>>();
     names.sort_by_key(|name| (name != MULTIPLEXER, name.clone()));
+    names.truncate(MAX_SERVICES);
     names
 }
 

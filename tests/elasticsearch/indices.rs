@@ -70,9 +70,9 @@ fn order(server: &Fake, kind: &str) -> Vec<u64> {
 
 #[test]
 fn an_index_that_refuses_holds_up_no_other() {
-    for whole in [false, true] {
+    for refuses_whole_requests in [false, true] {
         let (server, folder) = (Fake::start(), tempfile::tempdir().expect("a temporary directory"));
-        let refuse = |status| match whole {
+        let refuse = |status| match refuses_whole_requests {
             true => server.seen().blocked = Some(("\"logs.flow\"".to_owned(), status)),
             false => server.seen().forbidden = Some(("logs.flow".to_owned(), status)),
         };
@@ -98,7 +98,7 @@ fn an_index_that_refuses_holds_up_no_other() {
         assert_eq!((reading.pending, reading.troubles, reading.rejected), (0, 0, 0), "{reading:?}");
         for kind in Kind::ALL {
             let mut numbers = order(&server, kind.name());
-            if whole && kind == Kind::Flow {
+            if refuses_whole_requests && kind == Kind::Flow {
                 // After a single document was refused, another one is sent to compare, and may be stored before it.
                 numbers.sort_unstable();
             }

@@ -98,7 +98,7 @@ impl Fake {
         let seen = Arc::<Mutex<Seen>>::default();
         let listener = TcpListener::bind(("127.0.0.1", port)).expect("the port is free");
         let port = listener.local_addr().expect("an address").port();
-        listener.set_nonblocking(true).expect("it can");
+        listener.set_nonblocking(true).expect("a non-blocking socket");
         let stop = Arc::<AtomicBool>::default();
         let (stopped, shared) = (Arc::clone(&stop), Arc::clone(&seen));
         thread::spawn(move || {
@@ -126,7 +126,7 @@ impl Fake {
     }
 
     pub fn seen(&self) -> MutexGuard<'_, Seen> {
-        self.seen.lock().expect("no one panics")
+        self.seen.lock().expect("no thread has panicked")
     }
 
     pub fn count(&self) -> usize {
@@ -145,10 +145,10 @@ pub const CERTIFICATES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/
 
 fn tls(needs_client_certificate: bool) -> Arc<ServerConfig> {
     let certificates = |name: &str| -> Vec<CertificateDer<'static>> {
-        let all = CertificateDer::pem_file_iter(format!("{CERTIFICATES}/{name}.pem")).expect("it is there");
+        let all = CertificateDer::pem_file_iter(format!("{CERTIFICATES}/{name}.pem")).expect("a certificate file");
         all.collect::<Result<_, _>>().expect("PEM")
     };
-    let key = PrivateKeyDer::from_pem_file(format!("{CERTIFICATES}/server.key")).expect("it is there");
+    let key = PrivateKeyDer::from_pem_file(format!("{CERTIFICATES}/server.key")).expect("a key file");
     let provider = Arc::new(rustls_graviola::default_provider());
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider));
     let builder = builder.with_safe_default_protocol_versions().expect("versions");
@@ -168,8 +168,8 @@ trait Stream: Read + Write {}
 impl<T: Read + Write> Stream for T {}
 
 fn serve(stream: TcpStream, tls: Option<Arc<ServerConfig>>, seen: &Mutex<Seen>, stop: &AtomicBool) {
-    stream.set_nonblocking(false).expect("it can");
-    stream.set_read_timeout(Some(Duration::from_secs(60))).expect("it can");
+    stream.set_nonblocking(false).expect("a blocking socket");
+    stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
     let stream: Box<dyn Stream> = match tls {
         Some(config) => Box::new(StreamOwned::new(ServerConnection::new(config).expect("a configuration"), stream)),
         None => Box::new(stream),
@@ -211,7 +211,7 @@ fn read(stream: &mut BufReader<Box<dyn Stream>>) -> Option<Request> {
 
 /// Answers a request. Returns whether the connection stays open.
 fn answer(stream: &mut BufReader<Box<dyn Stream>>, request: &Request, seen: &Mutex<Seen>) -> bool {
-    let mut seen = seen.lock().expect("no one panics");
+    let mut seen = seen.lock().expect("no thread has panicked");
     if !request.path.starts_with("/_bulk") {
         let body = serde_json::from_slice(&request.body).unwrap_or_default();
         seen.others.push((request.method.clone(), request.path.clone(), body));

@@ -32,7 +32,7 @@ pub fn json_lines(text: &str) -> Vec<Value> {
 pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let start = Instant::now();
     while !holds() {
-        assert!(start.elapsed() < TIMEOUT, "waited in vain: {what}");
+        assert!(start.elapsed() < TIMEOUT, "timed out, waiting until {what}");
         thread::sleep(Duration::from_millis(10));
     }
 }
@@ -92,7 +92,7 @@ impl Agent {
         let logged = Arc::clone(&log);
         let logger = thread::spawn(move || {
             for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                *logged.lock().expect("no one panics") += &(line + "\n");
+                *logged.lock().expect("no thread has panicked") += &(line + "\n");
             }
         });
         let reader = thread::spawn(move || {
@@ -162,7 +162,7 @@ impl Running {
     }
 
     pub fn log(&self) -> String {
-        self.log.lock().expect("no one panics").clone()
+        self.log.lock().expect("no thread has panicked").clone()
     }
 
     pub fn wait_for_log(&self, wanted: &str) {
@@ -183,13 +183,13 @@ impl Running {
         let asked = Instant::now();
         let mut status = None;
         eventually("the agent ends", || {
-            status = self.child.0.try_wait().expect("it is ours");
+            status = self.child.0.try_wait().expect("a child process");
             status.is_some()
         });
         let took = asked.elapsed();
-        self.logger.join().expect("no one panics");
-        let stdout = self.reader.join().expect("no one panics");
-        let stderr = self.log.lock().expect("no one panics").clone();
+        self.logger.join().expect("no thread has panicked");
+        let stdout = self.reader.join().expect("no thread has panicked");
+        let stderr = self.log.lock().expect("no thread has panicked").clone();
         Ended { status: status.expect("it has ended"), stdout, stderr, took, folder: self.folder }
     }
 }

@@ -102,8 +102,8 @@ fn addresses_of_other_names_are_ignored() {
 
 #[test]
 fn addresses_of_another_type_are_ignored() {
-    let six = ("w", 28, vec![0x20; 16]);
-    let both = [a("w", "192.0.2.1"), six];
+    let aaaa = ("w", 28, vec![0x20; 16]);
+    let both = [a("w", "192.0.2.1"), aaaa];
     assert_eq!(addresses(&response(1, "w", QueryType::A, &both)).unwrap().len(), 1);
     assert_eq!(addresses(&response(1, "w", QueryType::Aaaa, &both)).unwrap().len(), 1);
     assert_eq!(addresses(&response(1, "w", QueryType::Any, &both)).unwrap().len(), 2);
@@ -171,12 +171,12 @@ fn malformed_messages() -> Vec<(&'static str, Vec<u8>)> {
         ("owners that point at each other", of("c015 c013 0001 0001 0000 0100 0004 c000 0201")),
         ("an alias whose target points at itself", of("c00c 0005 0001 0000 0100 0002 c01f")),
         ("an alias that ends before its data", of("c00c 0005 0001 0000 0100 0005 0178 00 0000")),
-        ("a count of 65,535 records, of which one is there", {
+        ("a count of 65,535 records, and only one record", {
             let mut bytes = response(1, "w", QueryType::A, &[a("w", "192.0.2.1")]);
             bytes[6..8].copy_from_slice(&[0xff, 0xff]);
             bytes
         }),
-        ("a count of 65,535 records, of which 5,000 without data are there", {
+        ("a count of 65,535 records, and only 5,000 records without data", {
             let mut bytes = of(&"00 0001 0001 0000 0100 0000".repeat(5_000));
             bytes[6..8].copy_from_slice(&[0xff, 0xff]);
             bytes

@@ -136,7 +136,7 @@ fn a_syn_with_another_sequence_number_restarts_the_stream() {
 }
 
 #[test]
-fn streams_end() {
+fn a_stream_ends_with_its_fin_or_a_reset() {
     for flags in [FIN, RST] {
         let (mut streams, mut out) = (after_syn(), Messages::default());
         out.ingest(&mut streams, &segment(START, PSH_ACK, &framed(&[b"one"])));

@@ -281,7 +281,8 @@ fn position(btf: &Btf<'_>, prototype: &Type, argument: &ArgumentSpec) -> Result<
     Ok(if let [only] = of_type[..] { Some(only) } else { None })
 }
 
-/// The position of an argument of `size` bytes, and the first free position after it. `free` is the first free position before.
+/// The position of an argument of `size` bytes, and the first free position after it. `free` is the first position that the
+/// arguments before it left free.
 ///
 /// With `-mregparm=3` on 32-bit x86, a 64-bit argument takes two positions. It is not split between a register and the
 /// stack: the last register stays empty if it is the only one left.

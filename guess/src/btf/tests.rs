@@ -198,7 +198,7 @@ fn positions_that_a_layout_cannot_hold_are_not_looked_at() {
 }
 
 #[test]
-fn bit_fields_are_refused() {
+fn a_bit_field_is_refused_where_whole_bytes_are_wanted() {
     let mut b = Builder::new();
     let int = b.int(4);
     let (width, offset) = (4, 8);
@@ -305,7 +305,7 @@ fn cyclic_types_are_an_error() {
 fn every_truncation_is_an_error() {
     let bytes = examples().build();
     for length in 0..bytes.len() {
-        assert!(find(&bytes[..length]).is_err(), "cut at {length}");
+        assert!(find(&bytes[..length]).is_err(), "truncated to {length}");
     }
     assert!(find(&[]).is_err());
 }

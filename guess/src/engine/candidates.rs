@@ -129,7 +129,7 @@ impl Remaining {
             self.agreeing += 1;
         } else if both.is_empty() {
             // Either this is the first evidence, or it contradicts the evidence so far. Then one of the two runs was
-            // disturbed, and it is not known which, so begin anew.
+            // disturbed, and it is not known which, so start again with this run.
             self.contradicting += u32::from(self.agreeing > 0);
             (self.values, self.agreeing) = (fitting, 1);
         } else {

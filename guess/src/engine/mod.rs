@@ -2,7 +2,7 @@
 //!
 //! A [`Guess`] says which keys it needs and gives, and which [`Probe`]s it uses. It triggers calls of the
 //! probed functions with values that it chooses, and finds those values in the [`Call`]s that the probes captured.
-//! [`plan`] sorts guesses into levels, so that lower levels give what higher ones need. [`run`] installs the probes of
+//! [`plan`] sorts guesses into levels, so that earlier levels give what later ones need. [`run`] installs the probes of
 //! a level ([`installer`]) and runs each guess of the level on a thread of its own, again and again with new values,
 //! until one candidate is left for every key ([`candidates`]).
 
@@ -18,6 +18,8 @@ mod window;
 
 pub(crate) use call::Call;
 pub(crate) use candidates::Evidence;
+#[cfg(test)]
+pub(crate) use guess::NoCalls;
 pub(crate) use guess::{AnyGuess, Context, Guess};
 pub(crate) use installer::ProbeInstaller;
 #[cfg(test)]

@@ -33,11 +33,11 @@ pub(crate) struct Probe {
 struct View {
     name: String,
     kind: ViewKind,
-    /// The offset of the first byte, as it is in the captured view.
+    /// The offset of the first byte that is captured.
     from: u32,
     /// The offset after the last byte.
     to: u32,
-    /// How far before the base the memory at offset 0 is, in bytes.
+    /// Offset 0 is this many bytes before the base: 0, unless the view ends at its base.
     bytes_before_base: u32,
 }
 

@@ -77,7 +77,7 @@ struct ThreadReport {
 }
 
 impl Runner<'_> {
-    /// Runs guesses that do not depend on each other, until none of them has an attempt left or a key missing.
+    /// Runs guesses that do not depend on each other, until each has found all its keys or has no attempt left.
     fn run_level(&mut self, guesses: Vec<&mut dyn AnyGuess>) -> io::Result<()> {
         let mut active: Vec<ActiveGuess<'_>> = guesses.into_iter().filter_map(|guess| self.start(guess)).collect();
         while !active.is_empty() {
@@ -310,7 +310,7 @@ mod tests {
     use super::*;
     use crate::engine::call::Call;
     use crate::engine::candidates::Evidence;
-    use crate::engine::guess::Guess;
+    use crate::engine::guess::{Guess, NoCalls};
     use crate::engine::random::Random;
 
     /// A guess with given evidence for each run; `None` is a trigger that fails.
@@ -347,22 +347,6 @@ mod tests {
         }
     }
 
-    struct NoCalls(Random);
-
-    impl Context for NoCalls {
-        fn random(&mut self) -> &mut Random {
-            &mut self.0
-        }
-
-        fn follow(&mut self, _pid: u32) -> io::Result<()> {
-            Ok(())
-        }
-
-        fn calls(&mut self) -> Vec<Call> {
-            Vec::new()
-        }
-    }
-
     fn run(evidence: &[Option<&[u32]>], time: Duration) -> (Verdict, Option<String>, u32) {
         let mut guess = Scripted(evidence.iter().map(|run| run.map(<[u32]>::to_vec)).collect());
         let mut candidates = Candidates::for_keys(&["a.b".to_owned()]);
@@ -374,7 +358,7 @@ mod tests {
     const TIME: Duration = Duration::from_secs(60);
 
     #[test]
-    fn it_runs_until_one_candidate_is_left() {
+    fn a_guess_runs_until_enough_runs_agree_on_one_candidate() {
         let (verdict, error, runs) =
             run(&[Some(&[1, 2, 3]), Some(&[2, 3]), Some(&[2]), Some(&[2]), Some(&[2]), Some(&[9])], TIME);
         assert_eq!((verdict, error, runs), (Verdict::Found(2), None, 5));
@@ -388,14 +372,14 @@ mod tests {
     }
 
     #[test]
-    fn a_trigger_that_always_fails_ends_it() {
+    fn a_guess_ends_when_its_trigger_always_fails() {
         let (verdict, error, runs) = run(&[], TIME);
         assert_eq!((verdict, runs), (Verdict::Undecided, 0));
         assert_eq!(error.unwrap(), "the trigger failed: refused");
     }
 
     #[test]
-    fn the_deadline_ends_it() {
+    fn a_guess_ends_at_its_deadline() {
         let (verdict, error, runs) = run(&[Some(&[2])], Duration::ZERO);
         assert_eq!((verdict, error, runs), (Verdict::Undecided, None, 0));
     }

@@ -14,7 +14,8 @@ use std::io::{self, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-/// The directories in which an unlinked file is tried, first those in memory. The directory of this program is the last.
+/// The directories in which an unlinked file is tried, first those in memory. After them comes the directory of this
+/// program.
 const DIRECTORIES: [&str; 4] = ["/dev/shm", "/run", "/tmp", "/var/tmp"];
 /// The kernel puts this before the name of a file in memory.
 const MEMFD_PREFIX: &str = "memfd:";
@@ -115,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_without_executable_files_is_an_error() {
+    fn a_directory_where_no_file_can_be_created_is_an_error() {
         // No files can be created in `/proc`, and `/nowhere` does not exist.
         for directory in ["/proc", "/nowhere"] {
             assert!(unlinked_in(Path::new(directory), b"", "socktrail-guess").is_err());

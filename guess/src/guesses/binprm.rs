@@ -9,7 +9,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 /// How many bytes of a `linux_binprm` are captured.
 const BINPRM: u32 = 384;
-/// The size of a page in bytes.
+/// The smallest size of a page in bytes. Larger sizes are multiples of it.
 const PAGE: u64 = 4096;
 /// The size of the word at the upper end of the new stack, which the kernel leaves empty. It copies the program's strings below
 /// it.
@@ -141,7 +141,7 @@ fn executed(script: String, interpreter: String, arguments: &[CString], environm
 
 fn add_evidence(expected: &Executed, binprm: &Window, targets: &Window, evidence: &mut Evidence) {
     let pointers_to = |name: &str| {
-        // The program's own strings have the same names, but pointers to them are user addresses.
+        // The strings of the program hold the same names, but pointers to them are user addresses.
         let in_kernel = |offset| binprm.word(offset).is_some_and(is_kernel_pointer);
         let begins =
             |&(offset, target): &(u32, u64)| name.as_bytes().starts_with(&bytes_of(target)) && in_kernel(offset);

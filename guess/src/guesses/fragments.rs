@@ -116,9 +116,9 @@ impl Datagram {
         }
     }
 
-    /// Sends both fragments. Over IPv4, it first asks connection tracking not to reassemble them, because before Linux 4.2 the
-    /// datagram would then be sent as one packet. Such fragments are not tracked, so a firewall may block them. If it does, they
-    /// are sent like other packets.
+    /// Sends both fragments. Over IPv4, it first asks connection tracking not to reassemble them, because before Linux 4.2
+    /// a reassembled datagram is sent as one packet. Fragments that are not reassembled are not tracked, so a firewall may
+    /// block them. If it does, they are sent like other packets.
     fn send(&self) -> io::Result<()> {
         if self.to.is_ipv4() {
             let socket = loopback::raw(self.to.ip())?;
@@ -264,6 +264,7 @@ mod tests {
         id: u32,
         payload: Vec<u8>,
     }
+
     fn read(fragment: &[u8]) -> Read {
         let packet = SlicedPacket::from_ip(fragment).unwrap();
         let net = packet.net.unwrap();

@@ -57,9 +57,8 @@ pub(crate) fn all() -> Vec<Box<dyn AnyGuess>> {
 mod tests {
     use super::*;
     use crate::catalog;
-    use crate::engine::{Call, Context, Evidence, Random};
+    use crate::engine::{Evidence, NoCalls, Random};
     use std::collections::BTreeMap;
-    use std::io;
     use std::net::Ipv4Addr;
 
     #[test]
@@ -75,23 +74,6 @@ mod tests {
             assert_eq!(giver.len(), 1, "{key} is given by {giver:?}");
         }
         assert!(givers.is_empty(), "not in the catalog: {givers:?}");
-    }
-
-    /// A context that records no calls.
-    struct NoCalls(Random);
-
-    impl Context for NoCalls {
-        fn random(&mut self) -> &mut Random {
-            &mut self.0
-        }
-
-        fn follow(&mut self, _pid: u32) -> io::Result<()> {
-            Ok(())
-        }
-
-        fn calls(&mut self) -> Vec<Call> {
-            Vec::new()
-        }
     }
 
     /// Whether this process has the privileges that a guess needs.

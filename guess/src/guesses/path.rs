@@ -149,8 +149,8 @@ impl Guess for DentryLinks {
     }
 }
 
-/// How many bytes before a `struct vfsmount` are captured. Files point to the `struct vfsmount` inside a `struct mount`, so these
-/// bytes belong to the `struct mount`.
+/// How many bytes before a `struct vfsmount` are captured. Files point to the `struct vfsmount` inside a `struct mount`,
+/// so these bytes belong to the `struct mount`.
 const BEFORE: u32 = 128;
 /// How many bytes of a `struct vfsmount` are captured.
 const VFSMOUNT: u32 = 24;

@@ -16,16 +16,18 @@ const IP_HEADER: u16 = 20;
 /// The largest number of words of 4 bytes that IPv4 options can have.
 const MAX_OPTION_WORDS: u32 = 10;
 
-/// Sends a datagram of random length from a random address and port to another. At the probed function, the data of the `sk_buff`
-/// begin with the UDP header, so `data` is the word that points to the source port, the destination port and the length.
+/// Sends a datagram of random length from a random address and port to another. At the probed function, the data of the
+/// `sk_buff` begin with the UDP header, so `data` is the word that points to the source port, the destination port and the
+/// length.
 ///
-/// `transport_header` and `network_header` are 16-bit offsets from `head`, whose place is unknown. So every word is tried as
-/// `head`: if `data - head` fits into 16 bits, and both this number and this number less the length of the IP header occur in the
-/// structure, the places where they occur are candidates for `transport_header` and `network_header`.
+/// `transport_header` and `network_header` are 16-bit offsets from `head`, whose own offset is unknown. So every word is
+/// tried as `head`. If it is `head`, then `data - head` is the value of `transport_header`, and this number minus the
+/// length of the IP header is the value of `network_header`. If the first number fits into 16 bits and the structure holds
+/// both, their offsets are the candidates.
 ///
-/// The kernel leaves the same room before the IP header of each datagram, and an unused part of the structure may still have the
-/// number of an earlier datagram. So the IP header has a random number of options, which do nothing. The datagram is sent without a checksum,
-/// because otherwise `csum_start` would have the same value as the transport header.
+/// The kernel leaves the same room before the IP header of each datagram, and an unused part of the structure may still
+/// have the number of an earlier datagram. So the IP header has a random number of options, which do nothing. The datagram
+/// is sent without a checksum, because otherwise `csum_start` would have the same value as the transport header.
 #[derive(Debug)]
 pub(super) struct SkBuff;
 
@@ -58,8 +60,8 @@ impl Guess for SkBuff {
     }
 
     fn probes(&self, _attempt: u32) -> Vec<Probe> {
-        // It is not known which argument is the `sk_buff`. So both are captured: the memory that they point to, and the bytes that
-        // each word of this memory points to (targets).
+        // It is not known which argument is the `sk_buff`. So both are captured: the memory that they point to, and the
+        // bytes that each word of this memory points to (targets).
         let probe = Probe::on("udp_queue_rcv_skb").arguments(3);
         let probe = probe.words("memory 1", "{arg1}", 0..SKB).words("memory 2", "{arg2}", 0..SKB);
         vec![probe.targets("targets 1", "{arg1}", FIRST_DATA_OFFSET..SKB).targets(
@@ -99,8 +101,8 @@ impl Guess for SkBuff {
     }
 }
 
-/// Whether this memory may be the `sock` that receives the datagram: it contains the datagram's destination address and port (the
-/// port in host byte order: `skc_num`).
+/// Whether this memory may be the `sock` that receives the datagram: it contains the datagram's destination address and
+/// port (the port in host byte order: `skc_num`).
 fn is_receiver(expected: &Datagram, memory: &Window) -> bool {
     let SocketAddr::V4(to) = expected.to else { return false };
     !memory.find(&to.ip().octets(), 4).is_empty() && !memory.find_u16(to.port()).is_empty()

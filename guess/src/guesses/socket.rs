@@ -8,8 +8,8 @@ use std::net::{Ipv4Addr, UdpSocket};
 const SOCKET: u32 = 128;
 
 /// When a socket is created, `sock_init_data(sock, sk)` gets `sock`, which points to its `struct socket`, and `sk`, which
-/// points to its `struct sock`. When the socket is released, `inet_release(sock)` gets `sock` again, and the `struct socket` holds
-/// `sk`.
+/// points to its `struct sock`. When the socket is released, `inet_release(sock)` gets `sock` again, and the
+/// `struct socket` holds `sk`.
 ///
 /// Two sockets exist at the same time, so both pointers differ between them. A pointer that all sockets share, such as the
 /// one to their operations, is not mistaken for `sk`.
@@ -78,7 +78,7 @@ fn add_evidence(created: [&Call; 2], released: [&Call; 2], evidence: &mut Eviden
         let may_be_sk = |position: &u32| {
             *position != sock_position && are_two_pointers(created_with(*position)) && !offsets(*position).is_empty()
         };
-        // There are several if a register without an argument happens to hold `sk`.
+        // Several positions, if a register without an argument happens to hold `sk` too.
         let sk_positions: Vec<u32> = (1..=5).filter(may_be_sk).collect();
         if let Some(&first) = sk_positions.first() {
             evidence.one_of("sock_init_data(sock)", [sock_position]);

@@ -8,7 +8,7 @@ use libfuzzer_sys::fuzz_target;
 use socktrail_kprobes::{Array, Decoder, Format, Text, sample, tracepoint};
 
 sample! {
-    /// Fields of `src/formats/kprobe.txt`, of every type that a sample may have.
+    /// Fields of `src/formats/kprobe.txt`: an array, numbers and a string.
     struct Probed {
         a1: Array<u64, 64> = "",
         n: u8 = "",
@@ -55,7 +55,7 @@ fuzz_target!(|data: &[u8]| {
         let field = format.field("saddr").map(|field| usize::from(field.offset));
         assert_eq!(field.map(|at| &raw[at..at + 4]), Some(&state.source[..]));
     }
-    // A recording stores this text, so parsing the text must give the same format.
+    // A recording stores this text. Where it can be parsed, it must give the same id and as many fields.
     let text = format.to_string();
     if let Ok(again) = Format::parse(text.as_bytes()) {
         assert_eq!((again.id, again.fields.len()), (format.id, format.fields.len()), "{text}");

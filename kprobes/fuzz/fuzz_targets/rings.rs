@@ -8,8 +8,8 @@ use libfuzzer_sys::fuzz_target;
 use socktrail_kprobes::fuzzing::FakeRings;
 use socktrail_kprobes::{Drained, Record};
 
-/// The longest raw part that a record's 16-bit size leaves room for.
-const LONGEST: usize = u16::MAX as usize;
+/// More than the length of any raw part, because the size of a record has 16 bits.
+const TOO_LONG: usize = u16::MAX as usize;
 
 /// A step. The first byte of input selects it and its ring; the second is its length, or the horizon.
 enum Step<'a> {
@@ -50,7 +50,7 @@ fn drain(rings: &mut FakeRings, horizon: u64, latest: &mut u64) -> Drained {
     let drained = rings.drain(horizon, &mut |record| {
         let time = match record {
             Record::Sample { time, raw, .. } => {
-                assert!(raw.len() < LONGEST);
+                assert!(raw.len() < TOO_LONG);
                 time
             }
             Record::Lost { time, .. } => time,

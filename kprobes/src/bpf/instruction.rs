@@ -164,7 +164,7 @@ const ATOMIC: u8 = 0xc0;
 const FETCH: i32 = 0x01;
 /// The operand is a register.
 const X: u8 = 0x08;
-/// Unconditional jumps.
+/// Operations of the class `JMP` that are not jumps.
 const CALL: u8 = 0x80;
 const EXIT: u8 = 0x90;
 /// The immediate of a load is a map (`BPF_PSEUDO_MAP_FD`).

@@ -10,8 +10,8 @@ use crate::sys::limits;
 use crate::sys::shared_memory::SharedMemory;
 use crate::{Error, cpus};
 
-/// The flags of [`Helper::Output`](super::Helper::Output): the CPU that the program runs on (`BPF_F_CURRENT_CPU`). It
-/// needs a [64-bit load](super::Assembler::load64), because all its bits are set.
+/// The flags of [`Helper::Output`](super::Helper::Output): the CPU that the program runs on (`BPF_F_CURRENT_CPU`). They
+/// need a [64-bit load](super::Assembler::load64), because a 32-bit number would be sign-extended.
 pub const CURRENT_CPU: u64 = 0xffff_ffff;
 
 /// A map in the kernel: an array whose elements are numbered from 0. Values are bytes in the machine's byte order.
@@ -42,8 +42,8 @@ impl Array {
     ///
     /// # Errors
     /// [`Error::NoBpf`], [`Error::Permission`]; [`Error::Limit`] before Linux 5.11, if `RLIMIT_MEMLOCK` cannot be
-    /// raised; [`Error::Io`] of kind [`Limit`](crate::Kind::Limit) if there is not enough memory, and before Linux 5.5,
-    /// which does not share such memory; [`Error::BadName`].
+    /// raised; [`Error::Io`] before Linux 5.5, which does not share such memory, and, of kind
+    /// [`Limit`](crate::Kind::Limit), if there is not enough memory; [`Error::BadName`].
     pub fn new(name: &str, value_size: u32, entries: u32) -> Result<Self, Error> {
         let kernel_name = object_name("a BPF map", name)?;
         let what = format!("the BPF map {name} of {entries} values of {value_size} bytes");
@@ -59,7 +59,7 @@ impl Array {
     }
 
     /// Copies the value at an index to `words`. Returns `false`, and copies nothing, if there is no such value or `words` does
-    /// not have its size. Each word is read as a whole, but a program may change a word while others are read.
+    /// not have its size. Each 8 bytes are read as a whole, but a program may change some of them while others are read.
     pub fn read(&self, index: u32, words: &mut [u64]) -> bool {
         words.len() == self.words && self.memory.read(index as usize * self.words * 8, words)
     }
@@ -117,8 +117,9 @@ impl Map {
     }
 }
 
-/// Whether this thread may change the elements of maps, as [`Rings`](crate::Rings) with [outputs](Map::outputs) do when CPUs come
-/// and go. Since Linux 5.19 every thread may; before that, if `kernel.unprivileged_bpf_disabled` is set, it takes `CAP_BPF`.
+/// Whether this thread may change the elements of maps, as [`Rings`](crate::Rings) with [outputs](Map::outputs) do when CPUs
+/// come and go. Since Linux 5.19 every thread may; before that, if `kernel.unprivileged_bpf_disabled` is set, it takes
+/// `CAP_BPF`.
 pub fn may_change_maps() -> bool {
     bpf::may_change_maps()
 }

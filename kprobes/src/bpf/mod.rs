@@ -31,8 +31,8 @@
 //!   was set. The [`Rings`](crate::Rings) open one for this purpose alone, so that the program stays when CPUs come and go.
 //! - Before Linux 4.14 the kernel removes the program when any perf event on the trace event is closed. The rings set
 //!   it again. Hits in between become samples, so none is missed or counted twice.
-//! - A hit while another BPF program runs on that CPU is neither counted nor sampled (`bpf_prog_active`); newer kernels count it
-//!   for the program (`recursion_misses`).
+//! - A hit while another BPF program runs on that CPU is neither counted nor sampled (`bpf_prog_active`); newer kernels count
+//!   it for the program (`recursion_misses`).
 //! - Up to Linux 4.20 a program must state the kernel's exact version, which `uname -r` does not have on distributions.
 //!   It is in `/proc/version` (Debian), in `/proc/version_signature` (Ubuntu), or else in a note in the vDSO.
 //! - Maps and programs count against `RLIMIT_MEMLOCK` before Linux 5.11. The memory of an [`Array`] is shared since Linux

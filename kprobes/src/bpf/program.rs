@@ -93,7 +93,7 @@ pub(super) fn object_name(what: &'static str, name: &str) -> Result<ObjectName, 
     Ok(bytes)
 }
 
-/// The count in what `fdinfo` says of a program (`bpf_prog_show_fdinfo`).
+/// The count in the `fdinfo` of a program (`bpf_prog_show_fdinfo`).
 fn skipped_in(fdinfo: &str) -> Option<u64> {
     fdinfo.lines().find_map(|line| line.strip_prefix("recursion_misses:"))?.trim().parse().ok()
 }

@@ -178,7 +178,7 @@ impl Reader {
         base: Register,
         to: i16,
     ) -> Result<(), Error> {
-        if let Type::StringWindow(_) | Type::Bytes(_) | Type::Words(_) = expression.kind {
+        if let Type::StringWindow(_) | Type::Bytes(_) | Type::U64Array(_) = expression.kind {
             let steps = self.steps(expression).map_err(|source| unreadable(expression, source))?;
             let last = steps.last.ok_or_else(|| unreadable(expression, Unreadable::NoMemory))?;
             self.pointer(asm, &steps);
@@ -262,7 +262,7 @@ fn unreadable(expression: &Expression, source: Unreadable) -> Error {
 /// The width of a value in memory.
 fn width(kind: Type) -> Result<Width, Unreadable> {
     match kind {
-        Type::String | Type::StringWindow(_) | Type::Bytes(_) | Type::Words(_) => Err(Unreadable::Type),
+        Type::String | Type::StringWindow(_) | Type::Bytes(_) | Type::U64Array(_) => Err(Unreadable::Type),
         kind => Width::of(kind.size()).ok_or(Unreadable::Type),
     }
 }
@@ -274,11 +274,11 @@ const fn is_signed(kind: Type) -> bool {
 /// Loads a value from the stack.
 fn load(asm: &mut Assembler, expression: &Expression, width: Width, from: i16, into: Register) {
     asm.load(width, into, Register::Frame, from);
-    finish(asm, expression, into);
+    to_number(asm, expression, into);
 }
 
 /// Turns the bytes in a register into a number: extends the sign, and keeps only the bits of a bit-field.
-pub(super) fn finish(asm: &mut Assembler, expression: &Expression, into: Register) {
+pub(super) fn to_number(asm: &mut Assembler, expression: &Expression, into: Register) {
     if is_signed(expression.kind) {
         narrow(asm, expression.kind, into);
     }

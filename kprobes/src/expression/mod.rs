@@ -142,7 +142,7 @@ mod tests {
     use super::*;
     use crate::WordSize;
 
-    /// The templates of all probes of Socktrail, and the text of each on x86_64.
+    /// The templates of all probes of Socktrail, and the text of each on x86_64 with the made-up layout of [`names`].
     const DECLARED: &str = include_str!("declared.txt");
 
     fn names(name: &str) -> Option<Term> {

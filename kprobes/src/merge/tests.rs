@@ -100,7 +100,7 @@ fn the_room_of_records_that_were_read_is_released() {
 }
 
 #[test]
-fn a_horizon_lies_at_the_round_before_and_a_slack_ago() {
+fn a_horizon_is_the_previous_round_or_a_slack_ago() {
     let mut horizon = Horizon::with_slack(Duration::from_nanos(100));
     assert_eq!([1000, 1250, 1260].map(|now| horizon.next(now)), [0, 1000, 1160]);
 }

@@ -5,7 +5,7 @@ use crate::expression::{Arguments, Scope, parse};
 use crate::{Term, WordSize};
 
 const FETCHES: [(&str, &str, Type); 3] =
-    [("count", "+8({a})", Type::S32), ("words", "+0(+{s.f}({a}))", Type::Words(3)), ("odd", "-8({a})", Type::U16)];
+    [("count", "+8({a})", Type::S32), ("words", "+0(+{s.f}({a}))", Type::U64Array(3)), ("odd", "-8({a})", Type::U16)];
 
 fn fetches() -> Vec<Fetch<'static>> {
     FETCHES.map(|(name, template, kind)| Fetch::new(name, template, kind)).to_vec()
@@ -35,7 +35,8 @@ fn string(at: usize, size: usize) -> Part {
     Part { at, size, is_string: true }
 }
 
-fn two() -> (Format, Pieces) {
+/// The format and the pieces of a probe of two events.
+fn two_events() -> (Format, Pieces) {
     let first = one_event(7, &[("s32", "count", 4), ("u64", "words_0", 8)]);
     let second = one_event(9, &[("u64", "words_8", 8), ("u64", "words_16", 8), ("u16", "odd", 2)]);
     let parts = [[number(0, 4), number(4, 8)].to_vec(), [number(12, 8), number(20, 8), number(28, 2)].to_vec()];
@@ -77,7 +78,7 @@ fn joiner(pieces: &Pieces) -> Joiner {
 }
 
 #[test]
-fn arrays_become_words() {
+fn arrays_become_single_values() {
     let of = |template: &str, kind| {
         let resolve = |name: &str| Some(if name == "a" { Term::Argument(1) } else { Term::Offset(16) });
         let scope = Scope { arguments: Arguments::X86_64, word: WordSize::Eight, resolve: &resolve };
@@ -85,17 +86,17 @@ fn arrays_become_words() {
         Some(values.iter().map(|(at, one)| format!("{at}={one}:{}", one.type_text())).collect::<Vec<_>>())
     };
     let texts = |kind| of("+u{s.f}(+8({a}))", kind).unwrap();
-    assert_eq!(texts(Type::Words(2)), ["0=+u16(+8(%di)):u64", "8=+u24(+8(%di)):u64"]);
+    assert_eq!(texts(Type::U64Array(2)), ["0=+u16(+8(%di)):u64", "8=+u24(+8(%di)):u64"]);
     assert_eq!(texts(Type::Bytes(5)), ["0=+u16(+8(%di)):u32", "4=+u20(+8(%di)):u8"]);
-    assert_eq!(of("-12({a})", Type::Words(2)).unwrap(), ["0=-12(%di):u64", "8=-4(%di):u64"]);
+    assert_eq!(of("-12({a})", Type::U64Array(2)).unwrap(), ["0=-12(%di):u64", "8=-4(%di):u64"]);
     for template in ["{a}", "$retval"] {
-        assert_eq!(of(template, Type::Words(1)), None, "{template}");
+        assert_eq!(of(template, Type::U64Array(1)), None, "{template}");
     }
 }
 
 #[test]
 fn the_format_is_that_of_a_kernel_with_arrays() {
-    let (format, pieces) = two();
+    let (format, pieces) = two_events();
     let fields: Vec<_> = format.fields[3..].iter().map(|f| (f.name.as_str(), f.offset, f.size, f.signed)).collect();
     assert_eq!(fields, [("count", 16, 4, true), ("words", 20, 24, false), ("odd", 44, 2, false)]);
     assert_eq!((format.id, pieces.pieces.len(), pieces.size), (7, 2, 46));
@@ -116,7 +117,7 @@ fn the_format_is_that_of_a_kernel_with_arrays() {
 #[test]
 fn a_string_beside_an_array_needs_a_single_event() {
     let fetches =
-        [("words", Type::Words(2)), ("comm", Type::String)].map(|(name, kind)| Fetch::new(name, "+0({a})", kind));
+        [("words", Type::U64Array(2)), ("comm", Type::String)].map(|(name, kind)| Fetch::new(name, "+0({a})", kind));
     let [words, comm] = [[("u64", "words_0", 8), ("u64", "words_8", 8)], [("__data_loc char[]", "comm", 4); 2]];
     let parts = [number(0, 8), number(8, 8), number(16, 4)];
     let one = one_event(7, &[words[0], words[1], comm[0]]);
@@ -128,8 +129,8 @@ fn a_string_beside_an_array_needs_a_single_event() {
 }
 
 #[test]
-fn pieces_are_one_record_at_the_last_ones_time() {
-    let (_, pieces) = two();
+fn a_joined_record_has_the_time_of_its_last_piece() {
+    let (_, pieces) = two_events();
     let (first, second) = (piece(7, &[1; 12]), piece(9, &[2; 18]));
     let records = [sample(0, 5, 9, &second), sample(1, 6, 8, &[1, 2, 3]), sample(0, 5, 7, &first)];
     let whole = taken(&mut joiner(&pieces), &records);
@@ -142,7 +143,7 @@ fn pieces_are_one_record_at_the_last_ones_time() {
 
 #[test]
 fn pieces_of_different_hits_are_never_joined() {
-    let (_, pieces) = two();
+    let (_, pieces) = two_events();
     let (first, second) = (piece(7, &[1; 12]), piece(9, &[2; 18]));
     let cases: [&[Record<'_>]; 5] = [
         &[sample(0, 5, 9, &second), sample(1, 5, 7, &first)],
@@ -159,12 +160,12 @@ fn pieces_of_different_hits_are_never_joined() {
     let later = piece(9, &[3; 18]);
     let records = [sample(0, 5, 9, &second), sample(0, 5, 9, &later), sample(0, 5, 7, &first)];
     let whole = taken(&mut joiner, &records);
-    assert_eq!((whole.len(), whole[0].2[28]), (1, 3), "the later of two that begin a hit counts");
+    assert_eq!((whole.len(), whole[0].2[28]), (1, 3), "of two first pieces, the later is used");
 }
 
 #[test]
 fn pieces_no_longer_expected_are_not_joined() {
-    let (_, pieces) = two();
+    let (_, pieces) = two_events();
     let (first, second) = (piece(7, &[1; 12]), piece(9, &[2; 18]));
     let mut joiner = joiner(&pieces);
     assert!(!joiner.is_empty());
@@ -177,7 +178,7 @@ fn pieces_no_longer_expected_are_not_joined() {
 
 #[test]
 fn no_length_of_a_piece_panics() {
-    let (_, pieces) = two();
+    let (_, pieces) = two_events();
     let mut joiner = joiner(&pieces);
     for (id, whole) in [(9, piece(9, &[2; 18])), (7, piece(7, &[1; 12]))] {
         for length in 0..whole.len() {
@@ -186,8 +187,8 @@ fn no_length_of_a_piece_panics() {
     }
 }
 
-/// Of a probe with strings: a number, a string with a window of 16 bytes, a number, two strings with 24 and 8 bytes. The
-/// strings are in two events of their own.
+/// The pieces of a probe with strings: a number, a string with a window of 16 bytes, a number, two strings with 24 and 8 bytes.
+/// The strings are in two events of their own.
 fn strings() -> Pieces {
     const KINDS: [(&str, Type); 5] = [
         ("before", Type::U32),
@@ -200,16 +201,17 @@ fn strings() -> Pieces {
     const STRING: &str = "__data_loc char[]";
     let events = [
         (one_event(NUMBERS, &[("u32", "before", 4), ("u64", "after", 8)]), vec![number(0, 4), number(20, 8)]),
-        (one_event(TWO, &[(STRING, "name_0", 4), (STRING, "name_1", 4)]), vec![string(4, 16), string(28, 24)]),
-        (one_event(ONE, &[(STRING, "name_2", 4)]), vec![string(52, 8)]),
+        (one_event(TWO_STRINGS, &[(STRING, "name_0", 4), (STRING, "name_1", 4)]), vec![string(4, 16), string(28, 24)]),
+        (one_event(ONE_STRING, &[(STRING, "name_2", 4)]), vec![string(52, 8)]),
     ];
     let events: Vec<_> = events.iter().map(|(format, parts)| (format.clone(), &parts[..])).collect();
     join_formats(&fetches, &events, Order::Reversed).unwrap().1
 }
 
+/// The ids of its events: with the numbers, with two strings, with one string.
 const NUMBERS: u32 = 7;
-const TWO: u32 = 8;
-const ONE: u32 = 9;
+const TWO_STRINGS: u32 = 8;
+const ONE_STRING: u32 = 9;
 
 /// The record of an event with strings, as `store_trace_args` of Linux 4.14 writes it: the words that locate the strings,
 /// then the strings. `None` is a string that could not be read.
@@ -236,7 +238,7 @@ fn window(string: Option<&[u8]>, size: usize) -> Vec<u8> {
     window
 }
 
-/// The strings of one hit: `None` if the event is dropped, and within if a string cannot be read.
+/// The strings of one hit. `None` is a string that cannot be read.
 type Strings = [Option<Vec<u8>>; 3];
 
 fn some_string() -> impl Strategy<Value = Option<Vec<u8>>> {
@@ -247,14 +249,14 @@ fn some_string() -> impl Strategy<Value = Option<Vec<u8>>> {
     ]
 }
 
-/// The records of a hit, in their order; `keep` says which of the two with strings the kernel does not drop.
+/// The records of a hit, in their order. `keep` says whether the kernel keeps the record with one string, and the one with two.
 fn hit(tag: u32, strings: &Strings, keep: [bool; 2]) -> Vec<(u32, Vec<u8>)> {
     let mut records = Vec::new();
     if keep[0] {
-        records.push((ONE, with_strings(ONE, &strings[2..])));
+        records.push((ONE_STRING, with_strings(ONE_STRING, &strings[2..])));
     }
     if keep[1] {
-        records.push((TWO, with_strings(TWO, &strings[..2])));
+        records.push((TWO_STRINGS, with_strings(TWO_STRINGS, &strings[..2])));
     }
     records.push((NUMBERS, with_numbers(tag, u64::from(tag) << 32)));
     records
@@ -294,31 +296,32 @@ proptest! {
         for (tag, (keep, lost, cpu, tid)) in hits.iter().enumerate() {
             let tag = tag as u32;
             let strings: Strings = [1, 2, 3].map(|byte: u8| Some(vec![byte + 4 * tag as u8; 5]));
-            let loses = &mut is_after_loss[*cpu as usize];
+            let is_after_loss = &mut is_after_loss[*cpu as usize];
             for (number, (id, raw)) in hit(tag, &strings, *keep).into_iter().enumerate() {
                 if *lost == Some(number) {
                     records.push((*cpu, *tid, 0, Vec::new()));
-                    *loses = true;
+                    *is_after_loss = true;
                 } else {
                     records.push((*cpu, *tid, id, raw));
                 }
             }
-            // What the ring lost has never been dropped by the kernel, and the reverse.
-            for lacking in [[true, true], [false, true], [true, false], [false, false]] {
-                possible.push(whole(tag, &strings, [keep[0] && lacking[0], keep[1] && lacking[1]]));
+            // The ring may also lose a record with strings that the kernel kept. The strings are then empty, too.
+            for arrived in [[true, true], [false, true], [true, false], [false, false]] {
+                possible.push(whole(tag, &strings, [keep[0] && arrived[0], keep[1] && arrived[1]]));
             }
-            if lost.is_none() && (!*loses || keep[0]) {
+            if lost.is_none() && (!*is_after_loss || keep[0]) {
                 certain.push(whole(tag, &strings, *keep));
             }
             if lost.is_none() {
-                *loses = false;
+                *is_after_loss = false;
             }
         }
         let records: Vec<_> = records.iter().map(|(cpu, tid, id, raw)| match id {
             0 => Record::Lost { since: 0, time: 1, cpu: *cpu, count: 1 },
             id => sample(*cpu, *tid, *id as u16, raw),
         }).collect();
-        let joined: Vec<_> = taken(&mut joiner(&strings()), &records).into_iter().map(|(_, _, raw)| raw[16..].to_vec()).collect();
+        let joined: Vec<_> =
+            taken(&mut joiner(&strings()), &records).into_iter().map(|(_, _, raw)| raw[16..].to_vec()).collect();
         for raw in &joined {
             prop_assert!(possible.contains(raw), "{raw:?}");
         }
@@ -337,16 +340,16 @@ proptest! {
 }
 
 #[test]
-fn a_string_that_is_not_one_is_empty() {
+fn a_malformed_or_unreadable_string_is_empty() {
     let name = |word: u32, data: &[u8]| {
-        let raw = piece(ONE as u16, &[&word.to_ne_bytes()[..], data].concat());
+        let raw = piece(ONE_STRING as u16, &[&word.to_ne_bytes()[..], data].concat());
         let numbers = with_numbers(0, 0);
-        let two = with_strings(TWO, &[None, None]);
+        let two = with_strings(TWO_STRINGS, &[None, None]);
         let records = [sample(0, 5, 9, &raw), sample(0, 5, 8, &two), sample(0, 5, 7, &numbers)];
         taken(&mut joiner(&strings()), &records)[0].2[68..].to_vec()
     };
     assert_eq!(name(3 << 16 | 20, b"ab\0"), b"ab\0\0\0\0\0\0");
-    assert_eq!(name(9 << 16 | 20, b"too long\0"), b"too long", "without a NUL");
+    assert_eq!(name(9 << 16 | 20, b"too long\0"), b"too long", "the window has no room for the NUL");
     for (word, data, why) in [
         (8 << 16 | 20, &b"(fault)\0"[..], "this is how newer kernels mark it"),
         (2 << 16 | 20, b"ab", "no NUL"),
@@ -359,7 +362,7 @@ fn a_string_that_is_not_one_is_empty() {
 }
 
 #[test]
-fn a_probe_of_strings_alone_has_an_event_without_values_before_them() {
+fn a_probe_of_strings_alone_also_has_an_event_without_values() {
     let events =
         [(one_event(7, &[]), Vec::new()), (one_event(8, &[("__data_loc char[]", "name", 4)]), vec![string(0, 8)])];
     let events: Vec<_> = events.iter().map(|(format, parts)| (format.clone(), &parts[..])).collect();

@@ -40,7 +40,7 @@ fn a_line_of_every_type() {
     let fetches = [
         Fetch::new("one", "{a}", Type::U64),
         Fetch::new("two", "+{s.f}({a})", Type::S16),
-        Fetch::new("three", "+0({a})", Type::Words(64)),
+        Fetch::new("three", "+0({a})", Type::U64Array(64)),
         Fetch::new("four", "+0({a})", Type::Bytes(16)),
         Fetch::new("five", "+u0(+{s.f}({a}))", Type::String),
     ];
@@ -87,7 +87,8 @@ fn optional_arguments_are_left_out_if_they_are_unknown() {
     let needed = [fetches[1].clone().optional(false)];
     assert_eq!(built(ProbeKind::Kprobe, &needed, ALL).unwrap_err().kind(), Kind::Unresolved);
     let malformed = [Fetch::new("two", "+{s.f+}({a})", Type::U32).optional(true)];
-    assert_eq!(built(ProbeKind::Kprobe, &malformed, ALL).unwrap_err().kind(), Kind::Declaration, "a mistake stays one");
+    let error = built(ProbeKind::Kprobe, &malformed, ALL).unwrap_err();
+    assert_eq!(error.kind(), Kind::Declaration, "a malformed template is an error even if it is optional");
 }
 
 /// As `parse_probe_arg` of the kernel's trace_probe.c reads it: width, first bit, and the number that it is fetched as.
@@ -97,13 +98,13 @@ fn only_the_bits_of_a_bit_field_are_fetched() {
     let of = |kind| built(ProbeKind::Kprobe, &[Fetch::new("one", "+{s.bits}({a})", kind)], ALL).map(|line| line.text());
     assert_eq!(of(Type::U16).unwrap(), "p:g_1_2_0/probe ip_local_out one=+17(%di):b8@0/16");
     assert_eq!(of(Type::U8).unwrap(), "p:g_1_2_0/probe ip_local_out one=+17(%di):b8@0/8");
-    for kind in [Type::S16, Type::Words(2), Type::String] {
+    for kind in [Type::S16, Type::U64Array(2), Type::String] {
         assert_eq!(of(kind).unwrap_err().kind(), Kind::Declaration, "{kind}");
     }
 }
 
 #[test]
-fn returns() {
+fn lines_of_kretprobes() {
     let fetches = [Fetch::new("rv", "$retval", Type::S32)];
     let text = |maxactive, features| built(ProbeKind::Kretprobe { maxactive }, &fetches, features).unwrap().text();
     assert_eq!(text(None, ALL), "r:g_1_2_0/probe ip_local_out rv=$retval:s32");
@@ -122,7 +123,7 @@ fn too_much_is_refused_before_the_kernel_sees_it() {
     assert!(built(ProbeKind::Kprobe, &many(128, Type::U64), ALL).is_ok());
     for (fetches, what) in [
         (many(129, Type::U64), "fetch arguments"),
-        (many(4, Type::Words(64)), "bytes in a record"),
+        (many(4, Type::U64Array(64)), "bytes in a record"),
         (vec![Fetch::new("v", format!("{}%di{}", "+8(".repeat(1100), ")".repeat(1100)), Type::U64)], "bytes of text"),
     ] {
         match built(ProbeKind::Kprobe, &fetches, ALL) {
@@ -137,8 +138,8 @@ fn too_much_is_refused_before_the_kernel_sees_it() {
 fn without_arrays_a_probe_takes_several_events() {
     let fetches = [
         Fetch::new("count", "+8({a})", Type::S32),
-        Fetch::new("path", "+0(+{s.f}({a}))", Type::Words(64)),
-        Fetch::new("more", "+u512(+{s.f}({a}))", Type::Words(64)),
+        Fetch::new("path", "+0(+{s.f}({a}))", Type::U64Array(64)),
+        Fetch::new("more", "+u512(+{s.f}({a}))", Type::U64Array(64)),
         Fetch::new("odd", "+{s.f}({a})", Type::Bytes(7)),
     ];
     let events = request(ProbeKind::Kprobe, &fetches, Features::default()).events("ip_local_out").unwrap();
@@ -157,6 +158,20 @@ fn without_arrays_a_probe_takes_several_events() {
     );
     assert!(events.iter().all(|event| event.line.text().len() <= MAX_LINE));
     assert_eq!(request(ProbeKind::Kprobe, &fetches[1..2], ALL).events("ip_local_out").unwrap().len(), 1);
+}
+
+#[test]
+fn lines_of_several_events_have_room_for_a_maxactive() {
+    let fetches = ["first", "second"]
+        .map(|name| Fetch::new(format!("{name}_{}", "x".repeat(20)), "+8($retval)", Type::U64Array(64)));
+    let kind = ProbeKind::Kretprobe { maxactive: Some(MAX_MAXACTIVE) };
+    let features = Features { maxactive: true, ..Features::default() };
+    // Each length of the function's name leaves another number of bytes at the end of the first line.
+    for length in 1..=60 {
+        let events = request(kind, &fetches, features).events(&"f".repeat(length)).unwrap();
+        let longest = events.iter().map(|event| event.line.text().len()).max().unwrap();
+        assert!(events.len() == 2 && longest <= MAX_LINE, "{length}: {} events, {longest} bytes", events.len());
+    }
 }
 
 #[test]
@@ -193,7 +208,7 @@ fn without_arrays_strings_have_events_of_their_own() {
 }
 
 #[test]
-fn errors_name_probe_argument_and_field() {
+fn errors_name_the_probe_and_the_argument() {
     let error = built(ProbeKind::Kprobe, &[Fetch::new("dport", "+{sock.dport}({a})", Type::U16)], ALL).unwrap_err();
     assert_eq!(error.kind(), Kind::Unresolved);
     assert_eq!(error.to_string(), "probe probe on ip_local_out, argument dport: the layout has no sock.dport");

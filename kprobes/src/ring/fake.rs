@@ -5,8 +5,9 @@ use super::{LOST, Memory, SAMPLE, halves};
 #[derive(Debug)]
 pub(crate) struct Fake {
     data: Vec<u8>,
-    /// How far the kernel has written, and how much of it the reader has seen.
+    /// How far the kernel has written.
     written: u64,
+    /// How far it had written when the reader last looked.
     head: u64,
     tail: u64,
     lost: u64,

@@ -15,7 +15,7 @@ fn reader(memory: Fake) -> Ring<Fake> {
     Ring::new(memory, Some(3))
 }
 
-/// Reads everything and gives it back.
+/// Reads all records, releases them to the kernel, and returns them.
 fn read(ring: &mut Ring<Fake>) -> Vec<Seen> {
     let mut seen = Vec::new();
     let mut scratch = vec![0; MAX_RECORD_SIZE];
@@ -83,7 +83,7 @@ fn a_record_can_wrap_anywhere() {
 }
 
 #[test]
-fn counters_far_beyond_the_ring() {
+fn counters_may_be_far_beyond_the_size_of_the_ring() {
     let mut ring = reader(Fake::new(64, u64::MAX / 2 - 7));
     for time in 0..10 {
         assert!(ring.memory.sample(time, b"abcd"));

@@ -8,7 +8,7 @@ use super::events::{is_offline, open, set_filter};
 use crate::Error;
 use crate::group::Probe;
 use crate::sys::limits;
-use crate::sys::perf::{self, Event, Settings, Source};
+use crate::sys::perf::{self, EventKind, RingSource, Settings};
 
 /// Counts the hits of a trace event that match a filter, on the CPUs or for the thread of the rings.
 #[derive(Debug)]
@@ -17,7 +17,7 @@ pub(super) struct HitCounter {
     pub(super) id: u32,
     name: String,
     filter: CString,
-    events: Vec<(Source, OwnedFd)>,
+    events: Vec<(RingSource, OwnedFd)>,
     /// The hits that closed events have counted.
     past: u64,
     /// Dropped last: a probe cannot be removed while a perf event uses it.
@@ -31,23 +31,23 @@ impl HitCounter {
     }
 
     /// Counts on one more CPU, or for a thread. Returns `false` if the CPU has gone offline.
-    pub(super) fn add(&mut self, source: Source, settings: &Settings, others: usize) -> Result<bool, Error> {
+    pub(super) fn add(&mut self, source: RingSource, settings: &Settings, others: usize) -> Result<bool, Error> {
         let what = || format!("a counter of {} for {source}", self.name);
-        let fd = match open(Event::Count(self.id), source, settings, others) {
+        let fd = match open(EventKind::Count(self.id), source, settings, others) {
             Ok(fd) => fd,
             Err(error) if is_offline(source, &error) => return Ok(false),
             Err(error) => return Err(limits::open_error(&what(), error)),
         };
         set_filter(&fd, &self.name, &self.filter)?;
         perf::enable(fd.as_fd()).map_err(|error| Error::io(what(), error))?;
-        // An earlier attempt to add the CPU may have failed after this.
+        // The CPU may be here already, if an earlier attempt to add its ring failed after this call.
         self.remove(source);
         self.events.push((source, fd));
         Ok(true)
     }
 
-    /// Counts no longer on a CPU. The hits there so far still count.
-    pub(super) fn remove(&mut self, source: Source) {
+    /// Stops counting on a CPU. The hits there so far remain in the count.
+    pub(super) fn remove(&mut self, source: RingSource) {
         for (_, fd) in self.events.extract_if(.., |(counted, _)| *counted == source) {
             self.past += perf::count(fd.as_fd()).unwrap_or(0);
         }

@@ -10,13 +10,13 @@ use std::time::Duration;
 use super::Attachment;
 use crate::sys::limits;
 use crate::sys::mapping::Mapping;
-use crate::sys::perf::{self, Event, Settings, Source};
+use crate::sys::perf::{self, EventKind, RingSource, Settings};
 use crate::{Clock, Error, RingOptions};
 
 /// The file descriptors of a ring.
 #[derive(Debug)]
 pub(super) struct RingDescriptors {
-    pub(super) source: Source,
+    pub(super) source: RingSource,
     /// The event that owns the ring.
     pub(super) owner: OwnedFd,
     /// The events that write into it, by the id of their trace event.
@@ -39,7 +39,7 @@ impl RingDescriptors {
         others: usize,
     ) -> Result<Option<OwnedFd>, Error> {
         let what = || format!("a perf event on {} for {}", attachment.name, self.source);
-        let fd = match open(Event::Trace(attachment.id), self.source, settings, others) {
+        let fd = match open(EventKind::Trace(attachment.id), self.source, settings, others) {
             Ok(fd) => fd,
             Err(error) if is_offline(self.source, &error) => return Ok(None),
             Err(error) => return Err(limits::open_error(&what(), error)),
@@ -52,9 +52,9 @@ impl RingDescriptors {
     }
 
     /// Opens the timer of a CPU's ring. Without it losses are still reported, but only with the next sample.
-    pub(super) fn timer(source: Source, owner: &OwnedFd, settings: &Settings, others: usize) -> Option<OwnedFd> {
-        let Source::Cpu(_) = source else { return None };
-        let timer = open(Event::Timer, source, settings, others).ok()?;
+    pub(super) fn timer(source: RingSource, owner: &OwnedFd, settings: &Settings, others: usize) -> Option<OwnedFd> {
+        let RingSource::Cpu(_) = source else { return None };
+        let timer = open(EventKind::Timer, source, settings, others).ok()?;
         perf::set_output(timer.as_fd(), owner.as_fd()).ok()?;
         Some(timer)
     }
@@ -83,7 +83,7 @@ impl RingDescriptors {
 }
 
 /// Finds out which flags and clocks the kernel supports, by opening one event that does nothing.
-pub(super) fn settings(options: &RingOptions, sources: &[Source]) -> Result<Settings, Error> {
+pub(super) fn settings(options: &RingOptions, sources: &[RingSource]) -> Result<Settings, Error> {
     let watermark = options.watermark_bytes()?;
     let asked = Settings { clock: options.clock, close_on_exec: true, dummy: true, watermark };
     // Older kernels refuse flags and events that they do not know.
@@ -93,7 +93,7 @@ pub(super) fn settings(options: &RingOptions, sources: &[Source]) -> Result<Sett
     let is_unknown = |error: &io::Error| matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOENT));
     let mut refusal = io::Error::from_raw_os_error(libc::ENODEV);
     for (source, settings) in sources.iter().flat_map(|source| fallbacks.map(|settings| (*source, settings))) {
-        match open(Event::Dummy, source, &settings, 1) {
+        match open(EventKind::Dummy, source, &settings, 1) {
             Ok(_) => return Ok(settings),
             Err(error) if is_offline(source, &error) || is_unknown(&error) => refusal = error,
             Err(error) => return Err(limits::open_error(&format!("the ring of {source}"), error)),
@@ -102,7 +102,7 @@ pub(super) fn settings(options: &RingOptions, sources: &[Source]) -> Result<Sett
     Err(limits::open_error("a perf event", refusal))
 }
 
-/// Lets only those hits of an event through that match a filter.
+/// Makes an event ignore the hits that do not match a filter.
 pub(super) fn set_filter(fd: &OwnedFd, event: &str, filter: &CStr) -> Result<(), Error> {
     perf::set_filter(fd.as_fd(), filter).map_err(|source| Error::Filter {
         event: event.to_owned(),
@@ -112,7 +112,7 @@ pub(super) fn set_filter(fd: &OwnedFd, event: &str, filter: &CStr) -> Result<(),
 }
 
 /// Opens an event. If the limit on open files prevents that, it is raised for this one and `others` more.
-pub(super) fn open(event: Event, source: Source, settings: &Settings, others: usize) -> io::Result<OwnedFd> {
+pub(super) fn open(event: EventKind, source: RingSource, settings: &Settings, others: usize) -> io::Result<OwnedFd> {
     loop {
         match perf::open(event, source, settings) {
             Err(error) if error.raw_os_error() == Some(libc::EMFILE) && limits::raise_files(others) => {}
@@ -132,11 +132,11 @@ pub(super) fn map(owner: &OwnedFd, page_exponent: u8) -> io::Result<Mapping> {
 }
 
 /// Whether an event could not be opened because its CPU is offline.
-pub(super) fn is_offline(source: Source, error: &io::Error) -> bool {
-    matches!(source, Source::Cpu(_)) && error.raw_os_error() == Some(libc::ENODEV)
+pub(super) fn is_offline(source: RingSource, error: &io::Error) -> bool {
+    matches!(source, RingSource::Cpu(_)) && error.raw_os_error() == Some(libc::ENODEV)
 }
 
-impl fmt::Display for Source {
+impl fmt::Display for RingSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Cpu(cpu) => write!(f, "CPU {cpu}"),

@@ -8,7 +8,7 @@ use super::events::{RingDescriptors, is_offline, open};
 use crate::Error;
 use crate::bpf::Map;
 use crate::sys::limits;
-use crate::sys::perf::{self, Event, Settings, Source};
+use crate::sys::perf::{self, EventKind, RingSource, Settings};
 
 impl Rings {
     /// Connects an [array of outputs](Map::outputs) with these rings: what a program writes there on a CPU becomes a
@@ -33,10 +33,10 @@ impl RingDescriptors {
     /// Opens and starts an output into this ring. Returns `false` if its CPU has gone offline.
     pub(super) fn connect(&mut self, outputs: &Map, settings: &Settings, others: usize) -> Result<bool, Error> {
         let what = format!("an output of BPF programs on {}", self.source);
-        let Source::Cpu(cpu) = self.source else {
+        let RingSource::Cpu(cpu) = self.source else {
             return Err(Error::io(what, io::ErrorKind::Unsupported));
         };
-        let event = match open(Event::Output, self.source, settings, others) {
+        let event = match open(EventKind::Output, self.source, settings, others) {
             Ok(event) => event,
             Err(error) if is_offline(self.source, &error) => return Ok(false),
             Err(error) => return Err(limits::open_error(&what, error)),

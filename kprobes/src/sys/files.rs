@@ -34,8 +34,8 @@ pub(crate) fn mount(kind: &str, target: &Path) -> io::Result<()> {
 /// `fsopen(2)`, `fsmount(2)`: a file system that is mounted nowhere and can only be reached through the descriptor.
 /// Since Linux 5.2.
 pub(crate) fn detached(kind: &str) -> io::Result<OwnedFd> {
-    // `FSOPEN_CLOEXEC`, `FSCONFIG_CMD_CREATE`, `FSMOUNT_CLOEXEC` and the attributes are from `linux/mount.h`; ABI. nix
-    // does not have these calls.
+    // `FSOPEN_CLOEXEC`, `FSCONFIG_CMD_CREATE`, `FSMOUNT_CLOEXEC` and the attributes are from `linux/mount.h`, which is ABI.
+    // nix does not have these calls.
     const CLOEXEC: libc::c_uint = 1;
     const CREATE: libc::c_uint = 6;
     const NOSUID_NODEV_NOEXEC: libc::c_uint = 2 | 4 | 8;

@@ -1,4 +1,4 @@
-//! All system calls of this crate except reading files, and all of its unsafe code.
+//! Most system calls of this crate, and all of its unsafe code.
 
 pub(crate) mod bpf;
 pub(crate) mod files;

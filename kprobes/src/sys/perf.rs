@@ -12,14 +12,14 @@ use crate::Clock;
 
 /// The kind of perf event to open.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Event {
+pub(crate) enum EventKind {
     /// An event that counts nothing and only owns a ring.
     Dummy,
     /// The trace event of this id. Each hit makes a sample.
     Trace(u32),
     /// The trace event of this id. Its hits are only counted.
     Count(u32),
-    /// An event that a BPF program writes records through. Linux 4.4.
+    /// An event that a BPF program writes records through. Since Linux 4.4.
     Output,
     /// A sample without raw part, soon after the event is [enabled](enable_once).
     Timer,
@@ -27,7 +27,7 @@ pub(crate) enum Event {
 
 /// Where samples come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Source {
+pub(crate) enum RingSource {
     /// A CPU, for all threads that run on it.
     Cpu(u32),
     /// A thread, on any CPU.
@@ -47,11 +47,11 @@ pub(crate) struct Settings {
     pub(crate) watermark: u32,
 }
 
-/// The delay between enabling an [`Event::Timer`] and its sample.
+/// The delay between enabling an [`EventKind::Timer`] and its sample.
 const TIMER_NANOSECONDS: u64 = 100_000;
 
 /// Opens an event, not yet enabled.
-pub(crate) fn open(event: Event, source: Source, settings: &Settings) -> io::Result<OwnedFd> {
+pub(crate) fn open(event: EventKind, source: RingSource, settings: &Settings) -> io::Result<OwnedFd> {
     let mut attr = bindings::perf_event_attr {
         size: size_of::<bindings::perf_event_attr>() as u32,
         sample_type: u64::from(bindings::PERF_SAMPLE_TID | bindings::PERF_SAMPLE_TIME | bindings::PERF_SAMPLE_RAW),
@@ -60,7 +60,7 @@ pub(crate) fn open(event: Event, source: Source, settings: &Settings) -> io::Res
     };
     attr.__bindgen_anon_1.sample_period = 1;
     match event {
-        Event::Dummy => {
+        EventKind::Dummy => {
             attr.type_ = bindings::PERF_TYPE_SOFTWARE;
             if settings.dummy {
                 attr.config = u64::from(bindings::PERF_COUNT_SW_DUMMY);
@@ -69,20 +69,20 @@ pub(crate) fn open(event: Event, source: Source, settings: &Settings) -> io::Res
                 attr.__bindgen_anon_1.sample_period = 0;
             }
         }
-        Event::Trace(id) => {
+        EventKind::Trace(id) => {
             attr.type_ = bindings::PERF_TYPE_TRACEPOINT;
             attr.config = u64::from(id);
         }
-        Event::Count(id) => {
+        EventKind::Count(id) => {
             attr.type_ = bindings::PERF_TYPE_TRACEPOINT;
             attr.config = u64::from(id);
             attr.__bindgen_anon_1.sample_period = 0;
         }
-        Event::Output => {
+        EventKind::Output => {
             attr.type_ = bindings::PERF_TYPE_SOFTWARE;
             attr.config = u64::from(bindings::PERF_COUNT_SW_BPF_OUTPUT);
         }
-        Event::Timer => {
+        EventKind::Timer => {
             attr.type_ = bindings::PERF_TYPE_SOFTWARE;
             attr.config = u64::from(bindings::PERF_COUNT_SW_CPU_CLOCK);
             attr.sample_type &= !u64::from(bindings::PERF_SAMPLE_RAW);
@@ -98,8 +98,8 @@ pub(crate) fn open(event: Event, source: Source, settings: &Settings) -> io::Res
         attr.clockid = libc::CLOCK_MONOTONIC;
     }
     let (pid, cpu) = match source {
-        Source::Cpu(cpu) => (-1, cpu as libc::c_int),
-        Source::Thread(tid) => {
+        RingSource::Cpu(cpu) => (-1, cpu as libc::c_int),
+        RingSource::Thread(tid) => {
             attr.sample_type |= u64::from(bindings::PERF_SAMPLE_CPU);
             (tid as libc::pid_t, -1)
         }
@@ -133,7 +133,7 @@ pub(crate) fn set_output(event: BorrowedFd<'_>, owner: BorrowedFd<'_>) -> io::Re
     check(unsafe { perf::ioctls::SET_OUTPUT(event.as_raw_fd(), owner.as_raw_fd()) }).map(drop)
 }
 
-/// Lets only matching records through. The filter language is described in Documentation/trace/events.rst.
+/// Makes an event ignore the hits that do not match. The filter language is described in Documentation/trace/events.rst.
 pub(crate) fn set_filter(event: BorrowedFd<'_>, filter: &CStr) -> io::Result<()> {
     // SAFETY: the string ends in NUL and lives through the call; the kernel copies it and writes nothing.
     check(unsafe { perf::ioctls::SET_FILTER(event.as_raw_fd(), filter.as_ptr().cast_mut()) }).map(drop)

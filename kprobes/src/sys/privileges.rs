@@ -22,7 +22,7 @@ pub(crate) fn may_use_bpf() -> bool {
 }
 
 fn may_use_bpf_by(status: &str) -> bool {
-    /// `CAP_SYS_ADMIN` and `CAP_BPF` of `linux/capability.h`; ABI.
+    /// `CAP_SYS_ADMIN` and `CAP_BPF` of `linux/capability.h`, which is ABI.
     const ENOUGH: u64 = 1 << 21 | 1 << 39;
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     let effective = effective.and_then(|set| u64::from_str_radix(set.trim_ascii(), 16).ok());

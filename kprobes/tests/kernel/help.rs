@@ -1,7 +1,6 @@
 //! Helpers that several tests use.
 
 use std::fs::{self, File};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -49,13 +48,13 @@ pub fn kprobe_events(tracefs: &Tracefs) -> Vec<String> {
 }
 
 /// A filter for hits of this thread.
-pub fn here() -> String {
+pub fn thread_filter() -> String {
     format!("common_pid == {}", gettid())
 }
 
 /// Opens a path, which need not exist.
 pub fn open(path: impl AsRef<Path>) {
-    let _ = File::options().read(true).custom_flags(0).open(path);
+    let _ = File::open(path);
 }
 
 /// Binds this thread to a CPU.

@@ -7,7 +7,7 @@ use nix::unistd::{Uid, setresuid};
 use socktrail_kprobes::bpf::{Assembler, Program, Register};
 use socktrail_kprobes::{Group, Kind, RingOptions, Rings, Sample, Tracefs};
 
-use crate::help::{OPEN, Open, group, here, install, open, tracefs};
+use crate::help::{OPEN, Open, group, install, open, thread_filter, tracefs};
 
 /// Runs a test of this program in a process of its own, because its effects on the process cannot be undone.
 pub fn alone(test: &str) {
@@ -31,7 +31,7 @@ fn the_limit_on_files_is_raised() {
     let event = install(&group, "open", OPEN, Open::FETCHES);
     let mut rings = Rings::per_cpu(&RingOptions::default()).unwrap();
     setrlimit(Resource::RLIMIT_NOFILE, 3, 3).unwrap();
-    rings.attach(&event, Some(&here())).unwrap();
+    rings.attach(&event, Some(&thread_filter())).unwrap();
     assert!(getrlimit(Resource::RLIMIT_NOFILE).unwrap().0 > 3);
     open("/x");
     assert_eq!(rings.drain(u64::MAX, &mut |_| ()).records, 1);

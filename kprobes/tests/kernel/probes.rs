@@ -14,7 +14,7 @@ use socktrail_kprobes::{
 };
 
 use crate::help::{
-    Contents, OPEN, Open, OwnedSample, drain_all, group, here, install, kprobe_events, layout, open, tracefs,
+    Contents, OPEN, Open, OwnedSample, drain_all, group, install, kprobe_events, layout, open, thread_filter, tracefs,
 };
 
 sample! {
@@ -62,7 +62,7 @@ fn every_type_is_fetched() {
     let event = install(&group, "everything", OPEN, Everything::FETCHES);
     let decoder = Decoder::<Everything>::new(event.format()).unwrap();
     let mut rings = Rings::per_cpu(&RingOptions::default()).unwrap();
-    rings.attach(&event, Some(&here())).unwrap();
+    rings.attach(&event, Some(&thread_filter())).unwrap();
     open("/an/odd/path/that/is/not/there");
     let mut seen = 0;
     rings.drain(u64::MAX, &mut |record| {
@@ -101,7 +101,7 @@ fn a_probe_may_have_128_arguments() {
     let fetches: Vec<_> = (0..128).map(|i| Fetch::new(format!("w{i}"), "{filename}", Type::U64)).collect();
     let event = install(&group, "many", OPEN, &fetches);
     let mut rings = Rings::per_cpu(&RingOptions::default()).unwrap();
-    rings.attach(&event, Some(&here())).unwrap();
+    rings.attach(&event, Some(&thread_filter())).unwrap();
     open("/");
     let Contents { samples, .. } = drain_all(&mut rings);
     let first = event.format().field("w0").unwrap().number(&samples[0].raw);
@@ -242,7 +242,7 @@ fn the_last_user_removes_a_probe() {
     assert_eq!(kprobe_events(&tracefs).len(), 1);
 
     let mut rings = Rings::per_cpu(&RingOptions::default()).unwrap();
-    rings.attach(&event, Some(&here())).unwrap();
+    rings.attach(&event, Some(&thread_filter())).unwrap();
     drop(event);
     open("/");
     assert_eq!(drain_all(&mut rings).samples.len(), 1);
@@ -252,7 +252,7 @@ fn the_last_user_removes_a_probe() {
 
     let event = install(&group, "open", OPEN, Open::FETCHES);
     let mut rings = Rings::per_cpu(&RingOptions::default()).unwrap();
-    rings.attach(&event, Some(&here())).unwrap();
+    rings.attach(&event, Some(&thread_filter())).unwrap();
     open("/");
     rings.detach(&event);
     open("/");
@@ -274,7 +274,7 @@ fn features_and_traceable_functions_are_known() {
 
 #[test]
 #[ignore = "needs a kernel with kprobes"]
-fn a_tracefs_that_is_mounted_is_detached() {
+fn a_tracefs_mounted_by_this_process_is_detached() {
     let is_mounted = || std::fs::read_to_string("/proc/self/mounts").unwrap().contains(" tracefs ");
     if is_mounted() {
         // Another process mounted it, so it must stay mounted.

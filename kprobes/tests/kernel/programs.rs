@@ -76,7 +76,7 @@ fn counting() -> Code {
     let reader = Reader::new(&mut asm, SCRATCH, sample).unwrap();
     reader.value(&mut asm, &expression("kind"), R7).unwrap();
     asm.jump_if(Condition::NotEqual, R7, i32::from(libc::F_RDLCK as i16), sample);
-    // Start, length and owner in one read, from the address of the field `start`.
+    // `l_start`, `l_len` and `l_pid` in one read, from the address of the field `start`.
     reader.bytes(&mut asm, &expression("lock"), LOCK_BYTES, 24).unwrap();
     reader.value_of_bytes(&mut asm, &expression("start"), LOCK_BYTES, R7).unwrap();
     asm.store(Width::Word, Frame, INDEX, R7);
@@ -101,7 +101,7 @@ fn return_number(asm: &mut Assembler, number: i32) {
     asm.exit();
 }
 
-/// Hits and lengths of the locks that begin there.
+/// The number and the total length of the counted locks that begin at `start`.
 fn counted(counts: &Counts, start: u32) -> Option<(u64, u64)> {
     let mut value = [0; 2];
     counts.read(start, &mut value).then_some((value[0], value[1]))
@@ -194,6 +194,7 @@ fn a_program_is_removed_with_the_rings() {
     let mut first = rings();
     first.attach_with_program(&event, None, &program).unwrap();
     assert_eq!(first.attach_with_program(&event, None, &program).unwrap_err().kind(), Kind::Busy);
+    // The error detached the event, so it can be attached again.
     first.attach_with_program(&event, None, &program).unwrap();
     // The rings keep the program, and it also decides for other rings on this event.
     drop(program);

@@ -1,4 +1,4 @@
-//! Prints the state of each feature, the results of the self-test, and the sources of the layout.
+//! Formats the state of each feature, the results of the self-test, and the sources of the layout.
 
 use std::collections::BTreeMap;
 

@@ -36,7 +36,7 @@ pub struct Facts {
     pub user_services: Vec<String>,
     /// The `getent` program that looks up users.
     pub getent: Option<PathBuf>,
-    /// The modules for users in `nsswitch.conf`, except files.
+    /// The modules for users in `nsswitch.conf`, except `files`, `compat` and `systemd`.
     pub user_modules: Vec<String>,
     /// The mode of `/sys/kernel/security/lockdown`; `None` if the kernel has no lockdown or does not show it.
     pub lockdown: Option<String>,
@@ -52,7 +52,8 @@ pub struct Facts {
     pub files: Limit,
     /// Locked memory in bytes: soft and hard limit.
     pub locked_memory: Limit,
-    /// `/proc/sys/kernel/perf_event_mlock_kb`: how much a user may lock for rings on each CPU in addition, in KiB.
+    /// `/proc/sys/kernel/perf_event_mlock_kb`: how much memory of the rings on each CPU does not count against
+    /// `locked_memory`, in KiB.
     pub perf_event_mlock_kb: u64,
     /// The size of a memory page in bytes.
     pub page_size: u64,

@@ -7,7 +7,7 @@ use super::facts::{Facts, Limit, Tracefs, capability};
 use super::finding::{Finding, State};
 use crate::cli::exit::Status;
 
-/// Checks all facts. A problem with one makes those after it less important.
+/// Checks all facts, the most important first: a later problem matters only after the earlier ones are solved.
 pub fn findings(facts: &Facts) -> Vec<Finding> {
     let mut findings = vec![
         kernel(facts),
@@ -27,7 +27,7 @@ pub fn findings(facts: &Facts) -> Vec<Finding> {
     findings
 }
 
-/// The findings that keep any flow from being seen, the most important first.
+/// The findings with which no flow can be seen, the most important first.
 pub fn blocking(findings: &[Finding]) -> impl Iterator<Item = &Finding> {
     findings.iter().filter(|finding| finding.state == State::Lost)
 }
@@ -117,7 +117,7 @@ fn privileges(facts: &Facts) -> Finding {
         (true, true) => Finding::degraded(
             subject,
             format!("{found} without CAP_SYS_PTRACE"),
-            "program, arguments and container of processes that run already when Socktrail starts",
+            "program, arguments and container of processes that are already running when Socktrail starts",
             "grant CAP_SYS_PTRACE",
         ),
         (true, false) => Finding::lost(
@@ -191,8 +191,6 @@ fn clock(facts: &Facts) -> Finding {
     }
 }
 
-/// How many perf events are open on each CPU: one for each probe.
-const PROBES: u64 = 48;
 /// How many more files are open: rings, guesses and outputs.
 const SPARE_FILES: u64 = 64;
 /// The pages of a ring by default: data, and one for control.
@@ -200,8 +198,8 @@ const RING_PAGES: u64 = (1 << 7) + 1;
 
 fn limits(facts: &Facts) -> Finding {
     let subject = "limits";
-    // One ring for each CPU, and one for the self-test.
-    let files = PROBES * (facts.cpus + 1) + SPARE_FILES;
+    // One perf event for each probe, on each CPU and for the self-test.
+    let files = socktrail::survey::max_probes() as u64 * (facts.cpus + 1) + SPARE_FILES;
     let may_raise = facts.has_any(capability::SYS_RESOURCE);
     if !reaches(facts.files, files, may_raise) {
         return Finding::lost(

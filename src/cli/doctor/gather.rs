@@ -43,7 +43,7 @@ pub fn gather() -> Facts {
         ipv6: Path::new("/proc/sys/net/ipv6").exists(),
         ipv6_off_on_lo: number("/proc/sys/net/ipv6/conf/lo/disable_ipv6").map(|off: u8| off != 0),
         btf: Path::new("/sys/kernel/btf/vmlinux").exists(),
-        cpus: configured(SysconfVar::_NPROCESSORS_ONLN, 1),
+        cpus: sysconf_or(SysconfVar::_NPROCESSORS_ONLN, 1),
         files: limits
             .as_ref()
             .map_or(UNKNOWN, |limits| limit(limits.max_open_files.soft_limit, limits.max_open_files.hard_limit)),
@@ -51,7 +51,7 @@ pub fn gather() -> Facts {
             .as_ref()
             .map_or(UNKNOWN, |limits| limit(limits.max_locked_memory.soft_limit, limits.max_locked_memory.hard_limit)),
         perf_event_mlock_kb: number("/proc/sys/kernel/perf_event_mlock_kb").unwrap_or(0),
-        page_size: configured(SysconfVar::PAGE_SIZE, 4096),
+        page_size: sysconf_or(SysconfVar::PAGE_SIZE, 4096),
     }
 }
 
@@ -71,7 +71,7 @@ fn tracefs() -> (Tracefs, Option<bool>) {
 }
 
 /// The clock of samples when `use_clockid` is requested. Distributions have backported this, so the kernel's release does
-/// not tell.
+/// not show it.
 fn samples_clock() -> Option<Clock> {
     let mut options = RingOptions::default();
     options.page_exponent = 0;
@@ -134,9 +134,9 @@ fn number<N: std::str::FromStr>(path: &str) -> Option<N> {
     text.trim().parse().ok()
 }
 
-fn configured(variable: SysconfVar, otherwise: u64) -> u64 {
+fn sysconf_or(variable: SysconfVar, default: u64) -> u64 {
     let value = sysconf(variable).ok().flatten();
-    value.and_then(|value| u64::try_from(value).ok()).unwrap_or(otherwise)
+    value.and_then(|value| u64::try_from(value).ok()).unwrap_or(default)
 }
 
 const UNKNOWN: Limit = Limit { soft: u64::MAX, hard: u64::MAX };
@@ -154,13 +154,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_mode_of_lockdown() {
+    fn the_selected_mode_of_lockdown_is_found() {
         assert_eq!(selected("none [integrity] confidentiality\n").as_deref(), Some("integrity"));
         assert_eq!(selected(""), None);
     }
 
     #[test]
-    fn modules_of_other_sources() {
+    fn nsswitch_modules_besides_files_are_found() {
         let text = "# passwd: nis\npasswd:   files [SUCCESS=merge] sss systemd ldap # winbind\ngroup: nis\n";
         assert_eq!(user_modules(text), ["sss", "ldap"]);
         assert_eq!(user_modules("passwd: compat [ NOTFOUND=return ] systemd\n"), [""; 0]);
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn this_host_answers() {
+    fn this_host_has_facts() {
         let facts = gather();
         assert_eq!(facts.release, fs::read_to_string("/proc/sys/kernel/osrelease").unwrap().trim());
         assert!(facts.version() > (2, 6));

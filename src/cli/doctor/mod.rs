@@ -26,7 +26,7 @@ pub fn examine() -> Vec<Finding> {
     findings::findings(&gather::gather())
 }
 
-/// The findings that keep any flow from being seen, the most important first.
+/// The findings with which no flow can be seen, the most important first.
 pub fn blocking(findings: &[Finding]) -> Vec<&Finding> {
     findings::blocking(findings).collect()
 }

@@ -39,7 +39,7 @@ pub fn run(args: EventsArgs, mut options: Options, quiet: bool) -> anyhow::Resul
     print(&monitor, (&args.limits).into(), signals, events)
 }
 
-/// Prints the events that fulfil a condition.
+/// Prints the events that match a condition.
 struct Events<'a> {
     monitor: &'a Monitor,
     users: Users,

@@ -16,7 +16,7 @@ pub struct Endpoint {
     pub ip: IpAddr,
     /// Its port.
     pub port: u16,
-    /// The name for which the flow's owner looked up this address.
+    /// The name that the flow's owner looked up to get this address.
     #[serde(serialize_with = "super::identity::name", skip_serializing_if = "Option::is_none")]
     pub domain: Option<Arc<str>>,
     /// IP packets it sent.

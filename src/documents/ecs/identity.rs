@@ -1,5 +1,6 @@
 //! `user.*` and `group.*`: the credentials of the owner when the flow began, or of the process that made a call.
 
+use std::fmt::Display;
 use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
@@ -66,7 +67,7 @@ impl Group {
     }
 }
 
-fn as_string<S: Serializer>(number: &u32, serializer: S) -> Result<S::Ok, S::Error> {
+pub(super) fn as_string<S: Serializer>(number: &impl Display, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(number)
 }
 

@@ -2,15 +2,16 @@
 
 use std::net::IpAddr;
 
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
 use super::Directions;
+use super::identity::as_string;
 use crate::model::flow::{Direction, Flow, Transport};
 
 /// `network.*` of a flow.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Network {
-    /// `ingress`, `egress` or `unknown`; [`Directions`] has other names.
+    /// `ingress`, `egress` or `unknown`; [`Directions::Inbound`] has other names for the first two.
     pub direction: &'static str,
     /// `ipv4` or `ipv6`.
     #[serde(rename = "type")]
@@ -67,8 +68,4 @@ fn community_id(flow: &Flow) -> Option<String> {
         false,
     )
     .ok()
-}
-
-fn as_string<S: Serializer>(number: &u8, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(number)
 }

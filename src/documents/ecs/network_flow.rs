@@ -172,7 +172,7 @@ impl Related {
     }
 }
 
-fn strings<S: Serializer>(strings: &[Arc<str>], serializer: S) -> Result<S::Ok, S::Error> {
+pub(super) fn strings<S: Serializer>(strings: &[Arc<str>], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_seq(strings.iter().map(|string| &**string))
 }
 

@@ -111,9 +111,9 @@ impl<'a> Container<'a> {
 
 /// An id of a process that is the same for every monitor on this host, and after a restart of the monitor.
 ///
-/// The start time is in ticks of 10 ms, because `/proc/PID/stat` has no more precise time of processes that are older than the
-/// monitor. It counts from boot, so the boot's id is hashed, too. The lengths of the ids are hashed with them, so that
-/// different pairs of ids never yield the same input.
+/// The start time is in ticks of 10 ms, because `/proc/PID/stat` is no more precise, and it is the only source for processes
+/// that are older than the monitor. It counts from boot, so the boot's id is hashed, too. The lengths of the ids are hashed
+/// with them, so that different pairs of ids never yield the same input.
 fn entity_id(host: &Host, pid: u32, start: BootTime) -> String {
     const TICK: u64 = 10_000_000;
     let boot_id = host.boot.as_ref().map_or("", |boot| &boot.id);
@@ -155,7 +155,7 @@ mod tests {
     #[test]
     fn the_id_depends_on_host_boot_pid_and_start() {
         let id = entity_id(&host("a", "b"), 1, since_boot(20_000_000));
-        assert_eq!(id, entity_id(&host("a", "b"), 1, since_boot(29_999_999)), "procfs tells ticks only");
+        assert_eq!(id, entity_id(&host("a", "b"), 1, since_boot(29_999_999)), "procfs has only ticks");
         assert_ne!(id, entity_id(&host("a", "b"), 1, since_boot(30_000_000)));
         assert_ne!(id, entity_id(&host("a", "b"), 2, since_boot(20_000_000)));
         assert_ne!(id, entity_id(&host("a", "c"), 1, since_boot(20_000_000)));

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
 use super::socket_event::{RelatedToSocket, SocketNetwork};
 use super::{Container, Context, ECS_VERSION, Ecs, Group, NoticeFields, Process, Service, User};
@@ -67,7 +67,7 @@ pub struct SensorEnd {
     /// The port.
     pub port: u16,
     /// The host name, if the sensor looks it up.
-    #[serde(serialize_with = "text", skip_serializing_if = "Option::is_none")]
+    #[serde(serialize_with = "super::identity::name", skip_serializing_if = "Option::is_none")]
     pub domain: Option<Arc<str>>,
 }
 
@@ -132,10 +132,6 @@ fn network(row: &Row) -> SocketNetwork {
     }
 }
 
-fn text<S: Serializer>(text: &Option<Arc<str>>, serializer: S) -> Result<S::Ok, S::Error> {
-    text.as_deref().serialize(serializer)
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
@@ -153,7 +149,7 @@ mod tests {
     use std::sync::OnceLock;
     use std::time::Instant;
 
-    fn said(remote: Option<Address>, state: SocketState) -> SensorEvent {
+    fn sensor_event(remote: Option<Address>, state: SocketState) -> SensorEvent {
         let local = Some(Address::Ip(IpEnd::new([192, 0, 2, 1], 40_000)));
         let socket = EventSocket {
             id: SocketId(1),
@@ -194,9 +190,9 @@ mod tests {
     }
 
     #[test]
-    fn the_event_stays_as_it_is_and_a_data_stream_finds_what_it_needs() {
+    fn ecs_fields_are_added_to_sysinspects_form() {
         let remote = Some(Address::Ip(IpEnd::new([198, 51, 100, 7], 443)));
-        let mut event = said(remote, SocketState::ESTABLISHED);
+        let mut event = sensor_event(remote, SocketState::ESTABLISHED);
         event.data.remote_host = Some("www.example.org".to_owned());
         let document = document(&event);
         let bare = serde_json::to_value(&event).unwrap();
@@ -214,8 +210,8 @@ mod tests {
     }
 
     #[test]
-    fn it_names_the_container_of_its_process() {
-        let mut event = said(None, SocketState::LISTEN);
+    fn the_container_of_the_process_is_included() {
+        let mut event = sensor_event(None, SocketState::LISTEN);
         assert_eq!(document(&event).get("container"), None);
         let details = Details { container_id: Some("0123abcd".into()), ..Details::default() };
         let image = Image { details: OnceLock::from(details), ..Image::default() };
@@ -232,8 +228,8 @@ mod tests {
     }
 
     #[test]
-    fn a_listener_has_no_other_end() {
-        let document = document(&said(None, SocketState::LISTEN));
+    fn a_listener_has_no_destination() {
+        let document = document(&sensor_event(None, SocketState::LISTEN));
         assert!(document.get("destination").is_none());
         assert_eq!(document["data"]["remote"], "0.0.0.0:0");
         assert_eq!(document["related"]["ip"], json!(["192.0.2.1"]));

@@ -4,9 +4,10 @@ use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
-use super::system::address;
+use super::network_flow::strings;
+use super::system::{address, is_false};
 use super::{Container, Context, ECS_VERSION, Ecs, ErrorFields, Group, Process, Service, Thread, User};
 use crate::host::Host;
 use crate::host::agent::Agent;
@@ -326,12 +327,4 @@ fn end(address: Option<&Address>) -> Option<End> {
 
 fn is_zero(number: &u64) -> bool {
     *number == 0
-}
-
-fn is_false(flag: &bool) -> bool {
-    !flag
-}
-
-fn strings<S: Serializer>(strings: &[Arc<str>], serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_seq(strings.iter().map(|string| &**string))
 }

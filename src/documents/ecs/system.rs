@@ -125,6 +125,6 @@ pub(super) fn address<S: Serializer>(address: &Option<impl LowerHex>, serializer
     }
 }
 
-fn is_false(flag: &bool) -> bool {
+pub(super) fn is_false(flag: &bool) -> bool {
     !flag
 }

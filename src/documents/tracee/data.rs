@@ -25,7 +25,7 @@ pub enum Value {
     SockAddr(SockAddr),
 }
 
-/// A socket address, with the field names of its C structure.
+/// A socket address. [`SockAddr::fields`] has its fields as Tracee names them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SockAddr {
     /// `sockaddr_in`.
@@ -144,7 +144,7 @@ pub enum Field {
 }
 
 impl SockAddr {
-    /// The fields, with the names of the C structure.
+    /// The fields, with Tracee's names: those of the C structure, except `sa_family` and `sin6_scopeid`.
     pub fn fields(&self) -> Vec<(&'static str, Field)> {
         let family = |name: &str| ("sa_family", Field::Text(name.to_owned()));
         match self {

@@ -163,8 +163,8 @@ fn container_id(process: &Process) -> Option<&str> {
     process.container_id().filter(|id| !id.is_empty())
 }
 
-/// The name of the system call. It is empty for an event without a file descriptor, which no system call has caused. A failed
-/// creation is an exception: it has no descriptor, but is a system call.
+/// The name of the system call that caused the event; empty if none did. An event without a file descriptor has no system call,
+/// except for a failed creation.
 fn system_call(event: &SocketEvent) -> &'static str {
     use crate::model::socket_event::Action::{Accept, Bind, Close, Connect, Create, Listen, SetSockOpt, State};
     match event.action {

@@ -58,7 +58,7 @@ mod tests {
         let mut containers = Containers::of_proc(text);
         assert_eq!(containers.id(), Some("web"));
         containers.moved(12, None);
-        assert_eq!(containers.id(), Some("web"), "it was not by this one");
+        assert_eq!(containers.id(), Some("web"), "hierarchy 12 named no container");
         containers.moved(11, None);
         assert_eq!(containers.id(), Some("other"));
         containers.moved(3, None);
@@ -69,7 +69,7 @@ mod tests {
 
     /// `/proc/PID/cgroup` of hosts with cgroup v1, with both versions, and with v2.
     #[test]
-    fn each_runtime_is_known_with_either_version() {
+    fn each_runtime_is_recognised_with_either_cgroup_version() {
         const ID: &str = "4f797c539e6c745de61a93ca3ff892358ecbcaccd8414d5db545c38428142970";
         const POD: &str = "pod2c48913c-b29f-11e7-9350-020968147796";
         for (text, wanted) in [
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn helpers_beside_a_container_are_not_in_it_with_either_version() {
+    fn helpers_beside_a_container_are_not_in_it_with_either_cgroup_version() {
         for text in [
             "11:memory:/machine.slice/libpod-conmon-ID.scope\n1:name=systemd:/machine.slice/libpod-conmon-ID.scope\n0::/\n",
             "0::/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-conmon-ID.scope\n",

@@ -19,7 +19,7 @@ pub enum Address {
     Other(Family),
 }
 
-/// An IP address and a port, as a program writes it.
+/// An IP address and a port, as a program passes them to the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct IpEnd {
     /// The address as the socket has it: an IPv4 one on an `AF_INET6` socket is `::ffff:192.0.2.1`.

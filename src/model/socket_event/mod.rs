@@ -200,7 +200,7 @@ pub enum Action {
     /// The last descriptor is closed. This always succeeds.
     Close,
     /// Not a call: a known TCP socket became [established](SocketState::ESTABLISHED) or [closed](SocketState::CLOSE) for any
-    /// reason. This may come before the event of the call that caused it.
+    /// reason, or a known UDP socket got its local port by sending. This may come before the event of the call that caused it.
     State,
 }
 
@@ -302,7 +302,7 @@ impl Actions {
     pub const SETSOCKOPT: Self = Self(1 << 5);
     /// [`Action::Close`].
     pub const CLOSE: Self = Self(1 << 6);
-    /// [`Action::State`]. Sending may bind a UDP socket to a port, so each outgoing datagram is sampled.
+    /// [`Action::State`]. Each outgoing datagram is sampled, to see the ports that UDP sockets get by sending.
     pub const STATE: Self = Self(1 << 7);
     /// All calls and the close, without [`Action::State`].
     pub const ALL: Self = Self(0x7f);

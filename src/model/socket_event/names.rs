@@ -92,8 +92,8 @@ impl SocketState {
     /// `TCP_LISTEN`.
     pub const LISTEN: Self = Self(10);
 
-    /// The name as `ss(8)` and `/proc/net` readers have it, without `TCP_`: `ESTABLISHED`, `SYN_SENT`, `SYN_RECV`,
-    /// `FIN_WAIT1`, `FIN_WAIT2`, `TIME_WAIT`, `CLOSE`, `CLOSE_WAIT`, `LAST_ACK`, `LISTEN`, `CLOSING`, `NEW_SYN_RECV`.
+    /// The kernel's name without `TCP_`: `ESTABLISHED`, `SYN_SENT`, `SYN_RECV`, `FIN_WAIT1`, `FIN_WAIT2`, `TIME_WAIT`, `CLOSE`,
+    /// `CLOSE_WAIT`, `LAST_ACK`, `LISTEN`, `CLOSING`, `NEW_SYN_RECV`. The number if it has no name.
     pub fn name(self) -> Cow<'static, str> {
         Cow::Borrowed(match self.0 {
             1 => "ESTABLISHED",
@@ -113,7 +113,7 @@ impl SocketState {
     }
 }
 
-/// The name of an IP protocol, as in `/etc/protocols`; `None` if it is not in this list.
+/// The usual name of an IP protocol (`IPPROTO_*` of `include/uapi/linux/in.h`); `None` if it is not in this list.
 pub const fn protocol_name(number: u16) -> Option<&'static str> {
     Some(match number {
         1 => "ICMP",

@@ -18,7 +18,7 @@ impl Backoff {
         Self { init, max, next: init.min(max) }
     }
 
-    /// The next wait: between half and all of the present limit.
+    /// The next wait: between half and all of the current limit.
     pub fn wait(&mut self) -> Duration {
         let longest = self.next;
         self.next = (longest * 2).min(self.max);

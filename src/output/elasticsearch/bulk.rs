@@ -140,7 +140,7 @@ mod tests {
 
     #[test]
     fn an_id_is_the_same_for_the_same_bytes() {
-        // By: printf abc | b3sum --raw | head -c 16 | basenc --base64url
+        // From `printf abc | b3sum --raw | head -c 16 | basenc --base64url`.
         assert_eq!(id(b"abc"), "ZDezrDhGUTP_tjt1JzqNtQ");
         assert_ne!(id(b"abd"), id(b"abc"));
     }

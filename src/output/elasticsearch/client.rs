@@ -105,7 +105,7 @@ pub struct Answer {
     pub body: Vec<u8>,
 }
 
-/// Why a request got no response.
+/// Why a request got no answer.
 #[derive(Debug)]
 pub struct Unanswered(pub Cause, pub OutputError);
 
@@ -215,10 +215,11 @@ impl Client {
     }
 
     /// The error for an answer that is not a success, with the text of the answer. Secrets in the text are hidden.
-    pub fn refusal(&self, answer: &Answer) -> OutputError {
+    /// `if_forbidden` is the remedy for 403: it names the privileges that the request needs.
+    pub fn refusal(&self, answer: &Answer, if_forbidden: &'static str) -> OutputError {
         let remedy = match answer.status {
             401 => "check output.elasticsearch.api_key, or username and password",
-            403 => "allow the user or the API key to do this: create_doc and auto_configure on the index",
+            403 => if_forbidden,
             404 => "create the index, or allow that it is created; `socktrail setup` prepares it",
             _ => "",
         };

@@ -97,7 +97,7 @@ impl DeadLetters {
             path: self.path.clone(),
             rotate_size: ROTATE,
             rotate_every: None,
-            // Removed documents are counted in `keep`.
+            // `DeadLetters::keep` removes old files itself, because it counts their documents.
             keep: usize::MAX,
             gzip: false,
             sync: SyncPolicy::Always,

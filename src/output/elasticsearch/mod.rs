@@ -1,7 +1,7 @@
-//! The output to Elasticsearch and OpenSearch, which loses no documents and writes none twice.
+//! The output to Elasticsearch and OpenSearch. It loses no document that it has room for, and writes none twice to an index.
 //!
 //! ```text
-//! queue --> its thread: into spools (disk)        each spool --> a thread of its own: bulk requests --> server
+//! queue --> thread of the output --> spools (disk)        each spool --> thread of its sender --> bulk requests --> server
 //! ```
 //!
 //! A document counts as taken once it is in a spool, and leaves the spool once the server has acknowledged it. Meanwhile it may be
@@ -11,16 +11,15 @@
 //! Each index has its own spool and sender, so that an index that refuses documents does not delay the others.
 
 mod backoff;
+mod bisection;
 mod bulk;
 mod client;
 mod dead;
-mod halving;
 mod sender;
 mod sending_spools;
 mod setup;
 mod tls;
 
-use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -31,6 +30,7 @@ pub use self::setup::{Installed, setup};
 pub use self::tls::TlsOptions;
 
 use self::sending_spools::{SendingSpool, SendingSpools};
+use super::spool::sync_all;
 use super::trouble::{Cause, Scope};
 use super::{Batch, Meter, Output, OutputError, SpoolOptions};
 
@@ -96,10 +96,11 @@ impl Output for Elasticsearch {
         if now.saturating_duration_since(self.synced) < self.sync {
             return Ok(());
         }
-        let sync = |spool: &SendingSpool| spool.to_sync()?.iter().try_for_each(File::sync_data);
+        let sync = |spool: &SendingSpool| sync_all(&spool.to_sync()?);
         self.spools
             .each()
-            .try_for_each(sync)
+            .map(sync)
+            .fold(Ok(()), Result::and)
             .map_err(|error| OutputError::new(format!("syncing the spool: {error}"), "check its disk"))?;
         self.synced = now;
         Ok(())

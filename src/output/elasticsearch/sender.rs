@@ -13,21 +13,24 @@ use parking_lot::Mutex;
 
 use super::NAME;
 use super::backoff::{Backoff, chance};
+use super::bisection::{Bisection, Step};
 use super::bulk::{self, Indices, Verdict};
 use super::client::{Answer, Client, Unanswered};
 use super::dead::{DeadLetter, DeadLetters};
-use super::halving::{Halving, Step};
 use super::sending_spools::Shared;
 use crate::output::trouble::{Cause, Scope};
-use crate::output::{Batch, Chunk, Kind, OutputError};
+use crate::output::{Batch, Chunk, Kind, OutputError, Spool};
 
-/// The maximum number of bytes of documents in a request, without its last document.
+/// The maximum number of bytes of documents in a request. A document that is larger is sent alone.
 const BULK_BYTES: usize = 5 << 20;
 /// How long to wait for documents before checking again. New documents end the wait at once.
 const IDLE: Duration = Duration::from_secs(60);
 /// The path of bulk requests. The answer contains only the fields that are used.
 const BULK: &str = "_bulk?filter_path=items.*._id,items.*.status,items.*.error.type,items.*.error.reason,\
                     items.*.error.caused_by.type,items.*.error.caused_by.reason";
+
+/// The remedy if the server forbids a bulk request.
+const IF_FORBIDDEN: &str = "allow the user or the API key to do this: create_doc and auto_configure on the index";
 
 /// The HTTP status for requests that are too large.
 const TOO_LARGE: u16 = 413;
@@ -186,29 +189,29 @@ impl Sender {
         let index = self.indices.of(kind).to_owned();
         let all = documents.len();
         documents.retain(|outgoing| self.indices.of(outgoing.kind) == index);
-        let mut halving = Halving::new(documents.len());
+        let mut bisection = Bisection::new(documents.len());
         let mut last = None;
         loop {
-            let step = if self.refused > 0 { Step::Witness } else { halving.next() };
+            let step = if self.refused > 0 { Step::Witness } else { bisection.next() };
             if step != Step::Done && self.is_over() {
                 return Delivered::Over;
             }
             match step {
                 Step::Send(range) => match self.send(&documents, range.clone()) {
-                    Sent::Taken => halving.note_accepted(&range),
+                    Sent::Taken => bisection.note_accepted(&range),
                     Sent::Later => return Delivered::Part,
                     Sent::Refused(refusal) => {
                         let is_size = refusal.status == TOO_LARGE;
                         let at_fault =
-                            if is_size { halving.note_too_large(range) } else { halving.note_refused(range) };
+                            if is_size { bisection.note_too_large(range) } else { bisection.note_refused(range) };
                         if !self.set_aside(at_fault.map(|at| &documents[at]), &refusal) {
                             return Delivered::Part;
                         }
                         last = Some(refusal);
                     }
                 },
-                Step::Witness if self.finds_witness(chunk, &documents, &halving, &index, last.take()) => {
-                    halving.note_witness_accepted();
+                Step::Witness if self.finds_witness(chunk, &documents, &bisection, &index, last.take()) => {
+                    bisection.note_witness_accepted();
                 }
                 Step::Witness => return Delivered::Part,
                 Step::Done if documents.len() == all => return Delivered::All,
@@ -222,14 +225,14 @@ impl Sender {
         &mut self,
         chunk: &Chunk,
         documents: &[Outgoing<'_>],
-        halving: &Halving,
+        bisection: &Bisection,
         index: &str,
         mut last: Option<Refusal>,
     ) -> bool {
         let after_chunk =
             self.shared.spool().as_ref().map_or_else(Batch::default, |spool| spool.after(chunk, self.bulk_max_size));
         let after_chunk = after_chunk.documents().find(|(kind, _)| self.indices.of(*kind) == index).map(Outgoing::of);
-        let candidates: Vec<_> = halving.witness_candidates().collect();
+        let candidates: Vec<_> = bisection.witness_candidates().collect();
         // The first candidate keeps the order. In case it is at fault itself, a random one is tried too, and in case all
         // are, one from after the chunk.
         let random = (candidates.len() as f64 * chance()) as usize;
@@ -277,7 +280,7 @@ impl Sender {
             Ok(answer) if answer.refuses() => return self.refusal(&answer),
             Ok(answer) => {
                 let cause = if answer.status < 400 { Cause::Refused(answer.status) } else { Cause::Unavailable };
-                return self.retry_later(&Scope::Server, cause, &self.client.refusal(&answer));
+                return self.retry_later(&Scope::Server, cause, &self.client.refusal(&answer, IF_FORBIDDEN));
             }
             Err(Unanswered(cause, error)) => return self.retry_later(&Scope::Server, cause, &error),
         };
@@ -293,7 +296,8 @@ impl Sender {
 
     fn refusal(&self, answer: &Answer) -> Sent {
         self.shared.meter.failures.add(usize::from(answer.status != TOO_LARGE));
-        Sent::Refused(Refusal { status: answer.status, reason: self.client.refusal(answer).to_string() })
+        let reason = self.client.refusal(answer, IF_FORBIDDEN).to_string();
+        Sent::Refused(Refusal { status: answer.status, reason })
     }
 
     /// Acts on the server's verdict about each document.
@@ -371,7 +375,7 @@ impl Sender {
     }
 
     fn note_success(&self, scope: &Scope) {
-        let waiting = || self.shared.spool().as_ref().map_or(0, super::super::spool::Spool::waiting);
+        let waiting = || self.shared.spool().as_ref().map_or(0, Spool::waiting);
         if self.shared.meter.is_troubled() {
             self.shared.meter.note_success((scope, self.shared.name), waiting());
         }

@@ -326,7 +326,8 @@ mod tests {
         close(spools);
     }
 
-    /// Of what was sent, the segment that can still be written to is kept: it is the first to go, however small it is.
+    /// A spool keeps the segment that it writes to, even when all its documents were sent. Such a segment is dropped before
+    /// unsent documents, however small it is.
     #[test]
     fn segments_that_were_sent_are_dropped_first() {
         let folder = TempDir::new().unwrap();
@@ -355,7 +356,7 @@ mod tests {
     fn documents_in_memory_are_returned_at_the_end() {
         let folder = TempDir::new().unwrap();
         let spools = start_spools(folder.path(), PER_KIND);
-        // A folder in place of their first segment makes the disk refuse.
+        // A directory with the name of the first segment makes writing to these spools fail.
         for kind in ["flow", "event"] {
             std::fs::create_dir(folder.path().join(format!("spool/{kind}/{:016}.spool", 1))).unwrap();
         }

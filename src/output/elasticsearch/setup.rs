@@ -8,6 +8,9 @@ use crate::output::{Kind, OutputError};
 
 /// The name of the policy, and the prefix of the templates' names.
 const NAME: &str = "socktrail";
+/// The remedy if the server forbids a request of [`setup`].
+const IF_FORBIDDEN: &str =
+    "allow the user or the API key to do this: manage_index_templates, manage_ilm and monitor on the cluster";
 /// The priority of the templates: higher than that of the server's own templates for `logs-*-*`, which is 100.
 const PRIORITY: u32 = 200;
 
@@ -21,8 +24,8 @@ pub struct Installed {
 }
 
 /// Installs an index template for each kind of document, and a lifecycle policy that starts a new index at 30 days or 50 GB and
-/// deletes an index 90 days after it was rolled over. Replaces templates and policies with these names. `{kind}` in `index_pattern`
-/// stands for the kind of document.
+/// deletes an index 90 days after it was rolled over. The policy applies only to data streams. Replaces templates and policies
+/// with these names. `{kind}` in `index_pattern` stands for the kind of document.
 ///
 /// # Errors
 /// The server cannot be reached, or refuses.
@@ -48,10 +51,10 @@ pub fn setup(options: ClientOptions, index_pattern: &str, data_stream: bool) -> 
 
 fn put(client: &mut Client, path: &str, body: &Value) -> Result<(), OutputError> {
     let answer = client.ask("PUT", path, "application/json", body.to_string().as_bytes())?;
-    if answer.status == 200 { Ok(()) } else { Err(client.refusal(&answer)) }
+    if answer.status == 200 { Ok(()) } else { Err(client.refusal(&answer, IF_FORBIDDEN)) }
 }
 
-/// What a server is, as far as its features differ.
+/// The product that a server runs. Their features differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Server {
     /// It has index lifecycle management and the field type `wildcard`, both in X-Pack.
@@ -60,12 +63,12 @@ enum Server {
     OpenSearch,
 }
 
-/// Asks the server what it is.
+/// Asks the server which product it runs.
 fn server(client: &mut Client) -> Result<Server, OutputError> {
     let answer: Answer = client.ask("GET", "", "application/json", b"")?;
     let about: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
     if !about["version"]["number"].is_string() {
-        return Err(client.refusal(&answer));
+        return Err(client.refusal(&answer, IF_FORBIDDEN));
     }
     let is_opensearch = about["version"]["distribution"] == "opensearch";
     Ok(if is_opensearch { Server::OpenSearch } else { Server::Elasticsearch })
@@ -88,7 +91,8 @@ fn template(index: &str, data_stream: bool, server: Server) -> Value {
     if data_stream {
         template["data_stream"] = json!({});
     }
-    if server == Server::Elasticsearch {
+    // Outside a data stream, the policy's rollover would fail, because it needs an alias to write to.
+    if data_stream && server == Server::Elasticsearch {
         template["template"]["settings"]["index"]["lifecycle"] = json!({ "name": NAME });
     }
     template
@@ -139,7 +143,33 @@ const FIELDS: [(&str, &str); 4] = [
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+    use std::time::Duration;
+
     use super::*;
+    use crate::output::elasticsearch::{Credentials, TlsOptions};
+
+    #[test]
+    fn a_forbidden_request_names_the_privileges_that_setup_needs() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let options = ClientOptions {
+            hosts: vec![format!("http://{}", listener.local_addr().unwrap())],
+            credentials: Credentials::None,
+            tls: TlsOptions::default(),
+            compression_level: 0,
+            timeout: Duration::from_secs(60),
+        };
+        let answering = std::thread::spawn(move || {
+            let (mut connection, _) = listener.accept().unwrap();
+            assert!(connection.read(&mut [0; 4096]).unwrap() > 0);
+            let answer = b"HTTP/1.1 403 Forbidden\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}";
+            connection.write_all(answer).unwrap();
+        });
+        let error = setup(options, "mine", true).unwrap_err().to_string();
+        answering.join().unwrap();
+        assert!(error.contains("answers 403") && error.contains("manage_index_templates"), "{error}");
+    }
 
     #[test]
     fn a_template_has_its_pattern_types_and_lifecycle() {
@@ -158,9 +188,15 @@ mod tests {
     }
 
     #[test]
-    fn a_template_for_opensearch_has_no_lifecycle_and_no_wildcards() {
-        let template = template("mine", false, Server::OpenSearch);
+    fn an_index_that_is_not_a_data_stream_has_no_lifecycle() {
+        let template = template("mine", false, Server::Elasticsearch);
         assert_eq!(template.get("data_stream"), None);
+        assert_eq!(template["template"]["settings"]["index"].get("lifecycle"), None);
+    }
+
+    #[test]
+    fn a_template_for_opensearch_has_no_lifecycle_and_no_wildcards() {
+        let template = template("mine", true, Server::OpenSearch);
         assert_eq!(template["template"]["settings"]["index"].get("lifecycle"), None);
         let command_line = &template["template"]["mappings"]["properties"]["process"]["properties"]["command_line"];
         assert_eq!(*command_line, json!({ "type": "keyword", "ignore_above": 8191 }));

@@ -268,7 +268,7 @@ impl fmt::Debug for TlsConnector {
 }
 
 impl<In: Transport> Connector<In> for TlsConnector {
-    type Out = Either<In, Wrapped>;
+    type Out = Either<In, TlsTransport>;
 
     fn connect(&self, details: &ConnectionDetails<'_>, chained: Option<In>) -> Result<Option<Self::Out>, ureq::Error> {
         let Some(plain) = chained else { return Ok(None) };
@@ -283,23 +283,23 @@ impl<In: Transport> Connector<In> for TlsConnector {
         socket.set_timeout(details.timeout);
         connection.complete_io(&mut socket)?;
         let buffers = LazyBuffers::new(details.config.input_buffer_size(), details.config.output_buffer_size());
-        Ok(Some(Either::B(Wrapped { buffers, stream: StreamOwned::new(connection, socket) })))
+        Ok(Some(Either::B(TlsTransport { buffers, stream: StreamOwned::new(connection, socket) })))
     }
 }
 
 /// A connection with TLS.
-pub struct Wrapped {
+pub struct TlsTransport {
     buffers: LazyBuffers,
     stream: StreamOwned<ClientConnection, TransportAdapter>,
 }
 
-impl fmt::Debug for Wrapped {
+impl fmt::Debug for TlsTransport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Wrapped").finish_non_exhaustive()
+        f.debug_struct("TlsTransport").finish_non_exhaustive()
     }
 }
 
-impl Transport for Wrapped {
+impl Transport for TlsTransport {
     fn buffers(&mut self) -> &mut dyn Buffers {
         &mut self.buffers
     }
@@ -337,7 +337,7 @@ mod tests {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tls").join(name)
     }
 
-    /// Takes clients whose certificate the authority has signed.
+    /// A server that accepts clients whose certificate the authority has signed.
     fn server(provider: &Arc<CryptoProvider>) -> ServerConnection {
         let roots = authorities(&[file("authority.pem")]).unwrap();
         let verifier = WebPkiClientVerifier::builder_with_provider(roots.into(), Arc::clone(provider)).build().unwrap();

@@ -35,7 +35,7 @@ impl LinesFile {
         }
         let length = whole_lines(&mut file, metadata.len()).map_err(error)?;
         let mut lines = Self { path: path.to_owned(), file, length, torn: length < metadata.len() };
-        lines.mend()?;
+        lines.remove_incomplete_line()?;
         Ok(lines)
     }
 
@@ -46,10 +46,10 @@ impl LinesFile {
 
     /// Appends all lines or, after an error, none.
     pub fn append(&mut self, lines: &[u8]) -> Result<(), OutputError> {
-        self.mend()?;
+        self.remove_incomplete_line()?;
         if let Err(error) = self.file.write_all(lines) {
             self.torn = true;
-            self.mend()?;
+            self.remove_incomplete_line()?;
             return Err(OutputError::io("writing", &self.path, &error));
         }
         self.length += lines.len() as u64;
@@ -62,7 +62,7 @@ impl LinesFile {
     }
 
     /// Removes an incomplete line from the end.
-    fn mend(&mut self) -> Result<(), OutputError> {
+    fn remove_incomplete_line(&mut self) -> Result<(), OutputError> {
         if self.torn {
             self.file.set_len(self.length).map_err(|error| OutputError::io("truncating", &self.path, &error))?;
             self.torn = false;

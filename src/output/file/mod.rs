@@ -1,8 +1,8 @@
 //! An output that writes documents to a file, which is rotated when it is large or old.
 //!
 //! Rotated files are named after the current one, with a number; the highest number is the newest: `flows.json.000017`, or
-//! `flows.json.000017.gz` when compressed. Files contain only whole lines: the rest of a batch that a full disk has truncated is
-//! removed, and so is an incomplete line that a crash has left.
+//! `flows.json.000017.gz` when compressed. Files contain only whole lines: if a full disk takes only a part of a batch, that
+//! part is removed, and so is an incomplete line that a crash has left.
 
 mod lines;
 mod rotated;
@@ -34,9 +34,9 @@ pub enum SyncPolicy {
 pub struct FileOptions {
     /// The file to write to.
     pub path: PathBuf,
-    /// The file is rotated before it grows larger than this, in bytes.
+    /// The file is rotated before it grows larger than this, in bytes, unless a single batch is larger.
     pub rotate_size: u64,
-    /// The file is rotated when it reaches this age; `None`: age does not matter.
+    /// The file is rotated this long after it was opened; `None`: time does not matter.
     pub rotate_every: Option<Duration>,
     /// How many rotated files to keep.
     pub keep: usize,
@@ -84,7 +84,7 @@ impl FileOutput {
         RotatedFile::prune(&self.options.path, self.options.keep, |_| ())
     }
 
-    /// Removes all but the newest `keep` rotated files. Returns how many lines they had.
+    /// Removes all but the newest `keep` rotated files. Returns how many lines the removed files had.
     ///
     /// # Errors
     /// A file cannot be removed.

@@ -1,14 +1,16 @@
 //! Rotated files: their numbers, and compressing them.
 
 use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 
 use crossbeam_channel::{Sender, bounded};
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use nix::libc::O_NOFOLLOW;
 
 use crate::output::OutputError;
 
@@ -128,11 +130,13 @@ fn remove_incomplete(file: &Path) {
     }
 }
 
-/// Compresses a file, and removes it only when the compressed file is complete.
+/// Compresses a file, and removes it only when the compressed file is complete. The compressed file has mode 0600.
 fn compress(path: &Path) -> io::Result<()> {
     let (incomplete, compressed) = (with_suffix(path, INCOMPLETE), with_suffix(path, COMPRESSED));
     let mut from = BufReader::with_capacity(1 << 16, File::open(path)?);
-    let mut to = GzEncoder::new(File::create(&incomplete)?, Compression::default());
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600).custom_flags(O_NOFOLLOW);
+    let mut to = GzEncoder::new(options.open(&incomplete)?, Compression::default());
     io::copy(&mut from, &mut to)?;
     to.finish()?.sync_all()?;
     fs::rename(&incomplete, &compressed)?;

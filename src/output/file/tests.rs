@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use flate2::read::MultiGzDecoder;
@@ -96,17 +97,18 @@ fn an_old_file_is_rotated_unless_it_is_empty() {
 fn rotated_files_are_compressed_also_those_of_an_earlier_run() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("flows.json.000007"), "{\"n\":70}\n").unwrap();
-    fs::write(folder.path().join("flows.json.old"), "of someone else").unwrap();
+    fs::write(folder.path().join("flows.json.old"), "another program's file").unwrap();
     fs::write(folder.path().join("flows.json.000006.gz.part"), "unfinished").unwrap();
     let options = FileOptions { rotate_size: 10, gzip: true, ..options(&folder) };
     let mut output = FileOutput::open(options, Arc::default()).unwrap();
     output.write(&batch([1])).unwrap();
     output.write(&batch([2])).unwrap();
     let expected = ["flows.json", "flows.json.000007.gz", "flows.json.000008.gz", "flows.json.old"];
-    eventually("both are packed", || names(&folder) == expected);
+    eventually("both are compressed", || names(&folder) == expected);
     let mut text = String::new();
-    let packed = fs::File::open(folder.path().join("flows.json.000008.gz")).unwrap();
-    MultiGzDecoder::new(packed).read_to_string(&mut text).unwrap();
+    let compressed = fs::File::open(folder.path().join("flows.json.000008.gz")).unwrap();
+    assert_eq!(compressed.metadata().unwrap().permissions().mode() & 0o777, 0o600, "only the owner can read it");
+    MultiGzDecoder::new(compressed).read_to_string(&mut text).unwrap();
     assert_eq!(text, "{\"n\":1}\n");
 }
 
@@ -123,7 +125,7 @@ fn unwritable_paths_are_named() {
     assert!(refusal(folder.path().join("link")).contains("symbolic link"));
 }
 
-/// A limit on file size stands in for a full disk, because setting it does not take root.
+/// A limit on file size stands in for a full disk, because setting it does not need root.
 #[test]
 fn a_full_disk_leaves_whole_lines_and_nothing_is_missing_once_there_is_room() {
     const CHILD: &str = "SOCKTRAIL_TEST_FULL_DISK";
@@ -139,7 +141,7 @@ fn a_full_disk_leaves_whole_lines_and_nothing_is_missing_once_there_is_room() {
     assert_eq!(lines(&folder.path().join("flows.json")), expected);
 }
 
-#[allow(unsafe_code, reason = "a handler of signals is set")]
+#[allow(unsafe_code, reason = "signal(2) has no safe wrapper")]
 fn on_a_full_disk(folder: &Path) {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     use nix::sys::signal::{SigHandler, Signal};

@@ -16,7 +16,7 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    /// Adds documents, and drops some if all have more than `limit` bytes. Returns how many were dropped.
+    /// Adds documents, and drops some if all together have more than `limit` bytes. Returns how many were dropped.
     pub(super) fn add<'a>(&mut self, documents: impl Iterator<Item = (Kind, &'a [u8])>, limit: usize) -> usize {
         for (kind, document) in documents {
             self.bytes += document.len();

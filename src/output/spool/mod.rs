@@ -68,7 +68,7 @@ pub struct Spool {
     /// The documents from the disk that are being sent.
     in_flight: Option<InFlight>,
     meter: Arc<Meter>,
-    /// This spool's present contribution to the meter: waiting documents, and bytes on disk.
+    /// This spool's current contribution to the meter: waiting documents, and bytes on disk.
     metered: (u64, u64),
     /// The bytes to write next.
     buffer: Vec<u8>,
@@ -240,7 +240,7 @@ impl Spool {
             left.push_json(*kind, document);
         }
         self.memory.remove_before(u64::MAX);
-        let synced = self.to_sync().and_then(|files| files.iter().try_for_each(File::sync_data));
+        let synced = self.to_sync().and_then(|files| sync_all(&files));
         self.active = None;
         if self.dropped.documents > 0 {
             self.log_dropped();
@@ -250,7 +250,8 @@ impl Spool {
         flushed.and(synced).map_err(|error| OutputError::io("writing to the spool", self.folder.path(), &error))
     }
 
-    /// The files to sync, so that all documents so far survive a power failure. Syncing is slow: do it without holding a lock.
+    /// The files to sync, so that all documents so far survive a power failure. Full segments are returned only once. Syncing is
+    /// slow: do it without holding a lock.
     ///
     /// # Errors
     /// The process has no file descriptor left.
@@ -295,8 +296,8 @@ impl Spool {
         (on_disk, Ok(()))
     }
 
-    /// Writes as many documents as the segment has room for, or begins a new segment; at least one. Returns how many. After an
-    /// error, none of them is on disk.
+    /// Writes documents until the segment is full, but at least one. Begins a new segment if the open one has no room for the
+    /// first. Returns how many documents were written; after an error, none was.
     fn append_to_segment<'a>(
         &mut self,
         documents: &mut Peekable<impl Iterator<Item = (Kind, &'a [u8])>>,
@@ -349,10 +350,10 @@ impl Spool {
         let file = self.folder.create(number)?;
         let length = file.metadata()?.len();
         self.unsynced.extend(self.active.replace(file));
+        self.segments.push_back(Segment { number, length, left: 0 });
         if self.unsynced.len() > MAX_UNSYNCED {
             self.unsynced.remove(0).sync_data()?;
         }
-        self.segments.push_back(Segment { number, length, left: 0 });
         Ok(())
     }
 
@@ -436,6 +437,14 @@ impl Spool {
         self.meter.spool_bytes.change(self.metered.1, now.1);
         self.metered = now;
     }
+}
+
+/// Syncs files. After an error, the others are synced all the same: [`Spool::to_sync`] returns a full segment only once.
+///
+/// # Errors
+/// The first error.
+pub(super) fn sync_all(files: &[File]) -> io::Result<()> {
+    files.iter().map(File::sync_data).fold(Ok(()), Result::and)
 }
 
 #[cfg(test)]

@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_that_is_cut_off_or_damaged_leaves_the_position_before() {
+    fn a_damaged_slot_leaves_the_previous_position() {
         for damaged in 0..SLOT_LEN as u64 {
             let file = tempfile::tempfile().unwrap();
             let (mut kept, _) = PositionFile::read(file.try_clone().unwrap()).unwrap();

@@ -34,9 +34,9 @@ const RST: u8 = tcp_flags::RST;
 pub(super) enum Action {
     /// A connection begins. If the slot has one, it is closed first. Its socket is not freed.
     Open { slot: usize, accepted: bool },
-    /// A packet of so many segments leaves. This host may drop it.
+    /// A packet of this many segments leaves. This host may drop it.
     Send { slot: usize, segments: u32, payload: u32, dropped: bool },
-    /// A packet of so many segments arrives, with or without further TCP options. It is acknowledged at once if `acknowledged`,
+    /// A packet of this many segments arrives, with or without further TCP options. It is acknowledged at once if `acknowledged`,
     /// or if it has several segments.
     Receive { slot: usize, segments: u32, options: bool, acknowledged: bool },
     /// One side sends a FIN.
@@ -55,7 +55,7 @@ pub(super) enum Action {
     FreeUdpSocket { slot: usize },
     /// The source hands over all events so far.
     EndRound,
-    /// Nothing happens for so many milliseconds.
+    /// Nothing happens for this many milliseconds.
     Wait { millis: u64 },
 }
 
@@ -122,7 +122,7 @@ struct Connection {
 #[derive(Debug)]
 pub(super) struct World {
     now: u64,
-    /// The events and marks for the fake source.
+    /// The script for the fake source.
     pub(super) script: Vec<Scripted>,
     connections: [Option<Connection>; SLOTS],
     udp_sockets: [Option<u64>; SLOTS],
@@ -130,9 +130,9 @@ pub(super) struct World {
     closed: Vec<u64>,
     /// Addresses of freed sockets: the last one is used next.
     free: Vec<u64>,
-    /// The latest address that was not used before.
+    /// The highest address that a socket has had.
     newest_address: u64,
-    /// What was on the wire.
+    /// The packets that left for the wire, and those that came from it.
     pub(super) sent: Counters,
     pub(super) received: Counters,
     /// Whether the events show all packets and bytes on the wire.
@@ -200,8 +200,8 @@ impl World {
         }
     }
 
-    /// Ends a round every second, and at the last tick of the pause. TCP acknowledges within a fraction of a second, so the host
-    /// acknowledges what has arrived before it pauses.
+    /// Ends a round every second, and at the last tick of the wait. TCP acknowledges within a fraction of a second, so the host
+    /// acknowledges what has arrived before it waits.
     fn wait(&mut self, millis: u64) {
         for slot in 0..SLOTS {
             if self.connections[slot].is_some_and(|connection| connection.is_unacknowledged) {

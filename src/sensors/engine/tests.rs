@@ -16,7 +16,7 @@ const SAMPLE: &str = include_str!("../../../tests/data/net-socket.yaml");
 const ALL: &str = "all:\n  listener: net.socket\n";
 const SERVER: &str = "198.51.100.7:443";
 
-/// An engine at work, and the time.
+/// An engine and the current time.
 struct Harness {
     engine: Engine,
     now: Instant,
@@ -179,7 +179,7 @@ fn existing_sockets_are_known_and_only_their_end_is_reported() {
     harness.close(1, SERVER, SocketState::ESTABLISHED);
     assert_eq!(harness.emitted(), ["closed 198.51.100.7:443 - ESTABLISHED"]);
     harness.connect(1, SERVER);
-    assert_eq!(harness.emitted().len(), 1, "the inode's number is another socket's now");
+    assert_eq!(harness.emitted().len(), 1, "a new socket may reuse the inode number");
 }
 
 /// The search for existing sockets takes a while. A socket that begins meanwhile is new all the same.
@@ -212,7 +212,7 @@ fn failed_calls_open_nothing() {
 }
 
 #[test]
-fn a_connection_that_is_reset_is_gone_before_its_descriptor() {
+fn a_reset_connection_is_closed_before_its_descriptor() {
     let mut harness = Harness::new(ALL);
     harness.connect(1, SERVER);
     harness.event(
@@ -221,8 +221,9 @@ fn a_connection_that_is_reset_is_gone_before_its_descriptor() {
         socket(1, SERVER, SocketState::CLOSE),
         Some(SocketState::ESTABLISHED),
     );
-    harness.close(1, SERVER, SocketState::CLOSE);
     assert_eq!(harness.emitted(), ["opened 198.51.100.7:443 - ESTABLISHED", "closed 198.51.100.7:443 - ESTABLISHED"]);
+    harness.close(1, SERVER, SocketState::CLOSE);
+    assert!(harness.emitted().is_empty());
 }
 
 #[test]
@@ -254,7 +255,7 @@ fn ignore_beats_patterns() {
 }
 
 #[test]
-fn several_sensors_each_see_for_themselves() {
+fn sensors_are_independent_of_each_other() {
     let mut harness =
         Harness::new("a:\n  listener: net.socket\n  opts: [opened]\nb:\n  listener: net.socket\n  tag: t\n");
     harness.connect(1, SERVER);
@@ -290,26 +291,26 @@ fn a_locked_event_is_reported_once_until_it_is_unlocked() {
 }
 
 #[test]
-fn a_name_is_waited_for_in_order_while_others_go_on() {
+fn events_wait_for_a_name_in_order_while_other_events_continue() {
     let mut harness = Harness::new(&format!("{ALL}  args: {{ dns: true }}\n"));
     let ip: IpAddr = "198.51.100.7".parse().unwrap();
     harness.connect(1, SERVER);
     harness.close(1, SERVER, SocketState::ESTABLISHED);
     harness.event(Action::Listen { backlog: 1 }, CallResult::Success, socket(2, "-", SocketState::LISTEN), None);
-    assert_eq!(harness.emitted(), ["opened 0.0.0.0:0 - LISTEN"], "nobody has no name");
+    assert_eq!(harness.emitted(), ["opened 0.0.0.0:0 - LISTEN"], "a listener has no remote host to look up");
     assert_eq!(harness.engine.take_wanted(), [ip]);
     harness.engine.answer(ip, Some("www.example.org".into()), harness.now);
     let named = ["opened", "closed"].map(|action| format!("{action} 198.51.100.7:443 www.example.org ESTABLISHED"));
     assert_eq!(harness.emitted(), named);
     harness.connect(3, SERVER);
-    assert_eq!(harness.emitted(), named[..1], "known by now");
+    assert_eq!(harness.emitted(), named[..1], "the name is cached");
     harness.now += Duration::from_secs(60);
     harness.connect(4, SERVER);
     assert!(harness.emitted().is_empty() && harness.engine.take_wanted() == [ip], "too old after dns-ttl");
 }
 
 #[test]
-fn without_an_answer_events_go_on_without_a_name() {
+fn without_an_answer_events_continue_without_a_name() {
     let mut harness = Harness::new(&format!("{ALL}  args: {{ dns: true }}\n"));
     harness.connect(1, SERVER);
     harness.engine.expire(harness.now + Duration::from_secs(1));
@@ -363,7 +364,7 @@ fn the_table_of_sockets_is_bounded() {
 }
 
 proptest::proptest! {
-    /// Whatever happens in whatever order: a socket is closed at most as often as it was opened, and never first.
+    /// In any sequence of events, `opened` and `closed` of a socket alternate, and `opened` comes first.
     #[test]
     fn opened_comes_before_closed(steps in proptest::collection::vec((0_u64..3, 0_u8..13, proptest::bool::ANY), 0..40)) {
         let mut harness = Harness::new(&format!("{ALL}  args: {{ dns: true }}\n"));

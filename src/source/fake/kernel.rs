@@ -9,11 +9,11 @@ use crate::model::kernel_address::SockAddress;
 use crate::model::time::MonotonicTime;
 use crate::model::totals::{Conversation, TcpTotals, Totals};
 
-/// An entry for each conversation that had a packet: one of a TCP socket, all of a UDP socket.
+/// Has an entry for each conversation that had a packet: a TCP socket has one conversation, a UDP socket any number.
 #[derive(Debug)]
 pub(crate) struct Kernel {
     entries: HashMap<Conversation, Entry>,
-    /// A packet after a pause that is not shorter is sampled.
+    /// A packet that comes at least this long after the last one of its conversation is sampled.
     pause: Duration,
     /// The maximum number of entries.
     room: usize,
@@ -22,7 +22,7 @@ pub(crate) struct Kernel {
 /// What a program decides about a packet.
 #[derive(Debug, Default)]
 pub(crate) struct Verdict {
-    /// The counts that are reported: those so far, if the packet is sampled and something was counted before.
+    /// The counts that are reported: those before the packet, if it is sampled and something was counted.
     pub(crate) totals: Vec<Totals>,
     /// Whether the packet is sampled.
     pub(crate) is_sampled: bool,
@@ -45,7 +45,7 @@ impl Kernel {
         Self { entries: HashMap::new(), pause, room }
     }
 
-    /// A packet of the socket `sk`, whose segment counters are these. (The sample of an arriving TCP packet names no socket.)
+    /// A packet of the socket `sk`, whose segment counters are `counted`. (The sample of an arriving TCP packet names no socket.)
     pub(crate) fn packet(
         &mut self,
         now: MonotonicTime,
@@ -85,7 +85,7 @@ impl Kernel {
         Verdict { totals: (is_sampled && has_counted).then_some(totals).into_iter().collect(), is_sampled }
     }
 
-    /// The socket is freed.
+    /// The socket is freed. Returns the counts of its conversations.
     pub(crate) fn freed(&mut self, sk: SockAddress) -> Vec<Totals> {
         let mut totals: Vec<_> =
             self.entries.extract_if(|of, _| of.sock == sk).map(|(_, entry)| entry.totals).collect();
@@ -93,7 +93,7 @@ impl Kernel {
         totals
     }
 
-    /// A look-up.
+    /// The counts of a conversation, or of another one of the same socket if this one has no entry.
     pub(crate) fn totals(&self, of: &Conversation) -> Option<Totals> {
         let others = || self.entries.values().find(|entry| entry.totals.sock == of.sock);
         self.entries.get(of).or_else(others).map(|entry| entry.totals)

@@ -1,6 +1,6 @@
 //! The table of probes for socket events.
 //!
-//! Before Linux 4.17 these `__sys_*` functions do not exist. There, `sys_connect` and the like are the system calls themselves,
+//! Before Linux 4.17 there are no `__sys_*` functions. There, `sys_connect` and the like are the system calls themselves,
 //! and a probe finds the arguments in registers, as in any function (newer kernels pass a `pt_regs` instead). Symbol tables
 //! list them also as `SyS_connect`.
 

@@ -186,9 +186,9 @@ sample! {
 
     /// `tcp_connect`: the SYN is about to be sent; local address and port have been chosen.
     pub struct TcpConnect {
-        /// Its address family.
+        /// Address family.
         pub family: u16 = "+{sock_common.skc_family}({sk})",
-        /// The device that it is bound to.
+        /// The device that the socket is bound to.
         pub bound_dev_if: Option<u32> = "+{sock_common.skc_bound_dev_if}({sk})",
         /// Local port, host byte order.
         pub num: u16 = "+{sock_common.skc_num}({sk})",

@@ -1,10 +1,10 @@
 //! The control group that a process begins in, if that is not its parent's (`CLONE_INTO_CGROUP` of `clone3(2)`).
 //!
-//! The caller of `clone3(2)` gives a descriptor of the group's directory. The kernel looks the group up by the
-//! directory entry of that descriptor. This happens in the caller's task, before the process is put into the group
-//! ([`CgroupPostFork`](super::processes::CgroupPostFork)). Other forks do not call this function. Other users of a group's
-//! descriptor call it, too, for instance to attach a BPF program. The directory entries lead up to the root of the hierarchy,
-//! even in a cgroup namespace.
+//! The caller of `clone3(2)` gives a descriptor of the group's directory. `css_tryget_online_from_dir` looks the group up by
+//! the directory entry of that descriptor. This happens in the caller's task, before the process is put into the group
+//! ([`CgroupPostFork`](super::processes::CgroupPostFork)). Other forks do not call this function. But the kernel also calls it
+//! for other uses of a group's descriptor, for instance to attach a BPF program. The directory entries lead up to the root of
+//! the hierarchy, even in a cgroup namespace.
 
 use socktrail_kprobes::{Array, Word, sample};
 
@@ -13,9 +13,9 @@ use super::{Decoded, Interpret};
 use crate::model::container::container;
 use crate::model::event::{EventKind, FoundGroup};
 
-/// A group's name, up to 255 bytes of it, which is the limit of file systems.
+/// The group's own name, up to 255 bytes, which is the limit of file systems.
 type OwnName = Array<u64, 32>;
-/// The name of a group above it, up to 159 bytes of it.
+/// The name of a group above it, up to 159 bytes.
 type Name = Array<u64, 20>;
 
 sample! {
@@ -88,8 +88,8 @@ mod tests {
 
     const ID: &str = "4f797c539e6c745de61a93ca3ff892358ecbcaccd8414d5db545c38428142970";
 
-    /// Decodes a sample of the group at this path. The directory entries are numbered 1000, 999, … up to the root,
-    /// whose name is `/`.
+    /// What is found of the group at this path. The directory entries are numbered 1000, 999, … up to the root, whose name is
+    /// `/`.
     fn group_of(path: &str) -> FoundGroup {
         let groups: Vec<&str> = path.split('/').filter(|name| !name.is_empty()).collect();
         let root = 1000 - groups.len() as u64;

@@ -5,12 +5,13 @@
 //! however short the path is. Names are read as windows of a fixed size ([`StringWindow`]), because a file system in
 //! user space may have names too long for perf's buffer.
 //!
-//! Without arrays the names are fetched as strings. If those of one event are longer than its share of perf's buffer, the
-//! kernel drops them, and their windows are empty. An empty name is never part of a path: see [`until_nul`].
+//! Before Linux 4.20, fetch arguments have no arrays, so names are fetched as strings. If the strings of one event are too long
+//! for a record of perf, the kernel drops the record, and the windows of its names are empty. An empty name is never part of a
+//! path: see [`entry_name`].
 //!
 //! [`StringWindow`]: socktrail_kprobes::StringWindow
 
-/// The template of a directory entry above another: one parent up for each step.
+/// The template of a directory entry above another: one parent up for each `up`.
 macro_rules! ancestor {
     ($from:expr;) => {
         $from
@@ -32,10 +33,10 @@ pub(super) use {ancestor, name};
 /// Names of directory entries, the lowest first; `None` if there are more, or longer ones, than were fetched.
 pub(super) type Names = Option<Vec<Vec<u8>>>;
 
-/// The names of the entries from the first up to the root, without the root's. `at` has one entry more than `names`.
+/// The names of the entries from the first up to the root, without the root's. `at` has at least one entry more than `names`.
 pub(super) fn climb(at: &[u64], names: &[&[u8]], root: u64) -> Names {
     let steps = at.iter().position(|entry| *entry == root)?;
-    names.get(..steps)?.iter().map(|name| until_nul(name)).collect()
+    names.get(..steps)?.iter().map(|name| entry_name(name)).collect()
 }
 
 /// The path of an entry in its file system, from the names of the entry and its ancestors, the lowest first.
@@ -43,9 +44,9 @@ pub(super) fn path(names: &[Vec<u8>]) -> Vec<u8> {
     names.iter().rev().flat_map(|name| [b"/", &name[..]].concat()).collect()
 }
 
-/// The name within a window. A name with a slash belongs to a root. The root of the path is not among the names, so this
-/// is another root, and the name is not valid.
-pub(super) fn until_nul(window: &[u8]) -> Option<Vec<u8>> {
+/// The name of an entry, from its window. `None` if it is empty, longer than the window, or a root's. Roots have a slash in
+/// their name. The root of the path is not among the names, so this would be another root.
+pub(super) fn entry_name(window: &[u8]) -> Option<Vec<u8>> {
     let end = window.iter().position(|byte| *byte == 0)?;
     let name = &window[..end];
     (!name.is_empty() && !name.contains(&b'/')).then(|| name.to_vec())

@@ -1,4 +1,4 @@
-//! Installs the probes: installs, tests, replaces and attaches them.
+//! Installs, tests, replaces and attaches the probes.
 //!
 //! Probes are first enabled only for this thread, and tested with its own traffic, whose samples do not reach the monitor's rings.
 //! Then they are attached to the monitor's rings.
@@ -43,7 +43,7 @@ impl Probes {
         slots.iter_mut().filter(at_once).for_each(|slot| slot.install_from(0, &mut installer));
         probes.self_test = installer.test(&mut slots);
         probes.learn(&mut slots, &mut installer);
-        // These features are of use only if the linear part of UDP GSO packets has a fixed size. This is known now.
+        // These features are of use only if the linear part of UDP GSO packets has more than the headers. This is known now.
         slots.retain(|slot| !slot.status.feature.is_for_linear_gso() || probes.capabilities.gso_head_len != 0);
         slots.iter_mut().filter(|slot| !at_once(slot)).for_each(|slot| slot.install_from(0, &mut installer));
 
@@ -126,7 +126,7 @@ impl Installer<'_> {
     /// The filter with which a probe is attached to the monitor's rings.
     fn filter(&self, probe: &Probe) -> Option<String> {
         let filter = probe.filter(self.wanted, self.wanted.filter.exclude_loopback);
-        // The same addresses were filled in when the probe was installed, so this gives a filter.
+        // When the probe was installed, the same addresses were filled in, so this does not fail now.
         filter.and_then(|filter| self.drop_functions.fill_in(&filter))
     }
 
@@ -216,7 +216,7 @@ struct Chosen {
     reinstalled: bool,
     installed: Installed,
     decoder: Box<dyn Decode>,
-    /// How many reads of each counted hit fault. 0 if no hits are counted.
+    /// How many reads fault at each hit with a null pointer. 0 if such hits are not counted.
     faults: u64,
 }
 

@@ -1,4 +1,4 @@
-//! Learns from samples of test traffic what samples show about sockets and datagrams on this kernel.
+//! Learns from test traffic what samples show about sockets and datagrams on this kernel.
 
 use std::io;
 use std::net::{Ipv4Addr, UdpSocket};

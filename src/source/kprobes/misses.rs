@@ -1,4 +1,4 @@
-//! The kernel's counts of missed probe hits, and of hits that it did not run a counting program for.
+//! The kernel's counts of missed probe hits, and of hits at which it did not run the probe's program.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +17,7 @@ pub(crate) struct Misses {
     by_name: BTreeMap<String, ProbeMisses>,
     /// A time just before the last reading.
     read_at: MonotonicTime,
-    /// The hits that each feature's program was skipped for, and a time just before they were last read.
+    /// For each feature, the hits at which the kernel did not run its program, and a time just before they were last read.
     skipped: (BTreeMap<Feature, u64>, MonotonicTime),
 }
 
@@ -108,8 +108,8 @@ impl Misses {
         missed
     }
 
-    /// The hits that programs were skipped for since the last call. `counts` are the totals since the programs were loaded, read
-    /// between `before` and `time`.
+    /// The hits since the last call at which the kernel did not run a program. `counts` are the totals since the programs were
+    /// loaded, read between `before` and `time`.
     pub(crate) fn skipped(
         &mut self,
         counts: impl Iterator<Item = (Feature, u64)>,
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_program_was_skipped_for_is_missed_as_well() {
+    fn hits_at_which_a_program_did_not_run_are_missed_as_well() {
         let mut misses = Misses::on_release((6, 12), [Feature::TcpState, Feature::UdpIpv4In].into_iter());
         misses.begin([("tcp_state", 5)].into_iter(), monotonic(10));
         let mut skipped = |counts: [u64; 2], before, time| {

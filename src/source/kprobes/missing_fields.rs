@@ -24,7 +24,7 @@ const UNCOUNTED: &str = "TCP segments that the kernel handles together as one pa
 const IPV6: (&[&str], &str) =
     (&["v6_rcv_saddr_high", "v6_rcv_saddr_low", "v6_daddr_high", "v6_daddr_low"], "the IPv6 addresses of sockets");
 
-/// What is missing if records have this format.
+/// What is missing if records have this format. If several things are missing, the first of them.
 pub(super) fn without(fields: &[Field], format: &Format, ipv6: bool) -> Option<&'static str> {
     let is_left_out = |name: &str| {
         let mut fields = fields.iter();
@@ -83,11 +83,11 @@ mod tests {
         let said = |name: &str| LOSSES.iter().chain([&IPV6]).any(|(names, _)| names.contains(&name)) || name == "comm";
         // The second half of a value whose first half is listed.
         let is_half = |name: &str| name == "nanos";
-        // Fetched next to fields that every sample has, for filters only; missing only in older recordings.
-        let is_for_filters = |name: &str| ["enqueued", "mac_len", "cloned"].contains(&name);
+        // Fetched next to fields that every sample has; missing only in older recordings.
+        let is_only_in_newer_recordings = |name: &str| ["enqueued", "mac_len", "cloned"].contains(&name);
         for probe in all_features().flat_map(|(_, probes): &(_, &[Probe])| probes.iter()) {
             for field in probe.fields.iter().filter(|field| field.optional) {
-                let is_reported = said(field.name) || is_half(field.name) || is_for_filters(field.name);
+                let is_reported = said(field.name) || is_half(field.name) || is_only_in_newer_recordings(field.name);
                 assert!(is_reported, "{}", field.name);
             }
         }

@@ -2,7 +2,7 @@
 //!
 //! A sample is declared once, with [`sample!`](socktrail_kprobes::sample), which makes both the probe's fetch arguments and the
 //! decoder of its records. Fetch arguments are templates: they name fields (`+{sk_buff.len}({skb})`), and the layout gives the
-//! offsets. [`FLOW_PROBES`] lists the probes that can serve each [`Feature`].
+//! offsets. [`FLOW_PROBES`] and [`SOCKET_EVENT_PROBES`] list the probes that can serve each [`Feature`].
 
 mod accounting;
 mod call_table;
@@ -109,7 +109,7 @@ pub enum Refusal {
          the compiler has inlined it, or the kernel does not make the probe fire", by = listed(.1)
     )]
     NotHit(&'static str, &'static [Traffic]),
-    /// Its filter needs function addresses, which `/proc/kallsyms` hides or this kernel does not have.
+    /// Its filter needs the addresses of functions, but `/proc/kallsyms` hides them, or this kernel lacks the functions.
     #[error(
         "/proc/kallsyms does not show the functions that drop packets: this needs CAP_SYSLOG, kernel.kptr_restrict below 2 \
          and Linux 4.7 or later"
@@ -163,7 +163,7 @@ pub struct Probes {
     missed_before: (Vec<socktrail_kprobes::Misses>, MonotonicTime),
     /// The installed probes, in the order of [`Probes::features`].
     installed: Vec<Installed>,
-    /// The probes whose counted hits fault, and how many reads of each such hit do.
+    /// The features whose probes' hits with a null pointer are counted, and how many reads fault at each such hit.
     faulting: Vec<(Feature, u64)>,
     decoders: Vec<(u16, Box<dyn Decode>)>,
     /// For a recording: the layout of the kernel on which it was made.
@@ -203,7 +203,7 @@ impl Probes {
         self.conversations.as_ref().err()
     }
 
-    /// No probes: for events that come from elsewhere, by [`Probes::add_recorded`].
+    /// No probes. [`Probes::add_recorded`] adds decoders for samples that come from elsewhere.
     pub fn none() -> Self {
         Self {
             statuses: Vec::new(),
@@ -272,8 +272,8 @@ impl Probes {
     }
 
     /// Whether at least one wanted kind of flow or socket event can be seen; true if neither is wanted. Features that report only
-    /// processes do not count. Features that report states count only if states are all that is wanted, because the sockets become
-    /// known by their calls.
+    /// processes do not count. Features that report changes of state count only if nothing else is wanted: otherwise such a
+    /// change is an event only for sockets that are known from their calls.
     pub(crate) fn can_show_wanted(&self, wanted: Wanted<'_>) -> bool {
         let only_states = wanted.socket_events == Actions::STATE;
         let flows = |feature: Feature| wanted.flows && feature.shows_flows();

@@ -66,7 +66,7 @@ tracepoint! {
     pub struct CgroupAttach {
         /// The id of the hierarchy.
         pub hierarchy: i32 = "dst_root",
-        /// The thread, or the leading thread of a whole process.
+        /// The thread, or the main thread of a whole process.
         pub tid: i32 = "pid",
         /// The group's path in its hierarchy.
         pub path: Text = "dst_path",
@@ -97,7 +97,7 @@ impl Interpret for WakeUpNewTask {
 }
 
 impl WakeUpNewTask {
-    /// When it began, from the form that this kernel has.
+    /// When the task started, from the form that this kernel has.
     fn since_boot(&self) -> Option<BootTime> {
         let timespec = self.seconds.zip(self.nanos);
         let nanos =
@@ -111,8 +111,8 @@ impl Interpret for BprmCommittedCreds {
         let mut arguments = self.args_0.bytes(raw).to_vec();
         arguments.extend_from_slice(self.args_1.bytes(raw));
         Decoded::Event(EventKind::Exec(Box::new(Exec {
-            filename: until_nul(self.filename.bytes(raw)),
-            interpreter: until_nul(self.interpreter.bytes(raw)),
+            filename: c_string(self.filename.bytes(raw)),
+            interpreter: c_string(self.interpreter.bytes(raw)),
             arguments,
             argument_count: u32::try_from(self.argc).ok(),
         })))
@@ -159,7 +159,7 @@ fn whole_groups(path: &[u8]) -> &[u8] {
 }
 
 /// A C string within a window; empty if the window is too short for it, because a truncated path is useless.
-fn until_nul(window: &[u8]) -> Vec<u8> {
+fn c_string(window: &[u8]) -> Vec<u8> {
     match window.iter().position(|byte| *byte == 0) {
         Some(end) => window[..end].to_vec(),
         None => Vec::new(),
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn a_task_that_is_moved() {
+    fn a_moved_task_is_in_the_container_of_its_new_path() {
         assert_eq!(moved("/lxc/web"), Moved { tid: 321, hierarchy: 4, container: Some("web".into()) });
         assert_eq!(moved("/").container, None);
         assert_eq!(moved("").container, None);

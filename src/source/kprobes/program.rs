@@ -11,14 +11,14 @@ use std::os::unix::ffi::OsStringExt;
 
 use socktrail_kprobes::{StringWindow, Word, sample};
 
-use super::dentries::{self, Names, ancestor, climb, name, until_nul};
+use super::dentries::{self, Names, ancestor, climb, entry_name, name};
 use super::{Decoded, Interpret};
 use crate::model::process::ExecutedFile;
 
 /// What the kernel appends to the path of a deleted file.
 const DELETED: &[u8] = b" (deleted)";
 
-/// The name of a directory, up to 127 bytes of it.
+/// The name of a directory, up to 127 bytes.
 type Name = StringWindow<16>;
 /// The name of a mount point or of a directory above it, up to 95 bytes.
 type MountPointName = StringWindow<12>;
@@ -53,7 +53,7 @@ macro_rules! own_mount {
     };
 }
 
-/// The template of a parent of this `struct mount`: one mount up for each step.
+/// The template of a parent of this `struct mount`: one mount up for each `up`.
 macro_rules! mount {
     (up) => {
         own_mount!("mnt_parent")
@@ -194,7 +194,7 @@ impl Interpret for ExecFile {
             [self.name_1, self.name_2, self.name_3, self.name_4, self.name_5, self.name_6].map(|name| name.bytes(raw)),
         );
         let file = if at[0] == at[1] && at[0] != self.root {
-            until_nul(names[0]).map_or(File::InTree { names: None, deleted: false }, File::InMemory)
+            entry_name(names[0]).map_or(File::InTree { names: None, deleted: false }, File::InMemory)
         } else {
             File::InTree { names: climb(&at, &names, self.root), deleted: self.hash_link == 0 && at[0] != at[1] }
         };
@@ -304,11 +304,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_in_memory_is_called_as_the_kernel_does() {
+    fn a_file_in_memory_has_the_path_that_the_kernel_shows() {
         assert_eq!(File::InMemory(b"memfd:x".to_vec()).at(None), path("/memfd:x (deleted)"));
     }
 
-    /// The layout of a probe's records.
+    /// The format of a probe's records.
     fn format(id: u16, fetches: &[Fetch<'_>]) -> Format {
         let mut text = format!("name: probe\nID: {id}\nformat:\n");
         for (fetch, (at, size)) in fetches.iter().zip(places(fetches)) {
@@ -355,7 +355,8 @@ mod tests {
         record(ExecFile::FETCHES, &numbers, &[("name_0", "nc"), ("name_1", "bin")])
     }
 
-    /// A mount at `/srv/usr`, which is below another one at `/srv`, and others above it, which hide nothing.
+    /// The file's mount is at `/usr` of a mount that is at `/srv`. If `mountpoint_4` is 60, each mount above is mounted over
+    /// the root of the next one.
     fn mounts(mountpoint_4: u64) -> Vec<u8> {
         let numbers = [
             ("root_1", 10),
@@ -399,9 +400,9 @@ mod tests {
         for (link, at, expected) in [
             (9, [3, 2, 1], "/srv/usr/bin/nc"),
             (0, [3, 2, 1], "/srv/usr/bin/nc (deleted)"),
-            // A file that is a mount itself has the mount's name, and no entry in a list of names.
+            // A file that is itself the root of a mount has the path of its mount point.
             (0, [1, 1, 1], "/srv/usr"),
-            // A file in memory is no mount's root, and its own parent.
+            // The entry of a file in memory is its own parent, but not the root of the mount.
             (0, [3, 3, 3], "/nc (deleted)"),
         ] {
             let mut probes = probes();
@@ -430,7 +431,7 @@ mod tests {
     }
 
     #[test]
-    fn a_root_that_was_not_looked_for_is_no_directory() {
+    fn a_name_with_a_slash_is_not_part_of_a_path() {
         assert_eq!(climbed(&[3, 2, 1], &["nc", "/"], 1), None);
         assert_eq!(climbed(&[3, 2, 1], &["nc", "a/b"], 1), None);
     }

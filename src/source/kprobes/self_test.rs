@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn traffic_goes_through_and_leaves_nothing() {
+    fn traffic_that_goes_through_is_listed_once() {
         let mut test = SelfTest::default();
         test.make_traffic(false);
         assert_eq!(test.went_through, Traffic::IPV4, "{:?}", test.failed);

@@ -72,7 +72,7 @@ sample! {
     }
 
     /// The return of `tcp_v4_connect` or `tcp_v6_connect`.
-    pub struct ConnectReturn {
+    pub struct TcpConnectReturn {
         /// 0 or a negative errno.
         pub result: i32 = "$retval",
     }
@@ -104,7 +104,7 @@ sample! {
     }
 
     /// The return of `inet_csk_accept`, for kernels without [`SockGraft`]. A null pointer means that nothing was accepted.
-    pub struct AcceptReturn {
+    pub struct CskAcceptReturn {
         /// The connection's `struct sock`.
         pub sk: Word = "$retval",
         /// `struct net`.
@@ -269,7 +269,7 @@ impl Interpret for ConnectIpv6 {
     }
 }
 
-impl Interpret for ConnectReturn {
+impl Interpret for TcpConnectReturn {
     fn interpret(&self, _: &[u8]) -> Decoded {
         Decoded::Event(EventKind::ConnectReturns { result: self.result })
     }
@@ -311,7 +311,7 @@ impl Interpret for SockGraft {
     }
 }
 
-impl Interpret for AcceptReturn {
+impl Interpret for CskAcceptReturn {
     fn interpret(&self, _: &[u8]) -> Decoded {
         if !is_connection(self.family, self.dport) {
             return Decoded::Nothing;

@@ -32,9 +32,9 @@ use crate::state::FoundProcess;
 const ROUND: Duration = Duration::from_millis(100);
 /// How long to wait if a ring still has many samples that are too recent to be released.
 const SHORT_ROUND: Duration = Duration::from_millis(1);
-/// How often to check for CPUs that came online, to read the kernel's counts of missed hits while no samples arrive and of hits
-/// that programs were skipped for, and to remove probes that killed monitors have left. Must be shorter than the time for which
-/// closed flows are kept.
+/// How often to check for CPUs that came online, to read the kernel's counts of missed hits while no samples arrive, to read
+/// its counts of hits at which it did not run a program, and to remove probes that killed monitors have left. Must be shorter
+/// than the time for which closed flows are kept.
 const CHECK_PERIOD: Duration = Duration::from_secs(1);
 /// How often to read the kernel's counts of missed hits while samples arrive. A miss marks all flows that were open since the last
 /// reading.
@@ -170,7 +170,7 @@ impl KprobeSource {
         self.capture.as_ref().err()
     }
 
-    /// Reads the clocks. This is cheap, so it is done every round, and a step is noticed within one.
+    /// Reads the clocks. This is cheap, so it is done every round, and a step of the wall clock is noticed within one round.
     fn follow_clock(&mut self) {
         if self.now() == MonotonicTime::ZERO {
             return; // no sample has shown the kernel's clock yet
@@ -203,7 +203,7 @@ impl KprobeSource {
         }
     }
 
-    /// Reads how many hits the kernel has skipped the programs for.
+    /// Reads the counts of hits at which the kernel did not run a program.
     fn read_skipped(&mut self) {
         if let Ok(conversations) = &self.probes.conversations {
             let before = now_of(&self.rings);
@@ -290,6 +290,7 @@ impl Source for KprobeSource {
             malformed: self.malformed,
             names_dropped: capture.map_or(0, NameCapture::dropped),
             name_packets_lost: capture.map_or(0, NameCapture::packets_lost),
+            names: capture.map(NameCapture::counters).unwrap_or_default(),
             lost_by_cpu,
             misses_by_probe: self.misses.so_far(),
             conversations_refused: self

@@ -1,4 +1,4 @@
-//! The table of probes: the probes that can serve each feature.
+//! The table of probes for flows and processes.
 
 use socktrail_kprobes::Target;
 
@@ -7,15 +7,15 @@ use super::self_test::Traffic;
 use super::{child_group, packets, processes, program, sockets};
 use crate::model::feature::Feature;
 
-/// Traffic of the self-test that hits probes on sending, receiving and closing.
+/// Traffic of the self-test that hits probes on creating, binding and closing sockets, and on receiving datagrams.
 pub(super) const UDP_IPV4: &[Traffic] = &[Traffic::UdpIpv4];
-/// Traffic of the self-test that hits probes on connecting, accepting and resets.
+/// Traffic of the self-test that hits probes on listening, connecting, accepting, socket options and resets.
 pub(super) const TCP_IPV4: &[Traffic] = &[Traffic::TcpIpv4];
 const UDP_IPV6: &[Traffic] = &[Traffic::UdpIpv6];
 const TCP_IPV6: &[Traffic] = &[Traffic::TcpIpv6];
 const SENT_IPV4: &[Traffic] = &[Traffic::UdpIpv4, Traffic::TcpIpv4];
 
-/// All features, each with the probes that can serve it, the best first.
+/// All features for flows and processes, each with the probes that can serve it, the best first.
 pub const FLOW_PROBES: &[(Feature, &[Probe])] = {
     use child_group::GroupLookup;
     use packets::{
@@ -27,11 +27,11 @@ pub const FLOW_PROBES: &[(Feature, &[Probe])] = {
     use processes::{BprmCommittedCreds, CgroupAttach, CgroupPostFork, CommitCreds, ProcessExit, WakeUpNewTask};
     use program::{ExecFile, ExecMounts};
     use sockets::{
-        AcceptReturn, AddSubflow, ConnRequest, ConnectIpv4, ConnectIpv6, ConnectReturn, ControlMessage, DatagramOption,
-        ErrorReport, InetRelease, SetState, SockDestruct, SockGraft, SockInitData, SubflowEvent,
+        AddSubflow, ConnRequest, ConnectIpv4, ConnectIpv6, ControlMessage, CskAcceptReturn, DatagramOption,
+        ErrorReport, InetRelease, SetState, SockDestruct, SockGraft, SockInitData, SubflowEvent, TcpConnectReturn,
     };
-    // Extension headers: routing, fragment, destination options (RFC 8200). Hop-by-hop options occur only in multicast's own
-    // messages.
+    // Extension headers: routing, fragment, destination options (RFC 8200). Hop-by-hop options occur only in the messages by
+    // which hosts join multicast groups (MLD).
     const UDP_OR_EXTENSION: &str = "next_header==17||next_header==43||next_header==44||next_header==60";
     // Both addresses are 127.0.0.1, in the memory order of a little-endian machine, or ::1. Filters have no `!` before Linux 3.19.
     const NOT_LOOPBACK_IPV4: &str = "addresses!=0x0100007f0100007f";
@@ -67,7 +67,7 @@ pub const FLOW_PROBES: &[(Feature, &[Probe])] = {
         };
     }
     // Drivers free sent packets without a reason, or as consumed (up to 2 in `enum skb_drop_reason`). From 5.18 on, `tc` filters
-    // always give a reason. Without a queue there is no enqueue time.
+    // always give a reason. Only a packet that was in a queue has an enqueue time.
     const DROPPED: &str = concat!(
         "skb!=0&&((",
         before_device!(),
@@ -93,8 +93,7 @@ pub const FLOW_PROBES: &[(Feature, &[Probe])] = {
         concat!("skb!=0&&((", before_device!(), ")||(", made_here!(), "&&(reason>2||", before_driver!(), ")))");
     const BEFORE_DEVICE_OR_FOR_REASON: &str = concat!("skb!=0&&((", before_device!(), ")||(sk!=0&&reason>2))");
     // Lists of packets that have not come to a device are left to the function for single packets, which older kernels call for
-    // each of them.
-    // Forwarded packets count as sent by the host or container that made them.
+    // each of them. Forwarded packets are excluded, because they count as sent by the host or container that made them.
     const AT_DEVICE: &str = concat!("skb!=0&&places<0xffff000000000000&&", made_here!());
     // Before Linux 3.19, where filters have no `!`.
     const AT_DEVICE_OF_SOCKET: &str = "skb!=0&&sk!=0&&places<0xffff000000000000";
@@ -133,14 +132,14 @@ pub const FLOW_PROBES: &[(Feature, &[Probe])] = {
         (Feature::ControlGroupLookup, &[Probe::entry::<GroupLookup>("css_tryget_online_from_dir").only("ss==0")]),
         (Feature::SocketCreate, &[Probe::entry::<SockInitData>("sock_init_data").hit_by(UDP_IPV4).only(INET)]),
         (Feature::ConnectIpv4, &[Probe::entry::<ConnectIpv4>("tcp_v4_connect").hit_by(TCP_IPV4)]),
-        (Feature::ConnectIpv4Result, &[Probe::exit::<ConnectReturn>("tcp_v4_connect").hit_by(TCP_IPV4)]),
+        (Feature::ConnectIpv4Result, &[Probe::exit::<TcpConnectReturn>("tcp_v4_connect").hit_by(TCP_IPV4)]),
         (Feature::ConnectIpv6, &[Probe::entry::<ConnectIpv6>("tcp_v6_connect").hit_by(TCP_IPV6)]),
-        (Feature::ConnectIpv6Result, &[Probe::exit::<ConnectReturn>("tcp_v6_connect").hit_by(TCP_IPV6)]),
+        (Feature::ConnectIpv6Result, &[Probe::exit::<TcpConnectReturn>("tcp_v6_connect").hit_by(TCP_IPV6)]),
         (
             Feature::Accept,
             &[
                 Probe::entry::<SockGraft>("security_sock_graft").hit_by(TCP_IPV4).only(INET),
-                Probe::exit::<AcceptReturn>("inet_csk_accept")
+                Probe::exit::<CskAcceptReturn>("inet_csk_accept")
                     .hit_by(TCP_IPV4)
                     .with_weakness("accepts are missed if more tasks wait in accept(2) than maxactive of the return probe allows"),
             ],
@@ -154,7 +153,7 @@ pub const FLOW_PROBES: &[(Feature, &[Probe])] = {
             Feature::SubflowCreate,
             &[
                 Probe::entry::<AddSubflow>("security_mptcp_add_subflow"),
-                // For kernels before 6.6, which call it only for subflows that join.
+                // For kernels before 6.6. They call this function only for subflows that join.
                 Probe::entry::<AddSubflow>("mptcp_sockopt_sync"),
             ],
         ),
@@ -164,9 +163,9 @@ pub const FLOW_PROBES: &[(Feature, &[Probe])] = {
         (
             Feature::Ipv4Out,
             &[
-                // Packets of tunnels and IGMP have no socket.
-                // The outer function is small enough to be inlined into some of its callers (on 6.1 where SYN-ACKs
-                // are sent), the inner one is not.
+                // `sk` is null for packets of tunnels and IGMP.
+                // `ip_local_out` is small enough to be inlined into some of its callers (on 6.1 where SYN-ACKs are sent).
+                // `__ip_local_out`, which it calls, is not.
                 Probe::entry::<Ipv4Out>("__ip_local_out")
                     .hit_by(SENT_IPV4)
                     .not_loopback(NOT_LOOPBACK_IPV4)
@@ -229,8 +228,8 @@ pub const FLOW_PROBES: &[(Feature, &[Probe])] = {
                     .only(UDP_OR_EXTENSION)
                     .hit_by(UDP_IPV6)
                     .unless_inlined(),
-                // Before 4.4 datagrams are sent by `ip6_local_out` with the packet alone. What that calls may be inlined
-                // into it: `__ip6_local_out_sk` from 4.1 on and in RHEL 7, `__ip6_local_out` before.
+                // Before 4.4, `ip6_local_out` sends datagrams, and the packet is its only argument. The function that it calls
+                // may be inlined into it: `__ip6_local_out_sk` from 4.1 on and in RHEL 7, `__ip6_local_out` before.
                 Probe::entry::<UdpIpv6OutWithoutNet>("__ip6_local_out_sk")
                     .hit_by(UDP_IPV6)
                     .not_loopback(NOT_LOOPBACK_IPV6)

@@ -92,14 +92,14 @@ fn listed_unix(entry: &ProcEntry) -> Vec<u8> {
 }
 
 /// The sockets that `/proc/net/unix` lists. A name may contain a newline, followed by a forged line for another socket. So if an
-/// inode is listed twice, neither name is used.
+/// inode is listed twice, only what both lines say is used.
 fn unix_sockets(list: &[u8]) -> impl Iterator<Item = EventSocket> {
     let mut sockets: HashMap<u64, EventSocket> = HashMap::new();
     for found in list.split(|byte| *byte == b'\n').filter_map(unix_socket) {
         let socket = sockets.entry(found.id.0).or_insert_with(|| found.clone());
-        if *socket != found {
-            socket.local = None;
-        }
+        socket.kind = socket.kind.filter(|kind| Some(*kind) == found.kind);
+        socket.state = socket.state.filter(|state| Some(*state) == found.state);
+        socket.local = socket.local.take().filter(|local| Some(local) == found.local.as_ref());
     }
     sockets.into_values()
 }
@@ -170,18 +170,21 @@ mod tests {
     }
 
     #[test]
-    fn a_forged_line_hides_at_most_the_name_of_another_socket() {
+    fn a_forged_line_only_hides_what_it_contradicts() {
         let list = b"Num       RefCount Protocol Flags    Type St Inode Path\n\
             0000000000000000: 00000002 00000000 00010000 0001 01    77 /run/a b\n\
             0000000000000000: 00000002 00000000 00000000 0002 01    78 @x@y\n\
             0000000000000000: 00000002 00000000 00000000 0005 03    79\n\
             0000000000000000: 00000002 00000000 00000000 0002 01    80 /tmp/c\n\
             0000000000000000: 00000002 00000000 00010000 0001 01    77 /run/forged\n\
+            0000000000000000: 00000002 00000000 00010000 0001 01    81 /run/forged\n\
+            0000000000000000: 00000002 00000000 00000000 0002 03    81 /run/d\n\
             nonsense\n: \n";
         let found: HashMap<_, _> = unix_sockets(list).map(|socket| (socket.id.0, socket)).collect();
         let name = |inode: u64| found[&inode].local.clone();
-        assert_eq!(found.len(), 4);
-        assert_eq!(name(77), None);
+        assert_eq!(found.len(), 5);
+        assert_eq!((name(77), found[&77].state), (None, Some(SocketState::LISTEN)));
+        assert_eq!((name(81), found[&81].kind, found[&81].state), (None, None, None), "the forged line may come first");
         assert_eq!(name(78), Some(Address::Unix(UnixName::Abstract(Box::from(*b"x@y")))));
         assert_eq!(name(79), Some(Address::Unix(UnixName::Unnamed)));
         assert_eq!((found[&79].kind, found[&79].state), (Some(SocketType::SEQPACKET), Some(SocketState::ESTABLISHED)));

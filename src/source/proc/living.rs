@@ -1,6 +1,6 @@
 //! Living processes, and the `/proc` directory that describes each of them.
 //!
-//! A process is alive as long as one of its threads is. If its leading thread has ended before others, the process's own
+//! A process is alive as long as one of its threads is. If its main thread has ended before others, the process's own
 //! directory no longer shows program, users and file descriptors, but the directories of its other threads do.
 
 use std::path::PathBuf;
@@ -14,7 +14,7 @@ use super::stat::Stat;
 pub struct LivingProcess {
     /// Its id.
     pub pid: u32,
-    /// The `stat` of its leading thread, which may have ended. It has the process's start and name.
+    /// The `stat` of its main thread, which may have ended. It has the process's start and name.
     pub stat: Stat,
     /// Its living threads: at least one.
     pub threads: Vec<u32>,

@@ -153,7 +153,7 @@ fn credentials(entry: &ProcEntry) -> Option<Credentials> {
 /// process that has rewritten its arguments is not recognised, and keeps what was captured at its exec.
 fn same_program(image: &Image, args: &[String]) -> bool {
     if image.args.is_empty() {
-        return true; // nothing is known that it could contradict
+        return true; // no arguments are known to compare with
     }
     match image.args.split_last() {
         Some((cut, whole)) if image.args_cut => {

@@ -1,4 +1,4 @@
-//! The sockets that existed before the monitor, and their owners.
+//! The sockets that existed before the monitor and their owners, for flows.
 //!
 //! `/proc/PID/net` lists the sockets of a network namespace with their inodes, `/proc/PID/fd` the inodes that a process holds.
 

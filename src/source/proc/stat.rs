@@ -12,7 +12,7 @@ const MAX_STAT: u64 = 4096;
 pub struct Stat {
     /// The name, truncated to 15 bytes.
     pub comm: String,
-    /// `R`, `S`, …, of the leading thread; see [`Stat::has_ended`].
+    /// The state of the thread (of a process, its main thread): `R`, `S`, …; see [`Stat::has_ended`].
     pub state: u8,
     /// The parent's id; 0 for none.
     pub ppid: u32,

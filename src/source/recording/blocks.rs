@@ -44,7 +44,7 @@ impl<W: Write> BlockWriter<W> {
         self.flush()
     }
 
-    /// Writes the present block.
+    /// Writes the current block.
     pub fn flush(&mut self) -> io::Result<()> {
         if self.plain.is_empty() {
             return Ok(());

@@ -89,7 +89,7 @@ pub struct LearnedEntry {
     /// The pid. `None` in older recordings: the entry then answers the oldest question that has no answer yet.
     #[serde(default)]
     pub pid: Option<u32>,
-    /// What `/proc` showed; `None` if the process had ended.
+    /// What `/proc` showed; `None` if the process had ended or ran another program.
     pub found: Option<FoundEntry>,
 }
 
@@ -102,8 +102,8 @@ pub struct FoundEntry {
     #[serde(default)]
     pub containers: Containers,
     pub details: Details,
-    /// When `/proc` was read. Older recordings lack it. Then the answer is not used where an event up to that time must show that
-    /// it is about the right program.
+    /// When `/proc` was read. In older recordings, which lack it, it is never reached. If the answer may be used only once all
+    /// events up to this time have been processed (which may show another program), it is then not used at all.
     #[serde(default = "never")]
     pub read: MonotonicTime,
 }
@@ -288,7 +288,7 @@ pub struct Entries<'a> {
 }
 
 impl<'a> Entries<'a> {
-    /// Of a block's plain bytes.
+    /// The entries in the plain bytes of a block.
     pub fn new(plain: &'a [u8]) -> Self {
         Self { left: plain }
     }

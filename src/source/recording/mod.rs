@@ -11,8 +11,9 @@
 //!                      little-endian), then the bytes, compressed with DEFLATE (RFC 1951)
 //! ```
 //!
-//! The plain bytes are a sequence of entries, each a tag with its contents. A truncated recording can be replayed up to its last
-//! whole block. It is recognised, because the last entry of a complete recording marks its end.
+//! The plain bytes are a sequence of entries, each a tag with its contents. The last entry of a complete recording marks its end.
+//! A recording that is truncated between two blocks is replayed, but reported as incomplete. If it is truncated within a block,
+//! or damaged, the replay fails at that block, after the flows that ended before.
 
 use std::convert::Infallible;
 

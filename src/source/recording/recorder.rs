@@ -169,7 +169,7 @@ impl<S: Source<Error: Into<RecordingError>>, W: Write> Source for Recorder<S, W>
         found
     }
 
-    /// Always false: a recording has no entry for this, and recording must see what a replay sees.
+    /// Always false: a recording has no entry for this, and the pipeline must get the same answers now as in a replay.
     fn is_gone(&mut self, _process: &Process) -> bool {
         false
     }

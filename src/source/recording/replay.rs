@@ -23,8 +23,8 @@ use crate::model::socket_event::Actions;
 use crate::model::time::MonotonicTime;
 use crate::model::totals::Totals;
 use crate::source::kprobes::{Missed, Probes};
-use crate::source::names::Listener;
-use crate::source::{Answer, Batch, CountedAnswer, Counts, EventSockets, Existing, Source, Tap};
+use crate::source::names::NameListener;
+use crate::source::{Batch, CountedAnswer, Counts, EventSockets, Existing, ProcessAnswer, Source, Tap};
 use crate::state::{FoundProcess, StateConfig, StateStats};
 
 /// A recording that is being replayed.
@@ -34,10 +34,10 @@ pub struct Replay<R: Read> {
     agent: Agent,
     config: StateConfig,
     names: RecordedNames,
-    listener: Listener,
+    listener: NameListener,
     capabilities: SourceCapabilities,
     probes: Probes,
-    /// The plain bytes of the present block.
+    /// The plain bytes of the current block.
     block: Vec<u8>,
     /// How many of them have been read.
     block_read: usize,
@@ -47,7 +47,7 @@ pub struct Replay<R: Read> {
     now: MonotonicTime,
     batch: Batch,
     /// An answer that follows the events of the last batch.
-    later: Option<Answer>,
+    later: Option<ProcessAnswer>,
     complete: bool,
 }
 
@@ -64,8 +64,8 @@ pub struct Replayed {
 }
 
 impl<R: Read> Replay<R> {
-    /// Reads the beginning of a recording. The options for flows in `config` apply to the replay; the process that is not reported
-    /// is the recorder. A replay yields only flows, so requests for names or socket events in `config` have no effect.
+    /// Reads the beginning of a recording. The options for flows in `config` apply to the replay; the recorder's own process is
+    /// not reported. A replay yields only flows, so requests for names or socket events in `config` have no effect.
     ///
     /// # Errors
     /// It is not a recording, has an unsupported version, or is damaged.
@@ -96,7 +96,7 @@ impl<R: Read> Replay<R> {
             agent,
             config,
             names: RecordedNames::default(),
-            listener: Listener::new(&dns),
+            listener: NameListener::new(&dns),
             capabilities: SourceCapabilities { execs: Execs::Unseen, ..header.capabilities },
             probes: Layout::deserialize(&header.layout).map_or_else(|_| Probes::none(), Probes::recorded),
             header,
@@ -210,7 +210,7 @@ impl<R: Read> Replay<R> {
             }
             Entry::Name(name) => self.names.add(name),
             Entry::Learned(LearnedEntry { pid, found }) => {
-                let answer = Answer { pid, found: found.map(FoundProcess::from) };
+                let answer = ProcessAnswer { pid, found: found.map(FoundProcess::from) };
                 if !batch.events.is_empty() {
                     self.later = Some(answer);
                     return Ok(Then::Stop);
@@ -301,7 +301,7 @@ impl<R: Read> Source for Replay<R> {
         Ok(existing)
     }
 
-    /// Returns at most one batch.
+    /// Hands over one batch.
     fn hand_over<T: Tap>(
         &mut self,
         tap: &mut T,

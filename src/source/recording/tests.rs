@@ -14,7 +14,7 @@ use crate::model::container::Containers;
 use crate::model::event::SourceCapabilities;
 use crate::model::flow::{Owner, Transport};
 use crate::model::names::UserNames;
-use crate::model::process::{Details, Process};
+use crate::model::process::Details;
 use crate::model::testing::{monotonic, since_boot};
 use crate::source::fake::{dns_packet, query_and_response};
 use crate::source::kprobes::Feature;
@@ -53,7 +53,7 @@ pub(crate) const COMMITTED: &str = "name: process_exec\nID: 1502\nformat:\n\
     \tfield:u64 args_1[64];\toffset:1044;\tsize:512;\tsigned:0;\n";
 
 /// `commit_creds`'s.
-const CREDITED: &str = "name: credentials\nID: 1503\nformat:\n\
+const CREDENTIALS: &str = "name: credentials\nID: 1503\nformat:\n\
     \tfield:unsigned short common_type;\toffset:0;\tsize:2;\tsigned:0;\n\
     \tfield:u32 uid;\toffset:16;\tsize:4;\tsigned:0;\n\
     \tfield:u32 gid;\toffset:20;\tsize:4;\tsigned:0;\n\
@@ -116,9 +116,7 @@ fn recording() -> Vec<u8> {
 
 /// A recording that also has these events, but no samples of them.
 fn recording_with(events: &[Entry<'static>]) -> Vec<u8> {
-    let mut created = vec![0; 27];
-    created[16..24].copy_from_slice(&SOCK.to_ne_bytes());
-    let datagram = datagram();
+    let (created, datagram) = (created(SOCK), datagram());
     let header = [Entry::Header(Box::new(header()))];
     let rest = [
         event(Feature::SocketCreate, "sock_init_data", CREATED),
@@ -164,18 +162,18 @@ fn programs_are_not_known_where_no_execs_were_recorded() {
         process.image.name.clone()
     };
     assert_eq!(name(&[]), "");
-    assert_eq!(name(&[event(Feature::Credentials, "commit_creds", CREDITED)]), "named");
+    assert_eq!(name(&[event(Feature::Credentials, "commit_creds", CREDENTIALS)]), "named");
     assert_eq!(name(&[event(Feature::ProcessExec, "security_bprm_committed_creds", COMMITTED)]), "named");
 }
 
 #[test]
-fn what_was_recorded_is_replayed_each_time_the_same() {
+fn each_replay_gives_the_recorded_flows() {
     let (flows, replayed) = replay(&recording()).unwrap();
     let [flow] = &flows[..] else { panic!("{flows:#?}") };
     assert_eq!((flow.local.to_string(), flow.remote.to_string()), ("192.0.2.2:4000".into(), "192.0.2.1:53".into()));
     assert_eq!((flow.received.packets, flow.received.bytes), (1, 100));
     let Owner::Process(process) = &flow.owner else { panic!("{:?}", flow.owner) };
-    assert_eq!(Process::clone(process).image.name, "named");
+    assert_eq!(process.image.name, "named");
     assert!(replayed.complete && flow.is_final);
     assert_eq!(replay(&recording()).unwrap().0, flows);
 }

@@ -143,15 +143,15 @@ impl State {
     pub(in crate::state) fn finish(&mut self, flow_key: FlowKey, reason: Reason) {
         let Some(flow) = self.flows.get(flow_key) else { return };
         let (socket_key, sock, fragmented) = (flow.socket, self.sock_of(flow), self.may_be_fragmented(flow));
-        let last_counts = self.counted_sock(flow).filter(|_| reason == Reason::Replaced);
+        let sock_to_ask = self.counted_sock(flow).filter(|_| reason == Reason::Replaced);
         let waiting = self.questions.end(flow_key);
         let Some(mut flow) = self.flows.remove(flow_key, &mut self.sockets) else { return };
         flow.inexact.fragments |= fragmented;
         flow.socket = socket_key; // what is reported depends on it
         self.name_tracker.flow_ends(flow_key, &flow);
-        let last_counts = last_counts.filter(|_| self.questions.can_hold());
+        let sock_to_ask = sock_to_ask.filter(|_| self.questions.can_hold());
         let waiting = match waiting {
-            Some(waiting) if last_counts.is_none() => {
+            Some(waiting) if sock_to_ask.is_none() => {
                 waiting.apply(&mut flow);
                 None
             }
@@ -169,7 +169,7 @@ impl State {
         {
             self.forget_socket(flow.last, socket_key);
         }
-        match last_counts {
+        match sock_to_ask {
             Some(sock) => self.questions.hold(flow, sock, reason, waiting),
             None => self.hand_out(&flow, sock, reason),
         }

@@ -116,9 +116,9 @@ pub(super) fn has_socket(flow: &LiveFlow) -> bool {
 
 /// The outcome of a flow. It has also failed if nothing arrived and nothing left, because this host dropped all that it sent.
 fn outcome(flow: &LiveFlow) -> Outcome {
-    let nothing = flow.sent.packets == 0 && flow.received.packets == 0;
+    let all_dropped = flow.dropped.packets > 0 && flow.sent.packets == 0 && flow.received.packets == 0;
     match flow.outcome {
-        Outcome::Unknown if nothing => Outcome::Failure(flow.soft_error),
+        Outcome::Unknown if all_dropped => Outcome::Failure(flow.soft_error),
         outcome => outcome,
     }
 }

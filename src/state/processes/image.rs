@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_area_is_said_to_be_cut() {
+    fn arguments_that_were_cut_are_reported_as_cut() {
         let (args, cut) = split(b"curl\0http://exam", Some(2));
         assert_eq!(args, ["curl", "http://exam"]);
         assert!(cut);

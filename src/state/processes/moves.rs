@@ -59,12 +59,12 @@ impl Moves {
 
     /// Stores the containers from `/proc`, if events do not show them.
     pub fn learn(&self, process: &mut Process, containers: Containers) {
-        let counts = match self.seen {
+        let is_used = match self.seen {
             Visibility::Nothing => false, // they are used from `Image::details`
             Visibility::All => process.containers.is_none(),
             Visibility::NotLost => true,
         };
-        if counts {
+        if is_used {
             process.containers = Some(Arc::new(containers));
         }
     }
@@ -90,7 +90,7 @@ pub fn in_control_group(process: Process, group: &FoundGroup) -> Process {
 
 impl Processes {
     /// Sets whether moves into other control groups are seen. Call it before any process is added.
-    pub fn see_moves(&mut self, seen: bool) {
+    pub fn set_moves_seen(&mut self, seen: bool) {
         self.moves.seen = if seen { Visibility::All } else { Visibility::Nothing };
     }
 
@@ -168,7 +168,7 @@ mod tests {
 
     fn follows_moves() -> Processes {
         let mut table = Processes::new(10);
-        table.see_moves(true);
+        table.set_moves_seen(true);
         table.add_preexisting(old(1));
         table
     }
@@ -245,7 +245,7 @@ mod tests {
         assert_eq!(
             table.next_wanted().map(|process| process.pid),
             Some(13),
-            "its new program can be told from another's"
+            "it is looked up again for its new program"
         );
     }
 
@@ -303,10 +303,10 @@ mod tests {
     }
 
     #[test]
-    fn an_exec_requests_a_lookup_only_if_the_container_is_to_be_known_and_is_not() {
+    fn an_exec_requests_a_lookup_only_if_moves_are_seen_and_the_container_is_not_known() {
         let is_wanted_after_exec = |parent, seen| {
             let mut table = follows_moves();
-            table.see_moves(seen);
+            table.set_moves_seen(seen);
             table.fork(parent, Fork { child: 10, start: Some(since_boot(5)) });
             table.exec(10, &exec());
             table.next_wanted().is_some()
@@ -337,7 +337,7 @@ mod tests {
         table.samples_lost();
         table.fork_elsewhere(1, 10);
         table.fork(1, Fork { child: 10, start: Some(since_boot(5)) });
-        table.see_moves(false);
+        table.set_moves_seen(false);
         table.group_looked_up(1, in_container("web"));
         table.fork_elsewhere(1, 11);
         table.fork(1, Fork { child: 11, start: Some(since_boot(6)) });
@@ -391,7 +391,7 @@ mod tests {
     #[test]
     fn without_events_of_moves_containers_come_from_proc() {
         let mut table = follows_moves();
-        table.see_moves(false);
+        table.set_moves_seen(false);
         table.add_preexisting(old(9));
         let process = table.process_of_running_thread(9, 9);
         table.learn(&process, found("web"));

@@ -92,7 +92,7 @@ impl Programs {
 
 impl Processes {
     /// Sets how execs are seen. Call it before any process is added.
-    pub fn see_execs(&mut self, seen: Execs) {
+    pub fn set_execs_seen(&mut self, seen: Execs) {
         self.programs.seen = seen;
     }
 

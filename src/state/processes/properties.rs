@@ -50,6 +50,7 @@ fn in_ticks(count: u64) -> BootTime {
     BootTime::ZERO.saturating_add(TICK.saturating_mul(count as u32))
 }
 
+/// A living process of the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Model {
     start: BootTime,
@@ -67,8 +68,8 @@ struct Host {
     processes: BTreeMap<u32, Model>,
     ended: BTreeMap<u32, MonotonicTime>,
     events: Vec<Event>,
-    /// What made sockets, by the time of their creation.
-    made_by: BTreeMap<MonotonicTime, String>,
+    /// The program that created each socket, by the time of the creation.
+    created_by: BTreeMap<MonotonicTime, String>,
     /// Ids below this are not used again.
     fresh: u32,
 }
@@ -83,7 +84,7 @@ impl Host {
             processes,
             ended: BTreeMap::new(),
             events: Vec::new(),
-            made_by: BTreeMap::new(),
+            created_by: BTreeMap::new(),
             fresh: 1,
         }
     }
@@ -102,12 +103,12 @@ impl Host {
                     threads: BTreeSet::from([child]),
                     ..self.processes[&pid].clone()
                 };
-                self.tell(pid, tid, EventKind::Fork(Fork { child, start: Some(model.start) }));
+                self.emit(pid, tid, EventKind::Fork(Fork { child, start: Some(model.start) }));
                 self.processes.insert(child, model);
             }
             Step::Thread(who) => {
                 let ((pid, tid), thread) = (chosen(who), self.free_id());
-                self.tell(pid, tid, EventKind::ThreadStarted(ThreadStarted { process: pid, thread }));
+                self.emit(pid, tid, EventKind::ThreadStarted(ThreadStarted { process: pid, thread }));
                 self.model(pid).threads.insert(thread);
             }
             Step::Exec(who, order) => {
@@ -116,19 +117,19 @@ impl Host {
                 let (name, uid) = (format!("p{}", self.count), self.model(pid).uid);
                 let model = self.model(pid);
                 (model.name, model.threads) = (name.clone(), BTreeSet::from([pid]));
-                self.tell(pid, pid, EventKind::Credentials(credentials(uid)));
-                self.tell(pid, pid, EventKind::Exec(Box::new(exec(&name))));
+                self.emit(pid, pid, EventKind::Credentials(credentials(uid)));
+                self.emit(pid, pid, EventKind::Exec(Box::new(exec(&name))));
             }
             Step::SetUser(who, uid) => {
                 let (pid, tid) = chosen(who);
                 self.model(pid).uid = *uid;
-                self.tell(pid, tid, EventKind::Credentials(credentials(*uid)));
+                self.emit(pid, tid, EventKind::Credentials(credentials(*uid)));
             }
             Step::Socket(who) => {
                 let (pid, tid) = chosen(who);
-                self.tell(pid, tid, EventKind::SocketCreated { sock: sock_at(self.count), user: SocketUser::Program });
+                self.emit(pid, tid, EventKind::SocketCreated { sock: sock_at(self.count), user: SocketUser::Program });
                 let name = self.model(pid).name.clone();
-                self.made_by.insert(self.now, name);
+                self.created_by.insert(self.now, name);
             }
             // The first process never ends.
             Step::Exit(who) => {
@@ -154,7 +155,7 @@ impl Host {
         }
         for tid in ending {
             self.model(pid).threads.remove(&tid);
-            self.tell(pid, tid, EventKind::Exit);
+            self.emit(pid, tid, EventKind::Exit);
         }
         if self.model(pid).threads.is_empty() {
             self.processes.remove(&pid);
@@ -174,12 +175,12 @@ impl Host {
         id
     }
 
-    fn tell(&mut self, pid: u32, tid: u32, kind: EventKind) {
+    fn emit(&mut self, pid: u32, tid: u32, kind: EventKind) {
         self.now = self.now.saturating_add(Duration::from_nanos(1));
         self.events.push(Event { time: self.now, pid, tid, kind });
     }
 
-    /// What `/proc` says.
+    /// The processes that `/proc` shows.
     fn listed(&self) -> impl Iterator<Item = PreexistingProcess> {
         self.processes.iter().map(|(pid, model)| PreexistingProcess {
             process: Process {
@@ -253,7 +254,7 @@ proptest! {
         }
     }
 
-    /// No process stays for ever or has the name of another one, even if events are lost.
+    /// No process stays in the table for ever, nor under the id of another process, even if events are lost.
     #[test]
     fn a_process_whose_end_was_missed_is_forgotten_after_a_check(
         story in vec(steps(), 0..80),
@@ -266,7 +267,7 @@ proptest! {
             lost.iter().filter(|_| !host.events.is_empty()).map(|at| at.get(&host.events).time).collect();
         ingest(&mut state, &mut host, |event| lost.contains(&event.time));
         let is_there = |known: &Process| host.processes.get(&known.pid).is_some_and(|of| known.start.is_none_or(|at| at == of.start));
-        // The first look may have become due in the middle of the story, before the last process began.
+        // The first check may have become due in the middle of the story, before the last process began.
         for when in [host.now, host.now.saturating_add(CHECK_PERIOD)] {
             state.expire(when);
             while let Some(process) = state.next_unchecked() {
@@ -284,8 +285,8 @@ proptest! {
         }
     }
 
-    /// If execs are not events, no process that created a socket has the name of another one. `/proc` may be asked and may answer
-    /// at any time, with any events in between.
+    /// If execs are not events, no process that created a socket has the name of another program. `/proc` may be asked and may
+    /// answer at any time, with any events in between.
     #[test]
     fn no_program_is_wrong_where_execs_are_not_seen(
         story in vec((steps(), any::<bool>(), any::<bool>()), 0..80),
@@ -296,20 +297,20 @@ proptest! {
         let execs = if as_credentials { Execs::AsCredentials } else { Execs::Unseen };
         state.set_capabilities(SourceCapabilities { execs, ..SourceCapabilities::default() });
         host.listed().for_each(|old| state.add_preexisting(old));
-        let mut teller = LossyReporter { execs, lost: lost.iter().map(|at| at.index(100)).collect(), count: 0 };
+        let mut reporter = LossyReporter { execs, lost: lost.iter().map(|at| at.index(100)).collect(), count: 0 };
         let (mut asked, mut owners) = (Vec::new(), Vec::new());
-        for (step, is_answered, is_told) in &story {
+        for (step, is_answered, is_reported) in &story {
             host.step(step);
             if *is_answered {
                 asked.drain(..).for_each(|process: Arc<Process>| answer(&mut state, &host, &process));
             }
-            if *is_told {
-                owners.extend(teller.tell(&mut state, &mut host));
+            if *is_reported {
+                owners.extend(reporter.report(&mut state, &mut host));
                 asked.extend(std::iter::from_fn(|| state.next_wanted()));
             }
         }
         asked.drain(..).for_each(|process| answer(&mut state, &host, &process));
-        owners.extend(teller.tell(&mut state, &mut host));
+        owners.extend(reporter.report(&mut state, &mut host));
         state.expire(host.now.saturating_add(Duration::from_nanos(1)));
         for (process, truth, is_doubtful) in owners {
             let details = process.image.details.get();
@@ -343,7 +344,7 @@ struct LossyReporter {
 
 impl LossyReporter {
     /// Returns the processes that created sockets, the programs that they ran, and whether they were in doubt.
-    fn tell(&mut self, state: &mut State, host: &mut Host) -> Vec<(Arc<Process>, String, bool)> {
+    fn report(&mut self, state: &mut State, host: &mut Host) -> Vec<(Arc<Process>, String, bool)> {
         let mut owners = Vec::new();
         for event in std::mem::take(&mut host.events) {
             if !self.sees(&event) {
@@ -365,7 +366,7 @@ impl LossyReporter {
             if matches!(event.kind, EventKind::SocketCreated { .. }) {
                 let owner = state.processes.process_of_running_thread(event.pid, event.tid);
                 let is_doubtful = state.processes.ask_if_doubtful(&owner);
-                owners.push((owner, host.made_by[&event.time].clone(), is_doubtful));
+                owners.push((owner, host.created_by[&event.time].clone(), is_doubtful));
             }
         }
         state.expire(host.now);

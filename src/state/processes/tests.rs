@@ -22,7 +22,7 @@ fn a_fork_keeps_program_and_credentials_until_it_changes_them() {
     assert_eq!((child.parent_pid, child.image.name.as_str()), (Some(10), "sh"));
     assert_eq!(child.credentials.map(|c| c.uid), Some(7));
     table.exec(11, &exec("/usr/bin/curl", b"curl\0", 1));
-    assert_eq!(child.image.name, "sh", "what was bound earlier stays as it was");
+    assert_eq!(child.image.name, "sh", "a process that was returned earlier does not change");
     assert_eq!(table.latest(&child).image.name, "curl");
     assert_eq!(table.process_of_running_thread(10, 10).image.name, "sh");
 }
@@ -44,7 +44,7 @@ fn ran(path: &str) -> ExecutedFile {
 }
 
 #[test]
-fn an_exec_and_the_file_that_it_runs_meet_in_either_order() {
+fn an_exec_is_joined_with_the_file_that_it_runs_in_either_order() {
     for file_first in [true, false] {
         let mut table = Processes::new(10);
         table.fork(1, Fork { child: 10, start: Some(since_boot(5)) });
@@ -80,7 +80,7 @@ fn a_file_whose_exec_was_lost_is_not_joined_with_the_next_exec() {
 }
 
 #[test]
-fn a_path_that_may_be_another_file_is_not_reported() {
+fn a_path_that_may_lead_to_another_file_is_not_reported() {
     let mut table = Processes::new(10);
     for (pid, path) in [(10, "/proc/self/fd/4"), (11, "/dev/fd/4"), (12, "./nc"), (13, "nc")] {
         table.exec(pid, &exec(path, b"nc\0", 1));
@@ -138,7 +138,7 @@ fn without_start_times_a_reused_pid_is_recognised_by_its_parent() {
 }
 
 #[test]
-fn the_table_is_bounded_and_the_gone_make_room() {
+fn the_table_is_bounded_and_ended_processes_make_room() {
     let mut table = Processes::new(2);
     table.fork(1, Fork { child: 10, start: Some(since_boot(1)) });
     table.fork(1, Fork { child: 11, start: Some(since_boot(2)) });
@@ -165,7 +165,7 @@ fn lookups_that_find_no_room_are_counted_and_requested_again() {
 #[test]
 fn results_that_find_no_room_while_they_wait_are_counted() {
     let mut table = Processes::new(10);
-    table.see_execs(Execs::AsCredentials);
+    table.set_execs_seen(Execs::AsCredentials);
     let process = table.process_of_running_thread(10, 10);
     for args in [vec![], vec!["sh".to_owned()]] {
         let details = Details { args: Some(args), ..Details::default() };
@@ -194,9 +194,9 @@ fn an_ended_main_thread_that_does_something_is_another_process() {
 
 /// The result of a lookup is about one process only.
 #[test]
-fn where_execs_are_not_seen_a_fork_has_no_program() {
+fn where_execs_are_not_seen_a_fork_does_not_inherit_the_result_of_a_lookup() {
     let mut table = Processes::new(10);
-    table.see_execs(Execs::Unseen);
+    table.set_execs_seen(Execs::Unseen);
     let parent = table.process_of_running_thread(10, 10);
     let details = Details { container_id: Some("web".into()), ..Details::default() };
     table.learn(&parent, FoundProcess { details, ..FoundProcess::default() });
@@ -309,7 +309,7 @@ fn credentials_whose_change_was_lost_are_learned_and_stay_in_doubt() {
 fn after_a_loss_a_program_known_by_credentials_is_looked_up_once_more() {
     let wanted_after_loss = |seen| {
         let mut table = Processes::new(10);
-        table.see_execs(seen);
+        table.set_execs_seen(seen);
         let before = table.process_of_running_thread(10, 10);
         table.process_of_running_thread(10, 10);
         let wanted = |table: &mut Processes| std::iter::from_fn(|| table.next_wanted()).count();
@@ -327,7 +327,7 @@ fn after_a_loss_a_program_known_by_credentials_is_looked_up_once_more() {
 fn the_result_of_a_lookup_waits_until_no_earlier_event_can_come() {
     let args_at = |reached, lost| {
         let mut table = Processes::new(10);
-        table.see_execs(Execs::AsCredentials);
+        table.set_execs_seen(Execs::AsCredentials);
         let process = table.process_of_running_thread(10, 10);
         let details = Details { args: Some(vec!["sh".to_owned()]), ..Details::default() };
         table.learn(&process, FoundProcess { read: monotonic(100), details, ..FoundProcess::default() });
@@ -347,7 +347,7 @@ fn the_result_of_a_lookup_waits_until_no_earlier_event_can_come() {
 fn after_a_loss_a_process_is_certain_only_as_long_as_it_is_the_same() {
     let after_loss = |seen| {
         let mut table = Processes::new(10);
-        table.see_execs(seen);
+        table.set_execs_seen(seen);
         table.doubt(monotonic(1_000_000_000));
         table.fork(1, Fork { child: 10, start: Some(since_boot(5)) });
         (table.process_of_running_thread(10, 10), table)

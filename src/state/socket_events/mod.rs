@@ -186,7 +186,7 @@ impl SocketEvents {
     /// The connection of an accept whose entry was not seen, for instance because it began before the monitor. Its listener is not
     /// known.
     fn accepted_by_unseen_call(&mut self, context: CallContext, socket: EventSocket) {
-        // A kernel thread accepts for the kernel itself: this is no program's call, so there is no event.
+        // A kernel thread accepts for the kernel itself, not for a program, so there is no event.
         let CallContext { time, tid, thread_name, process: Some(process) } = context else { return };
         self.remember(socket.clone());
         let listener = Listener { id: SocketId::default(), local: None };

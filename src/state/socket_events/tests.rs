@@ -1,4 +1,4 @@
-//! Calls step by step, as the kernel tells of them.
+//! Calls, step by step, as samples show them.
 
 use super::*;
 use crate::model::event::{EventKind, Segments, TcpState, Tuple};
@@ -33,7 +33,7 @@ impl Machine {
         self.step(7, Step::Entered(Entered::Other { call, fd }));
     }
 
-    fn back(&mut self, call: Call, layer: Layer, value: i64) {
+    fn returns(&mut self, call: Call, layer: Layer, value: i64) {
         self.step(7, Step::Returned { call, layer, value });
     }
 
@@ -86,7 +86,7 @@ fn a_creation_has_the_descriptor() {
         Step::Entered(Entered::Create { layer: Layer::SystemCall, family: 2, kind: 1 | 0o2_000_000, protocol: 0 }),
     );
     machine.step(7, reach(tcp(5), Operation::Create { protocol: 0 }));
-    machine.back(Call::Create, Layer::SystemCall, 3);
+    machine.returns(Call::Create, Layer::SystemCall, 3);
     let event = machine.one();
     assert_eq!(
         (&event.action, event.result, event.fd),
@@ -101,7 +101,7 @@ fn a_failed_creation_has_the_requested_family_type_and_protocol() {
     let mut machine = Machine::new(Actions::ALL);
     machine
         .step(7, Step::Entered(Entered::Create { layer: Layer::SystemCall, family: 2, kind: 3 | 0o4000, protocol: 1 }));
-    machine.back(Call::Create, Layer::SystemCall, -1);
+    machine.returns(Call::Create, Layer::SystemCall, -1);
     let event = machine.one();
     assert_eq!((event.result, event.fd, event.socket.id), (CallResult::Failure(1), None, SocketId(0)));
     assert_eq!((event.socket.kind, event.socket.protocol), (Some(SocketType::RAW), Some(1)));
@@ -118,13 +118,13 @@ fn the_creations_of_a_socketpair_have_no_descriptors() {
 }
 
 #[test]
-fn a_bind_that_fails_leaves_the_socket_nameless() {
+fn a_bind_that_fails_leaves_the_socket_without_an_address() {
     let mut machine = Machine::new(Actions::ALL);
     for (name, value) in [(b"/a", -98), (b"/b", 0)] {
         machine.enter(Call::Bind, 4);
         machine.step(7, reach(unix(5), Operation::Bind(Some(path(name)))));
-        machine.back(Call::Bind, Layer::Socket, value);
-        machine.back(Call::Bind, Layer::SystemCall, value);
+        machine.returns(Call::Bind, Layer::Socket, value);
+        machine.returns(Call::Bind, Layer::SystemCall, value);
         let event = machine.one();
         assert_eq!((event.result, event.fd), (CallResult::of(value), Some(4)));
         assert_eq!(event.socket.local, Some(path(name)));
@@ -138,7 +138,7 @@ fn a_call_through_io_uring_ends_when_it_returns_to_io_uring() {
     let mut machine = Machine::new(Actions::ALL);
     machine.step(7, reach(tcp(5), Operation::Connect(Some(Address::Ip(end(80))))));
     machine.step(7, Step::Connecting { local: Some(end(4000)) });
-    machine.back(Call::Connect, Layer::Socket, -115);
+    machine.returns(Call::Connect, Layer::Socket, -115);
     let event = machine.one();
     assert_eq!((event.fd, event.result), (None, CallResult::Failure(115)));
     assert_eq!((event.before, event.socket.state), (Some(SocketState::CLOSE), Some(SocketState::SYN_SENT)));
@@ -152,7 +152,7 @@ fn a_refused_connect_has_the_remote_address_but_its_socket_does_not() {
     machine.enter(Call::Connect, 3);
     machine.step(7, reach(tcp(5), Operation::Connect(Some(Address::Ip(end(1))))));
     machine.step(7, Step::Connecting { local: Some(end(4000)) });
-    machine.back(Call::Connect, Layer::SystemCall, -111);
+    machine.returns(Call::Connect, Layer::SystemCall, -111);
     let event = machine.one();
     assert_eq!(event.socket.remote, Some(Address::Ip(end(1))));
     assert_eq!(event.socket.state, Some(SocketState::CLOSE));
@@ -167,7 +167,7 @@ fn an_accept_has_the_connection_and_its_listener() {
     machine.step(7, Step::Entered(Entered::Listen { fd: 3, backlog: 9999 }));
     let listener = SocketSnapshot { local: Some(end(80)), ..tcp(5) };
     machine.step(7, reach(listener, Operation::Listen { backlog: 4096 }));
-    machine.back(Call::Listen, Layer::SystemCall, 0);
+    machine.returns(Call::Listen, Layer::SystemCall, 0);
     let event = machine.one();
     assert_eq!(event.action, Action::Listen { backlog: 9999 });
     assert_eq!(event.socket.state, Some(SocketState::LISTEN));
@@ -176,7 +176,7 @@ fn an_accept_has_the_connection_and_its_listener() {
     machine.step(7, reach(SocketSnapshot { state: SocketState::LISTEN, ..listener }, Operation::Accept));
     let connection = SocketSnapshot { state: SocketState::ESTABLISHED, remote: Some(end(4000)), ..listener };
     machine.step(7, Step::Accepted { socket: SocketSnapshot { id: SocketId(6), ..connection } });
-    machine.back(Call::Accept, Layer::SystemCall, 8);
+    machine.returns(Call::Accept, Layer::SystemCall, 8);
     let event = machine.one();
     let of = Listener { id: SocketId(5), local: Some(Address::Ip(end(80))) };
     assert_eq!(event.action, Action::Accept { listener: of, accepted: Some(8) });
@@ -190,7 +190,7 @@ fn a_failed_accept_has_the_listener() {
     let mut machine = Machine::new(Actions::ALL);
     machine.enter(Call::Accept, 3);
     machine.step(7, reach(SocketSnapshot { state: SocketState::LISTEN, ..tcp(5) }, Operation::Accept));
-    machine.back(Call::Accept, Layer::SystemCall, -11);
+    machine.returns(Call::Accept, Layer::SystemCall, -11);
     machine.step(7, Step::Released { socket: SocketSnapshot { sock: None, ..tcp(6) } });
     let event = machine.one();
     assert_eq!((event.result, event.socket.id), (CallResult::Failure(11), SocketId(5)));
@@ -201,10 +201,10 @@ fn a_failed_accept_has_the_listener() {
 fn calls_without_a_socket_and_unwanted_actions_make_no_event() {
     let mut machine = Machine::new(Actions::CLOSE);
     machine.enter(Call::Bind, 99);
-    machine.back(Call::Bind, Layer::SystemCall, -9);
+    machine.returns(Call::Bind, Layer::SystemCall, -9);
     machine.enter(Call::Bind, 4);
     machine.step(7, reach(unix(5), Operation::Bind(Some(path(b"/b")))));
-    machine.back(Call::Bind, Layer::SystemCall, 0);
+    machine.returns(Call::Bind, Layer::SystemCall, 0);
     assert!(machine.emitted().is_empty());
     machine.step(7, Step::Released { socket: unix(5) });
     let event = machine.one();
@@ -271,7 +271,7 @@ fn sockets_that_found_no_room_still_have_events() {
 }
 
 #[test]
-fn a_known_scope_and_a_port_that_was_given_back_are_kept() {
+fn a_known_scope_id_and_the_port_of_a_closed_connection_are_kept() {
     let known = IpEnd { ip: "fe80::1".parse().unwrap(), port: 80, scope_id: 2, flow_info: 0 };
     let now = |port| Some(IpEnd { scope_id: 0, port, ..known });
     assert_eq!(merged_address(now(80), Some(Address::Ip(known))), Some(Address::Ip(known)));
@@ -314,7 +314,7 @@ const ESTABLISHED: Option<SocketState> = Some(SocketState::ESTABLISHED);
 #[test]
 fn a_nonblocking_connect_is_established_later() {
     let mut machine = connecting(STATES);
-    machine.back(Call::Connect, Layer::SystemCall, -115);
+    machine.returns(Call::Connect, Layer::SystemCall, -115);
     enters(&mut machine, sock_at(5 * 64), TcpState::Established);
     let emitted = machine.emitted();
     let [connect, state] = &emitted[..] else { panic!("{emitted:#?}") };
@@ -323,14 +323,14 @@ fn a_nonblocking_connect_is_established_later() {
     assert_eq!(state.socket.remote, Some(Address::Ip(end(80))));
     assert_eq!(state.socket.local, Some(Address::Ip(end(9))));
     assert_eq!(state.socket.owner.as_ref().map(|owner| owner.pid), Some(PID));
-    assert!(state.process.is_none(), "whoever was interrupted");
+    assert!(state.process.is_none(), "the event may come from any thread");
 }
 
 #[test]
-fn it_may_be_established_before_the_call_returns() {
+fn a_nonblocking_connect_may_be_established_before_the_call_returns() {
     let mut machine = connecting(STATES);
     enters(&mut machine, sock_at(5 * 64), TcpState::Established);
-    machine.back(Call::Connect, Layer::SystemCall, -115);
+    machine.returns(Call::Connect, Layer::SystemCall, -115);
     enters(&mut machine, sock_at(5 * 64), TcpState::Closed { error: 104 });
     let expected = [("state", CLOSE, ESTABLISHED), ("connect", CLOSE, ESTABLISHED), ("state", ESTABLISHED, CLOSE)];
     assert_eq!(emitted_states(&mut machine), expected);
@@ -340,7 +340,7 @@ fn it_may_be_established_before_the_call_returns() {
 fn states_of_unknown_sockets_make_no_event() {
     let mut machine = connecting(STATES);
     enters(&mut machine, sock_at(6 * 64), TcpState::Established);
-    machine.back(Call::Connect, Layer::SystemCall, 0);
+    machine.returns(Call::Connect, Layer::SystemCall, 0);
     machine.step(7, Step::Released { socket: tcp(5) });
     enters(&mut machine, sock_at(5 * 64), TcpState::Closed { error: 0 });
     assert_eq!(emitted_states(&mut machine), [("connect", CLOSE, ESTABLISHED)]);
@@ -348,10 +348,10 @@ fn states_of_unknown_sockets_make_no_event() {
 }
 
 #[test]
-fn states_are_not_indexed_unless_they_are_wanted() {
+fn sockets_are_not_indexed_unless_states_are_wanted() {
     let mut machine = connecting(Actions::CONNECT);
     enters(&mut machine, sock_at(5 * 64), TcpState::Established);
-    machine.back(Call::Connect, Layer::SystemCall, -115);
+    machine.returns(Call::Connect, Layer::SystemCall, -115);
     assert_eq!(emitted_states(&mut machine), [("connect", CLOSE, SYN_SENT)]);
     assert!(machine.events.by_sock.is_empty());
 }
@@ -375,19 +375,19 @@ fn failed_creations_and_accepts_by_io_uring_are_reported() {
     let mut machine = Machine::new(Actions::ALL);
     let create = Entered::Create { layer: Layer::Socket, family: 2, kind: 3, protocol: 1 };
     machine.step(7, Step::Entered(create));
-    machine.back(Call::Create, Layer::Socket, -93);
+    machine.returns(Call::Create, Layer::Socket, -93);
     let event = machine.one();
     assert_eq!((event.result, event.fd, event.socket.kind), (CallResult::Failure(93), None, Some(SocketType::RAW)));
 
     machine.step(7, Step::Entered(create));
     machine.step(7, Step::Reached { socket: tcp(5), operation: Operation::Create { protocol: 1 } });
-    machine.back(Call::Create, Layer::Socket, 0);
+    machine.returns(Call::Create, Layer::Socket, 0);
     let event = machine.one();
     assert_eq!((event.result, event.fd, event.socket.id), (CallResult::Success, None, SocketId(5)));
 
     for (value, emitted) in [(-11, None), (-22, Some(CallResult::Failure(22)))] {
         machine.step(7, Step::Reached { socket: tcp(6), operation: Operation::Accept });
-        machine.back(Call::Accept, Layer::Socket, value);
+        machine.returns(Call::Accept, Layer::Socket, value);
         assert_eq!(machine.emitted().first().map(|event| event.result), emitted);
     }
 }
@@ -424,7 +424,7 @@ fn sending_gives_a_port_and_to_a_connected_socket_an_address() {
         assert_eq!(state.socket.owner.as_ref().map(|owner| owner.pid), Some(PID));
     }
     sends(&mut machine, 7 * 64, 4000);
-    assert!(machine.emitted().is_empty(), "nobody knows of it");
+    assert!(machine.emitted().is_empty(), "the socket is not known");
 }
 
 #[test]
@@ -434,15 +434,15 @@ fn an_event_has_the_name_of_the_thread() {
     machine.enter(Call::Connect, 5);
     machine.thread_name = name(b"worker");
     machine.step(7, reach(tcp(5), Operation::Connect(ANY)));
-    machine.back(Call::Connect, Layer::SystemCall, 0);
+    machine.returns(Call::Connect, Layer::SystemCall, 0);
     assert_eq!(machine.one().thread_name, name(b"worker"));
 
-    // One that fails before it comes to a socket.
+    // A call that fails before it reaches a socket.
     machine.thread_name = name(b"other");
     machine.step(7, Step::Entered(Entered::Create { layer: Layer::SystemCall, family: 2, kind: 1, protocol: 9 }));
-    machine.back(Call::Create, Layer::SystemCall, -93);
+    machine.returns(Call::Create, Layer::SystemCall, -93);
     assert_eq!(machine.one().thread_name, name(b"other"));
 
     machine.step(7, Step::Released { socket: tcp(5) });
-    assert_eq!(machine.one().thread_name, None, "nothing emitted it");
+    assert_eq!(machine.one().thread_name, None, "no step has shown it");
 }

@@ -71,7 +71,7 @@ fn a_request_does_not_take_a_connection_from_its_owner() {
     assert_eq!(owner(&story.only()).0, SHELL);
 }
 
-/// The kernel takes the port from a connection that is reset, and still has it accepted.
+/// A connection that is reset loses its port, but can still be accepted.
 #[test]
 fn a_connection_that_is_reset_before_the_accept_belongs_to_the_accepting_process() {
     let mut story = Story::new();

@@ -1,15 +1,15 @@
-//! Each CPU has a clock of its own (kernels before 4.1), so that events of two CPUs come in any order.
+//! Each CPU has a clock of its own (kernels before 4.1), so that events of two CPUs may come in any order.
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::model::testing::sock_at;
 
-/// Where both connections have their socket, one after the other.
+/// The address of both connections' sockets, one after the other.
 const CHILD: u64 = 0xb;
 const LISTENER: u64 = 0x1;
 
-/// Two connections to one listener. The second one's socket lies where the first one's was.
+/// Two connections to one listener. The second one's socket has the address that the first one's had.
 fn two_connections() -> Vec<(u32, EventKind)> {
     let connection = |pid, port| {
         let server = tuple(80, port);
@@ -57,7 +57,7 @@ fn a_late_accept_does_not_take_the_socket_that_another_process_has_made_at_the_a
     assert_eq!(owners(&mut story), [Some(SERVER), Some(CURL)]);
 }
 
-/// The kernel takes the port from a connection that is reset, so the accept shows only its remote.
+/// A connection that is reset loses its port, so the accept shows only the remote endpoint.
 #[test]
 fn a_late_accept_of_a_connection_without_a_port_is_not_that_of_the_next_one_at_the_address() {
     let mut story = Story::new();
@@ -74,7 +74,7 @@ fn a_late_accept_of_a_connection_without_a_port_is_not_that_of_the_next_one_at_t
 }
 
 proptest! {
-    /// Each connection belongs to the process that accepted it; its owner is unknown if the accept comes first.
+    /// A connection's owner is the process that accepted it, or unknown, for instance if the accept comes first.
     #[test]
     fn a_connection_never_gets_the_owner_of_another_one(on_second_cpu in any::<u32>(), mut second_first in any::<u64>()) {
         let (mut second, mut first): (Vec<_>, Vec<_>) =

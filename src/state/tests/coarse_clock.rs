@@ -1,4 +1,4 @@
-//! A kernel's clock that advances by ticks: what happens on two CPUs within one has the same time, in whatever order.
+//! A kernel's clock that advances by ticks: events of two CPUs within one tick have the same time, and may come in any order.
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -6,14 +6,14 @@ use proptest::prelude::*;
 use super::*;
 use crate::model::testing::{monotonic, sock_at};
 
-/// At 250 a second, in nanoseconds.
+/// The length of a tick in nanoseconds, with 250 ticks a second.
 const TICK: u64 = 4_000_000;
-/// A timestamp option is behind TCP's header in all packets; a SYN has further ones.
+/// All packets have TCP's timestamp option; a SYN has further options.
 const HEADERS: u16 = 52;
 const SYN_HEADERS: u16 = 60;
 const SOCK: u64 = 0xa;
 
-/// A packet of so many segments with so much payload each, on a CPU, so many nanoseconds after the one before.
+/// A packet: its direction, number of segments, payload of each, CPU, and nanoseconds since the packet before.
 type Step = (PacketDirection, u32, u32, u32, u64);
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -21,7 +21,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     vec((direction, 1..5_u32, 0..1400_u32, 0..3_u32, 1..2_000_000_u64), 0..40)
 }
 
-/// What a connection of these packets is on the wire, and what is seen of it: time, CPU and event.
+/// The packets of a connection as they are on the wire, and the events that show them, with time and CPU.
 struct Wire {
     sent: Counters,
     received: Counters,
@@ -95,7 +95,7 @@ proptest! {
         prop_assert_eq!(wire.counted_by(TICK), (wire.sent, wire.received));
     }
 
-    /// The end within the same tick may come before packets that carried several segments: then they count as one.
+    /// The event of the end may come before packets of the same tick that carried several segments: then each counts as one.
     #[test]
     fn nothing_is_counted_twice_at_the_end(steps in steps(), closes_after in 1..TICK, closed_on in 0..3_u32) {
         let wire = Wire::of(&steps, closes_after, closed_on);
@@ -143,10 +143,9 @@ fn a_packet_after_a_tick_is_not_among_the_segments_counted_before() {
     assert_eq!(story.only().received, counters(5, 60 + 3 * 152 + 100));
 }
 
-/// The sample of a packet that leaves comes before those of two packets that its socket has counted already, and of one that
-/// it has not.
+/// The sample of a sent packet comes before those of three received ones. Its socket had already counted two of them.
 #[test]
-fn of_the_packets_of_one_tick_only_those_that_were_counted_before_are_not_counted_again() {
+fn late_samples_of_one_tick_are_counted_once() {
     let mut story = connected();
     sends(&mut story, Segments { sent: 3, received: 3 }, ACK, HEADERS);
     for _ in 0..3 {

@@ -22,7 +22,7 @@ fn a_clients_connection_is_one_flow_of_the_client() {
     let Owner::Process(process) = flow.owner else { unreachable!() };
     assert_eq!(process.credentials.map(|c| c.uid), Some(1000), "inherited over fork and exec");
     story.wait(100);
-    assert!(story.out.is_empty(), "once");
+    assert!(story.out.is_empty(), "it is reported once");
 }
 
 #[test]

@@ -1,11 +1,11 @@
-//! Packets and bytes: segments that the kernel merges, datagrams that it joins, fragments.
+//! Packets and bytes: merged segments, UDP GSO and GRO, fragments.
 
 use std::net::IpAddr;
 
 use super::*;
 use crate::model::event::Fragmented;
 
-/// A packet of TCP whose socket had counted so many segments by then.
+/// A TCP packet, with its flags and the segments that its socket had received and sent by then.
 pub(super) fn counted(
     direction: PacketDirection,
     tuple: Tuple,
@@ -44,7 +44,7 @@ fn super_packets_count_as_the_segments_that_they_carry() {
     send(&mut story, 40, ACK, 7, 4);
     // 3 segments of 1000 bytes leave as one.
     send(&mut story, 3040, ACK, 10, 4);
-    // 4 segments of 500 bytes arrive as one; the next packet to leave tells.
+    // 4 segments of 500 bytes arrive as one; the next packet to leave shows it.
     story.tcp(PacketDirection::Inbound, 0, client, 2040, ACK);
     send(&mut story, 40, ACK, 11, 8);
     // One of the kernel's own sockets repeats the last ACK. The values in place of its counters mean nothing.
@@ -187,8 +187,8 @@ pub(super) fn datagram(direction: PacketDirection, bytes: u32, data_len: u32, fr
 fn a_nonlinear_datagram_may_be_several_if_its_socket_uses_gso_or_gro() {
     let made = |user| vec![EventKind::SocketCreated { sock: sock_at(0xa), user }];
     let (program, kernel, older) = (made(SocketUser::Program), made(SocketUser::Kernel), Vec::new());
-    let merging = [made(SocketUser::Program), vec![EventKind::UdpGroEnabled { sock: sock_at(0xa) }]].concat();
-    let joining = [made(SocketUser::Program), vec![EventKind::UdpGsoEnabled { sock: sock_at(0xa) }]].concat();
+    let gro = [made(SocketUser::Program), vec![EventKind::UdpGroEnabled { sock: sock_at(0xa) }]].concat();
+    let gso = [made(SocketUser::Program), vec![EventKind::UdpGsoEnabled { sock: sock_at(0xa) }]].concat();
     // In a GSO packet, the linear part is the headers alone (28 bytes), or 176 bytes where the kernel keeps so many there.
     for (before, head, direction, bytes, data_len, several) in [
         (&program, 0, PacketDirection::Outbound, 1000, 0, false),
@@ -199,17 +199,17 @@ fn a_nonlinear_datagram_may_be_several_if_its_socket_uses_gso_or_gro() {
         (&program, 176, PacketDirection::Outbound, 1000, 972, false),
         (&program, 176, PacketDirection::Outbound, 1000, 824, true),
         (&program, 176, PacketDirection::Outbound, 170, 0, false),
-        (&joining, 176, PacketDirection::Outbound, 170, 0, true),
-        (&joining, 176, PacketDirection::Outbound, 180, 0, false),
-        (&joining, 0, PacketDirection::Outbound, 170, 0, false),
+        (&gso, 176, PacketDirection::Outbound, 170, 0, true),
+        (&gso, 176, PacketDirection::Outbound, 180, 0, false),
+        (&gso, 0, PacketDirection::Outbound, 170, 0, false),
         (&program, 0, PacketDirection::Inbound, 1000, 972, false),
         (&kernel, 0, PacketDirection::Outbound, 1000, 0, false),
         (&kernel, 0, PacketDirection::Outbound, 1000, 500, true),
         (&kernel, 0, PacketDirection::Inbound, 1000, 500, true),
         (&older, 0, PacketDirection::Inbound, 1000, 0, false),
         (&older, 0, PacketDirection::Inbound, 1000, 500, true),
-        (&merging, 0, PacketDirection::Inbound, 1000, 0, true),
-        (&merging, 0, PacketDirection::Outbound, 1000, 500, false),
+        (&gro, 0, PacketDirection::Inbound, 1000, 0, true),
+        (&gro, 0, PacketDirection::Outbound, 1000, 500, false),
     ] {
         let mut story = Story::new();
         story.state.set_capabilities(SourceCapabilities { gso_head_len: head, ..CAPABILITIES });
@@ -244,15 +244,15 @@ fn fragments_that_arrive_are_counted() {
     assert_eq!(flow.inexact, Inexact { fragments: true, ..Inexact::default() });
 }
 
-/// A datagram of 4028 bytes from socket 0xa is split.
-fn cut(tuple: Tuple, first: u16) -> EventKind {
+/// A datagram of 4028 bytes from socket 0xa is fragmented.
+fn fragmented(tuple: Tuple, first: u16) -> EventKind {
     let (transport, sock, bytes) = (Transport::Udp, SockAddress::new(0xa), 4028);
     EventKind::Fragmented(Fragmented { transport, sock, tuple, bytes, first })
 }
 
 /// Its address was translated, so it is not known which of the socket's flows it belongs to.
 #[test]
-fn a_split_datagram_marks_the_live_flows_of_its_socket() {
+fn a_fragmented_datagram_marks_the_live_flows_of_its_socket() {
     let interval = Some(Duration::from_secs(10));
     let mut story = Story::with(StateConfig { flow_report_interval: interval, ..StateConfig::default() });
     story.say(CURL, EventKind::SocketCreated { sock: sock_at(0xa), user: SocketUser::Program });
@@ -260,7 +260,7 @@ fn a_split_datagram_marks_the_live_flows_of_its_socket() {
         story.wait(6);
         story.say(CURL, datagram(PacketDirection::Outbound, 4028, 2528, 0));
     }
-    story.say(CURL, cut(tuple(40000, 54), 1500));
+    story.say(CURL, fragmented(tuple(40000, 54), 1500));
     story.wait(6);
     let flow = story.only();
     assert_eq!((flow.reason, flow.inexact.fragments), (Reason::Interim, true));
@@ -273,7 +273,7 @@ fn fragments_that_leave_are_counted() {
         let mut story = Story::new();
         story.say(CURL, EventKind::SocketCreated { sock: sock_at(0xa), user: SocketUser::Program });
         story.say(CURL, datagram(PacketDirection::Outbound, 4028, 2528, 0));
-        story.say(CURL, cut(tuple(40000, port), first));
+        story.say(CURL, fragmented(tuple(40000, port), first));
         story.wait(31);
         let flow = story.only();
         assert_eq!(flow.sent, counters(packets, bytes));
@@ -282,7 +282,7 @@ fn fragments_that_leave_are_counted() {
 }
 
 #[test]
-fn fragments_of_ipv6_have_a_header_more() {
+fn ipv6_fragments_have_a_further_header() {
     let (local, remote) = ("2001:db8::1".parse::<IpAddr>().unwrap(), "2001:db8::2".parse::<IpAddr>().unwrap());
     let tuple = Tuple { net: NET, local: Endpoint::new(local, 1), remote: Endpoint::new(remote, 2) };
     // 1448, 1448 and 1112 bytes after headers of 48 bytes; and an atomic fragment (RFC 6946).

@@ -50,15 +50,15 @@ fn a_datagram_for_two_sockets_counts_for_each() {
 
 #[test]
 fn a_datagram_of_a_kernel_socket_belongs_to_the_kernel() {
-    for tells_programs in [true, false] {
+    for distinguishes_programs in [true, false] {
         let mut story = Story::new();
-        story.state.set_capabilities(SourceCapabilities { programs: tells_programs, ..CAPABILITIES });
+        story.state.set_capabilities(SourceCapabilities { programs: distinguishes_programs, ..CAPABILITIES });
         story.say(CURL, EventKind::SocketCreated { sock: sock_at(0xa), user: SocketUser::Kernel });
         story.say(0, datagram(PacketDirection::Outbound, 1000, 0, 0));
         story.say(SHELL, EventKind::SocketReleased { sock: sock_at(0xa) });
         story.wait(31);
         let flow = story.only();
-        assert_eq!(flow.owner == Owner::Kernel, tells_programs);
-        assert_eq!(flow.last_user.is_none(), tells_programs);
+        assert_eq!(flow.owner == Owner::Kernel, distinguishes_programs);
+        assert_eq!(flow.last_user.is_none(), distinguishes_programs);
     }
 }

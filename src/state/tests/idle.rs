@@ -25,7 +25,7 @@ fn idle_client(timeouts: StateConfig) -> Story {
     story
 }
 
-/// An accepted connection of the server's, likewise.
+/// An accepted connection of the server's that was idle in the same way.
 fn idle_server() -> Story {
     let mut story = Story::new();
     let tuple = tuple(80, 40000);
@@ -101,7 +101,7 @@ fn the_other_sides_fin_or_reset_ends_an_idle_connection() {
 
 /// A firewall's reset has no socket (`nf_send_reset`).
 #[test]
-fn a_reset_without_a_socket_is_an_idle_connections() {
+fn a_reset_without_a_socket_belongs_to_the_idle_connection() {
     let mut story = idle_client(StateConfig::default());
     story.tcp(PacketDirection::Outbound, 0, tuple(40000, 80), 40, RST);
     story.wait(31);
@@ -124,7 +124,7 @@ fn a_failed_keepalive_ends_an_idle_connection() {
 }
 
 #[test]
-fn a_fin_that_is_sent_again_after_a_long_pause_is_still_the_owners() {
+fn a_fin_that_is_sent_again_after_a_long_pause_still_belongs_to_the_owner() {
     let mut story = idle_client(StateConfig::default());
     let tuple = tuple(40000, 80);
     story.say(CURL, EventKind::SocketReleased { sock: sock_at(CLIENT) });
@@ -138,7 +138,7 @@ fn a_fin_that_is_sent_again_after_a_long_pause_is_still_the_owners() {
 }
 
 #[test]
-fn a_half_closed_connections_last_fin_is_still_the_owners() {
+fn the_last_fin_of_a_half_closed_connection_still_belongs_to_the_owner() {
     let mut story = idle_client(StateConfig::default());
     let tuple = tuple(40000, 80);
     story.say(CURL, EventKind::SocketReleased { sock: sock_at(CLIENT) });
@@ -156,13 +156,14 @@ fn a_half_closed_connections_last_fin_is_still_the_owners() {
     assert_eq!(story.state.stats().idle_connections_live, 0);
 }
 
-/// Some samples of a sort were lost, and nothing else, within the last second.
+/// Samples with these facts, and no others, were lost within the last half second.
 fn lose(story: &mut Story, facts: LostFacts) {
     let since = story.now - SECOND / 2;
     story.say(0, EventKind::Lost { cause: LossCause::Ring { cpu: 0 }, count: 1, since: monotonic(since), facts });
 }
 
-/// Sends the FIN of an idle connection, and waits until its socket is gone and its flow is over. Another FIN is to come.
+/// Sends the FIN of an idle connection, and waits until its socket is gone and its flow is over. The other
+/// side's FIN is still to come.
 fn half_close(story: &mut Story, pid: u32, sock: u64, tuple: Tuple) {
     story.say(pid, EventKind::SocketReleased { sock: sock_at(sock) });
     story.tcp(PacketDirection::Outbound, sock, tuple, 52, FIN | ACK);
@@ -173,7 +174,7 @@ fn half_close(story: &mut Story, pid: u32, sock: u64, tuple: Tuple) {
     assert!(!story.only().inexact.samples_lost);
 }
 
-/// The owner was certain when the last socket sent its FIN.
+/// The FIN that its socket sends confirms the owner.
 #[test]
 fn a_connection_without_a_socket_has_an_owner_as_certain_as_when_it_had_one() {
     for (lost_before, marked) in [(true, false), (false, true)] {
@@ -235,7 +236,7 @@ fn a_new_connection_between_the_same_ends_is_another() {
     }
 }
 
-/// Its FIN cannot come any more.
+/// The other side's FIN cannot come any more.
 #[test]
 fn a_connection_that_this_host_has_reset_does_not_go_on() {
     let (mut story, tuple) = (Story::new(), tuple(40000, 80));
@@ -253,7 +254,7 @@ fn a_connection_that_this_host_has_reset_does_not_go_on() {
 
 /// The other host has restarted, and uses the port again.
 #[test]
-fn a_request_between_the_ends_of_an_idle_connection_begins_another() {
+fn a_syn_between_the_ends_of_an_idle_connection_begins_another() {
     let mut story = idle_server();
     story.tcp(PacketDirection::Inbound, 0, tuple(80, 40000), 60, SYN);
     story.tcp(PacketDirection::Outbound, 0x2, tuple(80, 40000), 60, SYN | ACK);
@@ -305,10 +306,11 @@ fn an_error_is_not_the_outcome_of_a_conversation() {
     story.udp(PacketDirection::Outbound, 0x51, tuple(5001, 8), 60);
     story.say(0, EventKind::SocketError { sock: sock_at(0x51), error: 111 });
     story.wait(31);
+    assert_eq!(story.out.len(), 2);
     assert!(story.out.drain(..).all(|flow| flow.outcome == Outcome::Unknown));
 }
 
-/// A loss of everything, that began and ended just now.
+/// A loss of any facts, which began and ended just now.
 fn loss(story: &Story) -> EventKind {
     EventKind::Lost { cause: LossCause::Ring { cpu: 0 }, count: 1, since: monotonic(story.now), facts: LostFacts::ALL }
 }
@@ -322,7 +324,7 @@ fn segment(story: &mut Story, segments: Segments) {
 }
 
 #[test]
-fn segments_that_were_lost_or_never_left_while_idle_are_not_the_next_flows() {
+fn segments_that_were_lost_or_never_left_while_idle_do_not_count_for_the_next_flow() {
     type Meanwhile = fn(&mut Story);
     let meanwhile: [(Meanwhile, u64); 3] = [
         (|_| {}, 8),

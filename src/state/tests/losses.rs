@@ -5,7 +5,7 @@ use crate::model::feature::Feature;
 use crate::model::loss::{LossCause, LostFacts};
 use crate::model::testing::{monotonic, since_boot, sock_at};
 
-/// A loss of a full ring within the last second.
+/// A full ring lost samples within the last second.
 fn ring(story: &Story) -> EventKind {
     EventKind::Lost {
         cause: LossCause::Ring { cpu: 3 },
@@ -15,7 +15,7 @@ fn ring(story: &Story) -> EventKind {
     }
 }
 
-/// The same for a probe's misses.
+/// A probe missed a hit within the last second.
 fn missed(story: &Story, feature: Feature) -> EventKind {
     let facts = feature.facts_lost_by_misses();
     EventKind::Lost { cause: LossCause::Probes { feature }, count: 1, since: monotonic(story.now - SECOND), facts }
@@ -48,8 +48,8 @@ fn a_full_ring_marks_the_flows_that_were_open() {
     story.wait(6);
     assert_eq!(story.only().inexact, Inexact::default());
     assert_eq!(story.state.stats().samples_lost, 7);
-    let told: Vec<_> = story.state.losses().map(|loss| (loss.cause, loss.count)).collect();
-    assert_eq!(told, [(LossCause::Ring { cpu: 3 }, 7)]);
+    let losses: Vec<_> = story.state.losses().map(|loss| (loss.cause, loss.count)).collect();
+    assert_eq!(losses, [(LossCause::Ring { cpu: 3 }, 7)]);
 }
 
 #[test]
@@ -64,7 +64,7 @@ fn a_flow_that_was_over_before_is_not_marked() {
 }
 
 #[test]
-fn a_datagram_s_flow_that_begins_after_a_loss_may_lack_its_beginning() {
+fn a_udp_flow_that_begins_after_a_loss_may_lack_its_beginning() {
     // The query is lost and the answer is seen: this must not look as if the other side had begun.
     for (made_before, marked) in [(true, true), (false, false)] {
         let mut story = Story::new();
@@ -165,7 +165,7 @@ fn a_missed_accept_marks_no_datagrams() {
 }
 
 #[test]
-fn a_miss_marks_no_flow_of_another_second() {
+fn a_miss_marks_no_flow_that_was_over_before_or_that_begins_after_it() {
     let mut story = Story::new();
     story.conversation(CURL, 0xa, tuple(40000, 80));
     closed(&mut story, 0xa, tuple(40000, 80));

@@ -101,7 +101,7 @@ fn names_that_are_forgotten_to_make_room_are_counted() {
     ask(&mut story, CURL, 0x51, 5001, &["192.0.2.1", "192.0.2.2", "192.0.2.3"]);
     assert_eq!(forgotten(&story), (0, 1), "curl knows too many");
     ask(&mut story, SHELL, 0x52, 5002, &["192.0.2.1"]);
-    assert_eq!(forgotten(&story), (1, 1), "too many know names");
+    assert_eq!(forgotten(&story), (1, 1), "too many processes know names");
 }
 
 #[test]
@@ -155,15 +155,15 @@ fn names_that_share_an_address_stay_apart_even_if_answers_are_late() {
     for in_time in [true, false] {
         let mut story = Story::new();
         asker(&mut story, CURL);
-        let mut told_late = Vec::new();
+        let mut late_answers = Vec::new();
         for (port, name) in (40_000..).zip(NAMES) {
             match in_time {
                 true => answer(&mut story, tuple(5001, 53), name, "127.0.0.1"),
-                false => told_late.push((story.now, name)),
+                false => late_answers.push((story.now, name)),
             }
             story.conversation(CURL, 0x1000 + u64::from(port), tuple(port, 80));
         }
-        for (time, name) in told_late {
+        for (time, name) in late_answers {
             answer_from(&mut story, time, tuple(5001, 53), name, "127.0.0.1");
         }
         assert_eq!(domains(&mut story), NAMES.map(|name| Some(name.to_owned())), "{in_time}");
@@ -278,7 +278,7 @@ fn a_flow_waits_for_late_answers() {
 }
 
 #[test]
-fn a_port_that_asks_again_for_another_process_asks_for_that_one() {
+fn a_query_port_that_is_reused_by_another_process_names_the_flows_of_that_one() {
     let mut story = Story::new();
     asker(&mut story, CURL);
     story.say(CURL, EventKind::SocketReleased { sock: sock_at(0x51) });

@@ -57,7 +57,7 @@ fn a_connect_that_sends_nothing_is_still_a_flow() {
 }
 
 #[test]
-fn a_connect_that_finds_no_room_is_counted_and_sends_no_flow() {
+fn a_connect_that_finds_no_room_is_counted_and_makes_no_flow() {
     let mut story = Story::new();
     let say =
         |story: &mut Story, tid, kind| story.state.ingest(&Event { time: monotonic(story.now), pid: CURL, tid, kind });

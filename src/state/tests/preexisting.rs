@@ -9,6 +9,7 @@ fn an_unlisted_preexisting_socket_has_an_unknown_owner_and_is_forgotten() {
     story.tcp(PacketDirection::Inbound, 0, tuple(22, 41000), 100, ACK);
     story.tcp(PacketDirection::Outbound, 0x8, tuple(22, 41000), 100, ACK);
     story.wait(31);
+    assert_eq!(story.out.len(), 2);
     for flow in std::mem::take(&mut story.out) {
         assert_eq!((&flow.owner, flow.direction), (&Owner::Unknown, Direction::Unknown));
         assert!(!flow.complete);
@@ -31,7 +32,7 @@ fn the_flows_of_a_preexisting_socket_belong_to_its_holder() {
     let any = Endpoint::new(Ipv6Addr::UNSPECIFIED, 53);
     story.state.add_preexisting_socket(&old(ssh.local, Some(ssh.remote), Transport::Tcp, SHELL));
     story.state.add_preexisting_socket(&old(any, None, Transport::Udp, SERVER));
-    // One address in two namespaces: no known owner.
+    // Two processes have a socket at one address: no known owner.
     story.state.add_preexisting_socket(&old(tuple(9, 1).local, None, Transport::Udp, SERVER));
     story.state.add_preexisting_socket(&old(tuple(9, 1).local, None, Transport::Udp, CURL));
     story.tcp(PacketDirection::Inbound, 0, ssh, 100, ACK);

@@ -1,4 +1,4 @@
-//! Sockets that more than one process has had.
+//! Owners of sockets that were idle, or that more than one process has had.
 
 use super::*;
 

@@ -19,10 +19,10 @@ fn a_reply_without_socket_and_namespace_belongs_to_the_connection_that_it_answer
     story.tcp(PacketDirection::Inbound, 0, server, 60, SYN);
     story.tcp(PacketDirection::Outbound, 0, nowhere(elsewhere), 40, RST);
     story.wait(6);
-    let mut told: Vec<_> = story.out.drain(..).map(|flow| (flow.net, flow.sent, flow.received)).collect();
-    told.sort_by_key(|(net, ..)| *net);
+    let mut flows: Vec<_> = story.out.drain(..).map(|flow| (flow.net, flow.sent, flow.received)).collect();
+    flows.sort_by_key(|(net, ..)| *net);
     let of = |net| (net, counters(4, 240), counters(3, 600));
-    assert_eq!(told, [of(NET), of(OTHER_NET)]);
+    assert_eq!(flows, [of(NET), of(OTHER_NET)]);
     assert_eq!(story.state.stats().flows_without_socket, 0, "no flow of its own");
 }
 
@@ -37,9 +37,9 @@ fn a_reply_without_a_socket_stays_in_its_own_namespace() {
     story.tcp(PacketDirection::Inbound, 0, there, 40, FIN | ACK);
     story.tcp(PacketDirection::Outbound, 0, here, 40, ACK);
     story.wait(6);
-    let mut told: Vec<_> = story.out.iter().map(|flow| (flow.net, flow.sent.packets)).collect();
-    told.sort_unstable();
-    assert_eq!(told, [(here.net, 4), (there.net, 3)]);
+    let mut sent: Vec<_> = story.out.iter().map(|flow| (flow.net, flow.sent.packets)).collect();
+    sent.sort_unstable();
+    assert_eq!(sent, [(here.net, 4), (there.net, 3)]);
 }
 
 /// The kernel answers without a socket when it sends a SYN cookie.

@@ -3,13 +3,15 @@
 use super::*;
 use crate::model::testing::{since_boot, sock_at};
 
-/// The addresses of the MPTCP sockets and of their subflows: the listener's, the first and one that joined.
-const LISTENING: u64 = 0x1000;
-const LISTENER: u64 = 0x1;
-const ACCEPTED: u64 = 0x2000;
+// MPTCP sockets, which programs hold: a listener, an accepted socket, and one that connects.
+const MPTCP_LISTENER: u64 = 0x1000;
+const MPTCP_ACCEPTED: u64 = 0x2000;
+const MPTCP_CLIENT: u64 = 0x3000;
+
+// TCP sockets, which send and receive: the listener's, the first subflow, and one that joined.
+const TCP_LISTENER: u64 = 0x1;
 const FIRST: u64 = 0x2;
 const JOINED: u64 = 0x3;
-const MADE: u64 = 0x3000;
 
 /// A thread of the kernel.
 const WORKER: u32 = 30;
@@ -35,7 +37,7 @@ impl Story {
     }
 
     fn listens(&mut self, pid: u32) {
-        for sock in [LISTENING, LISTENER] {
+        for sock in [MPTCP_LISTENER, TCP_LISTENER] {
             self.say(pid, EventKind::SocketCreated { sock: sock_at(sock), user: SocketUser::Program });
         }
     }
@@ -43,14 +45,14 @@ impl Story {
     /// The handshake of an incoming connection.
     fn comes_in(&mut self, sock: u64, tuple: Tuple, joined: bool) {
         self.tcp(PacketDirection::Inbound, 0, tuple, 60, SYN);
-        self.tcp(PacketDirection::Outbound, LISTENER, tuple, 60, SYN | ACK);
+        self.tcp(PacketDirection::Outbound, TCP_LISTENER, tuple, 60, SYN | ACK);
         self.tcp(PacketDirection::Inbound, 0, tuple, 60, ACK);
-        self.subflow(sock, ACCEPTED, joined);
+        self.subflow(sock, MPTCP_ACCEPTED, joined);
         self.state_is(sock, tuple, TcpState::Established);
     }
 
     fn accepts(&mut self, pid: u32, tuple: Tuple) {
-        self.say(pid, EventKind::Accepted { sock: sock_at(ACCEPTED), tuple });
+        self.say(pid, EventKind::Accepted { sock: sock_at(MPTCP_ACCEPTED), tuple });
     }
 
     /// An outgoing packet of `count` segments, with the socket's counters after it.
@@ -85,18 +87,18 @@ fn pid(flow: &Flow) -> Option<u32> {
 #[test]
 fn an_accepted_socket_that_does_not_send_does_not_change_the_counters() {
     // With and without MPTCP's own events: an accepted SMC socket has none.
-    for told in [true, false] {
+    for has_subflow_events in [true, false] {
         let mut story = Story::new();
         let tuple = tuple(80, 40000);
         story.listens(SERVER);
-        match told {
+        match has_subflow_events {
             true => story.comes_in(FIRST, tuple, false),
             false => {
                 story.tcp(PacketDirection::Inbound, 0, tuple, 60, SYN);
                 story.state_is(FIRST, tuple, TcpState::Established);
             }
         }
-        let before = if told { (1, 2) } else { (0, 1) };
+        let before = if has_subflow_events { (1, 2) } else { (0, 1) };
         story.accepts(CURL, tuple);
         story.segments(FIRST, tuple, 10, Segments { received: before.1, sent: 10 });
         let closed = EventKind::TcpState {
@@ -129,7 +131,7 @@ fn subflows_have_the_owner_of_the_accepted_socket_in_any_order_of_events() {
             story.accepts(CURL, first);
         }
         story.tcp(PacketDirection::Outbound, JOINED, joined, 1000, ACK);
-        story.say(CURL, EventKind::SocketReleased { sock: sock_at(ACCEPTED) });
+        story.say(CURL, EventKind::SocketReleased { sock: sock_at(MPTCP_ACCEPTED) });
         story.wait(6);
         let flows = story.sorted();
         assert_eq!(flows.iter().map(pid).collect::<Vec<_>>(), [Some(CURL); 2]);
@@ -143,7 +145,7 @@ fn a_connection_that_is_never_accepted_belongs_to_the_listeners_owner() {
     story.listens(SERVER);
     story.comes_in(FIRST, tuple(80, 40000), false);
     story.comes_in(JOINED, tuple(80, 40001), true);
-    story.say(0, EventKind::SocketFreed { sock: sock_at(ACCEPTED) });
+    story.say(0, EventKind::SocketFreed { sock: sock_at(MPTCP_ACCEPTED) });
     story.wait(6);
     assert_eq!(story.sorted().iter().map(pid).collect::<Vec<_>>(), [Some(SERVER); 2]);
 }
@@ -158,18 +160,18 @@ fn a_subflow_that_the_kernel_creates_has_the_owner_of_the_mptcp_socket() {
     {
         let mut story = Story::with_worker();
         if known {
-            story.say(CURL, EventKind::SocketCreated { sock: sock_at(MADE), user: SocketUser::Program });
+            story.say(CURL, EventKind::SocketCreated { sock: sock_at(MPTCP_CLIENT), user: SocketUser::Program });
             story.conversation_of_subflow(CURL, FIRST, tuple(40000, 80));
         }
         story.say(WORKER, EventKind::SocketCreated { sock: sock_at(JOINED), user: SocketUser::Kernel });
         if made {
-            story.subflow(JOINED, MADE, false);
+            story.subflow(JOINED, MPTCP_CLIENT, false);
         }
         story.say(WORKER, EventKind::ConnectBegins { sock: sock_at(JOINED), remote });
         story.tcp(PacketDirection::Outbound, JOINED, tuple(40001, 80), 60, SYN);
         if answered {
             story.tcp(PacketDirection::Inbound, 0, tuple(40001, 80), 60, SYN | ACK);
-            story.subflow(JOINED, MADE, true);
+            story.subflow(JOINED, MPTCP_CLIENT, true);
             story.state_is(JOINED, tuple(40001, 80), TcpState::Established);
         }
         story.wait(31);
@@ -185,14 +187,14 @@ fn a_subflow_that_the_kernel_creates_has_the_owner_of_the_mptcp_socket() {
 fn a_subflow_that_the_kernel_creates_after_the_close_has_the_owner_of_the_mptcp_socket() {
     for freed in [false, true] {
         let mut story = Story::with_worker();
-        story.say(CURL, EventKind::SocketCreated { sock: sock_at(MADE), user: SocketUser::Program });
+        story.say(CURL, EventKind::SocketCreated { sock: sock_at(MPTCP_CLIENT), user: SocketUser::Program });
         story.conversation_of_subflow(CURL, FIRST, tuple(40000, 80));
-        story.say(CURL, EventKind::SocketReleased { sock: sock_at(MADE) });
+        story.say(CURL, EventKind::SocketReleased { sock: sock_at(MPTCP_CLIENT) });
         if freed {
-            story.say(0, EventKind::SocketFreed { sock: sock_at(MADE) });
+            story.say(0, EventKind::SocketFreed { sock: sock_at(MPTCP_CLIENT) });
         }
         story.say(WORKER, EventKind::SocketCreated { sock: sock_at(JOINED), user: SocketUser::Kernel });
-        story.subflow(JOINED, MADE, false);
+        story.subflow(JOINED, MPTCP_CLIENT, false);
         story.tcp(PacketDirection::Outbound, JOINED, tuple(40001, 80), 60, SYN);
         story.wait(31);
         let flows = story.sorted();
@@ -201,15 +203,15 @@ fn a_subflow_that_the_kernel_creates_after_the_close_has_the_owner_of_the_mptcp_
 }
 
 impl Story {
-    /// The first subflow of [`MADE`], already established.
+    /// The first subflow of [`MPTCP_CLIENT`], already established.
     fn conversation_of_subflow(&mut self, pid: u32, sock: u64, tuple: Tuple) {
         self.say(pid, EventKind::SocketCreated { sock: sock_at(sock), user: SocketUser::Kernel });
-        self.subflow(sock, MADE, false);
+        self.subflow(sock, MPTCP_CLIENT, false);
         self.say(pid, EventKind::ConnectBegins { sock: sock_at(sock), remote: tuple.remote });
         self.tcp(PacketDirection::Outbound, sock, tuple, 60, SYN);
         self.say(pid, EventKind::ConnectReturns { result: 0 });
         self.tcp(PacketDirection::Inbound, 0, tuple, 60, SYN | ACK);
-        self.subflow(sock, MADE, false);
+        self.subflow(sock, MPTCP_CLIENT, false);
         self.state_is(sock, tuple, TcpState::Established);
     }
 }
@@ -217,15 +219,15 @@ impl Story {
 #[test]
 fn the_process_that_closes_an_mptcp_socket_is_reported_for_all_subflows() {
     let mut story = Story::with_worker();
-    story.say(CURL, EventKind::SocketCreated { sock: sock_at(MADE), user: SocketUser::Program });
+    story.say(CURL, EventKind::SocketCreated { sock: sock_at(MPTCP_CLIENT), user: SocketUser::Program });
     story.conversation_of_subflow(CURL, FIRST, tuple(40000, 80));
     story.say(WORKER, EventKind::SocketCreated { sock: sock_at(JOINED), user: SocketUser::Kernel });
-    story.subflow(JOINED, MADE, false);
+    story.subflow(JOINED, MPTCP_CLIENT, false);
     story.tcp(PacketDirection::Outbound, JOINED, tuple(40001, 80), 60, SYN);
-    story.say(SHELL, EventKind::SocketReleased { sock: sock_at(MADE) });
+    story.say(SHELL, EventKind::SocketReleased { sock: sock_at(MPTCP_CLIENT) });
     // Its last packets belong to the same flow.
     story.tcp(PacketDirection::Outbound, JOINED, tuple(40001, 80), 52, FIN | ACK);
-    story.subflow(JOINED, MADE, true);
+    story.subflow(JOINED, MPTCP_CLIENT, true);
     story.wait(6);
     let flows = story.sorted();
     assert_eq!(flows.iter().map(pid).collect::<Vec<_>>(), [Some(CURL); 2]);
@@ -260,21 +262,21 @@ fn a_socket_at_the_address_of_a_subflow_that_is_gone_is_not_closed_with_the_othe
     story.say(0, EventKind::SocketFreed { sock: sock_at(0xb) });
     story.say(CURL, EventKind::SocketCreated { sock: sock_at(0xb), user: SocketUser::Program });
     story.udp(PacketDirection::Outbound, 0xb, super::tuple(5001, 7), 60);
-    story.say(SERVER, EventKind::SocketReleased { sock: sock_at(ACCEPTED) });
+    story.say(SERVER, EventKind::SocketReleased { sock: sock_at(MPTCP_ACCEPTED) });
     story.wait(6);
     story.out.retain(|flow| flow.transport == Transport::Udp);
     assert!(story.out.is_empty(), "another socket's flow goes on: {:?}", story.out);
 }
 
-/// A connection belongs to the program that established it, even if the process runs another one when the kernel says that it is
-/// a subflow.
+/// A connection belongs to the program that established it, even if the process runs another one when the kernel shows that it
+/// is a subflow.
 #[test]
 fn a_subflow_belongs_to_the_program_that_connected() {
     let mut story = Story::new();
     let (of_mptcp, plain) = (tuple(40000, 80), tuple(40001, 80));
-    story.say(CURL, EventKind::SocketCreated { sock: sock_at(MADE), user: SocketUser::Program });
+    story.say(CURL, EventKind::SocketCreated { sock: sock_at(MPTCP_CLIENT), user: SocketUser::Program });
     story.say(CURL, EventKind::SocketCreated { sock: sock_at(FIRST), user: SocketUser::Kernel });
-    story.subflow(FIRST, MADE, false);
+    story.subflow(FIRST, MPTCP_CLIENT, false);
     story.say(CURL, EventKind::SocketCreated { sock: sock_at(0xa), user: SocketUser::Program });
     for (sock, tuple) in [(FIRST, of_mptcp), (0xa, plain)] {
         story.say(CURL, EventKind::ConnectBegins { sock: sock_at(sock), remote: tuple.remote });
@@ -285,7 +287,7 @@ fn a_subflow_belongs_to_the_program_that_connected() {
         story.state_is(sock, tuple, TcpState::Established);
     }
     story.say(CURL, exec("/usr/bin/wget", b"wget\0"));
-    story.subflow(FIRST, MADE, false);
+    story.subflow(FIRST, MPTCP_CLIENT, false);
     story.wait(31);
     assert_eq!(story.sorted().iter().map(owner).collect::<Vec<_>>(), [(CURL, "curl".into()), (CURL, "curl".into())]);
 }
@@ -294,18 +296,18 @@ fn a_subflow_belongs_to_the_program_that_connected() {
 fn a_subflow_that_the_kernel_creates_belongs_to_the_owners_present_program() {
     let mut story = Story::with_worker();
     let tuple = tuple(40001, 80);
-    story.say(CURL, EventKind::SocketCreated { sock: sock_at(MADE), user: SocketUser::Program });
+    story.say(CURL, EventKind::SocketCreated { sock: sock_at(MPTCP_CLIENT), user: SocketUser::Program });
     story.say(CURL, exec("/usr/bin/wget", b"wget\0"));
     story.say(WORKER, EventKind::SocketCreated { sock: sock_at(JOINED), user: SocketUser::Kernel });
     story.say(WORKER, EventKind::ConnectBegins { sock: sock_at(JOINED), remote: tuple.remote });
     story.tcp(PacketDirection::Outbound, JOINED, tuple, 60, SYN);
     story.tcp(PacketDirection::Inbound, 0, tuple, 60, SYN | ACK);
-    story.subflow(JOINED, MADE, true);
+    story.subflow(JOINED, MPTCP_CLIENT, true);
     story.wait(31);
     assert_eq!(owner(&story.only()), (CURL, "wget".into()));
 }
 
-/// The kernel closes a subflow, it is idle when its MPTCP socket is accepted, and its last packet comes when it has no socket.
+/// The kernel closes a subflow, which is idle when its MPTCP socket is accepted. Its last packet comes when it has no socket.
 #[test]
 fn an_idle_subflow_has_the_owner_of_the_accepted_socket() {
     let mut story = Story::new();
@@ -316,7 +318,7 @@ fn an_idle_subflow_has_the_owner_of_the_accepted_socket() {
     story.tcp(PacketDirection::Outbound, JOINED, joined, 52, FIN | ACK);
     story.tcp(PacketDirection::Inbound, 0, joined, 52, ACK);
     story.wait(40);
-    assert_eq!(story.sorted().iter().map(pid).collect::<Vec<_>>(), [Some(SERVER); 2], "nobody has accepted it yet");
+    assert_eq!(story.sorted().iter().map(pid).collect::<Vec<_>>(), [Some(SERVER); 2], "it has not been accepted yet");
     story.accepts(CURL, first);
     story.state_is(JOINED, joined, TcpState::Closed { error: 0 });
     story.say(0, EventKind::SocketFreed { sock: sock_at(JOINED) });
@@ -325,12 +327,12 @@ fn an_idle_subflow_has_the_owner_of_the_accepted_socket() {
     assert_eq!(pid(&story.only()), Some(CURL));
 }
 
-/// The kernel tells of a subflow when it is made, and again when it is established.
+/// A subflow is reported when the kernel creates it, and again when it is established.
 #[test]
 fn a_first_subflow_that_is_reported_twice_goes_on() {
     let (made, accepted) = (tuple(40000, 80), tuple(80, 40000));
     let mut story = Story::new();
-    story.say(CURL, EventKind::SocketCreated { sock: sock_at(MADE), user: SocketUser::Program });
+    story.say(CURL, EventKind::SocketCreated { sock: sock_at(MPTCP_CLIENT), user: SocketUser::Program });
     story.conversation_of_subflow(CURL, FIRST, made);
     story.listens(SERVER);
     for _ in 0..2 {
@@ -344,19 +346,19 @@ fn a_first_subflow_that_is_reported_twice_goes_on() {
 #[test]
 fn an_mptcp_socket_that_was_passed_on_still_belongs_to_its_creator() {
     let mut story = Story::new();
-    story.say(CURL, EventKind::SocketCreated { sock: sock_at(MADE), user: SocketUser::Program });
+    story.say(CURL, EventKind::SocketCreated { sock: sock_at(MPTCP_CLIENT), user: SocketUser::Program });
     story.conversation_of_subflow(SHELL, FIRST, tuple(40000, 80));
     story.wait(31);
     assert_eq!(pid(&story.only()), Some(CURL));
 }
 
 #[test]
-fn a_subflow_of_the_kernel_that_is_reported_twice_before_it_connects_belongs_to_the_program() {
+fn a_subflow_of_the_kernel_that_is_reported_twice_before_it_connects_does_not_belong_to_the_kernel() {
     let mut story = Story::with_worker();
     let tuple = tuple(40001, 80);
     story.say(WORKER, EventKind::SocketCreated { sock: sock_at(JOINED), user: SocketUser::Kernel });
     for _ in 0..2 {
-        story.subflow(JOINED, MADE, false);
+        story.subflow(JOINED, MPTCP_CLIENT, false);
     }
     story.say(WORKER, EventKind::ConnectBegins { sock: sock_at(JOINED), remote: tuple.remote });
     story.tcp(PacketDirection::Outbound, JOINED, tuple, 60, SYN);

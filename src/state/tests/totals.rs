@@ -7,7 +7,7 @@ use crate::model::totals::{TcpTotals, Totals};
 
 const SOCK: u64 = 0xa;
 
-/// A source that counts.
+/// A state machine whose source counts, and a socket of curl's.
 fn story(config: StateConfig) -> Story {
     let mut story = Story::with(config);
     story.state.set_capabilities(SourceCapabilities { totals: true, ..CAPABILITIES });
@@ -15,7 +15,7 @@ fn story(config: StateConfig) -> Story {
     story
 }
 
-/// So many datagrams of 100 bytes were counted between these ends, the last one now.
+/// The kernel has counted `sent` and `received` datagrams of 100 bytes between these ends, the last one now.
 fn totals(story: &Story, tuple: Tuple, sent: u64, received: u64) -> Totals {
     let Tuple { local, remote, .. } = tuple;
     let (sent, received) = (counters(sent, 100 * sent), counters(received, 100 * received));
@@ -40,7 +40,7 @@ fn report(story: &mut Story, totals: Totals) {
     story.say(0, EventKind::Totals(Box::new(totals)));
 }
 
-/// Asks the next question. `totals` are the answer, of the time now.
+/// Answers the next question with `totals`, read now.
 fn answer(story: &mut Story, totals: Option<Totals>) {
     let question = story.state.next_question().expect("a question");
     story.state.answer(question, totals, monotonic(story.now));
@@ -119,12 +119,12 @@ fn counts_of_a_socket_are_shared_by_its_flows() {
     report(&mut story, first);
     story.say(0, EventKind::SocketFreed { sock: sock_at(SOCK) });
     story.wait(6);
-    assert!(story.state.next_question().is_none(), "a freed socket has nothing more to say");
+    assert!(story.state.next_question().is_none(), "the last counts of a freed socket have come");
     assert_eq!(story.only().sent, counters(5, 500));
 }
 
 #[test]
-fn a_socket_that_is_freed_says_its_last_before() {
+fn an_answer_about_a_socket_that_was_freed_meanwhile_is_not_used() {
     let (mut story, tuple) = (story(StateConfig::default()), tuple(40000, 53));
     story.udp(PacketDirection::Outbound, SOCK, tuple, 100);
     story.wait(31);
@@ -158,7 +158,7 @@ fn counts_without_a_flow_begin_one_if_their_socket_is_known() {
 }
 
 #[test]
-fn counts_without_a_flow_or_a_socket_are_told_when_the_socket_is_gone() {
+fn counts_without_a_flow_are_packets_without_a_flow_once_the_socket_is_freed() {
     let mut story = story(StateConfig::default());
     let unknown = Totals { sock: sock_at(0xb), transport: Transport::Tcp, ..totals(&story, tuple(40000, 80), 4, 1) };
     report(&mut story, unknown);
@@ -309,4 +309,20 @@ fn counts_that_find_no_room_mark_their_flow() {
     story.out.extend(story.state.finished());
     let flow = story.only();
     assert_eq!((flow.sent, flow.inexact.samples_lost), (counters(1, 100), true));
+}
+
+/// It has no packets, but this host dropped none.
+#[test]
+fn a_flow_that_begins_with_counts_without_room_has_not_failed() {
+    let mut story = story(StateConfig { max_flows: 1, max_sockets: 1, ..StateConfig::default() });
+    for port in 1..=2 {
+        let one = totals(&story, tuple(port, 53), 0, 0);
+        report(&mut story, one);
+    }
+    let refused = totals(&story, tuple(3, 53), 3, 0);
+    report(&mut story, refused);
+    story.state.shutdown();
+    story.out.extend(story.state.finished());
+    let flow = story.only();
+    assert_eq!((flow.sent, flow.inexact.samples_lost, flow.outcome), (counters(0, 0), true, Outcome::Unknown));
 }

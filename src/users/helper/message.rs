@@ -46,7 +46,7 @@ pub(super) fn answer(id: Id, answer: Option<&Answer>) -> Vec<u8> {
     [&question(id), &[kind][..], name.as_bytes()].concat()
 }
 
-/// Parses an answer. `None` if it is about another id.
+/// Parses an answer. `None` if there is no `getent`. An answer about another id counts as a failure.
 pub(super) fn read_answer(bytes: &[u8], id: Id) -> Option<Answer> {
     let rest = bytes.strip_prefix(&question(id)).and_then(<[u8]>::split_first);
     match rest {
@@ -69,14 +69,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read(id in ids(), other in ids(), name in "[a-z][a-z0-9@.-]{0,80}") {
+        fn questions_and_answers_survive_encoding(id in ids(), other in ids(), name in "[a-z][a-z0-9@.-]{0,80}") {
             prop_assert_eq!(read_question(&question(id)), Some(id));
-            for said in [Some(Answer::Named(name)), Some(Answer::Unknown), Some(Answer::Failed), None] {
-                let bytes = answer(id, said.as_ref());
+            for sent in [Some(Answer::Named(name)), Some(Answer::Unknown), Some(Answer::Failed), None] {
+                let bytes = answer(id, sent.as_ref());
                 prop_assert!(bytes.len() <= MAX_ANSWER_LEN);
-                prop_assert_eq!(read_answer(&bytes, id), said);
+                prop_assert_eq!(read_answer(&bytes, id), sent);
                 if other != id {
-                    prop_assert_eq!(read_answer(&bytes, other), Some(Answer::Failed), "about another");
+                    prop_assert_eq!(read_answer(&bytes, other), Some(Answer::Failed), "about another id");
                 }
             }
         }

@@ -35,7 +35,7 @@ fn named(name: &str) -> Answer {
     Answer::Named(name.to_owned())
 }
 
-/// A service that knows one user, and one group.
+/// The reply of a service that knows one user, and one group.
 fn knows_one(request: &Value, name: &str, id: u32) -> String {
     let (method, parameters) = (request["method"].as_str().unwrap(), &request["parameters"]);
     let reply = match method {
@@ -87,6 +87,18 @@ fn the_multiplexer_speaks_for_all_unless_it_fails() {
     assert_eq!(look_up(folder.path(), ID, LONG), named("dynamic"));
     assert_eq!(look_up(folder.path(), Id::User(1), LONG), Answer::Failed, "one service has failed");
     assert_eq!(look_up(folder.path(), Id::Group(61_184), LONG), Answer::Unknown, "the others are not asked");
+}
+
+#[test]
+fn the_multiplexer_is_found_among_many_services() {
+    let folder = TempDir::new().unwrap();
+    let others = (0..2 * MAX_SERVICES).map(|number| format!("a.{number}"));
+    // Directories list their entries in any order.
+    for name in others.clone().chain([MULTIPLEXER.to_owned()]).chain(others.map(|name| name + ".b")) {
+        fs::write(folder.path().join(name), "").unwrap();
+    }
+    let services = services(folder.path());
+    assert_eq!((services.len(), services[0].as_str()), (MAX_SERVICES, MULTIPLEXER));
 }
 
 #[test]

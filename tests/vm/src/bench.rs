@@ -1,12 +1,12 @@
 //! `vm bench`: the cost of traffic and processes, in instructions.
 
-use std::io::{self, Write};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::io;
 
 use anyhow::{Context, Result};
 use serde_json::Value;
 
 use crate::binaries::{Profile, Program};
+use crate::buffer::Buffer;
 use crate::guest::{Guest, Outcome};
 use crate::options::{BenchOptions, MachineOptions};
 
@@ -14,7 +14,7 @@ use crate::options::{BenchOptions, MachineOptions};
 pub fn run(options: &BenchOptions) -> Result<u8> {
     let mut machine = MachineOptions::standard(options.kernel, options.arch);
     machine.icount = true;
-    let lines = Lines::default();
+    let lines = Buffer::default();
     let guest = Guest {
         machine: &machine,
         packages: &[],
@@ -39,26 +39,6 @@ pub fn run(options: &BenchOptions) -> Result<u8> {
         eprintln!("vm: nothing was measured: {outcome}");
     }
     Ok(outcome.exit_status())
-}
-
-/// The output of `guest-bench`.
-#[derive(Debug, Clone, Default)]
-struct Lines(Arc<Mutex<Vec<u8>>>);
-
-impl Lines {
-    fn text(&self) -> String {
-        String::from_utf8_lossy(&self.0.lock().unwrap_or_else(PoisonError::into_inner)).into_owned()
-    }
-}
-
-impl Write for Lines {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
 
 /// All rounds of one load.
@@ -132,7 +112,7 @@ fn table(unit: &str, loads: &[Load]) -> String {
     };
     let mut text = format!(
         "| {what} | {each} each | without monitor | added by the probes, in the kernel | \
-         added by socktrail's threads | of that in user space | in all |\n|---|---|---|---|---|---|---|\n",
+         added by Socktrail's threads | share in user space | total |\n|---|---|---|---|---|---|---|\n",
     );
     for load in loads {
         let all = load.alone.mean() + load.probes.mean() + load.threads.mean();

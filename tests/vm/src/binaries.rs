@@ -110,7 +110,7 @@ pub fn build(arch: Arch, profile: Profile, programs: &[Program]) -> Result<Vec<P
         .collect()
 }
 
-/// Copies a test program to a name without cargo's hash, which the guest's tests know.
+/// Copies a test program to the name that the guest's tests know, without cargo's hash.
 fn without_hash(built: &Path) -> Result<PathBuf> {
     let copy = built.with_file_name(KPROBES_TESTS);
     fs::copy(built, &copy).with_context(|| format!("write {}", copy.display()))?;

@@ -16,8 +16,6 @@ const FAULTS: &[&str] = &[
     "Unable to handle kernel",
     "general protection fault",
     "detected stall",
-    "self-detected stall",
-    "detected stalls on CPUs",
     "blocked for more than",
 ];
 

@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn archives_can_be_joined() {
+    fn archives_are_padded_so_that_they_can_be_concatenated() {
         for name in ["a", "ab", "abc", "abcd"] {
             for content in ["", "1", "12", "123", "1234"] {
                 let mut writer = Writer::new(Vec::new());

@@ -20,7 +20,7 @@ await() {
     until "$@"; do
         kill -0 "$socktrail" || fail "socktrail ended too early"
         tries=$((tries - 1))
-        [ "$tries" -gt 0 ] || fail "waited in vain for $what"
+        [ "$tries" -gt 0 ] || fail "timed out, waiting for $what"
         sleep 0.1
     done
 }

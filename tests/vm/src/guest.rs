@@ -361,7 +361,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// The outcome of a broken kernel, if it is.
+    /// The outcome, if the kernel has broken.
     fn fault(&self) -> Option<Outcome> {
         self.console.fault().map(|line| Outcome::Fault(line.to_owned()))
     }

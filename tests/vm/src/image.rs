@@ -43,7 +43,7 @@ pub fn write(content: &Content<'_>, path: &Path) -> Result<u64> {
     Ok(file.metadata().with_context(context)?.len())
 }
 
-/// The archive of folders, links and files in `/etc`.
+/// The archive with the folders and links of the root, and with the files in `/etc`.
 fn base() -> io::Result<Vec<u8>> {
     let mut archive = Writer::new(Vec::new());
     archive.directory("usr", 0o755)?;

@@ -4,6 +4,7 @@
 mod apt;
 mod bench;
 mod binaries;
+mod buffer;
 mod cache;
 mod console;
 mod cpio;

@@ -153,7 +153,7 @@ pub struct TestOptions {
     /// Also run the tests that take many minutes, which are skipped by default.
     #[arg(long)]
     pub long: bool,
-    /// How many guests run at once. Each uses at most one processor, and often waits [default: three for two processors].
+    /// How many guests run at once. Each uses at most one processor, and often waits [default: three for every two processors].
     #[arg(long, value_parser = clap::value_parser!(u8).range(1..))]
     pub jobs: Option<u8>,
     /// Run Socktrail on 6.1 without the features that a kernel of this release, such as 4.18, does not have. Runs the tests of

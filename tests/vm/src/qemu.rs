@@ -34,7 +34,7 @@ pub struct Machine<'a> {
     pub ports: [(Port, i32); ALL_PORTS.len()],
 }
 
-/// The command that boots a machine. QEMU ends with this process, even if this is killed.
+/// The command that boots a machine. QEMU ends with this process, even if this process is killed.
 pub fn command(machine: &Machine<'_>) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", program(machine.arch)]);

@@ -10,7 +10,7 @@ mod testing;
 use std::io::{self, Write};
 use std::num::NonZero;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::thread::{self, available_parallelism};
 use std::time::{Duration, Instant};
 
@@ -23,6 +23,7 @@ use self::command::command;
 use self::report::report;
 use self::result::{Completed, GuestResult, Verdict, read_results};
 use crate::binaries::{self, NoTarget, Profile, Program};
+use crate::buffer::Buffer;
 use crate::guest::{Guest, Outcome, Unavailable};
 use crate::layout_facts::LayoutFacts;
 use crate::matrix::Arch;
@@ -77,7 +78,7 @@ pub fn run(options: &TestOptions) -> Result<u8> {
 /// end, so that it does not mix.
 fn run_guest(options: &TestOptions, boot: Boot, is_concurrent: bool) -> Option<GuestResult> {
     let start = Instant::now();
-    let buffer = is_concurrent.then(BufferedOutput::default);
+    let buffer = is_concurrent.then(Buffer::default);
     println!("\n{boot}{}", if is_concurrent { ": started" } else { "" });
     let verdict = match run_tests(options, boot, buffer.as_ref()) {
         Ok(verdict) => verdict?,
@@ -125,33 +126,13 @@ fn rerun_failures_alone(options: &TestOptions, results: &mut [GuestResult]) -> O
     Some(())
 }
 
-/// The output of a guest, which is printed when it has ended.
-#[derive(Clone, Default)]
-struct BufferedOutput(Arc<Mutex<Vec<u8>>>);
-
-impl BufferedOutput {
-    fn text(&self) -> String {
-        String::from_utf8_lossy(&self.0.lock().unwrap_or_else(PoisonError::into_inner)).into_owned()
-    }
-}
-
-impl Write for BufferedOutput {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 /// Whether the guest could not be built or booted on this machine, so that the tests are not to blame.
 fn is_unavailable(error: &anyhow::Error) -> bool {
     error.is::<NoTarget>() || error.is::<Unavailable>()
 }
 
 /// Boots one kernel and runs the tests; `None` if the user interrupted.
-fn run_tests(options: &TestOptions, boot: Boot, buffer: Option<&BufferedOutput>) -> Result<Option<Verdict>> {
+fn run_tests(options: &TestOptions, boot: Boot, buffer: Option<&Buffer>) -> Result<Option<Verdict>> {
     let mut machine = MachineOptions::standard(boot.kernel, boot.arch);
     machine.append = boot.tests.kernel_arguments().map(str::to_owned);
     let out = TempDir::new().context("create a temporary folder")?;

@@ -227,7 +227,7 @@ fn expressions_without_a_form_in_a_program_are_errors() {
     assert_eq!(why(&of(Base::Argument(1), Type::U8)), Some(Unreadable::Argument));
     assert_eq!(why(&of(Base::Verbatim("$comm".to_owned()), Type::U64)), Some(Unreadable::Verbatim));
     assert_eq!(why(&of(Base::Register("x0"), Type::U64)), Some(Unreadable::Architecture));
-    for kind in [Type::String, Type::Bytes(4), Type::Words(1), Type::StringWindow(1)] {
+    for kind in [Type::String, Type::Bytes(4), Type::U64Array(1), Type::StringWindow(1)] {
         assert_eq!(why(&of(Base::Register("di"), kind)), Some(Unreadable::Type), "{kind}");
     }
     let error = reader.bytes(&mut asm, &of(Base::Register("di"), Type::U64), -16, 8).unwrap_err();

@@ -55,7 +55,7 @@ fn a_stock_host_lacks_nothing() {
 }
 
 #[test]
-fn a_kernel_without_kprobes_is_the_cause_even_for_a_user() {
+fn missing_kprobes_come_before_missing_privileges() {
     let facts = Facts {
         kprobes: Some(false),
         euid: 1000,
@@ -88,7 +88,7 @@ fn a_clock_that_advances_by_ticks() {
     assert_eq!(with(None), []);
 }
 
-/// Whatever the release: distributions have ported `use_clockid` back.
+/// The release does not matter: distributions have backported `use_clockid`.
 #[test]
 fn a_clock_that_programs_cannot_read() {
     for release in ["3.16.0-6-amd64", "6.1.0-28-amd64"] {
@@ -144,7 +144,11 @@ fn many_cpus_need_many_files_and_much_locked_memory() {
     assert_eq!(problems(&Facts { files: small, cpus: 64, ..plain.clone() }), []);
     assert_eq!(problems(&Facts { files: small, cpus: 128, ..plain.clone() }), [("limits", State::Lost, Status::Limit)]);
     let tiny = Limit { soft: 65536, hard: 65536 };
-    assert_eq!(problems(&Facts { locked_memory: tiny, ..plain.clone() }), [], "516 KiB a CPU are everyone's");
+    assert_eq!(
+        problems(&Facts { locked_memory: tiny, ..plain.clone() }),
+        [],
+        "perf_event_mlock_kb allows 516 KiB on each CPU"
+    );
     let facts = Facts { locked_memory: tiny, perf_event_mlock_kb: 16, ..plain };
     assert_eq!(problems(&facts), [("limits", State::Lost, Status::Limit)]);
     assert_eq!(problems(&Facts { capabilities: u64::MAX, ..facts }), []);
@@ -171,7 +175,7 @@ fn names_from_nsswitch_modules_need_a_service_or_getent() {
 }
 
 #[test]
-fn ipv6_matters_to_guesses() {
+fn without_btf_ipv6_must_be_enabled_on_loopback() {
     let off = Facts { ipv6_off_on_lo: Some(true), ..debian() };
     assert_eq!(problems(&off), []);
     assert_eq!(problems(&Facts { btf: false, ..off }), [("ipv6", State::Degraded, Status::Success)]);
@@ -180,7 +184,7 @@ fn ipv6_matters_to_guesses() {
 }
 
 #[test]
-fn kernels_by_age_and_machine() {
+fn old_releases_and_unknown_architectures_are_problems() {
     let of = |release: &str, architecture: &str| {
         let facts = Facts { release: release.into(), architecture: architecture.into(), ..debian() };
         problems(&facts).first().map(|&(_, state, _)| state)

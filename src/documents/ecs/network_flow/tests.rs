@@ -117,12 +117,12 @@ fn document(flow: &Flow) -> Value {
     serde_json::to_value(network_flow(flow, &context)).expect("a document always serializes")
 }
 
-/// Each key of the sample with its value there. What differs is named beside it.
+/// Each key of the sample. Comments beside the values say where they differ from the sample's.
 #[test]
-fn the_sample_is_all_there() {
+fn every_key_of_the_sample_is_there() {
     let document = document(&flow());
     let sample = [
-        ("/@timestamp", json!("2019-08-22T20:46:35.031Z")), // the sample: when it was written, five seconds later
+        ("/@timestamp", json!("2019-08-22T20:46:35.031Z")), // in the sample, when it was written: five seconds later
         ("/server/ip", json!("151.101.66.217")),
         ("/server/port", json!(80)),
         ("/server/packets", json!(5)),
@@ -194,7 +194,7 @@ fn the_sample_is_all_there() {
 }
 
 #[test]
-fn what_the_sample_does_not_have() {
+fn keys_that_the_sample_does_not_have() {
     let document = document(&flow());
     for (path, value) in [
         ("/event/type", json!(["connection", "end"])),
@@ -218,7 +218,7 @@ fn what_the_sample_does_not_have() {
 }
 
 #[test]
-fn for_ingress_the_source_is_the_remote() {
+fn for_ingress_the_source_is_the_remote_end() {
     let document = document(&Flow { direction: Direction::Ingress, ..flow() });
     assert_eq!(document["source"], json!({"ip": "151.101.66.217", "port": 80, "packets": 5, "bytes": 437}));
     assert_eq!(document["destination"], json!({"ip": "10.0.2.15", "port": 40192, "packets": 5, "bytes": 294}));
@@ -228,7 +228,7 @@ fn for_ingress_the_source_is_the_remote() {
 }
 
 #[test]
-fn an_unknown_beginning_goes_by_ports_and_says_so() {
+fn if_the_direction_is_unknown_the_lower_port_is_the_destination() {
     let unknown = |local, remote| {
         let local = Endpoint::new([192, 0, 2, 1], local);
         let remote = Endpoint::new([192, 0, 2, 2], remote);
@@ -241,13 +241,13 @@ fn an_unknown_beginning_goes_by_ports_and_says_so() {
 }
 
 #[test]
-fn ecs_names_the_directions_otherwise() {
+fn by_default_directions_have_the_names_of_ecs() {
     let (host, agent, flow) = (host(), agent(), flow());
     let directions = Directions::default();
     let context = Context { host: &host, agent: &agent, clock: clock(), names: &(), directions };
     let json = serde_json::to_value(network_flow(&flow, &context)).unwrap();
     assert_eq!(json["network"]["direction"], "egress");
-    assert_eq!(json["user"], json!({"id": "1000", "effective": {"id": "1000"}}), "no name is no key");
+    assert_eq!(json["user"], json!({"id": "1000", "effective": {"id": "1000"}}), "no key for an unknown name");
     assert_eq!(json["related"]["user"], json!(["1000"]));
 }
 
@@ -262,7 +262,7 @@ fn a_refused_connection() {
 }
 
 #[test]
-fn a_flow_that_goes_on_with_losses() {
+fn an_incomplete_report_that_is_not_the_last() {
     let inexact = Inexact { samples_lost: true, datagram_segments: true, ..Inexact::default() };
     let document = document(&Flow { is_final: false, complete: false, inexact, reason: Reason::Shutdown, ..flow() });
     assert_eq!(document["event"]["type"], json!(["connection", "info"]));
@@ -274,9 +274,9 @@ fn a_flow_that_goes_on_with_losses() {
 
 #[test]
 fn owners_without_a_known_process() {
-    for (owner, said) in [(Owner::Kernel, "kernel"), (Owner::Unknown, "unknown")] {
+    for (owner, name) in [(Owner::Kernel, "kernel"), (Owner::Unknown, "unknown")] {
         let document = document(&Flow { owner, ..flow() });
-        assert_eq!(document["system"]["audit"]["socket"]["owner"], said);
+        assert_eq!(document["system"]["audit"]["socket"]["owner"], name);
         for key in ["process", "user", "group", "container"] {
             assert_eq!(document.get(key), None, "{key}");
         }
@@ -303,7 +303,7 @@ fn a_process_with_few_known_properties() {
 }
 
 #[test]
-fn what_proc_adds() {
+fn details_from_proc_are_added() {
     let details = Details {
         executable: Some("/usr/lib/curl".into()),
         working_directory: Some("/home/vagrant".into()),
@@ -336,7 +336,7 @@ fn a_host_that_talks_to_itself_is_related_once() {
     assert_eq!(document["network"]["type"], "ipv6");
 }
 
-/// From the published baseline of the Community ID specification, either way round.
+/// From the published baseline of the Community ID specification, with either end as the local one.
 #[test]
 fn community_ids() {
     for (transport, one, other, id) in [
@@ -355,7 +355,7 @@ fn community_ids() {
     }
 }
 
-/// No null and no empty string anywhere but in what a process was given as arguments.
+/// No value is null, an empty string or an empty object. (Arguments of a process may be empty strings; these are not.)
 #[test]
 fn nothing_is_empty() {
     fn check(value: &Value, path: &str) {

@@ -96,7 +96,7 @@ impl Conversations {
         self.programs.iter().filter_map(|(feature, program)| Some((*feature, program.skipped()?)))
     }
 
-    /// The features whose programs count packets: all but those that only remove entries.
+    /// The features whose programs count packets.
     pub(in super::super) fn counting(&self) -> impl Iterator<Item = Feature> {
         self.programs.iter().map(|(feature, _)| *feature).filter(|feature| attach_order(*feature) > 0)
     }
@@ -106,9 +106,9 @@ impl Conversations {
         self.programs.iter().map(|(feature, program)| (*feature, program))
     }
 
-    /// What has been counted of a conversation, or of its socket's first one if the conversation has no entry. A removed entry's
-    /// counts are in its last report. If the entry was removed at `round` or later, they are also returned here, because the report
-    /// may not have been received yet.
+    /// What has been counted of a conversation, or of its socket's first conversation if this one has no entry. A removed
+    /// entry's counts are in its last report. If the entry was removed at `round` or later, they are also returned here,
+    /// because the report may not have been received yet.
     pub(crate) fn totals(&self, of: &Conversation, round: MonotonicTime) -> Option<Totals> {
         let key = of.sock.get();
         let mut ways = 0;
@@ -155,8 +155,8 @@ impl Conversations {
         self.entry_of(key).into_iter().chain(removed).filter(move |(_, totals)| totals.sock == sock)
     }
 
-    /// The bytes of an entry. A program may change it during a reading, so it is read until two readings agree, or [`READINGS`]
-    /// times more: counts of a packet and of its bytes may then differ, until the next reading.
+    /// The bytes of an entry. A program may change it during a reading, so it is read until two readings agree, but at most
+    /// [`READINGS`] times again. After that, a packet may be in one count and not yet in another, until the next reading.
     fn read_consistently(&self, number: u32) -> Option<[u8; SIZE as usize]> {
         let mut entry = self.entry(number)?;
         for _ in 0..READINGS {
@@ -179,9 +179,9 @@ impl Conversations {
     }
 }
 
-/// The order in which programs are attached. Those that remove entries are the first, so that each entry is removed in time, and
-/// those that have nothing to do with entries.
-/// Those that only count in entries come next, so that they miss no packet of an entry. Those that make entries are the last.
+/// The order in which programs are attached. The first are those that remove entries, so that each entry is removed in time,
+/// and the one that has nothing to do with entries. Those that only count in entries come next, so that they miss no packet of
+/// an entry. Those that make entries are the last.
 const fn attach_order(feature: Feature) -> u8 {
     match feature {
         Feature::SocketFree | Feature::SocketCreate | Feature::TcpState | Feature::LocalDrops => 0,

@@ -28,8 +28,8 @@ pub(super) struct Entry {
     pub(super) short_sent: u8,
     /// 1 once a received datagram was counted that has a nonlinear part: it may be several if its socket is the kernel's.
     pub(super) nonlinear_received: u8,
-    /// When its socket ended, or when it was evicted; 0 before that. The other fields stay as they are until another conversation
-    /// gets the entry.
+    /// When the entry was removed, because its socket ended or it was evicted; 0 before that. The other fields stay as they are
+    /// until another conversation gets the entry.
     pub(super) removed: u64,
     /// The address of the `struct sock`.
     pub(super) sock: u64,

@@ -12,10 +12,10 @@ use super::fields::{Ends, Piece};
 use super::writer::Writer;
 use crate::model::filter::{Choice, Filter, Network};
 
-/// The longest list that becomes instructions: each of its entries takes up to six, in each program. Longer lists are left to the
-/// state machine.
+/// The longest list that becomes instructions: each of its entries takes up to 13, in each program. Longer lists are left to
+/// the state machine.
 const MAX_LIST: usize = 32;
-/// A loopback address twice, in memory order: both ends of an IPv4 packet.
+/// 127.0.0.1 twice, in memory order: both addresses of an IPv4 packet.
 const LOOPBACK_IPV4: u64 = 0x0100_007f_0100_007f;
 /// The second half of `::1`, in memory order.
 const LOOPBACK_IPV6: u64 = 1 << 56;

@@ -3,13 +3,13 @@
 //! Each packet probe has a program, made from the declaration of the probe's sample. A conversation is a socket and two ends. The
 //! programs keep an [entry](entry::Entry) for each, with its packets and bytes. A hit becomes a sample if
 //!
-//! - the conversation has no entry yet. The program then makes the entry;
+//! - the conversation has no entry yet. The program then makes one if it can. Only an outgoing packet makes one for TCP;
 //! - the packet is the first of its direction, or the first after a [pause](KernelAccounting::pause);
 //! - the packet has SYN, FIN or RST;
 //! - the packet cannot be counted for certain: it has IP options, is fragmented, or leaves and may be several datagrams (UDP GSO).
 //!
 //! All other packets are counted, and their hits end there. Before a hit becomes a sample, the program writes the conversation's
-//! entry into the ring, if packets have been counted in it. The program at the end of the socket does the same, and removes the
+//! entry into the ring, if packets have been counted in it. The programs that see a socket end do the same, and remove the
 //! entry. So the state machine gets the counts in order with the samples. In between, it reads entries when it needs them.
 //!
 //! TCP is counted as `state/counting.rs` does it, with one difference. The state machine finds the flow of an arriving packet by
@@ -46,9 +46,6 @@ const TCP: u16 = 6;
 const SYN: i32 = 0x02;
 /// FIN, SYN and RST: packets with any of these flags are always sampled.
 const ALWAYS_SAMPLED: i32 = 0x01 | SYN | 0x04;
-/// The maximum plausible growth of a segment counter between two packets. More means that the counter is another socket's: see
-/// `state/counting.rs`.
-const MAX_STEP: i32 = 1 << 16;
 
 /// How the kernel counts packets.
 #[derive(Clone, Copy, Debug)]
@@ -70,7 +67,7 @@ pub(super) struct Rules {
     pub(super) gso_head_len: u32,
     /// The packets that it rejects are neither counted nor sampled.
     pub(super) filter: Filter,
-    /// The reason of packets that are freed but were not dropped, if the kernel has one.
+    /// The number of `SKB_CONSUMED`, the reason of packets that are freed but were not dropped, if the kernel has it.
     pub(super) consumed: Option<u32>,
 }
 

@@ -157,8 +157,8 @@ fn closed(fields: &Fields<'_>) -> Result<Code, Error> {
     w.finish(fields.program)
 }
 
-/// A `struct sock` is freed, so another socket may get its address; or it is created, so what is left of an earlier one at its address
-/// has ended.
+/// A `struct sock` is freed, so another socket may get its address. Or it is created, so entries at its address belong to an
+/// earlier socket, whose end was missed.
 fn ended(fields: &Fields<'_>) -> Result<Code, Error> {
     let sk = fields.get("sk")?;
     let mut w = Writer::new(fields, &[(0, &sk)])?;

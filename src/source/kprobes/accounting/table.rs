@@ -10,9 +10,9 @@
 //! number of the entry ([`Writer::load_reference`]). An empty slot is 0 in both arrays.
 //!
 //! A socket's first conversation has the key of the socket. A UDP socket may have conversations with more peers: each of them has
-//! one of [`WAYS`] further keys, chosen by the hash of its ends. Two of them may want the same way. Then the one that was first
-//! keeps it, until it has had no packets for [`EVICT_AFTER`]. The first entry knows which ways are in use, so that all of them are
-//! removed when the socket ends.
+//! one of [`WAYS`] further keys, its *way*, chosen by the hash of its ends. Two of them may want the same way. Then the one
+//! that was first keeps it, until it has had no packets for [`EVICT_AFTER`]. The first entry records which ways are in use, so
+//! that the entries of all of them are removed when the socket ends.
 //!
 //! A slot is filled while its bucket is locked; clearing it needs no lock. Programs do not wait for a lock: if a bucket is
 //! locked, no entry is made, and the hit becomes a sample. Before Linux 5.12, programs have no instruction that exchanges values,
@@ -40,7 +40,7 @@ const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
 /// The number of conversations that a UDP socket can have besides its first: way `w` has the key `sock + 1 + w`, which is no other
 /// socket's address, because a `struct sock` is larger.
 pub(super) const WAYS: u8 = 64;
-/// A conversation that was idle for this many nanoseconds leaves its way to another one.
+/// A conversation that was idle for this many nanoseconds loses its way to another conversation that wants it.
 const EVICT_AFTER: i32 = 1_000_000_000;
 /// A removed entry is used again only after this many nanoseconds, because a program on another CPU may still be counting in it.
 const REUSE_AFTER: i32 = 1_000_000;
@@ -70,7 +70,7 @@ impl Table {
     }
 
     /// The number of the last entry, which belongs to no socket: its `sent_packets` are the packets whose conversations found no
-    /// free slot.
+    /// free slot or no free way.
     pub(super) const fn refused_entry(self) -> u32 {
         self.buckets() * SLOTS as u32
     }
@@ -160,10 +160,11 @@ impl Writer {
     }
 
     /// Makes an entry for the key, which has none: locks the bucket and sets `ENTRY` to the entry of a free slot. All fields of
-    /// this entry are 0 but its number. If no slot is free, if the bucket is locked, or if another CPU has made the entry by now,
-    /// the hit becomes a sample. The time must have been read. [`Writer::publish`] fills the slot and unlocks the bucket.
+    /// this entry are 0 except its number. The hit becomes a sample instead if no slot is free, if the free slot's entry was
+    /// removed less than [`REUSE_AFTER`] ago, if the bucket is locked, or if another CPU has made the entry by now. The time
+    /// must have been read. [`Writer::publish`] fills the slot and unlocks the bucket.
     pub(super) fn claim(&mut self) {
-        let (locked, free, busy, rested) = (self.asm.label(), self.asm.label(), self.asm.label(), self.asm.label());
+        let (locked, free, busy, reusable) = (self.asm.label(), self.asm.label(), self.asm.label(), self.asm.label());
         self.bucket_of_key();
         self.asm.mov(LOCKED_BUCKET, R0);
         self.lock(LOCKED_BUCKET, locked);
@@ -180,14 +181,14 @@ impl Writer {
         self.entry_of_slot();
         self.asm.mov(ENTRY, R0);
         self.load_of_entry(Width::Double, R2, offset!(removed));
-        self.asm.jump_if(Condition::Equal, R2, 0, rested);
+        self.asm.jump_if(Condition::Equal, R2, 0, reusable);
         self.asm.mov(R1, NOW);
         self.asm.alu(Alu::Sub, R1, R2);
-        self.asm.jump_if(Condition::GreaterOrEqualSigned, R1, REUSE_AFTER, rested);
+        self.asm.jump_if(Condition::GreaterOrEqualSigned, R1, REUSE_AFTER, reusable);
         self.asm.bind(busy);
         self.unlock(LOCKED_BUCKET);
         self.asm.jump(self.sample);
-        self.asm.bind(rested);
+        self.asm.bind(reusable);
         for at in (0..SIZE as i16).step_by(8) {
             self.store_in_entry(Width::Double, at, 0);
         }
@@ -429,7 +430,7 @@ impl Writer {
         self.asm.atomic_add(bucket, LOCK, R1);
     }
 
-    /// Lets other CPUs see what this one has stored before they see what it stores afterwards. x86_64 always does. Overwrites
+    /// Makes other CPUs see the stores before this point before they see those after it. On x86_64 they always do. Overwrites
     /// `R1`.
     fn barrier(&mut self, bucket: Register) {
         if cfg!(target_arch = "aarch64") {

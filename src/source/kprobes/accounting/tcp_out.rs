@@ -10,14 +10,15 @@ use super::entry::{DirectionFields, offset};
 use super::fields::{Ends, Fields};
 use super::table::ENTRY;
 use super::writer::{NOW, Writer};
-use super::{ALWAYS_SAMPLED, Family, MAX_STEP, Rules, TCP};
+use super::{ALWAYS_SAMPLED, Family, Rules, TCP};
 use crate::model::event::PacketDirection;
+use crate::model::totals::MAX_SEGMENT_GROWTH;
 
 /// The phase in which the socket's segment counters are read.
 pub(super) const COUNTERS: u8 = 1;
 /// The phase in which the socket's own ends are read.
 pub(super) const OWN_ENDS: u8 = 2;
-/// States of sockets that have only the first fields of a `struct sock` (`linux/net/tcp_states.h`).
+/// States of sockets that have only the first fields of a `struct sock` (`include/net/tcp_states.h`).
 const TCP_TIME_WAIT: i32 = 6;
 const TCP_NEW_SYN_RECV: i32 = 12;
 /// The number of segments of the packet, while it is counted.
@@ -132,7 +133,7 @@ impl Leaving {
         w.load(&self.segs_out, SEGMENTS)?;
         w.load_of_entry(Width::Word, R1, offset!(segs_out));
         w.asm.alu32(Alu::Sub, SEGMENTS, R1);
-        w.asm.jump_if(Condition::GreaterOrEqual, SEGMENTS, MAX_STEP, report_and_sample);
+        w.asm.jump_if(Condition::GreaterOrEqual, SEGMENTS, MAX_SEGMENT_GROWTH as i32, report_and_sample);
         Ok(())
     }
 
@@ -143,7 +144,7 @@ impl Leaving {
         w.load_of_entry(Width::Word, R0, offset!(expected_segs_in));
         w.asm.alu32(Alu::Sub, missing, R0);
         w.asm.jump_if(Condition::Equal, missing, 0, none);
-        w.asm.jump_if(Condition::GreaterOrEqual, missing, MAX_STEP, none);
+        w.asm.jump_if(Condition::GreaterOrEqual, missing, MAX_SEGMENT_GROWTH as i32, none);
         Ok(())
     }
 
@@ -218,8 +219,8 @@ impl Leaving {
         self.note_counters(w)
     }
 
-    /// Makes the entry of a connection, at its first packet without SYN, FIN or RST. The packet's remote end must be that of the
-    /// socket, because the kernel also sends packets of other conversations through sockets of its own.
+    /// Makes the entry of a connection, at its first outgoing packet without SYN, FIN or RST. The packet's remote end must be
+    /// that of the socket, because the kernel also sends packets of other conversations through sockets of its own.
     fn begin(&self, w: &mut Writer, new: Label, direction: DirectionFields) -> Result<(), Error> {
         w.asm.bind(new);
         w.load(&self.flags, R1)?;

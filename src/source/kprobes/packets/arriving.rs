@@ -51,8 +51,8 @@ sample! {
         pub fragment: Option<u16> = "+{inet6_skb_parm.frag_max_size}({skb})",
     }
 
-    /// `udp_queue_rcv_one_skb`, `udp_queue_rcv_skb` before Linux 5.0: a datagram has found its socket over IPv4. Merged datagrams
-    /// were split again, unless the socket has `UDP_GRO`. `skb->data` points to its UDP header.
+    /// `udp_queue_rcv_one_skb`, `udp_queue_rcv_skb` before Linux 5.0: the socket of a datagram over IPv4 has been found. Merged
+    /// datagrams were split again, unless the socket has `UDP_GRO`. `skb->data` points to the UDP header.
     pub struct UdpIpv4In {
         /// `struct net`.
         pub net: Word = "+{sock_common.skc_net}({sk})",
@@ -70,7 +70,7 @@ sample! {
         pub fragment: Option<u16> = "+{inet_skb_parm.frag_max_size}({skb})",
     }
 
-    /// `udpv6_queue_rcv_one_skb`, `udpv6_queue_rcv_skb` before Linux 5.0: a datagram has found its socket over IPv6.
+    /// `udpv6_queue_rcv_one_skb`, `udpv6_queue_rcv_skb` before Linux 5.0: the socket of a datagram over IPv6 has been found.
     pub struct UdpIpv6In {
         /// `struct net`.
         pub net: Word = "+{sock_common.skc_net}({sk})",
@@ -131,7 +131,7 @@ impl Interpret for UdpIpv4In {
         let (sock, headers) = (SockAddress::new(self.sk), self.headers);
         let fragment = self.fragment.unwrap_or(0);
         let lengths = Lengths::of(self.lengths);
-        Arrived { transport: Transport::Udp, sock, tuple, len: lengths.all, headers, fragment }.event(
+        Arrived { transport: Transport::Udp, sock, tuple, len: lengths.len, headers, fragment }.event(
             IPV4_HEADER,
             TransportHeader::UDP,
             lengths.data_len,
@@ -147,7 +147,7 @@ impl Interpret for UdpIpv6In {
         let (sock, headers) = (SockAddress::new(self.sk), self.headers);
         let fragment = self.fragment.unwrap_or(0);
         let lengths = Lengths::of(self.lengths);
-        Arrived { transport: Transport::Udp, sock, tuple, len: lengths.all, headers, fragment }.event(
+        Arrived { transport: Transport::Udp, sock, tuple, len: lengths.len, headers, fragment }.event(
             IPV6_HEADER,
             TransportHeader::UDP,
             lengths.data_len,

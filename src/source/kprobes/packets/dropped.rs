@@ -43,7 +43,7 @@ sample! {
         pub places: u64 = "+{sk_buff.headers-2}({skb})",
         /// The return address.
         pub caller: Word = "$caller",
-        /// See [`PacketDroppedForReason::enqueued`]. Only for the filter.
+        /// See [`PacketDroppedForReason::enqueued`]. Older recordings do not have it.
         pub enqueued: Option<u32> = concat!(control_block!(), "+8}({skb})"),
         /// `sk_buff.prev`: see [`AtDevice`].
         pub prev: Word = "+{word}({skb})",
@@ -99,7 +99,9 @@ sample! {
         pub begin: Array<u64, WORDS> = "+0(+{sk_buff.data}({skb}))",
     }
 
-    /// Used instead of [`PacketDropped`] if filters have no `!` (Linux 3.18), and for older recordings.
+    /// `kfree_skb`, `kfree_skb_reason`: a packet is dropped before it comes to a device. Used if the probes with
+    /// [`PacketDropped`] or [`PacketDroppedForReason`] are refused, as on Linux 3.18, where filters have no `!`, and for older
+    /// recordings.
     pub struct PacketFreed {
         /// The address of the `struct sk_buff`. The filter discards null, because the other fields then hold values of an earlier
         /// sample.
@@ -138,7 +140,7 @@ sample! {
         pub begin: Array<u64, WORDS> = "+0(+{sk_buff.data}({skb}))",
     }
 
-    /// The form of [`PacketDroppedForReason`] in older recordings.
+    /// The form of [`PacketDroppedForReason`] in older recordings, or if the probes with that are refused.
     pub struct PacketFreedForReason {
         /// See [`PacketFreed::skb`].
         pub skb: Word = "{skb}",
@@ -158,7 +160,7 @@ sample! {
         pub begin: Array<u64, WORDS> = "+0(+{sk_buff.data}({skb}))",
     }
 
-    /// `kfree_skb_list_reason`, `kfree_skb_list` before Linux 5.19: a queue drops a list of packets, most often just
+    /// `kfree_skb_list_reason`, `kfree_skb_list` before Linux 5.18: a queue drops a list of packets, most often just
     /// one.
     pub struct PacketsFreed {
         /// The address of the probed function.

@@ -1,8 +1,8 @@
 //! Samples of ICMP errors about TCP packets that this host has sent.
 //!
-//! The kernel reports such an error to the program if it can. While a call holds the socket it cannot, and only notes
-//! the error (`sock.sk_err_soft`). That is so when this host's firewall rejects the packet during `connect(2)`. A
-//! program can take the noted error from the socket before anything else shows it, so it is known from the packet.
+//! The kernel reports such an error to the program. But while a call holds the socket, it only stores the error
+//! (`sock.sk_err_soft`), as when this host's firewall rejects the packet during `connect(2)`. The program can read and clear
+//! the stored error (`SO_ERROR`) before any other probe shows it. So the error is taken from the ICMP packet.
 
 use nix::errno::Errno;
 use socktrail_kprobes::{Word, sample};
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_is_about_the_packet_inside() {
+    fn an_error_is_about_the_packet_that_the_icmp_message_quotes() {
         let (tuple, errno) = error(rejected().interpret(&[])).unwrap();
         assert_eq!(
             (tuple.local, tuple.remote),
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_reported_as_an_error_is_none() {
+    fn icmp_messages_that_tcp_does_not_report_are_no_errors() {
         // Fragmentation needed, a redirect, source quench, and an unknown code.
         for (kind, code) in [(3, 4), (5, 0), (4, 0), (3, 16)] {
             assert_eq!(icmp_error(kind, code), None);

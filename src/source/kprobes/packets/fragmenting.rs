@@ -36,7 +36,7 @@ macro_rules! ipv4_fragmented {
                 pub sk: Word = $sk,
                 /// `sk_buff.len` and `sk_buff.data_len`: see [`Lengths`].
                 pub lengths: u64 = "+{sk_buff.len}({skb})",
-                /// 6 or 17.
+                /// 6, 17, or another protocol, which is ignored.
                 pub protocol: u8 = "+9(+{sk_buff.data}({skb}))",
                 /// Source and destination address, in memory order.
                 pub addresses: u64 = "+12(+{sk_buff.data}({skb}))",
@@ -128,7 +128,7 @@ fn fragmented(protocol: u8, sock: u64, tuple: Tuple, lengths: &Lengths, format: 
         transport,
         sock: SockAddress::new(sock),
         tuple,
-        bytes: lengths.all,
+        bytes: lengths.len,
         first,
     }))
 }

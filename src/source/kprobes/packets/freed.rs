@@ -1,8 +1,9 @@
 //! Drops that are reported twice.
 //!
 //! Queues drop lists of packets. Before Linux 6.2 the function that frees a list may call the one that frees a single
-//! packet for each of them, and both functions have a probe. Only the list's sample is used, because it has more. The
-//! samples of its packets are recognised by their return address, which is in the function for lists.
+//! packet for each of them, and both functions have a probe. Only the list's sample is used, because it also
+//! shows whether the list has more packets. The samples of single packets are recognised by their return address, which is in
+//! the function for lists.
 
 /// The function that freed a packet at a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

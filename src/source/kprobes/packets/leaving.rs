@@ -175,7 +175,7 @@ impl Ipv4Header {
             (Transport::Tcp, None) => return self.unreadable(transport, Some((source.port, destination.port))),
         };
         let packet =
-            packet(PacketDirection::Outbound, transport, self.sock, tuple, self.lengths.all, header, transport_header);
+            packet(PacketDirection::Outbound, transport, self.sock, tuple, self.lengths.len, header, transport_header);
         packet_event(Packet { data_len: self.lengths.data_len, ..packet })
     }
 
@@ -206,7 +206,7 @@ fn datagram_out(next_header: u8, sock: Option<SockAddress>, tuple: Tuple, length
         }));
     }
     let packet =
-        packet(PacketDirection::Outbound, Transport::Udp, sock, tuple, lengths.all, IPV6_HEADER, TransportHeader::UDP);
+        packet(PacketDirection::Outbound, Transport::Udp, sock, tuple, lengths.len, IPV6_HEADER, TransportHeader::UDP);
     packet_event(Packet { data_len: lengths.data_len, ..packet })
 }
 

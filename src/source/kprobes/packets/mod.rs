@@ -58,7 +58,7 @@ impl TransportHeader {
 /// `sk_buff.len` and `sk_buff.data_len`, two adjacent numbers of 4 bytes: the size of a packet, and the size of its
 /// nonlinear part.
 struct Lengths {
-    all: u32,
+    len: u32,
     data_len: u32,
 }
 
@@ -66,12 +66,12 @@ impl Lengths {
     /// In memory order.
     fn of(memory: u64) -> Self {
         let [a, b, c, d, e, f, g, h] = memory.to_ne_bytes();
-        Self { all: u32::from_ne_bytes([a, b, c, d]), data_len: u32::from_ne_bytes([e, f, g, h]) }
+        Self { len: u32::from_ne_bytes([a, b, c, d]), data_len: u32::from_ne_bytes([e, f, g, h]) }
     }
 
     /// The size of the linear part, which has the headers.
     fn linear(&self) -> u32 {
-        self.all.saturating_sub(self.data_len)
+        self.len.saturating_sub(self.data_len)
     }
 }
 
@@ -130,7 +130,7 @@ mod tests {
         }
     }
 
-    /// A SYN of curl's to 127.0.0.1:80 as `tcpdump -x` showed it.
+    /// A SYN from curl to 127.0.0.1:80, as `tcpdump -x` showed it.
     const SYN: &[u8] = &[
         0x45, 0x00, 0x00, 0x3c, 0x4e, 0x4a, 0x40, 0x00, 0x40, 0x06, 0xee, 0x6f, 0x7f, 0x00, 0x00, 0x01, 0x7f, 0x00,
         0x00, 0x01, 0xa8, 0x0c, 0x00, 0x50, 0x0c, 0xe1, 0x2b, 0x67, 0x00, 0x00, 0x00, 0x00, 0xa0, 0x02, 0xff, 0xd7,
@@ -141,7 +141,7 @@ mod tests {
     }
 
     /// `sk_buff.len` and `sk_buff.data_len` in memory order.
-    fn in_pieces(len: u32, data_len: u32) -> u64 {
+    fn nonlinear(len: u32, data_len: u32) -> u64 {
         let mut memory = [0; 8];
         memory[..4].copy_from_slice(&len.to_ne_bytes());
         memory[4..].copy_from_slice(&data_len.to_ne_bytes());
@@ -156,8 +156,8 @@ mod tests {
         u32::from_ne_bytes(memory)
     }
 
-    fn in_one_piece(len: u32) -> u64 {
-        in_pieces(len, 0)
+    fn linear(len: u32) -> u64 {
+        nonlinear(len, 0)
     }
 
     /// A datagram from port 1 to port 2, with an IP header of 20 bytes.
@@ -181,7 +181,7 @@ mod tests {
     #[test]
     fn the_nonlinear_part_is_reported() {
         for (len, data_len) in [(1028, 0), (1028, 500)] {
-            let packet = decoded(&datagram(in_pieces(len, data_len)));
+            let packet = decoded(&datagram(nonlinear(len, data_len)));
             assert_eq!((packet.size, packet.data_len), (PacketSize { bytes: len, headers: 28 }, data_len));
         }
     }
@@ -198,17 +198,21 @@ mod tests {
             ports,
         };
         let of = |decoded: Decoded| match decoded {
-            Decoded::Event(EventKind::Fragmented(cut)) => cut,
+            Decoded::Event(EventKind::Fragmented(fragmented)) => fragmented,
             other => panic!("{other:?}"),
         };
-        let Fragmented { transport, sock, tuple, bytes, first } = of(whole(in_pieces(4028, 2528)).interpret(&[]));
+        let Fragmented { transport, sock, tuple, bytes, first } = of(whole(nonlinear(4028, 2528)).interpret(&[]));
         assert_eq!((transport, sock, bytes, first), (Transport::Udp, SockAddress::new(2), 4028, 1500));
         assert_eq!((tuple.net, tuple.local.port, tuple.remote.port), (NetAddress::new(1), 1, 2));
-        assert_eq!(of(whole(in_one_piece(4028)).interpret(&[])).first, 0, "made for a larger MTU");
-        assert_eq!(of(whole(in_pieces(4028, 3900)).interpret(&[])).first, 0, "the first 100 bytes of many");
-        assert_eq!(of(whole(in_pieces(4028, 2604)).interpret(&[])).first, 0, "no multiple of 8 behind the header");
-        assert_eq!(of(whole(u64::MAX).interpret(&[])).first, 0, "nothing that can be");
-        let (lengths, protocol) = (in_pieces(4048, 2560), 17);
+        assert_eq!(of(whole(linear(4028)).interpret(&[])).first, 0, "made for a larger MTU");
+        assert_eq!(
+            of(whole(nonlinear(4028, 3900)).interpret(&[])).first,
+            0,
+            "the linear part is smaller than the smallest MTU"
+        );
+        assert_eq!(of(whole(nonlinear(4028, 2604)).interpret(&[])).first, 0, "the payload is no multiple of 8 bytes");
+        assert_eq!(of(whole(u64::MAX).interpret(&[])).first, 0, "impossible lengths");
+        let (lengths, protocol) = (nonlinear(4048, 2560), 17);
         let ipv6 = Ipv6Fragmented {
             net: 1,
             sk: 2,
@@ -220,16 +224,20 @@ mod tests {
             destination_low: 0,
             ports,
         };
-        assert_eq!(of(ipv6.interpret(&[])).first, 1496, "with the fragment header that it gets");
+        assert_eq!(
+            of(ipv6.interpret(&[])).first,
+            1496,
+            "with the fragment header, which the linear part does not have yet"
+        );
         assert!(matches!(Ipv4Fragmented { protocol: 1, ..whole(0) }.interpret(&[]), Decoded::Nothing));
     }
 
     #[test]
-    fn headers_that_leave_are_read_as_they_lie_in_memory() {
+    fn the_headers_of_an_outgoing_packet_are_decoded() {
         let sample = Ipv4Out {
             net: 1,
             sk: 2,
-            lengths: in_one_piece(60),
+            lengths: linear(60),
             version_ihl: SYN[0],
             protocol: SYN[9],
             addresses: u64::from_ne_bytes(at(12)),
@@ -249,12 +257,12 @@ mod tests {
         assert_eq!(packet.segments, Some(Segments { received: 0, sent: 1 }));
     }
 
-    /// The other numbers that hang on the socket are those of an earlier sample.
+    /// Without a socket, the fields that are read through it hold values of an earlier sample.
     #[test]
     fn without_a_socket_its_fields_are_ignored() {
         const EARLIER: u64 = 0xffff_8880_0000_1000;
         let (protocol, behind, further_behind) = (SYN[9], u64::from_ne_bytes(at(20)), u64::from_ne_bytes(at(28)));
-        let argument = Ipv4Out { net: 1, sk: 0, protocol, behind, further_behind, ..datagram(in_one_piece(60)) };
+        let argument = Ipv4Out { net: 1, sk: 0, protocol, behind, further_behind, ..datagram(linear(60)) };
         let argument = Ipv4Out { segs_in: Some(7), segs_out: Some(9), ..argument };
         let Ipv4Out { lengths, version_ihl, addresses, segs_in, segs_out, .. } = argument;
         let (net, sk) = (EARLIER, 0);
@@ -325,7 +333,7 @@ mod tests {
 
     #[test]
     fn ports_are_found_behind_options() {
-        // A datagram from port 1 to port 2, behind so many words of options; of the rest nothing is to be read.
+        // A datagram from port 1 to port 2, after this many words of IP options. The other bytes must not be used.
         let sample = |words: u8| {
             let mut behind = [0xee; 16 + 40];
             let place = usize::from(words) * 4;
@@ -333,7 +341,7 @@ mod tests {
             Ipv4Out {
                 net: 1,
                 sk: 2,
-                lengths: in_one_piece(92 + u32::from(words) * 4),
+                lengths: linear(92 + u32::from(words) * 4),
                 version_ihl: 0x45 + words,
                 protocol: 17,
                 addresses: u64::from_ne_bytes(at(12)),
@@ -365,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn what_arrives_is_seen_from_this_host() {
+    fn the_destination_of_an_arriving_packet_is_the_local_end() {
         let sample = TcpIpv4In {
             net: 1,
             len: 40,

@@ -62,7 +62,7 @@ mod tests {
     use crate::options::Release;
 
     #[test]
-    fn a_filter_is_no_shell_command() {
+    fn options_become_the_command_and_shell_syntax_is_refused() {
         let of = |filter: &str| TestOptions { filter: Some(filter.to_owned()), ..options(&[], None) };
         let [all, kernels] = [TestSet::All, TestSet::Kernels].map(|tests| boot(Kernel::V6_1, Arch::X86_64, tests));
         let one = of("boot::lo");

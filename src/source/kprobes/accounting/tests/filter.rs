@@ -32,7 +32,7 @@ proptest! {
         (ipv6, is_tcp, out) in any::<(bool, bool, bool)>(),
         (local, remote) in ((0..2_u8, 3999..4001_u16), (0..4_u8, prop_oneof![Just(53_u16), Just(443)])),
     ) {
-        // Only the state machine tells that a host sends to itself by another address than a loopback address.
+        // If a host sends to itself at an address that is no loopback address, only the state machine recognises that.
         prop_assume!(local.0 == 0 || local.0 != remote.0);
         let transport = if is_tcp { Transport::Tcp } else { Transport::Udp };
         let of = Conversation { ipv6, transport, sock: 0xffff_8880_1000_0000, local, remote };

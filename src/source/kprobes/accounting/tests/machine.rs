@@ -1,4 +1,5 @@
-//! A machine whose hits run the programs, in an interpreter that is not ours.
+//! A simulated kernel: each hit of a probe runs the probe's program in the interpreter `rbpf`, which is independent of this
+//! code.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -15,7 +16,7 @@ use crate::source::kprobes::{FLOW_PROBES, Feature};
 /// The size of `struct pt_regs`, and the offsets of the registers of the first arguments in it.
 const CONTEXT: usize = 272;
 const ARGUMENTS: [usize; 3] = if cfg!(target_arch = "aarch64") { [0, 8, 16] } else { [112, 104, 96] };
-/// What a helper returns for memory that is not there.
+/// What a helper returns for memory that is not mapped.
 const EFAULT: i64 = -14;
 /// The words of an entry.
 const WORDS: usize = SIZE as usize / 8;
@@ -178,7 +179,7 @@ impl Machine {
         })
     }
 
-    /// The number of entries: by their sockets, and by their ends. Nothing is locked.
+    /// The number of entries that are found by their sockets, and by their ends. Asserts that nothing is locked.
     pub(super) fn entries(&self) -> (usize, usize) {
         let [sockets, ends] = [0, 2].map(|array| {
             KERNEL.with_borrow(|kernel| {
@@ -232,8 +233,8 @@ fn put(to: u64, bytes: &[u8]) {
     unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to as *mut u8, bytes.len()) };
 }
 
-/// The interpreter has no atomic addition. Each becomes a jump to a plain one behind the program, which keeps a register in the
-/// lowest eight bytes of the stack.
+/// The interpreter has no atomic addition. Each becomes a jump to code after the program, which does a plain addition and jumps
+/// back. That code saves a register in the lowest eight bytes of the stack.
 fn without_atomics(code: &[u8]) -> Vec<u8> {
     const ATOMIC: u8 = 0xdb;
     const FETCH: u8 = 1;

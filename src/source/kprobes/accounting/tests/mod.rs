@@ -46,7 +46,8 @@ struct Both {
     /// The last totals that were taken in, by the time when their entry was made.
     taken: HashMap<u64, Totals>,
     samples: usize,
-    /// Whether another socket has sent a packet, which is not in order with what is counted of this one.
+    /// Whether another socket has sent a packet of this conversation. It is not in order with the counts of this socket's
+    /// packets.
     has_others: bool,
 }
 
@@ -61,7 +62,7 @@ impl Both {
         Self { of, all: flow(), sampled: flow(), taken: HashMap::new(), samples: 0, has_others: false }
     }
 
-    /// A packet at a time.
+    /// Hits the probe with this packet, at the time `now`.
     fn play(&mut self, machine: &Machine, now: u64, wire: Wire) {
         machine.set_time(now);
         let (is_sample, reported) = wire.hit(machine);
@@ -69,7 +70,7 @@ impl Both {
         self.played(now, wire, is_sample);
     }
 
-    /// A packet of the conversation was a hit.
+    /// A packet of the conversation has hit the probe.
     fn played(&mut self, now: u64, wire: Wire, is_sample: bool) {
         // With IP options the sample cannot be read.
         if wire.ip_options {
@@ -150,7 +151,7 @@ fn the_running_kernel_accepts_all_programs() {
     }
 }
 
-/// A change of a program's size should be meant: each instruction costs every packet.
+/// The size of a program should change only on purpose: each instruction costs every packet.
 #[test]
 #[cfg(target_arch = "x86_64")]
 fn programs_have_these_sizes() {

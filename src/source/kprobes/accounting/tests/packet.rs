@@ -103,7 +103,7 @@ impl Wire {
         if self.of.ipv6 { 40 } else { 20 }
     }
 
-    /// What the sample becomes.
+    /// The packet that its sample is decoded to.
     pub(super) fn packet(self) -> Packet {
         let headers = self.ip_header() + self.transport_header();
         let size = PacketSize { bytes: self.payload + u32::from(headers), headers };
@@ -155,8 +155,8 @@ impl Wire {
         machine.put(self.sender, sock);
     }
 
-    /// `sk_buff.data` is at the IP header of a packet that leaves, unless it is TCP's over IPv6, and at the transport header of
-    /// one that arrives.
+    /// `sk_buff.data` points to the IP header of an outgoing packet. In an arriving packet, and in outgoing TCP over IPv6, it
+    /// points to the transport header.
     fn put_skb(self, machine: &Machine) {
         let headers = self.headers();
         let ip = usize::from(self.ip_header()) + if self.ip_options { 4 } else { 0 };
@@ -178,14 +178,14 @@ impl Wire {
         let mut data = vec![0xdd; 600];
         data[place..place + headers.len()].copy_from_slice(&headers);
         machine.put(DATA, data);
-        machine.put(FL6, self.flow());
+        machine.put(FL6, self.flowi6());
         let mut dev = vec![0; 512];
         dev[264..272].copy_from_slice(&NET.to_ne_bytes());
         machine.put(DEV, dev);
     }
 
     /// The `struct flowi6` with which TCP sends over IPv6.
-    fn flow(self) -> Vec<u8> {
+    fn flowi6(self) -> Vec<u8> {
         let Tuple { local, remote, .. } = self.of.tuple();
         let mut flow = vec![0; 88];
         flow[14] = self.of.transport.iana_number();

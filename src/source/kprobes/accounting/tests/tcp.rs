@@ -1,4 +1,4 @@
-//! TCP: segments that are joined and merged, and headers of varying length.
+//! TCP: packets of several segments (GSO, GRO), and headers of varying length.
 
 use super::*;
 use crate::model::event::Segments;
@@ -65,7 +65,7 @@ impl Connection {
         self.play(machine, Wire { options, flags, demultiplexed, segments: self.counters, ..wire });
     }
 
-    /// A random packet. `count` segments are joined into it.
+    /// A random packet. The socket counts it as `count` segments.
     fn step(&mut self, machine: &Machine, step: Step) {
         let Step { kind, count, payload, options, pause, demultiplexed } = step;
         self.now += pause;
@@ -76,7 +76,7 @@ impl Connection {
                 self.arrives(machine, payload, options, ACK, demultiplexed);
                 self.counters.received = self.counters.received.wrapping_add(count);
             }
-            // The socket of a later connection cannot have this counter.
+            // The counter has grown by more than is plausible.
             14 => self.out(machine, payload, options, ACK, 1 << 20),
             15 => self.out(machine, 0, options, ACK | FIN, 1),
             16 => {
@@ -88,7 +88,7 @@ impl Connection {
                 self.play(machine, wire);
                 self.counters.received = self.counters.received.wrapping_add(1);
             }
-            // The socket does not count it: dropped before.
+            // It is dropped before the socket counts it.
             18 => self.arrives(machine, payload, options, ACK, demultiplexed),
             // The kernel's own socket answers for this one.
             _ => {

@@ -9,7 +9,8 @@ fn conversation(ipv6: bool, sock: u8, remote: u8) -> Conversation {
     Conversation { ipv6, transport: Transport::Udp, sock, local: (1, 4000), remote: (remote, 53) }
 }
 
-/// A datagram: conversation, direction, payload, nanoseconds since the one before, what is special.
+/// A datagram: its socket, its remote host, whether it is outgoing, its payload, nanoseconds since the one before, and what is
+/// special.
 type Step = (u8, u8, bool, u32, u64, u8);
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -110,15 +111,15 @@ fn a_socket_with_many_peers_has_few_samples() {
         }
     }
     let (few, many): (Vec<_>, _) = all.values().partition(|both| both.samples == 2);
-    // Those that another conversation keeps from its way are sampled.
+    // If another conversation has the way that a conversation wants, all its packets are sampled.
     assert!(many.iter().all(|both| both.samples == 100));
-    assert!(few.len() >= 13, "20 peers of 64 ways, by the hash of their ends: {}", few.len());
+    assert!(few.len() >= 13, "20 peers share 64 ways by the hash of their ends: {}", few.len());
     assert_eq!((machine.conversations().len(), machine.refused_packets()), (few.len(), 100 * many.len() as u64));
     // After a second, a way is free for another peer.
     let late = many[0].of;
     let samples = [2_000_000_000, 2_000_000_001, 2_002_000_000, 2_002_000_001, 2_002_000_002];
     let samples = samples.map(|now| play(&machine, now, wire(late, true, 100, 9), &mut all));
-    assert_eq!(samples, [true, true, true, false, false], "evicted, still at rest, claimed, counted");
+    assert_eq!(samples, [true, true, true, false, false], "evicted, not yet reusable, claimed, counted");
     free(&machine, 0, &mut all);
     assert_eq!(machine.entries(), (0, 0));
     for both in all.values() {
@@ -161,7 +162,7 @@ fn packets_of_conversations_without_an_entry_are_sampled() {
     (0..9).for_each(|_| play(&mut all, 1));
     let [counted, sampled] = [1, 9].map(|samples| all.iter().filter(|both| both.samples == samples).count());
     assert_eq!((counted, sampled, machine.refused_packets()), (14, 26, 26 * 9));
-    // A slot is free again a millisecond after its socket.
+    // A slot can be used again a millisecond after its socket was freed.
     let [mut first, mut second] = [1, 9].map(|samples| {
         let at = all.iter().position(|both| both.samples == samples).unwrap();
         all.remove(at)

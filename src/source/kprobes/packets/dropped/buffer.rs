@@ -129,7 +129,8 @@ impl Buffer<'_> {
         }
     }
 
-    /// The event of a packet that is dropped at a device. `caller` is the return address of the function that frees it.
+    /// The event of a packet that is dropped at a device. `caller` is the return address of the function that frees it. See
+    /// [`Dropped::may_be_drivers`].
     pub(super) fn event_at_device(&self, caller: u64, may_be_drivers: bool) -> Decoded {
         let may_have_arrived = self.headers.link_header() == 0;
         match self.event(false) {
@@ -170,7 +171,7 @@ impl Buffer<'_> {
         Decoded::Event(EventKind::Dropped(Dropped { transport, other_protocol, ends, bytes, ..nothing }))
     }
 
-    /// Whether the Ethernet header, if there is one, was fetched and has the Ethernet type in `sk_buff.protocol`.
+    /// Whether the Ethernet header, if there is one, was fetched and has the same Ethernet type as `sk_buff.protocol`.
     fn is_of_protocol(&self, link: usize) -> bool {
         let kind = self.begin.get(ETHERNET_HEADER - 2..).and_then(<[u8]>::first_chunk);
         link != ETHERNET_HEADER || kind.is_some_and(|kind| u16::from_be_bytes(*kind) == self.headers.protocol)
@@ -199,7 +200,7 @@ fn ipv4(ip: &[u8], bytes: u32) -> Option<(Option<Transport>, Option<Ends>)> {
     Some((transport, ends))
 }
 
-/// Transport and ends of an IPv6 packet, likewise.
+/// The same for an IPv6 packet.
 fn ipv6(ip: &[u8], bytes: u32) -> Option<(Option<Transport>, Option<Ends>)> {
     let fixed = ip.get(..8)?;
     let payload = u16::from_be_bytes([fixed[4], fixed[5]]);

@@ -65,11 +65,11 @@ fn a_packet_is_known_by_its_headers_before_and_at_a_device() {
 
 #[test]
 fn packets_that_a_queue_has_passed_to_its_driver_were_sent() {
-    let in_one_piece = AtDevice { skb: 1, prev: 0, mac_len: 0, pkt_len: 114, len: 114 };
-    assert!(!in_one_piece.was_sent(), "in its queue, or on the way into it");
-    assert!(!AtDevice { prev: 2, ..in_one_piece }.was_sent(), "in a queue that is a tree");
-    assert!(AtDevice { prev: 1, ..in_one_piece }.was_sent());
-    let segmented_by_a_queue = AtDevice { mac_len: 14, ..in_one_piece };
+    let unsegmented = AtDevice { skb: 1, prev: 0, mac_len: 0, pkt_len: 114, len: 114 };
+    assert!(!unsegmented.was_sent(), "in its queue, or on the way into it");
+    assert!(!AtDevice { prev: 2, ..unsegmented }.was_sent(), "in a queue that keeps packets in a tree");
+    assert!(AtDevice { prev: 1, ..unsegmented }.was_sent());
+    let segmented_by_a_queue = AtDevice { mac_len: 14, ..unsegmented };
     assert!(
         !segmented_by_a_queue.was_sent() && !AtDevice { prev: 2, ..segmented_by_a_queue }.was_sent(),
         "the first of two"
@@ -88,7 +88,10 @@ fn a_dropped_packet_without_a_link_header_may_have_arrived() {
     };
     assert_eq!((dropped.ends, dropped.may_have_arrived, dropped.may_be_drivers), (Some(ends()), true, true));
     let headers = offsets([ETHERTYPE_IPV4, 78, 64]);
-    assert!(headers.is_leaving(1000, 1064) && !headers.is_leaving(1000, 1078), "behind its link header");
+    assert!(
+        headers.is_leaving(1000, 1064) && !headers.is_leaving(1000, 1078),
+        "an incoming packet begins after its link header"
+    );
     assert!(!headers.has_80211_header());
     assert!(!HeaderOffsets { mac: 54, ..headers }.has_80211_header(), "InfiniBand");
     assert!(HeaderOffsets { mac: 44, ..headers }.has_80211_header(), "IEEE 802.11");

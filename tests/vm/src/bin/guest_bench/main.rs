@@ -20,7 +20,8 @@ use serde_json::{Value, json};
 use crate::load::{LOADS, Load};
 use crate::monitor::Monitor;
 
-/// After this time, the kernel has done what it puts off while booting. The time of an idle guest passes at once.
+/// After this time, the kernel has done what it puts off while booting. The wait costs little time, because the guest's clock
+/// jumps to the next timer when the guest is idle.
 const BOOT_WORK: Duration = Duration::from_secs(20);
 /// The number of measurements of each load.
 const ROUNDS: usize = 3;
@@ -112,13 +113,13 @@ fn monitored_cost(load: &Load, arguments: &[String]) -> Result<MonitoredCost> {
     let idle = monitor.cpu_time()?;
     monitor.wait_until_idle();
     let before = monitor.cpu_time()?;
-    let in_user_space = monitor.user_and_system()?;
+    let (user_before, system_before) = monitor.user_and_system()?;
     let machine = instructions(load)?;
     let meanwhile = monitor.cpu_time()? - before;
     monitor.wait_until_idle();
     let after = monitor.cpu_time()?;
     let (user, system) = monitor.user_and_system()?;
-    let (user, system) = (user - in_user_space.0, system - in_user_space.1);
+    let (user, system) = (user - user_before, system - system_before);
     monitor.stop()?;
     Ok(MonitoredCost {
         machine,

@@ -20,7 +20,7 @@ tests![
     connections,
     two_monitors,
     a_killed_monitor,
-    cpus_that_go_and_come,
+    a_cpu_that_goes_offline_and_comes_back,
     a_full_table,
     a_filter;
     long: a_million_datagrams
@@ -88,7 +88,7 @@ fn expect_datagrams(output: &Output, (one, other): (SocketAddr, SocketAddr), cou
     Ok(())
 }
 
-/// A monitor whose packets the kernel counts.
+/// A monitor that lets the kernel count packets.
 fn counting_monitor() -> Result<Socktrail> {
     Socktrail::flows(&["--accounting", "kernel", "--stats"])
 }
@@ -98,7 +98,7 @@ fn datagrams() -> Result<()> {
     let ends = exchange_datagrams(COUNT)?;
     let output = monitor.stop()?;
     ends.iter().try_for_each(|ends| expect_datagrams(&output, *ends, COUNT))?;
-    few_were_sampled(&output, 4 * LOOPBACKS.len() as u64 * COUNT)
+    expect_few_samples(&output, 4 * LOOPBACKS.len() as u64 * COUNT)
 }
 
 /// A socket that exchanges datagrams with many others in turn. Most of these conversations are counted by the kernel.
@@ -159,7 +159,7 @@ fn two_monitors() -> Result<()> {
 
 /// The programs and maps of a killed monitor are freed.
 fn a_killed_monitor() -> Result<()> {
-    // The kernel may still be freeing those of the test before.
+    // Others may exist: the kernel may still be freeing those of the previous test.
     let before = bpf_objects()?;
     let monitor = counting_monitor()?;
     exchange_datagrams(10)?;
@@ -173,8 +173,8 @@ fn a_killed_monitor() -> Result<()> {
     })
 }
 
-/// A conversation goes on while its CPU goes offline and comes back.
-fn cpus_that_go_and_come() -> Result<()> {
+/// A conversation continues while its CPU goes offline and comes back.
+fn a_cpu_that_goes_offline_and_comes_back() -> Result<()> {
     let monitor = Socktrail::start(&["-v", "flows", "--format", "ecs", "--accounting", "kernel"])?;
     let pair = Pair::open(LOOPBACKS[0])?;
     on_cpu(1, || pair.exchange(COUNT))?;
@@ -261,7 +261,7 @@ fn connections() -> Result<()> {
         let most = COUNT * (PAYLOAD as u64 + ip + 20 + 12) + packets.saturating_sub(COUNT) * (PAYLOAD as u64 + ip + 60);
         ensure!(packets > COUNT && (least..=most).contains(&bytes), "{packets} packets, {bytes} bytes: {first:#}");
     }
-    few_were_sampled(&output, 4 * LOOPBACKS.len() as u64 * COUNT)
+    expect_few_samples(&output, 4 * LOOPBACKS.len() as u64 * COUNT)
 }
 
 /// If BPF is masked, `auto` samples each packet.
@@ -285,8 +285,8 @@ fn documents_of(output: &Output, one: SocketAddr, other: SocketAddr) -> Result<V
     Ok(documents)
 }
 
-/// Fails if fewer than about this number of packets were counted, or many were sampled.
-fn few_were_sampled(output: &Output, packets: u64) -> Result<()> {
+/// Fails if [`MAX_SAMPLES`] or more of `packets` packets were sampled, or not counted.
+fn expect_few_samples(output: &Output, packets: u64) -> Result<()> {
     let (sampled, counted) = (statistic(output, "packets")?, statistic(output, "packets_counted")?);
     ensure!(sampled < MAX_SAMPLES, "{sampled} packets were sampled:\n{}", output.log);
     ensure!(counted + MAX_SAMPLES > packets, "only {counted} of {packets} packets were counted:\n{}", output.log);
@@ -295,7 +295,6 @@ fn few_were_sampled(output: &Output, packets: u64) -> Result<()> {
 
 /// A number of the statistics (`--stats`).
 fn statistic(output: &Output, name: &str) -> Result<u64> {
-    let stats = output.log.lines().rev().find_map(|line| line.strip_prefix("socktrail: stats "));
-    let stats: Value = serde_json::from_str(stats.with_context(|| format!("no statistics in {}", output.log))?)?;
+    let stats = output.statistics()?;
     stats[name].as_u64().with_context(|| format!("no {name} in {stats}"))
 }

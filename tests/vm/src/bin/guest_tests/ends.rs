@@ -38,7 +38,7 @@ tests![
     no_flow_ends_twice,
 ];
 
-/// `TCP_SYNCNT`: the SYN is retransmitted after 1 s, and the connect fails 2 s later.
+/// `TCP_SYNCNT`: the SYN is retransmitted once, after 1 s, and the connect fails 2 s later.
 const ONE_MORE_SYN: i32 = 1;
 /// `TCP_SYNCNT`: longer than the 3 s for which a router waits for a neighbour's answer.
 const MORE_SYNS: i32 = 4;
@@ -162,7 +162,7 @@ fn a_connect_is_rejected_by_another_host() -> Result<()> {
     Ok(())
 }
 
-/// The kernel has no error then, but the connect has failed.
+/// The program closes the socket. The kernel has no error, but the connect has failed.
 fn a_connect_in_progress_is_closed() -> Result<()> {
     let (_, network) = (fixture()?, Routed::new()?);
     network.stop_forwarding()?;
@@ -171,7 +171,7 @@ fn a_connect_in_progress_is_closed() -> Result<()> {
     let (socket, here) = network.link.client.run(|| begin(from, there))?;
     sleep(Duration::from_millis(300));
     drop(socket);
-    let document = only(here, there, "egress")?;
+    let document = document_of(here, there, "egress")?;
     expect(&document, &of_this_process("failure"))?;
     expect(&document, &vec![("/error", Value::Null), ("/destination/packets", json!(0))])
 }
@@ -183,7 +183,7 @@ fn a_connect_in_progress_succeeds() -> Result<()> {
     let (here, error) = connect_nonblocking(there)?;
     ensure!(error.is_none(), "{error:?}");
     drop(listener.accept()?);
-    let document = only(here, there, "egress")?;
+    let document = document_of(here, there, "egress")?;
     expect(&document, &vec![("/event/outcome", json!("success")), ("/error", Value::Null)])
 }
 
@@ -200,11 +200,10 @@ fn a_connection_that_is_accepted_late() -> Result<()> {
     ensure!(early.is_empty(), "a document before its end: {early:#?}");
     let (mut server, _) = listener.accept()?;
     drop(client);
-    let mut said = String::new();
-    server.read_to_string(&mut said)?;
+    server.read_to_end(&mut Vec::new())?;
     drop(server);
     for direction in ["egress", "ingress"] {
-        let document = only(here, there, direction)?;
+        let document = document_of(here, there, direction)?;
         expect(&document, &of_this_process("success"))?;
         ensure!(number(&document, "/source/bytes")? > number(&document, "/destination/bytes")?, "{document:#}");
     }
@@ -230,7 +229,7 @@ fn no_flow_ends_twice() -> Result<()> {
     Ok(())
 }
 
-/// Connects with a `TCP_SYNCNT`, which must fail. Returns the local address and the error.
+/// Connects with a `TCP_SYNCNT`. The connect must fail. Returns the local address and the error.
 fn failing_connect(from: IpAddr, there: SocketAddr, syn_count: i32) -> Result<(SocketAddr, Errno)> {
     let (socket, here) = bound(from, SockFlag::empty())?;
     set_option(&socket, nix::libc::IPPROTO_TCP, nix::libc::TCP_SYNCNT, &syn_count.to_ne_bytes())?;
@@ -295,7 +294,7 @@ fn bound(ip: IpAddr, flags: SockFlag) -> Result<(OwnedFd, SocketAddr)> {
 
 /// The document of a failed connect of this process.
 fn failed(here: SocketAddr, there: SocketAddr, code: &str) -> Result<Value> {
-    let document = only(here, there, "egress")?;
+    let document = document_of(here, there, "egress")?;
     expect(&document, &of_this_process("failure"))?;
     expect(&document, &vec![("/error/code", json!(code))])?;
     Ok(document)
@@ -311,12 +310,12 @@ fn of_this_process(outcome: &str) -> ExpectedFields {
 }
 
 /// Waits for the document of a flow.
-fn only(here: SocketAddr, there: SocketAddr, direction: &str) -> Result<Value> {
+fn document_of(here: SocketAddr, there: SocketAddr, direction: &str) -> Result<Value> {
     let is_of = |document: &Value| is_of(document, here, there) && document["network"]["direction"] == direction;
     fixture()?.wait_for(&format!("the document of {here} to {there}, {direction}"), is_of)
 }
 
-/// A connect without a local address has no `source.ip`.
+/// Whether a document is about a flow. A connect without a local address has no `source.ip`.
 fn is_of(document: &Value, here: SocketAddr, there: SocketAddr) -> bool {
     let source = Some(here).filter(|here| !here.ip().is_unspecified());
     endpoint(document, "source") == source && endpoint(document, "destination") == Some(there)

@@ -120,6 +120,8 @@ fn a_fragmented_datagram() -> Result<()> {
         ensure!(document["flow"]["inexact"] == marks, "{payload} bytes: {document:#}");
         ensure!(document["source"]["packets"] == made.max(1), "{made} fragments: {document:#}");
     }
+    let output = monitor.stop()?;
+    ensure!(output.status.success(), "socktrail ended with {}:\n{}", output.status, output.log);
     Ok(())
 }
 

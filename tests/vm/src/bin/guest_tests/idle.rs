@@ -1,5 +1,5 @@
-//! Connections that are idle for longer than every timeout. Their last packets still have the right owner, whichever
-//! side ends the connection, and in whatever way.
+//! Connections that are idle for longer than every timeout. Their last packets still have the right owner, no matter
+//! which side ends the connection and how.
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread::sleep;
@@ -14,6 +14,7 @@ use crate::capture::link::{Family, Host, Routed, loopback};
 use crate::helpers::document::{endpoint, expect};
 use crate::helpers::socktrail::Socktrail;
 use crate::helpers::sys::set_option;
+use crate::helpers::traffic::reset;
 
 tests![
     closed_by_the_client,
@@ -68,7 +69,7 @@ fn reset_by_the_server() -> Result<()> {
     idle(|_client, server| reset(server))
 }
 
-/// The server sends its FIN long after the client's, when the client's connection has no socket any more.
+/// The server sends its FIN long after the client's, when the client's side no longer has a socket.
 fn a_half_closed_connection() -> Result<()> {
     idle(|client, server| {
         drop(client);
@@ -163,11 +164,4 @@ fn is_of(document: &Value, [here, there]: [SocketAddr; 2], side: Side) -> bool {
 fn is_between(document: &Value, ends: [SocketAddr; 2]) -> bool {
     let is_end = |name: &str| endpoint(document, name).is_some_and(|end| ends.contains(&end));
     is_end("source") && is_end("destination")
-}
-
-fn reset(socket: TcpStream) -> Result<()> {
-    let at_once = nix::libc::linger { l_onoff: 1, l_linger: 0 };
-    setsockopt(&socket, sockopt::Linger, &at_once)?;
-    drop(socket);
-    Ok(())
 }

@@ -18,7 +18,7 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::helpers::document::{endpoint, number};
-use crate::helpers::socktrail::{Output, Socktrail};
+use crate::helpers::socktrail::Socktrail;
 use crate::helpers::tracefs::Tracefs;
 use crate::helpers::traffic::on_cpu;
 use crate::helpers::wait::wait_until;
@@ -39,10 +39,10 @@ const SERVER: &str = "accepts-one";
 const DATAGRAMS: u64 = 2000;
 /// The feature whose return probe misses hits; its probe has the same name.
 const ACCEPT: &str = "accept";
-/// A CPU that no process of the test has to run on.
+/// The CPU that the tests send on. Nothing else needs to run on it.
 const CPU: usize = 1;
 
-/// A stopped monitor gets more samples than its rings hold. Lost and counted packets add up to all packets.
+/// A stopped monitor gets more samples than its rings hold. Each packet is either counted or reported as lost.
 fn a_full_ring() -> Result<()> {
     // The sample of the close may be lost, too. Then the flow ends by the inactivity timeout.
     let timeouts = ["--flow-termination-timeout", "500ms", "--flow-inactive-timeout", "10s"];
@@ -76,7 +76,7 @@ fn a_full_ring() -> Result<()> {
     let output = monitor.stop()?;
     let message = format!("samples found no room in the ring of CPU {CPU}");
     ensure!(output.log.contains(&message), "{}", output.log);
-    let stats = stats(&output)?;
+    let stats = output.statistics()?;
     let lost = number(&stats, "/samples_lost")?;
     let misses = number(&stats, "/probe_misses")?;
     let by_cpu = stats["lost_by_cpu"].as_object().context("losses by CPU")?;
@@ -130,7 +130,7 @@ const SOON: Duration = Duration::from_secs(2);
 fn a_loss_without_later_samples() -> Result<()> {
     let monitor = Socktrail::flows(&[&SMALL_RINGS[..], &["--stats", "--flow-inactive-timeout", "4s"]].concat())?;
     let message = format!("samples found no room in the ring of CPU {CPU}");
-    let (pair, took) = on_cpu(CPU, || {
+    let (pair, continued) = on_cpu(CPU, || {
         let pair = Pair::open()?;
         signal(&monitor, Signal::SIGSTOP)?;
         pair.send(DATAGRAMS)?;
@@ -138,13 +138,13 @@ fn a_loss_without_later_samples() -> Result<()> {
         Ok((pair, Instant::now()))
     })?;
     wait_until("the loss to be reported", || Ok(monitor.log().contains(&message)))?;
-    let took = took.elapsed();
+    let took = continued.elapsed();
     ensure!(took < SOON, "the loss was reported after {took:?}");
     // The sockets are still open and idle.
     let document = document(&monitor, pair.ends, "egress")?;
     ensure!(document["flow"]["inexact"] == json!(["samples_lost"]), "not marked: {document:#}");
     let seen = number(&document, "/network/packets")?;
-    let stats = stats(&monitor.stop()?)?;
+    let stats = monitor.stop()?.statistics()?;
     let lost = number(&stats, &format!("/lost_by_cpu/{CPU}"))?;
     // Apart from the datagrams, there are few samples.
     ensure!((DATAGRAMS - seen..2 * DATAGRAMS + 1000).contains(&lost), "{seen} seen, {lost} lost: {stats}");
@@ -181,6 +181,8 @@ fn a_flow_whose_first_packets_were_lost() -> Result<()> {
         ensure!(document["flow"]["complete"] == json!(false), "its beginning was not seen: {document:#}");
         ensure!(number(&document, "/network/packets")? < 7, "all packets were counted: {document:#}");
     }
+    let output = monitor.stop()?;
+    ensure!(output.status.success(), "socktrail ended with {}:\n{}", output.status, output.log);
     Ok(())
 }
 
@@ -233,7 +235,7 @@ fn more_waiting_tasks_than_kretprobe_instances() -> Result<()> {
     drop(before);
     let before = document(&monitor, (open, there), "egress")?;
     let missed = tracefs.missed_by(ACCEPT)?;
-    let stats = stats(&monitor.stop()?)?;
+    let stats = monitor.stop()?.statistics()?;
     let misses = number(&stats, "/probe_misses")?;
     let accepts = number(&stats, &format!("/misses_by_probe/{ACCEPT}"))?;
     ensure!(accepts >= missed, "{accepts} of {missed} missed hits are reported");
@@ -280,12 +282,6 @@ fn waiting_in_accept() -> Result<usize> {
     let calls = servers.filter_map(|thread| read(&thread, "syscall"));
     let accept = libc::SYS_accept4.to_string();
     Ok(calls.filter(|call| call.split(' ').next() == Some(&*accept)).count())
-}
-
-/// The last statistics of `--stats`.
-fn stats(output: &Output) -> Result<Value> {
-    let line = output.log.lines().rev().find_map(|line| line.split_once("stats ")).context("no line of statistics")?;
-    Ok(serde_json::from_str(line.1)?)
 }
 
 /// Two connected datagram sockets.

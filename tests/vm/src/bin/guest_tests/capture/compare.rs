@@ -58,7 +58,7 @@ pub(crate) struct Difference {
     pub(crate) is_lossy: bool,
 }
 
-/// Fails unless there is one document for each flow, with the captured packets and bytes.
+/// Fails unless each flow has as many documents as copies, with the captured packets and bytes.
 pub(crate) fn compare(documents: &[Value], flows: &[ExpectedFlow], captured: &Captured) -> Result<(), Difference> {
     let mut texts = Vec::new();
     let mut is_explained_by_loss = true;
@@ -117,8 +117,8 @@ const LATE: &str = "late_data";
 pub(crate) const MAX_TCP_OPTIONS: u64 = 40;
 /// The largest size of the IPv6 and TCP headers, in bytes.
 const MAX_HEADERS: i128 = 40 + 60;
-/// The largest datagram without fragments of its `sk_buff`: the kernel's `SKB_MAX_ALLOC`, four pages, less overhead.
-/// The `sk_buff` of a larger one looks like that of a GSO packet.
+/// The largest datagram whose `sk_buff` is linear: the kernel's `SKB_MAX_ALLOC`, four pages, less overhead. The
+/// `sk_buff` of a larger one looks like that of a GSO packet.
 const MAX_LINEAR: u64 = 15_000;
 
 /// The reasons why a document may not be exact: `flow.inexact`.
@@ -141,7 +141,8 @@ pub(crate) fn is_within_bounds(marks: &[&str], captured: Count, difference: Coun
     let CountDifference { packets: more, bytes: larger } = difference;
     let packets = i128::from(captured.packets);
     let merged = marks.contains(&MERGED) && more == 0 && larger.abs() <= i128::from(bytes_off(marks, captured));
-    // Few segments arrive merged after the close, and only their headers are not counted.
+    // A GRO packet that arrives after the close counts as one packet, without the headers of its other segments. There are
+    // few such packets.
     let few = (0..=packets / 10).contains(&-more);
     merged || marks.contains(&LATE) && few && (0..=-more * MAX_HEADERS).contains(&-larger)
 }
@@ -285,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn equal_counts_are_equal() {
+    fn equal_counts_are_no_difference() {
         compare_all(&[document("egress", 1, 128), document("ingress", 1, 128)]).unwrap();
     }
 

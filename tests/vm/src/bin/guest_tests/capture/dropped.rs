@@ -18,8 +18,9 @@ use serde_json::Value;
 
 use super::compare::{documents_of, is_lossy};
 use super::link::{Conditions, Family, Routed};
+use super::phases::OFFLOADED;
 use super::sniffer::{SegmentInfo, Sniffer};
-use super::testbed::{ExpectedFlow, Side, Testbed, of_client};
+use super::testbed::{ExpectedFlow, Pair, Side, Testbed, of_client};
 use super::wire::{Count, Direction, Key, Transport, Wire};
 use crate::helpers::document::{endpoint, number};
 use crate::helpers::netlink::{Faults, set_netem};
@@ -27,7 +28,7 @@ use crate::helpers::nft::nft;
 use crate::helpers::socktrail::Socktrail;
 use crate::helpers::wait::wait_until_within;
 
-/// nftables rules: for each hook, the ports whose packets it drops.
+/// nftables rules: each hook drops the packets to some ports.
 const RULES: &str = "
     table inet test {
         chain output {
@@ -59,7 +60,7 @@ pub(super) const SENT: u64 = 6;
 /// Longer than the kernel waits for a neighbour's answer before it drops packets to it.
 const NEIGHBOUR_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A flow, and how many of its packets were dropped.
+/// A flow, and the number of its packets that the test expects to be dropped.
 pub(super) struct DropCase {
     what: &'static str,
     flow: ExpectedFlow,
@@ -70,11 +71,11 @@ pub(super) struct DropCase {
     may_be_unreported: bool,
 }
 
-/// The number of dropped packets.
+/// The expected number of dropped packets.
 pub(super) enum Dropped {
     Exactly(u64),
     AtLeast(u64),
-    /// All of this number that were not captured, at least one.
+    /// All of this many packets that the capture does not have; at least one.
     AllBut(u64),
 }
 
@@ -83,6 +84,7 @@ impl DropCase {
         Self { what, flow, dropped, may_be_marked: false, may_be_unreported: false }
     }
 
+    /// For a flow whose document may be marked `dropped_locally` instead of being exact.
     pub(super) fn or_marked(self) -> Self {
         Self { may_be_marked: true, ..self }
     }
@@ -101,11 +103,11 @@ impl DropCase {
             return Ok(Vec::new());
         }
         let [document] = &of_flow[..] else {
-            let is_there = |document: &Value, of: &str| endpoint(document, of) == Some(remote);
-            let of_there = documents.iter().filter(|one| is_there(one, "source") || is_there(one, "destination"));
-            let of_there: Vec<_> = of_there.map(Value::to_string).collect();
+            let is_remote = |document: &Value, of: &str| endpoint(document, of) == Some(remote);
+            let of_remote = documents.iter().filter(|one| is_remote(one, "source") || is_remote(one, "destination"));
+            let of_remote: Vec<_> = of_remote.map(Value::to_string).collect();
             return Ok(vec![format!(
-                "{}: {} documents of {local}; of {remote} {of_there:?}",
+                "{}: {} documents of {local} instead of one; documents of {remote}: {of_remote:?}",
                 self.what,
                 of_flow.len()
             )]);
@@ -127,7 +129,7 @@ impl DropCase {
             differences.push(format!("{}: {reported:?}, not {captured:?}: {document}", self.what));
         }
         if is_wrong && !is_excused {
-            differences.push(format!("{}: {dropped} packets were dropped: {document}", self.what));
+            differences.push(format!("{}: the document has {dropped} dropped packets: {document}", self.what));
         }
         if is_marked && !self.may_be_marked {
             differences.push(format!("{}: marked dropped_locally: {document}", self.what));
@@ -204,7 +206,7 @@ impl fmt::Display for Lossy {
 
 impl Error for Lossy {}
 
-/// How often a test runs at most if samples are lost.
+/// The maximum number of times that a test runs if samples are lost.
 const ATTEMPTS: usize = 5;
 
 /// Repeats a test if samples were lost: probes may miss hits at any time, and documents are then marked.
@@ -218,19 +220,16 @@ pub(super) fn retry_if_lossy(test: fn() -> Result<()>) -> Result<()> {
     test()
 }
 
-pub(super) const CONDITIONS: Conditions =
-    Conditions { mtu: 1500, far_mtu: 1500, gso: true, gro: true, software_gso: false, faults: Faults::NONE };
-
-/// By nftables, in each hook, for both transports and IP versions.
+/// nftables drops packets in each hook, of both transports and IP versions.
 pub(crate) fn by_a_packet_filter() -> Result<()> {
-    let test = DropTest::new(CONDITIONS)?;
+    let test = DropTest::new(OFFLOADED)?;
     let mut cases = Vec::new();
     for family in [Family::V4, Family::V6] {
         let testbed = test.testbed(family);
         let to = |port| SocketAddr::new(testbed.ip(Side::Server), port);
-        let mut midway = testbed.pair()?;
+        let mut established = testbed.pair()?;
         test.filter(RULES)?;
-        test.filter(&format!("add rule inet test output tcp dport {} drop", midway.client.peer_addr()?.port()))?;
+        test.filter(&format!("add rule inet test output tcp dport {} drop", established.client.peer_addr()?.port()))?;
         for (what, port, length, dropped) in [
             ("UDP, output drop", 5001, 300, SENT),
             ("UDP, larger than packets, output drop", 5001, 4000, SENT),
@@ -248,22 +247,19 @@ pub(crate) fn by_a_packet_filter() -> Result<()> {
         }
         cases.push(DropCase::new("TCP, output drop", connect(&testbed, to(5003))?, Dropped::AtLeast(1)));
         cases.push(DropCase::new("TCP, output reject", connect(&testbed, to(5004))?, Dropped::AtLeast(1)));
-        midway.client.write_all(&[0; 30_000])?;
+        established.client.write_all(&[0; 30_000])?;
         thread::sleep(Duration::from_secs(1));
-        cases.push(DropCase::new("TCP, established", midway.flows[0], Dropped::AtLeast(1)).or_marked());
+        cases.push(DropCase::new("TCP, established", established.flows[0], Dropped::AtLeast(1)).or_marked());
         test.filter("flush ruleset")?;
         // The connection continues without the rules.
-        midway.client.shutdown(Shutdown::Write)?;
-        midway.server.read_to_end(&mut Vec::new())?;
-        drop(midway.server);
-        midway.client.read_to_end(&mut Vec::new())?;
+        close(established)?;
     }
     test.judge(&cases)
 }
 
-/// A share of the packets, most of which are GSO packets.
+/// nftables drops a share of the packets, most of which are GSO packets.
 pub(crate) fn now_and_then() -> Result<()> {
-    let test = DropTest::new(CONDITIONS)?;
+    let test = DropTest::new(OFFLOADED)?;
     let mut cases = Vec::new();
     for family in [Family::V4, Family::V6] {
         let testbed = test.testbed(family);
@@ -274,9 +270,9 @@ pub(crate) fn now_and_then() -> Result<()> {
     test.judge(&cases)
 }
 
-/// After netfilter: by a queue, and because no neighbour has the address.
+/// The kernel drops packets after netfilter: in a queue, and because no neighbour has the address.
 pub(crate) fn by_a_queue_or_without_a_neighbour() -> Result<()> {
-    let test = DropTest::new(CONDITIONS)?;
+    let test = DropTest::new(OFFLOADED)?;
     let mut cases = Vec::new();
     let absent: [IpAddr; 2] =
         [Ipv4Addr::new(10, 9, 1, 77).into(), Ipv6Addr::new(0xfd09, 1, 0, 0, 0, 0, 0, 0x77).into()];
@@ -330,16 +326,16 @@ pub(super) fn connect(testbed: &Testbed<'_>, to: SocketAddr) -> Result<ExpectedF
     })
 }
 
-/// Starts a nonblocking connect.
+/// Starts a nonblocking connect, which must be in progress.
 pub(super) fn begin(to: SocketAddr) -> Result<TcpStream> {
     let family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let socket = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)?;
     let begun = nix::sys::socket::connect(socket.as_raw_fd(), &SockaddrStorage::from(to));
-    ensure!(begun == Err(Errno::EINPROGRESS), "the connect is not under direction: {begun:?}");
+    ensure!(begun == Err(Errno::EINPROGRESS), "the connect is not in progress: {begun:?}");
     Ok(TcpStream::from(socket))
 }
 
-/// Sends `bytes` bytes over a connection to the port whose packets rules drop in part.
+/// Sends `bytes` bytes over a connection to port 5005, for which the tests drop a share of the packets.
 pub(super) fn bulk(testbed: &Testbed<'_>, bytes: usize) -> Result<ExpectedFlow> {
     let to = SocketAddr::new(testbed.ip(Side::Server), 5005);
     let listener = testbed.host(Side::Server).run(|| TcpListener::bind(to).context("listen"))?;
@@ -354,4 +350,13 @@ pub(super) fn bulk(testbed: &Testbed<'_>, bytes: usize) -> Result<ExpectedFlow> 
     ensure!(reader.join().map_err(|_| anyhow!("the reader panicked"))?? == bytes);
     client.read_to_end(&mut Vec::new())?;
     Ok(flow)
+}
+
+/// Closes a connection whose packets are no longer dropped.
+pub(super) fn close(mut pair: Pair) -> Result<()> {
+    pair.client.shutdown(Shutdown::Write)?;
+    pair.server.read_to_end(&mut Vec::new())?;
+    drop(pair.server);
+    pair.client.read_to_end(&mut Vec::new())?;
+    Ok(())
 }

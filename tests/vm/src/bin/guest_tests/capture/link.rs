@@ -49,9 +49,9 @@ impl Host {
 /// The conditions of a network.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Conditions {
-    /// The MTU.
+    /// The MTU between the client and the router.
     pub(crate) mtu: u32,
-    /// The MTU of the server's side of the router.
+    /// The MTU between the router and the server.
     pub(crate) far_mtu: u32,
     /// Whether interfaces accept GSO packets, and compute checksums.
     pub(crate) gso: bool,

@@ -15,7 +15,7 @@ use crate::helpers::socktrail::Socktrail;
 use crate::helpers::tracefs::Tracefs;
 use crate::helpers::wait::wait_until_within;
 
-/// The number of attempts without a missed hit. A timer interrupt may come while another probe is handled.
+/// The maximum number of attempts to run without a missed hit: a timer interrupt may come while another probe is handled.
 const ATTEMPTS: usize = 10;
 
 pub(crate) fn flows_are_not_lossy_without_missed_hits() -> Result<()> {
@@ -24,6 +24,8 @@ pub(crate) fn flows_are_not_lossy_without_missed_hits() -> Result<()> {
         let ScenarioResult { missed, documents } = fixture.run(udp::connected)?;
         if missed == 0 {
             ensure!(!documents.iter().any(is_lossy), "no hit was missed, but a document is marked: {documents:#?}");
+            let output = fixture.monitor.stop()?;
+            ensure!(output.status.success(), "socktrail ended with {}:\n{}", output.status, output.log);
             return Ok(());
         }
     }

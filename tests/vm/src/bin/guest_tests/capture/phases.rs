@@ -38,7 +38,7 @@ impl Phase {
 enum Group {
     /// All scenarios without UDP GSO.
     All,
-    /// Scenarios that send much.
+    /// Scenarios that send many or large packets.
     Much,
     /// Scenarios for a network with faults.
     Faulty,
@@ -81,7 +81,7 @@ pub(crate) const PHASES: &[Phase] = &[
         segment_info: SegmentInfo::UdpSize(udp::SEGMENT),
     },
     Phase {
-        name: "loopback_cut_datagrams",
+        name: "loopback_software_segmented_datagrams",
         routed: false,
         conditions: Conditions { software_gso: true, ..OFFLOADED },
         groups: &[Group::Segments, Group::SoftwareGso],
@@ -113,7 +113,7 @@ pub(crate) const PHASES: &[Phase] = &[
         segment_info: SegmentInfo::FromKernel,
     },
     Phase {
-        name: "veth_merged",
+        name: "veth_with_gro",
         routed: true,
         conditions: Conditions { gro: true, ..PLAIN },
         groups: &[Group::Much],
@@ -137,7 +137,7 @@ pub(crate) const PHASES: &[Phase] = &[
         segment_info: SegmentInfo::UdpSize(udp::SEGMENT),
     },
     Phase {
-        name: "veth_cut_datagrams",
+        name: "veth_software_segmented_datagrams",
         routed: true,
         conditions: Conditions { software_gso: true, ..OFFLOADED },
         groups: &[Group::Segments, Group::SoftwareGso],
@@ -177,7 +177,7 @@ pub(crate) const PHASES: &[Phase] = &[
         segment_info: SegmentInfo::FromKernel,
     },
     Phase {
-        name: "veth_doubled_offloaded",
+        name: "veth_duplicated_offloaded",
         routed: true,
         conditions: Conditions { faults: Faults { duplicates: 1.0, ..Faults::NONE }, ..OFFLOADED },
         groups: &[Group::Faulty],
@@ -260,7 +260,7 @@ const SCENARIOS: &[(&str, &[Group], &[Family], Scenario)] = {
         ("udp_segmented_tiny", SOFTWARE_GSO, BOTH, udp::segmented_tiny),
         ("udp_segmented_tiny_by_message", SOFTWARE_GSO, BOTH, udp::segmented_tiny_by_message),
         ("udp_path_mtu", NARROW, BOTH, udp::path_mtu),
-        ("udp_cut_on_the_way", NARROW, V4_ONLY, udp::cut_on_the_way),
+        ("udp_fragmented_by_the_router", NARROW, V4_ONLY, udp::fragmented_by_the_router),
     ]
 };
 

@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 
-use super::dropped::{CONDITIONS, DropCase, DropTest, Dropped, SENT, bulk, connect, datagrams, send};
+use super::dropped::{DropCase, DropTest, Dropped, SENT, bulk, connect, datagrams, send};
 use super::link::{Conditions, Family, ip};
+use super::phases::OFFLOADED;
 use super::testbed::{ExpectedFlow, Side, of_client};
 use super::wire::Transport;
 use crate::helpers::netlink::{Faults, ipip, set_netem};
@@ -28,7 +29,7 @@ const MANY: u64 = 100;
 /// A full packet takes 6 ms. CoDel drops packets after 20 ms above the target.
 const LINK: SlowLink = SlowLink { rate: 250_000, burst: 2_000, target_us: 5_000, interval_us: 20_000 };
 
-/// CoDel drops nothing.
+/// The target is so high that CoDel drops nothing.
 const NO_DROPS: SlowLink = SlowLink { target_us: 100_000_000, interval_us: 200_000_000, ..LINK };
 
 /// So slow that packets are still queued when the queue is removed.
@@ -36,9 +37,9 @@ const SLOW: SlowLink = SlowLink { rate: 10_000, burst: 4_000, ..NO_DROPS };
 /// The number of packets in a queue that is removed.
 const WAITING: u64 = 20;
 
-/// By a `tc` filter on egress.
+/// A `tc` filter on egress drops packets.
 pub(crate) fn by_a_filter_of_tc() -> Result<()> {
-    let test = DropTest::new(CONDITIONS)?;
+    let test = DropTest::new(OFFLOADED)?;
     let client = &test.network.link.client;
     client.run(|| add_clsact(&client.interface))?;
     let mut cases = Vec::new();
@@ -59,18 +60,22 @@ pub(crate) fn by_a_filter_of_tc() -> Result<()> {
         cases
             .push(DropCase::new("TCP, a share of it, tc", bulk(&testbed, 1_000_000)?, Dropped::AtLeast(1)).or_marked());
     }
-    cases.push(DropCase::new("UDP, tc, without a link header", into_a_tunnel(&test)?, Dropped::Exactly(SENT)));
+    cases.push(DropCase::new(
+        "UDP, tc, without a link header",
+        send_into_filtered_tunnel(&test)?,
+        Dropped::Exactly(SENT),
+    ));
     test.judge(&cases)
 }
 
-/// Sends datagrams that a filter on a tunnel drops, so that none is captured.
-fn into_a_tunnel(test: &DropTest) -> Result<ExpectedFlow> {
+/// Sends datagrams that a filter on a tunnel drops. None of them leaves the host.
+fn send_into_filtered_tunnel(test: &DropTest) -> Result<ExpectedFlow> {
     open_tunnel(test, Ipv4Addr::new(10, 9, 1, 1))?;
     test.network.link.client.run(|| {
         add_clsact(TUNNEL)?;
         drop_every_nth(TUNNEL, 1, ([10, 6, 0, 1], 5001).into())
     })?;
-    into_the_tunnel(test)
+    send_into_tunnel(test)
 }
 
 const TUNNEL: &str = "inside";
@@ -84,7 +89,7 @@ fn open_tunnel(test: &DropTest, to: Ipv4Addr) -> Result<()> {
     ip(&client.netns, &format!("link set {TUNNEL} up"))
 }
 
-fn into_the_tunnel(test: &DropTest) -> Result<ExpectedFlow> {
+fn send_into_tunnel(test: &DropTest) -> Result<ExpectedFlow> {
     let there = SocketAddr::from(([10, 6, 0, 1], 5001));
     let socket = test.network.link.client.run(|| Ok(UdpSocket::bind(("10.6.0.2", 0))?))?;
     for _ in 0..SENT {
@@ -93,28 +98,28 @@ fn into_the_tunnel(test: &DropTest) -> Result<ExpectedFlow> {
     Ok(of_client(Transport::Udp, socket.local_addr()?, there))
 }
 
-/// By a tunnel's driver, because there is no route to the tunnel's other end. A capture on the tunnel shows the
-/// datagrams, so they count as sent.
+/// A tunnel's driver drops datagrams, because there is no route to the tunnel's other end. A capture on the tunnel shows
+/// the datagrams, so they count as sent.
 pub(crate) fn by_a_driver() -> Result<()> {
-    let (test, flow) = into_a_tunnel_without_route(&[])?;
+    let (test, flow) = send_into_tunnel_without_route(&[])?;
     test.judge(&[DropCase::new("UDP, by the driver of a tunnel", flow, Dropped::Exactly(0))])
 }
 
-fn into_a_tunnel_without_route(options: &[&str]) -> Result<(DropTest, ExpectedFlow)> {
-    let mut test = DropTest::with(CONDITIONS, options)?;
+fn send_into_tunnel_without_route(options: &[&str]) -> Result<(DropTest, ExpectedFlow)> {
+    let mut test = DropTest::with(OFFLOADED, options)?;
     let netns = Arc::clone(&test.network.link.client.netns);
     ip(&netns, "route del default")?;
     open_tunnel(&test, Ipv4Addr::new(203, 0, 113, 9))?;
     test.capture_instead(TUNNEL)?;
-    let flow = into_the_tunnel(&test)?;
+    let flow = send_into_tunnel(&test)?;
     Ok((test, flow))
 }
 
-/// By the removal of the queue that they are in.
+/// A queue is removed, with the packets in it.
 pub(crate) fn with_their_queue() -> Result<()> {
     /// `netem` keeps reordered packets in a tree.
     const DELAYED: Faults = Faults { delay_ms: 20_000, reordered: 0.3, ..Faults::NONE };
-    let test = DropTest::new(CONDITIONS)?;
+    let test = DropTest::new(OFFLOADED)?;
     let client = &test.network.link.client;
     let mut cases = Vec::new();
     for family in [Family::V4, Family::V6] {
@@ -135,11 +140,11 @@ pub(crate) fn with_their_queue() -> Result<()> {
     test.judge(&cases)
 }
 
-/// The monitor does not know the function of a removed queue's drops. Drops of a driver, a filter and a removed queue
-/// then look the same.
+/// The monitor does not know the function that drops the packets of a removed queue. Drops of a driver, a filter and a
+/// removed queue then look the same.
 pub(crate) fn with_unknown_drop_functions() -> Result<()> {
     const HIDDEN: &[&str] = &["--mask", "rtnl_kfree_skbs"];
-    let test = DropTest::with(CONDITIONS, HIDDEN)?;
+    let test = DropTest::with(OFFLOADED, HIDDEN)?;
     let client = &test.network.link.client;
     client.run(|| add_clsact(&client.interface))?;
     let mut cases = Vec::new();
@@ -156,18 +161,18 @@ pub(crate) fn with_unknown_drop_functions() -> Result<()> {
         cases.push(DropCase::new("nothing", datagrams(&testbed, there(5004), 300)?, Dropped::Exactly(0)));
     }
     test.judge(&cases)?;
-    let (test, flow) = into_a_tunnel_without_route(HIDDEN)?;
+    let (test, flow) = send_into_tunnel_without_route(HIDDEN)?;
     test.judge(&[DropCase::new("the driver of a tunnel", flow, Dropped::Exactly(0)).or_marked()])
 }
 
-/// By CoDel behind `tbf`, which segments GSO packets.
+/// CoDel drops packets behind `tbf`, which segments GSO packets.
 pub(crate) fn by_codel() -> Result<()> {
-    with_queue(add_tbf_with_fq_codel, CONDITIONS, LINK)
+    with_queue(add_tbf_with_fq_codel, OFFLOADED, LINK)
 }
 
-/// By CoDel, with packets as large as GSO packets.
+/// CoDel drops packets that are as large as GSO packets.
 pub(crate) fn by_codel_when_large() -> Result<()> {
-    let conditions = Conditions { mtu: 20_000, far_mtu: 20_000, ..CONDITIONS };
+    let conditions = Conditions { mtu: 20_000, far_mtu: 20_000, ..OFFLOADED };
     with_queue(
         add_tbf_with_fq_codel,
         conditions,
@@ -175,9 +180,9 @@ pub(crate) fn by_codel_when_large() -> Result<()> {
     )
 }
 
-/// By the CoDel of `cake`.
+/// The CoDel of `cake` drops packets.
 pub(crate) fn by_cake() -> Result<()> {
-    with_queue(cake, CONDITIONS, LINK)
+    with_queue(cake, OFFLOADED, LINK)
 }
 
 fn with_queue(add_queue: fn(&str, SlowLink) -> Result<()>, conditions: Conditions, slow: SlowLink) -> Result<()> {

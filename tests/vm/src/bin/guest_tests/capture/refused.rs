@@ -13,26 +13,25 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 
-use super::dropped::{CONDITIONS, DropCase, DropTest, Dropped, SENT, begin, connect, datagrams};
+use super::dropped::{DropCase, DropTest, Dropped, SENT, begin, close, connect, datagrams};
 use super::link::Family;
+use super::phases::OFFLOADED;
 use super::testbed::{Pair, Side, Testbed, of_server};
 use super::wire::Transport;
 use crate::helpers::bpf::DropAll;
 use crate::helpers::cgroups::Hierarchy;
+use crate::helpers::community_id::{TCP, UDP};
 use crate::helpers::ipsec::{Policies, Policy};
 use crate::helpers::netlink::{Faults, set_netem};
 use crate::helpers::tc::{add_clsact, drop_every_nth, remove_clsact};
 
-const UDP: u8 = 17;
-const TCP: u8 = 6;
-
 /// Long enough for TCP to retransmit.
 const RETRIES: Duration = Duration::from_secs(1);
 
-/// By a BPF program of the cgroup in which the sockets were made.
+/// A BPF program of a cgroup drops the packets of sockets that were made in it.
 pub(crate) fn by_a_control_group() -> Result<()> {
     const GROUP: &str = "dropping";
-    let test = DropTest::new(CONDITIONS)?;
+    let test = DropTest::new(OFFLOADED)?;
     let groups = Hierarchy::v2()?;
     let group = groups.make(GROUP)?;
     groups.put(std::process::id(), GROUP)?;
@@ -45,32 +44,32 @@ pub(crate) fn by_a_control_group() -> Result<()> {
 fn in_a_control_group(test: &DropTest, family: Family, group: &Path) -> Result<Vec<DropCase>> {
     let testbed = test.testbed(family);
     let to = |port| SocketAddr::new(testbed.ip(Side::Server), port);
-    let mut midway = testbed.pair()?;
+    let mut established = testbed.pair()?;
     let drops = DropAll::attach(group)?;
     let mut cases = Vec::new();
     for (what, length) in [("UDP, control group", 300), ("UDP, larger than packets, control group", 4000)] {
         cases.push(DropCase::new(what, datagrams(&testbed, to(5001), length)?, Dropped::Exactly(SENT)));
     }
     cases.push(DropCase::new("TCP, control group", connect(&testbed, to(5003))?, Dropped::AtLeast(1)));
-    midway.client.write_all(&[0; 30_000])?;
+    established.client.write_all(&[0; 30_000])?;
     thread::sleep(RETRIES);
     drop(drops);
-    cases.push(DropCase::new("TCP, established, control group", midway.flows[0], Dropped::AtLeast(1)).or_marked());
-    end(midway)?;
+    cases.push(DropCase::new("TCP, established, control group", established.flows[0], Dropped::AtLeast(1)).or_marked());
+    close(established)?;
     Ok(cases)
 }
 
-/// By IPsec policies: one that blocks packets, and one without keys.
+/// IPsec policies drop packets: one blocks them, and one has no keys.
 pub(crate) fn by_ipsec() -> Result<()> {
-    let test = DropTest::new(CONDITIONS)?;
+    let test = DropTest::new(OFFLOADED)?;
     let mut cases = Vec::new();
     for family in [Family::V4, Family::V6] {
         let testbed = test.testbed(family);
         let to = |port| SocketAddr::new(testbed.ip(Side::Server), port);
-        let mut midway = testbed.pair()?;
+        let mut established = testbed.pair()?;
         let policies = test.network.link.client.run(Policies::new)?;
         policies.set(Policy::Block, UDP, to(5001))?;
-        policies.set(Policy::Block, TCP, midway.client.peer_addr()?)?;
+        policies.set(Policy::Block, TCP, established.client.peer_addr()?)?;
         policies.set(Policy::Encrypt, UDP, to(5002))?;
         policies.set(Policy::Encrypt, TCP, to(5004))?;
         // These datagrams never become packets, so there may be no document.
@@ -82,24 +81,24 @@ pub(crate) fn by_ipsec() -> Result<()> {
             Dropped::Exactly(SENT),
         ));
         cases.push(DropCase::new("TCP, IPsec without keys", connect(&testbed, to(5004))?, Dropped::AtLeast(1)));
-        midway.client.write_all(&[0; 3000])?;
+        established.client.write_all(&[0; 3000])?;
         thread::sleep(RETRIES);
         drop(policies);
         cases.push(
-            DropCase::new("TCP, established, blocked by IPsec", midway.flows[0], Dropped::AtLeast(0)).or_marked(),
+            DropCase::new("TCP, established, blocked by IPsec", established.flows[0], Dropped::AtLeast(0)).or_marked(),
         );
-        end(midway)?;
+        close(established)?;
     }
     test.judge(&cases)
 }
 
-/// By netfilter's egress hook (Linux 5.16). On older kernels this prints that it checks nothing.
+/// Netfilter's egress hook (Linux 5.16) drops packets. On older kernels this prints that it checks nothing.
 pub(crate) fn at_the_device() -> Result<()> {
     if !has_egress_hook()? {
         writeln!(io::stdout(), "dropped_at_the_device checks nothing: this kernel has no egress hook")?;
         return Ok(());
     }
-    let test = DropTest::new(CONDITIONS)?;
+    let test = DropTest::new(OFFLOADED)?;
     let device = &test.network.link.client.interface;
     let rules = format!(
         "table netdev test {{ chain egress {{ type filter hook egress device {device} priority 0;
@@ -127,9 +126,9 @@ fn has_egress_hook() -> Result<bool> {
     Ok(version >= Some((5, 16)))
 }
 
-/// Resets and answers in TIME_WAIT, which the kernel sends without a socket: dropped by nftables.
+/// nftables drops packets that the kernel sends without a socket: resets, and answers in TIME_WAIT.
 pub(crate) fn without_a_socket() -> Result<()> {
-    let test = DropTest::new(CONDITIONS)?;
+    let test = DropTest::new(OFFLOADED)?;
     let mut cases = Vec::new();
     for family in [Family::V4, Family::V6] {
         let pairs = without_sockets(&test.testbed(family))?;
@@ -142,9 +141,9 @@ pub(crate) fn without_a_socket() -> Result<()> {
     test.judge(&cases)
 }
 
-/// The same, dropped by a `tc` filter.
+/// A `tc` filter drops the same packets.
 pub(crate) fn without_a_socket_by_tc() -> Result<()> {
-    let test = DropTest::new(CONDITIONS)?;
+    let test = DropTest::new(OFFLOADED)?;
     let client = &test.network.link.client;
     let mut cases = Vec::new();
     for family in [Family::V4, Family::V6] {
@@ -158,9 +157,9 @@ pub(crate) fn without_a_socket_by_tc() -> Result<()> {
     test.judge(&cases)
 }
 
-/// The same, dropped by a queue, and with SYN cookies.
+/// A queue drops the same packets, and SYN-ACKs with SYN cookies.
 pub(crate) fn without_a_socket_by_a_queue() -> Result<()> {
-    let test = DropTest::new(CONDITIONS)?;
+    let test = DropTest::new(OFFLOADED)?;
     let client = &test.network.link.client;
     client.netns.set_sysctl("ipv4/tcp_syncookies", "2")?; // for every connection
     let mut cases = Vec::new();
@@ -170,23 +169,24 @@ pub(crate) fn without_a_socket_by_a_queue() -> Result<()> {
         let listener = client.run(|| Ok(TcpListener::bind((client.ip(family), 0))?))?;
         let here = listener.local_addr()?;
         client.run(|| set_netem(&client.interface, Faults { loss: 1.0, ..Faults::NONE }))?;
-        let requests = testbed.host(Side::Server).run(|| begin(here))?;
+        let request = testbed.host(Side::Server).run(|| begin(here))?;
         thread::sleep(RETRIES);
-        let requested = of_server(Transport::Tcp, requests.local_addr()?, here);
+        let requested = of_server(Transport::Tcp, request.local_addr()?, here);
         cases.push(DropCase::new("TCP, answers with SYN cookies", requested, Dropped::AtLeast(1)));
         let stop_drops = || client.run(|| set_netem(&client.interface, Faults::NONE));
         cases.extend(replies_without_sockets(pairs, stop_drops)?);
-        // The server retransmits its SYN. Before that there is no flow: over IPv4 its owner is not visible.
+        // The server retransmits its SYN, and is then accepted. Before that there is no flow: over IPv4, the owner of an answer
+        // with a SYN cookie is not visible.
         let (mut accepted, _) = listener.accept()?;
-        drop(requests);
+        drop(request);
         accepted.read_to_end(&mut Vec::new())?;
     }
     test.judge(&cases)
 }
 
-/// A capture that ends before it has read its packets: the kernel frees the copies as if it dropped packets.
+/// A capture ends before it has read its packets: the kernel frees the copies in the same way as dropped packets.
 pub(crate) fn nothing_by_an_unread_capture() -> Result<()> {
-    let test = DropTest::new(CONDITIONS)?;
+    let test = DropTest::new(OFFLOADED)?;
     let client = &test.network.link.client;
     let mut cases = Vec::new();
     for family in [Family::V4, Family::V6] {
@@ -233,13 +233,4 @@ fn replies_without_sockets(
         DropCase::new("TCP, resets", reset.flows[0], Dropped::AtLeast(2)),
         DropCase::new("TCP, answers in TIME_WAIT", waiting.flows[0], Dropped::AtLeast(2)),
     ])
-}
-
-/// Closes a connection whose packets are no longer dropped.
-fn end(mut pair: Pair) -> Result<()> {
-    pair.client.shutdown(Shutdown::Write)?;
-    pair.server.read_to_end(&mut Vec::new())?;
-    drop(pair.server);
-    pair.client.read_to_end(&mut Vec::new())?;
-    Ok(())
 }

@@ -10,7 +10,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::Value;
 
 use super::compare::{Captured, Difference, all_exist, compare};
@@ -22,7 +22,7 @@ use crate::helpers::tracefs::Tracefs;
 use crate::helpers::wait::wait_until_within;
 use crate::known;
 
-/// How often a case runs at most.
+/// The maximum number of times that a case runs.
 const ROUNDS: usize = 5;
 /// How long to wait for documents after the last packet.
 pub(crate) const DOCUMENTS: Duration = Duration::from_secs(8);
@@ -71,7 +71,8 @@ fn run_all() -> Result<Verdicts> {
             break;
         }
     }
-    runner.monitor.stop()?;
+    let output = runner.monitor.stop()?;
+    ensure!(output.status.success(), "socktrail ended with {}:\n{}", output.status, output.log);
     Ok(verdicts)
 }
 
@@ -109,7 +110,7 @@ impl Runner {
         }
         let all = runs.iter().flat_map(|run| &run.flows);
         let expected: Vec<ExpectedFlow> = all.flat_map(|(_, flows)| flows.iter().flatten().copied()).collect();
-        // The tests report documents that are missing then.
+        // The tests report documents that are still missing.
         wait_until_within(DOCUMENTS, "all documents", || Ok(all_exist(&self.monitor.documents()?, &expected))).ok();
         let documents = self.monitor.documents()?;
         Ok(runs.into_iter().flat_map(|run| run.compare(&documents)).collect())

@@ -118,11 +118,11 @@ struct Received {
     time: Option<SystemTime>,
 }
 
-/// Receives the next packet. Returns it with where its segment size comes from.
+/// Receives the next packet. Returns it with the source of its segment size.
 ///
-/// The kernel describes segments when the packet is received from the socket. By then, GRO or a socket's backlog may
-/// have merged other packets into it: a single packet then has a segment size, but no GSO type, and receiving it with a
-/// description fails with `EINVAL`. Such a packet is received without one.
+/// The kernel fills the `virtio_net_hdr` when the packet is received from the socket. By then, GRO or a socket's backlog
+/// may have merged other packets into it: a single packet then has a segment size, but no GSO type, and receiving it with
+/// that header fails with `EINVAL`. Such a packet is received without the header.
 fn receive(socket: &OwnedFd, segment_info: SegmentInfo, buffer: &mut [u8]) -> Result<Option<(Received, SegmentInfo)>> {
     if segment_info != SegmentInfo::FromKernel {
         let packet = receive_one(socket, MsgFlags::empty(), buffer)?.context("receive a captured packet")?;
@@ -130,18 +130,18 @@ fn receive(socket: &OwnedFd, segment_info: SegmentInfo, buffer: &mut [u8]) -> Re
     }
     match receive_one(socket, MsgFlags::MSG_PEEK, buffer)? {
         Err(Errno::EINVAL) => {
-            let set_descriptions = |is_on: i32| {
+            let set_vnet_header = |is_on: i32| {
                 set_option(socket, nix::libc::SOL_PACKET, nix::libc::PACKET_VNET_HDR, &is_on.to_ne_bytes())
             };
-            set_descriptions(0)?;
+            set_vnet_header(0)?;
             let packet = receive_one(socket, MsgFlags::empty(), buffer)?.context("receive a single packet")?;
-            set_descriptions(1)?;
+            set_vnet_header(1)?;
             Ok(packet.map(|packet| (packet, SegmentInfo::NoSegments)))
         }
         peeked => {
             let packet = peeked.context("peek at a captured packet")?;
             if packet.is_some() {
-                // This removes it, even if it fails because the packet can no longer be described.
+                // This removes the packet, even if it fails because the kernel can no longer fill the header.
                 receive_one(socket, MsgFlags::empty(), &mut [0; VNET_HEADER])?.ok();
             }
             Ok(packet.map(|packet| (packet, segment_info)))

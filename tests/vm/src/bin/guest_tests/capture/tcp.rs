@@ -17,6 +17,7 @@ use super::link::Family;
 use super::testbed::{ExpectedFlow, Pair, Side, Testbed, both, canonical, of_client};
 use super::wire::Transport;
 use crate::helpers::sys::set_option;
+use crate::helpers::traffic::reset;
 
 /// Bytes of bulk transfers.
 const BULK: usize = 2 << 20;
@@ -320,13 +321,6 @@ fn close_by_client(pair: Pair) -> Result<Vec<ExpectedFlow>> {
     drop(client);
     read_to_end(&mut server, 0)?;
     Ok(flows)
-}
-
-/// Closes with a reset.
-fn reset(stream: TcpStream) -> Result<()> {
-    let linger = nix::libc::linger { l_onoff: 1, l_linger: 0 };
-    setsockopt(&stream, sockopt::Linger, &linger)?;
-    Ok(())
 }
 
 /// Starts a thread that sends `length` bytes and then shuts down this direction.

@@ -107,9 +107,10 @@ fn send_many(testbed: &Testbed<'_>, count: usize, pause: Option<Duration>) -> Re
     let all = flows(&client, &server)?;
     server.set_read_timeout(Some(Duration::from_millis(500)))?;
     let sending = Arc::new(AtomicBool::new(true));
-    let still = Arc::clone(&sending);
+    let still_sending = Arc::clone(&sending);
     // On a slow machine nothing may arrive for a while. The socket must stay open until the last datagram is sent.
-    let reader = thread::spawn(move || while server.recv(&mut [0; 2048]).is_ok() || still.load(Ordering::Acquire) {});
+    let reader =
+        thread::spawn(move || while server.recv(&mut [0; 2048]).is_ok() || still_sending.load(Ordering::Acquire) {});
     for number in 0..count {
         client.send_to(&vec![0; number % 1400], there)?;
         if let Some(pause) = pause.filter(|_| number % 3 == 2) {
@@ -254,8 +255,8 @@ pub(crate) fn segmented_tiny_by_message(testbed: &Testbed<'_>) -> Result<Vec<Exp
 
 fn send_by_message(client: &UdpSocket, server: &UdpSocket, length: usize, segment: u16) -> Result<()> {
     let there = SockaddrStorage::from(server.local_addr()?);
-    let asked = [ControlMessage::UdpGsoSegments(&segment)];
-    sendmsg(client.as_raw_fd(), &[IoSlice::new(&vec![0; length])], &asked, MsgFlags::empty(), Some(&there))?;
+    let segment_size = [ControlMessage::UdpGsoSegments(&segment)];
+    sendmsg(client.as_raw_fd(), &[IoSlice::new(&vec![0; length])], &segment_size, MsgFlags::empty(), Some(&there))?;
     Ok(())
 }
 
@@ -286,10 +287,10 @@ pub(crate) fn path_mtu(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
 }
 
 /// The same, but the router fragments.
-pub(crate) fn cut_on_the_way(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
+pub(crate) fn fragmented_by_the_router(testbed: &Testbed<'_>) -> Result<Vec<ExpectedFlow>> {
     let (client, server) = sockets(testbed)?;
-    let always = nix::libc::IP_PMTUDISC_INTERFACE.to_ne_bytes();
-    set_option(&client, nix::libc::IPPROTO_IP, nix::libc::IP_MTU_DISCOVER, &always)?;
+    let ignore_path_mtu = nix::libc::IP_PMTUDISC_INTERFACE.to_ne_bytes();
+    set_option(&client, nix::libc::IPPROTO_IP, nix::libc::IP_MTU_DISCOVER, &ignore_path_mtu)?;
     client.send_to(&[0; 1400], server.local_addr()?)?;
     receive_datagram(&server, 1400)?;
     flows(&client, &server)

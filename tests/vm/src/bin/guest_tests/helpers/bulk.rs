@@ -25,7 +25,7 @@ pub(crate) struct BulkServer {
 struct Received {
     /// By index and id.
     documents: BTreeMap<(String, String), Value>,
-    /// Why the last invalid request or failed connection ended.
+    /// What was wrong with the last invalid request or failed connection.
     error: Option<String>,
 }
 

@@ -11,7 +11,8 @@ pub(crate) const TCP: u8 = 6;
 /// IANA's protocol number of UDP.
 pub(crate) const UDP: u8 = 17;
 
-/// Version 1 with seed 0: the hash of seed, the smaller end's address, the other's, protocol, a zero, both ports.
+/// Version 1 with seed 0: the SHA-1 of the seed, the smaller endpoint's address, the other's, the protocol, a zero byte,
+/// and the ports in the same order.
 pub(crate) fn community_id(protocol: u8, one: SocketAddr, other: SocketAddr) -> String {
     let (low, high) = if (one.ip(), one.port()) < (other.ip(), other.port()) { (one, other) } else { (other, one) };
     let mut hash = Sha1::new();

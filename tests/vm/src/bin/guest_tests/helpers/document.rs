@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn times_must_lie_within_the_readings_and_agree() {
+    fn start_and_end_are_within_the_limits_and_match_the_duration() {
         let reading = |text| humantime::parse_rfc3339(text).unwrap();
         let (before, within) = (reading("2025-01-01T00:00:01Z"), reading("2025-01-01T00:00:01.5Z"));
         let after = reading("2025-01-01T00:00:02Z");

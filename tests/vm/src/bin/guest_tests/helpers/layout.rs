@@ -9,7 +9,7 @@ use crate::helpers::process::Process;
 /// The kernel's type information.
 pub(crate) const BTF: &str = "/sys/kernel/btf/vmlinux";
 
-/// Whether the kernel has type information. Debian's 32-bit kernels have none.
+/// Whether the kernel has type information. Every tested 64-bit kernel has it, and Debian's 32-bit kernels do not.
 pub(crate) fn has_type_information() -> bool {
     !cfg!(target_arch = "x86") || Path::new(BTF).exists()
 }

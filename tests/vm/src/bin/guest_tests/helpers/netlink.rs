@@ -44,11 +44,11 @@ const TCA_NETEM_REORDER: u16 = 3;
 
 /// Makes a pair of veth devices: `name` in the calling thread's namespace, and `peer` in another one.
 pub(crate) fn veth_pair(name: &str, peer: &str, peer_netns: &Netns) -> Result<()> {
-    let mut of_peer = Attributes(vec![0; 16]); // struct ifinfomsg
-    of_peer.string(IFLA_IFNAME, peer);
-    of_peer.put(IFLA_NET_NS_FD, &peer_netns.as_fd().as_raw_fd().to_ne_bytes());
+    let mut peer_request = Attributes(vec![0; 16]); // struct ifinfomsg
+    peer_request.string(IFLA_IFNAME, peer);
+    peer_request.put(IFLA_NET_NS_FD, &peer_netns.as_fd().as_raw_fd().to_ne_bytes());
     let mut data = Attributes::default();
-    data.put(VETH_INFO_PEER, &of_peer.0);
+    data.put(VETH_INFO_PEER, &peer_request.0);
     let mut info = Attributes::default();
     info.string(IFLA_INFO_KIND, "veth");
     info.put(IFLA_INFO_DATA, &data.0);
@@ -106,7 +106,7 @@ pub(crate) enum LinkState {
 pub(crate) fn set_link_state(interface: &str, state: LinkState) -> Result<()> {
     const IFF_UP: u32 = 1;
     let index = nix::net::if_::if_nametoindex(interface)?;
-    let header = [0, index, u32::from(state == LinkState::Up) * IFF_UP, IFF_UP]; // struct ifinfomsg, as below
+    let header = [0, index, u32::from(state == LinkState::Up) * IFF_UP, IFF_UP]; // struct ifinfomsg
     let request: Vec<u8> = header.into_iter().flat_map(u32::to_ne_bytes).collect();
     rtnetlink(RTM_NEWLINK, 0, &request).with_context(|| format!("set {interface} {state:?}"))
 }

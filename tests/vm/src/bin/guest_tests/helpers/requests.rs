@@ -56,7 +56,7 @@ impl Client {
         Ok(Self { pid: curl.pid, here: SocketAddr::new(there.ip(), curl.stdout.parse()?), there, args: curl.args })
     }
 
-    /// The fields of the flow in its document.
+    /// The fields of its document that describe the flow.
     pub(crate) fn flow_fields(&self) -> Result<ExpectedFields> {
         Ok(vec![
             ("/source/ip", json!(self.here.ip().to_string())),

@@ -62,8 +62,8 @@ pub(crate) struct Output {
 impl Socktrail {
     /// Starts `socktrail` with the given arguments and waits until it is ready.
     ///
-    /// If [`AS_OF_VARIABLE`] is set, commands that install probes get the options for that release. If [`ACCOUNTING_VARIABLE`] is
-    /// set, `socktrail flows` counts packets that way.
+    /// If [`AS_OF_VARIABLE`] is set, commands that install probes get the options for that release. If
+    /// [`ACCOUNTING_VARIABLE`] is set, `socktrail flows` counts packets that way.
     pub(crate) fn start(args: &[&str]) -> Result<Self> {
         let mut args: Vec<_> = args.iter().map(ToString::to_string).collect();
         let installs_probes =
@@ -197,6 +197,13 @@ impl Output {
             }
         }
     }
+
+    /// The last statistics that `--stats` has printed.
+    pub(crate) fn statistics(&self) -> Result<Value> {
+        let json = self.log.lines().rev().find_map(|line| line.strip_prefix("socktrail: stats "));
+        let json = json.with_context(|| format!("no statistics in {}", self.log))?;
+        serde_json::from_str(json).with_context(|| format!("statistics that are not JSON: {json}"))
+    }
 }
 
 /// Lines that a thread reads while the program runs.
@@ -270,6 +277,14 @@ mod tests {
     fn a_monitor_can_be_killed() {
         let output = start("echo ready >&2; exec sleep 100").unwrap().kill().unwrap();
         assert!(!output.status.success());
+    }
+
+    #[test]
+    fn the_last_statistics_are_returned() {
+        let output = |log: &str| Output { status: ExitStatus::default(), documents: Vec::new(), log: log.to_owned() };
+        let log = "socktrail: stats {\"packets\":1}\nsocktrail: stats {\"packets\":2}\nsocktrail: bye";
+        assert_eq!(output(log).statistics().unwrap()["packets"], 2);
+        assert!(output("socktrail: ready").statistics().is_err());
     }
 
     #[test]

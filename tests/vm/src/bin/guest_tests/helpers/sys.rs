@@ -85,8 +85,8 @@ pub(crate) fn clone_thread<F: FnOnce() + 'static>(mode: ThreadMode, run: F) -> R
     // The stack is never freed: nothing shows when the thread no longer uses it.
     let stack = Box::leak(vec![0_u128; STACK / size_of::<u128>()].into_boxed_slice());
     let run = Box::into_raw(Box::new(run));
-    // SAFETY: the thread has a stack of its own, which grows down from its aligned end, and owns what it runs. While
-    // it uses this thread's local memory, this one waits in the kernel or does nothing but end.
+    // SAFETY: the new thread has a stack of its own, which grows down from its aligned end, and owns what it runs. It
+    // shares this thread's thread-local memory, so this thread waits in the kernel meanwhile, or ends at once.
     let thread = unsafe { __clone(start::<F>, stack.as_mut_ptr_range().end.cast(), always | flags, run.cast()) };
     if thread < 0 {
         // SAFETY: no thread was made that owns it.
@@ -244,7 +244,7 @@ pub(crate) fn set_option(socket: &impl AsFd, level: i32, name: i32, value: &[u8]
 
 /// How many datagrams a socket has dropped because its buffer was full (`SO_MEMINFO` of `socket(7)`).
 pub(crate) fn datagrams_dropped(socket: &impl AsFd) -> Result<u32> {
-    /// `SO_MEMINFO`, and the place of the drops in it (`linux/sock_diag.h`).
+    /// `SO_MEMINFO`, and the index of the drops in it (`linux/sock_diag.h`).
     const SO_MEMINFO: i32 = 55;
     const SK_MEMINFO_DROPS: usize = 8;
     let mut values = [0_u32; SK_MEMINFO_DROPS + 1];

@@ -1,4 +1,4 @@
-//! The kernel's list and counters of probes.
+//! Tracefs: the kernel's list of kprobe events, and their counters.
 
 use std::fs;
 use std::io::Write;
@@ -37,7 +37,7 @@ impl Tracefs {
         self.missed_where(|one| one == name)
     }
 
-    /// Sums misses: lines of `kprobe_profile` are name, hits, misses.
+    /// The sum of the missed hits in `kprobe_profile`, whose lines are name, hits, missed hits.
     fn missed_where(&self, is_wanted: impl Fn(&str) -> bool) -> Result<u64> {
         let profile = self.read("kprobe_profile")?;
         let misses = profile.lines().map(|line| {

@@ -6,6 +6,7 @@ use std::thread;
 
 use anyhow::{Context, Result, anyhow};
 use nix::sched::{CpuSet, sched_setaffinity};
+use nix::sys::socket::{setsockopt, sockopt};
 use nix::unistd::Pid;
 
 /// An open TCP connection over loopback; dropping it closes both ends.
@@ -37,6 +38,13 @@ impl Connection {
 /// Opens and closes a connection; returns the client's and the server's address.
 pub(crate) fn converse() -> Result<(SocketAddr, SocketAddr)> {
     Connection::open().map(|connection| connection.ends)
+}
+
+/// Closes a connection with a reset: `SO_LINGER` with a timeout of 0.
+pub(crate) fn reset(stream: TcpStream) -> Result<()> {
+    let linger = nix::libc::linger { l_onoff: 1, l_linger: 0 };
+    setsockopt(&stream, sockopt::Linger, &linger)?;
+    Ok(())
 }
 
 /// Runs `work` in a thread on one CPU.

@@ -22,7 +22,7 @@ pub(crate) fn wait_until_within(
     let deadline = Instant::now() + limit;
     while !condition()? {
         if Instant::now() >= deadline {
-            bail!("waited in vain for {what}, for {limit:?}");
+            bail!("waited {limit:?} in vain for {what}");
         }
         sleep(Duration::from_millis(5));
     }
@@ -36,7 +36,7 @@ mod tests {
     #[test]
     fn a_wait_ends_when_the_condition_holds() {
         let mut left = 3;
-        wait_until("three looks", || {
+        wait_until("the third check", || {
             left -= 1;
             Ok(left == 0)
         })
@@ -46,7 +46,7 @@ mod tests {
 
     #[test]
     fn the_error_of_a_wait_names_what_it_waited_for() {
-        let error = wait_until_within(Duration::from_millis(10), "godot", || Ok(false)).unwrap_err();
-        assert!(error.to_string().contains("godot"));
+        let error = wait_until_within(Duration::from_millis(10), "the answer", || Ok(false)).unwrap_err();
+        assert!(error.to_string().contains("the answer"));
     }
 }

@@ -12,10 +12,11 @@ use anyhow::{Context, Result, ensure};
 
 pub(super) use crate::capture::link::Family;
 use crate::capture::link::{Conditions, ip, set};
+use crate::capture::phases::{OFFLOADED, PLAIN};
 use crate::capture::sniffer::{SegmentInfo, Sniffer};
 use crate::capture::wire::{Count, Key, Wire};
 use crate::helpers::mptcp_endpoints::{Use, add_endpoint, allow_subflows, remove_endpoints};
-use crate::helpers::netlink::{Faults, remove_link, veth_pair};
+use crate::helpers::netlink::{remove_link, veth_pair};
 use crate::helpers::netns::Netns;
 use crate::helpers::nft::nft;
 use crate::helpers::wait::wait_until;
@@ -48,7 +49,7 @@ pub(super) fn is_second_address(address: IpAddr) -> bool {
     [0, 1].iter().any(|&host| FAMILIES.iter().any(|&family| second_address(host, family) == address))
 }
 
-/// The address of loopback that the workloads use.
+/// The loopback address that the workloads use.
 pub(super) fn loopback(family: Family) -> IpAddr {
     match family {
         Family::V4 => [127, 0, 0, 1].into(),
@@ -75,19 +76,19 @@ pub(super) struct Hosts {
     offloads: [bool; HOSTS / 2],
 }
 
-/// TCP ports that nftables rejects where the packets leave (on the client's host), with this answer.
+/// TCP ports that nftables rejects on the client's host, where the packets leave. Each name says with which answer.
 const OUT_PORT_UNREACHABLE: u16 = 7921;
 const OUT_RESET: u16 = 7922;
-/// TCP ports that nftables rejects where the packets arrive (on the other host), with this answer.
+/// TCP ports that nftables rejects on the server's host, where the packets arrive. Each name says with which answer.
 const IN_PORT_UNREACHABLE: u16 = 7931;
 const IN_RESET: u16 = 7932;
 const IN_PROHIBITED: u16 = 7933;
 /// All TCP ports that nftables rejects.
 pub(super) const REJECTED: [u16; 5] = [OUT_PORT_UNREACHABLE, OUT_RESET, IN_PORT_UNREACHABLE, IN_RESET, IN_PROHIBITED];
 
-/// The UDP port that nftables drops on the client's host. The sender gets an error (`EPERM`) all the same.
+/// The UDP port that nftables drops on the client's host. The sender gets `EPERM`.
 const UDP_OUT_DROP: u16 = 7923;
-/// The UDP port that nftables rejects on the other host.
+/// The UDP port that nftables rejects on the server's host.
 const UDP_IN_REJECT: u16 = 7934;
 /// All UDP ports that nftables blocks.
 pub(super) const UDP_BLOCKED: [u16; 2] = [UDP_OUT_DROP, UDP_IN_REJECT];
@@ -132,8 +133,8 @@ impl Hosts {
             } else {
                 // Loopback keeps its default MTU, for packets of up to 64 KiB. With offloads, an MTU of 1500 makes those GSO
                 // packets.
-                set(netns, "lo", Conditions { mtu: LOOPBACK_MTU, ..NO_OFFLOADS })?;
-                set(netns, LINK, NO_OFFLOADS)?;
+                set(netns, "lo", Conditions { mtu: LOOPBACK_MTU, ..PLAIN })?;
+                set(netns, LINK, PLAIN)?;
             }
             netns.set_sysctl(&format!("ipv6/conf/{LINK}/accept_dad"), "0")?;
             ip(netns, &format!("link set {LINK} up"))?;
@@ -161,7 +162,7 @@ impl Hosts {
         self.namespaces[host].run(work)
     }
 
-    /// Starts captures on all interfaces.
+    /// Starts captures on all interfaces. With offloads, they learn the segment size of TCP packets from the kernel.
     pub(super) fn capture(&self) -> Result<Captures> {
         let of_host = |(host, netns): (usize, &Arc<Netns>)| {
             let segment_info = if self.offloads[host / 2] { SegmentInfo::FromKernel } else { SegmentInfo::NoSegments };
@@ -188,17 +189,12 @@ fn no_active_connections() -> Result<bool> {
 
 /// The default MTU of loopback.
 const LOOPBACK_MTU: u32 = 65_536;
-/// Without GSO and GRO.
-const NO_OFFLOADS: Conditions =
-    Conditions { mtu: 1500, far_mtu: 1500, gso: false, gro: false, software_gso: false, faults: Faults::NONE };
-/// With GSO and GRO. A capture learns the segment size of TCP packets from the kernel (`PACKET_VNET_HDR`).
-const OFFLOADED: Conditions = Conditions { gso: true, gro: true, ..NO_OFFLOADS };
 
 impl Drop for Hosts {
     /// Restores the guest's namespace for other tests and the next round.
     fn drop(&mut self) {
-        let before = Conditions { mtu: LOOPBACK_MTU, ..OFFLOADED };
-        set(&self.namespaces[0], "lo", before).ok();
+        let defaults = Conditions { mtu: LOOPBACK_MTU, ..OFFLOADED };
+        set(&self.namespaces[0], "lo", defaults).ok();
         // The kernel would remove the link together with the peer's namespace, but only later: too late for the next round.
         self.namespaces[0].run(|| remove_link(LINK)).ok();
         self.namespaces[0].run(|| nft("delete table inet torture")).ok();

@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 
 use super::differences::differences;
 use super::hosts::CapturedByHost;
-use super::ledger::{End, Entry};
-use super::subflows::{is_failed_subflow, is_subflow, mptcp_owners, subflow_of_server};
+use super::reports::{End, Report};
+use super::subflows::{is_failed_subflow, is_subflow, mptcp_reports, subflow_of_server};
 use super::verdict::{Counts, Fault, Verdict};
 use crate::capture::compare::{CountDifference, LOST, MAX_TCP_OPTIONS, SEGMENTS, bytes_off, is_within_bounds, marks};
 use crate::capture::wire::{Count, Transport};
@@ -32,7 +32,7 @@ const SHOWN_PACKETS: usize = 8;
 /// The reports and documents of the flows of one end with the same addresses and ports.
 #[derive(Default)]
 pub(super) struct Group {
-    pub(super) entries: Vec<Entry>,
+    pub(super) reports: Vec<Report>,
     /// The last document of each flow.
     pub(super) documents: Vec<Value>,
     /// Interim documents.
@@ -41,7 +41,7 @@ pub(super) struct Group {
 
 /// The reports, documents and captures of a round.
 pub(super) struct RoundData<'a> {
-    pub(super) entries: Vec<Entry>,
+    pub(super) reports: Vec<Report>,
     pub(super) documents: &'a [Value],
     /// The host of each namespace, by `kernel_net_address`.
     pub(super) namespaces: HashMap<String, usize>,
@@ -57,8 +57,8 @@ pub(super) fn judge(data: RoundData<'_>) -> Result<Verdict> {
     let mut verdict = Verdict::default();
     verdict.counts.missed = data.missed;
     let mut groups: HashMap<End, Group> = HashMap::new();
-    for entry in data.entries {
-        groups.entry(entry.end).or_default().entries.push(entry);
+    for report in data.reports {
+        groups.entry(report.end).or_default().reports.push(report);
     }
     let begins = begins(&groups);
     for document in data.documents {
@@ -71,24 +71,26 @@ pub(super) fn judge(data: RoundData<'_>) -> Result<Verdict> {
         let is_interim = document["event"]["reason"] == "interim";
         if is_interim { &mut group.interim } else { &mut group.documents }.push(document.clone());
     }
-    let owners = mptcp_owners(&groups);
+    let mptcp_reports = mptcp_reports(&groups);
     let refused: Vec<End> = groups
         .values()
-        .flat_map(|group| &group.entries)
-        .filter(|entry| entry.text("outcome") != Some("success"))
-        .map(|entry| entry.end.other())
+        .flat_map(|group| &group.reports)
+        .filter(|report| report.text("outcome") != Some("success"))
+        .map(|report| report.end.other())
         .collect();
     for (end, mut group) in groups {
-        if group.entries.is_empty() && refused.contains(&end) {
+        if group.reports.is_empty() && refused.contains(&end) {
             continue;
         }
-        verdict.counts.subflows += usize::from(group.entries.iter().any(Entry::is_subflow));
-        if group.entries.is_empty() && is_subflow(end) {
+        verdict.counts.subflows += usize::from(group.reports.iter().any(Report::is_subflow));
+        if group.reports.is_empty() && is_subflow(end) {
             verdict.counts.subflows_not_reported += 1;
-            group.entries.extend(owners.get(&end.host).and_then(|owners| group.unreported_subflow(end, owners)));
+            group
+                .reports
+                .extend(mptcp_reports.get(&end.host).and_then(|reports| group.unreported_subflow(end, reports)));
         }
-        if group.entries.is_empty() {
-            group.entries.extend(owners.get(&end.host).and_then(|owners| subflow_of_server(end, owners)));
+        if group.reports.is_empty() {
+            group.reports.extend(mptcp_reports.get(&end.host).and_then(|reports| subflow_of_server(end, reports)));
         }
         if let Some(begins) = begins.get(&end) {
             group.begin_at(begins);
@@ -102,8 +104,8 @@ pub(super) fn judge(data: RoundData<'_>) -> Result<Verdict> {
 /// The times at which the other end began the flows of each end.
 fn begins(groups: &HashMap<End, Group>) -> HashMap<End, Vec<SystemTime>> {
     let mut begins: HashMap<End, Vec<SystemTime>> = HashMap::new();
-    for entry in groups.values().flat_map(|group| &group.entries).filter(|entry| entry.is_initiator()) {
-        begins.entry(entry.end.other()).or_default().push(entry.since);
+    for report in groups.values().flat_map(|group| &group.reports).filter(|report| report.is_initiator()) {
+        begins.entry(report.end.other()).or_default().push(report.since);
     }
     begins
 }
@@ -119,7 +121,7 @@ fn end_of(document: &Value, namespaces: &HashMap<String, usize>, groups: &HashMa
     let end = End { host, transport, local: source, remote: destination };
     let is_owners = |end: &End| {
         let pid = &document["process"]["pid"];
-        groups.get(end).is_some_and(|group| group.entries.iter().any(|entry| entry.report["owner"]["pid"] == *pid))
+        groups.get(end).is_some_and(|group| group.reports.iter().any(|report| report.fields["owner"]["pid"] == *pid))
     };
     let swapped = End { local: destination, remote: source, ..end };
     Ok(match document["network"]["direction"].as_str() {
@@ -132,20 +134,20 @@ fn end_of(document: &Value, namespaces: &HashMap<String, usize>, groups: &HashMa
 impl Group {
     /// Sets the start of accepted flows to the time at which the other end began them.
     fn begin_at(&mut self, begins: &[SystemTime]) {
-        for entry in self.entries.iter_mut().filter(|entry| !entry.is_initiator()) {
-            let before = begins.iter().filter(|begin| **begin <= entry.since).max();
-            entry.since = before.copied().unwrap_or(entry.since);
+        for report in self.reports.iter_mut().filter(|report| !report.is_initiator()) {
+            let before = begins.iter().filter(|begin| **begin <= report.since).max();
+            report.since = before.copied().unwrap_or(report.since);
         }
     }
 
     fn judge(mut self, end: End, captured: &CapturedByHost, stopped: SystemTime, verdict: &mut Verdict) -> Result<()> {
-        self.entries.sort_by_key(|entry| entry.since);
+        self.reports.sort_by_key(|report| report.since);
         self.documents.sort_by_key(|document| time(document, "/event/start").ok());
         let [sent, received] = end.keys().map(|key| captured.count(end.host, key));
-        verdict.counts.flows += self.entries.len();
+        verdict.counts.flows += self.reports.len();
         verdict.counts.documents += self.documents.len();
         let mut faults = Vec::new();
-        if self.entries.is_empty() && !self.is_refused_join(end) {
+        if self.reports.is_empty() && !self.is_refused_join(end) {
             let kind = if is_subflow(end) {
                 "a subflow without an MPTCP connection"
             } else {
@@ -155,9 +157,9 @@ impl Group {
         }
         for document in self.documents.iter().chain(&self.interim) {
             let start = time(document, "/event/start")?;
-            let number = self.entries.iter().rposition(|entry| entry.since <= start + CLOCK_TOLERANCE).unwrap_or(0);
-            if let Some(entry) = self.entries.get(number) {
-                faults.extend(differences(entry, document, &mut verdict.counts));
+            let number = self.reports.iter().rposition(|report| report.since <= start + CLOCK_TOLERANCE).unwrap_or(0);
+            if let Some(report) = self.reports.get(number) {
+                faults.extend(differences(report, document, &mut verdict.counts));
             }
         }
         faults.extend(self.number_of_documents(sent.packets + received.packets));
@@ -179,7 +181,7 @@ impl Group {
         let reasons = self.documents.iter().filter_map(|document| document["event"]["reason"].as_str());
         let timeouts = reasons.clone().filter(|reason| *reason == "inactive").count();
         let incomplete = self.documents.iter().filter(|document| document["flow"]["complete"] == json!(false)).count();
-        let (documents, flows) = (self.documents.len(), self.entries.len());
+        let (documents, flows) = (self.documents.len(), self.reports.len());
         let reasons = || reasons.clone().take(5).collect::<Vec<_>>().join(" ");
         match () {
             // Without captured packets, there may be no document.
@@ -242,8 +244,8 @@ impl Group {
         None
     }
 
-    /// The packets received until the last flow ended. Packets that arrive later for a closed socket, such as MPTCP's
-    /// retransmissions, belong to no flow.
+    /// The packets received while a flow existed: until [`TERMINATION`] after the last `event.end`. Packets that arrive later
+    /// for a closed socket, such as MPTCP's retransmissions, belong to no flow.
     fn received_before_end(&self, end: End, captured: &CapturedByHost) -> Result<Count> {
         let ends = self.documents.iter().map(|document| time(document, "/event/end")).collect::<Result<Vec<_>>>()?;
         let [_, received] = end.keys();
@@ -258,7 +260,7 @@ impl Group {
         let id = |document: &Value| document["flow"]["id"].clone();
         let Some(only) = self.documents.first().map(id) else { return Ok(None) };
         let all = self.documents.iter().chain(&self.interim);
-        if self.entries.len() != 1 || all.clone().any(|document| id(document) != only) {
+        if self.reports.len() != 1 || all.clone().any(|document| id(document) != only) {
             return Ok(None);
         }
         for document in &self.interim {
@@ -281,7 +283,7 @@ impl Group {
 
     /// Compares the number of datagrams that a workload could not send with `flow.dropped`.
     fn dropped(&self) -> Option<String> {
-        let expected: u64 = self.entries.iter().filter_map(|entry| entry.report["dropped"].as_u64()).sum();
+        let expected: u64 = self.reports.iter().filter_map(|report| report.fields["dropped"].as_u64()).sum();
         let is_lossy = self.documents.iter().any(|document| marks(document).contains(&LOST));
         let documented =
             |document: &Value| document.pointer("/flow/dropped/packets").and_then(Value::as_u64).unwrap_or(0);
@@ -303,7 +305,7 @@ impl Group {
             }
             text.push('\n');
         }
-        self.entries.iter().for_each(|entry| text += &format!("  done: {}\n", entry.report));
+        self.reports.iter().for_each(|report| text += &format!("  report: {}\n", report.fields));
         if self.documents.is_empty() {
             text += "  no document\n";
         }

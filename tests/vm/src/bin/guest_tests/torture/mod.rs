@@ -1,19 +1,19 @@
 //! Random traffic that reports what it did, compared with all documents about it.
 //!
 //! A seed determines a [plan]: processes of all shapes that exchange data between four hosts. They report what they did
-//! (the [ledger]), captures on every interface count packets, and every document is [compared](judge) with both. The
+//! (the [reports]), captures on every interface count packets, and every document is [compared](judge) with both. The
 //! same seed repeats the plan, but not how the steps interleave.
 
+mod arguments;
 mod differences;
 mod hosts;
 mod judge;
-mod ledger;
 mod plan;
 mod random;
+mod reports;
 mod run;
 mod subflows;
 mod verdict;
-mod words;
 mod workloads;
 
 use std::collections::BTreeMap;
@@ -28,9 +28,9 @@ pub(crate) use workloads::run_role;
 
 tests![random_traffic];
 
-/// How long a round makes traffic. Each round has a new monitor.
+/// The longest time for which a round makes traffic. Each round has a new monitor.
 const ROUND: Duration = Duration::from_secs(50);
-/// The number of faults of each kind that are printed in full.
+/// How many faults of each kind are printed in full.
 const SHOWN: usize = 2;
 
 /// Runs rounds of traffic, each with its own seed, until the time is over.

@@ -1,4 +1,4 @@
-//! The plan: a step for each number. It depends only on the seed.
+//! The plan of a round: for each number a step, which is one client. The plan depends only on the seed.
 
 use std::net::SocketAddr;
 
@@ -11,10 +11,10 @@ pub(super) struct Step {
     pub(super) kind: &'static str,
     /// The host that it runs on.
     pub(super) host: usize,
-    /// Whether it runs as the normal user.
+    /// Whether it runs as the unprivileged user.
     pub(super) by_user: bool,
     /// Its arguments.
-    pub(super) words: Vec<String>,
+    pub(super) arguments: Vec<String>,
 }
 
 /// A port without a listener.
@@ -31,7 +31,7 @@ pub(super) const PROGRAMS: &str = "/usr/local/torture";
 pub(super) struct Server {
     pub(super) role: &'static str,
     pub(super) at: fn(usize) -> SocketAddr,
-    pub(super) words: &'static [&'static str],
+    pub(super) arguments: &'static [&'static str],
 }
 
 fn any(family: Family, port: u16) -> SocketAddr {
@@ -43,28 +43,28 @@ fn any(family: Family, port: u16) -> SocketAddr {
 
 /// The servers of each host.
 pub(super) const SERVERS: &[Server] = &[
-    Server { role: "tcp-server", at: |_| any(Family::V6, 7001), words: &["serve=threads"] },
-    Server { role: "tcp-server", at: |_| any(Family::V4, 7002), words: &["serve=prefork"] },
-    Server { role: "tcp-server", at: |_| any(Family::V6, 7003), words: &["serve=reuseport"] },
-    Server { role: "tcp-server", at: |_| any(Family::V6, 7004), words: &["serve=leaderless"] },
-    Server { role: "tcp-server", at: |_| any(Family::V4, 7005), words: &["serve=forks"] },
-    Server { role: "tcp-server", at: |_| any(Family::V6, MPTCP), words: &["serve=threads", "proto=mptcp"] },
-    Server { role: "udp-server", at: |host| (first_address(host, Family::V4), 7101).into(), words: &["serve=one"] },
-    Server { role: "udp-server", at: |host| (first_address(host, Family::V6), 7102).into(), words: &["serve=one"] },
-    Server { role: "udp-server", at: |_| (loopback(Family::V4), 7103).into(), words: &["serve=one"] },
+    Server { role: "tcp-server", at: |_| any(Family::V6, 7001), arguments: &["serve=threads"] },
+    Server { role: "tcp-server", at: |_| any(Family::V4, 7002), arguments: &["serve=prefork"] },
+    Server { role: "tcp-server", at: |_| any(Family::V6, 7003), arguments: &["serve=reuseport"] },
+    Server { role: "tcp-server", at: |_| any(Family::V6, 7004), arguments: &["serve=leaderless"] },
+    Server { role: "tcp-server", at: |_| any(Family::V4, 7005), arguments: &["serve=forks"] },
+    Server { role: "tcp-server", at: |_| any(Family::V6, MPTCP), arguments: &["serve=threads", "proto=mptcp"] },
+    Server { role: "udp-server", at: |host| (first_address(host, Family::V4), 7101).into(), arguments: &["serve=one"] },
+    Server { role: "udp-server", at: |host| (first_address(host, Family::V6), 7102).into(), arguments: &["serve=one"] },
+    Server { role: "udp-server", at: |_| (loopback(Family::V4), 7103).into(), arguments: &["serve=one"] },
     Server {
         role: "udp-server",
         at: |host| (first_address(host, Family::V4), 7104).into(),
-        words: &["serve=reuseport"],
+        arguments: &["serve=reuseport"],
     },
-    Server { role: "udp-server", at: |host| (first_address(host, Family::V4), 7105).into(), words: &["serve=one"] },
-    Server { role: "udp-server", at: |_| (loopback(Family::V6), 7103).into(), words: &["serve=one"] },
+    Server { role: "udp-server", at: |host| (first_address(host, Family::V4), 7105).into(), arguments: &["serve=one"] },
+    Server { role: "udp-server", at: |_| (loopback(Family::V6), 7103).into(), arguments: &["serve=one"] },
     Server {
         role: "udp-server",
         at: |host| (first_address(host, Family::V6), 7104).into(),
-        words: &["serve=reuseport"],
+        arguments: &["serve=reuseport"],
     },
-    Server { role: "udp-server", at: |host| (first_address(host, Family::V6), 7105).into(), words: &["serve=one"] },
+    Server { role: "udp-server", at: |host| (first_address(host, Family::V6), 7105).into(), arguments: &["serve=one"] },
 ];
 
 type Make = fn(&mut Random, usize, u64) -> Vec<String>;
@@ -93,7 +93,7 @@ pub(super) const KINDS: &[(&str, usize, Make)] = &[
     ("udp-rejected", 3, udp_rejected),
 ];
 
-/// The name of [`offloads`] for `--without`, beside those of [`KINDS`].
+/// The value of `--without` that switches [`offloads`] off. The other values are the names of [`KINDS`].
 const OFFLOADS: &str = "offloads";
 
 /// Whether GSO and GRO are on, for each pair of hosts.
@@ -111,7 +111,7 @@ pub(super) fn step(seed: u64, number: u64, without: &[String]) -> Step {
     if twins && number % 2 == 1 {
         host ^= 2;
     }
-    // Before Linux 6.2 a capture cannot describe several datagrams as one.
+    // Before Linux 6.2, `PACKET_VNET_HDR` cannot describe UDP GSO packets.
     let is_single = !offloads(seed, without)[host / 2];
     let is_left_out = |name: &str| without.iter().any(|without| without == name);
     let kinds: Vec<_> =
@@ -124,20 +124,20 @@ pub(super) fn step(seed: u64, number: u64, without: &[String]) -> Step {
             choice = choice.saturating_sub(*weight);
             is_chosen
         })
-        .expect("the choice is below the sum of all");
+        .expect("the choice is below the sum of all weights");
     // The monitor sees DNS packets of the first host only.
     if matches!(*kind, "names" | "nameless") && random.once_in(2) {
         host = 0;
     }
     let port = if twins { 20_000 + number / 2 % 10_000 } else { 10_000 + number % 10_000 };
     let by_user = random.once_in(3);
-    let mut words = make(&mut random, host, port);
-    words.push(format!("step={number}"));
-    let by_user = by_user && !words.iter().any(|word| word.ends_with("user"));
-    Step { kind, host, by_user, words }
+    let mut arguments = make(&mut random, host, port);
+    arguments.push(format!("step={number}"));
+    let by_user = by_user && !arguments.iter().any(|argument| argument.ends_with("user"));
+    Step { kind, host, by_user, arguments }
 }
 
-fn word(key: &str, value: impl std::fmt::Display) -> String {
+fn argument(key: &str, value: impl std::fmt::Display) -> String {
     format!("{key}={value}")
 }
 
@@ -151,11 +151,11 @@ fn target(random: &mut Random, host: usize, ports: &[u16]) -> Vec<String> {
         1 => first_address(host, family),
         _ => first_address(neighbour(host), family),
     };
-    let mut words = vec![word("to", SocketAddr::new(address, port))];
+    let mut arguments = vec![argument("to", SocketAddr::new(address, port))];
     if is_v4 && random.once_in(4) {
-        words.push("mapped=yes".to_owned());
+        arguments.push("mapped=yes".to_owned());
     }
-    words
+    arguments
 }
 
 const TCP: &[u16] = &[7001, 7002, 7003, 7004, 7005];
@@ -164,19 +164,19 @@ const CONCURRENT: &[u16] = &[7001, 7004, 7005];
 
 fn conversation(random: &mut Random) -> Vec<String> {
     vec![
-        word("connect", random.pick(&["blocking", "nonblocking"])),
-        word("rounds", random.below(4)),
-        word("up", random.pick(&[0, 1, 100, 1500, 20_000])),
-        word("down", random.pick(&[0, 1, 100, 1500, 20_000])),
-        word("gap", random.pick(&[0, 0, 0, 10, 300])),
-        word("end", random.pick(&["close", "close", "half", "reset", "server-close", "server-reset"])),
+        argument("connect", random.pick(&["blocking", "nonblocking"])),
+        argument("rounds", random.below(4)),
+        argument("up", random.pick(&[0, 1, 100, 1500, 20_000])),
+        argument("down", random.pick(&[0, 1, 100, 1500, 20_000])),
+        argument("gap", random.pick(&[0, 0, 0, 10, 300])),
+        argument("end", random.pick(&["close", "close", "half", "reset", "server-close", "server-reset"])),
     ]
 }
 
 fn tcp(random: &mut Random, host: usize, _: u64) -> Vec<String> {
-    let words = [target(random, host, TCP), conversation(random)].concat();
+    let arguments = [target(random, host, TCP), conversation(random)].concat();
     let shape = *random.pick(&["plain", "plain", "child", "thread"]);
-    [words, vec![word("shape", shape)]].concat()
+    [arguments, vec![argument("shape", shape)]].concat()
 }
 
 fn shapes(random: &mut Random, host: usize, _: u64) -> Vec<String> {
@@ -187,7 +187,7 @@ fn shapes(random: &mut Random, host: usize, _: u64) -> Vec<String> {
         "child-exec",
         "thread-exec",
         "user",
-        "acting-user",
+        "effective-user",
         "socket-child",
         "socket-passed",
         "socket-exec",
@@ -196,20 +196,20 @@ fn shapes(random: &mut Random, host: usize, _: u64) -> Vec<String> {
         "shared-memory",
         "shared-files",
     ];
-    let shape = word("shape", random.pick(SHAPES));
+    let shape = argument("shape", random.pick(SHAPES));
     [target(random, host, TCP), conversation(random), vec![shape, program(random)]].concat()
 }
 
-/// Threads that are made by `clone(2)`, without the C library.
+/// Connects in a thread that is made by `clone(2)`, without the C library.
 fn cloned_threads(random: &mut Random, host: usize, _: u64) -> Vec<String> {
     const SHAPES: &[&str] =
         &["cloned-thread", "cloned-thread-own-files", "cloned-thread-leaderless", "cloned-thread-exec"];
-    let shape = word("shape", random.pick(SHAPES));
+    let shape = argument("shape", random.pick(SHAPES));
     [target(random, host, TCP), conversation(random), vec![shape, program(random)]].concat()
 }
 
 fn program(random: &mut Random) -> String {
-    word("program", format_args!("{PROGRAMS}/{}", random.pick(&["one", "two"])))
+    argument("program", format_args!("{PROGRAMS}/{}", random.pick(&["one", "two"])))
 }
 
 const LATE: &[&str] =
@@ -217,64 +217,68 @@ const LATE: &[&str] =
 
 /// Connects long after the client was started.
 fn late(random: &mut Random, host: usize, _: u64) -> Vec<String> {
-    let shape = word("shape", random.pick(LATE));
-    let late = word("late", 11 + random.below(3));
+    let shape = argument("shape", random.pick(LATE));
+    let late = argument("late", 11 + random.below(3));
     [target(random, host, CONCURRENT), conversation(random), vec![shape, program(random), late]].concat()
 }
 
 fn mptcp(random: &mut Random, host: usize, _: u64) -> Vec<String> {
-    let proto = word("proto", random.pick(&["mptcp", "mptcp", "tcp"]));
+    let proto = argument("proto", random.pick(&["mptcp", "mptcp", "tcp"]));
     let port = *random.pick(&[MPTCP, MPTCP, 7001]);
-    let end = word("end", random.pick(&["close", "half", "server-close"]));
+    let end = argument("end", random.pick(&["close", "half", "server-close"]));
     // Further subflows join while the connection goes on.
-    let rounds = word("rounds", 1 + random.below(6));
-    let shape = word("shape", random.pick(&["plain", "child", "thread", "orphan", "exec", "leaderless"]));
+    let rounds = argument("rounds", 1 + random.below(6));
+    let shape = argument("shape", random.pick(&["plain", "child", "thread", "orphan", "exec", "leaderless"]));
     [target(random, host, &[port]), conversation(random), vec![proto, end, rounds, shape, program(random)]].concat()
 }
 
 /// Exchanges data for several report intervals, with pauses below the inactivity timeout.
 fn steady(random: &mut Random, host: usize, _: u64) -> Vec<String> {
-    let lengths = [word("up", random.pick(&[100, 20_000])), word("down", random.pick(&[10, 20_000]))];
-    let rounds = vec![word("rounds", 4 + random.below(3)), word("gap", 2500)];
+    let lengths = [argument("up", random.pick(&[100, 20_000])), argument("down", random.pick(&[10, 20_000]))];
+    let rounds = vec![argument("rounds", 4 + random.below(3)), argument("gap", 2500)];
     [target(random, host, CONCURRENT), lengths.to_vec(), rounds].concat()
 }
 
 fn bulk(random: &mut Random, host: usize, _: u64) -> Vec<String> {
-    let lengths = [word("up", random.pick(&[0, 300_000])), word("down", random.pick(&[10, 300_000]))];
-    [target(random, host, TCP), lengths.to_vec(), vec![word("rounds", 1 + random.below(2))]].concat()
+    let lengths = [argument("up", random.pick(&[0, 300_000])), argument("down", random.pick(&[10, 300_000]))];
+    [target(random, host, TCP), lengths.to_vec(), vec![argument("rounds", 1 + random.below(2))]].concat()
 }
 
-/// Idle for longer than the inactivity timeout, before the end or in between.
+/// Is idle for longer than the inactivity timeout, before the end or in between.
 fn idle(random: &mut Random, host: usize, _: u64) -> Vec<String> {
-    let end = word("end", random.pick(&["close", "reset", "half", "server-close"]));
-    let rounds = word("rounds", 1 + random.below(2));
-    let words = vec![rounds, word("gap", 7000 + 1000 * random.below(6)), end];
-    [target(random, host, CONCURRENT), words].concat()
+    let end = argument("end", random.pick(&["close", "reset", "half", "server-close"]));
+    let rounds = argument("rounds", 1 + random.below(2));
+    let arguments = vec![rounds, argument("gap", 7000 + 1000 * random.below(6)), end];
+    [target(random, host, CONCURRENT), arguments].concat()
 }
 
 fn refused(random: &mut Random, host: usize, port: u64) -> Vec<String> {
-    let mut words = target(random, host, &[CLOSED]);
-    let to: SocketAddr = words[0][3..].parse().expect("the address was written here");
-    // The source address is the destination if that is this host's, and otherwise the link's.
+    let mut arguments = target(random, host, &[CLOSED]);
+    let to: SocketAddr = arguments[0][3..].parse().expect("the address was written here");
+    // The source address is a loopback address if the destination is one, and otherwise the link's.
     let family = if to.is_ipv4() { Family::V4 } else { Family::V6 };
     let own = if to.ip().is_loopback() { to.ip() } else { first_address(host, family) };
-    words.extend([word("own", own), word("from", port), word("connect", random.pick(&["blocking", "nonblocking"]))]);
-    words
+    arguments.extend([
+        argument("own", own),
+        argument("from", port),
+        argument("connect", random.pick(&["blocking", "nonblocking"])),
+    ]);
+    arguments
 }
 
-/// Rejected by nftables, on this host or the other.
+/// Connects to a TCP port that nftables rejects, on this host or the other.
 fn rejected(random: &mut Random, host: usize, port: u64) -> Vec<String> {
     let to_port = *random.pick(&REJECTED);
     let family = *random.pick(&[Family::V4, Family::V6]);
     let to = SocketAddr::new(first_address(neighbour(host), family), to_port);
-    let connect = word("connect", random.pick(&["blocking", "nonblocking"]));
-    vec![word("to", to), word("own", first_address(host, family)), word("from", port), connect]
+    let connect = argument("connect", random.pick(&["blocking", "nonblocking"]));
+    vec![argument("to", to), argument("own", first_address(host, family)), argument("from", port), connect]
 }
 
 /// Uses the same addresses and ports again, as soon as they are free.
 fn reuse(random: &mut Random, host: usize, port: u64) -> Vec<String> {
-    let words = vec![word("from", port), word("times", 2 + random.below(9)), word("end", "reset")];
-    [target(random, host, &[7001, 7003]), words].concat()
+    let arguments = vec![argument("from", port), argument("times", 2 + random.below(9)), argument("end", "reset")];
+    [target(random, host, &[7001, 7003]), arguments].concat()
 }
 
 /// Looks a name up and connects at once, again and again; several names have one address.
@@ -284,18 +288,18 @@ fn names(random: &mut Random, _: usize, _: u64) -> Vec<String> {
         true => any(Family::V6, *random.pick(&[7001, 7003])),
         false => any(Family::V4, *random.pick(&[7001, 7002])),
     };
-    let times = word("times", names.len() + random.below(3));
-    vec![word("to", to), word("names", names.join(",")), word("resolver", RESOLVER), times]
+    let times = argument("times", names.len() + random.below(3));
+    vec![argument("to", to), argument("names", names.join(",")), argument("resolver", RESOLVER), times]
 }
 
 /// Connects to addresses of names without looking them up.
 fn nameless(random: &mut Random, _: usize, _: u64) -> Vec<String> {
     let to = SocketAddr::from(([127, 0, 1, 1 + random.below(4) as u8], 7001));
-    vec![word("to", to)]
+    vec![argument("to", to)]
 }
 
 fn connections(random: &mut Random, host: usize, _: u64) -> Vec<String> {
-    [target(random, host, &[7001, 7002, 7003]), vec![word("times", 30 + random.below(40))]].concat()
+    [target(random, host, &[7001, 7002, 7003]), vec![argument("times", 30 + random.below(40))]].concat()
 }
 
 /// Addresses of datagrams; the client's own address is of the same kind.
@@ -308,26 +312,27 @@ fn udp_target(random: &mut Random, host: usize) -> Vec<String> {
         4 => (SocketAddr::new(first_address(neighbour(host), family), 7104), first_address(host, family)),
         _ => (SocketAddr::new(first_address(neighbour(host), Family::V4), 7101), first_address(host, Family::V4)),
     };
-    vec![word("proto", "udp"), word("to", to), word("own", from)]
+    vec![argument("proto", "udp"), argument("to", to), argument("own", from)]
 }
 
 fn udp(random: &mut Random, host: usize, port: u64) -> Vec<String> {
     let shape =
         random.pick(&["plain", "child", "thread", "orphan", "exec", "child-exec", "thread-exec", "user", "leaderless"]);
-    let words = vec![
-        word("shape", shape),
+    let arguments = vec![
+        argument("shape", shape),
         program(random),
-        word("mode", random.pick(&["connected", "unconnected"])),
-        word("count", 1 + random.below(5)),
-        word("size", random.pick(&[1, 100, 1400])),
+        argument("mode", random.pick(&["connected", "unconnected"])),
+        argument("count", 1 + random.below(5)),
+        argument("size", random.pick(&[1, 100, 1400])),
     ];
-    let from = if random.once_in(2) { vec![word("from", port)] } else { Vec::new() };
-    [udp_target(random, host), words, from].concat()
+    let from = if random.once_in(2) { vec![argument("from", port)] } else { Vec::new() };
+    [udp_target(random, host), arguments, from].concat()
 }
 
 fn udp_idle(random: &mut Random, host: usize, _: u64) -> Vec<String> {
-    let words = vec![word("count", 2), word("gap", 7000 + 1000 * random.below(6)), word("mode", "connected")];
-    [udp_target(random, host), words].concat()
+    let arguments =
+        vec![argument("count", 2), argument("gap", 7000 + 1000 * random.below(6)), argument("mode", "connected")];
+    [udp_target(random, host), arguments].concat()
 }
 
 /// One socket, many remotes.
@@ -336,16 +341,19 @@ fn udp_many(random: &mut Random, host: usize, _: u64) -> Vec<String> {
     let there = |port| SocketAddr::new(first_address(neighbour(host), family), port).to_string();
     let closed = 7200..7205 + random.below(20) as u16;
     let to = std::iter::once(listening).chain(closed).map(there).collect::<Vec<_>>().join(",");
-    let words = vec![word("mode", random.pick(&["many", "unconnected"])), word("answers", 0), word("count", 3)];
-    [vec![word("proto", "udp"), word("to", to), word("own", first_address(host, family))], words].concat()
+    let arguments =
+        vec![argument("mode", random.pick(&["many", "unconnected"])), argument("answers", 0), argument("count", 3)];
+    [vec![argument("proto", "udp"), argument("to", to), argument("own", first_address(host, family))], arguments]
+        .concat()
 }
 
 /// More datagrams at once than fit into a socket's buffer.
 fn datagrams(random: &mut Random, host: usize, _: u64) -> Vec<String> {
     let family = *random.pick(&[Family::V4, Family::V6]);
     let there = SocketAddr::new(first_address(*random.pick(&[host, neighbour(host)]), family), 7105);
-    let words = vec![word("answers", 0), word("count", 500 + random.below(1500)), word("size", 200)];
-    [vec![word("proto", "udp"), word("to", there), word("own", first_address(host, family))], words].concat()
+    let arguments = vec![argument("answers", 0), argument("count", 500 + random.below(1500)), argument("size", 200)];
+    [vec![argument("proto", "udp"), argument("to", there), argument("own", first_address(host, family))], arguments]
+        .concat()
 }
 
 /// Several datagrams in one call, by UDP GSO.
@@ -353,19 +361,20 @@ fn udp_segments(random: &mut Random, host: usize, _: u64) -> Vec<String> {
     let family = *random.pick(&[Family::V4, Family::V6]);
     let there = SocketAddr::new(first_address(neighbour(host), family), 7105);
     let (segment, size) = *random.pick(&[(1000, 10_300), (300, 3000), (1200, 1000)]);
-    let mode = word("mode", random.pick(&["connected", "unconnected"]));
-    let words = vec![word("answers", 0), word("count", 1 + random.below(5)), word("size", size), mode];
-    let ends = vec![word("proto", "udp"), word("to", there), word("own", first_address(host, family))];
-    [ends, words, vec![word("segment", segment)]].concat()
+    let mode = argument("mode", random.pick(&["connected", "unconnected"]));
+    let arguments = vec![argument("answers", 0), argument("count", 1 + random.below(5)), argument("size", size), mode];
+    let ends = vec![argument("proto", "udp"), argument("to", there), argument("own", first_address(host, family))];
+    [ends, arguments, vec![argument("segment", segment)]].concat()
 }
 
-/// Rejected by nftables, on this host or the other.
+/// Sends to a UDP port that nftables blocks, on this host or the other.
 fn udp_rejected(random: &mut Random, host: usize, _: u64) -> Vec<String> {
     let family = *random.pick(&[Family::V4, Family::V6]);
     let there = SocketAddr::new(first_address(neighbour(host), family), *random.pick(&UDP_BLOCKED));
-    let mode = word("mode", random.pick(&["connected", "unconnected"]));
-    let words = vec![word("answers", 0), word("count", 1 + random.below(5)), word("size", 200), mode];
-    [vec![word("proto", "udp"), word("to", there), word("own", first_address(host, family))], words].concat()
+    let mode = argument("mode", random.pick(&["connected", "unconnected"]));
+    let arguments = vec![argument("answers", 0), argument("count", 1 + random.below(5)), argument("size", 200), mode];
+    [vec![argument("proto", "udp"), argument("to", there), argument("own", first_address(host, family))], arguments]
+        .concat()
 }
 
 #[cfg(test)]
@@ -393,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_is_done_and_can_be_left_out() {
+    fn every_kind_is_planned_and_can_be_left_out() {
         let kinds =
             |without: &[String]| (0..3000).map(|number| step(number % 8, number, without).kind).collect::<Vec<_>>();
         for (kind, ..) in KINDS {

@@ -52,7 +52,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_is_picked_some_time() {
+    fn every_number_is_picked() {
         let mut random = Random::new(7, 0);
         let mut seen = [false; 5];
         (0..200).for_each(|_| seen[random.below(5)] = true);

@@ -13,12 +13,12 @@ use nix::sys::signal::Signal;
 
 use super::hosts::{Family, HOSTS, Hosts, loopback};
 use super::judge::{RoundData, judge, namespaces};
-use super::ledger::{Entry, entries};
 use super::plan::{PROGRAMS, RESOLVER, SERVERS, Step, offloads, step};
+use super::reports::{Report, parse_reports};
 use super::verdict::Verdict;
 use crate::capture::wire::Transport;
 use crate::helpers::process::Process;
-use crate::helpers::socktrail::Socktrail;
+use crate::helpers::socktrail::{Output, Socktrail};
 use crate::helpers::wait::wait_until;
 use crate::workloads::{EXECUTABLE, PROGRAM, RUN};
 
@@ -38,7 +38,7 @@ const OPTIONS: &[&str] = &[
     "9",
     "--stats",
 ];
-/// How long to wait after the last packet for documents that come before the monitor stops.
+/// How long to wait after the last packet, so that timeouts end the flows before the monitor stops.
 const QUIET: Duration = Duration::from_secs(9);
 
 /// Makes traffic for a while and judges the documents about it.
@@ -51,8 +51,8 @@ pub(super) fn round(seed: u64, time: Duration, without: &[String]) -> Result<Ver
     let servers = servers(&hosts)?;
     let mut reports = clients(&hosts, seed, time, without)?;
     wait_until("all servers to report all connections", || {
-        let accepted = servers.iter().map(|(host, server)| entries(*host, &server.stdout_so_far()));
-        let accepted: Vec<Entry> = accepted.collect::<Result<Vec<_>>>()?.concat();
+        let accepted = servers.iter().map(|(host, server)| parse_reports(*host, &server.stdout_so_far()));
+        let accepted: Vec<Report> = accepted.collect::<Result<Vec<_>>>()?.concat();
         Ok(are_reported_by_both_ends(&reports, &accepted))
     })
     .ok();
@@ -61,26 +61,25 @@ pub(super) fn round(seed: u64, time: Duration, without: &[String]) -> Result<Ver
         server.signal(Signal::SIGTERM)?;
         let server = server.finish()?;
         ensure!(server.stderr.is_empty(), "a server printed an error: {}", server.stderr);
-        reports.extend(entries(host, &server.stdout)?);
+        reports.extend(parse_reports(host, &server.stdout)?);
     }
     let stopped = SystemTime::now();
     let output = monitor.stop()?;
     ensure!(output.status.success(), "socktrail ended with {}:\n{}", output.status, output.log);
-    let missed = misses_by_probe(&output.log)?;
+    let missed = misses_by_probe(&output)?;
     let captured = captures.stop()?;
     let is_beacon = |document: &serde_json::Value| {
         beacons.iter().any(|beacon| crate::helpers::document::endpoint(document, "destination") == Some(*beacon))
     };
     let namespaces = namespaces(&output.documents, &beacons)?;
     let documents: Vec<_> = output.documents.into_iter().filter(|document| !is_beacon(document)).collect();
-    judge(RoundData { entries: reports, documents: &documents, namespaces, captured: &captured, missed, stopped })
+    judge(RoundData { reports, documents: &documents, namespaces, captured: &captured, missed, stopped })
 }
 
 /// The hits that each probe missed, from the monitor's statistics (`--stats`).
-fn misses_by_probe(log: &str) -> Result<BTreeMap<String, u64>> {
-    let stats = log.lines().rev().find_map(|line| line.strip_prefix("socktrail: stats "));
-    let mut stats: serde_json::Value = serde_json::from_str(stats.with_context(|| format!("no statistics in {log}"))?)?;
-    serde_json::from_value(stats["misses_by_probe"].take()).context("misses by probe")
+fn misses_by_probe(output: &Output) -> Result<BTreeMap<String, u64>> {
+    let mut statistics = output.statistics()?;
+    serde_json::from_value(statistics["misses_by_probe"].take()).context("misses by probe")
 }
 
 /// Links this program under other names, so that workloads can execute another program.
@@ -112,8 +111,8 @@ fn servers(hosts: &Hosts) -> Result<Vec<(usize, Process)>> {
     for host in 0..HOSTS {
         for server in SERVERS {
             let at = format!("at={}", (server.at)(host));
-            let words = server.words.iter().map(|word| (*word).to_owned());
-            start(host, [server.role.to_owned(), at].into_iter().chain(words).collect())?;
+            let arguments = server.arguments.iter().map(|argument| (*argument).to_owned());
+            start(host, [server.role.to_owned(), at].into_iter().chain(arguments).collect())?;
         }
     }
     for host in 0..HOSTS {
@@ -127,14 +126,14 @@ fn servers(hosts: &Hosts) -> Result<Vec<(usize, Process)>> {
 }
 
 /// Runs the clients of the steps, several at once. Returns their reports.
-fn clients(hosts: &Hosts, seed: u64, time: Duration, without: &[String]) -> Result<Vec<Entry>> {
+fn clients(hosts: &Hosts, seed: u64, time: Duration, without: &[String]) -> Result<Vec<Report>> {
     let (next, until) = (AtomicU64::new(0), Instant::now() + time);
     let reports = Mutex::new(Vec::new());
     let run_steps = || -> Result<()> {
         while Instant::now() < until {
             let step = step(seed, next.fetch_add(1, Ordering::Relaxed), without);
-            let entries = client(hosts, &step).with_context(|| format!("{step:?}"))?;
-            reports.lock().unwrap_or_else(PoisonError::into_inner).extend(entries);
+            let of_client = client(hosts, &step).with_context(|| format!("{step:?}"))?;
+            reports.lock().unwrap_or_else(PoisonError::into_inner).extend(of_client);
         }
         Ok(())
     };
@@ -145,22 +144,22 @@ fn clients(hosts: &Hosts, seed: u64, time: Duration, without: &[String]) -> Resu
     Ok(reports.into_inner().unwrap_or_else(PoisonError::into_inner))
 }
 
-fn client(hosts: &Hosts, step: &Step) -> Result<Vec<Entry>> {
+fn client(hosts: &Hosts, step: &Step) -> Result<Vec<Report>> {
     let args: Vec<&str> =
-        [PROGRAM, RUN, "torture", "client"].into_iter().chain(step.words.iter().map(String::as_str)).collect();
+        [PROGRAM, RUN, "torture", "client"].into_iter().chain(step.arguments.iter().map(String::as_str)).collect();
     let start = if step.by_user { Process::start_as_user } else { Process::start };
     let finished = hosts.run(step.host, || start(&args))?.finish()?;
     ensure!(finished.status == 0 && finished.stderr.is_empty(), "a client failed: {finished:?}");
-    entries(step.host, &finished.stdout)
+    parse_reports(step.host, &finished.stdout)
 }
 
-/// Whether both ends have reported each connection.
-fn are_reported_by_both_ends(reports: &[Entry], accepted: &[Entry]) -> bool {
-    let is_first = |entry: &&Entry| entry.end.transport == Transport::Tcp && !entry.is_subflow();
+/// Whether the accepting ends have reported as many connections as the other ends.
+fn are_reported_by_both_ends(reports: &[Report], accepted: &[Report]) -> bool {
+    let is_first = |report: &&Report| report.end.transport == Transport::Tcp && !report.is_subflow();
     let connections = reports
         .iter()
         .filter(is_first)
-        .filter(|entry| entry.is_initiator() && entry.text("outcome") == Some("success"));
+        .filter(|report| report.is_initiator() && report.text("outcome") == Some("success"));
     let accepted = accepted.iter().filter(is_first);
     connections.count() <= accepted.count()
 }

@@ -1,4 +1,4 @@
-//! Further subflows of MPTCP connections, which no workload may have reported.
+//! Further subflows of MPTCP connections. The workloads report only some of them.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -7,35 +7,35 @@ use serde_json::{Value, json};
 
 use super::hosts::is_second_address;
 use super::judge::Group;
-use super::ledger::{End, Entry};
 use super::plan::MPTCP;
+use super::reports::{End, Report};
 use crate::helpers::document::endpoint;
 
 /// Whether a document is about a further subflow of an MPTCP connection that the kernel could not begin, because the
 /// other addresses have no route to the remote. Both ends may try.
 pub(super) fn is_failed_subflow(document: &Value, groups: &HashMap<End, Group>) -> bool {
     let remote = endpoint(document, "destination");
-    let is_of_mptcp = |entry: &Entry| {
-        let server = if entry.is_initiator() { entry.end.remote } else { entry.end.local };
-        let is_owners = entry.report["owner"]["pid"] == document["process"]["pid"];
-        server.port() == MPTCP && Some(entry.end.remote) == remote && is_owners
+    let is_of_mptcp = |report: &Report| {
+        let server = if report.is_initiator() { report.end.remote } else { report.end.local };
+        let has_same_owner = report.fields["owner"]["pid"] == document["process"]["pid"];
+        server.port() == MPTCP && Some(report.end.remote) == remote && has_same_owner
     };
     document["source"]["ip"].is_null()
         && document["network"]["packets"] == 0
         && document["event"]["outcome"] == "failure"
-        && groups.values().flat_map(|group| &group.entries).any(is_of_mptcp)
+        && groups.values().flat_map(|group| &group.reports).any(is_of_mptcp)
 }
 
 /// Reports of MPTCP connections, by host.
-pub(super) fn mptcp_owners(groups: &HashMap<End, Group>) -> HashMap<usize, Vec<Entry>> {
-    let mut owners: HashMap<usize, Vec<Entry>> = HashMap::new();
+pub(super) fn mptcp_reports(groups: &HashMap<End, Group>) -> HashMap<usize, Vec<Report>> {
+    let mut reports: HashMap<usize, Vec<Report>> = HashMap::new();
     for (end, group) in groups.iter().filter(|(end, _)| [end.local, end.remote].iter().any(|end| end.port() == MPTCP)) {
-        owners.entry(end.host).or_default().extend(group.entries.iter().cloned());
+        reports.entry(end.host).or_default().extend(group.reports.iter().cloned());
     }
-    owners
+    reports
 }
 
-/// Whether these are the addresses of a further subflow of an MPTCP connection. A workload may not report all of them,
+/// Whether these are the addresses of a further subflow of an MPTCP connection. A workload may miss some of them,
 /// because the kernel lists only those that exist at the time.
 pub(super) fn is_subflow(end: End) -> bool {
     let is_from = |client: SocketAddr, server: SocketAddr| is_second_address(client.ip()) && server.port() == MPTCP;
@@ -44,23 +44,24 @@ pub(super) fn is_subflow(end: End) -> bool {
 
 /// The expected report of a subflow that the accepting end of an MPTCP connection tries to make (Linux 6.12). It is
 /// refused, because the client's port has no listener. Its owner is the process that accepted the connection.
-pub(super) fn subflow_of_server(end: End, owners: &[Entry]) -> Option<Entry> {
-    let is_it =
-        |entry: &&Entry| !entry.is_initiator() && entry.end.remote == end.remote && is_second_address(end.local.ip());
-    let mut entry = Entry { end, ..owners.iter().find(is_it)?.clone() };
-    entry.report["direction"] = json!("egress");
-    entry.report["outcome"] = json!("ECONNREFUSED");
-    Some(entry)
+pub(super) fn subflow_of_server(end: End, mptcp_reports: &[Report]) -> Option<Report> {
+    let is_it = |report: &&Report| {
+        !report.is_initiator() && report.end.remote == end.remote && is_second_address(end.local.ip())
+    };
+    let mut report = Report { end, ..mptcp_reports.iter().find(is_it)?.clone() };
+    report.fields["direction"] = json!("egress");
+    report.fields["outcome"] = json!("ECONNREFUSED");
+    Some(report)
 }
 
 impl Group {
     /// The expected report of a further subflow that no workload reported: its owner has an MPTCP connection on this
     /// host in the same direction.
-    pub(super) fn unreported_subflow(&self, end: End, owners: &[Entry]) -> Option<Entry> {
+    pub(super) fn unreported_subflow(&self, end: End, mptcp_reports: &[Report]) -> Option<Report> {
         let pid = &self.documents.first()?["process"]["pid"];
         let is_initiator = end.remote.port() == MPTCP;
-        let is_it = |entry: &&Entry| entry.report["owner"]["pid"] == *pid && entry.is_initiator() == is_initiator;
-        owners.iter().find(is_it).map(|entry| Entry { end, ..entry.clone() })
+        let is_it = |report: &&Report| report.fields["owner"]["pid"] == *pid && report.is_initiator() == is_initiator;
+        mptcp_reports.iter().find(is_it).map(|report| Report { end, ..report.clone() })
     }
 
     /// Whether it is a further subflow that the accepting end reset, because its connection was closed: it was never

@@ -11,7 +11,7 @@ use anyhow::Result;
 use nix::unistd::{getegid, geteuid, getgid, getuid};
 use serde_json::{Value, json};
 
-use super::super::words::Words;
+use super::super::arguments::Arguments;
 use crate::helpers::sys::subflows;
 use crate::workloads::print_line;
 
@@ -52,7 +52,7 @@ pub(super) struct FlowReport(Value);
 
 impl FlowReport {
     /// A flow that begins now.
-    pub(super) fn begin(words: &Words, transport: &str, direction: &str, owner: &Identity) -> Self {
+    pub(super) fn begin(arguments: &Arguments, transport: &str, direction: &str, owner: &Identity) -> Self {
         Self(json!({
             "transport": transport,
             "direction": direction,
@@ -61,7 +61,7 @@ impl FlowReport {
             "euid": geteuid().as_raw(), "egid": getegid().as_raw(),
             "since": now(),
             "outcome": "success",
-            "step": words.text("step"),
+            "step": arguments.text("step"),
         }))
     }
 
@@ -70,7 +70,7 @@ impl FlowReport {
     }
 
     /// Sets the flow's addresses. An IPv4-mapped IPv6 address is an IPv4 address on the wire.
-    pub(super) fn ends(&mut self, local: SocketAddr, remote: SocketAddr) {
+    pub(super) fn set_addresses(&mut self, local: SocketAddr, remote: SocketAddr) {
         for (key, end) in [("local", local), ("remote", remote)] {
             self.set(key, SocketAddr::new(end.ip().to_canonical(), end.port()).to_string());
         }
@@ -80,7 +80,7 @@ impl FlowReport {
     pub(super) fn print_with(self, subflows: &Subflows) -> Result<()> {
         for [local, remote] in &subflows.0 {
             let mut other = self.clone();
-            other.ends(*local, *remote);
+            other.set_addresses(*local, *remote);
             if ["local", "remote"].iter().any(|key| other.0[key] != self.0[key]) {
                 other.set("subflow", true);
                 other.print()?;

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use anyhow::{Context, Result, ensure};
 
-use super::super::words::Words;
+use super::super::arguments::Arguments;
 use super::identity::{FlowReport, Identity};
 use crate::helpers::wait::TIMEOUT;
 use crate::workloads::print_line;
@@ -16,15 +16,15 @@ const A: u8 = 1;
 const AAAA: u8 = 28;
 
 /// `names at=ADDRESS`: prints `ready`, and answers every query for an address until it is killed.
-pub(super) fn serve(words: &Words) -> Result<()> {
+pub(super) fn serve(arguments: &Arguments) -> Result<()> {
     Identity::now();
-    let socket = UdpSocket::bind(words.get::<SocketAddr>("at")?).context("bind")?;
+    let socket = UdpSocket::bind(arguments.get::<SocketAddr>("at")?).context("bind")?;
     print_line("ready")?;
     let mut message = [0; 512];
     loop {
         let (length, from) = socket.recv_from(&mut message).context("receive a query")?;
-        let mut report = FlowReport::begin(words, "udp", "ingress", &Identity::now());
-        report.ends(socket.local_addr()?, from);
+        let mut report = FlowReport::begin(arguments, "udp", "ingress", &Identity::now());
+        report.set_addresses(socket.local_addr()?, from);
         if let Some(answer) = answer(&message[..length]) {
             socket.send_to(&answer, from).context("answer")?;
         }
@@ -33,13 +33,13 @@ pub(super) fn serve(words: &Words) -> Result<()> {
 }
 
 /// Queries the IPv4 or IPv6 address of a name.
-pub(super) fn look_up(words: &Words, name: &str, wants_v6: bool) -> Result<IpAddr> {
-    let server: SocketAddr = words.get("resolver")?;
+pub(super) fn look_up(arguments: &Arguments, name: &str, wants_v6: bool) -> Result<IpAddr> {
+    let server: SocketAddr = arguments.get("resolver")?;
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).context("bind")?;
     socket.set_read_timeout(Some(TIMEOUT))?;
-    let mut report = FlowReport::begin(words, "udp", "egress", &Identity::now());
+    let mut report = FlowReport::begin(arguments, "udp", "egress", &Identity::now());
     socket.connect(server)?;
-    report.ends(socket.local_addr()?, server);
+    report.set_addresses(socket.local_addr()?, server);
     socket.send(&question(socket.local_addr()?.port(), name, wants_v6)).context("send a query")?;
     let mut message = [0; 512];
     let length = socket.recv(&mut message).context("receive an answer")?;

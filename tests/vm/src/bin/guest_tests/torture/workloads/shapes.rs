@@ -17,7 +17,7 @@ use nix::sys::socket::SockFlag;
 use nix::sys::wait::{WaitStatus, wait};
 use nix::unistd::{Gid, Pid, Uid, getppid, setegid, seteuid, setgid, setuid};
 
-use super::super::words::Words;
+use super::super::arguments::Arguments;
 use super::identity::Identity;
 use super::{talk, tcp};
 use crate::helpers::process::USER_ID;
@@ -29,53 +29,53 @@ use crate::helpers::wait::wait_until;
 use crate::workloads::RUN;
 
 /// An unused socket, and the process that made it.
-pub(super) struct Made {
+pub(super) struct MadeSocket {
     pub(super) socket: OwnedFd,
-    pub(super) by: Identity,
+    pub(super) maker: Identity,
 }
 
 /// `client shape=... ...`: runs a client in a shape, after `late` seconds.
-pub(super) fn client(words: &Words) -> Result<()> {
+pub(super) fn client(arguments: &Arguments) -> Result<()> {
     Identity::now();
-    match words.text("shape").unwrap_or("plain") {
-        "plain" => wait_and_talk(words),
-        "child" => child(|| wait_and_talk(words)),
-        "orphan" => fork(|| succeeded(orphan_child(words))).map(drop).and_then(|()| await_child()),
-        "thread" => in_thread(words),
-        "leaderless" => in_thread_without_leader(words),
-        "cloned-thread" => in_cloned_thread(ThreadMode::Vfork, words),
-        "cloned-thread-own-files" => in_cloned_thread(ThreadMode::VforkOwnFiles, words),
-        "cloned-thread-leaderless" => in_cloned_thread_without_leader(words),
-        "cloned-thread-exec" => exec_in_cloned_thread(words),
-        "exec" => exec_another(words, None),
-        "spawn" => spawn(words),
-        "shared-memory" => clone_with_memory(|| succeeded(wait_and_talk(words))).and_then(|_| await_child()),
-        "shared-files" => fork_with_files(|| succeeded(wait_and_talk(words))).and_then(|_| await_child()),
-        "child-exec" => child(|| exec_another(words, None)),
-        "thread-exec" => exec_in_thread(words),
-        "user" => set_user().and_then(|()| wait_and_talk(words)),
-        "acting-user" => set_effective_user().and_then(|()| wait_and_talk(words)),
+    match arguments.text("shape").unwrap_or("plain") {
+        "plain" => wait_and_talk(arguments),
+        "child" => child(|| wait_and_talk(arguments)),
+        "orphan" => fork(|| succeeded(orphan_child(arguments))).map(drop).and_then(|()| await_child()),
+        "thread" => in_thread(arguments),
+        "leaderless" => in_thread_without_leader(arguments),
+        "cloned-thread" => in_cloned_thread(ThreadMode::Vfork, arguments),
+        "cloned-thread-own-files" => in_cloned_thread(ThreadMode::VforkOwnFiles, arguments),
+        "cloned-thread-leaderless" => in_cloned_thread_without_leader(arguments),
+        "cloned-thread-exec" => exec_in_cloned_thread(arguments),
+        "exec" => exec_another(arguments, None),
+        "spawn" => spawn(arguments),
+        "shared-memory" => clone_with_memory(|| succeeded(wait_and_talk(arguments))).and_then(|_| await_child()),
+        "shared-files" => fork_with_files(|| succeeded(wait_and_talk(arguments))).and_then(|_| await_child()),
+        "child-exec" => child(|| exec_another(arguments, None)),
+        "thread-exec" => exec_in_thread(arguments),
+        "user" => set_user().and_then(|()| wait_and_talk(arguments)),
+        "effective-user" => set_effective_user().and_then(|()| wait_and_talk(arguments)),
         "socket-child" => {
-            let made = make_socket(words, SockFlag::SOCK_CLOEXEC)?;
-            child(move || talk(words, Some(made)))
+            let made = make_socket(arguments, SockFlag::SOCK_CLOEXEC)?;
+            child(move || talk(arguments, Some(made)))
         }
         "socket-orphan" => {
-            let made = make_socket(words, SockFlag::SOCK_CLOEXEC)?;
-            fork(move || succeeded(with_parent_gone(words, made))).map(drop)
+            let made = make_socket(arguments, SockFlag::SOCK_CLOEXEC)?;
+            fork(move || succeeded(with_parent_gone(arguments, made))).map(drop)
         }
-        "socket-passed" => pass_socket(words),
-        "socket-exec" => exec_another(words, Some(make_socket(words, SockFlag::empty())?.socket)),
+        "socket-passed" => pass_socket(arguments),
+        "socket-exec" => exec_another(arguments, Some(make_socket(arguments, SockFlag::empty())?.socket)),
         "inherited" => {
-            let socket = take_inherited(words.get("descriptor")?)?;
-            talk(words, Some(Made { socket, by: Identity::now() }))
+            let socket = take_inherited(arguments.get("descriptor")?)?;
+            talk(arguments, Some(MadeSocket { socket, maker: Identity::now() }))
         }
         shape => bail!("unknown shape {shape}"),
     }
 }
 
-fn wait_and_talk(words: &Words) -> Result<()> {
-    sleep(Duration::from_secs(words.or("late", 0)?));
-    talk(words, None)
+fn wait_and_talk(arguments: &Arguments) -> Result<()> {
+    sleep(Duration::from_secs(arguments.or("late", 0)?));
+    talk(arguments, None)
 }
 
 fn child(work: impl FnOnce() -> Result<()>) -> Result<()> {
@@ -84,81 +84,81 @@ fn child(work: impl FnOnce() -> Result<()>) -> Result<()> {
     await_child()
 }
 
-/// The parent of the client ends first.
-fn orphan_child(words: &Words) -> Result<()> {
-    fork(|| succeeded(wait_and_talk(words))).map(drop)
+/// Forks the client, and ends before it.
+fn orphan_child(arguments: &Arguments) -> Result<()> {
+    fork(|| succeeded(wait_and_talk(arguments))).map(drop)
 }
 
 /// Starts the client as another program by `posix_spawn(3)`, which calls `vfork(2)`.
-fn spawn(words: &Words) -> Result<()> {
-    let status = another_program(words, None)?.spawn()?.wait()?;
+fn spawn(arguments: &Arguments) -> Result<()> {
+    let status = another_program(arguments, None)?.spawn()?.wait()?;
     ensure!(status.success(), "it ended with {status}");
     Ok(())
 }
 
-/// The socket's owner is the process that made it, even after that has ended.
-fn with_parent_gone(words: &Words, made: Made) -> Result<()> {
-    let parent = Pid::from_raw(i32::try_from(made.by.pid())?);
+/// Waits until the parent, which made the socket, has ended. The socket's owner is still the parent.
+fn with_parent_gone(arguments: &Arguments, made: MadeSocket) -> Result<()> {
+    let parent = Pid::from_raw(i32::try_from(made.maker.pid())?);
     wait_until("the parent's end", || Ok(getppid() != parent))?;
-    talk(words, Some(made))
+    talk(arguments, Some(made))
 }
 
-fn in_thread(words: &Words) -> Result<()> {
-    let words = words.clone();
-    let thread = thread::Builder::new().name("a-thread".to_owned()).spawn(move || wait_and_talk(&words))?;
+fn in_thread(arguments: &Arguments) -> Result<()> {
+    let arguments = arguments.clone();
+    let thread = thread::Builder::new().name("a-thread".to_owned()).spawn(move || wait_and_talk(&arguments))?;
     thread.join().map_err(|_| anyhow!("the thread panicked"))?
 }
 
 /// The main thread ends; another one runs the client, and then ends the process.
-fn in_thread_without_leader(words: &Words) -> Result<()> {
-    let words = words.clone();
+fn in_thread_without_leader(arguments: &Arguments) -> Result<()> {
+    let arguments = arguments.clone();
     thread::spawn(move || {
-        let status = i32::from(!succeeded(wait_and_talk(&words)));
+        let status = i32::from(!succeeded(wait_and_talk(&arguments)));
         std::process::exit(status);
     });
     exit_thread()
 }
 
 /// Runs the client in a thread that the C library does not know.
-fn in_cloned_thread(mode: ThreadMode, words: &Words) -> Result<()> {
+fn in_cloned_thread(mode: ThreadMode, arguments: &Arguments) -> Result<()> {
     let has_succeeded = Arc::new(AtomicBool::new(false));
-    let (words, result) = (words.clone(), Arc::clone(&has_succeeded));
-    clone_thread(mode, move || result.store(succeeded(wait_and_talk(&words)), Ordering::Release))?;
+    let (arguments, result) = (arguments.clone(), Arc::clone(&has_succeeded));
+    clone_thread(mode, move || result.store(succeeded(wait_and_talk(&arguments)), Ordering::Release))?;
     ensure!(has_succeeded.load(Ordering::Acquire), "the thread failed");
     Ok(())
 }
 
 /// Like [`in_thread_without_leader`], with a thread that the C library does not know.
-fn in_cloned_thread_without_leader(words: &Words) -> Result<()> {
-    let words = words.clone();
+fn in_cloned_thread_without_leader(arguments: &Arguments) -> Result<()> {
+    let arguments = arguments.clone();
     clone_thread(ThreadMode::Concurrent, move || {
-        let status = i32::from(!succeeded(wait_and_talk(&words)));
+        let status = i32::from(!succeeded(wait_and_talk(&arguments)));
         std::process::exit(status);
     })?;
     exit_thread()
 }
 
 /// Like [`exec_in_thread`], with a thread that the C library does not know.
-fn exec_in_cloned_thread(words: &Words) -> Result<()> {
-    let words = words.clone();
+fn exec_in_cloned_thread(arguments: &Arguments) -> Result<()> {
+    let arguments = arguments.clone();
     clone_thread(ThreadMode::Vfork, move || {
-        succeeded(exec_another(&words, None));
+        succeeded(exec_another(&arguments, None));
     })?;
     bail!("the thread did not execute the program")
 }
 
 /// Executes another program, which runs the client as `plain`, or with the inherited socket.
-fn exec_another(words: &Words, socket: Option<OwnedFd>) -> Result<()> {
-    let mut command = another_program(words, socket.as_ref())?;
+fn exec_another(arguments: &Arguments, socket: Option<OwnedFd>) -> Result<()> {
+    let mut command = another_program(arguments, socket.as_ref())?;
     Err(command.exec()).with_context(|| format!("execute {:?}", command.get_program()))
 }
 
-fn another_program(words: &Words, socket: Option<&OwnedFd>) -> Result<Command> {
-    let program: String = words.get("program")?;
+fn another_program(arguments: &Arguments, socket: Option<&OwnedFd>) -> Result<Command> {
+    let program: String = arguments.get("program")?;
     let mut command = Command::new(&program);
     command.args([RUN, "torture", "client"]);
     // If a key is given twice, the last value counts.
-    command.args(std::env::args().filter(|word| word.contains('=')));
+    command.args(std::env::args().filter(|argument| argument.contains('=')));
     match socket {
         Some(socket) => command.arg("shape=inherited").arg(format!("descriptor={}", socket.as_raw_fd())),
         None => command.arg("shape=plain"),
@@ -166,32 +166,32 @@ fn another_program(words: &Words, socket: Option<&OwnedFd>) -> Result<Command> {
     Ok(command)
 }
 
-fn exec_in_thread(words: &Words) -> Result<()> {
-    let words = words.clone();
-    let thread = thread::spawn(move || exec_another(&words, None));
+fn exec_in_thread(arguments: &Arguments) -> Result<()> {
+    let arguments = arguments.clone();
+    let thread = thread::spawn(move || exec_another(&arguments, None));
     thread.join().map_err(|_| anyhow!("the thread panicked"))?
 }
 
 /// The socket's owner is the process that made it, although another one connects it.
-fn pass_socket(words: &Words) -> Result<()> {
+fn pass_socket(arguments: &Arguments) -> Result<()> {
     let (mut here, mut there) = UnixStream::pair()?;
-    let by = Identity::now();
+    let maker = Identity::now();
     fork(|| {
         succeeded(receive_descriptor(&there).and_then(|socket| {
             there.read_exact(&mut [0])?;
-            talk(words, Some(Made { socket, by }))
+            talk(arguments, Some(MadeSocket { socket, maker }))
         }))
     })?;
-    let made = make_socket(words, SockFlag::SOCK_CLOEXEC)?;
+    let made = make_socket(arguments, SockFlag::SOCK_CLOEXEC)?;
     send_descriptor(&here, &made.socket)?;
     drop(made);
     here.write_all(b".")?;
     await_child()
 }
 
-fn make_socket(words: &Words, flags: SockFlag) -> Result<Made> {
-    let to: SocketAddr = words.get("to")?;
-    Ok(Made { socket: tcp::socket(words, to, flags)?, by: Identity::now() })
+fn make_socket(arguments: &Arguments, flags: SockFlag) -> Result<MadeSocket> {
+    let to: SocketAddr = arguments.get("to")?;
+    Ok(MadeSocket { socket: tcp::socket(arguments, to, flags)?, maker: Identity::now() })
 }
 
 fn set_user() -> Result<()> {

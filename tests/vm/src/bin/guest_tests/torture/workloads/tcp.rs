@@ -12,11 +12,12 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{SockFlag, SockaddrStorage, bind, connect, getsockname, getsockopt, setsockopt, sockopt};
 
-use super::super::words::Words;
+use super::super::arguments::Arguments;
 use super::identity::{FlowReport, Identity, Subflows};
 use super::resolver::look_up;
-use super::shapes::Made;
+use super::shapes::MadeSocket;
 use crate::helpers::sys::tcp_or_mptcp_socket;
+use crate::helpers::traffic::reset;
 use crate::helpers::wait::TIMEOUT;
 
 /// A client's request.
@@ -53,45 +54,45 @@ impl Request {
 }
 
 /// Connects `times` times, one after the other, each to one of `names` if there are any.
-pub(super) fn talk(words: &Words, mut made: Option<Made>) -> Result<()> {
-    let names: Vec<_> = words.text("names").into_iter().flat_map(|names| names.split(',')).collect();
-    for number in 0..words.or("times", 1)? {
+pub(super) fn talk(arguments: &Arguments, mut made: Option<MadeSocket>) -> Result<()> {
+    let names: Vec<_> = arguments.text("names").into_iter().flat_map(|names| names.split(',')).collect();
+    for number in 0..arguments.or("times", 1)? {
         let name = (!names.is_empty()).then(|| names[number % names.len()]);
-        connection(words, made.take(), name)?;
+        connection(arguments, made.take(), name)?;
     }
     Ok(())
 }
 
-fn connection(words: &Words, made: Option<Made>, name: Option<&str>) -> Result<()> {
-    let mut to: SocketAddr = words.get("to")?;
+fn connection(arguments: &Arguments, made: Option<MadeSocket>, name: Option<&str>) -> Result<()> {
+    let mut to: SocketAddr = arguments.get("to")?;
     if let Some(name) = name {
-        to.set_ip(look_up(words, name, to.is_ipv6())?);
+        to.set_ip(look_up(arguments, name, to.is_ipv6())?);
     }
     let made = match made {
         Some(made) => made,
-        None => Made { socket: socket(words, to, SockFlag::SOCK_CLOEXEC)?, by: Identity::now() },
+        None => MadeSocket { socket: socket(arguments, to, SockFlag::SOCK_CLOEXEC)?, maker: Identity::now() },
     };
-    let mut report = FlowReport::begin(words, "tcp", "egress", &made.by);
+    let mut report = FlowReport::begin(arguments, "tcp", "egress", &made.maker);
     report.set("name", name);
     let socket = made.socket;
-    if let Some(port) = words.text("from") {
+    if let Some(port) = arguments.text("from") {
         setsockopt(&socket, sockopt::ReuseAddr, &true)?;
-        let unspecified: SocketAddr = if is_v4(words, to) { ([0; 4], 0).into() } else { ([0_u16; 8], 0).into() };
+        let unspecified: SocketAddr = if is_v4(arguments, to) { ([0; 4], 0).into() } else { ([0_u16; 8], 0).into() };
         let from = SocketAddr::new(unspecified.ip(), port.parse()?);
         bind(socket.as_raw_fd(), &SockaddrStorage::from(from)).with_context(|| format!("bind to {from}"))?;
     }
-    let connected = connect_socket(words, &socket, to);
+    let connected = connect_socket(arguments, &socket, to);
     let local = address_of(&socket)?;
     match connected {
         Ok(()) => {
-            report.ends(local, to);
+            report.set_addresses(local, to);
             let mut subflows = Subflows::default();
-            conversation(words, TcpStream::from(socket), &mut subflows)?;
+            conversation(arguments, TcpStream::from(socket), &mut subflows)?;
             return report.print_with(&subflows);
         }
-        Err(errno) if words.text("own").is_some() => {
+        Err(errno) if arguments.text("own").is_some() => {
             // After a failed connect the kernel has cleared the socket's address; a bound port stays.
-            report.ends(SocketAddr::new(words.get("own")?, words.get("from")?), to);
+            report.set_addresses(SocketAddr::new(arguments.get("own")?, arguments.get("from")?), to);
             report.set("outcome", format!("{errno:?}"));
         }
         Err(errno) => return Err(errno).with_context(|| format!("connect to {to}")),
@@ -100,20 +101,22 @@ fn connection(words: &Words, made: Option<Made>, name: Option<&str>) -> Result<(
 }
 
 /// A TCP or MPTCP socket for connecting to an address.
-pub(super) fn socket(words: &Words, to: SocketAddr, flags: SockFlag) -> Result<OwnedFd> {
-    tcp_or_mptcp_socket(is_v4(words, to), words.text("proto") == Some("mptcp"), flags)
+pub(super) fn socket(arguments: &Arguments, to: SocketAddr, flags: SockFlag) -> Result<OwnedFd> {
+    tcp_or_mptcp_socket(is_v4(arguments, to), arguments.text("proto") == Some("mptcp"), flags)
 }
 
-fn is_v4(words: &Words, to: SocketAddr) -> bool {
-    to.is_ipv4() && words.text("mapped").is_none()
+fn is_v4(arguments: &Arguments, to: SocketAddr) -> bool {
+    to.is_ipv4() && arguments.text("mapped").is_none()
 }
 
-fn connect_socket(words: &Words, socket: &OwnedFd, to: SocketAddr) -> Result<(), Errno> {
+fn connect_socket(arguments: &Arguments, socket: &OwnedFd, to: SocketAddr) -> Result<(), Errno> {
     let to = match to {
-        SocketAddr::V4(to) if !is_v4(words, to.into()) => SocketAddr::new(to.ip().to_ipv6_mapped().into(), to.port()),
+        SocketAddr::V4(to) if !is_v4(arguments, to.into()) => {
+            SocketAddr::new(to.ip().to_ipv6_mapped().into(), to.port())
+        }
         to => to,
     };
-    if words.text("connect") != Some("nonblocking") {
+    if arguments.text("connect") != Some("nonblocking") {
         return connect(socket.as_raw_fd(), &SockaddrStorage::from(to));
     }
     fcntl(socket, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
@@ -139,12 +142,12 @@ fn address_of(socket: &OwnedFd) -> Result<SocketAddr> {
     }
 }
 
-fn conversation(words: &Words, mut stream: TcpStream, subflows: &mut Subflows) -> Result<()> {
+fn conversation(arguments: &Arguments, mut stream: TcpStream, subflows: &mut Subflows) -> Result<()> {
     stream.set_read_timeout(Some(TIMEOUT))?;
     stream.set_write_timeout(Some(TIMEOUT))?;
-    let (rounds, gap): (u32, u64) = (words.or("rounds", 1)?, words.or("gap", 0)?);
-    let end = words.text("end").unwrap_or("close");
-    // The last request asks the server to end the connection, if it is to do so.
+    let (rounds, gap): (u32, u64) = (arguments.or("rounds", 1)?, arguments.or("gap", 0)?);
+    let end = arguments.text("end").unwrap_or("close");
+    // If the server is to end the connection, the last request asks it to.
     let rounds = if end.starts_with("server") { rounds.max(1) } else { rounds };
     for round in 1..=rounds {
         let then = match end {
@@ -152,12 +155,12 @@ fn conversation(words: &Words, mut stream: TcpStream, subflows: &mut Subflows) -
             "server-reset" if round == rounds => RESET,
             _ => GO_ON,
         };
-        let request = Request { up: words.or("up", 10)?, down: words.or("down", 10)?, then };
+        let request = Request { up: arguments.or("up", 10)?, down: arguments.or("down", 10)?, then };
         stream.write_all(&request.to_bytes()).context("send a request")?;
-        send(&mut stream, request.up.into()).context("send what follows it")?;
-        let came = receive(&mut stream, request.down.into());
+        send(&mut stream, request.up.into()).context("send the data of a request")?;
+        let received = receive(&mut stream, request.down.into());
         if then != RESET {
-            came.context("receive the answer")?;
+            received.context("receive the answer")?;
         }
         sleep(Duration::from_millis(gap));
         subflows.update(&stream)?;
@@ -169,18 +172,10 @@ fn conversation(words: &Words, mut stream: TcpStream, subflows: &mut Subflows) -
             stream.shutdown(Shutdown::Write)?;
             stream.read_to_end(&mut Vec::new()).context("read to the end")?;
         }
-        // The requested reset is an error here.
+        // A read reports the requested reset as an error.
         "server-close" | "server-reset" => stream.read_to_end(&mut Vec::new()).map(drop).unwrap_or_default(),
         end => bail!("unknown end {end}"),
     }
-    Ok(())
-}
-
-/// Closes at once, with a reset.
-pub(super) fn reset(stream: TcpStream) -> Result<()> {
-    let at_once = nix::libc::linger { l_onoff: 1, l_linger: 0 };
-    setsockopt(&stream, sockopt::Linger, &at_once)?;
-    drop(stream);
     Ok(())
 }
 

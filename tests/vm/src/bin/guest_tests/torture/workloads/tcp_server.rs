@@ -12,43 +12,43 @@ use nix::sys::socket::{Backlog, SockFlag, SockaddrStorage, bind, listen, setsock
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-use super::super::words::Words;
+use super::super::arguments::Arguments;
 use super::identity::{FlowReport, Identity, Subflows};
 use super::shapes::succeeded;
-use super::tcp::{GO_ON, RESET, Request, receive, reset, send};
+use super::tcp::{GO_ON, RESET, Request, receive, send};
 use crate::helpers::sys::{exit_thread, fork, tcp_or_mptcp_socket};
+use crate::helpers::traffic::reset;
 use crate::workloads::print_line;
 
 /// The number of processes that share a port.
 const SHARERS: usize = 3;
 
 /// `tcp-server at=ADDRESS serve=MODE`: prints `ready`, and serves until it is killed.
-pub(super) fn serve(words: &Words) -> Result<()> {
+pub(super) fn serve(arguments: &Arguments) -> Result<()> {
     Identity::now();
-    match words.text("serve").unwrap_or("threads") {
-        "threads" => ready(listener(words)?).and_then(|listener| threads(words, &listener)),
+    match arguments.text("serve").unwrap_or("threads") {
+        "threads" => ready(listener(arguments)?).and_then(|listener| threads(arguments, &listener)),
         "leaderless" => {
-            let listener = ready(listener(words)?)?;
-            let words = words.clone();
-            thread::spawn(move || threads(&words, &listener));
+            let listener = ready(listener(arguments)?)?;
+            let arguments = arguments.clone();
+            thread::spawn(move || threads(&arguments, &listener));
             exit_thread()
         }
-        "one-by-one" => ready(listener(words)?).and_then(|listener| one_by_one(words, &listener)),
         "prefork" => {
-            let listener = listener(words)?;
+            let listener = listener(arguments)?;
             for _ in 1..SHARERS {
-                fork(|| succeeded(end_with_parent().and_then(|()| one_by_one(words, &listener))))?;
+                fork(|| succeeded(end_with_parent().and_then(|()| one_by_one(arguments, &listener))))?;
             }
-            ready(listener).and_then(|listener| one_by_one(words, &listener))
+            ready(listener).and_then(|listener| one_by_one(arguments, &listener))
         }
         "reuseport" => {
             for _ in 1..SHARERS {
-                let listener = listener(words)?;
-                fork(move || succeeded(end_with_parent().and_then(|()| one_by_one(words, &listener))))?;
+                let listener = listener(arguments)?;
+                fork(move || succeeded(end_with_parent().and_then(|()| one_by_one(arguments, &listener))))?;
             }
-            ready(listener(words)?).and_then(|listener| one_by_one(words, &listener))
+            ready(listener(arguments)?).and_then(|listener| one_by_one(arguments, &listener))
         }
-        "forks" => ready(listener(words)?).and_then(|listener| forks(words, &listener)),
+        "forks" => ready(listener(arguments)?).and_then(|listener| forks(arguments, &listener)),
         mode => bail!("unknown mode {mode}"),
     }
 }
@@ -58,9 +58,9 @@ pub(super) fn end_with_parent() -> Result<()> {
     set_pdeathsig(Signal::SIGKILL).context("end with the parent")
 }
 
-fn listener(words: &Words) -> Result<TcpListener> {
-    let at: SocketAddr = words.get("at")?;
-    let is_mptcp = words.text("proto") == Some("mptcp");
+fn listener(arguments: &Arguments) -> Result<TcpListener> {
+    let at: SocketAddr = arguments.get("at")?;
+    let is_mptcp = arguments.text("proto") == Some("mptcp");
     let socket: OwnedFd = tcp_or_mptcp_socket(at.is_ipv4(), is_mptcp, SockFlag::SOCK_CLOEXEC)?;
     setsockopt(&socket, sockopt::ReuseAddr, &true)?;
     setsockopt(&socket, sockopt::ReusePort, &true)?;
@@ -75,23 +75,23 @@ fn ready<T>(listener: T) -> Result<T> {
 }
 
 /// Serves each connection in a thread.
-fn threads(words: &Words, listener: &TcpListener) -> Result<()> {
+fn threads(arguments: &Arguments, listener: &TcpListener) -> Result<()> {
     loop {
-        let connection = Connection::accept(words, listener)?;
+        let connection = Connection::accept(arguments, listener)?;
         thread::spawn(move || succeeded(connection.answer()));
     }
 }
 
-fn one_by_one(words: &Words, listener: &TcpListener) -> Result<()> {
+fn one_by_one(arguments: &Arguments, listener: &TcpListener) -> Result<()> {
     loop {
-        Connection::accept(words, listener)?.answer()?;
+        Connection::accept(arguments, listener)?.answer()?;
     }
 }
 
-/// Serves each connection in a child. Its owner stays the process that accepted it.
-fn forks(words: &Words, listener: &TcpListener) -> Result<()> {
+/// Serves each connection in a child. The connection's owner stays the process that accepted it.
+fn forks(arguments: &Arguments, listener: &TcpListener) -> Result<()> {
     loop {
-        let connection = Connection::accept(words, listener)?;
+        let connection = Connection::accept(arguments, listener)?;
         fork(move || succeeded(end_with_parent().and_then(|()| connection.answer())))?;
         while matches!(waitpid(Pid::from_raw(-1), Some(WaitPidFlag::WNOHANG)), Ok(WaitStatus::Exited(..))) {}
     }
@@ -104,10 +104,10 @@ struct Connection {
 }
 
 impl Connection {
-    fn accept(words: &Words, listener: &TcpListener) -> Result<Self> {
+    fn accept(arguments: &Arguments, listener: &TcpListener) -> Result<Self> {
         let (stream, from) = listener.accept().context("accept")?;
-        let mut report = FlowReport::begin(words, "tcp", "ingress", &Identity::now());
-        report.ends(stream.local_addr()?, from);
+        let mut report = FlowReport::begin(arguments, "tcp", "ingress", &Identity::now());
+        report.set_addresses(stream.local_addr()?, from);
         Ok(Self { stream, report })
     }
 

@@ -6,15 +6,15 @@ use std::str::FromStr;
 
 use anyhow::{Context, Result, anyhow};
 
-/// The arguments.
+/// The arguments of one workload, by key.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Words(HashMap<String, String>);
+pub(super) struct Arguments(HashMap<String, String>);
 
-impl Words {
+impl Arguments {
     /// Parses a command line. Arguments without `=` are ignored.
-    pub(super) fn of(arguments: &[String]) -> Self {
+    pub(super) fn of(command_line: &[String]) -> Self {
         let pair = |argument: &String| argument.split_once('=').map(|(key, value)| (key.to_owned(), value.to_owned()));
-        Self(arguments.iter().filter_map(pair).collect())
+        Self(command_line.iter().filter_map(pair).collect())
     }
 
     /// The value of a key, if there is one.
@@ -51,11 +51,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_have_values() {
-        let words = Words::of(&["act".into(), "up=7".into(), "to=[::1]:9".into()]);
-        assert_eq!(words.or("up", 1).unwrap(), 7);
-        assert_eq!(words.or("down", 1).unwrap(), 1);
-        assert_eq!(words.text("to"), Some("[::1]:9"));
-        assert!(words.get::<u8>("to").is_err() && words.get::<u8>("from").is_err());
+    fn arguments_have_values() {
+        let arguments = Arguments::of(&["act".into(), "up=7".into(), "to=[::1]:9".into()]);
+        assert_eq!(arguments.or("up", 1).unwrap(), 7);
+        assert_eq!(arguments.or("down", 1).unwrap(), 1);
+        assert_eq!(arguments.text("to"), Some("[::1]:9"));
+        assert!(arguments.get::<u8>("to").is_err() && arguments.get::<u8>("from").is_err());
     }
 }

@@ -35,47 +35,48 @@ impl End {
 
 /// A workload's report about one end of a flow.
 #[derive(Debug, Clone)]
-pub(super) struct Entry {
+pub(super) struct Report {
     pub(super) end: End,
-    /// When the flow began: at an accepting end, when the other end began it.
+    /// When the flow began. At an accepting end this is first the time of the accept, and then (see [`judge`](super::judge))
+    /// the time at which the other end began it.
     pub(super) since: SystemTime,
     /// All fields of the report.
-    pub(super) report: Value,
+    pub(super) fields: Value,
 }
 
-impl Entry {
+impl Report {
     pub(super) fn is_initiator(&self) -> bool {
-        self.report["direction"] == "egress"
+        self.fields["direction"] == "egress"
     }
 
     /// Whether it is a further subflow of an MPTCP connection.
     pub(super) fn is_subflow(&self) -> bool {
-        self.report["subflow"] == true
+        self.fields["subflow"] == true
     }
 
     pub(super) fn text(&self, key: &str) -> Option<&str> {
-        self.report[key].as_str()
+        self.fields[key].as_str()
     }
 }
 
 /// The reports in the output of a workload: its lines of JSON.
-pub(super) fn entries(host: usize, said: &str) -> Result<Vec<Entry>> {
-    said.lines().filter(|line| line.starts_with('{')).map(|line| entry(host, line)).collect()
+pub(super) fn parse_reports(host: usize, output: &str) -> Result<Vec<Report>> {
+    output.lines().filter(|line| line.starts_with('{')).map(|line| parse_report(host, line)).collect()
 }
 
-fn entry(host: usize, line: &str) -> Result<Entry> {
+fn parse_report(host: usize, line: &str) -> Result<Report> {
     let mut value: Value = serde_json::from_str(line).with_context(|| format!("a workload printed {line}"))?;
-    let report = value["flow"].take();
+    let fields = value["flow"].take();
     let address = |key: &str| -> Result<SocketAddr> {
-        let text = report[key].as_str().with_context(|| format!("no {key} in {line}"))?;
+        let text = fields[key].as_str().with_context(|| format!("no {key} in {line}"))?;
         text.parse().with_context(|| format!("{key} is not an address in {line}"))
     };
-    let transport = match report["transport"].as_str() {
+    let transport = match fields["transport"].as_str() {
         Some("tcp") => Transport::Tcp,
         Some("udp") => Transport::Udp,
         _ => bail!("no transport in {line}"),
     };
     let end = End { host, transport, local: address("local")?, remote: address("remote")? };
-    let since = report["since"].as_u64().with_context(|| format!("no time in {line}"))?;
-    Ok(Entry { end, since: UNIX_EPOCH + Duration::from_nanos(since), report })
+    let since = fields["since"].as_u64().with_context(|| format!("no time in {line}"))?;
+    Ok(Report { end, since: UNIX_EPOCH + Duration::from_nanos(since), fields })
 }

@@ -1,6 +1,7 @@
-//! Socket events in every form, compared with the reviewed files in `tests/data/events`.
+//! Socket events in every format, compared with the reviewed files in `tests/data/events`.
 //!
-//! When a form changes, the test writes its result next to the expected file. Review the difference, then replace the file.
+//! When a format changes, the test writes its result to a file in the target folder, and names it. Review the difference, then
+//! replace the expected file.
 
 use std::fmt::Write;
 use std::fs;
@@ -210,8 +211,8 @@ fn json(document: Option<impl Serialize>) -> Option<String> {
     Some(String::from_utf8(line).expect("JSON is UTF-8"))
 }
 
-fn lines(form: impl Fn(&SocketEvent) -> Option<String>) -> String {
-    events().iter().filter_map(form).fold(String::new(), |mut all, line| {
+fn lines(format: impl Fn(&SocketEvent) -> Option<String>) -> String {
+    events().iter().filter_map(format).fold(String::new(), |mut all, line| {
         assert!(!line.chars().any(char::is_control), "{line:?}");
         let _ = writeln!(all, "{line}");
         all
@@ -223,9 +224,9 @@ fn compare(name: &str, found: &str) {
     let wanted = fs::read_to_string(&file).unwrap_or_default();
     let differs = found.lines().zip(wanted.lines()).find(|(found, wanted)| found != wanted);
     if found != wanted {
-        let beside = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-        fs::write(&beside, found).expect("it can be written");
-        panic!("{} is not {}: {differs:#?}", beside.display(), file.display());
+        let result = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        fs::write(&result, found).expect("it can be written");
+        panic!("{} differs from {}: {differs:#?}", result.display(), file.display());
     }
 }
 

@@ -1,12 +1,12 @@
-//! The modules of `src/` are on floors. A module uses only modules on lower floors, so that it can be understood, tested and
+//! The modules of `src/` are in layers. A module uses only modules of lower layers, so that it can be understood, tested and
 //! changed without those above. `docs/architecture.md` describes the modules.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The modules of the library by floor, the lowest first. Modules on one floor do not use each other.
-const FLOORS: [&[&str]; 9] = [
+/// The modules of the library by layer, the lowest first. Modules in one layer do not use each other.
+const LAYERS: [&[&str]; 9] = [
     &["model"],
     &["condition", "host", "privileges", "state"],
     &["users"],
@@ -18,11 +18,11 @@ const FLOORS: [&[&str]; 9] = [
     &["config"],
 ];
 
-/// The modules of the program by floor. It uses the library through its public API.
+/// The modules of the program by layer. It uses the library through its public API.
 const PROGRAM: [&[&str]; 4] = [&["receive"], &["agent"], &["cli"], &["main"]];
 
 #[test]
-fn modules_use_only_lower_floors() {
+fn modules_use_only_lower_layers() {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut modules = BTreeSet::new();
     let mut upward = Vec::new();
@@ -33,36 +33,36 @@ fn modules_use_only_lower_floors() {
             continue;
         }
         let text = fs::read_to_string(&file).unwrap();
-        let floors: &[&[&str]] = if PROGRAM.concat().contains(&&*module) { &PROGRAM } else { &FLOORS };
+        let layers: &[&[&str]] = if PROGRAM.concat().contains(&&*module) { &PROGRAM } else { &LAYERS };
         upward
-            .extend(upward_uses(floors, &module, &text).into_iter().map(|line| format!("{}: {line}", path.display())));
+            .extend(upward_uses(layers, &module, &text).into_iter().map(|line| format!("{}: {line}", path.display())));
         modules.insert(module);
     }
     let named: BTreeSet<String> =
-        FLOORS.iter().chain(&PROGRAM).copied().flatten().copied().map(str::to_owned).collect();
-    assert_eq!(modules, named, "each module has its floor");
-    assert!(upward.is_empty(), "these use a module on the same floor or above:\n{}", upward.join("\n"));
+        LAYERS.iter().chain(&PROGRAM).copied().flatten().copied().map(str::to_owned).collect();
+    assert_eq!(modules, named, "each module has its layer");
+    assert!(upward.is_empty(), "these use a module of the same layer or a higher one:\n{}", upward.join("\n"));
 }
 
 #[test]
-fn uses_of_higher_floors_are_found() {
+fn uses_of_higher_layers_are_found() {
     let code = "use crate::state::State;\nuse crate::model::flow::Flow;\n// use crate::config::Config;\nlet a = crate::monitor::GROUP;";
-    assert_eq!(upward_uses(&FLOORS, "state", code), ["let a = crate::monitor::GROUP;"]);
-    assert_eq!(upward_uses(&FLOORS, "model", code).len(), 2);
+    assert_eq!(upward_uses(&LAYERS, "state", code), ["let a = crate::monitor::GROUP;"]);
+    assert_eq!(upward_uses(&LAYERS, "model", code).len(), 2);
     assert!(
-        upward_uses(&FLOORS, "documents", "    /// [`Monitor`](crate::config::Config)").is_empty(),
+        upward_uses(&LAYERS, "documents", "    /// [`Monitor`](crate::config::Config)").is_empty(),
         "docs may point anywhere"
     );
-    assert_eq!(upward_uses(&FLOORS, "sensors", "crate::monitor::Monitor").len(), 1, "a neighbour");
+    assert_eq!(upward_uses(&LAYERS, "sensors", "crate::monitor::Monitor").len(), 1, "a neighbour");
     assert_eq!(upward_uses(&PROGRAM, "agent", "use crate::receive::receive;\nuse crate::cli::main;").len(), 1);
 }
 
-/// The lines that use a module on the same floor or above.
-fn upward_uses(floors: &[&[&str]], module: &str, text: &str) -> Vec<String> {
-    let floor = |module: &str| floors.iter().position(|modules| modules.contains(&module));
+/// The lines that use a module of the same layer or a higher one.
+fn upward_uses(layers: &[&[&str]], module: &str, text: &str) -> Vec<String> {
+    let layer = |module: &str| layers.iter().position(|modules| modules.contains(&module));
     let is_up = |line: &&str| {
         let used = line.split("crate::").skip(1).map(|rest| rest.split(|c: char| !is_name(c)).next().unwrap_or(""));
-        used.filter(|used| *used != module).any(|used| floor(used).is_some_and(|used| Some(used) >= floor(module)))
+        used.filter(|used| *used != module).any(|used| layer(used).is_some_and(|used| Some(used) >= layer(module)))
     };
     let is_code = |line: &&str| !line.trim_start().starts_with("//");
     text.lines().filter(is_code).filter(is_up).map(str::to_owned).collect()

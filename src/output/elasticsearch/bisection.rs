@@ -18,7 +18,7 @@ const ACCEPTED_UNTIL_GROWTH: u32 = 8;
 pub enum Step {
     /// Send these documents in one request.
     Send(Range<usize>),
-    /// Send a document alone that is not a suspect. If it is accepted, call [`Halving::note_witness_accepted`].
+    /// Send a document alone that is not a suspect. If it is accepted, call [`Bisection::note_witness_accepted`].
     Witness,
     /// All documents were sent, and there are no suspects.
     Done,
@@ -26,7 +26,7 @@ pub enum Step {
 
 /// The search for documents at fault. Documents are numbered in order.
 #[derive(Debug)]
-pub struct Halving {
+pub struct Bisection {
     /// Ranges that still have to be sent; the last one is next.
     rest: Vec<Range<usize>>,
     /// Suspects: refused alone, and no other document was accepted since.
@@ -45,7 +45,7 @@ pub struct Halving {
     accepted_at_max: u32,
 }
 
-impl Halving {
+impl Bisection {
     /// A search among `count` documents.
     pub fn new(count: usize) -> Self {
         let max_refusals = count.max(1).ilog2() + 1 + EXTRA_REFUSALS;
@@ -136,18 +136,19 @@ mod tests {
     /// Sends all to a server that refuses every request with a bad document. Returns the documents accepted, in order,
     /// those at fault, and the number of requests. A witness is accepted unless all documents are bad; in that case this ends.
     fn send_all(count: usize, bad: &BTreeSet<usize>) -> (Vec<usize>, Vec<usize>, usize) {
-        let (mut halving, mut accepted, mut at_fault, mut requests) = (Halving::new(count), Vec::new(), Vec::new(), 0);
+        let (mut bisection, mut accepted, mut at_fault, mut requests) =
+            (Bisection::new(count), Vec::new(), Vec::new(), 0);
         loop {
             requests += 1;
-            match halving.next() {
+            match bisection.next() {
                 Step::Send(range) if range.clone().any(|at| bad.contains(&at)) => {
-                    at_fault.extend(halving.note_refused(range));
+                    at_fault.extend(bisection.note_refused(range));
                 }
                 Step::Send(range) => {
-                    halving.note_accepted(&range);
+                    bisection.note_accepted(&range);
                     accepted.extend(range);
                 }
-                Step::Witness if bad.len() < count => halving.note_witness_accepted(),
+                Step::Witness if bad.len() < count => bisection.note_witness_accepted(),
                 Step::Witness | Step::Done => return (accepted, at_fault, requests - 1),
             }
         }
@@ -167,16 +168,16 @@ mod tests {
     #[test]
     fn a_document_that_is_accepted_the_second_time_is_not_at_fault() {
         for refusals in 0..9 {
-            let (mut halving, mut asked, mut accepted) = (Halving::new(25), 0, Vec::new());
+            let (mut bisection, mut asked, mut accepted) = (Bisection::new(25), 0, Vec::new());
             loop {
                 asked += 1;
-                match halving.next() {
-                    Step::Send(range) if asked <= refusals => assert_eq!(halving.note_refused(range), None),
+                match bisection.next() {
+                    Step::Send(range) if asked <= refusals => assert_eq!(bisection.note_refused(range), None),
                     Step::Send(range) => {
-                        halving.note_accepted(&range);
+                        bisection.note_accepted(&range);
                         accepted.extend(range);
                     }
-                    Step::Witness => halving.note_witness_accepted(),
+                    Step::Witness => bisection.note_witness_accepted(),
                     Step::Done => break,
                 }
             }
@@ -196,16 +197,16 @@ mod tests {
 
     #[test]
     fn a_request_that_is_too_large_is_sent_in_parts_that_grow_again() {
-        let (mut halving, mut refused, mut requests) = (Halving::new(1000), 0, 0);
+        let (mut bisection, mut refused, mut requests) = (Bisection::new(1000), 0, 0);
         let mut sent = Vec::new();
-        while let Step::Send(range) = halving.next() {
+        while let Step::Send(range) = bisection.next() {
             requests += 1;
             // At first the server accepts at most a hundred; later it has no limit.
             if range.len() > 100 && requests < 30 {
                 refused += 1;
-                halving.note_too_large(range);
+                bisection.note_too_large(range);
             } else {
-                halving.note_accepted(&range);
+                bisection.note_accepted(&range);
                 sent.extend(range);
             }
         }
@@ -215,50 +216,50 @@ mod tests {
 
     #[test]
     fn a_document_that_is_too_large_alone_is_at_fault_only_after_another_was_accepted() {
-        let mut halving = Halving::new(2);
-        assert_eq!(halving.next(), Step::Send(0..2));
-        assert_eq!(halving.note_too_large(0..2), None);
-        assert_eq!(halving.next(), Step::Send(0..1));
-        assert_eq!(halving.note_too_large(0..1), None, "a broken server may find any request too large");
-        assert_eq!(halving.next(), Step::Send(1..2));
-        halving.note_accepted(&(1..2));
-        assert_eq!(halving.next(), Step::Send(0..1));
-        assert_eq!(halving.note_too_large(0..1), Some(0));
-        assert_eq!(halving.next(), Step::Done);
+        let mut bisection = Bisection::new(2);
+        assert_eq!(bisection.next(), Step::Send(0..2));
+        assert_eq!(bisection.note_too_large(0..2), None);
+        assert_eq!(bisection.next(), Step::Send(0..1));
+        assert_eq!(bisection.note_too_large(0..1), None, "a broken server may find any request too large");
+        assert_eq!(bisection.next(), Step::Send(1..2));
+        bisection.note_accepted(&(1..2));
+        assert_eq!(bisection.next(), Step::Send(0..1));
+        assert_eq!(bisection.note_too_large(0..1), Some(0));
+        assert_eq!(bisection.next(), Step::Done);
     }
 
     /// A request that is too large says nothing about its documents, or about whether the server accepts others.
     #[test]
     fn a_request_of_several_documents_that_is_too_large_is_not_counted_as_a_refusal() {
-        let mut halving = Halving::new(1024);
+        let mut bisection = Bisection::new(1024);
         let mut limit = 1024;
         while limit > 1 {
-            assert_eq!(halving.next(), Step::Send(0..limit));
-            assert_eq!(halving.note_too_large(0..limit), None);
+            assert_eq!(bisection.next(), Step::Send(0..limit));
+            assert_eq!(bisection.note_too_large(0..limit), None);
             limit /= 2;
         }
         // The full number of refusals is left: 11 isolate one document of 1,024.
         for at in 0..11 + EXTRA_REFUSALS as usize {
-            assert_eq!(halving.next(), Step::Send(at..at + 1));
-            assert_eq!(halving.note_refused(at..at + 1), None);
+            assert_eq!(bisection.next(), Step::Send(at..at + 1));
+            assert_eq!(bisection.note_refused(at..at + 1), None);
         }
-        assert_eq!(halving.next(), Step::Witness);
+        assert_eq!(bisection.next(), Step::Witness);
     }
 
     #[test]
     fn witness_candidates_are_in_order_and_never_accepted_documents() {
-        let mut halving = Halving::new(8);
-        assert_eq!(halving.witness_candidates().collect::<Vec<_>>(), (0..8).collect::<Vec<_>>());
-        assert_eq!(halving.next(), Step::Send(0..8));
-        halving.note_refused(0..8);
+        let mut bisection = Bisection::new(8);
+        assert_eq!(bisection.witness_candidates().collect::<Vec<_>>(), (0..8).collect::<Vec<_>>());
+        assert_eq!(bisection.next(), Step::Send(0..8));
+        bisection.note_refused(0..8);
         assert_eq!(
-            halving.witness_candidates().collect::<Vec<_>>(),
+            bisection.witness_candidates().collect::<Vec<_>>(),
             (0..8).collect::<Vec<_>>(),
             "only together with others"
         );
-        assert_eq!(halving.next(), Step::Send(0..4));
-        halving.note_accepted(&(0..4));
-        assert_eq!(halving.witness_candidates().collect::<Vec<_>>(), (4..8).collect::<Vec<_>>());
+        assert_eq!(bisection.next(), Step::Send(0..4));
+        bisection.note_accepted(&(0..4));
+        assert_eq!(bisection.witness_candidates().collect::<Vec<_>>(), (4..8).collect::<Vec<_>>());
     }
 
     proptest! {
