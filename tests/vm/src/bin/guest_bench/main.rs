@@ -3,7 +3,7 @@
 //!
 //! The guest has one CPU, which executes one instruction per nanosecond. So an elapsed time is the number of
 //! instructions that the whole machine has executed. Each load runs alone, and then while a monitor runs. The CPU time
-//! of the monitor's threads is their cost; the rest of the difference is the cost of probes.
+//! of the monitor's threads is their cost; the rest of the difference is the cost of its probes.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command whose results are printed")]
 
 mod counters;
@@ -20,7 +20,8 @@ use serde_json::{Value, json};
 use crate::load::{LOADS, Load};
 use crate::monitor::Monitor;
 
-/// After this time, the kernel has done what it puts off while booting. The time of an idle guest passes at once.
+/// After this time, the kernel has done what it puts off while booting. Waiting is cheap: the clock of an idle guest jumps to
+/// the next timer.
 const BOOT_WORK: Duration = Duration::from_secs(20);
 /// The number of measurements of each load.
 const ROUNDS: usize = 3;

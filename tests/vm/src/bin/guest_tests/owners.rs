@@ -40,7 +40,7 @@ tests![every_test:
     a_process_id_used_again,
     a_connection_older_than_the_monitor,
     a_32_bit_program,
-    all_other_flows_belong_to_the_server,
+    all_connections_to_the_server_belong_to_it,
 ];
 
 /// The number of processes that only use CPU time.
@@ -85,7 +85,7 @@ fn short_lived_clients_beside_hogs_and_a_busy_server() -> Result<()> {
     Ok(())
 }
 
-/// Its exec, its arguments and its sockets are reported like those of a 64-bit program.
+/// Exec, arguments and sockets are reported like those of a 64-bit program.
 fn a_32_bit_program() -> Result<()> {
     let fixture = fixture()?;
     let args = [PROGRAM_32, RUN, "tcp-ask", &fixture.there.to_string(), "0", "of 32 bits"];
@@ -269,8 +269,9 @@ fn a_connection_older_than_the_monitor() -> Result<()> {
     Ok(())
 }
 
-/// The last test: all inbound flows of the server's port have the server as owner.
-fn all_other_flows_belong_to_the_server() -> Result<()> {
+/// The last test, because it stops the monitor: every connection that earlier tests made to the server has the server as
+/// owner at its accepting end.
+fn all_connections_to_the_server_belong_to_it() -> Result<()> {
     let fixture = fixture()?;
     FIXTURE.lock().unwrap_or_else(PoisonError::into_inner).take();
     let Fixture { monitor, there, server } = Arc::into_inner(fixture).context("a test still uses the fixture")?;
@@ -284,7 +285,7 @@ fn all_other_flows_belong_to_the_server() -> Result<()> {
         expect(document, &of_process(server.pid, &server.args))?;
         count += 1;
     }
-    ensure!(count >= CROWD * CROWDS, "only {count} connections of the server");
+    ensure!(count >= CROWD * CROWDS, "only {count} connections to the server");
     Ok(())
 }
 
@@ -306,7 +307,7 @@ impl Client {
     }
 }
 
-/// A monitor, and a server that is younger.
+/// A monitor, and a server that started after it.
 struct Fixture {
     monitor: Socktrail,
     server: Process,

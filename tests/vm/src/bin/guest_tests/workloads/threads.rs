@@ -14,7 +14,7 @@ use super::sharing::{ask, await_children, connect_and_ask, stream_socket, succee
 use super::{EXECUTABLE, PROGRAM, RUN, address, print_line};
 use crate::helpers::sys::{clone_with_memory, exit_thread};
 
-/// The number of threads of `crowd`.
+/// The number of threads of `crowd` besides the main thread.
 const CROWD: u64 = 32;
 
 /// `later ADDRESS MILLISECONDS`: waits, connects, prints its address, and makes a request.
@@ -56,9 +56,9 @@ pub(super) fn exec_by_thread(arguments: &[String]) -> Result<()> {
     thread::spawn(move || exec_later(there, pause.as_millis())).join().map_err(|_| anyhow::anyhow!("it panicked"))?
 }
 
-/// `clone-with-memory ADDRESS MILLISECONDS`: a process that shares this one's memory does `later`, and prints its
+/// `clone-sharing-memory ADDRESS MILLISECONDS`: a child that shares this process's memory does `later`, and prints its
 /// process id.
-pub(super) fn clone_and_talk(arguments: &[String]) -> Result<()> {
+pub(super) fn clone_sharing_memory(arguments: &[String]) -> Result<()> {
     let (there, pause) = (address(arguments)?, pause(arguments)?);
     clone_with_memory(|| {
         sleep(pause);
@@ -74,12 +74,11 @@ pub(super) fn spawn_and_wait(arguments: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// `crowd ADDRESS MILLISECONDS`: many threads, the main one included, end at various times; the last one
-/// does `later`.
+/// `crowd ADDRESS MILLISECONDS`: the main thread ends at once, and many others at various times within a second. The last
+/// thread does `later`.
 pub(super) fn crowd(arguments: &[String]) -> Result<()> {
-    let last = u64::from(id()) % CROWD;
     let delay = |number: u64| Duration::from_millis((number * 7919 + u64::from(id())) % 1000);
-    for number in (0..CROWD).filter(|number| *number != last) {
+    for number in 1..CROWD {
         thread::spawn(move || {
             sleep(delay(number));
             exit_thread()
