@@ -6,7 +6,6 @@ mod formats;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::TcpListener;
-use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use nix::libc;
@@ -15,14 +14,13 @@ use serde_json::Value;
 use crate::helpers::process::{Finished, Process};
 use crate::helpers::socktrail::{Output, Socktrail};
 use crate::helpers::tracefs::Tracefs;
-use crate::workloads::{EXECUTABLE_32, PROGRAM, PROGRAM_32, RUN};
+use crate::workloads::{PROGRAM, PROGRAM_32, RUN};
 
 pub(crate) use formats::{formats, thread_names};
 
-/// The tests of this subject; those of 32-bit programs only if the guest has one.
+/// The tests of this subject.
 pub(crate) fn tests() -> Vec<libtest_mimic::Trial> {
-    let has_32_bit_program = Path::new(EXECUTABLE_32).exists();
-    every_test().into_iter().filter(|trial| has_32_bit_program || !trial.name().contains("32_bit")).collect()
+    crate::harness::runnable(every_test())
 }
 
 tests![every_test:

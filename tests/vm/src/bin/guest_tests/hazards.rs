@@ -11,11 +11,11 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use crate::helpers::process::Process;
 use crate::helpers::socktrail::Socktrail;
 use crate::helpers::tracefs::Tracefs;
-use crate::lifetime::{KERNEL, LIMIT, PRIVILEGES, expect_no_probes, expect_refusal};
+use crate::lifetime::{KERNEL, LIMIT, PRIVILEGES, expect_no_probes, expect_refusal, expect_success};
 
 tests![
     a_read_only_tracefs, disabled_kprobes, a_hundred_kills;
-    long: no_id_left_for_an_event
+    long: no_number_left_for_an_event
 ];
 
 fn a_read_only_tracefs() -> Result<()> {
@@ -56,14 +56,13 @@ fn a_hundred_kills() -> Result<()> {
     let tracefs = Tracefs::mount()?;
     let left = tracefs.kprobe_events()?;
     ensure!(!left.is_empty(), "a killed monitor cannot have removed its probes");
-    let output = Socktrail::flows(&[])?.stop()?;
-    ensure!(output.status.success(), "it ended with {}:\n{}", output.status, output.log);
+    expect_success(&Socktrail::flows(&[])?.stop()?)?;
     expect_no_probes(&tracefs)
 }
 
 /// The kernel has 65,535 ids for trace events. If all are in use, the error says so, and no probes are left. Using all ids
 /// takes minutes, because the kernel compares each new event with all others.
-fn no_id_left_for_an_event() -> Result<()> {
+fn no_number_left_for_an_event() -> Result<()> {
     let (tracefs, events) = (Tracefs::mount()?, "uprobe_events");
     let program = std::env::current_exe()?;
     let mut taken = 0_u32;
@@ -83,9 +82,7 @@ fn no_id_left_for_an_event() -> Result<()> {
     let doctor = doctor?;
     ensure!(doctor.status == KERNEL && doctor.stdout.contains("all are taken"), "{doctor:?}");
     expect_no_probes(&tracefs)?;
-    let output = Socktrail::flows(&[])?.stop()?;
-    ensure!(output.status.success(), "it ended with {}:\n{}", output.status, output.log);
-    Ok(())
+    expect_success(&Socktrail::flows(&[])?.stop()?)
 }
 
 fn kill_after(time: Duration) -> Result<()> {

@@ -37,7 +37,8 @@ pub(crate) const KNOWN_FAILURES: &[KnownFailure] = &[
         tests: "capture::*_v4_udp_ip_options",
         is_deterministic: true,
         error_part: "server's: 0 documents instead of 1\nin\n",
-        cause: "src/source/kprobes/packets/arriving.rs: received packets with options are not parsed, so the direction is unknown",
+        cause: "src/source/kprobes/packets/arriving.rs: received packets with options are not parsed, \
+                so the direction is unknown",
     },
     KnownFailure {
         tests: "capture::*_v6_udp_ip_options",

@@ -5,7 +5,6 @@
 use std::fs;
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::sleep;
 use std::time::{Duration, SystemTime};
@@ -16,12 +15,12 @@ use serde_json::{Value, json};
 use crate::helpers::document::{ExpectedFields, endpoint, expect, is_between, time};
 use crate::helpers::process::{Finished, Process, USER_ID};
 use crate::helpers::socktrail::Socktrail;
+use crate::lifetime::expect_success;
 use crate::workloads::{EXECUTABLE, EXECUTABLE_32, PROGRAM, PROGRAM_32, RUN};
 
-/// The tests of this subject; that of 32-bit programs only if the guest has one.
+/// The tests of this subject.
 pub(crate) fn tests() -> Vec<libtest_mimic::Trial> {
-    let has_32_bit_program = Path::new(EXECUTABLE_32).exists();
-    every_test().into_iter().filter(|trial| has_32_bit_program || !trial.name().contains("32_bit")).collect()
+    crate::harness::runnable(every_test())
 }
 
 tests![every_test:
@@ -276,7 +275,7 @@ fn all_connections_to_the_server_belong_to_it() -> Result<()> {
     FIXTURE.lock().unwrap_or_else(PoisonError::into_inner).take();
     let Fixture { monitor, there, server } = Arc::into_inner(fixture).context("a test still uses the fixture")?;
     let output = monitor.stop()?;
-    ensure!(output.status.success(), "socktrail ended with {}:\n{}", output.status, output.log);
+    expect_success(&output)?;
     let of_server = |document: &&Value| {
         endpoint(document, "destination") == Some(there) && document["network"]["direction"] == "ingress"
     };

@@ -106,9 +106,9 @@ fn arguments_that_are_not_kept_are_counted() -> Result<()> {
 /// The `process.args` of a program with many arguments.
 fn kept_arguments(options: &[&str]) -> Result<Value> {
     let monitor = Socktrail::flows(options)?;
-    let port = "127.0.0.1:7"; // without a listener
+    let address = "127.0.0.1:7"; // without a listener
     let long = "x".repeat(400);
-    let mut args = vec![PROGRAM, RUN, "tcp-ask", port, "0"];
+    let mut args = vec![PROGRAM, RUN, "tcp-ask", address, "0"];
     args.extend([long.as_str(); 8]);
     let client = Process::start(&args)?.finish()?;
     let document = monitor.wait_for("the client", |document| document["process"]["pid"] == client.pid)?;
@@ -247,7 +247,7 @@ fn start(invocation: &Invocation, there: SocketAddr) -> Result<Process> {
 
 /// An address without a listener.
 fn unused_address() -> Result<String> {
-    // No other socket gets this port soon, because the kernel chooses among thousands.
+    // It is unlikely that another socket gets this port soon: the kernel chooses among thousands.
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string())
 }
 

@@ -18,6 +18,7 @@ use crate::helpers::socktrail::{Output, Socktrail};
 use crate::helpers::traffic::{Connection, reset};
 use crate::helpers::wait::wait_until;
 use crate::helpers::web::WebServer;
+use crate::lifetime::expect_success;
 use crate::workloads::{EXECUTABLE, RUN};
 
 tests![
@@ -412,9 +413,10 @@ fn sensors(file: &str, more: &[&str]) -> Result<Socktrail> {
     Socktrail::start(&[&["sensors", &path], more].concat())
 }
 
+/// Stops a monitor, which must end with success.
 fn stop(monitor: Socktrail) -> Result<Output> {
     let output = monitor.stop()?;
-    ensure!(output.status.success(), "socktrail ended with {}:\n{}", output.status, output.log);
+    expect_success(&output)?;
     Ok(output)
 }
 

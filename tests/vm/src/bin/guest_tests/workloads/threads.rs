@@ -53,7 +53,9 @@ pub(super) fn leader_gone_exec(arguments: &[String]) -> Result<()> {
 /// `exec-by-thread ADDRESS MILLISECONDS`: a thread executes `later` while the main thread waits.
 pub(super) fn exec_by_thread(arguments: &[String]) -> Result<()> {
     let (there, pause) = (address(arguments)?, pause(arguments)?);
-    thread::spawn(move || exec_later(there, pause.as_millis())).join().map_err(|_| anyhow::anyhow!("it panicked"))?
+    thread::spawn(move || exec_later(there, pause.as_millis()))
+        .join()
+        .map_err(|_| anyhow::anyhow!("the thread panicked"))?
 }
 
 /// `clone-sharing-memory ADDRESS MILLISECONDS`: a child that shares this process's memory does `later`, and prints its
@@ -70,7 +72,7 @@ pub(super) fn clone_sharing_memory(arguments: &[String]) -> Result<()> {
 /// `spawn-and-wait ADDRESS MILLISECONDS`: starts `later` with `posix_spawn(3)`, which calls `vfork(2)`, and waits.
 pub(super) fn spawn_and_wait(arguments: &[String]) -> Result<()> {
     let status = Command::new(EXECUTABLE).arg0(PROGRAM).args([RUN, "later"]).args(arguments).spawn()?.wait()?;
-    anyhow::ensure!(status.success(), "it ended with {status}");
+    anyhow::ensure!(status.success(), "the child ended with {status}");
     Ok(())
 }
 
@@ -94,7 +96,7 @@ fn in_other_thread(arguments: &[String], work: impl FnOnce(&[String]) -> Result<
         let _ = began.send(());
         exit(i32::from(!succeeded(work(&arguments))))
     });
-    has_begun.recv().context("the thread begins")?;
+    has_begun.recv().context("the other thread did not begin")?;
     exit_thread()
 }
 
