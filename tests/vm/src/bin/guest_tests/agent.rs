@@ -209,8 +209,8 @@ fn locked_events_of_sensors_are_unlocked() -> Result<()> {
     Ok(())
 }
 
-/// The output file and the spool are on a file system of 64 KiB, which becomes full because there is no server. Then the
-/// file system is enlarged, and a server starts. In the end every document is in the file and at the server.
+/// The output file and the spool are on a file system of 64 KiB, and there is no server. The file system becomes full, is
+/// enlarged, and then a server starts. In the end every document is in the file and at the server.
 fn a_full_disk_loses_nothing() -> Result<()> {
     let _web = WebServer::start(PORT)?;
     let small = SmallFileSystem::mount()?;
@@ -394,12 +394,7 @@ fn read(path: &str) -> Result<Vec<Value>> {
 /// The documents of one kind at the server.
 fn in_index(server: &BulkServer, kind: &str) -> Result<Vec<Value>> {
     let index = format!("logs-socktrail.{kind}-default");
-    Ok(server
-        .documents()?
-        .into_iter()
-        .filter(|(stored_in, _)| *stored_in == index)
-        .map(|(_, document)| document)
-        .collect())
+    Ok(server.documents()?.into_iter().filter(|(of, _)| *of == index).map(|(_, document)| document).collect())
 }
 
 fn has_port(document: &Value, port: u16) -> bool {

@@ -62,11 +62,10 @@ fn no_probe_is_hit() -> Result<()> {
         fs::write("/sys/kernel/debug/kprobes/enabled", to).context("write to kprobes/enabled")
     };
     let source = without_guesses()?;
+    let run_flows = || -> Result<Finished> { Process::start(&["socktrail", "flows", "--source", &source])?.finish() };
     switch("0")?;
-    let results =
-        (doctor(&["--source", &source]), Process::start(&["socktrail", "flows", "--source", &source])?.finish());
+    let (doctor, flows) = (doctor(&["--source", &source]), run_flows());
     switch("1")?;
-    let (doctor, flows): (_, Result<Finished>) = results;
     let (status, report) = doctor?;
     ensure!(status == KERNEL, "status {status}: {report:#}");
     for (feature, traffic) in [
