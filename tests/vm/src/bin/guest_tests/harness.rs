@@ -1,6 +1,7 @@
 //! Makes tests of functions, times them, and inverts the results of [known failures](known).
 
 use std::fmt::Write;
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -8,6 +9,7 @@ use anyhow::Result;
 use libtest_mimic::{Failed, Trial};
 
 use crate::known;
+use crate::workloads::EXECUTABLE_32;
 
 /// Defines a module's `tests()`: one test for each function, called `module::function`. Tests after `long:` run with
 /// `--long` only. With `name:` in front, it defines `name()` instead, for a module whose own `tests()` filters them.
@@ -54,6 +56,12 @@ pub(crate) fn named(name: String, test: impl FnOnce() -> Result<()> + Send + 'st
     };
     let kind = if known.is_some() { "known failure" } else { "" };
     Trial::test(name, move || run().map_err(|error| Failed::from(format!("{error:?}")))).with_kind(kind)
+}
+
+/// Leaves out the tests of 32-bit programs, unless the guest has such a program.
+pub(crate) fn runnable(tests: Vec<Trial>) -> Vec<Trial> {
+    let has_32_bit_program = Path::new(EXECUTABLE_32).exists();
+    tests.into_iter().filter(|test| has_32_bit_program || !test.name().contains("32_bit")).collect()
 }
 
 /// Names of the failed tests.
