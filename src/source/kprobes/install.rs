@@ -96,8 +96,8 @@ impl Probes {
             }
             // The kernel gives event types of 16 bits: `trace_entry.type`.
             self.decoders.push((installed.id() as u16, decoder));
-            status.lacks =
-                status.probe.and_then(|probe| missing_fields::without(probe.fields, installed.format(), ipv6));
+            let lacks = |probe: &Probe| missing_fields::without(probe.fields, installed.format(), ipv6);
+            status.lacks = status.probe.map(lacks).unwrap_or_default();
             self.installed.push(installed);
         } else if status.feature.is_absent_without_its_function() && status.has_no_function() {
             return;
@@ -226,7 +226,7 @@ impl Slot {
             feature,
             probe: None,
             refusals: Vec::new(),
-            lacks: None,
+            lacks: Vec::new(),
             kernel_merges_datagrams,
             hit: false,
         };

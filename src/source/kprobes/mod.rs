@@ -89,7 +89,7 @@ pub struct FeatureStatus {
     /// Why the better probes were not used.
     pub refusals: Vec<Refusal>,
     /// What its samples do not show, because this kernel lacks fields.
-    pub lacks: Option<&'static str>,
+    pub lacks: Vec<&'static str>,
     /// Whether this kernel has UDP GRO, which merges received datagrams.
     pub kernel_merges_datagrams: bool,
     /// Whether the self-test's traffic has hit the probe.
@@ -140,10 +140,12 @@ impl FeatureStatus {
     }
 
     /// What the feature's probe shows less well than the best probe would, if that matters on this kernel.
-    pub fn weakness(&self) -> Option<&'static str> {
+    pub fn weakness(&self) -> Option<String> {
         let probe = self.probe?;
         // A probe that is hit before merged datagrams are split is no worse than the best one if the kernel does not merge any.
-        probe.weaker.filter(|_| self.kernel_merges_datagrams || !probe.before_gro_split).or(self.lacks)
+        let weaker = probe.weaker.filter(|_| self.kernel_merges_datagrams || !probe.before_gro_split);
+        let all: Vec<_> = weaker.into_iter().chain(self.lacks.iter().copied()).collect();
+        (!all.is_empty()).then(|| all.join("; "))
     }
 
     /// Why a feature is lost or served less well.
