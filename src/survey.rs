@@ -29,7 +29,7 @@ pub struct Capability {
     pub function: Option<&'static str>,
     /// What is not seen: without a probe, or with an inferior one.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub missing: Option<&'static str>,
+    pub missing: Option<String>,
     /// Whether the self-test has hit its probe; `false` also if none of its traffic reaches this probe.
     pub hit: bool,
     /// Why the better probes do not serve it.
@@ -98,7 +98,7 @@ impl Survey {
 impl Capability {
     fn of(served: &FeatureStatus, symbols: &Symbols) -> Self {
         let (state, missing) = match (served.probe, served.weakness()) {
-            (None, _) => (CapabilityState::Lost, Some(served.feature.missing_without())),
+            (None, _) => (CapabilityState::Lost, Some(served.feature.missing_without().to_owned())),
             (Some(_), Some(weaker)) => (CapabilityState::Degraded, Some(weaker)),
             (Some(_), None) => (CapabilityState::Ok, None),
         };
@@ -107,7 +107,7 @@ impl Capability {
         let mut one = Self { feature, state, function, missing, hit, reason: served.reasons() };
         if let Some(function) = function.filter(|function| symbols.count(function) > 1) {
             one.state = CapabilityState::Degraded;
-            one.missing = Some(AMBIGUOUS);
+            one.missing = Some(AMBIGUOUS.to_owned());
             one.add(format!("the kernel has {} functions called {function}", symbols.count(function)));
         }
         for function in alternatives(served.feature).filter(|_| served.probe.is_none()) {

@@ -14,7 +14,7 @@ pub fn table(survey: &Survey) -> String {
     for (capability, line) in survey.capabilities.iter().zip(aligned(&rows).lines()) {
         text.push_str(line);
         text.push('\n');
-        if let Some(missing) = capability.missing {
+        if let Some(missing) = &capability.missing {
             text.push_str(&format!("      missing: {missing}\n"));
         }
         if !capability.reason.is_empty() {

@@ -90,14 +90,14 @@ impl Probes {
 
     fn take(&mut self, slot: Slot, ipv6: bool) {
         let Slot { mut status, chosen, .. } = slot;
-        if let Some(Chosen { installed, decoder, faults, .. }) = chosen {
-            if faults > 0 {
-                self.faulting.push((status.feature, faults));
+        if let Some(Chosen { installed, decoder, faulting_reads, .. }) = chosen {
+            if faulting_reads > 0 {
+                self.faulting.push((status.feature, faulting_reads));
             }
             // The kernel gives event types of 16 bits: `trace_entry.type`.
             self.decoders.push((installed.id() as u16, decoder));
-            status.lacks =
-                status.probe.and_then(|probe| missing_fields::without(probe.fields, installed.format(), ipv6));
+            let lacks = |probe: &Probe| missing_fields::without(probe.fields, installed.format(), ipv6);
+            status.lacks = status.probe.map(lacks).unwrap_or_default();
             self.installed.push(installed);
         } else if status.feature.is_absent_without_its_function() && status.has_no_function() {
             return;
@@ -216,8 +216,8 @@ struct Chosen {
     reinstalled: bool,
     installed: Installed,
     decoder: Box<dyn Decode>,
-    /// How many reads fault at each hit with a null pointer. 0 if such hits are not counted.
-    faults: u64,
+    /// How many values are read through a null pointer at each hit that has one. 0 if such hits are not counted.
+    faulting_reads: u64,
 }
 
 impl Slot {
@@ -226,7 +226,7 @@ impl Slot {
             feature,
             probe: None,
             refusals: Vec::new(),
-            lacks: None,
+            lacks: Vec::new(),
             kernel_merges_datagrams,
             hit: false,
         };
@@ -242,7 +242,7 @@ impl Slot {
             match probe.install(self.status.feature, installer) {
                 Ok((installed, decoder)) => {
                     self.status.probe = Some(probe);
-                    self.chosen = Some(Chosen { index, reinstalled: false, installed, decoder, faults: 0 });
+                    self.chosen = Some(Chosen { index, reinstalled: false, installed, decoder, faulting_reads: 0 });
                     return;
                 }
                 Err(refusal) => self.status.refusals.push(refusal),
@@ -332,10 +332,10 @@ impl Chosen {
     /// Where the kernel counts a read that faults as a missed hit, counts the hits whose pointer is null. This must begin before
     /// the probe is attached. Without it, these faults are taken for missed hits.
     fn count_faults(&mut self, probe: &Probe, rings: &mut Rings) {
-        let faults = probe.reads_through_nullable(self.installed.format());
-        let Some(pointer) = probe.nullable.filter(|_| faults > 0 && release() < FAULTS_ARE_NO_MISSES) else { return };
+        let reads = probe.reads_through_nullable(self.installed.format());
+        let Some(pointer) = probe.nullable.filter(|_| reads > 0 && release() < FAULTS_ARE_NO_MISSES) else { return };
         match rings.count_hits(&self.installed, &format!("{pointer}==0")) {
-            Ok(()) => self.faults = faults as u64,
+            Ok(()) => self.faulting_reads = reads as u64,
             Err(error) => tracing::debug!(%error, "reads that fault are taken for missed hits"),
         }
     }

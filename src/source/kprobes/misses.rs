@@ -76,16 +76,18 @@ impl Misses {
     /// The kernel's counters cannot be read.
     pub(crate) fn read(&mut self, group: &mut Group, probes: &Probes, rings: &Rings) -> Result<Vec<Missed>, Error> {
         let before = now_of(rings);
+        let faulted = probes.faulted_hits(rings);
         let counts = group.new_misses()?.unwrap_or_default();
         let span = (before, now_of(rings));
-        let counts: Vec<_> = counts.iter().map(|probe| (&*probe.name, self.misses(probe, probes, rings))).collect();
+        let mut counts: Vec<_> = counts.iter().map(|probe| (&*probe.name, probe.misses)).collect();
+        let faulted_now = if counts.is_empty() { Vec::new() } else { probes.faulted_hits(rings) };
+        for (one, now) in faulted.iter().zip(faulted_now) {
+            let feature = one.feature.to_string();
+            let Some((_, misses)) = counts.iter_mut().find(|(name, _)| *name == feature) else { continue };
+            let before = self.by_name.get(&feature).map_or(0, |counted| counted.before);
+            *misses = before + one.without_faults(misses.saturating_sub(before), now.hits);
+        }
         Ok(self.update(counts.into_iter(), span))
-    }
-
-    /// The missed hits of a probe, without the faults that the kernel has counted as such.
-    fn misses(&self, probe: &socktrail_kprobes::Misses, probes: &Probes, rings: &Rings) -> u64 {
-        let faults = self.by_name.get(&probe.name).map_or(0, |counted| probes.faults(counted.feature, rings));
-        probe.misses.saturating_sub(faults)
     }
 
     /// The new misses, from counts that were read between `before` and `time`.
@@ -99,7 +101,7 @@ impl Misses {
         for (name, misses) in counts {
             let Some(counted) = self.by_name.get_mut(name) else { continue };
             let count = misses.saturating_sub(counted.misses);
-            // Faults are read a moment after the misses, so `misses` may be too low, but only until the next reading.
+            // It may have been too low until the next reading: see `FaultedHits`.
             counted.misses = counted.misses.max(misses);
             if count > 0 {
                 missed.push(Missed { feature: counted.feature, count, since, time });
@@ -131,6 +133,31 @@ impl Misses {
         self.by_name.values().map(so_far).for_each(|(feature, misses)| *all.entry(feature).or_default() += misses);
         all.retain(|_, misses| *misses > 0);
         all
+    }
+}
+
+/// Hits at which a pointer was null, so that reads through it have faulted. Older kernels count each fault as a missed hit.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct FaultedHits {
+    pub(super) feature: Feature,
+    /// How many values of a sample are read through the pointer.
+    pub(super) reads: u64,
+    /// The hits so far.
+    pub(super) hits: u64,
+}
+
+impl FaultedHits {
+    /// The maximum number of faults of one read: the kernel may copy the bytes one by one after the first fault.
+    const FAULTS_PER_READ: u64 = 4;
+
+    /// The missed hits among `misses`, which were read after `self.hits` and before `hits`. All are counted from the same time on.
+    fn without_faults(&self, misses: u64, hits: u64) -> u64 {
+        let most = self.reads * Self::FAULTS_PER_READ;
+        // Each hit has the same number of faults. Missed hits are few, so division finds it.
+        let Some(faults) = misses.checked_div(hits).map(|faults| faults.clamp(self.reads, most)) else { return misses };
+        // Some of the last hits may not be in `misses` yet. Then the quotient is too small.
+        let unsettled = most * hits.saturating_sub(self.hits);
+        misses.saturating_sub(faults * hits + unsettled)
     }
 }
 
@@ -192,6 +219,26 @@ mod tests {
         let counts = misses.update([("socket_free", 3), ("tcp_state", 4)].into_iter(), (monotonic(30), monotonic(32)));
         assert_eq!(counts, [missed(Feature::SocketFree, 2, 20, 32), missed(Feature::TcpState, 4, 20, 32)]);
         assert_eq!(misses.so_far(), [(Feature::SocketFree, 3), (Feature::TcpState, 4)].into());
+    }
+
+    #[test]
+    fn the_number_of_faults_of_a_hit_is_found_by_division() {
+        let missed =
+            |misses, hits| FaultedHits { feature: Feature::Ipv4Out, reads: 2, hits }.without_faults(misses, hits);
+        assert_eq!([missed(0, 0), missed(3, 0)], [0, 3], "no hit has faulted");
+        for faults in [2, 3, 4, 8] {
+            assert_eq!([missed(faults, 1), missed(faults * 7, 7), missed(faults * 7 + 5, 7)], [0, 0, 5], "{faults}");
+        }
+        assert_eq!(missed(20, 1), 12, "more than reads can cause");
+        assert_eq!(missed(3, 3), 0, "fewer than there must be: they are read too early");
+    }
+
+    #[test]
+    fn hits_during_the_reading_are_no_misses() {
+        let before = FaultedHits { feature: Feature::Ipv4Out, reads: 2, hits: 9 };
+        for faults in [2, 4] {
+            assert_eq!([before.without_faults(9 * faults, 10), before.without_faults(10 * faults, 10)], [0, 0]);
+        }
     }
 
     #[test]

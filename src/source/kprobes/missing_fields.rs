@@ -24,8 +24,8 @@ const UNCOUNTED: &str = "TCP segments that the kernel handles together as one pa
 const IPV6: (&[&str], &str) =
     (&["v6_rcv_saddr_high", "v6_rcv_saddr_low", "v6_daddr_high", "v6_daddr_low"], "the IPv6 addresses of sockets");
 
-/// What is missing if records have this format. If several things are missing, the first of them.
-pub(super) fn without(fields: &[Field], format: &Format, ipv6: bool) -> Option<&'static str> {
+/// What is missing if records have this format.
+pub(super) fn without(fields: &[Field], format: &Format, ipv6: bool) -> Vec<&'static str> {
     let is_left_out = |name: &str| {
         let mut fields = fields.iter();
         fields.any(|field| field.optional && field.name == name) && format.field(name).is_none()
@@ -33,7 +33,9 @@ pub(super) fn without(fields: &[Field], format: &Format, ipv6: bool) -> Option<&
     let lost = |(names, _): &&(&[&str], _)| names.iter().all(|name| is_left_out(name));
     let (names, lost_addresses) = IPV6;
     let addresses = (ipv6 && names.iter().any(|name| is_left_out(name))).then_some(lost_addresses);
-    LOSSES.iter().find(lost).map(|(_, loss)| *loss).or(addresses)
+    let mut missing: Vec<_> = LOSSES.iter().filter(lost).map(|(_, loss)| *loss).chain(addresses).collect();
+    missing.dedup();
+    missing
 }
 
 #[cfg(test)]
@@ -43,7 +45,7 @@ mod tests {
     use super::*;
     use crate::source::kprobes::packets::{Ipv4Out, UdpIpv4In};
     use crate::source::kprobes::processes::WakeUpNewTask;
-    use crate::source::kprobes::sockets::SockGraft;
+    use crate::source::kprobes::sockets::{SetState, SockGraft};
     use crate::source::kprobes::{Probe, all_features};
 
     /// The format of a record without the fields of these names.
@@ -55,26 +57,28 @@ mod tests {
         Format::parse(text.as_bytes()).unwrap()
     }
 
-    fn lost<S: Sample>(left_out: &[&str], ipv6: bool) -> Option<&'static str> {
+    fn lost<S: Sample>(left_out: &[&str], ipv6: bool) -> Vec<&'static str> {
         without(S::FIELDS, &format(S::FIELDS, left_out), ipv6)
     }
 
     #[test]
     fn a_format_without_fields_has_a_loss() {
-        assert_eq!(lost::<Ipv4Out>(&[], true), None);
-        assert_eq!(lost::<Ipv4Out>(&["segs_in", "segs_out"], true), Some(UNCOUNTED));
-        assert_eq!(lost::<UdpIpv4In>(&["fragment"], true), Some("received fragments of a packet count as one packet"));
+        assert!(lost::<Ipv4Out>(&[], true).is_empty());
+        assert_eq!(lost::<Ipv4Out>(&["segs_in", "segs_out"], true), [UNCOUNTED]);
+        assert_eq!(lost::<UdpIpv4In>(&["fragment"], true), ["received fragments of a packet count as one packet"]);
         let addresses = ["v6_rcv_saddr_high", "v6_rcv_saddr_low", "v6_daddr_high", "v6_daddr_low"];
-        assert_eq!(lost::<SockGraft>(&addresses, true), Some("the IPv6 addresses of sockets"));
-        assert_eq!(lost::<SockGraft>(&addresses[2..], true), Some("the IPv6 addresses of sockets"));
-        assert_eq!(lost::<SockGraft>(&addresses, false), None);
+        assert_eq!(lost::<SockGraft>(&addresses, true), ["the IPv6 addresses of sockets"]);
+        assert_eq!(lost::<SockGraft>(&addresses[2..], true), ["the IPv6 addresses of sockets"]);
+        assert!(lost::<SockGraft>(&addresses, false).is_empty());
+        let segments_and_addresses = [&addresses[..], &["segs_in"]].concat();
+        assert_eq!(lost::<SetState>(&segments_and_addresses, true), [UNCOUNTED, "the IPv6 addresses of sockets"]);
     }
 
     #[test]
     fn of_two_forms_of_a_start_one_is_enough() {
-        assert_eq!(lost::<WakeUpNewTask>(&["start"], true), None);
-        assert_eq!(lost::<WakeUpNewTask>(&["seconds", "nanos"], true), None);
-        assert!(lost::<WakeUpNewTask>(&["start", "seconds", "nanos"], true).is_some());
+        assert!(lost::<WakeUpNewTask>(&["start"], true).is_empty());
+        assert!(lost::<WakeUpNewTask>(&["seconds", "nanos"], true).is_empty());
+        assert_eq!(lost::<WakeUpNewTask>(&["start", "seconds", "nanos"], true).len(), 1);
     }
 
     /// Except for the thread's name, whose loss is stated in its own documentation.

@@ -38,6 +38,7 @@ use socktrail_kprobes::{Decoder, Error, Format, Installed, Kind, Record, Resolve
 pub use self::accounting::KernelAccounting;
 pub(crate) use self::accounting::{Conversations, Unaccounted};
 pub use self::call_table::SOCKET_EVENT_PROBES;
+use self::misses::FaultedHits;
 pub(crate) use self::misses::{Missed, Misses};
 use self::packets::{FreedBy, ListFreeFunction};
 pub use self::probe::Probe;
@@ -89,7 +90,7 @@ pub struct FeatureStatus {
     /// Why the better probes were not used.
     pub refusals: Vec<Refusal>,
     /// What its samples do not show, because this kernel lacks fields.
-    pub lacks: Option<&'static str>,
+    pub lacks: Vec<&'static str>,
     /// Whether this kernel has UDP GRO, which merges received datagrams.
     pub kernel_merges_datagrams: bool,
     /// Whether the self-test's traffic has hit the probe.
@@ -140,10 +141,12 @@ impl FeatureStatus {
     }
 
     /// What the feature's probe shows less well than the best probe would, if that matters on this kernel.
-    pub fn weakness(&self) -> Option<&'static str> {
+    pub fn weakness(&self) -> Option<String> {
         let probe = self.probe?;
         // A probe that is hit before merged datagrams are split is no worse than the best one if the kernel does not merge any.
-        probe.weaker.filter(|_| self.kernel_merges_datagrams || !probe.before_gro_split).or(self.lacks)
+        let weaker = probe.weaker.filter(|_| self.kernel_merges_datagrams || !probe.before_gro_split);
+        let all: Vec<_> = weaker.into_iter().chain(self.lacks.iter().copied()).collect();
+        (!all.is_empty()).then(|| all.join("; "))
     }
 
     /// Why a feature is lost or served less well.
@@ -163,7 +166,7 @@ pub struct Probes {
     missed_before: (Vec<socktrail_kprobes::Misses>, MonotonicTime),
     /// The installed probes, in the order of [`Probes::features`].
     installed: Vec<Installed>,
-    /// The features whose probes' hits with a null pointer are counted, and how many reads fault at each such hit.
+    /// The features whose probes' hits with a null pointer are counted, and how many values are read through it at each.
     faulting: Vec<(Feature, u64)>,
     decoders: Vec<(u16, Box<dyn Decode>)>,
     /// For a recording: the layout of the kernel on which it was made.
@@ -263,12 +266,14 @@ impl Probes {
         self.installed.get(features.position(|one| one == feature)?)
     }
 
-    /// How many reads of a feature's probe have faulted because a pointer was null, as far as they are counted. Each of them has
-    /// also been counted as a missed hit.
-    fn faults(&self, feature: Feature, rings: &Rings) -> u64 {
-        let Some((_, each)) = self.faulting.iter().find(|(one, _)| *one == feature) else { return 0 };
-        let hits = self.installed(feature).map_or(Ok(0), |installed| rings.counted_hits(installed));
-        hits.inspect_err(|error| tracing::debug!(%error, "cannot read how many hits have faulted")).unwrap_or(0) * each
+    /// The hits of probes at which a pointer was null, as far as they are counted.
+    fn faulted_hits(&self, rings: &Rings) -> Vec<FaultedHits> {
+        let of = |&(feature, reads): &(Feature, u64)| {
+            let hits = self.installed(feature).map_or(Ok(0), |installed| rings.counted_hits(installed));
+            let hits = hits.inspect_err(|error| tracing::debug!(%error, "cannot read how many hits have faulted"));
+            FaultedHits { feature, reads, hits: hits.unwrap_or(0) }
+        };
+        self.faulting.iter().map(of).collect()
     }
 
     /// Whether at least one wanted kind of flow or socket event can be seen; true if neither is wanted. Features that report only

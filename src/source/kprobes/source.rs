@@ -401,7 +401,7 @@ impl Summary {
     fn of(probes: &Probes, rings: &Rings, ipv6: bool) -> Self {
         let missing = probes.statuses.iter().filter_map(|status| {
             let missing =
-                if status.probe.is_some() { status.weakness() } else { Some(status.feature.missing_without()) };
+                if status.probe.is_some() { status.weakness() } else { Some(status.feature.missing_without().into()) };
             let reasons = status.reasons();
             let why = if reasons.is_empty() { String::new() } else { format!(" ({reasons})") };
             missing.map(|missing| format!("{}: {missing}{why}", status.feature))

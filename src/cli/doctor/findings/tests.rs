@@ -141,7 +141,7 @@ fn root_in_a_container_with_few_capabilities() {
 fn many_cpus_need_many_files_and_much_locked_memory() {
     let small = Limit { soft: 1024, hard: 4096 };
     let plain = Facts { capabilities: capability::SYS_ADMIN | capability::SYS_PTRACE, ..debian() };
-    assert_eq!(problems(&Facts { files: small, cpus: 64, ..plain.clone() }), []);
+    assert_eq!(problems(&Facts { files: small, cpus: 32, ..plain.clone() }), []);
     assert_eq!(problems(&Facts { files: small, cpus: 128, ..plain.clone() }), [("limits", State::Lost, Status::Limit)]);
     let tiny = Limit { soft: 65536, hard: 65536 };
     assert_eq!(

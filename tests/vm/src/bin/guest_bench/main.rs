@@ -3,7 +3,7 @@
 //!
 //! The guest has one CPU, which executes one instruction per nanosecond. So an elapsed time is the number of
 //! instructions that the whole machine has executed. Each load runs alone, and then while a monitor runs. The CPU time
-//! of the monitor's threads is their cost; the rest of the difference is the cost of probes.
+//! of the monitor's threads is their cost; the rest of the difference is the cost of its probes.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command whose results are printed")]
 
 mod counters;

@@ -10,8 +10,8 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// Longer than `flow_termination_timeout` (5 s), after which the monitor writes the flows of the load's closed sockets. It costs
-/// little time, because the guest's clock jumps to the next timer when the guest is idle.
+/// Longer than `flow_termination_timeout` (5 s), after which the monitor writes the flows of the load's closed sockets. Waiting
+/// is cheap, because the guest's clock jumps to the next timer when the guest is idle.
 const IDLE_AFTER: Duration = Duration::from_secs(8);
 
 /// A running `socktrail flows`, whose documents go to `/dev/null`; dropping it kills the process.

@@ -35,8 +35,8 @@ const FOLDER: &str = "/tmp/agent";
 const PORT: u16 = 8093;
 const METRICS: &str = "127.0.0.1:9479";
 
-/// All kinds of documents reach both outputs, including live flows at the end. Metrics are served as soon as the
-/// agent is ready.
+/// Flows, socket events and sensor events reach both outputs, also flows that are live at the end. Metrics are served as
+/// soon as the agent is ready.
 fn flows_events_and_sensors_reach_a_file_and_a_server() -> Result<()> {
     let (web, server) = (WebServer::start(PORT)?, BulkServer::start(0)?);
     write("sensors.yaml", &sensor("web", PORT, ", dns: true"))?;
@@ -209,8 +209,8 @@ fn locked_events_of_sensors_are_unlocked() -> Result<()> {
     Ok(())
 }
 
-/// A file system of 64 KiB has the output file and the spool, while there is no server. It becomes full, and then
-/// larger. In the end every document is in the file and at the server.
+/// The output file and the spool are on a file system of 64 KiB, and there is no server. The file system becomes full, is
+/// enlarged, and then a server starts. In the end every document is in the file and at the server.
 fn a_full_disk_loses_nothing() -> Result<()> {
     let _web = WebServer::start(PORT)?;
     let small = SmallFileSystem::mount()?;
@@ -306,8 +306,7 @@ fn losses_become_documents() -> Result<()> {
         let cpu = number(document, "/socktrail/loss/cpu")?.to_string();
         *reported.entry(cpu).or_default() += number(document, "/socktrail/loss/count")?;
     }
-    let (_, stats) = ended.log.rsplit_once("stats ").context("no line of statistics")?;
-    let stats: Value = serde_json::from_str(stats.lines().next().unwrap_or_default())?;
+    let stats = ended.statistics()?;
     let counted: BTreeMap<String, u64> = serde_json::from_value(stats["monitor"]["lost_by_cpu"].clone())?;
     ensure!(reported == counted, "{reported:?} reported, {counted:?} counted");
     ensure!(reported.get("1").is_some_and(|count| *count > DATAGRAMS as u64 / 2), "of {DATAGRAMS}: {reported:?}");

@@ -34,9 +34,9 @@ fn file_systems() -> Result<()> {
 
 fn users() -> Result<()> {
     let root = Process::start(&["id", "-un"])?.finish()?;
-    assert_eq!(root.stdout, "root\n");
+    ensure!(root.stdout == "root\n", "{root:?}");
     let user = Process::start_as_user(&["sh", "-c", "id -un; echo $HOME; echo to stderr >&2"])?.finish()?;
-    assert_eq!((user.stdout.as_str(), user.stderr.as_str()), ("user\n/home/user\n", "to stderr\n"));
+    ensure!(user.stdout == "user\n/home/user\n" && user.stderr == "to stderr\n", "{user:?}");
     Ok(())
 }
 
@@ -58,12 +58,12 @@ fn exchange(address: SocketAddr) -> Result<()> {
     server.read_exact(&mut byte)?;
     server.write_all(&byte)?;
     client.read_exact(&mut byte)?;
-    assert_eq!(&byte, b"x");
+    ensure!(byte == *b"x", "the echo is {byte:?}");
 
     let (sender, receiver) = (UdpSocket::bind(address)?, UdpSocket::bind(address)?);
     sender.send_to(b"y", receiver.local_addr()?)?;
     let (_, from) = receiver.recv_from(&mut byte)?;
-    assert_eq!((&byte, from), (b"y", sender.local_addr()?));
+    ensure!(byte == *b"y" && from == sender.local_addr()?, "{byte:?} from {from}");
     Ok(())
 }
 

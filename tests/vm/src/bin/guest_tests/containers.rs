@@ -1,4 +1,4 @@
-//! The container of a process is known from its start, and is never another process's.
+//! The container of a process is known from the start of the process, and is never that of another process.
 
 use std::fs;
 use std::net::UdpSocket;
@@ -29,8 +29,9 @@ tests![
 const PORT: u16 = 8080;
 const ID: &str = "4f797c539e6c745de61a93ca3ff892358ecbcaccd8414d5db545c38428142970";
 const OTHER: &str = "9ec39b91f3d70e1beff50a308f77067065ea6be0d91a3378375056cd4422cf3d";
-/// The number of programs, and of children.
+/// The number of programs that a shell runs.
 const PROGRAMS: usize = 30;
+/// The number of children that a process forks.
 const CHILDREN: usize = 100;
 
 /// A shell in a Podman container runs one program after the other.

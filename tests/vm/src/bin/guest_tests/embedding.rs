@@ -1,9 +1,10 @@
-//! The library in a program outside the workspace, `tests/embedding`, which checks the result itself.
+//! The library in a program outside the workspace, `tests/embedding`. The program checks the flows itself.
 
 use anyhow::{Result, ensure};
 
 use crate::helpers::process::Process;
 use crate::helpers::tracefs::Tracefs;
+use crate::lifetime::expect_no_probes;
 
 tests![a_program_outside_the_workspace_gets_flows_from_two_monitors];
 
@@ -15,7 +16,5 @@ fn a_program_outside_the_workspace_gets_flows_from_two_monitors() -> Result<()> 
         finished.stdout == "embedding: all holds\n" && finished.stderr.is_empty(),
         "a library must print nothing: {finished:?}"
     );
-    let left = tracefs.kprobe_events()?;
-    ensure!(left.is_empty(), "probes are left:\n{left}");
-    Ok(())
+    expect_no_probes(&tracefs)
 }

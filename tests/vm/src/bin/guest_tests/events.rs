@@ -6,7 +6,6 @@ mod formats;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::TcpListener;
-use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use nix::libc;
@@ -15,14 +14,13 @@ use serde_json::Value;
 use crate::helpers::process::{Finished, Process};
 use crate::helpers::socktrail::{Output, Socktrail};
 use crate::helpers::tracefs::Tracefs;
-use crate::workloads::{EXECUTABLE_32, PROGRAM, PROGRAM_32, RUN};
+use crate::workloads::{PROGRAM, PROGRAM_32, RUN};
 
 pub(crate) use formats::{formats, thread_names};
 
-/// The tests of this subject; those of 32-bit programs only if the guest has one.
+/// The tests of this subject.
 pub(crate) fn tests() -> Vec<libtest_mimic::Trial> {
-    let has_32_bit_program = Path::new(EXECUTABLE_32).exists();
-    every_test().into_iter().filter(|trial| has_32_bit_program || !trial.name().contains("32_bit")).collect()
+    crate::harness::runnable(every_test())
 }
 
 tests![every_test:
@@ -51,10 +49,10 @@ fn key(document: &Value) -> (String, u64) {
     (action.to_owned(), document["system"]["audit"]["socket"]["inode"].as_u64().unwrap_or_default())
 }
 
-fn expect_success(output: &Output) -> Result<()> {
+/// Fails unless the monitor has ended with success, and its statistics show no loss.
+fn expect_no_losses(output: &Output) -> Result<()> {
     ensure!(output.status.success(), "{}\n{}", output.status, output.log);
-    let stats = output.log.lines().find_map(|line| line.split_once("stats ")).context("no statistics")?.1;
-    let stats: Value = serde_json::from_str(stats)?;
+    let stats = output.statistics()?;
     for loss in ["samples_lost", "samples_unreadable", "flows_dropped", "probe_misses", "event_sockets_refused"] {
         ensure!(stats[loss] == 0, "{loss} is {} in {stats}", stats[loss]);
     }
@@ -88,7 +86,7 @@ fn run_program(program: &str, workload: &[&str], user: RunAs) -> Result<(Output,
     let finished = process.finish()?;
     ensure!(finished.status == 0, "{finished:?}");
     let output = monitor.stop()?;
-    expect_success(&output)?;
+    expect_no_losses(&output)?;
     Ok((output, finished))
 }
 
@@ -155,7 +153,7 @@ fn other_families() -> Result<()> {
     expect_events("calls-netlink", RunAs::Root)
 }
 
-/// They use another system call (`socketcall(2)`), which calls the same kernel functions.
+/// 32-bit programs use another system call (`socketcall(2)`), which calls the same kernel functions.
 fn calls_of_32_bit_programs() -> Result<()> {
     for (workload, user) in [
         ("calls-tcp", RunAs::Root),
@@ -176,24 +174,24 @@ fn io_uring_calls_of_32_bit_programs() -> Result<()> {
     io_uring_calls_of(PROGRAM_32)
 }
 
-/// The kernel may try several times. The last try has the ring's result, and no try has a descriptor.
+/// The kernel may try to connect several times. The last try has the ring's result, and no try has a descriptor.
 fn io_uring_calls_of(program: &str) -> Result<()> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let there = listener.local_addr()?;
     let (output, workload) = run_program(program, &["calls-io-uring", &there.to_string()], RunAs::Root)?;
     let report = &lines(&workload)?[0];
     ensure!(report["result"] == 0, "{report}");
-    let tries: Vec<_> = of_socket(&output, report["inode"].as_u64().context("no inode")?);
-    let (last, connects) = (tries.iter().rfind(|event| key(event).0 == "socket_connect"), &tries);
-    let last = last.with_context(|| format!("no connect among {connects:#?}"))?;
+    let events = of_socket(&output, report["inode"].as_u64().context("no inode")?);
+    let connects: Vec<_> = events.iter().filter(|event| key(event).0 == "socket_connect").collect();
+    let last = connects.last().with_context(|| format!("no connect among {events:#?}"))?;
     ensure!(last["event"]["outcome"] == "success", "{last:#}");
-    for event in connects.iter().filter(|event| key(event).0 == "socket_connect") {
+    for event in connects {
         ensure!(event["system"]["audit"]["socket"]["fd"].is_null(), "{event:#}");
         ensure!(event["destination"]["port"] == there.port(), "{event:#}");
         let local = format!("{}:{}", event["source"]["ip"].as_str().unwrap_or("-"), event["source"]["port"]);
         ensure!(report["local"] == local, "{} is not {local}", report["local"]);
     }
-    let closes = connects.iter().filter(|event| key(event).0 == "socket_close").count();
+    let closes = events.iter().filter(|event| key(event).0 == "socket_close").count();
     ensure!(closes == 1, "{closes} closes");
     Ok(())
 }
@@ -287,7 +285,7 @@ fn preexisting_sockets() -> Result<()> {
     let pid = holder.pid;
     holder.finish()?;
     let output = monitor.stop()?;
-    expect_success(&output)?;
+    expect_no_losses(&output)?;
     let found = |name: &str| {
         let events = of_socket(&output, inodes[name].as_u64().unwrap_or_default());
         ensure!(events.len() == 1, "{name}: {events:#?}");
@@ -328,7 +326,7 @@ fn conditions_select_events() -> Result<()> {
     let workload = Process::start(&[PROGRAM, RUN, "calls-tcp"])?.finish()?;
     ensure!(workload.status == 0, "{workload:?}");
     let output = monitor.stop()?;
-    expect_success(&output)?;
+    expect_no_losses(&output)?;
     let event = output.only_of_pid(workload.pid)?;
     ensure!(event["error"]["code"] == "EADDRINUSE", "{event:#}");
 

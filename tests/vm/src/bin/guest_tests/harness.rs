@@ -1,13 +1,17 @@
 //! Makes tests of functions, times them, and inverts the results of [known failures](known).
 
+use std::any::Any;
 use std::fmt::Write;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use libtest_mimic::{Failed, Trial};
 
 use crate::known;
+use crate::workloads::EXECUTABLE_32;
 
 /// Defines a module's `tests()`: one test for each function, called `module::function`. Tests after `long:` run with
 /// `--long` only. With `name:` in front, it defines `name()` instead, for a module whose own `tests()` filters them.
@@ -35,13 +39,19 @@ pub(crate) fn trial(module: &str, function: &str, test: fn() -> Result<()>) -> T
     named(format!("{subject}::{function}"), test)
 }
 
+/// The message of a panic.
+fn text_of(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("the test panicked")
+}
+
 /// A test with a full name. Its error is printed with all causes. A [known failure](known) must fail.
 pub(crate) fn named(name: String, test: impl FnOnce() -> Result<()> + Send + 'static) -> Trial {
     let known = known::find(&name);
     let test_name = name.clone();
     let run = move || {
         let start = Instant::now();
-        let result = test();
+        let result = catch_unwind(AssertUnwindSafe(test)).unwrap_or_else(|panic| Err(anyhow!("{}", text_of(&*panic))));
         DURATIONS.lock().unwrap_or_else(PoisonError::into_inner).push((test_name.clone(), start.elapsed()));
         let result = match known {
             Some(known) => known::invert(known, result),
@@ -56,10 +66,16 @@ pub(crate) fn named(name: String, test: impl FnOnce() -> Result<()> + Send + 'st
     Trial::test(name, move || run().map_err(|error| Failed::from(format!("{error:?}")))).with_kind(kind)
 }
 
+/// Leaves out the tests of 32-bit programs, unless the guest has such a program.
+pub(crate) fn runnable(tests: Vec<Trial>) -> Vec<Trial> {
+    let has_32_bit_program = Path::new(EXECUTABLE_32).exists();
+    tests.into_iter().filter(|test| has_32_bit_program || !test.name().contains("32_bit")).collect()
+}
+
 /// Names of the failed tests.
 static FAILED: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
-/// Names of the failed tests, without those that panicked.
+/// The names of the failed tests.
 pub(crate) fn failed() -> Vec<String> {
     FAILED.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }

@@ -11,17 +11,12 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use crate::helpers::process::Process;
 use crate::helpers::socktrail::Socktrail;
 use crate::helpers::tracefs::Tracefs;
-use crate::lifetime::refusal;
+use crate::lifetime::{KERNEL, LIMIT, PRIVILEGES, expect_no_probes, expect_refusal, expect_success};
 
 tests![
     a_read_only_tracefs, disabled_kprobes, a_hundred_kills;
     long: no_number_left_for_an_event
 ];
-
-/// Exit statuses, as `--help` has them.
-pub(crate) const KERNEL: i32 = 3;
-const PRIVILEGES: i32 = 4;
-const LIMIT: i32 = 6;
 
 fn a_read_only_tracefs() -> Result<()> {
     let place = "/tmp/read-only-tracefs";
@@ -29,7 +24,7 @@ fn a_read_only_tracefs() -> Result<()> {
     let mounted = Mounted::new("tracefs", place, MsFlags::MS_RDONLY)?;
     let refused = Process::start(&["socktrail", "flows", "--tracefs-path", place])?.finish()?;
     drop(mounted);
-    refusal(&refused, PRIVILEGES, &[place, "read-only", "remount,rw"])
+    expect_refusal(&refused, PRIVILEGES, &[place, "read-only", "remount,rw"])
 }
 
 /// `flows` fails at once, and `doctor` reports the same reason.
@@ -37,18 +32,17 @@ fn disabled_kprobes() -> Result<()> {
     let _debugfs = Mounted::new("debugfs", "/sys/kernel/debug", MsFlags::empty())?;
     let switch = "/sys/kernel/debug/kprobes/enabled";
     fs::write(switch, "0").with_context(|| format!("write to {switch}"))?;
-    let ends = [&["socktrail", "flows"][..], &["socktrail", "doctor"]].map(|args| Process::start(args)?.finish());
+    let results = [&["socktrail", "flows"][..], &["socktrail", "doctor"]].map(|args| Process::start(args)?.finish());
     fs::write(switch, "1").with_context(|| format!("write to {switch}"))?;
-    let [flows, doctor] = ends;
-    refusal(&flows?, KERNEL, &["kprobes are switched off", "echo 1 > /sys/kernel/debug/kprobes/enabled"])?;
+    let [flows, doctor] = results;
+    expect_refusal(&flows?, KERNEL, &["kprobes are switched off", "echo 1 > /sys/kernel/debug/kprobes/enabled"])?;
     let doctor = doctor?;
     ensure!(doctor.status == KERNEL && doctor.stdout.contains("kprobes are switched off"), "{doctor:?}");
-    ensure!(Tracefs::mount()?.kprobe_events()?.is_empty(), "probes are left");
-    Ok(())
+    expect_no_probes(&Tracefs::mount()?)
 }
 
-/// Monitors are killed at various times of their start, and every fifth while it monitors. The next start removes all
-/// of their probes.
+/// Every fifth monitor is killed when it is ready, and the others at various moments of their start. The next start removes
+/// the probes of all.
 fn a_hundred_kills() -> Result<()> {
     const KILLS: u32 = 100;
     const STEP: Duration = Duration::from_millis(4);
@@ -62,14 +56,11 @@ fn a_hundred_kills() -> Result<()> {
     let tracefs = Tracefs::mount()?;
     let left = tracefs.kprobe_events()?;
     ensure!(!left.is_empty(), "a killed monitor cannot have removed its probes");
-    let output = Socktrail::flows(&[])?.stop()?;
-    ensure!(output.status.success(), "it ended with {}:\n{}", output.status, output.log);
-    let left = tracefs.kprobe_events()?;
-    ensure!(left.is_empty(), "probes are left:\n{left}");
-    Ok(())
+    expect_success(&Socktrail::flows(&[])?.stop()?)?;
+    expect_no_probes(&tracefs)
 }
 
-/// The kernel has 65,535 ids for trace events. If all are in use, the error says so, and no probes are left. Using all
+/// The kernel has 65,535 ids for trace events. If all are in use, the error says so, and no probes are left. Using all ids
 /// takes minutes, because the kernel compares each new event with all others.
 fn no_number_left_for_an_event() -> Result<()> {
     let (tracefs, events) = (Tracefs::mount()?, "uprobe_events");
@@ -87,13 +78,11 @@ fn no_number_left_for_an_event() -> Result<()> {
     let [flows, doctor] = ["flows", "doctor"].map(|command| Process::start(&["socktrail", command])?.finish());
     tracefs.write(events, "")?;
     ensure!(taken > 50_000, "{taken} events could be made, and then: {full:?}");
-    refusal(&flows?, LIMIT, &["the limit on trace events", "all are taken", "remove unused probes"])?;
+    expect_refusal(&flows?, LIMIT, &["the limit on trace events", "all are taken", "remove unused probes"])?;
     let doctor = doctor?;
     ensure!(doctor.status == KERNEL && doctor.stdout.contains("all are taken"), "{doctor:?}");
-    ensure!(tracefs.kprobe_events()?.is_empty(), "probes are left");
-    let output = Socktrail::flows(&[])?.stop()?;
-    ensure!(output.status.success(), "it ended with {}:\n{}", output.status, output.log);
-    Ok(())
+    expect_no_probes(&tracefs)?;
+    expect_success(&Socktrail::flows(&[])?.stop()?)
 }
 
 fn kill_after(time: Duration) -> Result<()> {

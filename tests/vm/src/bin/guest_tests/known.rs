@@ -8,17 +8,17 @@ use anyhow::{Result, bail, ensure};
 /// Tests that fail because of one fault.
 #[derive(Debug)]
 pub(crate) struct KnownFailure {
-    /// Their full names; a `*` matches any text.
+    /// Their full names. Up to two `*` match any text.
     pub(crate) tests: &'static str,
     /// Whether they fail each time. If not, they may also pass.
     pub(crate) is_deterministic: bool,
     /// A part of their error message.
     pub(crate) error_part: &'static str,
-    /// The file with the fault, and what it does.
+    /// The file with the fault, and what is wrong.
     pub(crate) cause: &'static str,
 }
 
-/// All known failures.
+/// All known failures. The first entry that matches a test is used, so patterns for fewer tests come first.
 pub(crate) const KNOWN_FAILURES: &[KnownFailure] = &[
     KnownFailure {
         tests: "capture::*_v4_tcp_ip_options",
@@ -37,7 +37,8 @@ pub(crate) const KNOWN_FAILURES: &[KnownFailure] = &[
         tests: "capture::*_v4_udp_ip_options",
         is_deterministic: true,
         error_part: "server's: 0 documents instead of 1\nin\n",
-        cause: "src/source/kprobes/packets/arriving.rs: received packets with options are not parsed, so the direction is unknown",
+        cause: "src/source/kprobes/packets/arriving.rs: received packets with options are not parsed, \
+                so the direction is unknown",
     },
     KnownFailure {
         tests: "capture::*_v6_udp_ip_options",
@@ -123,7 +124,7 @@ const CORKED: &str = "src/source/kprobes/packets/fragmenting.rs: the fragments o
 const SEGMENTS: &str = "src/source/kprobes/packets/leaving.rs: the datagrams of a GSO packet are counted as one";
 
 impl KnownFailure {
-    /// Whether a test is among [`tests`](Self::tests).
+    /// Whether a test's name matches [`tests`](Self::tests).
     pub(crate) fn matches(&self, test: &str) -> bool {
         match self.tests.split_once('*') {
             None => self.tests == test,

@@ -37,16 +37,17 @@ tests![
 ];
 
 /// Exit statuses, as `--help` has them.
-const PRIVILEGES: i32 = 4;
+pub(crate) const KERNEL: i32 = 3;
+pub(crate) const PRIVILEGES: i32 = 4;
 const TRACEFS: i32 = 5;
-const LIMIT: i32 = 6;
+pub(crate) const LIMIT: i32 = 6;
 
 fn nothing_is_left_after_an_end() -> Result<()> {
     let tracefs = Tracefs::mount()?;
     let monitor = Socktrail::flows(&[])?;
     ensure!(!tracefs.kprobe_events()?.is_empty(), "a running monitor has probes");
     expect_success(&monitor.stop()?)?;
-    no_probes(&tracefs)
+    expect_no_probes(&tracefs)
 }
 
 fn tracefs_is_unmounted() -> Result<()> {
@@ -55,7 +56,7 @@ fn tracefs_is_unmounted() -> Result<()> {
     expect_success(&Socktrail::flows(&[])?.stop()?)?;
     let after = fs::read_to_string("/proc/mounts")?;
     ensure!(before == after, "mounts before:\n{before}\nafter:\n{after}");
-    no_probes(&Tracefs::mount()?)
+    expect_no_probes(&Tracefs::mount()?)
 }
 
 fn the_next_start_removes_probes_after_a_kill() -> Result<()> {
@@ -69,13 +70,14 @@ fn the_next_start_removes_probes_after_a_kill() -> Result<()> {
         let kept: Vec<_> = left.lines().filter(|probe| now.contains(probe)).collect();
         ensure!(kept.is_empty(), "still there beside the new ones: {kept:#?}");
         expect_success(&monitor.stop()?)?;
-        no_probes(&tracefs)?;
+        expect_no_probes(&tracefs)?;
     }
     Ok(())
 }
 
-/// A probe that is enabled through tracefs stands for one that a killed monitor has not closed yet. Besides, a monitor
-/// is killed after the next one has started, which took it for alive.
+/// Two kinds of probes cannot be removed at the start. Those of a killed monitor are in use until the kernel has closed its
+/// perf events; a probe that is enabled through tracefs stands for them. Those of another monitor are still needed, until it
+/// is killed.
 fn probes_in_use_are_removed_later() -> Result<()> {
     const GROUP: &str = "socktrail_4000000_1_0";
     let tracefs = Tracefs::mount()?;
@@ -93,7 +95,7 @@ fn probes_in_use_are_removed_later() -> Result<()> {
     tracefs.write(&format!("events/{GROUP}/a/enable"), "0")?;
     wait_until("probes that were in use to be removed", || Ok(!has(GROUP)?))?;
     expect_success(&monitor.stop()?)?;
-    no_probes(&tracefs)
+    expect_no_probes(&tracefs)
 }
 
 fn concurrent_monitors_do_not_disturb_each_other() -> Result<()> {
@@ -114,9 +116,9 @@ fn concurrent_monitors_do_not_disturb_each_other() -> Result<()> {
     wait_for_both_sides(&second, converse()?)?;
     expect_success(&second.stop()?)?;
 
-    // A monitor removes only probes that are older than itself, so the killed one's remain until the next start.
+    // A monitor removes only probes that are older than itself, so those of the killed one remain until the next start.
     expect_success(&Socktrail::flows(&[])?.stop()?)?;
-    no_probes(&tracefs)
+    expect_no_probes(&tracefs)
 }
 
 fn a_duration_ends_it_and_reports_live_flows() -> Result<()> {
@@ -128,8 +130,8 @@ fn a_duration_ends_it_and_reports_live_flows() -> Result<()> {
     expect_success(&output)?;
     let took = ready.elapsed();
     ensure!(took > Duration::from_millis(1500) && took < Duration::from_secs(6), "2 s took {took:?}");
-    expect_unfinished(&output, &connection)?;
-    no_probes(&tracefs)
+    expect_live(&output, &connection)?;
+    expect_no_probes(&tracefs)
 }
 
 fn sigterm_flushes() -> Result<()> {
@@ -138,17 +140,17 @@ fn sigterm_flushes() -> Result<()> {
     let connection = Connection::open()?;
     let output = monitor.end(Signal::SIGTERM)?;
     expect_success(&output)?;
-    expect_unfinished(&output, &connection)?;
-    no_probes(&tracefs)
+    expect_live(&output, &connection)?;
+    expect_no_probes(&tracefs)
 }
 
-/// Fails unless both sides of a connection that was alive at the end have a document that is not final.
-fn expect_unfinished(output: &Output, connection: &Connection) -> Result<()> {
+/// Fails unless the flows of both sides of a connection were reported as live at the monitor's end.
+fn expect_live(output: &Output, connection: &Connection) -> Result<()> {
     let documents = both_sides(&output.documents, connection.ends)
         .with_context(|| format!("not both sides of {:?} in {:#?}", connection.ends, output.documents))?;
     for document in documents {
-        let is_unfinished = document["flow"]["final"] == false && document["event"]["reason"] == "shutdown";
-        ensure!(is_unfinished && document["event"]["type"][1] == "info", "not reported as alive: {document:#}");
+        let is_live = document["flow"]["final"] == false && document["event"]["reason"] == "shutdown";
+        ensure!(is_live && document["event"]["type"][1] == "info", "not reported as live: {document:#}");
     }
     Ok(())
 }
@@ -160,10 +162,10 @@ fn a_count_ends_it() -> Result<()> {
     let output = monitor.finish()?;
     expect_success(&output)?;
     ensure!(output.documents.len() == 1, "one was asked for: {:#?}", output.documents);
-    no_probes(&tracefs)
+    expect_no_probes(&tracefs)
 }
 
-/// `head` reads one line and ends; socktrail ends with success, whether or not another flow follows.
+/// `head` reads one line and ends. Then socktrail ends, with success.
 fn a_closed_pipe_is_a_success() -> Result<()> {
     let tracefs = Tracefs::mount()?;
     let status = "/tmp/status-of-socktrail";
@@ -181,14 +183,14 @@ fn a_closed_pipe_is_a_success() -> Result<()> {
     ensure!(line["event"]["action"] == "network_flow", "{line}");
     let status = fs::read_to_string(status)?;
     ensure!(status == "0\n", "socktrail ended with {status}: {shell:?}");
-    no_probes(&tracefs)
+    expect_no_probes(&tracefs)
 }
 
 fn a_cpu_that_comes_online_is_monitored() -> Result<()> {
     let tracefs = Tracefs::mount()?;
     let cpu = OfflineCpu::new(1)?;
     let monitor = Socktrail::start(&["-v", "flows", "--format", "ecs", "--flow-termination-timeout", "500ms"])?;
-    ensure!(monitor.log().contains("on 1 CPUs"), "one CPU is online:\n{}", monitor.log());
+    ensure!(monitor.log().contains("on 1 CPUs"), "not one CPU is monitored:\n{}", monitor.log());
     cpu.bring_online()?;
     wait_until("the new CPU to be noticed", || Ok(monitor.log().contains("CPUs changed")))?;
     let ends = on_cpu(1, converse)?;
@@ -196,7 +198,7 @@ fn a_cpu_that_comes_online_is_monitored() -> Result<()> {
         ensure!(document["flow"]["complete"] == true, "its beginning was not seen: {document:#}");
     }
     expect_success(&monitor.stop()?)?;
-    no_probes(&tracefs)
+    expect_no_probes(&tracefs)
 }
 
 /// Samples of a CPU that goes offline are still read. When it is back, it is monitored again.
@@ -212,7 +214,7 @@ fn a_cpu_that_goes_offline_loses_nothing() -> Result<()> {
     wait_until("the CPU's return to be noticed", || Ok(monitor.log().matches("CPUs changed").count() == 2))?;
     wait_for_both_sides(&monitor, on_cpu(1, converse)?)?;
     expect_success(&monitor.stop()?)?;
-    no_probes(&tracefs)
+    expect_no_probes(&tracefs)
 }
 
 /// Takes a CPU offline; it comes back online on drop.
@@ -238,35 +240,39 @@ impl Drop for OfflineCpu {
 
 fn without_root() -> Result<()> {
     let refused = Process::start_as_user(&["socktrail", "flows"])?.finish()?;
-    refusal(&refused, PRIVILEGES, &["tracefs", "not permitted", "run as root"])?;
-    nothing_is_left()
+    expect_refusal(&refused, PRIVILEGES, &["tracefs", "not permitted", "run as root"])?;
+    expect_nothing_left()
 }
 
 fn a_tracefs_path_that_does_not_exist() -> Result<()> {
     let refused = Process::start(&["socktrail", "flows", "--tracefs-path", "/nonexistent"])?.finish()?;
-    refusal(&refused, TRACEFS, &["/nonexistent is not a tracefs", "No such file or directory", "/sys/kernel/tracing"])?;
-    nothing_is_left()
+    expect_refusal(
+        &refused,
+        TRACEFS,
+        &["/nonexistent is not a tracefs", "No such file or directory", "/sys/kernel/tracing"],
+    )?;
+    expect_nothing_left()
 }
 
 fn a_tracefs_path_that_is_another_file_system() -> Result<()> {
     let refused = Process::start(&["socktrail", "flows", "--tracefs-path", "/proc"])?.finish()?;
-    refusal(&refused, TRACEFS, &["/proc is not a tracefs", "another file system", "/sys/kernel/tracing"])?;
-    nothing_is_left()
+    expect_refusal(&refused, TRACEFS, &["/proc is not a tracefs", "another file system", "/sys/kernel/tracing"])?;
+    expect_nothing_left()
 }
 
-/// Without the capability to raise limits. With each number of files, another call is the first to fail.
+/// socktrail lacks the capability to raise its limit. With each number of files, another call is the first to fail.
 fn too_few_open_files() -> Result<()> {
     for files in ["6", "8", "10", "16", "32"] {
         let args = [PROGRAM, RUN, "with-few-files", files, "socktrail", "flows"];
         let refused = Process::start(&args)?.finish()?;
-        refusal(&refused, LIMIT, &[files, "ulimit -n", "LimitNOFILE="])
+        expect_refusal(&refused, LIMIT, &[files, "ulimit -n", "LimitNOFILE="])
             .with_context(|| format!("with {files} files"))?;
     }
-    nothing_is_left()
+    expect_nothing_left()
 }
 
-/// Fails unless a start failed with this exit status, and its message contains all of these words.
-pub(crate) fn refusal(refused: &Finished, status: i32, words: &[&str]) -> Result<()> {
+/// Fails unless a start failed with this exit status, and a message that contains all of these words.
+pub(crate) fn expect_refusal(refused: &Finished, status: i32, words: &[&str]) -> Result<()> {
     ensure!(refused.status == status, "status {} instead of {status}: {refused:?}", refused.status);
     ensure!(refused.stdout.is_empty(), "standard output is not empty: {refused:?}");
     for word in words {
@@ -277,18 +283,20 @@ pub(crate) fn refusal(refused: &Finished, status: i32, words: &[&str]) -> Result
 }
 
 /// Fails if tracefs is mounted or probes exist.
-fn nothing_is_left() -> Result<()> {
+fn expect_nothing_left() -> Result<()> {
     let mounts = fs::read_to_string("/proc/mounts")?;
     ensure!(!mounts.contains("tracefs"), "tracefs is still mounted:\n{mounts}");
-    no_probes(&Tracefs::mount()?)
+    expect_no_probes(&Tracefs::mount()?)
 }
 
-pub(crate) fn no_probes(tracefs: &Tracefs) -> Result<()> {
+/// Fails if there are probes of any monitor.
+pub(crate) fn expect_no_probes(tracefs: &Tracefs) -> Result<()> {
     let left = tracefs.kprobe_events()?;
     ensure!(left.is_empty(), "probes are left:\n{left}");
     Ok(())
 }
 
+/// Fails unless a monitor has ended with success.
 pub(crate) fn expect_success(output: &Output) -> Result<()> {
     ensure!(output.status.success(), "socktrail ended with {}:\n{}", output.status, output.log);
     Ok(())

@@ -6,14 +6,12 @@ use anyhow::{Context, Result, ensure};
 use nix::mount::{MsFlags, mount};
 
 use crate::helpers::process::Process;
-use crate::lifetime::refusal;
+use crate::lifetime::{KERNEL, expect_refusal};
 
 // The test cannot check that no probes are left, because `kprobe_events` can no longer be read.
 tests![a_kernel_that_is_locked_down];
 
 const SECURITYFS: &str = "/sys/kernel/security";
-/// The exit status for a kernel that cannot show flows, as `--help` has it.
-const KERNEL: i32 = 3;
 
 fn a_kernel_that_is_locked_down() -> Result<()> {
     mount(Some("securityfs"), SECURITYFS, Some("securityfs"), MsFlags::empty(), None::<&str>)
@@ -23,7 +21,7 @@ fn a_kernel_that_is_locked_down() -> Result<()> {
     let modes = fs::read_to_string(&switch)?;
     ensure!(modes.contains("[confidentiality]"), "the kernel is not locked down: {modes}");
     let refused = Process::start(&["socktrail", "flows"])?.finish()?;
-    refusal(
+    expect_refusal(
         &refused,
         KERNEL,
         &["kprobe_events", "not permitted", "locked down", "boot without lockdown=confidentiality"],

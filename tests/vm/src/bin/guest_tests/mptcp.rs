@@ -14,7 +14,7 @@ use crate::capture::link::{Conditions, Family, Host, Routed};
 use crate::capture::phases::{OFFLOADED, PLAIN};
 use crate::capture::sniffer::{SegmentInfo, Sniffer};
 use crate::capture::testbed::{ExpectedFlow, Side, both, canonical};
-use crate::capture::wire::{Direction, Transport};
+use crate::capture::wire::Transport;
 use crate::helpers::mptcp_endpoints::{Use, add_endpoint, allow_subflows};
 use crate::helpers::process::Process;
 use crate::helpers::socktrail::Socktrail;
@@ -41,14 +41,14 @@ const DOCUMENTS: Duration = Duration::from_secs(10);
 /// How often a scenario runs at most if probes miss hits.
 const ROUNDS: usize = 5;
 
-/// The workloads of server and client, and the network.
+/// The workloads of server and client, and the network. `ADDRESS` in a workload stands for the server's address.
 #[derive(Clone, Copy)]
 struct Scenario {
     family: Family,
     conditions: Conditions,
     server: &'static [&'static str],
     client: &'static [&'static str],
-    /// The number of subflows, including the first.
+    /// The minimum number of subflows, including the first.
     subflows: usize,
     /// Whether the server accepts the connection: before that it has no owner.
     accepted: bool,
@@ -63,7 +63,7 @@ const SUBFLOWS: Scenario = Scenario {
     accepted: true,
 };
 
-/// The kernel chooses the client's second address for the first subflow, so that there is no other from it.
+/// The kernel chooses the client's second address for the first subflow, so no further subflow starts from that address.
 const OVER_IPV6: Scenario = Scenario { family: Family::V6, subflows: 2, ..SUBFLOWS };
 
 fn subflows_over_ipv4() -> Result<()> {
@@ -157,7 +157,7 @@ impl Network {
         link.server.run(|| add_endpoint(self.second_address(2), Use::Signal))
     }
 
-    /// Any port of any of the server's addresses.
+    /// The address at which the server listens: any port of all of its addresses.
     fn listening(&self) -> SocketAddr {
         match self.family {
             Family::V4 => ([0, 0, 0, 0], 0).into(),
@@ -165,14 +165,14 @@ impl Network {
         }
     }
 
-    fn start(&self, host: &Host, part: &[&str], address: SocketAddr) -> Result<Process> {
-        let address = match address.ip().is_unspecified() && part[0] != "mptcp-serve" {
+    fn start(&self, host: &Host, workload: &[&str], address: SocketAddr) -> Result<Process> {
+        let address = match address.ip().is_unspecified() && workload[0] != "mptcp-serve" {
             true => SocketAddr::new(self.routed.link.server.ip(self.family), address.port()),
             false => address,
         };
         let address = address.to_string();
-        let part = part.iter().map(|word| if *word == "ADDRESS" { address.as_str() } else { word });
-        let words: Vec<_> = [PROGRAM, RUN].into_iter().chain(part).collect();
+        let workload = workload.iter().map(|word| if *word == "ADDRESS" { address.as_str() } else { word });
+        let words: Vec<_> = [PROGRAM, RUN].into_iter().chain(workload).collect();
         host.run(|| Process::start(&words))
     }
 }
@@ -225,10 +225,7 @@ impl Scenario {
         sleep(LAST_PACKETS);
         let [client, server] = sniffers;
         let captured = Captured { client: client?.stop()?, server: Some(server?.stop()?) };
-        let keys = captured
-            .client
-            .outbound_flows()
-            .filter(|key| key.transport == Transport::Tcp && key.direction == Direction::Outbound);
+        let keys = captured.client.outbound_flows().filter(|key| key.transport == Transport::Tcp);
         let ends: Vec<_> = keys.map(|key| (key.from, key.to)).collect();
         let flows: Vec<_> = ends.iter().flat_map(|(from, to)| both(Transport::Tcp, *from, *to)).collect();
         let is_first = |(from, to): &&(SocketAddr, SocketAddr)| *from == canonical(here) && to.port() == there.port();

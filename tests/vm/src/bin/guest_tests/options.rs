@@ -101,7 +101,7 @@ fn packet_sockets() -> Result<Vec<String>> {
     Ok(fs::read_to_string("/proc/net/packet")?.lines().skip(1).map(str::to_owned).collect())
 }
 
-/// The clock is set an hour forward: times follow, unless a drift of a day is allowed.
+/// The clock is set an hour forward. The times of flows follow, unless a drift of a day is allowed.
 fn how_far_the_wall_clock_may_move() -> Result<()> {
     const HOUR: i64 = 3600;
     let agents = [agent("")?, agent("socket.clock_max_drift: 1day\n")?];
@@ -143,11 +143,11 @@ fn how_often_clocks_are_compared() -> Result<()> {
         std::thread::sleep(as_long);
         Ok(())
     })?;
-    ensure!(often >= seldom + 10, "{often} threads with every 100 ms, {seldom} with every hour");
+    ensure!(often >= seldom + 10, "{often} threads with `100ms`, {seldom} with `1h`");
     Ok(())
 }
 
-/// Counts the agent's calls of `fdatasync(2)`.
+/// Counts calls of `fdatasync(2)`; only the agent makes them.
 fn the_disk_gets_it_when_it_should() -> Result<()> {
     let tracefs = Tracefs::mount()?;
     let calls = |configuration: &str| -> Result<usize> {
@@ -174,8 +174,8 @@ fn the_disk_gets_it_when_it_should() -> Result<()> {
     };
     let file = |sync: &str| calls(&format!("output.file: {{path: {FOLDER}/flows.json, sync: {sync}}}\n"));
     let [never, always, often, seldom] = [file("never")?, file("always")?, file("10ms")?, file("1h")?];
-    ensure!(never == 0 && seldom == 0, "{never} never, {seldom} within an hour");
-    ensure!(always >= 5 && often >= 1, "{always} always, {often} every 10 ms");
+    ensure!(never == 0 && seldom == 0, "{never} calls with `never`, {seldom} with `1h`");
+    ensure!(always >= 5 && often >= 1, "{always} calls with `always`, {often} with `10ms`");
     let spool = |sync: &str| {
         calls(&format!(
             "output.file: {{path: {FOLDER}/flows.json, sync: never}}
@@ -185,7 +185,7 @@ spool: {{path: {FOLDER}/spool, sync: {sync}}}
         ))
     };
     let [often, seldom] = [spool("10ms")?, spool("1h")?];
-    ensure!(often >= 1 && seldom == 0, "{often} every 10 ms, {seldom} within an hour");
+    ensure!(often >= 1 && seldom == 0, "{often} calls with `10ms`, {seldom} with `1h`");
     Ok(())
 }
 

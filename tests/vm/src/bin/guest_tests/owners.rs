@@ -5,7 +5,6 @@
 use std::fs;
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::sleep;
 use std::time::{Duration, SystemTime};
@@ -16,12 +15,12 @@ use serde_json::{Value, json};
 use crate::helpers::document::{ExpectedFields, endpoint, expect, is_between, time};
 use crate::helpers::process::{Finished, Process, USER_ID};
 use crate::helpers::socktrail::Socktrail;
+use crate::lifetime::expect_success;
 use crate::workloads::{EXECUTABLE, EXECUTABLE_32, PROGRAM, PROGRAM_32, RUN};
 
-/// The tests of this subject; that of 32-bit programs only if the guest has one.
+/// The tests of this subject.
 pub(crate) fn tests() -> Vec<libtest_mimic::Trial> {
-    let has_32_bit_program = Path::new(EXECUTABLE_32).exists();
-    every_test().into_iter().filter(|trial| has_32_bit_program || !trial.name().contains("32_bit")).collect()
+    crate::harness::runnable(every_test())
 }
 
 tests![every_test:
@@ -40,7 +39,7 @@ tests![every_test:
     a_process_id_used_again,
     a_connection_older_than_the_monitor,
     a_32_bit_program,
-    all_other_flows_belong_to_the_server,
+    all_connections_to_the_server_belong_to_it,
 ];
 
 /// The number of processes that only use CPU time.
@@ -85,7 +84,7 @@ fn short_lived_clients_beside_hogs_and_a_busy_server() -> Result<()> {
     Ok(())
 }
 
-/// Its exec, its arguments and its sockets are reported like those of a 64-bit program.
+/// Exec, arguments and sockets are reported like those of a 64-bit program.
 fn a_32_bit_program() -> Result<()> {
     let fixture = fixture()?;
     let args = [PROGRAM_32, RUN, "tcp-ask", &fixture.there.to_string(), "0", "of 32 bits"];
@@ -269,13 +268,14 @@ fn a_connection_older_than_the_monitor() -> Result<()> {
     Ok(())
 }
 
-/// The last test: all inbound flows of the server's port have the server as owner.
-fn all_other_flows_belong_to_the_server() -> Result<()> {
+/// The last test, because it stops the monitor: every connection that earlier tests made to the server has the server as
+/// owner at its accepting end.
+fn all_connections_to_the_server_belong_to_it() -> Result<()> {
     let fixture = fixture()?;
     FIXTURE.lock().unwrap_or_else(PoisonError::into_inner).take();
     let Fixture { monitor, there, server } = Arc::into_inner(fixture).context("a test still uses the fixture")?;
     let output = monitor.stop()?;
-    ensure!(output.status.success(), "socktrail ended with {}:\n{}", output.status, output.log);
+    expect_success(&output)?;
     let of_server = |document: &&Value| {
         endpoint(document, "destination") == Some(there) && document["network"]["direction"] == "ingress"
     };
@@ -284,7 +284,7 @@ fn all_other_flows_belong_to_the_server() -> Result<()> {
         expect(document, &of_process(server.pid, &server.args))?;
         count += 1;
     }
-    ensure!(count >= CROWD * CROWDS, "only {count} connections of the server");
+    ensure!(count >= CROWD * CROWDS, "only {count} connections to the server");
     Ok(())
 }
 
@@ -306,7 +306,7 @@ impl Client {
     }
 }
 
-/// A monitor, and a server that is younger.
+/// A monitor, and a server that started after it.
 struct Fixture {
     monitor: Socktrail,
     server: Process,

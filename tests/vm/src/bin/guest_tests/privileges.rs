@@ -1,4 +1,4 @@
-//! The privileges that the agent keeps after its start, as the kernel reports them, and that they are sufficient.
+//! The agent keeps exactly the privileges that it needs, as the kernel reports them, and works with them.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -9,17 +9,18 @@ use std::path::Path;
 use std::thread;
 
 use anyhow::{Context, Result, ensure};
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::mount::MsFlags;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
+use crate::hazards::Mounted;
 use crate::helpers::process::Process;
 use crate::helpers::socktrail::Socktrail;
 use crate::helpers::tracefs::Tracefs;
 use crate::helpers::traffic::{converse, on_cpu};
 use crate::helpers::wait::wait_until;
-use crate::lifetime::{OfflineCpu, both_sides, expect_success, no_probes};
+use crate::lifetime::{OfflineCpu, both_sides, expect_no_probes, expect_success};
 use crate::workloads::{PROGRAM, RUN};
 
 tests![
@@ -53,7 +54,7 @@ fn an_agent_keeps_three_capabilities_and_they_are_enough() -> Result<()> {
     result
 }
 
-/// Debian's kernels have level 3 as default, at which `CAP_PERFMON` is not enough.
+/// Debian's kernels set `kernel.perf_event_paranoid` to 3. At this level, `CAP_PERFMON` is not enough.
 fn a_strict_kernel_requires_another_capability() -> Result<()> {
     let level = fs::read_to_string(PARANOID)?;
     ensure!(level.trim() == "3", "perf_event_paranoid is {level}");
@@ -120,7 +121,7 @@ fn works_with(capabilities: u64) -> Result<()> {
     }
 
     expect_success(&agent.end(Signal::SIGTERM)?)?;
-    no_probes(&tracefs)
+    expect_no_probes(&tracefs)
 }
 
 fn an_agent_can_be_told_to_keep_everything() -> Result<()> {
@@ -142,7 +143,7 @@ fn a_dynamic_user_has_a_name() -> Result<()> {
     fs::create_dir_all(USERDB)?;
     let listener =
         UnixListener::bind(format!("{USERDB}/io.systemd.DynamicUser")).context("listen in the place of systemd")?;
-    // The thread runs until the last test ends.
+    // The thread runs until the test process ends.
     thread::spawn(move || listener.incoming().flatten().for_each(|stream| drop(serve_dynamic_user(stream))));
     let agent = Socktrail::start(&["-v", "agent", "--config", &configuration("")?])?;
     let document = flow_of(DYNAMIC)?;
@@ -174,6 +175,7 @@ fn a_user_that_only_getent_knows_has_a_name() -> Result<()> {
 fn getent_names_users() -> Result<()> {
     let agent = Socktrail::start(&["-v", "agent", "--config", &configuration("")?])?;
     let document = flow_of(70_001)?;
+    // The user and the group of the helper, which nothing else uses.
     let by = "by-2100044411-2100044411";
     ensure!(document["user"]["name"] == format!("passwd-70001-{by}"), "{document:#}\n{}", agent.log());
     ensure!(document["group"]["name"] == format!("group-70001-{by}"), "{document:#}");
@@ -276,37 +278,38 @@ fn threads_of(pid: u32) -> Result<Vec<Thread>> {
 
 /// Whether Landlock is enabled in the kernel.
 fn has_landlock() -> Result<bool> {
-    const PLACE: &str = "/sys/kernel/security";
-    mount(Some("securityfs"), PLACE, Some("securityfs"), MsFlags::empty(), None::<&str>)?;
-    let modules = fs::read_to_string(format!("{PLACE}/lsm"));
-    umount2(PLACE, MntFlags::MNT_DETACH)?;
-    Ok(modules?.split(',').any(|module| module.trim() == "landlock"))
+    const SECURITYFS: &str = "/sys/kernel/security";
+    let _mounted = Mounted::new("securityfs", SECURITYFS, MsFlags::empty())?;
+    let modules = fs::read_to_string(format!("{SECURITYFS}/lsm"))?;
+    Ok(modules.split(',').any(|module| module.trim() == "landlock"))
 }
 
 fn configuration(more: &str) -> Result<String> {
-    write(&format!("{FOLDER}/flows.json"), more)
+    write_configuration(&format!("{FOLDER}/flows.json"), more)
 }
 
-fn write(file: &str, more: &str) -> Result<String> {
+/// Writes the agent's configuration; returns its path.
+fn write_configuration(file: &str, more: &str) -> Result<String> {
     let path = "/tmp/agent.yml";
     let text = format!("output.file.path: {file}\nsocket.flow_termination_timeout: 300ms\n{more}");
     fs::write(path, text)?;
     Ok(path.to_owned())
 }
 
-fn reload(agent: &Socktrail, more: &str, answer: &str) -> Result<()> {
+fn reload(agent: &Socktrail, more: &str, message: &str) -> Result<()> {
     configuration(more)?;
-    send_sighup(agent, answer)
+    send_sighup(agent, message)
 }
 
-fn reload_file(agent: &Socktrail, file: &str, answer: &str) -> Result<()> {
-    write(file, "")?;
-    send_sighup(agent, answer)
+fn reload_file(agent: &Socktrail, file: &str, message: &str) -> Result<()> {
+    write_configuration(file, "")?;
+    send_sighup(agent, message)
 }
 
-fn send_sighup(agent: &Socktrail, answer: &str) -> Result<()> {
+/// Sends SIGHUP, and waits until the log contains a message.
+fn send_sighup(agent: &Socktrail, message: &str) -> Result<()> {
     kill(Pid::from_raw(agent.pid.cast_signed()), Signal::SIGHUP)?;
-    wait_until("the reload", || Ok(agent.log().contains(answer))).with_context(|| agent.log())
+    wait_until("the reload", || Ok(agent.log().contains(message))).with_context(|| agent.log())
 }
 
 /// The documents in the output file so far.

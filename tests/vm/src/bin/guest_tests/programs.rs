@@ -52,19 +52,21 @@ struct Ran {
     pid: u32,
     /// The expected path; `None` if it cannot be known.
     wanted: Option<String>,
-    lived: bool,
+    /// Whether it lived long enough to be found in `/proc`.
+    is_long_lived: bool,
 }
 
 fn executables_are_as_in_proc() -> Result<()> {
     check_executables(&[])
 }
 
-/// Before Linux 4.20 probes cannot fetch arrays, so names are fetched as strings, and several events have an exec.
+/// Before Linux 4.20 probes cannot fetch arrays, so names are fetched as strings, and the values of an exec are divided among
+/// several trace events.
 fn executables_are_as_in_proc_without_arrays() -> Result<()> {
     check_executables(&["--mask", "arrays"])
 }
 
-/// Where the kernel panics at a warning, names are fetched word by word.
+/// If warnings make the kernel panic (`panic_on_warn`), names are fetched word by word.
 fn executables_are_as_in_proc_without_arrays_and_strings() -> Result<()> {
     check_executables(&["--mask", "arrays", "--mask", "strings"])
 }
@@ -74,11 +76,11 @@ fn check_executables(options: &[&str]) -> Result<()> {
     let monitor = Socktrail::flows(options)?;
     let mut all = Vec::new();
     for invocation in invocations()? {
-        let alive = alive(&invocation).with_context(|| format!("{}, alive", invocation.name))?;
-        let wanted = alive.wanted.clone().filter(|_| invocation.known);
-        all.push(alive);
-        let pid = short(&invocation).with_context(|| format!("{}, short-lived", invocation.name))?;
-        all.push(Ran { name: invocation.name, pid, wanted, lived: false });
+        let long_lived = run_long_lived(&invocation).with_context(|| format!("{}, long-lived", invocation.name))?;
+        let wanted = long_lived.wanted.clone().filter(|_| invocation.known);
+        all.push(long_lived);
+        let pid = run_short_lived(&invocation).with_context(|| format!("{}, short-lived", invocation.name))?;
+        all.push(Ran { name: invocation.name, pid, wanted, is_long_lived: false });
     }
     let mut wrong = Vec::new();
     for ran in all {
@@ -86,14 +88,14 @@ fn check_executables(options: &[&str]) -> Result<()> {
         let wanted = ran.wanted.map_or(Value::Null, Value::String);
         let found = &document["process"]["executable"];
         if *found != wanted {
-            wrong.push(format!("{} (lived: {}): {found}, not {wanted}", ran.name, ran.lived));
+            wrong.push(format!("{} (long-lived: {}): {found}, not {wanted}", ran.name, ran.is_long_lived));
         }
     }
     ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
     Ok(())
 }
 
-/// `process.args_count` is right even if the program has more arguments than a sample.
+/// `process.args_count` is right even if the program has more arguments than a sample holds.
 fn arguments_that_are_not_kept_are_counted() -> Result<()> {
     let whole = kept_arguments(&[])?;
     let pieces = kept_arguments(&["--mask", "arrays"])?;
@@ -104,9 +106,9 @@ fn arguments_that_are_not_kept_are_counted() -> Result<()> {
 /// The `process.args` of a program with many arguments.
 fn kept_arguments(options: &[&str]) -> Result<Value> {
     let monitor = Socktrail::flows(options)?;
-    let port = "127.0.0.1:7"; // without a listener
+    let address = "127.0.0.1:7"; // without a listener
     let long = "x".repeat(400);
-    let mut args = vec![PROGRAM, RUN, "tcp-ask", port, "0"];
+    let mut args = vec![PROGRAM, RUN, "tcp-ask", address, "0"];
     args.extend([long.as_str(); 8]);
     let client = Process::start(&args)?.finish()?;
     let document = monitor.wait_for("the client", |document| document["process"]["pid"] == client.pid)?;
@@ -118,17 +120,17 @@ fn kept_arguments(options: &[&str]) -> Result<Value> {
     Ok(process["args"].clone())
 }
 
-/// Without exec probes, a process has its own program or none, never its parent's. Longer-lived processes have theirs,
-/// from `/proc`, if a probe shows that their credentials have not changed since.
+/// Without exec probes, a process has its own program or none, never its parent's. Long-lived processes have theirs, from
+/// `/proc`, if a probe shows that their credentials have not changed since.
 fn no_program_is_wrong_without_exec_probes() -> Result<()> {
     const CLIENTS: usize = 10;
     let _here = Here::prepare()?;
     let invocation = &invocations()?[0];
     for (masks, known) in [(&["--mask", EXEC][..], true), (&["--mask", EXEC, "--mask", "commit_creds"], false)] {
         let monitor = Socktrail::flows(masks)?;
-        let alive = (0..CLIENTS).map(|_| alive(invocation)).collect::<Result<Vec<_>>>()?;
-        let short = (0..CLIENTS).map(|_| short(invocation)).collect::<Result<Vec<_>>>()?;
-        let itself = Process::start(&[PROGRAM, RUN, "tcp-ask", &closed()?, "0"])?.finish()?.pid;
+        let long_lived = (0..CLIENTS).map(|_| run_long_lived(invocation)).collect::<Result<Vec<_>>>()?;
+        let short_lived = (0..CLIENTS).map(|_| run_short_lived(invocation)).collect::<Result<Vec<_>>>()?;
+        let itself = Process::start(&[PROGRAM, RUN, "tcp-ask", &unused_address()?, "0"])?.finish()?.pid;
         let document = |pid: u32| monitor.wait_for("a client", move |document| document["process"]["pid"] == pid);
         let mut wrong = Vec::new();
         let mut check = |pid: u32, name: &str, is_known: bool| {
@@ -141,8 +143,8 @@ fn no_program_is_wrong_without_exec_probes() -> Result<()> {
             }
             anyhow::Ok(())
         };
-        alive.iter().try_for_each(|ran| check(ran.pid, "nc", known))?;
-        short.into_iter().try_for_each(|pid| check(pid, "nc", false))?;
+        long_lived.iter().try_for_each(|ran| check(ran.pid, "nc", known))?;
+        short_lived.into_iter().try_for_each(|pid| check(pid, "nc", false))?;
         check(itself, "guest-tests", false)?;
         ensure!(wrong.is_empty(), "{masks:?}: {}", wrong.join("\n"));
     }
@@ -201,7 +203,7 @@ fn deep(components: usize) -> PathBuf {
     path.join("nc")
 }
 
-/// The path of a program with this many components, most of them as long as is read.
+/// The path of a program with this many components, most of them as long as the probe can read.
 fn long(components: usize) -> PathBuf {
     let mut path = PathBuf::from(HERE);
     path.extend((2..components).map(|part| part.to_string().repeat(127)));
@@ -213,7 +215,7 @@ fn odd(bytes: &[u8]) -> PathBuf {
 }
 
 /// Starts a program, reads its `/proc/PID/exe`, and lets it end after a while.
-fn alive(invocation: &Invocation) -> Result<Ran> {
+fn run_long_lived(invocation: &Invocation) -> Result<Ran> {
     let server = TcpListener::bind("127.0.0.1:0")?;
     let process = start(invocation, server.local_addr()?)?;
     let (mut connection, _) = server.accept()?;
@@ -225,12 +227,12 @@ fn alive(invocation: &Invocation) -> Result<Ran> {
     drop(connection);
     let pid = process.pid;
     process.finish()?;
-    Ok(Ran { name: invocation.name, pid, wanted: Some(exe.to_string_lossy().into_owned()), lived: true })
+    Ok(Ran { name: invocation.name, pid, wanted: Some(exe.to_string_lossy().into_owned()), is_long_lived: true })
 }
 
 /// Starts a program that ends at once, because its connect is refused. Returns its pid.
-fn short(invocation: &Invocation) -> Result<u32> {
-    Ok(start(invocation, closed()?.parse()?)?.finish()?.pid)
+fn run_short_lived(invocation: &Invocation) -> Result<u32> {
+    Ok(start(invocation, unused_address()?.parse()?)?.finish()?.pid)
 }
 
 fn start(invocation: &Invocation, there: SocketAddr) -> Result<Process> {
@@ -244,8 +246,8 @@ fn start(invocation: &Invocation, there: SocketAddr) -> Result<Process> {
 }
 
 /// An address without a listener.
-fn closed() -> Result<String> {
-    // The kernel does not reuse the port of a closed socket for a while.
+fn unused_address() -> Result<String> {
+    // It is unlikely that another socket gets this port soon: the kernel chooses among thousands.
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string())
 }
 

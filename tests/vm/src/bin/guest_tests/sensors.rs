@@ -15,10 +15,10 @@ use serde_json::{Value, json};
 use crate::helpers::document::{ExpectedFields, expect};
 use crate::helpers::process::Process;
 use crate::helpers::socktrail::{Output, Socktrail};
-use crate::helpers::sys::set_option;
-use crate::helpers::traffic::Connection;
+use crate::helpers::traffic::{Connection, reset};
 use crate::helpers::wait::wait_until;
 use crate::helpers::web::WebServer;
+use crate::lifetime::expect_success;
 use crate::workloads::{EXECUTABLE, RUN};
 
 tests![
@@ -220,8 +220,8 @@ fn the_state_of_each_end() -> Result<()> {
         drop(first);
         ensure!(second.read(&mut [0])? == 0, "the other end has not closed");
         drop(second);
-        let (first, second) = if client_first { (there, here) } else { (here, there) };
-        for (remote, state) in [(first, "ESTABLISHED"), (second, "CLOSE_WAIT")] {
+        let (remote_of_first, remote_of_second) = if client_first { (there, here) } else { (here, there) };
+        for (remote, state) in [(remote_of_first, "ESTABLISHED"), (remote_of_second, "CLOSE_WAIT")] {
             let event = wait_for(&monitor, "closed", &remote.to_string())?;
             expect(&event, &vec![("/data/state", json!(state))])?;
             let event = wait_for(&monitor, "opened", &remote.to_string())?;
@@ -236,7 +236,7 @@ fn a_nonblocking_connect() -> Result<()> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let remote = listener.local_addr()?.to_string();
     let monitor = sensors(&sensor("patterns: ['tcp * * * ESTABLISHED']"), &[])?;
-    let workload = Process::start(&[EXECUTABLE, RUN, "connect-without-waiting", &remote])?.finish()?;
+    let workload = Process::start(&[EXECUTABLE, RUN, "connect-nonblocking", &remote])?.finish()?;
     ensure!(workload.status == 0, "{workload:?}");
     wait_for(&monitor, "closed", &remote)?;
     let output = stop(monitor)?;
@@ -249,7 +249,7 @@ fn refused_connects() -> Result<()> {
     let monitor = sensors(&sensor("patterns: ['tcp{,6} * * * ESTABLISHED']"), &[])?;
     for closed in ["127.0.0.1:1", "[::1]:1"] {
         ensure!(TcpStream::connect(closed).is_err(), "something listens at {closed}");
-        let workload = Process::start(&[EXECUTABLE, RUN, "connect-without-waiting", closed])?.finish()?;
+        let workload = Process::start(&[EXECUTABLE, RUN, "connect-nonblocking", closed])?.finish()?;
         ensure!(workload.status != 0, "{workload:?}");
     }
     let connection = Connection::open()?;
@@ -262,14 +262,11 @@ fn refused_connects() -> Result<()> {
     Ok(())
 }
 
-/// The other end resets the connection, which closes it although its descriptor is still open.
+/// The other end resets the connection. That closes it, although its descriptor is still open.
 fn a_reset_is_an_end() -> Result<()> {
     let monitor = sensors(&sensor("patterns: ['tcp * * * ESTABLISHED']"), &[])?;
     let Connection { client, server, ends: (_, there) } = Connection::open()?;
-    // `struct linger`: on, 0 seconds.
-    let linger = [1_i32, 0].map(i32::to_ne_bytes).concat();
-    set_option(&server, nix::libc::SOL_SOCKET, nix::libc::SO_LINGER, &linger)?;
-    drop(server);
+    reset(server)?;
     let closed = wait_for(&monitor, "closed", &there.to_string())?;
     expect(&closed, &vec![("/data/state", json!("ESTABLISHED"))])?;
     drop(client);
@@ -313,11 +310,11 @@ fn locked_until_unlocked() -> Result<()> {
 /// One host has a matching name, one another name, and one none.
 fn host_names() -> Result<()> {
     let _listener = TcpListener::bind(("0.0.0.0", PORT + 5))?;
-    let words = "dnsmasq --keep-in-foreground --conf-file=/dev/null --pid-file= --user=root --no-resolv --no-hosts \
+    let command = "dnsmasq --keep-in-foreground --conf-file=/dev/null --pid-file= --user=root --no-resolv --no-hosts \
                  --bind-interfaces --listen-address=127.0.0.1 --host-record=peer.example.test,127.0.0.2 \
                  --host-record=peer.example.net,127.0.0.3 --bogus-priv";
     fs::write("/etc/resolv.conf", "nameserver 127.0.0.1\n")?;
-    let _server = Process::start(&words.split_whitespace().collect::<Vec<_>>())?;
+    let _server = Process::start(&command.split_whitespace().collect::<Vec<_>>())?;
     wait_until("the DNS server", || Ok(fs::read_to_string("/proc/net/udp")?.contains(" 0100007F:0035 ")))?;
     let monitor = sensors(
         &sensor("dns: true, dns-ttl: 1h, patterns: ['tcp * * *.example.test *', 'tcp * 127.0.0.4:* - *']"),
@@ -416,9 +413,10 @@ fn sensors(file: &str, more: &[&str]) -> Result<Socktrail> {
     Socktrail::start(&[&["sensors", &path], more].concat())
 }
 
+/// Stops a monitor, which must end with success.
 fn stop(monitor: Socktrail) -> Result<Output> {
     let output = monitor.stop()?;
-    ensure!(output.status.success(), "socktrail ended with {}:\n{}", output.status, output.log);
+    expect_success(&output)?;
     Ok(output)
 }
 
@@ -434,7 +432,7 @@ fn of<'a>(output: &'a Output, action: &str, remote: &str) -> Vec<&'a Value> {
     output.documents.iter().filter(|event| is(event, action, remote)).collect()
 }
 
-/// The only events of a remote: `opened`, then `closed`.
+/// The only events with this remote address: `opened`, then `closed`.
 fn both<'a>(output: &'a Output, remote: &str) -> Result<[&'a Value; 2]> {
     let events: Vec<_> = output.documents.iter().filter(|event| event["data"]["remote"] == remote).collect();
     match events[..] {

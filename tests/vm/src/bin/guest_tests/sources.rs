@@ -17,7 +17,13 @@ use crate::helpers::socktrail::Socktrail;
 use crate::masks::{FeatureStatus, doctor};
 use crate::workloads::{PROGRAM, RUN};
 
-tests![guesses_alone, type_information_alone, a_saved_layout_alone, the_saved_layout_last, a_kernel_before_4_1];
+tests![
+    guesses_alone,
+    type_information_alone,
+    a_saved_layout_alone,
+    the_saved_layout_is_tried_last,
+    a_kernel_before_4_1
+];
 
 /// The default path of a saved layout.
 const SAVED: &str = "/var/lib/socktrail/layout.json";
@@ -73,7 +79,7 @@ fn udp(source: &str, address: &str) -> Result<()> {
 
 /// Without type information, and without loopback for guesses, the saved layout is used, unless it is of another
 /// kernel.
-fn the_saved_layout_last() -> Result<()> {
+fn the_saved_layout_is_tried_last() -> Result<()> {
     let whole = layout(&["--save"])?;
     ensure!(Path::new(SAVED).exists(), "nothing was saved at {SAVED}");
     let _sources = NoOtherSources::new()?;
@@ -116,8 +122,9 @@ impl Drop for NoOtherSources {
     }
 }
 
-/// Before Linux 4.1, output functions have only the packet as argument, and sockets do not count segments. A layout
-/// without these entries makes the monitor behave as there. The packet's socket is its sender on this kernel, too.
+/// Before Linux 4.1, output functions have only the packet as argument, and sockets do not count segments. A layout without
+/// these entries makes the monitor behave as on such a kernel: it takes the sender from the packet (`sk_buff.sk`), where it is
+/// right on newer kernels, too.
 fn a_kernel_before_4_1() -> Result<()> {
     let path = "/tmp/old-layout.json";
     let mut old = layout(&[])?;

@@ -1,7 +1,7 @@
 //! Processes and threads: a process lives while any of its threads lives, even if that executes another program.
 //!
-//! All workloads start together and connect once, so late that an ended process would have been forgotten. One monitor
-//! starts before them, and one after the threads that end early.
+//! All workloads start together. Each makes a request so late that a monitor would have forgotten a process that ended early.
+//! One monitor starts before the workloads, and one when the threads that end early have ended.
 
 use std::net::SocketAddr;
 use std::thread::sleep;
@@ -17,7 +17,7 @@ use crate::workloads::{EXECUTABLE, PROGRAM, RUN};
 
 tests![a_process_lives_while_one_of_its_threads_does];
 
-/// Milliseconds before a workload connects: longer than a monitor remembers ended processes, and than the second
+/// Milliseconds before a workload's last request: longer than a monitor remembers ended processes, and than the second
 /// monitor needs to start.
 const PAUSE: &str = "20000";
 /// The time after which all threads that end early have ended.
@@ -41,7 +41,7 @@ const WORKLOADS: &[(&str, ExpectedIdentity)] = &[
     ("leader-gone-connected", ExpectedIdentity::Itself),
     ("leader-gone-exec", ExpectedIdentity::Later("0")),
     ("exec-by-thread", ExpectedIdentity::Later(PAUSE)),
-    ("clone-with-memory", ExpectedIdentity::Child),
+    ("clone-sharing-memory", ExpectedIdentity::Child),
     ("spawn-and-wait", ExpectedIdentity::ChildLater),
     ("crowd", ExpectedIdentity::Itself),
     ("crowd", ExpectedIdentity::Itself),
@@ -51,16 +51,16 @@ fn a_process_lives_while_one_of_its_threads_does() -> Result<()> {
     let mut server = Process::start(&[PROGRAM, RUN, "tcp-serve-all", "127.0.0.1:0"])?;
     let there: SocketAddr = server.first_line()?.parse()?;
     let early = start_monitor()?;
-    let start = |part: &str| Process::start_as_user(&[PROGRAM, RUN, part, &there.to_string(), PAUSE]);
-    let workloads = WORKLOADS.iter().map(|(part, _)| start(part)).collect::<Result<Vec<_>>>()?;
+    let start = |workload: &str| Process::start_as_user(&[PROGRAM, RUN, workload, &there.to_string(), PAUSE]);
+    let processes = WORKLOADS.iter().map(|(workload, _)| start(workload)).collect::<Result<Vec<_>>>()?;
     sleep(EARLY);
     let late = start_monitor()?;
-    for (process, (part, known)) in workloads.into_iter().zip(WORKLOADS) {
+    for (process, (workload, expected)) in processes.into_iter().zip(WORKLOADS) {
         let finished = process.finish()?;
         ensure!(finished.status == 0 && finished.stderr.is_empty(), "{finished:?}");
         for (monitor, when) in [(&early, "before"), (&late, "after")] {
-            check(monitor, &finished, there, known)
-                .with_context(|| format!("`{part}`, by the monitor that started {when} it"))?;
+            check(monitor, &finished, there, expected)
+                .with_context(|| format!("`{workload}`, by the monitor that started {when} it"))?;
         }
     }
     Ok(())
@@ -70,11 +70,11 @@ fn start_monitor() -> Result<Socktrail> {
     Socktrail::flows(&["--flow-termination-timeout", "500ms"])
 }
 
-fn check(monitor: &Socktrail, workload: &Finished, there: SocketAddr, known: &ExpectedIdentity) -> Result<()> {
+fn check(monitor: &Socktrail, workload: &Finished, there: SocketAddr, expected: &ExpectedIdentity) -> Result<()> {
     let mut lines = workload.stdout.lines();
     let here: SocketAddr = lines.next().context("no address")?.parse()?;
     let later = |pause: &str| [PROGRAM, RUN, "later", &there.to_string(), pause].map(str::to_owned).to_vec();
-    let (pid, args) = match known {
+    let (pid, args) = match expected {
         ExpectedIdentity::Itself => (Some(workload.pid), workload.args.clone()),
         ExpectedIdentity::Later(pause) => (Some(workload.pid), later(pause)),
         ExpectedIdentity::Child => (Some(lines.next().context("no pid")?.parse()?), workload.args.clone()),

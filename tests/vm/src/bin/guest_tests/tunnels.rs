@@ -32,8 +32,9 @@ struct Tunnel {
 /// The largest MTU inside the tunnel without fragments outside.
 const INNER_MTU: u32 = 1450;
 
-/// The hosts' addresses outside the tunnel, and inside.
+/// The hosts' addresses outside the tunnel.
 const OUTSIDE: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 8, 0, 1), Ipv4Addr::new(10, 8, 0, 2)];
+/// The hosts' addresses inside the tunnel.
 const INSIDE: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 7, 0, 1), Ipv4Addr::new(10, 7, 0, 2)];
 
 impl Tunnel {
@@ -120,7 +121,7 @@ fn outer_bytes(payload: u64) -> u64 {
     OUTER_HEADERS + ETHERNET + 20 + 8 + payload
 }
 
-/// If the tunnel carries GSO packets of a connection, its flow is marked.
+/// If the tunnel carries GSO packets of a connection, the outer flow is marked.
 fn a_connection_in_a_tunnel() -> Result<()> {
     const BYTES: usize = 1_000_000;
     let monitor = Socktrail::flows(&["--flow-termination-timeout", "500ms"])?;

@@ -1,5 +1,5 @@
-//! The wall clock is set while connections are open: their times are those of the wall clock, and their durations are
-//! right.
+//! The wall clock is set while connections are open: the times of their flows are those of the wall clock, and the durations
+//! are right.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -59,7 +59,7 @@ fn a_step_of(seconds: i64) -> Result<()> {
         (late, (stepped_to, after), (stepped_to, after)),
     ] {
         for direction in ["egress", "ingress"] {
-            let is_of = |document: &Value| is_between(document, ends) && document["network"]["direction"] == direction;
+            let is_of = |document: &Value| is_from_to(document, ends) && document["network"]["direction"] == direction;
             let document = monitor.wait_for(&format!("the document of {ends:?}, {direction}"), is_of)?;
             for (path, (earliest, latest)) in [("/event/start", starts_in), ("/event/end", ends_in)] {
                 let time = time(&document, path)?;
@@ -77,9 +77,9 @@ fn a_step_of(seconds: i64) -> Result<()> {
 
 /// The log message after the wall clock was set.
 const STEPPED: &str = "the wall clock was set";
-/// Before Linux 4.1 programs cannot read the clock of samples.
+/// Options that make the monitor behave as before Linux 4.1, where programs cannot read the clock of samples.
 const UNREADABLE: [&str; 2] = ["--mask", "use_clockid"];
-/// The period of clock comparisons.
+/// The default period of clock comparisons, if programs cannot read the clock of samples.
 const PERIOD: Duration = Duration::from_secs(10);
 
 /// Times are right to within a few milliseconds, also after another comparison, and some time after it.
@@ -108,14 +108,15 @@ fn an_unreadable_kernel_clock_without_samples() -> Result<()> {
     let monitor = Socktrail::flows(&[&UNREADABLE[..], &masks.concat()].concat())?;
     let ends = Connection::open(&TcpListener::bind("127.0.0.1:0")?)?.close()?;
     sleep(PERIOD + NOTICED);
-    monitor.wait_for("the connection", |document| is_between(document, ends))?;
+    monitor.wait_for("the connection", |document| is_from_to(document, ends))?;
     let log = monitor.log();
     ensure!(log.matches(MESSAGE).count() == 1 && !log.contains(STEPPED), "{log}");
     Ok(())
 }
 
-/// The error of a comparison is the time that starting and ending a thread takes. On a busy machine, times can be early
-/// until the next comparison. A lasting error fails all four attempts.
+/// Checks times again after the next comparison if they are wrong. The error of a comparison is the time that starting and
+/// ending a thread takes, so on a busy machine times can be early until the next comparison. A lasting error fails all four
+/// attempts.
 fn check_times_unless_delayed(monitor: &Socktrail) -> Result<()> {
     const COMPARISONS: usize = 4;
     let mut result = check_times(monitor);
@@ -139,7 +140,7 @@ fn check_times(monitor: &Socktrail) -> Result<()> {
     let ends = connection.close()?;
     let after = SystemTime::now();
     for direction in ["egress", "ingress"] {
-        let is_of = |document: &Value| is_between(document, ends) && document["network"]["direction"] == direction;
+        let is_of = |document: &Value| is_from_to(document, ends) && document["network"]["direction"] == direction;
         let document = monitor.wait_for(&format!("the document of {ends:?}, {direction}"), is_of)?;
         let [start, end] = [time(&document, "/event/start")?, time(&document, "/event/end")?];
         ensure!(
@@ -178,7 +179,7 @@ impl Connection {
     }
 }
 
-fn is_between(document: &Value, (client, server): (SocketAddr, SocketAddr)) -> bool {
+fn is_from_to(document: &Value, (client, server): (SocketAddr, SocketAddr)) -> bool {
     endpoint(document, "source") == Some(client) && endpoint(document, "destination") == Some(server)
 }
 

@@ -39,7 +39,7 @@ pub(crate) const RUN: &str = "run";
 /// How long a workload waits for its peer.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// `linux/capability.h`; it allows a process to raise its limits.
+/// Of `linux/capability.h`. It allows a process to raise its limits.
 const CAP_SYS_RESOURCE: i32 = 24;
 
 type Workload = fn(&[String]) -> Result<()>;
@@ -50,7 +50,7 @@ const WORKLOADS: &[(&str, Workload)] = &[
     ("tcp-serve", tcp_serve),
     ("tcp-listen", tcp_listen),
     ("tcp-ask", tcp_ask),
-    ("connect-without-waiting", connect_without_waiting),
+    ("connect-nonblocking", connect_nonblocking),
     ("with-few-files", with_few_files),
     ("fork-with-socket", sharing::fork_with_socket),
     ("exec-with-socket", sharing::exec_with_socket),
@@ -74,7 +74,7 @@ const WORKLOADS: &[(&str, Workload)] = &[
     ("leader-gone-connected", threads::leader_gone_connected),
     ("leader-gone-exec", threads::leader_gone_exec),
     ("exec-by-thread", threads::exec_by_thread),
-    ("clone-with-memory", threads::clone_and_talk),
+    ("clone-sharing-memory", threads::clone_sharing_memory),
     ("spawn-and-wait", threads::spawn_and_wait),
     ("crowd", threads::crowd),
     ("mptcp-serve", mptcp::serve),
@@ -170,8 +170,8 @@ fn tcp_ask(arguments: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// `connect-without-waiting ADDRESS`: connects a nonblocking socket, waits for the outcome, and closes.
-fn connect_without_waiting(arguments: &[String]) -> Result<()> {
+/// `connect-nonblocking ADDRESS`: connects a nonblocking socket, waits for the outcome, and closes.
+fn connect_nonblocking(arguments: &[String]) -> Result<()> {
     let there = address(arguments)?;
     let family = if there.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;

@@ -87,7 +87,7 @@ fn tracee(workload: &str, format: TraceeFormat) -> Result<()> {
     let expected = expected_events(&workload, &["connect"])?;
     ensure!(!expected.is_empty() && connects.len() == expected.len(), "{} of {}", connects.len(), expected.len());
     for (event, entry) in connects.iter().zip(&expected) {
-        let kind = match entry["/system/audit/socket/type"].as_str().context("a type")? {
+        let kind = match entry["/system/audit/socket/type"].as_str().context("no type")? {
             "SOCK_STREAM" => 1,
             "SOCK_DGRAM" => 2,
             _ => 5,
@@ -137,8 +137,8 @@ pub(crate) fn thread_names() -> Result<()> {
         let (events, workload) = events_of(format, "calls-named-threads", pid)?;
         for line in workload.stdout.lines() {
             let mut words = line.splitn(3, ' ');
-            let (wanted_port, tid) = (words.next().context("a port")?, words.next().context("a thread")?);
-            let wanted = (Some(json!(tid.parse::<u32>()?)), Some(json!(words.next().context("a name")?)));
+            let (wanted_port, tid) = (words.next().context("no port")?, words.next().context("no thread id")?);
+            let wanted = (Some(json!(tid.parse::<u32>()?)), Some(json!(words.next().context("no thread name")?)));
             let is_of_port = |event: &&Value| {
                 event.pointer(port).is_some_and(|found| found.to_string().trim_matches('"') == wanted_port)
             };

@@ -54,7 +54,7 @@ impl ExpectedEvent {
         self.and(&format!("{SOCKET}/{field}"), value)
     }
 
-    fn of(self, which: &Sock) -> Self {
+    fn of(self, which: &Socket) -> Self {
         let named = self.socket("family", which.family).socket("type", which.kind);
         named.socket("inode", which.inode).socket("existing", Value::Null)
     }
@@ -73,8 +73,8 @@ impl ExpectedEvent {
     }
 }
 
-/// A socket with its family and type as events name them.
-struct Sock {
+/// A socket of this process, with family and type as events name them.
+struct Socket {
     fd: OwnedFd,
     family: &'static str,
     kind: &'static str,
@@ -103,7 +103,7 @@ fn inode(fd: &OwnedFd) -> Result<u64> {
     Ok(File::from(fd.try_clone()?).metadata()?.ino())
 }
 
-impl Sock {
+impl Socket {
     fn new(family: AddressFamily, kind: SockType, flags: SockFlag) -> Result<Self> {
         let fd = socket(family, kind, flags, None).context("make a socket")?;
         let number = fd.as_raw_fd();
@@ -184,7 +184,7 @@ fn at(text: &str) -> SocketAddr {
 /// `calls-tcp`: calls on TCP sockets over IPv4, successful and failing.
 pub(super) fn tcp(_: &[String]) -> Result<()> {
     let here = at("127.0.0.1:7001");
-    let inet = |flags| Sock::new(AddressFamily::Inet, SockType::Stream, flags);
+    let inet = |flags| Socket::new(AddressFamily::Inet, SockType::Stream, flags);
     let listener = inet(SockFlag::SOCK_CLOEXEC)?;
     setsockopt(&listener.fd, sockopt::ReuseAddr, &true)?;
     listener.entry("socket_setsockopt", &Ok(0)).socket("level", 1).socket("option", 2).print()?;
@@ -218,11 +218,11 @@ pub(super) fn tcp(_: &[String]) -> Result<()> {
 
 /// `calls-refused`: calls that a normal user may not make, and calls with invalid arguments.
 pub(super) fn refused(_: &[String]) -> Result<()> {
-    let low = Sock::new(AddressFamily::Inet, SockType::Datagram, SockFlag::empty())?;
+    let low = Socket::new(AddressFamily::Inet, SockType::Datagram, SockFlag::empty())?;
     low.bind(at("127.0.0.1:99"))?;
     low.close("CLOSE", None, None)?;
     for (kind, protocol) in [(SockType::Raw, SockProtocol::Icmp), (SockType::Stream, SockProtocol::Udp)] {
-        // Without flags, for musl tries again without them.
+        // Without flags, because musl repeats a failed call without its flags.
         let result = socket(AddressFamily::Inet, kind, SockFlag::empty(), protocol).map(|_| 0);
         let entry = ExpectedEvent::new("socket_create", &result).fd(None).socket("family", "AF_INET");
         entry.socket("type", names(AddressFamily::Inet, kind).1).socket("inode", Value::Null).print()?;
@@ -233,16 +233,16 @@ pub(super) fn refused(_: &[String]) -> Result<()> {
 /// `calls-ipv6`: IPv6 addresses with scopes, and IPv4-mapped ones.
 pub(super) fn ipv6(_: &[String]) -> Result<()> {
     let (here, there) = (at("[::1]:7002"), at("[::1]:7003"));
-    let datagrams = Sock::new(AddressFamily::Inet6, SockType::Datagram, SockFlag::empty())?;
+    let datagrams = Socket::new(AddressFamily::Inet6, SockType::Datagram, SockFlag::empty())?;
     datagrams.bind(here)?;
     datagrams.connect(there)?;
     datagrams.close("ESTABLISHED", Some(here), Some(there))?;
 
-    let stream = Sock::new(AddressFamily::Inet6, SockType::Stream, SockFlag::empty())?;
+    let stream = Socket::new(AddressFamily::Inet6, SockType::Stream, SockFlag::empty())?;
     stream.connect(at("[::ffff:127.0.0.1]:1"))?;
     stream.close("CLOSE", None, None)?;
 
-    let local = Sock::new(AddressFamily::Inet6, SockType::Datagram, SockFlag::empty())?;
+    let local = Socket::new(AddressFamily::Inet6, SockType::Datagram, SockFlag::empty())?;
     let scoped = at("[fe80::77%1]:7004");
     let result = bind(local.number(), &SockaddrStorage::from(scoped)).map(|()| 0);
     local.entry("socket_bind", &result).end("source", Some(scoped)).socket("local_scope_id", 1).print()?;
@@ -266,7 +266,7 @@ fn path(bytes: &[u8], shown: &str) -> Result<UnixName> {
     Ok(UnixName { address: UnixAddr::new(path)?, shown: shown.to_owned() })
 }
 
-impl Sock {
+impl Socket {
     fn unix(
         &self,
         action: &str,
@@ -297,7 +297,7 @@ impl Sock {
 
 /// `calls-unix`: `AF_UNIX` sockets with every kind of name.
 pub(super) fn unix(_: &[String]) -> Result<()> {
-    let new = |kind| Sock::new(AddressFamily::Unix, kind, SockFlag::SOCK_CLOEXEC);
+    let new = |kind| Socket::new(AddressFamily::Unix, kind, SockFlag::SOCK_CLOEXEC);
     let long = format!("/tmp/{}", "x".repeat(102));
     let long = path(long.as_bytes(), &long)?;
     let address = UnixAddr::new_abstract(b"a\0\nb\\\xff")?;
@@ -313,7 +313,7 @@ pub(super) fn unix(_: &[String]) -> Result<()> {
     let client = new(SockType::Stream)?;
     client.connect_unix(&long)?;
     let number = accept4(listener.number(), SockFlag::empty())?;
-    let server = Sock::without_event(owned(number)?, ("AF_UNIX", "SOCK_STREAM"))?;
+    let server = Socket::without_event(owned(number)?, ("AF_UNIX", "SOCK_STREAM"))?;
     let accepted = server.unix("socket_accept", &Ok(0), Some(&long.shown), None).fd(Some(listener.number()));
     accepted.socket("accepted_fd", number).print()?;
 
@@ -331,11 +331,11 @@ pub(super) fn unix(_: &[String]) -> Result<()> {
 
     let (one, other) = socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::empty())?;
     for fd in [&one, &other] {
-        let end = Sock::without_event(fd.try_clone()?, ("AF_UNIX", "SOCK_STREAM"))?;
+        let end = Socket::without_event(fd.try_clone()?, ("AF_UNIX", "SOCK_STREAM"))?;
         ExpectedEvent::new("socket_create", &Ok(0)).of(&end).fd(None).print()?;
     }
     for fd in [one, other] {
-        Sock::without_event(fd, ("AF_UNIX", "SOCK_STREAM"))?.close_unix("ESTABLISHED", None, None)?;
+        Socket::without_event(fd, ("AF_UNIX", "SOCK_STREAM"))?.close_unix("ESTABLISHED", None, None)?;
     }
     client.close_unix("ESTABLISHED", None, Some(&long.shown))?;
     server.close_unix("ESTABLISHED", Some(&long.shown), None)?;
@@ -348,7 +348,7 @@ pub(super) fn unix(_: &[String]) -> Result<()> {
 
 /// `calls-netlink`: a socket of another family.
 pub(super) fn netlink(_: &[String]) -> Result<()> {
-    let other = Sock::new(AddressFamily::Netlink, SockType::Raw, SockFlag::empty())?;
+    let other = Socket::new(AddressFamily::Netlink, SockType::Raw, SockFlag::empty())?;
     other.close("CLOSE", None, None)
 }
 
@@ -357,8 +357,8 @@ pub(super) fn io_uring(arguments: &[String]) -> Result<()> {
     let there = super::address(arguments)?;
     let fd = socket(AddressFamily::Inet, SockType::Stream, SockFlag::empty(), None)?;
     let result = connect_by_io_uring(&fd, there)?;
-    let sock = Sock::without_event(fd, ("AF_INET", "SOCK_STREAM"))?;
-    print_line(json!({ "inode": sock.inode, "local": sock.name().map(|name| name.to_string()), "result": result }))
+    let socket = Socket::without_event(fd, ("AF_INET", "SOCK_STREAM"))?;
+    print_line(json!({ "inode": socket.inode, "local": socket.name().map(|name| name.to_string()), "result": result }))
 }
 
 /// `calls-io-uring-failing`: through io_uring, an accept and a socket that fail, and a socket that succeeds. Prints the
@@ -371,7 +371,7 @@ pub(super) fn io_uring_failing(_: &[String]) -> Result<()> {
     print_line(json!({ "inode": inode(&stream)?, "accepted": accepted, "refused": refused, "made": made }))
 }
 
-/// `calls-ends`: sockets whose last descriptor is closed by `close(2)`, a child, the process's end and an exec. Prints
+/// `calls-ends`: sockets whose last descriptor is closed by `close(2)`, by a child, by the process's end and by an exec. Prints
 /// the inode and the closing process of each.
 pub(super) fn ends(_: &[String]) -> Result<()> {
     let new = |flags| socket(AddressFamily::Inet, SockType::Datagram, flags, None);
@@ -399,7 +399,7 @@ pub(super) fn ends(_: &[String]) -> Result<()> {
     let left_inode = inode(&left)?;
     let child = fork(|| true)?;
     nix::sys::wait::waitpid(child, None)?;
-    report("exit", left_inode, own)?; // the program that it becomes has it until its end
+    report("exit", left_inode, own)?; // the program that this process executes holds it until its end
 
     let closed = new(SockFlag::SOCK_CLOEXEC)?;
     report("exec", inode(&closed)?, own)?;

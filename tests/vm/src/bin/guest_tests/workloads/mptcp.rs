@@ -25,9 +25,9 @@ const SHORT_PAUSE: Duration = Duration::from_millis(50);
 pub(super) fn serve(arguments: &[String]) -> Result<()> {
     let [protocol, rest @ ..] = arguments else { bail!("the protocol is missing") };
     let [_, count, pause] = rest else { bail!("an address, a count or a pause is missing") };
-    let there = address(rest)?;
-    let socket = new_socket(protocol, there)?;
-    bind(socket.as_raw_fd(), &SockaddrStorage::from(there)).context("bind")?;
+    let here = address(rest)?;
+    let socket = new_socket(protocol, here)?;
+    bind(socket.as_raw_fd(), &SockaddrStorage::from(here)).context("bind")?;
     listen(&socket, Backlog::new(8)?).context("listen")?;
     let listener = TcpListener::from(socket);
     print_line(listener.local_addr()?)?;
@@ -70,8 +70,9 @@ fn connect_to_peer(arguments: &[String]) -> Result<(TcpStream, &[String])> {
     Ok((connection, rest))
 }
 
-fn new_socket(protocol: &str, there: SocketAddr) -> Result<OwnedFd> {
-    let family = if there.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+/// A stream socket of a protocol, and of the family of an address.
+fn new_socket(protocol: &str, address: SocketAddr) -> Result<OwnedFd> {
+    let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let protocol = match protocol {
         "mptcp" => IPPROTO_MPTCP,
         "tcp" => nix::libc::IPPROTO_TCP,

@@ -14,7 +14,7 @@ use super::sharing::{ask, await_children, connect_and_ask, stream_socket, succee
 use super::{EXECUTABLE, PROGRAM, RUN, address, print_line};
 use crate::helpers::sys::{clone_with_memory, exit_thread};
 
-/// The number of threads of `crowd`.
+/// The number of threads of `crowd` besides the main thread.
 const CROWD: u64 = 32;
 
 /// `later ADDRESS MILLISECONDS`: waits, connects, prints its address, and makes a request.
@@ -53,12 +53,14 @@ pub(super) fn leader_gone_exec(arguments: &[String]) -> Result<()> {
 /// `exec-by-thread ADDRESS MILLISECONDS`: a thread executes `later` while the main thread waits.
 pub(super) fn exec_by_thread(arguments: &[String]) -> Result<()> {
     let (there, pause) = (address(arguments)?, pause(arguments)?);
-    thread::spawn(move || exec_later(there, pause.as_millis())).join().map_err(|_| anyhow::anyhow!("it panicked"))?
+    thread::spawn(move || exec_later(there, pause.as_millis()))
+        .join()
+        .map_err(|_| anyhow::anyhow!("the thread panicked"))?
 }
 
-/// `clone-with-memory ADDRESS MILLISECONDS`: a process that shares this one's memory does `later`, and prints its
+/// `clone-sharing-memory ADDRESS MILLISECONDS`: a child that shares this process's memory does `later`, and prints its
 /// process id.
-pub(super) fn clone_and_talk(arguments: &[String]) -> Result<()> {
+pub(super) fn clone_sharing_memory(arguments: &[String]) -> Result<()> {
     let (there, pause) = (address(arguments)?, pause(arguments)?);
     clone_with_memory(|| {
         sleep(pause);
@@ -70,16 +72,15 @@ pub(super) fn clone_and_talk(arguments: &[String]) -> Result<()> {
 /// `spawn-and-wait ADDRESS MILLISECONDS`: starts `later` with `posix_spawn(3)`, which calls `vfork(2)`, and waits.
 pub(super) fn spawn_and_wait(arguments: &[String]) -> Result<()> {
     let status = Command::new(EXECUTABLE).arg0(PROGRAM).args([RUN, "later"]).args(arguments).spawn()?.wait()?;
-    anyhow::ensure!(status.success(), "it ended with {status}");
+    anyhow::ensure!(status.success(), "the child ended with {status}");
     Ok(())
 }
 
-/// `crowd ADDRESS MILLISECONDS`: many threads, the main one included, end at various times; the last one
-/// does `later`.
+/// `crowd ADDRESS MILLISECONDS`: the main thread ends at once, and many others at various times within a second. The last
+/// thread does `later`.
 pub(super) fn crowd(arguments: &[String]) -> Result<()> {
-    let last = u64::from(id()) % CROWD;
     let delay = |number: u64| Duration::from_millis((number * 7919 + u64::from(id())) % 1000);
-    for number in (0..CROWD).filter(|number| *number != last) {
+    for number in 1..CROWD {
         thread::spawn(move || {
             sleep(delay(number));
             exit_thread()
@@ -95,7 +96,7 @@ fn in_other_thread(arguments: &[String], work: impl FnOnce(&[String]) -> Result<
         let _ = began.send(());
         exit(i32::from(!succeeded(work(&arguments))))
     });
-    has_begun.recv().context("the thread begins")?;
+    has_begun.recv().context("the other thread did not begin")?;
     exit_thread()
 }
 
