@@ -21,8 +21,13 @@ pub enum Hook {
     SocketCreate,
     /// The running task closes the last descriptor of such a socket (`BPF_CGROUP_INET_SOCK_RELEASE`, Linux 5.9). Argument: `sk`.
     SocketRelease,
-    /// A tracepoint, with the arguments of its `TP_PROTO`, counted from 1.
-    RawTracepoint(&'static str),
+    /// A tracepoint, with the names of the arguments of its `TP_PROTO`.
+    RawTracepoint {
+        /// `sched_process_exec`
+        name: &'static str,
+        /// `p`, `old_pid`, `bprm`
+        arguments: &'static [&'static str],
+    },
 }
 
 /// `BPF_PROG_TYPE_*`
@@ -53,23 +58,23 @@ impl Hook {
             Self::Ingress => "cgroup_skb/ingress",
             Self::SocketCreate => "cgroup/sock_create",
             Self::SocketRelease => "cgroup/sock_release",
-            Self::RawTracepoint(name) => name,
+            Self::RawTracepoint { name, .. } => name,
         }
     }
 
-    /// The number of an argument. `None` for a raw tracepoint, whose arguments the kernel's type information knows.
+    /// The number of an argument, counted from 1.
     pub(crate) fn argument(self, name: &str) -> Option<u8> {
-        let only = match self {
-            Self::Egress | Self::Ingress => "skb",
-            Self::SocketCreate | Self::SocketRelease => "sk",
-            Self::RawTracepoint(_) => return None,
+        let names: &[&str] = match self {
+            Self::Egress | Self::Ingress => &["skb"],
+            Self::SocketCreate | Self::SocketRelease => &["sk"],
+            Self::RawTracepoint { arguments, .. } => arguments,
         };
-        (name == only).then_some(1)
+        names.iter().position(|one| *one == name).and_then(|index| u8::try_from(index + 1).ok())
     }
 
     pub(crate) const fn arguments(self) -> Arguments {
         match self {
-            Self::RawTracepoint(_) => Arguments::ContextWords,
+            Self::RawTracepoint { .. } => Arguments::ContextWords,
             _ => Arguments::Context,
         }
     }
@@ -77,7 +82,7 @@ impl Hook {
     /// What a program returns. At a control group, anything but 1 would refuse the packet or the call.
     pub const fn verdict(self) -> i32 {
         match self {
-            Self::RawTracepoint(_) => 0,
+            Self::RawTracepoint { .. } => 0,
             _ => 1,
         }
     }
@@ -86,7 +91,7 @@ impl Hook {
         match self {
             Self::Egress | Self::Ingress => ProgramType::CgroupSkb,
             Self::SocketCreate | Self::SocketRelease => ProgramType::CgroupSock,
-            Self::RawTracepoint(_) => ProgramType::RawTracepoint,
+            Self::RawTracepoint { .. } => ProgramType::RawTracepoint,
         }
     }
 
@@ -97,7 +102,7 @@ impl Hook {
             Self::Ingress => Some(AttachType::CgroupInetIngress),
             Self::SocketCreate => Some(AttachType::CgroupInetSockCreate),
             Self::SocketRelease => Some(AttachType::CgroupInetSockRelease),
-            Self::RawTracepoint(_) => None,
+            Self::RawTracepoint { .. } => None,
         }
     }
 
@@ -105,7 +110,7 @@ impl Hook {
     pub(crate) const fn read_helper(self) -> Helper {
         match self {
             // It also reads user memory.
-            Self::RawTracepoint(_) => Helper::ProbeRead,
+            Self::RawTracepoint { .. } => Helper::ProbeRead,
             _ => Helper::ProbeReadKernel,
         }
     }

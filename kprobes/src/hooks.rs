@@ -127,7 +127,7 @@ impl HookPoint {
         let what = || format!("the BPF program {} at {}", program.name(), self.hook.name());
         let started = match (self.hook, self.hook.attach_type()) {
             (_, Some(attach_type)) => bpf::attach_to_cgroup(program.descriptor(), self.cgroup.as_fd(), attach_type),
-            (Hook::RawTracepoint(name), _) => {
+            (Hook::RawTracepoint { name, .. }, _) => {
                 let name = CString::new(name).map_err(|error| Error::io(what(), error))?;
                 bpf::attach_to_tracepoint(program.descriptor(), &name)
             }

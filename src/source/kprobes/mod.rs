@@ -391,6 +391,7 @@ impl Probe {
         match self.target {
             Target::Kprobe { function } | Target::Kretprobe { function, .. } => function,
             Target::Tracepoint { name, .. } => name,
+            Target::Hook(hook) => hook.name(),
         }
     }
 }
