@@ -149,7 +149,7 @@ fn a_real_server_has_each_document_once_as_it_was_sent() {
     assert_eq!(found.len(), sent.len());
     assert_eq!(by_flow(found.into_values()), sent, "field by field");
 
-    // The fields have the types of ECS, so that networks, numbers and times can be searched for.
+    // The fields have the types that `setup` has installed, so that networks, numbers and times can be searched for.
     let count = |query: Value| node.search(index, &query).len();
     let expected = |is: &dyn Fn(&Value) -> bool| sent.values().filter(|document| is(document)).count();
     let loopback = expected(&|document| document["source"]["ip"].as_str().is_some_and(|ip| ip.starts_with("127.")));

@@ -7,7 +7,7 @@ use hashbrown::HashTable;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Index(u32);
 
-/// The index of no slot.
+/// In place of an index: no slot.
 const NONE: u32 = u32::MAX;
 
 /// The table. The caller gives hashes and equality, so that it can look a value up by borrowed parts without building a
@@ -18,7 +18,7 @@ pub(crate) struct LruTable<T> {
     slots: Vec<Slot<T>>,
     oldest: u32,
     newest: u32,
-    /// The first free slot. `newer` links the free ones.
+    /// The first free slot. `newer` of a free slot is the next free one.
     free: u32,
 }
 
@@ -60,7 +60,7 @@ impl<T> LruTable<T> {
         (self.oldest != NONE).then_some(Index(self.oldest))
     }
 
-    /// The value that was used next after this one.
+    /// The value that follows this one in the order of last use.
     pub(crate) fn newer(&self, index: Index) -> Option<Index> {
         let newer = self.slots[index.0 as usize].newer;
         (newer != NONE).then_some(Index(newer))
@@ -76,7 +76,7 @@ impl<T> LruTable<T> {
         })
     }
 
-    /// Adds a value as the most recently used one. It does not look for an equal one.
+    /// Adds a value as the most recently used one, even if there is an equal one.
     pub(crate) fn insert(&mut self, hash: u64, value: T) -> Index {
         let at = self.allocate(Slot { hash, older: NONE, newer: NONE, value: Some(value) });
         let slots = &self.slots;

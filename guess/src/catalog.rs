@@ -256,8 +256,8 @@ pub fn split_argument_key(key: &str) -> Option<(&str, &str)> {
 pub fn later_arguments(key: &str) -> Vec<String> {
     let Some((function, argument)) = split_argument_key(key) else { return Vec::new() };
     let arguments = FUNCTIONS.iter().filter(|spec| spec.name == function).flat_map(|spec| spec.arguments);
-    let behind = arguments.skip_while(|spec| spec.name != argument).skip(1);
-    behind.map(|spec| argument_key(function, spec.name)).collect()
+    let later = arguments.skip_while(|spec| spec.name != argument).skip(1);
+    later.map(|spec| argument_key(function, spec.name)).collect()
 }
 
 /// Whether only older kernels have a key: a field that was replaced, or an argument of a function that was removed.

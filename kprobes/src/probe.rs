@@ -63,7 +63,7 @@ pub enum Target<'a> {
 /// |---|---|
 /// | `{skb}` | an argument of the function |
 /// | `+{sk_buff.len}({skb})` | memory at an offset from it |
-/// | `+12(+{sk_buff.data}({skb}))` | memory behind a pointer |
+/// | `+12(+{sk_buff.data}({skb}))` | memory that a pointer points to |
 /// | `+{sock.a+b.c-8}({sk})` | memory at a sum of offsets and numbers; `-{…}(…)` subtracts it |
 /// | `+{sk_buff.data-word}({skb})` | the same, where `word` is the size of a pointer |
 /// | `+u0({filename})` | the user's memory |

@@ -186,7 +186,7 @@ pub enum EventKind {
         cause: LossCause,
         /// How many were lost.
         count: u64,
-        /// The last time at which nothing had been lost.
+        /// A time before the first of them was lost.
         since: MonotonicTime,
         /// The kinds of facts that the lost samples may have carried.
         facts: LostFacts,

@@ -10,15 +10,15 @@ use crate::model::time::MonotonicTime;
 
 /// Names of user and group ids.
 pub trait UserNames {
-    /// The name of a user; `None` if it has none.
+    /// The name of a user; `None` if it has none, or none is known yet.
     fn user(&self, uid: u32) -> Option<Arc<str>>;
-    /// The name of a group; `None` if it has none.
+    /// The name of a group; `None` if it has none, or none is known yet.
     fn group(&self, gid: u32) -> Option<Arc<str>>;
 }
 
 /// Looks up names ahead of time, so that they are known when they are needed.
 pub trait PrefetchNames: fmt::Debug + Send + Sync {
-    /// The names of these users and groups will be needed. Never waits.
+    /// Starts lookups of the names of these users and groups. Does not wait for the answers.
     fn prefetch(&self, owner: &Credentials);
 }
 

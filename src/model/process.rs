@@ -48,8 +48,9 @@ pub struct Credentials {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ExecutedFile {
-    /// Its path at the exec, as in `/proc/PID/exe`: links resolved, from the root of its mount namespace. If the file had been
-    /// removed, the path ends in ` (deleted)`. A file in memory only is `/memfd:NAME (deleted)`.
+    /// Its path at the exec, as in `/proc/PID/exe`. Links are resolved, and the path begins at the root of the process's mount
+    /// namespace. If the file was removed before the exec, the path ends in ` (deleted)`. A file in memory only is
+    /// `/memfd:NAME (deleted)`.
     Path(PathBuf),
     /// Its path has more parts, or longer ones, than are captured.
     TooDeep,

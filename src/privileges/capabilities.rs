@@ -64,7 +64,7 @@ impl fmt::Display for Kept {
 ///
 /// These are kept, if the thread has them:
 /// - `CAP_PERFMON`, to open perf events on CPUs that come online; `CAP_SYS_ADMIN` instead if a test shows that it is not
-///   enough: before Linux 5.8, and on Debian's kernels with `kernel.perf_event_paranoid` 3.
+///   enough: before Linux 5.8, and if `kernel.perf_event_paranoid` is at the level that Debian (3) or Ubuntu (4) has added.
 /// - `CAP_SYS_PTRACE` and `CAP_DAC_READ_SEARCH`, to read program, arguments and sockets of other users' processes in `/proc`.
 /// - `CAP_DAC_OVERRIDE`, unless the user is root: removing probes writes to tracefs, which root owns.
 /// - `CAP_BPF`, before Linux 5.19 and if wanted, to connect CPUs that come online with the programs that count packets.

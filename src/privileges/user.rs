@@ -9,7 +9,7 @@ use super::capabilities::{keep_only, limit_bounding_set_to};
 /// The user and group that a root process changes to. No other process uses them, so only root can trace or signal it.
 ///
 /// `nobody` would not do, because other services use it. This id is in no range of systemd's list (`docs/UIDS-GIDS.md` in its
-/// sources), and above the ids that SSSD assigns to users of a directory (below 2,000,200,000).
+/// sources), and above the ids that SSSD assigns to users of an LDAP directory (below 2,000,200,000).
 pub const UNPRIVILEGED: u32 = 2_100_044_411;
 
 /// Drops all privileges: all capabilities and, if the effective user is root, also user and groups. Only for a

@@ -98,7 +98,8 @@ fn template(index: &str, data_stream: bool, server: Server) -> Value {
     template
 }
 
-/// The mappings of fields to the types that ECS defines. All text that is not listed becomes a keyword.
+/// The mappings of fields to the types of ECS. There is one difference: all text that is not listed becomes a keyword, even
+/// `message` and `error.message`, which are `match_only_text` in ECS.
 fn mappings(server: Server) -> Value {
     let mut mappings = json!({
         "date_detection": false,

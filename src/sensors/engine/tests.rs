@@ -54,7 +54,7 @@ impl Harness {
         self.event(Action::Close, CallResult::Success, socket(id, remote, SocketState::CLOSE), Some(last));
     }
 
-    /// Action, remote and state of the events since the last call.
+    /// Of each event since the last call: the action, the remote end, the name of the remote host, and the state.
     fn emitted(&mut self) -> Vec<String> {
         let events = self.engine.take_events();
         let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
@@ -135,7 +135,7 @@ fn an_event_is_written_as_documented() {
 #[test]
 fn each_socket_opens_and_closes_once_whatever_its_states() {
     let mut harness = Harness::new(ALL);
-    let step = |harness: &mut Harness, state| {
+    let change_state = |harness: &mut Harness, state| {
         harness.event(Action::Connect, CallResult::Success, socket(1, SERVER, state), None);
     };
     harness.event(
@@ -145,11 +145,11 @@ fn each_socket_opens_and_closes_once_whatever_its_states() {
         Some(SocketState::CLOSE),
     );
     assert_eq!(harness.emitted(), ["opened 198.51.100.7:443 - SYN_SENT"]);
-    step(&mut harness, SocketState::ESTABLISHED);
-    step(&mut harness, SocketState(8));
+    change_state(&mut harness, SocketState::ESTABLISHED);
+    change_state(&mut harness, SocketState::CLOSE_WAIT);
     assert!(harness.emitted().is_empty(), "a change of state is no event");
-    harness.close(1, SERVER, SocketState(8));
-    harness.close(1, SERVER, SocketState(8));
+    harness.close(1, SERVER, SocketState::CLOSE_WAIT);
+    harness.close(1, SERVER, SocketState::CLOSE_WAIT);
     assert_eq!(harness.emitted(), ["closed 198.51.100.7:443 - CLOSE_WAIT"]);
 }
 
@@ -161,7 +161,7 @@ fn a_sensor_follows_a_socket_from_the_first_match_on() {
     assert!(harness.emitted().is_empty(), "not yet established");
     harness.connect(1, SERVER);
     assert_eq!(harness.emitted(), ["opened 198.51.100.7:443 - ESTABLISHED"]);
-    harness.close(1, SERVER, SocketState(8));
+    harness.close(1, SERVER, SocketState::CLOSE_WAIT);
     assert_eq!(harness.emitted(), ["closed 198.51.100.7:443 - CLOSE_WAIT"], "though no pattern has this state");
     harness.connect(2, "[2001:db8::2]:443");
     harness.event(Action::Listen { backlog: 1 }, CallResult::Success, socket(3, "-", SocketState::LISTEN), None);
@@ -182,7 +182,7 @@ fn existing_sockets_are_known_and_only_their_end_is_reported() {
     assert_eq!(harness.emitted().len(), 1, "a new socket may reuse the inode number");
 }
 
-/// The search for existing sockets takes a while. A socket that begins meanwhile is new all the same.
+/// The search for existing sockets takes a while. A socket that begins during the search is new, even if the search finds it.
 #[test]
 fn sockets_that_begin_during_the_search_are_new() {
     let mut harness = Harness::new(ALL);

@@ -37,7 +37,7 @@ pub(crate) struct Missed {
     pub(crate) feature: Feature,
     /// The number of missed hits.
     pub(crate) count: u64,
-    /// The last time at which none of these hits had been missed.
+    /// A time before the first of these misses: just before the previous reading.
     pub(crate) since: MonotonicTime,
     /// When the misses were noticed.
     pub(crate) time: MonotonicTime,
@@ -47,7 +47,7 @@ impl Misses {
     /// Counts the hits that are missed after the probes were attached.
     pub(crate) fn of(probes: &Probes) -> Self {
         let (before, time) = &probes.missed_before;
-        let mut misses = Self::on_release(release(), probes.features());
+        let mut misses = Self::for_kernel(release(), probes.features());
         misses.begin(before.iter().map(|probe| (&*probe.name, probe.misses)), *time);
         misses
     }
@@ -64,7 +64,7 @@ impl Misses {
     }
 
     /// Counts misses of these features' probes, except those whose misses are unknown on a kernel of this release.
-    fn on_release(release: (u32, u32), features: impl Iterator<Item = Feature>) -> Self {
+    fn for_kernel(release: (u32, u32), features: impl Iterator<Item = Feature>) -> Self {
         let features = features.filter(|feature| feature.misses_reliable_since().is_none_or(|first| release >= first));
         let none = |feature: Feature| (feature.to_string(), ProbeMisses { feature, misses: 0, before: 0 });
         Self { by_name: features.map(none).collect(), read_at: MonotonicTime::ZERO, skipped: Default::default() }
@@ -110,8 +110,8 @@ impl Misses {
         missed
     }
 
-    /// The hits since the last call at which the kernel did not run a program. `counts` are the totals since the programs were
-    /// loaded, read between `before` and `time`.
+    /// The new hits at which the kernel ran no program. `counts` are the totals since the programs were loaded, read between
+    /// `before` and `time`.
     pub(crate) fn skipped(
         &mut self,
         counts: impl Iterator<Item = (Feature, u64)>,
@@ -184,7 +184,7 @@ mod tests {
     fn where_faults_count_as_misses_a_probe_that_may_fault_is_not_watched() {
         let watched = |release| {
             let all = [Feature::SocketClose, Feature::LocalDrops, Feature::TcpState, Feature::ProcessExec];
-            Misses::on_release(release, all.into_iter()).by_name.into_keys().collect::<Vec<_>>()
+            Misses::for_kernel(release, all.into_iter()).by_name.into_keys().collect::<Vec<_>>()
         };
         assert_eq!(watched((5, 7)), ["tcp_state"]);
         assert_eq!(watched((5, 8)), ["process_exec", "tcp_state"]);
@@ -204,7 +204,7 @@ mod tests {
     #[test]
     fn each_probe_is_counted_for_itself_since_the_last_reading() {
         let both = [Feature::SocketFree, Feature::TcpState];
-        let mut misses = Misses::on_release((6, 1), both.into_iter());
+        let mut misses = Misses::for_kernel((6, 1), both.into_iter());
         let missed =
             |feature, count, since, time| Missed { feature, count, since: monotonic(since), time: monotonic(time) };
         let counts = misses.update(
@@ -243,7 +243,7 @@ mod tests {
 
     #[test]
     fn a_count_that_was_too_low_for_a_moment_is_no_new_miss() {
-        let mut misses = Misses::on_release((5, 10), [Feature::Ipv4Out].into_iter());
+        let mut misses = Misses::for_kernel((5, 10), [Feature::Ipv4Out].into_iter());
         let mut counts = |count, at| {
             let missed = misses.update([("ipv4_out", count)].into_iter(), (monotonic(at), monotonic(at)));
             missed.iter().map(|missed| missed.count).sum::<u64>()
@@ -253,7 +253,7 @@ mod tests {
 
     #[test]
     fn hits_at_which_a_program_did_not_run_are_missed_as_well() {
-        let mut misses = Misses::on_release((6, 12), [Feature::TcpState, Feature::UdpIpv4In].into_iter());
+        let mut misses = Misses::for_kernel((6, 12), [Feature::TcpState, Feature::UdpIpv4In].into_iter());
         misses.begin([("tcp_state", 5)].into_iter(), monotonic(10));
         let mut skipped = |counts: [u64; 2], before, time| {
             let counts = [Feature::TcpState, Feature::UdpIpv4In].into_iter().zip(counts);
@@ -271,7 +271,7 @@ mod tests {
 
     #[test]
     fn what_was_missed_before_a_probe_was_attached_is_no_loss() {
-        let mut misses = Misses::on_release((6, 1), [Feature::TcpState].into_iter());
+        let mut misses = Misses::for_kernel((6, 1), [Feature::TcpState].into_iter());
         misses.begin([("tcp_state", 5)].into_iter(), monotonic(10));
         assert_eq!(misses.update([("tcp_state", 5)].into_iter(), (monotonic(20), monotonic(22))), []);
         let missed = Missed { feature: Feature::TcpState, count: 2, since: monotonic(20), time: monotonic(32) };

@@ -38,11 +38,13 @@ fn without_loopback() -> Rules {
     Rules { filter: Filter { exclude_loopback: true, ..Filter::default() }, ..rules() }
 }
 
-/// A flow, counted from all packets, and the same one, counted from those that became samples and from totals.
+/// One flow, counted twice. Both results must be equal.
 struct Both {
     of: Conversation,
-    all: LiveFlow,
-    sampled: LiveFlow,
+    /// Counted from all packets, except those with IP options.
+    expected: LiveFlow,
+    /// Counted from samples, and from the totals of packets that became none.
+    combined: LiveFlow,
     /// The last totals that were taken in, by the time when their entry was made.
     taken: HashMap<u64, Totals>,
     samples: usize,
@@ -59,7 +61,7 @@ impl Both {
             (live.has_own_socket, live.complete) = (true, true);
             live
         };
-        Self { of, all: flow(), sampled: flow(), taken: HashMap::new(), samples: 0, has_others: false }
+        Self { of, expected: flow(), combined: flow(), taken: HashMap::new(), samples: 0, has_others: false }
     }
 
     /// Hits the probe with this packet, at the time `now`.
@@ -67,12 +69,12 @@ impl Both {
         machine.set_time(now);
         let (is_sample, reported) = wire.hit(machine);
         reported.iter().for_each(|totals| self.take(totals));
-        self.played(now, wire, is_sample);
+        self.add_hit(now, wire, is_sample);
     }
 
-    /// A packet of the conversation has hit the probe.
-    fn played(&mut self, now: u64, wire: Wire, is_sample: bool) {
-        // With IP options the sample cannot be read.
+    /// Adds a packet that has hit the probe, unless it has IP options: such a packet is always sampled, but its sample cannot be
+    /// read.
+    fn add_hit(&mut self, now: u64, wire: Wire, is_sample: bool) {
         if wire.ip_options {
             assert!(is_sample);
             return;
@@ -89,10 +91,10 @@ impl Both {
         let leaves = wire.direction == PacketDirection::Outbound;
         let sender = if leaves && wire.sender == wire.of.sock { Sender::OwnSocket } else { Sender::Other };
         self.has_others |= leaves && sender == Sender::Other && wire.flags & 0x02 == 0;
-        counting::add(&mut self.all, monotonic(now), &wire.packet(), sender);
+        counting::add(&mut self.expected, monotonic(now), &wire.packet(), sender);
         if is_sample {
             self.samples += 1;
-            counting::add(&mut self.sampled, monotonic(now), &wire.packet(), sender);
+            counting::add(&mut self.combined, monotonic(now), &wire.packet(), sender);
         }
     }
 
@@ -109,14 +111,14 @@ impl Both {
         let none = Totals::none_of(totals);
         let before = self.taken.insert(totals.since.as_nanos(), *totals).unwrap_or(none);
         if let Some(new) = NewCounts::between(&before, totals) {
-            counting::add_totals(&mut self.sampled, &new);
+            counting::add_totals(&mut self.combined, &new);
         }
-        self.sampled.last = self.sampled.last.max(totals.last);
+        self.combined.last = self.combined.last.max(totals.last);
     }
 
-    /// What both have counted.
+    /// Both results, as text.
     fn counted(&self) -> [String; 2] {
-        [&self.all, &self.sampled].map(|live| {
+        [&self.expected, &self.combined].map(|live| {
             let LiveFlow { sent, received, last, inexact, last_sent, segments, .. } = live;
             let segments = segments.map(|baseline| (baseline.sent, baseline.received_before));
             let last_sent = Some(last_sent).filter(|_| !self.has_others);

@@ -150,8 +150,8 @@ proptest! {
         second.both.end(&machine, Feature::SocketFree);
         prop_assert_eq!(machine.entries(), (0, 0));
         for connection in [first, second] {
-            let [all, sampled] = connection.both.counted();
-            prop_assert_eq!(all, sampled);
+            let [expected, combined] = connection.both.counted();
+            prop_assert_eq!(combined, expected);
         }
     }
 }
@@ -235,8 +235,8 @@ proptest! {
         one.count(one.waiting);
         one.out(&machine, 0, 3, ACK, 1);
         one.both.end(&machine, Feature::TcpState);
-        let [all, sampled] = one.both.counted();
-        prop_assert_eq!(all, sampled);
+        let [expected, combined] = one.both.counted();
+        prop_assert_eq!(combined, expected);
     }
 }
 
@@ -256,8 +256,8 @@ fn a_connection_whose_ends_lead_elsewhere_is_counted() {
     }
     assert_eq!(machine.look_up(one.both.of.sock).unwrap().tcp.unwrap().merged, 10);
     one.both.end(&machine, Feature::TcpState);
-    let [all, sampled] = one.both.counted();
-    assert_eq!(all, sampled);
+    let [expected, combined] = one.both.counted();
+    assert_eq!(combined, expected);
 }
 
 #[test]
@@ -279,8 +279,8 @@ fn a_long_connection_has_few_samples() {
         // 64,000 bytes in 46 segments are at most 1392 each.
         assert_eq!((tcp.sent_full, tcp.merged, tcp.merged_unsure), (1392, 1000, 0));
         connection.both.take(&totals);
-        let [all, sampled] = connection.both.counted();
-        assert_eq!(all, sampled);
+        let [expected, combined] = connection.both.counted();
+        assert_eq!(combined, expected);
     }
 }
 

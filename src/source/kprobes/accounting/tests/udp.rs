@@ -9,8 +9,8 @@ fn conversation(ipv6: bool, sock: u8, remote: u8) -> Conversation {
     Conversation { ipv6, transport: Transport::Udp, sock, local: (1, 4000), remote: (remote, 53) }
 }
 
-/// A datagram: its socket, its remote host, whether it is outgoing, its payload, nanoseconds since the one before, and what is
-/// special.
+/// A datagram: its socket, its remote host, whether it is outgoing, the size of its payload, nanoseconds since the one before, and
+/// `special` as in [`wire`].
 type Step = (u8, u8, bool, u32, u64, u8);
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -20,12 +20,16 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => Just(2 * PAUSE),
         1 => 1_000_000_000..2_000_000_000_u64,
     ];
-    // Many peers share a few ways.
+    // About half of the datagrams have one of 3 peers. The others have one of 250, more than a socket has ways.
     let remote = prop_oneof![0..3_u8, 0..250_u8];
     prop::collection::vec((0..2_u8, remote, any::<bool>(), 0..1400_u32, pause, 0..16_u8), 1..200)
 }
 
-/// A random datagram of a conversation.
+/// The value of `special` for a datagram that is not special.
+const ORDINARY: u8 = 9;
+
+/// A datagram of a conversation. If `special` is 0, it has IP options; if 1, a nonlinear part; if 2 and it is incoming, it
+/// arrived in fragments.
 fn wire(of: Conversation, out: bool, payload: u32, special: u8) -> Wire {
     let direction = if out { PacketDirection::Outbound } else { PacketDirection::Inbound };
     let mut wire = Wire::new(of, direction, payload);
@@ -55,18 +59,19 @@ proptest! {
         [0, 1].into_iter().for_each(|sock| free(&machine, sock, &mut all));
         prop_assert_eq!(machine.entries(), (0, 0));
         for both in all.values() {
-            let [all, sampled] = both.counted();
-            prop_assert_eq!(all, sampled);
+            let [expected, combined] = both.counted();
+            prop_assert_eq!(combined, expected);
         }
     }
 }
 
-/// A datagram of a conversation. What was counted of another one may be reported, because its entry is evicted.
+/// Hits the probe with a datagram of a conversation. The counts of another conversation may be reported, because its entry is
+/// evicted. Returns whether the datagram is sampled.
 fn play(machine: &Machine, now: u64, wire: Wire, all: &mut HashMap<Conversation, Both>) -> bool {
     machine.set_time(now);
     let (is_sample, reported) = wire.hit(machine);
     reported.iter().for_each(|totals| take(totals, all));
-    all.entry(wire.of).or_insert_with(|| Both::new(wire.of)).played(now, wire, is_sample);
+    all.entry(wire.of).or_insert_with(|| Both::new(wire.of)).add_hit(now, wire, is_sample);
     is_sample
 }
 
@@ -74,7 +79,7 @@ fn take(totals: &Totals, all: &mut HashMap<Conversation, Both>) {
     all.values_mut().find(|both| both.of.is_of(totals)).unwrap().take(totals);
 }
 
-/// The socket is freed: what was counted of it is reported, whichever conversation it is of.
+/// Frees a socket. The counts of all its conversations are reported.
 fn free(machine: &Machine, sock: u8, all: &mut HashMap<Conversation, Both>) {
     let (is_sample, reported) = machine.hit(Feature::SocketFree, [conversation(false, sock, 0).sock, 0, 0]);
     assert!(is_sample);
@@ -87,17 +92,17 @@ fn a_long_conversation_has_few_samples() {
         let machine = Machine::new(&rules(), 100);
         let mut both = Both::new(conversation(ipv6, 0, 2));
         for now in 1..=2000 {
-            let special = if now == 1000 { 0 } else { 9 };
+            let special = if now == 1000 { 0 } else { ORDINARY };
             both.play(&machine, now, wire(both.of, now % 2 == 0, 100, special));
         }
-        assert_eq!(both.samples, 2, "the first of each direction");
+        assert_eq!(both.samples, 2, "the first of each direction; the one with IP options cannot be read");
         let totals = machine.look_up(both.of.sock).unwrap();
         assert_eq!((totals.sent.packets, totals.received.packets), (998, 999));
         assert_eq!((totals.since, totals.last), (monotonic(1), monotonic(2000)));
         assert!(totals.short_datagrams && !totals.nonlinear_datagrams);
         both.take(&totals);
-        let [all, sampled] = both.counted();
-        assert_eq!(all, sampled);
+        let [expected, combined] = both.counted();
+        assert_eq!(combined, expected);
     }
 }
 
@@ -107,44 +112,48 @@ fn a_socket_with_many_peers_has_few_samples() {
     let (machine, mut all) = (Machine::new(&rules(), 1000), HashMap::new());
     for now in 1..=100 {
         for peer in 1..=PEERS {
-            play(&machine, now, wire(conversation(false, 0, peer), now % 2 == 0, 100, 9), &mut all);
+            play(&machine, now, wire(conversation(false, 0, peer), now % 2 == 0, 100, ORDINARY), &mut all);
         }
     }
     let (few, many): (Vec<_>, _) = all.values().partition(|both| both.samples == 2);
-    // If another conversation has the way that a conversation wants, all its packets are sampled.
+    // A conversation whose way is taken has all its packets sampled.
     assert!(many.iter().all(|both| both.samples == 100));
-    assert!(few.len() >= 13, "20 peers share 64 ways by the hash of their ends: {}", few.len());
+    assert!(few.len() >= 13, "of 20 peers on 64 ways, at least 13 should have an entry: {}", few.len());
     assert_eq!((machine.conversations().len(), machine.refused_packets()), (few.len(), 100 * many.len() as u64));
-    // After a second, a way is free for another peer.
+    // A conversation without packets for a second loses its way to the next that wants it.
     let late = many[0].of;
     let samples = [2_000_000_000, 2_000_000_001, 2_002_000_000, 2_002_000_001, 2_002_000_002];
-    let samples = samples.map(|now| play(&machine, now, wire(late, true, 100, 9), &mut all));
-    assert_eq!(samples, [true, true, true, false, false], "evicted, not yet reusable, claimed, counted");
+    let samples = samples.map(|now| play(&machine, now, wire(late, true, 100, ORDINARY), &mut all));
+    assert_eq!(samples, [true, true, true, false, false], "evicts, not reusable yet, claims, counted, counted");
     free(&machine, 0, &mut all);
     assert_eq!(machine.entries(), (0, 0));
     for both in all.values() {
-        let [all, sampled] = both.counted();
-        assert_eq!(all, sampled);
+        let [expected, combined] = both.counted();
+        assert_eq!(combined, expected);
     }
 }
 
 #[test]
-fn datagrams_that_may_be_several_are_reported() {
+fn datagrams_that_may_be_several_are_noted_in_the_totals() {
     let machine = Machine::new(&rules(), 100);
     let mut both = Both::new(conversation(false, 0, 2));
     let mut play = |now, out, payload, data_len| {
-        let wire = Wire { data_len, ..wire(both.of, out, payload, 9) };
+        let wire = Wire { data_len, ..wire(both.of, out, payload, ORDINARY) };
         both.play(&machine, now, wire);
         let totals = machine.look_up(both.of.sock).unwrap();
         (both.samples, totals.short_datagrams, totals.nonlinear_datagrams)
     };
     play(1, true, 1000, 0);
     play(2, false, 1000, 500);
-    assert_eq!(play(3, true, 173, 0), (2, false, false), "201 bytes with headers");
+    assert_eq!(play(3, true, 173, 0), (2, false, false), "one byte more than `gso_head_len`");
     assert_eq!(play(4, false, 1000, 0), (2, false, false));
     assert_eq!(play(5, true, 172, 0), (2, true, false));
     assert_eq!(play(6, false, 1000, 1), (2, true, true));
-    assert_eq!(play(7, true, 1000, 1), (3, true, true), "the kernel splits it");
+    assert_eq!(
+        play(7, true, 1000, 1),
+        (3, true, true),
+        "with a nonlinear part it may be several (UDP GSO), so it is sampled"
+    );
 }
 
 #[test]
@@ -156,7 +165,7 @@ fn packets_of_conversations_without_an_entry_are_sampled() {
     let mut play = |all: &mut [Both], by| {
         for both in all {
             now += by;
-            both.play(&machine, now, wire(both.of, true, 100, 9));
+            both.play(&machine, now, wire(both.of, true, 100, ORDINARY));
         }
     };
     (0..9).for_each(|_| play(&mut all, 1));
@@ -168,9 +177,9 @@ fn packets_of_conversations_without_an_entry_are_sampled() {
         all.remove(at)
     });
     first.end(&machine, Feature::SocketFree);
-    let same_bucket = all.iter_mut().filter(|both| both.samples == 9);
-    for both in same_bucket.chain([&mut second]) {
-        both.play(&machine, 1000, wire(both.of, true, 100, 9));
+    let refused = all.iter_mut().filter(|both| both.samples == 9);
+    for both in refused.chain([&mut second]) {
+        both.play(&machine, 1000, wire(both.of, true, 100, ORDINARY));
         assert_eq!(both.samples, 10);
     }
     assert_eq!(machine.entries().0, 13);
@@ -181,17 +190,17 @@ fn packets_of_conversations_without_an_entry_are_sampled() {
 
 #[test]
 fn unwanted_loopback_is_neither_sampled_nor_counted() {
-    for (local, remote, hits) in [(0, 0, 0), (0, 1, 2)] {
+    for (local, remote, samples) in [(0, 0, 0), (0, 1, 2)] {
         for ipv6 in [false, true] {
             let machine = Machine::new(&without_loopback(), 100);
             let of = Conversation { local: (local, 4000), remote: (remote, 53), ..conversation(ipv6, 0, 2) };
             let sampled = [true, false].map(|out| {
                 machine.set_time(1);
-                let (is_sample, _) = wire(of, out, 100, 9).hit(&machine);
+                let (is_sample, _) = wire(of, out, 100, ORDINARY).hit(&machine);
                 usize::from(is_sample)
             });
-            assert_eq!(sampled.iter().sum::<usize>(), hits, "{ipv6}");
-            assert_eq!(machine.entries().0 > 0, hits > 0);
+            assert_eq!(sampled.iter().sum::<usize>(), samples, "{ipv6}");
+            assert_eq!(machine.entries().0 > 0, samples > 0);
         }
     }
 }
@@ -202,14 +211,14 @@ fn a_new_socket_does_not_continue_an_earlier_ones_conversation() {
     let of = conversation(false, 0, 2);
     let mut all = HashMap::new();
     for now in 1..=3 {
-        play(&machine, now, wire(of, true, 100, 9), &mut all);
+        play(&machine, now, wire(of, true, 100, ORDINARY), &mut all);
     }
     // The end of the first socket was missed.
     let (is_sample, reported) = machine.hit(Feature::SocketCreate, [of.sock, 0, 0]);
     assert!(is_sample && machine.entries() == (0, 0));
     assert_eq!(reported.iter().map(|totals| totals.sent.packets).collect::<Vec<_>>(), [2]);
     machine.set_time(2_000_000);
-    assert!(wire(of, true, 100, 9).hit(&machine).0);
+    assert!(wire(of, true, 100, ORDINARY).hit(&machine).0);
 }
 
 #[test]

@@ -24,7 +24,7 @@ pub(crate) const KNOWN_FAILURES: &[KnownFailure] = &[
         tests: "capture::*_v4_tcp_ip_options",
         is_deterministic: true,
         error_part: "client's: /flow/complete is not true, marked headers_unread\nserver's sent: -",
-        cause: "src/source/kprobes/packets/leaving.rs: behind IPv4 options, only the ports of the TCP header are fetched",
+        cause: "src/source/kprobes/packets/leaving.rs: after IPv4 options, only the ports of the TCP header are fetched",
     },
     KnownFailure {
         tests: "capture::*_v6_tcp_ip_options",

@@ -1,5 +1,5 @@
-//! The wall clock is set while connections are open: the times of their flows are those of the wall clock, and the durations
-//! are right.
+//! The wall clock is set while connections are open: the times of their flows are those that the wall clock showed at each
+//! moment, and the durations are right.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -67,9 +67,12 @@ fn a_step_of(seconds: i64) -> Result<()> {
                 ensure!(earliest <= time && time <= latest, "{path} is not within {readings:?}: {document:#}");
             }
             let duration = Duration::from_nanos(number(&document, "/event/duration")?);
-            ensure!(duration <= took, "{duration:?} of {took:?}: {document:#}");
+            ensure!(duration <= took, "a duration of {duration:?}, but the test took only {took:?}: {document:#}");
             let least = if ends == through { NOTICED * 2 } else { Duration::ZERO };
-            ensure!(duration >= least, "{duration:?}, but it was open for {least:?}: {document:#}");
+            ensure!(
+                duration >= least,
+                "a duration of {duration:?}, but the connection was open for at least {least:?}: {document:#}"
+            );
         }
     }
     Ok(())
@@ -87,16 +90,16 @@ fn an_unreadable_kernel_clock() -> Result<()> {
     let monitor = Socktrail::flows(&UNREADABLE)?;
     for wait in [Duration::ZERO, PERIOD + NOTICED, PERIOD * 2 / 3] {
         sleep(wait);
-        check_times_unless_delayed(&monitor)?;
+        check_times_with_retries(&monitor)?;
     }
-    ensure!(!monitor.log().contains(STEPPED), "the clock was not set: {}", monitor.log());
+    ensure!(!monitor.log().contains(STEPPED), "a step was logged, but the clock was not set: {}", monitor.log());
     Ok(())
 }
 
 fn an_unreadable_kernel_clock_without_fork_probes() -> Result<()> {
     let monitor = Socktrail::flows(&[&UNREADABLE[..], &["--mask", "wake_up_new_task"]].concat())?;
-    check_times_unless_delayed(&monitor)?;
-    ensure!(!monitor.log().contains(STEPPED), "the clock was not set: {}", monitor.log());
+    check_times_with_retries(&monitor)?;
+    ensure!(!monitor.log().contains(STEPPED), "a step was logged, but the clock was not set: {}", monitor.log());
     Ok(())
 }
 
@@ -117,7 +120,7 @@ fn an_unreadable_kernel_clock_without_samples() -> Result<()> {
 /// Checks times again after the next comparison if they are wrong. The error of a comparison is the time that starting and
 /// ending a thread takes, so on a busy machine times can be early until the next comparison. A lasting error fails all four
 /// attempts.
-fn check_times_unless_delayed(monitor: &Socktrail) -> Result<()> {
+fn check_times_with_retries(monitor: &Socktrail) -> Result<()> {
     const COMPARISONS: usize = 4;
     let mut result = check_times(monitor);
     for _ in 1..COMPARISONS {
@@ -145,9 +148,12 @@ fn check_times(monitor: &Socktrail) -> Result<()> {
         let [start, end] = [time(&document, "/event/start")?, time(&document, "/event/end")?];
         ensure!(
             before - TOLERANCE <= start && start <= connected + TOLERANCE,
-            "not {before:?} to {connected:?}: {document:#}"
+            "the start is not between {before:?} and {connected:?}: {document:#}"
         );
-        ensure!(start <= end && end <= after + TOLERANCE, "not until {after:?}: {document:#}");
+        ensure!(
+            start <= end && end <= after + TOLERANCE,
+            "the end is not between the start and {after:?}: {document:#}"
+        );
     }
     Ok(())
 }
