@@ -115,3 +115,24 @@ impl Hook {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Fetch, Target, Term, Type};
+
+    #[test]
+    fn arguments_are_known_by_their_names() {
+        let layout = |_: &str, name: &str| (name == "task_struct.pid").then_some(Term::Offset(40));
+        let fork = Hook::RawTracepoint { name: "sched_process_fork", arguments: &["parent", "p"] };
+        let text = |hook, template| {
+            let fetch = Fetch::constant("x", template, Type::U64);
+            fetch.expression("test", Target::Hook(hook), &layout).map(|expression| expression.to_string())
+        };
+        assert_eq!(text(fork, "+{task_struct.pid}({p})").unwrap(), "+40($context[8])");
+        assert_eq!(text(Hook::SocketCreate, "{sk}").unwrap(), "$context");
+        assert_eq!(text(Hook::Egress, "+8(+{task_struct.pid}({skb}))").unwrap(), "+8(+40($context))");
+        assert_eq!(text(fork, "+{task_struct.pid}($task)").unwrap(), "+40($task)");
+        assert!(text(Hook::Egress, "{sk}").unwrap_err().to_string().contains("sk"));
+    }
+}

@@ -104,22 +104,7 @@ impl HookPoint {
     }
 
     fn code(&self, name: &str) -> Result<Code, Error> {
-        let mut asm = Assembler::new();
-        let end = asm.label();
-        let reader = Reader::at_hook(&mut asm, self.hook, SCRATCH, end);
-        for (value, values) in &self.conditions {
-            let is_met = asm.label();
-            reader.value(&mut asm, value, R1)?;
-            values.iter().for_each(|one| asm.jump_if(Condition::Equal, R1, *one, is_met));
-            asm.jump(end);
-            asm.bind(is_met);
-        }
-        let buffer = if self.record.fits_stack(SCRATCH) { Buffer::Stack(SCRATCH) } else { Buffer::Map(map::SCRATCH) };
-        self.record.write(&mut asm, &reader, map::OUTPUTS, buffer)?;
-        asm.bind(end);
-        asm.mov(R0, self.hook.verdict());
-        asm.exit();
-        asm.finish(name)
+        code(name, self.hook, &self.record, &self.conditions)
     }
 
     /// Starts a program at this hook. It runs as long as the returned descriptor is open.
@@ -134,5 +119,65 @@ impl HookPoint {
             (_, None) => Err(io::ErrorKind::Unsupported.into()),
         };
         started.map_err(|error| limits::bpf_error(&what(), error))
+    }
+}
+
+/// The code of a program that makes a record of each hit that meets the conditions, and lets every packet and call through.
+fn code(name: &str, hook: Hook, record: &Record, conditions: &[(Expression, &[i32])]) -> Result<Code, Error> {
+    let mut asm = Assembler::new();
+    let end = asm.label();
+    let reader = Reader::at_hook(&mut asm, hook, SCRATCH, end);
+    for (value, values) in conditions {
+        let is_met = asm.label();
+        reader.value(&mut asm, value, R1)?;
+        values.iter().for_each(|one| asm.jump_if(Condition::Equal, R1, *one, is_met));
+        asm.jump(end);
+        asm.bind(is_met);
+    }
+    let buffer = if record.fits_stack(SCRATCH) { Buffer::Stack(SCRATCH) } else { Buffer::Map(map::SCRATCH) };
+    record.write(&mut asm, &reader, map::OUTPUTS, buffer)?;
+    asm.bind(end);
+    asm.mov(R0, hook.verdict());
+    asm.exit();
+    asm.finish(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Target, Term, Type};
+
+    fn names(_: &str, name: &str) -> Option<Term> {
+        name.contains('.').then_some(Term::Offset(8 * name.len() as i64))
+    }
+
+    /// A program at a control group that returned anything but 1 would refuse a packet or a call.
+    #[test]
+    fn every_end_of_a_program_lets_the_hit_through() {
+        let tracepoint = Hook::RawTracepoint { name: "sched_process_exec", arguments: &["p", "old_pid", "sk"] };
+        for hook in [Hook::Egress, Hook::Ingress, Hook::SocketCreate, Hook::SocketRelease, tracepoint] {
+            let argument = if matches!(hook, Hook::Egress | Hook::Ingress) { "skb" } else { "sk" };
+            let value = |name: &'static str, reads: &str, kind| Fetch::new(name, reads.replace("ARG", argument), kind);
+            let small = [value("a", "+{x.y}({ARG})", Type::U64), value("b", "+4(+{x.yz}({ARG}))", Type::U16)];
+            let large = [&small[..], &[value("c", "+0(+{x.y}({ARG}))", Type::Bytes(300))]].concat();
+            for fetches in [&small[..], &large] {
+                let record = Record::new("test", FIRST_ID, hook, fetches, &names).unwrap();
+                let condition = fetches[1].expression("test", Target::Hook(hook), &names).unwrap();
+                let code = code("test", hook, &record, &[(condition, &[1, 7])]).unwrap().bytes();
+                let (instructions, _) = code.as_chunks::<8>();
+                // R0 = number, then the end.
+                let verdict = [0xb7, 0, 0, 0, hook.verdict() as u8, 0, 0, 0];
+                let ends = instructions.windows(2).filter(|pair| pair[1][0] == 0x95);
+                assert_eq!(ends.map(|pair| pair[0]).collect::<Vec<_>>(), [verdict], "{hook:?}");
+                assert_eq!(hook.verdict(), i32::from(hook.attach_type().is_some()), "{hook:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_directory_of_another_file_system_is_no_control_group() {
+        let said = |path: &str| Hooks::at(Path::new(path)).unwrap_err().to_string();
+        assert_eq!(said("/proc"), "opening the control group /proc: it is not a directory of cgroup v2");
+        assert!(said("/no/such/folder").starts_with("opening the control group /no/such/folder: No such file"));
     }
 }

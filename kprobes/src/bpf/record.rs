@@ -114,3 +114,66 @@ impl Record {
         asm.store(Width::Half, R9, 0, self.format.id as i32);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::reader::tests::machines;
+    use super::*;
+    use crate::{Term, Type};
+
+    const KINDS: [Type; 6] = [Type::U8, Type::S16, Type::U32, Type::U64, Type::Bytes(24), Type::U64Array(4)];
+
+    /// A chain of reads at these offsets, as a template.
+    fn template(offsets: &[u16]) -> String {
+        offsets.iter().fold("{skb}".to_owned(), |inner, offset| format!("+{offset}({inner})"))
+    }
+
+    proptest! {
+        /// Each value is what a direct read of the machine's memory gives, and 0 where memory is missing.
+        #[test]
+        fn a_record_has_the_values_of_its_fields(
+            machine in machines(),
+            fields in prop::collection::vec((prop::collection::vec(0..500_u16, 1..4), 0..KINDS.len()), 1..7),
+        ) {
+            let names = ["a", "b", "c", "d", "e", "f"];
+            let fetches: Vec<_> = fields
+                .iter()
+                .zip(names)
+                .map(|((offsets, kind), name)| Fetch::new(name, template(offsets), KINDS[*kind]))
+                .collect();
+            let no_names = |_: &str, _: &str| None::<Term>;
+            let record = Record::new("test", 0xf00d, Hook::Egress, &fetches, &no_names).unwrap();
+            prop_assume!(record.fits_stack(-8));
+            let (context, written) = machine.run_at_hook(|asm, reader| {
+                record.write(asm, reader, 0, Buffer::Stack(-8)).unwrap();
+            });
+            prop_assert_eq!(written.len(), usize::from(record.size));
+            prop_assert_eq!(&written[..8], [0x0d, 0xf0, 0, 0, 0, 0, 0, 0]);
+            for ((offsets, kind), name) in fields.iter().zip(names) {
+                let place = record.format().field(name).unwrap();
+                let value = &written[usize::from(place.offset)..][..usize::from(place.size)];
+                prop_assert_eq!(value, machine.follow(context, offsets, KINDS[*kind].size()), "{}", name);
+            }
+        }
+    }
+
+    #[test]
+    fn fields_lie_at_multiples_of_their_size() {
+        let fetches = [("a", Type::U8), ("b", Type::U64), ("c", Type::U16), ("d", Type::Bytes(12)), ("e", Type::U8)]
+            .map(|(name, kind)| Fetch::new(name, "+0({skb})", kind));
+        let missing = Fetch::new("missing", "+{no.such}({skb})", Type::U64).optional(true);
+        let all = [&fetches[..], &[missing]].concat();
+        let no_names = |_: &str, _: &str| None::<Term>;
+        let record = Record::new("test", 1, Hook::Ingress, &all, &no_names).unwrap();
+        let places: Vec<_> =
+            record.format.fields.iter().map(|field| (&*field.name, field.offset, field.size)).collect();
+        assert_eq!(places, [("a", 8, 1), ("b", 16, 8), ("c", 24, 2), ("d", 32, 12), ("e", 44, 1)]);
+        assert_eq!(record.size, 48);
+        assert_eq!(Format::parse(record.format.to_string().as_bytes()).unwrap(), record.format);
+        assert!(
+            Record::new("test", 1, Hook::Ingress, &[Fetch::new("x", "+{a.b}({skb})", Type::U8)], &no_names).is_err()
+        );
+    }
+}

@@ -20,6 +20,8 @@ const EFAULT: i64 = -14;
 thread_local! {
     /// The kernel's memory.
     static MEMORY: Cell<Memory> = const { Cell::new(Memory { seed: 0, hole: u64::MAX }) };
+    /// The record that a program has written.
+    static OUTPUT: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
 /// Memory with pseudorandom bytes at every address except in holes, so that almost every value can be followed as a
@@ -66,6 +68,14 @@ fn probe_read(to: u64, size: u64, from: u64, _: u64, _: u64) -> u64 {
     // SAFETY: the programs below reserve `size` bytes of the interpreter's stack at this address.
     unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to as *mut u8, bytes.len()) };
     answer.cast_unsigned()
+}
+
+/// `bpf_perf_event_output`.
+#[allow(unsafe_code, reason = "the interpreter hands the record over as an address")]
+fn output(_: u64, _: u64, _: u64, from: u64, size: u64) -> u64 {
+    // SAFETY: the programs below pass the address and the size of a record on the interpreter's stack.
+    OUTPUT.set(unsafe { std::slice::from_raw_parts(from as *const u8, size as usize) }.to_vec());
+    0
 }
 
 /// A machine that is probed.
@@ -124,6 +134,33 @@ impl Machine {
             _ => whole,
         })
         .map(|value| expression.bits.map_or(value, |bits| value & (u64::MAX >> (64 - bits))))
+    }
+
+    /// Runs a program at a hook, which writes one record. Returns the address of its context, and the record.
+    pub(crate) fn run_at_hook(&self, write: impl FnOnce(&mut Assembler, &Reader)) -> (u64, Vec<u8>) {
+        let mut asm = Assembler::new();
+        let end = asm.label();
+        let reader = Reader::at_hook(&mut asm, Hook::Egress, -8, end);
+        write(&mut asm, &reader);
+        asm.bind(end);
+        asm.mov(R0, 1);
+        asm.exit();
+        let code = asm.finish("test").unwrap().bytes();
+        let mut context = [0; CONTEXT_SIZE];
+        MEMORY.set(self.memory);
+        let mut vm = rbpf::EbpfVmRaw::new(Some(&code)).unwrap();
+        vm.register_helper(Helper::ProbeReadKernel as u32, probe_read).unwrap();
+        vm.register_helper(Helper::Output as u32, output).unwrap();
+        vm.execute_program(&mut context).unwrap();
+        (context.as_ptr().expose_provenance() as u64, OUTPUT.take())
+    }
+
+    /// The bytes at the end of a chain of reads. Where memory is missing, a read gives zeros.
+    pub(crate) fn follow(&self, from: u64, offsets: &[u16], size: usize) -> Vec<u8> {
+        let (last, before) = offsets.split_last().unwrap();
+        let pointer = |from: u64, offset: &u16| self.memory.number(from.wrapping_add((*offset).into()), 8).unwrap_or(0);
+        let pointer = before.iter().fold(from, pointer);
+        self.memory.bytes(pointer.wrapping_add((*last).into()), size).unwrap_or_else(|| vec![0; size])
     }
 
     /// Runs a program that `write` writes and that leaves its value in `R0`. `None` if memory could not be read.
