@@ -5,10 +5,11 @@
 use std::fs;
 use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use socktrail_guess::Layout;
 use socktrail_kprobes::{
-    Decoder, Fetch, Hook, Hooks, Installed, Record, RingOptions, Rings, Sample, Type, Word, sample,
+    Decoder, Fetch, Hook, Hooks, Installed, Record, RingOptions, Rings, Sample, Tracefs, Type, Word, sample,
 };
 
 sample! {
@@ -72,7 +73,7 @@ fn packets_and_sockets_of_a_control_group() {
         return;
     };
     let layout = layout(&btf);
-    let mut hooks = Hooks::at(&group.path).unwrap();
+    let mut hooks = Hooks::at(&group.path, &Arc::new(Tracefs::find().unwrap())).unwrap();
     let mut rings = Rings::per_cpu(&RingOptions::default()).unwrap();
     rings.receive(hooks.outputs()).unwrap();
     let udp: &[(Fetch<'_>, &[i32])] = &[

@@ -214,6 +214,16 @@ pub const FIELDS: &[FieldSpec] = &[
     field("sock.sk_protocol:8", 1).bit_field(8).for_socket_events().replaced_by("sock.sk_protocol"),
 ];
 
+/// Further fields that programs at hooks need. Kernels without kprobes cannot be made to give guesses, so only type information has
+/// them.
+pub const HOOK_FIELDS: &[FieldSpec] = &[
+    word("task_struct.cred"),
+    word("task_struct.files"),
+    word("files_struct.fdt"),
+    word("fdtable.fd"),
+    word("file.private_data"),
+];
+
 /// All functions whose arguments are needed, or whose calls alone matter to a probe.
 pub const FUNCTIONS: &[FunctionSpec] = &[
     function("ip_local_out", &[NET, SK, SKB]),

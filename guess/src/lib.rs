@@ -75,10 +75,11 @@ mod saved;
 mod sys;
 
 pub use btf::{BtfLayout, BtfPosition, MalformedBtf, MissingKey, find as find_in_btf};
-pub use catalog::{ArgumentSpec, FIELDS, FUNCTIONS, FieldSpec, FunctionSpec};
+pub use catalog::{ArgumentSpec, FIELDS, FUNCTIONS, FieldSpec, FunctionSpec, HOOK_FIELDS};
 pub use error::Error;
 pub use layout::{ArgumentPosition, Difference, FieldOffset, Layout, ValueOrigin};
 pub use resolve::{
-    LayoutSource, LayoutSourceError, ResolveOptions, Resolved, SAVED_LAYOUT, SkipKind, Skipped, resolve,
+    LayoutSource, LayoutSourceError, ResolveOptions, Resolved, SAVED_LAYOUT, SkipKind, Skipped, layout_for_hooks,
+    resolve,
 };
 pub use saved::{KernelIdentity, SavedLayout};

@@ -185,6 +185,19 @@ pub fn resolve(source: &LayoutSource, options: &ResolveOptions) -> Result<Resolv
     Ok(Resolved { layout, skipped, took, btf_error, saved_error })
 }
 
+/// What the running kernel's type information says, with the fields that programs at hooks need. Kernels without kprobes have no
+/// other source.
+///
+/// # Errors
+///
+/// [`Error::NoBtf`], [`Error::BadBtf`].
+pub fn layout_for_hooks() -> Result<Layout, Error> {
+    let path = Path::new(KERNEL_BTF);
+    let bytes = std::fs::read(path).map_err(|source| Error::NoBtf { path: path.to_owned(), source })?;
+    let found = btf::find_for_hooks(&bytes).map_err(|source| Error::BadBtf { path: path.to_owned(), source })?;
+    Ok(found.layout)
+}
+
 /// Takes type information first, then guesses, then the saved layout.
 fn automatic(btf: &Path, options: &ResolveOptions) -> Result<Found, Error> {
     let found = btf_or_guesses(from_btf(btf), |layout, keys| guess(layout, keys, options), options);

@@ -28,6 +28,12 @@ pub enum Hook {
         /// `p`, `old_pid`, `bprm`
         arguments: &'static [&'static str],
     },
+    /// A system call returns: its tracepoint `syscalls:sys_exit_…`. No arguments; `$file` is the `struct file` of the descriptor that
+    /// the call returned. Only programs of 64 bits are seen.
+    SyscallExit {
+        /// `sys_exit_accept4`
+        name: &'static str,
+    },
 }
 
 /// `BPF_PROG_TYPE_*`
@@ -36,6 +42,7 @@ pub enum Hook {
 pub(crate) enum ProgramType {
     Kprobe = 2,
     CgroupSkb = 8,
+    Tracepoint = 5,
     CgroupSock = 9,
     RawTracepoint = 17,
 }
@@ -58,7 +65,7 @@ impl Hook {
             Self::Ingress => "cgroup_skb/ingress",
             Self::SocketCreate => "cgroup/sock_create",
             Self::SocketRelease => "cgroup/sock_release",
-            Self::RawTracepoint { name, .. } => name,
+            Self::RawTracepoint { name, .. } | Self::SyscallExit { name } => name,
         }
     }
 
@@ -68,6 +75,7 @@ impl Hook {
             Self::Egress | Self::Ingress => &["skb"],
             Self::SocketCreate | Self::SocketRelease => &["sk"],
             Self::RawTracepoint { arguments, .. } => arguments,
+            Self::SyscallExit { .. } => &[],
         };
         names.iter().position(|one| *one == name).and_then(|index| u8::try_from(index + 1).ok())
     }
@@ -82,7 +90,7 @@ impl Hook {
     /// What a program returns. At a control group, anything but 1 would refuse the packet or the call.
     pub const fn verdict(self) -> i32 {
         match self {
-            Self::RawTracepoint { .. } => 0,
+            Self::RawTracepoint { .. } | Self::SyscallExit { .. } => 0,
             _ => 1,
         }
     }
@@ -92,6 +100,7 @@ impl Hook {
             Self::Egress | Self::Ingress => ProgramType::CgroupSkb,
             Self::SocketCreate | Self::SocketRelease => ProgramType::CgroupSock,
             Self::RawTracepoint { .. } => ProgramType::RawTracepoint,
+            Self::SyscallExit { .. } => ProgramType::Tracepoint,
         }
     }
 
@@ -102,7 +111,7 @@ impl Hook {
             Self::Ingress => Some(AttachType::CgroupInetIngress),
             Self::SocketCreate => Some(AttachType::CgroupInetSockCreate),
             Self::SocketRelease => Some(AttachType::CgroupInetSockRelease),
-            Self::RawTracepoint { .. } => None,
+            Self::RawTracepoint { .. } | Self::SyscallExit { .. } => None,
         }
     }
 
@@ -110,7 +119,7 @@ impl Hook {
     pub(crate) const fn read_helper(self) -> Helper {
         match self {
             // It also reads user memory.
-            Self::RawTracepoint { .. } => Helper::ProbeRead,
+            Self::RawTracepoint { .. } | Self::SyscallExit { .. } => Helper::ProbeRead,
             _ => Helper::ProbeReadKernel,
         }
     }

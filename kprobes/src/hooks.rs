@@ -14,7 +14,7 @@ use crate::bpf::{Assembler, Buffer, Code, Condition, Map, Program, Reader, Recor
 use crate::pieces::Pieces;
 use crate::sys::bpf;
 use crate::sys::limits;
-use crate::{Error, Expression, Fetch, Hook, Installed, Resolver};
+use crate::{Error, Expression, Fetch, Hook, Installed, Resolver, Tracefs};
 
 /// The first `common_type` of the records of hooks. The kernel counts up the types of its own events from a few hundred.
 const FIRST_ID: u16 = 0xf000;
@@ -33,6 +33,7 @@ mod map {
 /// The kernel removes the programs when this process ends, however it ends.
 #[derive(Debug)]
 pub struct Hooks {
+    tracefs: Arc<Tracefs>,
     cgroup: Arc<OwnedFd>,
     outputs: Map,
     next_id: u16,
@@ -42,6 +43,8 @@ pub struct Hooks {
 #[derive(Debug)]
 pub(crate) struct HookPoint {
     hook: Hook,
+    /// The type of its trace event, for a system call.
+    trace_id: Option<u32>,
     cgroup: Arc<OwnedFd>,
     outputs: Map,
     record: Record,
@@ -50,23 +53,27 @@ pub(crate) struct HookPoint {
 }
 
 impl Hooks {
-    /// The hooks of the control group with this directory.
+    /// The hooks of the control group with this directory, and of the tracepoints in `tracefs`.
     ///
     /// # Errors
     /// [`Error::Io`]: the directory cannot be opened, or does not belong to cgroup v2. Those of [`Map::outputs`].
-    pub fn at(cgroup: &Path) -> Result<Self, Error> {
-        let failed = |source: io::Error| Error::io(format!("opening the control group {}", cgroup.display()), source);
-        let directory = File::open(cgroup).map_err(failed)?;
-        let kind = fstatfs(&directory).map_err(|error| failed(error.into()))?.filesystem_type();
-        if kind != CGROUP2_SUPER_MAGIC {
-            return Err(failed(io::Error::new(io::ErrorKind::Unsupported, "it is not a directory of cgroup v2")));
-        }
-        Ok(Self { cgroup: Arc::new(directory.into()), outputs: Map::outputs("outputs")?, next_id: FIRST_ID })
+    pub fn at(cgroup: &Path, tracefs: &Arc<Tracefs>) -> Result<Self, Error> {
+        let (tracefs, cgroup) = (Arc::clone(tracefs), Arc::new(open(cgroup)?));
+        Ok(Self { tracefs, cgroup, outputs: Map::outputs("outputs")?, next_id: FIRST_ID })
     }
 
     /// The outputs of all programs.
     pub fn outputs(&self) -> &Map {
         &self.outputs
+    }
+
+    /// Looks up a static tracepoint, whose records the kernel writes.
+    ///
+    /// # Errors
+    /// [`Error::Refused`]: the kernel does not have it.
+    pub fn tracepoint(&self, category: &str, name: &str) -> Result<Installed, Error> {
+        let format = self.tracefs.format(category, name)?;
+        Ok(Installed { format, pieces: Pieces::default(), probes: Vec::new(), hook: None })
     }
 
     /// Declares the records of a hook. A hit makes a record only if each fetched value that `conditions` name is one of the values
@@ -87,10 +94,14 @@ impl Hooks {
             Ok((fetch.expression(name, crate::Target::Hook(hook), resolver)?, *values))
         };
         let conditions = conditions.iter().map(condition).collect::<Result<_, Error>>()?;
+        let trace_id = match hook {
+            Hook::SyscallExit { name } => Some(self.tracefs.format("syscalls", name)?.id),
+            _ => None,
+        };
         self.next_id += 1;
         let (cgroup, outputs) = (Arc::clone(&self.cgroup), self.outputs.clone());
         let format = record.format().clone();
-        let point = HookPoint { hook, cgroup, outputs, record, conditions };
+        let point = HookPoint { hook, trace_id, cgroup, outputs, record, conditions };
         Ok(Installed { format, pieces: Pieces::default(), probes: Vec::new(), hook: Some(Arc::new(point)) })
     }
 }
@@ -107,6 +118,11 @@ impl HookPoint {
         code(name, self.hook, &self.record, &self.conditions)
     }
 
+    /// The type of its trace event, through whose perf event a program is started; `None` for other hooks.
+    pub(crate) const fn trace_id(&self) -> Option<u32> {
+        self.trace_id
+    }
+
     /// Starts a program at this hook. It runs as long as the returned descriptor is open.
     pub(crate) fn start(&self, program: &Program) -> Result<OwnedFd, Error> {
         let what = || format!("the BPF program {} at {}", program.name(), self.hook.name());
@@ -120,6 +136,17 @@ impl HookPoint {
         };
         started.map_err(|error| limits::bpf_error(&what(), error))
     }
+}
+
+/// Opens the directory of a control group.
+fn open(cgroup: &Path) -> Result<OwnedFd, Error> {
+    let failed = |source: io::Error| Error::io(format!("opening the control group {}", cgroup.display()), source);
+    let directory = File::open(cgroup).map_err(failed)?;
+    let kind = fstatfs(&directory).map_err(|error| failed(error.into()))?.filesystem_type();
+    if kind != CGROUP2_SUPER_MAGIC {
+        return Err(failed(io::Error::new(io::ErrorKind::Unsupported, "it is not a directory of cgroup v2")));
+    }
+    Ok(directory.into())
 }
 
 /// The code of a program that makes a record of each hit that meets the conditions, and lets every packet and call through.
@@ -176,7 +203,7 @@ mod tests {
 
     #[test]
     fn a_directory_of_another_file_system_is_no_control_group() {
-        let said = |path: &str| Hooks::at(Path::new(path)).unwrap_err().to_string();
+        let said = |path: &str| open(Path::new(path)).unwrap_err().to_string();
         assert_eq!(said("/proc"), "opening the control group /proc: it is not a directory of cgroup v2");
         assert!(said("/no/such/folder").starts_with("opening the control group /no/such/folder: No such file"));
     }

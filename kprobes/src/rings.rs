@@ -43,8 +43,8 @@ pub struct Rings {
     attachments: Vec<Attachment>,
     /// The counters of hits, which must also count on a new CPU.
     counters: Vec<HitCounter>,
-    /// The programs at hooks, by the type of their records: each runs as long as its descriptor is open.
-    hooks: Vec<(u32, OwnedFd)>,
+    /// The programs at hooks, by the type of their records.
+    hooks: Vec<(u32, StartedHook)>,
     /// The outputs of BPF programs that are connected with the rings.
     outputs: Vec<Map>,
     /// Losses of dropped rings, one entry for each CPU.
@@ -67,6 +67,16 @@ struct Attachment {
     program: Option<Running>,
     /// Dropped last: a probe cannot be removed while a perf event uses it.
     _probes: Vec<Arc<Probe>>,
+}
+
+/// A program at a hook, which runs as long as this lives.
+#[derive(Debug)]
+#[expect(dead_code, reason = "they are only dropped")]
+enum StartedHook {
+    /// Through a perf event.
+    AtTracepoint(Running),
+    /// Through a link.
+    Linked(OwnedFd),
 }
 
 /// Ends a [`Rings::wait`] from another thread.
@@ -144,7 +154,11 @@ impl Rings {
 
     /// Starts a program at a hook.
     fn start_at(&mut self, hook: &HookPoint, event: &Installed, program: &Program) -> Result<(), Error> {
-        self.hooks.push((event.id(), hook.start(program)?));
+        let started = match hook.trace_id() {
+            Some(id) => StartedHook::AtTracepoint(self.run(program, id, event.name())?),
+            None => StartedHook::Linked(hook.start(program)?),
+        };
+        self.hooks.push((event.id(), started));
         Ok(())
     }
 

@@ -10,6 +10,7 @@ use super::outputs::{Agent, Events, Metrics, Outputs, Sensors};
 use super::section::{Flag, Key, Section, join, section};
 use crate::documents::ecs::Directions;
 use crate::model::accounting::Accounting;
+use crate::model::backend::Backend;
 use crate::model::filter::Filter;
 use crate::model::socket_event::Actions;
 use crate::model::units::Time;
@@ -73,6 +74,13 @@ section! {
         /// Each CPU's perf ring has 2^N memory pages; the default is 512 KiB with pages of 4 KiB.
         #[flag("ring-size-exponent", "N")]
         ring_size_exponent: u8,
+        /// How the kernel is observed. `kprobes`: by kprobes. `cgroup` (Linux 5.9): by eBPF programs at a control group (v2), for
+        /// kernels without kprobes. `auto`: `kprobes` if the kernel has any, else `cgroup`.
+        #[flag("backend", "BACKEND")]
+        backend: Backend,
+        /// The directory of the control group (v2) whose sockets are observed, with `backend` `cgroup`; default: all.
+        #[flag("cgroup", "PATH")]
+        cgroup: Option<PathBuf>,
         /// How packets are counted. `samples`: each packet is sampled. `kernel` (Linux 5.5): eBPF programs count packets in
         /// the kernel, and sample only packets that say something new. `auto`: `kernel` if possible, else `samples`.
         #[flag("accounting", "HOW")]

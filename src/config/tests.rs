@@ -8,6 +8,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::config::DnsType;
 use crate::model::accounting::Accounting;
+use crate::model::backend::Backend;
 use crate::model::socket_event::Actions;
 
 /// A folder with one configuration file.
@@ -84,6 +85,8 @@ fn every_option_reaches_the_monitor() {
   perf_queue_size: 4
   lost_queue_size: 13
   ring_size_exponent: 5
+  backend: cgroup
+  cgroup: /c
   accounting: samples
   max_conversations: 12
   clock_max_drift: 6s
@@ -115,6 +118,7 @@ events.actions: [bind, close]
     assert_eq!((options.socket_inactive_timeout, options.perf_queue_size), (seconds(3), 4));
     assert_eq!((options.lost_queue_size, options.ring_size_exponent), (13, 5));
     assert_eq!((options.clock_max_drift, options.clock_sync_period), (seconds(6), seconds(14)));
+    assert_eq!((options.backend, options.cgroup), (Backend::Cgroup, Some("/c".into())));
     assert_eq!((options.accounting, options.max_conversations), (Accounting::Samples, 12));
     assert_eq!((options.guess_timeout, options.flow_report_interval), (seconds(7), Some(seconds(8))));
     assert_eq!(options.source, socktrail_guess::LayoutSource::File("/layout".into()));

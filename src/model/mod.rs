@@ -2,6 +2,7 @@
 //! reading clocks and small files.
 
 pub mod accounting;
+pub mod backend;
 #[cfg(any(feature = "documents", feature = "recording"))]
 pub(crate) mod bounded;
 pub mod clock;

@@ -50,6 +50,7 @@ mod state_thread;
 mod stats;
 
 pub use crate::model::accounting::Accounting;
+pub use crate::model::backend::Backend;
 pub use crate::source::MissingFeature;
 pub use crate::source::kprobes::source::Summary;
 pub use crate::source::kprobes::switches::DisabledSwitch;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use socktrail_guess::LayoutSource;
 
 use crate::model::accounting::Accounting;
+use crate::model::backend::Backend;
 use crate::model::clock::TimeSource;
 use crate::model::filter::Filter;
 use crate::model::socket_event::Actions;
@@ -36,6 +37,10 @@ pub struct Options {
     pub socket_inactive_timeout: Duration,
     /// The size of a ring is 2^n pages, and each CPU has one: 512 KiB each with the default of 7 and pages of 4 KiB.
     pub ring_size_exponent: u8,
+    /// How the kernel is observed.
+    pub backend: Backend,
+    /// The control group (v2) to observe, by its directory; `None` for the whole host. Only [`Backend::Cgroup`] can do that.
+    pub cgroup: Option<PathBuf>,
     /// How packets are counted.
     pub accounting: Accounting,
     /// The maximum number of conversations that the kernel counts at once. Beyond it, each packet of a
@@ -98,6 +103,8 @@ impl Default for Options {
             flow_report_interval: config.flow_report_interval,
             socket_inactive_timeout: config.socket_inactive_timeout,
             ring_size_exponent: 7,
+            backend: Backend::default(),
+            cgroup: None,
             accounting: Accounting::default(),
             max_conversations: 65_536,
             perf_queue_size: 4096,
@@ -153,6 +160,8 @@ impl From<&Options> for kprobes::Options {
         Self {
             tracefs_path: options.tracefs_path.clone(),
             enable_ipv6: options.enable_ipv6,
+            backend: options.backend,
+            cgroup: options.cgroup.clone(),
             source: options.source.clone(),
             guess_timeout: options.guess_timeout,
             ring_size_exponent: options.ring_size_exponent,

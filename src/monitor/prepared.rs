@@ -6,7 +6,8 @@ use std::sync::Arc;
 use super::{Monitor, Options};
 use crate::model::names::PrefetchNames;
 use crate::source::Error;
-use crate::source::kprobes::source::{KprobeSource, Summary};
+use crate::source::kprobes::source::Summary;
+use crate::source::live::LiveSource;
 
 /// A monitor whose probes are installed, but whose threads do not run yet. Samples wait in the rings.
 ///
@@ -16,14 +17,14 @@ use crate::source::kprobes::source::{KprobeSource, Summary};
 pub struct Prepared {
     options: Options,
     user_names: Option<Arc<dyn PrefetchNames>>,
-    source: KprobeSource,
+    source: LiveSource,
 }
 
 impl Prepared {
     /// Finds the kernel's layout and installs the probes.
     pub(super) fn new(options: &Options, user_names: Option<Arc<dyn PrefetchNames>>) -> Result<Self, Error> {
         options.validate_own()?;
-        let source = KprobeSource::open(&options.into())?;
+        let source = LiveSource::open(&options.into())?;
         Ok(Self { options: options.clone(), user_names, source })
     }
 

@@ -26,6 +26,7 @@ mod error;
 #[cfg(test)]
 pub(crate) mod fake;
 pub mod kprobes;
+pub(crate) mod live;
 mod names;
 #[cfg(not(fuzzing))]
 pub(crate) mod proc;

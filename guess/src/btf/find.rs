@@ -37,11 +37,24 @@ pub struct MissingKey {
 ///
 /// The bytes are not type information in this machine's byte order, or are malformed.
 pub fn find(bytes: &[u8]) -> Result<BtfLayout, MalformedBtf> {
+    find_fields(bytes, &[catalog::FIELDS])
+}
+
+/// Like [`find`], and looks up the fields that programs at hooks need ([`HOOK_FIELDS`](catalog::HOOK_FIELDS)).
+///
+/// # Errors
+///
+/// Those of [`find`].
+pub fn find_for_hooks(bytes: &[u8]) -> Result<BtfLayout, MalformedBtf> {
+    find_fields(bytes, &[catalog::FIELDS, catalog::HOOK_FIELDS])
+}
+
+fn find_fields(bytes: &[u8], fields: &[&'static [FieldSpec]]) -> Result<BtfLayout, MalformedBtf> {
     let began = Instant::now();
-    let mut names = WantedNames::of_catalog();
+    let mut names = WantedNames::of(fields);
     let btf = Btf::scan(bytes, |kind, id, name| names.note(kind, id, name))?;
     let mut values = Vec::new();
-    for spec in catalog::FIELDS {
+    for spec in fields.iter().copied().flatten() {
         values.push((spec.name.to_owned(), find_field(&btf, &names, spec)?));
     }
     for spec in catalog::FUNCTIONS {
@@ -81,8 +94,8 @@ struct WantedName {
 }
 
 impl WantedNames {
-    fn of_catalog() -> Self {
-        let fields = catalog::FIELDS.iter();
+    fn of(fields: &[&'static [FieldSpec]]) -> Self {
+        let fields = fields.iter().copied().flatten();
         let paths = fields.flat_map(|spec| spec.alternatives.iter().copied().chain([spec.name]));
         let paths = paths.chain([catalog::CONTROL_BLOCK]);
         let structures = paths.map(|path| (kind::STRUCT, split_path(path).0));

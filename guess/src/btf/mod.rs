@@ -12,5 +12,5 @@ mod reader;
 #[cfg(test)]
 mod tests;
 
-pub use find::{BtfLayout, MissingKey, find};
+pub use find::{BtfLayout, MissingKey, find, find_for_hooks};
 pub use reader::{BtfPosition, MalformedBtf};

@@ -9,6 +9,8 @@ use crate::{Error, Expression, Hook, Type};
 pub(super) const CONTEXT: Register = Register::R6;
 /// Bytes of a pointer.
 const POINTER: usize = 8;
+/// The offset of the result in the record of `syscalls:sys_exit_…`, after `common_type` to `common_pid` and the call's number.
+const SYSCALL_RESULT: i16 = 16;
 
 /// Writes instructions that read the values of expressions, through `bpf_probe_read`.
 ///
@@ -98,7 +100,7 @@ impl Reader {
         let steps = self.steps(expression).map_err(of)?;
         match steps.last {
             None => {
-                steps.base.load(asm, into);
+                self.load_start(asm, steps.start, into);
                 narrow(asm, expression.kind, into);
             }
             Some(last) => {
@@ -191,9 +193,34 @@ impl Reader {
         Ok(())
     }
 
+    /// Loads what an expression begins with. Only [`Start::File`] overwrites `R8`.
+    fn load_start(&self, asm: &mut Assembler, start: Start, into: Register) {
+        match start {
+            Start::Context => asm.mov(into, CONTEXT),
+            Start::ContextWord(offset) => asm.load(Width::Double, into, CONTEXT, offset),
+            Start::Task => {
+                asm.call(Helper::CurrentTask);
+                asm.mov(into, Register::R0);
+            }
+            Start::File(offsets) => {
+                asm.load(Width::Double, Register::R8, CONTEXT, SYSCALL_RESULT);
+                asm.alu(Alu::ShiftLeft, Register::R8, 3);
+                asm.call(Helper::CurrentTask);
+                asm.mov(Register::R3, Register::R0);
+                for offset in offsets {
+                    self.memory(asm, Register::R3, offset, self.scratch, POINTER as u16);
+                    asm.load(Width::Double, Register::R3, Register::Frame, self.scratch);
+                }
+                asm.alu(Alu::Add, Register::R3, Register::R8);
+                self.memory(asm, Register::R3, 0, self.scratch, POINTER as u16);
+                asm.load(Width::Double, into, Register::Frame, self.scratch);
+            }
+        }
+    }
+
     /// Loads the pointer of the last read into `R3`.
     fn pointer(&self, asm: &mut Assembler, steps: &Steps) {
-        steps.base.load(asm, Register::R3);
+        self.load_start(asm, steps.start, Register::R3);
         for offset in &steps.before {
             self.memory(asm, Register::R3, *offset, self.scratch, POINTER as u16);
             asm.load(Width::Double, Register::R3, Register::Frame, self.scratch);
@@ -212,13 +239,14 @@ impl Reader {
             Base::Context => (Start::Context, None),
             Base::ContextWord(offset) => (Start::ContextWord(*offset), None),
             Base::Task => (Start::Task, None),
+            Base::File(offsets) => (Start::File(*offsets), None),
             Base::Argument(_) => return Err(Unreadable::Argument),
             Base::Verbatim(_) => return Err(Unreadable::Verbatim),
         };
         let mut before: Vec<i64> =
             on_stack.into_iter().chain(expression.reads.iter().map(|read| read.offset)).collect();
         let last = before.pop();
-        Ok(Steps { base: start, before, last })
+        Ok(Steps { start, before, last })
     }
 }
 
@@ -231,24 +259,13 @@ enum Start {
     ContextWord(i16),
     /// The running thread.
     Task,
-}
-
-impl Start {
-    fn load(self, asm: &mut Assembler, into: Register) {
-        match self {
-            Self::Context => asm.mov(into, CONTEXT),
-            Self::ContextWord(offset) => asm.load(Width::Double, into, CONTEXT, offset),
-            Self::Task => {
-                asm.call(Helper::CurrentTask);
-                asm.mov(into, Register::R0);
-            }
-        }
-    }
+    /// The file of the descriptor that a system call returns.
+    File([i64; 3]),
 }
 
 /// The steps of an expression: what it begins with, then reads at these offsets.
 struct Steps {
-    base: Start,
+    start: Start,
     /// Reads that each yield a pointer.
     before: Vec<i64>,
     /// The read of the value. `None` if the value is that of the register.

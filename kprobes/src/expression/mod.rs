@@ -59,6 +59,9 @@ pub(crate) enum Base {
     ContextWord(i16),
     /// The running thread's `struct task_struct`: `$task`.
     Task,
+    /// The `struct file` of the descriptor that a system call returns: `$file`. The offsets of `task_struct.files`,
+    /// `files_struct.fdt` and `fdtable.fd`.
+    File([i64; 3]),
     /// Text that only the kernel interprets: `$comm`, `\1`.
     Verbatim(String),
 }
@@ -132,6 +135,7 @@ impl fmt::Display for Base {
             Self::Context => f.write_str("$context"),
             Self::ContextWord(offset) => write!(f, "$context[{offset}]"),
             Self::Task => f.write_str("$task"),
+            Self::File(_) => f.write_str("$file"),
             Self::Verbatim(text) => f.write_str(text),
         }
     }

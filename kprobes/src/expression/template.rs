@@ -59,6 +59,8 @@ const CALLER: &str = "$caller";
 const RETURNED: &str = "$retval";
 /// The running thread's `struct task_struct`. Only programs can read it.
 const TASK: &str = "$task";
+/// The `struct file` of the descriptor that a system call returns. Only programs can read it.
+const FILE: &str = "$file";
 
 /// The scope in which the names of a template are looked up.
 #[derive(Clone, Copy)]
@@ -117,6 +119,10 @@ fn base(text: &str, scope: &Scope<'_>) -> Result<Base, Problem> {
     }
     if text == TASK {
         return Ok(Base::Task);
+    }
+    if text == FILE {
+        let [files, fdt, fd] = ["task_struct.files", "files_struct.fdt", "fdtable.fd"].map(|name| offset(name, scope));
+        return Ok(Base::File([files?, fdt?, fd?]));
     }
     let Some(name) = in_braces(text)? else {
         return match text {

@@ -7,6 +7,7 @@
 mod accounting;
 mod call_table;
 mod calls;
+pub(crate) mod cgroup;
 mod child_group;
 pub(crate) mod clock_comparison;
 mod dentries;

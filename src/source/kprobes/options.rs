@@ -10,6 +10,7 @@ use socktrail_kprobes::Tracefs;
 use super::accounting::KernelAccounting;
 use super::{GROUP, Wanted};
 use crate::model::accounting::Accounting;
+use crate::model::backend::Backend;
 use crate::model::clock::TimeSource;
 use crate::model::filter::Filter;
 use crate::model::socket_event::Actions;
@@ -21,6 +22,8 @@ use crate::source::{Error, proc};
 pub(crate) struct Options {
     pub(crate) tracefs_path: Option<PathBuf>,
     pub(crate) enable_ipv6: Option<bool>,
+    pub(crate) backend: Backend,
+    pub(crate) cgroup: Option<PathBuf>,
     pub(crate) source: LayoutSource,
     pub(crate) guess_timeout: Duration,
     pub(crate) ring_size_exponent: u8,

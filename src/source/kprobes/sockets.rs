@@ -292,13 +292,19 @@ macro_rules! tuple_of {
     }};
 }
 
+pub(super) use tuple_of;
+
 /// The event about the connection of the `struct sock` at this address; nothing if the address is null or the ends are unknown.
-fn of_connection(address: u64, tuple: Option<Tuple>, kind: impl FnOnce(SockAddress, Tuple) -> EventKind) -> Decoded {
+pub(super) fn of_connection(
+    address: u64,
+    tuple: Option<Tuple>,
+    kind: impl FnOnce(SockAddress, Tuple) -> EventKind,
+) -> Decoded {
     tuple.map_or(Decoded::Nothing, |tuple| Decoded::of_sock(address, |sock| kind(sock, tuple)))
 }
 
 /// Whether a socket of this family and remote port is a connection.
-fn is_connection(family: u16, dport: u16) -> bool {
+pub(super) fn is_connection(family: u16, dport: u16) -> bool {
     matches!(family, AF_INET | AF_INET6) && dport != 0
 }
 
@@ -382,6 +388,6 @@ impl Interpret for SockDestruct {
     }
 }
 
-fn ipv4_address(memory: u32) -> Ipv4Addr {
+pub(super) fn ipv4_address(memory: u32) -> Ipv4Addr {
     Ipv4Addr::from(memory.to_ne_bytes())
 }

@@ -176,20 +176,20 @@ impl Headers {
 }
 
 /// An incoming packet. The IP header is in the buffer, before `data`.
-struct Arrived {
-    transport: Transport,
-    sock: Option<SockAddress>,
-    tuple: Tuple,
+pub struct Arrived {
+    pub transport: Transport,
+    pub sock: Option<SockAddress>,
+    pub tuple: Tuple,
     /// The size from the transport header on, in bytes.
-    len: u32,
+    pub len: u32,
     /// The offsets of the headers: see [`Headers`].
-    headers: u32,
-    fragment: u16,
+    pub headers: u32,
+    pub fragment: u16,
 }
 
 impl Arrived {
     /// `plain` is the length in bytes of an IP header without options or extensions.
-    fn event(self, plain: u16, transport_header: TransportHeader, data_len: u32) -> Decoded {
+    pub fn event(self, plain: u16, transport_header: TransportHeader, data_len: u32) -> Decoded {
         let Self { transport, sock, tuple, len, headers, fragment } = self;
         if Headers::of(headers).ip() != plain {
             // With options or extensions, the addresses were read from the wrong place.

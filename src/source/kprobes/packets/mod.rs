@@ -13,7 +13,7 @@ mod leaving;
 
 use std::net::Ipv4Addr;
 
-pub(super) use self::arriving::{TcpIpv4In, TcpIpv6In, UdpIpv4In, UdpIpv6In};
+pub(super) use self::arriving::{Arrived, TcpIpv4In, TcpIpv6In, UdpIpv4In, UdpIpv6In};
 pub(super) use self::dropped::{
     EarlyPacketFreed, EarlyPacketsFreed, PacketDropped, PacketDroppedForReason, PacketFreed, PacketFreedForReason,
     PacketsFreed,
@@ -31,24 +31,24 @@ use crate::model::event::{EventKind, Packet, PacketDirection, PacketSize, Segmen
 use crate::model::flow::{Endpoint, Transport};
 use crate::model::kernel_address::SockAddress;
 
-const IPV4_HEADER: u16 = 20;
-const IPV6_HEADER: u16 = 40;
+pub(super) const IPV4_HEADER: u16 = 20;
+pub(super) const IPV6_HEADER: u16 = 40;
 const UDP_HEADER: u16 = 8;
 pub(super) const IPPROTO_TCP: u8 = 6;
 pub(super) const IPPROTO_UDP: u8 = 17;
 
 /// Facts from the transport header, and from the socket of TCP.
-struct TransportHeader {
+pub(super) struct TransportHeader {
     len: u16,
     flags: u8,
     segments: Option<Segments>,
 }
 
 impl TransportHeader {
-    const UDP: Self = Self { len: UDP_HEADER, flags: 0, segments: None };
+    pub const UDP: Self = Self { len: UDP_HEADER, flags: 0, segments: None };
 
     /// From the two bytes of TCP's data offset and flags, and the socket's counters.
-    fn tcp(memory: u16, counters: Option<(u32, u32)>) -> Self {
+    pub fn tcp(memory: u16, counters: Option<(u32, u32)>) -> Self {
         let [offset, flags] = memory.to_ne_bytes();
         let segments = counters.map(|(received, sent)| Segments { received, sent });
         Self { len: u16::from(offset >> 4) * 4, flags, segments }
@@ -57,14 +57,14 @@ impl TransportHeader {
 
 /// `sk_buff.len` and `sk_buff.data_len`, two adjacent numbers of 4 bytes: the size of a packet, and the size of its
 /// nonlinear part.
-struct Lengths {
-    len: u32,
-    data_len: u32,
+pub(super) struct Lengths {
+    pub len: u32,
+    pub data_len: u32,
 }
 
 impl Lengths {
     /// In memory order.
-    fn of(memory: u64) -> Self {
+    pub fn of(memory: u64) -> Self {
         let [a, b, c, d, e, f, g, h] = memory.to_ne_bytes();
         Self { len: u32::from_ne_bytes([a, b, c, d]), data_len: u32::from_ne_bytes([e, f, g, h]) }
     }
@@ -76,7 +76,7 @@ impl Lengths {
 }
 
 /// A linear packet that is not fragmented.
-fn packet(
+pub(super) fn packet(
     direction: PacketDirection,
     transport: Transport,
     sock: Option<SockAddress>,
@@ -93,18 +93,18 @@ fn packet(
     Packet { tcp_flags, segments, ..Packet::new(direction, transport, sock, tuple, size) }
 }
 
-fn packet_event(packet: Packet) -> Decoded {
+pub(super) fn packet_event(packet: Packet) -> Decoded {
     Decoded::Event(EventKind::Packet(packet))
 }
 
 /// Source and destination from memory: two addresses and two ports, in network byte order.
-fn ipv4(addresses: u64, ports: u32) -> (Endpoint, Endpoint) {
+pub(super) fn ipv4(addresses: u64, ports: u32) -> (Endpoint, Endpoint) {
     let [a, b, c, d, e, f, g, h] = addresses.to_ne_bytes();
     let (from, to) = split_ports(ports);
     (Endpoint::new(Ipv4Addr::new(a, b, c, d), from), Endpoint::new(Ipv4Addr::new(e, f, g, h), to))
 }
 
-fn ipv6(source: [u64; 2], destination: [u64; 2], ports: u32) -> (Endpoint, Endpoint) {
+pub(super) fn ipv6(source: [u64; 2], destination: [u64; 2], ports: u32) -> (Endpoint, Endpoint) {
     let (from, to) = split_ports(ports);
     (Endpoint::new(super::ipv6_address(source), from), Endpoint::new(super::ipv6_address(destination), to))
 }

@@ -1,0 +1,107 @@
+//! Samples of sockets at hooks.
+
+use std::net::IpAddr;
+
+use socktrail_kprobes::{Word, sample};
+
+use super::super::sockets::{ipv4_address, is_connection, of_connection, tuple_of};
+use super::super::{AF_INET, Decoded, Interpret, ipv6_address, ipv6_if_known};
+use crate::model::event::{EventKind, Tuple};
+use crate::model::flow::Endpoint;
+use crate::model::kernel_address::NetAddress;
+
+sample! {
+    /// The running task closes the last descriptor of a socket.
+    pub struct SockReleased {
+        /// The `struct sock`.
+        pub sk: Word = "{sk}",
+    }
+
+    /// `sock:inet_sock_set_state`, when a TCP socket begins to connect over IPv4.
+    pub struct SynSentIpv4 {
+        /// The `struct sock`.
+        pub sk: Word = "{sk}",
+        /// The state that it enters.
+        pub state: i32 = "{state}",
+        /// Its address family.
+        pub family: u16 = "+{sock_common.skc_family}({sk})",
+        /// Port, in memory order.
+        pub port: u16 = "+{sock_common.skc_dport}({sk})",
+        /// Address, in memory order.
+        pub address: u32 = "+{sock_common.skc_daddr}({sk})",
+    }
+
+    /// The same over IPv6.
+    pub struct SynSentIpv6 {
+        /// The `struct sock`.
+        pub sk: Word = "{sk}",
+        /// The state that it enters.
+        pub state: i32 = "{state}",
+        /// Its address family.
+        pub family: u16 = "+{sock_common.skc_family}({sk})",
+        /// Port, in memory order.
+        pub port: u16 = "+{sock_common.skc_dport}({sk})",
+        /// Address, in memory order: its first 8 bytes.
+        pub address_high: u64 = "+{sock_common.skc_v6_daddr}({sk})",
+        /// Its last 8 bytes.
+        pub address_low: u64 = "+{sock_common.skc_v6_daddr+8}({sk})",
+    }
+}
+
+sample! {
+    /// `accept(2)` has returned a descriptor.
+    pub struct AcceptedFile {
+        /// The `struct sock` of the connection.
+        pub sk: Word = "+{socket.sk}(+{file.private_data}($file))",
+        /// `struct net`.
+        pub net: Word = "+{sock_common.skc_net}(+{socket.sk}(+{file.private_data}($file)))",
+        /// Its address family.
+        pub family: u16 = "+{sock_common.skc_family}(+{socket.sk}(+{file.private_data}($file)))",
+        /// Local port, host byte order.
+        pub num: u16 = "+{sock_common.skc_num}(+{socket.sk}(+{file.private_data}($file)))",
+        /// Remote port, in memory order.
+        pub dport: u16 = "+{sock_common.skc_dport}(+{socket.sk}(+{file.private_data}($file)))",
+        /// Local IPv4 address, in memory order.
+        pub rcv_saddr: u32 = "+{sock_common.skc_rcv_saddr}(+{socket.sk}(+{file.private_data}($file)))",
+        /// Remote IPv4 address, in memory order.
+        pub daddr: u32 = "+{sock_common.skc_daddr}(+{socket.sk}(+{file.private_data}($file)))",
+        /// Local IPv6 address, in memory order: its first 8 bytes.
+        pub v6_rcv_saddr_high: Option<u64> = "+{sock_common.skc_v6_rcv_saddr}(+{socket.sk}(+{file.private_data}($file)))",
+        /// Its last 8 bytes.
+        pub v6_rcv_saddr_low: Option<u64> = "+{sock_common.skc_v6_rcv_saddr+8}(+{socket.sk}(+{file.private_data}($file)))",
+        /// Remote IPv6 address, in memory order: its first 8 bytes.
+        pub v6_daddr_high: Option<u64> = "+{sock_common.skc_v6_daddr}(+{socket.sk}(+{file.private_data}($file)))",
+        /// Its last 8 bytes.
+        pub v6_daddr_low: Option<u64> = "+{sock_common.skc_v6_daddr+8}(+{socket.sk}(+{file.private_data}($file)))",
+    }
+}
+
+impl Interpret for AcceptedFile {
+    fn interpret(&self, _: &[u8]) -> Decoded {
+        if !is_connection(self.family, self.dport) {
+            return Decoded::Nothing;
+        }
+        of_connection(self.sk, tuple_of!(self), |sock, tuple| EventKind::Accepted { sock, tuple })
+    }
+}
+
+impl Interpret for SockReleased {
+    fn interpret(&self, _: &[u8]) -> Decoded {
+        Decoded::of_sock(self.sk, |sock| EventKind::SocketReleased { sock })
+    }
+}
+
+impl Interpret for SynSentIpv4 {
+    fn interpret(&self, _: &[u8]) -> Decoded {
+        let remote = Endpoint::new(ipv4_address(self.address), u16::from_be(self.port));
+        Decoded::of_sock(self.sk, |sock| EventKind::ConnectBegins { sock, remote })
+    }
+}
+
+impl Interpret for SynSentIpv6 {
+    fn interpret(&self, _: &[u8]) -> Decoded {
+        let address = ipv6_address([self.address_high, self.address_low]);
+        let remote = Endpoint::new(address, u16::from_be(self.port));
+        Decoded::of_sock(self.sk, |sock| EventKind::ConnectBegins { sock, remote })
+    }
+}
