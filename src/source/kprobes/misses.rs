@@ -148,9 +148,9 @@ pub(super) struct FaultedHits {
 }
 
 impl FaultedHits {
-    /// The maximum number of faults of one read. After a fault, the kernel may try to copy the rest, which faults again: on 5.10
-    /// (x86_64), each read causes 2 faults. 4 leaves room for another program's probe at the same function, because a fault of
-    /// one probe there counts for all.
+    /// The maximum number of faults of one read. After a fault, the kernel may try the rest again, which faults again: 2 faults of
+    /// each read were seen on 5.10 (x86_64). 4 leaves room for another program's probe at the same function, because a fault of
+    /// either counts for both.
     const FAULTS_PER_READ: u64 = 4;
 
     /// How many of `misses` are missed hits, not faults. `misses` was read after `self.hits` and before `hits`; the three counts
