@@ -46,7 +46,7 @@ pub struct Flow {
     pub dropped: Counters,
     /// Whether it was observed from its first packet on.
     pub complete: bool,
-    /// Whether this is its last report.
+    /// Whether it has ended: false if `reason` is [`Reason::Interim`] or [`Reason::Shutdown`].
     pub is_final: bool,
     /// The name that its owner looked up for the remote's address.
     pub domain: Option<Arc<str>>,

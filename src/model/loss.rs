@@ -68,8 +68,8 @@ impl fmt::Display for Loss {
                 write!(f, "{count} samples found no room in the ring of CPU {cpu}: {remedy}")
             }
             LossCause::Probes { feature } => {
-                let why = "an interrupt came within the hit of another probe or within another BPF program, or too many calls \
-                           were in progress at once";
+                let why = "an interrupt came while another probe or another BPF program was running, or too many calls were in \
+                           progress at once";
                 write!(f, "{count} hits of the probe {feature} were missed: {why}")
             }
             LossCause::Results => {

@@ -43,10 +43,12 @@ pub struct Totals {
     pub received: Counters,
     /// The last packet's time, counted or sampled.
     pub last: MonotonicTime,
-    /// Whether a sent datagram was counted that is no larger than
-    /// [`gso_head_len`](crate::model::event::SourceCapabilities::gso_head_len): it may be several if its socket uses UDP GSO.
+    /// Whether a sent packet of UDP was counted that is no larger than
+    /// [`gso_head_len`](crate::model::event::SourceCapabilities::gso_head_len): it may hold several datagrams if its socket uses
+    /// UDP GSO.
     pub short_datagrams: bool,
-    /// Whether a received datagram was counted that has a nonlinear part: it may be several if its socket is the kernel's.
+    /// Whether a received packet of UDP was counted that has a nonlinear part: it may hold several datagrams if its socket is the
+    /// kernel's.
     pub nonlinear_datagrams: bool,
     /// Further counts for TCP; `None` for UDP.
     pub tcp: Option<TcpTotals>,

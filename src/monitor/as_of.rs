@@ -28,7 +28,7 @@ const SINCE: &[(Release, &[&str])] = &[
     (Release(5, 12), &["mptcp_event"]),
     (Release(5, 17), &["kfree_skb_reason"]),
     (Release(5, 18), &["kfree_skb_list_reason"]),
-    (Release(6, 6), &["security_mptcp_add_subflow"]),
+    (Release(6, 5), &["security_mptcp_add_subflow"]),
     (Release(6, 11), &["sk_skb_reason_drop"]),
 ];
 

@@ -65,7 +65,7 @@ impl State {
         }
     }
 
-    /// Whether a datagram may be several that the kernel handles as one.
+    /// Whether a packet may hold several datagrams, which the kernel handles as one.
     fn may_hold_several(&self, flow_key: FlowKey, packet: &Packet) -> bool {
         let (Transport::Udp, PacketSize { bytes, headers }) = (packet.transport, packet.size) else {
             return false; // TCP's segments are counted

@@ -89,8 +89,8 @@ impl State {
         self.stats.packets_counted += used;
     }
 
-    /// Whether datagrams that the kernel has counted may be several that it handles as one. Those that leave and are not linear
-    /// are sampled.
+    /// Whether a packet that the kernel has counted may have held several datagrams. Outgoing packets with a nonlinear part are
+    /// not among these, because they are sampled.
     fn may_have_held_several(&self, flow_key: FlowKey, new: &NewCounts, totals: &Totals) -> bool {
         let Some(flow) = self.flows.get(flow_key).filter(|flow| flow.id.transport == Transport::Udp) else {
             return false;

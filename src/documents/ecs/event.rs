@@ -16,7 +16,7 @@ pub struct EventFields {
     pub action: &'static str,
     /// `[network]`.
     pub category: [&'static str; 1],
-    /// `[connection, end]` for the last report of a flow, `[connection, info]` for one before.
+    /// `[connection, end]` for a flow that has ended, `[connection, info]` for a live one.
     #[serde(rename = "type")]
     pub kinds: [&'static str; 2],
     /// `system`.

@@ -68,7 +68,7 @@ pub struct NetworkFlow<'a> {
 pub struct FlowFields {
     /// The id of the flow: the same in all documents of this flow, and in no others.
     pub id: String,
-    /// Whether this is its last document.
+    /// Whether the flow has ended: see [`Flow::is_final`](crate::model::flow::Flow::is_final).
     #[serde(rename = "final")]
     pub is_final: bool,
     /// Whether the flow was seen from its first packet on.

@@ -281,7 +281,7 @@ fn a_locked_event_is_reported_once_until_it_is_unlocked() {
     harness.connect(1, SERVER);
     harness.connect(2, SERVER);
     harness.connect(3, "198.51.100.8:443");
-    assert_eq!(harness.emitted().len(), 2, "one for each id");
+    assert_eq!(harness.emitted().len(), 2, "one for each event id (`eid`): sockets 1 and 2 have the same");
     assert_eq!(harness.engine.stats().sensor_events_muted, 1);
     assert_eq!(harness.engine.unlock("all|net.socket|opened@198.51.100.7:443|0"), Ok(1));
     harness.connect(4, SERVER);
@@ -306,7 +306,10 @@ fn events_wait_for_a_name_in_order_while_other_events_continue() {
     assert_eq!(harness.emitted(), named[..1], "the name is cached");
     harness.now += Duration::from_secs(60);
     harness.connect(4, SERVER);
-    assert!(harness.emitted().is_empty() && harness.engine.take_wanted() == [ip], "too old after dns-ttl");
+    assert!(
+        harness.emitted().is_empty() && harness.engine.take_wanted() == [ip],
+        "the cached name is older than dns-ttl"
+    );
 }
 
 #[test]
@@ -330,7 +333,7 @@ fn without_an_answer_events_continue_without_a_name() {
 fn names_that_cannot_matter_are_not_looked_up() {
     let mut harness = Harness::new(SAMPLE);
     harness.connect(1, "10.0.0.7:443");
-    assert_eq!(harness.emitted(), ["opened 10.0.0.7:443 - ESTABLISHED"], "skip-reverse-dns: not routable");
+    assert_eq!(harness.emitted(), ["opened 10.0.0.7:443 - ESTABLISHED"], "skip-reverse-dns: the address is private");
     harness.connect(2, "[2001:db8::2]:443");
     assert!(harness.engine.take_wanted().is_empty(), "no pattern has this protocol");
     harness.connect(3, SERVER);

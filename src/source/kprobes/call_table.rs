@@ -1,8 +1,8 @@
 //! The table of probes for socket events.
 //!
 //! Before Linux 4.17 there are no `__sys_*` functions. There, `sys_connect` and the like are the system calls themselves,
-//! and a probe finds the arguments in registers, as in any function (newer kernels pass a `pt_regs` instead). Symbol tables
-//! list them also as `SyS_connect`.
+//! and a probe finds the arguments in registers, as in any function, or on the stack on 32-bit x86 (newer kernels pass a
+//! `pt_regs` instead). Symbol tables list them also as `SyS_connect`.
 
 use super::calls::{
     AcceptEntry, AcceptFileReturn, AcceptHook, AcceptReturn, BindEntry, BindHook, BindReturn, BindSocketReturn,

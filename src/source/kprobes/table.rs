@@ -153,7 +153,7 @@ pub const FLOW_PROBES: &[(Feature, &[Probe])] = {
             Feature::SubflowCreate,
             &[
                 Probe::entry::<AddSubflow>("security_mptcp_add_subflow"),
-                // For kernels before 6.6. They call this function only for subflows that join.
+                // For kernels before 6.5. They call this function only for subflows that join.
                 Probe::entry::<AddSubflow>("mptcp_sockopt_sync"),
             ],
         ),

@@ -23,10 +23,11 @@ pub(super) struct Entry {
     pub(super) seen_out: u8,
     /// The same for arriving packets.
     pub(super) seen_in: u8,
-    /// 1 once a sent datagram was counted that is no larger than [`Rules::gso_head_len`](super::Rules::gso_head_len): it may be
-    /// several if its socket uses UDP GSO.
+    /// 1 once a sent packet of UDP was counted that is no larger than [`Rules::gso_head_len`](super::Rules::gso_head_len): it may
+    /// hold several datagrams if its socket uses UDP GSO.
     pub(super) short_sent: u8,
-    /// 1 once a received datagram was counted that has a nonlinear part: it may be several if its socket is the kernel's.
+    /// 1 once a received packet of UDP was counted that has a nonlinear part: it may hold several datagrams if its socket is the
+    /// kernel's.
     pub(super) nonlinear_received: u8,
     /// When the entry was removed, because its socket ended or it was evicted; 0 before that. The other fields stay as they are
     /// until another conversation gets the entry.

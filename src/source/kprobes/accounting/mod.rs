@@ -6,7 +6,8 @@
 //! - the conversation has no entry yet. The program then makes one if it can. Only an outgoing packet makes one for TCP;
 //! - the packet is the first of its direction, or the first after a [pause](KernelAccounting::pause);
 //! - the packet has SYN, FIN or RST;
-//! - the packet cannot be counted for certain: it has IP options, is fragmented, or leaves and may be several datagrams (UDP GSO).
+//! - the packet cannot be counted for certain: it has IP options, is fragmented, or is an outgoing one that may hold several
+//!   datagrams (UDP GSO).
 //!
 //! All other packets are counted, and their hits end there. Before a hit becomes a sample, the program writes the conversation's
 //! entry into the ring, if packets have been counted in it. The programs that see a socket end do the same, and remove the

@@ -40,7 +40,7 @@ const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
 /// The number of conversations that a UDP socket can have besides its first: way `w` has the key `sock + 1 + w`, which is no other
 /// socket's address, because a `struct sock` is larger.
 pub(super) const WAYS: u8 = 64;
-/// A conversation that was idle for this many nanoseconds loses its way to another conversation that wants it.
+/// A conversation that was idle for this many nanoseconds gives up its way to another conversation that needs it.
 const EVICT_AFTER: i32 = 1_000_000_000;
 /// A removed entry is used again only after this many nanoseconds, because a program on another CPU may still be counting in it.
 const REUSE_AFTER: i32 = 1_000_000;

@@ -58,7 +58,7 @@ impl Datagram {
         let (new, report_and_sample, paused) = (w.asm.label(), w.asm.label(), w.asm.label());
         let (other, new_way, taken, found) = (w.asm.label(), w.asm.label(), w.asm.label(), w.asm.label());
         if self.direction == PacketDirection::Outbound {
-            // It may be several datagrams (UDP GSO).
+            // The packet may hold several datagrams (UDP GSO).
             w.load(&self.data_len, R1)?;
             w.sample_if(Condition::NotEqual, R1, 0);
         }
@@ -114,8 +114,8 @@ impl Datagram {
         Ok(())
     }
 
-    /// Notes that the datagram may be several: outgoing if its socket uses UDP GSO, arriving if its socket is the kernel's. Only
-    /// the state machine knows this of the socket.
+    /// Notes that the packet may hold several datagrams: an outgoing one if its socket uses UDP GSO, an arriving one if its socket
+    /// is the kernel's. Only the state machine knows whether the socket is of that kind.
     fn note_uncertain(&self, w: &mut Writer, rules: &Rules) -> Result<(), Error> {
         let is_single = w.asm.label();
         match self.direction {

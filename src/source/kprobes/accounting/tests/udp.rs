@@ -95,7 +95,10 @@ fn a_long_conversation_has_few_samples() {
             let special = if now == 1000 { 0 } else { ORDINARY };
             both.play(&machine, now, wire(both.of, now % 2 == 0, 100, special));
         }
-        assert_eq!(both.samples, 2, "the first of each direction; the one with IP options cannot be read");
+        assert_eq!(
+            both.samples, 2,
+            "the first of each direction. The sample with IP options cannot be read and is not in this number"
+        );
         let totals = machine.look_up(both.of.sock).unwrap();
         assert_eq!((totals.sent.packets, totals.received.packets), (998, 999));
         assert_eq!((totals.since, totals.last), (monotonic(1), monotonic(2000)));
@@ -120,11 +123,15 @@ fn a_socket_with_many_peers_has_few_samples() {
     assert!(many.iter().all(|both| both.samples == 100));
     assert!(few.len() >= 13, "of 20 peers on 64 ways, at least 13 should have an entry: {}", few.len());
     assert_eq!((machine.conversations().len(), machine.refused_packets()), (few.len(), 100 * many.len() as u64));
-    // A conversation without packets for a second loses its way to the next that wants it.
+    // After a second without packets, a conversation gives up its way to another that needs it.
     let late = many[0].of;
     let samples = [2_000_000_000, 2_000_000_001, 2_002_000_000, 2_002_000_001, 2_002_000_002];
     let samples = samples.map(|now| play(&machine, now, wire(late, true, 100, ORDINARY), &mut all));
-    assert_eq!(samples, [true, true, true, false, false], "evicts, not reusable yet, claims, counted, counted");
+    assert_eq!(
+        samples,
+        [true, true, true, false, false],
+        "evicts the entry, its slot cannot be used again yet, makes an entry, counted, counted"
+    );
     free(&machine, 0, &mut all);
     assert_eq!(machine.entries(), (0, 0));
     for both in all.values() {
@@ -134,7 +141,7 @@ fn a_socket_with_many_peers_has_few_samples() {
 }
 
 #[test]
-fn datagrams_that_may_be_several_are_noted_in_the_totals() {
+fn packets_that_may_hold_several_datagrams_are_noted_in_the_totals() {
     let machine = Machine::new(&rules(), 100);
     let mut both = Both::new(conversation(false, 0, 2));
     let mut play = |now, out, payload, data_len| {
@@ -152,7 +159,7 @@ fn datagrams_that_may_be_several_are_noted_in_the_totals() {
     assert_eq!(
         play(7, true, 1000, 1),
         (3, true, true),
-        "with a nonlinear part it may be several (UDP GSO), so it is sampled"
+        "an outgoing packet with a nonlinear part may hold several datagrams (UDP GSO), so it is sampled"
     );
 }
 
@@ -172,18 +179,18 @@ fn packets_of_conversations_without_an_entry_are_sampled() {
     let [counted, sampled] = [1, 9].map(|samples| all.iter().filter(|both| both.samples == samples).count());
     assert_eq!((counted, sampled, machine.refused_packets()), (14, 26, 26 * 9));
     // A slot can be used again a millisecond after its socket was freed.
-    let [mut first, mut second] = [1, 9].map(|samples| {
+    let [mut freed, mut refused] = [1, 9].map(|samples| {
         let at = all.iter().position(|both| both.samples == samples).unwrap();
         all.remove(at)
     });
-    first.end(&machine, Feature::SocketFree);
-    let refused = all.iter_mut().filter(|both| both.samples == 9);
-    for both in refused.chain([&mut second]) {
+    freed.end(&machine, Feature::SocketFree);
+    let others = all.iter_mut().filter(|both| both.samples == 9);
+    for both in others.chain([&mut refused]) {
         both.play(&machine, 1000, wire(both.of, true, 100, ORDINARY));
         assert_eq!(both.samples, 10);
     }
     assert_eq!(machine.entries().0, 13);
-    all.push(second);
+    all.push(refused);
     (0..3).for_each(|_| play(&mut all, 100_000));
     assert_eq!((machine.entries().0, all.iter().filter(|both| both.samples == 11).count()), (14, 1));
 }
@@ -233,7 +240,7 @@ fn packets_of_other_protocols_are_not_sampled() {
 }
 
 #[test]
-fn memory_that_cannot_be_read_makes_a_sample() {
+fn a_packet_that_a_program_cannot_read_is_sampled() {
     let machine = Machine::new(&rules(), 100);
     assert!(machine.hit(Feature::UdpIpv4In, [SOCK, 64, 0]).0);
     assert!(machine.hit(Feature::Ipv4Out, [SOCK, 0, 64]).0);

@@ -1,11 +1,11 @@
-//! Known failures: faults of socktrail that tests show and that are not fixed yet.
+//! Known failures: bugs of Socktrail that tests show and that are not fixed yet.
 //!
-//! A test in this table must fail, with the error given here. If it passes, because the fault is fixed, or fails in
+//! A test in this table must fail, with the error given here. If it passes, because the bug is fixed, or fails in
 //! another way, the run fails, and the entry must be removed or changed.
 
 use anyhow::{Result, bail, ensure};
 
-/// Tests that fail because of one fault.
+/// Tests that fail because of one bug.
 #[derive(Debug)]
 pub(crate) struct KnownFailure {
     /// Their full names. Up to two `*` match any text.
@@ -14,7 +14,7 @@ pub(crate) struct KnownFailure {
     pub(crate) is_deterministic: bool,
     /// A part of their error message.
     pub(crate) error_part: &'static str,
-    /// The file with the fault, and what is wrong.
+    /// The file with the bug, and what is wrong.
     pub(crate) cause: &'static str,
 }
 

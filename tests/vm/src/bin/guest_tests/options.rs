@@ -107,7 +107,7 @@ fn how_far_the_wall_clock_may_move() -> Result<()> {
     let agents = [agent("")?, agent("socket.clock_max_drift: 1day\n")?];
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let before = SystemTime::now();
-    let _back = step_clock(HOUR)?;
+    let _restore = step_clock(HOUR)?;
     // Clocks are compared ten times a second.
     std::thread::sleep(Duration::from_millis(500));
     let client = TcpStream::connect(listener.local_addr()?)?;

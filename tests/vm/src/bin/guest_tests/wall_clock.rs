@@ -45,7 +45,7 @@ fn a_step_of(seconds: i64) -> Result<()> {
     sleep(NOTICED);
 
     let stepped_from = SystemTime::now();
-    let _back = step_clock(seconds)?;
+    let _restore = step_clock(seconds)?;
     let stepped_to = SystemTime::now();
     sleep(NOTICED);
     let through = through.close()?;
