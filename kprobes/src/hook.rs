@@ -47,14 +47,14 @@ pub(crate) enum ProgramType {
     RawTracepoint = 17,
 }
 
-/// `enum bpf_attach_type`
+/// `enum bpf_attach_type`: `BPF_CGROUP_INET_*`
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub(crate) enum AttachType {
-    CgroupInetIngress = 0,
-    CgroupInetEgress = 1,
-    CgroupInetSockCreate = 2,
-    CgroupInetSockRelease = 34,
+    Ingress = 0,
+    Egress = 1,
+    SockCreate = 2,
+    SockRelease = 34,
 }
 
 impl Hook {
@@ -107,10 +107,10 @@ impl Hook {
     /// How it is attached to a control group. `None` for a raw tracepoint.
     pub(crate) const fn attach_type(self) -> Option<AttachType> {
         match self {
-            Self::Egress => Some(AttachType::CgroupInetEgress),
-            Self::Ingress => Some(AttachType::CgroupInetIngress),
-            Self::SocketCreate => Some(AttachType::CgroupInetSockCreate),
-            Self::SocketRelease => Some(AttachType::CgroupInetSockRelease),
+            Self::Egress => Some(AttachType::Egress),
+            Self::Ingress => Some(AttachType::Ingress),
+            Self::SocketCreate => Some(AttachType::SockCreate),
+            Self::SocketRelease => Some(AttachType::SockRelease),
             Self::RawTracepoint { .. } | Self::SyscallExit { .. } => None,
         }
     }

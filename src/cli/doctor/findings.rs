@@ -56,6 +56,14 @@ fn kernel(facts: &Facts) -> Finding {
 
 fn kprobes(facts: &Facts) -> Finding {
     let subject = "kprobes";
+    if facts.kprobes == Some(false) && facts.btf {
+        return Finding::degraded(
+            subject,
+            "none: flows are observed by programs at a control group (socket.backend)",
+            "socket events and sensors; of flows, what docs/accuracy.md lists for this backend",
+            "to see all, boot a kernel with CONFIG_KPROBES=y and CONFIG_KPROBE_EVENTS=y, such as a distribution's",
+        );
+    }
     if facts.kprobes == Some(false) {
         return Finding::lost(
             subject,

@@ -9,6 +9,7 @@ mod gather;
 use std::io::Write;
 
 use serde::Serialize;
+use socktrail::Error;
 use socktrail::monitor::Options;
 use socktrail::probes::SelfTest;
 use socktrail::socket_event::Actions;
@@ -40,7 +41,11 @@ pub fn run(args: &DoctorArgs, mut options: Options, mut out: impl Write) -> anyh
     let findings = examine();
     // If nothing can be seen, a test would only confirm it.
     let survey = match blocking(&findings).is_empty() {
-        true => Some(Survey::take(&options)?),
+        true => match Survey::take(&options) {
+            // Nothing can be tested then: see the finding about kprobes.
+            Err(Error::Kprobes(socktrail_kprobes::Error::NoKprobes { .. })) => None,
+            survey => Some(survey?),
+        },
         false => None,
     };
     let worst = worst(&findings, survey.as_ref());

@@ -58,6 +58,7 @@ fn a_stock_host_lacks_nothing() {
 fn missing_kprobes_come_before_missing_privileges() {
     let facts = Facts {
         kprobes: Some(false),
+        btf: false,
         euid: 1000,
         capabilities: 0,
         tracefs: Tracefs::Forbidden("no permission".into()),
@@ -66,6 +67,15 @@ fn missing_kprobes_come_before_missing_privileges() {
     assert_eq!(
         blocking(&findings(&facts)).map(|finding| finding.status).collect::<Vec<_>>(),
         [Status::Kernel, Status::Privileges, Status::Privileges]
+    );
+}
+
+#[test]
+fn without_kprobes_a_control_group_shows_flows() {
+    assert_eq!(
+        problems(&Facts { kprobes: Some(false), ..debian() }),
+        [("kprobes", State::Degraded, Status::Success)],
+        "programs need type information"
     );
 }
 

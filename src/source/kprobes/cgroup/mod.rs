@@ -16,9 +16,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use socktrail_guess::layout_for_hooks;
-use socktrail_kprobes::{Clock as RingClock, Decoder, Fetch, Format, Hooks, Horizon, Record, RingOptions, Rings, Type};
+use socktrail_kprobes::{Clock as RingClock, Decoder, Format, Hooks, Horizon, Record, RingOptions, Rings};
 
-use self::table::{HOOKS, HookProbe};
+use self::table::{FURTHER_FIELDS, HOOKS, HookProbe};
 use super::options::Options;
 use super::processes::{CgroupAttach, ProcessExit};
 use super::source::{Summary, now_of};
@@ -36,8 +36,6 @@ use crate::state::FoundProcess;
 const ROUND: Duration = Duration::from_millis(100);
 /// How often to look for CPUs that came online.
 const CHECK_PERIOD: Duration = Duration::from_secs(1);
-/// The first byte of an IP header.
-const VERSION: Fetch<'static> = Fetch::constant("version", "+0(+{sk_buff.data}({skb}))", Type::U8);
 
 /// Programs at hooks, the rings of their records, and the capture of DNS packets.
 pub(crate) struct CgroupSource {
@@ -144,8 +142,11 @@ fn attach(
 ) -> Result<(u16, Box<dyn Decode>), socktrail_kprobes::Error> {
     let name = probe.feature.to_string();
     let name = name.get(..15).unwrap_or(&name);
-    let of_name = |name: &str| probe.fetches.iter().find(|fetch| fetch.name == name).unwrap_or(&VERSION).clone();
-    let conditions: Vec<_> = probe.conditions.iter().map(|(name, values)| (of_name(name), *values)).collect();
+    let condition = |(name, values): &(&'static str, &'static [i32])| {
+        let mut fields = probe.fetches.iter().chain(FURTHER_FIELDS);
+        fields.find(|fetch| fetch.name == *name).map(|fetch| (fetch.clone(), *values))
+    };
+    let conditions: Vec<_> = probe.conditions.iter().filter_map(condition).collect();
     let installed = hooks.install(name, probe.hook, probe.fetches, &conditions, &wanted)?;
     let decoder = (probe.decoder)(installed.format())?;
     rings.attach(&installed, None)?;

@@ -1,6 +1,6 @@
 //! The hooks that serve each feature.
 
-use socktrail_kprobes::{Decoder, Error, Fetch, Format, Hook};
+use socktrail_kprobes::{Decoder, Error, Fetch, Format, Hook, Type};
 
 use super::super::packets::{Ipv4OutWithoutSk, UdpIpv6OutWithoutSk};
 use super::super::processes::WakeUpNewTask;
@@ -17,7 +17,8 @@ pub(super) struct HookProbe {
     pub(super) feature: Feature,
     pub(super) hook: Hook,
     pub(super) fetches: &'static [Fetch<'static>],
-    /// A hit makes a record only if each of these fields has one of the values.
+    /// A hit makes a record only if each of these fields has one of the values: a field of the record, or one of
+    /// [`FURTHER_FIELDS`].
     pub(super) conditions: &'static [(&'static str, &'static [i32])],
     pub(super) decoder: fn(&Format) -> Result<Box<dyn Decode>, Error>,
 }
@@ -44,11 +45,18 @@ const EXEC: Hook = Hook::RawTracepoint { name: "sched_process_exec", arguments: 
 const SET_STATE: Hook = Hook::RawTracepoint { name: "inet_sock_set_state", arguments: &["sk", "old_state", "state"] };
 const DESTROY: Hook = Hook::RawTracepoint { name: "tcp_destroy_sock", arguments: &["sk"] };
 
+/// Fields for conditions that records do not have.
+pub(super) const FURTHER_FIELDS: &[Fetch<'static>] = &[
+    Fetch::constant("version", "+0(+{sk_buff.data}({skb}))", Type::U8),
+    Fetch::constant("sk_protocol", "+{sock.sk_protocol}({sk})", Type::U16),
+];
+
 /// The first byte of an IPv4 header: version, and header length in words.
 const IPV4: &[i32] = &[0x45, 0x46, 0x47, 0x48, 0x49, 0x4a, 0x4b, 0x4c, 0x4d, 0x4e, 0x4f];
 /// The first byte of an IPv6 header: version, and a part of the traffic class.
 const IPV6: &[i32] = &[0x60, 0x61, 0x62, 0x63, 0x64, 0x65, 0x66, 0x67, 0x68, 0x69, 0x6a, 0x6b, 0x6c, 0x6d, 0x6e, 0x6f];
 const TCP: &[i32] = &[6];
+const UDP: &[i32] = &[17];
 const TCP_OR_UDP: &[i32] = &[6, 17];
 /// UDP, and the extension headers that may come before it.
 const UDP_OR_EXTENSION: &[i32] = &[17, 43, 44, 60];
@@ -72,14 +80,16 @@ pub(super) const HOOKS: &[HookProbe] = &[
     HookProbe::at::<OwnCredentials>(Feature::Credentials, Hook::SyscallExit { name: "sys_exit_setregid" }),
     HookProbe::at::<OwnCredentials>(Feature::Credentials, Hook::SyscallExit { name: "sys_exit_setresuid" }),
     HookProbe::at::<OwnCredentials>(Feature::Credentials, Hook::SyscallExit { name: "sys_exit_setresgid" }),
-    HookProbe::at::<SockInitData>(Feature::SocketCreate, Hook::SocketCreate),
+    HookProbe::at::<SockInitData>(Feature::SocketCreate, Hook::SocketCreate).only(&[("sk_protocol", TCP_OR_UDP)]),
     HookProbe::at::<SynSentIpv4>(Feature::ConnectIpv4, SET_STATE).only(&[("state", TCP_SYN_SENT), ("family", &[2])]),
     HookProbe::at::<SynSentIpv6>(Feature::ConnectIpv6, SET_STATE).only(&[("state", TCP_SYN_SENT), ("family", &[10])]),
     HookProbe::at::<AcceptedFile>(Feature::Accept, Hook::SyscallExit { name: "sys_exit_accept4" }),
     HookProbe::at::<AcceptedFile>(Feature::Accept, Hook::SyscallExit { name: "sys_exit_accept" }),
     HookProbe::at::<SetState>(Feature::TcpState, SET_STATE).only(&[("state", BEGIN_OR_END)]),
-    HookProbe::at::<SockReleased>(Feature::SocketRelease, Hook::SocketRelease),
+    HookProbe::at::<SockReleased>(Feature::SocketRelease, Hook::SocketRelease).only(&[("sk_protocol", TCP_OR_UDP)]),
     HookProbe::at::<SockDestruct>(Feature::SocketFree, DESTROY),
+    // A UDP socket has no connection that could outlive it.
+    HookProbe::at::<SockDestruct>(Feature::SocketFree, Hook::SocketRelease).only(&[("sk_protocol", UDP)]),
     HookProbe::at::<Ipv4OutWithoutSk>(Feature::Ipv4Out, Hook::Egress)
         .only(&[("version_ihl", IPV4), ("protocol", TCP_OR_UDP)]),
     HookProbe::at::<TcpIpv6Leaves>(Feature::TcpIpv6Out, Hook::Egress).only(&[("version", IPV6), ("protocol", TCP)]),
@@ -101,3 +111,18 @@ pub(super) const HOOKS: &[HookProbe] = &[
         ("flags", SYN),
     ]),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_condition_is_about_a_field() {
+        for probe in HOOKS {
+            for (name, values) in probe.conditions {
+                let mut fields = probe.fetches.iter().chain(FURTHER_FIELDS);
+                assert!(fields.any(|fetch| fetch.name == *name) && !values.is_empty(), "{}: {name}", probe.feature);
+            }
+        }
+    }
+}

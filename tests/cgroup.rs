@@ -1,0 +1,150 @@
+//! `socktrail flows` at a control group of this kernel: its documents are compared with what the test itself does.
+//!
+//! Needs root, cgroup v2, type information and BPF, but no kprobes. Where something of that is missing, the test says so and ends.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+
+use serde_json::Value;
+
+/// A control group with this process in it. Dropping it moves the process back and removes the group.
+struct OwnGroup {
+    path: PathBuf,
+    before: PathBuf,
+}
+
+impl OwnGroup {
+    fn new() -> Option<Self> {
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+        let mount =
+            mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>()).find(|words| words[2] == "cgroup2")?;
+        let groups = fs::read_to_string("/proc/self/cgroup").unwrap();
+        let own = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
+        let mount = Path::new(mount[1]);
+        let group =
+            Self { path: mount.join(format!("socktrail-flows-{}", std::process::id())), before: mount.join(own) };
+        fs::create_dir(&group.path).ok()?;
+        fs::write(group.path.join("cgroup.procs"), "0").ok()?;
+        Some(group)
+    }
+
+    fn leave(&self) {
+        fs::write(self.before.join("cgroup.procs"), "0").unwrap();
+    }
+}
+
+impl Drop for OwnGroup {
+    fn drop(&mut self) {
+        let _ = fs::write(self.before.join("cgroup.procs"), "0");
+        let _ = fs::remove_dir(&self.path);
+    }
+}
+
+/// A running `socktrail flows`.
+struct Monitor(Child);
+
+impl Monitor {
+    fn start(cgroup: &Path) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_socktrail"))
+            .args(["flows", "--backend", "cgroup", "--format", "ecs", "--flow-termination-timeout", "1s", "--cgroup"])
+            .arg(cgroup)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut said = String::new();
+        let mut stderr = BufReader::new(child.stderr.take().unwrap());
+        while !said.contains("socktrail: ready") {
+            assert_ne!(stderr.read_line(&mut said).unwrap(), 0, "{said}");
+        }
+        thread::spawn(move || stderr.read_to_end(&mut Vec::new()));
+        Self(child)
+    }
+
+    /// Reads documents until there are this many.
+    fn documents(mut self, count: usize) -> Vec<Value> {
+        let stdout = BufReader::new(self.0.stdout.take().unwrap());
+        let documents = stdout.lines().take(count).map(|line| serde_json::from_str(&line.unwrap()).unwrap()).collect();
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+        documents
+    }
+}
+
+/// The document of one side of a flow.
+fn of<'a>(documents: &'a [Value], transport: &str, direction: &str) -> &'a Value {
+    let is_it = |document: &&Value| {
+        document["network"]["transport"] == transport && document["network"]["direction"] == direction
+    };
+    let mut found = documents.iter().filter(is_it);
+    let one = found.next().unwrap_or_else(|| panic!("no {transport} {direction} in {documents:#?}"));
+    assert!(found.next().is_none(), "several {transport} {direction}");
+    one
+}
+
+fn port(address: SocketAddr) -> u64 {
+    address.port().into()
+}
+
+#[test]
+fn flows_of_a_control_group() {
+    let (true, Some(group)) = (Path::new("/sys/kernel/btf/vmlinux").exists(), OwnGroup::new()) else {
+        println!("not run: this needs root, cgroup v2 and type information");
+        return;
+    };
+    group.leave();
+    let monitor = Monitor::start(&group.path);
+    // Outside of the group: not seen.
+    let outside = UdpSocket::bind("127.0.0.1:0").unwrap();
+    outside.send_to(b"x", outside.local_addr().unwrap()).unwrap();
+    fs::write(group.path.join("cgroup.procs"), "0").unwrap();
+
+    let [from, to] = [0, 0].map(|_| UdpSocket::bind("127.0.0.1:0").unwrap());
+    for length in [1, 100, 1000] {
+        from.send_to(&vec![0; length], to.local_addr().unwrap()).unwrap();
+        assert_eq!(to.recv(&mut [0; 2000]).unwrap(), length);
+    }
+    let udp = (port(from.local_addr().unwrap()), port(to.local_addr().unwrap()));
+    drop((from, to));
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (mut server, _) = listener.accept().unwrap();
+    let tcp = (port(client.local_addr().unwrap()), port(client.peer_addr().unwrap()));
+    client.write_all(&[0; 5000]).unwrap();
+    server.read_exact(&mut [0; 5000]).unwrap();
+    server.write_all(&[0; 700]).unwrap();
+    client.read_exact(&mut [0; 700]).unwrap();
+    drop((client, server, listener));
+
+    let documents = monitor.documents(4);
+    for direction in ["egress", "ingress"] {
+        let datagrams = of(&documents, "udp", direction);
+        assert_eq!((&datagrams["source"]["port"], &datagrams["destination"]["port"]), (&udp.0.into(), &udp.1.into()));
+        // Each with 28 bytes of headers.
+        let counts = (&datagrams["source"]["packets"], &datagrams["source"]["bytes"]);
+        assert_eq!(counts, (&3.into(), &(1101 + 3 * 28).into()), "{datagrams:#}");
+        assert_eq!(datagrams["destination"]["packets"], 0);
+        let connection = of(&documents, "tcp", direction);
+        assert_eq!((&connection["source"]["port"], &connection["destination"]["port"]), (&tcp.0.into(), &tcp.1.into()));
+        assert_eq!(connection["event"]["outcome"], "success");
+        for document in [datagrams, connection] {
+            assert_eq!(document["process"]["pid"], std::process::id(), "{document:#}");
+            assert_eq!(document["process"]["executable"], std::env::current_exe().unwrap().to_str().unwrap());
+            assert_eq!(document["flow"]["complete"], true, "{document:#}");
+        }
+    }
+    // What one end sends, the other one receives: over loopback nothing is lost.
+    let [client, server] = ["egress", "ingress"].map(|direction| of(&documents, "tcp", direction));
+    for end in ["source", "destination"] {
+        for count in ["packets", "bytes"] {
+            assert_eq!(client[end][count], server[end][count], "{end} {count}");
+        }
+    }
+    let bytes = |end: &str| client[end]["bytes"].as_u64().unwrap() - client[end]["packets"].as_u64().unwrap() * 52;
+    // Headers have 52 bytes, that of a SYN has 60.
+    assert_eq!((bytes("source"), bytes("destination")), (5000 + 8, 700 + 8));
+}
