@@ -115,7 +115,7 @@ fn doctor_says_the_same_as_text_and_as_json() {
         assert_eq!(finding["state"] == "ok", finding.get("remedy").is_none(), "{finding}");
     }
     if has_kprobes() == Some(false) {
-        assert_eq!(state, "lost");
+        assert_ne!(state, "ok");
     }
 }
 

@@ -24,7 +24,7 @@ use support::{Agent, RECORDING, eventually, json_lines, text};
 
 /// Each key with the test that shows its effect: a file and a function. `every_option_reaches_the_monitor` in
 /// `src/config/tests.rs` shows that all of them reach the monitor.
-const EFFECTS: [(&str, &str, &str); 71] = [
+const EFFECTS: [(&str, &str, &str); 73] = [
     ("agent.harden", GUEST_PRIVILEGES, "an_agent_can_be_told_to_keep_everything"),
     ("agent.name", "tests/agent.rs", "flows_of_different_runs_and_passes_have_different_ids"),
     ("agent.nice", "tests/agent.rs", "sigusr1_prints_statistics_and_the_niceness_is_set"),
@@ -69,6 +69,8 @@ const EFFECTS: [(&str, &str, &str); 71] = [
     ("sensors.files", GUEST_AGENT, "flows_events_and_sensors_reach_a_file_and_a_server"),
     ("sensors.profiles", HERE, "sensor_files_are_checked_with_the_configuration"),
     ("socket.accounting", "src/config/tests.rs", "every_option_reaches_the_monitor"),
+    ("socket.backend", "tests/cgroup.rs", "flows_of_a_control_group"),
+    ("socket.cgroup", "tests/cgroup.rs", "flows_of_a_control_group"),
     ("socket.clock_max_drift", GUEST_OPTIONS, "how_far_the_wall_clock_may_move"),
     ("socket.clock_sync_period", GUEST_OPTIONS, "how_often_clocks_are_compared"),
     ("socket.dns.af_packet.interface", GUEST_OPTIONS, "where_names_are_listened_to"),

@@ -16,7 +16,8 @@
 //!    if it wraps around the end of its ring or comes in pieces.
 //! 6. A [BPF program](bpf) may run first at each hit of a probe: it counts in the kernel, reads values by the same
 //!    declaration, and chooses which hits become samples ([`Rings::attach_with_program`]).
-//! 7. Losses are counted: a full ring ([`Record::Lost`], [`Rings::losses`]), calls that a kretprobe could not follow
+//! 7. Where the kernel has no kprobes, programs at [`Hooks`] of a control group and at tracepoints write the same records.
+//! 8. Losses are counted: a full ring ([`Record::Lost`], [`Rings::losses`]), calls that a kretprobe could not follow
 //!    ([`Group::misses`]), records that came late ([`Drained::late`]).
 //!
 //! Everything that is put into the kernel is owned by a value whose `Drop` removes it; after a `SIGKILL`, the next

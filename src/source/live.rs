@@ -35,8 +35,7 @@ impl LiveSource {
             let path = options.cgroup.clone().or_else(root_group);
             let path = path.ok_or_else(|| Error::Option {
                 name: "cgroup",
-                problem: "no file system of control groups v2 is mounted: mount -t cgroup2 none /mnt, and set the path"
-                    .into(),
+                problem: "no hierarchy of control groups v2 is mounted: mount one (mount -t cgroup2 none /mnt)".into(),
             })?;
             CgroupSource::open(options, &path).map(|source| Self::Cgroup(Box::new(source)))
         };

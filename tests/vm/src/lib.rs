@@ -38,6 +38,8 @@ pub const KPROBES_TESTS: &str = "kprobes-tests";
 /// The environment variable with an older kernel's release, for Socktrail's option `--as-of`.
 pub const AS_OF_VARIABLE: &str = "AS_OF";
 
+/// The environment variable that says how `socktrail flows` observes the kernel: the value of its option `--backend`.
+pub const BACKEND_VARIABLE: &str = "BACKEND";
 /// The environment variable that says how `socktrail flows` counts packets: the value of its option `--accounting`.
 pub const ACCOUNTING_VARIABLE: &str = "ACCOUNTING";
 

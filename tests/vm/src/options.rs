@@ -169,6 +169,9 @@ pub struct TestOptions {
     /// How `socktrail flows` counts packets [default: its own default].
     #[arg(long, value_name = "HOW", value_parser = ["kernel", "samples", "auto"])]
     pub accounting: Option<String>,
+    /// How `socktrail flows` observes the kernel [default: its own default].
+    #[arg(long, value_name = "BACKEND", value_parser = ["kprobes", "cgroup", "auto"])]
+    pub backend: Option<String>,
     /// How long each guest may take [default: 45m, or 2h with --long].
     #[arg(long, value_parser = humantime::parse_duration)]
     pub timeout: Option<Duration>,

@@ -69,7 +69,10 @@ impl CgroupSource {
         ring_options.page_exponent = options.ring_size_exponent;
         let mut rings = Rings::per_cpu(&ring_options)?;
         if rings.clock() == RingClock::Local {
-            return Err(Error::Option { name: "backend", problem: "cgroup needs Linux 5.7".to_owned() });
+            return Err(Error::Option {
+                name: "backend",
+                problem: "cgroup needs a newer kernel: Linux 5.9".to_owned(),
+            });
         }
         let mut hooks = Hooks::at(cgroup, &tracefs)?;
         rings.receive(hooks.outputs())?;

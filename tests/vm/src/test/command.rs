@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use socktrail_vm::{
-    ACCOUNTING_VARIABLE, AS_OF_VARIABLE, TESTS_VARIABLE, TORTURE_SECONDS_VARIABLE, TORTURE_SEED_VARIABLE,
-    TORTURE_WITHOUT_VARIABLE,
+    ACCOUNTING_VARIABLE, AS_OF_VARIABLE, BACKEND_VARIABLE, TESTS_VARIABLE, TORTURE_SECONDS_VARIABLE,
+    TORTURE_SEED_VARIABLE, TORTURE_WITHOUT_VARIABLE,
 };
 
 use super::boots::Boot;
@@ -32,6 +32,9 @@ pub(super) fn command(boot: Boot, options: &TestOptions) -> Result<String> {
     }
     if let Some(how) = &options.accounting {
         command.push_str(&format!("{ACCOUNTING_VARIABLE}={how} "));
+    }
+    if let Some(backend) = &options.backend {
+        command.push_str(&format!("{BACKEND_VARIABLE}={backend} "));
     }
     if let Some(seed) = options.seed {
         command.push_str(&format!("{TORTURE_SEED_VARIABLE}={seed} "));

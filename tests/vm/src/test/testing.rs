@@ -15,6 +15,7 @@ pub(super) fn options(kernels: &[Kernel], arch: Option<Arch>) -> TestOptions {
         as_of: None,
         without: Vec::new(),
         accounting: None,
+        backend: None,
         timeout: None,
         filter: None,
     }

@@ -1,10 +1,22 @@
 //! Control groups.
 
 use std::fs;
+use std::mem::ManuallyDrop;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use anyhow::{Context, Result};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+/// The root of the cgroup v2 hierarchy, which the first call mounts for good.
+pub(crate) fn v2_root() -> Result<PathBuf> {
+    static ROOT: OnceLock<PathBuf> = OnceLock::new();
+    if let Some(root) = ROOT.get() {
+        return Ok(root.clone());
+    }
+    let hierarchy = ManuallyDrop::new(Hierarchy::mount("cgroup2", "/tmp/cgroup-v2-root", None)?);
+    Ok(ROOT.get_or_init(|| hierarchy.mount_point.clone()).clone())
+}
 
 /// A cgroup hierarchy, mounted by the test, because guests boot without one. Its groups are never removed.
 #[derive(Debug)]

@@ -10,8 +10,9 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
-use socktrail_vm::{ACCOUNTING_VARIABLE, AS_OF_VARIABLE};
+use socktrail_vm::{ACCOUNTING_VARIABLE, AS_OF_VARIABLE, BACKEND_VARIABLE};
 
+use super::cgroups::v2_root;
 use super::process::Process;
 use super::wait::wait_until;
 
@@ -78,6 +79,12 @@ impl Socktrail {
             && !args.iter().any(|word| word == "--accounting")
         {
             args.extend(["--accounting".to_owned(), how]);
+        }
+        if let Ok(backend) = std::env::var(BACKEND_VARIABLE)
+            && args.first().is_some_and(|command| command == "flows")
+        {
+            let root = v2_root()?;
+            args.extend(["--backend".to_owned(), backend, "--cgroup".to_owned(), root.display().to_string()]);
         }
         Self::start_program("socktrail", &args.iter().map(String::as_str).collect::<Vec<_>>())
     }
