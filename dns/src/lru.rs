@@ -11,7 +11,8 @@ pub(crate) struct Index(u32);
 const NONE: u32 = u32::MAX;
 
 /// The table. The caller gives hashes and equality, so that it can look a value up by borrowed parts without building a
-/// key. Freed slots are used again: a table that has reached its bound allocates nothing.
+/// key. Freed slots are used again, so a table that has reached its bound gets no more slots.
+/// (`hashbrown` may still grow `indices` once.)
 #[derive(Clone, Debug)]
 pub(crate) struct LruTable<T> {
     indices: HashTable<u32>,

@@ -67,7 +67,8 @@ impl fmt::Display for Kept {
 ///   enough: before Linux 5.8, and if `kernel.perf_event_paranoid` is at the level that Debian (3) or Ubuntu (4) has added.
 /// - `CAP_SYS_PTRACE` and `CAP_DAC_READ_SEARCH`, to read program, arguments and sockets of other users' processes in `/proc`.
 /// - `CAP_DAC_OVERRIDE`, unless the user is root: removing probes writes to tracefs, which root owns.
-/// - `CAP_BPF`, before Linux 5.19 and if wanted, to connect CPUs that come online with the programs that count packets.
+/// - `CAP_BPF`, before Linux 5.19 and if wanted, to connect CPUs that come online with the programs that count packets. Not if
+///   `CAP_SYS_ADMIN` is kept, which is enough.
 /// - `CAP_NET_BIND_SERVICE`, if wanted, to listen on ports below 1024.
 /// - `CAP_IPC_LOCK`, if the limit on locked memory could not be removed.
 ///

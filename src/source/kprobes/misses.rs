@@ -148,9 +148,9 @@ pub(super) struct FaultedHits {
 }
 
 impl FaultedHits {
-    /// The maximum number of faults of one read. After a fault, the kernel may try the rest again, which faults again: 2 faults of
-    /// each read were seen on 5.10 (x86_64). 4 leaves room for another program's probe at the same function, because a fault of
-    /// either counts for both.
+    /// The maximum number of faults of one read. After a fault, the kernel may try to read the remaining bytes, which faults
+    /// again: 2 faults of each read were seen on 5.10 (x86_64). 4 leaves room for another program's probe at the same function,
+    /// because a fault of either counts for both.
     const FAULTS_PER_READ: u64 = 4;
 
     /// How many of `misses` are missed hits, not faults. `misses` was read after `self.hits` and before `hits`; the three counts
@@ -186,7 +186,7 @@ mod tests {
     use crate::model::testing::monotonic;
 
     #[test]
-    fn where_faults_count_as_misses_a_probe_whose_faults_are_not_counted_is_not_watched() {
+    fn on_older_kernels_probes_with_uncounted_faults_are_not_watched() {
         let watched = |release| {
             let all = [Feature::SocketClose, Feature::LocalDrops, Feature::TcpState, Feature::ProcessExec];
             Misses::for_kernel(release, all.into_iter()).by_name.into_keys().collect::<Vec<_>>()

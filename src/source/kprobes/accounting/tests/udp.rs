@@ -44,7 +44,7 @@ fn wire(of: Conversation, out: bool, payload: u32, special: u8) -> Wire {
 
 proptest! {
     #[test]
-    fn all_datagrams_are_counted(ipv6 in any::<bool>(), steps in steps(), free_after in 0..120_usize) {
+    fn datagrams_without_ip_options_are_all_counted(ipv6 in any::<bool>(), steps in steps(), free_after in 0..120_usize) {
         let machine = Machine::new(&rules(), 100);
         let mut all: HashMap<Conversation, Both> = HashMap::new();
         let mut now = 1;
@@ -110,7 +110,7 @@ fn a_long_conversation_has_few_samples() {
 }
 
 #[test]
-fn a_socket_with_many_peers_has_few_samples() {
+fn most_peers_of_a_socket_have_few_samples() {
     const PEERS: u8 = 20;
     let (machine, mut all) = (Machine::new(&rules(), 1000), HashMap::new());
     for now in 1..=100 {
@@ -130,7 +130,7 @@ fn a_socket_with_many_peers_has_few_samples() {
     assert_eq!(
         samples,
         [true, true, true, false, false],
-        "evicts the entry, its slot cannot be used again yet, makes an entry, counted, counted"
+        "1: evicts the other conversation's entry; 2: its slot cannot be used again yet; 3: makes an entry; 4 and 5: counted"
     );
     free(&machine, 0, &mut all);
     assert_eq!(machine.entries(), (0, 0));
@@ -152,7 +152,11 @@ fn packets_that_may_hold_several_datagrams_are_noted_in_the_totals() {
     };
     play(1, true, 1000, 0);
     play(2, false, 1000, 500);
-    assert_eq!(play(3, true, 173, 0), (2, false, false), "one byte more than `gso_head_len`");
+    assert_eq!(
+        play(3, true, 173, 0),
+        (2, false, false),
+        "with its 28 bytes of headers, one byte more than `gso_head_len` (200)"
+    );
     assert_eq!(play(4, false, 1000, 0), (2, false, false));
     assert_eq!(play(5, true, 172, 0), (2, true, false));
     assert_eq!(play(6, false, 1000, 1), (2, true, true));
