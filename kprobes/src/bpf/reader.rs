@@ -9,6 +9,8 @@ use crate::{Error, Expression, Hook, Type};
 pub(super) const CONTEXT: Register = Register::R6;
 /// Bytes of a pointer.
 const POINTER: usize = 8;
+/// The size of the pieces in which an array is read, in bytes.
+const PIECE: usize = 64;
 /// The offset of the result in the record of `syscalls:sys_exit_…`, after `common_type` to `common_pid` and the call's number.
 const SYSCALL_RESULT: i16 = 16;
 
@@ -183,8 +185,12 @@ impl Reader {
         if let Type::StringWindow(_) | Type::Bytes(_) | Type::U64Array(_) = expression.kind {
             let steps = self.steps(expression).map_err(|source| unreadable(expression, source))?;
             let last = steps.last.ok_or_else(|| unreadable(expression, Unreadable::NoMemory))?;
-            self.pointer(asm, &steps);
-            self.copy(asm, (Register::R3, last), (base, to), expression.kind.size() as u16);
+            // In pieces: if one of them cannot be read, the others still can, as with a kprobe's array.
+            let size = expression.kind.size();
+            for at in (0..size).step_by(PIECE) {
+                self.pointer(asm, &steps);
+                self.copy(asm, (Register::R3, last + at as i64), (base, to + at as i16), PIECE.min(size - at) as u16);
+            }
             return Ok(());
         }
         let width = width(expression.kind).map_err(|source| unreadable(expression, source))?;

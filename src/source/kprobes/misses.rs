@@ -157,12 +157,14 @@ impl FaultedHits {
     /// began at the same time.
     fn without_faults(&self, misses: u64, hits: u64) -> u64 {
         let most = self.reads * Self::FAULTS_PER_READ;
+        // The faults of hits since `self.hits` may not be in `misses` yet. As many as there can be are added, so that the quotient
+        // is not too small. So a reading may give too few missed hits, until the next one.
+        let unsettled = most * hits.saturating_sub(self.hits);
         // Each hit with a null pointer causes the same number of faults. Missed hits are fewer than such hits, so division
         // finds the number.
-        let Some(faults) = misses.checked_div(hits).map(|faults| faults.clamp(self.reads, most)) else { return misses };
-        // The faults of hits since `self.hits` may not be in `misses` yet. Then the quotient is too small.
-        let unsettled = most * hits.saturating_sub(self.hits);
-        misses.saturating_sub(faults * hits + unsettled)
+        let quotient = (misses + unsettled).checked_div(hits);
+        let Some(faults) = quotient.map(|faults| faults.clamp(self.reads, most)) else { return misses };
+        misses.saturating_sub(faults * hits)
     }
 }
 
@@ -186,7 +188,7 @@ mod tests {
     use crate::model::testing::monotonic;
 
     #[test]
-    fn on_older_kernels_probes_with_uncounted_faults_are_not_watched() {
+    fn probes_whose_faults_cannot_be_told_from_misses_are_not_watched() {
         let watched = |release| {
             let all = [Feature::SocketClose, Feature::LocalDrops, Feature::TcpState, Feature::ProcessExec];
             Misses::for_kernel(release, all.into_iter()).by_name.into_keys().collect::<Vec<_>>()
@@ -240,10 +242,18 @@ mod tests {
 
     #[test]
     fn hits_during_the_reading_are_no_misses() {
-        let before = FaultedHits { feature: Feature::Ipv4Out, reads: 2, hits: 9 };
-        for faults in [2, 4] {
-            assert_eq!([before.without_faults(9 * faults, 10), before.without_faults(10 * faults, 10)], [0, 0]);
+        for (faults, hits) in
+            [2, 4, 8].into_iter().flat_map(|faults| [0, 9, 99, 999, 1_000_000].map(|hits| (faults, hits)))
+        {
+            let before = FaultedHits { feature: Feature::Ipv4Out, reads: 2, hits };
+            for now in [hits + 1, hits + 5] {
+                for settled in hits..=now {
+                    assert_eq!(before.without_faults(settled * faults, now), 0, "{faults} {settled} of {now}");
+                }
+            }
         }
+        let before = FaultedHits { feature: Feature::Ipv4Out, reads: 2, hits: 999 };
+        assert_eq!(before.without_faults(1000 * 4 + 7, 1000), 7, "missed hits are told all the same");
     }
 
     #[test]

@@ -44,7 +44,7 @@ fn wire(of: Conversation, out: bool, payload: u32, special: u8) -> Wire {
 
 proptest! {
     #[test]
-    fn datagrams_without_ip_options_are_all_counted(ipv6 in any::<bool>(), steps in steps(), free_after in 0..120_usize) {
+    fn samples_and_totals_together_have_every_datagram_without_ip_options(ipv6 in any::<bool>(), steps in steps(), free_after in 0..120_usize) {
         let machine = Machine::new(&rules(), 100);
         let mut all: HashMap<Conversation, Both> = HashMap::new();
         let mut now = 1;
@@ -155,7 +155,7 @@ fn packets_that_may_hold_several_datagrams_are_noted_in_the_totals() {
     assert_eq!(
         play(3, true, 173, 0),
         (2, false, false),
-        "with its 28 bytes of headers, one byte more than `gso_head_len` (200)"
+        "201 bytes with headers: several datagrams (UDP GSO) can only look like one up to `gso_head_len` (200)"
     );
     assert_eq!(play(4, false, 1000, 0), (2, false, false));
     assert_eq!(play(5, true, 172, 0), (2, true, false));
