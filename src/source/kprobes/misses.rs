@@ -157,8 +157,9 @@ impl FaultedHits {
     /// began at the same time.
     fn without_faults(&self, misses: u64, hits: u64) -> u64 {
         let most = self.reads * Self::FAULTS_PER_READ;
-        // The faults of hits since `self.hits` may not be in `misses` yet. As many as there can be are added, so that the quotient
-        // is not too small. So a reading may give too few missed hits, until the next one.
+        // The faults of hits since `self.hits` may not be in `misses` yet. The largest possible number of them is added, so that the
+        // quotient is not too small. It may be too large instead: then this reading gives too few missed hits, and the next one
+        // corrects that.
         let unsettled = most * hits.saturating_sub(self.hits);
         // Each hit with a null pointer causes the same number of faults. Missed hits are fewer than such hits, so division
         // finds the number.
@@ -253,7 +254,7 @@ mod tests {
             }
         }
         let before = FaultedHits { feature: Feature::Ipv4Out, reads: 2, hits: 999 };
-        assert_eq!(before.without_faults(1000 * 4 + 7, 1000), 7, "missed hits are told all the same");
+        assert_eq!(before.without_faults(1000 * 4 + 7, 1000), 7, "missed hits are nevertheless recognised");
     }
 
     #[test]

@@ -155,7 +155,7 @@ fn packets_that_may_hold_several_datagrams_are_noted_in_the_totals() {
     assert_eq!(
         play(3, true, 173, 0),
         (2, false, false),
-        "201 bytes with headers: several datagrams (UDP GSO) can only look like one up to `gso_head_len` (200)"
+        "201 bytes with headers: a linear packet can hold several datagrams (UDP GSO) only if it has at most 200 (`gso_head_len`)"
     );
     assert_eq!(play(4, false, 1000, 0), (2, false, false));
     assert_eq!(play(5, true, 172, 0), (2, true, false));
