@@ -26,7 +26,7 @@ pub(crate) struct Misses {
 struct ProbeMisses {
     feature: Feature,
     misses: u64,
-    /// The misses from before the probe was attached, which are included in `misses`.
+    /// The misses during the self-test, before the probe was attached to the monitor's rings; `misses` includes them.
     before: u64,
 }
 
@@ -77,6 +77,7 @@ impl Misses {
     pub(crate) fn read(&mut self, group: &mut Group, probes: &Probes, rings: &Rings) -> Result<Vec<Missed>, Error> {
         let before = now_of(rings);
         let faulted = probes.faulted_hits(rings);
+        // Totals since the probes were installed; none if no count has changed.
         let counts = group.new_misses()?.unwrap_or_default();
         let span = (before, now_of(rings));
         let mut counts: Vec<_> = counts.iter().map(|probe| (&*probe.name, probe.misses)).collect();
