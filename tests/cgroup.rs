@@ -65,7 +65,9 @@ struct Monitor(Child);
 impl Monitor {
     fn start(cgroup: &Path) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_socktrail"))
-            .args(["flows", "--backend", "cgroup", "--format", "ecs", "--flow-termination-timeout", "1s", "--cgroup"])
+            .args(["flows", "--backend", "cgroup", "--format", "ecs", "--flow-termination-timeout", "1s"])
+            // If a document is missing, the test fails instead of waiting for it.
+            .args(["--duration", "60s", "--cgroup"])
             .arg(cgroup)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -218,7 +220,8 @@ fn packets_and_sockets_of_a_control_group() {
     let mut records = Vec::new();
     rings.drain(u64::MAX, &mut |record| {
         if let Record::Sample { id, raw, pid, .. } = record {
-            assert_eq!(pid, std::process::id(), "who sends to itself, also receives");
+            // Packets arrive in the context of whatever task is running.
+            assert!(u32::from(id) == arriving.id() || pid == std::process::id(), "{id}: {pid}");
             records.push((id, raw.to_vec()));
         }
     });
