@@ -2,6 +2,7 @@
 
 mod counter;
 mod events;
+mod hooks;
 mod outputs;
 
 use std::ffi::CString;
@@ -15,11 +16,11 @@ use nix::unistd::gettid;
 
 use self::counter::HitCounter;
 use self::events::{RingDescriptors, is_offline, map, open, settings};
+use self::hooks::StartedHook;
 use crate::bpf::{Map, Program, Running};
 use crate::clock::ClockEstimator;
 use crate::cpus;
 use crate::group::Probe;
-use crate::hooks::HookPoint;
 use crate::merge::Merge;
 use crate::pieces::Joiner;
 use crate::probe::STATIC;
@@ -67,16 +68,6 @@ struct Attachment {
     program: Option<Running>,
     /// Dropped last: a probe cannot be removed while a perf event uses it.
     _probes: Vec<Arc<Probe>>,
-}
-
-/// A program at a hook, which runs as long as this lives.
-#[derive(Debug)]
-#[expect(dead_code, reason = "they are only dropped")]
-enum StartedHook {
-    /// Through a perf event.
-    AtTracepoint(Running),
-    /// Through a link.
-    Linked(OwnedFd),
 }
 
 /// Ends a [`Rings::wait`] from another thread.
@@ -150,16 +141,6 @@ impl Rings {
             Some(hook) => self.start_at(hook, event, &hook.program(event.name())?),
             None => self.attach_as(event, filter, None),
         }
-    }
-
-    /// Starts a program at a hook.
-    fn start_at(&mut self, hook: &HookPoint, event: &Installed, program: &Program) -> Result<(), Error> {
-        let started = match hook.trace_id() {
-            Some(id) => StartedHook::AtTracepoint(self.run(program, id, event.name())?),
-            None => StartedHook::Linked(hook.start(program)?),
-        };
-        self.hooks.push((event.id(), started));
-        Ok(())
     }
 
     /// Like [`Rings::attach`], and lets the kernel run `program` at each hit, before any sample is written. A hit for
@@ -255,39 +236,6 @@ impl Rings {
         }
         self.attachments.push(attachment);
         Ok(())
-    }
-
-    /// Counts the hits of an event that match `filter`, without samples, until [`Rings::detach`]. The event may be attached as
-    /// well, before or afterwards. Hits that a program ends are not counted.
-    ///
-    /// # Errors
-    /// As [`Rings::per_cpu`]; [`Error::Filter`] as for [`Rings::attach`]. After an error nothing is counted.
-    pub fn count_hits(&mut self, event: &Installed, filter: &str) -> Result<(), Error> {
-        let not_a_filter = |source| Error::Filter { event: event.name().to_owned(), filter: filter.to_owned(), source };
-        let text = CString::new(filter).map_err(|error| not_a_filter(error.into()))?;
-        if event.ids().len() > 1 {
-            return Err(not_a_filter(io::Error::from(io::ErrorKind::Unsupported)));
-        }
-        let mut counter = HitCounter::new(event.id(), event.name().to_owned(), text, event.probes());
-        let mut present = self.descriptors.iter().filter(|ring_fds| !ring_fds.retired);
-        let others = self.descriptors.len();
-        match present.try_for_each(|ring_fds| counter.add(ring_fds.source, &self.settings, others).map(drop)) {
-            Ok(()) => self.counters.push(counter),
-            Err(error) => {
-                drop(counter);
-                self.resume_programs();
-                return Err(error);
-            }
-        }
-        Ok(())
-    }
-
-    /// The hits of an event that have been [counted](Rings::count_hits) so far, on all CPUs. 0 if its hits are not counted.
-    ///
-    /// # Errors
-    /// [`Error::Io`]: a counter cannot be read.
-    pub fn counted_hits(&self, event: &Installed) -> Result<u64, Error> {
-        self.counters.iter().filter(|counter| counter.id == event.id()).map(HitCounter::count).sum()
     }
 
     /// Ends the program at `event`, if one runs there: each hit that passes the filter becomes a sample again.

@@ -102,7 +102,7 @@ impl State {
         let Some(Connecting { socket: socket_key, begun, remote }) = self.connecting.remove(&tid) else { return };
         let Some(socket) = self.sockets.get(socket_key).filter(|_| result < 0) else { return };
         let sock = socket.sock;
-        // An error means that no SYN has left, so the attempt itself is the flow.
+        // An error means that no SYN has left (unless a security module has dropped one), so the attempt itself is the flow.
         let local = Endpoint::new(unspecified(remote), 0);
         let id = FlowId { scope: sock.into(), transport: Transport::Tcp, local, remote };
         if self.flows.find(&id).is_none() {
