@@ -1,7 +1,7 @@
 //! TLS, and which certificates are trusted. It uses rustls with Graviola, or with ring on processors that Graviola does not support.
 
 use std::fmt;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -287,10 +287,31 @@ impl<In: Transport> Connector<In> for TlsConnector {
     }
 }
 
+/// The alert that a server sent before it closed the connection, or another error in what it sent. With TLS 1.3, a server refuses a
+/// client certificate only after the client has completed its handshake, so writing may fail before the alert is read.
+fn last_alert<S: Read + Write>(stream: &mut StreamOwned<ClientConnection, S>) -> Option<rustls::Error> {
+    // `StreamOwned::read` would write first, and fail.
+    while stream.conn.read_tls(&mut stream.sock).ok()? > 0 {
+        if let Err(error) = stream.conn.process_new_packets() {
+            return Some(error);
+        }
+    }
+    None
+}
+
 /// A connection with TLS.
 pub struct TlsTransport {
     buffers: LazyBuffers,
     stream: StreamOwned<ClientConnection, TransportAdapter>,
+}
+
+impl TlsTransport {
+    /// What is behind an error: if the server has closed the connection, the alert that it sent before.
+    fn reason_for(&mut self, error: io::Error) -> ureq::Error {
+        let is_closed = matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset);
+        let alert = if is_closed { last_alert(&mut self.stream) } else { None };
+        alert.map_or_else(|| error.into(), ureq::Error::Rustls)
+    }
 }
 
 impl fmt::Debug for TlsTransport {
@@ -306,12 +327,14 @@ impl Transport for TlsTransport {
 
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), ureq::Error> {
         self.stream.get_mut().set_timeout(timeout);
-        Ok(self.stream.write_all(&self.buffers.output()[..amount])?)
+        let written = self.stream.write_all(&self.buffers.output()[..amount]);
+        written.map_err(|error| self.reason_for(error))
     }
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, ureq::Error> {
         self.stream.get_mut().set_timeout(timeout);
-        let read = self.stream.read(self.buffers.input_append_buf())?;
+        // It also writes what `write_all` could not: that does not report an error of its last write.
+        let read = self.stream.read(self.buffers.input_append_buf()).map_err(|error| self.reason_for(error))?;
         self.buffers.input_appended(read);
         Ok(read > 0)
     }
@@ -365,6 +388,44 @@ mod tests {
             }
         }
         Ok(())
+    }
+
+    /// A connection that the server has closed. It has sent these bytes before.
+    struct Closed<'a>(&'a [u8]);
+
+    impl Read for Closed<'_> {
+        fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+            self.0.read(buf)
+        }
+    }
+
+    impl Write for Closed<'_> {
+        fn write(&mut self, _buf: &[u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::BrokenPipe.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_server_that_closes_without_a_client_certificate_tells_why() {
+        let provider = Arc::new(provider().unwrap());
+        let options = TlsOptions { certificate_authorities: vec![file("authority.pem")], ..TlsOptions::default() };
+        let config = config_with(Arc::clone(&provider), &options).unwrap();
+        let mut client = ClientConnection::new(config, "localhost".try_into().unwrap()).unwrap();
+        let mut server = server(&provider);
+        assert_eq!(talk(&mut client, &mut server), Err(rustls::Error::NoCertificatesPresented));
+        assert!(!client.is_handshaking());
+        let mut alert = Vec::new();
+        server.write_tls(&mut alert).unwrap();
+        client.writer().write_all(b"documents").unwrap();
+        for (said, expected) in [(&alert[..], Some(rustls::AlertDescription::CertificateRequired)), (&[], None)] {
+            let mut stream = StreamOwned::new(client, Closed(said));
+            assert_eq!(last_alert(&mut stream), expected.map(rustls::Error::AlertReceived));
+            client = stream.conn;
+        }
     }
 
     #[test]
