@@ -31,7 +31,7 @@ fn guesses_equal_type_information() -> Result<()> {
     let differences = guess.differences(&btf);
     let ipv6 = has_ipv6();
     let equal = guess.values.iter().filter(|(key, value)| btf.values.get(*key) == Some(*value)).count();
-    let uncalled = guess.skipped.iter().filter(|(_, kind)| *kind == "never_called");
+    let uncalled = guess.skipped.iter().filter(|(_, skipped)| skipped.kind == "never_called");
     let inlined: BTreeSet<_> = uncalled.filter_map(|(key, _)| key.split('(').next()).collect();
     let facts = json!({
         "found": equal,
@@ -44,7 +44,7 @@ fn guesses_equal_type_information() -> Result<()> {
         .with_context(|| format!("write {LAYOUT_FILE}"))?;
     ensure!(differences.is_empty(), "{differences:#?}");
 
-    let without_ipv6 = guess.skipped.values().any(|kind| kind == "no_ipv6");
+    let without_ipv6 = guess.skipped.values().any(|skipped| skipped.kind == "no_ipv6");
     ensure!(without_ipv6 != ipv6, "IPv6 is there: {ipv6}, but these keys were skipped: {:?}", guess.skipped);
     Ok(())
 }
@@ -125,7 +125,15 @@ struct Difference {
     guess: Option<u64>,
     reference: Option<u64>,
     /// Why there is no guess.
-    skipped: Option<String>,
+    skipped: Option<Skipped>,
+}
+
+/// Why a key was not found.
+#[derive(Debug, Clone)]
+struct Skipped {
+    kind: String,
+    #[allow(dead_code, reason = "read only by `Debug`")]
+    reason: String,
 }
 
 /// The output of `socktrail layout --json`.
@@ -133,16 +141,16 @@ struct Difference {
 struct Layout {
     /// Offsets of fields and positions of arguments.
     values: BTreeMap<String, u64>,
-    /// The keys that were not found, with the kind of reason.
-    skipped: BTreeMap<String, String>,
+    /// The keys that were not found.
+    skipped: BTreeMap<String, Skipped>,
     seconds: f64,
 }
 
 impl Layout {
     /// Fails if a key was not found, except those of functions that are never called, and those of IPv6 on a kernel without it.
     fn expect_complete(&self) -> Result<()> {
-        let missing = self.skipped.iter().filter(|(_, kind)| *kind != "never_called");
-        let missing: Vec<_> = missing.filter(|(_, kind)| *kind != "no_ipv6" || has_ipv6()).collect();
+        let missing = self.skipped.iter().filter(|(_, skipped)| skipped.kind != "never_called");
+        let missing: Vec<_> = missing.filter(|(_, skipped)| skipped.kind != "no_ipv6" || has_ipv6()).collect();
         ensure!(missing.is_empty(), "not found: {missing:?}");
         ensure!(self.values.contains_key("sk_buff.data"), "sk_buff.data is missing: {:?}", self.values);
         Ok(())
@@ -165,10 +173,13 @@ impl Layout {
         }
         let text =
             |value: &Value| value.as_str().map(str::to_owned).with_context(|| format!("{value} is not a string"));
-        let skipped = json["skipped"].as_array().context("no `skipped`")?;
+        let skipped =
+            json["skipped"].as_array().context("no `skipped`")?.iter().map(|one| {
+                Ok((text(&one["key"])?, Skipped { kind: text(&one["kind"])?, reason: text(&one["reason"])? }))
+            });
         Ok(Self {
             values,
-            skipped: skipped.iter().map(|one| Ok((text(&one["key"])?, text(&one["kind"])?))).collect::<Result<_>>()?,
+            skipped: skipped.collect::<Result<_>>()?,
             seconds: json["took_ns"].as_f64().context("no `took_ns`")? / 1e9,
         })
     }
@@ -191,7 +202,7 @@ impl Layout {
     /// compiler has inlined into all callers. Type information still lists such a function, but a probe on it is never
     /// hit.
     fn may_lack(&self, key: &str, ipv6: bool) -> bool {
-        match self.skipped.get(key).map(String::as_str) {
+        match self.skipped.get(key).map(|skipped| skipped.kind.as_str()) {
             Some("no_ipv6") => !ipv6,
             Some("never_called") => key.ends_with(')'),
             _ => false,
