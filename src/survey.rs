@@ -11,7 +11,8 @@ use socktrail_kprobes::Group;
 use crate::model::filter::Filter;
 use crate::monitor::Options;
 use crate::source::Error;
-use crate::source::kprobes::{Feature, FeatureStatus, GROUP, Probe, Probes, SelfTest, all_features, options};
+use crate::source::kprobes::{Feature, FeatureStatus, GROUP, Probe, Probes, SelfTest, all_features};
+use crate::source::options;
 use symbols::Symbols;
 
 /// What may be missed if a probe may be on another function of the same name.

@@ -44,8 +44,8 @@ pub struct Rings {
     attachments: Vec<Attachment>,
     /// The counters of hits, which must also count on a new CPU.
     counters: Vec<HitCounter>,
-    /// The programs at hooks, by the type of their records.
-    hooks: Vec<(u32, StartedHook)>,
+    /// The programs at hooks.
+    hooks: Vec<StartedHook>,
     /// The outputs of BPF programs that are connected with the rings.
     outputs: Vec<Map>,
     /// Losses of dropped rings, one entry for each CPU.
@@ -138,7 +138,7 @@ impl Rings {
     /// [detached](Rings::detach), even if it was attached before.
     pub fn attach(&mut self, event: &Installed, filter: Option<&str>) -> Result<(), Error> {
         match event.hook() {
-            Some(hook) => self.start_at(hook, event, &hook.program(event.name())?),
+            Some(hook) => self.start_own(hook, event),
             None => self.attach_as(event, filter, None),
         }
     }
@@ -253,7 +253,7 @@ impl Rings {
         }
         self.attachments.retain(|attachment| !ids.contains(&attachment.id));
         self.counters.retain(|counter| !ids.contains(&counter.id));
-        self.hooks.retain(|(id, _)| !ids.contains(id));
+        self.hooks.retain(|started| !ids.contains(&started.id));
         self.joiner.remove(event.pieces());
     }
 

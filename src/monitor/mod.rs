@@ -52,9 +52,9 @@ mod stats;
 pub use crate::model::accounting::Accounting;
 pub use crate::model::backend::Backend;
 pub use crate::source::MissingFeature;
-pub use crate::source::kprobes::source::Summary;
 pub use crate::source::kprobes::switches::DisabledSwitch;
 pub use crate::source::kprobes::{Refusal, Traffic};
+pub use crate::source::live::Summary;
 #[cfg(feature = "recording")]
 pub use crate::source::recording::recorder::Recorded;
 pub use crate::state::StateStats;

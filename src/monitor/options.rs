@@ -11,7 +11,7 @@ use crate::model::clock::TimeSource;
 use crate::model::filter::Filter;
 use crate::model::socket_event::Actions;
 use crate::source::Error;
-use crate::source::kprobes::options::{self as kprobes, nonzero, within};
+use crate::source::options::{self as source, nonzero, within};
 use crate::state::StateConfig;
 
 /// Options of a monitor. [`Monitor::start`](super::Monitor::start) validates them.
@@ -134,7 +134,7 @@ impl Options {
     /// # Errors
     /// [`Error::Option`], with the name of the field.
     pub fn validate(&self) -> Result<(), Error> {
-        kprobes::Options::from(self).validate()?;
+        source::Options::from(self).validate()?;
         self.validate_own()
     }
 
@@ -155,7 +155,7 @@ impl Options {
 }
 
 /// The options of the source.
-impl From<&Options> for kprobes::Options {
+impl From<&Options> for source::Options {
     fn from(options: &Options) -> Self {
         Self {
             tracefs_path: options.tracefs_path.clone(),

@@ -6,8 +6,7 @@ use std::sync::Arc;
 use super::{Monitor, Options};
 use crate::model::names::PrefetchNames;
 use crate::source::Error;
-use crate::source::kprobes::source::Summary;
-use crate::source::live::LiveSource;
+use crate::source::live::{LiveSource, Summary};
 
 /// A monitor whose probes are installed, but whose threads do not run yet. Samples wait in the rings.
 ///

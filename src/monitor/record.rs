@@ -1,4 +1,4 @@
-//! Makes a recording: the kprobe source with a recorder around it, and a pipeline, because the pipeline decides which
+//! Makes a recording: the source of this kernel with a recorder around it, and a pipeline, because the pipeline decides which
 //! processes are looked up.
 
 use std::io::Write;
@@ -14,7 +14,7 @@ use crate::model::flow::{Flow, Owner};
 use crate::model::socket_event::Actions;
 use crate::model::time::MonotonicTime;
 use crate::pipeline::{Pipeline, Sink};
-use crate::source::kprobes::source::KprobeSource;
+use crate::source::live::LiveSource;
 use crate::source::recording::entries::EventEntry;
 use crate::source::recording::recorder::Recorded;
 use crate::source::recording::{Header, Recorder, RecordingError};
@@ -43,7 +43,7 @@ pub fn record(
         ..options.clone()
     };
     options.validate_own()?;
-    let source = KprobeSource::open(&(&options).into())?;
+    let source = LiveSource::open(&(&options).into())?;
     if let Some(error) = source.names_unseen() {
         tracing::warn!(%error, "names that are looked up are not recorded");
     }

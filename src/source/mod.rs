@@ -22,12 +22,14 @@ use crate::model::totals::{Conversation, Totals};
 use crate::state::{FoundProcess, PreexistingProcess, PreexistingSocket};
 
 mod capture;
+mod cgroup;
 mod error;
 #[cfg(test)]
 pub(crate) mod fake;
 pub mod kprobes;
 pub(crate) mod live;
 mod names;
+pub(crate) mod options;
 #[cfg(not(fuzzing))]
 pub(crate) mod proc;
 #[cfg(fuzzing)]

@@ -11,8 +11,8 @@ use socktrail_kprobes::{Clock, Error, Group, Installed, RingOptions, Rings};
 
 use super::accounting::{Conversations, KernelAccounting, Rules, Unaccounted};
 use super::drop_functions::{DEFERRED_FREE, DropFunctions};
+use super::open::now_of;
 use super::self_test::{Hits, SelfTest, Verdict};
-use super::source::now_of;
 use super::{
     Decode, Feature, FeatureStatus, Probe, Probes, Refusal, Wanted, all_features, drop_reasons,
     features::FAULTS_ARE_NO_MISSES, learning, missing_fields, release,
@@ -222,14 +222,7 @@ struct Chosen {
 
 impl Slot {
     fn of(feature: Feature, alternatives: &'static [Probe], kernel_merges_datagrams: bool) -> Self {
-        let status = FeatureStatus {
-            feature,
-            probe: None,
-            refusals: Vec::new(),
-            lacks: Vec::new(),
-            kernel_merges_datagrams,
-            hit: false,
-        };
+        let status = FeatureStatus { kernel_merges_datagrams, ..FeatureStatus::of(feature) };
         Self { status, alternatives, chosen: None, attached: false }
     }
 

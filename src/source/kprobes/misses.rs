@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use socktrail_kprobes::{Error, Group, Rings};
 
-use super::source::now_of;
+use super::open::now_of;
 use super::{Feature, Probes, release};
 use crate::model::event::{Event, EventKind};
 use crate::model::loss::LossCause;

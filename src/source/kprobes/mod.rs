@@ -7,7 +7,6 @@
 mod accounting;
 mod call_table;
 mod calls;
-pub(crate) mod cgroup;
 mod child_group;
 pub(crate) mod clock_comparison;
 mod dentries;
@@ -18,14 +17,13 @@ mod install;
 mod learning;
 mod misses;
 mod missing_fields;
-pub(crate) mod options;
-mod packets;
+mod open;
+pub(super) mod packets;
 mod probe;
-mod processes;
-mod program;
+pub(super) mod processes;
+pub(super) mod program;
 mod self_test;
-mod sockets;
-pub(crate) mod source;
+pub(super) mod sockets;
 pub mod switches;
 mod table;
 
@@ -37,10 +35,12 @@ use socktrail_guess::Layout;
 use socktrail_kprobes::{Decoder, Error, Format, Installed, Kind, Record, Resolver, Rings, Sample, Target, Term};
 
 pub use self::accounting::KernelAccounting;
+pub(super) use self::accounting::of_record;
 pub(crate) use self::accounting::{Conversations, Unaccounted};
 pub use self::call_table::SOCKET_EVENT_PROBES;
 use self::misses::FaultedHits;
 pub(crate) use self::misses::{Missed, Misses};
+pub(super) use self::open::{Opened, now_of, open};
 use self::packets::{FreedBy, ListFreeFunction};
 pub use self::probe::Probe;
 use self::program::PathHalf;
@@ -54,11 +54,12 @@ use crate::model::loss::{LossCause, LostFacts};
 use crate::model::pairing::Joiner;
 use crate::model::socket_event::Actions;
 use crate::model::time::MonotonicTime;
+use crate::source::cgroup;
 
 /// The prefix of the names of probe groups.
 pub(crate) const GROUP: &str = "socktrail";
 /// `AF_INET`, which is the same on all architectures.
-const AF_INET: u16 = 2;
+pub(super) const AF_INET: u16 = 2;
 /// `AF_INET6`, which is the same on all architectures.
 const AF_INET6: u16 = 10;
 
@@ -135,6 +136,18 @@ impl Refusal {
 }
 
 impl FeatureStatus {
+    /// A feature without a probe.
+    pub(super) fn of(feature: Feature) -> Self {
+        Self {
+            feature,
+            probe: None,
+            refusals: Vec::new(),
+            lacks: Vec::new(),
+            kernel_merges_datagrams: false,
+            hit: false,
+        }
+    }
+
     /// Whether the kernel has none of the functions that would serve it.
     fn has_no_function(&self) -> bool {
         let missing = |refusal: &Refusal| matches!(refusal, Refusal::Kernel(error) if error.kind() == Kind::NoFunction);
@@ -177,7 +190,7 @@ pub struct Probes {
     /// The kernel function that frees lists of packets. Its address shows which drops are reported by two samples.
     list_free: ListFreeFunction,
     /// The conversations that the kernel counts, or why it does not.
-    conversations: Result<Arc<Conversations>, Unaccounted>,
+    pub(super) conversations: Result<Arc<Conversations>, Unaccounted>,
     /// What the probes can observe.
     pub(crate) capabilities: SourceCapabilities,
     /// The number of samples that could not be decoded: truncated ones, and packets with headers that are not understood.
@@ -231,16 +244,18 @@ impl Probes {
         Self { layout: Some(layout), ..Self::none() }
     }
 
-    /// Adds the decoder for recorded samples of the probe that serves `feature` on `function`.
+    /// Adds the decoder for recorded samples of a probe that serves `feature` on `function`.
     ///
     /// # Errors
     /// There is no such probe, or its decoder does not accept the format.
     pub fn add_recorded(&mut self, feature: Feature, function: &str, format: &Format) -> Result<(), String> {
-        let (_, alternatives) = all_features().find(|(one, _)| *one == feature).ok_or("no such feature")?;
+        let of_kprobes =
+            all_features().flat_map(|(feature, alternatives)| alternatives.iter().map(move |one| (*feature, one)));
+        let all = of_kprobes.chain(cgroup::PROBES.iter().map(|(feature, probe)| (*feature, probe)));
         // Several probes may be on one function: the first whose decoder accepts the format is used. If more than one decoder
         // accepts it, they decode the same.
         let mut decoder = Err("no such probe".to_owned());
-        for probe in alternatives.iter().filter(|probe| probe.function() == function) {
+        for (_, probe) in all.filter(|(one, probe)| *one == feature && probe.function() == function) {
             let format = self
                 .layout
                 .as_ref()
@@ -293,6 +308,32 @@ impl Probes {
     /// The features that have a probe.
     pub fn features(&self) -> impl Iterator<Item = Feature> {
         self.statuses.iter().filter(|status| status.probe.is_some()).map(|status| status.feature)
+    }
+
+    /// For each program, the number of hits at which the kernel did not run it, as far as the kernel says so.
+    pub(super) fn skipped(&self, rings: &Rings) -> Vec<(Feature, u64)> {
+        let counting = self.conversations.iter().flat_map(|conversations| conversations.skipped());
+        let at_hooks = self.features().zip(&self.installed);
+        counting.chain(at_hooks.filter_map(|(feature, installed)| Some((feature, rings.skipped(installed)?)))).collect()
+    }
+
+    /// Adds a probe that serves a feature, or the reason why it was refused.
+    pub(super) fn add(
+        &mut self,
+        mut status: FeatureStatus,
+        probe: &'static Probe,
+        installed: Result<(Installed, Box<dyn Decode>), Error>,
+    ) {
+        match installed {
+            Ok((installed, decoder)) => {
+                status.probe = Some(probe);
+                self.decoders.push((installed.id() as u16, decoder));
+                self.decoders.sort_by_key(|(id, _)| *id);
+                self.installed.push(installed);
+            }
+            Err(error) => status.refusals.push(error.into()),
+        }
+        self.statuses.push(status);
     }
 
     /// Stops counting in the kernel: from now on every packet is a sample. What has been counted can still be read.
@@ -399,7 +440,7 @@ impl Probe {
 
 /// The result of decoding a sample.
 #[derive(Debug)]
-enum Decoded {
+pub(super) enum Decoded {
     /// An event.
     Event(EventKind),
     /// Half of an event; another sample has the other half.
@@ -413,20 +454,20 @@ enum Decoded {
 }
 
 /// A sample, and what it means.
-trait Interpret: Sample + fmt::Debug {
+pub(super) trait Interpret: Sample + fmt::Debug {
     /// What the sample means. `raw` is the record from which it was decoded.
     fn interpret(&self, raw: &[u8]) -> Decoded;
 }
 
 impl Decoded {
     /// An event of the `struct sock` at this address; [`Decoded::Nothing`] if the address is null.
-    fn of_sock(address: u64, kind: impl FnOnce(SockAddress) -> EventKind) -> Self {
+    pub(super) fn of_sock(address: u64, kind: impl FnOnce(SockAddress) -> EventKind) -> Self {
         SockAddress::new(address).map_or(Self::Nothing, |sock| Self::Event(kind(sock)))
     }
 }
 
 /// Decodes one kind of record.
-trait Decode: fmt::Debug + Send {
+pub(super) trait Decode: fmt::Debug + Send {
     fn decode(&self, raw: &[u8]) -> Decoded;
 }
 
@@ -461,13 +502,13 @@ impl Resolver for Wanted<'_> {
 }
 
 /// An IPv6 address from its two halves, if both were sampled.
-fn ipv6_if_known(halves: [Option<u64>; 2]) -> Option<Ipv6Addr> {
+pub(super) fn ipv6_if_known(halves: [Option<u64>; 2]) -> Option<Ipv6Addr> {
     let [high, low] = halves;
     Some(ipv6_address([high?, low?]))
 }
 
 /// An IPv6 address from its two halves, in memory order.
-fn ipv6_address(halves: [u64; 2]) -> Ipv6Addr {
+pub(super) fn ipv6_address(halves: [u64; 2]) -> Ipv6Addr {
     let mut octets = [0; 16];
     octets[..8].copy_from_slice(&halves[0].to_ne_bytes());
     octets[8..].copy_from_slice(&halves[1].to_ne_bytes());

@@ -1,6 +1,6 @@
 //! A probe that can serve a feature: its function, filter and sample, and its weakness in comparison with other probes.
 
-use socktrail_kprobes::{Decoder, Error, Fetch, Field, Format, Target};
+use socktrail_kprobes::{Decoder, Error, Fetch, Field, Format, Hook, Target};
 
 use super::self_test::Traffic;
 use super::{Decode, Interpret};
@@ -12,6 +12,9 @@ pub struct Probe {
     pub target: Target<'static>,
     /// The trace event filter, which chooses the hits that become samples.
     pub filter: Option<&'static str>,
+    /// At a hook: a hit becomes a sample only if each of these fields has one of the values. The fields are those of the sample, or
+    /// [`cgroup::FURTHER_FIELDS`](crate::source::cgroup).
+    pub(in crate::source) conditions: &'static [(&'static str, &'static [i32])],
     /// The filter to use instead if only datagrams are wanted.
     pub datagrams: Option<&'static str>,
     /// A filter that excludes packets from a loopback address to itself, as far as filters can express that.
@@ -32,14 +35,15 @@ pub struct Probe {
     pub(super) since: (u32, u32),
     /// The self-test's traffic that must hit the probe on every kernel.
     pub(super) hit_by: &'static [Traffic],
-    pub(super) decoder: fn(&Format) -> Result<Box<dyn Decode>, Error>,
+    pub(in crate::source) decoder: fn(&Format) -> Result<Box<dyn Decode>, Error>,
 }
 
 impl Probe {
-    pub(super) const fn at<S: Interpret + 'static>(target: Target<'static>) -> Self {
+    pub(in crate::source) const fn at<S: Interpret + 'static>(target: Target<'static>) -> Self {
         Self {
             target,
             filter: None,
+            conditions: &[],
             datagrams: None,
             not_loopback: None,
             fetches: S::FETCHES,
@@ -60,6 +64,16 @@ impl Probe {
 
     pub(super) const fn exit<S: Interpret + 'static>(function: &'static str) -> Self {
         Self::at::<S>(Target::Kretprobe { function, maxactive: Some(MAXACTIVE) })
+    }
+
+    pub(in crate::source) const fn hook<S: Interpret + 'static>(hook: Hook) -> Self {
+        Self::at::<S>(Target::Hook(hook))
+    }
+
+    /// Sets the conditions of a hook.
+    pub(in crate::source) const fn when(mut self, conditions: &'static [(&'static str, &'static [i32])]) -> Self {
+        self.conditions = conditions;
+        self
     }
 
     pub(super) const fn not_loopback(mut self, filter: &'static str) -> Self {

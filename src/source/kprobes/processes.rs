@@ -159,7 +159,7 @@ fn whole_groups(path: &[u8]) -> &[u8] {
 }
 
 /// A C string within a window; empty if the window is too short for it, because a truncated path is useless.
-pub(super) fn c_string(window: &[u8]) -> Vec<u8> {
+pub(in crate::source) fn c_string(window: &[u8]) -> Vec<u8> {
     match window.iter().position(|byte| *byte == 0) {
         Some(end) => window[..end].to_vec(),
         None => Vec::new(),

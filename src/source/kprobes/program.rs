@@ -152,7 +152,7 @@ sample! {
 
 /// One of the two halves of a path.
 #[derive(Debug)]
-pub(super) enum PathHalf {
+pub(in crate::source) enum PathHalf {
     /// The half within the file's mount.
     File(File),
     /// The half from the mount up to the topmost mount.
@@ -161,7 +161,7 @@ pub(super) enum PathHalf {
 
 /// The executed file, within its mount.
 #[derive(Debug)]
-pub(super) enum File {
+pub(in crate::source) enum File {
     /// A file in a directory tree.
     InTree {
         /// Its own name and those of its directories.

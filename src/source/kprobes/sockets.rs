@@ -1,13 +1,13 @@
 //! Samples of sockets: their creation, connections, states and end.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 
 use socktrail_kprobes::{Word, sample};
 
-use super::{AF_INET, AF_INET6, Decoded, Interpret, ipv6_address, ipv6_if_known};
+use super::{AF_INET, AF_INET6, Decoded, Interpret, ipv6_address};
 use crate::model::event::{EventKind, Segments, SocketUser, TcpState, Tuple};
 use crate::model::flow::Endpoint;
-use crate::model::kernel_address::{NetAddress, SockAddress};
+use crate::model::kernel_address::SockAddress;
 
 /// `TCP_ESTABLISHED` of `include/net/tcp_states.h`; part of the ABI through `TCP_INFO`.
 pub const TCP_ESTABLISHED: i32 = 1;
@@ -279,23 +279,24 @@ impl Interpret for TcpConnectReturn {
 macro_rules! tuple_of {
     ($sample:expr) => {{
         let sample = $sample;
-        let [local, remote]: [Option<IpAddr>; 2] = match sample.family {
-            AF_INET => [sample.rcv_saddr, sample.daddr].map(|address| Some(ipv4_address(address).into())),
+        let [local, remote]: [Option<std::net::IpAddr>; 2] = match sample.family {
+            $crate::source::kprobes::AF_INET => [sample.rcv_saddr, sample.daddr]
+                .map(|address| Some($crate::source::kprobes::sockets::ipv4_address(address).into())),
             _ => [[sample.v6_rcv_saddr_high, sample.v6_rcv_saddr_low], [sample.v6_daddr_high, sample.v6_daddr_low]]
-                .map(|address| ipv6_if_known(address).map(IpAddr::from)),
+                .map(|address| $crate::source::kprobes::ipv6_if_known(address).map(std::net::IpAddr::from)),
         };
-        local.zip(remote).map(|(local, remote)| Tuple {
-            net: NetAddress::new(sample.net),
-            local: Endpoint::new(local, sample.num),
-            remote: Endpoint::new(remote, u16::from_be(sample.dport)),
+        local.zip(remote).map(|(local, remote)| $crate::model::event::Tuple {
+            net: $crate::model::kernel_address::NetAddress::new(sample.net),
+            local: $crate::model::flow::Endpoint::new(local, sample.num),
+            remote: $crate::model::flow::Endpoint::new(remote, u16::from_be(sample.dport)),
         })
     }};
 }
 
-pub(super) use tuple_of;
+pub(in crate::source) use tuple_of;
 
 /// The event about the connection of the `struct sock` at this address; nothing if the address is null or the ends are unknown.
-pub(super) fn of_connection(
+pub(in crate::source) fn of_connection(
     address: u64,
     tuple: Option<Tuple>,
     kind: impl FnOnce(SockAddress, Tuple) -> EventKind,
@@ -304,7 +305,7 @@ pub(super) fn of_connection(
 }
 
 /// Whether a socket of this family and remote port is a connection.
-pub(super) fn is_connection(family: u16, dport: u16) -> bool {
+pub(in crate::source) fn is_connection(family: u16, dport: u16) -> bool {
     matches!(family, AF_INET | AF_INET6) && dport != 0
 }
 
@@ -388,6 +389,6 @@ impl Interpret for SockDestruct {
     }
 }
 
-pub(super) fn ipv4_address(memory: u32) -> Ipv4Addr {
+pub(in crate::source) fn ipv4_address(memory: u32) -> Ipv4Addr {
     Ipv4Addr::from(memory.to_ne_bytes())
 }

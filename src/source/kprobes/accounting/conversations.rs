@@ -126,7 +126,7 @@ impl Conversations {
     }
 
     /// How many packets were sampled because the table had no room for their conversation.
-    pub(in super::super) fn refused_packets(&self) -> u64 {
+    pub(in crate::source) fn refused_packets(&self) -> u64 {
         self.entry(self.table.refused_entry()).and_then(|bytes| entry::refused_packets(&bytes)).unwrap_or(0)
     }
 

@@ -103,7 +103,7 @@ macro_rules! number {
 }
 
 /// The counts in a record of the ring. `None` if the record is not an entry.
-pub(in super::super) fn of_record(raw: &[u8]) -> Option<Totals> {
+pub(in crate::source) fn of_record(raw: &[u8]) -> Option<Totals> {
     if number!(raw, u16, id) != 0 || number!(raw, u16, record_kind) != RECORD_KIND {
         return None;
     }

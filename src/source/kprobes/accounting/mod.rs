@@ -38,7 +38,7 @@ use socktrail_kprobes::{Error, Expression};
 use crate::model::filter::Filter;
 
 pub(crate) use self::conversations::{Conversations, Unaccounted};
-pub(super) use self::entry::of_record;
+pub(in crate::source) use self::entry::of_record;
 use self::writer::Writer;
 
 /// `IPPROTO_TCP`

@@ -176,7 +176,7 @@ impl Headers {
 }
 
 /// An incoming packet. The IP header is in the buffer, before `data`.
-pub struct Arrived {
+pub(in crate::source) struct Arrived {
     pub transport: Transport,
     pub sock: Option<SockAddress>,
     pub tuple: Tuple,

@@ -7,7 +7,7 @@
 
 /// The function that freed a packet at a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::source::kprobes) enum FreedBy {
+pub(in crate::source) enum FreedBy {
     /// The function for lists, which begins at this address.
     List(u64),
     /// The function for single packets, which returns to this address of its caller.

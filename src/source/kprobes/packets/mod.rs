@@ -13,7 +13,8 @@ mod leaving;
 
 use std::net::Ipv4Addr;
 
-pub(super) use self::arriving::{Arrived, TcpIpv4In, TcpIpv6In, UdpIpv4In, UdpIpv6In};
+pub(in crate::source) use self::arriving::Arrived;
+pub(super) use self::arriving::{TcpIpv4In, TcpIpv6In, UdpIpv4In, UdpIpv6In};
 pub(super) use self::dropped::{
     EarlyPacketFreed, EarlyPacketsFreed, PacketDropped, PacketDroppedForReason, PacketFreed, PacketFreedForReason,
     PacketsFreed,
@@ -23,22 +24,21 @@ pub(super) use self::fragmenting::{
     Ipv4Fragmented, Ipv4FragmentedWithoutSk, Ipv6Fragmented, Ipv6FragmentedWithoutSk, Ipv6Headers,
 };
 pub(super) use self::freed::{FreedBy, ListFreeFunction};
-pub(super) use self::leaving::{
-    Ipv4Out, Ipv4OutWithoutNet, Ipv4OutWithoutSk, TcpIpv6Out, UdpIpv6Out, UdpIpv6OutWithoutNet, UdpIpv6OutWithoutSk,
-};
+pub(super) use self::leaving::{Ipv4Out, Ipv4OutWithoutNet, TcpIpv6Out, UdpIpv6Out, UdpIpv6OutWithoutNet};
+pub(in crate::source) use self::leaving::{Ipv4OutWithoutSk, UdpIpv6OutWithoutSk};
 use super::Decoded;
 use crate::model::event::{EventKind, Packet, PacketDirection, PacketSize, Segments, Tuple};
 use crate::model::flow::{Endpoint, Transport};
 use crate::model::kernel_address::SockAddress;
 
-pub(super) const IPV4_HEADER: u16 = 20;
-pub(super) const IPV6_HEADER: u16 = 40;
+pub(in crate::source) const IPV4_HEADER: u16 = 20;
+pub(in crate::source) const IPV6_HEADER: u16 = 40;
 const UDP_HEADER: u16 = 8;
-pub(super) const IPPROTO_TCP: u8 = 6;
-pub(super) const IPPROTO_UDP: u8 = 17;
+pub(in crate::source) const IPPROTO_TCP: u8 = 6;
+pub(in crate::source) const IPPROTO_UDP: u8 = 17;
 
 /// Facts from the transport header, and from the socket of TCP.
-pub(super) struct TransportHeader {
+pub(in crate::source) struct TransportHeader {
     len: u16,
     flags: u8,
     segments: Option<Segments>,
@@ -57,7 +57,7 @@ impl TransportHeader {
 
 /// `sk_buff.len` and `sk_buff.data_len`, two adjacent numbers of 4 bytes: the size of a packet, and the size of its
 /// nonlinear part.
-pub(super) struct Lengths {
+pub(in crate::source) struct Lengths {
     pub len: u32,
     pub data_len: u32,
 }
@@ -76,7 +76,7 @@ impl Lengths {
 }
 
 /// A linear packet that is not fragmented.
-pub(super) fn packet(
+pub(in crate::source) fn packet(
     direction: PacketDirection,
     transport: Transport,
     sock: Option<SockAddress>,
@@ -93,18 +93,18 @@ pub(super) fn packet(
     Packet { tcp_flags, segments, ..Packet::new(direction, transport, sock, tuple, size) }
 }
 
-pub(super) fn packet_event(packet: Packet) -> Decoded {
+pub(in crate::source) fn packet_event(packet: Packet) -> Decoded {
     Decoded::Event(EventKind::Packet(packet))
 }
 
 /// Source and destination from memory: two addresses and two ports, in network byte order.
-pub(super) fn ipv4(addresses: u64, ports: u32) -> (Endpoint, Endpoint) {
+pub(in crate::source) fn ipv4(addresses: u64, ports: u32) -> (Endpoint, Endpoint) {
     let [a, b, c, d, e, f, g, h] = addresses.to_ne_bytes();
     let (from, to) = split_ports(ports);
     (Endpoint::new(Ipv4Addr::new(a, b, c, d), from), Endpoint::new(Ipv4Addr::new(e, f, g, h), to))
 }
 
-pub(super) fn ipv6(source: [u64; 2], destination: [u64; 2], ports: u32) -> (Endpoint, Endpoint) {
+pub(in crate::source) fn ipv6(source: [u64; 2], destination: [u64; 2], ports: u32) -> (Endpoint, Endpoint) {
     let (from, to) = split_ports(ports);
     (Endpoint::new(super::ipv6_address(source), from), Endpoint::new(super::ipv6_address(destination), to))
 }

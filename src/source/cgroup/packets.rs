@@ -2,13 +2,13 @@
 
 use socktrail_kprobes::{Word, sample};
 
-use super::super::packets::{
-    Arrived, IPV4_HEADER, IPV6_HEADER, Lengths, TransportHeader, ipv4, ipv6, packet, packet_event,
-};
-use super::super::{Decoded, Interpret};
 use crate::model::event::{EventKind, PacketDirection, Tuple};
 use crate::model::flow::Transport;
 use crate::model::kernel_address::{NetAddress, SockAddress};
+use crate::source::kprobes::packets::{
+    Arrived, IPPROTO_TCP, IPV4_HEADER, IPV6_HEADER, Lengths, TransportHeader, ipv4, ipv6, packet, packet_event,
+};
+use crate::source::kprobes::{Decoded, Interpret};
 
 sample! {
     /// A TCP segment leaves over IPv6.
@@ -159,7 +159,7 @@ fn arrived(
     fragment: Option<u16>,
 ) -> Decoded {
     let lengths = Lengths::of(lengths);
-    let is_tcp = protocol == super::super::packets::IPPROTO_TCP;
+    let is_tcp = protocol == IPPROTO_TCP;
     // The state machine finds the connection of a TCP segment by its ends.
     let sock = SockAddress::new(sk).filter(|_| !is_tcp);
     let transport = if is_tcp { Transport::Tcp } else { Transport::Udp };

@@ -2,10 +2,10 @@
 
 use socktrail_kprobes::{Array, sample};
 
-use super::super::processes::c_string;
-use super::super::{Decoded, Interpret};
 use crate::model::event::{EventKind, Exec};
 use crate::model::process::Credentials;
+use crate::source::kprobes::processes::c_string;
+use crate::source::kprobes::{Decoded, Interpret};
 
 sample! {
     /// `sched:sched_process_exec`: the running task runs another program. Its stack begins with the number of arguments and their

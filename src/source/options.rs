@@ -1,22 +1,21 @@
-//! Options of the kprobe source.
+//! Options of the source that observes this kernel.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use socktrail_guess::{LayoutSource, ResolveOptions, Resolved, resolve};
-use socktrail_kprobes::Tracefs;
+use socktrail_kprobes::{RingOptions, Tracefs};
 
-use super::accounting::KernelAccounting;
-use super::{GROUP, Wanted};
+use super::kprobes::{GROUP, KernelAccounting, Wanted};
+use super::{Error, proc};
 use crate::model::accounting::Accounting;
 use crate::model::backend::Backend;
 use crate::model::clock::TimeSource;
 use crate::model::filter::Filter;
 use crate::model::socket_event::Actions;
-use crate::source::{Error, proc};
 
-/// Options of the kprobe source. Fields without a description are those of the same names in
+/// Options of the source that observes this kernel. Fields without a description are those of the same names in
 /// [`monitor::Options`](crate::monitor::Options).
 #[derive(Debug, Clone)]
 pub(crate) struct Options {
@@ -87,6 +86,13 @@ impl Options {
             tracing::warn!("{error}");
         }
         Ok(resolved)
+    }
+
+    /// The options of the rings.
+    pub(crate) fn ring_options(&self) -> RingOptions {
+        let mut options = RingOptions::default();
+        options.page_exponent = self.ring_size_exponent;
+        options
     }
 
     /// What the probes should observe on a kernel with this layout.

@@ -1,14 +1,11 @@
 //! Samples of sockets at hooks.
 
-use std::net::IpAddr;
-
 use socktrail_kprobes::{Word, sample};
 
-use super::super::sockets::{ipv4_address, is_connection, of_connection, tuple_of};
-use super::super::{AF_INET, Decoded, Interpret, ipv6_address, ipv6_if_known};
-use crate::model::event::{EventKind, Tuple};
+use crate::model::event::EventKind;
 use crate::model::flow::Endpoint;
-use crate::model::kernel_address::NetAddress;
+use crate::source::kprobes::sockets::{ipv4_address, is_connection, of_connection, tuple_of};
+use crate::source::kprobes::{Decoded, Interpret, ipv6_address};
 
 sample! {
     /// The running task closes the last descriptor of a socket.

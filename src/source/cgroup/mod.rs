@@ -1,0 +1,86 @@
+//! Observes kernels without kprobes: programs at the hooks of a control group, and at tracepoints.
+//!
+//! Programs write the same records as the kernel does for kprobes, so all that follows is the same. They see packets where a control
+//! group may filter them: outgoing ones after all of netfilter's hooks, incoming ones at their socket.
+
+mod packets;
+mod processes;
+mod sockets;
+mod table;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use socktrail_guess::layout_for_hooks;
+use socktrail_kprobes::{Clock, Error as KprobesError, Hooks, Installed, Rings, Target};
+
+use self::table::FURTHER_FIELDS;
+pub(in crate::source) use self::table::PROBES;
+use super::Error;
+use super::kprobes::{Decode, FeatureStatus, Opened, Probe, Probes, Wanted};
+use super::options::Options;
+use crate::model::event::{Execs, SourceCapabilities};
+
+/// Loads the programs and attaches them to the control group that the options name, or to the topmost one.
+///
+/// # Errors
+/// The kernel has no type information, control groups v2 or BPF, or a permission is missing.
+pub(super) fn open(options: &Options) -> Result<Opened, Error> {
+    let refused = |name, problem: &str| Error::Option { name, problem: problem.to_owned() };
+    let path = options.cgroup.clone().or_else(topmost_group).ok_or_else(|| {
+        refused("cgroup", "no hierarchy of control groups v2 is mounted: mount one (mount -t cgroup2 none /mnt)")
+    })?;
+    let tracefs = Arc::new(options.tracefs()?);
+    let layout = layout_for_hooks()?;
+    let mut rings = Rings::per_cpu(&options.ring_options())?;
+    if rings.clock() == Clock::Local {
+        return Err(refused("backend", "cgroup needs a newer kernel: Linux 5.9"));
+    }
+    let mut hooks = Hooks::at(&path, &tracefs)?;
+    rings.receive(hooks.outputs())?;
+    let probes = install(&mut hooks, &mut rings, options.wanted(&layout));
+    Ok(Opened { rings, probes, group: None, layout, tracefs })
+}
+
+/// Where the first file system of control groups v2 is mounted.
+fn topmost_group() -> Option<PathBuf> {
+    let mounts = procfs::process::Process::myself().and_then(|own| own.mountinfo()).ok()?;
+    mounts.into_iter().find(|mount| mount.fs_type == "cgroup2").map(|mount| mount.mount_point)
+}
+
+/// Attaches all probes.
+fn install(hooks: &mut Hooks, rings: &mut Rings, wanted: Wanted<'_>) -> Probes {
+    let mut probes = Probes::none();
+    for (feature, probe) in PROBES.iter().filter(|(feature, _)| wanted.ipv6 || !feature.is_ipv6()) {
+        let installed = attach(&feature.to_string(), probe, hooks, rings, wanted);
+        probes.add(FeatureStatus::of(*feature), probe, installed);
+    }
+    probes.capabilities =
+        SourceCapabilities { programs: true, single_datagrams: true, execs: Execs::Seen, ..Default::default() };
+    probes
+}
+
+fn attach(
+    name: &str,
+    probe: &Probe,
+    hooks: &mut Hooks,
+    rings: &mut Rings,
+    wanted: Wanted<'_>,
+) -> Result<(Installed, Box<dyn Decode>), KprobesError> {
+    let installed = match probe.target {
+        Target::Hook(hook) => {
+            let condition = |(name, values): &(&'static str, &'static [i32])| {
+                let mut fields = probe.fetches.iter().chain(FURTHER_FIELDS);
+                fields.find(|fetch| fetch.name == *name).map(|fetch| (fetch.clone(), *values))
+            };
+            let conditions: Vec<_> = probe.conditions.iter().filter_map(condition).collect();
+            // The kernel allows names of 15 characters.
+            hooks.install(name.get(..15).unwrap_or(name), hook, probe.fetches, &conditions, &wanted)?
+        }
+        Target::Tracepoint { category, name } => hooks.tracepoint(category, name)?,
+        Target::Kprobe { .. } | Target::Kretprobe { .. } => unreachable!("the table has none"),
+    };
+    let decoder = (probe.decoder)(installed.format())?;
+    rings.attach(&installed, None)?;
+    Ok((installed, decoder))
+}
