@@ -222,6 +222,7 @@ pub const HOOK_FIELDS: &[FieldSpec] = &[
     word("files_struct.fdt"),
     word("fdtable.fd"),
     word("file.private_data"),
+    field("net_device.mtu", 4),
 ];
 
 /// All functions whose arguments are needed, or whose calls alone matter to a probe.

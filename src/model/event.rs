@@ -275,8 +275,11 @@ pub struct Packet {
     /// The size of its nonlinear part, in bytes (`sk_buff.data_len`). A packet that stands for several has such a part.
     /// Not used for TCP.
     pub data_len: u32,
-    /// The largest of the fragments that it arrived in, in bytes with its IP header; 0 if it was not fragmented.
+    /// The largest of the fragments that it arrived in or will leave in, in bytes with its IP header; 0 if it is not fragmented.
     pub fragment: u16,
+    /// How many packets on the wire it stands for, each with headers of its own (`skb_shared_info.gso_segs`); 0 if there is one, or
+    /// if this is not known.
+    pub gso_segs: u16,
 }
 
 impl Packet {
@@ -288,7 +291,18 @@ impl Packet {
         tuple: Tuple,
         size: PacketSize,
     ) -> Self {
-        Self { direction, transport, sock, tuple, size, tcp_flags: 0, segments: None, data_len: 0, fragment: 0 }
+        Self {
+            direction,
+            transport,
+            sock,
+            tuple,
+            size,
+            tcp_flags: 0,
+            segments: None,
+            data_len: 0,
+            fragment: 0,
+            gso_segs: 0,
+        }
     }
 
     /// Whether the packet requests a TCP connection: a SYN without ACK.

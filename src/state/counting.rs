@@ -1,7 +1,7 @@
 //! Counts packets and bytes on the wire.
 //!
 //! The kernel handles several segments as one packet: GSO for outgoing, GRO for incoming ones. A TCP socket's segment counters
-//! show how many there were. Each further segment repeats the headers of the first.
+//! show how many there were, or the packet itself does. Each further segment repeats the headers of the first.
 
 use std::net::IpAddr;
 
@@ -49,6 +49,8 @@ pub fn add(flow: &mut LiveFlow, now: MonotonicTime, packet: &Packet, sender: Sen
     };
     let PacketSize { bytes, headers } = packet.size;
     *counters = counters.plus(1, u64::from(bytes));
+    let further = u64::from(packet.gso_segs.saturating_sub(1));
+    *counters = counters.plus(further, further * u64::from(headers));
     if packet.fragment > 0 {
         *counters = counters.fragments(bytes, packet.fragment, packet.tuple.remote.ip);
         flow.inexact.fragments = true;

@@ -13,10 +13,13 @@ const POINTER: usize = 8;
 const PIECE: usize = 64;
 /// The offset of the result in the record of `syscalls:sys_exit_…`, after `common_type` to `common_pid` and the call's number.
 const SYSCALL_RESULT: i16 = 16;
+/// The offset of `__sk_buff.gso_segs` (`include/uapi/linux/bpf.h`, Linux 5.1).
+const GSO_SEGMENTS: i16 = 164;
 
 /// Writes instructions that read the values of expressions, through `bpf_probe_read`.
 ///
-/// The reader owns `R6` in the whole program, and eight bytes of the stack. Its instructions overwrite `R0` to `R5`. If
+/// The reader owns `R6` in the whole program, and eight bytes of the stack. Its instructions overwrite `R0` to `R5`, and for
+/// `$file` and `$transport` also `R8`. If
 /// memory cannot be read, the program continues at a label. The helper reads both kernel and user memory, because their
 /// addresses never overlap on these architectures.
 #[derive(Clone, Copy, Debug)]
@@ -199,7 +202,7 @@ impl Reader {
         Ok(())
     }
 
-    /// Loads what an expression begins with. Only [`Start::File`] overwrites `R8`.
+    /// Loads what an expression begins with. Only [`Start::File`] and [`Start::Transport`] overwrite `R8`.
     fn load_start(&self, asm: &mut Assembler, start: Start, into: Register) {
         match start {
             Start::Context => asm.mov(into, CONTEXT),
@@ -207,6 +210,18 @@ impl Reader {
             Start::Task => {
                 asm.call(Helper::CurrentTask);
                 asm.mov(into, Register::R0);
+            }
+            Start::GsoSegments => asm.load(Width::Word, into, CONTEXT, GSO_SEGMENTS),
+            Start::Transport([transport, network, data]) => {
+                // Both headers are given as distances from another address.
+                self.memory(asm, CONTEXT, transport, self.scratch, 2);
+                asm.load(Width::Half, Register::R8, Register::Frame, self.scratch);
+                self.memory(asm, CONTEXT, network, self.scratch, 2);
+                asm.load(Width::Half, Register::R3, Register::Frame, self.scratch);
+                asm.alu(Alu::Sub, Register::R8, Register::R3);
+                self.memory(asm, CONTEXT, data, self.scratch, POINTER as u16);
+                asm.load(Width::Double, into, Register::Frame, self.scratch);
+                asm.alu(Alu::Add, into, Register::R8);
             }
             Start::File(offsets) => {
                 asm.load(Width::Double, Register::R8, CONTEXT, SYSCALL_RESULT);
@@ -246,6 +261,8 @@ impl Reader {
             Base::ContextWord(offset) => (Start::ContextWord(*offset), None),
             Base::Task => (Start::Task, None),
             Base::File(offsets) => (Start::File(*offsets), None),
+            Base::Transport(offsets) => (Start::Transport(*offsets), None),
+            Base::GsoSegments => (Start::GsoSegments, None),
             Base::Argument(_) => return Err(Unreadable::Argument),
             Base::Verbatim(_) => return Err(Unreadable::Verbatim),
         };
@@ -267,6 +284,10 @@ enum Start {
     Task,
     /// The file of the descriptor that a system call returns.
     File([i64; 3]),
+    /// The transport header of a packet.
+    Transport([i64; 3]),
+    /// A field of the packet's `struct __sk_buff`.
+    GsoSegments,
 }
 
 /// The steps of an expression: what it begins with, then reads at these offsets.

@@ -62,6 +62,11 @@ pub(crate) enum Base {
     /// The `struct file` of the descriptor that a system call returns: `$file`. The offsets of `task_struct.files`,
     /// `files_struct.fdt` and `fdtable.fd`.
     File([i64; 3]),
+    /// The first byte of a packet's transport header: `$transport`. The offsets of `sk_buff.transport_header`,
+    /// `sk_buff.network_header` and `sk_buff.data`.
+    Transport([i64; 3]),
+    /// How many packets on the wire a packet stands for (GSO, GRO); 0 for an ordinary one: `$gso_segs`.
+    GsoSegments,
     /// Text that only the kernel interprets: `$comm`, `\1`.
     Verbatim(String),
 }
@@ -136,6 +141,8 @@ impl fmt::Display for Base {
             Self::ContextWord(offset) => write!(f, "$context[{offset}]"),
             Self::Task => f.write_str("$task"),
             Self::File(_) => f.write_str("$file"),
+            Self::Transport(_) => f.write_str("$transport"),
+            Self::GsoSegments => f.write_str("$gso_segs"),
             Self::Verbatim(text) => f.write_str(text),
         }
     }

@@ -61,6 +61,10 @@ const RETURNED: &str = "$retval";
 const TASK: &str = "$task";
 /// The `struct file` of the descriptor that a system call returns. Only programs can read it.
 const FILE: &str = "$file";
+/// A packet's transport header, at a hook where `skb->data` points to the IP header. Only programs can read it.
+const TRANSPORT: &str = "$transport";
+/// `skb_shared_info.gso_segs` of the packet. Only programs at the hooks of packets can read it.
+const GSO_SEGMENTS: &str = "$gso_segs";
 
 /// The scope in which the names of a template are looked up.
 #[derive(Clone, Copy)]
@@ -123,6 +127,14 @@ fn base(text: &str, scope: &Scope<'_>) -> Result<Base, Problem> {
     if text == FILE {
         let [files, fdt, fd] = ["task_struct.files", "files_struct.fdt", "fdtable.fd"].map(|name| offset(name, scope));
         return Ok(Base::File([files?, fdt?, fd?]));
+    }
+    if text == TRANSPORT {
+        let [transport, network, data] =
+            ["sk_buff.transport_header", "sk_buff.network_header", "sk_buff.data"].map(|name| offset(name, scope));
+        return Ok(Base::Transport([transport?, network?, data?]));
+    }
+    if text == GSO_SEGMENTS {
+        return Ok(Base::GsoSegments);
     }
     let Some(name) = in_braces(text)? else {
         return match text {

@@ -2,99 +2,195 @@
 
 use socktrail_kprobes::{Word, sample};
 
-use crate::model::event::{EventKind, PacketDirection, Tuple};
-use crate::model::flow::Transport;
+use crate::model::event::{EventKind, Packet, PacketDirection, PacketSize, Tuple};
+use crate::model::flow::{Endpoint, Transport};
 use crate::model::kernel_address::{NetAddress, SockAddress};
-use crate::source::kprobes::packets::{
-    Arrived, IPPROTO_TCP, IPV4_HEADER, IPV6_HEADER, Lengths, TransportHeader, ipv4, ipv6, packet, packet_event,
-};
+use crate::source::kprobes::packets::{Headers, IPPROTO_TCP, TransportHeader, ipv4, ipv6, packet_event};
 use crate::source::kprobes::{Decoded, Interpret};
 
+/// The header of an IPv4 packet without options, in bytes.
+const IPV4_HEADER: u32 = 20;
+/// The headers of an IPv6 fragment, in bytes.
+const IPV6_FRAGMENT_HEADERS: u32 = 40 + 8;
+
+/// What is common to the samples of packets over both versions of IP.
+struct Seen {
+    direction: PacketDirection,
+    net: u64,
+    sk: u64,
+    /// The packet's own source and destination.
+    ends: (Endpoint, Endpoint),
+    len: u32,
+    headers: u32,
+    protocol: u16,
+    tcp: u16,
+    gso_segs: u32,
+    /// The size of its largest fragment in bytes, or 0.
+    fragment: u16,
+}
+
+impl Seen {
+    fn event(self) -> Decoded {
+        let Self { direction, ends: (source, destination), .. } = self;
+        let (local, remote) = match direction {
+            PacketDirection::Outbound => (source, destination),
+            PacketDirection::Inbound => (destination, source),
+        };
+        let tuple = Tuple { net: NetAddress::new(self.net), local, remote };
+        let is_tcp = self.protocol == u16::from(IPPROTO_TCP);
+        let header = if is_tcp { TransportHeader::tcp(self.tcp, None) } else { TransportHeader::UDP };
+        let transport = if is_tcp { Transport::Tcp } else { Transport::Udp };
+        // The socket of an arriving segment may be the listener. The state machine finds the connection by its ends.
+        let sock = SockAddress::new(self.sk).filter(|_| !(is_tcp && direction == PacketDirection::Inbound));
+        let size = PacketSize { bytes: self.len, headers: Headers::of(self.headers).ip().saturating_add(header.len()) };
+        packet_event(Packet {
+            tcp_flags: header.flags(),
+            gso_segs: u16::try_from(self.gso_segs).unwrap_or(u16::MAX),
+            fragment: self.fragment,
+            ..Packet::new(direction, transport, sock, tuple, size)
+        })
+    }
+}
+
+/// The size of the largest fragment of an outgoing packet, in bytes, at a device with this MTU; 0 if it is not fragmented. A packet
+/// of several segments is not: each segment is a packet.
+fn largest_fragment(len: u32, mtu: Option<u32>, gso_segs: u32, headers: u32) -> u16 {
+    match mtu {
+        // The payload of a fragment is a multiple of 8 bytes (RFC 791, RFC 8200).
+        Some(mtu) if len > mtu && mtu > headers && gso_segs <= 1 => {
+            u16::try_from(((mtu - headers) & !7) + headers).unwrap_or(0)
+        }
+        _ => 0,
+    }
+}
+
+/// Samples of IPv4 packets in one direction. The last field is the one that shows fragments.
+macro_rules! ipv4_packets {
+    ($(#[$meta:meta])* pub struct $name:ident of $direction:ident, $(#[$about:meta])* $last:ident: $kind:ty = $template:literal,
+     $fragment:expr) => {
+        sample! {
+            $(#[$meta])*
+            pub struct $name {
+                /// `struct net`.
+                pub net: Word = "+{sock_common.skc_net}(+{sk_buff.sk}({skb}))",
+                /// The `struct sock`.
+                pub sk: Word = "+{sk_buff.sk}({skb})",
+                /// Its size in bytes, with all headers.
+                pub len: u32 = "+{sk_buff.len}({skb})",
+                /// The offsets of the headers.
+                pub headers: u32 = "+{sk_buff.headers}({skb})",
+                /// Version and header length.
+                pub version: u8 = "+0(+{sk_buff.data}({skb}))",
+                /// The socket's protocol: 6 or 17.
+                pub protocol: u16 = "+{sock.sk_protocol}(+{sk_buff.sk}({skb}))",
+                /// Source and destination address, in memory order.
+                pub addresses: u64 = "+12(+{sk_buff.data}({skb}))",
+                /// Source and destination port, in memory order.
+                pub ports: u32 = "+0($transport)",
+                /// TCP's data offset and flags, in memory order.
+                pub tcp: u16 = "+12($transport)",
+                /// How many packets on the wire it stands for, or 0.
+                pub gso_segs: u32 = "$gso_segs",
+                $(#[$about])*
+                pub $last: $kind = $template,
+            }
+        }
+
+        impl Interpret for $name {
+            fn interpret(&self, _: &[u8]) -> Decoded {
+                let Self { net, sk, len, headers, protocol, tcp, gso_segs, .. } = *self;
+                let (direction, ends) = (PacketDirection::$direction, ipv4(self.addresses, self.ports));
+                let fragment: fn(&Self) -> u16 = $fragment;
+                Seen { direction, net, sk, ends, len, headers, protocol, tcp, gso_segs, fragment: fragment(self) }.event()
+            }
+        }
+    };
+}
+
+/// Samples of IPv6 packets in one direction. The last field is the one that shows fragments.
+macro_rules! ipv6_packets {
+    ($(#[$meta:meta])* pub struct $name:ident of $direction:ident, $(#[$about:meta])* $last:ident: $kind:ty = $template:literal,
+     $fragment:expr) => {
+        sample! {
+            $(#[$meta])*
+            pub struct $name {
+                /// `struct net`.
+                pub net: Word = "+{sock_common.skc_net}(+{sk_buff.sk}({skb}))",
+                /// The `struct sock`.
+                pub sk: Word = "+{sk_buff.sk}({skb})",
+                /// Its size in bytes, with all headers.
+                pub len: u32 = "+{sk_buff.len}({skb})",
+                /// The offsets of the headers.
+                pub headers: u32 = "+{sk_buff.headers}({skb})",
+                /// Version and a part of the traffic class.
+                pub version: u8 = "+0(+{sk_buff.data}({skb}))",
+                /// The socket's protocol: 6 or 17.
+                pub protocol: u16 = "+{sock.sk_protocol}(+{sk_buff.sk}({skb}))",
+                /// Source address, in memory order: its first 8 bytes.
+                pub source_high: u64 = "+8(+{sk_buff.data}({skb}))",
+                /// Its last 8 bytes.
+                pub source_low: u64 = "+16(+{sk_buff.data}({skb}))",
+                /// Destination address, in memory order: its first 8 bytes.
+                pub destination_high: u64 = "+24(+{sk_buff.data}({skb}))",
+                /// Its last 8 bytes.
+                pub destination_low: u64 = "+32(+{sk_buff.data}({skb}))",
+                /// Source and destination port, in memory order.
+                pub ports: u32 = "+0($transport)",
+                /// TCP's data offset and flags, in memory order.
+                pub tcp: u16 = "+12($transport)",
+                /// How many packets on the wire it stands for, or 0.
+                pub gso_segs: u32 = "$gso_segs",
+                $(#[$about])*
+                pub $last: $kind = $template,
+            }
+        }
+
+        impl Interpret for $name {
+            fn interpret(&self, _: &[u8]) -> Decoded {
+                let Self { net, sk, len, headers, protocol, tcp, gso_segs, .. } = *self;
+                let (source, destination) =
+                    ([self.source_high, self.source_low], [self.destination_high, self.destination_low]);
+                let (direction, ends) = (PacketDirection::$direction, ipv6(source, destination, self.ports));
+                let fragment: fn(&Self) -> u16 = $fragment;
+                Seen { direction, net, sk, ends, len, headers, protocol, tcp, gso_segs, fragment: fragment(self) }.event()
+            }
+        }
+    };
+}
+
+ipv4_packets! {
+    /// A packet leaves over IPv4, before it is fragmented.
+    pub struct Ipv4Leaves of Outbound,
+    /// The device's MTU in bytes.
+    mtu: Option<u32> = "+{net_device.mtu}(+{sk_buff.dev}({skb}))",
+    |sample| largest_fragment(sample.len, sample.mtu, sample.gso_segs, IPV4_HEADER)
+}
+
+ipv4_packets! {
+    /// A packet arrives over IPv4, and has found its socket: a connection, or the listener that a SYN has found.
+    pub struct Ipv4Arrives of Inbound,
+    /// The size of its largest fragment in bytes; 0 if it was not fragmented.
+    fragment: Option<u16> = "+{inet_skb_parm.frag_max_size}({skb})",
+    |sample| sample.fragment.unwrap_or(0)
+}
+
+ipv6_packets! {
+    /// A packet leaves over IPv6, before it is fragmented.
+    pub struct Ipv6Leaves of Outbound,
+    /// The device's MTU in bytes.
+    mtu: Option<u32> = "+{net_device.mtu}(+{sk_buff.dev}({skb}))",
+    |sample| largest_fragment(sample.len, sample.mtu, sample.gso_segs, IPV6_FRAGMENT_HEADERS)
+}
+
+ipv6_packets! {
+    /// A packet arrives over IPv6, and has found its socket: a connection, or the listener that a SYN has found.
+    pub struct Ipv6Arrives of Inbound,
+    /// The size of its largest fragment in bytes; 0 if it was not fragmented.
+    fragment: Option<u16> = "+{inet6_skb_parm.frag_max_size}({skb})",
+    |sample| sample.fragment.unwrap_or(0)
+}
+
 sample! {
-    /// A TCP segment leaves over IPv6.
-    pub struct TcpIpv6Leaves {
-        /// `struct net`.
-        pub net: Word = "+{sock_common.skc_net}(+{sk_buff.sk}({skb}))",
-        /// The sender's `struct sock`.
-        pub sk: Word = "+{sk_buff.sk}({skb})",
-        /// The size of the packet in bytes.
-        pub len: u32 = "+{sk_buff.len}({skb})",
-        /// Version and a part of the traffic class.
-        pub version: u8 = "+0(+{sk_buff.data}({skb}))",
-        /// 6.
-        pub protocol: u8 = "+6(+{sk_buff.data}({skb}))",
-        /// Source address, in memory order: its first 8 bytes.
-        pub source_high: u64 = "+8(+{sk_buff.data}({skb}))",
-        /// Its last 8 bytes.
-        pub source_low: u64 = "+16(+{sk_buff.data}({skb}))",
-        /// Destination address, in memory order: its first 8 bytes.
-        pub destination_high: u64 = "+24(+{sk_buff.data}({skb}))",
-        /// Its last 8 bytes.
-        pub destination_low: u64 = "+32(+{sk_buff.data}({skb}))",
-        /// Source and destination port, in memory order.
-        pub ports: u32 = "+40(+{sk_buff.data}({skb}))",
-        /// TCP's data offset and flags, in memory order.
-        pub tcp: u16 = "+52(+{sk_buff.data}({skb}))",
-        /// Segments received by the sender.
-        pub segs_in: Option<u32> = "+{tcp_sock.segs_in}(+{sk_buff.sk}({skb}))",
-        /// Segments sent by the sender, this packet's included.
-        pub segs_out: Option<u32> = "+{tcp_sock.segs_out}(+{sk_buff.sk}({skb}))",
-    }
-
-    /// A packet arrives over IPv4, and has found its socket.
-    pub struct Ipv4Arrives {
-        /// `struct net`.
-        pub net: Word = "+{sock_common.skc_net}(+{sk_buff.sk}({skb}))",
-        /// The receiver's `struct sock`: a connection, or the listener that a SYN has found.
-        pub sk: Word = "+{sk_buff.sk}({skb})",
-        /// `len` and `data_len`: see [`Lengths`].
-        pub lengths: u64 = "+{sk_buff.len}({skb})",
-        /// The offsets of the headers.
-        pub headers: u32 = "+{sk_buff.headers}({skb})",
-        /// Version and header length.
-        pub version: u8 = "+0(+{sk_buff.data}({skb}))",
-        /// 6 or 17.
-        pub protocol: u8 = "+9(+{sk_buff.data}({skb}))",
-        /// Source and destination address, in memory order.
-        pub addresses: u64 = "+12(+{sk_buff.data}({skb}))",
-        /// Source and destination port, in memory order, for a header without options.
-        pub ports: u32 = "+20(+{sk_buff.data}({skb}))",
-        /// TCP's data offset and flags, in memory order.
-        pub tcp: u16 = "+32(+{sk_buff.data}({skb}))",
-        /// The size of its largest fragment in bytes; 0 if it was not fragmented.
-        pub fragment: Option<u16> = "+{inet_skb_parm.frag_max_size}({skb})",
-    }
-
-    /// The same over IPv6.
-    pub struct Ipv6Arrives {
-        /// `struct net`.
-        pub net: Word = "+{sock_common.skc_net}(+{sk_buff.sk}({skb}))",
-        /// The receiver's `struct sock`: a connection, or the listener that a SYN has found.
-        pub sk: Word = "+{sk_buff.sk}({skb})",
-        /// `len` and `data_len`: see [`Lengths`].
-        pub lengths: u64 = "+{sk_buff.len}({skb})",
-        /// The offsets of the headers.
-        pub headers: u32 = "+{sk_buff.headers}({skb})",
-        /// Version and a part of the traffic class.
-        pub version: u8 = "+0(+{sk_buff.data}({skb}))",
-        /// 6, 17, or an extension header.
-        pub protocol: u8 = "+6(+{sk_buff.data}({skb}))",
-        /// Source address, in memory order: its first 8 bytes.
-        pub source_high: u64 = "+8(+{sk_buff.data}({skb}))",
-        /// Its last 8 bytes.
-        pub source_low: u64 = "+16(+{sk_buff.data}({skb}))",
-        /// Destination address, in memory order: its first 8 bytes.
-        pub destination_high: u64 = "+24(+{sk_buff.data}({skb}))",
-        /// Its last 8 bytes.
-        pub destination_low: u64 = "+32(+{sk_buff.data}({skb}))",
-        /// Source and destination port, in memory order, without extension headers.
-        pub ports: u32 = "+40(+{sk_buff.data}({skb}))",
-        /// TCP's data offset and flags, in memory order.
-        pub tcp: u16 = "+52(+{sk_buff.data}({skb}))",
-        /// The size of its largest fragment in bytes; 0 if it was not fragmented.
-        pub fragment: Option<u16> = "+{inet6_skb_parm.frag_max_size}({skb})",
-    }
-
     /// A SYN has found its listener over IPv4.
     pub struct Ipv4Request {
         /// `struct net`.
@@ -103,14 +199,14 @@ sample! {
         pub sk: Word = "+{sk_buff.sk}({skb})",
         /// Version and header length.
         pub version: u8 = "+0(+{sk_buff.data}({skb}))",
-        /// 6.
-        pub protocol: u8 = "+9(+{sk_buff.data}({skb}))",
+        /// The socket's protocol: 6.
+        pub protocol: u16 = "+{sock.sk_protocol}(+{sk_buff.sk}({skb}))",
         /// Source and destination address, in memory order.
         pub addresses: u64 = "+12(+{sk_buff.data}({skb}))",
-        /// Source and destination port, in memory order, for a header without options.
-        pub ports: u32 = "+20(+{sk_buff.data}({skb}))",
+        /// Source and destination port, in memory order.
+        pub ports: u32 = "+0($transport)",
         /// TCP's flags.
-        pub flags: u8 = "+33(+{sk_buff.data}({skb}))",
+        pub flags: u8 = "+13($transport)",
     }
 
     /// The same over IPv6.
@@ -121,8 +217,8 @@ sample! {
         pub sk: Word = "+{sk_buff.sk}({skb})",
         /// Version and a part of the traffic class.
         pub version: u8 = "+0(+{sk_buff.data}({skb}))",
-        /// 6.
-        pub protocol: u8 = "+6(+{sk_buff.data}({skb}))",
+        /// The socket's protocol: 6.
+        pub protocol: u16 = "+{sock.sk_protocol}(+{sk_buff.sk}({skb}))",
         /// Source address, in memory order: its first 8 bytes.
         pub source_high: u64 = "+8(+{sk_buff.data}({skb}))",
         /// Its last 8 bytes.
@@ -131,58 +227,10 @@ sample! {
         pub destination_high: u64 = "+24(+{sk_buff.data}({skb}))",
         /// Its last 8 bytes.
         pub destination_low: u64 = "+32(+{sk_buff.data}({skb}))",
-        /// Source and destination port, in memory order, without extension headers.
-        pub ports: u32 = "+40(+{sk_buff.data}({skb}))",
+        /// Source and destination port, in memory order.
+        pub ports: u32 = "+0($transport)",
         /// TCP's flags.
-        pub flags: u8 = "+53(+{sk_buff.data}({skb}))",
-    }
-}
-
-impl Interpret for TcpIpv6Leaves {
-    fn interpret(&self, _: &[u8]) -> Decoded {
-        let from = [self.source_high, self.source_low];
-        let (source, destination) = ipv6(from, [self.destination_high, self.destination_low], self.ports);
-        let tuple = Tuple { net: NetAddress::new(self.net), local: source, remote: destination };
-        let tcp = TransportHeader::tcp(self.tcp, self.segs_in.zip(self.segs_out));
-        let sock = SockAddress::new(self.sk);
-        packet_event(packet(PacketDirection::Outbound, Transport::Tcp, sock, tuple, self.len, IPV6_HEADER, tcp))
-    }
-}
-
-/// An arriving packet. `tuple` is seen from this host.
-fn arrived(
-    (protocol, tcp): (u8, u16),
-    sk: u64,
-    tuple: Tuple,
-    lengths: u64,
-    (headers, ip_header): (u32, u16),
-    fragment: Option<u16>,
-) -> Decoded {
-    let lengths = Lengths::of(lengths);
-    let is_tcp = protocol == IPPROTO_TCP;
-    // The state machine finds the connection of a TCP segment by its ends.
-    let sock = SockAddress::new(sk).filter(|_| !is_tcp);
-    let transport = if is_tcp { Transport::Tcp } else { Transport::Udp };
-    let header = if is_tcp { TransportHeader::tcp(tcp, None) } else { TransportHeader::UDP };
-    let len = lengths.len.saturating_sub(u32::from(ip_header));
-    let data_len = if is_tcp { 0 } else { lengths.data_len };
-    Arrived { transport, sock, tuple, len, headers, fragment: fragment.unwrap_or(0) }.event(ip_header, header, data_len)
-}
-
-impl Interpret for Ipv4Arrives {
-    fn interpret(&self, _: &[u8]) -> Decoded {
-        let (source, destination) = ipv4(self.addresses, self.ports);
-        let tuple = Tuple { net: NetAddress::new(self.net), local: destination, remote: source };
-        arrived((self.protocol, self.tcp), self.sk, tuple, self.lengths, (self.headers, IPV4_HEADER), self.fragment)
-    }
-}
-
-impl Interpret for Ipv6Arrives {
-    fn interpret(&self, _: &[u8]) -> Decoded {
-        let from = [self.source_high, self.source_low];
-        let (source, destination) = ipv6(from, [self.destination_high, self.destination_low], self.ports);
-        let tuple = Tuple { net: NetAddress::new(self.net), local: destination, remote: source };
-        arrived((self.protocol, self.tcp), self.sk, tuple, self.lengths, (self.headers, IPV6_HEADER), self.fragment)
+        pub flags: u8 = "+13($transport)",
     }
 }
 
@@ -200,5 +248,49 @@ impl Interpret for Ipv6Request {
         let (source, destination) = ipv6(from, [self.destination_high, self.destination_low], self.ports);
         let tuple = Tuple { net: NetAddress::new(self.net), local: destination, remote: source };
         Decoded::of_sock(self.sk, |listener| EventKind::ConnectionRequested { listener, tuple })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_packet_larger_than_the_mtu_is_fragmented() {
+        for (len, mtu, gso_segs, expected) in [
+            (1500, Some(1500), 0, 0),
+            (1501, Some(1500), 0, 1500),
+            // 1471 bytes of payload are not a multiple of 8.
+            (3000, Some(1491), 1, 1484),
+            (3000, Some(1500), 2, 0),
+            (3000, None, 0, 0),
+            (3000, Some(10), 0, 0),
+        ] {
+            assert_eq!(largest_fragment(len, mtu, gso_segs, IPV4_HEADER), expected, "{len} {mtu:?}");
+        }
+        assert_eq!(largest_fragment(3000, Some(1500), 0, IPV6_FRAGMENT_HEADERS), 1496);
+    }
+
+    #[test]
+    fn a_packet_has_the_size_of_its_headers_and_its_segments() {
+        let sample = Ipv4Leaves {
+            net: 0xffff_0000_0000_1000,
+            sk: 0xffff_0000_0000_2000,
+            len: 4000,
+            // The transport header is 24 bytes behind the network header: an IP option.
+            headers: u32::from_le_bytes([124, 0, 100, 0]),
+            version: 0x46,
+            protocol: 6,
+            addresses: u64::from_ne_bytes([10, 0, 0, 1, 10, 0, 0, 2]),
+            ports: u32::from_ne_bytes([0x12, 0x34, 0, 80]),
+            tcp: u16::from_ne_bytes([0x80, 0x18]),
+            gso_segs: 3,
+            mtu: Some(1500),
+        };
+        let Decoded::Event(EventKind::Packet(packet)) = sample.interpret(&[]) else { panic!("no packet") };
+        assert_eq!(packet.size, PacketSize { bytes: 4000, headers: 24 + 32 });
+        assert_eq!((packet.gso_segs, packet.fragment, packet.tcp_flags), (3, 0, 0x18));
+        assert_eq!((packet.tuple.local.port, packet.tuple.remote.port), (0x1234, 80));
+        assert_eq!(packet.sock, SockAddress::new(sample.sk));
     }
 }

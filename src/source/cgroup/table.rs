@@ -2,12 +2,11 @@
 
 use socktrail_kprobes::{Fetch, Hook, Target, Type};
 
-use super::packets::{Ipv4Arrives, Ipv4Request, Ipv6Arrives, Ipv6Request, TcpIpv6Leaves};
+use super::packets::{Ipv4Arrives, Ipv4Leaves, Ipv4Request, Ipv6Arrives, Ipv6Leaves, Ipv6Request};
 use super::processes::{OwnCredentials, ProcessExecuted};
 use super::sockets::{AcceptedFile, SockReleased, SynSentIpv4, SynSentIpv6};
 use crate::model::feature::Feature;
 use crate::source::kprobes::Probe;
-use crate::source::kprobes::packets::{Ipv4OutWithoutSk, UdpIpv6OutWithoutSk};
 use crate::source::kprobes::processes::{CgroupAttach, ProcessExit, WakeUpNewTask};
 use crate::source::kprobes::program::{ExecFile, ExecMounts};
 use crate::source::kprobes::sockets::{SetState, SockDestruct, SockInitData};
@@ -17,11 +16,9 @@ const EXEC: Hook = Hook::RawTracepoint { name: "sched_process_exec", arguments: 
 const SET_STATE: Hook = Hook::RawTracepoint { name: "inet_sock_set_state", arguments: &["sk", "old_state", "state"] };
 const DESTROY: Hook = Hook::RawTracepoint { name: "tcp_destroy_sock", arguments: &["sk"] };
 
-/// Fields for conditions that records do not have.
-pub(super) const FURTHER_FIELDS: &[Fetch<'static>] = &[
-    Fetch::constant("version", "+0(+{sk_buff.data}({skb}))", Type::U8),
-    Fetch::constant("sk_protocol", "+{sock.sk_protocol}({sk})", Type::U16),
-];
+/// Fields for conditions that samples do not have.
+pub(super) const FURTHER_FIELDS: &[Fetch<'static>] =
+    &[Fetch::constant("sk_protocol", "+{sock.sk_protocol}({sk})", Type::U16)];
 
 /// The first byte of an IPv4 header: version, and header length in words.
 const IPV4: &[i32] = &[0x45, 0x46, 0x47, 0x48, 0x49, 0x4a, 0x4b, 0x4c, 0x4d, 0x4e, 0x4f];
@@ -30,8 +27,6 @@ const IPV6: &[i32] = &[0x60, 0x61, 0x62, 0x63, 0x64, 0x65, 0x66, 0x67, 0x68, 0x6
 const TCP: &[i32] = &[6];
 const UDP: &[i32] = &[17];
 const TCP_OR_UDP: &[i32] = &[6, 17];
-/// UDP, and the extension headers that may come before it.
-const UDP_OR_EXTENSION: &[i32] = &[17, 43, 44, 60];
 /// `TCP_ESTABLISHED`, `TCP_CLOSE`.
 const BEGIN_OR_END: &[i32] = &[1, 7];
 const TCP_SYN_SENT: &[i32] = &[2];
@@ -71,15 +66,7 @@ pub(in crate::source) const PROBES: &[(Feature, Probe)] = &[
     (Feature::SocketFree, Probe::hook::<SockDestruct>(DESTROY)),
     // A UDP socket has no connection that could outlive it.
     (Feature::SocketFree, Probe::hook::<SockDestruct>(Hook::SocketRelease).when(&[("sk_protocol", UDP)])),
-    (
-        Feature::Ipv4Out,
-        Probe::hook::<Ipv4OutWithoutSk>(Hook::Egress).when(&[("version_ihl", IPV4), ("protocol", TCP_OR_UDP)]),
-    ),
-    (Feature::TcpIpv6Out, Probe::hook::<TcpIpv6Leaves>(Hook::Egress).when(&[("version", IPV6), ("protocol", TCP)])),
-    (
-        Feature::UdpIpv6Out,
-        Probe::hook::<UdpIpv6OutWithoutSk>(Hook::Egress).when(&[("version", IPV6), ("next_header", UDP_OR_EXTENSION)]),
-    ),
+    // Arriving packets come first: they are missed if packets of their conversation are already counted in the kernel.
     (
         Feature::TcpIpv4In,
         Probe::hook::<Ipv4Arrives>(Hook::Ingress).when(&[("version", IPV4), ("protocol", TCP_OR_UDP)]),
@@ -97,6 +84,8 @@ pub(in crate::source) const PROBES: &[(Feature, Probe)] = &[
         Feature::ConnectionRequest,
         Probe::hook::<Ipv6Request>(Hook::Ingress).when(&[("version", IPV6), ("protocol", TCP), ("flags", SYN)]),
     ),
+    (Feature::Ipv4Out, Probe::hook::<Ipv4Leaves>(Hook::Egress).when(&[("version", IPV4), ("protocol", TCP_OR_UDP)])),
+    (Feature::TcpIpv6Out, Probe::hook::<Ipv6Leaves>(Hook::Egress).when(&[("version", IPV6), ("protocol", TCP_OR_UDP)])),
 ];
 
 /// The return of a system call.

@@ -157,26 +157,26 @@ impl Interpret for UdpIpv6In {
 
 /// `sk_buff.transport_header` and `sk_buff.network_header`, two adjacent numbers of 2 bytes: the offsets of these
 /// headers from `sk_buff.head`. One read of both costs half of two reads.
-struct Headers {
+pub(in crate::source) struct Headers {
     transport: u16,
     network: u16,
 }
 
 impl Headers {
     /// In memory order.
-    fn of(memory: u32) -> Self {
+    pub fn of(memory: u32) -> Self {
         let [a, b, c, d] = memory.to_ne_bytes();
         Self { transport: u16::from_ne_bytes([a, b]), network: u16::from_ne_bytes([c, d]) }
     }
 
     /// The length of the IP header in bytes.
-    fn ip(&self) -> u16 {
+    pub fn ip(&self) -> u16 {
         self.transport.wrapping_sub(self.network)
     }
 }
 
 /// An incoming packet. The IP header is in the buffer, before `data`.
-pub(in crate::source) struct Arrived {
+pub(super) struct Arrived {
     pub transport: Transport,
     pub sock: Option<SockAddress>,
     pub tuple: Tuple,

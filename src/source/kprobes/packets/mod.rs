@@ -13,7 +13,7 @@ mod leaving;
 
 use std::net::Ipv4Addr;
 
-pub(in crate::source) use self::arriving::Arrived;
+pub(in crate::source) use self::arriving::Headers;
 pub(super) use self::arriving::{TcpIpv4In, TcpIpv6In, UdpIpv4In, UdpIpv6In};
 pub(super) use self::dropped::{
     EarlyPacketFreed, EarlyPacketsFreed, PacketDropped, PacketDroppedForReason, PacketFreed, PacketFreedForReason,
@@ -24,18 +24,19 @@ pub(super) use self::fragmenting::{
     Ipv4Fragmented, Ipv4FragmentedWithoutSk, Ipv6Fragmented, Ipv6FragmentedWithoutSk, Ipv6Headers,
 };
 pub(super) use self::freed::{FreedBy, ListFreeFunction};
-pub(super) use self::leaving::{Ipv4Out, Ipv4OutWithoutNet, TcpIpv6Out, UdpIpv6Out, UdpIpv6OutWithoutNet};
-pub(in crate::source) use self::leaving::{Ipv4OutWithoutSk, UdpIpv6OutWithoutSk};
+pub(super) use self::leaving::{
+    Ipv4Out, Ipv4OutWithoutNet, Ipv4OutWithoutSk, TcpIpv6Out, UdpIpv6Out, UdpIpv6OutWithoutNet, UdpIpv6OutWithoutSk,
+};
 use super::Decoded;
 use crate::model::event::{EventKind, Packet, PacketDirection, PacketSize, Segments, Tuple};
 use crate::model::flow::{Endpoint, Transport};
 use crate::model::kernel_address::SockAddress;
 
-pub(in crate::source) const IPV4_HEADER: u16 = 20;
-pub(in crate::source) const IPV6_HEADER: u16 = 40;
+pub(super) const IPV4_HEADER: u16 = 20;
+pub(super) const IPV6_HEADER: u16 = 40;
 const UDP_HEADER: u16 = 8;
 pub(in crate::source) const IPPROTO_TCP: u8 = 6;
-pub(in crate::source) const IPPROTO_UDP: u8 = 17;
+pub(super) const IPPROTO_UDP: u8 = 17;
 
 /// Facts from the transport header, and from the socket of TCP.
 pub(in crate::source) struct TransportHeader {
@@ -53,11 +54,21 @@ impl TransportHeader {
         let segments = counters.map(|(received, sent)| Segments { received, sent });
         Self { len: u16::from(offset >> 4) * 4, flags, segments }
     }
+
+    /// Its length in bytes.
+    pub const fn len(&self) -> u16 {
+        self.len
+    }
+
+    /// TCP's flags; 0 for UDP.
+    pub const fn flags(&self) -> u8 {
+        self.flags
+    }
 }
 
 /// `sk_buff.len` and `sk_buff.data_len`, two adjacent numbers of 4 bytes: the size of a packet, and the size of its
 /// nonlinear part.
-pub(in crate::source) struct Lengths {
+pub(super) struct Lengths {
     pub len: u32,
     pub data_len: u32,
 }
@@ -76,7 +87,7 @@ impl Lengths {
 }
 
 /// A linear packet that is not fragmented.
-pub(in crate::source) fn packet(
+pub(super) fn packet(
     direction: PacketDirection,
     transport: Transport,
     sock: Option<SockAddress>,
