@@ -235,7 +235,8 @@ impl Installed {
     }
 
     /// The hook, if it is one.
-    pub(crate) fn hook(&self) -> Option<&HookPoint> {
+    /// The hook at which it is installed; `None` for a kprobe or tracepoint.
+    pub fn hook(&self) -> Option<&HookPoint> {
         self.hook.as_deref()
     }
 

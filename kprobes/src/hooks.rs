@@ -41,7 +41,7 @@ pub struct Hooks {
 
 /// A hook, and the records that programs there write.
 #[derive(Debug)]
-pub(crate) struct HookPoint {
+pub struct HookPoint {
     hook: Hook,
     /// The type of its trace event, for a system call.
     trace_id: Option<u32>,
@@ -107,6 +107,21 @@ impl Hooks {
 }
 
 impl HookPoint {
+    /// The hook.
+    pub const fn hook(&self) -> Hook {
+        self.hook
+    }
+
+    /// The records.
+    pub const fn record(&self) -> &Record {
+        &self.record
+    }
+
+    /// The conditions for a record: a value, and the numbers that it may have.
+    pub fn conditions(&self) -> &[(Expression, &'static [i32])] {
+        &self.conditions
+    }
+
     /// The program that makes a record of each hit that meets the conditions.
     pub(crate) fn program(&self, name: &str) -> Result<Program, Error> {
         let code = self.code(name)?;

@@ -238,9 +238,11 @@ impl Rings {
         Ok(())
     }
 
-    /// Ends the program at `event`, if one runs there: each hit that passes the filter becomes a sample again.
+    /// Ends the program at `event`, if one runs there: each hit that passes the filter becomes a sample again. At a hook, there are
+    /// no samples any more.
     pub fn end_program(&mut self, event: &Installed) {
         let ids = event.ids();
+        self.hooks.retain(|started| !ids.contains(&started.id));
         let of_event = |attachment: &&mut Attachment| ids.contains(&attachment.id);
         self.attachments.iter_mut().filter(of_event).for_each(|attachment| attachment.program = None);
     }

@@ -105,7 +105,10 @@ impl Reader {
         let steps = self.steps(expression).map_err(of)?;
         match steps.last {
             None => {
-                self.load_start(asm, steps.start, into);
+                match steps.start {
+                    Start::Context => self.context_as_number(asm, into),
+                    start => self.load_start(asm, start, into),
+                }
                 narrow(asm, expression.kind, into);
             }
             Some(last) => {
@@ -115,6 +118,15 @@ impl Reader {
             }
         }
         Ok(())
+    }
+
+    /// Loads the address of the context as a number. The verifier allows no arithmetic with the pointer itself, and forgets what it is
+    /// once a helper has copied it, if only onto itself.
+    fn context_as_number(&self, asm: &mut Assembler, into: Register) {
+        asm.store(Width::Double, Register::Frame, self.scratch, CONTEXT);
+        asm.stack_address(Register::R3, self.scratch);
+        self.memory(asm, Register::R3, 0, self.scratch, POINTER as u16);
+        asm.load(Width::Double, into, Register::Frame, self.scratch);
     }
 
     /// Copies `size` bytes to `to` on the stack, from the address at which the last read of `expression` begins. Before

@@ -58,12 +58,12 @@ impl Record {
     }
 
     /// Its size in bytes.
-    pub(crate) const fn size(&self) -> u16 {
+    pub const fn size(&self) -> u16 {
         self.size
     }
 
     /// Whether the stack has room for it below `bottom`, the lowest offset that is in use.
-    pub(crate) fn fits_stack(&self, bottom: i16) -> bool {
+    pub fn fits_stack(&self, bottom: i16) -> bool {
         self.size <= MOST_ON_STACK && bottom >= self.size.cast_signed() - 512
     }
 

@@ -17,7 +17,7 @@ use socktrail_kprobes::{Clock, Error as KprobesError, Hooks, Installed, Rings, T
 use self::table::FURTHER_FIELDS;
 pub(in crate::source) use self::table::PROBES;
 use super::Error;
-use super::kprobes::{Decode, FeatureStatus, Opened, Probe, Probes, Wanted};
+use super::kprobes::{Conversations, Decode, Feature, FeatureStatus, Opened, Probe, Probes, Unaccounted, Wanted};
 use super::options::Options;
 use crate::model::event::{Execs, SourceCapabilities};
 
@@ -48,23 +48,48 @@ fn topmost_group() -> Option<PathBuf> {
     mounts.into_iter().find(|mount| mount.fs_type == "cgroup2").map(|mount| mount.mount_point)
 }
 
-/// Attaches all probes.
+/// A probe whose samples are declared, but which is not attached yet.
+struct Declared {
+    feature: Feature,
+    probe: &'static Probe,
+    installed: Result<(Installed, Box<dyn Decode>), KprobesError>,
+    is_attached: bool,
+}
+
+/// Attaches all probes, and the programs that count packets.
 fn install(hooks: &mut Hooks, rings: &mut Rings, wanted: Wanted<'_>) -> Probes {
+    let all = PROBES.iter().filter(|(feature, _)| wanted.ipv6 || !feature.is_ipv6());
+    let declare = |(feature, probe): &'static (Feature, Probe)| {
+        let installed = declare(&feature.to_string(), probe, hooks, wanted);
+        Declared { feature: *feature, probe, installed, is_attached: false }
+    };
+    let mut declared: Vec<_> = all.map(declare).collect();
     let mut probes = Probes::none();
-    for (feature, probe) in PROBES.iter().filter(|(feature, _)| wanted.ipv6 || !feature.is_ipv6()) {
-        let installed = attach(&feature.to_string(), probe, hooks, rings, wanted);
-        probes.add(FeatureStatus::of(*feature), probe, installed);
+    probes.conversations = count(&mut declared, rings, wanted);
+    for Declared { feature, probe, installed, is_attached } in declared {
+        let attached = installed.and_then(|installed| {
+            if !is_attached {
+                rings.attach(&installed.0, None)?;
+            }
+            Ok(installed)
+        });
+        probes.add(FeatureStatus::of(feature), probe, attached);
     }
-    probes.capabilities =
-        SourceCapabilities { programs: true, single_datagrams: true, execs: Execs::Seen, ..Default::default() };
+    probes.capabilities = SourceCapabilities {
+        programs: true,
+        single_datagrams: true,
+        execs: Execs::Seen,
+        totals: probes.conversations.is_ok(),
+        ..Default::default()
+    };
     probes
 }
 
-fn attach(
+/// Declares the samples of a probe.
+fn declare(
     name: &str,
     probe: &Probe,
     hooks: &mut Hooks,
-    rings: &mut Rings,
     wanted: Wanted<'_>,
 ) -> Result<(Installed, Box<dyn Decode>), KprobesError> {
     let installed = match probe.target {
@@ -81,6 +106,28 @@ fn attach(
         Target::Kprobe { .. } | Target::Kretprobe { .. } => unreachable!("the table has none"),
     };
     let decoder = (probe.decoder)(installed.format())?;
-    rings.attach(&installed, None)?;
     Ok((installed, decoder))
+}
+
+/// Counts packets in the kernel: attaches the probes that take part in that, all of them or none.
+fn count(declared: &mut [Declared], rings: &mut Rings, wanted: Wanted<'_>) -> Result<Arc<Conversations>, Unaccounted> {
+    let (rules, conversations) = wanted.rules(0, None)?;
+    let places = declared.iter().map(|one| {
+        let hook = one.installed.as_ref().ok().and_then(|(installed, _)| installed.hook());
+        (one.feature, one.probe, hook)
+    });
+    let conversations = Conversations::load(places, &wanted, &rules, conversations, rings.clock())?;
+    conversations.connect(rings)?;
+    for (index, _, program) in conversations.programs() {
+        let Ok((installed, _)) = &declared[index].installed else { continue };
+        if let Err(error) = rings.attach_with_program(installed, None, program) {
+            for one in declared.iter_mut().filter(|one| one.is_attached) {
+                one.is_attached = false;
+                one.installed.iter().for_each(|(installed, _)| rings.detach(installed));
+            }
+            return Err(error.into());
+        }
+        declared[index].is_attached = true;
+    }
+    Ok(Arc::new(conversations))
 }

@@ -9,7 +9,7 @@ use nix::unistd::gettid;
 use socktrail_kprobes::bpf::Program;
 use socktrail_kprobes::{Clock, Error, Group, Installed, RingOptions, Rings};
 
-use super::accounting::{Conversations, KernelAccounting, Rules, Unaccounted};
+use super::accounting::{Conversations, Unaccounted};
 use super::drop_functions::{DEFERRED_FREE, DropFunctions};
 use super::open::now_of;
 use super::self_test::{Hits, SelfTest, Verdict};
@@ -17,10 +17,6 @@ use super::{
     Decode, Feature, FeatureStatus, Probe, Probes, Refusal, Wanted, all_features, drop_reasons,
     features::FAULTS_ARE_NO_MISSES, learning, missing_fields, release,
 };
-use crate::model::time::nanos;
-
-/// The name in `socket.mask` that switches off counting in the kernel.
-const BPF: &str = "bpf";
 
 impl Probes {
     /// Installs the best working probe for each feature, and attaches it to `rings`, if given. A feature is lost if all its probes
@@ -155,13 +151,9 @@ impl Installer<'_> {
     /// Loads the programs that count packets in the kernel.
     fn load_programs(&self, slots: &[Slot], clock: Clock, gso_head_len: u32) -> Result<Conversations, Unaccounted> {
         let wanted = self.wanted;
-        let KernelAccounting { pause, conversations } = wanted.accounting.ok_or(Unaccounted::Unwanted)?;
-        if wanted.masks(BPF) {
-            return Err(Unaccounted::Masked);
-        }
         let consumed = drop_reasons::consumed(self.group.tracefs());
-        let rules = Rules { pause_nanos: nanos(pause), gso_head_len, filter: wanted.filter.clone(), consumed };
-        let probes = slots.iter().filter_map(|slot| Some((slot.status.feature, slot.status.probe?)));
+        let (rules, conversations) = wanted.rules(gso_head_len, consumed)?;
+        let probes = slots.iter().filter_map(|slot| Some((slot.status.feature, slot.status.probe?, None)));
         Conversations::load(probes, &wanted, &rules, conversations, clock)
     }
 
@@ -173,7 +165,7 @@ impl Installer<'_> {
         loaded: Conversations,
     ) -> Result<Arc<Conversations>, Unaccounted> {
         loaded.connect(rings)?;
-        for (feature, program) in loaded.programs() {
+        for (_, feature, program) in loaded.programs() {
             let Some(slot) = slots.iter_mut().find(|slot| slot.status.feature == feature) else { continue };
             if let Err(error) = slot.attach_with_program(rings, self, program) {
                 slots.iter_mut().for_each(|slot| slot.detach(rings));

@@ -35,6 +35,7 @@ use socktrail_guess::Layout;
 use socktrail_kprobes::{Decoder, Error, Format, Installed, Kind, Record, Resolver, Rings, Sample, Target, Term};
 
 pub use self::accounting::KernelAccounting;
+pub(super) use self::accounting::Rules;
 pub(super) use self::accounting::of_record;
 pub(crate) use self::accounting::{Conversations, Unaccounted};
 pub use self::call_table::SOCKET_EVENT_PROBES;
@@ -53,9 +54,11 @@ use crate::model::kernel_address::SockAddress;
 use crate::model::loss::{LossCause, LostFacts};
 use crate::model::pairing::Joiner;
 use crate::model::socket_event::Actions;
-use crate::model::time::MonotonicTime;
+use crate::model::time::{MonotonicTime, nanos};
 use crate::source::cgroup;
 
+/// The name in `socket.mask` that switches off counting in the kernel.
+const BPF: &str = "bpf";
 /// The prefix of the names of probe groups.
 pub(crate) const GROUP: &str = "socktrail";
 /// `AF_INET`, which is the same on all architectures.
@@ -396,6 +399,19 @@ fn release() -> (u32, u32) {
 }
 
 impl Wanted<'_> {
+    /// The rules by which programs count packets, and for how many conversations. See [`Rules`] for the arguments.
+    ///
+    /// # Errors
+    /// The user does not want that.
+    pub(super) fn rules(&self, gso_head_len: u32, consumed: Option<u32>) -> Result<(Rules, u32), Unaccounted> {
+        let KernelAccounting { pause, conversations } = self.accounting.ok_or(Unaccounted::Unwanted)?;
+        if self.masks(BPF) {
+            return Err(Unaccounted::Masked);
+        }
+        let rules = Rules { pause_nanos: nanos(pause), gso_head_len, filter: self.filter.clone(), consumed };
+        Ok((rules, conversations))
+    }
+
     /// Whether to ignore this function, as if the kernel did not have it.
     fn masks(&self, function: &str) -> bool {
         self.mask.iter().any(|masked| masked == function)

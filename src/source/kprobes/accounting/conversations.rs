@@ -3,7 +3,7 @@
 use std::fmt;
 
 use socktrail_kprobes::bpf::{Array, Map, Program};
-use socktrail_kprobes::{Clock, Error, Resolver, Rings};
+use socktrail_kprobes::{Clock, Error, HookPoint, Resolver, Rings};
 
 use super::entry::{self, SIZE, WORDS_WITH_REMOVED};
 use super::table::{BUCKET_SIZE, BUCKET_WORDS, SLOTS, Table, WAYS};
@@ -43,17 +43,18 @@ pub(crate) struct Conversations {
     sockets: Array,
     entries: Array,
     outputs: Map,
-    /// In the order in which they are to be attached.
-    programs: Vec<(Feature, Program)>,
+    /// In the order in which they are to be attached, each with its probe.
+    programs: Vec<(usize, Feature, Program)>,
 }
 
 impl Conversations {
-    /// Makes a table for this number of conversations and loads the programs for these probes. Does not attach them.
+    /// Makes a table for this number of conversations and loads the programs for these probes, each with its hook, if it is at one.
+    /// Does not attach them.
     ///
     /// # Errors
     /// The reason why packets have to be sampled.
-    pub(in super::super) fn load<'a>(
-        probes: impl Iterator<Item = (Feature, &'a Probe)>,
+    pub(in crate::source) fn load<'a>(
+        probes: impl Iterator<Item = (Feature, &'a Probe, Option<&'a HookPoint>)>,
         resolver: &dyn Resolver,
         rules: &Rules,
         conversations: u32,
@@ -62,22 +63,26 @@ impl Conversations {
         if clock != Clock::Monotonic {
             return Err(Unaccounted::Clock);
         }
-        let mut probes: Vec<_> = probes.collect();
-        let has = |needed: &Feature| probes.iter().any(|(feature, _)| feature == needed);
+        let mut probes: Vec<_> = probes.enumerate().collect();
+        let has = |needed: &Feature| probes.iter().any(|(_, (feature, ..))| feature == needed);
         if ![Feature::SocketFree, Feature::TcpState].iter().all(has) {
             return Err(Unaccounted::NoEnd);
         }
-        probes.sort_by_key(|(feature, _)| attach_order(*feature));
+        probes.sort_by_key(|(_, (feature, ..))| attach_order(*feature));
         let table = Table::of(conversations);
         let sockets = Array::new("sockets", BUCKET_SIZE, table.buckets())?;
         let entries = Array::new("entries", u32::from(SIZE), table.entries())?;
         let ends = Array::new("ends", BUCKET_SIZE, table.buckets())?;
         let outputs = Map::outputs("outputs")?;
         let mut loaded = Vec::new();
-        for (feature, probe) in probes {
-            if let Some((name, code)) = programs::program(feature, probe, resolver, rules, table) {
-                let maps = [sockets.as_ref(), entries.as_ref(), ends.as_ref(), &outputs];
-                loaded.push((feature, Program::load(name, &code?, &maps)?));
+        for (index, (feature, probe, hook)) in probes {
+            if let Some((name, code)) = programs::program(feature, probe, hook, resolver, rules, table) {
+                let (code, maps) = (code?, [sockets.as_ref(), entries.as_ref(), ends.as_ref(), &outputs]);
+                let program = match hook {
+                    Some(point) => Program::load_at(point.hook(), name, &code, &maps)?,
+                    None => Program::load(name, &code, &maps)?,
+                };
+                loaded.push((index, feature, program));
             }
         }
         Ok(Self { table, sockets, entries, outputs, programs: loaded })
@@ -87,23 +92,24 @@ impl Conversations {
     ///
     /// # Errors
     /// Those of [`Rings::receive`].
-    pub(in super::super) fn connect(&self, rings: &mut Rings) -> Result<(), Error> {
+    pub(in crate::source) fn connect(&self, rings: &mut Rings) -> Result<(), Error> {
         rings.receive(&self.outputs)
     }
 
     /// For each program, the number of hits at which the kernel did not run it. Programs without this count are left out.
     pub(in super::super) fn skipped(&self) -> impl Iterator<Item = (Feature, u64)> {
-        self.programs.iter().filter_map(|(feature, program)| Some((*feature, program.skipped()?)))
+        self.programs.iter().filter_map(|(_, feature, program)| Some((*feature, program.skipped()?)))
     }
 
     /// The features whose programs count packets.
     pub(in super::super) fn counting(&self) -> impl Iterator<Item = Feature> {
-        self.programs.iter().map(|(feature, _)| *feature).filter(|feature| attach_order(*feature) > 0)
+        self.programs.iter().map(|(_, feature, _)| *feature).filter(|feature| attach_order(*feature) > 0)
     }
 
-    /// The programs with their features, in the order in which they are to be attached.
-    pub(in super::super) fn programs(&self) -> impl Iterator<Item = (Feature, &Program)> {
-        self.programs.iter().map(|(feature, program)| (*feature, program))
+    /// The programs in the order in which they are to be attached. Each with the number of its probe, counted from 0 in the order of
+    /// [`Conversations::load`], and its feature.
+    pub(in crate::source) fn programs(&self) -> impl Iterator<Item = (usize, Feature, &Program)> {
+        self.programs.iter().map(|(index, feature, program)| (*index, *feature, program))
     }
 
     /// What has been counted of a conversation, or of its socket's first conversation if this one has no entry. A removed

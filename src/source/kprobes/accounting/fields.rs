@@ -1,7 +1,7 @@
 //! The fields that programs read: those that the samples of the same probes declare.
 
 use socktrail_kprobes::bpf::{Unreadable, Width};
-use socktrail_kprobes::{Error, Expression, Fetch, Resolver, Sample, Type};
+use socktrail_kprobes::{Error, Expression, Fetch, HookPoint, Resolver, Sample, Type};
 
 use super::Family;
 use super::entry::offset;
@@ -21,6 +21,8 @@ pub(super) struct Fields<'a> {
     /// The name of the program.
     pub(super) program: &'static str,
     pub(super) probe: &'a Probe,
+    /// The hook, if the probe is at one.
+    pub(super) hook: Option<&'a HookPoint>,
     pub(super) resolver: &'a dyn Resolver,
     /// The size of the table of conversations.
     pub(super) table: Table,
@@ -47,7 +49,7 @@ impl Fields<'_> {
         }
     }
 
-    /// A field of the `struct sock` that sends the packet. The template is that of the probe on accepted sockets.
+    /// A field of the `struct sock` that sends the packet, at a probe that has it as an argument. The template is that of the probe on accepted sockets.
     ///
     /// # Errors
     /// Those of [`Fields::get`].
@@ -69,6 +71,14 @@ impl Fields<'_> {
     /// Those of [`Fields::get`].
     pub(super) fn sender_state(&self) -> Result<Expression, Error> {
         SENDER_STATE.expression(self.program, self.probe.target, self.resolver)
+    }
+
+    /// A value that no sample has.
+    ///
+    /// # Errors
+    /// Those of [`Fields::get`].
+    pub(super) fn further(&self, fetch: Fetch<'static>) -> Result<Expression, Error> {
+        fetch.expression(self.program, self.probe.target, self.resolver)
     }
 
     fn declared(&self, fetches: &[Fetch<'_>], name: &str) -> Result<Expression, Error> {
@@ -141,8 +151,9 @@ impl Ends {
                 order.into_iter().enumerate().map(word).collect::<Result<_, Error>>()?
             }
         };
-        // The sample of an outgoing IPv4 packet has eight bytes that begin with the ports.
-        let ports = if (family, leaves) == (Family::Ipv4, true) { "behind" } else { "ports" };
+        // At a kprobe, the sample of an outgoing IPv4 packet has eight bytes that begin with the ports.
+        let has_more = (family, leaves, fields.hook.is_none()) == (Family::Ipv4, true, true);
+        let ports = if has_more { "behind" } else { "ports" };
         let at = offset!(ports);
         if leaves {
             pieces.push(piece(fields.part(ports, 0, Type::U32)?, at, Width::Word));

@@ -17,6 +17,7 @@
 //! the packet's ends. A program finds the entry by the socket that early demultiplexing has found, or else by a second array,
 //! which leads from ends to entries.
 
+mod at_hook;
 mod conversations;
 mod entry;
 mod fields;
@@ -61,7 +62,7 @@ pub struct KernelAccounting {
 
 /// The rules by which programs decide about a packet.
 #[derive(Clone, Debug)]
-pub(super) struct Rules {
+pub(in crate::source) struct Rules {
     /// [`KernelAccounting::pause`] in nanoseconds.
     pub(super) pause_nanos: u64,
     /// See [`SourceCapabilities::gso_head_len`](crate::model::event::SourceCapabilities::gso_head_len).

@@ -2,8 +2,9 @@
 
 use socktrail_kprobes::bpf::Register::*;
 use socktrail_kprobes::bpf::{Alu, Code, Condition};
-use socktrail_kprobes::{Error, Expression, Resolver, Type};
+use socktrail_kprobes::{Error, Expression, HookPoint, Resolver, Type};
 
+use super::at_hook;
 use super::fields::Fields;
 use super::table::Table;
 use super::tcp_in::Arriving;
@@ -19,18 +20,24 @@ use crate::source::kprobes::{Feature, Probe};
 /// Version and header length of an IPv4 header without options.
 const PLAIN_IPV4: i32 = 0x45;
 
-/// The program for the probe that serves a feature: its name, and its code. `None` if the feature has no program.
+/// The program for the probe that serves a feature: its name, and its code. `None` if the feature has no program. `hook` is the hook
+/// of the probe, if it is at one.
 ///
 /// # Errors
 /// The layout lacks a field, programs cannot be made for this architecture, or a declaration is wrong.
 pub(super) fn program(
     feature: Feature,
     probe: &Probe,
+    hook: Option<&HookPoint>,
     resolver: &dyn Resolver,
     rules: &Rules,
     table: Table,
 ) -> Option<(&'static str, Result<Code, Error>)> {
     let make: fn(&Fields<'_>, &Rules) -> Result<Code, Error> = match feature {
+        Feature::Ipv4Out if hook.is_some() => |fields, rules| at_hook::packet(fields, Family::Ipv4, Outbound, rules),
+        Feature::TcpIpv6Out if hook.is_some() => |fields, rules| at_hook::packet(fields, Family::Ipv6, Outbound, rules),
+        Feature::TcpIpv4In if hook.is_some() => |fields, rules| at_hook::packet(fields, Family::Ipv4, Inbound, rules),
+        Feature::TcpIpv6In if hook.is_some() => |fields, rules| at_hook::packet(fields, Family::Ipv6, Inbound, rules),
         Feature::Ipv4Out => ipv4_out,
         Feature::UdpIpv6Out => udp_ipv6_out,
         Feature::TcpIpv6Out => tcp_ipv6_out,
@@ -44,7 +51,7 @@ pub(super) fn program(
         _ => return None,
     };
     let program = name(feature);
-    Some((program, make(&Fields { program, probe, resolver, table }, rules)))
+    Some((program, make(&Fields { program, probe, hook, resolver, table }, rules)))
 }
 
 /// The name of a feature's program. The kernel allows 15 characters.
@@ -72,7 +79,7 @@ fn ipv4_out(fields: &Fields<'_>, rules: &Rules) -> Result<Code, Error> {
     let mut reads: Vec<_> = datagram.reads().chain([&version, &protocol]).map(|field| (0, field)).collect();
     reads.extend(leaving.reads());
     let mut w = Writer::new(fields, &reads)?;
-    w.read(0)?;
+    w.begin()?;
     w.filter_addresses(&datagram.ends, &rules.filter)?;
     let (wanted, tcp) = (w.asm.label(), w.asm.label());
     w.load(&protocol, R1)?;
@@ -97,7 +104,7 @@ fn udp_ipv6_out(fields: &Fields<'_>, rules: &Rules) -> Result<Code, Error> {
     let next = fields.get("next_header")?;
     let reads: Vec<_> = datagram.reads().chain([&next]).map(|field| (0, field)).collect();
     let mut w = Writer::new(fields, &reads)?;
-    w.read(0)?;
+    w.begin()?;
     w.filter_addresses(&datagram.ends, &rules.filter)?;
     w.load(&next, R1)?;
     w.sample_if(Condition::NotEqual, R1, i32::from(IPPROTO_UDP));
@@ -111,7 +118,7 @@ fn tcp_ipv6_out(fields: &Fields<'_>, rules: &Rules) -> Result<Code, Error> {
     let mut reads: Vec<_> = leaving.reads().collect();
     reads.push((0, &protocol));
     let mut w = Writer::new(fields, &reads)?;
-    w.read(0)?;
+    w.begin()?;
     w.filter_addresses(&leaving.ends, &rules.filter)?;
     w.load(&protocol, R1)?;
     w.sample_if(Condition::NotEqual, R1, i32::from(IPPROTO_TCP));
@@ -124,7 +131,7 @@ fn udp_in(fields: &Fields<'_>, family: Family, rules: &Rules) -> Result<Code, Er
     let plain = Plain::at(fields)?;
     let reads: Vec<_> = datagram.reads().chain(plain.reads()).map(|field| (0, field)).collect();
     let mut w = Writer::new(fields, &reads)?;
-    w.read(0)?;
+    w.begin()?;
     plain.check(&mut w, family)?;
     w.filter_addresses(&datagram.ends, &rules.filter)?;
     datagram.account(&mut w, rules)?;
@@ -137,7 +144,7 @@ fn tcp_in(fields: &Fields<'_>, family: Family, rules: &Rules) -> Result<Code, Er
     let mut reads: Vec<_> = arriving.reads().collect();
     reads.extend(plain.reads().map(|field| (0, field)));
     let mut w = Writer::new(fields, &reads)?;
-    w.read(0)?;
+    w.begin()?;
     plain.check(&mut w, family)?;
     w.filter_addresses(&arriving.ends, &rules.filter)?;
     arriving.account(&mut w, rules)?;
@@ -148,6 +155,7 @@ fn tcp_in(fields: &Fields<'_>, family: Family, rules: &Rules) -> Result<Code, Er
 fn closed(fields: &Fields<'_>) -> Result<Code, Error> {
     let (sk, state) = (fields.get("sk")?, fields.get("state")?);
     let mut w = Writer::new(fields, &[(0, &sk), (0, &state)])?;
+    w.begin()?;
     w.load(&state, R1)?;
     w.sample_if(Condition::NotEqual, R1, TCP_CLOSE);
     w.set_key_to(&sk)?;
@@ -162,6 +170,7 @@ fn closed(fields: &Fields<'_>) -> Result<Code, Error> {
 fn ended(fields: &Fields<'_>) -> Result<Code, Error> {
     let sk = fields.get("sk")?;
     let mut w = Writer::new(fields, &[(0, &sk)])?;
+    w.begin()?;
     w.set_key_to(&sk)?;
     w.look_up(w.sample);
     w.read_time();

@@ -12,7 +12,7 @@ use super::{ALWAYS_SAMPLED, Family, Rules, SYN, TCP};
 use crate::model::event::PacketDirection;
 
 /// The phase in which the namespace is read.
-const NAMESPACE: u8 = 1;
+pub(super) const NAMESPACE: u8 = 1;
 /// The length of the IP and TCP headers together, while the packet is counted.
 const HEADERS: Register = R9;
 
@@ -62,7 +62,7 @@ impl Arriving {
         let direction = DirectionFields::of(PacketDirection::Inbound);
         let (report_and_sample, paused) = (w.asm.label(), w.asm.label());
         w.filter_ports(&self.ends, &rules.filter)?;
-        self.find(w)?;
+        find(w, &self.sock, &self.ends, &self.net)?;
         w.read_time();
         super::load_header_len(w, &self.data_offset, self.family, HEADERS)?;
         w.load(&self.flags, R1)?;
@@ -96,29 +96,30 @@ impl Arriving {
         w.asm.jump(w.sample);
         Ok(())
     }
+}
 
-    /// Finds the entry by the socket, or else by the ends. A packet without an entry becomes a sample.
-    fn find(&self, w: &mut Writer) -> Result<(), Error> {
-        let (by_ends, found) = (w.asm.label(), w.asm.label());
-        w.load(&self.sock, R1)?;
-        w.asm.jump_if(Condition::Equal, R1, 0, by_ends);
-        w.set_key(R1);
-        w.look_up(by_ends);
-        // Another socket may have had this address, and its end was not seen.
-        w.jump_if_other_ends(&self.ends, w.sample)?;
-        w.asm.jump(found);
-        w.asm.bind(by_ends);
-        w.hash(&self.ends)?;
-        w.look_up_ends(w.sample);
-        w.jump_if_other_ends(&self.ends, w.sample)?;
-        // Another namespace may have the same ends.
-        w.read(NAMESPACE)?;
-        w.load(&self.net, R1)?;
-        w.load_of_entry(Width::Double, R2, offset!(net));
-        w.sample_if(Condition::NotEqual, R1, R2);
-        w.asm.bind(found);
-        Ok(())
-    }
+/// Finds the entry of an arriving packet by the socket, or else by the ends. A packet without an entry becomes a sample. The namespace
+/// is read in the phase [`NAMESPACE`].
+pub(super) fn find(w: &mut Writer, sock: &Expression, ends: &Ends, net: &Expression) -> Result<(), Error> {
+    let (by_ends, found) = (w.asm.label(), w.asm.label());
+    w.load(sock, R1)?;
+    w.asm.jump_if(Condition::Equal, R1, 0, by_ends);
+    w.set_key(R1);
+    w.look_up(by_ends);
+    // Another socket may have had this address, and its end was not seen.
+    w.jump_if_other_ends(ends, w.sample)?;
+    w.asm.jump(found);
+    w.asm.bind(by_ends);
+    w.hash(ends)?;
+    w.look_up_ends(w.sample);
+    w.jump_if_other_ends(ends, w.sample)?;
+    // Another namespace may have the same ends.
+    w.read(NAMESPACE)?;
+    w.load(net, R1)?;
+    w.load_of_entry(Width::Double, R2, offset!(net));
+    w.sample_if(Condition::NotEqual, R1, R2);
+    w.asm.bind(found);
+    Ok(())
 }
 
 /// Expects that the socket counts the packet as one segment.

@@ -227,16 +227,7 @@ impl Leaving {
         w.sample_if(Condition::AnyBit, R1, ALWAYS_SAMPLED);
         w.read(COUNTERS)?;
         w.read(OWN_ENDS)?;
-        for (of_packet, own) in &self.remote {
-            w.load(of_packet, R2)?;
-            w.load(own, R3)?;
-            w.sample_if(Condition::NotEqual, R2, R3);
-        }
-        // Nothing shows when the small sockets of these states end. Since Linux 6.13, replies are sent through them.
-        w.load(&self.state, R1)?;
-        for state in [TCP_TIME_WAIT, TCP_NEW_SYN_RECV] {
-            w.sample_if(Condition::Equal, R1, state);
-        }
+        sample_unless_own(w, &self.remote, &self.state)?;
         w.hash(&self.ends)?;
         w.begin_entry(&self.sock, &self.ends, direction)?;
         w.load(&self.net, R1)?;
@@ -250,6 +241,25 @@ impl Leaving {
         w.asm.jump(w.sample);
         Ok(())
     }
+}
+
+/// Samples a packet that is not of its socket's own connection: its remote end is another one, or the socket is one of the small ones
+/// of these states. Nothing shows when they end. Since Linux 6.13, replies are sent through them.
+pub(super) fn sample_unless_own(
+    w: &mut Writer,
+    remote: &[(Expression, Expression)],
+    state: &Expression,
+) -> Result<(), Error> {
+    for (of_packet, own) in remote {
+        w.load(of_packet, R2)?;
+        w.load(own, R3)?;
+        w.sample_if(Condition::NotEqual, R2, R3);
+    }
+    w.load(state, R1)?;
+    for state in [TCP_TIME_WAIT, TCP_NEW_SYN_RECV] {
+        w.sample_if(Condition::Equal, R1, state);
+    }
+    Ok(())
 }
 
 /// Notes the payload of a full segment. `R4` is the size of the packet, `R3` that of its headers. The last segment may be

@@ -21,10 +21,12 @@ pub(super) struct Datagram {
     family: Family,
     sock: Expression,
     pub(super) ends: Ends,
-    /// The length in bytes: of an outgoing datagram from the IP header on, of an arriving one from the UDP header on.
+    /// The length in bytes: of an outgoing datagram from the IP header on, of an arriving one from the UDP header on. At a hook, from
+    /// the IP header on.
     len: Expression,
-    /// The size of the nonlinear part.
-    data_len: Expression,
+    is_at_hook: bool,
+    /// The size of the nonlinear part, at a kprobe.
+    data_len: Option<Expression>,
     /// The size of its largest fragment, or 0.
     fragment: Option<Expression>,
 }
@@ -41,14 +43,32 @@ impl Datagram {
             sock: fields.get("sk")?,
             ends: Ends::of(fields, family, direction, UDP)?,
             len: fields.part("lengths", 0, Type::U32)?,
-            data_len: fields.part("lengths", 4, Type::U32)?,
+            is_at_hook: false,
+            data_len: Some(fields.part("lengths", 4, Type::U32)?),
             fragment: if direction == PacketDirection::Inbound { fields.optional("fragment")? } else { None },
+        })
+    }
+
+    /// A datagram at a hook that stands for no others and is not fragmented.
+    ///
+    /// # Errors
+    /// The layout does not have a field.
+    pub(super) fn at_hook(fields: &Fields<'_>, family: Family, direction: PacketDirection) -> Result<Self, Error> {
+        Ok(Self {
+            direction,
+            family,
+            sock: fields.get("sk")?,
+            ends: Ends::of(fields, family, direction, UDP)?,
+            len: fields.get("len")?,
+            is_at_hook: true,
+            data_len: None,
+            fragment: None,
         })
     }
 
     /// The fields that a program has to read.
     pub(super) fn reads(&self) -> impl Iterator<Item = &Expression> {
-        let of_packet = [&self.sock, &self.len, &self.data_len].into_iter().chain(&self.fragment);
+        let of_packet = [&self.sock, &self.len].into_iter().chain(&self.data_len).chain(&self.fragment);
         of_packet.chain(self.ends.pieces.iter().map(|piece| &piece.field))
     }
 
@@ -57,16 +77,18 @@ impl Datagram {
         let direction = DirectionFields::of(self.direction);
         let (new, report_and_sample, paused) = (w.asm.label(), w.asm.label(), w.asm.label());
         let (other, new_way, taken, found) = (w.asm.label(), w.asm.label(), w.asm.label(), w.asm.label());
-        if self.direction == PacketDirection::Outbound {
+        if let (PacketDirection::Outbound, Some(data_len)) = (self.direction, &self.data_len) {
             // The packet may hold several datagrams (UDP GSO).
-            w.load(&self.data_len, R1)?;
+            w.load(data_len, R1)?;
             w.sample_if(Condition::NotEqual, R1, 0);
         }
         if let Some(fragment) = &self.fragment {
             w.load(fragment, R1)?;
             w.sample_if(Condition::NotEqual, R1, 0);
         }
-        w.filter_ports(&self.ends, &rules.filter)?;
+        if !self.is_at_hook {
+            w.filter_ports(&self.ends, &rules.filter)?;
+        }
         w.set_key_to(&self.sock)?;
         w.look_up(new);
         w.jump_if_other_ends(&self.ends, other)?;
@@ -108,7 +130,7 @@ impl Datagram {
     /// Loads the size with all headers into `BYTES`.
     fn load_size(&self, w: &mut Writer) -> Result<(), Error> {
         w.load(&self.len, BYTES)?;
-        if self.direction == PacketDirection::Inbound {
+        if self.direction == PacketDirection::Inbound && !self.is_at_hook {
             w.asm.alu(Alu::Add, BYTES, i32::from(self.family.header_len()));
         }
         Ok(())
@@ -117,6 +139,7 @@ impl Datagram {
     /// Notes that the packet may hold several datagrams: an outgoing one if its socket uses UDP GSO, an arriving one if its socket
     /// is the kernel's. Only the state machine knows whether the socket is of that kind.
     fn note_uncertain(&self, w: &mut Writer, rules: &Rules) -> Result<(), Error> {
+        let Some(data_len) = &self.data_len else { return Ok(()) };
         let is_single = w.asm.label();
         match self.direction {
             PacketDirection::Outbound => {
@@ -125,7 +148,7 @@ impl Datagram {
                 w.store_in_entry(Width::Byte, offset!(short_sent), 1);
             }
             PacketDirection::Inbound => {
-                w.load(&self.data_len, R1)?;
+                w.load(data_len, R1)?;
                 w.asm.jump_if(Condition::Equal, R1, 0, is_single);
                 w.store_in_entry(Width::Byte, offset!(nonlinear_received), 1);
             }

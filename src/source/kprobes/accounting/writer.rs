@@ -2,7 +2,8 @@
 
 use socktrail_kprobes::bpf::Register::*;
 use socktrail_kprobes::bpf::{
-    Alu, Assembler, CURRENT_CPU, Code, Condition, Helper, Label, Operand, Reader, Reads, Register, Width,
+    Alu, Assembler, Buffer, CURRENT_CPU, Code, Condition, Helper, Label, Operand, Reader, Reads, Record, Register,
+    Width,
 };
 use socktrail_kprobes::{Error, Expression};
 
@@ -26,6 +27,15 @@ pub(super) struct Writer {
     reads: Reads,
     /// Here the program ends, and the hit becomes a sample.
     pub(super) sample: Label,
+    at_hook: Option<AtHook>,
+}
+
+/// What a program at a hook has to do itself.
+struct AtHook {
+    verdict: i32,
+    /// The samples.
+    record: Record,
+    conditions: Vec<(Expression, &'static [i32])>,
 }
 
 impl Writer {
@@ -36,9 +46,34 @@ impl Writer {
     pub(super) fn new(fields: &Fields<'_>, reads: &[(u8, &Expression)]) -> Result<Self, Error> {
         let mut asm = Assembler::new();
         let sample = asm.label();
-        let reader = Reader::new(&mut asm, SCRATCH, sample)?;
-        let reads = Reads::plan(fields.program, reads, LOWEST)?;
-        Ok(Self { asm, reader, table: fields.table, reads, sample })
+        let reader = match fields.hook {
+            Some(point) => Reader::at_hook(&mut asm, point.hook(), SCRATCH, sample),
+            None => Reader::new(&mut asm, SCRATCH, sample)?,
+        };
+        let at_hook = fields.hook.map(|point| AtHook {
+            verdict: point.hook().verdict(),
+            record: point.record().clone(),
+            conditions: point.conditions().to_vec(),
+        });
+        let mut reads = reads.to_vec();
+        reads.extend(at_hook.iter().flat_map(|hook| &hook.conditions).map(|(value, _)| (0, value)));
+        let reads = Reads::plan(fields.program, &reads, LOWEST)?;
+        Ok(Self { asm, reader, table: fields.table, reads, sample, at_hook })
+    }
+
+    /// Reads the fields of the first phase, and ends hits that do not meet the conditions of the hook. Overwrites `R0` to `R5` and
+    /// `R8`.
+    pub(super) fn begin(&mut self) -> Result<(), Error> {
+        self.read(0)?;
+        let conditions = self.at_hook.as_ref().map(|hook| hook.conditions.clone()).unwrap_or_default();
+        for (value, values) in conditions {
+            let is_met = self.asm.label();
+            self.load(&value, R1)?;
+            values.iter().for_each(|one| self.asm.jump_if(Condition::Equal, R1, *one, is_met));
+            self.end_without_sample();
+            self.asm.bind(is_met);
+        }
+        Ok(())
     }
 
     /// Reads the fields of a phase. If that fails, the hit becomes a sample.
@@ -206,14 +241,20 @@ impl Writer {
 
     /// Ends the program: the hit was counted, or the filter rejects it.
     pub(super) fn end_without_sample(&mut self) {
-        self.asm.mov(R0, 0);
+        self.asm.mov(R0, self.at_hook.as_ref().map_or(0, |hook| hook.verdict));
         self.asm.exit();
     }
 
     /// Writes the end at which the hit becomes a sample, and checks the program.
     pub(super) fn finish(mut self, program: &str) -> Result<Code, Error> {
         self.asm.bind(self.sample);
-        self.asm.mov(R0, 1);
+        match self.at_hook {
+            None => self.asm.mov(R0, 1),
+            Some(AtHook { verdict, record, .. }) => {
+                record.write(&mut self.asm, &self.reader, map::OUTPUTS, Buffer::Stack(self.reads.bottom()))?;
+                self.asm.mov(R0, verdict);
+            }
+        }
         self.asm.exit();
         self.asm.finish(program)
     }

@@ -62,7 +62,7 @@ pub(super) fn layout(function: &str, name: &str) -> Option<Term> {
 /// The programs of all features that have one.
 pub(super) fn all_programs(rules: &Rules, table: Table) -> Vec<(Feature, &'static str, Code)> {
     let of = |(feature, probes): &(Feature, &'static [_])| {
-        let (name, code) = programs::program(*feature, &probes[0], &layout, rules, table)?;
+        let (name, code) = programs::program(*feature, &probes[0], None, &layout, rules, table)?;
         Some((*feature, name, code.unwrap()))
     };
     FLOW_PROBES.iter().filter_map(of).collect()

@@ -1,0 +1,264 @@
+//! The accounting of packets at the hooks of a control group. The kernel says how many packets on the wire each one stands for, so the
+//! counters of TCP sockets are not needed.
+
+use socktrail_kprobes::bpf::Register::*;
+use socktrail_kprobes::bpf::{Alu, Code, Condition, Register, Width};
+use socktrail_kprobes::{Error, Expression, Fetch, Type};
+
+use super::entry::{DirectionFields, offset};
+use super::fields::{Ends, Fields};
+use super::table::ENTRY;
+use super::tcp_in::{self, NAMESPACE};
+use super::tcp_out::{self, OWN_ENDS};
+use super::udp::Datagram;
+use super::writer::{NOW, Writer};
+use super::{ALWAYS_SAMPLED, Family, Rules, TCP};
+use crate::model::event::PacketDirection;
+
+/// The phase in which the device's MTU is read.
+const DEVICE: u8 = 3;
+/// Packets up to this size fit into every device that IPv6 can use (RFC 8200); smaller MTUs are not expected.
+const SMALLEST_MTU: i32 = 1280;
+/// The size of the packet with the headers of its segments, while it is counted.
+const BYTES: Register = R9;
+
+/// The remote end of the `struct sock`.
+const OWN_IPV4: Fetch<'static> = Fetch::constant("daddr", "+{sock_common.skc_daddr}(+{sk_buff.sk}({skb}))", Type::U32);
+const OWN_HIGH: Fetch<'static> =
+    Fetch::constant("v6_daddr_high", "+{sock_common.skc_v6_daddr}(+{sk_buff.sk}({skb}))", Type::U64);
+const OWN_LOW: Fetch<'static> =
+    Fetch::constant("v6_daddr_low", "+{sock_common.skc_v6_daddr+8}(+{sk_buff.sk}({skb}))", Type::U64);
+const OWN_PORT: Fetch<'static> = Fetch::constant("dport", "+{sock_common.skc_dport}(+{sk_buff.sk}({skb}))", Type::U16);
+/// `skc_state` of the `struct sock`. It follows `skc_family`, which has two bytes.
+const STATE: Fetch<'static> = Fetch::constant("state", "+{sock_common.skc_family+2}(+{sk_buff.sk}({skb}))", Type::U8);
+
+/// The program at the hook for packets of this direction and version of IP.
+pub(super) fn packet(
+    fields: &Fields<'_>,
+    family: Family,
+    direction: PacketDirection,
+    rules: &Rules,
+) -> Result<Code, Error> {
+    let datagram = Datagram::at_hook(fields, family, direction)?;
+    let segment = Segment::at(fields, family, direction)?;
+    let fragments = Fragments::at(fields, direction)?;
+    let protocol = fields.get("protocol")?;
+    let mut reads: Vec<_> = datagram.reads().chain([&protocol]).map(|field| (0, field)).collect();
+    reads.extend(segment.reads());
+    reads.extend(fragments.reads());
+    let mut w = Writer::new(fields, &reads)?;
+    w.begin()?;
+    w.filter_addresses(&datagram.ends, &rules.filter)?;
+    w.filter_ports(&datagram.ends, &rules.filter)?;
+    fragments.sample(&mut w)?;
+    let tcp = w.asm.label();
+    w.load(&protocol, R1)?;
+    w.asm.jump_if(Condition::Equal, R1, i32::from(TCP), tcp);
+    w.load(&segment.gso_segs, R1)?;
+    // The state machine counts these: UDP GSO, and UDP GRO of a socket that has enabled it.
+    w.sample_if(Condition::Greater, R1, 1);
+    datagram.account(&mut w, rules)?;
+    w.asm.bind(tcp);
+    segment.account(&mut w, rules)?;
+    w.finish(fields.program)
+}
+
+/// What shows whether a packet was fragmented or will be.
+enum Fragments {
+    /// The size of the largest fragment in which it arrived, or 0; `None` if the kernel does not say so.
+    Arrived(Option<Expression>),
+    /// It leaves: its size, the number of its segments, and the MTU of the device.
+    Leaving { len: Expression, gso_segs: Expression, mtu: Option<Expression> },
+}
+
+impl Fragments {
+    fn at(fields: &Fields<'_>, direction: PacketDirection) -> Result<Self, Error> {
+        Ok(match direction {
+            PacketDirection::Inbound => Self::Arrived(fields.optional("fragment")?),
+            PacketDirection::Outbound => Self::Leaving {
+                len: fields.get("len")?,
+                gso_segs: fields.get("gso_segs")?,
+                mtu: fields.optional("mtu")?,
+            },
+        })
+    }
+
+    fn reads(&self) -> Vec<(u8, &Expression)> {
+        match self {
+            Self::Arrived(fragment) => fragment.iter().map(|field| (0, field)).collect(),
+            Self::Leaving { len, mtu, .. } => mtu.iter().map(|field| (DEVICE, field)).chain([(0, len)]).collect(),
+        }
+    }
+
+    /// Samples packets that are fragmented.
+    fn sample(&self, w: &mut Writer) -> Result<(), Error> {
+        match self {
+            Self::Arrived(None) | Self::Leaving { mtu: None, .. } => {}
+            Self::Arrived(Some(fragment)) => {
+                w.load(fragment, R1)?;
+                w.sample_if(Condition::NotEqual, R1, 0);
+            }
+            Self::Leaving { len, gso_segs, mtu: Some(mtu) } => {
+                let (large, whole) = (w.asm.label(), w.asm.label());
+                w.load(len, R1)?;
+                w.asm.jump_if(Condition::Greater, R1, SMALLEST_MTU, large);
+                w.asm.jump(whole);
+                w.asm.bind(large);
+                w.load(gso_segs, R1)?;
+                w.asm.jump_if(Condition::Greater, R1, 1, whole);
+                w.read(DEVICE)?;
+                w.load(len, R1)?;
+                w.load(mtu, R2)?;
+                w.sample_if(Condition::Greater, R1, R2);
+                w.asm.bind(whole);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What a program reads of a packet of TCP.
+struct Segment {
+    direction: PacketDirection,
+    sock: Expression,
+    net: Expression,
+    ends: Ends,
+    len: Expression,
+    gso_segs: Expression,
+    /// The offsets of its headers.
+    transport: Expression,
+    network: Expression,
+    /// The byte of the TCP header that contains its length.
+    data_offset: Expression,
+    flags: Expression,
+    /// Of an outgoing packet: the fields of the remote end, in the headers and in the `struct sock`.
+    remote: Vec<(Expression, Expression)>,
+    state: Expression,
+}
+
+impl Segment {
+    fn at(fields: &Fields<'_>, family: Family, direction: PacketDirection) -> Result<Self, Error> {
+        let own = |fetch| fields.further(fetch);
+        let address = match family {
+            Family::Ipv4 => vec![(fields.part("addresses", 4, Type::U32)?, own(OWN_IPV4)?)],
+            Family::Ipv6 => {
+                vec![(fields.get("destination_high")?, own(OWN_HIGH)?), (fields.get("destination_low")?, own(OWN_LOW)?)]
+            }
+        };
+        let port = (fields.part("ports", 2, Type::U16)?, own(OWN_PORT)?);
+        Ok(Self {
+            direction,
+            sock: fields.get("sk")?,
+            net: fields.get("net")?,
+            ends: Ends::of(fields, family, direction, TCP)?,
+            len: fields.get("len")?,
+            gso_segs: fields.get("gso_segs")?,
+            transport: fields.part("headers", 0, Type::U16)?,
+            network: fields.part("headers", 2, Type::U16)?,
+            data_offset: fields.part("tcp", 0, Type::U8)?,
+            flags: fields.part("tcp", 1, Type::U8)?,
+            remote: address.into_iter().chain([port]).collect(),
+            state: own(STATE)?,
+        })
+    }
+
+    /// The fields that a program has to read, each in its phase.
+    fn reads(&self) -> Vec<(u8, &Expression)> {
+        let of_packet = [&self.sock, &self.len, &self.transport, &self.network, &self.data_offset, &self.flags];
+        let of_packet = of_packet.into_iter().chain(self.ends.pieces.iter().map(|piece| &piece.field));
+        let mut reads: Vec<_> = of_packet.map(|field| (0, field)).collect();
+        match self.direction {
+            PacketDirection::Inbound => reads.push((NAMESPACE, &self.net)),
+            PacketDirection::Outbound => {
+                reads.extend(self.remote.iter().map(|(_, own)| (OWN_ENDS, own)));
+                reads.extend([(OWN_ENDS, &self.net), (OWN_ENDS, &self.state)]);
+            }
+        }
+        reads
+    }
+
+    /// Counts the packet or lets it become a sample.
+    fn account(&self, w: &mut Writer, rules: &Rules) -> Result<(), Error> {
+        let direction = DirectionFields::of(self.direction);
+        let (new, stale) = (w.asm.label(), w.asm.label());
+        let (report_and_sample, paused) = (w.asm.label(), w.asm.label());
+        match self.direction {
+            PacketDirection::Inbound => tcp_in::find(w, &self.sock, &self.ends, &self.net)?,
+            PacketDirection::Outbound => {
+                w.set_key_to(&self.sock)?;
+                w.look_up(new);
+                // If the ends differ, the entry is that of an earlier socket with this address, whose end was not seen.
+                w.jump_if_other_ends(&self.ends, stale)?;
+            }
+        }
+        w.read_time();
+        w.load(&self.flags, R1)?;
+        w.asm.jump_if(Condition::AnyBit, R1, ALWAYS_SAMPLED, report_and_sample);
+        w.jump_after_pause(rules.pause_nanos, paused);
+        w.load_of_entry(Width::Byte, R1, direction.seen);
+        w.asm.jump_if(Condition::Equal, R1, 0, report_and_sample);
+        self.count(w, direction)?;
+        w.note_time();
+        w.end_without_sample();
+
+        w.asm.bind(paused);
+        w.forget_seen();
+        w.asm.bind(report_and_sample);
+        w.report();
+        w.note_sampled(direction);
+        w.asm.jump(w.sample);
+        if self.direction == PacketDirection::Outbound {
+            w.asm.bind(stale);
+            w.read_time();
+            w.remove();
+            w.asm.jump(w.sample);
+            w.asm.bind(new);
+            self.begin(w, direction)?;
+        }
+        Ok(())
+    }
+
+    /// Counts the packet as its segments, each of which repeats the headers.
+    fn count(&self, w: &mut Writer, direction: DirectionFields) -> Result<(), Error> {
+        let (several, counted) = (w.asm.label(), w.asm.label());
+        w.load(&self.len, BYTES)?;
+        w.load(&self.gso_segs, R2)?;
+        w.asm.jump_if(Condition::Greater, R2, 1, several);
+        w.count_one(direction, BYTES);
+        w.asm.jump(counted);
+        w.asm.bind(several);
+        w.asm.atomic_add(ENTRY, direction.packets, R2);
+        w.asm.alu(Alu::Sub, R2, 1);
+        w.load(&self.data_offset, R3)?;
+        w.asm.alu(Alu::ShiftRight, R3, 4);
+        w.asm.alu(Alu::ShiftLeft, R3, 2);
+        w.load(&self.transport, R4)?;
+        w.asm.alu(Alu::Add, R3, R4);
+        w.load(&self.network, R4)?;
+        w.asm.alu(Alu::Sub, R3, R4);
+        w.asm.alu(Alu::Mul, R2, R3);
+        w.asm.alu(Alu::Add, BYTES, R2);
+        w.asm.atomic_add(ENTRY, direction.bytes, BYTES);
+        w.asm.bind(counted);
+        Ok(())
+    }
+
+    /// Makes the entry of a connection, at its first outgoing packet without SYN, FIN or RST.
+    fn begin(&self, w: &mut Writer, direction: DirectionFields) -> Result<(), Error> {
+        w.load(&self.flags, R1)?;
+        w.sample_if(Condition::AnyBit, R1, ALWAYS_SAMPLED);
+        w.read(OWN_ENDS)?;
+        tcp_out::sample_unless_own(w, &self.remote, &self.state)?;
+        w.hash(&self.ends)?;
+        w.begin_entry(&self.sock, &self.ends, direction)?;
+        w.load(&self.net, R1)?;
+        w.store_in_entry(Width::Double, offset!(net), R1);
+        w.publish();
+        w.publish_ends();
+        w.asm.jump(w.sample);
+        Ok(())
+    }
+}
+
+// Calls of helpers overwrite R0 to R5, and the time must stay in its register.
+const _: () = assert!(!matches!(NOW, R9));
