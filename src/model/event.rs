@@ -339,6 +339,10 @@ pub struct SourceCapabilities {
     /// [totals](crate::model::totals::Totals).
     #[serde(default)]
     pub totals: bool,
+    /// Whether it sees only the packets of full sockets, not those of the small ones that TCP has during a handshake
+    /// (`TCP_NEW_SYN_RECV`) and after a close (`TCP_TIME_WAIT`).
+    #[serde(default)]
+    pub full_sockets_only: bool,
     /// How it shows execs. Not part of a recording, because the recorded probes show it.
     #[serde(skip)]
     pub execs: Execs,

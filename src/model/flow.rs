@@ -142,6 +142,9 @@ pub struct Inexact {
     pub late_data: bool,
     /// This host dropped outgoing packets that could not be counted exactly: some may be counted as sent.
     pub dropped_locally: bool,
+    /// Some of its packets belong to a small socket, which the source does not see: a FIN that arrives after the close, with its
+    /// acknowledgement, or a SYN-ACK.
+    pub unseen_packets: bool,
 }
 
 impl Inexact {
@@ -155,6 +158,7 @@ impl Inexact {
             merged_segments,
             late_data,
             dropped_locally,
+            unseen_packets,
         } = self;
         let all = [
             (samples_lost, "samples_lost"),
@@ -164,6 +168,7 @@ impl Inexact {
             (merged_segments, "merged_segments"),
             (late_data, "late_data"),
             (dropped_locally, "dropped_locally"),
+            (unseen_packets, "unseen_packets"),
         ];
         all.into_iter().filter_map(|(applies, name)| applies.then_some(name))
     }

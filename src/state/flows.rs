@@ -148,6 +148,8 @@ pub struct LiveFlow {
     pub syns: u8,
     /// Which FINs were seen.
     pub fins: Fins,
+    /// Whether this host's SYN-ACK was seen.
+    pub syn_acked: bool,
     /// Why the counters may be inexact, as far as the flow's own packets show it.
     pub inexact: Inexact,
     /// Whether it was observed from its first packet on.
@@ -196,6 +198,7 @@ impl LiveFlow {
             received_headers: Headers::default(),
             syns: 0,
             fins: Fins::default(),
+            syn_acked: false,
             inexact: Inexact::default(),
             complete: false,
             outcome: Outcome::Unknown,

@@ -308,7 +308,10 @@ impl State {
 /// Updates a flow by a TCP packet's flags.
 fn note_flags(flow: &mut LiveFlow, packet: &Packet) {
     match packet.direction {
-        PacketDirection::Outbound => flow.fins.sent |= packet.tcp_flags & tcp_flags::FIN != 0,
+        PacketDirection::Outbound => {
+            flow.fins.sent |= packet.tcp_flags & tcp_flags::FIN != 0;
+            flow.syn_acked |= packet.is_syn_ack();
+        }
         PacketDirection::Inbound => flow.fins.received |= packet.tcp_flags & (tcp_flags::FIN | tcp_flags::RST) != 0,
     }
     if flow.direction == Direction::Unknown && packet.is_syn_ack() {

@@ -14,6 +14,7 @@ mod outcomes;
 mod preexisting;
 mod reports;
 mod sharing;
+mod small_sockets;
 mod sockless;
 mod subflows;
 mod totals;
@@ -45,6 +46,7 @@ const CAPABILITIES: SourceCapabilities = SourceCapabilities {
     gso_head_len: 0,
     driver_drops_unclear: false,
     control_group_moves: true,
+    full_sockets_only: false,
     totals: false,
     execs: Execs::Seen,
 };

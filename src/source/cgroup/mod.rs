@@ -80,6 +80,7 @@ fn install(hooks: &mut Hooks, rings: &mut Rings, wanted: Wanted<'_>) -> Probes {
         single_datagrams: true,
         execs: Execs::Seen,
         totals: probes.conversations.is_ok(),
+        full_sockets_only: true,
         ..Default::default()
     };
     probes

@@ -104,6 +104,7 @@ impl State {
             fragments: flow.inexact.fragments || self.may_be_fragmented(flow),
             samples_lost: flow.inexact.samples_lost || self.may_lack_samples(flow),
             headers_unread: flow.inexact.headers_unread || self.had_unreadable_packets(flow.start, &flow.id, flow.net),
+            unseen_packets: self.capabilities.full_sockets_only && has_small_socket(flow),
             ..flow.inexact
         }
     }
@@ -112,6 +113,14 @@ impl State {
 /// Whether the flow belongs to a socket of this host. A flow that had its own socket may have outlived it.
 pub(super) fn has_socket(flow: &LiveFlow) -> bool {
     flow.socket.is_some() || flow.has_own_socket
+}
+
+/// Whether packets of a TCP connection belong to one of the kernel's small sockets: the other side's FIN comes after the close, or the
+/// SYN-ACK was not sent by a full socket.
+fn has_small_socket(flow: &LiveFlow) -> bool {
+    let without_syn_ack =
+        flow.complete && flow.direction == Direction::Ingress && flow.outcome == Outcome::Success && !flow.syn_acked;
+    flow.id.transport == Transport::Tcp && ((flow.reached_tcp_close && flow.fins.is_half_closed()) || without_syn_ack)
 }
 
 /// The outcome of a flow. It has also failed if nothing arrived and nothing left, because this host dropped all that it sent.
