@@ -308,7 +308,7 @@ fn events_wait_for_a_name_in_order_while_other_events_continue() {
     harness.connect(4, SERVER);
     assert!(
         harness.emitted().is_empty() && harness.engine.take_wanted() == [ip],
-        "the cached name is older than dns-ttl"
+        "the cached name has expired (dns-ttl)"
     );
 }
 

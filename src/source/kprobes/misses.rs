@@ -15,7 +15,7 @@ use crate::model::time::MonotonicTime;
 pub(crate) struct Misses {
     /// The counts by the name of the probe, which is the name of its feature.
     by_name: BTreeMap<String, ProbeMisses>,
-    /// A time just before the last reading.
+    /// A time just before the last reading; at first, just after the reading of the self-test's misses.
     read_at: MonotonicTime,
     /// For each feature, the hits at which the kernel did not run its program, and a time just before they were last read.
     skipped: (BTreeMap<Feature, u64>, MonotonicTime),
@@ -27,7 +27,7 @@ struct ProbeMisses {
     feature: Feature,
     misses: u64,
     /// The misses during the self-test, before the probe was attached to the monitor's rings; `misses` includes them.
-    before: u64,
+    during_self_test: u64,
 }
 
 /// Hits that a probe has missed.
@@ -58,7 +58,7 @@ impl Misses {
         self.skipped.1 = time;
         for (name, misses) in counts {
             if let Some(counted) = self.by_name.get_mut(name) {
-                (counted.misses, counted.before) = (misses, misses);
+                (counted.misses, counted.during_self_test) = (misses, misses);
             }
         }
     }
@@ -66,7 +66,7 @@ impl Misses {
     /// Counts misses of these features' probes, except those whose misses are unknown on a kernel of this release.
     fn for_kernel(release: (u32, u32), features: impl Iterator<Item = Feature>) -> Self {
         let features = features.filter(|feature| feature.misses_reliable_since().is_none_or(|first| release >= first));
-        let none = |feature: Feature| (feature.to_string(), ProbeMisses { feature, misses: 0, before: 0 });
+        let none = |feature: Feature| (feature.to_string(), ProbeMisses { feature, misses: 0, during_self_test: 0 });
         Self { by_name: features.map(none).collect(), read_at: MonotonicTime::ZERO, skipped: Default::default() }
     }
 
@@ -85,7 +85,7 @@ impl Misses {
         for (earlier, later) in faulted.iter().zip(faulted_now) {
             let feature = earlier.feature.to_string();
             let Some((_, misses)) = counts.iter_mut().find(|(name, _)| *name == feature) else { continue };
-            let missed_before = self.by_name.get(&feature).map_or(0, |counted| counted.before);
+            let missed_before = self.by_name.get(&feature).map_or(0, |counted| counted.during_self_test);
             *misses = missed_before + earlier.without_faults(misses.saturating_sub(missed_before), later.hits);
         }
         Ok(self.update(counts.into_iter(), span))
@@ -102,8 +102,8 @@ impl Misses {
         for (name, misses) in counts {
             let Some(counted) = self.by_name.get_mut(name) else { continue };
             let count = misses.saturating_sub(counted.misses);
-            // One reading may be too low, and the next one right again: see `FaultedHits::without_faults`. That rise is no new
-            // miss.
+            // One reading may be too low, because too many faults were subtracted (see `FaultedHits::without_faults`). If the
+            // next one is right again, the rise from the low reading is no new miss.
             counted.misses = counted.misses.max(misses);
             if count > 0 {
                 missed.push(Missed { feature: counted.feature, count, since, time });
@@ -130,7 +130,7 @@ impl Misses {
 
     /// How many hits each probe has missed so far; probes without misses are left out.
     pub(crate) fn so_far(&self) -> BTreeMap<Feature, u64> {
-        let so_far = |counted: &ProbeMisses| (counted.feature, counted.misses - counted.before);
+        let so_far = |counted: &ProbeMisses| (counted.feature, counted.misses - counted.during_self_test);
         let mut all: BTreeMap<_, u64> = self.skipped.0.clone();
         self.by_name.values().map(so_far).for_each(|(feature, misses)| *all.entry(feature).or_default() += misses);
         all.retain(|_, misses| *misses > 0);
@@ -162,8 +162,8 @@ impl FaultedHits {
         // quotient is not too small. It may be too large instead: then this reading gives too few missed hits, and the next one
         // corrects that.
         let unsettled = most * hits.saturating_sub(self.hits);
-        // Each hit with a null pointer causes the same number of faults. Missed hits are fewer than such hits, so division
-        // finds the number.
+        // Each hit with a null pointer causes the same number of faults. While missed hits are fewer than such hits, division
+        // finds this number. Otherwise some missed hits are taken for faults, but no more than `most` for each such hit.
         let quotient = (misses + unsettled).checked_div(hits);
         let Some(faults) = quotient.map(|faults| faults.clamp(self.reads, most)) else { return misses };
         misses.saturating_sub(faults * hits)

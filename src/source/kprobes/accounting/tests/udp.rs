@@ -121,7 +121,7 @@ fn most_peers_of_a_socket_have_few_samples() {
     let (few, many): (Vec<_>, _) = all.values().partition(|both| both.samples == 2);
     // A conversation whose way is taken has all its packets sampled.
     assert!(many.iter().all(|both| both.samples == 100));
-    assert!(few.len() >= 13, "of 20 peers on 64 ways, at least 13 should have an entry: {}", few.len());
+    assert!(few.len() >= 13, "of 20 peers, 19 of them on 64 ways, at least 13 should have an entry: {}", few.len());
     assert_eq!((machine.conversations().len(), machine.refused_packets()), (few.len(), 100 * many.len() as u64));
     // After a second without packets, a conversation gives up its way to another that needs it.
     let late = many[0].of;
