@@ -14,7 +14,7 @@ use crate::bpf::{Assembler, Buffer, Code, Condition, Map, Program, Reader, Recor
 use crate::pieces::Pieces;
 use crate::sys::bpf;
 use crate::sys::limits;
-use crate::{Error, Expression, Fetch, Hook, Installed, Resolver, Tracefs};
+use crate::{Error, Expression, Fetch, Hook, Installed, Resolver, Target, Tracefs};
 
 /// The first `common_type` of the records of hooks. The kernel counts up the types of its own events from a few hundred.
 const FIRST_ID: u16 = 0xf000;
@@ -39,17 +39,80 @@ pub struct Hooks {
     next_id: u16,
 }
 
-/// A hook, and the records that programs there write.
+/// The samples of a hook: which values a program writes into the ring, and at which hits.
+#[derive(Clone, Debug)]
+pub struct HookSamples {
+    hook: Hook,
+    record: Record,
+    conditions: Vec<(Expression, &'static [i32])>,
+}
+
+/// A hook of a control group or tracepoint, and its samples.
 #[derive(Debug)]
 pub struct HookPoint {
-    hook: Hook,
+    samples: HookSamples,
     /// The type of its trace event, for a system call.
     trace_id: Option<u32>,
     cgroup: Arc<OwnedFd>,
     outputs: Map,
-    record: Record,
-    /// A hit makes a record only if each of these is one of the values beside it.
-    conditions: Vec<(Expression, &'static [i32])>,
+}
+
+impl HookSamples {
+    /// Declares samples. A hit makes one only if each value that `conditions` name is one of the numbers beside it. `id` is the
+    /// `common_type` of their records.
+    ///
+    /// # Errors
+    /// [`Error::Unresolved`], [`Error::BadTemplate`].
+    pub fn new(
+        name: &str,
+        id: u16,
+        hook: Hook,
+        fetches: &[Fetch<'_>],
+        conditions: &[(Fetch<'_>, &'static [i32])],
+        resolver: &dyn Resolver,
+    ) -> Result<Self, Error> {
+        let record = Record::new(name, id, hook, fetches, resolver)?;
+        let condition = |(fetch, numbers): &(Fetch<'_>, &'static [i32])| {
+            Ok((fetch.expression(name, Target::Hook(hook), resolver)?, *numbers))
+        };
+        let conditions = conditions.iter().map(condition).collect::<Result<_, Error>>()?;
+        Ok(Self { hook, record, conditions })
+    }
+
+    /// The hook.
+    pub const fn hook(&self) -> Hook {
+        self.hook
+    }
+
+    /// The records.
+    pub const fn record(&self) -> &Record {
+        &self.record
+    }
+
+    /// The conditions: a value, and the numbers that it may be.
+    pub fn conditions(&self) -> &[(Expression, &'static [i32])] {
+        &self.conditions
+    }
+
+    /// The code of a program that makes a record of each hit that meets the conditions, and lets every packet and call through.
+    fn code(&self, name: &str) -> Result<Code, Error> {
+        let mut asm = Assembler::new();
+        let end = asm.label();
+        let reader = Reader::at_hook(&mut asm, self.hook, SCRATCH, end);
+        for (value, numbers) in &self.conditions {
+            let is_met = asm.label();
+            reader.value(&mut asm, value, R1)?;
+            numbers.iter().for_each(|one| asm.jump_if(Condition::Equal, R1, *one, is_met));
+            asm.jump(end);
+            asm.bind(is_met);
+        }
+        let buffer = if self.record.fits_stack(SCRATCH) { Buffer::Stack(SCRATCH) } else { Buffer::Map(map::SCRATCH) };
+        self.record.write(&mut asm, &reader, map::OUTPUTS, buffer)?;
+        asm.bind(end);
+        asm.mov(R0, self.hook.verdict());
+        asm.exit();
+        asm.finish(name)
+    }
 }
 
 impl Hooks {
@@ -76,11 +139,10 @@ impl Hooks {
         Ok(Installed { format, pieces: Pieces::default(), probes: Vec::new(), hook: None })
     }
 
-    /// Declares the records of a hook. A hit makes a record only if each fetched value that `conditions` name is one of the values
-    /// beside it. [`Rings::attach`](crate::Rings::attach) loads and starts the program.
+    /// Declares the samples of a hook: see [`HookSamples::new`]. [`Rings::attach`](crate::Rings::attach) loads and starts the program.
     ///
     /// # Errors
-    /// [`Error::Unresolved`], [`Error::BadTemplate`].
+    /// Those of [`HookSamples::new`]. [`Error::Refused`]: the kernel does not have the tracepoint.
     pub fn install(
         &mut self,
         name: &str,
@@ -89,48 +151,29 @@ impl Hooks {
         conditions: &[(Fetch<'_>, &'static [i32])],
         resolver: &dyn Resolver,
     ) -> Result<Installed, Error> {
-        let record = Record::new(name, self.next_id, hook, fetches, resolver)?;
-        let condition = |(fetch, values): &(Fetch<'_>, &'static [i32])| {
-            Ok((fetch.expression(name, crate::Target::Hook(hook), resolver)?, *values))
-        };
-        let conditions = conditions.iter().map(condition).collect::<Result<_, Error>>()?;
+        let samples = HookSamples::new(name, self.next_id, hook, fetches, conditions, resolver)?;
         let trace_id = match hook {
             Hook::SyscallExit { name } => Some(self.tracefs.format("syscalls", name)?.id),
             _ => None,
         };
         self.next_id += 1;
-        let (cgroup, outputs) = (Arc::clone(&self.cgroup), self.outputs.clone());
-        let format = record.format().clone();
-        let point = HookPoint { hook, trace_id, cgroup, outputs, record, conditions };
+        let format = samples.record.format().clone();
+        let point = HookPoint { samples, trace_id, cgroup: Arc::clone(&self.cgroup), outputs: self.outputs.clone() };
         Ok(Installed { format, pieces: Pieces::default(), probes: Vec::new(), hook: Some(Arc::new(point)) })
     }
 }
 
 impl HookPoint {
-    /// The hook.
-    pub const fn hook(&self) -> Hook {
-        self.hook
+    /// Its samples.
+    pub const fn samples(&self) -> &HookSamples {
+        &self.samples
     }
 
-    /// The records.
-    pub const fn record(&self) -> &Record {
-        &self.record
-    }
-
-    /// The conditions for a record: a value, and the numbers that it may have.
-    pub fn conditions(&self) -> &[(Expression, &'static [i32])] {
-        &self.conditions
-    }
-
-    /// The program that makes a record of each hit that meets the conditions.
+    /// The program that makes the samples.
     pub(crate) fn program(&self, name: &str) -> Result<Program, Error> {
-        let code = self.code(name)?;
-        let scratch = Map::scratch("record", u32::from(self.record.size()))?;
-        Program::load_at(self.hook, name, &code, &[&self.outputs, &scratch])
-    }
-
-    fn code(&self, name: &str) -> Result<Code, Error> {
-        code(name, self.hook, &self.record, &self.conditions)
+        let code = self.samples.code(name)?;
+        let scratch = Map::scratch("record", u32::from(self.samples.record.size()))?;
+        Program::load_at(self.samples.hook, name, &code, &[&self.outputs, &scratch])
     }
 
     /// The type of its trace event, through whose perf event a program is started; `None` for other hooks.
@@ -140,8 +183,9 @@ impl HookPoint {
 
     /// Starts a program at this hook. It runs as long as the returned descriptor is open.
     pub(crate) fn start(&self, program: &Program) -> Result<OwnedFd, Error> {
-        let what = || format!("the BPF program {} at {}", program.name(), self.hook.name());
-        let started = match (self.hook, self.hook.attach_type()) {
+        let hook = self.samples.hook;
+        let what = || format!("the BPF program {} at {}", program.name(), hook.name());
+        let started = match (hook, hook.attach_type()) {
             (_, Some(attach_type)) => bpf::attach_to_cgroup(program.descriptor(), self.cgroup.as_fd(), attach_type),
             (Hook::RawTracepoint { name, .. }, _) => {
                 let name = CString::new(name).map_err(|error| Error::io(what(), error))?;
@@ -164,30 +208,10 @@ fn open(cgroup: &Path) -> Result<OwnedFd, Error> {
     Ok(directory.into())
 }
 
-/// The code of a program that makes a record of each hit that meets the conditions, and lets every packet and call through.
-fn code(name: &str, hook: Hook, record: &Record, conditions: &[(Expression, &[i32])]) -> Result<Code, Error> {
-    let mut asm = Assembler::new();
-    let end = asm.label();
-    let reader = Reader::at_hook(&mut asm, hook, SCRATCH, end);
-    for (value, values) in conditions {
-        let is_met = asm.label();
-        reader.value(&mut asm, value, R1)?;
-        values.iter().for_each(|one| asm.jump_if(Condition::Equal, R1, *one, is_met));
-        asm.jump(end);
-        asm.bind(is_met);
-    }
-    let buffer = if record.fits_stack(SCRATCH) { Buffer::Stack(SCRATCH) } else { Buffer::Map(map::SCRATCH) };
-    record.write(&mut asm, &reader, map::OUTPUTS, buffer)?;
-    asm.bind(end);
-    asm.mov(R0, hook.verdict());
-    asm.exit();
-    asm.finish(name)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Target, Term, Type};
+    use crate::{Term, Type};
 
     fn names(_: &str, name: &str) -> Option<Term> {
         name.contains('.').then_some(Term::Offset(8 * name.len() as i64))
@@ -203,9 +227,9 @@ mod tests {
             let small = [value("a", "+{x.y}({ARG})", Type::U64), value("b", "+4(+{x.yz}({ARG}))", Type::U16)];
             let large = [&small[..], &[value("c", "+0(+{x.y}({ARG}))", Type::Bytes(300))]].concat();
             for fetches in [&small[..], &large] {
-                let record = Record::new("test", FIRST_ID, hook, fetches, &names).unwrap();
-                let condition = fetches[1].expression("test", Target::Hook(hook), &names).unwrap();
-                let code = code("test", hook, &record, &[(condition, &[1, 7])]).unwrap().bytes();
+                let conditions: [(_, &[i32]); 1] = [(fetches[1].clone(), &[1, 7])];
+                let samples = HookSamples::new("test", FIRST_ID, hook, fetches, &conditions, &names).unwrap();
+                let code = samples.code("test").unwrap().bytes();
                 let (instructions, _) = code.as_chunks::<8>();
                 // R0 = number, then the end.
                 let verdict = [0xb7, 0, 0, 0, hook.verdict() as u8, 0, 0, 0];

@@ -115,7 +115,7 @@ pub use expression::{Expression, Resolver, Term};
 pub use format::{Format, FormatField};
 pub use group::{Group, Installed, Misses};
 pub use hook::Hook;
-pub use hooks::{HookPoint, Hooks};
+pub use hooks::{HookPoint, HookSamples, Hooks};
 pub use merge::{Drained, Horizon, Losses, Record};
 pub use options::{Clock, RingOptions};
 pub use probe::{Fetch, Target};

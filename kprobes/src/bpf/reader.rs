@@ -120,6 +120,19 @@ impl Reader {
         Ok(())
     }
 
+    /// Loads the value of `expression`, from which memory is to be read. It may stay a pointer to the verifier.
+    ///
+    /// # Errors
+    /// [`Error::Unreadable`]
+    pub(super) fn address(&self, asm: &mut Assembler, expression: &Expression, into: Register) -> Result<(), Error> {
+        let steps = self.steps(expression).map_err(|source| unreadable(expression, source))?;
+        match steps.last {
+            None => self.load_start(asm, steps.start, into),
+            Some(_) => self.value(asm, expression, into)?,
+        }
+        Ok(())
+    }
+
     /// Loads the address of the context as a number. The verifier allows no arithmetic with the pointer itself, and forgets what it is
     /// once a helper has copied it, if only onto itself.
     fn context_as_number(&self, asm: &mut Assembler, into: Register) {

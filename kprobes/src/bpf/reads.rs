@@ -98,7 +98,10 @@ impl Reads {
     /// [`Error::Unreadable`]
     pub fn read(&self, asm: &mut Assembler, reader: &Reader, phase: u8) -> Result<(), Error> {
         for window in self.windows.iter().filter(|window| window.phase == phase) {
-            self.load(asm, reader, &window.pointer, Register::R3)?;
+            match self.place(&window.pointer) {
+                Some(_) => self.load(asm, reader, &window.pointer, Register::R3)?,
+                None => reader.address(asm, &window.pointer, Register::R3)?,
+            }
             reader.memory(asm, Register::R3, window.low, window.at, window.size);
         }
         Ok(())

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use socktrail_guess::layout_for_hooks;
-use socktrail_kprobes::{Clock, Error as KprobesError, Hooks, Installed, Rings, Target};
+use socktrail_kprobes::{Clock, Error as KprobesError, Fetch, HookPoint, Hooks, Installed, Rings, Target};
 
 use self::table::FURTHER_FIELDS;
 pub(in crate::source) use self::table::PROBES;
@@ -86,6 +86,15 @@ fn install(hooks: &mut Hooks, rings: &mut Rings, wanted: Wanted<'_>) -> Probes {
     probes
 }
 
+/// The conditions of a probe with their fields.
+pub(in crate::source) fn conditions(probe: &Probe) -> Vec<(Fetch<'static>, &'static [i32])> {
+    let condition = |(name, numbers): &(&'static str, &'static [i32])| {
+        let mut fields = probe.fetches.iter().chain(FURTHER_FIELDS);
+        fields.find(|fetch| fetch.name == *name).map(|fetch| (fetch.clone(), *numbers))
+    };
+    probe.conditions.iter().filter_map(condition).collect()
+}
+
 /// Declares the samples of a probe.
 fn declare(
     name: &str,
@@ -95,11 +104,7 @@ fn declare(
 ) -> Result<(Installed, Box<dyn Decode>), KprobesError> {
     let installed = match probe.target {
         Target::Hook(hook) => {
-            let condition = |(name, values): &(&'static str, &'static [i32])| {
-                let mut fields = probe.fetches.iter().chain(FURTHER_FIELDS);
-                fields.find(|fetch| fetch.name == *name).map(|fetch| (fetch.clone(), *values))
-            };
-            let conditions: Vec<_> = probe.conditions.iter().filter_map(condition).collect();
+            let conditions = conditions(probe);
             // The kernel allows names of 15 characters.
             hooks.install(name.get(..15).unwrap_or(name), hook, probe.fetches, &conditions, &wanted)?
         }
@@ -114,8 +119,8 @@ fn declare(
 fn count(declared: &mut [Declared], rings: &mut Rings, wanted: Wanted<'_>) -> Result<Arc<Conversations>, Unaccounted> {
     let (rules, conversations) = wanted.rules(0, None)?;
     let places = declared.iter().map(|one| {
-        let hook = one.installed.as_ref().ok().and_then(|(installed, _)| installed.hook());
-        (one.feature, one.probe, hook)
+        let point = one.installed.as_ref().ok().and_then(|(installed, _)| installed.hook());
+        (one.feature, one.probe, point.map(HookPoint::samples))
     });
     let conversations = Conversations::load(places, &wanted, &rules, conversations, rings.clock())?;
     conversations.connect(rings)?;

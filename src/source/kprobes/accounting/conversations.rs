@@ -3,7 +3,7 @@
 use std::fmt;
 
 use socktrail_kprobes::bpf::{Array, Map, Program};
-use socktrail_kprobes::{Clock, Error, HookPoint, Resolver, Rings};
+use socktrail_kprobes::{Clock, Error, HookSamples, Resolver, Rings};
 
 use super::entry::{self, SIZE, WORDS_WITH_REMOVED};
 use super::table::{BUCKET_SIZE, BUCKET_WORDS, SLOTS, Table, WAYS};
@@ -48,13 +48,13 @@ pub(crate) struct Conversations {
 }
 
 impl Conversations {
-    /// Makes a table for this number of conversations and loads the programs for these probes, each with its hook, if it is at one.
+    /// Makes a table for this number of conversations and loads the programs for these probes, each with its samples, if it is at a hook.
     /// Does not attach them.
     ///
     /// # Errors
     /// The reason why packets have to be sampled.
     pub(in crate::source) fn load<'a>(
-        probes: impl Iterator<Item = (Feature, &'a Probe, Option<&'a HookPoint>)>,
+        probes: impl Iterator<Item = (Feature, &'a Probe, Option<&'a HookSamples>)>,
         resolver: &dyn Resolver,
         rules: &Rules,
         conversations: u32,
@@ -79,7 +79,7 @@ impl Conversations {
             if let Some((name, code)) = programs::program(feature, probe, hook, resolver, rules, table) {
                 let (code, maps) = (code?, [sockets.as_ref(), entries.as_ref(), ends.as_ref(), &outputs]);
                 let program = match hook {
-                    Some(point) => Program::load_at(point.hook(), name, &code, &maps)?,
+                    Some(samples) => Program::load_at(samples.hook(), name, &code, &maps)?,
                     None => Program::load(name, &code, &maps)?,
                 };
                 loaded.push((index, feature, program));

@@ -1,7 +1,7 @@
 //! The fields that programs read: those that the samples of the same probes declare.
 
 use socktrail_kprobes::bpf::{Unreadable, Width};
-use socktrail_kprobes::{Error, Expression, Fetch, HookPoint, Resolver, Sample, Type};
+use socktrail_kprobes::{Error, Expression, Fetch, HookSamples, Resolver, Sample, Type};
 
 use super::Family;
 use super::entry::offset;
@@ -21,8 +21,8 @@ pub(super) struct Fields<'a> {
     /// The name of the program.
     pub(super) program: &'static str,
     pub(super) probe: &'a Probe,
-    /// The hook, if the probe is at one.
-    pub(super) hook: Option<&'a HookPoint>,
+    /// The samples, if the probe is at a hook.
+    pub(super) hook: Option<&'a HookSamples>,
     pub(super) resolver: &'a dyn Resolver,
     /// The size of the table of conversations.
     pub(super) table: Table,

@@ -2,7 +2,7 @@
 
 use socktrail_kprobes::bpf::Register::*;
 use socktrail_kprobes::bpf::{Alu, Code, Condition};
-use socktrail_kprobes::{Error, Expression, HookPoint, Resolver, Type};
+use socktrail_kprobes::{Error, Expression, HookSamples, Resolver, Type};
 
 use super::at_hook;
 use super::fields::Fields;
@@ -20,15 +20,15 @@ use crate::source::kprobes::{Feature, Probe};
 /// Version and header length of an IPv4 header without options.
 const PLAIN_IPV4: i32 = 0x45;
 
-/// The program for the probe that serves a feature: its name, and its code. `None` if the feature has no program. `hook` is the hook
-/// of the probe, if it is at one.
+/// The program for the probe that serves a feature: its name, and its code. `None` if the feature has no program. `hook` are
+/// the samples of the probe, if it is at a hook.
 ///
 /// # Errors
 /// The layout lacks a field, programs cannot be made for this architecture, or a declaration is wrong.
 pub(super) fn program(
     feature: Feature,
     probe: &Probe,
-    hook: Option<&HookPoint>,
+    hook: Option<&HookSamples>,
     resolver: &dyn Resolver,
     rules: &Rules,
     table: Table,

@@ -47,13 +47,13 @@ impl Writer {
         let mut asm = Assembler::new();
         let sample = asm.label();
         let reader = match fields.hook {
-            Some(point) => Reader::at_hook(&mut asm, point.hook(), SCRATCH, sample),
+            Some(samples) => Reader::at_hook(&mut asm, samples.hook(), SCRATCH, sample),
             None => Reader::new(&mut asm, SCRATCH, sample)?,
         };
-        let at_hook = fields.hook.map(|point| AtHook {
-            verdict: point.hook().verdict(),
-            record: point.record().clone(),
-            conditions: point.conditions().to_vec(),
+        let at_hook = fields.hook.map(|samples| AtHook {
+            verdict: samples.hook().verdict(),
+            record: samples.record().clone(),
+            conditions: samples.conditions().to_vec(),
         });
         let mut reads = reads.to_vec();
         reads.extend(at_hook.iter().flat_map(|hook| &hook.conditions).map(|(value, _)| (0, value)));

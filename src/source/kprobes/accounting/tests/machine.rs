@@ -4,14 +4,15 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-use socktrail_kprobes::Term;
 use socktrail_kprobes::bpf::{Code, Helper};
+use socktrail_kprobes::{Hook, HookSamples, Target, Term};
 
 use crate::model::totals::Totals;
+use crate::source::cgroup;
 use crate::source::kprobes::accounting::entry::{SIZE, of_record, refused_packets, totals};
 use crate::source::kprobes::accounting::table::{BUCKET_WORDS, SLOTS, Table};
 use crate::source::kprobes::accounting::{Rules, programs};
-use crate::source::kprobes::{FLOW_PROBES, Feature};
+use crate::source::kprobes::{FLOW_PROBES, Feature, Probe};
 
 /// The size of `struct pt_regs`, and the offsets of the registers of the first arguments in it.
 const CONTEXT: usize = 272;
@@ -41,6 +42,10 @@ pub(super) fn layout(function: &str, name: &str) -> Option<Term> {
         "sk_buff.len" => 112,
         "sk_buff.headers" => 182,
         "sk_buff.data" => 200,
+        "sk_buff.transport_header" => 182,
+        "sk_buff.network_header" => 184,
+        "sock.sk_protocol" => 516,
+        "net_device.mtu" => 56,
         "net_device.nd_net" => 264,
         "flowi6.flowi6_proto" => 14,
         "flowi6.daddr" => 24,
@@ -68,6 +73,22 @@ pub(super) fn all_programs(rules: &Rules, table: Table) -> Vec<(Feature, &'stati
     FLOW_PROBES.iter().filter_map(of).collect()
 }
 
+/// The programs at the hooks of packets.
+fn programs_at_hooks(rules: &Rules, table: Table) -> Vec<(Feature, Code)> {
+    let samples = |probe: &Probe| match probe.target {
+        Target::Hook(hook @ (Hook::Egress | Hook::Ingress)) => {
+            HookSamples::new("test", 0xf000, hook, probe.fetches, &cgroup::conditions(probe), &layout).ok()
+        }
+        _ => None,
+    };
+    let of = |(feature, probe): &(Feature, Probe)| {
+        let samples = samples(probe)?;
+        let (_, code) = programs::program(*feature, probe, Some(&samples), &layout, rules, table)?;
+        Some((*feature, code.unwrap()))
+    };
+    cgroup::PROBES.iter().filter_map(of).collect()
+}
+
 thread_local! {
     static KERNEL: RefCell<Kernel> = RefCell::default();
 }
@@ -92,12 +113,22 @@ impl Machine {
     /// Starts one with a table for this number of conversations.
     pub(super) fn new(rules: &Rules, conversations: u32) -> Self {
         let table = Table::of(conversations);
+        let programs = all_programs(rules, table);
+        Self::with(programs.into_iter().map(|(of, _, code)| (of, code)).collect(), table)
+    }
+
+    /// The same with programs at hooks.
+    pub(super) fn at_hooks(rules: &Rules, conversations: u32) -> Self {
+        let table = Table::of(conversations);
+        Self::with(programs_at_hooks(rules, table), table)
+    }
+
+    fn with(programs: Vec<(Feature, Code)>, table: Table) -> Self {
         let array = |words: usize, count: u32| (words, vec![0; words * count as usize]);
         let arrays =
             [array(BUCKET_WORDS, table.buckets()), array(WORDS, table.entries()), array(BUCKET_WORDS, table.buckets())];
         KERNEL.set(Kernel { arrays, ..Kernel::default() });
-        let programs = all_programs(rules, table);
-        let programs = programs.into_iter().map(|(of, _, code)| (of, without_atomics(&code.bytes()))).collect();
+        let programs = programs.into_iter().map(|(of, code)| (of, without_atomics(&code.bytes()))).collect();
         Self { programs, table }
     }
 
@@ -112,15 +143,33 @@ impl Machine {
 
     /// A hit of a feature's probe. Returns whether it becomes a sample, and what was reported before.
     pub(super) fn hit(&self, feature: Feature, arguments: [u64; 3]) -> (bool, Vec<Totals>) {
-        let (_, code) = self.programs.iter().find(|(of, _)| *of == feature).unwrap();
-        let mut context = [0; CONTEXT];
+        let mut context = vec![0; CONTEXT];
         for (at, argument) in ARGUMENTS.into_iter().zip(arguments) {
             context[at..at + 8].copy_from_slice(&argument.to_ne_bytes());
         }
+        let (result, records) = self.run(feature, &mut context);
+        (result == 1, records.iter().map(|record| of_record(record).unwrap()).collect())
+    }
+
+    /// A hit of a feature's hook with this `struct sk_buff`. Returns whether it becomes a sample, and what was reported before.
+    pub(super) fn hit_with(&self, feature: Feature, mut skb: Vec<u8>) -> (bool, Vec<Totals>) {
+        self.put(skb.as_ptr() as u64, skb.clone());
+        let (verdict, records) = self.run(feature, &mut skb);
+        assert_eq!(verdict, 1, "the packet passes");
+        let is_sample = |record: &Vec<u8>| record[..2] == 0xf000_u16.to_ne_bytes();
+        let (samples, reported): (Vec<_>, Vec<_>) = records.into_iter().partition(is_sample);
+        assert!(samples.len() <= 1);
+        (samples.len() == 1, reported.iter().map(|record| of_record(record).unwrap()).collect())
+    }
+
+    /// Runs a feature's program. Returns its result, and what it has written into the ring.
+    fn run(&self, feature: Feature, context: &mut [u8]) -> (u64, Vec<Vec<u8>>) {
+        let (_, code) = self.programs.iter().find(|(of, _)| *of == feature).unwrap();
         let mut vm = rbpf::EbpfVmRaw::new(Some(code)).unwrap();
-        let helpers: [(Helper, rbpf::Helper); 4] = [
+        let helpers: [(Helper, rbpf::Helper); 5] = [
             (Helper::MapLookup, look_up),
             (Helper::ProbeRead, probe_read),
+            (Helper::ProbeReadKernel, probe_read),
             (Helper::MonotonicTime, time),
             (Helper::Output, output),
         ];
@@ -133,9 +182,8 @@ impl Machine {
                 vm.register_allowed_memory(range.start as u64..range.end as u64);
             }
         });
-        let sampled = vm.execute_program(&mut context).unwrap();
-        let records = KERNEL.with_borrow_mut(|kernel| std::mem::take(&mut kernel.records));
-        (sampled == 1, records.iter().map(|record| of_record(record).unwrap()).collect())
+        let result = vm.execute_program(context).unwrap();
+        (result, KERNEL.with_borrow_mut(|kernel| std::mem::take(&mut kernel.records)))
     }
 
     /// Locks or unlocks all buckets of ends, as a program on another CPU may lock one.

@@ -1,5 +1,6 @@
 //! Programs, run in an interpreter, count the same packets as the state machine does from samples of all packets.
 
+mod at_hook;
 mod filter;
 mod machine;
 mod packet;
@@ -48,8 +49,8 @@ struct Both {
     /// The last totals that were taken in, by the time when their entry was made.
     taken: HashMap<u64, Totals>,
     samples: usize,
-    /// Whether another socket has sent a packet of this conversation. It is not in order with the counts of this socket's
-    /// packets.
+    /// Whether another socket has sent a packet of this conversation, which is not in order with the counts of this socket's
+    /// packets, or hooks have seen them. Then the last packet's size is not compared.
     has_others: bool,
 }
 
@@ -70,6 +71,20 @@ impl Both {
         let (is_sample, reported) = wire.hit(machine);
         reported.iter().for_each(|totals| self.take(totals));
         self.add_hit(now, wire, is_sample);
+    }
+
+    /// Hits the hook with this packet, at the time `now`.
+    fn play_at_hook(&mut self, machine: &Machine, now: u64, wire: Wire) {
+        machine.set_time(now);
+        let (is_sample, reported) = wire.hit_at_hook(machine);
+        reported.iter().for_each(|totals| self.take(totals));
+        self.samples += usize::from(is_sample);
+        // Entries do not have the size of the last packet, because hooks see no drops.
+        self.has_others = true;
+        counting::add(&mut self.expected, monotonic(now), &wire.packet_at_hook(), Sender::Other);
+        if is_sample {
+            counting::add(&mut self.combined, monotonic(now), &wire.packet_at_hook(), Sender::Other);
+        }
     }
 
     /// Adds a packet that has hit the probe, unless it has IP options: such a packet is always sampled, but its sample cannot be

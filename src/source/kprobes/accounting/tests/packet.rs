@@ -13,6 +13,10 @@ pub(super) const NET: u64 = 0xffff_8880_0001_0000;
 const SKB: u64 = 0xffff_8880_0002_0000;
 const DATA: u64 = 0xffff_8880_0003_0000;
 const DEV: u64 = 0xffff_8880_0004_0000;
+/// The MTU of the device, and the size of the largest fragment of a packet over IPv4 that is larger: the payload of a fragment is a
+/// multiple of 8 bytes.
+pub(super) const MTU: u32 = 1500;
+const LARGEST_FRAGMENT: u16 = 1500;
 const FL6: u64 = 0xffff_8880_0005_0000;
 
 /// The ends of a conversation. Its hosts are numbered.
@@ -55,7 +59,7 @@ pub(super) struct Wire {
     pub(super) of: Conversation,
     pub(super) direction: PacketDirection,
     pub(super) payload: u32,
-    /// The protocol in the IPv4 header; `None` for that of the conversation.
+    /// The protocol in the IPv4 header and of the socket; `None` for that of the conversation.
     pub(super) protocol: Option<u8>,
     /// TCP's options, in words of 4 bytes.
     pub(super) options: u8,
@@ -63,6 +67,8 @@ pub(super) struct Wire {
     pub(super) ip_options: bool,
     pub(super) fragment: u16,
     pub(super) data_len: u32,
+    /// How many packets it stands for, at a hook.
+    pub(super) gso_segs: u32,
     /// The counters of the socket at that time.
     pub(super) segments: Segments,
     /// Whether early demultiplexing has found the socket.
@@ -85,6 +91,7 @@ impl Wire {
             ip_options: false,
             fragment: 0,
             data_len: 0,
+            gso_segs: 0,
             segments: Segments::default(),
             demultiplexed: false,
             sender: of.sock,
@@ -119,6 +126,51 @@ impl Wire {
         }
     }
 
+    /// The packet that its sample at a hook is decoded to.
+    pub(super) fn packet_at_hook(self) -> Packet {
+        let options = if self.ip_options { 4 } else { 0 };
+        let packet = self.packet();
+        let PacketSize { bytes, headers } = packet.size;
+        let size = PacketSize { bytes: bytes + u32::from(options), headers: headers + options };
+        let fragment = match self.direction {
+            PacketDirection::Outbound if size.bytes > MTU && self.gso_segs <= 1 => LARGEST_FRAGMENT,
+            _ => self.fragment,
+        };
+        Packet { size, fragment, segments: None, data_len: 0, gso_segs: self.gso_segs as u16, ..packet }
+    }
+
+    /// Puts the packet into memory and hits its hook.
+    pub(super) fn hit_at_hook(self, machine: &Machine) -> (bool, Vec<Totals>) {
+        let (headers, place) = (self.headers(), 300);
+        let ip = usize::from(self.ip_header()) + if self.ip_options { 4 } else { 0 };
+        let len = self.payload + headers.len() as u32;
+        self.put_sock(machine);
+        let mut skb = vec![0; 256];
+        let mut set = |at: usize, bytes: &[u8]| skb[at..at + bytes.len()].copy_from_slice(bytes);
+        set(16, &DEV.to_ne_bytes());
+        set(24, &self.sender.to_ne_bytes());
+        set(if self.of.ipv6 { 58 } else { 66 }, &self.fragment.to_ne_bytes());
+        set(112, &len.to_ne_bytes());
+        // The field of `struct __sk_buff`: programs read it from the context itself.
+        set(164, &self.gso_segs.to_ne_bytes());
+        set(182, &((place + ip) as u16).to_ne_bytes());
+        set(184, &(place as u16).to_ne_bytes());
+        set(200, &(DATA + place as u64).to_ne_bytes());
+        let mut data = vec![0xdd; 600];
+        data[place..place + headers.len()].copy_from_slice(&headers);
+        machine.put(DATA, data);
+        let mut dev = vec![0; 512];
+        dev[56..60].copy_from_slice(&MTU.to_ne_bytes());
+        machine.put(DEV, dev);
+        let feature = match (self.of.ipv6, self.direction) {
+            (false, PacketDirection::Outbound) => Feature::Ipv4Out,
+            (true, PacketDirection::Outbound) => Feature::TcpIpv6Out,
+            (false, PacketDirection::Inbound) => Feature::TcpIpv4In,
+            (true, PacketDirection::Inbound) => Feature::TcpIpv6In,
+        };
+        machine.hit_with(feature, skb)
+    }
+
     /// Puts the packet into memory and hits its probe.
     pub(super) fn hit(self, machine: &Machine) -> (bool, Vec<Totals>) {
         let tcp = self.of.transport == Transport::Tcp;
@@ -142,6 +194,7 @@ impl Wire {
         let mut set = |at: usize, bytes: &[u8]| sock[at..at + bytes.len()].copy_from_slice(bytes);
         set(48, &NET.to_ne_bytes());
         set(18, &[self.state]);
+        set(516, &u16::from(self.protocol.unwrap_or(self.of.transport.iana_number())).to_ne_bytes());
         if self.sender == self.of.sock {
             let remote = self.of.tuple().remote;
             match remote.ip {
@@ -213,6 +266,7 @@ impl Wire {
             }
             (IpAddr::V6(from), IpAddr::V6(to)) => {
                 let mut header = vec![0; 40];
+                header[0] = 0x60;
                 header[6] = if self.ip_options { 60 } else { protocol };
                 header[8..24].copy_from_slice(&from.octets());
                 header[24..].copy_from_slice(&to.octets());
