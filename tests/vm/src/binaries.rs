@@ -193,6 +193,22 @@ fn rustc() -> PathBuf {
     env::var_os("RUSTC").map_or_else(|| "rustc".into(), PathBuf::from)
 }
 
+/// Builds socktrail for this machine, as quickly as possible; returns its path.
+pub fn build_here() -> Result<PathBuf> {
+    let mut cargo = Command::new(cargo());
+    cargo
+        .args(["build", "--quiet", "--package", "socktrail", "--bin", "socktrail"])
+        .args(["--message-format", "json-render-diagnostics"])
+        .current_dir(workspace())
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit());
+    let output = cargo.output().context("start cargo")?;
+    if !output.status.success() {
+        bail!("socktrail does not build, see above");
+    }
+    executable(&String::from_utf8_lossy(&output.stdout), "socktrail").context("no executable in cargo's messages")
+}
+
 /// Builds and runs socktrail on this machine; returns its standard output.
 pub fn socktrail_here(arguments: &[&str]) -> Result<String> {
     let mut cargo = Command::new(cargo());

@@ -42,7 +42,7 @@ pub enum Action {
     Run(RunOptions),
     /// Run the kernel tests in guests.
     Test(TestOptions),
-    /// Make real traffic in a guest and print the documents that socktrail makes of it.
+    /// Make real traffic, here or in a guest, and print the documents that socktrail makes of it.
     Demo(DemoOptions),
     /// Count the instructions that packets and processes cost with and without a monitor.
     Bench(BenchOptions),
@@ -180,19 +180,19 @@ pub struct TestOptions {
     pub filter: Option<String>,
 }
 
-/// Options of `cargo demo`.
+/// Options of `cargo demo`. Without the first three, it runs on this machine if that can show flows of a control group.
 #[derive(Debug, Args)]
 pub struct DemoOptions {
-    /// The kernel series.
-    #[arg(long, value_enum, default_value_t = Kernel::V6_1)]
-    pub kernel: Kernel,
-    /// The processor's architecture.
-    #[arg(long, value_enum, default_value_t = Arch::X86_64)]
-    pub arch: Arch,
-    /// The source of the kernel's layout [default: socktrail's own].
+    /// Boot a guest with a kernel of this series [default: 6.1]
+    #[arg(long, value_enum)]
+    pub kernel: Option<Kernel>,
+    /// Boot a guest with this architecture [default: x86_64]
+    #[arg(long, value_enum)]
+    pub arch: Option<Arch>,
+    /// Boot a guest, and take the kernel's layout from this source [default: socktrail's own].
     #[arg(long, value_parser = ["guess", "btf", "auto"])]
     pub source: Option<String>,
-    /// How long the guest may take in all.
+    /// How long it may take in all, not counting builds.
     #[arg(long, default_value = "120s", value_parser = humantime::parse_duration)]
     pub timeout: Duration,
 }
