@@ -2,9 +2,11 @@
 
 use socktrail_kprobes::{Word, sample};
 
-use crate::model::event::EventKind;
+use crate::model::event::{EventKind, TcpState};
 use crate::model::flow::Endpoint;
-use crate::source::kprobes::sockets::{ipv4_address, is_connection, of_connection, tuple_of};
+use crate::source::kprobes::sockets::{
+    TCP_CLOSE, TCP_ESTABLISHED, ipv4_address, is_connection, of_connection, tuple_of,
+};
 use crate::source::kprobes::{Decoded, Interpret, ipv6_address};
 
 sample! {
@@ -46,6 +48,38 @@ sample! {
 }
 
 sample! {
+    /// `sock:inet_sock_set_state`: a TCP socket enters a state.
+    pub struct StateEntered {
+        /// The `struct sock`.
+        pub sk: Word = "{sk}",
+        /// The state that it enters.
+        pub state: i32 = "{state}",
+        /// `sock.sk_err`.
+        pub error: i32 = "+{sock.sk_err}({sk})",
+        /// `struct net`.
+        pub net: Word = "+{sock_common.skc_net}({sk})",
+        /// Its address family.
+        pub family: u16 = "+{sock_common.skc_family}({sk})",
+        /// Local port, in memory order. When a socket closes, the kernel has already cleared `skc_num`.
+        pub num: u16 = "+{inet_sock.inet_sport}({sk})",
+        /// Remote port, in memory order.
+        pub dport: u16 = "+{sock_common.skc_dport}({sk})",
+        /// Local IPv4 address, in memory order.
+        pub rcv_saddr: u32 = "+{sock_common.skc_rcv_saddr}({sk})",
+        /// Remote IPv4 address, in memory order.
+        pub daddr: u32 = "+{sock_common.skc_daddr}({sk})",
+        /// Local IPv6 address, in memory order: its first 8 bytes.
+        pub v6_rcv_saddr_high: Option<u64> = "+{sock_common.skc_v6_rcv_saddr}({sk})",
+        /// Its last 8 bytes.
+        pub v6_rcv_saddr_low: Option<u64> = "+{sock_common.skc_v6_rcv_saddr+8}({sk})",
+        /// Remote IPv6 address, in memory order: its first 8 bytes.
+        pub v6_daddr_high: Option<u64> = "+{sock_common.skc_v6_daddr}({sk})",
+        /// Its last 8 bytes.
+        pub v6_daddr_low: Option<u64> = "+{sock_common.skc_v6_daddr+8}({sk})",
+    }
+}
+
+sample! {
     /// `accept(2)` has returned a descriptor.
     pub struct AcceptedFile {
         /// The `struct sock` of the connection.
@@ -79,6 +113,22 @@ impl Interpret for AcceptedFile {
             return Decoded::Nothing;
         }
         of_connection(self.sk, tuple_of!(self), |sock, tuple| EventKind::Accepted { sock, tuple })
+    }
+}
+
+impl Interpret for StateEntered {
+    fn interpret(&self, _: &[u8]) -> Decoded {
+        let state = match self.state {
+            TCP_ESTABLISHED => TcpState::Established,
+            TCP_CLOSE => TcpState::Closed { error: self.error },
+            _ => return Decoded::Nothing,
+        };
+        if !is_connection(self.family, self.dport) {
+            return Decoded::Nothing;
+        }
+        let ends = Self { num: u16::from_be(self.num), ..*self };
+        let event = |sock, tuple| EventKind::TcpState { sock, tuple, state, segments: None };
+        of_connection(self.sk, tuple_of!(ends), event)
     }
 }
 

@@ -4,12 +4,12 @@ use socktrail_kprobes::{Fetch, Hook, Target, Type};
 
 use super::packets::{Ipv4Arrives, Ipv4Leaves, Ipv4Request, Ipv6Arrives, Ipv6Leaves, Ipv6Request};
 use super::processes::{OwnCredentials, ProcessExecuted};
-use super::sockets::{AcceptedFile, SockReleased, SynSentIpv4, SynSentIpv6};
+use super::sockets::{AcceptedFile, SockReleased, StateEntered, SynSentIpv4, SynSentIpv6};
 use crate::model::feature::Feature;
 use crate::source::kprobes::Probe;
 use crate::source::kprobes::processes::{CgroupAttach, ProcessExit, WakeUpNewTask};
 use crate::source::kprobes::program::{ExecFile, ExecMounts};
-use crate::source::kprobes::sockets::{SetState, SockDestruct, SockInitData};
+use crate::source::kprobes::sockets::{SockDestruct, SockInitData};
 
 const FORK: Hook = Hook::RawTracepoint { name: "sched_process_fork", arguments: &["parent", "p"] };
 const EXEC: Hook = Hook::RawTracepoint { name: "sched_process_exec", arguments: &["p", "old_pid", "bprm"] };
@@ -61,7 +61,7 @@ pub(in crate::source) const PROBES: &[(Feature, Probe)] = &[
     (Feature::ConnectIpv6, Probe::hook::<SynSentIpv6>(SET_STATE).when(&[("state", TCP_SYN_SENT), ("family", &[10])])),
     (Feature::Accept, Probe::hook::<AcceptedFile>(returns("sys_exit_accept4"))),
     (Feature::Accept, Probe::hook::<AcceptedFile>(returns("sys_exit_accept"))),
-    (Feature::TcpState, Probe::hook::<SetState>(SET_STATE).when(&[("state", BEGIN_OR_END)])),
+    (Feature::TcpState, Probe::hook::<StateEntered>(SET_STATE).when(&[("state", BEGIN_OR_END)])),
     (Feature::SocketRelease, Probe::hook::<SockReleased>(Hook::SocketRelease).when(&[("sk_protocol", TCP_OR_UDP)])),
     (Feature::SocketFree, Probe::hook::<SockDestruct>(DESTROY)),
     // A UDP socket has no connection that could outlive it.
