@@ -6,13 +6,17 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStderr, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
+use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::UdpGsoSegment;
+use nix::unistd::Pid;
 use serde_json::Value;
 use socktrail_guess::Layout;
 use socktrail_kprobes::{
@@ -20,6 +24,10 @@ use socktrail_kprobes::{
 };
 
 const NEEDS: &str = "this needs root, cgroup v2 and type information";
+/// A number of datagrams.
+const MANY: u64 = 2000;
+/// The size of a transfer in bytes, which takes many packets of several segments.
+const LARGE: usize = 3_000_000;
 /// A process is in one group at a time.
 static MEMBERSHIP: Mutex<()> = Mutex::new(());
 
@@ -59,16 +67,17 @@ impl Drop for OwnGroup {
     }
 }
 
-/// A running `socktrail flows`.
-struct Monitor(Child);
+/// A running `socktrail flows`, and its standard error.
+struct Monitor(Child, BufReader<ChildStderr>);
 
 impl Monitor {
-    fn start(cgroup: &Path) -> Self {
+    fn start(cgroup: &Path, arguments: &[&str]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_socktrail"))
-            .args(["flows", "--backend", "cgroup", "--format", "ecs", "--flow-termination-timeout", "1s"])
+            .args(["flows", "--backend", "cgroup", "--format", "ecs", "--flow-termination-timeout", "1s", "--stats"])
             // If a document is missing, the test fails instead of waiting for it.
             .args(["--duration", "60s", "--cgroup"])
             .arg(cgroup)
+            .args(arguments)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -78,17 +87,26 @@ impl Monitor {
         while !said.contains("socktrail: ready") {
             assert_ne!(stderr.read_line(&mut said).unwrap(), 0, "{said}");
         }
-        thread::spawn(move || stderr.read_to_end(&mut Vec::new()));
-        Self(child)
+        Self(child, stderr)
     }
 
-    /// Reads documents until there are this many.
-    fn documents(mut self, count: usize) -> Vec<Value> {
-        let stdout = BufReader::new(self.0.stdout.take().unwrap());
-        let documents = stdout.lines().take(count).map(|line| serde_json::from_str(&line.unwrap()).unwrap()).collect();
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-        documents
+    /// Asks it to end, and waits for that. Returns what it said since it was ready.
+    fn stop(mut self) -> String {
+        kill(Pid::from_raw(self.0.id().cast_signed()), Signal::SIGINT).unwrap();
+        let mut said = String::new();
+        self.1.read_to_string(&mut said).unwrap();
+        assert!(self.0.wait().unwrap().success(), "{said}");
+        said
+    }
+
+    /// Reads documents until there are this many, and stops the monitor. Returns also what it said.
+    fn documents(mut self, count: usize) -> (Vec<Value>, String) {
+        let mut lines = BufReader::new(self.0.stdout.take().unwrap()).lines();
+        let documents = lines.by_ref().take(count).map(|line| serde_json::from_str(&line.unwrap()).unwrap()).collect();
+        let ending = thread::spawn(move || lines.for_each(drop));
+        let said = self.stop();
+        ending.join().unwrap();
+        (documents, said)
     }
 }
 
@@ -109,12 +127,18 @@ fn port(address: SocketAddr) -> u64 {
 
 #[test]
 fn flows_of_a_control_group() {
+    for (accounting, are_counted) in [("kernel", true), ("samples", false)] {
+        flows_with(accounting, are_counted);
+    }
+}
+
+fn flows_with(accounting: &str, are_counted: bool) {
     let (true, Some(group)) = (Path::new("/sys/kernel/btf/vmlinux").exists(), OwnGroup::new()) else {
         println!("not run: {NEEDS}");
         return;
     };
     group.leave();
-    let monitor = Monitor::start(&group.path);
+    let monitor = Monitor::start(&group.path, &["--accounting", accounting]);
     // Outside of the group: not seen.
     let outside = UdpSocket::bind("127.0.0.1:0").unwrap();
     outside.send_to(b"x", outside.local_addr().unwrap()).unwrap();
@@ -125,25 +149,43 @@ fn flows_of_a_control_group() {
         from.send_to(&vec![0; length], to.local_addr().unwrap()).unwrap();
         assert_eq!(to.recv(&mut [0; 2000]).unwrap(), length);
     }
+    for _ in 0..MANY {
+        from.send_to(&[0; 64], to.local_addr().unwrap()).unwrap();
+        to.recv(&mut [0; 64]).unwrap();
+    }
+    // UDP GSO: the kernel makes ten datagrams of this.
+    setsockopt(&from, UdpGsoSegment, &100).unwrap();
+    from.send_to(&[0; 1000], to.local_addr().unwrap()).unwrap();
+    (0..10).for_each(|_| assert_eq!(to.recv(&mut [0; 2000]).unwrap(), 100));
     let udp = (port(from.local_addr().unwrap()), port(to.local_addr().unwrap()));
     drop((from, to));
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let (mut server, _) = listener.accept().unwrap();
     let tcp = (port(client.local_addr().unwrap()), port(client.peer_addr().unwrap()));
-    client.write_all(&[0; 5000]).unwrap();
-    server.read_exact(&mut [0; 5000]).unwrap();
+    let reading = thread::spawn(move || {
+        server.read_exact(&mut vec![0; LARGE]).unwrap();
+        server
+    });
+    client.write_all(&vec![0; LARGE]).unwrap();
+    let mut server = reading.join().unwrap();
     server.write_all(&[0; 700]).unwrap();
     client.read_exact(&mut [0; 700]).unwrap();
+    // Both ends say that they are done before they close, so that no packet comes for a closed socket.
+    client.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(server.read(&mut [0; 1]).unwrap(), 0);
+    server.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(client.read(&mut [0; 1]).unwrap(), 0);
     drop((client, server, listener));
 
-    let documents = monitor.documents(4);
+    let (documents, said) = monitor.documents(4);
     for direction in ["egress", "ingress"] {
         let datagrams = of(&documents, "udp", direction);
         assert_eq!((&datagrams["source"]["port"], &datagrams["destination"]["port"]), (&udp.0.into(), &udp.1.into()));
         // Each with 28 bytes of headers.
         let counts = (&datagrams["source"]["packets"], &datagrams["source"]["bytes"]);
-        assert_eq!(counts, (&3.into(), &(1101 + 3 * 28).into()), "{datagrams:#}");
+        let bytes = 1101 + 64 * MANY + 1000 + (3 + MANY + 10) * 28;
+        assert_eq!(counts, (&(3 + MANY + 10).into(), &bytes.into()), "{datagrams:#}");
         assert_eq!(datagrams["destination"]["packets"], 0);
         let connection = of(&documents, "tcp", direction);
         assert_eq!((&connection["source"]["port"], &connection["destination"]["port"]), (&tcp.0.into(), &tcp.1.into()));
@@ -152,6 +194,7 @@ fn flows_of_a_control_group() {
             assert_eq!(document["process"]["pid"], std::process::id(), "{document:#}");
             assert_eq!(document["process"]["executable"], std::env::current_exe().unwrap().to_str().unwrap());
             assert_eq!(document["flow"]["complete"], true, "{document:#}");
+            assert_eq!(document["flow"]["inexact"], Value::Null, "{document:#}");
         }
     }
     // What one end sends, the other one receives: over loopback nothing is lost.
@@ -163,7 +206,12 @@ fn flows_of_a_control_group() {
     }
     let bytes = |end: &str| client[end]["bytes"].as_u64().unwrap() - client[end]["packets"].as_u64().unwrap() * 52;
     // Headers have 52 bytes, that of a SYN has 60.
-    assert_eq!((bytes("source"), bytes("destination")), (5000 + 8, 700 + 8));
+    assert_eq!((bytes("source"), bytes("destination")), (LARGE as u64 + 8, 700 + 8));
+    let stats = said.lines().find_map(|line| line.strip_prefix("socktrail: stats ")).expect("statistics");
+    let stats: Value = serde_json::from_str(stats).unwrap();
+    let counted = stats["packets_counted"].as_u64().unwrap();
+    // Each datagram is sent and received; only a few are samples.
+    assert_eq!((counted > 2 * MANY - 10, counted == 0), (are_counted, !are_counted), "{stats}");
 }
 
 sample! {
@@ -243,4 +291,36 @@ fn packets_and_sockets_of_a_control_group() {
 /// The offsets and arguments that this kernel's type information gives.
 fn layout(btf: &[u8]) -> Layout {
     socktrail_guess::find_in_btf(btf).unwrap().layout
+}
+
+/// A monitor says so when its control group is removed.
+#[test]
+fn a_removed_control_group() {
+    let (true, Some(group)) = (Path::new("/sys/kernel/btf/vmlinux").exists(), OwnGroup::new()) else {
+        println!("not run: {NEEDS}");
+        return;
+    };
+    group.leave();
+    let mut monitor = Monitor::start(&group.path, &[]);
+    fs::remove_dir(&group.path).unwrap();
+    let mut said = String::new();
+    while !said.contains("the control group was removed") {
+        assert_ne!(monitor.1.read_line(&mut said).unwrap(), 0, "{said}");
+    }
+    monitor.stop();
+}
+
+/// A wrong directory, and options that contradict each other, are refused with the name of the option.
+#[test]
+fn wrong_control_groups_are_refused() {
+    for (arguments, expected) in [
+        (&["--backend", "cgroup", "--cgroup", "/proc"][..], "/proc: it is not a directory of cgroup v2"),
+        (&["--backend", "cgroup", "--cgroup", "/no/such/group"], "/no/such/group"),
+        (&["--backend", "kprobes", "--cgroup", "/proc"], "kprobes observe the whole host: set backend to cgroup"),
+    ] {
+        let flows = Command::new(env!("CARGO_BIN_EXE_socktrail")).arg("flows").args(arguments).output().unwrap();
+        let said = String::from_utf8_lossy(&flows.stderr);
+        let needs_root = said.contains("root") || said.contains("BTF");
+        assert!(!flows.status.success() && (needs_root || said.contains(expected)), "{said}");
+    }
 }

@@ -7,6 +7,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::Mode;
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
 
 use crate::bpf::Register::{R0, R1};
@@ -123,6 +126,12 @@ impl Hooks {
     pub fn at(cgroup: &Path, tracefs: &Arc<Tracefs>) -> Result<Self, Error> {
         let (tracefs, cgroup) = (Arc::clone(tracefs), Arc::new(open(cgroup)?));
         Ok(Self { tracefs, cgroup, outputs: Map::outputs("outputs")?, next_id: FIRST_ID })
+    }
+
+    /// Whether the control group has been removed, so that its programs see nothing any more.
+    pub fn is_removed(&self) -> bool {
+        let opened = openat(&*self.cgroup, "cgroup.procs", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty());
+        matches!(opened, Err(Errno::ENOENT | Errno::ENODEV))
     }
 
     /// The outputs of all programs.

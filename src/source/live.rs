@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use socktrail_guess::Layout;
-use socktrail_kprobes::{Clock as RingClock, Format, Group, Horizon, Record, Rings};
+use socktrail_kprobes::{Clock as RingClock, Format, Group, Hooks, Horizon, Record, Rings};
 
 use super::cgroup;
 use super::kprobes::clock_comparison::ClockComparison;
@@ -47,6 +47,8 @@ pub(crate) struct LiveSource {
     misses: Misses,
     /// The kprobes; `None` if there are none.
     group: Option<Group>,
+    /// The hooks of a control group; `None` if there are none, or the group has been removed.
+    hooks: Option<Hooks>,
     sync: ClockComparison,
     /// The capture of DNS packets, if wanted, or why it could not be started.
     capture: Result<Option<NameCapture>, socktrail_dns::Error>,
@@ -83,6 +85,12 @@ impl LiveSource {
         options.validate()?;
         let opened = match options.backend {
             Backend::Cgroup => cgroup::open(options)?,
+            Backend::Kprobes if options.cgroup.is_some() => {
+                return Err(Error::Option {
+                    name: "cgroup",
+                    problem: "kprobes observe the whole host: set backend to cgroup".into(),
+                });
+            }
             Backend::Kprobes => kprobes::open(options)?,
             Backend::Auto if options.cgroup.is_some() => cgroup::open(options)?,
             Backend::Auto => match kprobes::open(options) {
@@ -97,7 +105,7 @@ impl LiveSource {
     }
 
     fn run(opened: Opened, options: &Options) -> Result<Self, Error> {
-        let Opened { mut rings, probes, group, layout, tracefs } = opened;
+        let Opened { mut rings, probes, group, hooks, layout, tracefs } = opened;
         if let Err(reason) = &probes.conversations {
             match options.accounting {
                 Accounting::Kernel => {
@@ -125,6 +133,7 @@ impl LiveSource {
             probes,
             misses,
             group,
+            hooks,
             sync,
             capture,
             layout,
@@ -204,6 +213,9 @@ impl LiveSource {
             self.follow_cpus();
             if let Some(group) = &mut self.group {
                 group.sweep_again();
+            }
+            if self.hooks.take_if(|hooks| hooks.is_removed()).is_some() {
+                tracing::warn!("the control group was removed, so nothing is observed any more: start socktrail again");
             }
         }
     }

@@ -39,7 +39,7 @@ pub(super) fn open(options: &Options) -> Result<Opened, Error> {
     let mut hooks = Hooks::at(&path, &tracefs)?;
     rings.receive(hooks.outputs())?;
     let probes = install(&mut hooks, &mut rings, options.wanted(&layout));
-    Ok(Opened { rings, probes, group: None, layout, tracefs })
+    Ok(Opened { rings, probes, group: None, hooks: Some(hooks), layout, tracefs })
 }
 
 /// Where the first file system of control groups v2 is mounted.

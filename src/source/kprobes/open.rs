@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use socktrail_guess::Layout;
-use socktrail_kprobes::{Group, Rings, Tracefs};
+use socktrail_kprobes::{Group, Hooks, Rings, Tracefs};
 
 use super::switches::Switches;
 use super::{GROUP, Probes, clock_comparison};
@@ -17,6 +17,8 @@ pub(in crate::source) struct Opened {
     pub(in crate::source) probes: Probes,
     /// The group of the kprobes; `None` if there are none.
     pub(in crate::source) group: Option<Group>,
+    /// The hooks of a control group; `None` if there are none.
+    pub(in crate::source) hooks: Option<Hooks>,
     /// The layout of the kernel's structures.
     pub(in crate::source) layout: Layout,
     pub(in crate::source) tracefs: Arc<Tracefs>,
@@ -42,7 +44,7 @@ pub(in crate::source) fn open(options: &Options) -> Result<Opened, Error> {
     if !probes.can_show_wanted(wanted) {
         return Err(Error::NothingToSee(MissingFeature::all_of(probes.statuses)));
     }
-    Ok(Opened { rings, probes, group: Some(group), layout, tracefs })
+    Ok(Opened { rings, probes, group: Some(group), hooks: None, layout, tracefs })
 }
 
 /// The time by the clock of the samples.
