@@ -5,12 +5,14 @@ mod symbols;
 use std::sync::Arc;
 
 use serde::Serialize;
-use socktrail_guess::Resolved;
+use socktrail_guess::{Resolved, layout_for_hooks};
 use socktrail_kprobes::Group;
 
+use crate::model::backend::Backend;
 use crate::model::filter::Filter;
 use crate::monitor::Options;
 use crate::source::Error;
+use crate::source::cgroup;
 use crate::source::kprobes::{Feature, FeatureStatus, GROUP, Probe, Probes, SelfTest, all_features};
 use crate::source::options;
 use symbols::Symbols;
@@ -69,20 +71,36 @@ pub struct Survey {
 }
 
 impl Survey {
-    /// Installs every probe, enables it for this thread only, tests it by traffic over loopback, and removes it again.
+    /// Installs every probe, enables it for this thread only, tests it by traffic over loopback, and removes it again. On a kernel
+    /// without kprobes, attaches the programs at a control group for a moment.
     ///
     /// # Errors
     /// As [`Monitor::start`](crate::monitor::Monitor::start), except [`Error::NothingToSee`].
     pub fn take(options: &Options) -> Result<Self, Error> {
         let options = options::Options { flows: true, filter: Filter::default(), ..options.into() };
         let tracefs = Arc::new(options.tracefs()?);
-        let mut group = Group::create(&tracefs, GROUP)?;
+        let mut group = match Group::create(&tracefs, GROUP) {
+            Err(socktrail_kprobes::Error::NoKprobes { .. }) if options.backend == Backend::Auto => {
+                return Self::at_hooks(&options);
+            }
+            created => created?,
+        };
         let layout = options.layout(&tracefs)?;
         let probes = Probes::install(&mut group, None, options.wanted(&layout.layout));
         let symbols = Symbols::read();
         let capabilities = probes.statuses.iter().map(|status| Capability::of(status, &symbols)).collect();
         let sampled_because = probes.sampled_because().map(ToString::to_string);
         Ok(Self { capabilities, self_test: probes.self_test, sampled_because, layout })
+    }
+
+    fn at_hooks(options: &options::Options) -> Result<Self, Error> {
+        let layout = layout_for_hooks()?;
+        let probes = cgroup::open_with(options, layout.layout.clone())?.probes;
+        let symbols = Symbols::default();
+        let capabilities = probes.statuses.iter().map(|status| Capability::of(status, &symbols)).collect();
+        let sampled_because = probes.sampled_because().map(ToString::to_string);
+        let untested = Some("the kernel itself tells whether a program is attached".to_owned());
+        Ok(Self { capabilities, self_test: SelfTest { untested, ..probes.self_test }, sampled_because, layout })
     }
 
     /// The number of probes that the self-test has hit.

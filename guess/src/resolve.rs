@@ -191,11 +191,17 @@ pub fn resolve(source: &LayoutSource, options: &ResolveOptions) -> Result<Resolv
 /// # Errors
 ///
 /// [`Error::NoBtf`], [`Error::BadBtf`].
-pub fn layout_for_hooks() -> Result<Layout, Error> {
-    let path = Path::new(KERNEL_BTF);
+pub fn layout_for_hooks() -> Result<Resolved, Error> {
+    let (began, path) = (Instant::now(), Path::new(KERNEL_BTF));
     let bytes = std::fs::read(path).map_err(|source| Error::NoBtf { path: path.to_owned(), source })?;
     let found = btf::find_for_hooks(&bytes).map_err(|source| Error::BadBtf { path: path.to_owned(), source })?;
-    Ok(found.layout)
+    Ok(Resolved {
+        layout: found.layout,
+        skipped: Vec::new(),
+        took: began.elapsed(),
+        btf_error: None,
+        saved_error: None,
+    })
 }
 
 /// Takes type information first, then guesses, then the saved layout.

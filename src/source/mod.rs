@@ -22,7 +22,7 @@ use crate::model::totals::{Conversation, Totals};
 use crate::state::{FoundProcess, PreexistingProcess, PreexistingSocket};
 
 mod capture;
-mod cgroup;
+pub(crate) mod cgroup;
 mod error;
 #[cfg(test)]
 pub(crate) mod fake;

@@ -42,7 +42,7 @@ pub fn run(args: &DoctorArgs, mut options: Options, mut out: impl Write) -> anyh
     // If nothing can be seen, a test would only confirm it.
     let survey = match blocking(&findings).is_empty() {
         true => match Survey::take(&options) {
-            // Nothing can be tested then: see the finding about kprobes.
+            // There is no other way to see flows, either: see the finding about kprobes.
             Err(Error::Kprobes(socktrail_kprobes::Error::NoKprobes { .. })) => None,
             survey => Some(survey?),
         },

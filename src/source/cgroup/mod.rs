@@ -11,7 +11,7 @@ mod table;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use socktrail_guess::layout_for_hooks;
+use socktrail_guess::{Layout, layout_for_hooks};
 use socktrail_kprobes::{Clock, Error as KprobesError, Fetch, HookPoint, Hooks, Installed, Rings, Target};
 
 use self::table::FURTHER_FIELDS;
@@ -26,12 +26,16 @@ use crate::model::event::{Execs, SourceCapabilities};
 /// # Errors
 /// The kernel has no type information, control groups v2 or BPF, or a permission is missing.
 pub(super) fn open(options: &Options) -> Result<Opened, Error> {
+    open_with(options, layout_for_hooks()?.layout)
+}
+
+/// The same with this layout of the kernel's structures.
+pub(crate) fn open_with(options: &Options, layout: Layout) -> Result<Opened, Error> {
     let refused = |name, problem: &str| Error::Option { name, problem: problem.to_owned() };
     let path = options.cgroup.clone().or_else(topmost_group).ok_or_else(|| {
         refused("cgroup", "no hierarchy of control groups v2 is mounted: mount one (mount -t cgroup2 none /mnt)")
     })?;
     let tracefs = Arc::new(options.tracefs()?);
-    let layout = layout_for_hooks()?;
     let mut rings = Rings::per_cpu(&options.ring_options())?;
     if rings.clock() == Clock::Local {
         return Err(refused("backend", "cgroup needs a newer kernel: Linux 5.9"));

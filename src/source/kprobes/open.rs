@@ -12,9 +12,9 @@ use crate::source::options::Options;
 use crate::source::{Error, MissingFeature};
 
 /// Probes or programs that write into rings.
-pub(in crate::source) struct Opened {
+pub(crate) struct Opened {
     pub(in crate::source) rings: Rings,
-    pub(in crate::source) probes: Probes,
+    pub(crate) probes: Probes,
     /// The group of the kprobes; `None` if there are none.
     pub(in crate::source) group: Option<Group>,
     /// The hooks of a control group; `None` if there are none.
