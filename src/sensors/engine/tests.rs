@@ -246,7 +246,7 @@ fn opts_choose_the_reported_events() {
 }
 
 #[test]
-fn ignore_beats_patterns() {
+fn an_ignored_socket_is_not_reported_even_if_a_pattern_matches() {
     let args = "  args:\n    patterns: ['tcp * * * *']\n    ignore: ['* *:443 * *']\n";
     let mut harness = Harness::new(&format!("{ALL}{args}"));
     harness.connect(1, SERVER);

@@ -8,8 +8,8 @@ use socktrail_kprobes::{Clock, Rings};
 
 use crate::source::kprobes::{Feature, Probes};
 
-/// The name, in [`Options::mask`](crate::monitor::Options::mask), of the kernel's ability to give samples a clock that programs can
-/// read.
+/// The name, in [`Options::mask`](crate::monitor::Options::mask), of the kernel's ability to give samples a clock that
+/// programs can read.
 const USE_CLOCKID: &str = "use_clockid";
 
 /// Samples that this thread can cause, the least disturbing first: other tools may monitor sockets, but few monitor new threads.
@@ -56,7 +56,7 @@ impl ClockComparison {
         });
         if !is_compared && !self.is_logged {
             self.is_logged = true;
-            tracing::warn!("the kernel's clock cannot be compared: times are up to a tenth of a second early");
+            tracing::warn!("the kernel's clock cannot be compared: times are up to a tenth of a second late");
         }
     }
 }

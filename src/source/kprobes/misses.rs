@@ -150,20 +150,21 @@ pub(super) struct FaultedHits {
 
 impl FaultedHits {
     /// The maximum number of faults of one read. After a fault, the kernel may try to read the remaining bytes, which faults
-    /// again: 2 faults of each read were seen on 5.10 (x86_64). 4 leaves room for another program's probe at the same function,
-    /// because a fault of either counts for both.
+    /// again: 2 faults of each read were seen on 5.10 (x86_64). 4 leaves room for a probe of another tool at the same function:
+    /// the kernel counts a fault of one probe for both.
     const FAULTS_PER_READ: u64 = 4;
 
-    /// How many of `misses` are missed hits, not faults. `misses` was read after `self.hits` and before `hits`; the three counts
-    /// began at the same time.
+    /// How many of `misses` are missed hits, not faults. `misses` was read after `self.hits` and before `hits`; the three
+    /// counts began at the same time.
     fn without_faults(&self, misses: u64, hits: u64) -> u64 {
         let most = self.reads * Self::FAULTS_PER_READ;
-        // The faults of hits since `self.hits` may not be in `misses` yet. The largest possible number of them is added, so that the
-        // quotient is not too small. It may be too large instead: then this reading gives too few missed hits, and the next one
-        // corrects that.
+        // The faults of hits since `self.hits` may not be in `misses` yet. The largest possible number of them is added, so
+        // that the quotient is not too small. It may be too large instead: then this reading gives too few missed hits, and the
+        // next one corrects that.
         let unsettled = most * hits.saturating_sub(self.hits);
-        // Each hit with a null pointer causes the same number of faults. While missed hits are fewer than such hits, division
-        // finds this number. Otherwise some missed hits are taken for faults, but no more than `most` for each such hit.
+        // Each hit with a null pointer causes the same number of faults. The quotient is this number if fewer hits were missed
+        // than had a null pointer. Otherwise it is too large, and some missed hits are taken for faults; but no more than
+        // `most` are subtracted for each hit with a null pointer.
         let quotient = (misses + unsettled).checked_div(hits);
         let Some(faults) = quotient.map(|faults| faults.clamp(self.reads, most)) else { return misses };
         misses.saturating_sub(faults * hits)

@@ -156,7 +156,8 @@ impl Buffer<'_> {
             may_be_drivers: false,
         };
         if self.headers.protocol == 0 {
-            // It never reached IP, so it has no IP header.
+            // It never reached IP, so it has no IP header. From Linux 3.18 to 4.8, an IPv4 packet that a rule of OUTPUT drops
+            // looks the same.
             return Decoded::Event(EventKind::Dropped(nothing));
         }
         let Some(ip) = self.begin.get(link..).filter(|_| self.is_of_protocol(link)) else { return Decoded::Nothing };

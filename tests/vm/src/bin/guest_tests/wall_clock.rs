@@ -1,6 +1,6 @@
 //! The wall clock is set while connections are open: the times of their flows are those that the wall clock showed at each
-//! moment, and the durations are right. Also: if programs cannot read the clock of samples (before Linux 4.1), times are
-//! right, or the log says that they may be early.
+//! moment, and the durations are right. Also: if user space cannot read the clock of samples (before Linux 4.1), times are
+//! right, or the log says that they may be late.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -81,9 +81,9 @@ fn a_step_of(seconds: i64) -> Result<()> {
 
 /// The log message after the wall clock was set.
 const STEPPED: &str = "the wall clock was set";
-/// Options that make the monitor behave as before Linux 4.1, where programs cannot read the clock of samples.
+/// Options that make the monitor behave as before Linux 4.1, where user space cannot read the clock of samples.
 const UNREADABLE: [&str; 2] = ["--mask", "use_clockid"];
-/// The default period of clock comparisons, if programs cannot read the clock of samples.
+/// The default period of clock comparisons, if user space cannot read the clock of samples.
 const PERIOD: Duration = Duration::from_secs(10);
 
 /// Times are right to within a few milliseconds, also after another comparison, and some time after it.
@@ -118,9 +118,10 @@ fn an_unreadable_kernel_clock_without_samples() -> Result<()> {
     Ok(())
 }
 
-/// Checks times again after the next comparison if they are wrong. The error of a comparison is at most the time that its cause
-/// takes: starting and ending a thread or, without fork probes, opening and closing a socket. So on a busy machine times can be
-/// early until the next comparison. A lasting error fails all four attempts.
+/// Checks times, and checks them again after the next comparison if they are wrong. For a comparison, the monitor causes a
+/// sample: it starts and ends a thread or, without fork probes, opens and closes a socket. Times are late by at most the time
+/// that this takes, which may be long on a busy machine. The next comparison may be better, but a lasting error fails all four
+/// attempts.
 fn check_times_with_retries(monitor: &Socktrail) -> Result<()> {
     const COMPARISONS: usize = 4;
     let mut result = check_times(monitor);
