@@ -5,13 +5,14 @@
 #![allow(clippy::print_stdout, reason = "says why nothing was tested")]
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Instant;
 
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::setsockopt;
@@ -323,4 +324,111 @@ fn wrong_control_groups_are_refused() {
         let needs_root = said.contains("root") || said.contains("BTF");
         assert!(!flows.status.success() && (needs_root || said.contains(expected)), "{said}");
     }
+}
+
+/// How long loads over loopback take in a control group with a monitor, divided by how long they take without it. Each round measures
+/// both, so that what else the machine does concerns both.
+///
+/// `cargo test --release --test cgroup -- --ignored --nocapture`
+#[test]
+#[ignore = "measures: it needs a release build and a machine that does nothing else"]
+fn the_cost_of_a_monitor() {
+    const ROUNDS: usize = 15;
+    let (true, Some(group)) = (Path::new("/sys/kernel/btf/vmlinux").exists(), OwnGroup::new()) else {
+        println!("not run: {NEEDS}");
+        return;
+    };
+    let mut ratios: [Vec<f64>; LOADS.len()] = Default::default();
+    let mut alone: [Vec<f64>; LOADS.len()] = Default::default();
+    for _ in 0..ROUNDS {
+        let mut monitor = Monitor::start(&group.path, &["--flow-inactive-timeout", "60s"]);
+        let mut stdout = monitor.0.stdout.take().unwrap();
+        let reading = thread::spawn(move || io::copy(&mut stdout, &mut io::sink()));
+        let with = LOADS.map(|(_, _, load)| time_of(load));
+        monitor.stop();
+        reading.join().unwrap().unwrap();
+        let without = LOADS.map(|(_, _, load)| time_of(load));
+        for (at, (with, without)) in with.into_iter().zip(without).enumerate() {
+            ratios[at].push(with / without);
+            alone[at].push(without);
+        }
+    }
+    println!("load | ns each, alone | with a monitor: median, least and most of {ROUNDS} ratios");
+    for (((name, count, _), ratios), alone) in LOADS.iter().zip(&mut ratios).zip(&mut alone) {
+        for values in [&mut *ratios, &mut *alone] {
+            values.sort_by(f64::total_cmp);
+        }
+        let each = alone[ROUNDS / 2] / f64::from(*count) * 1e9;
+        println!("{name} | {each:.0} | {:.3} ({:.3} to {:.3})", ratios[ROUNDS / 2], ratios[0], ratios[ROUNDS - 1]);
+        assert!(ratios[ROUNDS / 2] > 0.0);
+    }
+}
+
+/// A load: its name, how often it does something, and what.
+type Load = (&'static str, u32, fn());
+
+const LOADS: [Load; 4] = [
+    ("a UDP datagram of 64 bytes", DATAGRAMS, datagrams),
+    ("a TCP request and answer of 64 bytes", REQUESTS, requests),
+    ("a TCP connection with a request and an answer", CONNECTIONS, connections),
+    ("a megabyte over TCP", MEGABYTES, megabytes),
+];
+const DATAGRAMS: u32 = 50_000;
+const REQUESTS: u32 = 20_000;
+const CONNECTIONS: u32 = 2_000;
+const MEGABYTES: u32 = 500;
+
+/// How long a load takes, in seconds.
+fn time_of(load: fn()) -> f64 {
+    let began = Instant::now();
+    load();
+    began.elapsed().as_secs_f64()
+}
+
+fn datagrams() {
+    let [from, to] = [0, 0].map(|_| UdpSocket::bind("127.0.0.1:0").unwrap());
+    from.connect(to.local_addr().unwrap()).unwrap();
+    for _ in 0..DATAGRAMS {
+        from.send(&[0; 64]).unwrap();
+        to.recv(&mut [0; 64]).unwrap();
+    }
+}
+
+/// A connection over loopback: the client's end and the server's.
+fn connection(listener: &TcpListener) -> [TcpStream; 2] {
+    let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let server = listener.accept().unwrap().0;
+    for end in [&client, &server] {
+        end.set_nodelay(true).unwrap();
+    }
+    [client, server]
+}
+
+/// A request and its answer.
+fn ask([client, server]: &mut [TcpStream; 2]) {
+    client.write_all(&[0; 64]).unwrap();
+    server.read_exact(&mut [0; 64]).unwrap();
+    server.write_all(&[0; 64]).unwrap();
+    client.read_exact(&mut [0; 64]).unwrap();
+}
+
+fn requests() {
+    let mut ends = connection(&TcpListener::bind("127.0.0.1:0").unwrap());
+    (0..REQUESTS).for_each(|_| ask(&mut ends));
+}
+
+fn connections() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    (0..CONNECTIONS).for_each(|_| ask(&mut connection(&listener)));
+}
+
+fn megabytes() {
+    let [mut client, mut server] = connection(&TcpListener::bind("127.0.0.1:0").unwrap());
+    let reading = thread::spawn(move || {
+        let mut piece = vec![0; 1 << 20];
+        (0..MEGABYTES).for_each(|_| server.read_exact(&mut piece).unwrap());
+    });
+    let piece = vec![0; 1 << 20];
+    (0..MEGABYTES).for_each(|_| client.write_all(&piece).unwrap());
+    reading.join().unwrap();
 }
