@@ -1,7 +1,7 @@
 //! Sources of events.
 //!
 //! A [`Source`] observes a host and delivers [`Batch`]es of events in order of time. It also answers questions about processes.
-//! The kprobe source and recordings are sources; [`proc`] answers questions for the kprobe source.
+//! The live source, which observes this kernel, and recordings are sources; [`proc`] answers questions for the live source.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
