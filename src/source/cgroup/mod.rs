@@ -35,6 +35,9 @@ pub(crate) fn open_with(options: &Options, layout: Layout) -> Result<Opened, Err
     let path = options.cgroup.clone().or_else(topmost_group).ok_or_else(|| {
         refused("cgroup", "no hierarchy of control groups v2 is mounted: mount one (mount -t cgroup2 none /mnt)")
     })?;
+    if cfg!(target_pointer_width = "32") {
+        return Err(refused("backend", "cgroup needs a kernel of 64 bits"));
+    }
     let tracefs = Arc::new(options.tracefs()?);
     let mut rings = Rings::per_cpu(&options.ring_options())?;
     if rings.clock() == Clock::Local {

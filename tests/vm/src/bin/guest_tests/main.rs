@@ -17,6 +17,7 @@ mod workloads;
 
 mod accounting;
 mod agent;
+mod backend;
 mod boot;
 mod capture;
 mod containers;
@@ -63,6 +64,7 @@ fn all() -> Vec<Trial> {
         layout::tests(),
         flows::tests(),
         accounting::tests(),
+        backend::tests(),
         sources::tests(),
         masks::tests(),
         names::tests(),

@@ -82,6 +82,7 @@ impl Socktrail {
         }
         if let Ok(backend) = std::env::var(BACKEND_VARIABLE)
             && args.first().is_some_and(|command| command == "flows")
+            && !args.iter().any(|word| word == "--backend")
         {
             let root = v2_root()?;
             args.extend(["--backend".to_owned(), backend, "--cgroup".to_owned(), root.display().to_string()]);

@@ -1,0 +1,126 @@
+//! Two ways to observe the same traffic at once: kprobes, and programs at a control group.
+
+use std::net::UdpSocket;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+
+use crate::helpers::cgroups::v2_root;
+use crate::helpers::document::endpoint;
+use crate::helpers::nft::nft;
+use crate::helpers::process::Process;
+use crate::helpers::socktrail::Socktrail;
+use crate::workloads::{PROGRAM, RUN};
+
+tests![both_see_the_same, what_a_firewall_drops_is_not_counted];
+
+/// The fields that must be equal.
+const FIELDS: [&str; 12] = [
+    "/source",
+    "/destination",
+    "/network",
+    "/event/outcome",
+    "/flow/complete",
+    "/process/pid",
+    "/process/name",
+    "/process/executable",
+    "/process/args",
+    "/process/entity_id",
+    "/user/id",
+    "/system/audit/socket/kernel_sock_address",
+];
+
+/// Whether this kernel can run the programs: they need type information and 64 bits.
+fn has_programs() -> bool {
+    Path::new("/sys/kernel/btf/vmlinux").exists() && cfg!(target_pointer_width = "64")
+}
+
+/// Starts a monitor of each kind.
+fn both() -> Result<[Socktrail; 2]> {
+    let root = v2_root()?.display().to_string();
+    let timeout = ["--flow-termination-timeout", "500ms"];
+    Ok([
+        Socktrail::flows(&[&["--backend", "kprobes"][..], &timeout].concat())?,
+        Socktrail::flows(&[&["--backend", "cgroup", "--cgroup", &root][..], &timeout].concat())?,
+    ])
+}
+
+/// Connections and datagrams of programs that start while both monitors run.
+fn both_see_the_same() -> Result<()> {
+    if !has_programs() {
+        return Ok(());
+    }
+    let monitors = both()?;
+    let mut flows = Vec::new();
+    for address in ["127.0.0.1:0", "[::1]:0"] {
+        for (server, client, more) in [("tcp-serve", "tcp-ask", &["1"][..]), ("udp-answer", "udp-ask", &[])] {
+            let mut serve = Process::start(&[&[PROGRAM, RUN, server, address], more].concat())?;
+            let there = serve.first_line()?;
+            let sizes: &[&str] = if client == "tcp-ask" { &["100000"] } else { &[] };
+            let mut ask = Process::start(&[&[PROGRAM, RUN, client, &there], sizes].concat())?;
+            let here = ask.first_line()?;
+            for process in [ask, serve] {
+                let ended = process.finish()?;
+                ensure!(ended.status == 0, "{ended:?}");
+            }
+            flows.push((here.parse()?, there.parse()?));
+        }
+    }
+    let [by_kprobes, by_programs] = monitors.map(Socktrail::stop);
+    let (by_kprobes, by_programs) = (by_kprobes?, by_programs?);
+    for (here, there) in flows {
+        for direction in ["egress", "ingress"] {
+            let of = |documents: &[Value]| {
+                let ends = (Some(here), Some(there));
+                let is_it = |document: &&Value| {
+                    (endpoint(document, "source"), endpoint(document, "destination")) == ends
+                        && document["network"]["direction"] == direction
+                };
+                documents.iter().find(is_it).cloned().with_context(|| format!("no {direction} flow {here} {there}"))
+            };
+            let [one, other] = [of(&by_kprobes.documents)?, of(&by_programs.documents)?];
+            let has_unseen = other["flow"]["inexact"] == json!(["unseen_packets"]);
+            for field in FIELDS {
+                let is_count = ["/source", "/destination", "/network"].contains(&field);
+                ensure!(
+                    one.pointer(field) == other.pointer(field) || (is_count && has_unseen),
+                    "{field} differs: {one:#}\n{other:#}"
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The programs see packets behind the firewall: of two datagrams, one is dropped.
+fn what_a_firewall_drops_is_not_counted() -> Result<()> {
+    if !has_programs() {
+        return Ok(());
+    }
+    let root = v2_root()?.display().to_string();
+    let monitor = Socktrail::flows(&["--backend", "cgroup", "--cgroup", &root])?;
+    let (from, to) = (UdpSocket::bind("127.0.0.1:0")?, UdpSocket::bind("127.0.0.1:0")?);
+    from.send_to(&[0; 100], to.local_addr()?)?;
+    to.recv(&mut [0])?;
+    let rule = format!("udp dport {} drop", to.local_addr()?.port());
+    let chain = "type filter hook output priority 0;";
+    nft(&format!("table inet backend {{ chain output {{ {chain} {rule} }} }}"))?;
+    // The rule refuses it: `EPERM`.
+    let refused = from.send_to(&[0; 100], to.local_addr()?).is_err();
+    nft("delete table inet backend")?;
+    ensure!(refused, "the firewall let the datagram through");
+    let ends = (Some(from.local_addr()?), Some(to.local_addr()?));
+    drop((from, to));
+    let documents = monitor.stop()?.documents;
+    for direction in ["egress", "ingress"] {
+        let is_it = |document: &&Value| {
+            (endpoint(document, "source"), endpoint(document, "destination")) == ends
+                && document["network"]["direction"] == direction
+        };
+        let document = documents.iter().find(is_it).context("no flow")?;
+        ensure!(document["source"]["packets"] == 1, "{document:#}");
+        ensure!(document["source"]["bytes"] == 128, "{document:#}");
+    }
+    Ok(())
+}
