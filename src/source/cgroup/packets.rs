@@ -64,10 +64,11 @@ fn largest_fragment(len: u32, mtu: Option<u32>, gso_segs: u32, headers: u32) -> 
     }
 }
 
-/// Samples of IPv4 packets in one direction. The last field is the one that shows fragments.
-macro_rules! ipv4_packets {
-    ($(#[$meta:meta])* pub struct $name:ident of $direction:ident, $(#[$about:meta])* $last:ident: $kind:ty = $template:literal,
-     $fragment:expr) => {
+/// A sample of packets in one direction: with the fields of their addresses, and the field that shows fragments. `ends` reads source and
+/// destination from it, `fragment` the size of the largest fragment.
+macro_rules! packets {
+    ($(#[$meta:meta])* pub struct $name:ident of $direction:ident { $($addresses:tt)* } { $($fragments:tt)* }
+     ends $ends:expr, fragment $fragment:expr) => {
         sample! {
             $(#[$meta])*
             pub struct $name {
@@ -79,53 +80,55 @@ macro_rules! ipv4_packets {
                 pub len: u32 = "+{sk_buff.len}({skb})",
                 /// The offsets of the headers.
                 pub headers: u32 = "+{sk_buff.headers}({skb})",
-                /// Version and header length.
+                /// The first byte of the IP header: the version, and what follows it.
                 pub version: u8 = "+0(+{sk_buff.data}({skb}))",
                 /// The socket's protocol: 6 or 17.
                 pub protocol: u16 = "+{sock.sk_protocol}(+{sk_buff.sk}({skb}))",
-                /// Source and destination address, in memory order.
-                pub addresses: u64 = "+12(+{sk_buff.data}({skb}))",
+                $($addresses)*
                 /// Source and destination port, in memory order.
                 pub ports: u32 = "+0($transport)",
                 /// TCP's data offset and flags, in memory order.
                 pub tcp: u16 = "+12($transport)",
                 /// How many packets on the wire it stands for, or 0.
                 pub gso_segs: u32 = "$gso_segs",
-                $(#[$about])*
-                pub $last: $kind = $template,
+                $($fragments)*
             }
         }
 
         impl Interpret for $name {
             fn interpret(&self, _: &[u8]) -> Decoded {
                 let Self { net, sk, len, headers, protocol, tcp, gso_segs, .. } = *self;
-                let (direction, ends) = (PacketDirection::$direction, ipv4(self.addresses, self.ports));
+                let ends: fn(&Self) -> (Endpoint, Endpoint) = $ends;
                 let fragment: fn(&Self) -> u16 = $fragment;
-                Seen { direction, net, sk, ends, len, headers, protocol, tcp, gso_segs, fragment: fragment(self) }.event()
+                let (direction, ends, fragment) = (PacketDirection::$direction, ends(self), fragment(self));
+                Seen { direction, net, sk, ends, len, headers, protocol, tcp, gso_segs, fragment }.event()
             }
         }
     };
 }
 
-/// Samples of IPv6 packets in one direction. The last field is the one that shows fragments.
-macro_rules! ipv6_packets {
-    ($(#[$meta:meta])* pub struct $name:ident of $direction:ident, $(#[$about:meta])* $last:ident: $kind:ty = $template:literal,
-     $fragment:expr) => {
-        sample! {
+/// The same over IPv4.
+macro_rules! ipv4_packets {
+    ($(#[$meta:meta])* pub struct $name:ident of $direction:ident { $($fragments:tt)* } fragment $fragment:expr) => {
+        packets! {
             $(#[$meta])*
-            pub struct $name {
-                /// `struct net`.
-                pub net: Word = "+{sock_common.skc_net}(+{sk_buff.sk}({skb}))",
-                /// The `struct sock`.
-                pub sk: Word = "+{sk_buff.sk}({skb})",
-                /// Its size in bytes, with all headers.
-                pub len: u32 = "+{sk_buff.len}({skb})",
-                /// The offsets of the headers.
-                pub headers: u32 = "+{sk_buff.headers}({skb})",
-                /// Version and a part of the traffic class.
-                pub version: u8 = "+0(+{sk_buff.data}({skb}))",
-                /// The socket's protocol: 6 or 17.
-                pub protocol: u16 = "+{sock.sk_protocol}(+{sk_buff.sk}({skb}))",
+            pub struct $name of $direction {
+                /// Source and destination address, in memory order.
+                pub addresses: u64 = "+12(+{sk_buff.data}({skb}))",
+            } {
+                $($fragments)*
+            }
+            ends |sample| ipv4(sample.addresses, sample.ports), fragment $fragment
+        }
+    };
+}
+
+/// The same over IPv6.
+macro_rules! ipv6_packets {
+    ($(#[$meta:meta])* pub struct $name:ident of $direction:ident { $($fragments:tt)* } fragment $fragment:expr) => {
+        packets! {
+            $(#[$meta])*
+            pub struct $name of $direction {
                 /// Source address, in memory order: its first 8 bytes.
                 pub source_high: u64 = "+8(+{sk_buff.data}({skb}))",
                 /// Its last 8 bytes.
@@ -134,60 +137,52 @@ macro_rules! ipv6_packets {
                 pub destination_high: u64 = "+24(+{sk_buff.data}({skb}))",
                 /// Its last 8 bytes.
                 pub destination_low: u64 = "+32(+{sk_buff.data}({skb}))",
-                /// Source and destination port, in memory order.
-                pub ports: u32 = "+0($transport)",
-                /// TCP's data offset and flags, in memory order.
-                pub tcp: u16 = "+12($transport)",
-                /// How many packets on the wire it stands for, or 0.
-                pub gso_segs: u32 = "$gso_segs",
-                $(#[$about])*
-                pub $last: $kind = $template,
+            } {
+                $($fragments)*
             }
-        }
-
-        impl Interpret for $name {
-            fn interpret(&self, _: &[u8]) -> Decoded {
-                let Self { net, sk, len, headers, protocol, tcp, gso_segs, .. } = *self;
-                let (source, destination) =
-                    ([self.source_high, self.source_low], [self.destination_high, self.destination_low]);
-                let (direction, ends) = (PacketDirection::$direction, ipv6(source, destination, self.ports));
-                let fragment: fn(&Self) -> u16 = $fragment;
-                Seen { direction, net, sk, ends, len, headers, protocol, tcp, gso_segs, fragment: fragment(self) }.event()
-            }
+            ends |sample| {
+                let source = [sample.source_high, sample.source_low];
+                ipv6(source, [sample.destination_high, sample.destination_low], sample.ports)
+            },
+            fragment $fragment
         }
     };
 }
 
 ipv4_packets! {
     /// A packet leaves over IPv4, before it is fragmented.
-    pub struct Ipv4Leaves of Outbound,
-    /// The device's MTU in bytes.
-    mtu: Option<u32> = "+{net_device.mtu}(+{sk_buff.dev}({skb}))",
-    |sample| largest_fragment(sample.len, sample.mtu, sample.gso_segs, IPV4_HEADER)
+    pub struct Ipv4Leaves of Outbound {
+        /// The device's MTU in bytes.
+        pub mtu: Option<u32> = "+{net_device.mtu}(+{sk_buff.dev}({skb}))",
+    }
+    fragment |sample| largest_fragment(sample.len, sample.mtu, sample.gso_segs, IPV4_HEADER)
 }
 
 ipv4_packets! {
     /// A packet arrives over IPv4, and has found its socket: a connection, or the listener that a SYN has found.
-    pub struct Ipv4Arrives of Inbound,
-    /// The size of its largest fragment in bytes; 0 if it was not fragmented.
-    fragment: Option<u16> = "+{inet_skb_parm.frag_max_size}({skb})",
-    |sample| sample.fragment.unwrap_or(0)
+    pub struct Ipv4Arrives of Inbound {
+        /// The size of its largest fragment in bytes; 0 if it was not fragmented.
+        pub fragment: Option<u16> = "+{inet_skb_parm.frag_max_size}({skb})",
+    }
+    fragment |sample| sample.fragment.unwrap_or(0)
 }
 
 ipv6_packets! {
     /// A packet leaves over IPv6, before it is fragmented.
-    pub struct Ipv6Leaves of Outbound,
-    /// The device's MTU in bytes.
-    mtu: Option<u32> = "+{net_device.mtu}(+{sk_buff.dev}({skb}))",
-    |sample| largest_fragment(sample.len, sample.mtu, sample.gso_segs, IPV6_FRAGMENT_HEADERS)
+    pub struct Ipv6Leaves of Outbound {
+        /// The device's MTU in bytes.
+        pub mtu: Option<u32> = "+{net_device.mtu}(+{sk_buff.dev}({skb}))",
+    }
+    fragment |sample| largest_fragment(sample.len, sample.mtu, sample.gso_segs, IPV6_FRAGMENT_HEADERS)
 }
 
 ipv6_packets! {
     /// A packet arrives over IPv6, and has found its socket: a connection, or the listener that a SYN has found.
-    pub struct Ipv6Arrives of Inbound,
-    /// The size of its largest fragment in bytes; 0 if it was not fragmented.
-    fragment: Option<u16> = "+{inet6_skb_parm.frag_max_size}({skb})",
-    |sample| sample.fragment.unwrap_or(0)
+    pub struct Ipv6Arrives of Inbound {
+        /// The size of its largest fragment in bytes; 0 if it was not fragmented.
+        pub fragment: Option<u16> = "+{inet6_skb_parm.frag_max_size}({skb})",
+    }
+    fragment |sample| sample.fragment.unwrap_or(0)
 }
 
 sample! {

@@ -5,7 +5,7 @@ use socktrail_kprobes::{Word, sample};
 use crate::model::event::{EventKind, TcpState};
 use crate::model::flow::Endpoint;
 use crate::source::kprobes::sockets::{
-    TCP_CLOSE, TCP_ESTABLISHED, ipv4_address, is_connection, of_connection, tuple_of,
+    TCP_CLOSE, TCP_ESTABLISHED, ipv4_address, is_connection, of_connection, samples_with_ends, tuple_of,
 };
 use crate::source::kprobes::{Decoded, Interpret, ipv6_address};
 
@@ -47,63 +47,22 @@ sample! {
     }
 }
 
-sample! {
-    /// `sock:inet_sock_set_state`: a TCP socket enters a state.
-    pub struct StateEntered {
+samples_with_ends! {
+    /// `sock:inet_sock_set_state`: a TCP socket enters a state. The local port is in memory order: when a socket closes, the kernel has
+    /// already cleared `skc_num`.
+    pub struct StateEntered of "{sk}", port "+{inet_sock.inet_sport}" {
         /// The `struct sock`.
         pub sk: Word = "{sk}",
         /// The state that it enters.
         pub state: i32 = "{state}",
         /// `sock.sk_err`.
         pub error: i32 = "+{sock.sk_err}({sk})",
-        /// `struct net`.
-        pub net: Word = "+{sock_common.skc_net}({sk})",
-        /// Its address family.
-        pub family: u16 = "+{sock_common.skc_family}({sk})",
-        /// Local port, in memory order. When a socket closes, the kernel has already cleared `skc_num`.
-        pub num: u16 = "+{inet_sock.inet_sport}({sk})",
-        /// Remote port, in memory order.
-        pub dport: u16 = "+{sock_common.skc_dport}({sk})",
-        /// Local IPv4 address, in memory order.
-        pub rcv_saddr: u32 = "+{sock_common.skc_rcv_saddr}({sk})",
-        /// Remote IPv4 address, in memory order.
-        pub daddr: u32 = "+{sock_common.skc_daddr}({sk})",
-        /// Local IPv6 address, in memory order: its first 8 bytes.
-        pub v6_rcv_saddr_high: Option<u64> = "+{sock_common.skc_v6_rcv_saddr}({sk})",
-        /// Its last 8 bytes.
-        pub v6_rcv_saddr_low: Option<u64> = "+{sock_common.skc_v6_rcv_saddr+8}({sk})",
-        /// Remote IPv6 address, in memory order: its first 8 bytes.
-        pub v6_daddr_high: Option<u64> = "+{sock_common.skc_v6_daddr}({sk})",
-        /// Its last 8 bytes.
-        pub v6_daddr_low: Option<u64> = "+{sock_common.skc_v6_daddr+8}({sk})",
     }
-}
 
-sample! {
-    /// `accept(2)` has returned a descriptor.
-    pub struct AcceptedFile {
+    /// `accept(2)` has returned a descriptor. The local port is in host byte order.
+    pub struct AcceptedFile of "+{socket.sk}(+{file.private_data}($file))", port "+{sock_common.skc_num}" {
         /// The `struct sock` of the connection.
         pub sk: Word = "+{socket.sk}(+{file.private_data}($file))",
-        /// `struct net`.
-        pub net: Word = "+{sock_common.skc_net}(+{socket.sk}(+{file.private_data}($file)))",
-        /// Its address family.
-        pub family: u16 = "+{sock_common.skc_family}(+{socket.sk}(+{file.private_data}($file)))",
-        /// Local port, host byte order.
-        pub num: u16 = "+{sock_common.skc_num}(+{socket.sk}(+{file.private_data}($file)))",
-        /// Remote port, in memory order.
-        pub dport: u16 = "+{sock_common.skc_dport}(+{socket.sk}(+{file.private_data}($file)))",
-        /// Local IPv4 address, in memory order.
-        pub rcv_saddr: u32 = "+{sock_common.skc_rcv_saddr}(+{socket.sk}(+{file.private_data}($file)))",
-        /// Remote IPv4 address, in memory order.
-        pub daddr: u32 = "+{sock_common.skc_daddr}(+{socket.sk}(+{file.private_data}($file)))",
-        /// Local IPv6 address, in memory order: its first 8 bytes.
-        pub v6_rcv_saddr_high: Option<u64> = "+{sock_common.skc_v6_rcv_saddr}(+{socket.sk}(+{file.private_data}($file)))",
-        /// Its last 8 bytes.
-        pub v6_rcv_saddr_low: Option<u64> = "+{sock_common.skc_v6_rcv_saddr+8}(+{socket.sk}(+{file.private_data}($file)))",
-        /// Remote IPv6 address, in memory order: its first 8 bytes.
-        pub v6_daddr_high: Option<u64> = "+{sock_common.skc_v6_daddr}(+{socket.sk}(+{file.private_data}($file)))",
-        /// Its last 8 bytes.
-        pub v6_daddr_low: Option<u64> = "+{sock_common.skc_v6_daddr+8}(+{socket.sk}(+{file.private_data}($file)))",
     }
 }
 

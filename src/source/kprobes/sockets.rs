@@ -24,6 +24,76 @@ const UDP_GRO: i32 = 104;
 /// `UDP_SEGMENT` of `linux/udp.h`; ABI.
 const UDP_SEGMENT: i32 = 103;
 
+/// Declares samples that contain a socket's ends. `of` is the template of the object that begins with its `struct sock_common`, `port`
+/// that of the local port; other fields come first.
+macro_rules! samples_with_ends {
+    ($( $(#[$meta:meta])* pub struct $name:ident of $sock:literal, port $port:literal { $($first:tt)* } )*) => {
+        socktrail_kprobes::sample! {$(
+            $(#[$meta])*
+            pub struct $name {
+                $($first)*
+                /// `struct net`.
+                pub net: socktrail_kprobes::Word = concat!("+{sock_common.skc_net}(", $sock, ")"),
+                /// Its address family.
+                pub family: u16 = concat!("+{sock_common.skc_family}(", $sock, ")"),
+                /// Local port, in host byte order unless the sample says otherwise.
+                pub num: u16 = concat!($port, "(", $sock, ")"),
+                /// Remote port, in memory order.
+                pub dport: u16 = concat!("+{sock_common.skc_dport}(", $sock, ")"),
+                /// Local IPv4 address, in memory order.
+                pub rcv_saddr: u32 = concat!("+{sock_common.skc_rcv_saddr}(", $sock, ")"),
+                /// Remote IPv4 address, in memory order.
+                pub daddr: u32 = concat!("+{sock_common.skc_daddr}(", $sock, ")"),
+                /// Local IPv6 address, in memory order: its first 8 bytes.
+                pub v6_rcv_saddr_high: Option<u64> = concat!("+{sock_common.skc_v6_rcv_saddr}(", $sock, ")"),
+                /// Its last 8 bytes.
+                pub v6_rcv_saddr_low: Option<u64> = concat!("+{sock_common.skc_v6_rcv_saddr+8}(", $sock, ")"),
+                /// Remote IPv6 address, in memory order: its first 8 bytes.
+                pub v6_daddr_high: Option<u64> = concat!("+{sock_common.skc_v6_daddr}(", $sock, ")"),
+                /// Its last 8 bytes.
+                pub v6_daddr_low: Option<u64> = concat!("+{sock_common.skc_v6_daddr+8}(", $sock, ")"),
+            }
+        )*}
+    };
+}
+
+pub(in crate::source) use samples_with_ends;
+
+samples_with_ends! {
+    /// `security_sock_graft`: an accepted connection gets its `struct socket`, in the context of the accepting task.
+    pub struct SockGraft of "{sk}", port "+{sock_common.skc_num}" {
+        /// The connection's `struct sock`.
+        pub sk: Word = "{sk}",
+    }
+
+    /// The return of `inet_csk_accept`, for kernels without [`SockGraft`]. A null pointer means that nothing was accepted.
+    pub struct CskAcceptReturn of "$retval", port "+{sock_common.skc_num}" {
+        /// The connection's `struct sock`.
+        pub sk: Word = "$retval",
+    }
+
+    /// `security_inet_conn_request`: a SYN has found its listener. The fields are those of the `struct request_sock`, which
+    /// begins with a `struct sock_common`.
+    pub struct ConnRequest of "{req}", port "+{sock_common.skc_num}" {
+        /// The listener's `struct sock`.
+        pub sk: Word = "{sk}",
+    }
+
+    /// `tcp_set_state`: a TCP socket enters a state.
+    pub struct SetState of "{sk}", port "+{sock_common.skc_num}" {
+        /// The `struct sock`.
+        pub sk: Word = "{sk}",
+        /// The state that it enters.
+        pub state: i32 = "{state}",
+        /// `sock.sk_err`.
+        pub error: i32 = "+{sock.sk_err}({sk})",
+        /// Segments received.
+        pub segs_in: Option<u32> = "+{tcp_sock.segs_in}({sk})",
+        /// Segments sent.
+        pub segs_out: Option<u32> = "+{tcp_sock.segs_out}({sk})",
+    }
+}
+
 sample! {
     /// `sock_init_data`: a `struct sock` is created for a `struct socket`.
     pub struct SockInitData {
@@ -75,119 +145,6 @@ sample! {
     pub struct TcpConnectReturn {
         /// 0 or a negative errno.
         pub result: i32 = "$retval",
-    }
-
-    /// `security_sock_graft`: an accepted connection gets its `struct socket`, in the context of the accepting task.
-    pub struct SockGraft {
-        /// The connection's `struct sock`.
-        pub sk: Word = "{sk}",
-        /// `struct net`.
-        pub net: Word = "+{sock_common.skc_net}({sk})",
-        /// Its address family.
-        pub family: u16 = "+{sock_common.skc_family}({sk})",
-        /// Local port, host byte order.
-        pub num: u16 = "+{sock_common.skc_num}({sk})",
-        /// Remote port, in memory order.
-        pub dport: u16 = "+{sock_common.skc_dport}({sk})",
-        /// Local IPv4 address, in memory order.
-        pub rcv_saddr: u32 = "+{sock_common.skc_rcv_saddr}({sk})",
-        /// Remote IPv4 address, in memory order.
-        pub daddr: u32 = "+{sock_common.skc_daddr}({sk})",
-        /// Local IPv6 address, in memory order: its first 8 bytes.
-        pub v6_rcv_saddr_high: Option<u64> = "+{sock_common.skc_v6_rcv_saddr}({sk})",
-        /// Its last 8 bytes.
-        pub v6_rcv_saddr_low: Option<u64> = "+{sock_common.skc_v6_rcv_saddr+8}({sk})",
-        /// Remote IPv6 address, in memory order: its first 8 bytes.
-        pub v6_daddr_high: Option<u64> = "+{sock_common.skc_v6_daddr}({sk})",
-        /// Its last 8 bytes.
-        pub v6_daddr_low: Option<u64> = "+{sock_common.skc_v6_daddr+8}({sk})",
-    }
-
-    /// The return of `inet_csk_accept`, for kernels without [`SockGraft`]. A null pointer means that nothing was accepted.
-    pub struct CskAcceptReturn {
-        /// The connection's `struct sock`.
-        pub sk: Word = "$retval",
-        /// `struct net`.
-        pub net: Word = "+{sock_common.skc_net}($retval)",
-        /// Its address family.
-        pub family: u16 = "+{sock_common.skc_family}($retval)",
-        /// Local port, host byte order.
-        pub num: u16 = "+{sock_common.skc_num}($retval)",
-        /// Remote port, in memory order.
-        pub dport: u16 = "+{sock_common.skc_dport}($retval)",
-        /// Local IPv4 address, in memory order.
-        pub rcv_saddr: u32 = "+{sock_common.skc_rcv_saddr}($retval)",
-        /// Remote IPv4 address, in memory order.
-        pub daddr: u32 = "+{sock_common.skc_daddr}($retval)",
-        /// Local IPv6 address, in memory order: its first 8 bytes.
-        pub v6_rcv_saddr_high: Option<u64> = "+{sock_common.skc_v6_rcv_saddr}($retval)",
-        /// Its last 8 bytes.
-        pub v6_rcv_saddr_low: Option<u64> = "+{sock_common.skc_v6_rcv_saddr+8}($retval)",
-        /// Remote IPv6 address, in memory order: its first 8 bytes.
-        pub v6_daddr_high: Option<u64> = "+{sock_common.skc_v6_daddr}($retval)",
-        /// Its last 8 bytes.
-        pub v6_daddr_low: Option<u64> = "+{sock_common.skc_v6_daddr+8}($retval)",
-    }
-
-    /// `security_inet_conn_request`: a SYN has found its listener. The fields are those of the `struct request_sock`, which
-    /// begins with a `struct sock_common`.
-    pub struct ConnRequest {
-        /// The listener's `struct sock`.
-        pub sk: Word = "{sk}",
-        /// `struct net`.
-        pub net: Word = "+{sock_common.skc_net}({req})",
-        /// Its address family.
-        pub family: u16 = "+{sock_common.skc_family}({req})",
-        /// Local port, host byte order.
-        pub num: u16 = "+{sock_common.skc_num}({req})",
-        /// Remote port, in memory order.
-        pub dport: u16 = "+{sock_common.skc_dport}({req})",
-        /// Local IPv4 address, in memory order.
-        pub rcv_saddr: u32 = "+{sock_common.skc_rcv_saddr}({req})",
-        /// Remote IPv4 address, in memory order.
-        pub daddr: u32 = "+{sock_common.skc_daddr}({req})",
-        /// Local IPv6 address, in memory order: its first 8 bytes.
-        pub v6_rcv_saddr_high: Option<u64> = "+{sock_common.skc_v6_rcv_saddr}({req})",
-        /// Its last 8 bytes.
-        pub v6_rcv_saddr_low: Option<u64> = "+{sock_common.skc_v6_rcv_saddr+8}({req})",
-        /// Remote IPv6 address, in memory order: its first 8 bytes.
-        pub v6_daddr_high: Option<u64> = "+{sock_common.skc_v6_daddr}({req})",
-        /// Its last 8 bytes.
-        pub v6_daddr_low: Option<u64> = "+{sock_common.skc_v6_daddr+8}({req})",
-    }
-
-    /// `tcp_set_state`: a TCP socket enters a state.
-    pub struct SetState {
-        /// The `struct sock`.
-        pub sk: Word = "{sk}",
-        /// The state that it enters.
-        pub state: i32 = "{state}",
-        /// `sock.sk_err`.
-        pub error: i32 = "+{sock.sk_err}({sk})",
-        /// Segments received.
-        pub segs_in: Option<u32> = "+{tcp_sock.segs_in}({sk})",
-        /// Segments sent.
-        pub segs_out: Option<u32> = "+{tcp_sock.segs_out}({sk})",
-        /// `struct net`.
-        pub net: Word = "+{sock_common.skc_net}({sk})",
-        /// Its address family.
-        pub family: u16 = "+{sock_common.skc_family}({sk})",
-        /// Local port, host byte order.
-        pub num: u16 = "+{sock_common.skc_num}({sk})",
-        /// Remote port, in memory order.
-        pub dport: u16 = "+{sock_common.skc_dport}({sk})",
-        /// Local IPv4 address, in memory order.
-        pub rcv_saddr: u32 = "+{sock_common.skc_rcv_saddr}({sk})",
-        /// Remote IPv4 address, in memory order.
-        pub daddr: u32 = "+{sock_common.skc_daddr}({sk})",
-        /// Local IPv6 address, in memory order: its first 8 bytes.
-        pub v6_rcv_saddr_high: Option<u64> = "+{sock_common.skc_v6_rcv_saddr}({sk})",
-        /// Its last 8 bytes.
-        pub v6_rcv_saddr_low: Option<u64> = "+{sock_common.skc_v6_rcv_saddr+8}({sk})",
-        /// Remote IPv6 address, in memory order: its first 8 bytes.
-        pub v6_daddr_high: Option<u64> = "+{sock_common.skc_v6_daddr}({sk})",
-        /// Its last 8 bytes.
-        pub v6_daddr_low: Option<u64> = "+{sock_common.skc_v6_daddr+8}({sk})",
     }
 
     /// `sock_def_error_report`: an error is reported to a socket's program; the next call that asks for it clears it.
