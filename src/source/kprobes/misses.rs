@@ -37,7 +37,7 @@ pub(crate) struct Missed {
     pub(crate) feature: Feature,
     /// The number of missed hits.
     pub(crate) count: u64,
-    /// A time before the first of these misses: just before the previous reading.
+    /// A time before the first of these misses: see [`Misses::read_at`].
     pub(crate) since: MonotonicTime,
     /// When the misses were noticed.
     pub(crate) time: MonotonicTime,
@@ -158,13 +158,13 @@ impl FaultedHits {
     /// counts began at the same time.
     fn without_faults(&self, misses: u64, hits: u64) -> u64 {
         let most = self.reads * Self::FAULTS_PER_READ;
-        // The faults of hits since `self.hits` may not be in `misses` yet. The largest possible number of them is added, so
-        // that the quotient is not too small. It may be too large instead: then this reading gives too few missed hits, and the
-        // next one corrects that.
+        // Each hit with a null pointer causes the same number of faults: `misses / hits`, if fewer hits were missed than had a null
+        // pointer. Otherwise the quotient is too large, and some missed hits are taken for faults; but no more than `most` are
+        // subtracted for each hit with a null pointer.
+        //
+        // The faults of hits since `self.hits` may not be in `misses` yet. The largest possible number of them is added, so that
+        // the quotient is not too small. If it is too large, this reading gives too few missed hits, and the next one corrects that.
         let unsettled = most * hits.saturating_sub(self.hits);
-        // Each hit with a null pointer causes the same number of faults. The quotient is this number if fewer hits were missed
-        // than had a null pointer. Otherwise it is too large, and some missed hits are taken for faults; but no more than
-        // `most` are subtracted for each hit with a null pointer.
         let quotient = (misses + unsettled).checked_div(hits);
         let Some(faults) = quotient.map(|faults| faults.clamp(self.reads, most)) else { return misses };
         misses.saturating_sub(faults * hits)
@@ -249,9 +249,10 @@ mod tests {
             [2, 4, 8].into_iter().flat_map(|faults| [0, 9, 99, 999, 1_000_000].map(|hits| (faults, hits)))
         {
             let before = FaultedHits { feature: Feature::Ipv4Out, reads: 2, hits };
-            for now in [hits + 1, hits + 5] {
-                for settled in hits..=now {
-                    assert_eq!(before.without_faults(settled * faults, now), 0, "{faults} {settled} of {now}");
+            for hits_after in [hits + 1, hits + 5] {
+                for hits_in_misses in hits..=hits_after {
+                    let missed = before.without_faults(hits_in_misses * faults, hits_after);
+                    assert_eq!(missed, 0, "{faults} {hits_in_misses} of {hits_after}");
                 }
             }
         }

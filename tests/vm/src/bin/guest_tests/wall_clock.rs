@@ -104,8 +104,8 @@ fn an_unreadable_kernel_clock_without_fork_probes() -> Result<()> {
     Ok(())
 }
 
-/// If the monitor can cause no sample, it logs once that clocks cannot be compared, and does not take the first sample
-/// for a step.
+/// If the monitor can cause no sample, it logs once that clocks cannot be compared, and does not report a step of the
+/// wall clock when the first sample comes.
 fn an_unreadable_kernel_clock_without_samples() -> Result<()> {
     const MESSAGE: &str = "the kernel's clock cannot be compared";
     let masks = ["wake_up_new_task", "inet_release", "sock_init_data"].map(|function| ["--mask", function]);
