@@ -170,6 +170,18 @@ impl Clock {
         self.follow(readings, max_drift)
     }
 
+    /// Like [`Clock::follow_samples`], right after a sample was caused in order to read the kernel's clock. The reading is exact, so it
+    /// also corrects a drift of the kernel's clock against the other two.
+    pub(crate) fn follow_comparison(&mut self, readings: Readings, max_drift: Duration) -> Option<i128> {
+        let most = i128::try_from(max_drift.as_nanos()).unwrap_or(i128::MAX);
+        let (now, last) = (Epoch::of(readings), &mut self.epochs[self.known - 1]);
+        if (now.kernel - last.kernel).abs() <= most && (now.boot - last.boot).abs() <= most {
+            last.kernel = now.kernel;
+            return None;
+        }
+        self.follow_samples(readings, max_drift)
+    }
+
     /// The wall time at `time` of the kernel's clock.
     pub fn wall(&self, time: MonotonicTime) -> Timestamp {
         timestamp(self.epoch(|epoch| epoch.since <= time).kernel + i128::from(time.as_nanos()))
@@ -367,6 +379,35 @@ mod tests {
         let woken =
             Readings { wall: Timestamp::from_unix_nanos(THEN + 603 * SECOND - hour), ..at(603, 13 * SECOND, 2) };
         assert_eq!(clock.follow_samples(woken, drift), Some(i128::from(600 * SECOND)));
+    }
+
+    /// For ten hours, the kernel's clock runs slower or faster than the wall clock, and is compared every ten seconds.
+    #[test]
+    fn a_drift_of_the_samples_clock_is_no_step_of_the_wall_clock() {
+        const SECOND: u64 = 1_000_000_000;
+        let limit = Duration::from_millis(100);
+        for drift_per_second in [-50_000_i64, 50_000] {
+            let at = |seconds: u64| Readings {
+                kernel: monotonic((seconds * SECOND).wrapping_add_signed(seconds as i64 * drift_per_second)),
+                boot: since_boot((30 + seconds) * SECOND),
+                wall: Timestamp::from_unix_nanos(THEN + seconds * SECOND),
+            };
+            let mut clock = Clock::from_readings(at(0));
+            for second in 1..36_000 {
+                let follow = if second % 10 == 0 { Clock::follow_comparison } else { Clock::follow_samples };
+                assert_eq!(follow(&mut clock, at(second), limit), None, "{second}");
+                let off = clock.wall(at(second).kernel).unix_nanos().abs_diff(THEN + second * SECOND);
+                assert!(off <= 500_000, "{off} ns after {second} s");
+            }
+            let set = Readings { wall: Timestamp::from_unix_nanos(THEN), ..at(36_000) };
+            assert!(clock.follow_comparison(set, limit).is_some(), "the wall clock is set back");
+            let slept = Readings {
+                boot: since_boot(40_000 * SECOND),
+                wall: Timestamp::from_unix_nanos(THEN + 3970 * SECOND),
+                ..set
+            };
+            assert!(clock.follow_comparison(slept, limit).is_some(), "the machine sleeps");
+        }
     }
 
     #[test]

@@ -182,12 +182,14 @@ impl LiveSource {
     }
 
     /// Reads the clocks. This is cheap, so it is done every round, and a step of the wall clock is noticed within one round.
-    fn follow_clock(&mut self) {
+    /// `is_compared` says whether the kernel's clock was compared just now.
+    fn follow_clock(&mut self, is_compared: bool) {
         if self.now() == MonotonicTime::ZERO {
             return; // no sample has shown the kernel's clock yet
         }
         let Ok(readings) = Readings::with_time_source(&self.time, || self.now()) else { return };
         let follow = match self.rings.clock() {
+            RingClock::Local if is_compared => Clock::follow_comparison,
             RingClock::Local => Clock::follow_samples,
             _ => Clock::follow,
         };
@@ -321,8 +323,8 @@ impl Source for LiveSource {
             tracing::warn!(%error, "cannot wait for samples");
             std::thread::sleep(self.pause);
         }
-        self.sync.compare(&mut self.rings, &self.probes);
-        self.follow_clock();
+        let is_compared = self.sync.compare(&mut self.rings, &self.probes);
+        self.follow_clock(is_compared);
     }
 
     fn hand_over<T: Tap>(

@@ -38,11 +38,11 @@ impl ClockComparison {
         Self { period, last: None, is_logged: false }
     }
 
-    /// Compares the clocks if it is due, with a sample that this thread causes.
-    pub(crate) fn compare(&mut self, rings: &mut Rings, probes: &Probes) {
+    /// Compares the clocks if it is due, with a sample that this thread causes. Returns whether it did.
+    pub(crate) fn compare(&mut self, rings: &mut Rings, probes: &Probes) -> bool {
         let is_early = self.last.is_some_and(|last| last.elapsed() < self.period);
         if rings.clock() == Clock::Monotonic || is_early {
-            return;
+            return false;
         }
         self.last = Some(Instant::now());
         let is_compared = CAUSES.iter().any(|(feature, cause)| {
@@ -58,6 +58,7 @@ impl ClockComparison {
             self.is_logged = true;
             tracing::warn!("the kernel's clock cannot be compared: times are up to a tenth of a second late");
         }
+        is_compared
     }
 }
 
