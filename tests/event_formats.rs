@@ -88,7 +88,7 @@ fn event(action: Action, result: CallResult, fd: Option<i32>, socket: EventSocke
     event.before = Some(SocketState::CLOSE);
     event.process = Some(process());
     event.tid = 4243;
-    event.thread_name = Some(ThreadName::new(b"\x1bworker \xff"));
+    event.thread_name = ThreadName::new(b"\x1bworker \xff");
     event
 }
 

@@ -40,7 +40,7 @@ fn event() -> SocketEvent {
         before: Some(SocketState::CLOSE),
         process: Some(Arc::new(curl)),
         tid: 4243,
-        thread_name: Some(ThreadName::new(b"worker")),
+        thread_name: ThreadName::new(b"worker"),
     }
 }
 

@@ -71,7 +71,7 @@ pub struct SocketEvent {
     pub process: Option<Arc<Process>>,
     /// The thread that made the call; 0 if it is not known.
     pub tid: u32,
-    /// That thread's own name when the call reached its socket. `None` if it is not known, as before Linux 4.8.
+    /// That thread's own name when the call reached its socket. `None` if it is empty or not known, as before Linux 4.8.
     pub thread_name: Option<ThreadName>,
 }
 
@@ -87,12 +87,12 @@ impl ThreadName {
     /// `TASK_COMM_LEN` without its NUL.
     const MAX_LEN: usize = 15;
 
-    /// The name at the beginning of these bytes, at most 15 of them.
-    pub fn new(name: &[u8]) -> Self {
+    /// The name at the beginning of these bytes, at most 15 of them. `None` if it is empty: a thread may give itself an empty name.
+    pub fn new(name: &[u8]) -> Option<Self> {
         let mut bytes = [0; Self::MAX_LEN];
         let length = name.len().min(Self::MAX_LEN);
         bytes[..length].copy_from_slice(&name[..length]);
-        Self { bytes, length: length as u8 }
+        (length > 0).then_some(Self { bytes, length: length as u8 })
     }
 
     /// The name as text; invalid UTF-8 is replaced.
@@ -361,9 +361,9 @@ mod tests {
 
     #[test]
     fn a_threads_name_may_be_any_bytes_and_is_bounded() {
-        assert_eq!(ThreadName::new(b"a\xff name \n").text(), "a\u{fffd} name \n");
-        assert_eq!(ThreadName::new(b"0123456789abcdefgh").text(), "0123456789abcde");
-        assert_eq!(ThreadName::new(b"").text(), "");
+        assert_eq!(ThreadName::new(b"a\xff name \n").unwrap().text(), "a\u{fffd} name \n");
+        assert_eq!(ThreadName::new(b"0123456789abcdefgh").unwrap().text(), "0123456789abcde");
+        assert_eq!(ThreadName::new(b""), None);
     }
 
     #[test]

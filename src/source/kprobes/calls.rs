@@ -399,7 +399,7 @@ fn reached(thread_name: Option<ThreadName>, socket: SocketSnapshot, operation: O
 }
 
 fn thread_name(comm: Option<Text>, raw: &[u8]) -> Option<ThreadName> {
-    comm.map(|comm| ThreadName::new(comm.bytes(raw)))
+    ThreadName::new(comm?.bytes(raw))
 }
 
 /// The first `addrlen` bytes of a `struct sockaddr`. The kernel has checked that the length is from 0 to 128.

@@ -430,7 +430,7 @@ fn sending_gives_a_port_and_to_a_connected_socket_an_address() {
 #[test]
 fn an_event_has_the_name_of_the_thread() {
     let mut machine = Machine::new(Actions::ALL);
-    let name = |name: &[u8]| Some(ThreadName::new(name));
+    let name = |name: &[u8]| ThreadName::new(name);
     machine.enter(Call::Connect, 5);
     machine.thread_name = name(b"worker");
     machine.step(7, reach(tcp(5), Operation::Connect(ANY)));
