@@ -18,8 +18,8 @@ pub trait UserNames {
 
 /// Looks up names ahead of time, so that they are known when they are needed.
 pub trait PrefetchNames: fmt::Debug + Send + Sync {
-    /// Starts lookups of the names of these users and groups. Does not wait for the answers.
-    fn prefetch(&self, owner: &Credentials);
+    /// Starts lookups of the names of the users and groups in these credentials. Does not wait for the answers.
+    fn prefetch(&self, credentials: &Credentials);
 }
 
 /// Knows no names.

@@ -37,7 +37,7 @@ pub(crate) struct Missed {
     pub(crate) feature: Feature,
     /// The number of missed hits.
     pub(crate) count: u64,
-    /// A time before the first of these misses: see [`Misses::read_at`].
+    /// A time before the first of these misses: just before the previous reading of the same counts.
     pub(crate) since: MonotonicTime,
     /// When the misses were noticed.
     pub(crate) time: MonotonicTime,
@@ -158,9 +158,9 @@ impl FaultedHits {
     /// counts began at the same time.
     fn without_faults(&self, misses: u64, hits: u64) -> u64 {
         let most = self.reads * Self::FAULTS_PER_READ;
-        // Each hit with a null pointer causes the same number of faults: `misses / hits`, if fewer hits were missed than had a null
-        // pointer. Otherwise the quotient is too large, and some missed hits are taken for faults; but no more than `most` are
-        // subtracted for each hit with a null pointer.
+        // `hits` had a null pointer, and each of them causes the same number of faults. So `misses` is that number times `hits`, plus
+        // the missed hits. If these are fewer than `hits`, `misses / hits`, rounded down, is the number. Otherwise the quotient is
+        // too large, and some missed hits are subtracted as faults, but no more than `most` for each of `hits`.
         //
         // The faults of hits since `self.hits` may not be in `misses` yet. The largest possible number of them is added, so that
         // the quotient is not too small. If it is too large, this reading gives too few missed hits, and the next one corrects that.
@@ -244,15 +244,15 @@ mod tests {
     }
 
     #[test]
-    fn hits_during_the_reading_are_no_misses() {
+    fn faults_of_hits_during_the_reading_are_no_misses() {
         for (faults, hits) in
             [2, 4, 8].into_iter().flat_map(|faults| [0, 9, 99, 999, 1_000_000].map(|hits| (faults, hits)))
         {
             let before = FaultedHits { feature: Feature::Ipv4Out, reads: 2, hits };
             for hits_after in [hits + 1, hits + 5] {
-                for hits_in_misses in hits..=hits_after {
-                    let missed = before.without_faults(hits_in_misses * faults, hits_after);
-                    assert_eq!(missed, 0, "{faults} {hits_in_misses} of {hits_after}");
+                for hits_with_counted_faults in hits..=hits_after {
+                    let missed = before.without_faults(hits_with_counted_faults * faults, hits_after);
+                    assert_eq!(missed, 0, "{faults} {hits_with_counted_faults} of {hits_after}");
                 }
             }
         }

@@ -25,7 +25,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec((0..2_u8, remote, any::<bool>(), 0..1400_u32, pause, 0..16_u8), 1..200)
 }
 
-/// The value of `special` for a datagram that is not special.
+/// A value of `special` that changes nothing, like all from 3 on.
 const ORDINARY: u8 = 9;
 
 /// A datagram of a conversation. If `special` is 0, it has IP options; if 1, a nonlinear part; if 2 and it is incoming, it
