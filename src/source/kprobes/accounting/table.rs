@@ -42,8 +42,10 @@ const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
 pub(super) const WAYS: u8 = 64;
 /// A conversation that was idle for this many nanoseconds gives up its way to another conversation that needs it.
 const EVICT_AFTER: i32 = 1_000_000_000;
-/// A removed entry is used again only after this many nanoseconds, because a program on another CPU may still be counting in it.
+/// A removed entry is used again only after this many nanoseconds, because a program on another CPU may still be counting in it. At a
+/// kprobe, nothing interrupts a program for long; at a hook, its task may have lost the CPU.
 const REUSE_AFTER: i32 = 1_000_000;
+const REUSE_AFTER_AT_HOOK: i32 = 1_000_000_000;
 
 /// The size of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -184,7 +186,8 @@ impl Writer {
         self.asm.jump_if(Condition::Equal, R2, 0, reusable);
         self.asm.mov(R1, NOW);
         self.asm.alu(Alu::Sub, R1, R2);
-        self.asm.jump_if(Condition::GreaterOrEqualSigned, R1, REUSE_AFTER, reusable);
+        let reuse_after = if self.is_at_hook() { REUSE_AFTER_AT_HOOK } else { REUSE_AFTER };
+        self.asm.jump_if(Condition::GreaterOrEqualSigned, R1, reuse_after, reusable);
         self.asm.bind(busy);
         self.unlock(LOCKED_BUCKET);
         self.asm.jump(self.sample);

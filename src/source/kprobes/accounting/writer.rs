@@ -61,6 +61,11 @@ impl Writer {
         Ok(Self { asm, reader, table: fields.table, reads, sample, at_hook })
     }
 
+    /// Whether the program runs at a hook, not at a kprobe.
+    pub(super) const fn is_at_hook(&self) -> bool {
+        self.at_hook.is_some()
+    }
+
     /// Reads the fields of the first phase, and ends hits that do not meet the conditions of the hook. Overwrites `R0` to `R5` and
     /// `R8`.
     pub(super) fn begin(&mut self) -> Result<(), Error> {
