@@ -37,7 +37,7 @@ pub(crate) struct Missed {
     pub(crate) feature: Feature,
     /// The number of missed hits.
     pub(crate) count: u64,
-    /// A time before the first of these misses: just before the previous reading of the same counts.
+    /// A time just before the previous reading of the same counts; for the first reading, just after that of the self-test's misses.
     pub(crate) since: MonotonicTime,
     /// When the misses were noticed.
     pub(crate) time: MonotonicTime,
@@ -240,7 +240,11 @@ mod tests {
             assert_eq!([missed(faults, 1), missed(faults * 7, 7), missed(faults * 7 + 5, 7)], [0, 0, 5], "{faults}");
         }
         assert_eq!(missed(20, 1), 12, "more than reads can cause");
-        assert_eq!(missed(3, 3), 0, "fewer than the faults of three hits: the misses were read before the last faults");
+        assert_eq!(
+            missed(3, 3),
+            0,
+            "fewer than the faults of three hits: none is left, and the result is not negative"
+        );
     }
 
     #[test]

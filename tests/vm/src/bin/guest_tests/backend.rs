@@ -57,8 +57,8 @@ fn both_see_the_same() -> Result<()> {
         for (server, client, more) in [("tcp-serve", "tcp-ask", &["1"][..]), ("udp-answer", "udp-ask", &[])] {
             let mut serve = Process::start(&[&[PROGRAM, RUN, server, address], more].concat())?;
             let there = serve.first_line()?;
-            let sizes: &[&str] = if client == "tcp-ask" { &["100000"] } else { &[] };
-            let mut ask = Process::start(&[&[PROGRAM, RUN, client, &there], sizes].concat())?;
+            let pause: &[&str] = if client == "tcp-ask" { &["10"] } else { &[] };
+            let mut ask = Process::start(&[&[PROGRAM, RUN, client, &there], pause].concat())?;
             let here = ask.first_line()?;
             for process in [ask, serve] {
                 let ended = process.finish()?;
@@ -105,7 +105,7 @@ fn what_a_firewall_drops_is_not_counted() -> Result<()> {
     to.recv(&mut [0])?;
     let rule = format!("udp dport {} drop", to.local_addr()?.port());
     let chain = "type filter hook output priority 0;";
-    nft(&format!("table inet backend {{ chain output {{ {chain} {rule} }} }}"))?;
+    nft(&format!("table inet backend {{\nchain output {{\n{chain}\n{rule}\n}}\n}}\n"))?;
     // The rule refuses it: `EPERM`.
     let refused = from.send_to(&[0; 100], to.local_addr()?).is_err();
     nft("delete table inet backend")?;
