@@ -158,9 +158,10 @@ impl FaultedHits {
     /// counts began at the same time.
     fn without_faults(&self, misses: u64, hits: u64) -> u64 {
         let most = self.reads * Self::FAULTS_PER_READ;
-        // `hits` had a null pointer, and each of them causes the same number of faults. So `misses` is that number times `hits`, plus
-        // the missed hits. If these are fewer than `hits`, `misses / hits`, rounded down, is the number. Otherwise the quotient is
-        // too large, and some missed hits are subtracted as faults, but no more than `most` for each of `hits`.
+        // `hits` is the number of hits with a null pointer. Each causes the same number of faults, so `misses` is this number times
+        // `hits`, plus the missed hits. If fewer hits were missed than `hits`, then `misses / hits`, rounded down, is the number of
+        // faults of each. Otherwise the quotient is too large, and some missed hits are subtracted as faults, but no more than
+        // `most` for each of `hits`.
         //
         // The faults of hits since `self.hits` may not be in `misses` yet. The largest possible number of them is added, so that
         // the quotient is not too small. If it is too large, this reading gives too few missed hits, and the next one corrects that.

@@ -233,7 +233,7 @@ fn a_new_socket_does_not_continue_an_earlier_ones_conversation() {
 }
 
 #[test]
-fn packets_of_other_protocols_are_not_sampled() {
+fn only_packets_of_tcp_and_udp_are_sampled() {
     let machine = Machine::new(&rules(), 100);
     for (protocol, ip_options, sampled) in [(2, true, false), (1, false, false), (17, true, true), (6, true, true)] {
         let wire = Wire::new(conversation(false, 0, 2), PacketDirection::Outbound, 10);
