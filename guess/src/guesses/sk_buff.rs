@@ -27,7 +27,8 @@ const MAX_OPTION_WORDS: u32 = 10;
 ///
 /// The kernel leaves the same room before the IP header of each datagram, and an unused part of the structure may still
 /// have the number of an earlier datagram. So the IP header has a random number of options, which do nothing. The datagram
-/// is sent without a checksum, because otherwise `csum_start` would have the same value as the transport header.
+/// is sent without a checksum, because otherwise `csum_start` would have the same value as the transport header. A part of a pointer
+/// is no candidate: if `head` is a multiple of 64 KiB, the lowest 16 bits of `data` have that value, too.
 #[derive(Debug)]
 pub(super) struct SkBuff;
 
@@ -128,8 +129,8 @@ fn add_header_evidence(expected: &Datagram, memory: &Window, targets: &Window, e
     {
         let distance = data_address.checked_sub(head).and_then(|distance| u16::try_from(distance).ok());
         let Some(distance) = distance.filter(|&distance| distance >= expected.ip_header) else { continue };
-        let transport_offsets = memory.find_u16(distance);
-        let network_offsets = memory.find_u16(distance - expected.ip_header);
+        let transport_offsets = numbers(memory, distance);
+        let network_offsets = numbers(memory, distance - expected.ip_header);
         if !transport_offsets.is_empty() && !network_offsets.is_empty() {
             transport.extend(transport_offsets);
             network.extend(network_offsets);
@@ -140,27 +141,35 @@ fn add_header_evidence(expected: &Datagram, memory: &Window, targets: &Window, e
     evidence.one_of("sk_buff.network_header", network);
 }
 
+/// The offsets of a 16-bit number that is not a part of a pointer.
+fn numbers(memory: &Window, number: u16) -> Vec<u32> {
+    let is_in_pointer = |offset: u32| memory.word(offset - offset % WORD).is_some_and(is_kernel_pointer);
+    memory.find_u16(number).into_iter().filter(|&offset| !is_in_pointer(offset)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::engine::ARGUMENTS;
 
     const HEAD: u64 = 0xffff_8880_0123_4000;
+    /// A multiple of 64 KiB.
+    const ALIGNED_HEAD: u64 = 0xffff_8880_0124_0000;
 
     fn expected() -> Datagram {
         let [from, to] = ["127.1.2.3:4660", "127.9.8.7:17185"].map(|address| address.parse().unwrap());
         Datagram { from, to, length: 777, ip_header: 28 }
     }
 
-    fn call() -> Call {
+    fn call(head: u64) -> Call {
         let blank = |from: u32| Window::new(from, vec![0; (SKB - from) as usize]);
         let (mut sk, mut skb, mut targets) = (blank(0), blank(0), blank(FIRST_DATA_OFFSET));
         sk.write(4, &[127, 9, 8, 7]);
         sk.write(14, &17185u16.to_ne_bytes());
         skb.write(182, &84u16.to_ne_bytes());
         skb.write(184, &56u16.to_ne_bytes());
-        skb.write(200, &HEAD.to_ne_bytes());
-        skb.write(208, &(HEAD + 84).to_ne_bytes());
+        skb.write(200, &head.to_ne_bytes());
+        skb.write(208, &(head + 84).to_ne_bytes());
         targets.write(208, &[0x12, 0x34, 0x43, 0x21, 0x03, 0x09, 0, 0]);
         let arguments = Window::new(8, vec![0; 24]);
         let views = vec![
@@ -175,26 +184,28 @@ mod tests {
 
     #[test]
     fn data_and_headers_are_found() {
-        let evidence = SkBuff.solve(&expected(), &[call()]);
-        for (key, value) in [
-            ("sk_buff.data", 208),
-            ("sk_buff.transport_header", 182),
-            ("sk_buff.network_header", 184),
-            ("udp_queue_rcv_skb(sk)", 1),
-            ("udp_queue_rcv_skb(skb)", 2),
-        ] {
-            assert_eq!(evidence.values(key), [value], "{key}");
+        for head in [HEAD, ALIGNED_HEAD] {
+            let evidence = SkBuff.solve(&expected(), &[call(head)]);
+            for (key, value) in [
+                ("sk_buff.data", 208),
+                ("sk_buff.transport_header", 182),
+                ("sk_buff.network_header", 184),
+                ("udp_queue_rcv_skb(sk)", 1),
+                ("udp_queue_rcv_skb(skb)", 2),
+            ] {
+                assert_eq!(evidence.values(key), [value], "{key}");
+            }
         }
     }
 
     #[test]
     fn other_datagrams_are_not_evidence() {
         let other = Datagram { length: 778, to: "127.9.8.7:1".parse().unwrap(), ..expected() };
-        assert_eq!(SkBuff.solve(&other, &[call()]), Evidence::default());
-        let evidence = SkBuff.solve(&expected(), &[Call::blank(&SkBuff.probes(0)[0]), call()]);
+        assert_eq!(SkBuff.solve(&other, &[call(HEAD)]), Evidence::default());
+        let evidence = SkBuff.solve(&expected(), &[Call::blank(&SkBuff.probes(0)[0]), call(HEAD)]);
         assert_eq!(evidence.values("sk_buff.data"), [208], "packets of others do not matter");
         assert_eq!(SkBuff.solve(&expected(), &[]), Evidence::default());
         let longer = Datagram { ip_header: 32, ..expected() };
-        assert!(SkBuff.solve(&longer, &[call()]).values("sk_buff.transport_header").is_empty());
+        assert!(SkBuff.solve(&longer, &[call(HEAD)]).values("sk_buff.transport_header").is_empty());
     }
 }
