@@ -330,7 +330,7 @@ fn without_an_answer_events_continue_without_a_name() {
 }
 
 #[test]
-fn names_that_cannot_matter_are_not_looked_up() {
+fn names_that_are_skipped_or_cannot_matter_are_not_looked_up() {
     let mut harness = Harness::new(SAMPLE);
     harness.connect(1, "10.0.0.7:443");
     assert_eq!(harness.emitted(), ["opened 10.0.0.7:443 - ESTABLISHED"], "skip-reverse-dns: the address is private");

@@ -125,8 +125,8 @@ fn most_peers_of_a_socket_have_few_samples() {
     assert_eq!((machine.conversations().len(), machine.refused_packets()), (few.len(), 100 * many.len() as u64));
     // After a second without packets, a conversation gives up its way to another that needs it.
     let late = many[0].of;
-    let samples = [2_000_000_000, 2_000_000_001, 2_002_000_000, 2_002_000_001, 2_002_000_002];
-    let samples = samples.map(|now| play(&machine, now, wire(late, true, 100, ORDINARY), &mut all));
+    let times = [2_000_000_000, 2_000_000_001, 2_002_000_000, 2_002_000_001, 2_002_000_002];
+    let samples = times.map(|now| play(&machine, now, wire(late, true, 100, ORDINARY), &mut all));
     assert_eq!(
         samples,
         [true, true, true, false, false],

@@ -20,7 +20,7 @@ tests![
     an_hour_back,
     an_unreadable_kernel_clock,
     an_unreadable_kernel_clock_without_fork_probes,
-    an_unreadable_kernel_clock_without_samples,
+    an_unreadable_kernel_clock_that_cannot_be_compared,
 ];
 
 const HOUR: i64 = 3600;
@@ -106,7 +106,7 @@ fn an_unreadable_kernel_clock_without_fork_probes() -> Result<()> {
 
 /// If the monitor can cause no sample, it logs once that clocks cannot be compared, and does not report a step of the
 /// wall clock when the first sample comes.
-fn an_unreadable_kernel_clock_without_samples() -> Result<()> {
+fn an_unreadable_kernel_clock_that_cannot_be_compared() -> Result<()> {
     const MESSAGE: &str = "the kernel's clock cannot be compared";
     let masks = ["wake_up_new_task", "inet_release", "sock_init_data"].map(|function| ["--mask", function]);
     let monitor = Socktrail::flows(&[&UNREADABLE[..], &masks.concat()].concat())?;
