@@ -222,7 +222,7 @@ impl State {
                 flow.reached_tcp_close = true;
                 // A connect that was abandoned before an answer came has failed, though the kernel has no error for it.
                 if is_unanswered(flow) || (error != 0 && flow.outcome == Outcome::Unknown) {
-                    flow.outcome = Outcome::Failure(if error == 0 { flow.soft_error } else { error });
+                    flow.outcome = Outcome::Failure(if error == 0 { flow.soft_error.into() } else { error });
                 }
                 self.begin_to_close(now, flow_key);
             }
@@ -294,7 +294,8 @@ impl State {
     pub(super) fn icmp_error(&mut self, tuple: &Tuple, error: i32) {
         let Some(flow_key) = self.flows.find(&FlowId::tcp(tuple)) else { return };
         if let Some(flow) = self.flows.get_mut(flow_key).filter(|flow| is_unanswered(flow)) {
-            flow.soft_error = error;
+            // The kernel's numbers of errors are smaller than 4096 (`MAX_ERRNO`).
+            flow.soft_error = u16::try_from(error).unwrap_or(0);
         }
     }
 

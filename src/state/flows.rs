@@ -158,7 +158,7 @@ pub struct LiveFlow {
     pub outcome: Outcome,
     /// The error that the kernel may have noted for a connect without reporting it (`sock.sk_err_soft`), a positive
     /// errno; 0 if there was none.
-    pub soft_error: i32,
+    pub soft_error: u16,
     /// The name that its owner looked up for the remote.
     pub domain: Option<Box<Arc<str>>>,
     /// The tick of its timer. Earlier timers are stale.

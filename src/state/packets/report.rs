@@ -127,7 +127,7 @@ fn has_small_socket(flow: &LiveFlow) -> bool {
 fn outcome(flow: &LiveFlow) -> Outcome {
     let all_dropped = flow.dropped.packets > 0 && flow.sent.packets == 0 && flow.received.packets == 0;
     match flow.outcome {
-        Outcome::Unknown if all_dropped => Outcome::Failure(flow.soft_error),
+        Outcome::Unknown if all_dropped => Outcome::Failure(flow.soft_error.into()),
         outcome => outcome,
     }
 }

@@ -155,6 +155,7 @@ impl Machine {
     pub(super) fn hit_with(&self, feature: Feature, mut skb: Vec<u8>) -> (bool, Vec<Totals>) {
         self.put(skb.as_ptr() as u64, skb.clone());
         let (verdict, records) = self.run(feature, &mut skb);
+        KERNEL.with_borrow_mut(|kernel| kernel.memory.remove(&(skb.as_ptr() as u64)));
         assert_eq!(verdict, 1, "the packet passes");
         let is_sample = |record: &Vec<u8>| record[..2] == 0xf000_u16.to_ne_bytes();
         let (samples, reported): (Vec<_>, Vec<_>) = records.into_iter().partition(is_sample);

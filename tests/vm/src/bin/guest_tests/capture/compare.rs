@@ -116,8 +116,9 @@ const LATE: &str = "late_data";
 /// Packets belonged to one of TCP's small sockets: a SYN-ACK, or a FIN after the close with its acknowledgement. Only with the backend
 /// `cgroup`.
 const UNSEEN: &str = "unseen_packets";
-/// The largest number of such packets of a flow in one direction, unless they are sent again.
-const MAX_UNSEEN: i128 = 2;
+/// The largest number of such packets of a flow in one direction. The other side sends a FIN again until it is acknowledged, and a
+/// socket that no longer exists answers data with RSTs.
+const MAX_UNSEEN: i128 = 10;
 /// The largest size of TCP options, in bytes.
 pub(crate) const MAX_TCP_OPTIONS: u64 = 40;
 /// The smallest size of the IPv4 and TCP headers, and the largest size of the IPv6 and TCP headers, in bytes.
