@@ -100,14 +100,16 @@ impl Monitor {
         said
     }
 
-    /// Reads documents until there are this many, and stops the monitor. Returns also what it said.
+    /// Reads documents until there are this many, and stops the monitor. Returns all documents, also those that come at the end, and
+    /// what it said.
     fn documents(mut self, count: usize) -> (Vec<Value>, String) {
         let mut lines = BufReader::new(self.0.stdout.take().unwrap()).lines();
-        let documents = lines.by_ref().take(count).map(|line| serde_json::from_str(&line.unwrap()).unwrap()).collect();
-        let ending = thread::spawn(move || lines.for_each(drop));
+        let documents: Vec<Value> =
+            lines.by_ref().take(count).map(|line| serde_json::from_str(&line.unwrap()).unwrap()).collect();
+        let ending = thread::spawn(move || lines.map(|line| serde_json::from_str(&line.unwrap()).unwrap()).collect());
         let said = self.stop();
-        ending.join().unwrap();
-        (documents, said)
+        let more: Vec<Value> = ending.join().unwrap();
+        ([documents, more].concat(), said)
     }
 }
 
@@ -143,6 +145,7 @@ fn flows_with(accounting: &str, are_counted: bool) {
     // Outside of the group: not seen.
     let outside = UdpSocket::bind("127.0.0.1:0").unwrap();
     outside.send_to(b"x", outside.local_addr().unwrap()).unwrap();
+    let outside = port(outside.local_addr().unwrap());
     fs::write(group.path.join("cgroup.procs"), "0").unwrap();
 
     let [from, to] = [0, 0].map(|_| UdpSocket::bind("127.0.0.1:0").unwrap());
@@ -180,6 +183,8 @@ fn flows_with(accounting: &str, are_counted: bool) {
     drop((client, server, listener));
 
     let (documents, said) = monitor.documents(4);
+    let is_outside = |document: &&Value| document["source"]["port"] == outside;
+    assert!(!documents.iter().any(|document| is_outside(&document)), "{documents:#?}");
     for direction in ["egress", "ingress"] {
         let datagrams = of(&documents, "udp", direction);
         assert_eq!((&datagrams["source"]["port"], &datagrams["destination"]["port"]), (&udp.0.into(), &udp.1.into()));

@@ -223,6 +223,7 @@ pub const HOOK_FIELDS: &[FieldSpec] = &[
     word("fdtable.fd"),
     word("file.private_data"),
     field("net_device.mtu", 4),
+    field("sock.sk_type", 2),
 ];
 
 /// All functions whose arguments are needed, or whose calls alone matter to a probe.

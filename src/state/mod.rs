@@ -300,7 +300,10 @@ impl State {
             EventKind::NamesMissed { since } => self.name_tracker.answers_missed(*since, now),
             EventKind::Exec(exec) => self.processes.exec(pid, exec),
             EventKind::ExecutedFile(file) => self.processes.executed_file(pid, file),
-            EventKind::Exit => self.exit(event),
+            EventKind::Exit => {
+                self.connecting.remove(&event.tid); // a source may not see how its connects return
+                self.exit(event);
+            }
             EventKind::ControlGroupLookup(group) => self.processes.group_looked_up(event.tid, group.clone()),
             EventKind::ForkElsewhere { child } => self.processes.fork_elsewhere(event.tid, *child),
             EventKind::Moved(moved) => self.processes.moved(moved),

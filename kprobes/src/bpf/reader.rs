@@ -13,8 +13,9 @@ const POINTER: usize = 8;
 const PIECE: usize = 64;
 /// The offset of the result in the record of `syscalls:sys_exit_…`, after `common_type` to `common_pid` and the call's number.
 const SYSCALL_RESULT: i16 = 16;
-/// The offset of `__sk_buff.gso_segs` (`include/uapi/linux/bpf.h`, Linux 5.1).
+/// The offsets of `__sk_buff.gso_segs` and `gso_size` (`include/uapi/linux/bpf.h`, Linux 5.1 and 5.7).
 const GSO_SEGMENTS: i16 = 164;
+const GSO_SIZE: i16 = 176;
 
 /// Writes instructions that read the values of expressions, through `bpf_probe_read`.
 ///
@@ -236,7 +237,7 @@ impl Reader {
                 asm.call(Helper::CurrentTask);
                 asm.mov(into, Register::R0);
             }
-            Start::GsoSegments => asm.load(Width::Word, into, CONTEXT, GSO_SEGMENTS),
+            Start::PacketField(offset) => asm.load(Width::Word, into, CONTEXT, offset),
             Start::Transport([transport, network, data]) => {
                 // Both headers are given as distances from another address.
                 self.memory(asm, CONTEXT, transport, self.scratch, 2);
@@ -249,7 +250,13 @@ impl Reader {
                 asm.alu(Alu::Add, into, Register::R8);
             }
             Start::File(offsets) => {
+                let (is_descriptor, done) = (asm.label(), asm.label());
                 asm.load(Width::Double, Register::R8, CONTEXT, SYSCALL_RESULT);
+                // A call that failed has no file.
+                asm.jump_if(Condition::GreaterOrEqualSigned, Register::R8, 0, is_descriptor);
+                asm.mov(into, 0);
+                asm.jump(done);
+                asm.bind(is_descriptor);
                 asm.alu(Alu::ShiftLeft, Register::R8, 3);
                 asm.call(Helper::CurrentTask);
                 asm.mov(Register::R3, Register::R0);
@@ -260,6 +267,7 @@ impl Reader {
                 asm.alu(Alu::Add, Register::R3, Register::R8);
                 self.memory(asm, Register::R3, 0, self.scratch, POINTER as u16);
                 asm.load(Width::Double, into, Register::Frame, self.scratch);
+                asm.bind(done);
             }
         }
     }
@@ -287,7 +295,8 @@ impl Reader {
             Base::Task => (Start::Task, None),
             Base::File(offsets) => (Start::File(*offsets), None),
             Base::Transport(offsets) => (Start::Transport(*offsets), None),
-            Base::GsoSegments => (Start::GsoSegments, None),
+            Base::GsoSegments => (Start::PacketField(GSO_SEGMENTS), None),
+            Base::GsoSize => (Start::PacketField(GSO_SIZE), None),
             Base::Argument(_) => return Err(Unreadable::Argument),
             Base::Verbatim(_) => return Err(Unreadable::Verbatim),
         };
@@ -311,8 +320,8 @@ enum Start {
     File([i64; 3]),
     /// The transport header of a packet.
     Transport([i64; 3]),
-    /// A field of the packet's `struct __sk_buff`.
-    GsoSegments,
+    /// The field at this offset of the packet's `struct __sk_buff`.
+    PacketField(i16),
 }
 
 /// The steps of an expression: what it begins with, then reads at these offsets.

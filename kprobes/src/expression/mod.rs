@@ -67,6 +67,8 @@ pub(crate) enum Base {
     Transport([i64; 3]),
     /// How many packets on the wire a packet stands for (GSO, GRO); 0 for an ordinary one: `$gso_segs`.
     GsoSegments,
+    /// The payload of each of these packets in bytes; 0 for an ordinary packet: `$gso_size`.
+    GsoSize,
     /// Text that only the kernel interprets: `$comm`, `\1`.
     Verbatim(String),
 }
@@ -143,6 +145,7 @@ impl fmt::Display for Base {
             Self::File(_) => f.write_str("$file"),
             Self::Transport(_) => f.write_str("$transport"),
             Self::GsoSegments => f.write_str("$gso_segs"),
+            Self::GsoSize => f.write_str("$gso_size"),
             Self::Verbatim(text) => f.write_str(text),
         }
     }

@@ -65,6 +65,8 @@ const FILE: &str = "$file";
 const TRANSPORT: &str = "$transport";
 /// `skb_shared_info.gso_segs` of the packet. Only programs at the hooks of packets can read it.
 const GSO_SEGMENTS: &str = "$gso_segs";
+/// `skb_shared_info.gso_size` of the packet, likewise.
+const GSO_SIZE: &str = "$gso_size";
 
 /// The scope in which the names of a template are looked up.
 #[derive(Clone, Copy)]
@@ -135,6 +137,9 @@ fn base(text: &str, scope: &Scope<'_>) -> Result<Base, Problem> {
     }
     if text == GSO_SEGMENTS {
         return Ok(Base::GsoSegments);
+    }
+    if text == GSO_SIZE {
+        return Ok(Base::GsoSize);
     }
     let Some(name) = in_braces(text)? else {
         return match text {

@@ -16,17 +16,22 @@ use socktrail_kprobes::{Clock, Error as KprobesError, Fetch, HookPoint, Hooks, I
 
 use self::table::FURTHER_FIELDS;
 pub(in crate::source) use self::table::PROBES;
-use super::Error;
 use super::kprobes::{Conversations, Decode, Feature, FeatureStatus, Opened, Probe, Probes, Unaccounted, Wanted};
 use super::options::Options;
+use super::{Error, MissingFeature};
 use crate::model::event::{Execs, SourceCapabilities};
 
 /// Loads the programs and attaches them to the control group that the options name, or to the topmost one.
 ///
 /// # Errors
-/// The kernel has no type information, control groups v2 or BPF, or a permission is missing.
+/// The kernel has no type information, control groups v2 or BPF, a permission is missing, or no program that shows the requested data
+/// could be attached.
 pub(super) fn open(options: &Options) -> Result<Opened, Error> {
-    open_with(options, layout_for_hooks()?.layout)
+    let opened = open_with(options, layout_for_hooks()?.layout)?;
+    if !opened.probes.can_show_wanted(options.wanted(&opened.layout)) {
+        return Err(Error::NothingToSee(MissingFeature::all_of(opened.probes.statuses)));
+    }
+    Ok(opened)
 }
 
 /// The same with this layout of the kernel's structures.
@@ -63,6 +68,18 @@ struct Declared {
     is_attached: bool,
 }
 
+impl Declared {
+    /// Attaches it, if that has not been done.
+    fn attach(&mut self, rings: &mut Rings) {
+        if let (Ok((installed, _)), false) = (&self.installed, self.is_attached) {
+            match rings.attach(installed, None) {
+                Ok(()) => self.is_attached = true,
+                Err(error) => self.installed = Err(error),
+            }
+        }
+    }
+}
+
 /// Attaches all probes, and the programs that count packets.
 fn install(hooks: &mut Hooks, rings: &mut Rings, wanted: Wanted<'_>) -> Probes {
     let all = PROBES.iter().filter(|(feature, _)| wanted.ipv6 || !feature.is_ipv6());
@@ -72,15 +89,15 @@ fn install(hooks: &mut Hooks, rings: &mut Rings, wanted: Wanted<'_>) -> Probes {
     };
     let mut declared: Vec<_> = all.map(declare).collect();
     let mut probes = Probes::none();
+    // A process before its sockets, and the release of a UDP socket before its end.
+    let before = |one: &&mut Declared| one.feature.reports_processes() || one.feature == Feature::SocketRelease;
+    for one in declared.iter_mut().filter(before) {
+        one.attach(rings);
+    }
     probes.conversations = count(&mut declared, rings, wanted);
-    for Declared { feature, probe, installed, is_attached } in declared {
-        let attached = installed.and_then(|installed| {
-            if !is_attached {
-                rings.attach(&installed.0, None)?;
-            }
-            Ok(installed)
-        });
-        probes.add(FeatureStatus::of(feature), probe, attached);
+    for mut one in declared {
+        one.attach(rings);
+        probes.add(FeatureStatus::of(one.feature), one.probe, one.installed);
     }
     probes.capabilities = SourceCapabilities {
         programs: true,
@@ -131,16 +148,19 @@ fn count(declared: &mut [Declared], rings: &mut Rings, wanted: Wanted<'_>) -> Re
     });
     let conversations = Conversations::load(places, &wanted, &rules, conversations, rings.clock())?;
     conversations.connect(rings)?;
+    let mut attached = Vec::new();
     for (index, _, program) in conversations.programs() {
         let Ok((installed, _)) = &declared[index].installed else { continue };
         if let Err(error) = rings.attach_with_program(installed, None, program) {
-            for one in declared.iter_mut().filter(|one| one.is_attached) {
+            for index in attached {
+                let one: &mut Declared = &mut declared[index];
                 one.is_attached = false;
                 one.installed.iter().for_each(|(installed, _)| rings.detach(installed));
             }
             return Err(error.into());
         }
         declared[index].is_attached = true;
+        attached.push(index);
     }
     Ok(Arc::new(conversations))
 }

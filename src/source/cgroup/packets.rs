@@ -25,6 +25,7 @@ struct Seen {
     protocol: u16,
     tcp: u16,
     gso_segs: u32,
+    gso_size: u32,
     /// The size of its largest fragment in bytes, or 0.
     fragment: u16,
 }
@@ -45,19 +46,26 @@ impl Seen {
         let size = PacketSize { bytes: self.len, headers: Headers::of(self.headers).ip().saturating_add(header.len()) };
         packet_event(Packet {
             tcp_flags: header.flags(),
-            gso_segs: u16::try_from(self.gso_segs).unwrap_or(u16::MAX),
+            gso_segs: u16::try_from(segments(self.gso_segs, self.gso_size, size)).unwrap_or(u16::MAX),
             fragment: self.fragment,
             ..Packet::new(direction, transport, sock, tuple, size)
         })
     }
 }
 
+/// How many packets on the wire a packet of this size stands for; 0 for an ordinary one. A virtual device (virtio) tells only the payload
+/// of each.
+fn segments(gso_segs: u32, gso_size: u32, size: PacketSize) -> u32 {
+    let payload = size.bytes.saturating_sub(size.headers.into());
+    if gso_segs == 0 && gso_size != 0 { payload.div_ceil(gso_size) } else { gso_segs }
+}
+
 /// The size of the largest fragment of an outgoing packet, in bytes, at a device with this MTU; 0 if it is not fragmented. A packet
 /// of several segments is not: each segment is a packet.
-fn largest_fragment(len: u32, mtu: Option<u32>, gso_segs: u32, headers: u32) -> u16 {
+fn largest_fragment(len: u32, mtu: Option<u32>, gso_size: u32, headers: u32) -> u16 {
     match mtu {
         // The payload of a fragment is a multiple of 8 bytes (RFC 791, RFC 8200).
-        Some(mtu) if len > mtu && mtu > headers && gso_segs <= 1 => {
+        Some(mtu) if len > mtu && mtu > headers && gso_size == 0 => {
             u16::try_from(((mtu - headers) & !7) + headers).unwrap_or(0)
         }
         _ => 0,
@@ -91,17 +99,19 @@ macro_rules! packets {
                 pub tcp: u16 = "+12($transport)",
                 /// How many packets on the wire it stands for, or 0.
                 pub gso_segs: u32 = "$gso_segs",
+                /// The payload of each of them in bytes, or 0.
+                pub gso_size: u32 = "$gso_size",
                 $($fragments)*
             }
         }
 
         impl Interpret for $name {
             fn interpret(&self, _: &[u8]) -> Decoded {
-                let Self { net, sk, len, headers, protocol, tcp, gso_segs, .. } = *self;
+                let Self { net, sk, len, headers, protocol, tcp, gso_segs, gso_size, .. } = *self;
                 let ends: fn(&Self) -> (Endpoint, Endpoint) = $ends;
                 let fragment: fn(&Self) -> u16 = $fragment;
                 let (direction, ends, fragment) = (PacketDirection::$direction, ends(self), fragment(self));
-                Seen { direction, net, sk, ends, len, headers, protocol, tcp, gso_segs, fragment }.event()
+                Seen { direction, net, sk, ends, len, headers, protocol, tcp, gso_segs, gso_size, fragment }.event()
             }
         }
     };
@@ -155,7 +165,7 @@ ipv4_packets! {
         /// The device's MTU in bytes.
         pub mtu: Option<u32> = "+{net_device.mtu}(+{sk_buff.dev}({skb}))",
     }
-    fragment |sample| largest_fragment(sample.len, sample.mtu, sample.gso_segs, IPV4_HEADER)
+    fragment |sample| largest_fragment(sample.len, sample.mtu, sample.gso_size, IPV4_HEADER)
 }
 
 ipv4_packets! {
@@ -173,7 +183,7 @@ ipv6_packets! {
         /// The device's MTU in bytes.
         pub mtu: Option<u32> = "+{net_device.mtu}(+{sk_buff.dev}({skb}))",
     }
-    fragment |sample| largest_fragment(sample.len, sample.mtu, sample.gso_segs, IPV6_FRAGMENT_HEADERS)
+    fragment |sample| largest_fragment(sample.len, sample.mtu, sample.gso_size, IPV6_FRAGMENT_HEADERS)
 }
 
 ipv6_packets! {
@@ -252,23 +262,23 @@ mod tests {
 
     #[test]
     fn a_packet_larger_than_the_mtu_is_fragmented() {
-        for (len, mtu, gso_segs, expected) in [
+        for (len, mtu, gso_size, expected) in [
             (1500, Some(1500), 0, 0),
             (1501, Some(1500), 0, 1500),
             // 1471 bytes of payload are not a multiple of 8.
-            (3000, Some(1491), 1, 1484),
-            (3000, Some(1500), 2, 0),
+            (3000, Some(1491), 0, 1484),
+            (3000, Some(1500), 1448, 0),
             (3000, None, 0, 0),
             (3000, Some(10), 0, 0),
         ] {
-            assert_eq!(largest_fragment(len, mtu, gso_segs, IPV4_HEADER), expected, "{len} {mtu:?}");
+            assert_eq!(largest_fragment(len, mtu, gso_size, IPV4_HEADER), expected, "{len} {mtu:?}");
         }
         assert_eq!(largest_fragment(3000, Some(1500), 0, IPV6_FRAGMENT_HEADERS), 1496);
     }
 
     #[test]
     fn a_packet_has_the_size_of_its_headers_and_its_segments() {
-        let sample = Ipv4Leaves {
+        let mut sample = Ipv4Leaves {
             net: 0xffff_0000_0000_1000,
             sk: 0xffff_0000_0000_2000,
             len: 4000,
@@ -280,6 +290,7 @@ mod tests {
             ports: u32::from_ne_bytes([0x12, 0x34, 0, 80]),
             tcp: u16::from_ne_bytes([0x80, 0x18]),
             gso_segs: 3,
+            gso_size: 1400,
             mtu: Some(1500),
         };
         let Decoded::Event(EventKind::Packet(packet)) = sample.interpret(&[]) else { panic!("no packet") };
@@ -287,5 +298,9 @@ mod tests {
         assert_eq!((packet.gso_segs, packet.fragment, packet.tcp_flags), (3, 0, 0x18));
         assert_eq!((packet.tuple.local.port, packet.tuple.remote.port), (0x1234, 80));
         assert_eq!(packet.sock, SockAddress::new(sample.sk));
+        // 3944 bytes of payload, 1400 in each segment; a virtual device does not say how many there are.
+        sample.gso_segs = 0;
+        let Decoded::Event(EventKind::Packet(packet)) = sample.interpret(&[]) else { panic!("no packet") };
+        assert_eq!(packet.gso_segs, 3);
     }
 }

@@ -17,13 +17,22 @@ const SET_STATE: Hook = Hook::RawTracepoint { name: "inet_sock_set_state", argum
 const DESTROY: Hook = Hook::RawTracepoint { name: "tcp_destroy_sock", arguments: &["sk"] };
 
 /// Fields for conditions that samples do not have.
-pub(super) const FURTHER_FIELDS: &[Fetch<'static>] =
-    &[Fetch::constant("sk_protocol", "+{sock.sk_protocol}({sk})", Type::U16)];
+pub(super) const FURTHER_FIELDS: &[Fetch<'static>] = &[
+    Fetch::constant("sk_protocol", "+{sock.sk_protocol}({sk})", Type::U16),
+    Fetch::constant("ipv4_protocol", "+9(+{sk_buff.data}({skb}))", Type::U8),
+    Fetch::constant("next_header", "+6(+{sk_buff.data}({skb}))", Type::U8),
+    Fetch::constant("receiver_type", "+{sock.sk_type}(+{sk_buff.sk}({skb}))", Type::U16),
+];
 
 /// The first byte of an IPv4 header: version, and header length in words.
 const IPV4: &[i32] = &[0x45, 0x46, 0x47, 0x48, 0x49, 0x4a, 0x4b, 0x4c, 0x4d, 0x4e, 0x4f];
 /// The first byte of an IPv6 header: version, and a part of the traffic class.
 const IPV6: &[i32] = &[0x60, 0x61, 0x62, 0x63, 0x64, 0x65, 0x66, 0x67, 0x68, 0x69, 0x6a, 0x6b, 0x6c, 0x6d, 0x6e, 0x6f];
+/// TCP and UDP, and the extension headers that may come before them, but neither ESP nor AH: what follows these is not TCP or UDP, whatever
+/// the socket is.
+const NEXT_HEADER: &[i32] = &[6, 17, 0, 43, 44, 60];
+/// `SOCK_STREAM`, `SOCK_DGRAM`: raw sockets get copies of packets that other sockets receive.
+const STREAM_OR_DGRAM: &[i32] = &[1, 2];
 const TCP: &[i32] = &[6];
 const UDP: &[i32] = &[17];
 const TCP_OR_UDP: &[i32] = &[6, 17];
@@ -69,11 +78,21 @@ pub(in crate::source) const PROBES: &[(Feature, Probe)] = &[
     // Arriving packets come first: they are missed if packets of their conversation are already counted in the kernel.
     (
         Feature::TcpIpv4In,
-        Probe::hook::<Ipv4Arrives>(Hook::Ingress).when(&[("version", IPV4), ("protocol", TCP_OR_UDP)]),
+        Probe::hook::<Ipv4Arrives>(Hook::Ingress).when(&[
+            ("version", IPV4),
+            ("protocol", TCP_OR_UDP),
+            ("ipv4_protocol", TCP_OR_UDP),
+            ("receiver_type", STREAM_OR_DGRAM),
+        ]),
     ),
     (
         Feature::TcpIpv6In,
-        Probe::hook::<Ipv6Arrives>(Hook::Ingress).when(&[("version", IPV6), ("protocol", TCP_OR_UDP)]),
+        Probe::hook::<Ipv6Arrives>(Hook::Ingress).when(&[
+            ("version", IPV6),
+            ("protocol", TCP_OR_UDP),
+            ("next_header", NEXT_HEADER),
+            ("receiver_type", STREAM_OR_DGRAM),
+        ]),
     ),
     // After the packet itself.
     (
@@ -84,8 +103,22 @@ pub(in crate::source) const PROBES: &[(Feature, Probe)] = &[
         Feature::ConnectionRequest,
         Probe::hook::<Ipv6Request>(Hook::Ingress).when(&[("version", IPV6), ("protocol", TCP), ("flags", SYN)]),
     ),
-    (Feature::Ipv4Out, Probe::hook::<Ipv4Leaves>(Hook::Egress).when(&[("version", IPV4), ("protocol", TCP_OR_UDP)])),
-    (Feature::TcpIpv6Out, Probe::hook::<Ipv6Leaves>(Hook::Egress).when(&[("version", IPV6), ("protocol", TCP_OR_UDP)])),
+    (
+        Feature::Ipv4Out,
+        Probe::hook::<Ipv4Leaves>(Hook::Egress).when(&[
+            ("version", IPV4),
+            ("protocol", TCP_OR_UDP),
+            ("ipv4_protocol", TCP_OR_UDP),
+        ]),
+    ),
+    (
+        Feature::TcpIpv6Out,
+        Probe::hook::<Ipv6Leaves>(Hook::Egress).when(&[
+            ("version", IPV6),
+            ("protocol", TCP_OR_UDP),
+            ("next_header", NEXT_HEADER),
+        ]),
+    ),
 ];
 
 /// The return of a system call.

@@ -27,6 +27,7 @@ pub(super) mod sockets;
 pub mod switches;
 mod table;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::Ipv6Addr;
 use std::sync::Arc;
@@ -313,11 +314,16 @@ impl Probes {
         self.statuses.iter().filter(|status| status.probe.is_some()).map(|status| status.feature)
     }
 
-    /// For each program, the number of hits at which the kernel did not run it, as far as the kernel says so.
-    pub(super) fn skipped(&self, rings: &Rings) -> Vec<(Feature, u64)> {
+    /// For each feature, the number of hits at which the kernel did not run its programs, as far as the kernel says so.
+    pub(super) fn skipped(&self, rings: &Rings) -> BTreeMap<Feature, u64> {
         let counting = self.conversations.iter().flat_map(|conversations| conversations.skipped());
         let at_hooks = self.features().zip(&self.installed);
-        counting.chain(at_hooks.filter_map(|(feature, installed)| Some((feature, rings.skipped(installed)?)))).collect()
+        let at_hooks = at_hooks.filter_map(|(feature, installed)| Some((feature, rings.skipped(installed)?)));
+        let mut all = BTreeMap::new();
+        for (feature, hits) in counting.chain(at_hooks) {
+            *all.entry(feature).or_default() += hits;
+        }
+        all
     }
 
     /// Adds a probe that serves a feature, or the reason why it was refused.

@@ -17,8 +17,10 @@ use crate::model::event::PacketDirection;
 
 /// The phase in which the device's MTU is read.
 const DEVICE: u8 = 3;
-/// Packets up to this size fit into every device that IPv6 can use (RFC 8200); smaller MTUs are not expected.
-const SMALLEST_MTU: i32 = 1280;
+/// Packets up to this size fit into every device that IPv6 can use (RFC 8200).
+const SMALLEST_MTU_IPV6: i32 = 1280;
+/// Each host accepts IPv4 packets up to this size (RFC 791); smaller MTUs are not expected.
+const SMALLEST_MTU_IPV4: i32 = 576;
 /// The size of the packet with the headers of its segments, while it is counted.
 const BYTES: Register = R9;
 
@@ -41,7 +43,7 @@ pub(super) fn packet(
 ) -> Result<Code, Error> {
     let datagram = Datagram::at_hook(fields, family, direction)?;
     let segment = Segment::at(fields, family, direction)?;
-    let fragments = Fragments::at(fields, direction)?;
+    let fragments = Fragments::at(fields, family, direction)?;
     let protocol = fields.get("protocol")?;
     let mut reads: Vec<_> = datagram.reads().chain([&protocol]).map(|field| (0, field)).collect();
     reads.extend(segment.reads());
@@ -54,9 +56,9 @@ pub(super) fn packet(
     let tcp = w.asm.label();
     w.load(&protocol, R1)?;
     w.asm.jump_if(Condition::Equal, R1, i32::from(TCP), tcp);
-    w.load(&segment.gso_segs, R1)?;
+    w.load(&segment.gso_size, R1)?;
     // The state machine counts these: UDP GSO, and UDP GRO of a socket that has enabled it.
-    w.sample_if(Condition::Greater, R1, 1);
+    w.sample_if(Condition::NotEqual, R1, 0);
     datagram.account(&mut w, rules)?;
     w.asm.bind(tcp);
     segment.account(&mut w, rules)?;
@@ -67,18 +69,20 @@ pub(super) fn packet(
 enum Fragments {
     /// The size of the largest fragment in which it arrived, or 0; `None` if the kernel does not say so.
     Arrived(Option<Expression>),
-    /// It leaves: its size, the number of its segments, and the MTU of the device.
-    Leaving { len: Expression, gso_segs: Expression, mtu: Option<Expression> },
+    /// It leaves: its size, the payload of its segments, the MTU of the device, and the smallest one that is expected.
+    Leaving { len: Expression, gso_size: Expression, mtu: Option<Expression>, smallest_mtu: i32 },
 }
 
 impl Fragments {
-    fn at(fields: &Fields<'_>, direction: PacketDirection) -> Result<Self, Error> {
+    fn at(fields: &Fields<'_>, family: Family, direction: PacketDirection) -> Result<Self, Error> {
+        let smallest_mtu = if family == Family::Ipv4 { SMALLEST_MTU_IPV4 } else { SMALLEST_MTU_IPV6 };
         Ok(match direction {
             PacketDirection::Inbound => Self::Arrived(fields.optional("fragment")?),
             PacketDirection::Outbound => Self::Leaving {
                 len: fields.get("len")?,
-                gso_segs: fields.get("gso_segs")?,
+                gso_size: fields.get("gso_size")?,
                 mtu: fields.optional("mtu")?,
+                smallest_mtu,
             },
         })
     }
@@ -98,14 +102,14 @@ impl Fragments {
                 w.load(fragment, R1)?;
                 w.sample_if(Condition::NotEqual, R1, 0);
             }
-            Self::Leaving { len, gso_segs, mtu: Some(mtu) } => {
+            Self::Leaving { len, gso_size, mtu: Some(mtu), smallest_mtu } => {
                 let (large, whole) = (w.asm.label(), w.asm.label());
                 w.load(len, R1)?;
-                w.asm.jump_if(Condition::Greater, R1, SMALLEST_MTU, large);
+                w.asm.jump_if(Condition::Greater, R1, *smallest_mtu, large);
                 w.asm.jump(whole);
                 w.asm.bind(large);
-                w.load(gso_segs, R1)?;
-                w.asm.jump_if(Condition::Greater, R1, 1, whole);
+                w.load(gso_size, R1)?;
+                w.asm.jump_if(Condition::NotEqual, R1, 0, whole);
                 w.read(DEVICE)?;
                 w.load(len, R1)?;
                 w.load(mtu, R2)?;
@@ -125,6 +129,7 @@ struct Segment {
     ends: Ends,
     len: Expression,
     gso_segs: Expression,
+    gso_size: Expression,
     /// The offsets of its headers.
     transport: Expression,
     network: Expression,
@@ -153,6 +158,7 @@ impl Segment {
             ends: Ends::of(fields, family, direction, TCP)?,
             len: fields.get("len")?,
             gso_segs: fields.get("gso_segs")?,
+            gso_size: fields.get("gso_size")?,
             transport: fields.part("headers", 0, Type::U16)?,
             network: fields.part("headers", 2, Type::U16)?,
             data_offset: fields.part("tcp", 0, Type::U8)?,
@@ -220,15 +226,13 @@ impl Segment {
 
     /// Counts the packet as its segments, each of which repeats the headers.
     fn count(&self, w: &mut Writer, direction: DirectionFields) -> Result<(), Error> {
-        let (several, counted) = (w.asm.label(), w.asm.label());
+        let (several, known, counted) = (w.asm.label(), w.asm.label(), w.asm.label());
         w.load(&self.len, BYTES)?;
-        w.load(&self.gso_segs, R2)?;
-        w.asm.jump_if(Condition::Greater, R2, 1, several);
+        w.load(&self.gso_size, R5)?;
+        w.asm.jump_if(Condition::NotEqual, R5, 0, several);
         w.count_one(direction, BYTES);
         w.asm.jump(counted);
         w.asm.bind(several);
-        w.asm.atomic_add(ENTRY, direction.packets, R2);
-        w.asm.alu(Alu::Sub, R2, 1);
         w.load(&self.data_offset, R3)?;
         w.asm.alu(Alu::ShiftRight, R3, 4);
         w.asm.alu(Alu::ShiftLeft, R3, 2);
@@ -236,6 +240,17 @@ impl Segment {
         w.asm.alu(Alu::Add, R3, R4);
         w.load(&self.network, R4)?;
         w.asm.alu(Alu::Sub, R3, R4);
+        w.load(&self.gso_segs, R2)?;
+        w.asm.jump_if(Condition::NotEqual, R2, 0, known);
+        // A virtual device tells only the payload of the segments.
+        w.asm.mov(R2, BYTES);
+        w.asm.alu(Alu::Sub, R2, R3);
+        w.asm.alu(Alu::Add, R2, R5);
+        w.asm.alu(Alu::Sub, R2, 1);
+        w.asm.alu(Alu::Div, R2, R5);
+        w.asm.bind(known);
+        w.asm.atomic_add(ENTRY, direction.packets, R2);
+        w.asm.alu(Alu::Sub, R2, 1);
         w.asm.alu(Alu::Mul, R2, R3);
         w.asm.alu(Alu::Add, BYTES, R2);
         w.asm.atomic_add(ENTRY, direction.bytes, BYTES);

@@ -21,7 +21,7 @@ struct Step {
     payload: u32,
     gso_segs: u32,
     /// If 0, it has IP options; if 1 and it arrives, it was fragmented; if 2, it has a flag that is always sampled; if 3 and it
-    /// arrives, the hook runs for the listener.
+    /// arrives, the hook runs for the listener; if 4, a virtual device has not said how many packets it stands for.
     special: u8,
     options: u8,
     /// Nanoseconds since the packet before.
@@ -48,12 +48,15 @@ fn wire(of: Conversation, step: &Step) -> Wire {
     let direction = if step.out { PacketDirection::Outbound } else { PacketDirection::Inbound };
     let wire = Wire::new(of, direction, step.payload);
     let is_tcp = of.transport == Transport::Tcp;
-    let mut wire = Wire { gso_segs: step.gso_segs, options: if is_tcp { step.options } else { 0 }, flags: ACK, ..wire };
+    let gso_size = if step.gso_segs > 1 { 1400 } else { 0 };
+    let mut wire =
+        Wire { gso_segs: step.gso_segs, gso_size, options: if is_tcp { step.options } else { 0 }, flags: ACK, ..wire };
     match step.special {
         0 => wire.ip_options = true,
         1 if !step.out => wire.fragment = 600,
         2 => wire.flags = [SYN, FIN | ACK][usize::from(step.options % 2)],
         3 if !step.out && is_tcp => wire.sender = LISTENER,
+        4 if step.payload > 0 => (wire.gso_segs, wire.gso_size) = (0, 1000),
         _ => {}
     }
     wire
@@ -73,7 +76,7 @@ proptest! {
             let wire = wire(both.of, &step);
             let size = wire.packet_at_hook().size;
             // Not what the state machine says, but what the kernel would send or has received.
-            let segments = u64::from(step.gso_segs.max(1));
+            let segments = u64::from(wire.wire_packets().max(1));
             if wire.packet_at_hook().fragment == 0 {
                 *packets += segments;
                 *bytes += u64::from(size.bytes) + (segments - 1) * u64::from(size.headers);

@@ -45,6 +45,7 @@ pub(super) fn layout(function: &str, name: &str) -> Option<Term> {
         "sk_buff.transport_header" => 182,
         "sk_buff.network_header" => 184,
         "sock.sk_protocol" => 516,
+        "sock.sk_type" => 518,
         "net_device.mtu" => 56,
         "net_device.nd_net" => 264,
         "flowi6.flowi6_proto" => 14,

@@ -69,6 +69,8 @@ pub(super) struct Wire {
     pub(super) data_len: u32,
     /// How many packets it stands for, at a hook.
     pub(super) gso_segs: u32,
+    /// The payload of each of these, at a hook.
+    pub(super) gso_size: u32,
     /// The counters of the socket at that time.
     pub(super) segments: Segments,
     /// Whether early demultiplexing has found the socket.
@@ -92,6 +94,7 @@ impl Wire {
             fragment: 0,
             data_len: 0,
             gso_segs: 0,
+            gso_size: 0,
             segments: Segments::default(),
             demultiplexed: false,
             sender: of.sock,
@@ -133,10 +136,18 @@ impl Wire {
         let PacketSize { bytes, headers } = packet.size;
         let size = PacketSize { bytes: bytes + u32::from(options), headers: headers + options };
         let fragment = match self.direction {
-            PacketDirection::Outbound if size.bytes > MTU && self.gso_segs <= 1 => LARGEST_FRAGMENT,
+            PacketDirection::Outbound if size.bytes > MTU && self.gso_size == 0 => LARGEST_FRAGMENT,
             _ => self.fragment,
         };
-        Packet { size, fragment, segments: None, data_len: 0, gso_segs: self.gso_segs as u16, ..packet }
+        Packet { size, fragment, segments: None, data_len: 0, gso_segs: self.wire_packets() as u16, ..packet }
+    }
+
+    /// How many packets it is on the wire; 0 if the kernel does not say so.
+    pub(super) fn wire_packets(self) -> u32 {
+        match self.gso_segs {
+            0 if self.gso_size > 0 => self.payload.div_ceil(self.gso_size),
+            segments => segments,
+        }
     }
 
     /// Puts the packet into memory and hits its hook.
@@ -151,8 +162,9 @@ impl Wire {
         set(24, &self.sender.to_ne_bytes());
         set(if self.of.ipv6 { 58 } else { 66 }, &self.fragment.to_ne_bytes());
         set(112, &len.to_ne_bytes());
-        // The field of `struct __sk_buff`: programs read it from the context itself.
+        // Fields of `struct __sk_buff`: programs read them from the context itself.
         set(164, &self.gso_segs.to_ne_bytes());
+        set(176, &self.gso_size.to_ne_bytes());
         set(182, &((place + ip) as u16).to_ne_bytes());
         set(184, &(place as u16).to_ne_bytes());
         set(200, &(DATA + place as u64).to_ne_bytes());
@@ -194,6 +206,7 @@ impl Wire {
         let mut set = |at: usize, bytes: &[u8]| sock[at..at + bytes.len()].copy_from_slice(bytes);
         set(48, &NET.to_ne_bytes());
         set(18, &[self.state]);
+        set(518, &if self.of.transport == Transport::Tcp { 1_u16 } else { 2 }.to_ne_bytes());
         set(516, &u16::from(self.protocol.unwrap_or(self.of.transport.iana_number())).to_ne_bytes());
         if self.sender == self.of.sock {
             let remote = self.of.tuple().remote;

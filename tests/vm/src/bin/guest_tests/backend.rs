@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use crate::helpers::cgroups::v2_root;
-use crate::helpers::document::endpoint;
+use crate::helpers::document::{endpoint, number};
 use crate::helpers::nft::nft;
 use crate::helpers::process::Process;
 use crate::helpers::socktrail::Socktrail;
@@ -88,6 +88,10 @@ fn both_see_the_same() -> Result<()> {
                     "{field} differs: {one:#}\n{other:#}"
                 );
             }
+            // The FIN of one side, its acknowledgement, and a SYN-ACK.
+            let [all, seen] = [&one, &other].map(|document| number(document, "/network/packets"));
+            let missing = all?.checked_sub(seen?).context("more packets than there are")?;
+            ensure!(missing <= if has_unseen { 3 } else { 0 }, "{missing} packets are missing: {one:#}\n{other:#}");
         }
     }
     Ok(())
