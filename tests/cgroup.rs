@@ -15,8 +15,8 @@ use std::thread;
 use std::time::Instant;
 
 use nix::sys::signal::{Signal, kill};
-use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::UdpGsoSegment;
+use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, setsockopt, socket};
 use nix::unistd::Pid;
 use serde_json::Value;
 use socktrail_guess::Layout;
@@ -148,6 +148,9 @@ fn flows_with(accounting: &str, are_counted: bool) {
     let outside = port(outside.local_addr().unwrap());
     fs::write(group.path.join("cgroup.procs"), "0").unwrap();
 
+    // Raw sockets get a copy of each packet, which must not count.
+    let _raw = [SockProtocol::Udp, SockProtocol::Tcp]
+        .map(|protocol| socket(AddressFamily::Inet, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol).unwrap());
     let [from, to] = [0, 0].map(|_| UdpSocket::bind("127.0.0.1:0").unwrap());
     for length in [1, 100, 1000] {
         from.send_to(&vec![0; length], to.local_addr().unwrap()).unwrap();

@@ -26,6 +26,7 @@ mod self_test;
 pub(super) mod sockets;
 pub mod switches;
 mod table;
+mod wanted;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -33,7 +34,7 @@ use std::net::Ipv6Addr;
 use std::sync::Arc;
 
 use socktrail_guess::Layout;
-use socktrail_kprobes::{Decoder, Error, Format, Installed, Kind, Record, Resolver, Rings, Sample, Target, Term};
+use socktrail_kprobes::{Decoder, Error, Format, Installed, Kind, Record, Rings, Sample, Target};
 
 pub use self::accounting::KernelAccounting;
 pub(super) use self::accounting::Rules;
@@ -48,43 +49,22 @@ pub use self::probe::Probe;
 use self::program::PathHalf;
 pub use self::self_test::{FailedTraffic, SelfTest, Traffic, listed};
 pub use self::table::FLOW_PROBES;
+pub use self::wanted::Wanted;
 use crate::model::event::{Dropped, Event, EventKind, Execs, SourceCapabilities, UnreadablePacket};
 pub use crate::model::feature::Feature;
-use crate::model::filter::Filter;
 use crate::model::kernel_address::SockAddress;
 use crate::model::loss::{LossCause, LostFacts};
 use crate::model::pairing::Joiner;
 use crate::model::socket_event::Actions;
-use crate::model::time::{MonotonicTime, nanos};
+use crate::model::time::MonotonicTime;
 use crate::source::cgroup;
 
-/// The name in `socket.mask` that switches off counting in the kernel.
-const BPF: &str = "bpf";
 /// The prefix of the names of probe groups.
 pub(crate) const GROUP: &str = "socktrail";
 /// `AF_INET`, which is the same on all architectures.
 pub(super) const AF_INET: u16 = 2;
 /// `AF_INET6`, which is the same on all architectures.
 const AF_INET6: u16 = 10;
-
-/// What the probes should observe.
-#[derive(Debug, Clone, Copy)]
-pub struct Wanted<'a> {
-    /// The layout of the kernel's structures.
-    pub layout: &'a Layout,
-    /// Whether to observe IPv6.
-    pub ipv6: bool,
-    /// Whether to observe flows.
-    pub flows: bool,
-    /// The calls that become socket events.
-    pub socket_events: Actions,
-    /// Functions to ignore, as if the kernel did not have them.
-    pub mask: &'a [String],
-    /// Which packets to observe. Programs apply it as far as they can; the state machine applies all of it.
-    pub filter: &'a Filter,
-    /// How the kernel counts packets; `None` to sample each packet.
-    pub accounting: Option<KernelAccounting>,
-}
 
 /// The status of a feature: its probe, and why better ones could not be used.
 #[derive(Debug)]
@@ -404,40 +384,6 @@ fn release() -> (u32, u32) {
     numbers.next().zip(numbers.next()).unwrap_or((u32::MAX, u32::MAX))
 }
 
-impl Wanted<'_> {
-    /// The rules by which programs count packets, and for how many conversations. See [`Rules`] for the arguments.
-    ///
-    /// # Errors
-    /// The user does not want that.
-    pub(super) fn rules(&self, gso_head_len: u32, consumed: Option<u32>) -> Result<(Rules, u32), Unaccounted> {
-        let KernelAccounting { pause, conversations } = self.accounting.ok_or(Unaccounted::Unwanted)?;
-        if self.masks(BPF) {
-            return Err(Unaccounted::Masked);
-        }
-        let rules = Rules { pause_nanos: nanos(pause), gso_head_len, filter: self.filter.clone(), consumed };
-        Ok((rules, conversations))
-    }
-
-    /// Whether to ignore this function, as if the kernel did not have it.
-    fn masks(&self, function: &str) -> bool {
-        self.mask.iter().any(|masked| masked == function)
-    }
-
-    /// Whether anything that is wanted needs this feature, and the kernel is new enough for it.
-    fn wants(&self, feature: Feature) -> bool {
-        if release() < feature.since() {
-            return false;
-        }
-        match feature.needed_by_actions() {
-            Some(actions) => self.socket_events.intersects(actions),
-            None => {
-                let states = feature.reports_state_changes() && self.socket_events.intersects(Actions::STATE);
-                (self.ipv6 || !feature.is_ipv6()) && (self.flows || states || feature.reports_processes())
-            }
-        }
-    }
-}
-
 impl Probe {
     /// The format without the optional fields that this layout cannot resolve.
     fn without_unresolved_fields(&self, format: &Format, layout: &Layout) -> Format {
@@ -502,24 +448,6 @@ where
             Some(sample) => sample.interpret(raw),
             None => Decoded::Unreadable(None),
         }
-    }
-}
-
-/// The name that templates use for `transport_header` and `network_header` together, so that one read gets both. It resolves only
-/// if they are adjacent, as in all known kernels.
-const BOTH_HEADERS: &str = "sk_buff.headers";
-
-fn both_headers(layout: &Layout) -> Option<Term> {
-    let [transport, network] = ["sk_buff.transport_header", "sk_buff.network_header"].map(|name| layout.offset(name));
-    transport.filter(|transport| network == Some(transport + 2)).map(|transport| Term::Offset(transport.into()))
-}
-
-impl Resolver for Wanted<'_> {
-    fn resolve(&self, function: &str, name: &str) -> Option<Term> {
-        if name == BOTH_HEADERS {
-            return both_headers(self.layout);
-        }
-        self.layout.resolve(function, name)
     }
 }
 

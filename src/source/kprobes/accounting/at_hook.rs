@@ -224,7 +224,7 @@ impl Segment {
         Ok(())
     }
 
-    /// Counts the packet as its segments, each of which repeats the headers.
+    /// Counts a packet for each segment, with the headers of each.
     fn count(&self, w: &mut Writer, direction: DirectionFields) -> Result<(), Error> {
         let (several, known, counted) = (w.asm.label(), w.asm.label(), w.asm.label());
         w.load(&self.len, BYTES)?;

@@ -24,13 +24,13 @@ const PAGE: &str = "Hello from this machine.\n";
 /// Why this machine cannot show flows of a control group.
 #[derive(Debug)]
 pub enum Reason {
-    /// It takes root.
+    /// The demo is not run by root.
     NotRoot,
     /// The kernel has no type information.
     NoTypeInformation,
     /// No hierarchy of cgroup v2 is mounted, or a group cannot be made there.
     NoControlGroup(String),
-    /// There is no client.
+    /// `curl` is not installed.
     NoCurl,
 }
 
