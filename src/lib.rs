@@ -77,7 +77,7 @@ pub use model::names::NameLearned;
 pub use model::process::Process;
 pub use model::socket_event::SocketEvent;
 pub use model::time::{BootTime, MonotonicTime};
-pub use model::{clock, container, feature, filter, flow, loss, names, process, socket_event};
+pub use model::{clock, control_groups, feature, filter, flow, loss, names, process, socket_event};
 pub use monitor::{Builder, Handler, Monitor, Options, Received};
 pub use source::Error;
 #[cfg(feature = "recording")]

@@ -71,13 +71,16 @@ pub struct Survey {
 }
 
 impl Survey {
-    /// Installs every probe, enables it for this thread only, tests it by traffic over loopback, and removes it again. On a kernel
-    /// without kprobes, attaches the programs at a control group for a moment.
+    /// Installs every probe, enables it for this thread only, tests it by traffic over loopback, and removes it again. With
+    /// [`Backend::Cgroup`], or on a kernel without kprobes, attaches the programs at a control group for a moment.
     ///
     /// # Errors
     /// As [`Monitor::start`](crate::monitor::Monitor::start), except [`Error::NothingToSee`].
     pub fn take(options: &Options) -> Result<Self, Error> {
         let options = options::Options { flows: true, filter: Filter::default(), ..options.into() };
+        if options.backend == Backend::Cgroup {
+            return Self::at_hooks(&options);
+        }
         let tracefs = Arc::new(options.tracefs()?);
         let mut group = match Group::create(&tracefs, GROUP) {
             Err(socktrail_kprobes::Error::NoKprobes { .. }) if options.backend == Backend::Auto => {

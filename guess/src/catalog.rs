@@ -219,6 +219,8 @@ pub const FIELDS: &[FieldSpec] = &[
 pub const HOOK_FIELDS: &[FieldSpec] = &[
     word("task_struct.cred"),
     word("task_struct.files"),
+    word("task_struct.mm"),
+    word("mm_struct.arg_start"),
     word("files_struct.fdt"),
     word("fdtable.fd"),
     word("file.private_data"),

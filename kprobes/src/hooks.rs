@@ -1,23 +1,16 @@
 //! The hooks of one control group, and the programs at them.
 
 use std::ffi::CString;
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
 use std::sync::Arc;
-
-use nix::errno::Errno;
-use nix::fcntl::{OFlag, openat};
-use nix::sys::stat::Mode;
-use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
 
 use crate::bpf::Register::{R0, R1};
 use crate::bpf::{Assembler, Buffer, Code, Condition, Map, Program, Reader, Record};
 use crate::pieces::Pieces;
 use crate::sys::bpf;
 use crate::sys::limits;
-use crate::{Error, Expression, Fetch, Hook, Installed, Resolver, Target, Tracefs};
+use crate::{ControlGroup, Error, Expression, Fetch, Hook, Installed, Resolver, Target, Tracefs};
 
 /// The first `common_type` of the records of hooks. The kernel counts up the types of its own events from a few hundred.
 const FIRST_ID: u16 = 0xf000;
@@ -37,7 +30,7 @@ mod map {
 #[derive(Debug)]
 pub struct Hooks {
     tracefs: Arc<Tracefs>,
-    cgroup: Arc<OwnedFd>,
+    cgroup: ControlGroup,
     outputs: Map,
     next_id: u16,
 }
@@ -56,7 +49,7 @@ pub struct HookPoint {
     samples: HookSamples,
     /// The type of its trace event, for a system call.
     trace_id: Option<u32>,
-    cgroup: Arc<OwnedFd>,
+    cgroup: ControlGroup,
     outputs: Map,
 }
 
@@ -119,19 +112,13 @@ impl HookSamples {
 }
 
 impl Hooks {
-    /// The hooks of the control group with this directory, and of the tracepoints in `tracefs`.
+    /// The hooks of this control group, and of the tracepoints in `tracefs`.
     ///
     /// # Errors
-    /// [`Error::Io`]: the directory cannot be opened, or does not belong to cgroup v2. Those of [`Map::outputs`].
-    pub fn at(cgroup: &Path, tracefs: &Arc<Tracefs>) -> Result<Self, Error> {
-        let (tracefs, cgroup) = (Arc::clone(tracefs), Arc::new(open(cgroup)?));
+    /// Those of [`Map::outputs`].
+    pub fn at(cgroup: ControlGroup, tracefs: &Arc<Tracefs>) -> Result<Self, Error> {
+        let tracefs = Arc::clone(tracefs);
         Ok(Self { tracefs, cgroup, outputs: Map::outputs("outputs")?, next_id: FIRST_ID })
-    }
-
-    /// Whether the control group has been removed, so that its programs see nothing any more.
-    pub fn is_removed(&self) -> bool {
-        let opened = openat(&*self.cgroup, "cgroup.procs", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty());
-        matches!(opened, Err(Errno::ENOENT | Errno::ENODEV))
     }
 
     /// The outputs of all programs.
@@ -167,7 +154,7 @@ impl Hooks {
         };
         self.next_id += 1;
         let format = samples.record.format().clone();
-        let point = HookPoint { samples, trace_id, cgroup: Arc::clone(&self.cgroup), outputs: self.outputs.clone() };
+        let point = HookPoint { samples, trace_id, cgroup: self.cgroup.clone(), outputs: self.outputs.clone() };
         Ok(Installed { format, pieces: Pieces::default(), probes: Vec::new(), hook: Some(Arc::new(point)) })
     }
 }
@@ -206,17 +193,6 @@ impl HookPoint {
     }
 }
 
-/// Opens the directory of a control group.
-fn open(cgroup: &Path) -> Result<OwnedFd, Error> {
-    let failed = |source: io::Error| Error::io(format!("opening the control group {}", cgroup.display()), source);
-    let directory = File::open(cgroup).map_err(failed)?;
-    let kind = fstatfs(&directory).map_err(|error| failed(error.into()))?.filesystem_type();
-    if kind != CGROUP2_SUPER_MAGIC {
-        return Err(failed(io::Error::new(io::ErrorKind::Unsupported, "it is not a directory of cgroup v2")));
-    }
-    Ok(directory.into())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -247,12 +223,5 @@ mod tests {
                 assert_eq!(hook.verdict(), i32::from(hook.attach_type().is_some()), "{hook:?}");
             }
         }
-    }
-
-    #[test]
-    fn a_directory_of_another_file_system_is_no_control_group() {
-        let said = |path: &str| open(Path::new(path)).unwrap_err().to_string();
-        assert_eq!(said("/proc"), "opening the control group /proc: it is not a directory of cgroup v2");
-        assert!(said("/no/such/folder").starts_with("opening the control group /no/such/folder: No such file"));
     }
 }

@@ -86,6 +86,7 @@
 
 pub mod bpf;
 mod clock;
+mod control_group;
 mod cpus;
 mod error;
 mod expression;
@@ -110,6 +111,7 @@ mod sys;
 mod tracefs;
 mod value;
 
+pub use control_group::ControlGroup;
 pub use error::{Error, Kind};
 pub use expression::{Expression, Resolver, Term};
 pub use format::{Format, FormatField};

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::model::container::Containers;
+use crate::model::control_groups::ControlGroups;
 use crate::model::process::{Credentials, Image, Process};
 use crate::model::socket_event::{
     Action, Address, CallResult, EventSocket, Family, IpEnd, SocketId, SocketState, SocketType, ThreadName, UnixName,
@@ -17,7 +17,7 @@ fn event() -> SocketEvent {
         start: None,
         kernel: false,
         credentials: Some(Credentials { uid: 1000, gid: 100, euid: 0, egid: 0 }),
-        containers: Some(Arc::new(Containers::of_proc(b"0::/lxc/web"))),
+        control_groups: Some(Arc::new(ControlGroups::of_proc(b"0::/lxc/web"))),
         image: Arc::new(Image { name: "curl".into(), executable: Some("/usr/bin/curl".into()), ..Image::default() }),
     };
     SocketEvent {

@@ -142,7 +142,7 @@ mod tests {
             start: None,
             kernel: false,
             credentials: Some(Credentials { uid: 1000, ..Credentials::default() }),
-            containers: None,
+            control_groups: None,
             image: Arc::new(Image { name: name.into(), ..Image::default() }),
         };
         Flow {

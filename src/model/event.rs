@@ -227,17 +227,15 @@ pub struct Moved {
     pub tid: u32,
     /// The number of the hierarchy: 0 for cgroup v2, see `cgroups(7)`.
     pub hierarchy: u32,
-    /// The container that the new group's path names.
-    pub container: Option<String>,
+    /// The path of its new group in the hierarchy.
+    pub path: Vec<u8>,
 }
 
-/// The container of a control group that the kernel looked up.
+/// A control group (v2) that the kernel looked up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FoundGroup {
-    /// Its path names this container.
-    InContainer(String),
-    /// Its path names no container.
-    OutsideContainers,
+    /// Its path in the hierarchy.
+    At(Vec<u8>),
     /// Its path is deeper, or has longer parts, than is captured; or samples were lost.
     Unknown,
 }
@@ -318,7 +316,7 @@ impl Packet {
 }
 
 /// What a source can observe of sockets and datagrams. It finds this out at its start, and it holds for all of its events.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct SourceCapabilities {
     /// Whether it distinguishes sockets of programs from the kernel's own.
     pub programs: bool,
@@ -343,6 +341,9 @@ pub struct SourceCapabilities {
     /// (`TCP_NEW_SYN_RECV`) and after a close (`TCP_TIME_WAIT`).
     #[serde(default)]
     pub full_sockets_only: bool,
+    /// The path of the control group (v2) to which what is reported is restricted, if the source observes more than its processes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub control_group: Option<String>,
     /// How it shows execs. Not part of a recording, because the recorded probes show it.
     #[serde(skip)]
     pub execs: Execs,

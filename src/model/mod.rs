@@ -6,7 +6,7 @@ pub mod backend;
 #[cfg(any(feature = "documents", feature = "recording"))]
 pub(crate) mod bounded;
 pub mod clock;
-pub mod container;
+pub mod control_groups;
 #[cfg(feature = "documents")]
 pub(crate) mod errno;
 pub mod escape;

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::container::Containers;
+use crate::model::control_groups::ControlGroups;
 use crate::model::time::BootTime;
 
 /// A process (a thread group, not a thread) as it was at one moment.
@@ -26,7 +26,7 @@ pub struct Process {
     pub credentials: Option<Credentials>,
     /// The containers that it is in, known from the kernel's events of forks and moves. `None` if there are no such
     /// events, or if its start was not seen: then `/proc` is used, see [`Process::container_id`].
-    pub containers: Option<Arc<Containers>>,
+    pub control_groups: Option<Arc<ControlGroups>>,
     /// The program that it runs.
     pub image: Arc<Image>,
 }
@@ -104,7 +104,7 @@ impl Process {
             start: None,
             kernel: pid == 0,
             credentials: None,
-            containers: None,
+            control_groups: None,
             image: Arc::default(),
         }
     }
@@ -112,8 +112,8 @@ impl Process {
     /// The container that it is in: its id, or its name if the runtime has no ids. Events take precedence over `/proc`,
     /// whose answer is about just one of the processes that share an [`Image`].
     pub fn container_id(&self) -> Option<&str> {
-        match &self.containers {
-            Some(containers) => containers.id(),
+        match &self.control_groups {
+            Some(groups) => groups.container_id(),
             None => self.image.details.get()?.container_id.as_deref(),
         }
     }

@@ -73,7 +73,7 @@ impl Source for FromReader {
     type Error = Infallible;
 
     fn capabilities(&self) -> SourceCapabilities {
-        self.capabilities
+        self.capabilities.clone()
     }
 
     /// When the reader's latest round began. Before Linux 4.1, only the reader can read the clock of the samples.

@@ -122,7 +122,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::model::container::Containers;
+    use crate::model::control_groups::ControlGroups;
     use crate::model::flow::{Counters, Endpoint, Transport};
     use crate::model::names::UserNames as _;
     use crate::model::process::{Credentials, Details, Process};
@@ -177,18 +177,25 @@ mod tests {
         ])
         .with_formats(&FORMATS);
         let credentials = Some(Credentials { uid: 0, gid: 0, euid: 0, egid: 0 });
-        let (parent_pid, containers, image) = (None, None, Arc::default());
-        let process =
-            Process { pid: PID, parent_pid, start: Some(since_boot(5)), kernel: false, credentials, containers, image };
+        let (parent_pid, control_groups, image) = (None, None, Arc::default());
+        let process = Process {
+            pid: PID,
+            parent_pid,
+            start: Some(since_boot(5)),
+            kernel: false,
+            credentials,
+            control_groups,
+            image,
+        };
         host.processes = vec![PreexistingProcess { process, threads: vec![PID] }];
         let details = Details { container_id: Some("a container".to_owned()), ..Details::default() };
-        let containers = Containers::default();
+        let control_groups = ControlGroups::default();
         let found = FoundProcess {
             read: monotonic(0),
             start: Some(since_boot(5)),
             parent_pid: None,
             credentials: None,
-            containers,
+            control_groups,
             details,
         };
         host.known.insert(PID, found);

@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use super::*;
-use crate::model::container::Containers;
+use crate::model::control_groups::ControlGroups;
 use crate::model::event::{Event, Fork, Packet, PacketDirection, PacketSize, SocketUser, Tuple};
 use crate::model::flow::{Endpoint, Owner, Reason, Transport};
 use crate::model::kernel_address::{NetAddress, SockAddress};
@@ -104,7 +104,7 @@ fn found(container: &str) -> FoundProcess {
         start: Some(since_boot(u64::from(CLIENT))),
         parent_pid: Some(7),
         credentials: None,
-        containers: Containers::default(),
+        control_groups: ControlGroups::default(),
         details: Details { container_id: Some(container.to_owned()), ..Details::default() },
     }
 }

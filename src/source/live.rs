@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use socktrail_guess::Layout;
-use socktrail_kprobes::{Clock as RingClock, Format, Group, Hooks, Horizon, Record, Rings};
+use socktrail_kprobes::{Clock as RingClock, ControlGroup, Format, Group, Horizon, Record, Rings};
 
 use super::cgroup;
 use super::kprobes::clock_comparison::ClockComparison;
@@ -47,8 +47,8 @@ pub(crate) struct LiveSource {
     misses: Misses,
     /// The kprobes; `None` if there are none.
     group: Option<Group>,
-    /// The hooks of a control group; `None` if there are none, or the group has been removed.
-    hooks: Option<Hooks>,
+    /// The control group that is observed; `None` for the whole host, or if the group has been removed.
+    cgroup: Option<ControlGroup>,
     sync: ClockComparison,
     /// The capture of DNS packets, if wanted, or why it could not be started.
     capture: Result<Option<NameCapture>, socktrail_dns::Error>,
@@ -85,14 +85,7 @@ impl LiveSource {
         options.validate()?;
         let opened = match options.backend {
             Backend::Cgroup => cgroup::open(options)?,
-            Backend::Kprobes if options.cgroup.is_some() => {
-                return Err(Error::Option {
-                    name: "cgroup",
-                    problem: "kprobes observe the whole host: set backend to cgroup".into(),
-                });
-            }
             Backend::Kprobes => kprobes::open(options)?,
-            Backend::Auto if options.cgroup.is_some() => cgroup::open(options)?,
             Backend::Auto => match kprobes::open(options) {
                 Err(Error::Kprobes(socktrail_kprobes::Error::NoKprobes { .. })) if options.flows => {
                     tracing::info!("this kernel has no kprobes: flows are observed by programs at a control group");
@@ -105,7 +98,7 @@ impl LiveSource {
     }
 
     fn run(opened: Opened, options: &Options) -> Result<Self, Error> {
-        let Opened { mut rings, probes, group, hooks, layout, tracefs } = opened;
+        let Opened { mut rings, probes, group, cgroup, layout, tracefs } = opened;
         if let Err(reason) = &probes.conversations {
             match options.accounting {
                 Accounting::Kernel => {
@@ -133,7 +126,7 @@ impl LiveSource {
             probes,
             misses,
             group,
-            hooks,
+            cgroup,
             sync,
             capture,
             layout,
@@ -216,7 +209,7 @@ impl LiveSource {
             if let Some(group) = &mut self.group {
                 group.sweep_again();
             }
-            if self.hooks.take_if(|hooks| hooks.is_removed()).is_some() {
+            if self.cgroup.take_if(|cgroup| cgroup.is_removed()).is_some() {
                 tracing::warn!("the control group was removed, so nothing is observed any more: start socktrail again");
             }
         }
@@ -279,7 +272,7 @@ impl Source for LiveSource {
     type Error = Infallible;
 
     fn capabilities(&self) -> SourceCapabilities {
-        self.probes.capabilities
+        self.probes.capabilities.clone()
     }
 
     fn now(&self) -> MonotonicTime {

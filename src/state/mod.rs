@@ -374,6 +374,9 @@ impl State {
 
     /// Takes the DNS names that were learned since the last call, if [`StateConfig::report_names`] is set.
     pub fn names(&mut self) -> std::vec::Drain<'_, NameLearned> {
+        if let Some(group) = &self.capabilities.control_group {
+            self.names.retain(|name| self.processes.is_in_group(Some(&name.process), group));
+        }
         self.names.drain(..)
     }
 
@@ -409,6 +412,9 @@ impl State {
 
     /// Takes the socket events that were made since the last call.
     pub fn socket_events(&mut self) -> std::vec::Drain<'_, SocketEvent> {
+        if let Some(group) = &self.capabilities.control_group {
+            self.socket_events.retain(|event| self.processes.is_in_group(event.process.as_ref(), group));
+        }
         self.socket_events.events()
     }
 

@@ -216,6 +216,15 @@ impl Processes {
         }
     }
 
+    /// Whether a process is in the control group with this path, or in one below it. A process that is not known, or whose group is
+    /// not, is in no group.
+    pub fn is_in_group(&self, process: Option<&Arc<Process>>, path: &str) -> bool {
+        let is_in_it = |process: &Process| process.control_groups.as_ref()?.is_below(path);
+        // What was not known when the process did something may be known now.
+        let found = |process: &Arc<_>| is_in_it(process).or_else(|| is_in_it(&self.latest(process)));
+        process.and_then(found).unwrap_or(false)
+    }
+
     /// Adds a process from `/proc` that existed before the first event, unless events have added it already.
     pub fn add_preexisting(&mut self, old: PreexistingProcess) {
         let pid = old.process.pid;
@@ -257,7 +266,7 @@ impl Processes {
             Some(group) => moves::in_control_group(process, group),
             None => process,
         };
-        let needs_lookup = start_group.is_some() && process.containers.is_none();
+        let needs_lookup = start_group.is_some() && process.control_groups.is_none();
         if self.insert(process, Threads::leader())
             && let Some(entry) = self.by_pid.get_mut(&fork.child)
         {

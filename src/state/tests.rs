@@ -46,6 +46,7 @@ const CAPABILITIES: SourceCapabilities = SourceCapabilities {
     gso_head_len: 0,
     driver_drops_unclear: false,
     control_group_moves: true,
+    control_group: None,
     full_sockets_only: false,
     totals: false,
     execs: Execs::Seen,

@@ -221,7 +221,7 @@ mod tests {
             start: None,
             kernel: false,
             credentials: None,
-            containers: None,
+            control_groups: None,
             image: Arc::new(image),
         }));
         assert_eq!(document(&event)["container"], json!({"id": "0123abcd"}));

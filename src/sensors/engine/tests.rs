@@ -81,7 +81,7 @@ fn socket(id: u64, remote: &str, state: SocketState) -> EventSocket {
         start: None,
         kernel: false,
         credentials: None,
-        containers: None,
+        control_groups: None,
         image: Arc::new(Image { name: "curl".into(), ..Image::default() }),
     };
     EventSocket {

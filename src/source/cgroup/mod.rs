@@ -8,17 +8,18 @@ mod processes;
 mod sockets;
 mod table;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use socktrail_guess::{Layout, layout_for_hooks};
-use socktrail_kprobes::{Clock, Error as KprobesError, Fetch, HookPoint, Hooks, Installed, Rings, Target};
+use socktrail_kprobes::{
+    Clock, ControlGroup, Error as KprobesError, Fetch, HookPoint, Hooks, Installed, Rings, Target,
+};
 
 use self::table::FURTHER_FIELDS;
 pub(in crate::source) use self::table::PROBES;
 use super::kprobes::{Conversations, Decode, Feature, FeatureStatus, Opened, Probe, Probes, Unaccounted, Wanted};
 use super::options::Options;
-use super::{Error, MissingFeature};
+use super::{Error, MissingFeature, proc};
 use crate::model::event::{Execs, SourceCapabilities};
 
 /// Loads the programs and attaches them to the control group that the options name, or to the topmost one.
@@ -37,7 +38,7 @@ pub(super) fn open(options: &Options) -> Result<Opened, Error> {
 /// The same with this layout of the kernel's structures.
 pub(crate) fn open_with(options: &Options, layout: Layout) -> Result<Opened, Error> {
     let refused = |name, problem: &str| Error::Option { name, problem: problem.to_owned() };
-    let path = options.cgroup.clone().or_else(topmost_group).ok_or_else(|| {
+    let path = options.cgroup.clone().or_else(proc::topmost_group).ok_or_else(|| {
         refused("cgroup", "no hierarchy of control groups v2 is mounted: mount one (mount -t cgroup2 none /mnt)")
     })?;
     if cfg!(target_pointer_width = "32") {
@@ -48,16 +49,11 @@ pub(crate) fn open_with(options: &Options, layout: Layout) -> Result<Opened, Err
     if rings.clock() == Clock::Local {
         return Err(refused("backend", "cgroup needs a newer kernel: Linux 5.9"));
     }
-    let mut hooks = Hooks::at(&path, &tracefs)?;
+    let cgroup = ControlGroup::open(&path)?;
+    let mut hooks = Hooks::at(cgroup.clone(), &tracefs)?;
     rings.receive(hooks.outputs())?;
     let probes = install(&mut hooks, &mut rings, options.wanted(&layout));
-    Ok(Opened { rings, probes, group: None, hooks: Some(hooks), layout, tracefs })
-}
-
-/// Where the first file system of control groups v2 is mounted.
-fn topmost_group() -> Option<PathBuf> {
-    let mounts = procfs::process::Process::myself().and_then(|own| own.mountinfo()).ok()?;
-    mounts.into_iter().find(|mount| mount.fs_type == "cgroup2").map(|mount| mount.mount_point)
+    Ok(Opened { rings, probes, group: None, cgroup: Some(cgroup), layout, tracefs })
 }
 
 /// A probe whose samples are declared, but which is not attached yet.
@@ -89,9 +85,8 @@ fn install(hooks: &mut Hooks, rings: &mut Rings, wanted: Wanted<'_>) -> Probes {
     };
     let mut declared: Vec<_> = all.map(declare).collect();
     let mut probes = Probes::none();
-    // A process before its sockets, and the release of a UDP socket before its end.
-    let before = |one: &&mut Declared| one.feature.reports_processes() || one.feature == Feature::SocketRelease;
-    for one in declared.iter_mut().filter(before) {
+    // A process is known before its sockets.
+    for one in declared.iter_mut().filter(|one| one.feature.reports_processes()) {
         one.attach(rings);
     }
     probes.conversations = count(&mut declared, rings, wanted);

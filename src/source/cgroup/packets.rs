@@ -6,7 +6,8 @@ use crate::model::event::{EventKind, Packet, PacketDirection, PacketSize, Tuple}
 use crate::model::flow::{Endpoint, Transport};
 use crate::model::kernel_address::{NetAddress, SockAddress};
 use crate::source::kprobes::packets::{Headers, IPPROTO_TCP, TransportHeader, ipv4, ipv6, packet_event};
-use crate::source::kprobes::{Decoded, Interpret};
+use crate::source::kprobes::sockets::ipv4_address;
+use crate::source::kprobes::{Decoded, Interpret, ipv6_address};
 
 /// The header of an IPv4 packet without options, in bytes.
 const IPV4_HEADER: u32 = 20;
@@ -18,7 +19,7 @@ struct Seen {
     direction: PacketDirection,
     net: u64,
     sk: u64,
-    /// The packet's own source and destination.
+    /// Source and destination.
     ends: (Endpoint, Endpoint),
     len: u32,
     headers: u32,
@@ -72,10 +73,21 @@ fn largest_fragment(len: u32, mtu: Option<u32>, gso_size: u32, headers: u32) -> 
     }
 }
 
-/// A sample of packets in one direction: with the fields of their addresses, and the field that shows fragments. `ends` reads source and
-/// destination from it, `fragment` the size of the largest fragment.
+/// The ends in the headers of an IPv6 packet.
+macro_rules! ends_of_ipv6 {
+    ($sample:ident) => {
+        ipv6(
+            [$sample.source_high, $sample.source_low],
+            [$sample.destination_high, $sample.destination_low],
+            $sample.ports,
+        )
+    };
+}
+
+/// A sample of packets in one direction: with the fields of their addresses, and further ones. `ends` reads source and destination from
+/// it, `fragment` the size of the largest fragment.
 macro_rules! packets {
-    ($(#[$meta:meta])* pub struct $name:ident of $direction:ident { $($addresses:tt)* } { $($fragments:tt)* }
+    ($(#[$meta:meta])* pub struct $name:ident of $direction:ident { $($addresses:tt)* } { $($more:tt)* }
      ends $ends:expr, fragment $fragment:expr) => {
         sample! {
             $(#[$meta])*
@@ -101,7 +113,7 @@ macro_rules! packets {
                 pub gso_segs: u32 = "$gso_segs",
                 /// The payload of each of them in bytes, or 0.
                 pub gso_size: u32 = "$gso_size",
-                $($fragments)*
+                $($more)*
             }
         }
 
@@ -119,23 +131,25 @@ macro_rules! packets {
 
 /// The same over IPv4.
 macro_rules! ipv4_packets {
-    ($(#[$meta:meta])* pub struct $name:ident of $direction:ident { $($fragments:tt)* } fragment $fragment:expr) => {
+    ($(#[$meta:meta])* pub struct $name:ident of $direction:ident { $($more:tt)* }
+     ends $ends:expr, fragment $fragment:expr) => {
         packets! {
             $(#[$meta])*
             pub struct $name of $direction {
                 /// Source and destination address, in memory order.
                 pub addresses: u64 = "+12(+{sk_buff.data}({skb}))",
             } {
-                $($fragments)*
+                $($more)*
             }
-            ends |sample| ipv4(sample.addresses, sample.ports), fragment $fragment
+            ends $ends, fragment $fragment
         }
     };
 }
 
 /// The same over IPv6.
 macro_rules! ipv6_packets {
-    ($(#[$meta:meta])* pub struct $name:ident of $direction:ident { $($fragments:tt)* } fragment $fragment:expr) => {
+    ($(#[$meta:meta])* pub struct $name:ident of $direction:ident { $($more:tt)* }
+     ends $ends:expr, fragment $fragment:expr) => {
         packets! {
             $(#[$meta])*
             pub struct $name of $direction {
@@ -148,15 +162,17 @@ macro_rules! ipv6_packets {
                 /// Its last 8 bytes.
                 pub destination_low: u64 = "+32(+{sk_buff.data}({skb}))",
             } {
-                $($fragments)*
+                $($more)*
             }
-            ends |sample| {
-                let source = [sample.source_high, sample.source_low];
-                ipv6(source, [sample.destination_high, sample.destination_low], sample.ports)
-            },
-            fragment $fragment
+            ends $ends, fragment $fragment
         }
     };
+}
+
+/// The ends of an outgoing packet. A rule may have translated those in the headers (NAT), but a TCP socket knows its own, once it is
+/// connected. A UDP socket may send to anyone.
+fn own_or(headers: (Endpoint, Endpoint), protocol: u16, own: (Endpoint, Endpoint)) -> (Endpoint, Endpoint) {
+    if protocol == u16::from(IPPROTO_TCP) && own.1.port != 0 { own } else { headers }
 }
 
 ipv4_packets! {
@@ -164,7 +180,22 @@ ipv4_packets! {
     pub struct Ipv4Leaves of Outbound {
         /// The device's MTU in bytes.
         pub mtu: Option<u32> = "+{net_device.mtu}(+{sk_buff.dev}({skb}))",
+        /// The socket's local address, in memory order.
+        pub own_address: u32 = "+{sock_common.skc_rcv_saddr}(+{sk_buff.sk}({skb}))",
+        /// Its remote address, in memory order.
+        pub own_remote: u32 = "+{sock_common.skc_daddr}(+{sk_buff.sk}({skb}))",
+        /// Its local port, in memory order.
+        pub own_port: u16 = "+{inet_sock.inet_sport}(+{sk_buff.sk}({skb}))",
+        /// Its remote port, in memory order.
+        pub own_remote_port: u16 = "+{sock_common.skc_dport}(+{sk_buff.sk}({skb}))",
     }
+    ends |sample| {
+        let own = (
+            Endpoint::new(ipv4_address(sample.own_address), u16::from_be(sample.own_port)),
+            Endpoint::new(ipv4_address(sample.own_remote), u16::from_be(sample.own_remote_port)),
+        );
+        own_or(ipv4(sample.addresses, sample.ports), sample.protocol, own)
+    },
     fragment |sample| largest_fragment(sample.len, sample.mtu, sample.gso_size, IPV4_HEADER)
 }
 
@@ -174,6 +205,7 @@ ipv4_packets! {
         /// The size of its largest fragment in bytes; 0 if it was not fragmented.
         pub fragment: Option<u16> = "+{inet_skb_parm.frag_max_size}({skb})",
     }
+    ends |sample| ipv4(sample.addresses, sample.ports),
     fragment |sample| sample.fragment.unwrap_or(0)
 }
 
@@ -182,7 +214,28 @@ ipv6_packets! {
     pub struct Ipv6Leaves of Outbound {
         /// The device's MTU in bytes.
         pub mtu: Option<u32> = "+{net_device.mtu}(+{sk_buff.dev}({skb}))",
+        /// The socket's local address, in memory order: its first 8 bytes.
+        pub own_address_high: u64 = "+{sock_common.skc_v6_rcv_saddr}(+{sk_buff.sk}({skb}))",
+        /// Its last 8 bytes.
+        pub own_address_low: u64 = "+{sock_common.skc_v6_rcv_saddr+8}(+{sk_buff.sk}({skb}))",
+        /// The socket's remote address, in memory order: its first 8 bytes.
+        pub own_remote_high: u64 = "+{sock_common.skc_v6_daddr}(+{sk_buff.sk}({skb}))",
+        /// Its last 8 bytes.
+        pub own_remote_low: u64 = "+{sock_common.skc_v6_daddr+8}(+{sk_buff.sk}({skb}))",
+        /// Its local port, in memory order.
+        pub own_port: u16 = "+{inet_sock.inet_sport}(+{sk_buff.sk}({skb}))",
+        /// Its remote port, in memory order.
+        pub own_remote_port: u16 = "+{sock_common.skc_dport}(+{sk_buff.sk}({skb}))",
     }
+    ends |sample| {
+        let address = ipv6_address([sample.own_address_high, sample.own_address_low]);
+        let remote = ipv6_address([sample.own_remote_high, sample.own_remote_low]);
+        let own = (
+            Endpoint::new(address, u16::from_be(sample.own_port)),
+            Endpoint::new(remote, u16::from_be(sample.own_remote_port)),
+        );
+        own_or(ends_of_ipv6!(sample), sample.protocol, own)
+    },
     fragment |sample| largest_fragment(sample.len, sample.mtu, sample.gso_size, IPV6_FRAGMENT_HEADERS)
 }
 
@@ -192,6 +245,7 @@ ipv6_packets! {
         /// The size of its largest fragment in bytes; 0 if it was not fragmented.
         pub fragment: Option<u16> = "+{inet6_skb_parm.frag_max_size}({skb})",
     }
+    ends |sample| ends_of_ipv6!(sample),
     fragment |sample| sample.fragment.unwrap_or(0)
 }
 
@@ -258,6 +312,8 @@ impl Interpret for Ipv6Request {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
 
     #[test]
@@ -292,6 +348,10 @@ mod tests {
             gso_segs: 3,
             gso_size: 1400,
             mtu: Some(1500),
+            own_address: u32::from_ne_bytes([10, 0, 0, 1]),
+            own_remote: u32::from_ne_bytes([10, 0, 0, 9]),
+            own_port: 0x1234_u16.to_be(),
+            own_remote_port: 0,
         };
         let Decoded::Event(EventKind::Packet(packet)) = sample.interpret(&[]) else { panic!("no packet") };
         assert_eq!(packet.size, PacketSize { bytes: 4000, headers: 24 + 32 });
@@ -302,5 +362,13 @@ mod tests {
         sample.gso_segs = 0;
         let Decoded::Event(EventKind::Packet(packet)) = sample.interpret(&[]) else { panic!("no packet") };
         assert_eq!(packet.gso_segs, 3);
+        // A rule has translated the destination, but the connection's own is known.
+        sample.own_remote_port = 8080_u16.to_be();
+        let Decoded::Event(EventKind::Packet(packet)) = sample.interpret(&[]) else { panic!("no packet") };
+        assert_eq!(packet.tuple.remote, Endpoint::new(Ipv4Addr::new(10, 0, 0, 9), 8080));
+        assert_eq!(packet.tuple.local, Endpoint::new(Ipv4Addr::new(10, 0, 0, 1), 0x1234));
+        sample.protocol = 17;
+        let Decoded::Event(EventKind::Packet(packet)) = sample.interpret(&[]) else { panic!("no packet") };
+        assert_eq!(packet.tuple.remote, Endpoint::new(Ipv4Addr::new(10, 0, 0, 2), 80));
     }
 }

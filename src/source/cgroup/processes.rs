@@ -8,8 +8,8 @@ use crate::source::kprobes::processes::c_string;
 use crate::source::kprobes::{Decoded, Interpret};
 
 sample! {
-    /// `sched:sched_process_exec`: the running task runs another program. Its stack begins with the number of arguments and their
-    /// addresses (System V ABI, "Initial Process Stack"), and the arguments lie one after the other.
+    /// `sched:sched_process_exec`: the running task runs another program. Its arguments lie one after the other, from `arg_start`
+    /// on, in programs of 32 bits as well.
     pub struct ProcessExecuted {
         /// How many arguments there are.
         pub argc: i32 = "+{linux_binprm.argc}({bprm})",
@@ -18,9 +18,9 @@ sample! {
         /// The path of the file that is executed.
         pub interpreter: Array<u64, 32> = "+0(+{linux_binprm.interp}({bprm}))",
         /// The argument strings, one after the other.
-        pub args_0: Array<u64, 64> = "+0(+{word}(+{linux_binprm.p}({bprm})))",
+        pub args_0: Array<u64, 64> = "+0(+{mm_struct.arg_start}(+{task_struct.mm}($task)))",
         /// The next 512 bytes of them.
-        pub args_1: Array<u64, 64> = "+512(+{word}(+{linux_binprm.p}({bprm})))",
+        pub args_1: Array<u64, 64> = "+512(+{mm_struct.arg_start}(+{task_struct.mm}($task)))",
     }
 
     /// The credentials of the running task.

@@ -73,8 +73,8 @@ pub(in crate::source) const PROBES: &[(Feature, Probe)] = &[
     (Feature::TcpState, Probe::hook::<StateEntered>(SET_STATE).when(&[("state", BEGIN_OR_END)])),
     (Feature::SocketRelease, Probe::hook::<SockReleased>(Hook::SocketRelease).when(&[("sk_protocol", TCP_OR_UDP)])),
     (Feature::SocketFree, Probe::hook::<SockDestruct>(DESTROY)),
-    // A UDP socket has no connection that could outlive it.
-    (Feature::SocketFree, Probe::hook::<SockDestruct>(Hook::SocketRelease).when(&[("sk_protocol", UDP)])),
+    // A UDP socket may still receive datagrams for a moment.
+    (Feature::SocketFree, Probe::hook::<SockReleased>(Hook::SocketRelease).when(&[("sk_protocol", UDP)])),
     // Arriving packets come first: they are missed if packets of their conversation are already counted in the kernel.
     (
         Feature::TcpIpv4In,

@@ -10,7 +10,6 @@ use socktrail_kprobes::{Array, Word, sample};
 
 use super::dentries::{ancestor, climb, name, path};
 use super::{Decoded, Interpret};
-use crate::model::container::container;
 use crate::model::event::{EventKind, FoundGroup};
 
 /// The group's own name, up to 255 bytes, which is the limit of file systems.
@@ -72,11 +71,8 @@ impl Interpret for GroupLookup {
 /// The group of the first entry. The root is its own parent.
 fn group(at: &[u64], names: &[&[u8]]) -> FoundGroup {
     let root = at.windows(2).find(|pair| pair[0] == pair[1]).map(|pair| pair[0]);
-    match root.and_then(|root| climb(at, names, root)).map(|names| container(&path(&names))) {
-        Some(Some(container)) => FoundGroup::InContainer(container),
-        Some(None) => FoundGroup::OutsideContainers,
-        None => FoundGroup::Unknown,
-    }
+    let names = root.and_then(|root| climb(at, names, root));
+    names.map_or(FoundGroup::Unknown, |names| FoundGroup::At(path(&names)))
 }
 
 #[cfg(test)]
@@ -100,18 +96,16 @@ mod tests {
     }
 
     #[test]
-    fn a_path_names_its_container_or_none() {
+    fn a_path_leads_from_the_root_to_the_group() {
         for path in [
             "/docker/ID",
-            "/machine.slice/libpod-ID.scope/container",
             "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1.slice/cri-containerd-ID.scope",
             "/1/2/3/4/5/6/7/8/docker-ID.scope",
+            "/system.slice/ssh.service",
+            "",
         ] {
-            assert_eq!(group_of(&path.replace("ID", ID)), FoundGroup::InContainer(ID.into()), "{path}");
-        }
-        assert_eq!(group_of("/default/web"), FoundGroup::InContainer("web".into()), "it is below the root");
-        for path in ["/", "/system.slice/ssh.service", "/above/default/web"] {
-            assert_eq!(group_of(path), FoundGroup::OutsideContainers, "{path}");
+            let path = path.replace("ID", ID);
+            assert_eq!(group_of(&path), FoundGroup::At(path.into_bytes()));
         }
     }
 

@@ -1,15 +1,16 @@
 //! Opens the rings and installs the kprobes.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use socktrail_guess::Layout;
-use socktrail_kprobes::{Group, Hooks, Rings, Tracefs};
+use socktrail_kprobes::{ControlGroup, Group, Rings, Tracefs};
 
 use super::switches::Switches;
 use super::{GROUP, Probes, clock_comparison};
 use crate::model::time::MonotonicTime;
 use crate::source::options::Options;
-use crate::source::{Error, MissingFeature};
+use crate::source::{Error, MissingFeature, proc};
 
 /// Probes or programs that write into rings.
 pub(crate) struct Opened {
@@ -17,8 +18,8 @@ pub(crate) struct Opened {
     pub(crate) probes: Probes,
     /// The group of the kprobes; `None` if there are none.
     pub(in crate::source) group: Option<Group>,
-    /// The hooks of a control group; `None` if there are none.
-    pub(in crate::source) hooks: Option<Hooks>,
+    /// The control group that is observed; `None` for the whole host.
+    pub(in crate::source) cgroup: Option<ControlGroup>,
     /// The layout of the kernel's structures.
     pub(in crate::source) layout: Layout,
     pub(in crate::source) tracefs: Arc<Tracefs>,
@@ -40,11 +41,24 @@ pub(in crate::source) fn open(options: &Options) -> Result<Opened, Error> {
     ring_options.clock = clock_comparison::wanted(&options.mask);
     let mut rings = Rings::per_cpu(&ring_options)?;
     let wanted = options.wanted(&layout);
-    let probes = Probes::install(&mut group, Some(&mut rings), wanted);
+    let mut probes = Probes::install(&mut group, Some(&mut rings), wanted);
     if !probes.can_show_wanted(wanted) {
         return Err(Error::NothingToSee(MissingFeature::all_of(probes.statuses)));
     }
-    Ok(Opened { rings, probes, group: Some(group), hooks: None, layout, tracefs })
+    let cgroup = options.cgroup.as_deref().map(|path| restrict_to(path, &mut probes)).transpose()?;
+    Ok(Opened { rings, probes, group: Some(group), cgroup, layout, tracefs })
+}
+
+/// Restricts what is reported to the processes of the control group with this directory.
+fn restrict_to(path: &Path, probes: &mut Probes) -> Result<ControlGroup, Error> {
+    let group = ControlGroup::open(path)?;
+    if !probes.capabilities.control_group_moves {
+        let problem = "kprobes can observe one control group only if the kernel has the tracepoint cgroup_attach_task";
+        return Err(Error::Option { name: "cgroup", problem: problem.into() });
+    }
+    let in_hierarchy = proc::path_in_hierarchy(path).map_err(|problem| Error::Option { name: "cgroup", problem })?;
+    probes.capabilities.control_group = Some(in_hierarchy);
+    Ok(group)
 }
 
 /// The time by the clock of the samples.

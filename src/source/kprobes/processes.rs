@@ -3,7 +3,6 @@
 use socktrail_kprobes::{Array, Text, Word, sample, tracepoint};
 
 use super::{Decoded, Interpret};
-use crate::model::container::container;
 use crate::model::event::{EventKind, Exec, Fork, Moved, ThreadStarted};
 use crate::model::process::Credentials;
 use crate::model::time::BootTime;
@@ -133,8 +132,8 @@ impl Interpret for CgroupAttach {
         let (Ok(tid), Ok(hierarchy)) = (u32::try_from(self.tid), u32::try_from(self.hierarchy)) else {
             return Decoded::Unreadable(None);
         };
-        let container = container(whole_groups(self.path.bytes(raw)));
-        Decoded::Event(EventKind::Moved(Box::new(Moved { tid, hierarchy, container })))
+        let path = whole_groups(self.path.bytes(raw)).to_vec();
+        Decoded::Event(EventKind::Moved(Box::new(Moved { tid, hierarchy, path })))
     }
 }
 
@@ -199,10 +198,10 @@ mod tests {
     }
 
     #[test]
-    fn a_moved_task_is_in_the_container_of_its_new_path() {
-        assert_eq!(moved("/lxc/web"), Moved { tid: 321, hierarchy: 4, container: Some("web".into()) });
-        assert_eq!(moved("/").container, None);
-        assert_eq!(moved("").container, None);
+    fn a_moved_task_is_in_the_group_with_its_new_path() {
+        assert_eq!(moved("/lxc/web"), Moved { tid: 321, hierarchy: 4, path: b"/lxc/web".into() });
+        assert_eq!(moved("/").path, b"/");
+        assert_eq!(moved("").path, b"");
     }
 
     #[test]
@@ -239,10 +238,9 @@ mod tests {
     #[test]
     fn a_truncated_name_is_not_used() {
         let path = |length: usize| format!("/lxc/outer{}/lxc/inner", "/x".repeat(length));
-        assert_eq!(moved(&path(3)).container.as_deref(), Some("inner"));
-        assert_eq!(moved(&path(600)[..MAX_PATH]).container.as_deref(), Some("outer"));
+        assert_eq!(moved(&path(3)).path, path(3).as_bytes());
         let [whole, truncated] = ["inn", "inne"].map(|name| format!("/lxc/outer{}/lxc/{name}", "/x".repeat(502)));
-        assert_eq!((whole.len(), moved(&whole).container.as_deref()), (MAX_PATH - 1, Some("inn")));
-        assert_eq!((truncated.len(), moved(&truncated).container.as_deref()), (MAX_PATH, Some("outer")));
+        assert_eq!((whole.len(), moved(&whole).path), (MAX_PATH - 1, whole.into_bytes()));
+        assert_eq!((truncated.len(), moved(&truncated).path.len()), (MAX_PATH, MAX_PATH - "/inne".len()));
     }
 }

@@ -7,6 +7,7 @@ mod existing;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod living;
+mod mounts;
 mod sockets;
 mod stat;
 
@@ -17,13 +18,14 @@ use std::sync::{Arc, OnceLock};
 use procfs::ProcError;
 use procfs::process::Process as ProcEntry;
 
-use crate::model::container::Containers;
+use crate::model::control_groups::ControlGroups;
 use crate::model::process::{Credentials, Details, Image, Process};
 use crate::model::time::{BootTime, MonotonicTime};
 use crate::state::{FoundProcess, PreexistingProcess};
 
 pub use self::existing::existing_sockets;
 use self::living::LivingProcess;
+pub use self::mounts::{path_in_hierarchy, topmost_group};
 pub use self::sockets::sockets;
 use self::stat::Stat;
 
@@ -52,14 +54,14 @@ pub fn look_up(process: &Process, now: impl FnOnce() -> MonotonicTime) -> Option
     if !same_program(&process.image, &args) {
         return None;
     }
-    let containers = containers(living.directory());
+    let groups = control_groups(living.directory());
     let mut found = FoundProcess {
         read: MonotonicTime::ZERO,
         start: Some(start(&living.stat)),
         parent_pid: Some(living.stat.ppid),
         credentials: credentials(living.directory()),
-        details: details(living.directory(), &living.stat, &containers, args),
-        containers,
+        details: details(living.directory(), &living.stat, &groups, args),
+        control_groups: groups,
     };
     // If process and program are still the same, all of it was about them.
     let same = living.is_there() && arguments(living.directory()) == found.details.args;
@@ -91,8 +93,8 @@ fn process(living: &LivingProcess) -> PreexistingProcess {
     let LivingProcess { pid, ref stat, ref threads, .. } = *living;
     let entry = living.directory();
     let args = arguments(entry).unwrap_or_default();
-    let containers = containers(entry);
-    let details = details(entry, stat, &containers, args.clone());
+    let groups = control_groups(entry);
+    let details = details(entry, stat, &groups, args.clone());
     let image = Image {
         name: details.name.clone().unwrap_or_default(),
         executable: details.executable.clone(),
@@ -106,28 +108,28 @@ fn process(living: &LivingProcess) -> PreexistingProcess {
         start: Some(start(stat)),
         kernel: stat.flags & PF_KTHREAD != 0,
         credentials: credentials(entry),
-        containers: Some(Arc::new(containers)),
+        control_groups: Some(Arc::new(groups)),
         image: Arc::new(image),
     };
     PreexistingProcess { process, threads: threads.clone() }
 }
 
-fn details(entry: &ProcEntry, stat: &Stat, containers: &Containers, args: Vec<String>) -> Details {
+fn details(entry: &ProcEntry, stat: &Stat, groups: &ControlGroups, args: Vec<String>) -> Details {
     let executable = entry.exe().ok().filter(|path| path.is_absolute());
     Details {
         name: Some(full_name(&stat.comm, executable.as_ref(), args.first())),
         executable,
         working_directory: entry.cwd().ok(),
-        container_id: containers.id().map(str::to_owned),
+        container_id: groups.container_id().map(str::to_owned),
         args: Some(args),
     }
 }
 
-fn containers(entry: &ProcEntry) -> Containers {
+fn control_groups(entry: &ProcEntry) -> ControlGroups {
     let mut text = Vec::new();
-    // If it cannot be read, the container is not known.
+    // If it cannot be read, no group is known.
     let _ = entry.open_relative("cgroup").map(|file| file.take(MAX_CGROUPS).read_to_end(&mut text));
-    Containers::of_proc(&text)
+    ControlGroups::of_proc(&text)
 }
 
 /// Parses `/proc/PID/cmdline`: strings with a NUL after each; they may be empty.

@@ -11,7 +11,7 @@ use socktrail_kprobes::Record;
 use super::counted::{AnsweredEntry, ReportedEntry};
 use crate::host::Host;
 use crate::model::clock::Clock;
-use crate::model::container::Containers;
+use crate::model::control_groups::ControlGroups;
 use crate::model::event::SourceCapabilities;
 use crate::model::flow::{Endpoint, Transport};
 use crate::model::process::{Credentials, Details, Image, Process};
@@ -61,8 +61,8 @@ pub struct ProcessEntry {
     pub start: Option<BootTime>,
     pub kernel: bool,
     pub credentials: Option<Credentials>,
-    #[serde(default)]
-    pub containers: Option<Containers>,
+    #[serde(default, rename = "containers")]
+    pub control_groups: Option<ControlGroups>,
     pub name: String,
     pub executable: Option<PathBuf>,
     pub args: Vec<String>,
@@ -99,8 +99,8 @@ pub struct FoundEntry {
     pub start: Option<BootTime>,
     pub parent_pid: Option<u32>,
     pub credentials: Option<Credentials>,
-    #[serde(default)]
-    pub containers: Containers,
+    #[serde(default, rename = "containers")]
+    pub control_groups: ControlGroups,
     pub details: Details,
     /// When `/proc` was read. In older recordings, which lack it, it is never reached. If the answer may be used only once all
     /// events up to this time have been processed (which may show another program), it is then not used at all.
@@ -397,14 +397,14 @@ impl From<MissedEntry> for Missed {
 impl From<&PreexistingProcess> for ProcessEntry {
     fn from(old: &PreexistingProcess) -> Self {
         let PreexistingProcess { process, threads } = old;
-        let Process { pid, parent_pid, start, kernel, credentials, ref containers, ref image } = *process;
+        let Process { pid, parent_pid, start, kernel, credentials, ref control_groups, ref image } = *process;
         Self {
             pid,
             parent_pid,
             start,
             kernel,
             credentials,
-            containers: containers.as_deref().cloned(),
+            control_groups: control_groups.as_deref().cloned(),
             name: image.name.clone(),
             executable: image.executable.clone(),
             args: image.args.clone(),
@@ -418,11 +418,11 @@ impl From<&PreexistingProcess> for ProcessEntry {
 impl From<ProcessEntry> for PreexistingProcess {
     fn from(entry: ProcessEntry) -> Self {
         let ProcessEntry { pid, parent_pid, start, kernel, credentials, .. } = entry;
-        let ProcessEntry { name, executable, args, args_cut, containers, details, threads, .. } = entry;
-        let containers = containers.map(Arc::new);
+        let ProcessEntry { name, executable, args, args_cut, control_groups, details, threads, .. } = entry;
+        let control_groups = control_groups.map(Arc::new);
         let details = details.map_or_else(OnceLock::new, OnceLock::from);
         let image = Arc::new(Image { name, executable, args, args_cut, details, ..Image::default() });
-        let process = Process { pid, parent_pid, start, kernel, credentials, containers, image };
+        let process = Process { pid, parent_pid, start, kernel, credentials, control_groups, image };
         Self { process, threads: threads.unwrap_or_else(|| vec![pid]) }
     }
 }
@@ -444,14 +444,14 @@ impl From<SocketEntry> for PreexistingSocket {
 
 impl From<&FoundProcess> for FoundEntry {
     fn from(found: &FoundProcess) -> Self {
-        let FoundProcess { start, parent_pid, credentials, containers, details, read } = found.clone();
-        Self { start, parent_pid, credentials, containers, details, read }
+        let FoundProcess { start, parent_pid, credentials, control_groups, details, read } = found.clone();
+        Self { start, parent_pid, credentials, control_groups, details, read }
     }
 }
 
 impl From<FoundEntry> for FoundProcess {
     fn from(entry: FoundEntry) -> Self {
-        let FoundEntry { start, parent_pid, credentials, containers, details, read } = entry;
-        Self { start, parent_pid, credentials, containers, details, read }
+        let FoundEntry { start, parent_pid, credentials, control_groups, details, read } = entry;
+        Self { start, parent_pid, credentials, control_groups, details, read }
     }
 }

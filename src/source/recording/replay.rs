@@ -97,7 +97,7 @@ impl<R: Read> Replay<R> {
             config,
             names: RecordedNames::default(),
             listener: NameListener::new(&dns),
-            capabilities: SourceCapabilities { execs: Execs::Unseen, ..header.capabilities },
+            capabilities: SourceCapabilities { execs: Execs::Unseen, ..header.capabilities.clone() },
             probes: Layout::deserialize(&header.layout).map_or_else(|_| Probes::none(), Probes::recorded),
             header,
             block,
@@ -270,7 +270,7 @@ impl<R: Read> Source for Replay<R> {
     type Error = RecordingError;
 
     fn capabilities(&self) -> SourceCapabilities {
-        self.capabilities
+        self.capabilities.clone()
     }
 
     fn now(&self) -> MonotonicTime {

@@ -10,7 +10,7 @@ use super::entries::{
 use super::*;
 use crate::host::Host;
 use crate::model::clock::{Clock, Readings, Timestamp};
-use crate::model::container::Containers;
+use crate::model::control_groups::ControlGroups;
 use crate::model::event::SourceCapabilities;
 use crate::model::flow::{Owner, Transport};
 use crate::model::names::UserNames;
@@ -96,7 +96,7 @@ fn process() -> Entry<'static> {
         start: Some(since_boot(5)),
         kernel: false,
         credentials: None,
-        containers: None,
+        control_groups: None,
         name: "named".into(),
         executable: None,
         args: vec!["named".into()],
@@ -297,7 +297,7 @@ fn an_answer_of_proc_is_about_the_process_that_it_names() {
         start: Some(since_boot(5)),
         parent_pid: None,
         credentials: None,
-        containers: Containers::default(),
+        control_groups: ControlGroups::default(),
         details: Details { container_id: Some(container.into()), ..Details::default() },
         read: monotonic(0),
     };

@@ -181,7 +181,7 @@ impl State {
             self.stats.flows_without_socket += 1;
         } else if self.is_own(flow) {
             self.stats.flows_own += 1;
-        } else if !self.config.filter.accepts_owner(flow.owner.as_deref()) {
+        } else if !self.accepts_owner(flow.owner.as_ref()) {
             self.stats.flows_filtered += 1;
         } else {
             self.stats.flows_reported += 1;

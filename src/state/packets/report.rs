@@ -8,6 +8,7 @@ use super::super::flows::LiveFlow;
 use crate::model::flow::{Direction, Flow, Inexact, Outcome, Owner, Reason, Transport};
 use crate::model::kernel_address::SockAddress;
 use crate::model::loss::LostFacts;
+use crate::model::process::Process;
 use crate::model::time::MonotonicTime;
 
 /// How long packets may still come after the end of a flow.
@@ -21,7 +22,14 @@ impl State {
 
     /// Whether the flow is to be reported.
     pub(super) fn is_wanted(&self, flow: &LiveFlow) -> bool {
-        has_socket(flow) && !self.is_own(flow) && self.config.filter.accepts_owner(flow.owner.as_deref())
+        has_socket(flow) && !self.is_own(flow) && self.accepts_owner(flow.owner.as_ref())
+    }
+
+    /// Whether flows of this owner are to be reported.
+    pub(super) fn accepts_owner(&self, owner: Option<&Arc<Process>>) -> bool {
+        let observed = self.capabilities.control_group.as_deref();
+        observed.is_none_or(|group| self.processes.is_in_group(owner, group))
+            && self.config.filter.accepts_owner(owner.map(Arc::as_ref))
     }
 
     /// The flow as it is reported.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::threads::Threads;
 use super::{MAX_WANTED, Processes};
-use crate::model::container::Containers;
+use crate::model::control_groups::ControlGroups;
 use crate::model::process::{Credentials, Details, Process};
 use crate::model::time::{BootTime, MonotonicTime};
 
@@ -21,7 +21,7 @@ pub struct FoundProcess {
     /// Its users and groups.
     pub credentials: Option<Credentials>,
     /// The containers that it is in.
-    pub containers: Containers,
+    pub control_groups: ControlGroups,
     /// Its name, paths and arguments.
     pub details: Details,
 }
@@ -82,7 +82,7 @@ impl Processes {
             now.credentials = now.credentials.or(found.credentials);
             entry.confirmed_in = entry.asked_in;
         }
-        self.moves.learn(now, found.containers);
+        self.moves.learn(now, found.control_groups);
     }
 
     /// Returns a process, and requests its lookup.

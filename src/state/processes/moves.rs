@@ -1,10 +1,10 @@
-//! Containers of processes, as moves between control groups change them.
+//! Control groups of processes, as moves change them.
 
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 
 use super::Processes;
-use crate::model::container::Containers;
+use crate::model::control_groups::{CGROUP_V2, ControlGroups, container};
 use crate::model::event::{FoundGroup, Moved};
 use crate::model::process::{Image, Process};
 
@@ -12,9 +12,6 @@ use crate::model::process::{Image, Process};
 const MAX_ELSEWHERE: usize = 1024;
 /// The maximum number of threads that have looked up a control group.
 const MAX_LOOKUPS: usize = 1024;
-
-/// The number of cgroup v2's hierarchy; see `cgroups(7)`.
-const CGROUP_V2: u32 = 0;
 
 /// What is known of moves between control groups.
 #[derive(Debug, Default)]
@@ -30,7 +27,7 @@ pub struct Moves {
 
 #[derive(Debug, Default, PartialEq, Eq)]
 enum Visibility {
-    /// No moves are seen: containers come from `/proc`.
+    /// No moves are seen: what control groups say comes from `/proc`.
     #[default]
     Nothing,
     /// All.
@@ -42,8 +39,8 @@ enum Visibility {
 impl Moves {
     /// The process, which existed before the first event, without what is uncertain.
     pub fn preexisting(&self, process: Process) -> Process {
-        let containers = process.containers.filter(|_| self.seen != Visibility::Nothing);
-        Process { containers, ..process }
+        let control_groups = process.control_groups.filter(|_| self.seen != Visibility::Nothing);
+        Process { control_groups, ..process }
     }
 
     /// The control group of this new process, if it starts in another one than its parent.
@@ -57,15 +54,15 @@ impl Moves {
         self.looked_up.remove(&tid);
     }
 
-    /// Stores the containers from `/proc`, if events do not show them.
-    pub fn learn(&self, process: &mut Process, containers: Containers) {
+    /// Stores the control groups from `/proc`, if events do not show them.
+    pub fn learn(&self, process: &mut Process, control_groups: ControlGroups) {
         let is_used = match self.seen {
             Visibility::Nothing => false, // they are used from `Image::details`
-            Visibility::All => process.containers.is_none(),
+            Visibility::All => process.control_groups.is_none(),
             Visibility::NotLost => true,
         };
         if is_used {
-            process.containers = Some(Arc::new(containers));
+            process.control_groups = Some(Arc::new(control_groups));
         }
     }
 }
@@ -73,19 +70,18 @@ impl Moves {
 /// The process in this control group of cgroup v2 instead of its parent's. In other hierarchies it is in its parent's groups.
 pub fn in_control_group(process: Process, group: &FoundGroup) -> Process {
     let known = match group {
-        FoundGroup::InContainer(container) => Some(Some(container.clone())),
-        // If nothing is known of the parent, nothing is known of the other hierarchies.
-        FoundGroup::OutsideContainers => process.containers.is_some().then_some(None),
-        FoundGroup::Unknown => None,
+        // If nothing is known of the parent, nothing is known of the other hierarchies, which may name a container.
+        FoundGroup::At(path) if process.control_groups.is_some() || container(path).is_some() => Some(path),
+        FoundGroup::At(_) | FoundGroup::Unknown => None,
     };
-    let Some(container) = known else {
+    let Some(path) = known else {
         // What is known from `/proc` of the parent does not apply to this process.
         let image = Image { details: OnceLock::new(), ..Image::clone(&process.image) };
-        return Process { containers: None, image: Arc::new(image), ..process };
+        return Process { control_groups: None, image: Arc::new(image), ..process };
     };
-    let mut containers = process.containers.unwrap_or_default();
-    Arc::make_mut(&mut containers).moved(CGROUP_V2, container);
-    Process { containers: Some(containers), ..process }
+    let mut groups = process.control_groups.unwrap_or_default();
+    Arc::make_mut(&mut groups).moved(CGROUP_V2, path);
+    Process { control_groups: Some(groups), ..process }
 }
 
 impl Processes {
@@ -108,9 +104,9 @@ impl Processes {
     pub fn moved(&mut self, moved: &Moved) {
         let Some(entry) = self.by_pid.get_mut(&moved.tid) else { return };
         // If nothing is known yet, "no container" in this hierarchy does not apply to the others.
-        if entry.process.containers.is_some() || moved.container.is_some() {
-            let containers = Arc::make_mut(&mut entry.process).containers.get_or_insert_default();
-            Arc::make_mut(containers).moved(moved.hierarchy, moved.container.clone());
+        if entry.process.control_groups.is_some() || container(&moved.path).is_some() {
+            let groups = Arc::make_mut(&mut entry.process).control_groups.get_or_insert_default();
+            Arc::make_mut(groups).moved(moved.hierarchy, &moved.path);
         }
     }
 
@@ -133,7 +129,7 @@ impl Processes {
 
     /// Requests a lookup of a process if its container should be known but is not.
     pub(super) fn find_container(&mut self, pid: u32) {
-        let is_unknown = self.by_pid.get(&pid).is_some_and(|entry| entry.process.containers.is_none());
+        let is_unknown = self.by_pid.get(&pid).is_some_and(|entry| entry.process.control_groups.is_none());
         if is_unknown && self.moves.seen != Visibility::Nothing {
             self.want_details(pid);
         }
@@ -148,8 +144,13 @@ mod tests {
     use crate::model::process::Details;
     use crate::model::testing::{monotonic, since_boot};
 
+    /// The path of a group of this container, or of none.
+    fn path(container: Option<&str>) -> Vec<u8> {
+        container.map_or(b"/".into(), |name| format!("/lxc/{name}").into_bytes())
+    }
+
     fn moved(tid: u32, container: Option<&str>) -> Moved {
-        Moved { tid, hierarchy: 0, container: container.map(str::to_owned) }
+        Moved { tid, hierarchy: 0, path: path(container) }
     }
 
     fn exec() -> Exec {
@@ -162,7 +163,7 @@ mod tests {
     }
 
     fn old(pid: u32) -> PreexistingProcess {
-        let process = Process { start: Some(since_boot(1)), containers: Some(Arc::default()), ..Process::new(pid) };
+        let process = Process { start: Some(since_boot(1)), control_groups: Some(Arc::default()), ..Process::new(pid) };
         PreexistingProcess { process, threads: vec![pid] }
     }
 
@@ -174,10 +175,10 @@ mod tests {
     }
 
     fn found(container: &str) -> FoundProcess {
-        let mut containers = Containers::default();
-        containers.moved(0, Some(container.into()));
+        let mut control_groups = ControlGroups::default();
+        control_groups.moved(CGROUP_V2, &path(Some(container)));
         let details = Details { container_id: Some(container.into()), ..Details::default() };
-        FoundProcess { containers, details, ..FoundProcess::default() }
+        FoundProcess { control_groups, details, ..FoundProcess::default() }
     }
 
     #[test]
@@ -249,22 +250,26 @@ mod tests {
         );
     }
 
+    fn outside() -> FoundGroup {
+        FoundGroup::At(path(None))
+    }
+
     fn in_container(id: &str) -> FoundGroup {
-        FoundGroup::InContainer(id.to_owned())
+        FoundGroup::At(path(Some(id)))
     }
 
     #[test]
     fn a_process_that_begins_in_a_looked_up_group_is_in_its_container() {
         let mut table = follows_moves();
         table.moved(&moved(1, Some("outer")));
-        table.group_looked_up(1, FoundGroup::OutsideContainers); // for something else
+        table.group_looked_up(1, outside()); // for something else
         table.group_looked_up(2, in_container("another thread's"));
         table.group_looked_up(1, in_container("inner"));
         table.fork_elsewhere(1, 10);
         table.fork(1, Fork { child: 10, start: Some(since_boot(5)) });
         assert_eq!(table.next_wanted(), None, "nothing is left to be found");
         table.fork(1, Fork { child: 11, start: Some(since_boot(6)) });
-        table.group_looked_up(1, FoundGroup::OutsideContainers);
+        table.group_looked_up(1, outside());
         table.fork_elsewhere(1, 12);
         table.fork(1, Fork { child: 12, start: Some(since_boot(7)) });
         table.fork(12, Fork { child: 13, start: Some(since_boot(8)) });
@@ -320,11 +325,11 @@ mod tests {
     fn a_looked_up_group_is_one_of_cgroup_v2() {
         let mut table = follows_moves();
         table.moved(&Moved { hierarchy: 4, ..moved(1, Some("of v1")) });
-        table.group_looked_up(1, FoundGroup::OutsideContainers);
+        table.group_looked_up(1, outside());
         table.fork_elsewhere(1, 10);
         table.fork(1, Fork { child: 10, start: Some(since_boot(5)) });
         assert_eq!(table.get(10).and_then(Process::container_id), Some("of v1"));
-        table.group_looked_up(99, FoundGroup::OutsideContainers);
+        table.group_looked_up(99, outside());
         table.fork_elsewhere(99, 11);
         table.fork(99, Fork { child: 11, start: Some(since_boot(6)) });
         assert_eq!(table.next_wanted().map(|process| process.pid), Some(11), "it may be in one of v1");
@@ -360,7 +365,7 @@ mod tests {
     #[test]
     fn looked_up_groups_are_bounded_and_forgotten_ones_are_counted() {
         let mut table = follows_moves();
-        (0..=MAX_LOOKUPS as u32).for_each(|tid| table.group_looked_up(tid, FoundGroup::OutsideContainers));
+        (0..=MAX_LOOKUPS as u32).for_each(|tid| table.group_looked_up(tid, outside()));
         assert_eq!((table.moves.looked_up.len(), table.control_groups_forgotten()), (1, MAX_LOOKUPS as u64));
         (0..=MAX_ELSEWHERE as u32).for_each(|child| table.fork_elsewhere(1, child));
         let forgotten = (MAX_LOOKUPS + MAX_ELSEWHERE) as u64;

@@ -86,6 +86,11 @@ impl SocketEvents {
         self.events.drain(..)
     }
 
+    /// Keeps the events that are accepted, of those that the next call of [`Self::events`] takes.
+    pub fn retain(&mut self, accepts: impl FnMut(&SocketEvent) -> bool) {
+        self.events.retain(accepts);
+    }
+
     /// Adds a socket that existed before the first event.
     pub fn add_preexisting(&mut self, socket: EventSocket) {
         if !self.sockets.contains_key(&socket.id) {

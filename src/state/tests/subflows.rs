@@ -25,7 +25,7 @@ impl Story {
             start: Some(since_boot(4)),
             kernel: true,
             credentials: None,
-            containers: None,
+            control_groups: None,
             image: Arc::default(),
         };
         story.state.add_preexisting(PreexistingProcess { process, threads: vec![WORKER] });

@@ -73,7 +73,7 @@ fn curl() -> process::Process {
         start: Some(since_boot(2_794_928_000_000)),
         kernel: false,
         credentials: Some(Credentials { uid: 1000, gid: 1000, euid: 1000, egid: 1000 }),
-        containers: None,
+        control_groups: None,
         image: Arc::new(Image {
             name: "curl".into(),
             executable: Some(PathBuf::from("/usr/bin/curl")),
@@ -293,7 +293,7 @@ fn a_process_with_few_known_properties() {
         start: None,
         kernel: true,
         credentials: None,
-        containers: None,
+        control_groups: None,
         image: Arc::default(),
     };
     let document = document(&Flow { owner: Owner::Process(Arc::new(bare)), ..flow() });

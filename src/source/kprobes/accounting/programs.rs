@@ -2,7 +2,7 @@
 
 use socktrail_kprobes::bpf::Register::*;
 use socktrail_kprobes::bpf::{Alu, Code, Condition};
-use socktrail_kprobes::{Error, Expression, HookSamples, Resolver, Type};
+use socktrail_kprobes::{Error, Expression, Hook, HookSamples, Resolver, Type};
 
 use super::at_hook;
 use super::fields::Fields;
@@ -46,7 +46,11 @@ pub(super) fn program(
         Feature::TcpIpv4In => |fields, rules| tcp_in(fields, Family::Ipv4, rules),
         Feature::TcpIpv6In => |fields, rules| tcp_in(fields, Family::Ipv6, rules),
         Feature::TcpState => |fields, _| closed(fields),
-        Feature::SocketFree | Feature::SocketCreate => |fields, _| ended(fields),
+        // Its release is sampled by another program.
+        Feature::SocketFree if hook.is_some_and(|samples| samples.hook() == Hook::SocketRelease) => {
+            |fields, _| ended(fields, false)
+        }
+        Feature::SocketFree | Feature::SocketCreate => |fields, _| ended(fields, true),
         Feature::LocalDrops => packet_freed,
         _ => return None,
     };
@@ -167,16 +171,21 @@ fn closed(fields: &Fields<'_>) -> Result<Code, Error> {
 
 /// A `struct sock` is freed, so another socket may get its address. Or it is created, so entries at its address belong to an
 /// earlier socket, whose end was missed.
-fn ended(fields: &Fields<'_>) -> Result<Code, Error> {
+fn ended(fields: &Fields<'_>, is_sampled: bool) -> Result<Code, Error> {
     let sk = fields.get("sk")?;
     let mut w = Writer::new(fields, &[(0, &sk)])?;
     w.begin()?;
+    let gone = if is_sampled { w.sample } else { w.asm.label() };
     w.set_key_to(&sk)?;
-    w.look_up(w.sample);
+    w.look_up(gone);
     w.read_time();
     w.remove_ways();
-    w.look_up(w.sample);
+    w.look_up(gone);
     w.remove();
+    if !is_sampled {
+        w.asm.bind(gone);
+        w.end_without_sample();
+    }
     w.finish(fields.program)
 }
 

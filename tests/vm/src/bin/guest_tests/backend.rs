@@ -3,17 +3,23 @@
 use std::net::UdpSocket;
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
-use crate::helpers::cgroups::v2_root;
+use crate::helpers::cgroups::{Hierarchy, procs, v2_root};
 use crate::helpers::document::{endpoint, number};
 use crate::helpers::nft::nft;
 use crate::helpers::process::Process;
 use crate::helpers::socktrail::Socktrail;
+use crate::helpers::web::WebServer;
 use crate::workloads::{PROGRAM, RUN};
 
-tests![both_see_the_same, what_a_firewall_drops_is_not_counted];
+tests![
+    both_see_the_same,
+    both_see_one_control_group,
+    a_translated_connection_is_one_flow,
+    what_a_firewall_drops_is_not_counted
+];
 
 /// The fields that must be equal.
 const FIELDS: [&str; 12] = [
@@ -94,6 +100,73 @@ fn both_see_the_same() -> Result<()> {
             ensure!(missing <= if has_unseen { 3 } else { 0 }, "{missing} packets are missing: {one:#}\n{other:#}");
         }
     }
+    Ok(())
+}
+
+/// A shell moves into a control group, into one below it, and into one beside it with a similar name. A child starts in the group
+/// while its parent is outside. Only what is done in the group is reported, by either monitor.
+fn both_see_one_control_group() -> Result<()> {
+    const PORT: u16 = 8080;
+    let v2 = Hierarchy::v2()?;
+    let group = v2.make("/system.slice/web.service")?;
+    let [below, beside] = ["web.service/worker", "web.service2"].map(|path| v2.make(&format!("/system.slice/{path}")));
+    let _server = WebServer::start(PORT)?;
+    let directory = group.display().to_string();
+    let mut monitors = vec![Socktrail::flows(&["--backend", "kprobes", "--cgroup", &directory])?];
+    let events = Socktrail::start(&["events", "--format", "ecs", "--only", "connect", "--cgroup", &directory])?;
+    if has_programs() {
+        monitors.push(Socktrail::flows(&["--backend", "cgroup", "--cgroup", &directory])?);
+    }
+    let request = |from: u16| format!("nc -N -p {from} 127.0.0.1 {PORT} </dev/null");
+    let into = |group: &Path| format!("echo $$ >{}", procs(group).display());
+    let start_in_group = format!("{PROGRAM} {RUN} fork-into {directory} {}", request(1001));
+    let script = [
+        request(1000),
+        start_in_group,
+        into(&group),
+        request(1002),
+        into(&below?),
+        request(1003),
+        into(&beside?),
+        request(1004),
+    ];
+    let shell = Process::start(&["sh", "-c", &(script.join(" && ") + " && true")])?.finish()?;
+    ensure!(shell.status == 0, "{shell:?}");
+    for monitor in monitors.into_iter().chain([events]) {
+        let documents = monitor.stop()?.documents;
+        let mut ports: Vec<_> = documents.iter().filter_map(|one| Some(endpoint(one, "source")?.port())).collect();
+        ports.sort_unstable();
+        ensure!(ports == [1001, 1002, 1003], "{documents:#?}");
+    }
+    Ok(())
+}
+
+/// A rule sends a connection to another port. The client's flow has the ends that the client knows, with the packets of both directions.
+fn a_translated_connection_is_one_flow() -> Result<()> {
+    const PORT: u16 = 8080;
+    const TRANSLATED: u16 = 5014;
+    let _server = WebServer::start(PORT)?;
+    let mut monitors = vec![Socktrail::flows(&["--backend", "kprobes"])?];
+    if has_programs() {
+        let root = v2_root()?.display().to_string();
+        monitors.push(Socktrail::flows(&["--backend", "cgroup", "--cgroup", &root])?);
+    }
+    let chain = "type nat hook output priority -100;";
+    let rule = format!("tcp dport {TRANSLATED} dnat to :{PORT}");
+    nft(&format!("table ip backend {{\nchain output {{\n{chain}\n{rule}\n}}\n}}\n"))?;
+    let client = Process::start(&["nc", "-N", "127.0.0.1", &TRANSLATED.to_string()])?.finish();
+    nft("delete table ip backend")?;
+    let client = client?;
+    ensure!(client.status == 0, "{client:?}");
+    let mut counts = Vec::new();
+    for monitor in monitors {
+        let documents = monitor.stop()?.documents;
+        let of_client: Vec<_> = documents.iter().filter(|one| one["process"]["pid"] == client.pid).collect();
+        let [flow] = of_client[..] else { bail!("{documents:#?}") };
+        ensure!(flow["destination"]["port"] == TRANSLATED && flow["network"]["direction"] == "egress", "{flow:#}");
+        counts.push([number(flow, "/source/packets")?, number(flow, "/destination/packets")?]);
+    }
+    ensure!(counts.iter().all(|one| *one == counts[0] && one.iter().all(|packets| *packets > 0)), "{counts:?}");
     Ok(())
 }
 

@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::testbed::{ExpectedFlow, Side};
 use super::wire::{Count, Direction, Key, Transport, Wire};
 use crate::helpers::document::endpoint;
+use crate::known::is_by_cgroup;
 
 /// The captures on the interfaces of a link.
 #[derive(Debug)]
@@ -21,6 +22,12 @@ impl Captured {
     fn of(&self, flow: &ExpectedFlow) -> (Count, Count) {
         let (wire, [sent, received]) = self.wire_of(flow);
         (wire.of(sent), wire.of(received))
+    }
+
+    /// The packets of a flow that its host sent and received after it had closed the flow, and of these, those after both ends had.
+    fn at_the_end(&self, flow: &ExpectedFlow) -> [AtTheEnd; 2] {
+        let (wire, keys) = self.wire_of(flow);
+        keys.map(|key| AtTheEnd { after_close: wire.after_close(key), after_end: wire.after_end(key) })
     }
 
     /// The largest captured datagram of a flow, in bytes.
@@ -44,6 +51,23 @@ impl Captured {
         let ExpectedFlow { transport, local, remote, .. } = *flow;
         let sent = Key { direction: Direction::Outbound, transport, from: local, to: remote };
         (wire, [sent, Key { direction: Direction::Inbound, transport, from: remote, to: local }])
+    }
+}
+
+/// Packets of one direction of a flow for which there may be no full socket.
+#[derive(Clone, Copy)]
+struct AtTheEnd {
+    after_close: Count,
+    after_end: Count,
+}
+
+impl AtTheEnd {
+    /// Whether such packets explain what is missing. Those after the end are missing without a mark. A SYN-ACK may be missing, too.
+    fn explains(self, difference: CountDifference, is_marked: bool) -> bool {
+        let Count { packets, bytes } = if is_marked { self.after_close } else { self.after_end };
+        let [packets, bytes] = [packets, bytes].map(i128::from);
+        let (syn_ack, headers) = if is_marked { (1, MAX_HEADERS) } else { (0, 0) };
+        (0..=packets + syn_ack).contains(&-difference.packets) && (0..=bytes + headers).contains(&-difference.bytes)
     }
 }
 
@@ -116,13 +140,9 @@ const LATE: &str = "late_data";
 /// Packets belonged to one of TCP's small sockets: a SYN-ACK, or a FIN after the close with its acknowledgement. Only with the backend
 /// `cgroup`.
 const UNSEEN: &str = "unseen_packets";
-/// The largest number of such packets of a flow in one direction. The other side sends a FIN again until it is acknowledged, and a
-/// socket that no longer exists answers data with RSTs.
-const MAX_UNSEEN: i128 = 10;
 /// The largest size of TCP options, in bytes.
 pub(crate) const MAX_TCP_OPTIONS: u64 = 40;
-/// The smallest size of the IPv4 and TCP headers, and the largest size of the IPv6 and TCP headers, in bytes.
-const MIN_HEADERS: i128 = 20 + 20;
+/// The largest size of the IPv6 and TCP headers, in bytes.
 const MAX_HEADERS: i128 = 40 + 60;
 /// The largest datagram whose `sk_buff` is linear: the kernel's `SKB_MAX_ALLOC`, four pages, less overhead. The
 /// `sk_buff` of a larger one looks like that of a GSO packet.
@@ -185,7 +205,10 @@ fn mismatches(document: &Value, flow: &ExpectedFlow, captured: &Captured, marks:
     if sent.packets + received.packets == 0 {
         mismatches.push(Mismatch::other(format!("{}: nothing was captured", name(flow))));
     }
-    for (what, end, captured) in [("sent", local, sent), ("received", remote, received)] {
+    let [end_of_sent, end_of_received] = captured.at_the_end(flow);
+    for (what, end, captured, at_the_end) in
+        [("sent", local, sent, end_of_sent), ("received", remote, received, end_of_received)]
+    {
         let difference = |what: &str, captured: u64| {
             let reported = document[end][what].as_u64().map_or(i128::MIN, i128::from);
             reported.saturating_sub(captured.into())
@@ -193,9 +216,7 @@ fn mismatches(document: &Value, flow: &ExpectedFlow, captured: &Captured, marks:
         let (more, larger) = (difference("packets", captured.packets), difference("bytes", captured.bytes));
         is_exact &= (more, larger) == (0, 0);
         let difference = CountDifference { packets: more, bytes: larger };
-        let is_unseen = marks.contains(&UNSEEN)
-            && (1..=MAX_UNSEEN).contains(&-more)
-            && (-more * MIN_HEADERS..=-more * MAX_HEADERS).contains(&-larger);
+        let is_unseen = is_by_cgroup() && at_the_end.explains(difference, marks.contains(&UNSEEN));
         let is_explained = is_unseen || (what == "received" && is_within_bounds(marks, captured, difference));
         if (more, larger) != (0, 0) && !is_explained {
             let (name, Count { packets, bytes }) = (name(flow), captured);

@@ -63,6 +63,12 @@ pub(crate) struct Wire {
     pub(crate) time: Option<SystemTime>,
     /// The packets of each flow whose time is known.
     timed: HashMap<Key, Vec<(SystemTime, Count)>>,
+    /// How far each side of a TCP connection has ended, by what it sends.
+    ends: HashMap<Key, End>,
+    /// The packets that one side sent or received after it had closed the connection.
+    after_close: HashMap<Key, Count>,
+    /// The packets that one side sent or received after the connection had ended for it.
+    after_end: HashMap<Key, Count>,
     /// The largest captured datagram of each flow, in bytes.
     largest: HashMap<Key, u64>,
     /// Flows with fragments.
@@ -71,6 +77,26 @@ pub(crate) struct Wire {
     fragmented: HashMap<(Direction, Datagram), Key>,
     /// Fragments that were captured before the first one of their datagram.
     early: HashMap<(Direction, Datagram), Count>,
+}
+
+/// What one side of a TCP connection has sent and received of its end.
+#[derive(Debug, Clone, Copy, Default)]
+struct End {
+    fin_sent: bool,
+    fin_received: bool,
+    reset: bool,
+}
+
+impl End {
+    /// Whether this side has closed the connection, so that its socket may be gone.
+    fn is_closed(self) -> bool {
+        self.fin_sent || self.reset
+    }
+
+    /// Whether both sides have closed it, as far as this side knows.
+    fn is_over(self) -> bool {
+        (self.fin_sent && self.fin_received) || self.reset
+    }
 }
 
 /// Identifies the datagram of a fragment.
@@ -125,7 +151,9 @@ impl Wire {
             (None, Some(TransportSlice::Tcp(tcp))) => {
                 let headers = network.headers + tcp.header_len() as u64;
                 let count = wire_packets(network.bytes, headers, segments);
-                self.count(key(tcp.source_port(), tcp.destination_port()), count);
+                let key = key(tcp.source_port(), tcp.destination_port());
+                self.note_end(key, count, tcp.fin(), tcp.rst());
+                self.count(key, count);
             }
             (None, Some(TransportSlice::Udp(udp))) => {
                 let count = wire_packets(network.bytes, network.headers + 8, segments);
@@ -147,6 +175,16 @@ impl Wire {
     /// The packets of one direction of a flow.
     pub(crate) fn of(&self, key: Key) -> Count {
         self.counts.get(&key).copied().unwrap_or_default()
+    }
+
+    /// The packets of one direction of a flow after the host had closed it (FIN or RST).
+    pub(crate) fn after_close(&self, key: Key) -> Count {
+        self.after_close.get(&key).copied().unwrap_or_default()
+    }
+
+    /// The packets of one direction of a flow after both sides had closed it, as far as the host knew.
+    pub(crate) fn after_end(&self, key: Key) -> Count {
+        self.after_end.get(&key).copied().unwrap_or_default()
     }
 
     /// The largest unfragmented datagram of one direction of a flow, in bytes; 0 if there is none.
@@ -176,6 +214,21 @@ impl Wire {
         if let Some(time) = self.time {
             self.timed.entry(key).or_default().push((time, count));
         }
+    }
+
+    fn note_end(&mut self, key: Key, count: Count, fin: bool, rst: bool) {
+        let is_sent = key.direction == Direction::Outbound;
+        let (from, to) = if is_sent { (key.from, key.to) } else { (key.to, key.from) };
+        let end = self.ends.entry(Key { direction: Direction::Outbound, from, to, ..key }).or_default();
+        if end.is_closed() {
+            *self.after_close.entry(key).or_default() += count;
+        }
+        if end.is_over() {
+            *self.after_end.entry(key).or_default() += count;
+        }
+        end.fin_sent |= fin && is_sent;
+        end.fin_received |= fin && !is_sent;
+        end.reset |= rst;
     }
 
     fn fragment(&mut self, datagram: (Direction, Datagram), first: Option<Key>, count: Count) {

@@ -1,40 +1,50 @@
-//! Which container a process is in, by its control groups.
+//! The control groups of a process, and the containers that they belong to.
 
-mod path;
+mod container;
 
 use serde::{Deserialize, Serialize};
 
-pub(crate) use path::container;
+pub(crate) use container::container;
 
 /// The maximum number of control group hierarchies that are followed; cgroup v1 has one for each of a dozen
 /// controllers.
 const MAX_HIERARCHIES: usize = 16;
 
-/// The containers that a process's control groups name, hierarchy by hierarchy: one with cgroup v2, many with v1.
+/// The number of cgroup v2's hierarchy; see `cgroups(7)`.
+pub(crate) const CGROUP_V2: u32 = 0;
+
+/// The control groups of a process: the path of the one in cgroup v2, and the containers that all of them name, hierarchy by
+/// hierarchy. There is one hierarchy with cgroup v2, and many with v1.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Containers {
-    /// By hierarchy, in the order of `/proc/PID/cgroup`: the highest number first.
+pub struct ControlGroups {
+    /// Containers by hierarchy, in the order of `/proc/PID/cgroup`: the highest number first.
     named: Vec<(u32, String)>,
+    /// The path in the hierarchy of cgroup v2, if it is known. Not in older recordings.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    path: Option<String>,
 }
 
-impl Containers {
-    /// The containers named in the text of `/proc/PID/cgroup`: lines of `hierarchy:controllers:path`, see `cgroups(7)`.
+impl ControlGroups {
+    /// Parses the text of `/proc/PID/cgroup`: lines of `hierarchy:controllers:path`, see `cgroups(7)`.
     pub(crate) fn of_proc(text: &[u8]) -> Self {
         let mut all = Self::default();
         for line in text.split(|byte| *byte == b'\n') {
             let mut parts = line.splitn(3, |byte| *byte == b':');
             let (Some(hierarchy), Some(_), Some(path)) = (parts.next(), parts.next(), parts.next()) else { continue };
             if let Some(hierarchy) = std::str::from_utf8(hierarchy).ok().and_then(|number| number.parse().ok()) {
-                all.moved(hierarchy, container(path));
+                all.moved(hierarchy, path);
             }
         }
         all
     }
 
-    /// The process was moved: in this hierarchy it is now in a group of this container, or of none.
-    pub(crate) fn moved(&mut self, hierarchy: u32, to: Option<String>) {
+    /// The process was moved: in this hierarchy it is now in the group with this path.
+    pub(crate) fn moved(&mut self, hierarchy: u32, path: &[u8]) {
+        if hierarchy == CGROUP_V2 {
+            self.path = Some(String::from_utf8_lossy(path).into_owned());
+        }
         self.named.retain(|(one, _)| *one != hierarchy);
-        if let Some(id) = to
+        if let Some(id) = container(path)
             && self.named.len() < MAX_HIERARCHIES
         {
             let at = self.named.partition_point(|(one, _)| *one > hierarchy);
@@ -43,8 +53,20 @@ impl Containers {
     }
 
     /// The container's id. If several hierarchies name a container, the first in `/proc/PID/cgroup` counts.
-    pub fn id(&self) -> Option<&str> {
+    pub fn container_id(&self) -> Option<&str> {
         self.named.first().map(|(_, id)| id.as_str())
+    }
+
+    /// The path of the group in cgroup v2, from the root of the hierarchy, or from the root of this process's cgroup namespace.
+    /// `None` if it is not known or there is no cgroup v2.
+    pub fn path(&self) -> Option<&str> {
+        self.path.as_deref()
+    }
+
+    /// Whether the group with this path in cgroup v2, or one below it, is the process's. `None` if that is not known.
+    pub fn is_below(&self, ancestor: &str) -> Option<bool> {
+        let below = self.path()?.strip_prefix(ancestor.trim_end_matches('/'));
+        Some(below.is_some_and(|rest| rest.is_empty() || rest.starts_with('/')))
     }
 }
 
@@ -55,16 +77,16 @@ mod tests {
     #[test]
     fn the_first_hierarchy_that_names_a_container_counts() {
         let text = b"12:pids:/\n11:memory:/lxc/web\n3:cpu:/lxc/other\n1:name=systemd:/init.scope\n0::/\n";
-        let mut containers = Containers::of_proc(text);
-        assert_eq!(containers.id(), Some("web"));
-        containers.moved(12, None);
-        assert_eq!(containers.id(), Some("web"), "hierarchy 12 named no container");
-        containers.moved(11, None);
-        assert_eq!(containers.id(), Some("other"));
-        containers.moved(3, None);
-        assert_eq!(containers, Containers::default());
-        containers.moved(0, Some("new".into()));
-        assert_eq!(containers.id(), Some("new"));
+        let mut containers = ControlGroups::of_proc(text);
+        assert_eq!(containers.container_id(), Some("web"));
+        containers.moved(12, b"/");
+        assert_eq!(containers.container_id(), Some("web"), "hierarchy 12 named no container");
+        containers.moved(11, b"/");
+        assert_eq!(containers.container_id(), Some("other"));
+        containers.moved(3, b"/");
+        assert_eq!(containers, ControlGroups::default());
+        containers.moved(0, b"/lxc/new");
+        assert_eq!(containers.container_id(), Some("new"));
     }
 
     /// `/proc/PID/cgroup` of hosts with cgroup v1, with both versions, and with v2.
@@ -102,7 +124,7 @@ mod tests {
             ("0::/machine.slice/systemd-nspawn@web.service/payload\n", "web"),
         ] {
             let text = text.replace("POD", POD).replace("ID", ID);
-            assert_eq!(Containers::of_proc(text.as_bytes()).id(), Some(wanted), "{text}");
+            assert_eq!(ControlGroups::of_proc(text.as_bytes()).container_id(), Some(wanted), "{text}");
         }
     }
 
@@ -117,20 +139,20 @@ mod tests {
             "11:memory:/system.slice/containerd.service\n0::/system.slice/containerd.service\n",
         ] {
             let text = text.replace("ID", &"4f797c53".repeat(8));
-            assert_eq!(Containers::of_proc(text.as_bytes()).id(), None, "{text}");
+            assert_eq!(ControlGroups::of_proc(text.as_bytes()).container_id(), None, "{text}");
         }
     }
 
     #[test]
     fn a_path_may_contain_the_separator() {
-        assert_eq!(Containers::of_proc(b"0::/lxc/a:b:c\n").id(), Some("a:b:c"));
-        assert_eq!(Containers::of_proc(b"x::/lxc/a\n\n0:\n::\n"), Containers::default());
+        assert_eq!(ControlGroups::of_proc(b"0::/lxc/a:b:c\n").container_id(), Some("a:b:c"));
+        assert_eq!(ControlGroups::of_proc(b"x::/lxc/a\n\n0:\n::\n"), ControlGroups::default());
     }
 
     #[test]
     fn the_number_of_hierarchies_is_bounded() {
-        let mut containers = Containers::default();
-        (0..100).for_each(|hierarchy| containers.moved(hierarchy, Some("web".into())));
+        let mut containers = ControlGroups::default();
+        (0..100).for_each(|hierarchy| containers.moved(hierarchy, b"/lxc/web"));
         assert_eq!(containers.named.len(), MAX_HIERARCHIES);
     }
 }
