@@ -12,12 +12,14 @@ const ACCEPTED: [(&str, &[&str]); 8] = [
     ("flows", &["socket", "filter"]),
     ("events", CALLS),
     ("sensors", CALLS),
-    ("names", &["socket.tracefs_path", "socket.guess_timeout", "socket.source", "socket.dns"]),
+    ("names", &["socket.tracefs_path", "socket.cgroup", "socket.guess_timeout", "socket.source", "socket.dns"]),
     (
         "record",
         &[
             "socket.tracefs_path",
             "socket.ring_size_exponent",
+            "socket.backend",
+            "socket.cgroup",
             "socket.accounting",
             "socket.max_conversations",
             "socket.guess_timeout",
@@ -31,13 +33,14 @@ const ACCEPTED: [(&str, &[&str]); 8] = [
         &["socket.flow_inactive_timeout", "socket.flow_termination_timeout", "socket.flow_report_interval", "filter"],
     ),
     ("layout", &["socket.guess_timeout", "socket.source"]),
-    ("doctor", &["socket.tracefs_path", "socket.guess_timeout", "socket.source", "socket.mask"]),
+    ("doctor", &["socket.tracefs_path", "socket.backend", "socket.guess_timeout", "socket.source", "socket.mask"]),
 ];
 
 /// The keys for monitoring calls on sockets.
 const CALLS: &[&str] = &[
     "socket.tracefs_path",
     "socket.ring_size_exponent",
+    "socket.cgroup",
     "socket.guess_timeout",
     "socket.source",
     "socket.max_sockets",

@@ -78,7 +78,7 @@ section! {
         /// kernels without kprobes. `auto`: `kprobes` if the kernel has any, else `cgroup`.
         #[flag("backend", "BACKEND")]
         backend: Backend,
-        /// The directory of the control group (v2) whose sockets are observed, with `backend` `cgroup`; default: all.
+        /// The directory of a control group (v2): only what happens in it and in the groups below it is reported.
         #[flag("cgroup", "PATH")]
         cgroup: Option<PathBuf>,
         /// How packets are counted. `samples`: each packet is sampled. `kernel` (Linux 5.5): eBPF programs count packets in

@@ -4,6 +4,7 @@ mod accepts;
 mod clocks;
 mod coarse_clock;
 mod connections;
+mod control_group;
 mod counting;
 mod datagrams;
 mod dropped;

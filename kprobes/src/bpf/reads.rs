@@ -88,7 +88,8 @@ impl Reads {
     }
 
     /// The offset of the lowest byte of the stack that it uses, a multiple of 8.
-    pub fn bottom(&self) -> i16 {
+    #[cfg(test)]
+    fn bottom(&self) -> i16 {
         self.bottom
     }
 

@@ -84,9 +84,26 @@ mod tests {
         containers.moved(11, b"/");
         assert_eq!(containers.container_id(), Some("other"));
         containers.moved(3, b"/");
-        assert_eq!(containers, ControlGroups::default());
+        assert_eq!((containers.container_id(), containers.path()), (None, Some("/")));
         containers.moved(0, b"/lxc/new");
         assert_eq!(containers.container_id(), Some("new"));
+    }
+
+    #[test]
+    fn a_group_is_below_another_by_whole_names() {
+        let in_group = |text: &[u8], group| ControlGroups::of_proc(text).is_below(group);
+        for (path, group, expected) in [
+            ("/a/b", "/a", true),
+            ("/a/b", "/a/b", true),
+            ("/a/b", "/a/b/", true),
+            ("/a/b", "/", true),
+            ("/", "/", true),
+            ("/a/bc", "/a/b", false),
+            ("/a", "/a/b", false),
+        ] {
+            assert_eq!(in_group(format!("1:cpu:/x\n0::{path}\n").as_bytes(), group), Some(expected), "{path} {group}");
+        }
+        assert_eq!(in_group(b"1:cpu:/a\n", "/"), None, "there is no cgroup v2");
     }
 
     /// `/proc/PID/cgroup` of hosts with cgroup v1, with both versions, and with v2.

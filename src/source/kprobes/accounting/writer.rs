@@ -256,7 +256,8 @@ impl Writer {
         match self.at_hook {
             None => self.asm.mov(R0, 1),
             Some(AtHook { verdict, record, .. }) => {
-                record.write(&mut self.asm, &self.reader, map::OUTPUTS, Buffer::Stack(self.reads.bottom()))?;
+                // Here the program ends, so nothing that is on the stack is needed any more.
+                record.write(&mut self.asm, &self.reader, map::OUTPUTS, Buffer::Stack(SCRATCH))?;
                 self.asm.mov(R0, verdict);
             }
         }

@@ -58,6 +58,8 @@ pub(super) fn layout(function: &str, name: &str) -> Option<Term> {
         "sock_common.skc_family" => 16,
         "sock_common.skc_net" => 48,
         "sock_common.skc_v6_daddr" => 56,
+        "sock_common.skc_v6_rcv_saddr" => 72,
+        "inet_sock.inet_sport" => 798,
         "tcp_sock.segs_in" => 1548,
         "tcp_sock.segs_out" => 1580,
         _ => return argument.map(Term::Argument),
@@ -78,7 +80,8 @@ pub(super) fn all_programs(rules: &Rules, table: Table) -> Vec<(Feature, &'stati
 fn programs_at_hooks(rules: &Rules, table: Table) -> Vec<(Feature, Code)> {
     let samples = |probe: &Probe| match probe.target {
         Target::Hook(hook @ (Hook::Egress | Hook::Ingress)) => {
-            HookSamples::new("test", 0xf000, hook, probe.fetches, &cgroup::conditions(probe), &layout).ok()
+            let conditions = cgroup::conditions(probe);
+            Some(HookSamples::new("test", 0xf000, hook, probe.fetches, &conditions, &layout).unwrap())
         }
         _ => None,
     };

@@ -117,7 +117,7 @@ fn both_see_one_control_group() -> Result<()> {
     if has_programs() {
         monitors.push(Socktrail::flows(&["--backend", "cgroup", "--cgroup", &directory])?);
     }
-    let request = |from: u16| format!("nc -N -p {from} 127.0.0.1 {PORT} </dev/null");
+    let request = |from: u16| format!("nc -p {from} 127.0.0.1 {PORT} </dev/null");
     let into = |group: &Path| format!("echo $$ >{}", procs(group).display());
     let start_in_group = format!("{PROGRAM} {RUN} fork-into {directory} {}", request(1001));
     let script = [
@@ -154,7 +154,7 @@ fn a_translated_connection_is_one_flow() -> Result<()> {
     let chain = "type nat hook output priority -100;";
     let rule = format!("tcp dport {TRANSLATED} dnat to :{PORT}");
     nft(&format!("table ip backend {{\nchain output {{\n{chain}\n{rule}\n}}\n}}\n"))?;
-    let client = Process::start(&["nc", "-N", "127.0.0.1", &TRANSLATED.to_string()])?.finish();
+    let client = Process::start(&["nc", "127.0.0.1", &TRANSLATED.to_string()])?.finish();
     nft("delete table ip backend")?;
     let client = client?;
     ensure!(client.status == 0, "{client:?}");
