@@ -12,6 +12,8 @@ use nix::sys::stat::Mode;
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
 
 use crate::Error;
+use crate::sys::files;
+use crate::tracefs::{forbidden, forbids};
 
 /// The open directory of a control group (cgroup v2).
 #[derive(Clone, Debug)]
@@ -30,6 +32,21 @@ impl ControlGroup {
             return Err(failed(io::Error::new(io::ErrorKind::Unsupported, "it is not a directory of cgroup v2")));
         }
         Ok(Self(Arc::new(directory.into())))
+    }
+
+    /// Mounts the hierarchy of cgroup v2 where only this descriptor leads to it, and opens its topmost group. Since Linux 5.2.
+    ///
+    /// # Errors
+    /// [`Error::Permission`]; [`Error::Io`]: the kernel has no control groups v2, or cannot mount them so.
+    pub fn mount_topmost() -> Result<Self, Error> {
+        let failed = |source: io::Error| {
+            let what = "mounting control groups v2";
+            if forbids(&source) { forbidden(what, source) } else { Error::io(what, source) }
+        };
+        let mount = files::detached("cgroup2").map_err(failed)?;
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let topmost = openat(&mount, ".", flags, Mode::empty()).map_err(|error| failed(error.into()))?;
+        Ok(Self(Arc::new(topmost)))
     }
 
     /// Whether the control group has been removed. Another one may have its path by now.

@@ -65,6 +65,15 @@ pub enum Error {
         /// The kernel's answer.
         source: io::Error,
     },
+    /// Another program at a control group, or at one above it, was attached so that no other can be beside it.
+    #[error(
+        "{what} cannot be started: another program there, or at a control group above, allows none beside it; find it with \
+         bpftool cgroup tree, and have it attached with BPF_F_ALLOW_MULTI"
+    )]
+    HookTaken {
+        /// The program and its hook.
+        what: String,
+    },
     /// A resource limit was hit and could not be raised.
     #[error("{limit} is too low ({value}) for {what}: {remedy}")]
     Limit {
@@ -270,6 +279,7 @@ impl Error {
             }
             Self::ReadOnly { .. } | Self::Permission { .. } => Kind::Permission,
             Self::Limit { .. } => Kind::Limit,
+            Self::HookTaken { .. } => Kind::Busy,
             Self::Unresolved { .. } => Kind::Unresolved,
             Self::BadName { .. } | Self::BadTemplate { .. } | Self::TooLarge { .. } => Kind::Declaration,
             Self::BadProgram { .. } | Self::ProgramRefused { .. } => Kind::Declaration,

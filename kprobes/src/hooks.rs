@@ -5,6 +5,8 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
+use nix::errno::Errno;
+
 use crate::bpf::Register::{R0, R1};
 use crate::bpf::{Assembler, Buffer, Code, Condition, Map, Program, Reader, Record};
 use crate::pieces::Pieces;
@@ -189,7 +191,11 @@ impl HookPoint {
             }
             (_, None) => Err(io::ErrorKind::Unsupported.into()),
         };
-        started.map_err(|error| limits::bpf_error(&what(), error))
+        started.map_err(|error| match error.raw_os_error().map(Errno::from_raw) {
+            // The program is loaded, so what is missing is no privilege.
+            Some(Errno::EPERM) if hook.attach_type().is_some() => Error::HookTaken { what: what() },
+            _ => limits::bpf_error(&what(), error),
+        })
     }
 }
 

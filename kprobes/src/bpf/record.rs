@@ -8,6 +8,8 @@ use crate::{Error, Expression, Fetch, Format, Hook, Resolver, Target, WordSize};
 
 /// The bytes before its first value: `common_type` to `common_pid`.
 const HEAD: u16 = 8;
+/// The size of a program's stack (`MAX_BPF_STACK`).
+const STACK: i16 = 512;
 /// The largest record that is built on the stack.
 const MOST_ON_STACK: u16 = 160;
 
@@ -64,15 +66,25 @@ impl Record {
 
     /// Whether the stack has room for it below `bottom`, the lowest offset that is in use.
     pub fn fits_stack(&self, bottom: i16) -> bool {
-        self.size <= MOST_ON_STACK && bottom >= self.size.cast_signed() - 512
+        self.size <= MOST_ON_STACK && bottom >= self.size.cast_signed() - STACK
     }
 
     /// Writes instructions that build the record and write it into the ring of this CPU, through the map of outputs with this
     /// number. A value that cannot be read is 0. They overwrite `R0` to `R5` and `R9`.
     ///
     /// # Errors
-    /// [`Error::Unreadable`]
+    /// [`Error::Unreadable`], [`Error::TooLarge`] if the stack has no room for it.
     pub fn write(&self, asm: &mut Assembler, reader: &Reader, outputs: u32, buffer: Buffer) -> Result<(), Error> {
+        if let Buffer::Stack(bottom) = buffer
+            && bottom < self.size.cast_signed() - STACK
+        {
+            return Err(Error::TooLarge {
+                probe: self.format.name.clone(),
+                what: "bytes of stack",
+                count: usize::from(self.size + bottom.unsigned_abs()),
+                most: STACK as usize,
+            });
+        }
         let reader = reader.or_zeros();
         let end = asm.label();
         self.begin(asm, reader.scratch(), buffer, end);

@@ -38,9 +38,6 @@ pub(super) fn open(options: &Options) -> Result<Opened, Error> {
 /// The same with this layout of the kernel's structures.
 pub(crate) fn open_with(options: &Options, layout: Layout) -> Result<Opened, Error> {
     let refused = |name, problem: &str| Error::Option { name, problem: problem.to_owned() };
-    let path = options.cgroup.clone().or_else(proc::topmost_group).ok_or_else(|| {
-        refused("cgroup", "no hierarchy of control groups v2 is mounted: mount one (mount -t cgroup2 none /mnt)")
-    })?;
     if cfg!(target_pointer_width = "32") {
         return Err(refused("backend", "cgroup needs a kernel of 64 bits"));
     }
@@ -49,7 +46,10 @@ pub(crate) fn open_with(options: &Options, layout: Layout) -> Result<Opened, Err
     if rings.clock() == Clock::Local {
         return Err(refused("backend", "cgroup needs a newer kernel: Linux 5.9"));
     }
-    let cgroup = ControlGroup::open(&path)?;
+    let cgroup = match options.cgroup.clone().or_else(proc::topmost_group) {
+        Some(path) => ControlGroup::open(&path)?,
+        None => ControlGroup::mount_topmost()?,
+    };
     let mut hooks = Hooks::at(cgroup.clone(), &tracefs)?;
     rings.receive(hooks.outputs())?;
     let probes = install(&mut hooks, &mut rings, options.wanted(&layout));

@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
+use crate::helpers::bpf::DropAll;
 use crate::helpers::cgroups::{Hierarchy, procs, v2_root};
 use crate::helpers::document::{endpoint, number};
 use crate::helpers::nft::nft;
@@ -18,7 +19,10 @@ tests![
     both_see_the_same,
     both_see_one_control_group,
     a_translated_connection_is_one_flow,
-    what_a_firewall_drops_is_not_counted
+    what_a_firewall_drops_is_not_counted,
+    another_program_drops_packets,
+    another_program_allows_none_beside_it,
+    without_a_mounted_hierarchy,
 ];
 
 /// The fields that must be equal.
@@ -199,5 +203,60 @@ fn what_a_firewall_drops_is_not_counted() -> Result<()> {
         ensure!(document["source"]["packets"] == 1, "{document:#}");
         ensure!(document["source"]["bytes"] == 128, "{document:#}");
     }
+    Ok(())
+}
+
+/// Another program at the control group drops what is sent, before and after ours is attached. It keeps its effect, and the packets count
+/// as sent.
+fn another_program_drops_packets() -> Result<()> {
+    if !has_programs() {
+        return Ok(());
+    }
+    let group = Hierarchy::v2()?.make("/with-a-dropping-program")?;
+    let first = DropAll::attach_beside_others(&group)?;
+    let directory = group.display().to_string();
+    let monitor = Socktrail::flows(&["--backend", "cgroup", "--cgroup", &directory])?;
+    let second = DropAll::attach_beside_others(&group)?;
+    let send = format!("echo $$ >{}; echo x | nc -u -w 1 -p 1005 127.0.0.1 9", procs(&group).display());
+    let shell = Process::start(&["sh", "-c", &send])?.finish()?;
+    drop((first, second));
+    let documents = monitor.stop()?.documents;
+    let [flow] = &documents[..] else { bail!("{shell:?}\n{documents:#?}") };
+    ensure!(flow["source"]["port"] == 1005 && flow["source"]["packets"] == 1, "{flow:#}");
+    ensure!(flow["destination"]["packets"] == 0, "{flow:#}");
+    Ok(())
+}
+
+/// The monitor says why it cannot start.
+fn another_program_allows_none_beside_it() -> Result<()> {
+    if !has_programs() {
+        return Ok(());
+    }
+    let group = Hierarchy::v2()?.make("/with-a-jealous-program")?;
+    let _program = DropAll::attach(&group)?;
+    let directory = group.display().to_string();
+    let flows = Process::start(&["socktrail", "flows", "--backend", "cgroup", "--cgroup", &directory])?.finish()?;
+    ensure!(flows.status != 0 && flows.stderr.contains("allows none beside it"), "{flows:?}");
+    Ok(())
+}
+
+/// No hierarchy of control groups v2 is mounted that the monitor sees. It mounts one of its own, which nobody else sees.
+fn without_a_mounted_hierarchy() -> Result<()> {
+    if !has_programs() {
+        return Ok(());
+    }
+    let script =
+        "umount -a -t cgroup2; grep -c cgroup2 /proc/mounts; exec socktrail flows --format ecs --backend cgroup";
+    let monitor = Socktrail::start_program("unshare", &["-m", "sh", "-c", script])?;
+    let (from, to) = (UdpSocket::bind("127.0.0.1:0")?, UdpSocket::bind("127.0.0.1:0")?);
+    from.send_to(&[0; 100], to.local_addr()?)?;
+    to.recv(&mut [0])?;
+    let there = to.local_addr()?;
+    drop((from, to));
+    let output = monitor.stop()?;
+    let [mounted, documents @ ..] = &output.documents[..] else { bail!("{output:?}") };
+    ensure!(*mounted == 0, "{mounted} mounts");
+    let of_test = documents.iter().filter(|one| endpoint(one, "destination") == Some(there)).count();
+    ensure!(of_test == 2, "{output:?}");
     Ok(())
 }

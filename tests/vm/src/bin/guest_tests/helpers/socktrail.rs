@@ -95,7 +95,8 @@ impl Socktrail {
         Self::start(&[&["flows", "--format", "ecs"], more].concat())
     }
 
-    fn start_program(program: &str, args: &[&str]) -> Result<Self> {
+    /// Starts a program that becomes `socktrail`, and waits until it is ready.
+    pub(crate) fn start_program(program: &str, args: &[&str]) -> Result<Self> {
         let mut child = Command::new(program)
             .args(args)
             .stdin(Stdio::null())
