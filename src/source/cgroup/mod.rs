@@ -3,7 +3,7 @@
 //! Programs write the same records as the kernel does for kprobes, so all that follows is the same. They see packets where a control
 //! group may filter them: outgoing ones after all of netfilter's hooks, incoming ones at their socket.
 
-mod packets;
+pub(in crate::source) mod packets;
 mod processes;
 mod sockets;
 mod table;

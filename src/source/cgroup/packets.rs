@@ -14,6 +14,12 @@ const IPV4_HEADER: u32 = 20;
 /// The headers of an IPv6 fragment, in bytes.
 const IPV6_FRAGMENT_HEADERS: u32 = 40 + 8;
 
+/// The largest IPv6 packet that can be on a wire: its header, and the largest payload length.
+pub(in crate::source) const MOST_IPV6: u32 = 40 + 0xffff;
+/// The jumbo payload option in a hop-by-hop header (RFC 2675). Before Linux 7.0, larger packets have it while they wait to be segmented
+/// (BIG TCP).
+pub(in crate::source) const JUMBO_HEADER: u32 = 8;
+
 /// What is common to the samples of packets over both versions of IP.
 struct Seen {
     direction: PacketDirection,
@@ -44,7 +50,9 @@ impl Seen {
         let transport = if is_tcp { Transport::Tcp } else { Transport::Udp };
         // The socket of an arriving segment may be the listener. The state machine finds the connection by its ends.
         let sock = SockAddress::new(self.sk).filter(|_| !(is_tcp && direction == PacketDirection::Inbound));
-        let size = PacketSize { bytes: self.len, headers: Headers::of(self.headers).ip().saturating_add(header.len()) };
+        let jumbo = if source.ip.is_ipv6() && self.len > MOST_IPV6 { JUMBO_HEADER } else { 0 };
+        let headers = Headers::of(self.headers).ip().saturating_add(header.len());
+        let size = PacketSize { bytes: self.len - jumbo, headers: headers.saturating_sub(jumbo as u16) };
         packet_event(Packet {
             tcp_flags: header.flags(),
             gso_segs: u16::try_from(segments(self.gso_segs, self.gso_size, size)).unwrap_or(u16::MAX),

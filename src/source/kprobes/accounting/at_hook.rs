@@ -14,6 +14,7 @@ use super::udp::Datagram;
 use super::writer::{NOW, Writer};
 use super::{ALWAYS_SAMPLED, Family, Rules, TCP};
 use crate::model::event::PacketDirection;
+use crate::source::cgroup::packets::{JUMBO_HEADER, MOST_IPV6};
 
 /// The phase in which the device's MTU is read.
 const DEVICE: u8 = 3;
@@ -123,6 +124,7 @@ impl Fragments {
 
 /// What a program reads of a packet of TCP.
 struct Segment {
+    family: Family,
     direction: PacketDirection,
     sock: Expression,
     net: Expression,
@@ -152,6 +154,7 @@ impl Segment {
         };
         let port = (fields.part("ports", 2, Type::U16)?, own(OWN_PORT)?);
         Ok(Self {
+            family,
             direction,
             sock: fields.get("sk")?,
             net: fields.get("net")?,
@@ -240,6 +243,15 @@ impl Segment {
         w.asm.alu(Alu::Add, R3, R4);
         w.load(&self.network, R4)?;
         w.asm.alu(Alu::Sub, R3, R4);
+        if self.family == Family::Ipv6 {
+            let (jumbo, ordinary) = (w.asm.label(), w.asm.label());
+            w.asm.jump_if(Condition::Greater, BYTES, MOST_IPV6 as i32, jumbo);
+            w.asm.jump(ordinary);
+            w.asm.bind(jumbo);
+            w.asm.alu(Alu::Sub, BYTES, JUMBO_HEADER as i32);
+            w.asm.alu(Alu::Sub, R3, JUMBO_HEADER as i32);
+            w.asm.bind(ordinary);
+        }
         w.load(&self.gso_segs, R2)?;
         w.asm.jump_if(Condition::NotEqual, R2, 0, known);
         // A virtual device tells only the payload of the segments.

@@ -30,7 +30,7 @@ struct Step {
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let pause = prop_oneof![8 => 1..1_000_000_u64, 1 => PAUSE - 2..PAUSE + 2, 1 => Just(2 * PAUSE)];
-    let payload = prop_oneof![0..1400_u32, 0..60_000_u32];
+    let payload = prop_oneof![4 => 0..1400_u32, 4 => 0..60_000_u32, 1 => 65_400..200_000_u32];
     let step = (0..2_u8, any::<bool>(), payload, 0..4_u32, 0..12_u8, 0..4_u8, pause);
     let step = step.prop_map(|(of, out, payload, gso_segs, special, options, pause)| Step {
         of,
@@ -46,8 +46,18 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 
 fn wire(of: Conversation, step: &Step) -> Wire {
     let direction = if step.out { PacketDirection::Outbound } else { PacketDirection::Inbound };
-    let wire = Wire::new(of, direction, step.payload);
     let is_tcp = of.transport == Transport::Tcp;
+    if step.payload > 60_000 {
+        // Only TCP over IPv6 has such packets, all of several segments.
+        let payload = if is_tcp && of.ipv6 { step.payload } else { 60_000 };
+        return Wire {
+            gso_segs: payload.div_ceil(1400),
+            gso_size: 1400,
+            flags: ACK,
+            ..Wire::new(of, direction, payload)
+        };
+    }
+    let wire = Wire::new(of, direction, step.payload);
     let gso_size = if step.gso_segs > 1 { 1400 } else { 0 };
     let mut wire =
         Wire { gso_segs: step.gso_segs, gso_size, options: if is_tcp { step.options } else { 0 }, flags: ACK, ..wire };

@@ -109,6 +109,20 @@ impl Wire {
         }
     }
 
+    /// Whether the kernel has added a header with the jumbo payload option (RFC 2675), which is not on the wire.
+    fn is_jumbo(self) -> bool {
+        self.of.ipv6 && self.payload + u32::from(self.ip_header() + self.transport_header()) > 40 + 0xffff
+    }
+
+    /// The size of IP options, or of an extension header.
+    fn extension(self) -> usize {
+        match (self.is_jumbo(), self.ip_options) {
+            (true, _) => 8,
+            (false, true) => 4,
+            (false, false) => 0,
+        }
+    }
+
     fn ip_header(self) -> u16 {
         if self.of.ipv6 { 40 } else { 20 }
     }
@@ -153,7 +167,7 @@ impl Wire {
     /// Puts the packet into memory and hits its hook.
     pub(super) fn hit_at_hook(self, machine: &Machine) -> (bool, Vec<Totals>) {
         let (headers, place) = (self.headers(), 300);
-        let ip = usize::from(self.ip_header()) + if self.ip_options { 4 } else { 0 };
+        let ip = usize::from(self.ip_header()) + self.extension();
         let len = self.payload + headers.len() as u32;
         self.put_sock(machine);
         let mut skb = vec![0; 256];
@@ -225,7 +239,7 @@ impl Wire {
     /// points to the transport header.
     fn put_skb(self, machine: &Machine) {
         let headers = self.headers();
-        let ip = usize::from(self.ip_header()) + if self.ip_options { 4 } else { 0 };
+        let ip = usize::from(self.ip_header()) + self.extension();
         let leaves = self.direction == PacketDirection::Outbound;
         let at = if leaves && !(self.of.ipv6 && self.of.transport == Transport::Tcp) { 0 } else { ip };
         let (len, place) = (self.payload as usize + headers.len() - at, 300);
@@ -280,14 +294,18 @@ impl Wire {
             (IpAddr::V6(from), IpAddr::V6(to)) => {
                 let mut header = vec![0; 40];
                 header[0] = 0x60;
-                header[6] = if self.ip_options { 60 } else { protocol };
+                header[6] = match (self.is_jumbo(), self.ip_options) {
+                    (true, _) => 0,
+                    (false, true) => 60,
+                    (false, false) => protocol,
+                };
                 header[8..24].copy_from_slice(&from.octets());
                 header[24..].copy_from_slice(&to.octets());
                 header
             }
             _ => unreachable!("both ends have one family"),
         };
-        bytes.extend(vec![0; if self.ip_options { 4 } else { 0 }]);
+        bytes.extend(vec![0; self.extension()]);
         let transport = bytes.len();
         bytes.extend(vec![0; self.transport_header().into()]);
         bytes[transport..transport + 2].copy_from_slice(&source.port.to_be_bytes());

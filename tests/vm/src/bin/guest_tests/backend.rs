@@ -121,7 +121,7 @@ fn both_see_one_control_group() -> Result<()> {
     if has_programs() {
         monitors.push(Socktrail::flows(&["--backend", "cgroup", "--cgroup", &directory])?);
     }
-    let request = |from: u16| format!("nc -p {from} 127.0.0.1 {PORT} </dev/null");
+    let request = |from: u16| format!("nc.openbsd -N -p {from} 127.0.0.1 {PORT} </dev/null");
     let into = |group: &Path| format!("echo $$ >{}", procs(group).display());
     let start_in_group = format!("{PROGRAM} {RUN} fork-into {directory} {}", request(1001));
     let script = [
@@ -217,7 +217,7 @@ fn another_program_drops_packets() -> Result<()> {
     let directory = group.display().to_string();
     let monitor = Socktrail::flows(&["--backend", "cgroup", "--cgroup", &directory])?;
     let second = DropAll::attach_beside_others(&group)?;
-    let send = format!("echo $$ >{}; echo x | nc -u -w 1 -p 1005 127.0.0.1 9", procs(&group).display());
+    let send = format!("echo $$ >{}; echo x | nc.openbsd -u -w 1 -p 1005 127.0.0.1 9", procs(&group).display());
     let shell = Process::start(&["sh", "-c", &send])?.finish()?;
     drop((first, second));
     let documents = monitor.stop()?.documents;

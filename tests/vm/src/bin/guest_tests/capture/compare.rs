@@ -24,10 +24,14 @@ impl Captured {
         (wire.of(sent), wire.of(received))
     }
 
-    /// The packets of a flow that its host sent and received after it had closed the flow, and of these, those after both ends had.
-    fn at_the_end(&self, flow: &ExpectedFlow) -> [AtTheEnd; 2] {
+    /// The packets of a flow, sent and received, for which its host may have had no full socket.
+    fn of_small_sockets(&self, flow: &ExpectedFlow) -> [OfSmallSockets; 2] {
         let (wire, keys) = self.wire_of(flow);
-        keys.map(|key| AtTheEnd { after_close: wire.after_close(key), after_end: wire.after_end(key) })
+        keys.map(|key| {
+            let mut marked = wire.after_close(key);
+            marked += wire.syn_acks(key);
+            OfSmallSockets { marked, unmarked: wire.after_end(key) }
+        })
     }
 
     /// The largest captured datagram of a flow, in bytes.
@@ -56,18 +60,18 @@ impl Captured {
 
 /// Packets of one direction of a flow for which there may be no full socket.
 #[derive(Clone, Copy)]
-struct AtTheEnd {
-    after_close: Count,
-    after_end: Count,
+struct OfSmallSockets {
+    /// SYN-ACKs, and packets after the host had closed the flow. The flow is marked if they are missing.
+    marked: Count,
+    /// Packets after both ends had closed it. They may be missing without a mark.
+    unmarked: Count,
 }
 
-impl AtTheEnd {
-    /// Whether such packets explain what is missing. Those after the end are missing without a mark. A SYN-ACK may be missing, too.
-    fn explains(self, difference: CountDifference, is_marked: bool) -> bool {
-        let Count { packets, bytes } = if is_marked { self.after_close } else { self.after_end };
-        let [packets, bytes] = [packets, bytes].map(i128::from);
-        let (syn_ack, headers) = if is_marked { (1, MAX_HEADERS) } else { (0, 0) };
-        (0..=packets + syn_ack).contains(&-difference.packets) && (0..=bytes + headers).contains(&-difference.bytes)
+impl OfSmallSockets {
+    /// Whether such packets explain what is missing.
+    fn explain(self, difference: CountDifference, is_marked: bool) -> bool {
+        let Count { packets, bytes } = if is_marked { self.marked } else { self.unmarked };
+        (0..=i128::from(packets)).contains(&-difference.packets) && (0..=i128::from(bytes)).contains(&-difference.bytes)
     }
 }
 
@@ -205,9 +209,9 @@ fn mismatches(document: &Value, flow: &ExpectedFlow, captured: &Captured, marks:
     if sent.packets + received.packets == 0 {
         mismatches.push(Mismatch::other(format!("{}: nothing was captured", name(flow))));
     }
-    let [end_of_sent, end_of_received] = captured.at_the_end(flow);
-    for (what, end, captured, at_the_end) in
-        [("sent", local, sent, end_of_sent), ("received", remote, received, end_of_received)]
+    let [small_sent, small_received] = captured.of_small_sockets(flow);
+    for (what, end, captured, small) in
+        [("sent", local, sent, small_sent), ("received", remote, received, small_received)]
     {
         let difference = |what: &str, captured: u64| {
             let reported = document[end][what].as_u64().map_or(i128::MIN, i128::from);
@@ -216,7 +220,7 @@ fn mismatches(document: &Value, flow: &ExpectedFlow, captured: &Captured, marks:
         let (more, larger) = (difference("packets", captured.packets), difference("bytes", captured.bytes));
         is_exact &= (more, larger) == (0, 0);
         let difference = CountDifference { packets: more, bytes: larger };
-        let is_unseen = is_by_cgroup() && at_the_end.explains(difference, marks.contains(&UNSEEN));
+        let is_unseen = is_by_cgroup() && small.explain(difference, marks.contains(&UNSEEN));
         let is_explained = is_unseen || (what == "received" && is_within_bounds(marks, captured, difference));
         if (more, larger) != (0, 0) && !is_explained {
             let (name, Count { packets, bytes }) = (name(flow), captured);

@@ -67,6 +67,8 @@ pub(crate) struct Wire {
     ends: HashMap<Key, End>,
     /// The packets that one side sent or received after it had closed the connection.
     after_close: HashMap<Key, Count>,
+    /// SYN-ACKs.
+    syn_acks: HashMap<Key, Count>,
     /// The packets that one side sent or received after the connection had ended for it.
     after_end: HashMap<Key, Count>,
     /// The largest captured datagram of each flow, in bytes.
@@ -153,6 +155,9 @@ impl Wire {
                 let count = wire_packets(network.bytes, headers, segments);
                 let key = key(tcp.source_port(), tcp.destination_port());
                 self.note_end(key, count, tcp.fin(), tcp.rst());
+                if tcp.syn() && tcp.ack() {
+                    *self.syn_acks.entry(key).or_default() += count;
+                }
                 self.count(key, count);
             }
             (None, Some(TransportSlice::Udp(udp))) => {
@@ -175,6 +180,11 @@ impl Wire {
     /// The packets of one direction of a flow.
     pub(crate) fn of(&self, key: Key) -> Count {
         self.counts.get(&key).copied().unwrap_or_default()
+    }
+
+    /// The SYN-ACKs in one direction of a flow.
+    pub(crate) fn syn_acks(&self, key: Key) -> Count {
+        self.syn_acks.get(&key).copied().unwrap_or_default()
     }
 
     /// The packets of one direction of a flow after the host had closed it (FIN or RST).
