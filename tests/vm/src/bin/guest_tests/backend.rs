@@ -212,7 +212,8 @@ fn another_program_drops_packets() -> Result<()> {
     if !has_programs() {
         return Ok(());
     }
-    let group = Hierarchy::v2()?.make("/with-a-dropping-program")?;
+    let v2 = Hierarchy::v2()?;
+    let group = v2.make("/with-a-dropping-program")?;
     let first = DropAll::attach_beside_others(&group)?;
     let directory = group.display().to_string();
     let monitor = Socktrail::flows(&["--backend", "cgroup", "--cgroup", &directory])?;
@@ -232,7 +233,8 @@ fn another_program_allows_none_beside_it() -> Result<()> {
     if !has_programs() {
         return Ok(());
     }
-    let group = Hierarchy::v2()?.make("/with-a-jealous-program")?;
+    let v2 = Hierarchy::v2()?;
+    let group = v2.make("/with-an-exclusive-program")?;
     let _program = DropAll::attach(&group)?;
     let directory = group.display().to_string();
     let flows = Process::start(&["socktrail", "flows", "--backend", "cgroup", "--cgroup", &directory])?.finish()?;
