@@ -65,7 +65,18 @@ struct ActiveGuess<'a> {
     attempt: u32,
     /// The keys that it gives and has not found yet.
     missing: Vec<String>,
-    spent: Duration,
+    /// How long its attempts took.
+    running: Duration,
+    /// How long its probes took to install, which may be long on a busy machine. They are installed together with those of other
+    /// guesses, so this time does not count against the limit.
+    installing: Duration,
+}
+
+impl ActiveGuess<'_> {
+    /// When its time is over, if it runs from now on.
+    fn deadline(&self, now: Instant, timeout: Duration) -> Instant {
+        now + timeout.saturating_sub(self.running)
+    }
 }
 
 /// What a guess's thread reports besides candidates.
@@ -104,7 +115,7 @@ impl Runner<'_> {
             self.skip(&missing, SkipKind::NotFound, &reason);
             return None;
         }
-        Some(ActiveGuess { guess, attempt: 0, missing, spent: Duration::ZERO })
+        Some(ActiveGuess { guess, attempt: 0, missing, running: Duration::ZERO, installing: Duration::ZERO })
     }
 
     fn skip(&mut self, keys: &[String], kind: SkipKind, reason: &str) {
@@ -128,9 +139,9 @@ impl Runner<'_> {
         let installing_took = began.elapsed();
         for (guess, indices) in active.iter_mut().zip(&indices) {
             let began = Instant::now();
-            guess.spent += installing_took;
+            guess.installing += installing_took;
             self.run_attempt(guess, &installed, indices, &probes)?;
-            guess.spent += began.elapsed();
+            guess.running += began.elapsed();
         }
         drop(installed);
         Ok(())
@@ -149,7 +160,7 @@ impl Runner<'_> {
             return Ok(());
         }
         let began = Instant::now();
-        let deadline = began + self.options.timeout.saturating_sub(active.spent);
+        let deadline = active.deadline(began, self.options.timeout);
         let mut candidates = Candidates::for_keys(&keys);
         let report = run_on_own_thread(active.guess, installed, indices, &mut candidates, deadline)?;
         for (key, verdict) in candidates.final_verdicts() {
@@ -158,7 +169,7 @@ impl Runner<'_> {
                 active.missing.retain(|missing| missing != key);
             }
             if let Verdict::Found(value) = verdict {
-                self.layout.set(key, value, ValueOrigin::Guess, active.spent + began.elapsed());
+                self.layout.set(key, value, ValueOrigin::Guess, active.installing + active.running + began.elapsed());
                 self.skipped.remove(key);
             } else {
                 let (kind, reason) = self.why_not_found(key, verdict, &report, candidates.runs());
@@ -382,6 +393,18 @@ mod tests {
     fn a_guess_ends_at_its_deadline() {
         let (verdict, error, runs) = run(&[Some(&[2])], Duration::ZERO);
         assert_eq!((verdict, error, runs), (Verdict::Undecided, None, 0));
+    }
+
+    #[test]
+    fn the_time_in_which_probes_are_installed_does_not_count_against_the_limit() {
+        let [second, minute] = [1, 60].map(Duration::from_secs);
+        let mut scripted = Scripted(Vec::new());
+        let mut guess =
+            ActiveGuess { guess: &mut scripted, attempt: 1, missing: Vec::new(), running: second, installing: minute };
+        let now = Instant::now();
+        assert_eq!(guess.deadline(now, minute), now + 59 * second);
+        guess.running = minute + second;
+        assert_eq!(guess.deadline(now, minute), now);
     }
 
     #[test]
