@@ -12,7 +12,7 @@ const NONE: u32 = u32::MAX;
 
 /// The table. The caller gives hashes and equality, so that it can look a value up by borrowed parts without building a
 /// key. Freed slots are used again, so a table that has reached its bound gets no more slots.
-/// (`hashbrown` may still grow `indices` once.)
+/// (`indices` may still grow once after that: removed entries take up room in it until `hashbrown` rehashes.)
 #[derive(Clone, Debug)]
 pub(crate) struct LruTable<T> {
     indices: HashTable<u32>,

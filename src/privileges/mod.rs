@@ -19,7 +19,8 @@
 //!
 //! Restrict files last, after the monitor has started. A thread that Landlock restricts cannot inspect processes that it does
 //! not restrict (`Documentation/userspace-api/landlock.rst`, ptrace restrictions). The monitor's threads must do that, to
-//! learn the programs of processes that are older than the monitor. They open only `/proc`, `/sys` and tracefs.
+//! learn the programs of processes that are older than the monitor. They open only `/proc`, `/sys`, tracefs, `/etc/passwd` and
+//! `/etc/group`.
 
 mod capabilities;
 #[cfg(feature = "privileges")]

@@ -179,7 +179,7 @@ fn existing_sockets_are_known_and_only_their_end_is_reported() {
     harness.close(1, SERVER, SocketState::ESTABLISHED);
     assert_eq!(harness.emitted(), ["closed 198.51.100.7:443 - ESTABLISHED"]);
     harness.connect(1, SERVER);
-    assert_eq!(harness.emitted().len(), 1, "a new socket may reuse the inode number");
+    assert_eq!(harness.emitted().len(), 1, "a new socket may have the same id, its inode's number");
 }
 
 /// The search for existing sockets takes a while. A socket that begins during the search is new, even if the search finds it.

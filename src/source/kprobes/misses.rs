@@ -158,9 +158,9 @@ impl FaultedHits {
     /// counts began at the same time.
     fn without_faults(&self, misses: u64, hits: u64) -> u64 {
         let most = self.reads * Self::FAULTS_PER_READ;
-        // `hits` is the number of hits with a null pointer. Each causes the same number of faults, so `misses` is this number times
-        // `hits`, plus the missed hits. If fewer hits were missed than `hits`, then `misses / hits`, rounded down, is the number of
-        // faults of each. Otherwise the quotient is too large, and some missed hits are subtracted as faults, but no more than
+        // `hits` is the number of hits with a null pointer. Each causes the same number of faults f, so `misses` is
+        // f * `hits`, plus the missed hits. If the number of missed hits is below `hits`, then `misses / hits`, rounded down, is f.
+        // Otherwise the quotient is too large, and some missed hits are subtracted as faults, but no more than
         // `most` for each of `hits`.
         //
         // The faults of hits since `self.hits` may not be in `misses` yet. The largest possible number of them is added, so that

@@ -282,8 +282,12 @@ impl Probes {
     pub(crate) fn can_show_wanted(&self, wanted: Wanted<'_>) -> bool {
         let only_states = wanted.socket_events == Actions::STATE;
         let flows = |feature: Feature| wanted.flows && feature.shows_flows();
+        // Sensors, which alone ask for states, report sockets. A creation that failed is nothing to them.
+        let counts_failures = !wanted.socket_events.intersects(Actions::STATE);
         let events = |feature: Feature| {
-            wanted.socket_events.intersects(feature.shows_actions()) || (only_states && feature.reports_state_changes())
+            let is_shown = counts_failures || feature != Feature::CreateResult;
+            (is_shown && wanted.socket_events.intersects(feature.shows_actions()))
+                || (only_states && feature.reports_state_changes())
         };
         (!wanted.flows && wanted.socket_events.is_empty())
             || self.features().any(|feature| flows(feature) || events(feature))
