@@ -5,7 +5,7 @@ mod symbols;
 use std::sync::Arc;
 
 use serde::Serialize;
-use socktrail_guess::{Resolved, layout_for_hooks};
+use socktrail_guess::Resolved;
 use socktrail_kprobes::Group;
 
 use crate::model::backend::Backend;
@@ -97,7 +97,7 @@ impl Survey {
     }
 
     fn at_hooks(options: &options::Options) -> Result<Self, Error> {
-        let layout = layout_for_hooks()?;
+        let layout = cgroup::layout()?;
         let probes = cgroup::open_with(options, layout.layout.clone())?.probes;
         let symbols = Symbols::default();
         let capabilities = probes.statuses.iter().map(|status| Capability::of(status, &symbols)).collect();

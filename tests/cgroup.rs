@@ -26,7 +26,7 @@ use socktrail_kprobes::{
 };
 
 const NEEDS: &str = "this needs root, cgroup v2 and type information";
-/// A number of datagrams.
+/// How many datagrams are sent in a row, so that most are counted.
 const MANY: u64 = 2000;
 /// The size of a transfer in bytes, which takes many packets of several segments.
 const LARGE: usize = 3_000_000;
@@ -314,13 +314,13 @@ fn a_removed_control_group() {
     let mut monitor = Monitor::start(&group.path, &[]);
     fs::remove_dir(&group.path).unwrap();
     let mut said = String::new();
-    while !said.contains("the control group was removed") {
+    while !said.contains("the control group was removed, so nothing is observed") {
         assert_ne!(monitor.1.read_line(&mut said).unwrap(), 0, "{said}");
     }
     monitor.stop();
 }
 
-/// A wrong directory, and options that contradict each other, are refused with the name of the option.
+/// Wrong directories are refused, with their paths.
 #[test]
 fn wrong_control_groups_are_refused() {
     for (arguments, expected) in [

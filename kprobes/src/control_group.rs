@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -26,7 +27,8 @@ impl ControlGroup {
     /// [`Error::Io`]: it cannot be opened, or does not belong to cgroup v2.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let failed = |source: io::Error| Error::io(format!("opening the control group {}", path.display()), source);
-        let directory = File::open(path).map_err(failed)?;
+        let flags = (OFlag::O_DIRECTORY | OFlag::O_CLOEXEC).bits();
+        let directory = File::options().read(true).custom_flags(flags).open(path).map_err(failed)?;
         let kind = fstatfs(&directory).map_err(|error| failed(error.into()))?.filesystem_type();
         if kind != CGROUP2_SUPER_MAGIC {
             return Err(failed(io::Error::new(io::ErrorKind::Unsupported, "it is not a directory of cgroup v2")));
@@ -70,6 +72,7 @@ mod tests {
     fn a_directory_of_another_file_system_is_no_control_group() {
         let said = |path: &str| ControlGroup::open(Path::new(path)).unwrap_err().to_string();
         assert_eq!(said("/proc"), "opening the control group /proc: it is not a directory of cgroup v2");
+        assert!(said("/proc/self/status").starts_with("opening the control group /proc/self/status: Not a directory"));
         assert!(said("/no/such/folder").starts_with("opening the control group /no/such/folder: No such file"));
     }
 }

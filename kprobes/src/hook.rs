@@ -8,7 +8,7 @@ use crate::expression::Arguments;
 
 /// A place where a BPF program runs.
 ///
-/// All hooks but the raw tracepoints belong to a control group. They are run for the sockets of the processes in it and in its
+/// All hooks but raw tracepoints and the returns of system calls belong to a control group. They are run for the sockets of the processes in it and in its
 /// descendants. Programs only observe: each lets every packet and every call through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Hook {
@@ -23,15 +23,15 @@ pub enum Hook {
     SocketRelease,
     /// A tracepoint, with the names of the arguments of its `TP_PROTO`.
     RawTracepoint {
-        /// `sched_process_exec`
+        /// Its name, such as `sched_process_exec`.
         name: &'static str,
-        /// `p`, `old_pid`, `bprm`
+        /// The arguments' names, such as `p`, `old_pid` and `bprm`.
         arguments: &'static [&'static str],
     },
     /// A system call returns: its tracepoint `syscalls:sys_exit_…`. No arguments; `$file` is the `struct file` of the descriptor that
     /// the call returned. Only programs of 64 bits are seen.
     SyscallExit {
-        /// `sys_exit_accept4`
+        /// The tracepoint's name, such as `sys_exit_accept4`.
         name: &'static str,
     },
 }
@@ -104,7 +104,7 @@ impl Hook {
         }
     }
 
-    /// How it is attached to a control group. `None` for a raw tracepoint.
+    /// How it is attached to a control group. `None` if it belongs to none.
     pub(crate) const fn attach_type(self) -> Option<AttachType> {
         match self {
             Self::Egress => Some(AttachType::Egress),
@@ -118,7 +118,7 @@ impl Hook {
     /// The helper that reads memory.
     pub(crate) const fn read_helper(self) -> Helper {
         match self {
-            // It also reads user memory.
+            // `ProbeRead` also reads user memory, such as arguments.
             Self::RawTracepoint { .. } | Self::SyscallExit { .. } => Helper::ProbeRead,
             _ => Helper::ProbeReadKernel,
         }

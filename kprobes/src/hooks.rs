@@ -11,21 +11,22 @@ use crate::bpf::Register::{R0, R1};
 use crate::bpf::{Assembler, Buffer, Code, Condition, Map, Program, Reader, Record};
 use crate::pieces::Pieces;
 use crate::sys::bpf;
-use crate::sys::limits;
+use crate::sys::{limits, privileges};
 use crate::{ControlGroup, Error, Expression, Fetch, Hook, Installed, Resolver, Target, Tracefs};
 
 /// The first `common_type` of the records of hooks. The kernel counts up the types of its own events from a few hundred.
 const FIRST_ID: u16 = 0xf000;
 /// The offset of the eight bytes of the stack that a reader uses.
-const SCRATCH: i16 = -8;
+const READER: i16 = -8;
 
 /// Numbers of maps in the programs that are made here.
 mod map {
     pub(super) const OUTPUTS: u32 = 0;
-    pub(super) const SCRATCH: u32 = 1;
+    /// Where a record is built that is too large for the stack.
+    pub(super) const RECORD: u32 = 1;
 }
 
-/// The hooks of a control group (cgroup v2) and of the kernel's tracepoints. Needs Linux 5.7.
+/// The hooks of a control group (cgroup v2) and of the kernel's tracepoints. Needs Linux 5.7, and [`Hook::SocketRelease`] 5.9.
 ///
 /// Programs at them write records into rings: connect the [outputs](Self::outputs) first ([`Rings::receive`](crate::Rings::receive)).
 /// The kernel removes the programs when this process ends, however it ends.
@@ -49,7 +50,7 @@ pub struct HookSamples {
 #[derive(Debug)]
 pub struct HookPoint {
     samples: HookSamples,
-    /// The type of its trace event, for a system call.
+    /// The id of its trace event, for the return of a system call.
     trace_id: Option<u32>,
     cgroup: ControlGroup,
     outputs: Map,
@@ -96,7 +97,7 @@ impl HookSamples {
     fn code(&self, name: &str) -> Result<Code, Error> {
         let mut asm = Assembler::new();
         let end = asm.label();
-        let reader = Reader::at_hook(&mut asm, self.hook, SCRATCH, end);
+        let reader = Reader::at_hook(&mut asm, self.hook, READER, end);
         for (value, numbers) in &self.conditions {
             let is_met = asm.label();
             reader.value(&mut asm, value, R1)?;
@@ -104,7 +105,7 @@ impl HookSamples {
             asm.jump(end);
             asm.bind(is_met);
         }
-        let buffer = if self.record.fits_stack(SCRATCH) { Buffer::Stack(SCRATCH) } else { Buffer::Map(map::SCRATCH) };
+        let buffer = if self.record.fits_stack(READER) { Buffer::Stack(READER) } else { Buffer::Map(map::RECORD) };
         self.record.write(&mut asm, &reader, map::OUTPUTS, buffer)?;
         asm.bind(end);
         asm.mov(R0, self.hook.verdict());
@@ -114,7 +115,7 @@ impl HookSamples {
 }
 
 impl Hooks {
-    /// The hooks of this control group, and of the tracepoints in `tracefs`.
+    /// Hooks at this control group, and at tracepoints; `tracefs` has the ids of their trace events.
     ///
     /// # Errors
     /// Those of [`Map::outputs`].
@@ -174,7 +175,7 @@ impl HookPoint {
         Program::load_at(self.samples.hook, name, &code, &[&self.outputs, &scratch])
     }
 
-    /// The type of its trace event, through whose perf event a program is started; `None` for other hooks.
+    /// For the return of a system call, the id of the trace event whose perf events run the program; `None` for other hooks.
     pub(crate) const fn trace_id(&self) -> Option<u32> {
         self.trace_id
     }
@@ -192,8 +193,12 @@ impl HookPoint {
             (_, None) => Err(io::ErrorKind::Unsupported.into()),
         };
         started.map_err(|error| match error.raw_os_error().map(Errno::from_raw) {
-            // The program is loaded, so what is missing is no privilege.
-            Some(Errno::EPERM) if hook.attach_type().is_some() => Error::HookTaken { what: what() },
+            Some(Errno::EPERM) if hook.attach_type().is_some() && privileges::may_attach_to_cgroups() => {
+                Error::HookTaken { what: what() }
+            }
+            Some(Errno::EPERM) if hook.attach_type().is_some() => {
+                Error::Permission { what: what(), remedy: privileges::remedy("CAP_NET_ADMIN"), source: error }
+            }
             _ => limits::bpf_error(&what(), error),
         })
     }

@@ -90,7 +90,7 @@ fn status(error: &anyhow::Error) -> Status {
             kernels.into_iter().find(|status| *status != Status::Layout).unwrap_or(Status::Layout)
         }
         Some(Error::Thread { .. } | Error::EventFd(_)) => Status::Limit,
-        Some(Error::Clock(_) | Error::ProbesDisabled(_)) => Status::Kernel,
+        Some(Error::Clock(_) | Error::ProbesDisabled(_) | Error::NoPrograms(_)) => Status::Kernel,
         Some(Error::Option { .. }) => Status::Usage,
         _ => Status::Failure,
     }

@@ -1,6 +1,7 @@
 //! Errors that keep a monitor from starting.
 
 use std::fmt;
+use std::path::PathBuf;
 
 use super::kprobes::switches::DisabledSwitch;
 use super::kprobes::{Feature, FeatureStatus, Refusal};
@@ -23,6 +24,9 @@ pub enum Error {
     /// Probes can be installed, but a switch of the kernel keeps them from firing.
     #[error("{0}; {remedy}", remedy = .0.remedy())]
     ProbesDisabled(DisabledSwitch),
+    /// This kernel cannot run the programs that observe flows at a control group.
+    #[error("flows cannot be observed by programs at a control group: {0}")]
+    NoPrograms(MissingForPrograms),
     /// A thread could not be started.
     #[error("cannot start the {name} thread: {source}; raise the limit of processes (ulimit -u)")]
     Thread {
@@ -48,6 +52,26 @@ pub enum Error {
         name: &'static str,
         /// What is wrong, and what is expected.
         problem: String,
+    },
+}
+
+/// What a kernel lacks for programs that observe flows at a control group.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MissingForPrograms {
+    /// It is too old.
+    #[error("they need Linux 5.9 or newer")]
+    Release,
+    /// It is a kernel of 32 bits.
+    #[error("they need a kernel of 64 bits")]
+    WordSize,
+    /// It has no usable type information.
+    #[error("they need the kernel's type information (CONFIG_DEBUG_INFO_BTF): {path}: {cause}")]
+    TypeInformation {
+        /// Where it should be.
+        path: PathBuf,
+        /// The system's answer, or what is wrong with it.
+        cause: String,
     },
 }
 

@@ -47,7 +47,7 @@ pub(crate) struct LiveSource {
     misses: Misses,
     /// The kprobes; `None` if there are none.
     group: Option<Group>,
-    /// The control group that is observed; `None` for the whole host, or if the group has been removed.
+    /// The control group that is observed. `None` if kprobes observe the whole host, or if the group has been removed.
     cgroup: Option<ControlGroup>,
     sync: ClockComparison,
     /// The capture of DNS packets, if wanted, or why it could not be started.
@@ -79,7 +79,7 @@ impl LiveSource {
     /// rings.
     ///
     /// # Errors
-    /// An option is invalid, the kernel can do neither or it is switched off, a permission is missing or a limit too low, the
+    /// An option is invalid, the kernel has neither kprobes nor such programs, kprobes are switched off, a permission is missing or a limit too low, the
     /// layout could not be found, or nothing that shows the requested data could be installed. Installed probes are removed.
     pub(crate) fn open(options: &Options) -> Result<Self, Error> {
         options.validate()?;
@@ -94,10 +94,10 @@ impl LiveSource {
                 opened => opened?,
             },
         };
-        Self::run(opened, options)
+        Self::of_opened(opened, options)
     }
 
-    fn run(opened: Opened, options: &Options) -> Result<Self, Error> {
+    fn of_opened(opened: Opened, options: &Options) -> Result<Self, Error> {
         let Opened { mut rings, probes, group, cgroup, layout, tracefs } = opened;
         if let Err(reason) = &probes.conversations {
             match options.accounting {
@@ -191,7 +191,8 @@ impl LiveSource {
         }
     }
 
-    /// If due, reads the counts of missed hits, follows CPUs that came online, and removes probes of killed monitors.
+    /// If due, reads the counts of missed hits and of hits at which no program ran, follows CPUs that came online, removes probes of
+    /// killed monitors, and checks that the control group still exists.
     fn run_due_checks(&mut self) {
         let is_due = self.stopping || self.checked.elapsed() >= CHECK_PERIOD;
         if is_due || (self.is_busy && self.misses_read.elapsed() >= MISSES_PERIOD) {
@@ -210,7 +211,11 @@ impl LiveSource {
                 group.sweep_again();
             }
             if self.cgroup.take_if(|cgroup| cgroup.is_removed()).is_some() {
-                tracing::warn!("the control group was removed, so nothing is observed any more: start socktrail again");
+                let what_now = match self.probes.capabilities.control_group {
+                    Some(_) => ": nothing is reported until its path exists again",
+                    None => ", so nothing is observed: start socktrail again",
+                };
+                tracing::warn!("the control group was removed{what_now}");
             }
         }
     }
@@ -260,7 +265,7 @@ impl LiveSource {
     }
 }
 
-/// What a program has written into a ring, and when.
+/// What a program that counts packets has reported, and when.
 #[inline]
 fn reported(record: &Record<'_>) -> Option<(MonotonicTime, Totals)> {
     // No trace event has this id.
@@ -411,12 +416,15 @@ impl Summary {
             let why = if reasons.is_empty() { String::new() } else { format!(" ({reasons})") };
             missing.map(|missing| format!("{}: {missing}{why}", status.feature))
         });
+        // At a control group, several probes serve one feature.
+        let mut missing: Vec<_> = missing.collect();
+        missing.dedup();
         let mut features: Vec<_> = probes.features().collect();
         features.sort_unstable();
         features.dedup();
         Self {
             features,
-            missing: missing.collect(),
+            missing,
             cpus: rings.losses().count(),
             ipv6,
             sampled_because: probes.sampled_because().map(ToString::to_string),

@@ -37,7 +37,7 @@ pub mod proc;
 #[cfg(feature = "recording")]
 pub mod recording;
 
-pub use self::error::{Error, MissingFeature};
+pub use self::error::{Error, MissingFeature, MissingForPrograms};
 
 /// Observes a host.
 pub(crate) trait Source {

@@ -219,7 +219,7 @@ impl Processes {
     /// Whether a process is in the control group with this path, or in one below it. A process that is not known, or whose group is
     /// not, is in no group.
     pub fn is_in_group(&self, process: Option<&Arc<Process>>, path: &str) -> bool {
-        let is_in_it = |process: &Process| process.control_groups.as_ref()?.is_below(path);
+        let is_in_it = |process: &Process| process.control_groups.as_ref()?.is_in(path);
         // What was not known when the process did something may be known now.
         let found = |process: &Arc<_>| is_in_it(process).or_else(|| is_in_it(&self.latest(process)));
         process.and_then(found).unwrap_or(false)

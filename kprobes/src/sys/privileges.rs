@@ -21,12 +21,24 @@ pub(crate) fn may_use_bpf() -> bool {
     may_use_bpf_by(&fs::read_to_string("/proc/self/status").unwrap_or_default())
 }
 
+/// Whether this process has a capability that allows it to attach programs to a control group.
+pub(crate) fn may_attach_to_cgroups() -> bool {
+    /// `CAP_NET_ADMIN`; `CAP_SYS_ADMIN` is enough on newer kernels only.
+    const ENOUGH: u64 = 1 << 12;
+    has_one_of(ENOUGH, &fs::read_to_string("/proc/self/status").unwrap_or_default())
+}
+
 fn may_use_bpf_by(status: &str) -> bool {
     /// `CAP_SYS_ADMIN` and `CAP_BPF` of `linux/capability.h`, which is ABI.
     const ENOUGH: u64 = 1 << 21 | 1 << 39;
+    has_one_of(ENOUGH, status)
+}
+
+/// Whether one of these capabilities is effective, according to the text of `/proc/PID/status`.
+fn has_one_of(capabilities: u64, status: &str) -> bool {
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     let effective = effective.and_then(|set| u64::from_str_radix(set.trim_ascii(), 16).ok());
-    effective.is_some_and(|set| set & ENOUGH != 0)
+    effective.is_some_and(|set| set & capabilities != 0)
 }
 
 /// The lockdown mode of the kernel (`integrity`, `confidentiality`). `None` if it is `none` or cannot be read.

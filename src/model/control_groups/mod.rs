@@ -13,8 +13,8 @@ const MAX_HIERARCHIES: usize = 16;
 /// The number of cgroup v2's hierarchy; see `cgroups(7)`.
 pub(crate) const CGROUP_V2: u32 = 0;
 
-/// The control groups of a process: the path of the one in cgroup v2, and the containers that all of them name, hierarchy by
-/// hierarchy. There is one hierarchy with cgroup v2, and many with v1.
+/// The control groups of a process, one in each hierarchy: the path of that in cgroup v2, and the container that each names, if any.
+/// Cgroup v1 has many hierarchies.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ControlGroups {
     /// Containers by hierarchy, in the order of `/proc/PID/cgroup`: the highest number first.
@@ -57,15 +57,15 @@ impl ControlGroups {
         self.named.first().map(|(_, id)| id.as_str())
     }
 
-    /// The path of the group in cgroup v2, from the root of the hierarchy, or from the root of this process's cgroup namespace.
+    /// The path of the group in cgroup v2, from the root of the hierarchy, or from that of Socktrail's cgroup namespace.
     /// `None` if it is not known or there is no cgroup v2.
     pub fn path(&self) -> Option<&str> {
         self.path.as_deref()
     }
 
-    /// Whether the group with this path in cgroup v2, or one below it, is the process's. `None` if that is not known.
-    pub fn is_below(&self, ancestor: &str) -> Option<bool> {
-        let below = self.path()?.strip_prefix(ancestor.trim_end_matches('/'));
+    /// Whether the process is in the group of cgroup v2 with this path, or in one below it. `None` if that is not known.
+    pub fn is_in(&self, group: &str) -> Option<bool> {
+        let below = self.path()?.strip_prefix(group.trim_end_matches('/'));
         Some(below.is_some_and(|rest| rest.is_empty() || rest.starts_with('/')))
     }
 }
@@ -90,8 +90,8 @@ mod tests {
     }
 
     #[test]
-    fn a_group_is_below_another_by_whole_names() {
-        let in_group = |text: &[u8], group| ControlGroups::of_proc(text).is_below(group);
+    fn a_process_is_in_a_group_by_whole_names() {
+        let in_group = |text: &[u8], group| ControlGroups::of_proc(text).is_in(group);
         for (path, group, expected) in [
             ("/a/b", "/a", true),
             ("/a/b", "/a/b", true),

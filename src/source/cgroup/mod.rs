@@ -1,6 +1,6 @@
 //! Observes kernels without kprobes: programs at the hooks of a control group, and at tracepoints.
 //!
-//! Programs write the same records as the kernel does for kprobes, so all that follows is the same. They see packets where a control
+//! Programs write the same records as the kernel does for kprobes, so everything after the rings is the same. They see packets where a control
 //! group may filter them: outgoing ones after all of netfilter's hooks, incoming ones at their socket.
 
 pub(in crate::source) mod packets;
@@ -10,7 +10,7 @@ mod table;
 
 use std::sync::Arc;
 
-use socktrail_guess::{Layout, layout_for_hooks};
+use socktrail_guess::{Error as LayoutError, Layout, Resolved, layout_for_hooks};
 use socktrail_kprobes::{
     Clock, ControlGroup, Error as KprobesError, Fetch, HookPoint, Hooks, Installed, Rings, Target,
 };
@@ -19,7 +19,7 @@ use self::table::FURTHER_FIELDS;
 pub(in crate::source) use self::table::PROBES;
 use super::kprobes::{Conversations, Decode, Feature, FeatureStatus, Opened, Probe, Probes, Unaccounted, Wanted};
 use super::options::Options;
-use super::{Error, MissingFeature, proc};
+use super::{Error, MissingFeature, MissingForPrograms, proc};
 use crate::model::event::{Execs, SourceCapabilities};
 
 /// Loads the programs and attaches them to the control group that the options name, or to the topmost one.
@@ -28,28 +28,45 @@ use crate::model::event::{Execs, SourceCapabilities};
 /// The kernel has no type information, control groups v2 or BPF, a permission is missing, or no program that shows the requested data
 /// could be attached.
 pub(super) fn open(options: &Options) -> Result<Opened, Error> {
-    let opened = open_with(options, layout_for_hooks()?.layout)?;
+    let opened = open_with(options, layout()?.layout)?;
     if !opened.probes.can_show_wanted(options.wanted(&opened.layout)) {
         return Err(Error::NothingToSee(MissingFeature::all_of(opened.probes.statuses)));
     }
     Ok(opened)
 }
 
+/// The layout of the kernel's structures, from its type information.
+pub(crate) fn layout() -> Result<Resolved, Error> {
+    layout_for_hooks().map_err(|error| {
+        let (path, cause) = match error {
+            LayoutError::NoBtf { path, source } => (path, source.to_string()),
+            LayoutError::BadBtf { path, source } => (path, source.to_string()),
+            error => return error.into(),
+        };
+        Error::NoPrograms(MissingForPrograms::TypeInformation { path, cause })
+    })
+}
+
 /// The same with this layout of the kernel's structures.
 pub(crate) fn open_with(options: &Options, layout: Layout) -> Result<Opened, Error> {
-    let refused = |name, problem: &str| Error::Option { name, problem: problem.to_owned() };
     if cfg!(target_pointer_width = "32") {
-        return Err(refused("backend", "cgroup needs a kernel of 64 bits"));
+        return Err(Error::NoPrograms(MissingForPrograms::WordSize));
     }
     let tracefs = Arc::new(options.tracefs()?);
     let mut rings = Rings::per_cpu(&options.ring_options())?;
     if rings.clock() == Clock::Local {
-        return Err(refused("backend", "cgroup needs a newer kernel: Linux 5.9"));
+        return Err(Error::NoPrograms(MissingForPrograms::Release));
     }
     let cgroup = match options.cgroup.clone().or_else(proc::topmost_group) {
         Some(path) => ControlGroup::open(&path)?,
         None => ControlGroup::mount_topmost()?,
     };
+    if options.cgroup.is_none() && !proc::sees_all_control_groups() {
+        tracing::warn!(
+            "only this container's control group is observed, not the whole host: start socktrail in the host's cgroup namespace \
+             (docker run --cgroupns host)"
+        );
+    }
     let mut hooks = Hooks::at(cgroup.clone(), &tracefs)?;
     rings.receive(hooks.outputs())?;
     let probes = install(&mut hooks, &mut rings, options.wanted(&layout));
@@ -79,11 +96,11 @@ impl Declared {
 /// Attaches all probes, and the programs that count packets.
 fn install(hooks: &mut Hooks, rings: &mut Rings, wanted: Wanted<'_>) -> Probes {
     let all = PROBES.iter().filter(|(feature, _)| wanted.ipv6 || !feature.is_ipv6());
-    let declare = |(feature, probe): &'static (Feature, Probe)| {
+    let all = all.map(|(feature, probe)| {
         let installed = declare(&feature.to_string(), probe, hooks, wanted);
         Declared { feature: *feature, probe, installed, is_attached: false }
-    };
-    let mut declared: Vec<_> = all.map(declare).collect();
+    });
+    let mut declared: Vec<_> = all.collect();
     let mut probes = Probes::none();
     // A process is known before its sockets.
     for one in declared.iter_mut().filter(|one| one.feature.reports_processes()) {

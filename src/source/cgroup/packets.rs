@@ -5,7 +5,7 @@ use socktrail_kprobes::{Word, sample};
 use crate::model::event::{EventKind, Packet, PacketDirection, PacketSize, Tuple};
 use crate::model::flow::{Endpoint, Transport};
 use crate::model::kernel_address::{NetAddress, SockAddress};
-use crate::source::kprobes::packets::{Headers, IPPROTO_TCP, TransportHeader, ipv4, ipv6, packet_event};
+use crate::source::kprobes::packets::{Headers, IPPROTO_TCP, IPPROTO_UDP, TransportHeader, ipv4, ipv6, packet_event};
 use crate::source::kprobes::sockets::ipv4_address;
 use crate::source::kprobes::{Decoded, Interpret, ipv6_address};
 
@@ -14,10 +14,12 @@ const IPV4_HEADER: u32 = 20;
 /// The headers of an IPv6 fragment, in bytes.
 const IPV6_FRAGMENT_HEADERS: u32 = 40 + 8;
 
-/// The largest IPv6 packet that can be on a wire: its header, and the largest payload length.
+/// The largest IPv6 packet without a jumbo payload option: its header, and the largest payload length.
 pub(in crate::source) const MOST_IPV6: u32 = 40 + 0xffff;
-/// The jumbo payload option in a hop-by-hop header (RFC 2675). Before Linux 7.0, larger packets have it while they wait to be segmented
-/// (BIG TCP).
+/// The next header of an IPv6 packet with hop-by-hop options.
+pub(in crate::source) const HOP_BY_HOP: u8 = 0;
+/// The size of a hop-by-hop header with a jumbo payload option (RFC 2675). Before Linux 7.0, packets of more than [`MOST_IPV6`] bytes have
+/// it while they wait to be segmented (BIG TCP). It is not on the wire.
 pub(in crate::source) const JUMBO_HEADER: u32 = 8;
 
 /// What is common to the samples of packets over both versions of IP.
@@ -29,7 +31,9 @@ struct Seen {
     ends: (Endpoint, Endpoint),
     len: u32,
     headers: u32,
+    /// That of the socket.
     protocol: u16,
+    next_header: u8,
     tcp: u16,
     gso_segs: u32,
     gso_size: u32,
@@ -40,6 +44,11 @@ struct Seen {
 impl Seen {
     fn event(self) -> Decoded {
         let Self { direction, ends: (source, destination), .. } = self;
+        let is_transport = [IPPROTO_TCP, IPPROTO_UDP].contains(&self.next_header);
+        if is_transport && u16::from(self.next_header) != self.protocol {
+            // ESP of a TCP socket travels in UDP (RFC 3948).
+            return Decoded::Nothing;
+        }
         let (local, remote) = match direction {
             PacketDirection::Outbound => (source, destination),
             PacketDirection::Inbound => (destination, source),
@@ -50,7 +59,8 @@ impl Seen {
         let transport = if is_tcp { Transport::Tcp } else { Transport::Udp };
         // The socket of an arriving segment may be the listener. The state machine finds the connection by its ends.
         let sock = SockAddress::new(self.sk).filter(|_| !(is_tcp && direction == PacketDirection::Inbound));
-        let jumbo = if source.ip.is_ipv6() && self.len > MOST_IPV6 { JUMBO_HEADER } else { 0 };
+        let is_jumbo = source.ip.is_ipv6() && self.next_header == HOP_BY_HOP && self.len > MOST_IPV6;
+        let jumbo = if is_jumbo { JUMBO_HEADER } else { 0 };
         let headers = Headers::of(self.headers).ip().saturating_add(header.len());
         let size = PacketSize { bytes: self.len - jumbo, headers: headers.saturating_sub(jumbo as u16) };
         packet_event(Packet {
@@ -62,8 +72,8 @@ impl Seen {
     }
 }
 
-/// How many packets on the wire a packet of this size stands for; 0 for an ordinary one. A virtual device (virtio) tells only the payload
-/// of each.
+/// How many packets on the wire a packet of this size stands for; 0 for an ordinary one. A packet from a virtual device (virtio) has only
+/// `gso_size`.
 fn segments(gso_segs: u32, gso_size: u32, size: PacketSize) -> u32 {
     let payload = size.bytes.saturating_sub(size.headers.into());
     if gso_segs == 0 && gso_size != 0 { payload.div_ceil(gso_size) } else { gso_segs }
@@ -127,11 +137,12 @@ macro_rules! packets {
 
         impl Interpret for $name {
             fn interpret(&self, _: &[u8]) -> Decoded {
-                let Self { net, sk, len, headers, protocol, tcp, gso_segs, gso_size, .. } = *self;
+                let Self { net, sk, len, headers, protocol, next_header, tcp, gso_segs, gso_size, .. } = *self;
                 let ends: fn(&Self) -> (Endpoint, Endpoint) = $ends;
                 let fragment: fn(&Self) -> u16 = $fragment;
                 let (direction, ends, fragment) = (PacketDirection::$direction, ends(self), fragment(self));
-                Seen { direction, net, sk, ends, len, headers, protocol, tcp, gso_segs, gso_size, fragment }.event()
+                Seen { direction, net, sk, ends, len, headers, protocol, next_header, tcp, gso_segs, gso_size, fragment }
+                    .event()
             }
         }
     };
@@ -144,6 +155,8 @@ macro_rules! ipv4_packets {
         packets! {
             $(#[$meta])*
             pub struct $name of $direction {
+                /// The protocol in the IP header.
+                pub next_header: u8 = "+9(+{sk_buff.data}({skb}))",
                 /// Source and destination address, in memory order.
                 pub addresses: u64 = "+12(+{sk_buff.data}({skb}))",
             } {
@@ -161,6 +174,8 @@ macro_rules! ipv6_packets {
         packets! {
             $(#[$meta])*
             pub struct $name of $direction {
+                /// What follows the IPv6 header.
+                pub next_header: u8 = "+6(+{sk_buff.data}({skb}))",
                 /// Source address, in memory order: its first 8 bytes.
                 pub source_high: u64 = "+8(+{sk_buff.data}({skb}))",
                 /// Its last 8 bytes.
@@ -341,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn a_packet_has_the_size_of_its_headers_and_its_segments() {
+    fn headers_segments_and_own_ends_of_a_packet() {
         let mut sample = Ipv4Leaves {
             net: 0xffff_0000_0000_1000,
             sk: 0xffff_0000_0000_2000,
@@ -350,6 +365,7 @@ mod tests {
             headers: u32::from_le_bytes([124, 0, 100, 0]),
             version: 0x46,
             protocol: 6,
+            next_header: 6,
             addresses: u64::from_ne_bytes([10, 0, 0, 1, 10, 0, 0, 2]),
             ports: u32::from_ne_bytes([0x12, 0x34, 0, 80]),
             tcp: u16::from_ne_bytes([0x80, 0x18]),
@@ -376,6 +392,8 @@ mod tests {
         assert_eq!(packet.tuple.remote, Endpoint::new(Ipv4Addr::new(10, 0, 0, 9), 8080));
         assert_eq!(packet.tuple.local, Endpoint::new(Ipv4Addr::new(10, 0, 0, 1), 0x1234));
         sample.protocol = 17;
+        assert!(matches!(sample.interpret(&[]), Decoded::Nothing), "the headers say TCP");
+        sample.next_header = 17;
         let Decoded::Event(EventKind::Packet(packet)) = sample.interpret(&[]) else { panic!("no packet") };
         assert_eq!(packet.tuple.remote, Endpoint::new(Ipv4Addr::new(10, 0, 0, 2), 80));
     }

@@ -15,7 +15,7 @@ sample! {
         pub argc: i32 = "+{linux_binprm.argc}({bprm})",
         /// The path given to `execve(2)`.
         pub filename: Array<u64, 32> = "+0(+{linux_binprm.filename}({bprm}))",
-        /// The path of the file that is executed.
+        /// The path of the file that runs in the end: for a script, of its interpreter.
         pub interpreter: Array<u64, 32> = "+0(+{linux_binprm.interp}({bprm}))",
         /// The argument strings, one after the other.
         pub args_0: Array<u64, 64> = "+0(+{mm_struct.arg_start}(+{task_struct.mm}($task)))",

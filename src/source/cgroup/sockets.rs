@@ -24,9 +24,9 @@ sample! {
         pub state: i32 = "{state}",
         /// Its address family.
         pub family: u16 = "+{sock_common.skc_family}({sk})",
-        /// Port, in memory order.
+        /// Remote port, in memory order.
         pub port: u16 = "+{sock_common.skc_dport}({sk})",
-        /// Address, in memory order.
+        /// Remote address, in memory order.
         pub address: u32 = "+{sock_common.skc_daddr}({sk})",
     }
 
@@ -38,9 +38,9 @@ sample! {
         pub state: i32 = "{state}",
         /// Its address family.
         pub family: u16 = "+{sock_common.skc_family}({sk})",
-        /// Port, in memory order.
+        /// Remote port, in memory order.
         pub port: u16 = "+{sock_common.skc_dport}({sk})",
-        /// Address, in memory order: its first 8 bytes.
+        /// Remote address, in memory order: its first 8 bytes.
         pub address_high: u64 = "+{sock_common.skc_v6_daddr}({sk})",
         /// Its last 8 bytes.
         pub address_low: u64 = "+{sock_common.skc_v6_daddr+8}({sk})",
@@ -48,8 +48,8 @@ sample! {
 }
 
 samples_with_ends! {
-    /// `sock:inet_sock_set_state`: a TCP socket enters a state. The local port is in memory order: when a socket closes, the kernel has
-    /// already cleared `skc_num`.
+    /// `sock:inet_sock_set_state`: a TCP socket enters a state. The local port is `inet_sport`, in memory order, because
+    /// `skc_num` is cleared when a socket closes.
     pub struct StateEntered of "{sk}", port "+{inet_sock.inet_sport}" {
         /// The `struct sock`.
         pub sk: Word = "{sk}",

@@ -16,23 +16,24 @@ const EXEC: Hook = Hook::RawTracepoint { name: "sched_process_exec", arguments: 
 const SET_STATE: Hook = Hook::RawTracepoint { name: "inet_sock_set_state", arguments: &["sk", "old_state", "state"] };
 const DESTROY: Hook = Hook::RawTracepoint { name: "tcp_destroy_sock", arguments: &["sk"] };
 
-/// Fields for conditions that samples do not have.
+/// Fields that only conditions use: no sample has them.
 pub(super) const FURTHER_FIELDS: &[Fetch<'static>] = &[
     Fetch::constant("sk_protocol", "+{sock.sk_protocol}({sk})", Type::U16),
-    Fetch::constant("ipv4_protocol", "+9(+{sk_buff.data}({skb}))", Type::U8),
-    Fetch::constant("next_header", "+6(+{sk_buff.data}({skb}))", Type::U8),
+    Fetch::constant("accepted_protocol", "+{sock.sk_protocol}(+{socket.sk}(+{file.private_data}($file)))", Type::U16),
     Fetch::constant("receiver_type", "+{sock.sk_type}(+{sk_buff.sk}({skb}))", Type::U16),
 ];
 
-/// The first byte of an IPv4 header: version, and header length in words.
+/// The first byte of an IPv4 header: version, and header length in units of 4 bytes.
 const IPV4: &[i32] = &[0x45, 0x46, 0x47, 0x48, 0x49, 0x4a, 0x4b, 0x4c, 0x4d, 0x4e, 0x4f];
 /// The first byte of an IPv6 header: version, and a part of the traffic class.
 const IPV6: &[i32] = &[0x60, 0x61, 0x62, 0x63, 0x64, 0x65, 0x66, 0x67, 0x68, 0x69, 0x6a, 0x6b, 0x6c, 0x6d, 0x6e, 0x6f];
-/// TCP and UDP, and the extension headers that may come before them, but neither ESP nor AH: what follows these is not TCP or UDP, whatever
-/// the socket is.
+/// TCP and UDP, and the extension headers that may come before them, but neither ESP, which is encrypted, nor AH, behind which the
+/// transport header is not where the kernel says.
 const NEXT_HEADER: &[i32] = &[6, 17, 0, 43, 44, 60];
 /// `SOCK_STREAM`, `SOCK_DGRAM`: raw sockets get copies of packets that other sockets receive.
 const STREAM_OR_DGRAM: &[i32] = &[1, 2];
+/// `SOCK_STREAM`
+const STREAM: &[i32] = &[1];
 const TCP: &[i32] = &[6];
 const UDP: &[i32] = &[17];
 const TCP_OR_UDP: &[i32] = &[6, 17];
@@ -42,8 +43,8 @@ const TCP_SYN_SENT: &[i32] = &[2];
 /// TCP's flags of a request: SYN, with or without ECN's flags (RFC 3168).
 const SYN: &[i32] = &[0x02, 0xc2];
 
-/// All probes, in the order in which they are attached: processes come first, so that a socket's owner is known before the socket.
-/// Several may serve one feature.
+/// All probes. They are attached in this order: first those of processes, so that a socket's owner is known before the socket; then
+/// those whose programs count packets, in an order of their own; then the rest. Several may serve one feature, all of them at once.
 pub(in crate::source) const PROBES: &[(Feature, Probe)] = &[
     (Feature::ProcessFork, Probe::hook::<WakeUpNewTask>(FORK)),
     // New credentials are the first event of an exec.
@@ -66,22 +67,29 @@ pub(in crate::source) const PROBES: &[(Feature, Probe)] = &[
         Probe::at::<CgroupAttach>(Target::Tracepoint { category: "cgroup", name: "cgroup_attach_task" }),
     ),
     (Feature::SocketCreate, Probe::hook::<SockInitData>(Hook::SocketCreate).when(&[("sk_protocol", TCP_OR_UDP)])),
-    (Feature::ConnectIpv4, Probe::hook::<SynSentIpv4>(SET_STATE).when(&[("state", TCP_SYN_SENT), ("family", &[2])])),
-    (Feature::ConnectIpv6, Probe::hook::<SynSentIpv6>(SET_STATE).when(&[("state", TCP_SYN_SENT), ("family", &[10])])),
-    (Feature::Accept, Probe::hook::<AcceptedFile>(returns("sys_exit_accept4"))),
-    (Feature::Accept, Probe::hook::<AcceptedFile>(returns("sys_exit_accept"))),
-    (Feature::TcpState, Probe::hook::<StateEntered>(SET_STATE).when(&[("state", BEGIN_OR_END)])),
+    (
+        Feature::ConnectIpv4,
+        Probe::hook::<SynSentIpv4>(SET_STATE).when(&[("sk_protocol", TCP), ("state", TCP_SYN_SENT), ("family", &[2])]),
+    ),
+    (
+        Feature::ConnectIpv6,
+        Probe::hook::<SynSentIpv6>(SET_STATE).when(&[("sk_protocol", TCP), ("state", TCP_SYN_SENT), ("family", &[10])]),
+    ),
+    (Feature::Accept, Probe::hook::<AcceptedFile>(returns("sys_exit_accept4")).when(&[("accepted_protocol", TCP)])),
+    (Feature::Accept, Probe::hook::<AcceptedFile>(returns("sys_exit_accept")).when(&[("accepted_protocol", TCP)])),
+    (Feature::TcpState, Probe::hook::<StateEntered>(SET_STATE).when(&[("sk_protocol", TCP), ("state", BEGIN_OR_END)])),
     (Feature::SocketRelease, Probe::hook::<SockReleased>(Hook::SocketRelease).when(&[("sk_protocol", TCP_OR_UDP)])),
     (Feature::SocketFree, Probe::hook::<SockDestruct>(DESTROY)),
-    // A UDP socket may still receive datagrams for a moment.
+    // UDP sockets do not have this tracepoint: their entries end at the release, although datagrams may still arrive for a moment.
     (Feature::SocketFree, Probe::hook::<SockReleased>(Hook::SocketRelease).when(&[("sk_protocol", UDP)])),
-    // Arriving packets come first: they are missed if packets of their conversation are already counted in the kernel.
+    // TCP and UDP share these hooks; the features are named after TCP. Arriving packets come first: they would be missed if packets of
+    // their conversation were already counted in the kernel.
     (
         Feature::TcpIpv4In,
         Probe::hook::<Ipv4Arrives>(Hook::Ingress).when(&[
             ("version", IPV4),
             ("protocol", TCP_OR_UDP),
-            ("ipv4_protocol", TCP_OR_UDP),
+            ("next_header", TCP_OR_UDP),
             ("receiver_type", STREAM_OR_DGRAM),
         ]),
     ),
@@ -94,21 +102,31 @@ pub(in crate::source) const PROBES: &[(Feature, Probe)] = &[
             ("receiver_type", STREAM_OR_DGRAM),
         ]),
     ),
-    // After the packet itself.
+    // Attached after the packets, so that the flow exists when its request is sampled.
     (
         Feature::ConnectionRequest,
-        Probe::hook::<Ipv4Request>(Hook::Ingress).when(&[("version", IPV4), ("protocol", TCP), ("flags", SYN)]),
+        Probe::hook::<Ipv4Request>(Hook::Ingress).when(&[
+            ("version", IPV4),
+            ("protocol", TCP),
+            ("receiver_type", STREAM),
+            ("flags", SYN),
+        ]),
     ),
     (
         Feature::ConnectionRequest,
-        Probe::hook::<Ipv6Request>(Hook::Ingress).when(&[("version", IPV6), ("protocol", TCP), ("flags", SYN)]),
+        Probe::hook::<Ipv6Request>(Hook::Ingress).when(&[
+            ("version", IPV6),
+            ("protocol", TCP),
+            ("receiver_type", STREAM),
+            ("flags", SYN),
+        ]),
     ),
     (
         Feature::Ipv4Out,
         Probe::hook::<Ipv4Leaves>(Hook::Egress).when(&[
             ("version", IPV4),
             ("protocol", TCP_OR_UDP),
-            ("ipv4_protocol", TCP_OR_UDP),
+            ("next_header", TCP_OR_UDP),
         ]),
     ),
     (

@@ -18,7 +18,7 @@ pub(crate) struct Opened {
     pub(crate) probes: Probes,
     /// The group of the kprobes; `None` if there are none.
     pub(in crate::source) group: Option<Group>,
-    /// The control group that is observed; `None` for the whole host.
+    /// The control group that is observed. `None` if kprobes observe the whole host.
     pub(in crate::source) cgroup: Option<ControlGroup>,
     /// The layout of the kernel's structures.
     pub(in crate::source) layout: Layout,
@@ -29,7 +29,8 @@ pub(crate) struct Opened {
 ///
 /// # Errors
 /// The kernel has no kprobes or they are switched off, a permission is missing or a limit too low, the layout could not be found,
-/// or no probe that shows the requested data could be installed. Installed probes are removed.
+/// no probe that shows the requested data could be installed, or what is reported cannot be restricted to the control group. Installed
+/// probes are removed.
 pub(in crate::source) fn open(options: &Options) -> Result<Opened, Error> {
     let tracefs = Arc::new(options.tracefs()?);
     let mut group = Group::create(&tracefs, GROUP)?;
@@ -51,14 +52,14 @@ pub(in crate::source) fn open(options: &Options) -> Result<Opened, Error> {
 
 /// Restricts what is reported to the processes of the control group with this directory.
 fn restrict_to(path: &Path, probes: &mut Probes) -> Result<ControlGroup, Error> {
-    let group = ControlGroup::open(path)?;
+    let cgroup = ControlGroup::open(path)?;
     if !probes.capabilities.control_group_moves {
-        let problem = "kprobes can observe one control group only if the kernel has the tracepoint cgroup_attach_task";
+        let problem = "with kprobes, it needs the tracepoint cgroup_attach_task, which this kernel lacks";
         return Err(Error::Option { name: "cgroup", problem: problem.into() });
     }
     let in_hierarchy = proc::path_in_hierarchy(path).map_err(|problem| Error::Option { name: "cgroup", problem })?;
     probes.capabilities.control_group = Some(in_hierarchy);
-    Ok(group)
+    Ok(cgroup)
 }
 
 /// The time by the clock of the samples.

@@ -8,36 +8,48 @@ use procfs::process::{MountInfo, Process};
 /// The namespace of control groups that the host's processes are in (`PROC_CGROUP_INIT_INO` of `include/linux/proc_ns.h`).
 const HOST_NAMESPACE: &str = "cgroup:[4026531835]";
 
-/// Where the first file system of control groups v2 is mounted.
+/// Where control groups v2 are mounted from the root of their hierarchy, as far as this process sees it.
 pub fn topmost_group() -> Option<PathBuf> {
-    hierarchies().next().map(|mount| mount.mount_point)
+    let of_root = mounts_of_v2().find(|mount| mount.root == "/")?;
+    Some(unescaped(&of_root.mount_point.to_string_lossy()).into())
 }
 
-/// The path of the control group with this directory, from the root of its hierarchy.
+/// Whether this process is in the host's cgroup namespace, so that it sees the whole hierarchy. Before Linux 4.6 there are no others.
+pub fn sees_all_control_groups() -> bool {
+    fs::read_link("/proc/self/ns/cgroup").map_or(true, |namespace| namespace == Path::new(HOST_NAMESPACE))
+}
+
+/// The path, from the root of the hierarchy, of the control group that is at this directory.
 ///
 /// # Errors
 /// What is wrong and what to do about it, in words.
 pub fn path_in_hierarchy(directory: &Path) -> Result<String, String> {
-    let namespace = fs::read_link("/proc/self/ns/cgroup").map_err(|error| format!("/proc/self/ns/cgroup: {error}"))?;
-    if namespace != Path::new(HOST_NAMESPACE) {
+    if !sees_all_control_groups() {
         return Err(
-            "kprobes can observe one control group only from the host's cgroup namespace: start socktrail there \
-                    (docker run --cgroupns host), or set backend to cgroup"
+            "with kprobes, it needs the host's cgroup namespace: start socktrail there (docker run --cgroupns host), \
+                    or observe flows with backend cgroup"
                 .into(),
         );
     }
     let directory = directory.canonicalize().map_err(|error| format!("{}: {error}", directory.display()))?;
-    let mounts = hierarchies().map(|mount| (mount.root, mount.mount_point)).collect::<Vec<_>>();
+    let unescaped = |mount: MountInfo| (unescaped(&mount.root), unescaped(&mount.mount_point.to_string_lossy()).into());
+    let mounts: Vec<(String, PathBuf)> = mounts_of_v2().map(unescaped).collect();
     let mounted = || format!("{}: no control groups v2 are mounted there", directory.display());
     below_mount(&directory, &mounts).ok_or_else(mounted)
 }
 
-fn hierarchies() -> impl Iterator<Item = MountInfo> {
+fn mounts_of_v2() -> impl Iterator<Item = MountInfo> {
     let mounts = Process::myself().and_then(|own| own.mountinfo()).map(|mounts| mounts.0).unwrap_or_default();
     mounts.into_iter().filter(|mount| mount.fs_type == "cgroup2")
 }
 
-/// The path of a directory from the root of its file system, by the file system's mounts: root and mount point of each.
+/// Replaces `\040` and the like, as the kernel writes spaces, tabs, newlines and backslashes in `/proc/self/mountinfo`.
+fn unescaped(text: &str) -> String {
+    let escapes = [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")];
+    escapes.iter().fold(text.to_owned(), |text, (escape, character)| text.replace(escape, character))
+}
+
+/// Translates a directory below a mount into its path in the mounted file system. `mounts` are root and mount point of each.
 fn below_mount(directory: &Path, mounts: &[(String, PathBuf)]) -> Option<String> {
     let below = mounts.iter().filter_map(|(root, point)| Some((root, point, directory.strip_prefix(point).ok()?)));
     let (root, _, below) = below.max_by_key(|(_, point, _)| point.as_os_str().len())?;
@@ -48,6 +60,12 @@ fn below_mount(directory: &Path, mounts: &[(String, PathBuf)]) -> Option<String>
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn escapes_of_mountinfo_are_characters() {
+        assert_eq!(unescaped(r"/machine\134x2dweb\040one"), r"/machine\x2dweb one");
+        assert_eq!(unescaped(r"\134040"), r"\040");
+    }
 
     #[test]
     fn a_path_begins_at_the_root_of_the_hierarchy() {

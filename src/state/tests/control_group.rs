@@ -7,7 +7,7 @@ use crate::model::event::Moved;
 
 const OBSERVED: &str = "/system.slice/web.service";
 
-/// A story of a source that reports one group. The shell, and so its child, is in this group.
+/// A story of a source that reports one group. The shell, curl and the server begin outside of it.
 fn restricted() -> Story {
     let mut story = Story::new();
     let capabilities = SourceCapabilities { control_group: Some(OBSERVED.into()), ..CAPABILITIES };
@@ -25,7 +25,7 @@ fn moved(story: &mut Story, pid: u32, path: &str) {
     story.say(pid, EventKind::Moved(Box::new(moved)));
 }
 
-/// The local ports of the flows that are reported of a process, which makes one in each of these groups.
+/// A process makes a flow in each of these groups. Returns the local ports of those that are reported.
 fn reported(groups: &[&str]) -> Vec<u16> {
     let mut story = restricted();
     for (port, group) in (40000..).zip(groups) {

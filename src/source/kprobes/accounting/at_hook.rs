@@ -1,4 +1,4 @@
-//! The accounting of packets at the hooks of a control group. The kernel says how many packets on the wire each one stands for, so the
+//! The accounting of packets at the hooks of a control group. The kernel says how many packets on the wire each `sk_buff` stands for, so the
 //! counters of TCP sockets are not needed.
 
 use socktrail_kprobes::bpf::Register::*;
@@ -14,9 +14,10 @@ use super::udp::Datagram;
 use super::writer::{NOW, Writer};
 use super::{ALWAYS_SAMPLED, Family, Rules, TCP};
 use crate::model::event::PacketDirection;
-use crate::source::cgroup::packets::{JUMBO_HEADER, MOST_IPV6};
+use crate::source::cgroup::packets::{HOP_BY_HOP, JUMBO_HEADER, MOST_IPV6};
+use crate::source::kprobes::packets::{IPPROTO_TCP, IPPROTO_UDP};
 
-/// The phase in which the device's MTU is read.
+/// The phase of reading (see [`Writer::read`]) for the device's MTU.
 const DEVICE: u8 = 3;
 /// Packets up to this size fit into every device that IPv6 can use (RFC 8200).
 const SMALLEST_MTU_IPV6: i32 = 1280;
@@ -25,7 +26,7 @@ const SMALLEST_MTU_IPV4: i32 = 576;
 /// The size of the packet with the headers of its segments, while it is counted.
 const BYTES: Register = R9;
 
-/// The remote end of the `struct sock`.
+/// The remote end as the socket knows it, before a translation (NAT).
 const OWN_IPV4: Fetch<'static> = Fetch::constant("daddr", "+{sock_common.skc_daddr}(+{sk_buff.sk}({skb}))", Type::U32);
 const OWN_HIGH: Fetch<'static> =
     Fetch::constant("v6_daddr_high", "+{sock_common.skc_v6_daddr}(+{sk_buff.sk}({skb}))", Type::U64);
@@ -45,12 +46,13 @@ pub(super) fn packet(
     let datagram = Datagram::at_hook(fields, family, direction)?;
     let segment = Segment::at(fields, family, direction)?;
     let fragments = Fragments::at(fields, family, direction)?;
-    let protocol = fields.get("protocol")?;
-    let mut reads: Vec<_> = datagram.reads().chain([&protocol]).map(|field| (0, field)).collect();
+    let (protocol, next_header) = (fields.get("protocol")?, fields.get("next_header")?);
+    let mut reads: Vec<_> = datagram.reads().chain([&protocol, &next_header]).map(|field| (0, field)).collect();
     reads.extend(segment.reads());
     reads.extend(fragments.reads());
     let mut w = Writer::new(fields, &reads)?;
     w.begin()?;
+    end_other_protocols(&mut w, &protocol, &next_header)?;
     w.filter_addresses(&datagram.ends, &rules.filter)?;
     w.filter_ports(&datagram.ends, &rules.filter)?;
     fragments.sample(&mut w)?;
@@ -64,6 +66,23 @@ pub(super) fn packet(
     w.asm.bind(tcp);
     segment.account(&mut w, rules)?;
     w.finish(fields.program)
+}
+
+/// Ends for packets whose headers are not of the socket's protocol: ESP of a TCP socket travels in UDP (RFC 3948). Behind extension headers,
+/// the protocol is the socket's.
+fn end_other_protocols(w: &mut Writer, protocol: &Expression, next_header: &Expression) -> Result<(), Error> {
+    let (other, own) = (w.asm.label(), w.asm.label());
+    w.load(protocol, R1)?;
+    w.load(next_header, R2)?;
+    w.asm.jump_if(Condition::Equal, R1, R2, own);
+    for transport in [IPPROTO_TCP, IPPROTO_UDP] {
+        w.asm.jump_if(Condition::Equal, R2, i32::from(transport), other);
+    }
+    w.asm.jump(own);
+    w.asm.bind(other);
+    w.end_without_sample();
+    w.asm.bind(own);
+    Ok(())
 }
 
 /// What shows whether a packet was fragmented or will be.
@@ -132,6 +151,7 @@ struct Segment {
     len: Expression,
     gso_segs: Expression,
     gso_size: Expression,
+    next_header: Expression,
     /// The offsets of its headers.
     transport: Expression,
     network: Expression,
@@ -162,6 +182,7 @@ impl Segment {
             len: fields.get("len")?,
             gso_segs: fields.get("gso_segs")?,
             gso_size: fields.get("gso_size")?,
+            next_header: fields.get("next_header")?,
             transport: fields.part("headers", 0, Type::U16)?,
             network: fields.part("headers", 2, Type::U16)?,
             data_offset: fields.part("tcp", 0, Type::U8)?,
@@ -244,10 +265,12 @@ impl Segment {
         w.load(&self.network, R4)?;
         w.asm.alu(Alu::Sub, R3, R4);
         if self.family == Family::Ipv6 {
-            let (jumbo, ordinary) = (w.asm.label(), w.asm.label());
-            w.asm.jump_if(Condition::Greater, BYTES, MOST_IPV6 as i32, jumbo);
+            let (large, ordinary) = (w.asm.label(), w.asm.label());
+            w.asm.jump_if(Condition::Greater, BYTES, MOST_IPV6 as i32, large);
             w.asm.jump(ordinary);
-            w.asm.bind(jumbo);
+            w.asm.bind(large);
+            w.load(&self.next_header, R4)?;
+            w.asm.jump_if(Condition::NotEqual, R4, i32::from(HOP_BY_HOP), ordinary);
             w.asm.alu(Alu::Sub, BYTES, JUMBO_HEADER as i32);
             w.asm.alu(Alu::Sub, R3, JUMBO_HEADER as i32);
             w.asm.bind(ordinary);
@@ -287,5 +310,5 @@ impl Segment {
     }
 }
 
-// Calls of helpers overwrite R0 to R5, and the time must stay in its register.
-const _: () = assert!(!matches!(NOW, R9));
+// `BYTES` is a register that helpers do not overwrite, and must not be that of the time.
+const _: () = assert!(!matches!(NOW, BYTES));

@@ -36,7 +36,7 @@ pub(super) const IPV4_HEADER: u16 = 20;
 pub(super) const IPV6_HEADER: u16 = 40;
 const UDP_HEADER: u16 = 8;
 pub(in crate::source) const IPPROTO_TCP: u8 = 6;
-pub(super) const IPPROTO_UDP: u8 = 17;
+pub(in crate::source) const IPPROTO_UDP: u8 = 17;
 
 /// Facts from the transport header, and from the socket of TCP.
 pub(in crate::source) struct TransportHeader {

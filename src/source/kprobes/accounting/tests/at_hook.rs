@@ -50,12 +50,9 @@ fn wire(of: Conversation, step: &Step) -> Wire {
     if step.payload > 60_000 {
         // Only TCP over IPv6 has such packets, all of several segments.
         let payload = if is_tcp && of.ipv6 { step.payload } else { 60_000 };
-        return Wire {
-            gso_segs: payload.div_ceil(1400),
-            gso_size: 1400,
-            flags: ACK,
-            ..Wire::new(of, direction, payload)
-        };
+        let wire = Wire::new(of, direction, payload);
+        let (gso_segs, adds_jumbo_option) = (payload.div_ceil(1400), step.options.is_multiple_of(2));
+        return Wire { gso_segs, gso_size: 1400, flags: ACK, adds_jumbo_option, ..wire };
     }
     let wire = Wire::new(of, direction, step.payload);
     let gso_size = if step.gso_segs > 1 { 1400 } else { 0 };
@@ -129,4 +126,9 @@ fn packets_that_do_not_meet_the_conditions_are_ignored() {
     assert!(wire.hit_at_hook(&machine).0);
     let icmp = Wire { protocol: Some(1), ..wire };
     assert_eq!(icmp.hit_at_hook(&machine), (false, Vec::new()));
+    for ipv6 in [false, true] {
+        let of = conversation(ipv6, Transport::Tcp, 1);
+        let esp_in_udp = Wire { carrier: Some(17), ..Wire::new(of, PacketDirection::Outbound, 100) };
+        assert_eq!(esp_in_udp.hit_at_hook(&machine), (false, Vec::new()));
+    }
 }

@@ -61,6 +61,10 @@ pub(super) struct Wire {
     pub(super) payload: u32,
     /// The protocol in the IPv4 header and of the socket; `None` for that of the conversation.
     pub(super) protocol: Option<u8>,
+    /// Whether the kernel adds a jumbo payload option to large packets, as it does before Linux 7.0.
+    pub(super) adds_jumbo_option: bool,
+    /// The protocol in the headers, if it is not the socket's.
+    pub(super) carrier: Option<u8>,
     /// TCP's options, in words of 4 bytes.
     pub(super) options: u8,
     pub(super) flags: u8,
@@ -88,6 +92,8 @@ impl Wire {
             direction,
             payload,
             protocol: None,
+            adds_jumbo_option: true,
+            carrier: None,
             options: 0,
             flags: 0x10,
             ip_options: false,
@@ -111,7 +117,8 @@ impl Wire {
 
     /// Whether the kernel has added a header with the jumbo payload option (RFC 2675), which is not on the wire.
     fn is_jumbo(self) -> bool {
-        self.of.ipv6 && self.payload + u32::from(self.ip_header() + self.transport_header()) > 40 + 0xffff
+        let is_large = self.payload + u32::from(self.ip_header() + self.transport_header()) > 40 + 0xffff;
+        self.of.ipv6 && self.adds_jumbo_option && is_large
     }
 
     /// The size of IP options, or of an extension header.
@@ -281,7 +288,7 @@ impl Wire {
         let Tuple { local, remote, .. } = self.of.tuple();
         let leaves = self.direction == PacketDirection::Outbound;
         let (source, destination) = if leaves { (local, remote) } else { (remote, local) };
-        let protocol = self.protocol.unwrap_or(self.of.transport.iana_number());
+        let protocol = self.carrier.or(self.protocol).unwrap_or(self.of.transport.iana_number());
         let mut bytes = match (source.ip, destination.ip) {
             (IpAddr::V4(from), IpAddr::V4(to)) => {
                 let mut header = vec![0; 20];

@@ -25,7 +25,7 @@ tests![
     without_a_mounted_hierarchy,
 ];
 
-/// The fields that must be equal.
+/// The fields that must be equal. Counts may differ if the flow has `unseen_packets`.
 const FIELDS: [&str; 12] = [
     "/source",
     "/destination",
@@ -41,7 +41,7 @@ const FIELDS: [&str; 12] = [
     "/system/audit/socket/kernel_sock_address",
 ];
 
-/// Whether this kernel can run the programs: they need type information and 64 bits.
+/// Whether this kernel can run BPF programs at a control group: they need type information and 64 bits.
 fn has_programs() -> bool {
     Path::new("/sys/kernel/btf/vmlinux").exists() && cfg!(target_pointer_width = "64")
 }
@@ -98,7 +98,7 @@ fn both_see_the_same() -> Result<()> {
                     "{field} differs: {one:#}\n{other:#}"
                 );
             }
-            // The FIN of one side, its acknowledgement, and a SYN-ACK.
+            // At most the FIN of one side, its acknowledgement, and a SYN-ACK.
             let [all, seen] = [&one, &other].map(|document| number(document, "/network/packets"));
             let missing = all?.checked_sub(seen?).context("more packets than there are")?;
             ensure!(missing <= if has_unseen { 3 } else { 0 }, "{missing} packets are missing: {one:#}\n{other:#}");
@@ -108,7 +108,7 @@ fn both_see_the_same() -> Result<()> {
 }
 
 /// A shell moves into a control group, into one below it, and into one beside it with a similar name. A child starts in the group
-/// while its parent is outside. Only what is done in the group is reported, by either monitor.
+/// while its parent is outside. Only what is done in the group is reported, by each monitor.
 fn both_see_one_control_group() -> Result<()> {
     const PORT: u16 = 8080;
     let v2 = Hierarchy::v2()?;
@@ -206,8 +206,8 @@ fn what_a_firewall_drops_is_not_counted() -> Result<()> {
     Ok(())
 }
 
-/// Another program at the control group drops what is sent, before and after ours is attached. It keeps its effect, and the packets count
-/// as sent.
+/// Two other programs at the control group drop what is sent: one was attached before ours, and one after it. They keep their effect, and
+/// the packets count as sent.
 fn another_program_drops_packets() -> Result<()> {
     if !has_programs() {
         return Ok(());
@@ -256,6 +256,7 @@ fn without_a_mounted_hierarchy() -> Result<()> {
     let there = to.local_addr()?;
     drop((from, to));
     let output = monitor.stop()?;
+    // The first line is that of grep.
     let [mounted, documents @ ..] = &output.documents[..] else { bail!("{output:?}") };
     ensure!(*mounted == 0, "{mounted} mounts");
     let of_test = documents.iter().filter(|one| endpoint(one, "destination") == Some(there)).count();

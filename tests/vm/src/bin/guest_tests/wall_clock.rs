@@ -104,7 +104,7 @@ fn an_unreadable_kernel_clock_without_fork_probes() -> Result<()> {
     Ok(())
 }
 
-/// If the monitor has no probe that it can hit itself to compare the clocks, it logs once that clocks cannot be compared, and does not report a step of the
+/// To compare the clocks, the monitor hits one of its own probes. If it has none that it can hit, it logs once that clocks cannot be compared, and does not report a step of the
 /// wall clock when the first sample comes.
 fn an_unreadable_kernel_clock_that_cannot_be_compared() -> Result<()> {
     const MESSAGE: &str = "the kernel's clock cannot be compared";

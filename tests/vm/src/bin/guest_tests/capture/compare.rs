@@ -99,7 +99,7 @@ pub(crate) fn compare(documents: &[Value], flows: &[ExpectedFlow], captured: &Ca
         for document in &found {
             let marks = marks(document);
             for Mismatch { text, counts_too_little } in mismatches(document, flow, captured, &marks) {
-                // A loss of other flows' samples marks this document, too, so it does not explain the difference.
+                // `samples_lost` is left out, because any flow's loss marks this document.
                 let others: Vec<_> = marks.iter().copied().filter(|mark| *mark != LOST).collect();
                 let text = if others.is_empty() { text } else { format!("{text}, marked {}", others.join(" ")) };
                 texts.push(text);
@@ -141,7 +141,7 @@ pub(crate) const SEGMENTS: &str = "datagram_segments";
 const MERGED: &str = "merged_segments";
 /// Data arrived for a closed socket, perhaps in a GRO packet.
 const LATE: &str = "late_data";
-/// Packets belonged to one of TCP's small sockets: a SYN-ACK, or a FIN after the close with its acknowledgement. Only with the backend
+/// Packets belonged to one of TCP's small sockets: a SYN-ACK, or what the other side sends after this side's close. Only with the backend
 /// `cgroup`.
 const UNSEEN: &str = "unseen_packets";
 /// The largest size of TCP options, in bytes.
@@ -239,7 +239,7 @@ fn mismatches(document: &Value, flow: &ExpectedFlow, captured: &Captured, marks:
         (LATE, flow.transport == Transport::Tcp),
     ] {
         if marks.contains(&mark) && !is_right {
-            mismatches.push(Mismatch::other(format!("{}: {mark}, but it is exact", name(flow))));
+            mismatches.push(Mismatch::other(format!("{}: {mark} without a reason", name(flow))));
         }
     }
     if captured.has_fragments(flow) && !marks.contains(&FRAGMENTS) {
