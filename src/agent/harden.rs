@@ -10,18 +10,18 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use socktrail::config::{Config, Listen};
-use socktrail::monitor::Accounting;
 use socktrail::output::OutputError;
 use socktrail::privileges::{self, Extra};
 
 /// The first step, before any thread is started: capabilities and system calls.
-pub fn before_the_monitor(config: &Config) {
+/// `runs_bpf` says whether BPF programs run.
+pub fn before_the_monitor(config: &Config, runs_bpf: bool) {
     if !config.agent.harden {
         return;
     }
     let mut extra = Extra::default();
     extra.low_ports = ports(config).iter().any(|port| (1..1024).contains(port));
-    extra.accounting = config.socket.accounting != Accounting::Samples;
+    extra.bpf = runs_bpf;
     match privileges::drop_capabilities(extra) {
         Ok(kept) => tracing::info!("kept capabilities: {kept}"),
         Err(error) => tracing::warn!("{error}"),

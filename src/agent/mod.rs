@@ -72,7 +72,7 @@ pub fn run(load: impl Fn() -> anyhow::Result<Loaded>, options: Options) -> anyho
     let helper = if options.replay.is_none() { (options.start_helper)() } else { None };
     let users = Users::new();
     let prepared = Prepared::new(options.replay.as_ref(), &loaded.config, &users)?;
-    harden::before_the_monitor(&loaded.config);
+    harden::before_the_monitor(&loaded.config, prepared.runs_bpf());
     let source = &prepared.start()?;
     harden::before_the_outputs(&loaded.config);
     let outputs = outputs::start(&loaded.config, &meters)?;

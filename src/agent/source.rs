@@ -42,6 +42,14 @@ impl<'a> Prepared<'a> {
         })
     }
 
+    /// Whether BPF programs run.
+    pub fn runs_bpf(&self) -> bool {
+        match self {
+            Self::Kernel(prepared) => prepared.summary().bpf,
+            Self::Recording(..) => false,
+        }
+    }
+
     /// Starts the source.
     pub fn start(self) -> anyhow::Result<Source> {
         Ok(match self {

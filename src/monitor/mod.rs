@@ -295,8 +295,14 @@ mod tests {
     }
 
     fn start(source: Fake) -> Monitor {
-        let summary =
-            Summary { features: Vec::new(), missing: Vec::new(), cpus: 0, ipv6: false, sampled_because: None };
+        let summary = Summary {
+            features: Vec::new(),
+            missing: Vec::new(),
+            cpus: 0,
+            ipv6: false,
+            sampled_because: None,
+            bpf: false,
+        };
         Monitor::spawn(&Options::default(), None, source, summary).unwrap()
     }
 

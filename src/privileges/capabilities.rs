@@ -25,9 +25,9 @@ const OTHER_FILES: rlim_t = 1024;
 pub struct Extra {
     /// Listening on ports below 1024 (`CAP_NET_BIND_SERVICE`).
     pub low_ports: bool,
-    /// Following CPUs that come and go while the kernel counts packets
-    /// ([`Options::accounting`](crate::monitor::Options::accounting)): `CAP_BPF`, on kernels where that takes a capability.
-    pub accounting: bool,
+    /// Following CPUs that come and go while BPF programs run ([`Summary::bpf`](crate::monitor::Summary::bpf)): `CAP_BPF`, on kernels
+    /// where that takes a capability.
+    pub bpf: bool,
 }
 
 /// The capabilities that were kept.
@@ -82,7 +82,7 @@ pub fn drop_capabilities(extra: Extra) -> Result<Kept, PrivilegesError> {
     let perfmon = CapabilitySet::PERFMON & had;
     let perf = if opens_perf_events(rest | perfmon) { perfmon } else { CapabilitySet::SYS_ADMIN & had };
     let bpf = CapabilitySet::BPF & had;
-    let bpf = if extra.accounting && !changes_maps(rest | perf) { bpf } else { CapabilitySet::empty() };
+    let bpf = if extra.bpf && !changes_maps(rest | perf) { bpf } else { CapabilitySet::empty() };
     let keep = rest | perf | bpf;
     limit_bounding_set_to(keep);
     keep_only(keep)?;
@@ -164,7 +164,7 @@ mod tests {
     use super::*;
 
     fn names(is_root: bool, unlimited: bool, low_ports: bool) -> String {
-        Kept(needed(is_root, unlimited, Extra { low_ports, accounting: false })).to_string()
+        Kept(needed(is_root, unlimited, Extra { low_ports, bpf: false })).to_string()
     }
 
     #[test]

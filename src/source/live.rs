@@ -114,7 +114,7 @@ impl LiveSource {
         let mut sync = ClockComparison::every(options.clock_sync_period);
         sync.compare(&mut rings, &probes);
         let readings = Readings::with_time_source(&options.time, || now_of(&rings)).map_err(Error::Clock)?;
-        let mut summary = Summary::of(&probes, &rings, options.ipv6());
+        let mut summary = Summary::of(&probes, &rings, options.ipv6(), group.is_none());
         let capture = NameCapture::start(&options.dns);
         if let Err(error) = &capture {
             summary.missing.push(format!("names that are looked up: {error}"));
@@ -405,10 +405,12 @@ pub struct Summary {
     /// Why each packet is sampled ([`Options::accounting`](crate::monitor::Options::accounting)); `None` if the kernel counts
     /// them.
     pub sampled_because: Option<String>,
+    /// Whether BPF programs run: they count packets, or observe sockets and processes.
+    pub bpf: bool,
 }
 
 impl Summary {
-    fn of(probes: &Probes, rings: &Rings, ipv6: bool) -> Self {
+    fn of(probes: &Probes, rings: &Rings, ipv6: bool, at_hooks: bool) -> Self {
         let missing = probes.statuses.iter().filter_map(|status| {
             let missing =
                 if status.probe.is_some() { status.weakness() } else { Some(status.feature.missing_without().into()) };
@@ -428,6 +430,7 @@ impl Summary {
             cpus: rings.losses().count(),
             ipv6,
             sampled_because: probes.sampled_because().map(ToString::to_string),
+            bpf: at_hooks || probes.conversations.is_ok(),
         }
     }
 }

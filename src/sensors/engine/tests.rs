@@ -179,7 +179,7 @@ fn existing_sockets_are_known_and_only_their_end_is_reported() {
     harness.close(1, SERVER, SocketState::ESTABLISHED);
     assert_eq!(harness.emitted(), ["closed 198.51.100.7:443 - ESTABLISHED"]);
     harness.connect(1, SERVER);
-    assert_eq!(harness.emitted().len(), 1, "a new socket may have the same id, its inode's number");
+    assert_eq!(harness.emitted().len(), 1, "a new socket may get the same id, because inode numbers are used again");
 }
 
 /// The search for existing sockets takes a while. A socket that begins during the search is new, even if the search finds it.
@@ -212,7 +212,7 @@ fn failed_calls_open_nothing() {
 }
 
 #[test]
-fn a_reset_connection_is_closed_before_its_descriptor() {
+fn a_reset_is_reported_as_closed_and_the_later_close_of_the_descriptor_is_not() {
     let mut harness = Harness::new(ALL);
     harness.connect(1, SERVER);
     harness.event(

@@ -37,7 +37,7 @@ pub(crate) struct Missed {
     pub(crate) feature: Feature,
     /// The number of missed hits.
     pub(crate) count: u64,
-    /// A time just before the previous reading of the same counts; for the first reading, just after that of the self-test's misses.
+    /// A time just before the same counts were read the last time; at first, just after the misses of the self-test were read.
     pub(crate) since: MonotonicTime,
     /// When the misses were noticed.
     pub(crate) time: MonotonicTime,
