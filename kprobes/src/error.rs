@@ -178,11 +178,23 @@ pub enum Error {
     #[error("this kernel has no bpf(2): it needs Linux 4.1 and CONFIG_BPF_SYSCALL")]
     NoBpf,
     /// The kernel has BPF programs, but cannot run them at kprobes.
-    #[error("this kernel cannot run BPF programs at kprobes: {source}; it needs CONFIG_BPF_EVENTS{}", or_version(*.version))]
+    #[error(
+        "this kernel cannot run BPF programs at kprobes: {source}; it needs CONFIG_BPF_EVENTS{}", or_version(*.version)
+    )]
     NoBpfEvents {
         /// The `LINUX_VERSION_CODE` that the program states, if the kernel may have refused the program because of it:
         /// before Linux 5.0.
         version: Option<u32>,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The kernel has BPF programs, but cannot run them at this hook.
+    #[error(
+        "this kernel cannot run BPF programs at {hook}: {source}; hooks need CONFIG_BPF_EVENTS, CONFIG_CGROUP_BPF and Linux 5.9"
+    )]
+    NoHook {
+        /// The hook.
+        hook: &'static str,
         /// The kernel's answer.
         source: io::Error,
     },
@@ -274,9 +286,11 @@ impl Error {
         match self {
             Self::NotTracefs { .. } => Kind::Other,
             Self::NoTracefs { .. } | Self::NoKprobes { .. } | Self::WordSizeMismatch { .. } => Kind::Unsupported,
-            Self::NoBpf | Self::NoBpfEvents { .. } | Self::NotProgrammable { .. } | Self::Unreadable { .. } => {
-                Kind::Unsupported
-            }
+            Self::NoBpf
+            | Self::NoBpfEvents { .. }
+            | Self::NoHook { .. }
+            | Self::NotProgrammable { .. }
+            | Self::Unreadable { .. } => Kind::Unsupported,
             Self::ReadOnly { .. } | Self::Permission { .. } => Kind::Permission,
             Self::Limit { .. } => Kind::Limit,
             Self::HookTaken { .. } => Kind::Busy,

@@ -8,8 +8,8 @@ use crate::expression::Arguments;
 
 /// A place where a BPF program runs.
 ///
-/// All hooks but raw tracepoints and the returns of system calls belong to a control group. They are run for the sockets of the processes in it and in its
-/// descendants. Programs only observe: each lets every packet and every call through.
+/// All hooks but raw tracepoints and the returns of system calls belong to a control group. They run for the sockets that were created in it or in a
+/// descendant, wherever their processes are now. Programs only observe: each lets every packet and every call through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Hook {
     /// A packet leaves a socket, after all of netfilter's hooks and before it is fragmented (`BPF_CGROUP_INET_EGRESS`). `skb->data`

@@ -57,7 +57,8 @@ pub struct HookPoint {
 }
 
 impl HookSamples {
-    /// Declares samples. A hit makes one only if each value that `conditions` name is one of the numbers beside it. `id` is the
+    /// Declares samples. `conditions` are pairs of a value and numbers: a hit makes a sample only if each value is one of
+    /// its numbers. `id` is the
     /// `common_type` of their records.
     ///
     /// # Errors

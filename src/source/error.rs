@@ -59,11 +59,11 @@ pub enum Error {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MissingForPrograms {
-    /// It is too old.
+    /// It is older than Linux 5.9.
     #[error("they need Linux 5.9 or newer")]
     Release,
-    /// It is a kernel of 32 bits.
-    #[error("they need a kernel of 64 bits")]
+    /// This is a build of 32 bits.
+    #[error("they need a build and a kernel of 64 bits")]
     WordSize,
     /// It has no usable type information.
     #[error("they need the kernel's type information (CONFIG_DEBUG_INFO_BTF): {path}: {cause}")]
@@ -86,7 +86,7 @@ pub struct MissingFeature {
 }
 
 impl MissingFeature {
-    /// The features that have no probe.
+    /// One for each probe that could not be used, where several serve one feature at once; else the features without a probe.
     pub(crate) fn all_of(statuses: Vec<FeatureStatus>) -> Vec<Self> {
         let missing = statuses.into_iter().filter(|status| status.probe.is_none());
         missing.map(|FeatureStatus { feature, refusals, .. }| Self { feature, refusals }).collect()

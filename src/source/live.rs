@@ -32,7 +32,8 @@ const ROUND: Duration = Duration::from_millis(100);
 /// How long to wait if a ring still has many samples that are too recent to be released.
 const SHORT_ROUND: Duration = Duration::from_millis(1);
 /// How often to check for CPUs that came online, to read the kernel's counts of missed hits while no samples arrive, to read
-/// its counts of hits at which it did not run a program, and to remove probes that killed monitors have left. Must be shorter
+/// its counts of hits at which it did not run a program, to remove probes that killed monitors have left, and to see whether the
+/// control group still exists. Must be shorter
 /// than the time for which closed flows are kept.
 const CHECK_PERIOD: Duration = Duration::from_secs(1);
 /// How often to read the kernel's counts of missed hits while samples arrive. A miss marks all flows that were open since the last
@@ -115,6 +116,9 @@ impl LiveSource {
         sync.compare(&mut rings, &probes);
         let readings = Readings::with_time_source(&options.time, || now_of(&rings)).map_err(Error::Clock)?;
         let mut summary = Summary::of(&probes, &rings, options.ipv6(), group.is_none());
+        if group.is_none() && !options.socket_events.is_empty() {
+            summary.missing.push("socket events and sensors: programs at a control group do not show them".to_owned());
+        }
         let capture = NameCapture::start(&options.dns);
         if let Err(error) = &capture {
             summary.missing.push(format!("names that are looked up: {error}"));

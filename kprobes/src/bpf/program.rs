@@ -41,9 +41,13 @@ impl Program {
     /// Like [`Program::load`], for a hook.
     ///
     /// # Errors
-    /// Those of [`Program::load`].
+    /// Those of [`Program::load`], and [`Error::NoHook`] in place of [`Error::NoBpfEvents`].
     pub fn load_at(hook: Hook, name: &str, code: &Code, maps: &[&Map]) -> Result<Self, Error> {
-        Self::load_as((hook.program_type(), hook.attach_type()), name, code, maps)
+        let loaded = Self::load_as((hook.program_type(), hook.attach_type()), name, code, maps);
+        loaded.map_err(|error| match error {
+            Error::NoBpfEvents { source, .. } => Error::NoHook { hook: hook.name(), source },
+            other => other,
+        })
     }
 
     fn load_as(kind: (ProgramType, Option<AttachType>), name: &str, code: &Code, maps: &[&Map]) -> Result<Self, Error> {

@@ -6,15 +6,15 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use container::container;
 
-/// The maximum number of control group hierarchies that are followed; cgroup v1 has one for each of a dozen
+/// The maximum number of hierarchies whose container is remembered; cgroup v1 has one for each of a dozen
 /// controllers.
 const MAX_HIERARCHIES: usize = 16;
 
 /// The number of cgroup v2's hierarchy; see `cgroups(7)`.
 pub(crate) const CGROUP_V2: u32 = 0;
 
-/// The control groups of a process, one in each hierarchy: the path of that in cgroup v2, and the container that each names, if any.
-/// Cgroup v1 has many hierarchies.
+/// The control groups of a process. It is in one group of each hierarchy, of which cgroup v1 has many. Of these groups: the path of the one
+/// in cgroup v2, and the containers that their paths name.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ControlGroups {
     /// Containers by hierarchy, in the order of `/proc/PID/cgroup`: the highest number first.

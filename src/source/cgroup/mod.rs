@@ -11,16 +11,19 @@ mod table;
 use std::sync::Arc;
 
 use socktrail_guess::{Error as LayoutError, Layout, Resolved, layout_for_hooks};
-use socktrail_kprobes::{
-    Clock, ControlGroup, Error as KprobesError, Fetch, HookPoint, Hooks, Installed, Rings, Target,
-};
+use socktrail_kprobes::{ControlGroup, Error as KprobesError, Fetch, HookPoint, Hooks, Installed, Rings, Target};
 
 use self::table::FURTHER_FIELDS;
 pub(in crate::source) use self::table::PROBES;
-use super::kprobes::{Conversations, Decode, Feature, FeatureStatus, Opened, Probe, Probes, Unaccounted, Wanted};
+use super::kprobes::{
+    Conversations, Decode, Feature, FeatureStatus, Opened, Probe, Probes, Unaccounted, Wanted, release,
+};
 use super::options::Options;
 use super::{Error, MissingFeature, MissingForPrograms, proc};
 use crate::model::event::{Execs, SourceCapabilities};
+
+/// The first release with the hook of closed sockets.
+const SINCE: (u32, u32) = (5, 9);
 
 /// Loads the programs and attaches them to the control group that the options name, or to the topmost one.
 ///
@@ -28,8 +31,17 @@ use crate::model::event::{Execs, SourceCapabilities};
 /// The kernel has no type information, control groups v2 or BPF, a permission is missing, or no program that shows the requested data
 /// could be attached.
 pub(super) fn open(options: &Options) -> Result<Opened, Error> {
+    if !options.flows {
+        let problem = "programs at a control group observe flows, not socket events".to_owned();
+        return Err(Error::Option { name: "backend", problem });
+    }
+    if release() < SINCE {
+        return Err(Error::NoPrograms(MissingForPrograms::Release));
+    }
     let opened = open_with(options, layout()?.layout)?;
-    if !opened.probes.can_show_wanted(options.wanted(&opened.layout)) {
+    // With one direction only, flows would lack half of their packets.
+    let lacks_packets = |status: &FeatureStatus| status.probe.is_none() && status.feature.shows_flows();
+    if opened.probes.statuses.iter().any(lacks_packets) {
         return Err(Error::NothingToSee(MissingFeature::all_of(opened.probes.statuses)));
     }
     Ok(opened)
@@ -47,18 +59,20 @@ pub(crate) fn layout() -> Result<Resolved, Error> {
     })
 }
 
-/// The same with this layout of the kernel's structures.
+/// Like [`open`], with this layout, and even if nothing that is wanted can be seen.
 pub(crate) fn open_with(options: &Options, layout: Layout) -> Result<Opened, Error> {
     if cfg!(target_pointer_width = "32") {
         return Err(Error::NoPrograms(MissingForPrograms::WordSize));
     }
     let tracefs = Arc::new(options.tracefs()?);
     let mut rings = Rings::per_cpu(&options.ring_options())?;
-    if rings.clock() == Clock::Local {
-        return Err(Error::NoPrograms(MissingForPrograms::Release));
-    }
     let cgroup = match options.cgroup.clone().or_else(proc::topmost_group) {
         Some(path) => ControlGroup::open(&path)?,
+        // Another mount would change the options of the host's own, such as `nsdelegate`.
+        None if proc::host_has_control_groups() => {
+            let problem = "control groups v2 are mounted on the host, but not where this process sees them: give a directory of them";
+            return Err(Error::Option { name: "cgroup", problem: problem.to_owned() });
+        }
         None => ControlGroup::mount_topmost()?,
     };
     if options.cgroup.is_none() && !proc::sees_all_control_groups() {
@@ -73,7 +87,7 @@ pub(crate) fn open_with(options: &Options, layout: Layout) -> Result<Opened, Err
     Ok(Opened { rings, probes, group: None, cgroup: Some(cgroup), layout, tracefs })
 }
 
-/// A probe whose samples are declared, but which is not attached yet.
+/// A probe whose samples are declared, and whether it is attached.
 struct Declared {
     feature: Feature,
     probe: &'static Probe,
@@ -122,7 +136,7 @@ fn install(hooks: &mut Hooks, rings: &mut Rings, wanted: Wanted<'_>) -> Probes {
     probes
 }
 
-/// The conditions of a probe with their fields.
+/// The conditions of a probe: for each, the field and the values that it may have.
 pub(in crate::source) fn conditions(probe: &Probe) -> Vec<(Fetch<'static>, &'static [i32])> {
     let condition = |(name, numbers): &(&'static str, &'static [i32])| {
         let mut fields = probe.fetches.iter().chain(FURTHER_FIELDS);

@@ -22,13 +22,18 @@ pub(in crate::source) const HOP_BY_HOP: u8 = 0;
 /// it while they wait to be segmented (BIG TCP). It is not on the wire.
 pub(in crate::source) const JUMBO_HEADER: u32 = 8;
 
+/// The port of ESP in UDP (RFC 3948).
+const PORT_OF_ESP: u16 = 4500;
+
 /// What is common to the samples of packets over both versions of IP.
 struct Seen {
     direction: PacketDirection,
     net: u64,
     sk: u64,
-    /// Source and destination.
+    /// Source and destination in the headers.
     ends: (Endpoint, Endpoint),
+    /// Of an outgoing packet: those that the socket knows. A port of 0 is none.
+    own: Option<(Endpoint, Endpoint)>,
     len: u32,
     headers: u32,
     /// That of the socket.
@@ -43,12 +48,14 @@ struct Seen {
 
 impl Seen {
     fn event(self) -> Decoded {
-        let Self { direction, ends: (source, destination), .. } = self;
-        let is_transport = [IPPROTO_TCP, IPPROTO_UDP].contains(&self.next_header);
-        if is_transport && u16::from(self.next_header) != self.protocol {
-            // ESP of a TCP socket travels in UDP (RFC 3948).
+        let transports = [IPPROTO_TCP, IPPROTO_UDP];
+        let has_own_header = !transports.contains(&self.next_header) || u16::from(self.next_header) == self.protocol;
+        if !has_own_header || !transports.map(u16::from).contains(&self.protocol) {
+            // The ESP packets of a TCP socket may travel in UDP (RFC 3948).
             return Decoded::Nothing;
         }
+        let Some((source, destination)) = self.ends_of_socket() else { return Decoded::Nothing };
+        let direction = self.direction;
         let (local, remote) = match direction {
             PacketDirection::Outbound => (source, destination),
             PacketDirection::Inbound => (destination, source),
@@ -59,7 +66,7 @@ impl Seen {
         let transport = if is_tcp { Transport::Tcp } else { Transport::Udp };
         // The socket of an arriving segment may be the listener. The state machine finds the connection by its ends.
         let sock = SockAddress::new(self.sk).filter(|_| !(is_tcp && direction == PacketDirection::Inbound));
-        let is_jumbo = source.ip.is_ipv6() && self.next_header == HOP_BY_HOP && self.len > MOST_IPV6;
+        let is_jumbo = self.ends.0.ip.is_ipv6() && self.next_header == HOP_BY_HOP && self.len > MOST_IPV6;
         let jumbo = if is_jumbo { JUMBO_HEADER } else { 0 };
         let headers = Headers::of(self.headers).ip().saturating_add(header.len());
         let size = PacketSize { bytes: self.len - jumbo, headers: headers.saturating_sub(jumbo as u16) };
@@ -72,7 +79,29 @@ impl Seen {
     }
 }
 
-/// How many packets on the wire a packet of this size stands for; 0 for an ordinary one. A packet from a virtual device (virtio) has only
+impl Seen {
+    /// The ends of the conversation. A rule may have translated those in the headers (NAT), but a TCP socket knows its own, once it is
+    /// connected, and each socket knows its port. `None` for a packet that belongs to no conversation of the socket.
+    fn ends_of_socket(&self) -> Option<(Endpoint, Endpoint)> {
+        let (source, destination) = self.ends;
+        let Some((own_source, own_destination)) = self.own else { return Some(self.ends) };
+        let is_tcp = self.protocol == u16::from(IPPROTO_TCP);
+        if is_tcp && own_destination.port != 0 {
+            return Some((own_source, own_destination));
+        }
+        if source.port == own_source.port || own_source.port == 0 {
+            return Some(self.ends);
+        }
+        // A listener's SYN-ACK to a connection that a rule has redirected: the address that the client asked for does not show which
+        // one was meant. ESP in UDP is not the socket's own packet.
+        if is_tcp || source.port == PORT_OF_ESP {
+            return None;
+        }
+        Some((Endpoint::new(source.ip, own_source.port), destination))
+    }
+}
+
+/// How many packets on the wire a packet of this size stands for; 0 or 1 for an ordinary one. A packet from a virtual device (virtio) has only
 /// `gso_size`.
 fn segments(gso_segs: u32, gso_size: u32, size: PacketSize) -> u32 {
     let payload = size.bytes.saturating_sub(size.headers.into());
@@ -103,10 +132,10 @@ macro_rules! ends_of_ipv6 {
 }
 
 /// A sample of packets in one direction: with the fields of their addresses, and further ones. `ends` reads source and destination from
-/// it, `fragment` the size of the largest fragment.
+/// it, `own` those that the socket knows, `fragment` the size of the largest fragment.
 macro_rules! packets {
     ($(#[$meta:meta])* pub struct $name:ident of $direction:ident { $($addresses:tt)* } { $($more:tt)* }
-     ends $ends:expr, fragment $fragment:expr) => {
+     ends $ends:expr, own $own:expr, fragment $fragment:expr) => {
         sample! {
             $(#[$meta])*
             pub struct $name {
@@ -139,9 +168,11 @@ macro_rules! packets {
             fn interpret(&self, _: &[u8]) -> Decoded {
                 let Self { net, sk, len, headers, protocol, next_header, tcp, gso_segs, gso_size, .. } = *self;
                 let ends: fn(&Self) -> (Endpoint, Endpoint) = $ends;
+                let own: fn(&Self) -> Option<(Endpoint, Endpoint)> = $own;
                 let fragment: fn(&Self) -> u16 = $fragment;
-                let (direction, ends, fragment) = (PacketDirection::$direction, ends(self), fragment(self));
-                Seen { direction, net, sk, ends, len, headers, protocol, next_header, tcp, gso_segs, gso_size, fragment }
+                let (direction, ends, own) = (PacketDirection::$direction, ends(self), own(self));
+                let fragment = fragment(self);
+                Seen { direction, net, sk, ends, own, len, headers, protocol, next_header, tcp, gso_segs, gso_size, fragment }
                     .event()
             }
         }
@@ -151,7 +182,7 @@ macro_rules! packets {
 /// The same over IPv4.
 macro_rules! ipv4_packets {
     ($(#[$meta:meta])* pub struct $name:ident of $direction:ident { $($more:tt)* }
-     ends $ends:expr, fragment $fragment:expr) => {
+     own $own:expr, fragment $fragment:expr) => {
         packets! {
             $(#[$meta])*
             pub struct $name of $direction {
@@ -162,7 +193,7 @@ macro_rules! ipv4_packets {
             } {
                 $($more)*
             }
-            ends $ends, fragment $fragment
+            ends |sample| ipv4(sample.addresses, sample.ports), own $own, fragment $fragment
         }
     };
 }
@@ -170,7 +201,7 @@ macro_rules! ipv4_packets {
 /// The same over IPv6.
 macro_rules! ipv6_packets {
     ($(#[$meta:meta])* pub struct $name:ident of $direction:ident { $($more:tt)* }
-     ends $ends:expr, fragment $fragment:expr) => {
+     own $own:expr, fragment $fragment:expr) => {
         packets! {
             $(#[$meta])*
             pub struct $name of $direction {
@@ -187,15 +218,9 @@ macro_rules! ipv6_packets {
             } {
                 $($more)*
             }
-            ends $ends, fragment $fragment
+            ends |sample| ends_of_ipv6!(sample), own $own, fragment $fragment
         }
     };
-}
-
-/// The ends of an outgoing packet. A rule may have translated those in the headers (NAT), but a TCP socket knows its own, once it is
-/// connected. A UDP socket may send to anyone.
-fn own_or(headers: (Endpoint, Endpoint), protocol: u16, own: (Endpoint, Endpoint)) -> (Endpoint, Endpoint) {
-    if protocol == u16::from(IPPROTO_TCP) && own.1.port != 0 { own } else { headers }
 }
 
 ipv4_packets! {
@@ -212,23 +237,23 @@ ipv4_packets! {
         /// Its remote port, in memory order.
         pub own_remote_port: u16 = "+{sock_common.skc_dport}(+{sk_buff.sk}({skb}))",
     }
-    ends |sample| {
+    own |sample| {
         let own = (
             Endpoint::new(ipv4_address(sample.own_address), u16::from_be(sample.own_port)),
             Endpoint::new(ipv4_address(sample.own_remote), u16::from_be(sample.own_remote_port)),
         );
-        own_or(ipv4(sample.addresses, sample.ports), sample.protocol, own)
+        Some(own)
     },
     fragment |sample| largest_fragment(sample.len, sample.mtu, sample.gso_size, IPV4_HEADER)
 }
 
 ipv4_packets! {
-    /// A packet arrives over IPv4, and has found its socket: a connection, or the listener that a SYN has found.
+    /// A packet arrives over IPv4, and has found its socket: a connection, or a listener until the handshake has ended.
     pub struct Ipv4Arrives of Inbound {
         /// The size of its largest fragment in bytes; 0 if it was not fragmented.
         pub fragment: Option<u16> = "+{inet_skb_parm.frag_max_size}({skb})",
     }
-    ends |sample| ipv4(sample.addresses, sample.ports),
+    own |_| None,
     fragment |sample| sample.fragment.unwrap_or(0)
 }
 
@@ -250,25 +275,25 @@ ipv6_packets! {
         /// Its remote port, in memory order.
         pub own_remote_port: u16 = "+{sock_common.skc_dport}(+{sk_buff.sk}({skb}))",
     }
-    ends |sample| {
+    own |sample| {
         let address = ipv6_address([sample.own_address_high, sample.own_address_low]);
         let remote = ipv6_address([sample.own_remote_high, sample.own_remote_low]);
         let own = (
             Endpoint::new(address, u16::from_be(sample.own_port)),
             Endpoint::new(remote, u16::from_be(sample.own_remote_port)),
         );
-        own_or(ends_of_ipv6!(sample), sample.protocol, own)
+        Some(own)
     },
     fragment |sample| largest_fragment(sample.len, sample.mtu, sample.gso_size, IPV6_FRAGMENT_HEADERS)
 }
 
 ipv6_packets! {
-    /// A packet arrives over IPv6, and has found its socket: a connection, or the listener that a SYN has found.
+    /// A packet arrives over IPv6, and has found its socket: a connection, or a listener until the handshake has ended.
     pub struct Ipv6Arrives of Inbound {
         /// The size of its largest fragment in bytes; 0 if it was not fragmented.
         pub fragment: Option<u16> = "+{inet6_skb_parm.frag_max_size}({skb})",
     }
-    ends |sample| ends_of_ipv6!(sample),
+    own |_| None,
     fragment |sample| sample.fragment.unwrap_or(0)
 }
 
@@ -391,10 +416,18 @@ mod tests {
         let Decoded::Event(EventKind::Packet(packet)) = sample.interpret(&[]) else { panic!("no packet") };
         assert_eq!(packet.tuple.remote, Endpoint::new(Ipv4Addr::new(10, 0, 0, 9), 8080));
         assert_eq!(packet.tuple.local, Endpoint::new(Ipv4Addr::new(10, 0, 0, 1), 0x1234));
+        // A SYN-ACK of the listener of port 4660, to which a rule has redirected a connection to port 80.
+        (sample.own_remote_port, sample.ports) = (0, u32::from_ne_bytes([0, 80, 0x90, 0]));
+        assert!(matches!(sample.interpret(&[]), Decoded::Nothing));
         sample.protocol = 17;
         assert!(matches!(sample.interpret(&[]), Decoded::Nothing), "the headers say TCP");
         sample.next_header = 17;
         let Decoded::Event(EventKind::Packet(packet)) = sample.interpret(&[]) else { panic!("no packet") };
-        assert_eq!(packet.tuple.remote, Endpoint::new(Ipv4Addr::new(10, 0, 0, 2), 80));
+        let ends = |local, remote| {
+            [(1, local), (2, remote)].map(|(host, port)| Endpoint::new(Ipv4Addr::new(10, 0, 0, host), port))
+        };
+        assert_eq!([packet.tuple.local, packet.tuple.remote], ends(0x1234, 0x9000), "a rule has translated the port");
+        sample.ports = u32::from_ne_bytes([0x11, 0x94, 0x11, 0x94]);
+        assert!(matches!(sample.interpret(&[]), Decoded::Nothing), "ESP in UDP");
     }
 }

@@ -48,8 +48,8 @@ sample! {
 }
 
 samples_with_ends! {
-    /// `sock:inet_sock_set_state`: a TCP socket enters a state. The local port is `inet_sport`, in memory order, because
-    /// `skc_num` is cleared when a socket closes.
+    /// `sock:inet_sock_set_state`: a TCP socket enters a state. The local port is in memory order. It is read from
+    /// `inet_sport`, because `skc_num` is cleared when a socket closes.
     pub struct StateEntered of "{sk}", port "+{inet_sock.inet_sport}" {
         /// The `struct sock`.
         pub sk: Word = "{sk}",

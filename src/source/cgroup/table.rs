@@ -7,7 +7,7 @@ use super::processes::{OwnCredentials, ProcessExecuted};
 use super::sockets::{AcceptedFile, SockReleased, StateEntered, SynSentIpv4, SynSentIpv6};
 use crate::model::feature::Feature;
 use crate::source::kprobes::Probe;
-use crate::source::kprobes::processes::{CgroupAttach, ProcessExit, WakeUpNewTask};
+use crate::source::kprobes::processes::{ProcessExit, WakeUpNewTask};
 use crate::source::kprobes::program::{ExecFile, ExecMounts};
 use crate::source::kprobes::sockets::{SockDestruct, SockInitData};
 
@@ -43,8 +43,8 @@ const TCP_SYN_SENT: &[i32] = &[2];
 /// TCP's flags of a request: SYN, with or without ECN's flags (RFC 3168).
 const SYN: &[i32] = &[0x02, 0xc2];
 
-/// All probes. They are attached in this order: first those of processes, so that a socket's owner is known before the socket; then
-/// those whose programs count packets, in an order of their own; then the rest. Several may serve one feature, all of them at once.
+/// All probes. Those of processes are attached first, so that a socket's owner is known before the socket; then those that count packets,
+/// in the order of `attach_order`; then the rest, as listed. Several may serve one feature, all of them at once.
 pub(in crate::source) const PROBES: &[(Feature, Probe)] = &[
     (Feature::ProcessFork, Probe::hook::<WakeUpNewTask>(FORK)),
     // New credentials are the first event of an exec.
@@ -62,10 +62,6 @@ pub(in crate::source) const PROBES: &[(Feature, Probe)] = &[
         Feature::ProcessExit,
         Probe::at::<ProcessExit>(Target::Tracepoint { category: "sched", name: "sched_process_exit" }),
     ),
-    (
-        Feature::ControlGroup,
-        Probe::at::<CgroupAttach>(Target::Tracepoint { category: "cgroup", name: "cgroup_attach_task" }),
-    ),
     (Feature::SocketCreate, Probe::hook::<SockInitData>(Hook::SocketCreate).when(&[("sk_protocol", TCP_OR_UDP)])),
     (
         Feature::ConnectIpv4,
@@ -82,8 +78,8 @@ pub(in crate::source) const PROBES: &[(Feature, Probe)] = &[
     (Feature::SocketFree, Probe::hook::<SockDestruct>(DESTROY)),
     // UDP sockets do not have this tracepoint: their entries end at the release, although datagrams may still arrive for a moment.
     (Feature::SocketFree, Probe::hook::<SockReleased>(Hook::SocketRelease).when(&[("sk_protocol", UDP)])),
-    // TCP and UDP share these hooks; the features are named after TCP. Arriving packets come first: they would be missed if packets of
-    // their conversation were already counted in the kernel.
+    // TCP and UDP share these hooks; the features are named after TCP. If nothing is counted, arriving packets are attached first,
+    // as `attach_order` has it else.
     (
         Feature::TcpIpv4In,
         Probe::hook::<Ipv4Arrives>(Hook::Ingress).when(&[

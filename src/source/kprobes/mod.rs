@@ -381,7 +381,7 @@ impl Probes {
 }
 
 /// Major and minor number of the kernel's release; `u32::MAX` for both if they cannot be read.
-fn release() -> (u32, u32) {
+pub(super) fn release() -> (u32, u32) {
     let name = nix::sys::utsname::uname();
     let release = name.as_ref().ok().and_then(|name| name.release().to_str()).unwrap_or_default();
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|number| number.parse().ok());

@@ -25,7 +25,7 @@ use crate::state::{FoundProcess, PreexistingProcess};
 
 pub use self::existing::existing_sockets;
 use self::living::LivingProcess;
-pub use self::mounts::{path_in_hierarchy, sees_all_control_groups, topmost_group};
+pub use self::mounts::{host_has_control_groups, path_in_hierarchy, sees_all_control_groups, topmost_group};
 pub use self::sockets::sockets;
 use self::stat::Stat;
 

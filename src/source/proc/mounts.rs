@@ -8,10 +8,16 @@ use procfs::process::{MountInfo, Process};
 /// The namespace of control groups that the host's processes are in (`PROC_CGROUP_INIT_INO` of `include/linux/proc_ns.h`).
 const HOST_NAMESPACE: &str = "cgroup:[4026531835]";
 
-/// Where control groups v2 are mounted from the root of their hierarchy, as far as this process sees it.
+/// The directory of the topmost control group (v2) that this process sees, if one is mounted.
 pub fn topmost_group() -> Option<PathBuf> {
     let of_root = mounts_of_v2().find(|mount| mount.root == "/")?;
     Some(unescaped(&of_root.mount_point.to_string_lossy()).into())
+}
+
+/// Whether process 1 sees control groups v2.
+pub fn host_has_control_groups() -> bool {
+    let mounts = Process::new(1).and_then(|init| init.mountinfo()).map(|mounts| mounts.0).unwrap_or_default();
+    mounts.iter().any(|mount| mount.fs_type == "cgroup2")
 }
 
 /// Whether this process is in the host's cgroup namespace, so that it sees the whole hierarchy. Before Linux 4.6 there are no others.

@@ -14,11 +14,14 @@ use super::udp::Datagram;
 use super::writer::{NOW, Writer};
 use super::{ALWAYS_SAMPLED, Family, Rules, TCP};
 use crate::model::event::PacketDirection;
+use crate::model::filter::Filter;
 use crate::source::cgroup::packets::{HOP_BY_HOP, JUMBO_HEADER, MOST_IPV6};
 use crate::source::kprobes::packets::{IPPROTO_TCP, IPPROTO_UDP};
 
 /// The phase of reading (see [`Writer::read`]) for the device's MTU.
 const DEVICE: u8 = 3;
+/// The phase of reading for the port that the socket knows.
+const LOCAL_PORT: u8 = 4;
 /// Packets up to this size fit into every device that IPv6 can use (RFC 8200).
 const SMALLEST_MTU_IPV6: i32 = 1280;
 /// Each host accepts IPv4 packets up to this size (RFC 791); smaller MTUs are not expected.
@@ -26,12 +29,20 @@ const SMALLEST_MTU_IPV4: i32 = 576;
 /// The size of the packet with the headers of its segments, while it is counted.
 const BYTES: Register = R9;
 
-/// The remote end as the socket knows it, before a translation (NAT).
+/// The ends as the socket knows them, before a translation (NAT).
 const OWN_IPV4: Fetch<'static> = Fetch::constant("daddr", "+{sock_common.skc_daddr}(+{sk_buff.sk}({skb}))", Type::U32);
 const OWN_HIGH: Fetch<'static> =
     Fetch::constant("v6_daddr_high", "+{sock_common.skc_v6_daddr}(+{sk_buff.sk}({skb}))", Type::U64);
 const OWN_LOW: Fetch<'static> =
     Fetch::constant("v6_daddr_low", "+{sock_common.skc_v6_daddr+8}(+{sk_buff.sk}({skb}))", Type::U64);
+const OWN_LOCAL_IPV4: Fetch<'static> =
+    Fetch::constant("rcv_saddr", "+{sock_common.skc_rcv_saddr}(+{sk_buff.sk}({skb}))", Type::U32);
+const OWN_LOCAL_HIGH: Fetch<'static> =
+    Fetch::constant("v6_rcv_saddr_high", "+{sock_common.skc_v6_rcv_saddr}(+{sk_buff.sk}({skb}))", Type::U64);
+const OWN_LOCAL_LOW: Fetch<'static> =
+    Fetch::constant("v6_rcv_saddr_low", "+{sock_common.skc_v6_rcv_saddr+8}(+{sk_buff.sk}({skb}))", Type::U64);
+const OWN_LOCAL_PORT: Fetch<'static> =
+    Fetch::constant("sport", "+{inet_sock.inet_sport}(+{sk_buff.sk}({skb}))", Type::U16);
 const OWN_PORT: Fetch<'static> = Fetch::constant("dport", "+{sock_common.skc_dport}(+{sk_buff.sk}({skb}))", Type::U16);
 /// `skc_state` of the `struct sock`. It follows `skc_family`, which has two bytes.
 const STATE: Fetch<'static> = Fetch::constant("state", "+{sock_common.skc_family+2}(+{sk_buff.sk}({skb}))", Type::U8);
@@ -53,6 +64,9 @@ pub(super) fn packet(
     let mut w = Writer::new(fields, &reads)?;
     w.begin()?;
     end_other_protocols(&mut w, &protocol, &next_header)?;
+    if direction == PacketDirection::Outbound {
+        segment.sample_translated(&mut w, &protocol, rules)?;
+    }
     w.filter_addresses(&datagram.ends, &rules.filter)?;
     w.filter_ports(&datagram.ends, &rules.filter)?;
     fragments.sample(&mut w)?;
@@ -68,8 +82,8 @@ pub(super) fn packet(
     w.finish(fields.program)
 }
 
-/// Ends for packets whose headers are not of the socket's protocol: ESP of a TCP socket travels in UDP (RFC 3948). Behind extension headers,
-/// the protocol is the socket's.
+/// Ends the program for packets with the TCP or UDP header of another protocol than the socket's: the ESP packets of a TCP socket may travel
+/// in UDP (RFC 3948). A packet with extension headers is taken for one of the socket's protocol.
 fn end_other_protocols(w: &mut Writer, protocol: &Expression, next_header: &Expression) -> Result<(), Error> {
     let (other, own) = (w.asm.label(), w.asm.label());
     w.load(protocol, R1)?;
@@ -158,8 +172,10 @@ struct Segment {
     /// The byte of the TCP header that contains its length.
     data_offset: Expression,
     flags: Expression,
-    /// Of an outgoing packet: the fields of the remote end, in the headers and in the `struct sock`.
-    remote: Vec<(Expression, Expression)>,
+    /// Of an outgoing packet: the local port, in the headers and in the `struct sock`.
+    local_port: (Expression, Expression),
+    /// Of an outgoing packet: the other fields of both ends.
+    own_ends: Vec<(Expression, Expression)>,
     state: Expression,
 }
 
@@ -167,11 +183,18 @@ impl Segment {
     fn at(fields: &Fields<'_>, family: Family, direction: PacketDirection) -> Result<Self, Error> {
         let own = |fetch| fields.further(fetch);
         let address = match family {
-            Family::Ipv4 => vec![(fields.part("addresses", 4, Type::U32)?, own(OWN_IPV4)?)],
-            Family::Ipv6 => {
-                vec![(fields.get("destination_high")?, own(OWN_HIGH)?), (fields.get("destination_low")?, own(OWN_LOW)?)]
-            }
+            Family::Ipv4 => vec![
+                (fields.part("addresses", 0, Type::U32)?, own(OWN_LOCAL_IPV4)?),
+                (fields.part("addresses", 4, Type::U32)?, own(OWN_IPV4)?),
+            ],
+            Family::Ipv6 => vec![
+                (fields.get("source_high")?, own(OWN_LOCAL_HIGH)?),
+                (fields.get("source_low")?, own(OWN_LOCAL_LOW)?),
+                (fields.get("destination_high")?, own(OWN_HIGH)?),
+                (fields.get("destination_low")?, own(OWN_LOW)?),
+            ],
         };
+        let local_port = (fields.part("ports", 0, Type::U16)?, own(OWN_LOCAL_PORT)?);
         let port = (fields.part("ports", 2, Type::U16)?, own(OWN_PORT)?);
         Ok(Self {
             family,
@@ -187,7 +210,8 @@ impl Segment {
             network: fields.part("headers", 2, Type::U16)?,
             data_offset: fields.part("tcp", 0, Type::U8)?,
             flags: fields.part("tcp", 1, Type::U8)?,
-            remote: address.into_iter().chain([port]).collect(),
+            local_port,
+            own_ends: address.into_iter().chain([port]).collect(),
             state: own(STATE)?,
         })
     }
@@ -200,11 +224,37 @@ impl Segment {
         match self.direction {
             PacketDirection::Inbound => reads.push((NAMESPACE, &self.net)),
             PacketDirection::Outbound => {
-                reads.extend(self.remote.iter().map(|(_, own)| (OWN_ENDS, own)));
+                reads.push((LOCAL_PORT, &self.local_port.1));
+                reads.extend(self.own_ends.iter().map(|(_, own)| (OWN_ENDS, own)));
                 reads.extend([(OWN_ENDS, &self.net), (OWN_ENDS, &self.state)]);
             }
         }
         reads
+    }
+
+    /// Samples an outgoing packet whose ends were translated (NAT) before the filter or the counting takes them for the socket's. Of a
+    /// datagram, only the local port shows that.
+    fn sample_translated(&self, w: &mut Writer, protocol: &Expression, rules: &Rules) -> Result<(), Error> {
+        let (tcp, done) = (w.asm.label(), w.asm.label());
+        w.load(protocol, R1)?;
+        w.asm.jump_if(Condition::Equal, R1, i32::from(TCP), tcp);
+        w.read(LOCAL_PORT)?;
+        tcp_out::sample_unless_equal(w, [&self.local_port])?;
+        w.asm.jump(done);
+        w.asm.bind(tcp);
+        // Without a filter, the ends are compared when an entry is made.
+        if rules.filter != Filter::default() {
+            self.sample_unless_own_ends(w)?;
+        }
+        w.asm.bind(done);
+        Ok(())
+    }
+
+    /// Samples an outgoing TCP packet if its ends are not those that the socket knows.
+    fn sample_unless_own_ends(&self, w: &mut Writer) -> Result<(), Error> {
+        w.read(LOCAL_PORT)?;
+        w.read(OWN_ENDS)?;
+        tcp_out::sample_unless_equal(w, self.own_ends.iter().chain([&self.local_port]))
     }
 
     /// Counts the packet or lets it become a sample.
@@ -297,8 +347,8 @@ impl Segment {
     fn begin(&self, w: &mut Writer, direction: DirectionFields) -> Result<(), Error> {
         w.load(&self.flags, R1)?;
         w.sample_if(Condition::AnyBit, R1, ALWAYS_SAMPLED);
-        w.read(OWN_ENDS)?;
-        tcp_out::sample_unless_own(w, &self.remote, &self.state)?;
+        self.sample_unless_own_ends(w)?;
+        tcp_out::sample_small_sockets(w, &self.state)?;
         w.hash(&self.ends)?;
         w.begin_entry(&self.sock, &self.ends, direction)?;
         w.load(&self.net, R1)?;

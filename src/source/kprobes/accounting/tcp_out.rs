@@ -227,7 +227,8 @@ impl Leaving {
         w.sample_if(Condition::AnyBit, R1, ALWAYS_SAMPLED);
         w.read(COUNTERS)?;
         w.read(OWN_ENDS)?;
-        sample_unless_own(w, &self.remote, &self.state)?;
+        sample_unless_equal(w, &self.remote)?;
+        sample_small_sockets(w, &self.state)?;
         w.hash(&self.ends)?;
         w.begin_entry(&self.sock, &self.ends, direction)?;
         w.load(&self.net, R1)?;
@@ -243,18 +244,22 @@ impl Leaving {
     }
 }
 
-/// Samples a packet that is not of its socket's own connection: its remote end is another one, or the socket is one of the small ones
-/// of these states. Nothing shows when they end. Since Linux 6.13, replies are sent through them.
-pub(super) fn sample_unless_own(
+/// Samples the packet unless its fields are equal to those of the socket beside them.
+pub(super) fn sample_unless_equal<'a>(
     w: &mut Writer,
-    remote: &[(Expression, Expression)],
-    state: &Expression,
+    pairs: impl IntoIterator<Item = &'a (Expression, Expression)>,
 ) -> Result<(), Error> {
-    for (of_packet, own) in remote {
+    for (of_packet, of_socket) in pairs {
         w.load(of_packet, R2)?;
-        w.load(own, R3)?;
+        w.load(of_socket, R3)?;
         w.sample_if(Condition::NotEqual, R2, R3);
     }
+    Ok(())
+}
+
+/// Samples a packet of one of the small sockets of these states. Nothing shows when they end. Since Linux 6.13, replies are sent through
+/// them.
+pub(super) fn sample_small_sockets(w: &mut Writer, state: &Expression) -> Result<(), Error> {
     w.load(state, R1)?;
     for state in [TCP_TIME_WAIT, TCP_NEW_SYN_RECV] {
         w.sample_if(Condition::Equal, R1, state);

@@ -117,6 +117,25 @@ fn most_packets_are_counted() {
     }
 }
 
+/// The ends in the headers are not those of the socket's flow.
+#[test]
+fn packets_with_a_translated_port_are_sampled() {
+    for (ipv6, transport) in
+        [(false, Transport::Udp), (true, Transport::Udp), (false, Transport::Tcp), (true, Transport::Tcp)]
+    {
+        for ports in [vec![], vec![53]] {
+            let mut filter = Filter::default();
+            filter.ports.only = ports;
+            let machine = Machine::at_hooks(&Rules { filter, ..rules() }, 100);
+            let of = conversation(ipv6, transport, 0);
+            for _ in 0..3 {
+                let wire = Wire { translated_port: Some(9999), ..Wire::new(of, PacketDirection::Outbound, 100) };
+                assert_eq!(wire.hit_at_hook(&machine), (true, Vec::new()), "{ipv6} {transport:?}");
+            }
+        }
+    }
+}
+
 /// A packet of another version of IP, or of a socket of another protocol, is neither sampled nor counted.
 #[test]
 fn packets_that_do_not_meet_the_conditions_are_ignored() {

@@ -61,6 +61,8 @@ pub(super) struct Wire {
     pub(super) payload: u32,
     /// The protocol in the IPv4 header and of the socket; `None` for that of the conversation.
     pub(super) protocol: Option<u8>,
+    /// The source port in the headers, if a rule has translated it.
+    pub(super) translated_port: Option<u16>,
     /// Whether the kernel adds a jumbo payload option to large packets, as it does before Linux 7.0.
     pub(super) adds_jumbo_option: bool,
     /// The protocol in the headers, if it is not the socket's.
@@ -92,6 +94,7 @@ impl Wire {
             direction,
             payload,
             protocol: None,
+            translated_port: None,
             adds_jumbo_option: true,
             carrier: None,
             options: 0,
@@ -230,12 +233,15 @@ impl Wire {
         set(518, &if self.of.transport == Transport::Tcp { 1_u16 } else { 2 }.to_ne_bytes());
         set(516, &u16::from(self.protocol.unwrap_or(self.of.transport.iana_number())).to_ne_bytes());
         if self.sender == self.of.sock {
-            let remote = self.of.tuple().remote;
-            match remote.ip {
-                IpAddr::V4(ip) => set(0, &ip.octets()),
-                IpAddr::V6(ip) => set(56, &ip.octets()),
+            let Tuple { local, remote, .. } = self.of.tuple();
+            for (end, ipv4, ipv6) in [(remote, 0, 56), (local, 4, 72)] {
+                match end.ip {
+                    IpAddr::V4(ip) => set(ipv4, &ip.octets()),
+                    IpAddr::V6(ip) => set(ipv6, &ip.octets()),
+                }
             }
             set(12, &remote.port.to_be_bytes());
+            set(798, &local.port.to_be_bytes());
             set(1548, &self.segments.received.to_ne_bytes());
             set(1580, &self.segments.sent.to_ne_bytes());
         }
@@ -315,7 +321,8 @@ impl Wire {
         bytes.extend(vec![0; self.extension()]);
         let transport = bytes.len();
         bytes.extend(vec![0; self.transport_header().into()]);
-        bytes[transport..transport + 2].copy_from_slice(&source.port.to_be_bytes());
+        let port = self.translated_port.unwrap_or(source.port);
+        bytes[transport..transport + 2].copy_from_slice(&port.to_be_bytes());
         bytes[transport + 2..transport + 4].copy_from_slice(&destination.port.to_be_bytes());
         if self.of.transport == Transport::Tcp {
             bytes[transport + 12] = (5 + self.options) << 4;

@@ -1,5 +1,6 @@
 //! Two ways to observe the same traffic at once: kprobes, and programs at a control group.
 
+use std::fs;
 use std::net::UdpSocket;
 use std::path::Path;
 
@@ -16,13 +17,14 @@ use crate::helpers::web::WebServer;
 use crate::workloads::{PROGRAM, RUN};
 
 tests![
+    without_a_mounted_hierarchy, // first, before other tests mount one for good
     both_see_the_same,
     both_see_one_control_group,
     a_translated_connection_is_one_flow,
+    a_connection_with_a_translated_source_is_one_flow,
     what_a_firewall_drops_is_not_counted,
     another_program_drops_packets,
     another_program_allows_none_beside_it,
-    without_a_mounted_hierarchy,
 ];
 
 /// The fields that must be equal. Counts may differ if the flow has `unseen_packets`.
@@ -174,6 +176,36 @@ fn a_translated_connection_is_one_flow() -> Result<()> {
     Ok(())
 }
 
+/// A rule gives outgoing packets another source port. Both monitors see one flow, and count its packets, with the ends that the client
+/// knows.
+fn a_connection_with_a_translated_source_is_one_flow() -> Result<()> {
+    const PORT: u16 = 8080;
+    const OWN: u16 = 5015;
+    let _server = WebServer::start(PORT)?;
+    let mut monitors = vec![Socktrail::flows(&["--backend", "kprobes"])?];
+    if has_programs() {
+        let root = v2_root()?.display().to_string();
+        monitors.push(Socktrail::flows(&["--backend", "cgroup", "--cgroup", &root])?);
+    }
+    let chain = "type nat hook postrouting priority 100;";
+    let rule = format!("tcp sport {OWN} snat to 127.0.0.1:6015");
+    nft(&format!("table ip backend {{\nchain postrouting {{\n{chain}\n{rule}\n}}\n}}\n"))?;
+    let request = format!("for i in $(seq 50); do echo GET /; done | nc.openbsd -N -p {OWN} 127.0.0.1 {PORT}");
+    let client = Process::start(&["sh", "-c", &request])?.finish();
+    nft("delete table ip backend")?;
+    ensure!(client?.status == 0, "the client failed");
+    let mut counts = Vec::new();
+    for monitor in monitors {
+        let documents = monitor.stop()?.documents;
+        let of_client: Vec<_> = documents.iter().filter(|one| one["network"]["direction"] == "egress").collect();
+        let [flow] = of_client[..] else { bail!("{documents:#?}") };
+        ensure!(flow["source"]["port"] == OWN && flow["destination"]["port"] == PORT, "{flow:#}");
+        counts.push([number(flow, "/source/packets")?, number(flow, "/destination/packets")?]);
+    }
+    ensure!(counts.iter().all(|one| *one == counts[0] && one.iter().all(|packets| *packets > 0)), "{counts:?}");
+    Ok(())
+}
+
 /// The programs see packets behind the firewall: of two datagrams, one is dropped.
 fn what_a_firewall_drops_is_not_counted() -> Result<()> {
     if !has_programs() {
@@ -242,13 +274,20 @@ fn another_program_allows_none_beside_it() -> Result<()> {
     Ok(())
 }
 
-/// No hierarchy of control groups v2 is mounted that the monitor sees. It mounts one of its own, which nobody else sees.
+/// No hierarchy of control groups v2 is mounted that the monitor sees. If the host has none, it mounts one of its own, which nobody else
+/// sees.
 fn without_a_mounted_hierarchy() -> Result<()> {
     if !has_programs() {
         return Ok(());
     }
+    let is_on_host = fs::read_to_string("/proc/1/mounts")?.contains("cgroup2");
     let script =
         "umount -a -t cgroup2; grep -c cgroup2 /proc/mounts; exec socktrail flows --format ecs --backend cgroup";
+    if is_on_host {
+        let refused = Process::start(&["unshare", "-m", "sh", "-c", script])?.finish()?;
+        ensure!(refused.status == 2 && refused.stderr.contains("not where this process sees them"), "{refused:?}");
+        return Ok(());
+    }
     let monitor = Socktrail::start_program("unshare", &["-m", "sh", "-c", script])?;
     let (from, to) = (UdpSocket::bind("127.0.0.1:0")?, UdpSocket::bind("127.0.0.1:0")?);
     from.send_to(&[0; 100], to.local_addr()?)?;

@@ -99,7 +99,7 @@ pub(crate) fn compare(documents: &[Value], flows: &[ExpectedFlow], captured: &Ca
         for document in &found {
             let marks = marks(document);
             for Mismatch { text, counts_too_little } in mismatches(document, flow, captured, &marks) {
-                // `samples_lost` is left out, because any flow's loss marks this document.
+                // The text does not name `samples_lost`: a loss of another flow's samples sets it, too.
                 let others: Vec<_> = marks.iter().copied().filter(|mark| *mark != LOST).collect();
                 let text = if others.is_empty() { text } else { format!("{text}, marked {}", others.join(" ")) };
                 texts.push(text);
@@ -137,7 +137,7 @@ const UNREAD: &str = "headers_unread";
 const FRAGMENTS: &str = "fragments";
 /// A packet that counts as one datagram may have been several (UDP GSO or GRO).
 pub(crate) const SEGMENTS: &str = "datagram_segments";
-/// Segments merged by GRO may have had other TCP options.
+/// Segments merged by GRO may have had other TCP options than the packet from which their headers were estimated.
 const MERGED: &str = "merged_segments";
 /// Data arrived for a closed socket, perhaps in a GRO packet.
 const LATE: &str = "late_data";
@@ -353,7 +353,7 @@ mod tests {
         };
         assert_eq!(message(1, 128, "samples_lost"), None);
         for mark in ["headers_unread", "unseen_packets", "fragments", "datagram_segments", "merged_segments"] {
-            assert_eq!(message(1, 128, mark), Some(format!("server's: {mark}, but it is exact, marked {mark}")));
+            assert_eq!(message(1, 128, mark), Some(format!("server's: {mark}, without a reason, marked {mark}")));
         }
         let short = "server's received: -1 packets, -128 bytes (of 1, 128), marked datagram_segments";
         assert_eq!(message(0, 0, "datagram_segments"), Some(short.to_owned()));
