@@ -353,7 +353,7 @@ mod tests {
         };
         assert_eq!(message(1, 128, "samples_lost"), None);
         for mark in ["headers_unread", "unseen_packets", "fragments", "datagram_segments", "merged_segments"] {
-            assert_eq!(message(1, 128, mark), Some(format!("server's: {mark}, without a reason, marked {mark}")));
+            assert_eq!(message(1, 128, mark), Some(format!("server's: {mark} without a reason, marked {mark}")));
         }
         let short = "server's received: -1 packets, -128 bytes (of 1, 128), marked datagram_segments";
         assert_eq!(message(0, 0, "datagram_segments"), Some(short.to_owned()));
