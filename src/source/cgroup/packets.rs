@@ -77,9 +77,7 @@ impl Seen {
             ..Packet::new(direction, transport, sock, tuple, size)
         })
     }
-}
 
-impl Seen {
     /// The ends of the conversation. A rule may have translated those in the headers (NAT), but a TCP socket knows its own, once it is
     /// connected, and each socket knows its port. `None` for a packet that belongs to no conversation of the socket.
     fn ends_of_socket(&self) -> Option<(Endpoint, Endpoint)> {
@@ -101,8 +99,8 @@ impl Seen {
     }
 }
 
-/// How many packets on the wire a packet of this size stands for; 0 or 1 for an ordinary one. A packet from a virtual device (virtio) has only
-/// `gso_size`.
+/// How many packets on the wire a packet of this size stands for; 0 or 1 for an ordinary one. A packet from a virtual device (virtio) has
+/// only `gso_size`.
 fn segments(gso_segs: u32, gso_size: u32, size: PacketSize) -> u32 {
     let payload = size.bytes.saturating_sub(size.headers.into());
     if gso_segs == 0 && gso_size != 0 { payload.div_ceil(gso_size) } else { gso_segs }
