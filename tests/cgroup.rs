@@ -101,8 +101,8 @@ impl Monitor {
         said
     }
 
-    /// Reads documents until there are this many, and stops the monitor. Returns all documents, also those that come at the end, and
-    /// what it said.
+    /// Reads documents until there are this many, and stops the monitor. Returns all documents, also those that come at the
+    /// end, and what it said.
     fn documents(mut self, count: usize) -> (Vec<Value>, String) {
         let mut lines = BufReader::new(self.0.stdout.take().unwrap()).lines();
         let documents: Vec<Value> =
@@ -334,8 +334,8 @@ fn wrong_control_groups_are_refused() {
     }
 }
 
-/// How long loads over loopback take in a control group with a monitor, divided by how long they take without it. Each round measures
-/// both, so that what else the machine does concerns both.
+/// How long loads over loopback take in a control group with a monitor, divided by how long they take without it. Each round
+/// measures both, so that what else the machine does concerns both.
 ///
 /// `cargo test --release --test cgroup -- --ignored --nocapture`
 #[test]

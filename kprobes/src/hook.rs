@@ -8,8 +8,9 @@ use crate::expression::Arguments;
 
 /// A place where a BPF program runs.
 ///
-/// All hooks but raw tracepoints and the returns of system calls belong to a control group. They run for the sockets that were created in it or in a
-/// descendant, wherever their processes are now. Programs only observe: each lets every packet and every call through.
+/// All hooks but raw tracepoints and the returns of system calls belong to a control group. They run for the sockets that were
+/// created in it or in a descendant, wherever their processes are now. Programs only observe: each lets every packet and every
+/// call through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Hook {
     /// A packet leaves a socket, after all of netfilter's hooks and before it is fragmented (`BPF_CGROUP_INET_EGRESS`). `skb->data`
@@ -28,8 +29,8 @@ pub enum Hook {
         /// The arguments' names, such as `p`, `old_pid` and `bprm`.
         arguments: &'static [&'static str],
     },
-    /// A system call returns: its tracepoint `syscalls:sys_exit_…`. No arguments; `$file` is the `struct file` of the descriptor that
-    /// the call returned. Only programs of 64 bits are seen.
+    /// A system call returns: its tracepoint `syscalls:sys_exit_…`. No arguments; `$file` is the `struct file` of the
+    /// descriptor that the call returned. Only programs of 64 bits are seen.
     SyscallExit {
         /// The tracepoint's name, such as `sys_exit_accept4`.
         name: &'static str,

@@ -28,8 +28,8 @@ mod map {
 
 /// The hooks of a control group (cgroup v2) and of the kernel's tracepoints. Needs Linux 5.7, and [`Hook::SocketRelease`] 5.9.
 ///
-/// Programs at them write records into rings: connect the [outputs](Self::outputs) first ([`Rings::receive`](crate::Rings::receive)).
-/// The kernel removes the programs when this process ends, however it ends.
+/// Programs at them write records into rings: connect the [outputs](Self::outputs) first
+/// ([`Rings::receive`](crate::Rings::receive)). The kernel removes the programs when this process ends, however it ends.
 #[derive(Debug)]
 pub struct Hooks {
     tracefs: Arc<Tracefs>,
@@ -139,7 +139,8 @@ impl Hooks {
         Ok(Installed { format, pieces: Pieces::default(), probes: Vec::new(), hook: None })
     }
 
-    /// Declares the samples of a hook: see [`HookSamples::new`]. [`Rings::attach`](crate::Rings::attach) loads and starts the program.
+    /// Declares the samples of a hook: see [`HookSamples::new`]. [`Rings::attach`](crate::Rings::attach) loads and starts the
+    /// program.
     ///
     /// # Errors
     /// Those of [`HookSamples::new`]. [`Error::Refused`]: the kernel does not have the tracepoint.

@@ -39,8 +39,9 @@ pub struct Options {
     pub ring_size_exponent: u8,
     /// How the kernel is observed.
     pub backend: Backend,
-    /// The control group (v2) to which what is reported is restricted, by its directory; `None` for the whole host. With kprobes, the
-    /// processes in it and in the groups below it count, and with [`Backend::Cgroup`] the sockets that were created there.
+    /// The control group (v2) to which what is reported is restricted, by its directory; `None` for the whole host. With
+    /// kprobes, the processes in it and in the groups below it count, and with [`Backend::Cgroup`] the sockets that were
+    /// created there.
     pub cgroup: Option<PathBuf>,
     /// How packets are counted.
     pub accounting: Accounting,

@@ -25,8 +25,8 @@ const OTHER_FILES: rlim_t = 1024;
 pub struct Extra {
     /// Listening on ports below 1024 (`CAP_NET_BIND_SERVICE`).
     pub low_ports: bool,
-    /// Following CPUs that come and go while BPF programs run ([`Summary::bpf`](crate::monitor::Summary::bpf)): `CAP_BPF`, on kernels
-    /// where that takes a capability.
+    /// Following CPUs that come and go while BPF programs run ([`Summary::bpf`](crate::monitor::Summary::bpf)): `CAP_BPF`, on
+    /// kernels where that takes a capability.
     pub bpf: bool,
 }
 

@@ -80,8 +80,9 @@ impl LiveSource {
     /// rings.
     ///
     /// # Errors
-    /// An option is invalid, the kernel has neither kprobes nor such programs, kprobes are switched off, a permission is missing or a limit too low, the
-    /// layout could not be found, or nothing that shows the requested data could be installed. Installed probes are removed.
+    /// An option is invalid, the kernel has neither kprobes nor such programs, kprobes are switched off, a permission is
+    /// missing or a limit too low, the layout could not be found, or nothing that shows the requested data could be installed.
+    /// Installed probes are removed.
     pub(crate) fn open(options: &Options) -> Result<Self, Error> {
         options.validate()?;
         let opened = match options.backend {
@@ -195,8 +196,8 @@ impl LiveSource {
         }
     }
 
-    /// If due, reads the counts of missed hits and of hits at which no program ran, follows CPUs that came online, removes probes of
-    /// killed monitors, and checks that the control group still exists.
+    /// If due, reads the counts of missed hits and of hits at which no program ran, follows CPUs that came online, removes
+    /// probes of killed monitors, and checks that the control group still exists.
     fn run_due_checks(&mut self) {
         let is_due = self.stopping || self.checked.elapsed() >= CHECK_PERIOD;
         if is_due || (self.is_busy && self.misses_read.elapsed() >= MISSES_PERIOD) {

@@ -13,8 +13,8 @@ const MAX_HIERARCHIES: usize = 16;
 /// The number of cgroup v2's hierarchy; see `cgroups(7)`.
 pub(crate) const CGROUP_V2: u32 = 0;
 
-/// The control groups of a process. It is in one group of each hierarchy, of which cgroup v1 has many. Of these groups: the path of the one
-/// in cgroup v2, and the containers that their paths name.
+/// The control groups of a process. It is in one group of each hierarchy, of which cgroup v1 has many. Of these groups: the
+/// path of the one in cgroup v2, and the containers that their paths name.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ControlGroups {
     /// Containers by hierarchy, in the order of `/proc/PID/cgroup`: the highest number first.

@@ -1,7 +1,7 @@
 //! Observes kernels without kprobes: programs at the hooks of a control group, and at tracepoints.
 //!
-//! Programs write the same records as the kernel does for kprobes, so everything after the rings is the same. They see packets where a control
-//! group may filter them: outgoing ones after all of netfilter's hooks, incoming ones at their socket.
+//! Programs write the same records as the kernel does for kprobes, so everything after the rings is the same. They see packets
+//! where a control group may filter them: outgoing ones after all of netfilter's hooks, incoming ones at their socket.
 
 pub(in crate::source) mod packets;
 mod processes;
@@ -28,8 +28,8 @@ const SINCE: (u32, u32) = (5, 9);
 /// Loads the programs and attaches them to the control group that the options name, or to the topmost one.
 ///
 /// # Errors
-/// The kernel has no type information, control groups v2 or BPF, a permission is missing, or no program that shows the requested data
-/// could be attached.
+/// The kernel has no type information, control groups v2 or BPF, a permission is missing, or no program that shows the
+/// requested data could be attached.
 pub(super) fn open(options: &Options) -> Result<Opened, Error> {
     if !options.flows {
         let problem = "programs at a control group observe flows, not socket events".to_owned();

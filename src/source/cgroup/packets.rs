@@ -18,8 +18,8 @@ const IPV6_FRAGMENT_HEADERS: u32 = 40 + 8;
 pub(in crate::source) const MOST_IPV6: u32 = 40 + 0xffff;
 /// The next header of an IPv6 packet with hop-by-hop options.
 pub(in crate::source) const HOP_BY_HOP: u8 = 0;
-/// The size of a hop-by-hop header with a jumbo payload option (RFC 2675). Before Linux 7.0, packets of more than [`MOST_IPV6`] bytes have
-/// it while they wait to be segmented (BIG TCP). It is not on the wire.
+/// The size of a hop-by-hop header with a jumbo payload option (RFC 2675). Before Linux 7.0, packets of more than [`MOST_IPV6`]
+/// bytes have it while they wait to be segmented (BIG TCP). It is not on the wire.
 pub(in crate::source) const JUMBO_HEADER: u32 = 8;
 
 /// The port of ESP in UDP (RFC 3948).
@@ -78,8 +78,8 @@ impl Seen {
         })
     }
 
-    /// The ends of the conversation. A rule may have translated those in the headers (NAT), but a TCP socket knows its own, once it is
-    /// connected, and each socket knows its port. `None` for a packet that belongs to no conversation of the socket.
+    /// The ends of the conversation. A rule may have translated those in the headers (NAT), but a TCP socket knows its own,
+    /// once it is connected, and each socket knows its port. `None` for a packet that belongs to no conversation of the socket.
     fn ends_of_socket(&self) -> Option<(Endpoint, Endpoint)> {
         let (source, destination) = self.ends;
         let Some((own_source, own_destination)) = self.own else { return Some(self.ends) };
@@ -90,8 +90,8 @@ impl Seen {
         if source.port == own_source.port || own_source.port == 0 {
             return Some(self.ends);
         }
-        // A listener's SYN-ACK to a connection that a rule has redirected: the address that the client asked for does not show which
-        // one was meant. ESP in UDP is not the socket's own packet.
+        // A listener's SYN-ACK to a connection that a rule has redirected: the address that the client asked for does not show
+        // which one was meant. ESP in UDP is not the socket's own packet.
         if is_tcp || source.port == PORT_OF_ESP {
             return None;
         }
@@ -99,8 +99,8 @@ impl Seen {
     }
 }
 
-/// How many packets on the wire a packet of this size stands for; 0 or 1 for an ordinary one. A packet from a virtual device (virtio) has
-/// only `gso_size`.
+/// How many packets on the wire a packet of this size stands for; 0 or 1 for an ordinary one. A packet from a virtual device
+/// (virtio) has only `gso_size`.
 fn segments(gso_segs: u32, gso_size: u32, size: PacketSize) -> u32 {
     let payload = size.bytes.saturating_sub(size.headers.into());
     if gso_segs == 0 && gso_size != 0 { payload.div_ceil(gso_size) } else { gso_segs }
@@ -129,8 +129,8 @@ macro_rules! ends_of_ipv6 {
     };
 }
 
-/// A sample of packets in one direction: with the fields of their addresses, and further ones. `ends` reads source and destination from
-/// it, `own` those that the socket knows, `fragment` the size of the largest fragment.
+/// A sample of packets in one direction: with the fields of their addresses, and further ones. `ends` reads source and
+/// destination from it, `own` those that the socket knows, `fragment` the size of the largest fragment.
 macro_rules! packets {
     ($(#[$meta:meta])* pub struct $name:ident of $direction:ident { $($addresses:tt)* } { $($more:tt)* }
      ends $ends:expr, own $own:expr, fragment $fragment:expr) => {

@@ -43,8 +43,8 @@ const TCP_SYN_SENT: &[i32] = &[2];
 /// TCP's flags of a request: SYN, with or without ECN's flags (RFC 3168).
 const SYN: &[i32] = &[0x02, 0xc2];
 
-/// All probes. Those of processes are attached first, so that a socket's owner is known before the socket; then those that count packets,
-/// in the order of `attach_order`; then the rest, as listed. Several may serve one feature, all of them at once.
+/// All probes. Those of processes are attached first, so that a socket's owner is known before the socket; then those that
+/// count packets, in the order of `attach_order`; then the rest, as listed. Several may serve one feature, all of them at once.
 pub(in crate::source) const PROBES: &[(Feature, Probe)] = &[
     (Feature::ProcessFork, Probe::hook::<WakeUpNewTask>(FORK)),
     // New credentials are the first event of an exec.

@@ -164,7 +164,8 @@ impl FaultedHits {
         // `most` for each of `hits`.
         //
         // The faults of hits since `self.hits` may not be in `misses` yet. The largest possible number of them is added, so that
-        // the quotient is not too small. If it is too large, this reading gives too few missed hits, and the next one corrects that.
+        // the quotient is not too small. If it is too large, this reading gives too few missed hits, and the next one corrects
+        // that.
         let unsettled = most * hits.saturating_sub(self.hits);
         let quotient = (misses + unsettled).checked_div(hits);
         let Some(faults) = quotient.map(|faults| faults.clamp(self.reads, most)) else { return misses };

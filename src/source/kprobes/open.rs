@@ -29,8 +29,8 @@ pub(crate) struct Opened {
 ///
 /// # Errors
 /// The kernel has no kprobes or they are switched off, a permission is missing or a limit too low, the layout could not be found,
-/// no probe that shows the requested data could be installed, or what is reported cannot be restricted to the control group. Installed
-/// probes are removed.
+/// no probe that shows the requested data could be installed, or what is reported cannot be restricted to the control group.
+/// Installed probes are removed.
 pub(in crate::source) fn open(options: &Options) -> Result<Opened, Error> {
     let tracefs = Arc::new(options.tracefs()?);
     let mut group = Group::create(&tracefs, GROUP)?;

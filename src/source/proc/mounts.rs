@@ -20,7 +20,8 @@ pub fn host_has_control_groups() -> bool {
     mounts.iter().any(|mount| mount.fs_type == "cgroup2")
 }
 
-/// Whether this process is in the host's cgroup namespace, so that it sees the whole hierarchy. Before Linux 4.6 there are no others.
+/// Whether this process is in the host's cgroup namespace, so that it sees the whole hierarchy. Before Linux 4.6 there are no
+/// others.
 pub fn sees_all_control_groups() -> bool {
     fs::read_link("/proc/self/ns/cgroup").map_or(true, |namespace| namespace == Path::new(HOST_NAMESPACE))
 }

@@ -123,8 +123,8 @@ pub(super) fn has_socket(flow: &LiveFlow) -> bool {
     flow.socket.is_some() || flow.has_own_socket
 }
 
-/// Whether packets of a TCP connection belong to one of the kernel's small sockets: the other side's FIN comes after the close, or the
-/// SYN-ACK was not sent by a full socket.
+/// Whether packets of a TCP connection belong to one of the kernel's small sockets: the other side's FIN comes after the close,
+/// or the SYN-ACK was not sent by a full socket.
 fn has_small_socket(flow: &LiveFlow) -> bool {
     let without_syn_ack =
         flow.complete && flow.direction == Direction::Ingress && flow.outcome == Outcome::Success && !flow.syn_acked;

@@ -1,5 +1,5 @@
-//! The accounting of packets at the hooks of a control group. The kernel says how many packets on the wire each `sk_buff` stands for, so the
-//! counters of TCP sockets are not needed.
+//! The accounting of packets at the hooks of a control group. The kernel says how many packets on the wire each `sk_buff`
+//! stands for, so the counters of TCP sockets are not needed.
 
 use socktrail_kprobes::bpf::Register::*;
 use socktrail_kprobes::bpf::{Alu, Code, Condition, Register, Width};
@@ -82,8 +82,8 @@ pub(super) fn packet(
     w.finish(fields.program)
 }
 
-/// Ends the program for packets with the TCP or UDP header of another protocol than the socket's: the ESP packets of a TCP socket may travel
-/// in UDP (RFC 3948). A packet with extension headers is taken for one of the socket's protocol.
+/// Ends the program for packets with the TCP or UDP header of another protocol than the socket's: the ESP packets of a TCP
+/// socket may travel in UDP (RFC 3948). A packet with extension headers is taken for one of the socket's protocol.
 fn end_other_protocols(w: &mut Writer, protocol: &Expression, next_header: &Expression) -> Result<(), Error> {
     let (other, own) = (w.asm.label(), w.asm.label());
     w.load(protocol, R1)?;
@@ -232,8 +232,8 @@ impl Segment {
         reads
     }
 
-    /// Samples an outgoing packet whose ends were translated (NAT) before the filter or the counting takes them for the socket's. Of a
-    /// datagram, only the local port shows that.
+    /// Samples an outgoing packet whose ends were translated (NAT) before the filter or the counting takes them for the
+    /// socket's. Of a datagram, only the local port shows that.
     fn sample_translated(&self, w: &mut Writer, protocol: &Expression, rules: &Rules) -> Result<(), Error> {
         let (tcp, done) = (w.asm.label(), w.asm.label());
         w.load(protocol, R1)?;

@@ -189,9 +189,9 @@ fn ended(fields: &Fields<'_>, is_sampled: bool) -> Result<Code, Error> {
     w.finish(fields.program)
 }
 
-/// A packet is freed, and perhaps was dropped. Ends hits that the probe's filter discards in any case, because the kernel would read
-/// many fields first: calls without a packet, and packets that were consumed. Since Linux 6.4, each packet that a packet socket's
-/// filter rejects is one of these.
+/// A packet is freed, and perhaps was dropped. Ends hits that the probe's filter discards in any case, because the kernel would
+/// read many fields first: calls without a packet, and packets that were consumed. Since Linux 6.4, each packet that a packet
+/// socket's filter rejects is one of these.
 fn packet_freed(fields: &Fields<'_>, rules: &Rules) -> Result<Code, Error> {
     let (skb, reason) = (fields.get("skb")?, fields.optional("reason")?);
     let mut w = Writer::new(fields, &[(0, &skb)])?;

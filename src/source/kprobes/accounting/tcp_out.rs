@@ -257,8 +257,8 @@ pub(super) fn sample_unless_equal<'a>(
     Ok(())
 }
 
-/// Samples a packet of one of the small sockets of these states. Nothing shows when they end. Since Linux 6.13, replies are sent through
-/// them.
+/// Samples a packet of one of the small sockets of these states. Nothing shows when they end. Since Linux 6.13, replies are
+/// sent through them.
 pub(super) fn sample_small_sockets(w: &mut Writer, state: &Expression) -> Result<(), Error> {
     w.load(state, R1)?;
     for state in [TCP_TIME_WAIT, TCP_NEW_SYN_RECV] {

@@ -147,7 +147,8 @@ fn both_see_one_control_group() -> Result<()> {
     Ok(())
 }
 
-/// A rule sends a connection to another port. The client's flow has the ends that the client knows, with the packets of both directions.
+/// A rule sends a connection to another port. The client's flow has the ends that the client knows, with the packets of both
+/// directions.
 fn a_translated_connection_is_one_flow() -> Result<()> {
     const PORT: u16 = 8080;
     const TRANSLATED: u16 = 5014;
@@ -176,8 +177,8 @@ fn a_translated_connection_is_one_flow() -> Result<()> {
     Ok(())
 }
 
-/// A rule gives outgoing packets another source port. Both monitors see one flow, and count its packets, with the ends that the client
-/// knows.
+/// A rule gives outgoing packets another source port. Both monitors see one flow, and count its packets, with the ends that the
+/// client knows.
 fn a_connection_with_a_translated_source_is_one_flow() -> Result<()> {
     const PORT: u16 = 8080;
     const OWN: u16 = 5015;
@@ -238,8 +239,8 @@ fn what_a_firewall_drops_is_not_counted() -> Result<()> {
     Ok(())
 }
 
-/// Two other programs at the control group drop what is sent: one was attached before ours, and one after it. They keep their effect, and
-/// the packets count as sent.
+/// Two other programs at the control group drop what is sent: one was attached before ours, and one after it. They keep their
+/// effect, and the packets count as sent.
 fn another_program_drops_packets() -> Result<()> {
     if !has_programs() {
         return Ok(());
@@ -274,8 +275,8 @@ fn another_program_allows_none_beside_it() -> Result<()> {
     Ok(())
 }
 
-/// No hierarchy of control groups v2 is mounted that the monitor sees. If the host has none, it mounts one of its own, which nobody else
-/// sees.
+/// No hierarchy of control groups v2 is mounted that the monitor sees. If the host has none, it mounts one of its own, which
+/// nobody else sees.
 fn without_a_mounted_hierarchy() -> Result<()> {
     if !has_programs() {
         return Ok(());

@@ -104,8 +104,8 @@ fn an_unreadable_kernel_clock_without_fork_probes() -> Result<()> {
     Ok(())
 }
 
-/// To compare the clocks, the monitor hits one of its own probes. If it has none that it can hit, it logs once that clocks cannot be compared, and does not report a step of the
-/// wall clock when the first sample comes.
+/// To compare the clocks, the monitor hits one of its own probes. If it has none that it can hit, it logs once that clocks
+/// cannot be compared, and does not report a step of the wall clock when the first sample comes.
 fn an_unreadable_kernel_clock_that_cannot_be_compared() -> Result<()> {
     const MESSAGE: &str = "the kernel's clock cannot be compared";
     let masks = ["wake_up_new_task", "inet_release", "sock_init_data"].map(|function| ["--mask", function]);

@@ -141,7 +141,8 @@ pub(crate) const SEGMENTS: &str = "datagram_segments";
 const MERGED: &str = "merged_segments";
 /// Data arrived for a closed socket, perhaps in a GRO packet.
 const LATE: &str = "late_data";
-/// Packets belonged to one of TCP's small sockets: a SYN-ACK, or what the other side sends after this side's close. Only with the backend
+/// Packets belonged to one of TCP's small sockets: a SYN-ACK, or what the other side sends after this side's close. Only with
+/// the backend
 /// `cgroup`.
 const UNSEEN: &str = "unseen_packets";
 /// The largest size of TCP options, in bytes.
