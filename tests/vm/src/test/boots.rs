@@ -47,7 +47,7 @@ pub(super) enum TestSet {
     Captures,
     /// All others.
     AllButCaptures,
-    /// The tests that depend on the kernel most: layout, flows, programs at control groups, socket events.
+    /// The tests that depend on the kernel most: layout, flows, socket events.
     Kernels,
     /// The tests that work on a kernel booted without IPv6.
     WithoutIpv6,
@@ -61,7 +61,7 @@ impl TestSet {
             Self::All => "every test",
             Self::Captures => "captures, random traffic",
             Self::AllButCaptures => "every test but captures and random traffic",
-            Self::Kernels => "boot, layout, flows, backends, events, sensors",
+            Self::Kernels => "boot, layout, flows, events, sensors",
             Self::WithoutIpv6 => "without IPv6",
             Self::OlderKernel => "flows, owners, threads, ends, programs, events, sensors",
         }
@@ -73,7 +73,7 @@ impl TestSet {
             Self::All => None,
             Self::Captures => Some("capture:: tunnels:: mptcp:: torture::"),
             Self::AllButCaptures => Some("-capture:: -tunnels:: -mptcp:: -torture::"),
-            Self::Kernels => Some("boot:: layout:: flows:: backend:: events:: sensors::"),
+            Self::Kernels => Some("boot:: layout:: flows:: events:: sensors::"),
             Self::WithoutIpv6 => Some(
                 "boot::loopback_v4 layout:: flows::curl_over_ipv4 flows::curl_of_a_normal_user_over_ipv4 \
                  flows::udp_over_ipv4 flows::a_refused_connect_over_ipv4 flows::a_program_that_lives_for_milliseconds \

@@ -75,7 +75,7 @@ mod tests {
         assert_eq!(command(all, &long).unwrap(), command_of_long);
         let again =
             TestOptions { seed: Some(7), without: vec!["udp-many".into(), "late".into()], ..options(&[], None) };
-        let repeated = "GUEST_TESTS='boot:: layout:: flows:: backend:: events:: sensors::' TORTURE_SECONDS=120 \
+        let repeated = "GUEST_TESTS='boot:: layout:: flows:: events:: sensors::' TORTURE_SECONDS=120 \
                         TORTURE_SEED=7 TORTURE_WITHOUT=udp-many,late guest-tests";
         assert_eq!(command(kernels, &again).unwrap(), repeated);
         let counted = TestOptions { accounting: Some("kernel".into()), ..options(&[], None) };
